@@ -1,0 +1,92 @@
+"""Attribute values: every argument of an operation that is not a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import sympy
+import torch
+
+from ir.types import simplify_dim
+
+
+@attrs.frozen(slots=True)
+class Ref:
+    """A place inside an attribute that holds operand number `index` of the operation.
+
+    It occurs where an argument that is usually known before run time (a size, a scalar) is itself a value, as in
+    `reshape(x, [%n, -1])`.
+    """
+
+    index: int
+
+
+Attribute = Any
+"""None, bool, int, float, complex, str, sympy.Expr, torch dtype/device/layout/memory_format, Ref, or a tuple of these."""
+
+ATTRIBUTE_TYPES = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    sympy.Expr,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+    Ref,
+    type(None),
+)
+
+
+def normalize_attribute(value: Any) -> Attribute:
+    """Return `value` with lists as tuples and constant expressions as ints.
+
+    Raises:
+        TypeError: when the value (or an element) is of no attribute type.
+    """
+    if isinstance(value, (list, tuple)):
+        return tuple(normalize_attribute(item) for item in value)
+    if isinstance(value, sympy.Expr):
+        return simplify_dim(value)
+    if isinstance(value, ATTRIBUTE_TYPES):
+        return value
+    raise TypeError(f"a {type(value).__qualname__} is not an attribute value")
+
+
+def iter_leaves(value: Attribute) -> Iterator[Attribute]:
+    """Yield the leaves of an attribute, depth first."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from iter_leaves(item)
+    else:
+        yield value
+
+
+def has_ref(value: Attribute) -> bool:
+    """Return whether `value` contains a `Ref`."""
+    return any(type(leaf) is Ref for leaf in iter_leaves(value))
+
+
+def map_leaves(value: Attribute, function: Any) -> Any:
+    """Return `value` with `function` applied to each leaf; tuples stay tuples."""
+    if isinstance(value, tuple):
+        return tuple(map_leaves(item, function) for item in value)
+    return function(value)
+
+
+def attribute_key(value: Attribute) -> Any:
+    """Return a hashable key that tells apart what `==` does not: 1, 1.0 and True; 0.0 and -0.0; NaN equals itself."""
+    if isinstance(value, tuple):
+        return tuple(map(attribute_key, value))
+    if isinstance(value, float):
+        return ("float", value.hex())
+    return (type(value).__name__, value)
+
+
+def attributes_equal(a: Attribute, b: Attribute) -> bool:
+    """Return whether two attribute values are the same value of the same type."""
+    return bool(attribute_key(a) == attribute_key(b))

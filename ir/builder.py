@@ -1,0 +1,274 @@
+"""Making operations: arguments are bound to the schema, defaults filled in, result types inferred."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ir.attributes import Attribute, Ref, has_ref, normalize_attribute
+from ir.core import RETURN, Graph, Operation, Value
+from ir.errors import GraphwrightError, InferenceError, InputError
+from ir.fake import infer_with_fakes
+from ir.locations import UNKNOWN_LOCATION, Location
+from ir.opdef import OpDef, Param, ParamKind, get_opdef
+from ir.types import Type
+
+# What `b.add` means where the schema's `default` overload is missing.
+_PREFERRED_OVERLOADS = ("Tensor", "int", "dim", "using_ints", "self", "input", "dim_IntList", "Scalar", "dtype", "default")
+
+
+def infer_types(
+    opdef: OpDef,
+    types: tuple[Any, ...],
+    attributes: Mapping[str, Attribute],
+    extra: tuple[Type, ...] = (),
+    body: Graph | None = None,
+) -> tuple[Type, ...]:
+    """Return the result types of an operation: the one function that creation and verification share.
+
+    Args:
+        opdef: the operator.
+        types: for each tensor parameter a type, None, or a tuple of types.
+        attributes: all attributes.
+        extra: types of the values that attributes refer to.
+        body: the body, for a fused region.
+
+    Raises:
+        InferenceError: when the operands do not fit.
+    """
+    if body is not None:
+        return tuple(v.type for v in body.outputs if v is not None)
+    rule = opdef.infer
+    if rule is not None and not extra:
+        return rule(types, attributes)
+    if opdef is RETURN:
+        return ()
+    return infer_with_fakes(opdef, types, attributes, extra)
+
+
+def infer_operation(op: Operation) -> tuple[Type, ...]:
+    """Infer the result types of an existing operation anew."""
+    grouped = op.grouped_operands()
+    types = tuple([_types_of(entry) for entry in grouped])
+    extra = tuple([v.type for v in op.operands[op.num_schema_operands :] if v is not None])
+    return infer_types(op.opdef, types, op.attributes, extra, op.body)
+
+
+def _types_of(entry: Any) -> Any:
+    if entry is None:
+        return None
+    if type(entry) is tuple:
+        return tuple([_types_of(item) for item in entry])
+    return entry.type
+
+
+def bind_arguments(
+    opdef: OpDef, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Value | None], dict[str, Attribute], tuple[int, ...] | None, tuple[Any, ...]]:
+    """Bind call arguments to a schema.
+
+    Returns:
+        operands, attributes (all of them, defaults filled in), segments, and the types of the schema's tensor
+        parameters as `infer_types` takes them.
+
+    Raises:
+        InputError: when the arguments do not fit the schema.
+    """
+    params = opdef.params
+    if len(args) > len(params):
+        raise InputError(f"{opdef.name} takes at most {len(params)} arguments, {len(args)} given")
+    operands: list[Value | None] = []
+    attributes: dict[str, Attribute] = {}
+    segments: list[int] = []
+    types: list[Any] = []
+    referring: list[tuple[Param, Any]] = []
+    used = 0
+    for i, param in enumerate(params):
+        given: Any
+        if i < len(args):
+            given = args[i]
+            if param.name in kwargs:
+                raise InputError(f"{opdef.name} got argument {param.name!r} twice")
+        elif param.name in kwargs:
+            given = kwargs[param.name]
+            used += 1
+        elif param.has_default or param.kind is ParamKind.OPTIONAL:
+            given = param.default
+        else:
+            raise InputError(f"{opdef.name} needs its argument {param.name!r}")
+        kind = param.kind
+        if kind is ParamKind.ATTRIBUTE:
+            if isinstance(given, Value) or (isinstance(given, (list, tuple)) and _contains_value(given)):
+                referring.append((param, given))
+            else:
+                attributes[param.name] = _coerce(opdef, param, given)
+        elif kind is ParamKind.LIST:
+            if given is None:
+                given = ()
+            if not isinstance(given, (list, tuple)) or not all(v is None or isinstance(v, Value) for v in given):
+                raise InputError(f"argument {param.name!r} of {opdef.name} must be a list of values, not {given!r}")
+            operands.extend(given)
+            segments.append(len(given))
+            types.append(tuple([None if v is None else v.type for v in given]))
+        elif given is None and kind is ParamKind.OPTIONAL:
+            operands.append(None)
+            segments.append(1)
+            types.append(None)
+        elif isinstance(given, Value):
+            operands.append(given)
+            segments.append(1)
+            types.append(given.type)
+        else:
+            raise InputError(f"argument {param.name!r} of {opdef.name} must be a value, not {given!r}")
+    if used != len(kwargs):
+        names = {p.name for p in params}
+        unknown = [name for name in kwargs if name not in names]
+        raise InputError(f"{opdef.name} has no argument {', '.join(unknown)}")
+    for param, given in referring:
+        attributes[param.name] = _refer(given, operands)
+    return operands, attributes, tuple(segments) if opdef.has_lists else None, tuple(types)
+
+
+def _contains_value(given: Any) -> bool:
+    if isinstance(given, (list, tuple)):
+        return any(map(_contains_value, given))
+    return isinstance(given, Value)
+
+
+def _refer(given: Any, operands: list[Value | None]) -> Attribute:
+    if isinstance(given, Value):
+        operands.append(given)
+        return Ref(len(operands) - 1)
+    if isinstance(given, (list, tuple)):
+        return tuple([_refer(item, operands) for item in given])
+    return normalize_attribute(given)
+
+
+def _coerce(opdef: OpDef, param: Param, given: Any) -> Attribute:
+    """Return an attribute in the one form its schema type has: tuples for lists, floats for floats."""
+    try:
+        value = normalize_attribute(given)
+    except TypeError as error:
+        raise InputError(f"argument {param.name!r} of {opdef.name}: {error}") from None
+    if param.list_size and value is not None and not isinstance(value, tuple):
+        return (value,) * param.list_size
+    if param.list_size > 1 and isinstance(value, tuple) and len(value) == 1:
+        return value * param.list_size
+    if param.type in ("float", "Optional[float]") and type(value) is int:
+        return float(value)
+    return value
+
+
+def make_operation(
+    opdef: OpDef | str, *args: Any, location: Location = UNKNOWN_LOCATION, names: Sequence[str] = (), **kwargs: Any
+) -> Operation:
+    """Return a new operation, in no graph, with inferred result types.
+
+    Raises:
+        InputError: when the arguments do not fit the schema.
+        InferenceError: when the operand types do not fit the operator.
+    """
+    if isinstance(opdef, str):
+        opdef = get_opdef(opdef)
+    operands, attributes, segments, types = bind_arguments(opdef, args, kwargs)
+    extra: tuple[Type, ...] = ()
+    count = len(types) if segments is None else sum(segments)
+    if len(operands) > count:
+        extra = tuple([v.type for v in operands[count:] if v is not None])
+    try:
+        results = infer_types(opdef, types, attributes, extra)
+    except InferenceError as error:
+        if error.location is None and not location.is_unknown:
+            raise InferenceError(error.message, location=location) from error
+        raise
+    return Operation(opdef, operands, attributes, results, location=location, segments=segments, names=names)
+
+
+class Builder:
+    """Creates operations at an insertion point: `b.relu(x)`, `b.call("aten.add.Tensor", x, y)`.
+
+    A method stands for each operator by its name without dialect and overload; it returns the result (or the tuple of
+    results). `location` is given to each operation made.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        before: Operation | None = None,
+        *,
+        location: Location = UNKNOWN_LOCATION,
+        on_insert: Callable[[Operation], None] | None = None,
+    ) -> None:
+        self.graph = graph
+        self.anchor = before or graph.return_op
+        self.location = location
+        self._on_insert = on_insert
+
+    @contextmanager
+    def at(self, before: Operation, location: Location | None = None) -> Iterator[Builder]:
+        """Insert before `before` (and at `location`) inside the `with` block."""
+        saved = self.anchor, self.location
+        self.anchor = before
+        if location is not None:
+            self.location = location
+        try:
+            yield self
+        finally:
+            self.anchor, self.location = saved
+
+    def insert(self, op: Operation) -> Operation:
+        """Insert an operation made elsewhere."""
+        self.graph.insert_before(self.anchor, op)
+        if self._on_insert is not None:
+            self._on_insert(op)
+        return op
+
+    def op(self, opdef: OpDef | str, *args: Any, names: Sequence[str] = (), **kwargs: Any) -> Operation:
+        """Make and insert an operation, and return it."""
+        location = kwargs.pop("location", None) or self.location
+        return self.insert(make_operation(opdef, *args, location=location, names=names, **kwargs))
+
+    def call(self, opdef: OpDef | str, *args: Any, **kwargs: Any) -> Any:
+        """Make and insert an operation; return its result, or the tuple of its results when there are several."""
+        results = self.op(opdef, *args, **kwargs).results
+        return results[0] if len(results) == 1 else results
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        opdef = short_opdef(name)
+
+        def create(*args: Any, **kwargs: Any) -> Any:
+            return self.call(opdef, *args, **kwargs)
+
+        return create
+
+
+_SHORT: dict[str, OpDef] = {}
+
+
+def short_opdef(name: str) -> OpDef:
+    """Return the ATen operator that a short name stands for: `relu`, `add` (`aten.add.Tensor`).
+
+    Raises:
+        InputError: when there is none.
+    """
+    found = _SHORT.get(name)
+    if found is not None:
+        return found
+    for suffix in ("", *(f".{overload}" for overload in _PREFERRED_OVERLOADS)):
+        try:
+            found = get_opdef(f"aten.{name}{suffix}")
+        except GraphwrightError:
+            continue
+        # TorchScript's own operators on numbers and lists (`add(Scalar, Scalar)`) are never meant
+        if torch.Tag.pt2_compliant_tag not in getattr(found.target, "tags", ()):
+            continue
+        _SHORT[name] = found
+        return found
+    raise InputError(
+        f"there is no ATen operator named {name!r}", remedy="use `call` with its full name, such as `mylib.myop`"
+    )

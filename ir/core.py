@@ -1,0 +1,463 @@
+"""Values, operations and graphs: the SSA objects, compared by identity.
+
+Use-def edges have one owner: an operation's operands are changed by `set_operand` and by nothing else. Inserting and
+erasing an operation is O(1), replacing the uses of a value is O(uses). Every change bumps `Graph.revision`.
+
+Iteration contract of `Graph.operations()`: operations inserted after the current one are visited, operations inserted
+before it are not, and the current one may be erased.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ir.attributes import Attribute, Ref, has_ref, map_leaves
+from ir.errors import VerificationError
+from ir.locations import UNKNOWN_LOCATION, Location
+from ir.opdef import OpDef, ParamKind, Trait, register_opdef
+from ir.types import TensorType, Type
+
+if TYPE_CHECKING:
+    from ir.program import Weight
+
+RETURN = register_opdef(OpDef("return", (), (), traits=Trait.OPAQUE))
+"""The terminator of a graph: its operands are the graph's outputs."""
+
+
+class Value:
+    """One SSA value: a graph input, a weight or a result of an operation.
+
+    `name` is a hint for printing and for emitted code; it need not be unique.
+    """
+
+    __slots__ = ("_uses", "index", "name", "owner", "type")
+
+    def __init__(self, type_: Type, owner: Operation | Graph | Weight, index: int = 0, name: str = "") -> None:
+        self.type = type_
+        self.owner = owner
+        self.index = index
+        self.name = name
+        # operation -> number of its operands that are this value; a dict for O(1) and a deterministic order
+        self._uses: dict[Operation, int] = {}
+
+    @property
+    def defining_op(self) -> Operation | None:
+        """The operation this value is a result of, or None."""
+        owner = self.owner
+        return owner if type(owner) is Operation else None
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the value is a graph's input."""
+        return type(self.owner) is Graph
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether the value is a weight of the program."""
+        return type(self.owner) is not Graph and type(self.owner) is not Operation
+
+    @property
+    def users(self) -> tuple[Operation, ...]:
+        """The operations that use the value, each once, in the order in which they became users."""
+        return tuple(self._uses)
+
+    @property
+    def uses(self) -> tuple[tuple[Operation, int], ...]:
+        """All uses as (operation, operand number)."""
+        return tuple((op, i) for op in self._uses for i, v in enumerate(op._operands) if v is self)
+
+    @property
+    def num_uses(self) -> int:
+        """The number of uses; a value used twice by one operation counts twice."""
+        return sum(self._uses.values())
+
+    def has_one_use(self) -> bool:
+        """Return whether the value is used exactly once."""
+        uses = self._uses
+        return len(uses) == 1 and next(iter(uses.values())) == 1
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing uses the value."""
+        return not self._uses
+
+    @property
+    def tensor_type(self) -> TensorType:
+        """The type, which must be a tensor's.
+
+        Raises:
+            VerificationError: when the value is no tensor.
+        """
+        if type(self.type) is not TensorType:
+            raise VerificationError(f"value {self!r} is no tensor")
+        return self.type
+
+    def _add_use(self, op: Operation) -> None:
+        uses = self._uses
+        uses[op] = uses.get(op, 0) + 1
+
+    def _drop_use(self, op: Operation) -> None:
+        uses = self._uses
+        count = uses[op] - 1
+        if count:
+            uses[op] = count
+        else:
+            del uses[op]
+
+    def __repr__(self) -> str:
+        return f"<Value {self.name or '?'}: {self.type}>"
+
+
+class Operation:
+    """One operation: an `OpDef`, operands, attributes, results and a location.
+
+    Operands are flat: first those of the schema's tensor parameters (None where an optional one is absent, a run of
+    `segments[i]` values for a list), then the values that attributes refer to by `Ref`.
+    """
+
+    __slots__ = (
+        "_operands",
+        "_order",
+        "attributes",
+        "body",
+        "graph",
+        "location",
+        "next",
+        "opdef",
+        "prev",
+        "results",
+        "segments",
+    )
+
+    def __init__(
+        self,
+        opdef: OpDef,
+        operands: Sequence[Value | None],
+        attributes: dict[str, Attribute],
+        result_types: Sequence[Type],
+        *,
+        location: Location = UNKNOWN_LOCATION,
+        segments: tuple[int, ...] | None = None,
+        body: Graph | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
+        self.opdef = opdef
+        self._operands: tuple[Value | None, ...] = tuple(operands)
+        self.attributes = attributes
+        self.segments = segments
+        self.location = location
+        self.body = body
+        self.graph: Graph | None = None
+        self.prev: Operation | None = None
+        self.next: Operation | None = None
+        self._order = 0
+        self.results: tuple[Value, ...] = tuple(
+            [Value(t, self, i, names[i] if i < len(names) else "") for i, t in enumerate(result_types)]
+        )
+        for value in self._operands:
+            if value is not None:
+                value._add_use(self)
+
+    @property
+    def name(self) -> str:
+        """The operator's name: `aten.conv2d`."""
+        return self.opdef.name
+
+    @property
+    def result(self) -> Value:
+        """The only result.
+
+        Raises:
+            VerificationError: when there is not exactly one.
+        """
+        if len(self.results) != 1:
+            raise VerificationError(f"{self.name} has {len(self.results)} results, not one", location=self.location)
+        return self.results[0]
+
+    @property
+    def operands(self) -> tuple[Value | None, ...]:
+        """The operands; change them with `set_operand`."""
+        return self._operands
+
+    @property
+    def operand_values(self) -> tuple[Value, ...]:
+        """The operands that are present."""
+        return tuple([v for v in self._operands if v is not None])
+
+    def set_operand(self, index: int, value: Value | None) -> None:
+        """Make `value` operand number `index`: the one way to change a use-def edge."""
+        operands = self._operands
+        old = operands[index]
+        if old is value:
+            return
+        if old is not None:
+            old._drop_use(self)
+        if value is not None:
+            value._add_use(self)
+        self._operands = (*operands[:index], value, *operands[index + 1 :])
+        if self.graph is not None:
+            self.graph.revision += 1
+
+    def set_attribute(self, name: str, value: Attribute) -> None:
+        """Set one attribute."""
+        self.attributes[name] = value
+        if self.graph is not None:
+            self.graph.revision += 1
+
+    def operand(self, name: str) -> Value | None:
+        """Return the operand of the parameter `name` (for a fused region: of the body's input of that name).
+
+        Raises:
+            VerificationError: when there is no such single-valued parameter.
+        """
+        if self.body is not None:
+            for i, value in enumerate(self.body.inputs):
+                if value.name == name:
+                    return self._operands[i]
+        else:
+            index = self.opdef.operand_index.get(name)
+            if index is not None and self.opdef.operand_params[index].kind is not ParamKind.LIST:
+                return self._operands[self._start(index)]
+        raise VerificationError(f"{self.name} has no single operand {name!r}", location=self.location)
+
+    def input(self, name: str) -> Value:
+        """Return the operand of the parameter `name`, which must be present.
+
+        Raises:
+            VerificationError: when it is absent.
+        """
+        value = self.operand(name)
+        if value is None:
+            raise VerificationError(f"operand {name!r} of {self.name} is absent", location=self.location)
+        return value
+
+    def operand_list(self, name: str) -> tuple[Value | None, ...]:
+        """Return the operands of the list parameter `name`.
+
+        Raises:
+            VerificationError: when there is no such list parameter.
+        """
+        index = self.opdef.operand_index.get(name)
+        if index is None or self.opdef.operand_params[index].kind is not ParamKind.LIST:
+            raise VerificationError(f"{self.name} has no operand list {name!r}", location=self.location)
+        assert self.segments is not None
+        start = self._start(index)
+        return self._operands[start : start + self.segments[index]]
+
+    def _start(self, index: int) -> int:
+        return index if self.segments is None else sum(self.segments[:index])
+
+    @property
+    def num_schema_operands(self) -> int:
+        """How many operands belong to the schema's tensor parameters; the rest are referred to by attributes."""
+        if self.body is not None or self.opdef is RETURN:
+            return len(self._operands)
+        return len(self.opdef.operand_params) if self.segments is None else sum(self.segments)
+
+    def grouped_operands(self) -> tuple[object, ...]:
+        """Return one entry for each tensor parameter: a value, None, or a tuple for a list."""
+        if self.segments is None:
+            return self._operands[: self.num_schema_operands]
+        grouped: list[object] = []
+        start = 0
+        for param, size in zip(self.opdef.operand_params, self.segments, strict=True):
+            part = self._operands[start : start + size]
+            grouped.append(part if param.kind is ParamKind.LIST else part[0])
+            start += size
+        return tuple(grouped)
+
+    def resolved_attribute(self, name: str) -> object:
+        """Return the attribute with every `Ref` replaced by the operand it names."""
+        value = self.attributes[name]
+        if not has_ref(value):
+            return value
+        return map_leaves(value, lambda leaf: self._operands[leaf.index] if type(leaf) is Ref else leaf)
+
+    @property
+    def in_training(self) -> bool:
+        """Whether the operation is in training mode (it then draws random numbers or writes its statistics)."""
+        flag = self.opdef.training
+        if flag is None:
+            return False
+        value = self.attributes[flag]
+        return bool(value) if isinstance(value, (bool, int, float)) else True
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the operation draws random numbers."""
+        if self.body is not None:
+            return any(op.is_random for op in self.body.operations())
+        return self.opdef.has(Trait.RANDOM) and (self.opdef.training is None or self.in_training)
+
+    @property
+    def is_pure(self) -> bool:
+        """Whether the operation may be removed when unused, and merged with an equal one."""
+        if self.body is not None:
+            return all(op.is_pure or op.opdef is RETURN for op in self.body.operations())
+        return self.opdef.has(Trait.PURE) and not self.in_training
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the operation is in a graph."""
+        return self.graph is not None
+
+    def is_before(self, other: Operation) -> bool:
+        """Return whether this operation comes before `other` in their graph.
+
+        Raises:
+            VerificationError: when they are not in one graph.
+        """
+        graph = self.graph
+        if graph is None or graph is not other.graph:
+            raise VerificationError("the operations are not in one graph", location=self.location)
+        graph._ensure_order()
+        return self._order < other._order
+
+    def __repr__(self) -> str:
+        return f"<Operation {self.name} at {self.location.where}>"
+
+
+class Graph:
+    """A straight-line SSA graph: inputs, operations in order, and a `return` as terminator."""
+
+    __slots__ = ("_order_revision", "first", "inputs", "last", "num_operations", "return_op", "revision", "structure_revision")
+
+    def __init__(self, inputs: Sequence[tuple[str, Type]] = ()) -> None:
+        self.inputs: tuple[Value, ...] = ()
+        self.first: Operation | None = None
+        self.last: Operation | None = None
+        self.num_operations = 0
+        """Operations, the `return` not counted."""
+        self.revision = 0
+        """Bumped by every change of the graph: the measure of change."""
+        self.structure_revision = 0
+        self._order_revision = -1
+        for name, type_ in inputs:
+            self.add_input(type_, name)
+        self.return_op = Operation(RETURN, (), {}, ())
+        self._link(self.return_op, None, None)
+        self.num_operations = 0
+
+    def add_input(self, type_: Type, name: str = "") -> Value:
+        """Append an input."""
+        value = Value(type_, self, len(self.inputs), name)
+        self.inputs = (*self.inputs, value)
+        self.revision += 1
+        return value
+
+    @property
+    def outputs(self) -> tuple[Value | None, ...]:
+        """The operands of the `return`."""
+        return self.return_op._operands
+
+    def set_outputs(self, values: Sequence[Value | None]) -> None:
+        """Replace the operands of the `return`."""
+        op = self.return_op
+        for old in op._operands:
+            if old is not None:
+                old._drop_use(op)
+        op._operands = tuple(values)
+        for new in op._operands:
+            if new is not None:
+                new._add_use(op)
+        self.revision += 1
+
+    def operations(self) -> Iterator[Operation]:
+        """Yield the operations in order, without the `return`; see the module's docstring for edits meanwhile."""
+        op = self.first
+        stop = self.return_op
+        while op is not None and op is not stop:
+            yield op
+            # an erased operation keeps its `next`, and so leads back into the list
+            op = op.next
+            while op is not None and op.graph is not self:
+                op = op.next
+
+    def insert_before(self, anchor: Operation, op: Operation) -> Operation:
+        """Insert `op`, which is in no graph, before `anchor` (use `return_op` to append).
+
+        Raises:
+            VerificationError: when `op` is in a graph already or `anchor` is not in this one.
+        """
+        if op.graph is not None or anchor.graph is not self:
+            raise VerificationError(f"cannot insert {op!r} before {anchor!r}", location=op.location)
+        self._link(op, anchor.prev, anchor)
+        return op
+
+    def append(self, op: Operation) -> Operation:
+        """Insert `op` at the end, before the `return`."""
+        return self.insert_before(self.return_op, op)
+
+    def erase(self, op: Operation) -> None:
+        """Take `op` out of the graph and drop its operands.
+
+        Raises:
+            VerificationError: when a result is still used, or `op` is the terminator or not in this graph.
+        """
+        if op.graph is not self or op.opdef is RETURN:
+            raise VerificationError(f"cannot erase {op!r}: it is not an operation of this graph", location=op.location)
+        for result in op.results:
+            if result._uses:
+                users = ", ".join(user.name for user in result._uses)
+                raise VerificationError(
+                    f"cannot erase {op.name}: its result is still used by {users}",
+                    location=op.location,
+                    remedy="replace the uses first",
+                )
+        for value in op._operands:
+            if value is not None:
+                value._drop_use(op)
+        if op.prev is None:
+            self.first = op.next
+        else:
+            op.prev.next = op.next
+        if op.next is None:
+            self.last = op.prev
+        else:
+            op.next.prev = op.prev
+        op.graph = None
+        self.num_operations -= 1
+        self.revision += 1
+
+    def replace_all_uses(self, old: Value, new: Value) -> tuple[Operation, ...]:
+        """Make every user of `old` use `new` instead; return the users."""
+        if old is new:
+            return ()
+        users = tuple(old._uses)
+        for user in users:
+            user._operands = tuple([new if v is old else v for v in user._operands])
+            new._uses[user] = new._uses.get(user, 0) + old._uses[user]
+        old._uses.clear()
+        if users:
+            self.revision += 1
+        return users
+
+    def _link(self, op: Operation, before: Operation | None, after: Operation | None) -> None:
+        op.prev, op.next, op.graph = before, after, self
+        if before is None:
+            self.first = op
+        else:
+            before.next = op
+        if after is None:
+            self.last = op
+        else:
+            after.prev = op
+        self.num_operations += 1
+        self.revision += 1
+        self.structure_revision += 1
+
+    def _ensure_order(self) -> None:
+        """Number the operations anew if any was inserted since the last time (erasing keeps the order)."""
+        if self._order_revision != self.structure_revision:
+            number = 0
+            op = self.first
+            while op is not None:
+                op._order = number
+                number += 1
+                op = op.next
+            self._order_revision = self.structure_revision
+
+    def __repr__(self) -> str:
+        return f"<Graph with {self.num_operations} operations>"
+

@@ -1,0 +1,65 @@
+"""The errors graphwright raises; every one derives from `GraphwrightError`."""
+
+from __future__ import annotations
+
+from ir.locations import Location
+
+
+class GraphwrightError(Exception):
+    """Base class of all errors that graphwright raises on purpose.
+
+    Attributes:
+        location: where in the user's model the error arose, when known.
+        remedy: what the user can do about it, when known.
+    """
+
+    def __init__(self, message: str, *, location: Location | None = None, remedy: str | None = None) -> None:
+        self.message = message
+        self.location = location
+        self.remedy = remedy
+        text = message
+        if location is not None and not location.is_unknown:
+            text += f"\n  at {location}"
+        if remedy:
+            text += f"\n  remedy: {remedy}"
+        super().__init__(text)
+
+
+class InputError(GraphwrightError):
+    """An argument of a public function has the wrong type or value."""
+
+
+class CaptureError(GraphwrightError):
+    """The model could not be captured as a graph, or capturing it would change its meaning."""
+
+
+class InferenceError(GraphwrightError):
+    """The types of an operation's operands and attributes do not fit it."""
+
+
+class VerificationError(GraphwrightError):
+    """A program breaks an invariant of the IR."""
+
+
+class ParseError(GraphwrightError):
+    """Text is not a well-formed program, pipeline or type."""
+
+
+class PatternError(GraphwrightError):
+    """A pattern is ill-formed, or its check or rewrite raised."""
+
+
+class PassError(GraphwrightError):
+    """A pass failed, or broke its contract."""
+
+
+class DidNotConverge(PassError):  # noqa: N818 - the name the architecture gives it
+    """A fixpoint reached its bound: rules take turns undoing each other."""
+
+
+class ValidationError(GraphwrightError):
+    """A rewrite, or the whole result, computes something else than the original."""
+
+
+class CodegenError(GraphwrightError):
+    """A program cannot be emitted as a module."""

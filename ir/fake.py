@@ -1,0 +1,218 @@
+"""Type inference by running the real operator on fake tensors: the rule of every op that has no rule of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from ir.attributes import Attribute, Ref, map_leaves
+from ir.errors import InferenceError
+from ir.opdef import OpDef, ParamKind
+from ir.types import (
+    UNKNOWN_TENSOR,
+    Dim,
+    OpaqueType,
+    ScalarType,
+    TensorType,
+    Type,
+    simplify_dim,
+)
+
+# Distinct primes: a rule that confuses two symbols, or a symbol with a size of the model, does not go unseen.
+_HINTS = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
+
+
+class FakeContext:
+    """Fake tensors under one shape environment, for the symbols seen so far."""
+
+    def __init__(self) -> None:
+        self.shape_env = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=True)
+        self._symbols: dict[sympy.Symbol, sympy.Symbol] = {}
+        self._back: dict[sympy.Symbol, sympy.Symbol] = {}
+        self._hints: dict[sympy.Symbol, int] = {}
+
+    def size(self, dim: Dim) -> Any:
+        """Return a dimension as the int or SymInt that fake tensors use."""
+        if isinstance(dim, int):
+            return dim
+        for symbol in sorted(dim.free_symbols, key=lambda s: s.name):
+            if symbol not in self._symbols:
+                hint = _HINTS[len(self._symbols) % len(_HINTS)]
+                inner = self.shape_env.create_symbol(
+                    hint,
+                    source=ConstantSource(symbol.name),
+                    dynamic_dim=DimDynamic.DYNAMIC,
+                    do_not_specialize_zero_one=True,
+                )
+                self._symbols[symbol] = inner
+                self._back[inner] = symbol
+                self._hints[symbol] = hint
+        hint = int(dim.subs(self._hints))
+        return self.shape_env.create_symintnode(dim.xreplace(self._symbols), hint=hint)
+
+    def dim(self, size: Any) -> Dim:
+        """Return a size of a fake tensor as a dimension over our symbols."""
+        if isinstance(size, torch.SymInt):
+            return simplify_dim(self.shape_env.simplify(size.node.expr).xreplace(self._back))
+        return int(size)
+
+    def tensor(self, type_: TensorType) -> torch.Tensor:
+        """Return a fake tensor of a known type, contiguous."""
+        if type_.shape is None or type_.dtype is None:
+            raise InferenceError(f"type {type_} is not fully known")
+        sizes = [self.size(d) for d in type_.shape if d is not None]
+        with self.mode:
+            return torch.empty(sizes, dtype=type_.dtype, device=type_.device or "cpu")
+
+    def type_of(self, result: Any) -> Type:
+        """Return the type of what an operator on fake tensors returned."""
+        if isinstance(result, torch.Tensor):
+            return TensorType(tuple([self.dim(s) for s in result.shape]), result.dtype, result.device)
+        if isinstance(result, bool | torch.SymBool):
+            return ScalarType("bool")
+        if isinstance(result, int | torch.SymInt):
+            return ScalarType("int", self.dim(result))
+        if isinstance(result, float | torch.SymFloat):
+            return ScalarType("float")
+        return OpaqueType()
+
+
+_STATIC: list[FakeContext] = []
+
+
+def _context(dims: list[Dim | None]) -> FakeContext:
+    """Return a context; the one for static shapes is shared, since building one costs a millisecond."""
+    if any(isinstance(d, sympy.Expr) for d in dims):
+        return FakeContext()
+    if not _STATIC:
+        _STATIC.append(FakeContext())
+    return _STATIC[0]
+
+
+def _is_unknown(type_: Any) -> bool:
+    if isinstance(type_, tuple):
+        return any(map(_is_unknown, type_))
+    if isinstance(type_, TensorType):
+        return not type_.is_known
+    return isinstance(type_, OpaqueType) or (isinstance(type_, ScalarType) and type_.value is None)
+
+
+def unknown_results(opdef: OpDef) -> tuple[Type, ...]:
+    """Return result types of which nothing is known.
+
+    Raises:
+        InferenceError: when not even the number of results is known.
+    """
+    kinds: list[Type] = []
+    for kind in opdef.results:
+        if kind == "list":
+            raise InferenceError(f"the number of results of {opdef.name} depends on a shape that is not known")
+        kinds.append(UNKNOWN_TENSOR if kind == "tensor" else OpaqueType() if kind == "opaque" else ScalarType(kind))
+    return tuple(kinds)
+
+
+def call_arguments(
+    opdef: OpDef, grouped: tuple[Any, ...], attributes: Mapping[str, Attribute], resolve: Any
+) -> tuple[list[Any], dict[str, Any]]:
+    """Return positional and keyword arguments of an operator's kernel, in schema order.
+
+    `grouped` has an entry for each tensor parameter; `resolve` maps each attribute leaf to what the kernel takes.
+    """
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    position = 0
+    for param in opdef.params:
+        if param.extra:
+            continue
+        if param.kind is ParamKind.ATTRIBUTE:
+            value = map_leaves(attributes[param.name], resolve)
+            if isinstance(value, tuple):
+                value = list(value)
+        else:
+            value = grouped[position]
+            position += 1
+            if isinstance(value, tuple):
+                value = list(value)
+        if param.keyword_only:
+            kwargs[param.name] = value
+        else:
+            args.append(value)
+    return args, kwargs
+
+
+def infer_with_fakes(
+    opdef: OpDef, types: tuple[Any, ...], attributes: Mapping[str, Attribute], extra: tuple[Type, ...] = ()
+) -> tuple[Type, ...]:
+    """Infer result types by running the operator on fake tensors.
+
+    `types` has an entry for each tensor parameter (a Type, None, or a tuple); `extra` are the types of the values that
+    attributes refer to.
+
+    Raises:
+        InferenceError: when the operator refuses the operands.
+    """
+    if _is_unknown(types) or _is_unknown(extra):
+        return unknown_results(opdef)
+    dims: list[Dim | None] = []
+
+    def collect(item: Any) -> None:
+        if isinstance(item, tuple):
+            for part in item:
+                collect(part)
+        elif isinstance(item, TensorType) and item.shape is not None:
+            dims.extend(item.shape)
+        elif isinstance(item, ScalarType):
+            dims.append(item.value)
+        elif isinstance(item, sympy.Expr):
+            dims.append(item)
+
+    collect(types)
+    collect(extra)
+    collect(tuple(attributes.values()))
+    context = _context(dims)
+
+    def fake(item: Any) -> Any:
+        if isinstance(item, tuple):
+            return tuple(map(fake, item))
+        return context.tensor(item) if isinstance(item, TensorType) else item
+
+    def resolve(leaf: Any) -> Any:
+        if isinstance(leaf, sympy.Expr):
+            return context.size(leaf)
+        if type(leaf) is Ref:
+            type_ = extra[leaf.index - count]
+            if isinstance(type_, ScalarType) and type_.value is not None:
+                return context.size(type_.value)
+            raise InferenceError(f"operand {leaf.index} of {opdef.name} has no known value")
+        return leaf
+
+    count = sum(len(t) if isinstance(t, tuple) else 1 for t in types)
+    args, kwargs = call_arguments(opdef, fake(types), attributes, resolve)
+    kernel = opdef.target
+    if opdef.evaluate is not None:
+        kernel = opdef.evaluate
+        kwargs |= {p.name: map_leaves(attributes[p.name], resolve) for p in opdef.params if p.extra}
+    if kernel is None:
+        raise InferenceError(f"{opdef.name} has neither an inference rule nor a kernel")
+    try:
+        with context.mode, torch.no_grad():
+            result = kernel(*args, **kwargs)
+    except Exception as error:
+        shown = ", ".join(str(t) for t in types)
+        raise InferenceError(f"{opdef.name} does not take operands ({shown}): {error}") from error
+    if result is None:
+        return ()
+    if isinstance(result, (tuple, list)):
+        flat: list[Type] = []
+        for item in result:
+            flat.extend(map(context.type_of, item) if isinstance(item, (tuple, list)) else (context.type_of(item),))
+        return tuple(flat)
+    return (context.type_of(result),)
+

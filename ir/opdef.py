@@ -1,0 +1,299 @@
+"""What is known of each operator: its schema, and one row of facts beyond it.
+
+Names are `aten.conv2d` for the overload `default` and `aten.add.Tensor` for any other. A definition is made from the
+schema in `torch.ops` when a name is first asked for, so every PyTorch or custom operator has one; the rows of
+`ir/optable.py` add traits, units and type inference.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import torch
+
+from ir.attributes import Attribute, normalize_attribute
+from ir.errors import InputError
+from ir.types import Type
+
+
+class Trait(enum.Flag):
+    """Facts about an operator that rules quantify over."""
+
+    NONE = 0
+    PURE = enum.auto()
+    """No effect, and the same result for the same operands (unless the op is in training, see `OpDef.training`)."""
+    ELEMENTWISE = enum.auto()
+    """Each result element depends on the operand elements at its (broadcast) place only."""
+    COMMUTATIVE = enum.auto()
+    """The first two operands may be swapped without any change of the result."""
+    IDEMPOTENT = enum.auto()
+    """f(f(x)) = f(x), bit for bit."""
+    ACTIVATION = enum.auto()
+    """Elementwise, one tensor in (PReLU: and its slope), same shape and dtype out."""
+    VIEW = enum.auto()
+    """The result may share storage with an operand."""
+    RANDOM = enum.auto()
+    """Draws random numbers (when training, if the op has a training flag)."""
+    LAYOUT = enum.auto()
+    """Moves elements and computes none: reshape, permute, slice."""
+    CONV = enum.auto()
+    """Forward convolution with operands (input, weight, bias)."""
+    OPAQUE = enum.auto()
+    """Meaning known to PyTorch only; never moved, merged or removed."""
+    STRIDES_FIXED = enum.auto()
+    """The strides of the result do not depend on the strides of the operands."""
+
+
+class ParamKind(enum.Enum):
+    """How an argument of the schema is held."""
+
+    TENSOR = "tensor"
+    OPTIONAL = "optional tensor"
+    LIST = "list of tensors"
+    ATTRIBUTE = "attribute"
+
+
+@attrs.frozen(slots=True)
+class Param:
+    """One argument of an operator's schema."""
+
+    name: str
+    kind: ParamKind
+    default: Attribute = None
+    has_default: bool = False
+    type: str = ""
+    """The schema's type of an attribute: `int[]`, `Scalar`, `bool?`."""
+    keyword_only: bool = False
+    list_size: int = 0
+    """For `int[2]` and the like: a single int stands for this many."""
+    extra: bool = False
+    """An attribute that is ours and not the schema's; not passed to the kernel."""
+
+
+InferRule = Callable[[tuple[Any, ...], Mapping[str, Attribute]], tuple[Type, ...]]
+"""(operand types in parameter order: Type, None, or a tuple of types for a list; attributes) -> result types."""
+
+
+@attrs.define(eq=False, slots=True)
+class OpDef:
+    """An operator: schema and facts. One object a name, compared by identity."""
+
+    name: str
+    params: tuple[Param, ...]
+    results: tuple[str, ...]
+    """Kind of each result: `tensor`, `list` (as many values as inference says), `int`, `float`, `bool`, `opaque`."""
+    target: Callable[..., Any] | None = None
+    """The kernel, called with the schema's arguments; None for regions and terminators."""
+    traits: Trait = Trait.NONE
+    infer: InferRule | None = None
+    """Fast type inference; None means the fake-tensor fallback."""
+    evaluate: Callable[..., Any] | None = None
+    """Called instead of `target` for the reference meaning, with all attributes as keywords."""
+    training: str | None = None
+    """The bool attribute that puts the op in training mode (it is then random or writes its statistics)."""
+    unit: int | float | None = None
+    """The constant second operand u with op(x, u) = x up to type promotion and the sign of zero."""
+    in_place: str | None = None
+    """Name of the functional counterpart, for an operator that writes its first operand."""
+    is_region: bool = False
+    operand_params: tuple[Param, ...] = attrs.field(init=False)
+    attribute_params: tuple[Param, ...] = attrs.field(init=False)
+    defaults: dict[str, Attribute] = attrs.field(init=False)
+    operand_index: dict[str, int] = attrs.field(init=False)
+    has_lists: bool = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.operand_params = tuple(p for p in self.params if p.kind is not ParamKind.ATTRIBUTE)
+        self.attribute_params = tuple(p for p in self.params if p.kind is ParamKind.ATTRIBUTE)
+        self.defaults = {p.name: p.default for p in self.attribute_params if p.has_default}
+        self.operand_index = {p.name: i for i, p in enumerate(self.operand_params)}
+        self.has_lists = any(p.kind is ParamKind.LIST for p in self.operand_params)
+
+    @property
+    def short_name(self) -> str:
+        """The operator's name without dialect and overload: `conv2d`."""
+        return self.name.split(".")[1] if "." in self.name else self.name
+
+    def has(self, trait: Trait) -> bool:
+        """Return whether every flag of `trait` holds."""
+        return trait in self.traits
+
+    def __repr__(self) -> str:
+        return f"OpDef({self.name})"
+
+
+@attrs.frozen
+class _Row:
+    """Facts to lay over the schema of an operator when it is first used."""
+
+    traits: Trait = Trait.NONE
+    infer: InferRule | None = None
+    evaluate: Callable[..., Any] | None = None
+    training: str | None = None
+    unit: int | float | None = None
+    extra: tuple[Param, ...] = ()
+
+
+_ROWS: dict[str, _Row] = {}
+_OPDEFS: dict[str, OpDef] = {}
+
+
+def add_row(
+    *names: str,
+    traits: Trait = Trait.NONE,
+    infer: InferRule | None = None,
+    evaluate: Callable[..., Any] | None = None,
+    training: str | None = None,
+    unit: int | float | None = None,
+    extra: tuple[Param, ...] = (),
+) -> None:
+    """Record facts about operators; called by the op table, before first use of the operators.
+
+    Raises:
+        InputError: when an operator has a row already, or is in use.
+    """
+    for name in names:
+        if name in _ROWS or name in _OPDEFS:
+            raise InputError(f"operator {name} already has a row")
+        _ROWS[name] = _Row(traits, infer, evaluate, training, unit, extra)
+
+
+def register_opdef(opdef: OpDef) -> OpDef:
+    """Add a definition that is not an operator of `torch.ops`.
+
+    Raises:
+        InputError: when the name is taken.
+    """
+    if opdef.name in _OPDEFS:
+        raise InputError(f"operator {opdef.name} is already defined")
+    _OPDEFS[opdef.name] = opdef
+    return opdef
+
+
+def get_opdef(name: str) -> OpDef:
+    """Return the definition of the operator `name`.
+
+    Raises:
+        InputError: when neither graphwright nor `torch.ops` knows it.
+    """
+    found = _OPDEFS.get(name)
+    if found is None:
+        if name.startswith("fused."):
+            found = OpDef(name, (), (), is_region=True)
+        else:
+            found = _from_torch(name, _resolve(name))
+        _OPDEFS[name] = found
+    return found
+
+
+def opdef_of_overload(overload: torch._ops.OpOverload) -> OpDef:
+    """Return the definition of a `torch.ops` overload."""
+    return get_opdef(name_of_overload(overload))
+
+
+def name_of_overload(overload: torch._ops.OpOverload) -> str:
+    """Return our name of a `torch.ops` overload: `aten.relu`, `aten.add.Tensor`."""
+    namespace, _, packet = overload._schema.name.partition("::")
+    suffix = "" if overload._overloadname == "default" else f".{overload._overloadname}"
+    return f"{namespace}.{packet}{suffix}"
+
+
+def _resolve(name: str) -> torch._ops.OpOverload:
+    parts = name.split(".")
+    if len(parts) in (2, 3) and all(parts):
+        try:
+            packet = getattr(getattr(torch.ops, parts[0]), parts[1])
+            overload = getattr(packet, parts[2] if len(parts) == 3 else "default")
+            if isinstance(overload, torch._ops.OpOverload):
+                return overload
+        except AttributeError:
+            pass
+    raise InputError(
+        f"there is no operator named {name!r}",
+        remedy="name it as in torch.ops: `aten.relu`, `aten.add.Tensor`, `mylib.myop`; import the library that registers it first",
+    )
+
+
+_RESULT_KINDS = {"Tensor": "tensor", "int": "int", "SymInt": "int", "float": "float", "bool": "bool", "number": "float"}
+
+
+def _from_torch(name: str, overload: torch._ops.OpOverload) -> OpDef:
+    schema = overload._schema
+    row = _ROWS.get(name, _Row())
+    params = tuple(_make_param(argument) for argument in schema.arguments) + row.extra
+    results: list[str] = []
+    aliases = False
+    for ret in schema.returns:
+        text = str(ret.type)
+        results.append("list" if text == "List[Tensor]" else _RESULT_KINDS.get(text, "opaque"))
+        aliases |= ret.alias_info is not None and not schema.is_mutable
+    traits = row.traits
+    if torch.Tag.pointwise in overload.tags and len(results) == 1:
+        traits |= Trait.ELEMENTWISE
+    if aliases:
+        traits |= Trait.VIEW
+    if torch.Tag.maybe_aliasing_or_mutating in overload.tags:
+        traits |= Trait.VIEW
+    if torch.Tag.nondeterministic_seeded in overload.tags:
+        traits |= Trait.RANDOM
+    known = schema.name.startswith("aten::")
+    if schema.is_mutable or (not known and Trait.PURE not in traits):
+        traits |= Trait.OPAQUE
+    elif Trait.RANDOM not in traits or row.training is not None:
+        traits |= Trait.PURE
+    return OpDef(
+        name,
+        params,
+        tuple(results),
+        target=overload,
+        traits=traits,
+        infer=row.infer,
+        evaluate=row.evaluate,
+        training=row.training,
+        unit=row.unit,
+        in_place=_functional_name(overload) if schema.is_mutable else None,
+    )
+
+
+def _make_param(argument: Any) -> Param:
+    text = str(argument.real_type)
+    kind = _PARAM_KINDS.get(text, ParamKind.ATTRIBUTE)
+    has_default = argument.has_default_value()
+    default = None
+    if has_default and kind is ParamKind.ATTRIBUTE:
+        default = normalize_attribute(_schema_constant(argument.default_value, text))
+    size = int(argument.N or 0) if "List[" in text else 0
+    return Param(argument.name, kind, default, has_default, text, bool(argument.kwarg_only), size)
+
+
+_PARAM_KINDS = {
+    "Tensor": ParamKind.TENSOR,
+    "Optional[Tensor]": ParamKind.OPTIONAL,
+    "List[Tensor]": ParamKind.LIST,
+    "List[Optional[Tensor]]": ParamKind.LIST,
+}
+_MEMORY_FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)
+
+
+def _schema_constant(value: Any, text: str) -> Any:
+    """Return a schema's default; the schema writes memory formats as numbers (c10/core/MemoryFormat.h)."""
+    if text.endswith("MemoryFormat") and isinstance(value, int):
+        return _MEMORY_FORMATS[value]
+    return value
+
+
+def _functional_name(overload: torch._ops.OpOverload) -> str | None:
+    """Return the functional counterpart of an in-place operator: relu_ -> relu, add_.Tensor -> add.Tensor."""
+    namespace, _, packet = overload._schema.name.partition("::")
+    if not packet.endswith("_") or packet.startswith("__"):
+        return None
+    functional = getattr(getattr(torch.ops, namespace), packet[:-1], None)
+    if functional is None:
+        return None
+    overload_name = overload._overloadname
+    if overload_name not in functional.overloads():
+        return None
+    return name_of_overload(getattr(functional, overload_name))

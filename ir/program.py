@@ -1,0 +1,184 @@
+"""A program: graph, weights, calling convention and symbol ranges."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import sympy
+import torch
+from torch.utils import _pytree as pytree
+
+from ir.attributes import Attribute
+from ir.core import Graph, Value
+from ir.errors import VerificationError
+from ir.locations import UNKNOWN_LOCATION, Location
+from ir.printer import print_program
+from ir.types import TensorType
+
+
+class WeightKind(enum.Enum):
+    """What a weight is in the module."""
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    CONSTANT = "constant"
+    """A tensor that is no state of the model: a literal, or the result of constant folding."""
+
+
+@attrs.frozen
+class Derivation:
+    """How a weight was computed from original ones, so that an original checkpoint can be loaded.
+
+    `program` is a program without weights whose inputs are the original tensors `sources`, in order, and whose only
+    output is the weight.
+    """
+
+    sources: tuple[str, ...]
+    program: Any
+
+
+@attrs.define(eq=False)
+class Weight:
+    """A parameter, buffer or constant: a typed SSA value with a name.
+
+    `data` is the original tensor itself, never a copy; it is None in a parsed program, and a meta tensor where the
+    model is on the meta device.
+    """
+
+    name: str
+    """Fully qualified name in the model."""
+    kind: WeightKind
+    type: TensorType
+    data: torch.Tensor | None = None
+    requires_grad: bool = False
+    persistent: bool = True
+    """Whether the weight is in the `state_dict`."""
+    is_mutated: bool = False
+    """Whether the program writes it (running statistics, counters, caches): it is then never a constant."""
+    aliases: tuple[str, ...] = ()
+    """Other names of the same tensor (tied weights)."""
+    derivation: Derivation | None = None
+    value: Value = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.value = Value(self.type, self, 0, self.name)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the data can neither be trained nor be written by the program."""
+        return not self.is_mutated and not self.requires_grad and self.kind is not WeightKind.PARAMETER
+
+
+@attrs.frozen
+class Mutation:
+    """Output number `output` of the graph is written back to a buffer, or to an input, when the call ends."""
+
+    output: int
+    buffer: str | None = None
+    """Name of the weight."""
+    input: int | None = None
+    """Number of the graph input."""
+
+
+@attrs.frozen
+class InputLeaf:
+    """One leaf of the flattened arguments of a call.
+
+    `value` is the number of the graph input, or None where the leaf is a constant that the capture fixed.
+    """
+
+    name: str
+    value: int | None
+    constant: Attribute | Any = None
+
+
+@attrs.frozen
+class OutputLeaf:
+    """One leaf of the flattened result: output number `value` of the graph, or a constant."""
+
+    value: int | None
+    constant: Any = None
+
+
+@attrs.define(eq=False)
+class CallingConvention:
+    """How the module is called: argument and result structure."""
+
+    in_spec: pytree.TreeSpec | None
+    """Structure of `(args, kwargs)`; None means that each input is one positional argument."""
+    out_spec: pytree.TreeSpec | None
+    """Structure of the result; None means the only output itself."""
+    inputs: tuple[InputLeaf, ...] = ()
+    outputs: tuple[OutputLeaf, ...] = ()
+    mutations: tuple[Mutation, ...] = ()
+    parameters: tuple[str, ...] = ()
+    """Names of the forward method's parameters, positional ones first."""
+
+
+@attrs.frozen
+class SymbolRange:
+    """Inclusive range of a symbol; `upper` is None where it is unbounded."""
+
+    lower: int = 0
+    upper: int | None = None
+
+    def __str__(self) -> str:
+        return f"[{self.lower}, {'inf' if self.upper is None else self.upper}]"
+
+
+@attrs.define(eq=False)
+class Program:
+    """A graph with its weights, its calling convention and the ranges of its symbols."""
+
+    name: str
+    graph: Graph
+    convention: CallingConvention
+    weights: dict[str, Weight] = attrs.field(factory=dict)
+    symbols: dict[sympy.Symbol, SymbolRange] = attrs.field(factory=dict)
+    module_modes: dict[str, bool] = attrs.field(factory=dict)
+    """Module path -> `training`, of every module of the original (the root is '')."""
+    location: Location = UNKNOWN_LOCATION
+    opaques: dict[str, Any] = attrs.field(factory=dict)
+    """Python callables that opaque operations call: name -> module or function."""
+    meta: dict[str, Any] = attrs.field(factory=dict)
+    """Notes of the capture for the emitter: never read by passes."""
+
+    def add_weight(self, weight: Weight) -> Value:
+        """Add a weight and return its value.
+
+        Raises:
+            VerificationError: when the name is taken.
+        """
+        if weight.name in self.weights:
+            raise VerificationError(f"there is a weight named {weight.name!r} already")
+        self.weights[weight.name] = weight
+        self.graph.revision += 1
+        return weight.value
+
+    def unique_weight_name(self, base: str) -> str:
+        """Return `base`, or `base_1`, `base_2`, … where it is taken."""
+        name, number = base, 0
+        while name in self.weights:
+            number += 1
+            name = f"{base}_{number}"
+        return name
+
+    def values(self) -> Iterator[Value]:
+        """Yield weights, inputs and results, in order."""
+        for weight in self.weights.values():
+            yield weight.value
+        yield from self.graph.inputs
+        for op in self.graph.operations():
+            yield from op.results
+
+    def __str__(self) -> str:
+        return print_program(self)
+
+
+def weight_of(value: Value) -> Weight | None:
+    """Return the weight that `value` is, or None."""
+    return value.owner if isinstance(value.owner, Weight) else None
+

@@ -1,0 +1,172 @@
+"""Types of values: tensors with explicit shapes, and scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+import sympy
+import torch
+
+Dim = int | sympy.Expr
+"""A known dimension: an int, or an expression over the program's symbols."""
+
+DTYPE_NAMES: dict[torch.dtype, str] = {
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.int8: "i8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.uint8: "u8",
+    torch.uint16: "u16",
+    torch.uint32: "u32",
+    torch.uint64: "u64",
+    torch.bool: "bool",
+    torch.complex32: "c32",
+    torch.complex64: "c64",
+    torch.complex128: "c128",
+    torch.float8_e4m3fn: "f8e4m3fn",
+    torch.float8_e5m2: "f8e5m2",
+    torch.qint8: "qi8",
+    torch.quint8: "qu8",
+    torch.qint32: "qi32",
+}
+DTYPES_BY_NAME: dict[str, torch.dtype] = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+CPU = torch.device("cpu")
+
+
+@attrs.frozen(slots=True)
+class TensorType:
+    """The type of a tensor value.
+
+    `shape` is None where even the rank is unknown; a dimension is None where it is unknown. Unknown parts occur only in
+    programs that came from FX graphs without shapes. `device` is None where it is unknown.
+    """
+
+    shape: tuple[Dim | None, ...] | None = None
+    dtype: torch.dtype | None = None
+    device: torch.device | None = CPU
+
+    @property
+    def rank(self) -> int | None:
+        """The number of dimensions, or None."""
+        return None if self.shape is None else len(self.shape)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether dtype and every dimension are known (symbolic ones count as known)."""
+        return self.shape is not None and self.dtype is not None and None not in self.shape
+
+    @property
+    def is_static(self) -> bool:
+        """Whether dtype is known and every dimension is an int."""
+        return self.shape is not None and self.dtype is not None and all(type(d) is int for d in self.shape)
+
+    @property
+    def numel(self) -> Dim | None:
+        """The number of elements, or None where a dimension is unknown."""
+        if self.shape is None:
+            return None
+        count: Dim = 1
+        for dim in self.shape:
+            if dim is None:
+                return None
+            count = count * dim
+        return simplify_dim(count)
+
+    def __str__(self) -> str:
+        return format_type(self)
+
+
+@attrs.frozen(slots=True)
+class ScalarType:
+    """The type of a scalar value (`int`, `float` or `bool`); `value` is its symbolic expression where it is known."""
+
+    kind: str
+    value: Dim | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.value is None else f"{self.kind}({format_dim(self.value)})"
+
+
+@attrs.frozen(slots=True)
+class OpaqueType:
+    """The type of a result that is no tensor or scalar (what an opaque call returned)."""
+
+    def __str__(self) -> str:
+        return "opaque"
+
+
+Type = TensorType | ScalarType | OpaqueType
+
+UNKNOWN_TENSOR = TensorType(None, None, None)
+
+
+def simplify_dim(dim: Dim) -> Dim:
+    """Return `dim` in its expanded form, as a plain int when it is constant."""
+    if type(dim) is int:
+        return dim
+    if isinstance(dim, int):  # bool, numpy
+        return int(dim)
+    if dim.is_Symbol:
+        return dim
+    expanded = sympy.expand(dim)
+    return int(expanded) if expanded.is_Integer else expanded
+
+
+def dims_equal(a: Dim | None, b: Dim | None) -> bool:
+    """Return whether two dimensions are provably equal for every value of the symbols."""
+    if a is None or b is None:
+        return False
+    if type(a) is int and type(b) is int:
+        return a == b
+    if a == b:
+        return True
+    return simplify_dim(a - b) == 0
+
+
+def shapes_equal(a: tuple[Dim | None, ...] | None, b: tuple[Dim | None, ...] | None) -> bool:
+    """Return whether two shapes are known and provably equal."""
+    if a is None or b is None or len(a) != len(b):
+        return False
+    if a == b and None not in a:
+        return True
+    return all(dims_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def make_symbol(name: str) -> sympy.Symbol:
+    """Return the symbol `name`; two symbols of one name are the same symbol."""
+    return sympy.Symbol(name, integer=True, nonnegative=True)
+
+
+def symbols_of(dims: Iterable[Dim | None]) -> list[sympy.Symbol]:
+    """Return the symbols that occur in `dims`, sorted by name."""
+    found: set[sympy.Symbol] = set()
+    for dim in dims:
+        if isinstance(dim, sympy.Expr):
+            found |= dim.free_symbols
+    return sorted(found, key=lambda s: s.name)
+
+
+def format_dim(dim: Dim | None) -> str:
+    """Return the text of a dimension: `3`, `batch`, `2*seq`, `?`."""
+    return "?" if dim is None else str(dim)
+
+
+def format_type(type_: TensorType) -> str:
+    """Return the text of a tensor type: `f32[batch, 3, 224, 224]`, with `@device` unless it is the CPU."""
+    if type_ == UNKNOWN_TENSOR:
+        return "?"
+    dtype = "?" if type_.dtype is None else DTYPE_NAMES[type_.dtype]
+    shape = "*" if type_.shape is None else ", ".join(map(format_dim, type_.shape))
+    device = "" if type_.device == CPU else "@?" if type_.device is None else f"@{type_.device}"
+    return f"{dtype}[{shape}]{device}"
+
+
+def type_of_tensor(tensor: torch.Tensor) -> TensorType:
+    """Return the type of a real tensor (or of a fake one without symbolic sizes)."""
+    return TensorType(tuple(int(d) for d in tensor.shape), tensor.dtype, tensor.device)
