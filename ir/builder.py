@@ -248,6 +248,8 @@ class Builder:
 
 
 _SHORT: dict[str, OpDef] = {}
+# Names whose `default` overload is TorchScript's and never meant.
+_SHORT_NAMES = {"split": "aten.split.Tensor"}
 
 
 def short_opdef(name: str) -> OpDef:
@@ -259,6 +261,8 @@ def short_opdef(name: str) -> OpDef:
     found = _SHORT.get(name)
     if found is not None:
         return found
+    if name in _SHORT_NAMES:
+        return _SHORT.setdefault(name, get_opdef(_SHORT_NAMES[name]))
     for suffix in ("", *(f".{overload}" for overload in _PREFERRED_OVERLOADS)):
         try:
             found = get_opdef(f"aten.{name}{suffix}")
@@ -266,6 +270,8 @@ def short_opdef(name: str) -> OpDef:
             continue
         # TorchScript's own operators on numbers and lists (`add(Scalar, Scalar)`) are never meant
         if torch.Tag.pt2_compliant_tag not in getattr(found.target, "tags", ()):
+            continue
+        if not found.operand_params and found.results != ("tensor",):
             continue
         _SHORT[name] = found
         return found

@@ -1,0 +1,274 @@
+"""Patterns as data.
+
+A pattern is written as ordinary Python over placeholder values (`PatternBuilder`) and becomes a tree of the nodes
+below, which can be printed, indexed by root operator, matched (`passes.matching`) and sampled (`fuzz`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import attrs
+
+from ir.attributes import Attribute, normalize_attribute
+from ir.builder import short_opdef
+from ir.core import Operation, Value
+from ir.errors import PatternError
+from ir.locations import Location, merge_locations
+from ir.opdef import OpDef, Trait, get_opdef
+from passes.remarks import Refusal
+
+
+@attrs.frozen(eq=False)
+class AnyValue:
+    """Matches every value; the same name matches the same value only."""
+
+    name: str = ""
+    where: Callable[[Value], bool] | None = None
+    optional: bool = False
+    """Whether an absent operand matches too."""
+
+
+@attrs.frozen
+class AttrCapture:
+    """Matches every attribute value and captures it; the same name matches equal values only."""
+
+    name: str
+
+
+@attrs.frozen
+class AttrWhere:
+    """Matches the attribute values that a predicate accepts; `text` says which these are."""
+
+    predicate: Callable[[Attribute], bool]
+    text: str
+
+
+@attrs.frozen(eq=False)
+class OpNode:
+    """Matches an operation, by the first of its results unless `result` says another."""
+
+    ops: tuple[OpDef, ...] | Trait
+    operands: tuple[tuple[int | str, Node | None | tuple[Node, ...]], ...] = ()
+    """(position or parameter name, pattern): None for an operand that must be absent, a tuple for a list."""
+    attributes: tuple[tuple[str, Any], ...] = ()
+    name: str = ""
+    result: int = 0
+    context: bool = False
+    """Whether the operation is only looked at: it is not part of what the rewrite replaces."""
+    where: Callable[[Operation], str | None] | None = None
+    """A condition on the operation; it returns a reason when it does not hold."""
+
+
+@attrs.frozen(eq=False)
+class AnyOf:
+    """Matches what the first matching alternative matches."""
+
+    alternatives: tuple[Node, ...]
+
+
+@attrs.frozen(eq=False)
+class Chain:
+    """Matches `inner` behind zero or more unary operations, which are captured as a tuple, first executed first."""
+
+    ops: tuple[OpDef | Trait, ...]
+    inner: Node
+    name: str = ""
+    minimum: int = 0
+    maximum: int = 64
+    where: Callable[[Operation], str | None] | None = None
+
+
+Node = AnyValue | OpNode | AnyOf | Chain
+Ops = str | Trait | Sequence[str]
+
+
+def _opdefs(ops: Ops) -> tuple[OpDef, ...] | Trait:
+    if isinstance(ops, Trait):
+        return ops
+    names = (ops,) if isinstance(ops, str) else tuple(ops)
+    return tuple(get_opdef(name) if "." in name else short_opdef(name) for name in names)
+
+
+class PatternBuilder:
+    """The vocabulary of `Pattern.pattern`; an attribute access is an operator: `p.relu(x)`, `p.softmax(x, dim=-1)`.
+
+    Operand patterns are given by position or parameter name; what is not given matches anything. `None` matches an
+    absent operand only. Keywords that are attributes take a literal, `p.attr(name)`, or `p.attr_where(f, text)`.
+    """
+
+    def any(self, name: str = "", *, where: Callable[[Value], bool] | None = None, optional: bool = False) -> AnyValue:
+        """Match any value (with `optional`, an absent one too) and capture it as `name`."""
+        return AnyValue(name, where, optional)
+
+    def attr(self, name: str) -> AttrCapture:
+        """Match any attribute value and capture it as `name`."""
+        return AttrCapture(name)
+
+    def attr_where(self, predicate: Callable[[Attribute], bool], text: str) -> AttrWhere:
+        """Match attribute values that `predicate` accepts; `text` completes "must be ..." in messages."""
+        return AttrWhere(predicate, text)
+
+    def op(
+        self,
+        ops: Ops,
+        *operands: Node | None | Sequence[Node],
+        name: str = "",
+        result: int = 0,
+        context: bool = False,
+        where: Callable[[Operation], str | None] | None = None,
+        **keywords: Any,
+    ) -> OpNode:
+        """Match an operation by operator names (alternatives) or by a trait that its operator has."""
+        opdefs = _opdefs(ops)
+        entries: list[tuple[int | str, Any]] = [
+            (i, tuple(node) if isinstance(node, (list, tuple)) else node) for i, node in enumerate(operands)
+        ]
+        attributes: list[tuple[str, Any]] = []
+        for key, given in keywords.items():
+            if isinstance(given, (AnyValue, OpNode, AnyOf, Chain)):
+                entries.append((key, given))
+            elif given is None and not isinstance(opdefs, Trait) and key in opdefs[0].operand_index:
+                entries.append((key, None))
+            elif isinstance(given, (AttrCapture, AttrWhere)):
+                attributes.append((key, given))
+            else:
+                attributes.append((key, normalize_attribute(given)))
+        return OpNode(opdefs, tuple(entries), tuple(attributes), name, result, context, where)
+
+    def one_of(self, *alternatives: Node) -> AnyOf:
+        """Match the first alternative that matches."""
+        return AnyOf(alternatives)
+
+    def optional(self, outer: Callable[[Node], Node], inner: Node) -> AnyOf:
+        """Match `outer(inner)`, or else `inner` alone: an operation that may be absent."""
+        return AnyOf((outer(inner), inner))
+
+    def chain(
+        self,
+        ops: Sequence[str | Trait],
+        inner: Node,
+        name: str = "",
+        *,
+        minimum: int = 0,
+        maximum: int = 64,
+        where: Callable[[Operation], str | None] | None = None,
+    ) -> Chain:
+        """Match `inner` behind `minimum` to `maximum` unary operations of the given operators or traits."""
+        flat: list[OpDef | Trait] = []
+        for entry in ops:
+            found = _opdefs(entry)
+            flat.extend([found] if isinstance(found, Trait) else found)
+        return Chain(tuple(flat), inner, name, minimum, maximum, where)
+
+    def __getattr__(self, name: str) -> Callable[..., OpNode]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        def make(*operands: Node | None, **keywords: Any) -> OpNode:
+            return self.op((short_opdef(name).name,), *operands, **keywords)
+
+        return make
+
+
+class Match:
+    """A match: the root operation, all matched operations, and the captures by name (`m["conv"]` or `m.conv`)."""
+
+    __slots__ = ("captures", "ops", "root")
+
+    def __init__(self, root: Operation, ops: list[Operation], captures: dict[str, Any]) -> None:
+        self.root = root
+        self.ops = ops
+        self.captures = captures
+
+    def __getitem__(self, name: str) -> Any:
+        return self.captures[name]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.captures[name]
+        except KeyError:
+            raise AttributeError(f"the match has no capture named {name!r}") from None
+
+    def get(self, name: str) -> Any:
+        """Return the capture, or None when the part of the pattern that has it is absent from this match."""
+        return self.captures.get(name)
+
+    @property
+    def location(self) -> Location:
+        """The merged location of the matched operations."""
+        return merge_locations(op.location for op in self.ops)
+
+
+class Pattern:
+    """One rewrite rule. Subclass it; the docstring is its equation.
+
+    `pattern` builds the tree to match, `check` may refuse a match with a reason, `rewrite` builds the replacement with
+    a `Rewriter` and returns the value (or tuple of values) that replaces the root's results. Nothing is kept on `self`
+    between the three: a match carries its captures.
+    """
+
+    is_conversion: ClassVar[bool] = False
+    """Whether this is a structural conversion; conversions run to a fixpoint before fusions."""
+    is_fusion: ClassVar[bool] = False
+    """Whether the matched operations become one fused region."""
+    exact: ClassVar[bool] = False
+    """Whether the result is bit for bit equal (else: equal up to rounding)."""
+    closed: ClassVar[bool] = False
+    """Whether the rule refuses where a value inside the match has users outside it."""
+    warns_without_shapes: ClassVar[bool] = True
+    """Whether a refusal for want of a shape is a Python warning as well as a remark."""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Return the tree that the rule matches."""
+        raise NotImplementedError
+
+    def check(self, m: Match) -> str | Refusal | None:
+        """Return why the rule does not apply to this match, or None when it does."""
+        return None
+
+    def rewrite(self, m: Match, b: Any) -> Value | Sequence[Value] | None:
+        """Build the replacement and return the new values of the root's results.
+
+        Returning None means that the rewrite itself replaced what it wanted through `b`.
+        """
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """The name used in reports and pipelines: the class's name."""
+        return type(self).__name__
+
+    @property
+    def equation(self) -> str:
+        """The first paragraph of the docstring."""
+        return " ".join((type(self).__doc__ or "").strip().split("\n\n")[0].split())
+
+    def __repr__(self) -> str:
+        return f"{self.name}()"
+
+
+def instantiate(patterns: Sequence[type[Pattern] | Pattern]) -> tuple[Pattern, ...]:
+    """Return pattern objects for a list of pattern classes or objects.
+
+    Raises:
+        PatternError: when an entry is neither.
+    """
+    result: list[Pattern] = []
+    if isinstance(patterns, (str, type, Pattern)) or not isinstance(patterns, Sequence):
+        raise PatternError(
+            f"patterns must be a list or tuple of Pattern classes, not {patterns!r}",
+            remedy="write `patterns=(MyPattern,)`",
+        )
+    for entry in patterns:
+        if isinstance(entry, Pattern):
+            result.append(entry)
+        elif isinstance(entry, type) and issubclass(entry, Pattern):
+            result.append(entry())
+        else:
+            raise PatternError(
+                f"unknown pattern {entry!r}: not a subclass of graphwright.Pattern",
+                remedy="pass Pattern classes, such as those in graphwright.tensorrt.TENSORRT_PATTERNS",
+            )
+    return tuple(result)

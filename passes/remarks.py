@@ -1,0 +1,95 @@
+"""What rules report: what they did, what they nearly did, and why not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import attrs
+
+from ir.locations import Location
+
+
+class GraphwrightWarning(UserWarning):
+    """A rule was skipped because something it needs to know is not known."""
+
+
+@attrs.frozen
+class Refusal:
+    """The answer of a `check` that refuses: a reason, and whether the user is warned as well."""
+
+    reason: str
+    warn: bool = False
+    """Whether a Python warning is issued: the rule cannot tell, for want of shapes, whether it applies."""
+
+
+@attrs.frozen
+class Remark:
+    """One statement of a rule about one place."""
+
+    kind: str
+    """`applied`, `missed` (a near miss), `skipped` (not decidable; a Python warning went out) or `kept`."""
+    rule: str
+    location: Location
+    message: str
+    operation: str = ""
+    """Name of the operation at the root of the match."""
+
+    def __str__(self) -> str:
+        source = f" ({self.location.source})" if self.location.source else ""
+        return f"[{self.kind}] {self.rule}: {self.message}{source}"
+
+
+@attrs.frozen
+class OpSummary:
+    """What a report says of one operation."""
+
+    name: str
+    location: Location
+    results: tuple[str, ...] = ()
+    """Text of the result types."""
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.location.where}"
+
+
+@attrs.frozen
+class MatchRecord:
+    """One applied rewrite."""
+
+    pattern: type
+    """The pattern's class."""
+    location: Location
+    replaced: tuple[OpSummary, ...]
+    created: tuple[OpSummary, ...]
+    is_conversion: bool = False
+    is_fusion: bool = False
+
+    def __str__(self) -> str:
+        before = ", ".join(op.name for op in self.replaced)
+        after = ", ".join(op.name for op in self.created) or "nothing"
+        return f"{self.pattern.__name__} at {self.location}: {before} -> {after}"
+
+
+@attrs.define(eq=False)
+class RemarkLog:
+    """Collects remarks, each once."""
+
+    _remarks: dict[Remark, None] = attrs.field(factory=dict)
+
+    def add(self, remark: Remark) -> None:
+        """Add a remark unless the same was made before."""
+        self._remarks.setdefault(remark)
+
+    def skip(self, remark: Remark) -> None:
+        """Add a remark about a rule that could not decide, and warn the user in Python, once each."""
+        if remark not in self._remarks:
+            self._remarks[remark] = None
+            source = f" ({remark.location.source})" if remark.location.source else ""
+            warnings.warn(f"{remark.rule} skipped: {remark.message}{source}", GraphwrightWarning, stacklevel=2)
+
+    def __iter__(self) -> Iterator[Remark]:
+        return iter(self._remarks)
+
+    def __len__(self) -> int:
+        return len(self._remarks)
