@@ -1,0 +1,60 @@
+# Everything works on a fresh machine with Python (and make): each target makes .venv, installs the versions
+# that constraints.txt pins, and runs. PYTHON chooses the interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL_INPUTS := pyproject.toml constraints.txt
+BENCHMARKS := benchmarks/rewrite_throughput.py benchmarks/compile_time.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format zoo bench clean
+
+help:
+	@echo 'make demo    compile ResNet-50, ConvNeXt-Tiny and ViT-B/16, and report what changed and how exactly'
+	@echo 'make test    ruff, mypy --strict and pytest'
+	@echo 'make lint    ruff and mypy only'
+	@echo 'make format  let ruff fix and format what it can'
+	@echo 'make zoo     the tests on many real models (long)'
+	@echo 'make bench   the benchmarks, side by side with the peers'
+	@echo 'make clean   remove .venv and all caches'
+
+demo: $(VENV)/.installed-dev
+	$(BIN)/python -m compiler.demo
+
+test: lint
+	$(BIN)/python -m pytest -m 'not zoo'
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+zoo: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m zoo
+
+bench: $(VENV)/.installed-bench
+	set -e; for benchmark in $(BENCHMARKS); do $(BIN)/python $$benchmark; done
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# setuptools comes from constraints.txt too, so the build runs without an isolated environment of its own.
+$(VENV)/.installed-dev: $(INSTALL_INPUTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "graphwright needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)."; \
+	  echo "Name a newer one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; } >&2
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt setuptools
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev,bench]'
+	touch $@

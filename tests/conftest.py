@@ -1,0 +1,24 @@
+"""Settings that hold for every test."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# The suite runs the same examples each time, so a commit that passed passes again; looking for new ones is
+# what HYPOTHESIS_PROFILE=explore and the campaigns of fuzz/ are for. Times on a shared machine say nothing:
+# no deadline.
+settings.register_profile(
+    "default", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.register_profile("explore", settings.get_profile("default"), derandomize=False, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True)
+def _fixed_random_state() -> None:
+    """Starts each test from the same random state, whichever tests ran before it."""
+    torch.manual_seed(0)
