@@ -1,0 +1,329 @@
+"""Applying rules to a graph: a worklist driver for fixpoints and a sweep for fusions.
+
+The order is fixed by the program and the rule list. A match is always made on the graph as it is now.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+
+from ir.core import RETURN, Graph, Operation, Value
+from ir.errors import DidNotConverge, GraphwrightError, PatternError
+from ir.locations import Location, merge_locations
+from ir.opdef import Trait
+from ir.program import Program
+from ir.types import TensorType
+from passes.matching import RuleIndex, Variant
+from passes.pattern import Match, Pattern
+from passes.remarks import MatchRecord, OpSummary, Refusal, Remark, RemarkLog
+from passes.rewriter import Listener, Rewriter
+
+_LAST_EDITS = 8
+
+RewriteHook = Callable[[Pattern, Match, Program], Callable[[], None] | None]
+"""Called before a rewrite is applied; what it returns is called after it (single-rewrite validation)."""
+
+
+@attrs.define(eq=False)
+class RewriteLog:
+    """What the drivers of one compilation share: the record of rewrites, remarks and a validation hook."""
+
+    matches: list[MatchRecord] = attrs.field(factory=list)
+    remarks: RemarkLog = attrs.field(factory=RemarkLog)
+    counts: Counter[str] = attrs.field(factory=Counter)
+    hook: RewriteHook | None = None
+
+
+def summarize(op: Operation) -> OpSummary:
+    """Return what reports say of an operation."""
+    return OpSummary(op.name, op.location, tuple([str(r.type) for r in op.results]))
+
+
+class _Events(Listener):
+    """Collects what a rewrite touched."""
+
+    def __init__(self) -> None:
+        self.created: list[Operation] = []
+        self.touched: list[Operation] = []
+        self.freed: list[Value] = []
+
+    def inserted(self, op: Operation) -> None:
+        self.created.append(op)
+
+    def modified(self, op: Operation) -> None:
+        self.touched.append(op)
+
+    def erased(self, op: Operation, operands: tuple[Value, ...]) -> None:
+        self.freed.extend(operands)
+
+    def clear(self) -> None:
+        self.created.clear()
+        self.touched.clear()
+        self.freed.clear()
+
+
+class Applier:
+    """Tries rules at single operations and applies the first that matches; the base of both drivers."""
+
+    def __init__(
+        self, program: Program, log: RewriteLog, *, record: bool, report_misses: bool, graph: Graph | None = None
+    ) -> None:
+        self.program = program
+        self.graph = program.graph if graph is None else graph
+        self.log = log
+        self.record = record
+        self.report_misses = report_misses
+        self.events = _Events()
+        self.rewriter = Rewriter(program, self.graph, (self.events,))
+
+    def apply_first(self, op: Operation, variants: Sequence[Variant]) -> Variant | None:
+        """Apply the first variant that matches at `op` and is not refused; return it."""
+        for variant in variants:
+            found = variant.try_match(op)
+            if found is None:
+                continue
+            if type(found) is str:
+                self._miss(variant.rule, op, Refusal(found))
+                continue
+            assert isinstance(found, Match)
+            refusal = self._refusal(variant.rule, found)
+            if refusal is None:
+                if self._apply(variant.rule, found):
+                    return variant
+            else:
+                self._miss(variant.rule, op, refusal)
+        return None
+
+    def _refusal(self, rule: Pattern, match: Match) -> Refusal | None:
+        if rule.closed and len(match.ops) > 1:
+            reason = outside_use(match)
+            if reason is not None:
+                return Refusal(reason)
+        try:
+            answer = rule.check(match)
+        except GraphwrightError:
+            raise
+        except Exception as error:
+            raise PatternError(
+                f"the check of {rule.name} raised {type(error).__name__}: {error}", location=match.root.location
+            ) from error
+        if answer is None or isinstance(answer, Refusal):
+            return answer
+        if not isinstance(answer, str):
+            raise PatternError(
+                f"the check of {rule.name} returned {answer!r}", remedy="return None, or a reason as text or Refusal"
+            )
+        return Refusal(answer)
+
+    def _miss(self, rule: Pattern, op: Operation, refusal: Refusal) -> None:
+        self.log.counts[f"{rule.name} refused"] += 1
+        if refusal.warn and rule.warns_without_shapes:
+            self.log.remarks.skip(Remark("skipped", rule.name, op.location, refusal.reason, op.name))
+        elif self.report_misses:
+            self.log.remarks.add(Remark("missed", rule.name, op.location, refusal.reason, op.name))
+
+    def _apply(self, rule: Pattern, match: Match) -> bool:
+        """Apply a rule; return whether the graph changed. A rule that returns the root's own results changes nothing."""
+        root, graph, events = match.root, self.graph, self.events
+        revision = graph.revision
+        events.clear()
+        hook = self.log.hook
+        finish = hook(rule, match, self.program) if hook is not None else None
+        replaced = tuple(map(summarize, match.ops)) if self.record else ()
+        location = root.location if len(match.ops) == 1 else merge_locations([op.location for op in match.ops])
+        rewriter = self.rewriter
+        rewriter.anchor, rewriter.location = root, location
+        try:
+            values = rule.rewrite(match, rewriter)
+            if values is not None:
+                new: tuple[Value, ...] = (values,) if isinstance(values, Value) else tuple(values)
+                if new == root.results:
+                    values = None
+                else:
+                    rewriter.replace(root, *new)
+        except GraphwrightError as error:
+            error.add_note(f"while {rule.name} rewrote {root.name} at {root.location}")
+            raise
+        except Exception as error:
+            raise PatternError(
+                f"the rewrite of {rule.name} raised {type(error).__name__}: {error}", location=location
+            ) from error
+        if graph.revision == revision:
+            return False
+        self._erase_dead(match.ops)
+        if finish is not None:
+            finish()
+        self.log.counts[rule.name] += 1
+        if self.record:
+            created = tuple(summarize(op) for op in events.created if op.graph is graph)
+            self.log.matches.append(
+                MatchRecord(type(rule), location, replaced, created, rule.is_conversion, rule.is_fusion)
+            )
+        return True
+
+    def _erase_dead(self, ops: Sequence[Operation]) -> None:
+        """Erase the operations (matched ones first, then what only they used) that nothing uses any more."""
+        worklist = [op for op in ops if op.graph is self.graph]
+        while worklist:
+            op = worklist.pop()
+            if op.graph is not self.graph or op.opdef is RETURN or not is_dead(op):
+                continue
+            operands = op.operand_values
+            self.rewriter.erase(op)
+            worklist.extend([v.owner for v in operands if type(v.owner) is Operation])
+
+
+def is_dead(op: Operation) -> bool:
+    """Return whether nothing uses the results of `op` and it has no effect."""
+    for result in op.results:
+        if result._uses:
+            return False
+    return op.is_pure
+
+
+def outside_use(match: Match) -> str | None:
+    """Return why a match is not closed: an intermediate value that is used outside of it; None when it is."""
+    members = set(match.ops)
+    for op in match.ops:
+        if op is match.root:
+            continue
+        for result in op.results:
+            outside = [user for user in result.users if user not in members]
+            if outside:
+                names = ", ".join(
+                    "an output of the model" if user.opdef is RETURN else f"{user.name} at `{user.location.where}`"
+                    for user in outside[:3]
+                )
+                count = len(result.users)
+                users = f"{count} users" if count > 1 else "a user outside the match"
+                return f"the output of {op.name} at `{op.location.where}` has {users} ({names})"
+    return None
+
+
+def run_worklist(
+    program: Program,
+    index: RuleIndex,
+    log: RewriteLog,
+    *,
+    record: bool = False,
+    report_misses: bool = False,
+    max_rewrites: int | None = None,
+    graph: Graph | None = None,
+) -> int:
+    """Apply rules until none matches; return the number of rewrites.
+
+    Raises:
+        DidNotConverge: after `max_rewrites` rewrites (by default 64 for each operation, and 1024).
+    """
+    applier = Applier(program, log, record=record, report_misses=report_misses, graph=graph)
+    events, target = applier.events, applier.graph
+    lookup = index.lookup
+    worklist: deque[Operation] = deque()
+    queued: set[Operation] = set()
+
+    def push(op: Operation) -> None:
+        if op not in queued and op.opdef is not RETURN and (lookup(op.opdef) or not any(r._uses for r in op.results)):
+            queued.add(op)
+            worklist.append(op)
+
+    # dead code is erased on the way; operations that no rule is about never enter the list
+    for op in target.operations():
+        push(op)
+    limit = 64 * target.num_operations + 1024 if max_rewrites is None else max_rewrites
+    count = 0
+    recent: deque[tuple[str, Location]] = deque(maxlen=64)
+    while worklist:
+        op = worklist.popleft()
+        queued.discard(op)
+        if op.graph is not target:
+            continue
+        if is_dead(op):
+            events.clear()
+            applier._erase_dead((op,))
+        else:
+            variant = applier.apply_first(op, lookup(op.opdef))
+            if variant is None:
+                continue
+            count += 1
+            recent.append((variant.rule.name, op.location))
+            if count > limit:
+                raise _did_not_converge(count, recent, target)
+            if op.graph is target:
+                push(op)
+        for touched in events.created:
+            if touched.graph is target:
+                push(touched)
+                for result in touched.results:
+                    for user in result._uses:
+                        push(user)
+        for touched in events.touched:
+            if touched.graph is target:
+                push(touched)
+                for result in touched.results:
+                    for user in result._uses:
+                        push(user)
+        for value in events.freed:
+            source = value.owner
+            if type(source) is Operation and source.graph is target:
+                push(source)
+                # a value that lost a user may have become one that a rule waited for
+                for user in value._uses:
+                    push(user)
+    return count
+
+
+def _did_not_converge(count: int, recent: deque[tuple[str, Location]], graph: Graph) -> DidNotConverge:
+    names = ", ".join(f"{name} ({times} of the last {len(recent)})" for name, times in Counter(n for n, _ in recent).items())
+    edits = "\n".join(f"    {name} at {location.where}" for name, location in list(recent)[-_LAST_EDITS:])
+    return DidNotConverge(
+        f"no fixpoint after {count} rewrites of {graph.num_operations} operations; the rules that take turns: {names}\n"
+        f"  last edits:\n{edits}",
+        location=recent[-1][1],
+        remedy="let only one of these rules apply: two of them undo each other, or one builds what it matches",
+    )
+
+
+def run_sweep(program: Program, index: RuleIndex, log: RewriteLog, *, record: bool = True) -> int:
+    """Apply rules once at each operation, in graph order, longest variants of all rules first; return the count.
+
+    The longest pattern takes its operations before any shorter one is tried anywhere, so a short rule never breaks
+    up what a long one wants.
+    """
+    applier = Applier(program, log, record=record, report_misses=True)
+    order = {rule: i for i, rule in enumerate(index.rules)}
+    ranked = sorted(index.variants, key=lambda v: (-v.length, order[v.rule], v.order))
+    by_root: dict[Any, list[Operation]] = {}
+    for op in program.graph.operations():
+        by_root.setdefault(op.opdef, []).append(op)
+    count = 0
+    for variant in ranked:
+        roots = [op for opdef, ops in by_root.items() if variant.accepts(opdef) for op in ops]
+        for op in roots:
+            if op.graph is program.graph and applier.apply_first(op, (variant,)):
+                count += 1
+    return count
+
+
+def unfused_reason(op: Operation, log: RewriteLog, rules: Sequence[Pattern]) -> str:
+    """Return why an operation was left as it is, in the words of the near misses that looked at it."""
+    reasons = [
+        f"{remark.rule}: {remark.message}"
+        for remark in log.remarks
+        if remark.kind in ("missed", "skipped") and remark.operation == op.name and remark.location == op.location
+    ]
+    if reasons:
+        return "; ".join(dict.fromkeys(reasons))
+    index = RuleIndex(rules)
+    roots = [variant.rule.name for variant in index.lookup(op.opdef)]
+    if roots:
+        return f"what surrounds it does not have the structure of {', '.join(dict.fromkeys(roots))}"
+    return f"no pattern of this pipeline is about {op.name}"
+
+
+def is_computation(op: Operation) -> bool:
+    """Return whether an operation computes numbers, as opposed to moving them."""
+    return not op.opdef.has(Trait.LAYOUT) and any(isinstance(r.type, TensorType) for r in op.results)

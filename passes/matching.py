@@ -1,0 +1,432 @@
+"""From a pattern's tree to matchers: alternatives are expanded, then each variant becomes nested closures."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+
+from ir.attributes import attributes_equal
+from ir.core import Operation, Value
+from ir.errors import PatternError
+from ir.opdef import OpDef, ParamKind, Trait
+from passes.pattern import AnyOf, AnyValue, AttrCapture, AttrWhere, Chain, Match, Node, OpNode, Pattern, PatternBuilder
+
+_MAX_VARIANTS = 256
+
+
+class _State:
+    """What one attempt to match has found; `reason` is the first condition that failed on a fitting structure."""
+
+    __slots__ = ("bound", "captures", "ops", "reason")
+
+    def __init__(self) -> None:
+        self.captures: dict[str, Any] = {}
+        self.ops: list[Operation] = []
+        self.bound: dict[int, Any] = {}
+        self.reason: str | None = None
+
+
+_ValueMatcher = Callable[[Value | None, _State], bool]
+_OpMatcher = Callable[[Operation, _State], bool]
+
+
+@attrs.define(eq=False, slots=True)
+class Variant:
+    """One expansion of a pattern without alternatives."""
+
+    rule: Pattern
+    root: OpNode | Chain
+    length: int
+    """The number of operations it has at least."""
+    order: int
+    match_op: _OpMatcher
+
+    def accepts(self, opdef: OpDef) -> bool:
+        """Return whether an operation of this operator can be the root."""
+        root = self.root
+        return _accepts(root.ops, opdef) if isinstance(root, OpNode) else _accepts_any(root.ops, opdef)
+
+    def try_match(self, op: Operation) -> Match | str | None:
+        """Match at `op`: a match, the reason of a near miss, or None."""
+        state = _State()
+        if not self.match_op(op, state):
+            return None
+        if state.reason is not None:
+            return state.reason
+        ops = state.ops
+        if len(ops) > 1:
+            ops = list(dict.fromkeys(ops))
+        return Match(op, ops, state.captures)
+
+
+def _accepts(ops: tuple[OpDef, ...] | Trait, opdef: OpDef) -> bool:
+    return opdef.has(ops) if isinstance(ops, Trait) else opdef in ops
+
+
+def _accepts_any(ops: Sequence[OpDef | Trait], opdef: OpDef) -> bool:
+    return any(opdef.has(o) if isinstance(o, Trait) else opdef is o for o in ops)
+
+
+def compile_rule(rule: Pattern) -> tuple[Variant, ...]:
+    """Return the variants of a rule, longest first.
+
+    Raises:
+        PatternError: when the pattern is ill-formed or its root is no operation.
+    """
+    try:
+        tree = rule.pattern(PatternBuilder())
+    except Exception as error:
+        raise PatternError(f"the pattern of {rule.name} cannot be built: {error}") from error
+    if not isinstance(tree, (AnyValue, OpNode, AnyOf, Chain)):
+        raise PatternError(f"the pattern of {rule.name} is {tree!r}, not a pattern node")
+    variants: list[tuple[int, int, Node]] = []
+    for order, expanded in enumerate(_expand(tree)):
+        variants.append((_length(expanded), order, expanded))
+    if len(variants) > _MAX_VARIANTS:
+        raise PatternError(f"the pattern of {rule.name} has more than {_MAX_VARIANTS} alternatives")
+    result = []
+    for length, order, node in sorted(variants, key=lambda v: (-v[0], v[1])):
+        if isinstance(node, AnyValue):
+            raise PatternError(f"the pattern of {rule.name} may match without any operation")
+        root: Any = node
+        if isinstance(root, Chain) and not root.minimum:
+            raise PatternError(f"the root of the pattern of {rule.name} is a chain that may be empty")
+        shared = _shared_nodes(node)
+        matcher = _op_matcher(root, shared) if isinstance(root, OpNode) else _chain_root(root, shared)
+        result.append(Variant(rule, root, length, order, matcher))
+    return tuple(result)
+
+
+# --- expansion -------------------------------------------------------------------------------------------------------
+
+
+def _choices(node: Node, found: dict[int, tuple[Any, int]]) -> None:
+    """Collect the nodes at which an expansion must choose, once each: alternatives and operand orders."""
+    if id(node) in found:
+        return
+    if isinstance(node, AnyOf):
+        found[id(node)] = (node, len(node.alternatives))
+        for alternative in node.alternatives:
+            _choices(alternative, found)
+    elif isinstance(node, Chain):
+        _choices(node.inner, found)
+    elif isinstance(node, OpNode):
+        if _swappable(node):
+            found[id(node)] = (node, 2)
+        for _, operand in node.operands:
+            for part in operand if isinstance(operand, tuple) else (operand,):
+                if part is not None:
+                    _choices(part, found)
+
+
+def _swappable(node: OpNode) -> bool:
+    """Whether the two first operands are given, may be swapped, and swapping could make a difference."""
+    if isinstance(node.ops, Trait):
+        commutes = Trait.COMMUTATIVE in node.ops
+    else:
+        commutes = all(opdef.has(Trait.COMMUTATIVE) for opdef in node.ops)
+    if not commutes:
+        return False
+    given = dict(node.operands)
+    first, second = given.get(0), given.get(1)
+    if first is None and second is None:
+        return False
+    plain = isinstance(first, AnyValue) and isinstance(second, AnyValue)
+    # two plain placeholders match in either order alike, unless their names occur elsewhere or a condition tells
+    return not plain or bool(first.where or second.where or first.name or second.name)
+
+
+def _expand(tree: Node) -> list[Node]:
+    """Return the tree once for each combination of choices; a node that occurs twice is chosen once."""
+    found: dict[int, tuple[Any, int]] = {}
+    _choices(tree, found)
+    keys = list(found)
+    count = 1
+    for _, options in found.values():
+        count *= options
+    if count > _MAX_VARIANTS:
+        raise PatternError(f"a pattern has {count} alternatives, more than {_MAX_VARIANTS}")
+    results: list[Node] = []
+    seen: set[str] = set()
+    for combination in itertools.product(*(range(found[key][1]) for key in keys)):
+        chosen = dict(zip(keys, combination, strict=True))
+        memo: dict[int, Node] = {}
+        used: list[tuple[int, int]] = []
+        node = _substitute(tree, chosen, memo, used)
+        signature = repr(sorted(set(used)))
+        if signature not in seen:
+            seen.add(signature)
+            results.append(node)
+    return results
+
+
+def _substitute(node: Node, chosen: dict[int, int], memo: dict[int, Node], used: list[tuple[int, int]]) -> Node:
+    known = memo.get(id(node))
+    if known is not None:
+        return known
+    result: Node
+    if isinstance(node, AnyOf):
+        used.append((id(node), chosen[id(node)]))
+        result = _substitute(node.alternatives[chosen[id(node)]], chosen, memo, used)
+    elif isinstance(node, Chain):
+        result = attrs.evolve(node, inner=_substitute(node.inner, chosen, memo, used))
+    elif isinstance(node, OpNode):
+        operands = []
+        for key, operand in node.operands:
+            if isinstance(operand, tuple):
+                operands.append((key, tuple(_substitute(part, chosen, memo, used) for part in operand)))
+            else:
+                operands.append((key, None if operand is None else _substitute(operand, chosen, memo, used)))
+        if id(node) in chosen:
+            used.append((id(node), chosen[id(node)]))
+            if chosen[id(node)]:
+                swap = {0: 1, 1: 0}
+                operands = [(swap.get(key, key) if isinstance(key, int) else key, value) for key, value in operands]
+        result = attrs.evolve(node, operands=tuple(operands))
+    else:
+        result = node
+    memo[id(node)] = result
+    return result
+
+
+def _length(node: Node) -> int:
+    if isinstance(node, Chain):
+        return node.minimum + _length(node.inner)
+    if isinstance(node, OpNode):
+        below = 0
+        for _, operand in node.operands:
+            for part in operand if isinstance(operand, tuple) else (operand,):
+                if part is not None:
+                    below += _length(part)
+        return below + (not node.context)
+    return 0
+
+
+def _shared_nodes(tree: Node) -> set[int]:
+    """Return the ids of operation nodes that occur more than once: they must match one operation."""
+    counts: dict[int, int] = {}
+
+    def visit(node: Node) -> None:
+        counts[id(node)] = counts.get(id(node), 0) + 1
+        if counts[id(node)] > 1:
+            return
+        if isinstance(node, Chain):
+            visit(node.inner)
+        elif isinstance(node, OpNode):
+            for _, operand in node.operands:
+                for part in operand if isinstance(operand, tuple) else (operand,):
+                    if part is not None:
+                        visit(part)
+
+    visit(tree)
+    return {key for key, count in counts.items() if count > 1}
+
+
+# --- compilation -----------------------------------------------------------------------------------------------------
+
+
+def _value_matcher(node: Node | None, shared: set[int]) -> _ValueMatcher:
+    if node is None:
+        return lambda value, state: value is None
+    if isinstance(node, AnyValue):
+        return _any_matcher(node)
+    if isinstance(node, Chain):
+        return _chain_matcher(node, shared)
+    assert isinstance(node, OpNode)
+    match_op = _op_matcher(node, shared)
+    result, key = node.result, id(node)
+    is_shared = key in shared
+
+    def match(value: Value | None, state: _State) -> bool:
+        if value is None or type(value.owner) is not Operation or value.index != result:
+            return False
+        if is_shared:
+            bound = state.bound.get(key)
+            if bound is not None:
+                return bound is value.owner
+        if not match_op(value.owner, state):
+            return False
+        if is_shared:
+            state.bound[key] = value.owner
+        return True
+
+    return match
+
+
+def _any_matcher(node: AnyValue) -> _ValueMatcher:
+    name, where, optional = node.name, node.where, node.optional
+
+    def match(value: Value | None, state: _State) -> bool:
+        if value is None:
+            if optional and name:
+                state.captures.setdefault(name, None)
+            return optional
+        if where is not None and not where(value):
+            return False
+        if name:
+            captures = state.captures
+            known = captures.get(name)
+            if known is None:
+                captures[name] = value
+            elif known is not value:
+                return False
+        return True
+
+    return match
+
+
+def _chain_matcher(node: Chain, shared: set[int]) -> _ValueMatcher:
+    inner = _value_matcher(node.inner, shared)
+    ops, name, minimum, maximum, where = node.ops, node.name, node.minimum, node.maximum, node.where
+
+    def match(value: Value | None, state: _State) -> bool:
+        links: list[Operation] = []
+        while True:
+            if len(links) >= minimum:
+                captures, count, reason = dict(state.captures), len(state.ops), state.reason
+                if inner(value, state):
+                    state.ops.extend(reversed(links))
+                    if name:
+                        state.captures[name] = tuple(reversed(links))
+                    return True
+                state.captures, state.reason = captures, reason
+                del state.ops[count:]
+            op = None if value is None else value.defining_op
+            if op is None or len(links) >= maximum or not _accepts_any(ops, op.opdef) or len(op.operand_values) != 1:
+                return False
+            if where is not None:
+                refusal = where(op)
+                if refusal is not None:
+                    state.reason = state.reason or refusal
+            links.append(op)
+            value = op.operands[0]
+
+    return match
+
+
+def _chain_root(node: Chain, shared: set[int]) -> _OpMatcher:
+    matcher = _chain_matcher(node, shared)
+    return lambda op, state: len(op.results) == 1 and matcher(op.results[0], state)
+
+
+def _operand_index(node: OpNode, key: int | str) -> int:
+    if isinstance(key, int):
+        return key
+    if isinstance(node.ops, Trait):
+        raise PatternError(f"operand {key!r} of a pattern over a trait must be given by position")
+    indices = {opdef.operand_index.get(key) for opdef in node.ops}
+    if len(indices) != 1 or None in indices:
+        raise PatternError(f"{', '.join(o.name for o in node.ops)} have no common operand {key!r}")
+    return next(i for i in indices if i is not None)
+
+
+def _op_matcher(node: OpNode, shared: set[int]) -> _OpMatcher:
+    by_trait = node.ops if isinstance(node.ops, Trait) else None
+    opdefs = None if isinstance(node.ops, Trait) else frozenset(node.ops)
+    if not isinstance(node.ops, Trait):
+        _check_names(node, node.ops)
+    single: list[tuple[int, _ValueMatcher]] = []
+    lists: list[tuple[int, tuple[_ValueMatcher, ...]]] = []
+    for key, operand in node.operands:
+        index = _operand_index(node, key)
+        if isinstance(operand, tuple):
+            lists.append((index, tuple(_value_matcher(part, shared) for part in operand)))
+        else:
+            single.append((index, _value_matcher(operand, shared)))
+    conditions = tuple(_attribute_matcher(name, expected) for name, expected in node.attributes)
+    name, where, context = node.name, node.where, node.context
+    with_lists = bool(lists) or any(opdef.has_lists for opdef in opdefs or ())
+
+    def match(op: Operation, state: _State) -> bool:
+        opdef = op.opdef
+        if opdefs is not None:
+            if opdef not in opdefs:
+                return False
+        elif by_trait is not None and by_trait not in opdef.traits:
+            return False
+        operands: Any = op.grouped_operands() if with_lists else op._operands
+        for index, matcher in single:
+            if not matcher(operands[index] if index < len(operands) else None, state):
+                return False
+        for index, matchers in lists:
+            items = operands[index]
+            if not isinstance(items, tuple) or len(items) != len(matchers):
+                return False
+            for part, item in zip(matchers, items, strict=True):
+                if not part(item, state):
+                    return False
+        for condition in conditions:
+            reason = condition(op, state)
+            if reason is not None and state.reason is None:
+                state.reason = reason
+        if where is not None and state.reason is None:
+            state.reason = where(op)
+        if name:
+            state.captures[name] = op
+        if not context:
+            state.ops.append(op)
+        return True
+
+    return match
+
+
+def _check_names(node: OpNode, opdefs: tuple[OpDef, ...]) -> None:
+    for opdef in opdefs:
+        if opdef.is_region:
+            continue
+        known = {p.name for p in opdef.params if p.kind is ParamKind.ATTRIBUTE}
+        for name, _ in node.attributes:
+            if name not in known:
+                raise PatternError(f"{opdef.name} has no attribute {name!r}")
+
+
+def _attribute_matcher(name: str, expected: Any) -> Callable[[Operation, _State], str | None]:
+    if isinstance(expected, AttrCapture):
+        capture = expected.name
+
+        def bind(op: Operation, state: _State) -> str | None:
+            value = op.attributes[name]
+            if capture in state.captures:
+                known = state.captures[capture]
+                if not attributes_equal(known, value):
+                    return f"{name} of {op.name} is {value}, elsewhere {known}"
+            state.captures[capture] = value
+            return None
+
+        return bind
+    if isinstance(expected, AttrWhere):
+        predicate, text = expected.predicate, expected.text
+
+        def satisfy(op: Operation, state: _State) -> str | None:
+            value = op.attributes[name]
+            return None if predicate(value) else f"{name} of {op.name} at `{op.location.where}` is {value}, not {text}"
+
+        return satisfy
+
+    def compare(op: Operation, state: _State) -> str | None:
+        value = op.attributes[name]
+        if value is expected or attributes_equal(value, expected):
+            return None
+        return f"{name} of {op.name} at `{op.location.where}` is {value}, not {expected}"
+
+    return compare
+
+
+class RuleIndex:
+    """The variants of a list of rules by root operator, in rule order and longest first within a rule."""
+
+    def __init__(self, rules: Sequence[Pattern]) -> None:
+        self.rules = tuple(rules)
+        self.variants = tuple(itertools.chain.from_iterable(compile_rule(rule) for rule in rules))
+        self._by_opdef: dict[OpDef, tuple[Variant, ...]] = {}
+
+    def lookup(self, opdef: OpDef) -> tuple[Variant, ...]:
+        """Return the variants whose root can be an operation of `opdef`."""
+        found = self._by_opdef.get(opdef)
+        if found is None:
+            found = tuple(variant for variant in self.variants if variant.accepts(opdef))
+            self._by_opdef[opdef] = found
+        return found

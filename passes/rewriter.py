@@ -1,0 +1,270 @@
+"""The one way to change a graph during a pass; every edit is an event that listeners see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ir.attributes import Attribute
+from ir.builder import Builder, infer_operation
+from ir.core import Graph, Operation, Value
+from ir.errors import PatternError
+from ir.locations import merge_locations
+from ir.opdef import get_opdef
+from ir.program import Program, Weight
+from ir.types import TensorType, dims_equal
+
+
+class Listener:
+    """Receives the events of a `Rewriter`; override what is of interest."""
+
+    def inserted(self, op: Operation) -> None:
+        """An operation was inserted."""
+
+    def erased(self, op: Operation, operands: tuple[Value, ...]) -> None:
+        """An operation was erased; `operands` are those it had."""
+
+    def modified(self, op: Operation) -> None:
+        """Operands or attributes of an operation changed."""
+
+
+class Rewriter(Builder):
+    """Edits one graph of a program. New operations go before the anchor and get the current location."""
+
+    def __init__(self, program: Program, graph: Graph | None = None, listeners: Sequence[Listener] = ()) -> None:
+        super().__init__(program.graph if graph is None else graph)
+        self.program = program
+        self.listeners = tuple(listeners)
+
+    def insert(self, op: Operation) -> Operation:
+        """Insert an operation made elsewhere before the anchor."""
+        self.graph.insert_before(self.anchor, op)
+        for listener in self.listeners:
+            listener.inserted(op)
+        return op
+
+    def erase(self, op: Operation) -> None:
+        """Erase an operation whose results are unused."""
+        operands = op.operand_values
+        self.graph.erase(op)
+        for listener in self.listeners:
+            listener.erased(op, operands)
+
+    def replace_value(self, old: Value, new: Value) -> None:
+        """Make all users of `old` use `new`.
+
+        Raises:
+            PatternError: when the types differ.
+        """
+        if old is new:
+            return
+        if old.type is not new.type and not types_agree(old.type, new.type):
+            raise PatternError(
+                f"a value of type {old.type} cannot be replaced by one of type {new.type}",
+                location=old.owner.location if isinstance(old.owner, Operation) else None,
+                remedy="the replacement must have the same shape and dtype",
+            )
+        if old.name and not new.name:
+            new.name = old.name
+        for user in self.graph.replace_all_uses(old, new):
+            for listener in self.listeners:
+                listener.modified(user)
+
+    def replace(self, op: Operation, *values: Value) -> None:
+        """Replace the results of `op` by `values` and erase it.
+
+        Raises:
+            PatternError: when the number of values or their types do not fit.
+        """
+        if len(values) != len(op.results):
+            raise PatternError(
+                f"{op.name} has {len(op.results)} results, {len(values)} replacements given", location=op.location
+            )
+        for old, new in zip(op.results, values, strict=True):
+            self.replace_value(old, new)
+        self.erase(op)
+
+    def set_operand(self, op: Operation, index: int, value: Value | None) -> None:
+        """Change one operand; the result types must stay as they are."""
+        op.set_operand(index, value)
+        self._modified(op)
+
+    def set_attribute(self, op: Operation, name: str, value: Attribute) -> None:
+        """Change one attribute; the result types must stay as they are."""
+        op.set_attribute(name, value)
+        self._modified(op)
+
+    def _modified(self, op: Operation) -> None:
+        for result, type_ in zip(op.results, infer_operation(op), strict=True):
+            if not types_agree(result.type, type_):
+                raise PatternError(f"the edit changes the type of {op.name} to {type_}", location=op.location)
+        for listener in self.listeners:
+            listener.modified(op)
+
+    def add_weight(self, weight: Weight) -> Value:
+        """Add a weight to the program."""
+        return self.program.add_weight(weight)
+
+    def clone(self, op: Operation, **changes: Any) -> Operation:
+        """Insert a copy of `op` before the anchor, with attributes changed, and return it."""
+        attributes = {**op.attributes, **changes}
+        twin = Operation(
+            op.opdef,
+            op.operands,
+            attributes,
+            [r.type for r in op.results],
+            location=op.location,
+            segments=op.segments,
+            body=op.body,
+            names=[r.name for r in op.results],
+        )
+        return self.insert(twin)
+
+    def fuse(
+        self,
+        kind: str,
+        ops: Sequence[Operation],
+        *,
+        parts: Mapping[Operation, str] | None = None,
+        inputs: Mapping[Value, str] | None = None,
+        quantization_points: Sequence[str] = ("input",),
+        outputs: Sequence[Value] | None = None,
+    ) -> Operation:
+        """Replace `ops` by one fused region whose body they become.
+
+        Args:
+            kind: the region's kind: the operation is named `fused.<kind>`.
+            ops: the operations, in any order.
+            parts: names of the operations' modules in the emitted code.
+            inputs: names of values that enter; other values get names from the part that uses them.
+            quantization_points: names of the operands that get a quantize/dequantize pair.
+            outputs: the values that leave; by default every result that is used outside.
+
+        Returns:
+            The region; the uses of the outputs are replaced and `ops` erased.
+
+        Raises:
+            PatternError: when a value would be used before it is defined.
+        """
+        ordered = sort_operations(ops)
+        members = set(ordered)
+        if outputs is None:
+            outputs = [r for op in ordered for r in op.results if any(u not in members for u in r.users)]
+        names = _input_names(ordered, parts or {}, inputs or {})
+        body = Graph([(name, value.type) for value, name in names.items()])
+        mapping: dict[Value, Value] = dict(zip(names, body.inputs, strict=True))
+        for op in ordered:
+            copy_into(op, body, mapping)
+        body.set_outputs([mapping[value] for value in outputs])
+        location = merge_locations(op.location for op in ordered)
+        anchor = self._region_anchor(ordered, outputs, tuple(names))
+        region = Operation(
+            get_opdef(f"fused.{kind}"),
+            tuple(names),
+            {
+                "kind": kind,
+                "parts": tuple((parts or {}).get(op, "") for op in ordered),
+                "quantization_points": tuple(quantization_points),
+            },
+            [value.type for value in outputs],
+            location=location,
+            body=body,
+            names=[value.name for value in outputs],
+        )
+        with self.at(anchor):
+            self.insert(region)
+        for old, new in zip(outputs, region.results, strict=True):
+            self.replace_value(old, new)
+        for op in reversed(ordered):
+            self.erase(op)
+        return region
+
+    def _region_anchor(
+        self, ordered: Sequence[Operation], outputs: Sequence[Value], inputs: Sequence[Value]
+    ) -> Operation:
+        """Return the operation before which the region goes: after all operands, before all users."""
+        members = set(ordered)
+        last = ordered[-1]
+        users = [u for value in outputs for u in value.users if u not in members]
+        if all(last.is_before(user) for user in users):
+            return last
+        first = min(users, key=_position)
+        for value in inputs:
+            source = value.defining_op
+            if source is not None and not source.is_before(first):
+                raise PatternError(
+                    f"{source.name} is computed between the operations to fuse", location=source.location
+                )
+        return first
+
+
+def types_agree(a: Any, b: Any) -> bool:
+    """Return whether two types are the same where both are known."""
+    if a == b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if not isinstance(a, TensorType):
+        return True
+    if a.dtype is not None and b.dtype is not None and a.dtype != b.dtype:
+        return False
+    if a.device is not None and b.device is not None and a.device != b.device:
+        return False
+    if a.shape is None or b.shape is None:
+        return True
+    if len(a.shape) != len(b.shape):
+        return False
+    return all(x is None or y is None or dims_equal(x, y) for x, y in zip(a.shape, b.shape, strict=True))
+
+
+def _position(op: Operation) -> int:
+    assert op.graph is not None
+    op.graph._ensure_order()
+    return op._order
+
+
+def sort_operations(ops: Sequence[Operation]) -> list[Operation]:
+    """Return operations of one graph in the graph's order, each once."""
+    distinct = list(dict.fromkeys(ops))
+    return distinct if len(distinct) < 2 else sorted(distinct, key=_position)
+
+
+def copy_into(op: Operation, graph: Graph, mapping: dict[Value, Value]) -> Operation:
+    """Append a copy of `op` to `graph`; operands go through `mapping`, to which the results are added."""
+    twin = Operation(
+        op.opdef,
+        [None if v is None else mapping[v] for v in op.operands],
+        dict(op.attributes),
+        [r.type for r in op.results],
+        location=op.location,
+        segments=op.segments,
+        body=op.body,
+        names=[r.name for r in op.results],
+    )
+    graph.append(twin)
+    mapping.update(zip(op.results, twin.results, strict=True))
+    return twin
+
+
+def _input_names(
+    ops: Sequence[Operation], parts: Mapping[Operation, str], given: Mapping[Value, str]
+) -> dict[Value, str]:
+    """Return the values that enter from outside, in order of first use, with unique names."""
+    members = set(ops)
+    names: dict[Value, str] = {}
+    taken: set[str] = set()
+    for op in ops:
+        params = [p.name for p in op.opdef.operand_params]
+        for i, value in enumerate(op.operands):
+            if value is None or value in names or value.defining_op in members:
+                continue
+            param = params[i] if op.segments is None and i < len(params) else f"operand{i}"
+            base = given.get(value) or (f"{parts[op]}_{param}" if parts.get(op) else param)
+            name, number = base, 0
+            while name in taken:
+                number += 1
+                name = f"{base}_{number}"
+            names[value] = name
+            taken.add(name)
+    return names
+
