@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("ir", "passes", "compiler", "fuzz", "graphwright")
 OUTSIDE = ("tests", "benchmarks", "docs")
 
+_TYPE_CHECKING = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
 MAX_LINES = 450
 LONG_FILES: dict[str, str] = {
     "ir/core.py": "values, operations and graphs keep the use-def edges between them exact together",
@@ -32,6 +34,8 @@ class Import:
     imported: str
     line: int
     in_function: bool
+    for_types: bool
+    """Under `if TYPE_CHECKING:`, so it names types and does not run."""
 
     def __str__(self) -> str:
         return f"{self.importer}:{self.line} imports {self.imported}"
@@ -53,17 +57,21 @@ def imports(files: Mapping[str, str]) -> list[Import]:
     return [
         found
         for path, text in files.items()
-        for found in _imports_below(ast.parse(text, path), path, modules, in_function=False)
+        for found in _imports_below(ast.parse(text, path), path, modules, in_function=False, for_types=False)
     ]
 
 
-def _imports_below(node: ast.AST, path: str, modules: set[str], *, in_function: bool) -> Iterator[Import]:
+def _imports_below(
+    node: ast.AST, path: str, modules: set[str], *, in_function: bool, for_types: bool
+) -> Iterator[Import]:
     for name in _imported_names(node, path, modules):
         if name.partition(".")[0] in ROOMS + OUTSIDE:
-            yield Import(module_name(path), name, getattr(node, "lineno", 0), in_function)
-    inside = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield Import(module_name(path), name, getattr(node, "lineno", 0), in_function, for_types)
+    in_function = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    typed = node.body if isinstance(node, ast.If) and ast.unparse(node.test) in _TYPE_CHECKING else []
     for child in ast.iter_child_nodes(node):
-        yield from _imports_below(child, path, modules, in_function=inside)
+        below = for_types or child in typed
+        yield from _imports_below(child, path, modules, in_function=in_function, for_types=below)
 
 
 def _imported_names(node: ast.AST, path: str, modules: set[str]) -> list[str]:
@@ -101,9 +109,15 @@ def hidden(found: list[Import]) -> list[str]:
 
 
 def cycles(found: list[Import]) -> list[list[str]]:
-    """The sets of modules that import each other in a circle, however the imports are written."""
+    """The sets of modules that import each other in a circle when they run, in functions too.
+
+    Two modules may name each other's types (a weight is a value, and a value knows its weight); that import
+    still has to go one way between rooms.
+    """
     graph: dict[str, list[str]] = {}
     for one in found:
+        if one.for_types:
+            continue
         graph.setdefault(one.importer, []).append(one.imported)
         graph.setdefault(one.imported, [])
     reached = {module: _reachable(graph, module) for module in graph}
@@ -245,3 +259,10 @@ def test_no_cycle_where_there_is_none() -> None:
         "ir/d.py": "",
     }
     assert cycles(imports(diamond)) == []
+
+
+def test_imports_for_types_make_no_cycle_but_their_else_branch_does() -> None:
+    files = {"ir/a.py": "import ir.b", "ir/b.py": "if TYPE_CHECKING:\n    import ir.a"}
+    assert cycles(imports(files)) == []
+    files["ir/b.py"] += "\nelse:\n    from ir import a"
+    assert cycles(imports(files)) == [["ir.a", "ir.b"]]
