@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import sympy
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -24,8 +27,11 @@ from ir.types import (
     simplify_dim,
 )
 
-# Distinct primes: a rule that confuses two symbols, or a symbol with a size of the model, does not go unseen.
-_HINTS = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
+# Distinct primes, so that two symbols, or a symbol and a size of the model, are not taken for equal; and large ones, so
+# that a dimension that a network divides by 32 on its way is still larger than the kernels it meets.
+_HINTS = (2003, 2011, 2017, 2027, 2029, 2039, 2053, 2063, 2069, 2081, 2083, 2087, 2089, 2099, 2111, 2113)
+# PyTorch logs each refusal as an error with its traceback; here a refusal is an answer, and is raised.
+_TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
 class FakeContext:
@@ -56,6 +62,20 @@ class FakeContext:
                 self._hints[symbol] = hint
         hint = int(dim.subs(self._hints))
         return self.shape_env.create_symintnode(dim.xreplace(self._symbols), hint=hint)
+
+    def check_general(self, name: str) -> None:
+        """Check that no operator so far held for the sizes of the hints only.
+
+        Raises:
+            InferenceError: when one fixed a symbol; `name` is the operator to blame.
+        """
+        for inner, outer in self._back.items():
+            fixed = self.shape_env.replacements.get(inner)
+            if fixed is not None:
+                raise InferenceError(
+                    f"{name} needs the number that the symbolic dimension {outer} stands for",
+                    remedy=f"compile with a fixed size in place of {outer}",
+                )
 
     def dim(self, size: Any) -> Dim:
         """Return a size of a fake tensor as a dimension over our symbols."""
@@ -96,9 +116,10 @@ def _context(dims: list[Dim | None]) -> FakeContext:
     return _STATIC[0]
 
 
-def _is_unknown(type_: Any) -> bool:
+def is_unknown(type_: Any) -> bool:
+    """Return whether any part of a type (or of a tuple of types) is unknown."""
     if isinstance(type_, tuple):
-        return any(map(_is_unknown, type_))
+        return any(map(is_unknown, type_))
     if isinstance(type_, TensorType):
         return not type_.is_known
     return isinstance(type_, OpaqueType) or (isinstance(type_, ScalarType) and type_.value is None)
@@ -147,6 +168,16 @@ def call_arguments(
     return args, kwargs
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    disabled = _TORCH_LOG.disabled
+    _TORCH_LOG.disabled = True
+    try:
+        yield
+    finally:
+        _TORCH_LOG.disabled = disabled
+
+
 def infer_with_fakes(
     opdef: OpDef, types: tuple[Any, ...], attributes: Mapping[str, Attribute], extra: tuple[Type, ...] = ()
 ) -> tuple[Type, ...]:
@@ -158,7 +189,7 @@ def infer_with_fakes(
     Raises:
         InferenceError: when the operator refuses the operands.
     """
-    if _is_unknown(types) or _is_unknown(extra):
+    if is_unknown(types) or is_unknown(extra):
         return unknown_results(opdef)
     dims: list[Dim | None] = []
 
@@ -202,11 +233,12 @@ def infer_with_fakes(
     if kernel is None:
         raise InferenceError(f"{opdef.name} has neither an inference rule nor a kernel")
     try:
-        with context.mode, torch.no_grad():
+        with _quiet(), context.mode, torch.no_grad(), enable_python_dispatcher():
             result = kernel(*args, **kwargs)
     except Exception as error:
         shown = ", ".join(str(t) for t in types)
         raise InferenceError(f"{opdef.name} does not take operands ({shown}): {error}") from error
+    context.check_general(opdef.name)
     if result is None:
         return ()
     if isinstance(result, (tuple, list)):
