@@ -1,0 +1,106 @@
+"""Instruments for the seam between passes: timing, statistics, IR dumps, verification."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+
+from ir.errors import GraphwrightError
+from ir.printer import print_program
+from ir.program import Program
+from ir.verify import verify
+from passes.manager import Instrument, Pass, PassManager, PassResult
+
+
+@attrs.define(eq=False)
+class Timing(Instrument):
+    """Sums the seconds of each pass; `seconds` maps pass names to them. Managers are not counted, their passes are."""
+
+    seconds: Counter[str] = attrs.field(factory=Counter)
+
+    def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
+        """Add the time of one pass."""
+        if not isinstance(pass_, PassManager):
+            self.seconds[pass_.name] += result.seconds  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        total = sum(self.seconds.values()) or 1.0
+        return "\n".join(f"{s * 1e3:9.2f} ms {s / total:6.1%}  {name}" for name, s in self.seconds.items())
+
+
+@attrs.define(eq=False)
+class Statistics(Instrument):
+    """Counts operations by operator before the first and after the last pass, and runs and changes of each pass."""
+
+    before_counts: Counter[str] | None = None
+    after_counts: Counter[str] = attrs.field(factory=Counter)
+    runs: Counter[str] = attrs.field(factory=Counter)
+    changes: Counter[str] = attrs.field(factory=Counter)
+
+    def before(self, pass_: Pass, program: Program) -> None:
+        """Count the operations once, before anything ran."""
+        if self.before_counts is None:
+            self.before_counts = count_operations(program)
+
+    def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
+        """Count one run."""
+        self.runs[pass_.name] += 1
+        self.changes[pass_.name] += result.changed
+        self.after_counts = count_operations(program)
+
+
+def count_operations(program: Program) -> Counter[str]:
+    """Return how many operations of each operator there are (a fused region counts as one)."""
+    return Counter(op.name for op in program.graph.operations())
+
+
+@attrs.define(eq=False)
+class DumpIR(Instrument):
+    """Writes the text of the program after each pass that changed it, to files in a folder or to a function."""
+
+    target: Path | str | Callable[[str, str], None]
+    number: int = 0
+
+    def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
+        """Write one dump, named `NNN-pass.gw`."""
+        if not result.changed or isinstance(pass_, PassManager):
+            return
+        title = f"{self.number:03d}-{pass_.name}"
+        self.number += 1
+        text = print_program(program)
+        if callable(self.target):
+            self.target(title, text)
+        else:
+            folder = Path(self.target)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{title}.gw").write_text(text)
+
+
+@attrs.define(eq=False)
+class VerifyEach(Instrument):
+    """Verifies the program after each pass, and holds "unchanged" to the printed text being the same."""
+
+    check_unchanged: bool = False
+    _text: str = ""
+
+    def before(self, pass_: Pass, program: Program) -> None:
+        """Remember the text before the pass."""
+        if self.check_unchanged:
+            self._text = print_program(program)
+
+    def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
+        """Verify.
+
+        Raises:
+            GraphwrightError: when the pass broke the IR, or changed it without the revision telling so.
+        """
+        try:
+            verify(program)
+        except GraphwrightError as error:
+            error.add_note(f"pass `{pass_}` broke the IR")
+            raise
+        if self.check_unchanged and not result.changed and print_program(program) != self._text:
+            raise GraphwrightError(f"pass `{pass_.name}` changed the program behind the revision counter's back")
