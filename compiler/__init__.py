@@ -1,0 +1,1 @@
+"""From torch and back: capture, pipelines and targets, codegen, the driver, the command line."""

@@ -1,0 +1,206 @@
+"""`transform`: the whole way from a model to the module that replaces it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from compiler.capture import capture
+from compiler.codegen import emit
+from compiler.lower import lower
+from compiler.parameter_map import ParameterMap
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from compiler.validate import EachRewriteValidator, validate_result
+from ir.core import Operation
+from ir.errors import InputError
+from ir.program import Program
+from ir.verify import verify
+from passes.driver import RewriteLog, is_computation, unfused_reason
+from passes.instruments import count_operations
+from passes.manager import Fixpoint, PassContext, PassManager
+from passes.pattern import Pattern, instantiate
+from passes.remarks import MatchRecord, Remark
+
+VALIDATE_MODES = ("off", "final", "each")
+
+Progress = Callable[[str], None]
+"""Called with the name of each stage when it begins: capture, lower, canonicalize, …, emit."""
+
+
+@attrs.frozen
+class StageTime:
+    """Seconds that one stage took."""
+
+    name: str
+    seconds: float
+
+
+@attrs.define(eq=False)
+class TransformResult:
+    """What `transform` returns."""
+
+    model: GraphModule
+    """The emitted module."""
+    matches: tuple[MatchRecord, ...]
+    """The applied rewrites, in order."""
+    remarks: tuple[Remark, ...]
+    """What fired, which near misses did not, and what was kept as it is; each with the reason."""
+    program: Program
+    """The IR; `print(result.program)` is its text form."""
+    parameter_map: ParameterMap
+    """New `state_dict` key -> original key(s); `parameter_map.convert(checkpoint)` converts a checkpoint."""
+    stages: tuple[StageTime, ...]
+    """Seconds of each stage, in order."""
+    operations_before: Mapping[str, int]
+    """Operators of the captured program and how often they occur."""
+    operations_after: Mapping[str, int]
+    """Operators of the emitted program; a fused region counts as one."""
+
+    def counts(self) -> dict[str, int]:
+        """Return how often each pattern was applied, in order of first application."""
+        counts: dict[str, int] = {}
+        for match in self.matches:
+            counts[match.pattern.__name__] = counts.get(match.pattern.__name__, 0) + 1
+        return counts
+
+
+class _Stages:
+    """Times the stages, and tells the progress display of each."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.times: list[StageTime] = []
+
+    def run(self, name: str, function: Callable[[], Any]) -> Any:
+        if self.progress is not None:
+            self.progress(name)
+        start = time.perf_counter()
+        result = function()
+        self.times.append(StageTime(name, time.perf_counter() - start))
+        return result
+
+
+def transform(
+    model: nn.Module | ExportedProgram | GraphModule,
+    example_inputs: tuple[Any, ...] | torch.Tensor | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    patterns: Sequence[type[Pattern] | Pattern] = TENSORRT_PATTERNS,
+    pipeline: PassManager | None = None,
+    dynamic_shapes: Any = None,
+    leaf_modules: Sequence[Any] = (),
+    validate: str = "off",
+    progress: Progress | None = None,
+) -> TransformResult:
+    """Compile a model and return the module that replaces it, with the reasons for all that was done.
+
+    Args:
+        model: an `nn.Module` (captured with `torch.export` in the modes its submodules are in), an `ExportedProgram`,
+            or an `fx.GraphModule`. The model is not changed; the result shares its weights' storage.
+        example_inputs: the positional arguments of one call (a bare tensor is accepted). May be left out for an
+            `ExportedProgram`, and for an `fx.GraphModule`, whose types then come from the metadata of `ShapeProp` or
+            are unknown.
+        example_kwargs: the keyword arguments of that call.
+        patterns: pattern classes; conversions are applied until none matches, then the others, longest first.
+        pipeline: a PassManager to run instead of `patterns`.
+        dynamic_shapes: as in `torch.export.export`.
+        leaf_modules: submodules (as objects, classes or module paths) to keep as opaque calls.
+        validate: "off"; "final" compares original and result on random inputs; "each" validates every rewrite.
+        progress: called with the name of each stage as it begins.
+
+    Raises:
+        GraphwrightError: InputError for wrong arguments, CaptureError when the model cannot be captured, PatternError
+            and PassError for faulty patterns and passes, ValidationError when validation finds a difference.
+    """
+    if validate not in VALIDATE_MODES:
+        raise InputError(f"validate={validate!r}", remedy=f"use one of {', '.join(map(repr, VALIDATE_MODES))}")
+    if pipeline is not None and not isinstance(pipeline, PassManager):
+        raise InputError(f"pipeline={pipeline!r} is not a PassManager", remedy="write `pipeline=PassManager([...])`")
+    manager = pipeline if pipeline is not None else pipeline_of(patterns)
+    stages = _Stages(progress)
+    captured = stages.run(
+        "capture",
+        lambda: capture(
+            model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, leaf_modules=tuple(leaf_modules)
+        ),
+    )
+    program: Program = stages.run("lower", lambda: lower(captured))
+    before = count_operations(program)
+    log = RewriteLog()
+    if validate == "each":
+        log.hook = EachRewriteValidator()
+    context = PassContext(log=log)
+    for pass_ in manager.passes:
+        name = pass_.name if not isinstance(pass_, Fixpoint) else "+".join(p.name for p in pass_.passes)
+        single = attrs.evolve(manager, passes=(pass_,))
+        stages.run(name, lambda single=single: single(program, context))  # type: ignore[misc]
+    stages.run("verify", lambda: verify(program))
+    emitted = stages.run("emit", lambda: emit(program))
+    result = TransformResult(
+        model=emitted.module,
+        matches=tuple(log.matches),
+        remarks=(*_applied(log), *log.remarks, *_kept(program, log, manager)),
+        program=program,
+        parameter_map=emitted.parameter_map,
+        stages=tuple(stages.times),
+        operations_before=before,
+        operations_after=count_operations(program),
+    )
+    if validate != "off":
+        stages.run("validate", lambda: validate_result(model, result.model, captured))
+        result.stages = tuple(stages.times)
+    return result
+
+
+def _applied(log: RewriteLog) -> list[Remark]:
+    return [
+        Remark(
+            "applied",
+            match.pattern.__name__,
+            match.location,
+            f"{', '.join(map(str, match.replaced))} became {', '.join(op.name for op in match.created) or 'nothing'}",
+            match.replaced[-1].name if match.replaced else "",
+        )
+        for match in log.matches
+    ]
+
+
+def patterns_of(manager: PassManager) -> tuple[Pattern, ...]:
+    """Return the patterns of all passes of a pipeline, in order."""
+    found: list[Pattern] = []
+    for pass_ in manager.passes:
+        if isinstance(pass_, PassManager):
+            found.extend(patterns_of(pass_))
+        else:
+            found.extend(instantiate(getattr(pass_, "patterns", ())))
+    return tuple(found)
+
+
+def _kept(program: Program, log: RewriteLog, manager: PassManager) -> list[Remark]:
+    """Say of each computation that no region took why it was left as it is."""
+    rules = tuple(rule for rule in patterns_of(manager) if rule.is_fusion)
+    if not rules:
+        return []
+
+    def kept(op: Operation) -> bool:
+        return op.body is None and is_computation(op)
+
+    return [
+        Remark(
+            "kept",
+            "fuse",
+            op.location,
+            f"{op.name} at `{op.location.where}` stays: {unfused_reason(op, log, rules)}",
+            op.name,
+        )
+        for op in program.graph.operations()
+        if kept(op)
+    ]

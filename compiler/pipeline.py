@@ -1,0 +1,45 @@
+"""Pipelines: from a list of patterns to a PassManager, and back from text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compiler.tensorrt import OPTIONAL_PATTERNS, TENSORRT_PATTERNS
+from passes.apply import Convert, Fuse
+from passes.canonicalize import Canonicalize
+from passes.manager import Fixpoint, Pass, PassManager, Verify
+from passes.pattern import Pattern, instantiate
+
+STANDARD_PASSES: tuple[type[Pass], ...] = (Canonicalize, Convert, Fuse, Verify)
+"""The pass classes that pipeline text may name without more."""
+
+STANDARD_PATTERNS: tuple[type[Pattern], ...] = TENSORRT_PATTERNS + OPTIONAL_PATTERNS
+"""The pattern classes that pipeline text may name without more."""
+
+
+def pipeline_of(patterns: Sequence[type[Pattern] | Pattern]) -> PassManager:
+    """Return the pipeline for a list of patterns: canonicalize, convert to a fixpoint, fuse longest first.
+
+    Raises:
+        PatternError: when an entry is no pattern.
+    """
+    rules = instantiate(patterns)
+    conversions = tuple(entry for entry, rule in zip(patterns, rules, strict=True) if rule.is_conversion)
+    others = tuple(entry for entry, rule in zip(patterns, rules, strict=True) if not rule.is_conversion)
+    passes: list[Pass] = [Canonicalize()]
+    if conversions:
+        passes.append(Fixpoint([Convert(conversions), Canonicalize(fold_parameter_views=True)]))
+    if others:
+        passes.append(Fuse(others))
+    return PassManager(passes)
+
+
+def parse_pipeline(
+    text: str, *, passes: Sequence[type[Pass]] = (), patterns: Sequence[type[Pattern]] = ()
+) -> PassManager:
+    """Return the pipeline that `text` describes, out of the standard passes and patterns and those given.
+
+    Raises:
+        ParseError: when the text is ill-formed, or names what is neither standard nor given.
+    """
+    return PassManager.parse(text, passes=(*STANDARD_PASSES, *passes), patterns=(*STANDARD_PATTERNS, *patterns))

@@ -1,0 +1,38 @@
+"""What TensorRT wants: its conversions, fusions and quantization points, as ordered tuples of patterns."""
+
+from __future__ import annotations
+
+from passes.convert.attention import DecomposeMultiheadAttentionPattern
+from passes.convert.classifier import FlattenLinearToConv1x1Pattern, FlattenLinearToConvPattern
+from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
+from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
+from passes.fuse.conv import ConvBNActPattern, ConvBNAddActPattern, ConvBNPattern, StemConvBNActMaxPoolPattern
+from passes.fuse.dense import AdaptiveAvgPoolPattern, LayerNormPattern, LinearActPattern, LinearPattern
+from passes.pattern import Pattern
+
+TENSORRT_CONVERSION_PATTERNS: tuple[type[Pattern], ...] = (
+    FlattenLinearToConv1x1Pattern,
+    RemoveIdentityAdaptiveAvgPoolPattern,
+    DecomposeMultiheadAttentionPattern,
+)
+"""The structural conversions."""
+
+TENSORRT_FUSION_PATTERNS: tuple[type[Pattern], ...] = (
+    StemConvBNActMaxPoolPattern,
+    ConvBNAddActPattern,
+    ConvBNActPattern,
+    ConvBNPattern,
+    MHAInProjectionPattern,
+    ScaledDotProductAttentionPattern,
+    LinearActPattern,
+    LinearPattern,
+    LayerNormPattern,
+    AdaptiveAvgPoolPattern,
+)
+"""The fusions."""
+
+TENSORRT_PATTERNS: tuple[type[Pattern], ...] = TENSORRT_CONVERSION_PATTERNS + TENSORRT_FUSION_PATTERNS
+"""Conversions, then fusions."""
+
+OPTIONAL_PATTERNS: tuple[type[Pattern], ...] = (FlattenLinearToConvPattern,)
+"""Patterns that are part of no list and are selected by name."""

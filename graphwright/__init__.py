@@ -1,0 +1,53 @@
+"""graphwright: makes PyTorch models ready for deployment, and shows that it did not change them."""
+
+from compiler.driver import TransformResult, transform
+from compiler.parameter_map import ParameterMap
+from compiler.pipeline import parse_pipeline, pipeline_of
+from ir.errors import (
+    CaptureError,
+    CodegenError,
+    DidNotConverge,
+    GraphwrightError,
+    InferenceError,
+    InputError,
+    ParseError,
+    PassError,
+    PatternError,
+    ValidationError,
+    VerificationError,
+)
+from passes.manager import Fixpoint, Pass, PassContext, PassManager
+from passes.pattern import Match, Pattern, PatternBuilder
+from passes.remarks import GraphwrightWarning, MatchRecord, Refusal, Remark
+from passes.rewriter import Rewriter
+
+__all__ = [
+    "CaptureError",
+    "CodegenError",
+    "DidNotConverge",
+    "Fixpoint",
+    "GraphwrightError",
+    "GraphwrightWarning",
+    "InferenceError",
+    "InputError",
+    "Match",
+    "MatchRecord",
+    "ParameterMap",
+    "ParseError",
+    "Pass",
+    "PassContext",
+    "PassError",
+    "PassManager",
+    "Pattern",
+    "PatternBuilder",
+    "PatternError",
+    "Refusal",
+    "Remark",
+    "Rewriter",
+    "TransformResult",
+    "ValidationError",
+    "VerificationError",
+    "parse_pipeline",
+    "pipeline_of",
+    "transform",
+]

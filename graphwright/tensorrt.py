@@ -1,0 +1,10 @@
+"""The target TensorRT: ordered tuples of patterns."""
+
+from compiler.tensorrt import (
+    OPTIONAL_PATTERNS,
+    TENSORRT_CONVERSION_PATTERNS,
+    TENSORRT_FUSION_PATTERNS,
+    TENSORRT_PATTERNS,
+)
+
+__all__ = ["OPTIONAL_PATTERNS", "TENSORRT_CONVERSION_PATTERNS", "TENSORRT_FUSION_PATTERNS", "TENSORRT_PATTERNS"]

@@ -1,0 +1,177 @@
+"""Flatten → Linear becomes a convolution over the pooled map."""
+
+from __future__ import annotations
+
+from ir.core import Operation, Value
+from ir.opdef import Trait
+from ir.types import Dim, TensorType, dims_equal
+from passes.pattern import Match, Node, Pattern, PatternBuilder
+from passes.remarks import Refusal
+from passes.rewriter import Rewriter
+
+_FLATTENS = ("aten.reshape", "aten.flatten.using_ints")
+_DROPOUT = ("aten.dropout",)
+
+
+def _flatten_linear(p: PatternBuilder, links: tuple[str | Trait | tuple[str, ...], ...]) -> Node:
+    flat = p.op(_FLATTENS, p.any("x"), name="flatten")
+    return p.linear(p.chain(links, flat, name="links"), p.any("weight"), p.any("bias", optional=True), name="linear")
+
+
+def _keeps_batch_first(flatten: Operation) -> bool | None:
+    """Whether the operation makes (N, C, H, W) into (N, C*H*W); None when that is not known."""
+    before, after = flatten.operands[0], flatten.result
+    assert before is not None
+    source, target = before.type, after.type
+    if not isinstance(source, TensorType) or not isinstance(target, TensorType):
+        return False
+    if source.shape is None or target.shape is None:
+        return None
+    if len(source.shape) != 4 or len(target.shape) != 2:
+        return False
+    if flatten.name != "aten.reshape":
+        # flatten to rank 2 from rank 4 merges either the last three dimensions or the first three
+        return _start_dim(flatten) == 1
+    first, second = source.shape[0], target.shape[0]
+    if first is None or second is None:
+        return None
+    return dims_equal(first, second)
+
+
+def _start_dim(flatten: Operation) -> int:
+    start, end = flatten.attributes["start_dim"], flatten.attributes["end_dim"]
+    return int(start) if end in (-1, 3) and start >= 0 else -1
+
+
+def _map_of(x: Value) -> tuple[Dim | None, Dim | None, Dim | None] | None:
+    """Return what is known of (C, H, W) of the map; None when nothing is."""
+    type_ = x.type
+    if isinstance(type_, TensorType) and type_.shape is not None:
+        return type_.shape[-3:] if len(type_.shape) == 4 else None
+    # Nothing is known of the type; but an adaptive pool says its result's H and W, and what follows keeps them.
+    op = x.defining_op
+    while op is not None and (op.opdef.has(Trait.ACTIVATION) or op.name == "aten.dropout"):
+        source = op.operands[0]
+        op = None if source is None else source.defining_op
+    if op is not None and op.name == "aten.adaptive_avg_pool2d":
+        height, width = op.attributes["output_size"]
+        return None, height, width
+    return None
+
+
+def _in_features(m: Match) -> Dim | None:
+    weight = m.weight.type
+    if isinstance(weight, TensorType) and weight.shape is not None and len(weight.shape) == 2:
+        return weight.shape[1]
+    return None
+
+
+def _refusal(m: Match, window: str) -> str | Refusal | None:
+    """Return why the flattened map is not (N, C, H, W), or None when it certainly is."""
+    flatten: Operation = m.flatten
+    where = f"`{flatten.location.where}`"
+    batch_first = _keeps_batch_first(flatten)
+    if batch_first is False:
+        return f"{flatten.name} at {where} does not flatten a 4-d map to 2-d"
+    if _in_features(m) is None:
+        return f"the weight of the linear at `{m.linear.location.where}` has no known shape"
+    if batch_first is None:
+        # Without shapes, the rank is proved by the linear: from a batch-less (C, 1, 1) it would get one feature.
+        proved = flatten.name == "aten.flatten.using_ints" and _start_dim(flatten) == 1
+        if not proved or _map_of(m.x) is None or _in_features(m) == 1:
+            return Refusal(
+                f"the shape that {flatten.name} at {where} flattens is unknown; {window} cannot be proved", warn=True
+            )
+    return None
+
+
+def _rebuild(m: Match, b: Rewriter, kernel: tuple[Dim, Dim, Dim]) -> Value:
+    """Build links → conv2d → flatten on the unflattened map; the weight is a view of the linear's."""
+    x: Value = m.x
+    for link in m.links:
+        operation = Operation(
+            link.opdef, (x, *link.operands[1:]), dict(link.attributes), [_with_shape_of(link, x)], location=link.location
+        )
+        x = b.insert(operation).result
+    weight: Value = m.weight
+    out_features = weight.tensor_type.shape[0]  # type: ignore[index]
+    location = m.linear.location
+    view = b.op("aten.reshape", weight, (out_features, *kernel), location=location).result
+    conv = b.op("aten.conv2d", x, view, m.bias, location=location).result
+    result: TensorType = m.linear.result.tensor_type
+    if result.is_known:
+        return b.op("aten.reshape", conv, result.shape, location=m.flatten.location).result
+    return b.op("aten.flatten.using_ints", conv, 1, location=m.flatten.location).result
+
+
+def _with_shape_of(link: Operation, x: Value) -> TensorType:
+    return x.tensor_type
+
+
+class FlattenLinearToConv1x1Pattern(Pattern):
+    """linear(links(flatten(x)), w, b) = flatten(conv2d(links(x), w[:, :, None, None], b)), x: f[N, C, 1, 1]
+
+    `links` are elementwise activations and dropout: they commute with flattening a 1x1 map.
+    """
+
+    is_conversion = True
+    closed = True
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match flatten → [dropout or activation]* → linear."""
+        return _flatten_linear(p, (Trait.ACTIVATION, *_DROPOUT))
+
+    def check(self, m: Match) -> str | Refusal | None:
+        """Demand a map of C x 1 x 1, flattened to (N, C)."""
+        refusal = _refusal(m, "C x 1 x 1")
+        if refusal is not None:
+            return refusal
+        known = _map_of(m.x)
+        if known is None or known[1] is None or known[2] is None:
+            return Refusal(
+                f"the height and width of the map flattened at `{m.flatten.location.where}` are unknown", warn=True
+            )
+        if not (dims_equal(known[1], 1) and dims_equal(known[2], 1)):
+            return f"the map flattened at `{m.flatten.location.where}` is {m.x.type}, not C x 1 x 1"
+        return None
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the 1x1 convolution."""
+        channels = _in_features(m)
+        assert channels is not None
+        return _rebuild(m, b, (channels, 1, 1))
+
+
+class FlattenLinearToConvPattern(Pattern):
+    """linear(links(flatten(x)), w, b) = flatten(conv2d(links(x), w.view(out, C, H, W), b)), x: f[N, C, H, W]
+
+    The window of the convolution is the whole map. Dropout is no link here: on a map in channels_last it would draw
+    its mask in another order.
+    """
+
+    is_conversion = True
+    closed = True
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match flatten → [activation]* → linear."""
+        return _flatten_linear(p, (Trait.ACTIVATION,))
+
+    def check(self, m: Match) -> str | Refusal | None:
+        """Demand a map of a static size larger than 1x1 (the other conversion is for that one)."""
+        refusal = _refusal(m, "a map of static size")
+        if refusal is not None:
+            return refusal
+        known = _map_of(m.x)
+        if known is None or not all(type(d) is int for d in known):
+            return Refusal(f"the map flattened at `{m.flatten.location.where}` is {m.x.type}: its size is not static")
+        if known[1:] == (1, 1):
+            return "the map is C x 1 x 1: FlattenLinearToConv1x1Pattern converts it"
+        return None
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the full-window convolution."""
+        known = _map_of(m.x)
+        assert known is not None
+        channels, height, width = known
+        assert channels is not None and height is not None and width is not None
+        return _rebuild(m, b, (channels, height, width))

@@ -1,0 +1,41 @@
+"""Pooling that changes nothing is removed."""
+
+from __future__ import annotations
+
+from ir.core import Value
+from ir.types import TensorType, dims_equal
+from passes.pattern import Match, Node, Pattern, PatternBuilder
+from passes.remarks import Refusal
+from passes.rewriter import Rewriter
+
+
+class RemoveIdentityAdaptiveAvgPoolPattern(Pattern):
+    """adaptive_avg_pool2d(x, (H, W)) = x, x: f[N, C, H, W]
+
+    Equal up to the sign of zero: the pool adds each element to +0.0.
+    """
+
+    is_conversion = True
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match adaptive_avg_pool2d."""
+        return p.adaptive_avg_pool2d(p.any("x"), output_size=p.attr("size"), name="pool")
+
+    def check(self, m: Match) -> str | Refusal | None:
+        """Demand an output size that is provably the input's; None entries keep the input's size."""
+        if m.size == (None, None):
+            return None
+        type_ = m.x.type
+        where = f"adaptive_avg_pool2d at `{m.pool.location.where}`"
+        sizes = None if not isinstance(type_, TensorType) or type_.shape is None else type_.shape[-2:]
+        if sizes is None or any(d is None and s is not None for d, s in zip(sizes, m.size, strict=True)):
+            return Refusal(f"{where}: its input's height and width are unknown", warn=True)
+        for dim, size in zip(sizes, m.size, strict=True):
+            if size is not None and not dims_equal(dim, size):
+                return f"{where} pools {type_} to {m.size[0]} x {m.size[1]}"
+        return None
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Use the input itself."""
+        x: Value = m.x
+        return x

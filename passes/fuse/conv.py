@@ -1,0 +1,85 @@
+"""Fusions around a convolution: batch norm, activation, residual addition, max pooling."""
+
+from __future__ import annotations
+
+from ir.opdef import Trait
+from ir.types import TensorType, shapes_equal
+from passes.fuse.base import FusionPattern, activation
+from passes.pattern import Match, Node, PatternBuilder
+
+
+def conv_bn(p: PatternBuilder) -> Node:
+    """Return a pattern for a 1-d, 2-d or 3-d convolution with an optional batch norm behind it."""
+    conv = p.op(Trait.CONV, p.any("input"), name="conv")
+    return p.optional(lambda y: p.op("aten.batch_norm", y, name="bn"), conv)
+
+
+class ConvBNPattern(FusionPattern):
+    """[batch_norm](conv(x, w, b)) = fused.conv_bn(x, w, b, ...)"""
+
+    kind = "conv_bn"
+    parts = ("conv", "bn")
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match conv → [batch_norm]."""
+        return conv_bn(p)
+
+
+class ConvBNActPattern(FusionPattern):
+    """act([batch_norm](conv(x, w, b))) = fused.conv_bn_act(x, w, b, ...)"""
+
+    kind = "conv_bn_act"
+    parts = ("conv", "bn", "act")
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match conv → [batch_norm] → activation."""
+        return activation(p, conv_bn(p))
+
+
+class ConvBNAddActPattern(FusionPattern):
+    """[act](add([batch_norm](conv(x, w, b)), r)) = fused.conv_bn_add_act(x, r, w, b, ...), in either operand order
+
+    The residual must have the shape of the sum: a broadcast one is left alone.
+    """
+
+    kind = "conv_bn_add_act"
+    parts = ("conv", "bn", "act")
+    inputs = ("input", "residual")
+    quantization_points = ("input", "residual")
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match conv → [batch_norm] → add(·, residual) → [activation]."""
+        added = p.op("aten.add.Tensor", conv_bn(p), p.any("residual"), name="add", alpha=1)
+        return p.optional(lambda y: activation(p, y), added)
+
+    def check(self, m: Match) -> str | None:
+        """Refuse a residual that is the convolution itself, is broadcast, or promotes the type."""
+        residual = m.residual
+        if residual.defining_op in m.ops:
+            return "both operands of the addition come from the convolution"
+        mine, sum_ = residual.type, m.add.result.type
+        if isinstance(mine, TensorType) and isinstance(sum_, TensorType) and mine.is_known and sum_.is_known:
+            if not shapes_equal(mine.shape, sum_.shape):
+                return f"the residual of shape {mine} is broadcast to {sum_}"
+            if mine.dtype != sum_.dtype:
+                return f"the residual of type {mine} is promoted to {sum_}"
+        return None
+
+
+class StemConvBNActMaxPoolPattern(FusionPattern):
+    """max_pool2d(act([batch_norm](conv(x, w, b)))) = fused.conv_bn_act_max_pool(x, w, b, ...), w: f[out, 3, 7, 7]"""
+
+    kind = "conv_bn_act_max_pool"
+    parts = ("conv", "bn", "act", "pool")
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match conv → [batch_norm] → activation → max_pool2d."""
+        return p.op("aten.max_pool2d", activation(p, conv_bn(p)), name="pool")
+
+    def check(self, m: Match) -> str | None:
+        """Demand the stem's weight: 7x7 on 3 channels."""
+        weight = m.conv.input("weight").type
+        shape = weight.shape if isinstance(weight, TensorType) else None
+        if shape is None or len(shape) != 4 or shape[1:] != (3, 7, 7) or m.conv.attributes["groups"] != 1:
+            return f"the convolution at `{m.conv.location.where}` with weight {weight} is not 7x7 on 3 channels"
+        return None
