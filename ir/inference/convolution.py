@@ -1,0 +1,132 @@
+"""Inference for convolutions: (input, weight, bias) with or without a batch dimension."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ir.inference.support import (
+    Attributes,
+    Misfit,
+    Shape,
+    common_device,
+    float_dtype,
+    floor_div,
+    require,
+    require_equal,
+    require_not_empty,
+    require_rank,
+)
+from ir.opdef import InferRule
+from ir.types import Dim, TensorType, Type, simplify_dim
+
+
+def conv(dims: int) -> InferRule:
+    """Return the rule of a forward convolution over `dims` dimensions, also with `padding` "same" or "valid"."""
+
+    def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+        x, weight, bias = types
+        stride, dilation, groups = attributes["stride"], attributes["dilation"], attributes["groups"]
+        padding = attributes["padding"]
+        dtype, device = float_dtype(types), common_device(types)
+        batch, channels, sizes = _split_input(x, dims)
+        out: Dim | None = None
+        kernel: Shape = (None,) * dims
+        if weight.shape is not None:
+            require_rank(weight.shape, dims + 2)
+            require_not_empty(weight.shape)
+            out, per_group, *window = weight.shape
+            kernel = tuple(window)
+            require(type(groups) is int and groups > 0)
+            if type(out) is int and out % groups:
+                raise Misfit(f"{out} output channels in {groups} groups")
+            if channels is not None and per_group is not None:
+                require_equal(channels, simplify_dim(per_group * groups), "the number of input channels")
+        _check_bias(bias, out)
+        if batch is None:
+            return (TensorType(None, dtype, device),)
+        if padding == "valid":
+            padding = (0,) * dims
+        result = tuple(
+            [
+                _same_size(sizes[i], stride[i], kernel[i])
+                if padding == "same"
+                else _conv_size(sizes[i], kernel[i], stride[i], padding[i], dilation[i])
+                for i in range(dims)
+            ]
+        )
+        return (TensorType((*batch, out, *result), dtype, device),)
+
+    return rule
+
+
+def conv_transpose(dims: int) -> InferRule:
+    """Return the rule of a transposed convolution; its weight is (in, out / groups, kernel...)."""
+
+    def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+        x, weight, bias = types
+        stride, padding, dilation = attributes["stride"], attributes["padding"], attributes["dilation"]
+        extra, groups = attributes["output_padding"], attributes["groups"]
+        dtype, device = float_dtype(types), common_device(types)
+        batch, channels, sizes = _split_input(x, dims)
+        out: Dim | None = None
+        kernel: Shape = (None,) * dims
+        if weight.shape is not None:
+            require_rank(weight.shape, dims + 2)
+            require_not_empty(weight.shape)
+            inputs, per_group, *window = weight.shape
+            kernel = tuple(window)
+            require(type(groups) is int and groups > 0)
+            if type(inputs) is int and inputs % groups:
+                raise Misfit(f"{inputs} input channels in {groups} groups")
+            require_equal(channels, inputs, "the number of input channels")
+            out = None if per_group is None else simplify_dim(per_group * groups)
+        _check_bias(bias, out)
+        if batch is None:
+            return (TensorType(None, dtype, device),)
+        result: list[Dim | None] = []
+        for i in range(dims):
+            size, window_size = sizes[i], kernel[i]
+            if size is None or window_size is None:
+                result.append(None)
+                continue
+            numbers = (stride[i], padding[i], dilation[i], extra[i])
+            require(all(type(n) is int and n >= 0 for n in numbers))
+            require(stride[i] > 0 and dilation[i] > 0 and extra[i] < max(stride[i], dilation[i]))
+            length = simplify_dim(
+                (size - 1) * stride[i] - 2 * padding[i] + dilation[i] * (window_size - 1) + extra[i] + 1
+            )
+            require(type(length) is not int or length > 0)
+            result.append(length)
+        return (TensorType((*batch, out, *result), dtype, device),)
+
+    return rule
+
+
+def _split_input(x: TensorType, dims: int) -> tuple[Shape | None, Dim | None, Shape]:
+    """Return batch dimensions (one or none), channels and spatial sizes; (None, None, ...) for an unknown rank."""
+    if x.shape is None:
+        return None, None, (None,) * dims
+    require_rank(x.shape, dims + 1, dims + 2)
+    require_not_empty(x.shape)
+    return x.shape[: -dims - 1], x.shape[-dims - 1], x.shape[-dims:]
+
+
+def _check_bias(bias: TensorType | None, out: Dim | None) -> None:
+    if bias is not None and bias.shape is not None:
+        require_rank(bias.shape, 1)
+        require_equal(bias.shape[0], out, "the size of the bias")
+
+
+def _conv_size(size: Dim | None, kernel: Dim | None, stride: Any, padding: Any, dilation: Any) -> Dim | None:
+    if size is None or kernel is None:
+        return None
+    require(type(stride) is int and type(padding) is int and type(dilation) is int)
+    require(stride > 0 and padding >= 0 and dilation > 0)
+    room = size + 2 * padding - dilation * (kernel - 1) - 1
+    require(type(room) is not int or room >= 0)
+    return simplify_dim(floor_div(room, stride) + 1)
+
+
+def _same_size(size: Dim | None, stride: Any, kernel: Dim | None) -> Dim | None:
+    require(stride == 1)
+    return None if kernel is None else size

@@ -1,0 +1,169 @@
+"""Inference for elementwise operators: broadcasting here, dtypes by asking the operator itself, once a combination."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ir.attributes import attribute_key
+from ir.fake import infer_with_fakes
+from ir.inference.support import (
+    FLOATS_OR_UNKNOWN,
+    Attributes,
+    Shape,
+    Undecided,
+    broadcast,
+    common_device,
+    with_fallback,
+)
+from ir.opdef import InferRule, get_opdef
+from ir.types import Dim, TensorType, Type, dims_equal
+
+_PROBES: dict[Any, TensorType] = {}
+_MAX_PROBES = 10_000
+_REAL = frozenset({int, float, bool})
+
+
+def probe(name: str, types: tuple[TensorType | None, ...], attributes: Attributes) -> TensorType:
+    """Return the result type of an elementwise operator for operands of one element each.
+
+    The dtype of the result and whether the operator takes the operands at all depend on their dtypes, on which of them
+    are scalars, and on the attributes: the operator is asked once for each combination.
+
+    Raises:
+        InferenceError: when the operator refuses the operands.
+    """
+    operands = tuple([None if t is None else (t.dtype, t.device, t.shape is not None and not t.shape) for t in types])
+    key = (name, operands, tuple([(n, attribute_key(v)) for n, v in attributes.items()]))
+    found = _PROBES.get(key)
+    if found is None:
+        tiny = tuple([None if o is None else TensorType(() if o[2] else (1,), o[0], o[1]) for o in operands])
+        (result,) = infer_with_fakes(get_opdef(name), tiny, attributes)
+        if type(result) is not TensorType:
+            raise Undecided
+        if len(_PROBES) >= _MAX_PROBES:
+            _PROBES.clear()
+        _PROBES[key] = found = result
+    return found
+
+
+def unary(name: str, *scalars: str) -> InferRule:
+    """Return the rule of an operator on one tensor that keeps floating dtypes.
+
+    `scalars` are the attributes that may be complex and would then change the dtype.
+    """
+    general = with_fallback(name, _nary(name))
+
+    def infer(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+        operand = types[0]
+        if type(operand) is TensorType and operand.dtype in FLOATS_OR_UNKNOWN:
+            return (operand,)
+        return general(types, attributes)
+
+    def infer_scalars(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+        operand = types[0]
+        if type(operand) is TensorType and operand.dtype in FLOATS_OR_UNKNOWN:
+            for scalar in scalars:
+                if type(attributes[scalar]) not in _REAL:
+                    return general(types, attributes)
+            return (operand,)
+        return general(types, attributes)
+
+    return infer_scalars if scalars else infer
+
+
+def nary(name: str) -> InferRule:
+    """Return the rule of an operator on broadcast tensors."""
+    general = with_fallback(name, _nary(name))
+
+    def infer(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+        return general(types, attributes)
+
+    return infer
+
+
+def binary(name: str) -> InferRule:
+    """Return the rule of an arithmetic operator on two tensors that keeps floating dtypes."""
+    general = with_fallback(name, _nary(name))
+
+    def infer(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+        a, b = types
+        if (
+            type(a) is TensorType
+            and (a is b or a == b)
+            and a.dtype in FLOATS_OR_UNKNOWN
+            and attributes.get("alpha", 1) == 1
+        ):
+            return (a,)
+        return general(types, attributes)
+
+    return infer
+
+
+def _nary(name: str) -> InferRule:
+    def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+        present = [t for t in types if t is not None]
+        shape = _broadcast_known([t.shape for t in present])
+        if all(t.dtype is not None and t.shape is not None for t in present):
+            result = probe(name, types, attributes)
+            device = result.device if all(t.device is not None for t in present) else common_device(present)
+            return (TensorType(shape, result.dtype, device),)
+        return (TensorType(shape, _certain_dtype(name, present, attributes), common_device(present)),)
+
+    return rule
+
+
+def _broadcast_known(shapes: list[Shape | None]) -> Shape | None:
+    known = [s for s in shapes if s is not None]
+    return broadcast(known) if len(known) == len(shapes) else None
+
+
+def _certain_dtype(name: str, types: list[TensorType], attributes: Attributes) -> torch.dtype | None:
+    """Return the result's dtype where it follows from what is known: equal dtypes, or the same result for any."""
+    if name in BOOL_RESULT:
+        return torch.bool
+    dtypes = {t.dtype for t in types}
+    if len(dtypes) != 1 or None in dtypes:
+        return None
+    return probe(name, tuple([TensorType((1,), t.dtype, t.device) for t in types]), attributes).dtype
+
+
+BOOL_RESULT: set[str] = set()
+"""Operators whose result is bool whatever the operands are."""
+
+
+def boolean(name: str) -> InferRule:
+    """Return the rule of an elementwise operator with a bool result."""
+    BOOL_RESULT.add(name)
+    return nary(name)
+
+
+def masked(name: str) -> InferRule:
+    """Return the rule of `masked_fill`: operands broadcast, and the dtype is the first one's."""
+
+    def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+        x, mask = types[0], types[1]
+        if None in (x.dtype, x.shape, mask.dtype, mask.shape) or len(types) > 2:
+            raise Undecided
+        result = probe(name, types, attributes)
+        return (TensorType(broadcast([x.shape, mask.shape]), result.dtype, result.device),)
+
+    return with_fallback(name, rule)
+
+
+def prelu(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """aten.prelu: one slope, or one per channel (dimension 1)."""
+    x, slope = types
+    if x.dtype is not slope.dtype or x.dtype not in FLOATS_OR_UNKNOWN or x.device != slope.device:
+        raise Undecided
+    if slope.shape is None or x.shape is None:
+        return (x,)
+    if len(slope.shape) > 1:
+        raise Undecided
+    count: Dim | None = slope.shape[0] if slope.shape else 1
+    if count is None or count == 1:
+        return (x,)
+    if len(x.shape) > 1 and (x.shape[1] is None or dims_equal(count, x.shape[1])):
+        return (x,)
+    raise Undecided

@@ -1,0 +1,140 @@
+"""Inference for matrix products, attention and embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ir.inference.support import (
+    Attributes,
+    Misfit,
+    Shape,
+    broadcast,
+    common_device,
+    float_dtype,
+    require,
+    require_equal,
+    require_rank,
+)
+from ir.types import TensorType, Type, dims_equal
+
+
+def linear(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """[*, in], [out, in], [out] -> [*, out]."""
+    x, weight, bias = types
+    dtype, device = float_dtype(types), common_device(types)
+    if weight.shape is None:
+        return (TensorType(None if x.shape is None else (*x.shape[:-1], None), dtype, device),)
+    if len(weight.shape) == 1:
+        require(False)
+    require_rank(weight.shape, 2)
+    out, inputs = weight.shape
+    if bias is not None and bias.shape is not None:
+        require(len(bias.shape) == 1)
+        require_equal(bias.shape[0], out, "the size of the bias")
+    if x.shape is None:
+        return (TensorType(None, dtype, device),)
+    if not x.shape:
+        raise Misfit("the input has no dimension")
+    require_equal(x.shape[-1], inputs, "the last size of the input")
+    return (TensorType((*x.shape[:-1], out), dtype, device),)
+
+
+def matmul(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """[*, n, k] @ [*, k, m] -> [*, n, m], where a vector stands for a row on the left and a column on the right."""
+    a, b = types
+    dtype, device = float_dtype(types), common_device(types)
+    if a.shape is None or b.shape is None:
+        return (TensorType(None, dtype, device),)
+    if not a.shape or not b.shape:
+        raise Misfit("an operand is a scalar")
+    require_equal(a.shape[-1], b.shape[-2] if len(b.shape) > 1 else b.shape[0], "the reduced size")
+    rows: Shape = a.shape[-2:-1]
+    columns: Shape = b.shape[-1:] if len(b.shape) > 1 else ()
+    shape = (*broadcast([a.shape[:-2], b.shape[:-2]]), *rows, *columns)
+    return (TensorType(shape, dtype, device),)
+
+
+def mm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """[n, k] @ [k, m] -> [n, m]."""
+    a, b = _ranked(types[0], 2), _ranked(types[1], 2)
+    require_equal(a[1], b[0], "the reduced size")
+    return (TensorType((a[0], b[1]), float_dtype(types), common_device(types)),)
+
+
+def bmm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """[b, n, k] @ [b, k, m] -> [b, n, m]."""
+    a, b = _ranked(types[0], 3), _ranked(types[1], 3)
+    require_equal(a[0], b[0], "the batch size")
+    require_equal(a[2], b[1], "the reduced size")
+    batch = a[0] if a[0] is not None else b[0]
+    return (TensorType((batch, a[1], b[2]), float_dtype(types), common_device(types)),)
+
+
+def addmm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """beta * input + alpha * (a @ b), for matrices or batches of them."""
+    product = bmm(types[1:], attributes) if _rank(types[1], types[2]) == 3 else mm(types[1:], attributes)
+    (result,) = product
+    assert type(result) is TensorType
+    dtype, device = float_dtype(types), common_device(types)
+    if types[0].shape is not None:
+        assert result.shape is not None
+        if len(types[0].shape) > len(result.shape):
+            raise Misfit("the added tensor has more dimensions than the product")
+        for have, want in zip(reversed(types[0].shape), reversed(result.shape), strict=False):
+            if have != 1:
+                require_equal(have, want, "a size of the added tensor")
+    return (TensorType(result.shape, dtype, device),)
+
+
+def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """[*, L, E], [*, S, E], [*, S, Ev] -> [*, L, Ev]."""
+    query, key, value, mask = types
+    dtype, device = float_dtype((query, key, value)), common_device(types)
+    dropout = attributes["dropout_p"]
+    require(isinstance(dropout, (int, float)) and 0 <= dropout < 1)
+    q, k, v = query.shape, key.shape, value.shape
+    if q is None or k is None or v is None:
+        return (TensorType(None, dtype, device),)
+    require(len(q) == len(k) == len(v) and len(q) in (3, 4) and 0 not in (*q, *k, *v))
+    for a, b, c in zip(q[:-2], k[:-2], v[:-2], strict=True):
+        # sizes of 1 broadcast and groups of heads are repeated: the operator knows how
+        require(a is None or b is None or dims_equal(a, b))
+        require(b is None or c is None or dims_equal(b, c))
+    require_equal(q[-1], k[-1], "the size of a key")
+    require_equal(k[-2], v[-2], "the number of values")
+    if mask is not None:
+        require(not attributes["is_causal"] and mask.dtype in (torch.bool, dtype))
+        require(mask.shape is None or 2 <= len(mask.shape) <= len(q))
+        if mask.shape is not None:
+            for have, want in zip(reversed(mask.shape), reversed((*q[:-1], k[-2])), strict=False):
+                require(have is None or want is None or have == 1 or dims_equal(have, want))
+    return (TensorType((*q[:-1], v[-1]), dtype, device),)
+
+
+def embedding(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """[n, width], indices [*] -> [*, width]."""
+    weight, indices = types
+    require(indices.dtype in (torch.int64, torch.int32, None))
+    if weight.shape is not None:
+        require(len(weight.shape) == 2)
+    device = common_device(types)
+    if indices.shape is None:
+        return (TensorType(None, weight.dtype, device),)
+    width = None if weight.shape is None else weight.shape[1]
+    return (TensorType((*indices.shape, width), weight.dtype, device),)
+
+
+def _rank(*types: TensorType) -> int | None:
+    for type_ in types:
+        if type_.shape is not None:
+            return len(type_.shape)
+    return None
+
+
+def _ranked(type_: TensorType, rank: int) -> Shape:
+    if type_.shape is None:
+        return (None,) * rank
+    require_rank(type_.shape, rank)
+    return type_.shape

@@ -1,0 +1,168 @@
+"""Inference for pooling and resampling over the last dimensions, with or without a batch dimension."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ir.inference.support import (
+    FLOATS_OR_UNKNOWN,
+    Attributes,
+    Undecided,
+    floor_div,
+    require,
+    require_not_empty,
+    require_rank,
+)
+from ir.opdef import InferRule
+from ir.types import Dim, TensorType, Type, simplify_dim
+
+
+def pool(dims: int, *, indices: bool = False) -> InferRule:
+    """Return the rule of max and average pooling over `dims` dimensions; with `indices` there are two results."""
+
+    def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+        x = types[0]
+        require(x.dtype in FLOATS_OR_UNKNOWN)
+        if x.shape is None:
+            return _results(x, None, indices)
+        require_rank(x.shape, dims + 1, dims + 2)
+        require_not_empty(x.shape)
+        kernel = _expand(attributes["kernel_size"], dims)
+        stride = _expand(attributes["stride"] or kernel, dims)
+        padding = _expand(attributes["padding"], dims)
+        dilation = _expand(attributes.get("dilation", 1), dims)
+        require(attributes.get("divisor_override") != 0)
+        ceil_mode = attributes["ceil_mode"]
+        sizes = [
+            _pool_size(x.shape[i - dims], kernel[i], stride[i], padding[i], dilation[i], ceil_mode) for i in range(dims)
+        ]
+        return _results(x, (*x.shape[:-dims], *sizes), indices)
+
+    return rule
+
+
+def adaptive_pool(dims: int, *, indices: bool = False) -> InferRule:
+    """Return the rule of adaptive pooling over `dims` dimensions."""
+
+    def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+        x = types[0]
+        require(x.dtype in FLOATS_OR_UNKNOWN)
+        if x.shape is None:
+            return _results(x, None, indices)
+        require_rank(x.shape, dims + 1, dims + 2)
+        require_not_empty(x.shape)
+        sizes = _expand(attributes["output_size"], dims)
+        require(all(type(size) is not int or size > 0 for size in sizes))
+        return _results(x, (*x.shape[:-dims], *sizes), indices)
+
+    return rule
+
+
+def upsample(dims: int) -> InferRule:
+    """Return the rule of the `vec` overloads of upsampling: to `output_size`, or by `scale_factors`."""
+
+    def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+        x = types[0]
+        require(x.dtype in FLOATS_OR_UNKNOWN)
+        output_size, factors = attributes["output_size"], attributes["scale_factors"]
+        require((output_size is None) != (factors is None))
+        require(len(output_size or factors) == dims)
+        if x.shape is None:
+            return (x,)
+        require_rank(x.shape, dims + 2)
+        require_not_empty(x.shape)
+        if output_size is not None:
+            sizes = output_size
+        else:
+            sizes = [_scaled(x.shape[i - dims], factors[i]) for i in range(dims)]
+        require(all(type(size) is not int or size > 0 for size in sizes))
+        return (TensorType((*x.shape[:-dims], *sizes), x.dtype, x.device),)
+
+    return rule
+
+
+def pixel_shuffle(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """[*, C * r * r, H, W] -> [*, C, H * r, W * r]."""
+    x, factor = types[0], attributes["upscale_factor"]
+    if x.shape is None:
+        return (x,)
+    require(len(x.shape) >= 3 and type(factor) is int and factor > 0)
+    require_not_empty(x.shape)
+    *batch, channels, height, width = x.shape
+    require(channels is None or (type(channels) is int and channels % (factor * factor) == 0))
+    shape = (
+        *batch,
+        None if channels is None else channels // (factor * factor),
+        _times(height, factor),
+        _times(width, factor),
+    )
+    return (TensorType(shape, x.dtype, x.device),)
+
+
+def pixel_unshuffle(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """[*, C, H * r, W * r] -> [*, C * r * r, H, W]."""
+    x, factor = types[0], attributes["downscale_factor"]
+    if x.shape is None:
+        return (x,)
+    require(len(x.shape) >= 3 and type(factor) is int and factor > 0)
+    require_not_empty(x.shape)
+    *batch, channels, height, width = x.shape
+    for size in (height, width):
+        require(size is None or (type(size) is int and size % factor == 0))
+    shape = (
+        *batch,
+        _times(channels, factor * factor),
+        None if height is None else floor_div(height, factor),
+        None if width is None else floor_div(width, factor),
+    )
+    return (TensorType(shape, x.dtype, x.device),)
+
+
+def _results(x: TensorType, shape: tuple[Dim | None, ...] | None, indices: bool) -> tuple[Type, ...]:
+    result = TensorType(shape, x.dtype, x.device)
+    return (result, TensorType(shape, torch.int64, x.device)) if indices else (result,)
+
+
+def _expand(value: Any, dims: int) -> Any:
+    """Return one number for each dimension."""
+    if not isinstance(value, tuple):
+        return (value,) * dims
+    if len(value) == 1:
+        return value * dims
+    require(len(value) == dims)
+    return value
+
+
+def _pool_size(size: Dim | None, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Dim | None:
+    require(all(type(n) is int for n in (kernel, stride, padding, dilation)))
+    require(kernel > 0 and stride > 0 and dilation > 0 and padding >= 0 and 2 * padding <= kernel)
+    if size is None:
+        return None
+    if ceil_mode and type(size) is not int:
+        raise Undecided  # whether the last window starts inside depends on the size
+    room = size + 2 * padding - dilation * (kernel - 1) - 1
+    if ceil_mode:
+        length = (room + stride - 1) // stride + 1
+        if (length - 1) * stride >= size + padding:
+            length -= 1
+    else:
+        require(type(room) is not int or room >= 0)
+        length = simplify_dim(floor_div(room, stride) + 1)
+    require(type(length) is not int or length > 0)
+    return length
+
+
+def _scaled(size: Dim | None, factor: Any) -> Dim | None:
+    if size is None:
+        return None
+    if type(size) is int and isinstance(factor, (int, float)):
+        return int(size * factor)
+    if isinstance(factor, (int, float)) and factor == int(factor):
+        return simplify_dim(size * int(factor))
+    raise Undecided
+
+
+def _times(size: Dim | None, factor: int) -> Dim | None:
+    return None if size is None else simplify_dim(size * factor)

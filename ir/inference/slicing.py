@@ -1,0 +1,260 @@
+"""Inference for operators that take parts of tensors and put tensors together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ir.inference.support import (
+    Attributes,
+    Misfit,
+    Shape,
+    Undecided,
+    common_device,
+    require,
+    require_equal,
+    total,
+    wrap_dim,
+)
+from ir.types import Dim, TensorType, Type, dims_equal
+
+
+def _at(x: TensorType, dim: int, size: Dim | None) -> TensorType:
+    assert x.shape is not None
+    return TensorType((*x.shape[:dim], size, *x.shape[dim + 1 :]), x.dtype, x.device)
+
+
+def _ranked(x: TensorType) -> Shape:
+    """Return the shape of a tensor with at least one dimension, or leave the case to the operator."""
+    if x.shape is None:
+        raise Undecided
+    if not x.shape:
+        raise Misfit("a scalar has no dimension")
+    return x.shape
+
+
+def select(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """select.int: one slice of a dimension, which disappears."""
+    x, index = types[0], attributes["index"]
+    if x.shape is None:
+        return (x,)
+    shape = _ranked(x)
+    dim = wrap_dim(attributes["dim"], len(shape))
+    size = shape[dim]
+    if size is not None:
+        require(type(size) is int and type(index) is int)
+        if not -size <= index < size:
+            raise Misfit(f"index {index} is out of range for size {size}")
+    return (TensorType((*shape[:dim], *shape[dim + 1 :]), x.dtype, x.device),)
+
+
+def slice_(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """slice.Tensor: start to end by step in one dimension, clipped as in Python."""
+    x = types[0]
+    if x.shape is None:
+        return (x,)
+    shape = _ranked(x)
+    dim = wrap_dim(attributes["dim"], len(shape))
+    start, end, step = attributes["start"], attributes["end"], attributes["step"]
+    size = shape[dim]
+    require(type(step) is int and step > 0)
+    if step == 1 and start in (None, 0) and (end is None or (type(end) is int and end >= 2**63 - 1)):
+        return (x,)
+    if size is None:
+        return (_at(x, dim, None),)
+    require(type(size) is int and all(n is None or type(n) is int for n in (start, end)))
+    return (_at(x, dim, len(range(*slice(start, end, step).indices(size)))),)
+
+
+def narrow(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """`length` elements of one dimension from `start`."""
+    x, start, length = types[0], attributes["start"], attributes["length"]
+    if x.shape is None:
+        return (x,)
+    shape = _ranked(x)
+    dim = wrap_dim(attributes["dim"], len(shape))
+    size = shape[dim]
+    if size is None:
+        return (_at(x, dim, length),)
+    require(type(size) is int and type(start) is int and type(length) is int and length >= 0)
+    begin = start + size if start < 0 else start
+    if not 0 <= begin <= size or begin + length > size:
+        raise Misfit(f"{length} elements from {start} are not in a dimension of size {size}")
+    return (_at(x, dim, length),)
+
+
+def split(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """split.Tensor: pieces of one size, the last one with what is left."""
+    x, piece = types[0], attributes["split_size"]
+    shape = _ranked(x)
+    dim = wrap_dim(attributes["dim"], len(shape))
+    size = shape[dim]
+    require(type(size) is int and type(piece) is int and piece > 0)
+    assert type(size) is int
+    return _pieces(x, dim, _piece_sizes(size, piece))
+
+
+def split_with_sizes(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """Pieces of given sizes, which must add up."""
+    x = types[0]
+    sizes = attributes["split_sizes"] if "split_sizes" in attributes else attributes["split_size"]
+    if x.shape is None:
+        return (x,) * len(sizes)
+    shape = _ranked(x)
+    dim = wrap_dim(attributes["dim"], len(shape))
+    require(all(type(s) is not int or s >= 0 for s in sizes))
+    require_equal(total(sizes), shape[dim], "the sum of the sizes")
+    return _pieces(x, dim, sizes)
+
+
+def chunk(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """At most `chunks` pieces of one size, rounded up."""
+    x, chunks = types[0], attributes["chunks"]
+    shape = _ranked(x)
+    dim = wrap_dim(attributes["dim"], len(shape))
+    size = shape[dim]
+    require(type(size) is int and type(chunks) is int and chunks > 0)
+    assert type(size) is int
+    require(size > 0)
+    return _pieces(x, dim, _piece_sizes(size, -(-size // chunks)))
+
+
+def unbind(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """All slices of one dimension, which disappears."""
+    x = types[0]
+    shape = _ranked(x)
+    dim = wrap_dim(attributes["dim"], len(shape))
+    size = shape[dim]
+    require(type(size) is int)
+    assert type(size) is int
+    return (TensorType((*shape[:dim], *shape[dim + 1 :]), x.dtype, x.device),) * size
+
+
+def _piece_sizes(size: int, piece: int) -> list[int]:
+    if size == 0:
+        return [0]
+    full, rest = divmod(size, piece)
+    return [piece] * full + ([rest] if rest else [])
+
+
+def _pieces(x: TensorType, dim: int, sizes: Sequence[Dim]) -> tuple[Type, ...]:
+    return tuple([_at(x, dim, size) for size in sizes])
+
+
+def _tensors(types: tuple[Any, ...]) -> list[TensorType]:
+    """Return the operand list, if it is not empty and of one dtype."""
+    operands = types[0]
+    require(len(operands) > 0 and all(type(t) is TensorType for t in operands))
+    known = [t.dtype for t in operands if t.dtype is not None]
+    require(all(dtype is known[0] for dtype in known))
+    return list(operands)
+
+
+def _list_dtype(operands: list[TensorType]) -> torch.dtype | None:
+    """Return the common dtype; an unknown one might promote the others."""
+    return None if any(t.dtype is None for t in operands) else operands[0].dtype
+
+
+def cat(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """Tensors of equal sizes in all other dimensions, one after the other along `dim`."""
+    operands = _tensors(types)
+    dtype, device = _list_dtype(operands), common_device(operands)
+    ranked = [t.shape for t in operands if t.shape is not None]
+    if not ranked:
+        return (TensorType(None, dtype, device),)
+    if any(len(shape) == 1 and shape[0] in (0, None) for shape in ranked):
+        raise Undecided  # an empty vector goes with any rank
+    first = ranked[0]
+    if not first:
+        raise Misfit("scalars cannot be concatenated")
+    dim = wrap_dim(attributes["dim"], len(first))
+    sizes: list[Dim | None] = list(first)
+    for shape in ranked[1:]:
+        if len(shape) != len(first):
+            raise Misfit(f"ranks {len(first)} and {len(shape)} differ")
+        for i, size in enumerate(shape):
+            if i != dim:
+                require_equal(sizes[i], size, f"the size of dimension {i}")
+                if sizes[i] is None:
+                    sizes[i] = size
+    sizes[dim] = total([shape[dim] for shape in ranked]) if len(ranked) == len(operands) else None
+    return (TensorType(tuple(sizes), dtype, device),)
+
+
+def stack(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """Tensors of equal shapes along a new dimension."""
+    operands = _tensors(types)
+    dtype, device = _list_dtype(operands), common_device(operands)
+    ranked = [t.shape for t in operands if t.shape is not None]
+    if not ranked:
+        return (TensorType(None, dtype, device),)
+    sizes: list[Dim | None] = list(ranked[0])
+    for shape in ranked[1:]:
+        if len(shape) != len(sizes):
+            raise Misfit(f"ranks {len(sizes)} and {len(shape)} differ")
+        for i, size in enumerate(shape):
+            require_equal(sizes[i], size, f"the size of dimension {i}")
+            if sizes[i] is None:
+                sizes[i] = size
+    dim = wrap_dim(attributes["dim"], len(sizes) + 1)
+    return (TensorType((*sizes[:dim], len(operands), *sizes[dim:]), dtype, device),)
+
+
+def index_select(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """The slices of one dimension that a vector of indices names."""
+    x, index = types
+    if x.shape is None:
+        return (x,)
+    shape = _ranked(x)
+    require(index.dtype in (torch.int64, torch.int32))
+    dim = wrap_dim(attributes["dim"], len(shape))
+    if index.shape is None:
+        return (_at(x, dim, None),)
+    if len(index.shape) > 1:
+        raise Misfit("the indices are no vector")
+    common_device(types)
+    return (_at(x, dim, index.shape[0] if index.shape else 1),)
+
+
+def gather(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """One element for each index: the shape of the indices."""
+    x, index = types
+    require(index.dtype is torch.int64 and x.shape is not None and index.shape is not None)
+    shape = _ranked(x)
+    if len(shape) != len(index.shape):
+        raise Misfit(f"ranks {len(shape)} and {len(index.shape)} differ")
+    dim = wrap_dim(attributes["dim"], len(shape))
+    require(0 not in index.shape)
+    for i, (have, want) in enumerate(zip(shape, index.shape, strict=True)):
+        if i == dim or have is None or want is None:
+            continue
+        require(dims_equal(have, want) or (type(have) is int and type(want) is int and want <= have))
+    return (TensorType(index.shape, x.dtype, common_device(types)),)
+
+
+def topk(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """The k largest of a dimension, and where they were."""
+    x, k = types[0], attributes["k"]
+    if x.shape is None:
+        return (x, TensorType(None, torch.int64, x.device))
+    shape = _ranked(x)
+    dim = wrap_dim(attributes["dim"], len(shape))
+    size = shape[dim]
+    require(size is None or (type(size) is int and type(k) is int and 0 <= k <= size))
+    values = _at(x, dim, k)
+    return (values, TensorType(values.shape, torch.int64, x.device))
+
+
+def glu(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """Half of a dimension gates the other half."""
+    x = types[0]
+    if x.shape is None:
+        return (x,)
+    shape = _ranked(x)
+    dim = wrap_dim(attributes["dim"], len(shape))
+    size = shape[dim]
+    require(x.dtype is None or x.dtype.is_floating_point)
+    require(size is None or (type(size) is int and size % 2 == 0))
+    return (_at(x, dim, None if size is None else size // 2),)

@@ -1,0 +1,227 @@
+"""What the inference rules share: the way out to the fallback, and arithmetic on dimensions.
+
+A rule answers for the cases it is sure of. Where it is not, it raises `Undecided`, and where the operands cannot fit,
+`Misfit`: both hand the question to the operator itself, run on fake tensors, so that a rule can be slow but not wrong.
+Only where a type is partly unknown, and so cannot be run, a `Misfit` is the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils._sympy.functions import FloorDiv
+
+from ir.attributes import Attribute
+from ir.errors import InferenceError
+from ir.fake import infer_with_fakes, is_unknown
+from ir.opdef import InferRule, get_opdef
+from ir.types import Dim, TensorType, Type, dims_equal, simplify_dim
+
+Shape = tuple[Dim | None, ...]
+Attributes = Mapping[str, Attribute]
+
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+FLOATS_OR_UNKNOWN = FLOATS | {None}
+
+
+class Undecided(Exception):  # noqa: N818 - control flow inside this package, no error
+    """The rule leaves the answer to the operator."""
+
+
+class Misfit(Undecided):
+    """The operands cannot fit the operator; the message says why."""
+
+
+def with_fallback(name: str, rule: InferRule) -> InferRule:
+    """Return the inference rule of the operator `name`: `rule` where it decides, else the operator on fake tensors."""
+
+    def infer(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+        for type_ in types:
+            kind = type(type_)
+            if kind is not TensorType and type_ is not None and kind is not tuple:
+                return infer_with_fakes(get_opdef(name), types, attributes)
+        try:
+            return rule(types, attributes)
+        except Misfit as misfit:
+            if is_unknown(types):
+                shown = ", ".join(str(t) for t in types)
+                raise InferenceError(f"{name} does not take operands ({shown}): {misfit}") from None
+        except Undecided:
+            pass
+        return infer_with_fakes(get_opdef(name), types, attributes)
+
+    return infer
+
+
+def floor_div(a: Dim, b: Dim) -> Dim:
+    """Return a // b, written as PyTorch writes it where it is symbolic."""
+    if type(a) is int and type(b) is int:
+        return a // b
+    return simplify_dim(FloorDiv(a, b))
+
+
+def total(dims: Sequence[Dim | None]) -> Dim | None:
+    """Return the sum of sizes, or None where one is unknown."""
+    result: Dim = 0
+    for dim in dims:
+        if dim is None:
+            return None
+        result = result + dim
+    return simplify_dim(result)
+
+
+def product(dims: Sequence[Dim | None]) -> Dim | None:
+    """Return the product of sizes, or None where one is unknown."""
+    result: Dim = 1
+    for dim in dims:
+        if dim is None:
+            return None
+        result = result * dim
+    return simplify_dim(result)
+
+
+def require_equal(a: Dim | None, b: Dim | None, what: str) -> None:
+    """Let two sizes that are equal (or not known) pass.
+
+    Raises:
+        Misfit: when they are different numbers.
+        Undecided: when that depends on a symbol.
+    """
+    if a is b or a is None or b is None:
+        return
+    if type(a) is int and type(b) is int:
+        if a != b:
+            raise Misfit(f"{what} is {a}, not {b}")
+    elif not dims_equal(a, b):
+        raise Undecided
+
+
+def require(condition: bool) -> None:
+    """Leave the case to the operator unless the condition holds.
+
+    Raises:
+        Undecided: when it does not.
+    """
+    if not condition:
+        raise Undecided
+
+
+def require_rank(shape: Shape, *ranks: int) -> None:
+    """Let a shape of one of the ranks pass.
+
+    Raises:
+        Misfit: when the rank is another.
+    """
+    if len(shape) not in ranks:
+        raise Misfit(f"a rank of {' or '.join(map(str, ranks))} is needed, not {len(shape)}")
+
+
+def require_not_empty(shape: Shape) -> None:
+    """Leave tensors without elements to the operator, since each has its own view of them."""
+    if 0 in shape:
+        raise Undecided
+
+
+def wrap_dim(dim: Any, rank: int) -> int:
+    """Return a dimension's number counted from the front; a scalar has a dimension 0 here, as in PyTorch.
+
+    Raises:
+        Misfit: when it is out of range.
+    """
+    if type(dim) is not int:
+        raise Undecided
+    bound = rank or 1
+    if not -bound <= dim < bound:
+        raise Misfit(f"dimension {dim} is out of range for rank {rank}")
+    return dim + bound if dim < 0 else dim
+
+
+def wrap_dims(dims: Sequence[Any], rank: int) -> list[int]:
+    """Return distinct dimensions' numbers counted from the front.
+
+    Raises:
+        Misfit: when one is out of range or there twice.
+    """
+    wrapped = [wrap_dim(dim, rank) for dim in dims]
+    if len(set(wrapped)) != len(wrapped):
+        raise Misfit(f"dimensions {tuple(dims)} name one twice")
+    return wrapped
+
+
+def float_dtype(types: Sequence[TensorType | None]) -> torch.dtype | None:
+    """Return the one floating dtype of the operands, or None where no operand's is known.
+
+    Raises:
+        Undecided: when the dtypes differ, or are not the usual floating ones.
+    """
+    found: torch.dtype | None = None
+    for type_ in types:
+        if type_ is None or type_.dtype is None:
+            continue
+        if found is None:
+            found = type_.dtype
+        elif type_.dtype is not found:
+            raise Undecided
+    if found not in FLOATS_OR_UNKNOWN:
+        raise Undecided
+    return found
+
+
+def common_device(types: Sequence[TensorType | None]) -> torch.device | None:
+    """Return the one device of the operands, or None where no operand's is known.
+
+    Raises:
+        Undecided: when the devices differ.
+    """
+    found: torch.device | None = None
+    for type_ in types:
+        if type_ is None or type_.device is None:
+            continue
+        if found is None:
+            found = type_.device
+        elif type_.device != found:
+            raise Undecided
+    return found
+
+
+def broadcast(shapes: Sequence[Shape]) -> Shape:
+    """Return the shape that the shapes broadcast to.
+
+    A symbolic size is taken for a general one: it broadcasts against 1 and against itself.
+
+    Raises:
+        Misfit: when sizes are different numbers, neither of them 1.
+        Undecided: when that depends on a symbol.
+    """
+    first = shapes[0]
+    if all(shape == first for shape in shapes[1:]):
+        return first
+    rank = max(map(len, shapes))
+    result: list[Dim | None] = []
+    for position in range(-rank, 0):
+        size: Dim | None = 1
+        for shape in shapes:
+            if len(shape) >= -position:
+                size = _broadcast_dim(size, shape[position])
+        result.append(size)
+    return tuple(result)
+
+
+def _broadcast_dim(a: Dim | None, b: Dim | None) -> Dim | None:
+    if type(b) is int and b == 1:
+        return a
+    if type(a) is int and a == 1:
+        return b
+    if a is None or b is None:
+        # an unknown size against a number is that number; against a symbol, which may be 1 too, it can be either
+        known = b if a is None else a
+        return known if type(known) is int else None
+    if type(a) is int and type(b) is int:
+        if a != b:
+            raise Misfit(f"sizes {a} and {b} do not broadcast")
+        return a
+    if dims_equal(a, b):
+        return a
+    raise Undecided
