@@ -10,7 +10,8 @@ schema. How rules must read the columns:
   broadcasts) and the sign of zero; which of them matter is for the rule to check.
 * `STRIDES_FIXED` was measured (`tests/ir/test_optable.py`): dense operands in any order of dimensions give one layout.
 * `follows_mode` (batch_norm, dropouts) tells whether the training flag follows `module.training` in the emitted
-  module, or is a literal of the user's code. `train_dropout_p` (attention) is the probability that `train()` switches on.
+  module, or is a literal of the user's code. `train_dropout_p` (attention) is the probability that `train()` switches
+  on.
 """
 
 from __future__ import annotations
@@ -89,9 +90,14 @@ def _batch_norm(
 def _activations() -> None:
     _rows("relu relu6", _unary(), _ACTIVATION | _IDEMPOTENT)
     _rows("gelu silu hardswish hardsigmoid sigmoid tanh mish selu log_sigmoid", _unary(), _ACTIVATION)
-    # Some attributes are refused (celu's alpha 0, a negative lambda), so the operator is asked.
-    _rows("hardtanh threshold hardshrink", elementwise.nary, _ACTIVATION | _IDEMPOTENT)
-    _rows("leaky_relu elu softplus celu softshrink", elementwise.nary, _ACTIVATION)
+    _rows("hardtanh", _unary("min_val", "max_val"), _ACTIVATION | _IDEMPOTENT)
+    _rows("threshold", _unary("threshold", "value"), _ACTIVATION | _IDEMPOTENT)
+    _rows("hardshrink", _unary("lambd"), _ACTIVATION | _IDEMPOTENT)
+    _rows("leaky_relu", _unary("negative_slope"), _ACTIVATION)
+    _rows("elu", _unary("alpha", "scale", "input_scale"), _ACTIVATION)
+    _rows("softplus", _unary("beta", "threshold"), _ACTIVATION)
+    # celu's alpha may not be 0, nor softshrink's lambda negative, so the operator is asked
+    _rows("celu softshrink", elementwise.nary, _ACTIVATION)
     _rows("prelu", _fast(elementwise.prelu), Trait.ACTIVATION)
     _rows("_prelu_kernel", elementwise.nary, _ACTIVATION)
     _rows("rrelu", elementwise.nary, _ACTIVATION | _RANDOM, training="training")
