@@ -23,6 +23,13 @@ class Ref:
     index: int
 
 
+@attrs.frozen(slots=True)
+class UnknownObject:
+    """Stands, in a parsed program, for a Python object of which the text only has the name of its class."""
+
+    class_name: str
+
+
 Attribute = Any
 """None, bool, int, float, complex, str, sympy.Expr, torch dtype/device/layout/memory_format, Ref, or a tuple of these."""
 
@@ -84,6 +91,8 @@ def attribute_key(value: Attribute) -> Any:
         return tuple(map(attribute_key, value))
     if isinstance(value, float):
         return ("float", value.hex())
+    if isinstance(value, complex):
+        return ("complex", value.real.hex(), value.imag.hex())
     return (type(value).__name__, value)
 
 

@@ -42,7 +42,29 @@ class VerificationError(GraphwrightError):
 
 
 class ParseError(GraphwrightError):
-    """Text is not a well-formed program, pipeline or type."""
+    """Text is not a well-formed program, pipeline or type.
+
+    Attributes:
+        line: number of the line, from 1; 0 where it is not known.
+        column: number of the column, from 1.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        line: int = 0,
+        column: int = 0,
+        location: Location | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.line = line
+        self.column = column
+        super().__init__(message, location=location, remedy=remedy)
+
+
+class EvaluationError(GraphwrightError):
+    """An operation could not be run on the given tensors."""
 
 
 class PatternError(GraphwrightError):

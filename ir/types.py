@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import attrs
 import sympy
 import torch
 
-Dim = int | sympy.Expr
+from ir.expressions import format_expression
+
+Dim: TypeAlias = int | sympy.Expr
 """A known dimension: an int, or an expression over the program's symbols."""
 
 DTYPE_NAMES: dict[torch.dtype, str] = {
@@ -154,14 +157,16 @@ def symbols_of(dims: Iterable[Dim | None]) -> list[sympy.Symbol]:
 
 def format_dim(dim: Dim | None) -> str:
     """Return the text of a dimension: `3`, `batch`, `2*seq`, `?`."""
-    return "?" if dim is None else str(dim)
+    if dim is None:
+        return "?"
+    return str(dim) if type(dim) is int else format_expression(dim)
 
 
 def format_type(type_: TensorType) -> str:
     """Return the text of a tensor type: `f32[batch, 3, 224, 224]`, with `@device` unless it is the CPU."""
     if type_ == UNKNOWN_TENSOR:
         return "?"
-    dtype = "?" if type_.dtype is None else DTYPE_NAMES[type_.dtype]
+    dtype = "?" if type_.dtype is None else DTYPE_NAMES.get(type_.dtype) or str(type_.dtype).removeprefix("torch.")
     shape = "*" if type_.shape is None else ", ".join(map(format_dim, type_.shape))
     device = "" if type_.device == CPU else "@?" if type_.device is None else f"@{type_.device}"
     return f"{dtype}[{shape}]{device}"

@@ -1,0 +1,301 @@
+"""Parsing of what is compared by value: expressions, types, attributes and locations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import sympy
+import torch
+from torch.utils._sympy.numbers import int_oo
+
+from ir.attributes import Attribute, Ref, UnknownObject
+from ir.expressions import BINARY_OPERATORS, UNARY_POWER, apply_function
+from ir.lexer import END, Lexer
+from ir.locations import Location
+from ir.types import (
+    CPU,
+    DTYPES_BY_NAME,
+    UNKNOWN_TENSOR,
+    Dim,
+    OpaqueType,
+    ScalarType,
+    TensorType,
+    Type,
+    make_symbol,
+)
+
+_CONSTANTS = {"inf": float("inf"), "nan": float("nan"), "oo": sympy.oo, "int_oo": int_oo}
+_KEYWORDS = {"None": None, "True": True, "False": False}
+
+RESERVED_SYMBOLS = frozenset({*_CONSTANTS, *_KEYWORDS})
+"""Names that a symbol cannot have, since they mean something else in an expression."""
+
+
+def parse_type(text: str) -> Type:
+    """Return the type that `text` stands for: `f32[batch, 3]`, `int(2*seq)`, `?`, `opaque`.
+
+    Raises:
+        ParseError: when it is no type; the message points at the place.
+    """
+    lexer = Lexer(text)
+    type_ = Literals(lexer).type()
+    expect_end(lexer)
+    return type_
+
+
+def parse_attribute(text: str) -> Attribute:
+    """Return the attribute value that `text` stands for, as `ir.printer.format_attribute` writes it.
+
+    Raises:
+        ParseError: when it is none; the message points at the place.
+    """
+    lexer = Lexer(text)
+    value = Literals(lexer).attribute()
+    expect_end(lexer)
+    return value
+
+
+def expect_end(lexer: Lexer) -> None:
+    """Check that nothing follows.
+
+    Raises:
+        ParseError: when something does.
+    """
+    if lexer.kind != END:
+        raise lexer.error(f"expected the end of the text, found {lexer.describe()}")
+
+
+class Literals:
+    """Reads the literals of one text; `refer` turns the name of a value in an attribute into a `Ref`."""
+
+    def __init__(self, lexer: Lexer, refer: Callable[[], Ref] | None = None) -> None:
+        self.lexer = lexer
+        self._refer = refer
+        # text up to the closing bracket -> (type, number of tokens); most types of a program occur often
+        self._types: dict[str, tuple[TensorType, int]] = {}
+
+    # Expressions
+
+    def expression(self, power: int = 0) -> Any:
+        """Return a number or a symbolic expression; operators that bind weaker than `power` end it."""
+        lexer = self.lexer
+        left = self._operand()
+        while lexer.kind == "mark" and lexer.text in BINARY_OPERATORS:
+            strength, meaning = BINARY_OPERATORS[lexer.text]
+            if strength < power:
+                break
+            place = lexer.index
+            operator = lexer.next()
+            right = self.expression(strength if operator == "**" else strength + 1)
+            try:
+                left = meaning(left, right)
+            except (TypeError, ValueError, ArithmeticError) as error:
+                raise lexer.error(
+                    f"operator {operator!r} does not take these operands: {error}", index=place
+                ) from error
+        return int(left) if isinstance(left, sympy.Integer) else left
+
+    def _operand(self) -> Any:
+        lexer = self.lexer
+        kind = lexer.kind
+        if kind == "int":
+            return int(lexer.next())
+        if kind == "float":
+            return float(lexer.next())
+        if lexer.accept("-"):
+            return -self.expression(UNARY_POWER)
+        if lexer.accept("("):
+            value = self.expression()
+            lexer.expect(")")
+            return value
+        if kind == "name":
+            place = lexer.index
+            name = lexer.next()
+            if lexer.accept("("):
+                args = self._list(")", self.expression)
+                try:
+                    return apply_function(name, args)
+                except ValueError as error:
+                    raise lexer.error(str(error), index=place) from error
+            if name in _CONSTANTS:
+                return _CONSTANTS[name]
+            if "." in name or name in _KEYWORDS:
+                raise lexer.error(f"{name!r} is not the name of a symbol", index=place)
+            return make_symbol(name)
+        raise lexer.error(f"expected a number or an expression, found {lexer.describe()}")
+
+    def _list(self, end: str, element: Callable[[], Any]) -> list[Any]:
+        """Return the elements up to the mark `end`, separated by commas."""
+        lexer = self.lexer
+        items: list[Any] = []
+        if lexer.accept(end):
+            return items
+        while True:
+            items.append(element())
+            if lexer.accept(end):
+                return items
+            if not lexer.accept(","):
+                raise lexer.error(f"expected ',' or {end!r}, found {lexer.describe()}")
+
+    # Types
+
+    def dim(self) -> Dim | None:
+        """Return a dimension, None for `?`."""
+        lexer = self.lexer
+        if lexer.accept("?"):
+            return None
+        place = lexer.index
+        value = self.expression()
+        if type(value) is int or (isinstance(value, sympy.Expr) and value.free_symbols):
+            return value
+        raise lexer.error("expected a dimension: an int, an expression over symbols, or '?'", index=place)
+
+    def type(self) -> Type:
+        """Return a type."""
+        lexer = self.lexer
+        name = lexer.text
+        bracket = lexer.texts[lexer.index + 1] if lexer.kind != END else ""
+        if bracket == "[":
+            return self._tensor_type()
+        place = lexer.index
+        if lexer.accept("?"):
+            return UNKNOWN_TENSOR
+        if lexer.accept("opaque"):
+            return OpaqueType()
+        if name in ("int", "float", "bool"):
+            lexer.next()
+            if not lexer.accept("("):
+                return ScalarType(name)
+            value = self.expression()
+            lexer.expect(")")
+            if type(value) is not int and not isinstance(value, sympy.Expr):
+                raise lexer.error("the value of a scalar type is an int or an expression over symbols", index=place)
+            return ScalarType(name, value)
+        raise lexer.error(f"expected a type, found {lexer.describe()}", remedy="write it as `f32[2, 3]`, `int` or `?`")
+
+    def _tensor_type(self) -> TensorType:
+        lexer = self.lexer
+        first = lexer.index
+        start = lexer.starts[first]
+        key = lexer.source[start : lexer.source.find("]", start) + 1]
+        known = self._types.get(key)
+        if known is not None:
+            type_, count = known
+            lexer.index += count
+        else:
+            name = lexer.next()
+            dtype = None if name == "?" else _dtype(name)
+            if dtype is None and name != "?":
+                raise lexer.error(
+                    f"there is no dtype {name!r}", index=first, remedy=f"use one of {', '.join(DTYPES_BY_NAME)}"
+                )
+            lexer.expect("[")
+            shape: tuple[Dim | None, ...] | None = None
+            if lexer.at("*") and lexer.texts[lexer.index + 1] == "]":
+                lexer.index += 2
+            else:
+                shape = tuple(self._list("]", self.dim))
+            type_ = TensorType(shape, dtype, CPU)
+            self._types[key] = (type_, lexer.index - first)
+        return attrs.evolve(type_, device=self._device()) if lexer.accept("@") else type_
+
+    def _device(self) -> torch.device | None:
+        lexer = self.lexer
+        if lexer.accept("?"):
+            return None
+        place = lexer.index
+        text = lexer.expect_kind("name", "a device")
+        if lexer.accept(":"):
+            text += ":" + lexer.expect_kind("int", "the number of a device")
+        try:
+            return torch.device(text)
+        except RuntimeError as error:
+            raise lexer.error(f"there is no device {text!r}", index=place) from error
+
+    # Attributes
+
+    def attribute(self) -> Attribute:
+        """Return an attribute value."""
+        lexer = self.lexer
+        kind, text = lexer.kind, lexer.text
+        if kind == "int" and lexer.texts[lexer.index + 1] in (",", "]", "}"):
+            return int(lexer.next())
+        if text == "[":
+            lexer.next()
+            return tuple(self._list("]", self.attribute))
+        if kind == "string":
+            return lexer.expect_string("a string")
+        if kind == "value":
+            if self._refer is None:
+                raise lexer.error("a value cannot stand here")
+            return self._refer()
+        if kind == "name":
+            if text in _KEYWORDS:
+                lexer.next()
+                return _KEYWORDS[text]
+            if text.startswith("torch."):
+                return self._torch_constant()
+            if lexer.texts[lexer.index + 1] == "(" and text in _CONSTRUCTORS:
+                place = lexer.index
+                lexer.index += 2
+                args = self._list(")", self.attribute)
+                try:
+                    return _CONSTRUCTORS[text](*args)
+                except (TypeError, ValueError, RuntimeError) as error:
+                    raise lexer.error(f"{text} does not take these arguments: {error}", index=place) from error
+        place = lexer.index
+        value = self.expression()
+        if not isinstance(value, int | float | sympy.Expr):
+            raise lexer.error("a comparison is not an attribute value", index=place)
+        return value
+
+    def _torch_constant(self) -> Any:
+        lexer = self.lexer
+        place = lexer.index
+        text = lexer.next()
+        value = getattr(torch, text.removeprefix("torch."), None)
+        if not isinstance(value, torch.dtype | torch.layout | torch.memory_format):
+            raise lexer.error(f"{text} is no dtype, layout or memory format", index=place)
+        return value
+
+    # Locations
+
+    def location(self) -> Location:
+        """Return the location after the keyword `loc`."""
+        lexer = self.lexer
+        lexer.expect("loc")
+        lexer.expect("(")
+        fields: list[Any] = []
+        merged: tuple[Location, ...] = ()
+        while not lexer.accept(")"):
+            if lexer.accept("merged"):
+                lexer.expect("[")
+                merged = tuple(self._list("]", self.location))
+            elif len(fields) < 3:
+                fields.append(lexer.expect_string("a string"))
+            else:
+                fields.append(lexer.expect_int("a line number"))
+            if not lexer.at(")"):
+                lexer.expect(",")
+        defaults: list[Any] = ["", "", "", 0]
+        path, class_, file, line = fields + defaults[len(fields) :]
+        return Location(path, class_, file, line, merged)
+
+
+def _dtype(name: str) -> torch.dtype | None:
+    found = DTYPES_BY_NAME.get(name) or getattr(torch, name, None)
+    return found if isinstance(found, torch.dtype) else None
+
+
+def _expression_constant(value: Any) -> sympy.Expr:
+    return sympy.sympify(value)
+
+
+_CONSTRUCTORS: dict[str, Callable[..., Any]] = {
+    "complex": complex,
+    "device": torch.device,
+    "expr": _expression_constant,
+    "opaque": UnknownObject,
+}

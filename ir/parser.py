@@ -1,0 +1,402 @@
+"""Parsing of the text form that `ir.printer` writes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from torch.utils import _pytree as pytree
+
+from ir.attributes import Attribute, Ref
+from ir.builder import infer_operation
+from ir.core import Graph, Operation, Value
+from ir.errors import GraphwrightError
+from ir.lexer import END, Lexer
+from ir.literals import RESERVED_SYMBOLS, Literals, expect_end, parse_attribute, parse_type
+from ir.locations import UNKNOWN_LOCATION, Location
+from ir.opdef import OpDef, ParamKind, get_opdef
+from ir.program import (
+    CallingConvention,
+    Derivation,
+    InputLeaf,
+    Mutation,
+    OutputLeaf,
+    Program,
+    SymbolRange,
+    Weight,
+    WeightKind,
+)
+from ir.types import TensorType, Type, make_symbol
+
+__all__ = ["parse_attribute", "parse_program", "parse_type"]
+
+_WEIGHT_KINDS = {kind.value: kind for kind in WeightKind}
+
+
+def parse_program(text: str) -> Program:
+    """Return the program that `text` stands for; its weights have no data.
+
+    The result types of an operation may be left out, and are inferred then. The text is not verified beyond what it
+    takes to build the program: call `ir.verify.verify` on a program that was written by hand.
+
+    Raises:
+        ParseError: when the text is not well-formed, uses a value that is not defined above, or names an operator that
+            does not exist. The message points at the place.
+    """
+    parser = _Parser(text)
+    program = parser.program()
+    expect_end(parser.lexer)
+    return program
+
+
+class _Scope:
+    """The values that have a name, and the operands that the attributes of the current operation refer to."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Value] = {}
+        self.referred: list[Value] = []
+        self.first_reference = 0
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self.lexer = Lexer(text)
+        self.literals = Literals(self.lexer, self._refer)
+        self.scope = _Scope()
+
+    # Values
+
+    def _define(self, value: Value, name: str, place: int) -> None:
+        if name in self.scope.values:
+            raise self.lexer.error(f"a value named {name!r} is defined already", index=place)
+        self.scope.values[name] = value
+
+    def _use(self) -> Value:
+        place = self.lexer.index
+        name = self.lexer.expect_value()
+        value = self.scope.values.get(name)
+        if value is None:
+            raise self.lexer.error(f"no value named {name!r} is defined above", index=place)
+        return value
+
+    def _optional_use(self) -> Value | None:
+        return None if self.lexer.accept("None") else self._use()
+
+    def _refer(self) -> Ref:
+        scope = self.scope
+        scope.referred.append(self._use())
+        return Ref(scope.first_reference + len(scope.referred) - 1)
+
+    def _location(self) -> Location:
+        return self.literals.location() if self.lexer.at("loc") else UNKNOWN_LOCATION
+
+    # Programs
+
+    def program(self) -> Program:
+        lexer = self.lexer
+        outer, self.scope = self.scope, _Scope()
+        lexer.expect("program")
+        name = lexer.expect_string("the program's name in quotes")
+        location = self._location()
+        lexer.expect("{")
+        convention = CallingConvention(None, None)
+        program = Program(name, Graph(), convention, location=location)
+        while not lexer.at("graph"):
+            self._statement(program)
+        lexer.next()
+        program.graph = self._graph(Graph())
+        lexer.expect("}")
+        self.scope = outer
+        return program
+
+    def _statement(self, program: Program) -> None:
+        lexer = self.lexer
+        convention = program.convention
+        place = lexer.index
+        keyword = lexer.expect_kind("name", "a statement or the graph")
+        match keyword:
+            case "symbol":
+                self._symbol(program)
+            case "parameter" | "buffer" | "constant":
+                self._weight(program, _WEIGHT_KINDS[keyword])
+            case "opaque":
+                program.opaques[lexer.expect_string("the name of an opaque callable")] = None
+            case "modules":
+                training = lexer.accept("train")
+                if not training:
+                    lexer.expect("eval")
+                for path in self._strings("a module path"):
+                    program.module_modes[path] = training
+            case "parameters":
+                convention.parameters = self._strings("the name of a parameter")
+            case "in_spec":
+                convention.in_spec = self._spec()
+            case "out_spec":
+                convention.out_spec = self._spec()
+            case "argument":
+                name = lexer.expect_string("the name of an argument")
+                lexer.expect("=")
+                value, constant = self._leaf("input")
+                convention.inputs += (InputLeaf(name, value, constant),)
+            case "result":
+                lexer.expect("=")
+                convention.outputs += (OutputLeaf(*self._leaf("output")),)
+            case "mutation":
+                convention.mutations += (self._mutation(),)
+            case _:
+                raise lexer.error(f"{keyword!r} is no statement of a program", index=place)
+
+    def _symbol(self, program: Program) -> None:
+        lexer = self.lexer
+        place = lexer.index
+        name = lexer.expect_kind("name", "the name of a symbol")
+        symbol = make_symbol(name)
+        if "." in name or name in RESERVED_SYMBOLS or symbol in program.symbols:
+            raise lexer.error(f"a symbol cannot be named {name!r}, or there is one already", index=place)
+        lexer.expect("in")
+        lexer.expect("[")
+        lower = lexer.expect_int("the lower bound")
+        lexer.expect(",")
+        upper = None if lexer.accept("inf") else lexer.expect_int("the upper bound")
+        lexer.expect("]")
+        program.symbols[symbol] = SymbolRange(lower, upper)
+
+    def _weight(self, program: Program, kind: WeightKind) -> None:
+        lexer = self.lexer
+        place = lexer.index
+        name = text_name = lexer.expect_value()
+        if lexer.kind == "string":
+            name = lexer.expect_string("the weight's name")
+        lexer.expect(":")
+        type_place = lexer.index
+        type_ = self.literals.type()
+        if not isinstance(type_, TensorType):
+            raise lexer.error("the type of a weight is a tensor's", index=type_place)
+        weight = Weight(name, kind, type_)
+        while True:
+            if lexer.accept("requires_grad"):
+                weight.requires_grad = True
+            elif lexer.accept("non_persistent"):
+                weight.persistent = False
+            elif lexer.accept("mutated"):
+                weight.is_mutated = True
+            elif lexer.accept("aliases"):
+                weight.aliases = self._bracketed_strings()
+            elif lexer.accept("derived_from"):
+                sources = self._bracketed_strings()
+                weight.derivation = Derivation(sources, self.program())
+            else:
+                break
+        if name in program.weights:
+            raise lexer.error(f"there is a weight named {name!r} already", index=place)
+        program.add_weight(weight)
+        self._define(weight.value, text_name, place)
+
+    def _strings(self, meaning: str) -> tuple[str, ...]:
+        found = [self.lexer.expect_string(meaning)]
+        while self.lexer.accept(","):
+            found.append(self.lexer.expect_string(meaning))
+        return tuple(found)
+
+    def _bracketed_strings(self) -> tuple[str, ...]:
+        self.lexer.expect("[")
+        if self.lexer.accept("]"):
+            return ()
+        found = self._strings("the name of a weight")
+        self.lexer.expect("]")
+        return found
+
+    def _spec(self) -> pytree.TreeSpec:
+        """Return the tree specification whose JSON starts at the next token."""
+        lexer = self.lexer
+        place = lexer.index
+        if lexer.at("unserializable"):
+            raise lexer.error(
+                "the structure holds a class that PyTorch cannot write as text",
+                remedy="register the class with torch.export.register_dataclass or register_pytree_node, "
+                "with a serialized_type_name",
+            )
+        start = lexer.starts[place]
+        try:
+            _, end = json.JSONDecoder().raw_decode(lexer.source, start)
+            spec = pytree.treespec_loads(lexer.source[start:end])
+        except Exception as error:
+            raise lexer.error(f"not a tree specification: {error}", index=place) from error
+        while lexer.kind != END and lexer.starts[lexer.index] < end:
+            lexer.index += 1
+        return spec
+
+    def _leaf(self, keyword: str) -> tuple[int | None, Any]:
+        lexer = self.lexer
+        if lexer.accept(keyword):
+            return lexer.expect_int(f"the number of an {keyword}"), None
+        return None, self.literals.attribute()
+
+    def _mutation(self) -> Mutation:
+        lexer = self.lexer
+        buffer: str | None = None
+        input_: int | None = None
+        if lexer.accept("input"):
+            input_ = lexer.expect_int("the number of an input")
+        else:
+            buffer = lexer.expect_string("the name of a buffer, or `input`")
+        lexer.expect("=")
+        lexer.expect("output")
+        return Mutation(lexer.expect_int("the number of an output"), buffer, input_)
+
+    # Graphs
+
+    def _graph(self, graph: Graph) -> Graph:
+        lexer = self.lexer
+        lexer.expect("(")
+        while not lexer.accept(")"):
+            place = lexer.index
+            name = text_name = lexer.expect_value()
+            if lexer.kind == "string":
+                name = lexer.expect_string("the input's name")
+            lexer.expect(":")
+            self._define(graph.add_input(self.literals.type(), name), text_name, place)
+            if not lexer.at(")"):
+                lexer.expect(",")
+        lexer.expect("{")
+        while not lexer.at("return"):
+            self._operation(graph)
+        lexer.next()
+        outputs: list[Value | None] = []
+        if not lexer.at("}") and not lexer.at("loc"):
+            outputs.append(self._optional_use())
+            while lexer.accept(","):
+                outputs.append(self._optional_use())
+        graph.set_outputs(outputs)
+        graph.return_op.location = self._location()
+        lexer.expect("}")
+        return graph
+
+    def _operation(self, graph: Graph) -> None:
+        lexer = self.lexer
+        names: list[str] = []
+        places: list[int] = []
+        while lexer.kind == "value":
+            places.append(lexer.index)
+            names.append(lexer.expect_value())
+            if not lexer.accept(","):
+                lexer.expect("=")
+                break
+        place = lexer.index
+        name = lexer.expect_kind("name", "an operation or `return`")
+        try:
+            opdef = get_opdef(name)
+        except GraphwrightError as error:
+            raise lexer.error(error.message, index=place, remedy=error.remedy) from error
+        operands, segments = self._operands(opdef)
+        scope = self.scope
+        scope.referred = []
+        scope.first_reference = len(operands)
+        attributes = self._attributes(opdef)
+        referred = scope.referred
+        types = self._result_types()
+        location = self._location()
+        body: Graph | None = None
+        if lexer.accept("body"):
+            self.scope = _Scope()
+            body = self._graph(Graph())
+            self.scope = scope
+        elif opdef.is_region:
+            raise lexer.error(f"expected the body of {name}, found {lexer.describe()}")
+        # made without types first: inference reads operands through the operation's own grouping
+        op = Operation(
+            opdef,
+            [*operands, *referred],
+            attributes,
+            types or (),
+            location=location,
+            segments=segments,
+            body=body,
+            names=names,
+        )
+        if types is None and names:
+            op.results = tuple(
+                Value(type_, op, i, hint)
+                for i, (type_, hint) in enumerate(zip(self._infer(op, place, len(names)), names, strict=True))
+            )
+        elif len(op.results) != len(names):
+            raise lexer.error(f"{len(names)} results are named, but {len(op.results)} types given", index=place)
+        graph.append(op)
+        for result, hint, at in zip(op.results, names, places, strict=True):
+            self._define(result, hint, at)
+
+    def _infer(self, op: Operation, place: int, count: int) -> tuple[Type, ...]:
+        try:
+            types = infer_operation(op)
+        except GraphwrightError as error:
+            raise self.lexer.error(error.message, index=place) from error
+        if len(types) != count:
+            raise self.lexer.error(f"{op.name} has {len(types)} results, but {count} are named", index=place)
+        return types
+
+    def _operands(self, opdef: OpDef) -> tuple[list[Value | None], tuple[int, ...] | None]:
+        lexer = self.lexer
+        place = lexer.index
+        lexer.expect("(")
+        operands: list[Value | None] = []
+        segments: list[int] = []
+        params = opdef.operand_params
+        while not lexer.accept(")"):
+            number = len(segments)
+            is_list = not opdef.is_region and number < len(params) and params[number].kind is ParamKind.LIST
+            if is_list:
+                lexer.expect("[")
+                before = len(operands)
+                while not lexer.accept("]"):
+                    operands.append(self._optional_use())
+                    if not lexer.at("]"):
+                        lexer.expect(",")
+                segments.append(len(operands) - before)
+            else:
+                operands.append(self._optional_use())
+                segments.append(1)
+            if not lexer.at(")"):
+                lexer.expect(",")
+        if not opdef.is_region and len(segments) != len(params):
+            wanted = ", ".join(p.name for p in params)
+            raise lexer.error(
+                f"{opdef.name} has {len(params)} tensor operands ({wanted}), {len(segments)} given",
+                index=place,
+                remedy="write None for an absent one",
+            )
+        return operands, tuple(segments) if opdef.has_lists else None
+
+    def _attributes(self, opdef: OpDef) -> dict[str, Attribute]:
+        lexer = self.lexer
+        given: dict[str, Attribute] = {}
+        if lexer.accept("{"):
+            while not lexer.accept("}"):
+                place = lexer.index
+                name = lexer.expect_kind("name", "the name of an attribute")
+                if name in given:
+                    raise lexer.error(f"attribute {name!r} is given twice", index=place)
+                lexer.expect("=")
+                given[name] = self.literals.attribute()
+                if not lexer.at("}"):
+                    lexer.expect(",")
+        if opdef.is_region:
+            return given
+        attributes: dict[str, Attribute] = {}
+        for param in opdef.attribute_params:
+            if param.name in given:
+                attributes[param.name] = given.pop(param.name)
+            elif param.has_default:
+                attributes[param.name] = param.default
+            else:
+                raise lexer.error(f"{opdef.name} needs its attribute {param.name!r}")
+        for name in given:
+            raise lexer.error(f"{opdef.name} has no attribute {name!r}")
+        return attributes
+
+    def _result_types(self) -> tuple[Type, ...] | None:
+        if not self.lexer.accept(":"):
+            return None
+        types = [self.literals.type()]
+        while self.lexer.accept(","):
+            types.append(self.literals.type())
+        return tuple(types)
