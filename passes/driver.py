@@ -24,8 +24,11 @@ from passes.rewriter import Listener, Rewriter
 
 _LAST_EDITS = 8
 
-RewriteHook = Callable[[Pattern, Match, Program], Callable[[], None] | None]
-"""Called before a rewrite is applied; what it returns is called after it (single-rewrite validation)."""
+Replacements = list[tuple[Value, Value]]
+"""(old value, new value) in the order in which uses were moved."""
+
+RewriteHook = Callable[[Pattern, Match, Program], Callable[[Replacements], None] | None]
+"""Called before a rewrite is applied; what it returns is called after it with the values that were replaced."""
 
 
 @attrs.define(eq=False)
@@ -50,6 +53,10 @@ class _Events(Listener):
         self.created: list[Operation] = []
         self.touched: list[Operation] = []
         self.freed: list[Value] = []
+        self.replacements: Replacements = []
+
+    def replaced(self, old: Value, new: Value) -> None:
+        self.replacements.append((old, new))
 
     def inserted(self, op: Operation) -> None:
         self.created.append(op)
@@ -64,6 +71,7 @@ class _Events(Listener):
         self.created.clear()
         self.touched.clear()
         self.freed.clear()
+        self.replacements.clear()
 
 
 class Applier:
@@ -154,9 +162,9 @@ class Applier:
             ) from error
         if graph.revision == revision:
             return False
-        self._erase_dead(match.ops)
         if finish is not None:
-            finish()
+            finish(events.replacements)
+        self._erase_dead(match.ops)
         self.log.counts[rule.name] += 1
         if self.record:
             created = tuple(summarize(op) for op in events.created if op.graph is graph)
@@ -305,6 +313,10 @@ def run_sweep(program: Program, index: RuleIndex, log: RewriteLog, *, record: bo
         for op in roots:
             if op.graph is program.graph and applier.apply_first(op, (variant,)):
                 count += 1
+                # a later rule may be rooted at what this one made
+                for created in applier.events.created:
+                    if created.graph is program.graph:
+                        by_root.setdefault(created.opdef, []).append(created)
     return count
 
 

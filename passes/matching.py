@@ -84,7 +84,7 @@ def compile_rule(rule: Pattern) -> tuple[Variant, ...]:
         raise PatternError(f"the pattern of {rule.name} is {tree!r}, not a pattern node")
     variants: list[tuple[int, int, Node]] = []
     for order, expanded in enumerate(_expand(tree)):
-        variants.append((_length(expanded), order, expanded))
+        variants.append((_length(expanded) + rule.check_adds, order, expanded))
     if len(variants) > _MAX_VARIANTS:
         raise PatternError(f"the pattern of {rule.name} has more than {_MAX_VARIANTS} alternatives")
     result = []

@@ -217,6 +217,8 @@ class Pattern:
     """Whether the result is bit for bit equal (else: equal up to rounding)."""
     closed: ClassVar[bool] = False
     """Whether the rule refuses where a value inside the match has users outside it."""
+    check_adds: ClassVar[int] = 0
+    """How many operations `check` adds to the match (it may extend `m.ops`); counts for "longest first"."""
     warns_without_shapes: ClassVar[bool] = True
     """Whether a refusal for want of a shape is a Python warning as well as a remark."""
 

@@ -27,6 +27,9 @@ class Listener:
     def modified(self, op: Operation) -> None:
         """Operands or attributes of an operation changed."""
 
+    def replaced(self, old: Value, new: Value) -> None:
+        """All uses of `old` are about to become uses of `new`."""
+
 
 class Rewriter(Builder):
     """Edits one graph of a program. New operations go before the anchor and get the current location."""
@@ -66,6 +69,8 @@ class Rewriter(Builder):
             )
         if old.name and not new.name:
             new.name = old.name
+        for listener in self.listeners:
+            listener.replaced(old, new)
         for user in self.graph.replace_all_uses(old, new):
             for listener in self.listeners:
                 listener.modified(user)

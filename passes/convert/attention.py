@@ -1,0 +1,260 @@
+"""nn.MultiheadAttention becomes an in-projection, a scaled dot product and an output projection."""
+
+from __future__ import annotations
+
+import attrs
+
+from ir.core import Operation, Value
+from ir.types import Dim, TensorType
+from passes.attention import InProjection, find_in_projection
+from passes.fuse.attention import SDPA, fuse_in_projection
+from passes.layout import LayoutMap, trace_back
+from passes.pattern import Match, Node, Pattern, PatternBuilder
+from passes.remarks import Refusal
+from passes.rewriter import Rewriter
+
+MHA = "nn.multihead_attention"
+
+
+@attrs.frozen(eq=False)
+class _OutProjection:
+    """The way from the attention's result to the module's: heads merged, a linear, layout operations."""
+
+    linear: Operation
+    ops: tuple[Operation, ...]
+    result: Value
+    """The module's result: (B, N, E), or (N, B, E) when not `batch_first`."""
+    batch_first: bool
+
+
+class DecomposeMultiheadAttentionPattern(Pattern):
+    """mha(x, x, x) = linear(merge(attention(*in_projection(x)))), x: f[B, N, E]
+
+    From a leaf module in an FX graph, or from what torch.export made of the module: both give the same three parts.
+    """
+
+    is_conversion = True
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match the module's operation, or the attention inside of the module."""
+        return p.op((MHA, SDPA), name="attention")
+
+    def check(self, m: Match) -> str | Refusal | None:
+        """Refuse cross-attention, masks that the module treats in its own way, and averaged weights that are used."""
+        if m.attention.name == MHA:
+            return _check_module(m.attention)
+        return _check_exported(m)
+
+    def rewrite(self, m: Match, b: Rewriter) -> None:
+        """Build the three parts."""
+        if m.attention.name == MHA:
+            _rewrite_module(m.attention, b)
+        else:
+            _rewrite_exported(m, b)
+
+
+# --- a leaf module ---------------------------------------------------------------------------------------------------
+
+
+def _check_module(op: Operation) -> Refusal | None:
+    def refuse(reason: str) -> Refusal:
+        return Refusal(f"MultiheadAttention at `{op.location.where}` is left as it is: {reason}", warn=True)
+
+    query, key, value = op.operand("query"), op.operand("key"), op.operand("value")
+    attributes = op.attributes
+    if not (query is key is value):
+        return refuse("query, key and value are not the same (cross-attention)")
+    if op.operand("in_proj_weight") is None:
+        return refuse("it has separate weights for query, key and value")
+    if op.operand("bias_k") is not None or op.operand("bias_v") is not None:
+        return refuse("it has add_bias_kv=True")
+    if attributes["add_zero_attn"]:
+        return refuse("it has add_zero_attn=True")
+    if not op.results[1].is_unused:
+        return refuse("its attention weights are used (need_weights=True)")
+    if op.operand("key_padding_mask") is not None:
+        return refuse("it is called with a key_padding_mask")
+    if attributes["is_causal"]:
+        return refuse("it is called with is_causal=True")
+    mask = op.operand("attn_mask")
+    if mask is not None:
+        type_ = mask.type
+        known = isinstance(type_, TensorType) and type_.shape is not None and type_.dtype is not None
+        if not known or not type_.dtype.is_floating_point or len(type_.shape) != 2:  # type: ignore[union-attr,arg-type]
+            return refuse(f"its attn_mask is {type_}, not floating point of shape (tokens, tokens)")
+    if not attributes["batch_first"] and (query is None or query.tensor_type.rank != 3):
+        return refuse("it has batch_first=False and the rank of its input is unknown")
+    return None
+
+
+def _rewrite_module(op: Operation, b: Rewriter) -> None:
+    x = op.input("query")
+    if not op.attributes["batch_first"]:
+        x = b.permute(x, (1, 0, 2))
+    training, dropout = bool(op.attributes["training"]), float(op.attributes["dropout"])
+    heads, embed = int(op.attributes["num_heads"]), int(op.attributes["embed_dim"])
+    query, key, value = _in_projection(
+        b, x, op.input("in_proj_weight"), op.operand("in_proj_bias"), heads, embed // heads
+    )
+    attended = _attention(
+        b, query, key, value, op.operand("attn_mask"), {"dropout_p": dropout if training else 0.0, "train_dropout_p": dropout}
+    )
+    result = _merge_heads(b, attended, op.input("out_proj_weight"), op.operand("out_proj_bias"))
+    if not op.attributes["batch_first"]:
+        result = b.permute(result, (1, 0, 2))
+    b.replace_value(op.results[0], result)
+
+
+# --- what torch.export makes of the module -----------------------------------------------------------------------------
+
+
+def _check_exported(m: Match) -> str | None:
+    op: Operation = m.attention
+    if op.location.class_name != "MultiheadAttention":
+        return "it is not part of an nn.MultiheadAttention"
+    found = find_in_projection(op.input("query"), op.input("key"), op.input("value"))
+    where = f"MultiheadAttention at `{op.location.where}`"
+    if isinstance(found, str):
+        return f"{where} is left as it is: {found}"
+    if len(found.linears) != 1:
+        return f"{where} is left as it is: it has separate weights for query, key and value"
+    out = _find_out_projection(op)
+    if isinstance(out, str):
+        return f"{where} is left as it is: {out}"
+    if found.shared:
+        return f"{where} is left as it is: its projections have other users"
+    m.captures["projection"], m.captures["out"] = found, out
+    m.ops[:] = [*found.ops, op, *out.ops]
+    return None
+
+
+def _find_out_projection(attention: Operation) -> _OutProjection | str:
+    type_ = attention.result.tensor_type
+    if not type_.is_known or type_.rank != 4:
+        return f"the attention's result is {type_}"
+    batch, heads, tokens, size = type_.shape  # type: ignore[misc]
+    ops: list[Operation] = []
+    current: LayoutMap | None = LayoutMap.identity((batch, heads, tokens, size))  # type: ignore[arg-type]
+    value = attention.result
+    while True:
+        if len(value.users) != 1:
+            return "the attention's result has several users"
+        user = value.users[0]
+        if user.name == "aten.linear" and user.operands[0] is value:
+            break
+        current = None if current is None else current.step(user)
+        if current is None:
+            return f"the heads are not merged by layout operations, but used by {user.name}"
+        ops.append(user)
+        value = user.result
+    linear, shape = user, value.tensor_type.shape
+    out_shape = linear.result.tensor_type.shape
+    assert shape is not None and out_shape is not None and current is not None
+    for batch_first, order in ((True, (0, 2, 1, 3)), (False, (2, 0, 1, 3))):
+        merged = LayoutMap.identity((batch, heads, tokens, size)).permute(order).reshape(shape)  # type: ignore[arg-type]
+        if merged is not None and current.same_as(merged):
+            return _follow_result(linear, [*ops, linear], (batch, tokens, out_shape[-1]), batch_first)  # type: ignore[arg-type]
+    return "the heads are not merged in the order of multi-head attention"
+
+
+def _follow_result(
+    linear: Operation, ops: list[Operation], shape: tuple[Dim, Dim, Dim], batch_first: bool
+) -> _OutProjection | str:
+    """Walk on to where the result has the shape (B, N, E), or else (N, B, E)."""
+    whole = LayoutMap.identity(shape)
+    swapped = whole.permute((1, 0, 2))
+    value = linear.result
+    current = (whole if batch_first else swapped).reshape(value.tensor_type.shape or ())  # type: ignore[arg-type]
+    best: _OutProjection | None = None
+    while current is not None:
+        if len(current.dims) == 3 and current.same_as(whole):
+            return _OutProjection(linear, tuple(ops), value, True)
+        if len(current.dims) == 3 and current.same_as(swapped) and best is None:
+            best = _OutProjection(linear, tuple(ops), value, False)
+        if len(value.users) != 1:
+            break
+        user = value.users[0]
+        current = current.step(user) if len(user.results) == 1 and len(user.operand_values) == 1 else None
+        ops.append(user)
+        if current is not None:
+            value = user.result
+    return best or "its result does not get the shape of its input back"
+
+
+def _rewrite_exported(m: Match, b: Rewriter) -> None:
+    found: InProjection = m.projection
+    out: _OutProjection = m.out
+    x, linear = found.x, found.linears[0]
+    b.location = linear.location
+    if not found.batch_first:
+        x = _swapped_back(x) or b.permute(x, (1, 0, 2))
+    query, key, value = _in_projection(
+        b, x, linear.input("weight"), linear.operand("bias"), found.heads, found.head_dim
+    )
+    attention: Operation = m.attention
+    attended = _attention(b, query, key, value, attention.operand("attn_mask"), attention.attributes)
+    result = _merge_heads(b, attended, out.linear.input("weight"), out.linear.operand("bias"))
+    if not out.batch_first:
+        result = b.permute(result, (1, 0, 2))
+    b.replace_value(out.result, result)
+
+
+def _swapped_back(x: Value) -> Value | None:
+    """Return y where x is provably y with its first two dimensions swapped."""
+    source, path = trace_back(x)
+    type_ = source.type
+    if not path or not isinstance(type_, TensorType) or not type_.is_known or type_.rank != 3:
+        return None
+    shape: tuple[Dim, ...] = type_.shape  # type: ignore[assignment]
+    current: LayoutMap | None = LayoutMap.identity(shape)
+    for op, result in path:
+        current = None if current is None else current.step(op, result)
+    if current is not None and current.same_as(LayoutMap.identity(shape).permute((1, 0, 2))):
+        return source
+    return None
+
+
+# --- the three parts ---------------------------------------------------------------------------------------------------
+
+
+def _in_projection(
+    b: Rewriter, x: Value, weight: Value, bias: Value | None, heads: int, head_dim: int
+) -> tuple[Value, Value, Value]:
+    width = heads * head_dim
+    linear = b.op("aten.linear", x, weight, bias)
+    split = b.op("aten.split_with_sizes", linear.result, (width, width, width), -1)
+    ops, outputs = [linear, split], []
+    for part, name in zip(split.results, ("query", "key", "value"), strict=True):
+        unflattened = b.op("aten.unflatten.int", part, -1, (heads, head_dim))
+        moved = b.op("aten.transpose.int", unflattened.result, -3, -2, names=(name,))
+        ops += [unflattened, moved]
+        outputs.append(moved.result)
+    region = fuse_in_projection(b, tuple(ops), x, (linear,), outputs)
+    query, key, value = region.results
+    return query, key, value
+
+
+def _attention(
+    b: Rewriter, query: Value, key: Value, value: Value, mask: Value | None, attributes: object
+) -> Value:
+    given = attributes if isinstance(attributes, dict) else {}
+    op = b.op(SDPA, query, key, value, mask, **given)
+    inputs = {query: "query", key: "key", value: "value"}
+    if mask is not None:
+        inputs[mask] = "mask"
+    region = b.fuse(
+        "scaled_dot_product_attention",
+        [op],
+        parts={op: "attention"},
+        inputs=inputs,
+        quantization_points=("query", "key", "value"),
+        outputs=[op.result],
+    )
+    return region.result
+
+
+def _merge_heads(b: Rewriter, attended: Value, weight: Value, bias: Value | None) -> Value:
+    merged = b.op("aten.transpose.int", attended, -3, -2).result
+    flat = b.op("aten.flatten.using_ints", merged, -2, -1).result
+    result: Value = b.op("aten.linear", flat, weight, bias).result
+    return result

@@ -1,0 +1,135 @@
+"""Fusions of attention: the in-projection, and the scaled dot product written as one operator or out."""
+
+from __future__ import annotations
+
+import itertools
+from typing import ClassVar
+
+from ir.core import Operation, Value
+from ir.types import TensorType
+from passes.attention import InProjection, find_in_projection
+from passes.fuse.base import FusionPattern
+from passes.pattern import Match, Node, Pattern, PatternBuilder
+from passes.rewriter import Rewriter
+
+SDPA = "aten.scaled_dot_product_attention"
+FUSED_SDPA = "fused.scaled_dot_product_attention"
+_MATMULS = ("aten.matmul", "aten.bmm")
+_SCALINGS = ("aten.mul.Scalar", "aten.div.Scalar")
+
+
+class ScaledDotProductAttentionPattern(FusionPattern):
+    """softmax(scale · q kᵀ [+ mask]) v = fused.scaled_dot_product_attention(q, k, v, [mask])
+
+    Also the one operator. The written-out form may scale the query, the key or the product, add up to two masks (one of
+    them under another shape, as shifted windows have it), and drop out; softmax must be over the last dimension, and
+    the key transposed in its last two.
+    """
+
+    kind = "scaled_dot_product_attention"
+    parts = ("attention", "drop")
+    inputs = ("query", "key", "value", "mask", "mask2")
+    quantization_points = ("query", "key", "value")
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match the operator, or the product written out."""
+        query, key, value = p.any("query"), p.any("key"), p.any("value")
+        one = p.op(SDPA, query, key, value, p.any("mask", optional=True), name="attention")
+        scaled_query = p.one_of(p.op(_SCALINGS, query), query)
+        transposed = p.permute(key, where=_swaps_last_two)
+        scaled_key = p.one_of(p.op(_SCALINGS, transposed), transposed)
+        product = p.op(_MATMULS, scaled_query, scaled_key)
+        scores: Node = p.one_of(p.op(_SCALINGS, product), product)
+        mask = p.any("mask")
+        masked = p.op("aten.add.Tensor", scores, mask, alpha=1)
+        reshaped = p.reshape(p.op("aten.add.Tensor", p.reshape(masked), p.any("mask2"), alpha=1))
+        filled = p.op("aten.masked_fill.Scalar", scores, mask)
+        logits = p.one_of(reshaped, masked, filled, scores)
+        weights: Node = p.op("aten.softmax.int", logits, where=_over_last_dim)
+        dropped = p.optional(lambda y: p.dropout(y, name="drop"), weights)
+        return p.one_of(one, p.op(_MATMULS, dropped, value))
+
+    def check(self, m: Match) -> str | None:
+        """Refuse what is no attention over (…, tokens, head_dim)."""
+        query = m.query.type
+        if isinstance(query, TensorType) and query.rank is not None and query.rank < 3:
+            return f"the query is {query}, without a batch or head dimension"
+        names = [m.get(name) for name in ("mask", "mask2")]
+        inner = {result for op in m.ops for result in op.results}
+        if any(value in inner for value in (m.query, m.key, m.value, *names) if value is not None):
+            return "an operand of the attention is computed inside of it"
+        return None
+
+
+def _swaps_last_two(op: Operation) -> str | None:
+    dims = op.attributes["dims"]
+    rank = len(dims)
+    expected = (*range(rank - 2), rank - 1, rank - 2)
+    if rank >= 2 and tuple(d % rank for d in dims) == expected:
+        return None
+    return f"the key at `{op.location.where}` is permuted by {dims}, which does not transpose its last two dimensions"
+
+
+def _over_last_dim(op: Operation) -> str | None:
+    type_ = op.result.type
+    rank = type_.rank if isinstance(type_, TensorType) else None
+    dim = op.attributes["dim"]
+    if dim == -1 or (rank is not None and dim == rank - 1):
+        return None
+    return f"softmax at `{op.location.where}` is over dimension {dim}, not the last"
+
+
+class MHAInProjectionPattern(Pattern):
+    """(heads(q), heads(k), heads(v)) with q, k, v = linear(x) = fused.mha_in_projection(x, w, b, ...)
+
+    One joint projection, or three of one input; whatever layout operations lead to (B, H, N, D) are accepted when they
+    provably split into heads. Anchored at the attention that uses query, key and value.
+    """
+
+    is_fusion = True
+    exact = True
+    check_adds: ClassVar[int] = 3
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match the attention as context; the check finds the projection behind its operands."""
+        return p.op((SDPA, FUSED_SDPA), name="attention", context=True)
+
+    def check(self, m: Match) -> str | None:
+        """Demand projections of one input that nothing else uses."""
+        attention: Operation = m.attention
+        if not {"query", "key", "value"} <= _operand_names(attention):
+            return "the attention has no separate query, key and value"
+        found = find_in_projection(*(attention.input(name) for name in ("query", "key", "value")))
+        if isinstance(found, str):
+            return f"attention at `{attention.location.where}`: {found}"
+        if found.shared:
+            owner = found.shared[0].defining_op
+            assert owner is not None
+            return f"the output of {owner.name} at `{owner.location.where}` has users besides the attention"
+        m.captures["projection"] = found
+        m.ops[:] = found.ops
+        return None
+
+    def rewrite(self, m: Match, b: Rewriter) -> None:
+        """Move the projections and the split into a region with results query, key and value."""
+        found: InProjection = m.projection
+        fuse_in_projection(b, found.ops, found.x, found.linears, [m.attention.input(n) for n in ("query", "key", "value")])
+
+
+def _operand_names(op: Operation) -> set[str]:
+    return set(op.opdef.operand_index) if op.body is None else {value.name for value in op.body.inputs}
+
+
+def fuse_in_projection(
+    b: Rewriter, ops: tuple[Operation, ...], x: Value, linears: tuple[Operation, ...], outputs: list[Value]
+) -> Operation:
+    """Make `ops` the region of an in-projection with results query, key and value."""
+    names = ("in_proj",) if len(linears) == 1 else ("q_proj", "k_proj", "v_proj")
+    return b.fuse(
+        "mha_in_projection",
+        ops,
+        parts=dict(zip(linears, names, strict=True)),
+        inputs={x: "input"},
+        quantization_points=("input",),
+        outputs=list(itertools.chain(outputs)),
+    )

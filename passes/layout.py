@@ -1,0 +1,218 @@
+"""Proving what a chain of layout operations does: where each element of the result comes from.
+
+A `LayoutMap` writes each dimension of a value as a sequence of atoms (size, stride): stepping through the atom moves by
+`stride` elements in the row-major order of the source. Reshape regroups atoms (splitting them where it must), permute
+reorders dimensions, slices move the offset. Two chains do the same exactly when their normal forms are equal, for all
+values of the symbols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import sympy
+
+from ir.core import Operation, Value
+from ir.types import Dim, TensorType, dims_equal, simplify_dim
+
+Atom = tuple[Dim, Dim]
+
+
+def _divide(a: Dim, b: Dim) -> Dim | None:
+    """Return a / b where it is exact for all values of the symbols."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b if b and a % b == 0 else None
+    if dims_equal(a, b):
+        return 1
+    quotient = sympy.cancel(sympy.sympify(a) / sympy.sympify(b))
+    numerator, denominator = quotient.as_numer_denom()
+    if denominator == 1:
+        return simplify_dim(numerator)
+    return None
+
+
+def _product(dims: Sequence[Dim]) -> Dim:
+    result: Dim = 1
+    for dim in dims:
+        result = result * dim
+    return simplify_dim(result)
+
+
+@attrs.frozen
+class LayoutMap:
+    """Where the elements of a value come from in a source in row-major order."""
+
+    dims: tuple[tuple[Atom, ...], ...]
+    offset: Dim = 0
+
+    @classmethod
+    def identity(cls, shape: Sequence[Dim]) -> LayoutMap:
+        """Return the map of the source itself."""
+        dims: list[tuple[Atom, ...]] = []
+        stride: Dim = 1
+        for size in reversed(shape):
+            dims.append(((size, stride),))
+            stride = simplify_dim(stride * size)
+        return cls(tuple(reversed(dims)))
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        """The shape of the value."""
+        return tuple(_product([size for size, _ in dim]) for dim in self.dims)
+
+    def permute(self, order: Sequence[int]) -> LayoutMap:
+        """Return the map after `permute(order)`."""
+        return LayoutMap(tuple(self.dims[i] for i in order), self.offset)
+
+    def reshape(self, shape: Sequence[Dim]) -> LayoutMap | None:
+        """Return the map after `reshape(shape)`; None where the sizes do not divide provably."""
+        rest = [atom for dim in self.dims for atom in dim if not dims_equal(atom[0], 1)]
+        rest.reverse()
+        result: list[tuple[Atom, ...]] = []
+        for size in shape:
+            group: list[Atom] = []
+            needed: Dim = size
+            while not dims_equal(needed, 1):
+                if not rest:
+                    return None
+                count, stride = rest.pop()
+                left = _divide(needed, count)
+                if left is not None:
+                    group.append((count, stride))
+                    needed = left
+                    continue
+                inner = _divide(count, needed)
+                if inner is None:
+                    return None
+                group.append((needed, simplify_dim(stride * inner)))
+                rest.append((inner, stride))
+                needed = 1
+            result.append(tuple(group))
+        return None if rest else LayoutMap(tuple(result), self.offset)
+
+    def narrow(self, dim: int, start: Dim, length: Dim) -> LayoutMap | None:
+        """Return the map after taking `length` elements of `dim` from `start`; None where that cuts through atoms."""
+        atoms = [atom for atom in self.dims[dim] if not dims_equal(atom[0], 1)]
+        if not atoms:
+            return self
+        # the slice must take whole steps of the outermost atom
+        count, stride = atoms[0]
+        inner = _product([size for size, _ in atoms[1:]])
+        first, steps = _divide(start, inner), _divide(length, inner)
+        if first is None or steps is None:
+            return None
+        offset = simplify_dim(self.offset + stride * first)
+        dims = (*self.dims[:dim], ((steps, stride), *atoms[1:]), *self.dims[dim + 1 :])
+        return LayoutMap(dims, offset)
+
+    def select(self, dim: int, index: int) -> LayoutMap | None:
+        """Return the map after `select(dim, index)`."""
+        narrowed = self.narrow(dim, index, 1)
+        if narrowed is None:
+            return None
+        dims = narrowed.dims
+        return LayoutMap((*dims[:dim], *dims[dim + 1 :]), narrowed.offset)
+
+    def normal_form(self) -> LayoutMap:
+        """Return the map with size-1 atoms dropped and adjacent atoms merged where one steps on from the other."""
+        dims: list[tuple[Atom, ...]] = []
+        for dim in self.dims:
+            merged: list[Atom] = []
+            for size, stride in dim:
+                if dims_equal(size, 1):
+                    continue
+                if merged and dims_equal(merged[-1][1], simplify_dim(size * stride)):
+                    merged[-1] = (simplify_dim(merged[-1][0] * size), stride)
+                else:
+                    merged.append((simplify_dim(size), stride))
+            dims.append(tuple(merged))
+        return LayoutMap(tuple(dims), self.offset)
+
+    def same_as(self, other: LayoutMap) -> bool:
+        """Return whether both maps are provably equal."""
+        a, b = self.normal_form(), other.normal_form()
+        if len(a.dims) != len(b.dims) or not dims_equal(a.offset, b.offset):
+            return False
+        for x, y in zip(a.dims, b.dims, strict=True):
+            if len(x) != len(y):
+                return False
+            if not all(dims_equal(p[0], q[0]) and dims_equal(p[1], q[1]) for p, q in zip(x, y, strict=True)):
+                return False
+        return True
+
+    def step(self, op: Operation, result: int = 0) -> LayoutMap | None:
+        """Return the map after one layout operation; None for operations that it does not describe."""
+        name = op.name
+        type_ = op.results[result].type
+        if not isinstance(type_, TensorType) or not type_.is_known:
+            return None
+        shape: tuple[Dim, ...] = type_.shape  # type: ignore[assignment]
+        rank = len(self.dims)
+        if name in _RESHAPES:
+            return self.reshape(shape)
+        if name == "aten.permute":
+            return self.permute([d % rank for d in op.attributes["dims"]])
+        if name == "aten.transpose.int":
+            order = list(range(rank))
+            i, j = op.attributes["dim0"] % rank, op.attributes["dim1"] % rank
+            order[i], order[j] = order[j], order[i]
+            return self.permute(order)
+        if name == "aten.select.int":
+            dim, index = op.attributes["dim"] % rank, op.attributes["index"]
+            if isinstance(index, int) and index < 0:
+                index = index + self.shape[dim]
+            return self.select(dim, index) if isinstance(index, int) else None
+        if name == "aten.split_with_sizes":
+            dim, sizes = op.attributes["dim"] % rank, op.attributes["split_sizes"]
+            if any(type(s) is not int for s in sizes):
+                return None
+            return self.narrow(dim, sum(sizes[:result]), sizes[result])
+        if name == "aten.slice.Tensor":
+            dim = op.attributes["dim"] % rank
+            start, size = op.attributes["start"] or 0, self.shape[dim]
+            if op.attributes["step"] != 1 or not isinstance(start, int) or not isinstance(size, int):
+                return None
+            start = max(start + size, 0) if start < 0 else min(start, size)
+            return self.narrow(dim, start, shape[dim])
+        return self if name in _SAME else None
+
+
+_RESHAPES = frozenset(
+    {"aten.reshape", "aten.view", "aten.flatten.using_ints", "aten.unflatten.int", "aten.unsqueeze", "aten.squeeze.dim"}
+)
+_SAME = frozenset({"aten.contiguous", "aten.clone", "aten.alias"})
+
+_LAYOUT_OPS = _RESHAPES | _SAME | {
+    "aten.permute",
+    "aten.transpose.int",
+    "aten.select.int",
+    "aten.split_with_sizes",
+    "aten.slice.Tensor",
+}
+
+
+def trace_back(value: Value) -> tuple[Value, list[tuple[Operation, int]]]:
+    """Walk from `value` back through layout operations.
+
+    Returns:
+        The first value that no layout operation defines, and the (operation, result number) pairs from it to `value`.
+    """
+    path: list[tuple[Operation, int]] = []
+    op = value.defining_op
+    while op is not None and op.name in _LAYOUT_OPS and len(op.operand_values) == 1:
+        path.append((op, value.index))
+        value = op.operand_values[0]
+        op = value.defining_op
+    path.reverse()
+    return value, path
+
+
+def apply_path(start: LayoutMap, path: Sequence[tuple[Operation, int]]) -> LayoutMap | None:
+    """Return the map after all operations of a path."""
+    current: LayoutMap | None = start
+    for op, result in path:
+        if current is None:
+            return None
+        current = current.step(op, result)
+    return current
