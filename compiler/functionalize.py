@@ -1,0 +1,378 @@
+"""In-place operators become functional ones, while a program is lowered.
+
+A `Handle` stands for one tensor object of the user's program, a `Storage` for the memory that it and its views share.
+Each write makes a new version of the storage: the written value goes through the chain of views to the tensor that
+owns the memory, and every other live view is computed anew when it is next read. Inputs and buffers that were written
+are collected at the end, as extra outputs of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from compiler.lower_storage import Handle, Storage, ViewCall, copy_of_view, scalar_overload
+from compiler.lower_views import (
+    COPY_OR_VIEW,
+    FUNCTIONAL_NAMES,
+    IN_PLACE_VIEWS,
+    RETURNS_INPUT_IN_EVAL,
+    write_through,
+)
+from ir.builder import bind_arguments, infer_types
+from ir.core import Graph, Operation, Value
+from ir.errors import CaptureError, GraphwrightError
+from ir.locations import UNKNOWN_LOCATION, Location
+from ir.opdef import OpDef, Trait, get_opdef
+from ir.types import TensorType, Type
+
+OPAQUE_CALL = "nn.opaque"
+Argument = Any
+"""A handle, an attribute value, or a list of arguments."""
+
+
+class Functionalizer:
+    """Appends operations to a graph, and makes in-place ones functional."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.location = UNKNOWN_LOCATION
+        self.sources: list[Storage] = []
+
+    # ---- tensors ----
+
+    def source(self, value: Value, kind: str, *, number: int = 0, name: str = "", key: int | None = None) -> Handle:
+        """Return the handle of an input or a weight."""
+        storage = Storage(kind=kind, number=number, name=name)
+        storage.owner = Handle(value, storage, key=key)
+        self.sources.append(storage)
+        return storage.owner
+
+    def fresh(self, value: Value, key: int | None = None, linked: Sequence[Handle] = ()) -> Handle:
+        """Return the handle of a new tensor; `linked` are tensors that it may be a view of."""
+        storage = Storage()
+        storage.owner = Handle(value, storage, key=key)
+        for other in linked:
+            if other.storage not in storage.linked:
+                storage.linked.append(other.storage)
+                other.storage.linked.append(storage)
+        return storage.owner
+
+    def read(self, handle: Handle) -> Value:
+        """Return the current value of a tensor.
+
+        Raises:
+            CaptureError: when a write may or may not have reached it.
+        """
+        storage = handle.storage
+        if storage.tainted is not None:
+            raise self._unsure(storage.tainted)
+        if handle.version != storage.version:
+            self._regenerate(handle)
+        return handle.value
+
+    def _regenerate(self, handle: Handle) -> None:
+        storage = handle.storage
+        stale: list[Handle] = []
+        current = handle
+        while current.version != storage.version:
+            if current.parent is None or current.call is None or not current.call.certain:
+                raise self._unsure(storage.written_at)
+            stale.append(current)
+            current = current.parent
+        for view in reversed(stale):
+            parent, call = view.parent, view.call
+            assert parent is not None and call is not None
+            if call.version != storage.version:
+                operands = list(call.op.operands)
+                operands[call.position] = parent.value
+                call.results = self._append(copy_of_view(call.op, operands)).results
+                call.version = storage.version
+            view.value = call.results[view.index]
+            view.version = storage.version
+
+    def _unsure(self, location: Location) -> CaptureError:
+        return CaptureError(
+            "a tensor is read after an in-place operator wrote to another one, and whether the two share memory "
+            "cannot be known here",
+            location=self.location if location.is_unknown else location,
+            remedy="write it out of place, or pass example inputs so that strides are known",
+        )
+
+    def write(self, handle: Handle, value: Value, *, is_fresh: bool = True) -> None:
+        """Make `value` the content of the tensor, seen through all views of its memory.
+
+        Raises:
+            CaptureError: when the view cannot be written through.
+        """
+        storage = handle.storage
+        if storage.kind == "parameter":
+            raise CaptureError(
+                f"parameter {storage.name!r} is written in forward",
+                location=self.location,
+                remedy="register it as a buffer, or update it outside of forward",
+            )
+        if storage.kernel_writes is not None:
+            raise CaptureError(
+                f"buffer {storage.name!r} is written here and by a normalization in training mode",
+                location=self.location,
+                remedy="call eval() on that normalization before the capture",
+            )
+        for other in storage.linked:
+            other.tainted = self.location
+        if handle.parent is None and storage.kind == "local" and not is_fresh:
+            # the tensor stays its own memory: a caller who gets it may write to it
+            value = self.emit("aten.clone", value)
+        path: list[tuple[Handle, Value]] = [(handle, value)]
+        current = handle
+        while current.parent is not None:
+            call, parent = current.call, current.parent
+            assert call is not None
+            if not call.certain:
+                break
+            whole = self.read(parent)
+            try:
+                new = write_through(self.emit, call.op, current.index, whole, path[-1][1])
+            except GraphwrightError as error:
+                raise CaptureError(
+                    f"cannot write through the view that {call.op.name} made: {error.message}", location=self.location
+                ) from error
+            if new is None:
+                raise CaptureError(
+                    f"an in-place operator writes through the view that {call.op.name} made"
+                    f"{_at(call.op.location)}, which no functional operator can express",
+                    location=self.location,
+                    remedy="write to the tensor itself, or out of place",
+                )
+            path.append((parent, new))
+            current = parent
+        storage.version += 1
+        storage.written_at = self.location
+        for each, new in path:
+            each.value = new
+            each.version = storage.version
+
+    # ---- operations ----
+
+    def emit(self, opdef: OpDef | str, *args: Any, **kwargs: Any) -> Value:
+        """Append an operation on values and return its only result, its type inferred."""
+        return self._create(get_opdef(opdef) if isinstance(opdef, str) else opdef, args, kwargs, None).result
+
+    def _create(
+        self,
+        opdef: OpDef,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        types: Sequence[Type] | None,
+        names: Sequence[str] = (),
+    ) -> Operation:
+        operands, attributes, segments, operand_types = bind_arguments(opdef, args, kwargs)
+        if types is None:
+            count = len(operand_types) if segments is None else sum(segments)
+            extra = tuple([v.type for v in operands[count:] if v is not None])
+            types = infer_types(opdef, operand_types, attributes, extra)
+        return self._append(
+            Operation(
+                opdef, operands, attributes, types, location=self.location, segments=segments, names=names
+            )
+        )
+
+    def _append(self, op: Operation) -> Operation:
+        self.graph.append(op)
+        return op
+
+    def call(
+        self,
+        opdef: OpDef,
+        args: Sequence[Argument],
+        kwargs: Mapping[str, Argument],
+        types: Sequence[Type] | None = None,
+        keys: Sequence[int | None] = (),
+        names: Sequence[str] = (),
+    ) -> list[Handle]:
+        """Append the functional form of a call of an operator.
+
+        Args:
+            opdef: the operator, which may be an in-place one.
+            args: positional arguments; tensors are handles.
+            kwargs: keyword arguments.
+            types: of the results, where the tracer knows them.
+            keys: storage identities of the results, where the tracer knows them.
+            names: hints for the results.
+
+        Raises:
+            CaptureError: when the operator writes in a way that no functional operator expresses.
+        """
+        handles: list[Handle] = []
+        values = [self._value(arg, handles) for arg in args]
+        named = {key: self._value(arg, handles) for key, arg in kwargs.items()} if kwargs else kwargs
+        if opdef.target is not None and opdef.target._schema.is_mutable:  # type: ignore[attr-defined]
+            return [self._call_in_place(opdef, args, values, named)]
+        op = self._create(scalar_overload(opdef, values), values, named, types, names)
+        if op.in_training:
+            self._note_statistics(op, handles)
+        return self._results(op, handles, keys)
+
+    def _value(self, arg: Argument, handles: list[Handle]) -> Any:
+        kind = type(arg)
+        if kind is Handle:
+            handles.append(arg)
+            return self.read(arg)
+        if kind is list or kind is tuple:
+            return [self._value(item, handles) for item in arg]
+        return arg
+
+    def _results(self, op: Operation, handles: list[Handle], keys: Sequence[int | None]) -> list[Handle]:
+        opdef = op.opdef
+        flag = RETURNS_INPUT_IN_EVAL.get(op.name)
+        if flag is not None:
+            is_view = not op.attributes[flag] or op.attributes["p"] == 0
+            return [self._view(op, 0, handles[0], certain=True) if is_view else self.fresh(op.results[0])]
+        known = len(keys) == len(op.results)
+        found: list[Handle] = []
+        call: ViewCall | None = None
+        for index, value in enumerate(op.results):
+            key = keys[index] if known else None
+            parent = None
+            certain = True
+            if key is not None and (handles_known := [h for h in handles if h.key is not None]):
+                parent = next((h for h in handles_known if h.key == key), None)
+            elif handles and opdef.has(Trait.VIEW) and not _copies(op):
+                parent = handles[0]
+                certain = op.name not in COPY_OR_VIEW
+            if parent is None:
+                linked = handles if opdef.name == OPAQUE_CALL else ()
+                found.append(self.fresh(value, key, linked))
+            elif call is None:
+                view = self._view(op, index, parent, certain=certain)
+                call = view.call
+                found.append(view)
+            else:
+                found.append(Handle(value, parent.storage, parent, call, index, parent.key))
+        return found
+
+    def _view(self, op: Operation, index: int, parent: Handle, *, certain: bool) -> Handle:
+        parent.has_views = True
+        call = ViewCall(op, op.operands.index(parent.value), parent.storage.version, certain)
+        return Handle(op.results[index], parent.storage, parent, call, index, parent.key)
+
+    def _note_statistics(self, op: Operation, handles: list[Handle]) -> None:
+        """Note which buffers a normalization in training mode updates."""
+        for name in ("running_mean", "running_var"):
+            value = op.operand(name) if name in op.opdef.operand_index else None
+            for handle in handles:
+                if handle.value is not value:
+                    continue
+                if handle.parent is not None or handle.storage.version:
+                    raise CaptureError(
+                        f"{op.name} in training mode updates {name}, which is a view or was written in forward before",
+                        location=op.location,
+                    )
+                handle.storage.kernel_writes = op.location
+
+    # ---- in-place operators ----
+
+    def _call_in_place(
+        self, opdef: OpDef, args: Sequence[Argument], values: list[Any], named: Mapping[str, Any]
+    ) -> Handle:
+        written = [a for a in opdef.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]  # type: ignore[union-attr]
+        target = args[0] if args else None
+        if len(written) != 1 or written[0].name != opdef.params[0].name or type(target) is not Handle:
+            names = ", ".join(argument.name for argument in written)
+            raise CaptureError(
+                f"{opdef.name} writes to its argument {names}, which has no functional form",
+                location=self.location,
+                remedy="use the out-of-place operator, or keep the module as it is with leaf_modules=",
+            )
+        if opdef.name in IN_PLACE_VIEWS:
+            return self._reshape_in_place(get_opdef(IN_PLACE_VIEWS[opdef.name]), target, values, named)
+        if opdef.name == "aten.copy_":
+            self._copy_into(target, values, named)
+            return target
+        name = FUNCTIONAL_NAMES.get(opdef.name) or opdef.in_place
+        if opdef.name == "aten.detach_":
+            if target.parent is not None:
+                raise CaptureError("detach_ of a view", location=self.location, remedy="use detach()")
+            if target.storage.kind in ("constant", "buffer"):
+                return target
+        if name is None:
+            raise CaptureError(
+                f"{opdef.name} has no functional form",
+                location=self.location,
+                remedy="use the out-of-place operator, or keep the module as it is with leaf_modules=",
+            )
+        functional = scalar_overload(get_opdef(name), values)
+        old = target.value.type
+        quick = functional.has(Trait.ACTIVATION) or functional.name.startswith(("aten.fill", "aten.zero"))
+        result = self._create(functional, values, named, (old,) if quick else None).result
+        self.write(target, self._cast(result, old))
+        return target
+
+    def _cast(self, value: Value, like: Type) -> Value:
+        """An in-place operator keeps the dtype of the tensor it writes."""
+        new = value.type
+        if isinstance(new, TensorType) and isinstance(like, TensorType):
+            if new.dtype is not None and like.dtype is not None and new.dtype != like.dtype:
+                return self.emit("aten.to.dtype", value, like.dtype)
+            if new.shape is None and like.shape is not None:
+                value.type = attrs.evolve(new, shape=like.shape)
+        return value
+
+    def _copy_into(self, target: Handle, values: list[Any], named: Mapping[str, Any]) -> None:
+        source = values[1] if len(values) > 1 else named["src"]
+        old, new = target.value.tensor_type, source.type
+        if not isinstance(new, TensorType) or not old.is_known or not new.is_known or old.device != new.device:
+            self.write(target, self.emit("aten.copy", target.value, source))
+            return
+        value = self._cast(source, old)
+        is_fresh = value is not source
+        if value.tensor_type.shape != old.shape:
+            value = self.emit("aten.expand", value, old.shape)
+            is_fresh = False
+        self.write(target, value, is_fresh=is_fresh)
+
+    def _reshape_in_place(
+        self, opdef: OpDef, target: Handle, values: list[Any], named: Mapping[str, Any]
+    ) -> Handle:
+        """`x.unsqueeze_(0)`: the object becomes a view of what it was."""
+        if target.has_views:
+            raise CaptureError(
+                f"{opdef.name}_ changes the shape of a tensor that has views",
+                location=self.location,
+                remedy="use the out-of-place operator",
+            )
+        before = Handle(target.value, target.storage, target.parent, target.call, target.index, target.key)
+        before.version = target.version
+        if target.storage.owner is target:
+            if target.storage.kind != "local":
+                raise CaptureError(
+                    f"{opdef.name}_ changes the shape of an input or a weight in place",
+                    location=self.location,
+                    remedy="use the out-of-place operator",
+                )
+            target.storage.owner = before
+        op = self._create(opdef, values, named, None)
+        view = self._view(op, 0, before, certain=True)
+        target.value, target.parent, target.call, target.index = view.value, before, view.call, 0
+        return target
+
+    # ---- the end ----
+
+    def written_sources(self) -> list[tuple[Storage, Value]]:
+        """Return the inputs and weights that were written, with their final values."""
+        found = []
+        for storage in self.sources:
+            if storage.version or storage.tainted is not None:
+                assert storage.owner is not None
+                found.append((storage, self.read(storage.owner)))
+        return found
+
+
+def _copies(op: Operation) -> bool:
+    return op.attributes.get("copy") is True
+
+
+def _at(location: Location) -> str:
+    return f" at {location.source}" if location.source else ""

@@ -1,0 +1,388 @@
+"""An exported program becomes a program of ours."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ConstantArgument,
+    InputKind,
+    OutputKind,
+    SymBoolArgument,
+    SymFloatArgument,
+    SymIntArgument,
+    TensorArgument,
+)
+
+from compiler.functionalize import Functionalizer, Handle
+from compiler.lower_locations import Locator
+from compiler.lower_modules import ModuleFacts
+from compiler.lower_symbols import DataDependentSizeError, SymbolTable
+from compiler.lower_weights import WeightTable, shares_storage
+from ir.builder import bind_arguments
+from ir.core import Graph, Value
+from ir.errors import CaptureError, GraphwrightError
+from ir.locations import Location
+from ir.opdef import OpDef, get_opdef, opdef_of_overload
+from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, Weight, WeightKind
+from ir.types import OpaqueType, ScalarType, TensorType, Type
+
+_ASSERTIONS = frozenset(
+    {
+        "aten._assert_async",
+        "aten._assert_async.msg",
+        "aten._assert_scalar",
+        "aten._assert_tensor_metadata",
+        "aten.sym_constrain_range",
+        "aten.sym_constrain_range_for_size",
+    }
+)
+_KIND_NAMES = {
+    InputKind.PARAMETER: "parameter",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT_TENSOR: "constant",
+}
+_OPAQUE_TARGET = "graphwright.opaque"
+
+
+class ExportLowering:
+    """Lowers one exported program."""
+
+    def __init__(
+        self,
+        exported: ExportedProgram,
+        module: nn.Module | None,
+        names: Mapping[str, str],
+        opaques: Mapping[str, Any],
+    ) -> None:
+        self.exported = exported
+        self.graph = Graph()
+        self.convention = CallingConvention(exported.call_spec.in_spec, exported.call_spec.out_spec)
+        self.program = Program("main", self.graph, self.convention, opaques=dict(opaques))
+        self.functionalizer = Functionalizer(self.graph)
+        self.symbols = SymbolTable(names, exported)
+        self.weights = WeightTable(self.program)
+        self.module = module
+        self.facts = ModuleFacts(module)
+        self.locate = Locator()
+        self.env: dict[fx.Node, Any] = {}
+        self._types: dict[Any, TensorType] = {}
+        self._opdefs: dict[Any, OpDef] = {}
+        self._reliable_keys = True
+        self._no_grad = 0
+
+    # ---- the whole ----
+
+    def lower(self) -> Program:
+        """Return the program.
+
+        Raises:
+            CaptureError: when it cannot be expressed; the message names the place in the user's code.
+        """
+        if self.module is not None:
+            self.weights.add_module(self.module, without=self.program.opaques)
+            for path, each in self.module.named_modules():
+                self.program.module_modes[path] = each.training
+        else:
+            self.weights.add_exported(self.exported)
+        nodes = list(self.exported.graph.nodes)
+        self._reliable_keys = _keys_are_reliable(nodes)
+        self._placeholders([node for node in nodes if node.op == "placeholder"])
+        for node in nodes:
+            if node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                self._outputs(node)
+        self.program.symbols = self.symbols.ranges()
+        self.program.meta.update(self.facts.meta())
+        return self.program
+
+    # ---- inputs and outputs ----
+
+    def _placeholders(self, nodes: Sequence[fx.Node]) -> None:
+        signature = self.exported.graph_signature
+        leaves: list[InputLeaf] = []
+        for node, spec in zip(nodes, signature.input_specs, strict=True):
+            if spec.kind is InputKind.USER_INPUT:
+                leaves.append(self._user_input(node, spec.arg))
+            elif spec.kind in _KIND_NAMES:
+                self.env[node] = self._weight(node, spec.kind, str(spec.target))
+            else:
+                raise CaptureError(
+                    f"the model takes {spec.kind.name.lower()} {spec.target!r}, which is no tensor",
+                    remedy="keep the module that owns it as it is with leaf_modules=",
+                )
+        self.convention.inputs = tuple(leaves)
+        forward = self.exported.module_call_graph[0].signature
+        if forward is not None and forward.forward_arg_names:
+            self.convention.parameters = tuple(forward.forward_arg_names)
+
+    def _user_input(self, node: fx.Node, arg: Any) -> InputLeaf:
+        if isinstance(arg, ConstantArgument):
+            return InputLeaf(node.name, None, arg.value)
+        number = len(self.graph.inputs)
+        value = self.graph.add_input(self._type(node.meta["val"]), node.name)
+        if isinstance(arg, TensorArgument):
+            self.env[node] = self.functionalizer.source(
+                value, "input", number=number, key=_key(node.meta["val"])
+            )
+        else:
+            self.env[node] = self.symbols.dim(node.meta["val"])
+        return InputLeaf(node.name, number)
+
+    def _weight(self, node: fx.Node, kind: InputKind, name: str) -> Handle | None:
+        weight = self.weights.names.get(name)
+        if weight is None:
+            if not node.users:
+                return None
+            weight = self._constant(node, name)
+        return self.functionalizer.source(
+            weight.value, _KIND_NAMES[kind], name=weight.name, key=_key(node.meta["val"])
+        )
+
+    def _constant(self, node: fx.Node, name: str) -> Weight:
+        constant = self.exported.constants.get(name)
+        if constant is None:
+            constant = self.exported.state_dict.get(name)
+        if not isinstance(constant, torch.Tensor):
+            raise CaptureError(f"constant {name!r} is not a tensor but a {type(constant).__qualname__}")
+        return self.weights.add(name, constant, WeightKind.CONSTANT, persistent=False, alias=False)
+
+    def _outputs(self, node: fx.Node) -> None:
+        results = node.args[0]
+        assert isinstance(results, (tuple, list))
+        values: list[Value | None] = []
+        leaves: list[OutputLeaf] = []
+        strides: list[Any] = []
+        written: list[tuple[Any, Value]] = []
+        for result, spec in zip(results, self.exported.graph_signature.output_specs, strict=True):
+            if spec.kind is OutputKind.BUFFER_MUTATION or spec.kind is OutputKind.USER_INPUT_MUTATION:
+                assert isinstance(result, fx.Node)
+                written.append((spec, self._read(self.env[result])))
+            elif spec.kind in (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT):
+                leaf, value = self._user_output(result, spec.arg, len(values))
+                leaves.append(leaf)
+                if value is not None:
+                    values.append(value)
+                    assert isinstance(result, fx.Node)
+                    strides.append(tuple(self.symbols.dim(s) for s in result.meta["val"].stride()))
+            else:
+                raise CaptureError(f"the model has an output of kind {spec.kind.name.lower()}")
+        self.convention.outputs = tuple(leaves)
+        self.program.meta["output_strides"] = tuple(strides)
+        mutations: list[Mutation] = []
+        for spec, value in written:
+            if spec.kind is OutputKind.BUFFER_MUTATION:
+                weight = self.weights.names[spec.target]
+                self._note_mutated(weight)
+                mutations.append(Mutation(len(values), buffer=weight.name))
+            else:
+                names = [leaf.name for leaf in self.convention.inputs if leaf.value is not None]
+                mutations.append(Mutation(len(values), input=names.index(spec.target)))
+            values.append(value)
+        for storage, value in self.functionalizer.written_sources():
+            if storage.kind == "input":
+                mutations.append(Mutation(len(values), input=storage.number))
+            else:
+                self._note_mutated(self.program.weights[storage.name])
+                mutations.append(Mutation(len(values), buffer=storage.name))
+            values.append(value)
+        for storage in self.functionalizer.sources:
+            if storage.kernel_writes is not None:
+                self._note_mutated(self.program.weights[storage.name])
+        self.convention.mutations = tuple(mutations)
+        self.graph.set_outputs(values)
+
+    def _note_mutated(self, weight: Weight) -> None:
+        weight.is_mutated = True
+        if weight.data is not None and (others := shares_storage(weight.data, self.program.weights)):
+            raise CaptureError(
+                f"buffer {weight.name!r} is written in forward and shares its memory with {', '.join(others)}",
+                remedy="give the buffer memory of its own, or register one tensor under both names",
+            )
+
+    def _user_output(self, result: Any, arg: Any, number: int) -> tuple[OutputLeaf, Value | None]:
+        if isinstance(arg, TensorArgument):
+            return OutputLeaf(number), self._read(self.env[result])
+        if isinstance(arg, SymIntArgument | SymFloatArgument | SymBoolArgument):
+            return OutputLeaf(None, self.env[result] if isinstance(result, fx.Node) else result), None
+        return OutputLeaf(None, arg.value if isinstance(arg, ConstantArgument) else result), None
+
+    def _read(self, handle: Any) -> Value:
+        return self.functionalizer.read(handle)
+
+    # ---- types ----
+
+    def _type(self, val: Any) -> Type:
+        if isinstance(val, torch.Tensor):
+            if val.layout is not torch.strided:
+                raise CaptureError(f"a tensor of layout {val.layout} is not supported")
+            dim = self.symbols.dim
+            shape = tuple([d if type(d) is int else dim(d) for d in val.shape])
+            key = (shape, val.dtype, val.device)
+            found = self._types.get(key)
+            if found is None:
+                found = self._types[key] = TensorType(*key)
+            return found
+        if isinstance(val, bool | torch.SymBool):
+            return ScalarType("bool")
+        if isinstance(val, int | torch.SymInt):
+            return ScalarType("int", self.symbols.dim(val))
+        if isinstance(val, float | torch.SymFloat):
+            return ScalarType("float")
+        return OpaqueType()
+
+    # ---- operations ----
+
+    def _argument(self, arg: Any) -> Any:
+        kind = type(arg)
+        if kind is fx.Node:
+            return self.env[arg]
+        if kind is list or kind is tuple or isinstance(arg, (list, tuple)):
+            return [self._argument(item) for item in arg]
+        if isinstance(arg, torch.SymInt | torch.SymFloat | torch.SymBool):
+            return self.symbols.dim(arg)
+        return arg
+
+    def _call(self, node: fx.Node) -> None:
+        target = node.target
+        if target is operator.getitem:
+            source = self.env[node.args[0]]  # type: ignore[index]
+            self.env[node] = source[node.args[1]]
+            return
+        val = node.meta.get("val")
+        location = self.locate(node)
+        try:
+            if isinstance(val, torch.SymInt | torch.SymFloat | torch.SymBool | int | float):
+                self.env[node] = self.symbols.dim(val)
+                return
+            if isinstance(target, torch._ops.HigherOrderOperator):
+                self._higher_order(node, target, location)
+                return
+            if not isinstance(target, torch._ops.OpOverload):
+                raise CaptureError(
+                    f"the graph calls {getattr(target, '__name__', target)!r}, which is no operator",
+                    location=location,
+                )
+            self._call_operator(node, target, val, location)
+        except DataDependentSizeError as error:
+            raise CaptureError(
+                f"{_name(target)} makes a size that depends on the data of a tensor ({error})",
+                location=location,
+                remedy="keep the module as it is with leaf_modules=, or compute with a mask of fixed size",
+            ) from None
+        except GraphwrightError as error:
+            if error.location is None:
+                raise type(error)(error.message, location=location, remedy=error.remedy) from error
+            raise
+
+    def _opdef(self, target: torch._ops.OpOverload) -> OpDef:
+        found = self._opdefs.get(target)
+        if found is None:
+            found = self._opdefs[target] = opdef_of_overload(target)
+        return found
+
+    def _call_operator(
+        self, node: fx.Node, target: torch._ops.OpOverload, val: Any, location: Location
+    ) -> None:
+        opdef = self._opdef(target)
+        name = opdef.name
+        if name in _ASSERTIONS:
+            return
+        if name == _OPAQUE_TARGET:
+            self._opaque(node, val, location)
+            return
+        functionalizer = self.functionalizer
+        functionalizer.location = location
+        args = [self._argument(arg) for arg in node.args]
+        kwargs = {key: self._argument(arg) for key, arg in node.kwargs.items()} if node.kwargs else {}
+        if name == "aten.lift_fresh_copy":
+            opdef = get_opdef("aten.clone")
+        elif name == "aten.add_.Tensor" and self.facts.is_batch_counter(args[0], location):
+            self._note_mutated(self.program.weights[args[0].storage.name])
+            self.env[node] = args[0]
+            return
+        if self._no_grad:
+            args = [self._detached(arg) for arg in args]
+        types: Sequence[Type] | None = None
+        keys: Sequence[int | None] = ()
+        is_list = isinstance(val, (list, tuple))
+        if is_list:
+            types = [self._type(item) for item in val if item is not None]
+            keys = [_key(item) for item in val if item is not None]
+        elif val is not None:
+            types = (self._type(val),)
+            keys = (_key(val),)
+        if not self._reliable_keys:
+            keys = ()
+        before = self.graph.return_op.prev
+        results = functionalizer.call(opdef, args, kwargs, types, keys, (node.name,))
+        last = self.graph.return_op.prev
+        if last is not None and last is not before:
+            after = self.facts.adjust(last, self.module_at(location))
+            if after is not None:
+                results = [functionalizer.fresh(after(functionalizer))]
+        if is_list:
+            slots = iter(results)
+            self.env[node] = [None if item is None else next(slots) for item in val]
+        else:
+            self.env[node] = results[0] if results else None
+
+    def module_at(self, location: Location) -> nn.Module | None:
+        """Return the module of the original at a location."""
+        return self.facts.modules.get(location.module_path)
+
+    def _detached(self, arg: Any) -> Any:
+        return arg
+
+    def _opaque(self, node: fx.Node, val: Any, location: Location) -> None:
+        tensors, callee, spec, _results = (self._argument(arg) for arg in node.args)
+        types = tuple(self._type(item) for item in val)
+        opdef = get_opdef("nn.opaque")
+        module = self.program.opaques[callee]
+        values = [self._read(handle) for handle in tensors]
+        self.functionalizer.location = location
+        bind_arguments(opdef, (values,), {})
+        self.env[node] = self.functionalizer.call(
+            opdef,
+            (tensors,),
+            {
+                "callee": callee,
+                "spec": spec,
+                "training": bool(getattr(module, "training", False)),
+                "result_types": tuple(map(str, types)),
+            },
+            types,
+        )
+
+    def _higher_order(self, node: fx.Node, target: Any, location: Location) -> None:
+        raise CaptureError(
+            f"the model uses {target.name()}, which is not supported",
+            location=location,
+            remedy="keep the module as it is with leaf_modules=",
+        )
+
+
+def _name(target: Any) -> str:
+    return opdef_of_overload(target).name if isinstance(target, torch._ops.OpOverload) else str(target)
+
+
+def _key(val: Any) -> int | None:
+    return val.untyped_storage()._cdata if isinstance(val, torch.Tensor) else None
+
+
+def _keys_are_reliable(nodes: Sequence[fx.Node]) -> bool:
+    """Return whether the fake tensors still share storage as the real ones do (a loaded program's do not)."""
+    for node in nodes:
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable and node.args:
+            first = node.args[0]
+            if isinstance(first, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor):
+                if _key(first.meta.get("val")) != _key(node.meta["val"]):
+                    return False
+    return True

@@ -1,0 +1,64 @@
+"""Locations of operations: from the module stack and stack trace that a tracer leaves on its nodes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from ir.locations import Location
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_REPEAT = re.compile(r"@\d+")
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def is_user_file(path: str) -> bool:
+    """Return whether a frame's file is neither PyTorch's nor ours nor generated."""
+    return not path.startswith((_TORCH, _OURS, "<")) and not path.startswith("torch/")
+
+
+class Locator:
+    """Makes the location of each node, memoised: many nodes share a module and a line."""
+
+    def __init__(self) -> None:
+        self._traces: dict[str, tuple[str, int]] = {}
+        self._locations: dict[tuple[str, str, str, int], Location] = {}
+
+    def __call__(self, node: fx.Node) -> Location:
+        path, class_name = module_of(node.meta)
+        trace = node.meta.get("stack_trace") or node.stack_trace or ""
+        file, line = self._source(trace)
+        key = (path, class_name, file, line)
+        found = self._locations.get(key)
+        if found is None:
+            found = self._locations[key] = Location(*key)
+        return found
+
+    def _source(self, trace: str) -> tuple[str, int]:
+        found = self._traces.get(trace)
+        if found is None:
+            frames = [(file, line) for file, line in _FRAME.findall(trace) if is_user_file(file)]
+            found = (frames[-1][0], int(frames[-1][1])) if frames else ("", 0)
+            self._traces[trace] = found
+        return found
+
+
+def module_of(meta: Mapping[str, Any]) -> tuple[str, str]:
+    """Return path and class of the innermost module that a node came from."""
+    stack = meta.get("nn_module_stack")
+    if not stack:
+        return "", ""
+    path, class_ = next(reversed(stack.values()))
+    if path.startswith("_empty_nn_module_stack"):
+        return "", ""
+    if isinstance(class_, type):
+        class_ = f"{class_.__module__}.{class_.__qualname__}"
+    if "@" in path:
+        path = _REPEAT.sub("", path)
+    return path.removeprefix("L__self__.").removeprefix("L['self']."), str(class_)

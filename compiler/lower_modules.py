@@ -1,0 +1,103 @@
+"""What a module of `torch.nn` says beyond the operators that it calls: momentum of None, what follows its mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from compiler.functionalize import Functionalizer, Handle
+from ir.core import Operation, Value
+from ir.locations import Location
+
+_BATCH_NORM_CLASSES = "torch.nn.modules.batchnorm."
+_DROPOUT_CLASSES = "torch.nn.modules.dropout."
+_DROPOUTS = frozenset(
+    {"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"}
+)
+_ATTENTION = "aten.scaled_dot_product_attention"
+
+After = Callable[[Functionalizer], Value]
+
+
+class ModuleFacts:
+    """Lays what the original modules know over the operations that came from them.
+
+    Without the original (an `ExportedProgram` alone) only the classes in the locations are known.
+    """
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self.modules: dict[str, nn.Module] = (
+            {} if module is None else dict(module.named_modules(remove_duplicate=False))
+        )
+        self._locked: dict[str, str] = {}
+
+    def is_batch_counter(self, target: Any, location: Location) -> bool:
+        """Return whether a write to `target` is BatchNorm counting its batches."""
+        if type(target) is not Handle or target.parent is not None:
+            return False
+        storage = target.storage
+        if storage.kind != "buffer" or not storage.name.endswith("num_batches_tracked"):
+            return False
+        owner = self.modules.get(location.module_path)
+        if owner is not None:
+            return isinstance(owner, _BatchNorm)
+        return location.module_class.startswith(_BATCH_NORM_CLASSES)
+
+    def adjust(self, op: Operation, module: nn.Module | None) -> After | None:
+        """Set what the schema does not say; return what is to come after the operation, if anything."""
+        name = op.name
+        if name == "aten.batch_norm":
+            self._adjust_batch_norm(op, module)
+        elif name in _DROPOUTS:
+            in_class = op.location.module_class.startswith(_DROPOUT_CLASSES)
+            attention = isinstance(module, nn.MultiheadAttention)
+            op.attributes["follows_mode"] = in_class or attention or isinstance(module, _DropoutNd)
+        elif name == _ATTENTION:
+            if isinstance(module, nn.MultiheadAttention):
+                op.attributes["train_dropout_p"] = float(module.dropout)
+        elif name == "aten.softmax.int":
+            if isinstance(module, nn.MultiheadAttention) and module.dropout and not module.training:
+                return _attention_dropout(op, module.dropout)
+        elif op.opdef.training is not None:
+            self._lock(op, module)
+        return None
+
+    def _adjust_batch_norm(self, op: Operation, module: nn.Module | None) -> None:
+        has_statistics = op.operand("running_mean") is not None
+        if isinstance(module, _BatchNorm):
+            op.attributes["momentum"] = None if module.momentum is None else float(module.momentum)
+            op.attributes["follows_mode"] = has_statistics
+        else:
+            in_class = op.location.module_class.startswith(_BATCH_NORM_CLASSES)
+            op.attributes["follows_mode"] = in_class and has_statistics
+
+    def _lock(self, op: Operation, module: nn.Module | None) -> None:
+        """Note a module whose operator changes with the mode in a way that no attribute of ours expresses."""
+        follows = isinstance(module, nn.RReLU) or (
+            isinstance(module, _InstanceNorm) and module.track_running_stats
+        )
+        follows = follows or (isinstance(module, nn.RNNBase) and module.dropout > 0)
+        if follows:
+            where = op.location.module_path
+            self._locked.setdefault(where, f"`{where}` ({type(module).__qualname__}) calls {op.name}")
+
+    def meta(self) -> Mapping[str, Any]:
+        """Return the notes for the emitter."""
+        if not self._locked:
+            return {}
+        reason = "; ".join(self._locked.values())
+        return {"mode_locked": f"what these do depends on train() or eval(): {reason}"}
+
+
+def _attention_dropout(op: Operation, probability: float) -> After:
+    """The dropout that attention applies to its weights in training, and leaves out in eval."""
+
+    def insert(functionalizer: Functionalizer) -> Value:
+        return functionalizer.emit("aten.dropout", op.result, probability, False, follows_mode=True)
+
+    return insert

@@ -1,0 +1,105 @@
+"""The weights of a program: parameters and buffers under their names, tied ones once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from ir.program import Program, Weight, WeightKind
+from ir.types import TensorType, type_of_tensor
+
+_TYPES: dict[tuple[torch.Size, torch.dtype, torch.device], TensorType] = {}
+
+
+def tensor_type(tensor: torch.Tensor) -> TensorType:
+    """Return the type of a real tensor; equal types are one object."""
+    key = (tensor.shape, tensor.dtype, tensor.device)
+    found = _TYPES.get(key)
+    if found is None:
+        found = _TYPES[key] = type_of_tensor(tensor)
+    return found
+
+
+class WeightTable:
+    """Adds weights to a program; a tensor that is met again under another name becomes an alias."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.names: dict[str, Weight] = {}
+        """Every name, aliases too, -> weight."""
+        self._seen: dict[int, Weight] = {}
+
+    def add(
+        self, name: str, tensor: torch.Tensor, kind: WeightKind, *, persistent: bool = True, alias: bool = True
+    ) -> Weight:
+        """Add the weight `name`, or the alias of one that is there."""
+        weight = self._seen.get(id(tensor))
+        if weight is not None:
+            if alias:
+                weight.aliases = (*weight.aliases, name)
+            self.names[name] = weight
+            return weight
+        weight = Weight(
+            name if name not in self.names else self.program.unique_weight_name(name),
+            kind,
+            tensor_type(tensor),
+            tensor,
+            requires_grad=tensor.requires_grad,
+            persistent=persistent,
+        )
+        self.program.add_weight(weight)
+        self._seen[id(tensor)] = weight
+        self.names[name] = weight
+        return weight
+
+    def add_module(self, module: nn.Module, without: Iterable[str] = ()) -> None:
+        """Add the parameters and buffers of a module in `state_dict` order, but none below the paths `without`."""
+        skipped = tuple(without)
+        for name, tensor, kind, persistent in _state_of(module):
+            if not any(name.startswith(f"{path}.") for path in skipped):
+                self.add(name, tensor, kind, persistent=persistent)
+
+    def add_exported(self, exported: ExportedProgram) -> None:
+        """Add the parameters and buffers of an exported program."""
+        signature = exported.graph_signature
+        parameters = set(signature.parameters)
+        for name, tensor in exported.state_dict.items():
+            self.add(name, tensor, WeightKind.PARAMETER if name in parameters else WeightKind.BUFFER)
+        for spec in signature.input_specs:
+            if spec.kind is InputKind.BUFFER and spec.target is not None and spec.target not in self.names:
+                tensor = exported.constants[spec.target]
+                assert isinstance(tensor, torch.Tensor)
+                self.add(spec.target, tensor, WeightKind.BUFFER, persistent=False)
+
+
+def _state_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, WeightKind, bool]]:
+    for path, owner in module.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                yield prefix + name, parameter, WeightKind.PARAMETER, True
+        for name, buffer in owner._buffers.items():
+            if buffer is not None:
+                persistent = name not in owner._non_persistent_buffers_set
+                yield prefix + name, buffer, WeightKind.BUFFER, persistent
+
+
+def shares_storage(tensor: torch.Tensor, others: Mapping[str, Weight]) -> list[str]:
+    """Return the names of the other weights whose memory is the tensor's."""
+    if tensor.device.type == "meta" or tensor.layout is not torch.strided:
+        return []
+    where = tensor.untyped_storage().data_ptr()
+    return [
+        name
+        for name, other in others.items()
+        if other.data is not None
+        and other.data is not tensor
+        and other.data.layout is torch.strided
+        and other.data.device == tensor.device
+        and other.data.numel()
+        and other.data.untyped_storage().data_ptr() == where
+    ]
