@@ -59,7 +59,7 @@ def _extra(name: str, default: Any, type_: str) -> Param:
 
 _FOLLOWS_MODE = _extra("follows_mode", True, "bool")
 _ELEMENTWISE, _IDEMPOTENT, _COMMUTATIVE = Trait.ELEMENTWISE, Trait.IDEMPOTENT, Trait.COMMUTATIVE
-_VIEW, _LAYOUT, _RANDOM = Trait.VIEW, Trait.LAYOUT, Trait.RANDOM
+_VIEW, _LAYOUT, _RANDOM, _FIXED = Trait.VIEW, Trait.LAYOUT, Trait.RANDOM, Trait.STRIDES_FIXED
 _ACTIVATION = Trait.ACTIVATION | Trait.ELEMENTWISE
 
 
@@ -129,7 +129,8 @@ def _arithmetic() -> None:
     _rows("mul.Tensor", elementwise.binary, _COMMUTATIVE, unit=1)
     _rows("div.Tensor pow.Tensor_Tensor", elementwise.binary, unit=1)
     _rows("div.Tensor_mode", elementwise.nary)
-    _rows("maximum minimum max.other min.other fmax fmin", elementwise.binary, _COMMUTATIVE)
+    # not commutative: of 0.0 and -0.0 they return one by position
+    _rows("maximum minimum max.other min.other fmax fmin", elementwise.binary)
     _rows("atan2 hypot remainder.Tensor fmod.Tensor", elementwise.binary)
     _rows("rsub.Tensor floor_divide", elementwise.binary, _ELEMENTWISE)
     _rows("copysign.Tensor xlogy.Tensor heaviside lerp.Scalar lerp.Tensor addcmul addcdiv", elementwise.nary)
@@ -165,12 +166,12 @@ def _layers() -> None:
     _rows("pixel_shuffle", _fast(pooling.pixel_shuffle))
     _rows("pixel_unshuffle", _fast(pooling.pixel_unshuffle))
 
-    _rows("linear", _fast(linear.linear))
-    _rows("matmul", _fast(linear.matmul))
-    _rows("mm", _fast(linear.mm))
-    _rows("bmm", _fast(linear.bmm))
-    _rows("addmm baddbmm", _fast(linear.addmm))
-    _rows("embedding", _fast(linear.embedding))
+    _rows("linear", _fast(linear.linear), _FIXED)
+    _rows("matmul", _fast(linear.matmul), _FIXED)
+    _rows("mm", _fast(linear.mm), _FIXED)
+    _rows("bmm", _fast(linear.bmm), _FIXED)
+    _rows("addmm baddbmm", _fast(linear.addmm), _FIXED)
+    _rows("embedding", _fast(linear.embedding), _FIXED)
     _rows(
         "scaled_dot_product_attention",
         _fast(linear.attention),
@@ -187,8 +188,10 @@ def _layers() -> None:
     )
     _rows("instance_norm", _fast(normalization.instance_norm), training="use_input_stats")
     _rows("group_norm", _fast(normalization.group_norm))
-    _rows("layer_norm rms_norm", _fast(normalization.layer_norm))
-    _rows("softmax.int log_softmax.int", _fast(normalization.softmax))
+    _rows("layer_norm", _fast(normalization.layer_norm), _FIXED)
+    _rows("native_layer_norm", None, _FIXED)
+    _rows("rms_norm", _fast(normalization.layer_norm))
+    _rows("softmax.int log_softmax.int", _fast(normalization.softmax), _FIXED)
     dropout: dict[str, Any] = {"training": "train", "extra": (_FOLLOWS_MODE,)}
     _rows("dropout alpha_dropout", _fast(normalization.dropout()), _RANDOM | _VIEW, **dropout)
     _rows("feature_dropout feature_alpha_dropout", _fast(normalization.dropout(2)), _RANDOM | _VIEW, **dropout)
@@ -198,7 +201,7 @@ def _layers() -> None:
 
 
 def _layouts() -> None:
-    _rows("view reshape _unsafe_view", _fast(layout.reshape), _LAYOUT)
+    _rows("view reshape _unsafe_view", _fast(layout.reshape), _LAYOUT | _VIEW)
     _rows("flatten.using_ints", _fast(layout.flatten), _LAYOUT)
     _rows("unflatten.int", _fast(layout.unflatten), _LAYOUT)
     _rows("squeeze squeeze.dim squeeze.dims", _fast(layout.squeeze), _LAYOUT)
@@ -233,7 +236,10 @@ def _layouts() -> None:
     _rows("gather", _fast(slicing.gather))
     _rows("topk", _fast(slicing.topk))
     _rows("glu", _fast(slicing.glu))
-    _rows("einsum atleast_1d atleast_2d atleast_3d meshgrid meshgrid.indexing", None, _VIEW)
+    # views that the schema does not tell of (all others were looked for by running PyTorch's own samples of operators)
+    _rows("einsum atleast_1d atleast_2d atleast_3d meshgrid meshgrid.indexing sum_to_size", None, _VIEW)
+    _rows("atleast_1d.Sequence atleast_2d.Sequence atleast_3d.Sequence", None, _VIEW)
+    _rows("unsafe_split.Tensor unsafe_split_with_sizes unsafe_chunk", None, _VIEW)
 
 
 def _reductions() -> None:
