@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import attrs
 import torch
 
-from ir.attributes import Attribute, Ref, has_ref, normalize_attribute
+from ir.attributes import Attribute, Ref, normalize_attribute
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import GraphwrightError, InferenceError, InputError
 from ir.fake import infer_with_fakes
@@ -65,6 +67,37 @@ def _types_of(entry: Any) -> Any:
     return entry.type
 
 
+@attrs.frozen(eq=False)
+class _Plan:
+    """How a call that gives the leading tensors and nothing else is bound: worked out once for each operator."""
+
+    tensors: int
+    """The number of leading required tensors."""
+    absent: tuple[None, ...]
+    """The optional tensors, which such a call leaves out."""
+    attributes: dict[str, Attribute]
+
+
+_PLANS: dict[OpDef, _Plan | None] = {}
+
+
+def _plan_of(opdef: OpDef) -> _Plan | None:
+    """Return the operator's plan, or None where such a call does not fit its schema."""
+    tensors = 0
+    absent = 0
+    attributes: dict[str, Attribute] = {}
+    for i, param in enumerate(opdef.params):
+        if param.kind is ParamKind.TENSOR and i == tensors:
+            tensors += 1
+        elif param.kind is ParamKind.OPTIONAL and param.default is None:
+            absent += 1
+        elif param.kind is ParamKind.ATTRIBUTE and param.has_default:
+            attributes[param.name] = _coerce(opdef, param, param.default)
+        else:
+            return None
+    return _Plan(tensors, (None,) * absent, attributes)
+
+
 def bind_arguments(
     opdef: OpDef, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[list[Value | None], dict[str, Attribute], tuple[int, ...] | None, tuple[Any, ...]]:
@@ -77,6 +110,15 @@ def bind_arguments(
     Raises:
         InputError: when the arguments do not fit the schema.
     """
+    if not kwargs:
+        try:
+            plan = _PLANS[opdef]
+        except KeyError:
+            plan = _PLANS[opdef] = _plan_of(opdef)
+        if plan is not None and len(args) == plan.tensors:
+            given_types = [value.type for value in args if type(value) is Value]
+            if len(given_types) == len(args):
+                return [*args, *plan.absent], plan.attributes.copy(), None, (*given_types, *plan.absent)
     params = opdef.params
     if len(args) > len(params):
         raise InputError(f"{opdef.name} takes at most {len(params)} arguments, {len(args)} given")
@@ -239,12 +281,9 @@ class Builder:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
             raise AttributeError(name)
-        opdef = short_opdef(name)
-
-        def create(*args: Any, **kwargs: Any) -> Any:
-            return self.call(opdef, *args, **kwargs)
-
-        return create
+        # kept on the builder, which then finds it without coming here
+        method = self.__dict__[name] = functools.partial(self.call, short_opdef(name))
+        return method
 
 
 _SHORT: dict[str, OpDef] = {}

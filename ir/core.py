@@ -152,12 +152,17 @@ class Operation:
         self.prev: Operation | None = None
         self.next: Operation | None = None
         self._order = 0
-        self.results: tuple[Value, ...] = tuple(
-            [Value(t, self, i, names[i] if i < len(names) else "") for i, t in enumerate(result_types)]
-        )
+        self.results: tuple[Value, ...]
+        if len(result_types) == 1:  # the usual case, made without a comprehension's frame
+            self.results = (Value(result_types[0], self, 0, names[0] if names else ""),)
+        else:
+            self.results = tuple(
+                [Value(t, self, i, names[i] if i < len(names) else "") for i, t in enumerate(result_types)]
+            )
         for value in self._operands:
             if value is not None:
-                value._add_use(self)
+                uses = value._uses
+                uses[self] = uses.get(self, 0) + 1
 
     @property
     def name(self) -> str:
@@ -295,7 +300,8 @@ class Operation:
         """Whether the operation may be removed when unused, and merged with an equal one."""
         if self.body is not None:
             return all(op.is_pure or op.opdef is RETURN for op in self.body.operations())
-        return self.opdef.has(Trait.PURE) and not self.in_training
+        opdef = self.opdef
+        return opdef.is_pure and (opdef.training is None or not self.in_training)
 
     @property
     def is_attached(self) -> bool:
@@ -407,15 +413,16 @@ class Graph:
                 )
         for value in op._operands:
             if value is not None:
-                value._drop_use(op)
-        if op.prev is None:
-            self.first = op.next
+                value._uses.pop(op, None)
+        before, after = op.prev, op.next
+        if before is None:
+            self.first = after
         else:
-            op.prev.next = op.next
-        if op.next is None:
-            self.last = op.prev
+            before.next = after
+        if after is None:
+            self.last = before
         else:
-            op.next.prev = op.prev
+            after.prev = before
         op.graph = None
         self.num_operations -= 1
         self.revision += 1
@@ -425,9 +432,11 @@ class Graph:
         if old is new:
             return ()
         users = tuple(old._uses)
-        for user in users:
-            user._operands = tuple([new if v is old else v for v in user._operands])
-            new._uses[user] = new._uses.get(user, 0) + old._uses[user]
+        uses = new._uses
+        for user, count in old._uses.items():
+            operands = user._operands
+            user._operands = (new,) if len(operands) == 1 else tuple([new if v is old else v for v in operands])
+            uses[user] = uses.get(user, 0) + count
         old._uses.clear()
         if users:
             self.revision += 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import attrs
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class Location:
     """A place in the user's model: module path, module class, source line.
 
@@ -62,6 +62,9 @@ UNKNOWN_LOCATION = Location()
 
 def merge_locations(locations: Iterable[Location]) -> Location:
     """Return one location that stands for all of `locations`, in order and without repeats."""
+    locations = tuple(locations)
+    if locations and all(location is locations[0] for location in locations):
+        return locations[0]
     distinct: dict[Location, None] = {}
     for location in locations:
         for part in location.parts:

@@ -104,6 +104,8 @@ class OpDef:
     defaults: dict[str, Attribute] = attrs.field(init=False)
     operand_index: dict[str, int] = attrs.field(init=False)
     has_lists: bool = attrs.field(init=False)
+    is_pure: bool = attrs.field(init=False)
+    """Whether the operator has the trait PURE: asked of every operation in every pass, so kept beside the flags."""
 
     def __attrs_post_init__(self) -> None:
         self.operand_params = tuple(p for p in self.params if p.kind is not ParamKind.ATTRIBUTE)
@@ -111,6 +113,7 @@ class OpDef:
         self.defaults = {p.name: p.default for p in self.attribute_params if p.has_default}
         self.operand_index = {p.name: i for i, p in enumerate(self.operand_params)}
         self.has_lists = any(p.kind is ParamKind.LIST for p in self.operand_params)
+        self.is_pure = Trait.PURE in self.traits
 
     @property
     def short_name(self) -> str:
