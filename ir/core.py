@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 RETURN = register_opdef(OpDef("return", (), (), traits=Trait.OPAQUE))
 """The terminator of a graph: its operands are the graph's outputs."""
 
+# Operations are numbered with gaps, so that an insertion rarely makes the others be numbered anew.
+_ORDER_GAP = 1 << 16
+
 
 class Value:
     """One SSA value: a graph input, a weight or a result of an operation.
@@ -327,7 +330,7 @@ class Operation:
 class Graph:
     """A straight-line SSA graph: inputs, operations in order, and a `return` as terminator."""
 
-    __slots__ = ("_order_revision", "first", "inputs", "last", "num_operations", "return_op", "revision", "structure_revision")
+    __slots__ = ("_is_ordered", "first", "inputs", "last", "num_operations", "return_op", "revision")
 
     def __init__(self, inputs: Sequence[tuple[str, Type]] = ()) -> None:
         self.inputs: tuple[Value, ...] = ()
@@ -337,8 +340,7 @@ class Graph:
         """Operations, the `return` not counted."""
         self.revision = 0
         """Bumped by every change of the graph: the measure of change."""
-        self.structure_revision = 0
-        self._order_revision = -1
+        self._is_ordered = True
         for name, type_ in inputs:
             self.add_input(type_, name)
         self.return_op = Operation(RETURN, (), {}, ())
@@ -454,18 +456,33 @@ class Graph:
             after.prev = op
         self.num_operations += 1
         self.revision += 1
-        self.structure_revision += 1
+        if self._is_ordered:
+            self._number(op, before, after)
+
+    def _number(self, op: Operation, before: Operation | None, after: Operation | None) -> None:
+        """Give `op` a number between its neighbours'; where none is free, all are numbered anew when next asked for."""
+        if after is None:
+            op._order = 0 if before is None else before._order + _ORDER_GAP
+        elif before is None:
+            op._order = after._order - _ORDER_GAP
+        else:
+            op._order = (before._order + after._order) >> 1
+            # appending halves the gap before the terminator each time: keep that one wide
+            if after is self.return_op and op._order - before._order < _ORDER_GAP:
+                op._order = before._order + _ORDER_GAP
+                after._order = op._order + _ORDER_GAP
+            self._is_ordered = before._order < op._order
 
     def _ensure_order(self) -> None:
-        """Number the operations anew if any was inserted since the last time (erasing keeps the order)."""
-        if self._order_revision != self.structure_revision:
+        """Number the operations anew where an insertion found no free number (erasing keeps the order)."""
+        if not self._is_ordered:
             number = 0
             op = self.first
             while op is not None:
                 op._order = number
-                number += 1
+                number += _ORDER_GAP
                 op = op.next
-            self._order_revision = self.structure_revision
+            self._is_ordered = True
 
     def __repr__(self) -> str:
         return f"<Graph with {self.num_operations} operations>"

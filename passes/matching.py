@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -43,6 +43,8 @@ class Variant:
     """The number of operations it has at least."""
     order: int
     match_op: _OpMatcher
+    needs: tuple[tuple[int, frozenset[OpDef]], ...] = ()
+    """(operand number of the root, operators one of which must define it): rejects most operations at once."""
 
     def accepts(self, opdef: OpDef) -> bool:
         """Return whether an operation of this operator can be the root."""
@@ -51,6 +53,11 @@ class Variant:
 
     def try_match(self, op: Operation) -> Match | str | None:
         """Match at `op`: a match, the reason of a near miss, or None."""
+        operands = op._operands
+        for index, opdefs in self.needs:
+            value = operands[index] if index < len(operands) else None
+            if value is None or type(value.owner) is not Operation or value.owner.opdef not in opdefs:
+                return None
         state = _State()
         if not self.match_op(op, state):
             return None
@@ -96,30 +103,40 @@ def compile_rule(rule: Pattern) -> tuple[Variant, ...]:
             raise PatternError(f"the root of the pattern of {rule.name} is a chain that may be empty")
         shared = _shared_nodes(node)
         matcher = _op_matcher(root, shared) if isinstance(root, OpNode) else _chain_root(root, shared)
-        result.append(Variant(rule, root, length, order, matcher))
+        result.append(Variant(rule, root, length, order, matcher, _needs(root)))
     return tuple(result)
 
 
 # --- expansion -------------------------------------------------------------------------------------------------------
 
 
-def _choices(node: Node, found: dict[int, tuple[Any, int]]) -> None:
-    """Collect the nodes at which an expansion must choose, once each: alternatives and operand orders."""
-    if id(node) in found:
-        return
+def _next_choice(node: Node, chosen: dict[int, int], seen: set[int]) -> tuple[int, int] | None:
+    """Return (node id, number of options) of the first reachable node at which an expansion has yet to choose."""
+    if id(node) in seen:
+        return None
+    seen.add(id(node))
     if isinstance(node, AnyOf):
-        found[id(node)] = (node, len(node.alternatives))
-        for alternative in node.alternatives:
-            _choices(alternative, found)
-    elif isinstance(node, Chain):
-        _choices(node.inner, found)
-    elif isinstance(node, OpNode):
-        if _swappable(node):
-            found[id(node)] = (node, 2)
-        for _, operand in node.operands:
-            for part in operand if isinstance(operand, tuple) else (operand,):
-                if part is not None:
-                    _choices(part, found)
+        option = chosen.get(id(node))
+        if option is None:
+            return id(node), len(node.alternatives)
+        return _next_choice(node.alternatives[option], chosen, seen)
+    if isinstance(node, Chain):
+        return _next_choice(node.inner, chosen, seen)
+    if isinstance(node, OpNode):
+        if id(node) not in chosen and _swappable(node):
+            return id(node), 2
+        for part in _operand_nodes(node):
+            found = _next_choice(part, chosen, seen)
+            if found is not None:
+                return found
+    return None
+
+
+def _operand_nodes(node: OpNode) -> Iterator[Node]:
+    for _, operand in node.operands:
+        for part in operand if isinstance(operand, tuple) else (operand,):
+            if part is not None:
+                yield part
 
 
 def _swappable(node: OpNode) -> bool:
@@ -141,53 +158,41 @@ def _swappable(node: OpNode) -> bool:
 
 def _expand(tree: Node) -> list[Node]:
     """Return the tree once for each combination of choices; a node that occurs twice is chosen once."""
-    found: dict[int, tuple[Any, int]] = {}
-    _choices(tree, found)
-    keys = list(found)
-    count = 1
-    for _, options in found.values():
-        count *= options
-    if count > _MAX_VARIANTS:
-        raise PatternError(f"a pattern has {count} alternatives, more than {_MAX_VARIANTS}")
     results: list[Node] = []
-    seen: set[str] = set()
-    for combination in itertools.product(*(range(found[key][1]) for key in keys)):
-        chosen = dict(zip(keys, combination, strict=True))
-        memo: dict[int, Node] = {}
-        used: list[tuple[int, int]] = []
-        node = _substitute(tree, chosen, memo, used)
-        signature = repr(sorted(set(used)))
-        if signature not in seen:
-            seen.add(signature)
-            results.append(node)
+    pending: list[dict[int, int]] = [{}]
+    while pending:
+        chosen = pending.pop()
+        found = _next_choice(tree, chosen, set())
+        if found is not None:
+            key, options = found
+            pending.extend({**chosen, key: option} for option in reversed(range(options)))
+            continue
+        results.append(_substitute(tree, chosen, {}))
+        if len(results) > _MAX_VARIANTS:
+            raise PatternError(f"a pattern has more than {_MAX_VARIANTS} alternatives")
     return results
 
 
-def _substitute(node: Node, chosen: dict[int, int], memo: dict[int, Node], used: list[tuple[int, int]]) -> Node:
+def _substitute(node: Node, chosen: dict[int, int], memo: dict[int, Node]) -> Node:
     known = memo.get(id(node))
     if known is not None:
         return known
-    result: Node
+    result: Node = node
     if isinstance(node, AnyOf):
-        used.append((id(node), chosen[id(node)]))
-        result = _substitute(node.alternatives[chosen[id(node)]], chosen, memo, used)
+        result = _substitute(node.alternatives[chosen[id(node)]], chosen, memo)
     elif isinstance(node, Chain):
-        result = attrs.evolve(node, inner=_substitute(node.inner, chosen, memo, used))
+        result = attrs.evolve(node, inner=_substitute(node.inner, chosen, memo))
     elif isinstance(node, OpNode):
-        operands = []
+        operands: list[tuple[int | str, Any]] = []
         for key, operand in node.operands:
             if isinstance(operand, tuple):
-                operands.append((key, tuple(_substitute(part, chosen, memo, used) for part in operand)))
+                operands.append((key, tuple(_substitute(part, chosen, memo) for part in operand)))
             else:
-                operands.append((key, None if operand is None else _substitute(operand, chosen, memo, used)))
-        if id(node) in chosen:
-            used.append((id(node), chosen[id(node)]))
-            if chosen[id(node)]:
-                swap = {0: 1, 1: 0}
-                operands = [(swap.get(key, key) if isinstance(key, int) else key, value) for key, value in operands]
+                operands.append((key, None if operand is None else _substitute(operand, chosen, memo)))
+        if chosen.get(id(node)):
+            swap: dict[int | str, int] = {0: 1, 1: 0}
+            operands = [(swap.get(key, key), value) for key, value in operands]
         result = attrs.evolve(node, operands=tuple(operands))
-    else:
-        result = node
     memo[id(node)] = result
     return result
 
@@ -196,12 +201,7 @@ def _length(node: Node) -> int:
     if isinstance(node, Chain):
         return node.minimum + _length(node.inner)
     if isinstance(node, OpNode):
-        below = 0
-        for _, operand in node.operands:
-            for part in operand if isinstance(operand, tuple) else (operand,):
-                if part is not None:
-                    below += _length(part)
-        return below + (not node.context)
+        return sum(map(_length, _operand_nodes(node))) + (not node.context)
     return 0
 
 
@@ -216,13 +216,22 @@ def _shared_nodes(tree: Node) -> set[int]:
         if isinstance(node, Chain):
             visit(node.inner)
         elif isinstance(node, OpNode):
-            for _, operand in node.operands:
-                for part in operand if isinstance(operand, tuple) else (operand,):
-                    if part is not None:
-                        visit(part)
+            for part in _operand_nodes(node):
+                visit(part)
 
     visit(tree)
     return {key for key, count in counts.items() if count > 1}
+
+
+def _needs(root: OpNode | Chain) -> tuple[tuple[int, frozenset[OpDef]], ...]:
+    """Return the operands of the root that certain operators must define."""
+    if isinstance(root, Chain) or isinstance(root.ops, Trait) or any(opdef.has_lists for opdef in root.ops):
+        return ()
+    return tuple(
+        (_operand_index(root, key), frozenset(operand.ops))
+        for key, operand in root.operands
+        if isinstance(operand, OpNode) and not isinstance(operand.ops, Trait)
+    )
 
 
 # --- compilation -----------------------------------------------------------------------------------------------------
@@ -421,12 +430,22 @@ class RuleIndex:
     def __init__(self, rules: Sequence[Pattern]) -> None:
         self.rules = tuple(rules)
         self.variants = tuple(itertools.chain.from_iterable(compile_rule(rule) for rule in rules))
-        self._by_opdef: dict[OpDef, tuple[Variant, ...]] = {}
+        self.by_root = _ByRoot(self.variants)
+        """For each operator, the variants whose root can be an operation of it."""
 
     def lookup(self, opdef: OpDef) -> tuple[Variant, ...]:
         """Return the variants whose root can be an operation of `opdef`."""
-        found = self._by_opdef.get(opdef)
-        if found is None:
-            found = tuple(variant for variant in self.variants if variant.accepts(opdef))
-            self._by_opdef[opdef] = found
+        return self.by_root[opdef]
+
+
+class _ByRoot(dict[OpDef, tuple[Variant, ...]]):
+    """A table that is filled as operators are met."""
+
+    def __init__(self, variants: tuple[Variant, ...]) -> None:
+        super().__init__()
+        self._variants = variants
+
+    def __missing__(self, opdef: OpDef) -> tuple[Variant, ...]:
+        found = tuple([variant for variant in self._variants if variant.accepts(opdef)])
+        self[opdef] = found
         return found
