@@ -190,17 +190,8 @@ def _kept(program: Program, log: RewriteLog, manager: PassManager) -> list[Remar
     if not rules:
         return []
 
-    def kept(op: Operation) -> bool:
-        return op.body is None and is_computation(op)
+    def kept(op: Operation) -> Remark:
+        reason = unfused_reason(op, log, rules)
+        return Remark("kept", "fuse", op.location, f"{op.name} at `{op.location.where}` stays: {reason}", op.name, reason)
 
-    return [
-        Remark(
-            "kept",
-            "fuse",
-            op.location,
-            f"{op.name} at `{op.location.where}` stays: {unfused_reason(op, log, rules)}",
-            op.name,
-        )
-        for op in program.graph.operations()
-        if kept(op)
-    ]
+    return [kept(op) for op in program.graph.operations() if op.body is None and is_computation(op)]

@@ -34,6 +34,8 @@ class Remark:
     message: str
     operation: str = ""
     """Name of the operation at the root of the match."""
+    reason: str = ""
+    """The message without its introduction, where the kind is `kept`."""
 
     def __str__(self) -> str:
         source = f" ({self.location.source})" if self.location.source else ""

@@ -1,0 +1,391 @@
+"""The command line: `graphwright MODEL.py:function`, also `python -m compiler`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+import traceback
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from rich.console import Console
+
+from compiler.accuracy import Accuracy, MeasurementError, measure_accuracy
+from compiler.driver import VALIDATE_MODES, TransformResult, transform
+from compiler.pipeline import STANDARD_PASSES, STANDARD_PATTERNS, parse_pipeline, pipeline_of
+from compiler.progress import count_stages, stage_progress
+from compiler.report import Report, make_report, print_remarks, print_report
+from compiler.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUSION_PATTERNS, TENSORRT_PATTERNS
+from compiler.userfile import (
+    DynamicSize,
+    UserModel,
+    dynamic_shapes_of,
+    extensions_of,
+    load_file,
+    load_model,
+    search_path,
+)
+from ir.errors import GraphwrightError, InputError
+from passes.instruments import DumpIR
+from passes.manager import Fixpoint, Pass, PassManager
+from passes.pattern import Pattern
+
+TARGETS: dict[str, dict[str, tuple[type[Pattern], ...]]] = {
+    "tensorrt": {
+        "all": TENSORRT_PATTERNS,
+        "conversions": TENSORRT_CONVERSION_PATTERNS,
+        "fusions": TENSORRT_FUSION_PATTERNS,
+        "none": (),
+    }
+}
+"""Target -> the names of its lists of patterns."""
+
+_DESCRIPTION = """\
+Compile a PyTorch model: capture it, rewrite it for a runtime, and emit an nn.Module that gives the same numbers.
+
+FUNCTION takes no arguments and returns (module, example inputs), or (module, example inputs, keyword arguments).
+The report says what was converted and fused, what was not and why, and how exact the result is.
+"""
+
+_EXAMPLES = """\
+examples:
+  graphwright net.py:make                                    compile what make() of net.py returns, print the report
+  graphwright net.py:make --save-module net.pt --save-code net_code.py
+  graphwright net.py:make --dynamic-batch --validate final   symbolic batch size; compare with the original
+  graphwright net.py:make --dynamic x.1=seq:2..512           symbolic second dimension of input x
+  graphwright net.py:make --patterns conversions,LinearPattern
+  graphwright net.py:make --pipeline 'canonicalize,fuse{patterns=ConvBNActPattern,ConvBNPattern}'
+  graphwright net.py:make --load my_rules.py --patterns all,MyPattern
+  graphwright --list                                         every pattern with its equation, and every pass
+
+exit codes: 0 done, 1 the model could not be compiled, 2 wrong usage
+"""
+
+
+class UsageError(Exception):
+    """An argument of the command line is wrong."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="graphwright",
+        usage="graphwright MODEL.py:FUNCTION [options]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=112),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL.py:FUNCTION", help="the file and its function that makes the model"
+    )
+
+    group = parser.add_argument_group("what is done")
+    what = group.add_mutually_exclusive_group()
+    what.add_argument(
+        "--patterns",
+        metavar="NAMES",
+        help="patterns to apply: class names, or the lists all (default), conversions, fusions, none; with commas",
+    )
+    what.add_argument("--pipeline", metavar="TEXT", help="passes to run instead, in the text form of a PassManager")
+    group.add_argument(
+        "--target", choices=sorted(TARGETS), default="tensorrt", help="whose lists are meant (default: %(default)s)"
+    )
+    group.add_argument(
+        "--load",
+        metavar="FILE.py",
+        action="append",
+        default=[],
+        help="file whose patterns and passes --patterns and --pipeline may name, beside those of MODEL.py; repeatable",
+    )
+    group.add_argument(
+        "--leaf",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="path of a submodule to keep as an opaque call; repeatable",
+    )
+
+    group = parser.add_argument_group("sizes")
+    group.add_argument(
+        "--dynamic-batch", action="store_true", help="make the first dimension of every input tensor the symbol batch"
+    )
+    group.add_argument(
+        "--dynamic",
+        metavar="INPUT.DIM=NAME[:MIN..MAX]",
+        action="append",
+        default=[],
+        help="make one dimension symbolic; INPUT is a parameter's name or number; repeatable",
+    )
+
+    group = parser.add_argument_group("checks")
+    group.add_argument(
+        "--validate",
+        choices=VALIDATE_MODES,
+        default="off",
+        help="final: compare with the original on random inputs; each: around every rewrite too (default: %(default)s)",
+    )
+    group.add_argument("--no-measure", action="store_true", help="do not measure the error against float64")
+
+    group = parser.add_argument_group("results")
+    group.add_argument("--save-module", metavar="PATH", type=Path, help="save the emitted module with torch.save")
+    group.add_argument(
+        "--save-code", metavar="PATH", type=Path, help="write its forward and its submodules as readable text"
+    )
+    group.add_argument("--save-ir", metavar="PATH", type=Path, help="write the final IR")
+    group.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each pass that changed it")
+    group.add_argument(
+        "--json", metavar="PATH", help="write the report as JSON; - is standard output, instead of the report"
+    )
+    group.add_argument(
+        "--remarks", action="store_true", help="print every remark: what was applied, missed, skipped, kept"
+    )
+    group.add_argument("--quiet", action="store_true", help="print no report and no progress bar")
+
+    group = parser.add_argument_group("about")
+    group.add_argument("--list", action="store_true", help="list patterns and passes, and exit")
+    group.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
+    group.add_argument(
+        "--version", action="version", version=f"graphwright {package_version()} (torch {torch.__version__})"
+    )
+    return parser
+
+
+def package_version() -> str:
+    """Return the version of the installed package, or `0 (not installed)`."""
+    try:
+        return version("graphwright")
+    except PackageNotFoundError:
+        return "0 (not installed)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    errors = Console(stderr=True, highlight=False)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args, **_kwargs: errors.print(
+            f"warning: {message}", style="yellow", markup=False, soft_wrap=True
+        )
+        try:
+            return _run(options, errors)
+        except UsageError as error:
+            errors.print(f"graphwright: {error}", markup=False, soft_wrap=True)
+            errors.print("`graphwright --help` explains the options", style="dim")
+            return 2
+        except KeyboardInterrupt:
+            return 130
+        except Exception as error:  # noqa: BLE001 - one message for the user, whatever it is
+            if options.traceback:
+                traceback.print_exc()
+            else:
+                _print_error(error, errors)
+            return 1
+
+
+def _print_error(error: Exception, console: Console) -> None:
+    known = isinstance(error, (GraphwrightError, OSError))
+    console.print("graphwright: error:", style="bold red", end=" ")
+    text = str(error) if known else f"{type(error).__name__}: {error} (unexpected: --traceback shows where)"
+    console.print("\n".join([text, *getattr(error, "__notes__", ())]), markup=False, soft_wrap=True)
+
+
+def _run(options: argparse.Namespace, errors: Console) -> int:
+    if options.list and options.model is None:
+        loaded = [load_file(_existing(path)) for path in options.load]
+        patterns, passes = extensions_of(loaded)
+        list_everything((*STANDARD_PATTERNS, *patterns), (*STANDARD_PASSES, Fixpoint, *passes), Console())
+        return 0
+    if options.model is None:
+        raise UsageError("MODEL.py:FUNCTION is missing")
+    path, function = _split_model(options.model)
+    sizes = _dynamic_sizes(options.dynamic)
+    for target in (options.save_module, options.save_code, options.save_ir, options.json):
+        if target not in (None, "-") and not Path(target).resolve().parent.is_dir():
+            raise UsageError(f"there is no folder {Path(target).resolve().parent} to write {Path(target).name} to")
+    for extra in options.load:
+        _existing(extra)
+    with search_path(path.resolve().parent):
+        file = load_file(path)
+        patterns, passes = extensions_of([file, *(load_file(Path(extra)) for extra in options.load)])
+        if options.list:
+            list_everything((*STANDARD_PATTERNS, *patterns), (*STANDARD_PASSES, Fixpoint, *passes), Console())
+            return 0
+        pipeline = _pipeline(options, patterns, passes)
+        user = load_model(file, function)
+        result, report = _compile(options, user, pipeline, sizes, errors)
+    _write(options, result, report)
+    _show(options, report)
+    return 0
+
+
+def _split_model(text: str) -> tuple[Path, str]:
+    name, colon, function = text.rpartition(":")
+    if not colon or not function.isidentifier():
+        raise UsageError(f"{text!r} is not of the form MODEL.py:FUNCTION")
+    return _existing(name), function
+
+
+def _existing(name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"there is no file {name}")
+    return path
+
+
+def _dynamic_sizes(texts: Sequence[str]) -> list[DynamicSize]:
+    try:
+        return [DynamicSize.parse(text) for text in texts]
+    except InputError as error:
+        raise UsageError(str(error)) from error
+
+
+def _pipeline(
+    options: argparse.Namespace, patterns: Sequence[type[Pattern]], passes: Sequence[type[Pass]]
+) -> PassManager:
+    if options.pipeline is not None:
+        manager = parse_pipeline(options.pipeline, passes=passes, patterns=patterns)
+    else:
+        manager = pipeline_of(select_patterns(options.patterns or "all", TARGETS[options.target], patterns))
+    return manager if options.dump_ir is None else manager.with_instruments(DumpIR(options.dump_ir))
+
+
+def select_patterns(
+    names: str, lists: dict[str, tuple[type[Pattern], ...]], extra: Sequence[type[Pattern]] = ()
+) -> tuple[type[Pattern], ...]:
+    """Return the patterns that a comma-separated text names, each once, in the order of the text.
+
+    Args:
+        names: class names, and keys of `lists`.
+        lists: lists of patterns with names.
+        extra: more pattern classes that may be named, beside the standard ones.
+
+    Raises:
+        UsageError: when there is no such pattern.
+    """
+    known = {pattern.__name__: pattern for pattern in (*STANDARD_PATTERNS, *extra)}
+    chosen: dict[type[Pattern], None] = {}
+    for name in filter(None, map(str.strip, names.split(","))):
+        if name not in lists and name not in known:
+            raise UsageError(f"there is no pattern {name!r}; known: {', '.join([*lists, *known])}")
+        for pattern in lists.get(name) or (() if name in lists else (known[name],)):
+            chosen.setdefault(pattern)
+    return tuple(chosen)
+
+
+def _compile(
+    options: argparse.Namespace, user: UserModel, pipeline: PassManager, sizes: list[DynamicSize], errors: Console
+) -> tuple[TransformResult, Report]:
+    measured = not options.no_measure and user.args is not None
+    total = count_stages(pipeline, validate=options.validate != "off", measure=measured)
+    accuracy: Accuracy | None = None
+    note = "--no-measure" if options.no_measure else "" if measured else "no example inputs"
+    dynamic_shapes = dynamic_shapes_of(user, sizes, batch=options.dynamic_batch)
+    console = Console(stderr=True, quiet=options.quiet)
+    with stage_progress(options.model, total, console, transient=True) as begin:
+        result = transform(
+            user.module,
+            user.args,
+            user.kwargs,
+            pipeline=pipeline,
+            dynamic_shapes=dynamic_shapes,
+            leaf_modules=tuple(options.leaf),
+            validate=options.validate,
+            progress=begin,
+        )
+        if measured:
+            begin("measure")
+            try:
+                accuracy = measure_accuracy(user.module, result.model, user.args or (), user.kwargs)
+            except MeasurementError as error:
+                note = error.message
+    return result, make_report(result, model=options.model, accuracy=accuracy, accuracy_note=note)
+
+
+def _write(options: argparse.Namespace, result: TransformResult, report: Report) -> None:
+    if options.save_module is not None:
+        torch.save(result.model, options.save_module)
+    if options.save_code is not None:
+        options.save_code.write_text(readable_code(result, options.model), encoding="utf-8")
+    if options.save_ir is not None:
+        options.save_ir.write_text(str(result.program), encoding="utf-8")
+    if options.json not in (None, "-"):
+        Path(options.json).write_text(_json_text(report), encoding="utf-8")
+
+
+def _json_text(report: Report) -> str:
+    return json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
+
+
+def readable_code(result: TransformResult, source: str) -> str:
+    """Return the emitted module for a reader: its submodules as a comment, then the source of its `forward`."""
+    modules = textwrap.indent(str(result.model).partition("\n\n\n")[0], "# ", lambda line: True)
+    header = f"# Emitted by graphwright from {source}. To read, not to import: the weights are in the module.\n#\n"
+    return f"{header}{modules}\n{result.model.code.rstrip()}\n"
+
+
+def _show(options: argparse.Namespace, report: Report) -> None:
+    if options.json == "-":
+        sys.stdout.write(_json_text(report))
+        return
+    console = Console(quiet=options.quiet)
+    print_report(report, console)
+    if options.remarks:
+        print_remarks(report.remarks, console)
+    notes = {
+        options.save_module: "load it with torch.load(PATH, weights_only=False)",
+        options.save_code: "its code",
+        options.save_ir: "its IR",
+    }
+    for path, note in notes.items():
+        if path is not None:
+            console.print(f"saved {path}: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def list_everything(patterns: Sequence[type[Pattern]], passes: Sequence[type[Pass]], console: Console) -> None:
+    """Print patterns with their equations, and passes with their options and first lines."""
+
+    def show(title: str, entries: Sequence[tuple[str, str]]) -> None:
+        if not entries:
+            return
+        console.print(title, style="bold")
+        for name, text in entries:
+            console.print(f"  {name}", style="cyan", markup=False, highlight=False)
+            for line in textwrap.wrap(text, max(40, console.width - 6)):
+                console.print(f"      {line}", markup=False, highlight=False)
+        console.print()
+
+    rules = [pattern() for pattern in patterns]
+    show("conversions", [(rule.name, rule.equation) for rule in rules if rule.is_conversion])
+    show("fusions", [(rule.name, rule.equation) for rule in rules if rule.is_fusion])
+    show("other patterns", [(r.name, r.equation) for r in rules if not (r.is_conversion or r.is_fusion)])
+    show("passes", [(_pass_text(cls), (cls.__doc__ or "").strip().split("\n")[0]) for cls in passes])
+
+
+def _pass_text(cls: type[Pass]) -> str:
+    """Return a pass's name with its options and their defaults: `canonicalize{inference=false}`."""
+    nested = issubclass(cls, PassManager)
+    options = [
+        f"{field.name.replace('_', '-')}={_default_text(field)}"
+        for field in attrs.fields(cls)
+        if field.name not in (("passes", "instruments") if nested else ())
+    ]
+    return f"{cls.name}{'(PASSES)' if nested else ''}{'{' + ' '.join(options) + '}' if options else ''}"
+
+
+def _default_text(field: Any) -> str:
+    if field.metadata.get("patterns"):
+        return "NAMES"
+    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
