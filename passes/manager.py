@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import attrs
@@ -126,6 +126,15 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
     return result
 
 
+# A bare `tuple` as converter would lose the element type for the type checker.
+def _tuple_of_passes(passes: Iterable[Pass]) -> tuple[Pass, ...]:
+    return tuple(passes)
+
+
+def _tuple_of_instruments(instruments: Iterable[Instrument]) -> tuple[Instrument, ...]:
+    return tuple(instruments)
+
+
 @attrs.frozen
 class PassManager(Pass):
     """A sequence of passes, which is a pass itself.
@@ -135,8 +144,10 @@ class PassManager(Pass):
     """
 
     name: ClassVar[str] = "sequence"
-    passes: tuple[Pass, ...] = attrs.field(converter=tuple, default=())
-    instruments: tuple[Instrument, ...] = attrs.field(converter=tuple, default=(), kw_only=True, eq=False)
+    passes: tuple[Pass, ...] = attrs.field(converter=_tuple_of_passes, default=())
+    instruments: tuple[Instrument, ...] = attrs.field(
+        converter=_tuple_of_instruments, default=(), kw_only=True, eq=False
+    )
 
     @passes.validator
     def _check_passes(self, attribute: Any, value: tuple[Any, ...]) -> None:
@@ -216,7 +227,8 @@ class PassManager(Pass):
         Raises:
             ParseError: when the text is ill-formed or names what is not given.
         """
-        known = {p.name: p for p in (*passes, PassManager, Fixpoint)}
+        classes: tuple[type[Pass], ...] = (*passes, PassManager, Fixpoint)
+        known = {p.name: p for p in classes}
         return _Parser(text, known, {p.__name__: p for p in patterns}).parse()
 
 
