@@ -186,8 +186,11 @@ class _Names:
 
 
 def _all_operations(graph: Graph) -> Iterator[Operation]:
+    """Yield the operations and the `return`, each once even where the links of a broken graph run in a circle."""
+    seen: set[Operation] = set()
     op = graph.first
-    while op is not None:
+    while op is not None and op not in seen:
+        seen.add(op)
         yield op
         op = op.next
 

@@ -1,0 +1,319 @@
+"""The reference meaning of a program: its operations run one by one, by their own ATen kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch.utils import _pytree as pytree
+
+from ir.attributes import Ref
+from ir.core import RETURN, Graph, Operation, Value
+from ir.errors import EvaluationError, InputError
+from ir.fake import call_arguments
+from ir.nn_ops import OPAQUE, call_module, decode_call
+from ir.opdef import ParamKind, Trait
+from ir.printer import print_operation_context
+from ir.program import Program
+from ir.types import Dim, ScalarType, TensorType, simplify_dim
+
+
+def evaluate(
+    program: Program,
+    args: Sequence[Any],
+    weights: Mapping[str, torch.Tensor] | None = None,
+    *,
+    written: dict[str, torch.Tensor] | None = None,
+) -> list[Any]:
+    """Run a program and return the outputs of its graph: the results, then what mutations write back.
+
+    Gradients flow as they would in the model. Dtypes need not be those of the types, so that a program can be run in
+    float64; shapes must be. Neither the arguments nor the weights are written.
+
+    Args:
+        program: the program.
+        args: one tensor (or number, where the type is a scalar's) for each input of the graph, in order.
+        weights: tensors that stand for the weights of these names; the others keep their own data.
+        written: receives, under the names of the weights, the tensors that operations in training wrote in place of
+            them (running statistics).
+
+    Raises:
+        InputError: when an argument does not fit its type, or a weight has no data.
+        EvaluationError: when an operation fails; its notes show the operation and those around it.
+    """
+    symbols = bind_symbols(program, args)
+    values: dict[str, torch.Tensor] = {}
+    given = weights or {}
+    for name, weight in program.weights.items():
+        data = given.get(name, weight.data)
+        if data is not None:
+            values[name] = data
+        elif not weight.value.is_unused:
+            raise InputError(
+                f"weight {name!r} has no data",
+                remedy="pass it in `weights`: a program that was parsed from text has none",
+            )
+    inputs = list(args)
+    for value in _written_values(program.graph):
+        if value.is_weight:
+            values[value.name] = values[value.name].clone()
+            if written is not None:
+                written[value.name] = values[value.name]
+        elif isinstance(inputs[value.index], torch.Tensor):
+            inputs[value.index] = inputs[value.index].clone()
+    return evaluate_graph(program.graph, inputs, values, symbols, opaques=program.opaques)
+
+
+def evaluate_graph(
+    graph: Graph,
+    inputs: Sequence[Any],
+    weight_values: Mapping[str, torch.Tensor],
+    symbols: Mapping[sympy.Symbol, int],
+    *,
+    opaques: Mapping[str, Any] | None = None,
+) -> list[Any]:
+    """Run a graph and return its outputs.
+
+    Operations in training write the tensors that are given to them; pass copies where that matters.
+
+    Args:
+        graph: the graph.
+        inputs: one tensor or number for each input.
+        weight_values: the tensors of the weights that the graph uses, by name.
+        symbols: the number that each symbol stands for.
+        opaques: the callables of opaque operations, by name.
+
+    Raises:
+        InputError: when the number of inputs is wrong or a weight is missing.
+        EvaluationError: when an operation fails.
+    """
+    if len(inputs) != len(graph.inputs):
+        raise InputError(f"the graph takes {len(graph.inputs)} inputs, {len(inputs)} given")
+    return _Run(weight_values, symbols, opaques or {}).graph(graph, inputs)
+
+
+def bind_symbols(program: Program, args: Sequence[Any]) -> dict[sympy.Symbol, int]:
+    """Return the number that each symbol stands for, found from the shapes of the arguments.
+
+    A dimension that is a symbol, or an expression in which one symbol is new and linear, gives its number; all other
+    dimensions are checked.
+
+    Raises:
+        InputError: when the number of arguments, a rank, a dimension or a scalar does not fit, or a number is out of
+            its symbol's range.
+    """
+    inputs = program.graph.inputs
+    if len(args) != len(inputs):
+        raise InputError(f"program {program.name!r} takes {len(inputs)} inputs, {len(args)} given")
+    bound: dict[sympy.Symbol, int] = {}
+    pending: list[tuple[Dim, int, str]] = []
+    for value, arg in zip(inputs, args, strict=True):
+        what = f"argument {value.index} ({value.name})"
+        if isinstance(value.type, TensorType):
+            if not isinstance(arg, torch.Tensor):
+                raise InputError(f"{what} must be a tensor of type {value.type}, not a {type(arg).__qualname__}")
+            shape = value.type.shape
+            if shape is None:
+                continue
+            if len(shape) != arg.dim():
+                raise InputError(f"{what} must have type {value.type}, but has shape {tuple(arg.shape)}")
+            pending += [
+                (dim, int(size), f"dimension {i} of {what}")
+                for i, (dim, size) in enumerate(zip(shape, arg.shape, strict=True))
+                if dim is not None
+            ]
+        elif isinstance(value.type, ScalarType) and value.type.value is not None:
+            pending.append((value.type.value, int(arg), what))
+    # plain symbols first: they make the expressions solvable
+    for dim, size, what in sorted(pending, key=lambda item: _num_operations(item[0])):
+        _bind(dim, size, what, bound)
+    for symbol, bounds in program.symbols.items():
+        number = bound.get(symbol)
+        if number is not None and (number < bounds.lower or (bounds.upper is not None and number > bounds.upper)):
+            raise InputError(f"{symbol} is {number}, which is not in its range {bounds}")
+    return bound
+
+
+def _num_operations(dim: Dim) -> int:
+    return -1 if isinstance(dim, int) else int(dim.count_ops())
+
+
+def _bind(dim: Dim, size: int, what: str, bound: dict[sympy.Symbol, int]) -> None:
+    known = simplify_dim(dim if isinstance(dim, int) else dim.xreplace({s: sympy.Integer(n) for s, n in bound.items()}))
+    if isinstance(known, int):
+        if known != size:
+            raise InputError(
+                f"{what} must be {dim} = {known}, not {size}" if dim != known else f"{what} must be {dim}, not {size}"
+            )
+        return
+    free = sorted(known.free_symbols, key=lambda s: s.name)
+    if len(free) == 1:
+        slope = sympy.diff(known, free[0])
+        if slope.is_Integer and slope != 0:
+            number = (size - known.subs(free[0], 0)) / slope
+            if not number.is_Integer:
+                raise InputError(f"{what} must be {dim}, which cannot be {size}")
+            bound[free[0]] = int(number)
+            return
+    names = ", ".join(s.name for s in free)
+    raise InputError(f"{what} is {dim}: its size {size} does not tell what {names} stands for")
+
+
+def _written_values(graph: Graph) -> list[Value]:
+    """Return the weights and inputs that operations may write: running statistics, and what opaque calls take."""
+    found: dict[Value, None] = {}
+    for op in graph.operations():
+        places: Sequence[int] = ()
+        if op.body is not None:
+            places = [value.index for value in _written_values(op.body)]
+        elif op.opdef is OPAQUE:
+            places = range(len(op.operands))
+        elif op.in_training and not op.opdef.has(Trait.RANDOM):
+            # normalizations only read the first operand, which is what they normalize
+            places = range(1, len(op.operands))
+        written = [value for place in places if (value := op.operands[place]) is not None]
+        found.update(dict.fromkeys(_storage_roots(written)))
+    return list(found)
+
+
+def _storage_roots(values: Sequence[Value]) -> list[Value]:
+    """Return the weights and inputs whose storage one of the values may share."""
+    seen = dict.fromkeys(values)
+    pending = list(seen)
+    while pending:
+        op = pending.pop().defining_op
+        if op is not None and (op.body is not None or op.opdef.has(Trait.VIEW)):
+            new = [v for v in dict.fromkeys(op.operand_values) if v not in seen]
+            seen.update(dict.fromkeys(new))
+            pending += new
+    return [value for value in seen if value.defining_op is None]
+
+
+class _Run:
+    """One evaluation: what stands for weights, symbols and opaque names."""
+
+    def __init__(
+        self, weights: Mapping[str, torch.Tensor], symbols: Mapping[sympy.Symbol, int], opaques: Mapping[str, Any]
+    ) -> None:
+        self._weights = weights
+        self._numbers = {symbol: sympy.Integer(number) for symbol, number in symbols.items()}
+        self._opaques = opaques
+        self._expressions: dict[sympy.Expr, int | float] = {}
+
+    def graph(self, graph: Graph, inputs: Sequence[Any]) -> list[Any]:
+        """Run a graph; what a value stands for is dropped after the value's last use."""
+        env: dict[Value, Any] = {}
+        uses_left: dict[Value, int] = {}
+
+        def define(value: Value, result: Any) -> None:
+            if value.num_uses:
+                env[value] = result
+                uses_left[value] = value.num_uses
+
+        for value, given in zip(graph.inputs, inputs, strict=True):
+            define(value, given)
+        for op in graph.operations():
+            operands = [self._operand(v, env) for v in op.operands]
+            try:
+                results = self._results(op, operands)
+                if len(results) != len(op.results):
+                    raise EvaluationError(f"{op.name} gave {len(results)} results, not {len(op.results)}")
+            except Exception as error:
+                raise self._failure(op, operands, error) from error
+            del operands
+            for operand in op.operands:
+                if operand is not None and operand in uses_left:
+                    uses_left[operand] -= 1
+                    if not uses_left[operand]:
+                        del env[operand]
+            for value, result in zip(op.results, results, strict=True):
+                define(value, result)
+        return [self._operand(v, env) for v in graph.outputs]
+
+    def _operand(self, value: Value | None, env: dict[Value, Any]) -> Any:
+        if value is None:
+            return None
+        if value in env:
+            return env[value]
+        if not value.is_weight:
+            raise EvaluationError(f"{value!r} is used, but not defined before", remedy="verify the program")
+        if value.name not in self._weights:
+            raise InputError(f"no tensor is given for weight {value.name!r}")
+        return self._weights[value.name]
+
+    def _failure(self, op: Operation, operands: list[Any], error: Exception) -> Exception:
+        if isinstance(error, EvaluationError) and error.location is not None:
+            return error  # raised inside of the operation's body, and shown there
+        shown = ", ".join(f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else repr(x) for x in operands)
+        failure = EvaluationError(f"{op.name} failed on ({shown}): {error}", location=op.location)
+        failure.add_note(print_operation_context(op))
+        return failure
+
+    def _results(self, op: Operation, operands: list[Any]) -> list[Any]:
+        if op.body is not None:
+            return self.graph(op.body, operands)
+
+        def resolve(leaf: Any) -> Any:
+            if isinstance(leaf, Ref):
+                return operands[leaf.index]
+            return self._number(leaf) if isinstance(leaf, sympy.Expr) else leaf
+
+        opdef = op.opdef
+        if opdef is OPAQUE:
+            return self._call_opaque(op, operands, resolve)
+        args, kwargs = call_arguments(opdef, _grouped(op, operands), op.attributes, resolve)
+        kernel = opdef.target
+        if opdef.evaluate is not None:
+            kernel = opdef.evaluate
+            kwargs |= {p.name: resolve(op.attributes[p.name]) for p in opdef.params if p.extra}
+        if kernel is None or opdef is RETURN:
+            raise EvaluationError(f"{op.name} has no kernel")
+        return _flatten(kernel(*args, **kwargs))
+
+    def _call_opaque(self, op: Operation, operands: list[Any], resolve: Any) -> list[Any]:
+        name = op.attributes["callee"]
+        callee = self._opaques.get(name)
+        if callee is None:
+            raise EvaluationError(
+                f"there is no callable for {name!r}",
+                remedy="a program that was parsed from text has none: set program.opaques",
+            )
+        args, kwargs = decode_call(op.attributes["spec"], operands, resolve)
+        return list(pytree.tree_leaves(call_module(callee, args, kwargs)))
+
+    def _number(self, expr: sympy.Expr) -> int | float:
+        number = self._expressions.get(expr)
+        if number is None:
+            exact = expr.xreplace(self._numbers)
+            if exact.free_symbols:
+                names = ", ".join(sorted(s.name for s in exact.free_symbols))
+                raise EvaluationError(f"it is not known what {names} stands for")
+            number = self._expressions[expr] = int(exact) if exact.is_Integer else float(exact)
+        return number
+
+
+def _grouped(op: Operation, operands: list[Any]) -> tuple[Any, ...]:
+    """Return one entry for each tensor parameter: a tensor, None, or a tuple for a list."""
+    if op.segments is None:
+        return tuple(operands[: op.num_schema_operands])
+    grouped: list[Any] = []
+    start = 0
+    for param, size in zip(op.opdef.operand_params, op.segments, strict=True):
+        part = tuple(operands[start : start + size])
+        grouped.append(part if param.kind is ParamKind.LIST else part[0])
+        start += size
+    return tuple(grouped)
+
+
+def _flatten(result: Any) -> list[Any]:
+    """Return the results of a kernel as inference counts them: lists inside of tuples are spread."""
+    if result is None:
+        return []
+    if not isinstance(result, tuple | list):
+        return [result]
+    flat: list[Any] = []
+    for item in result:
+        flat.extend(item if isinstance(item, tuple | list) else (item,))
+    return flat
