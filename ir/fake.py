@@ -77,11 +77,13 @@ class FakeContext:
                     remedy=f"compile with a fixed size in place of {outer}",
                 )
 
-    def dim(self, size: Any) -> Dim:
-        """Return a size of a fake tensor as a dimension over our symbols."""
-        if isinstance(size, torch.SymInt):
-            return simplify_dim(self.shape_env.simplify(size.node.expr).xreplace(self._back))
-        return int(size)
+    def dim(self, size: Any) -> Dim | None:
+        """Return a size of a fake tensor as a dimension over our symbols, None where it depends on data."""
+        if not isinstance(size, torch.SymInt):
+            return int(size)
+        expr = self.shape_env.simplify(size.node.expr).xreplace(self._back)
+        # a symbol of this context alone stands for a number that only the data tells, as in `nonzero`
+        return simplify_dim(expr) if expr.free_symbols <= self._symbols.keys() else None
 
     def tensor(self, type_: TensorType) -> torch.Tensor:
         """Return a fake tensor of a known type, contiguous."""
