@@ -155,7 +155,10 @@ def transform(
         operations_after=count_operations(program),
     )
     if validate != "off":
-        stages.run("validate", lambda: validate_result(model, result.model, captured))
+        args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs
+        if args is None and isinstance(model, ExportedProgram) and model.example_inputs is not None:
+            args, example_kwargs = model.example_inputs
+        stages.run("validate", lambda: validate_result(model, result.model, args, example_kwargs))
         result.stages = tuple(stages.times)
     return result
 
