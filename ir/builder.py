@@ -268,10 +268,9 @@ class Builder:
             self._on_insert(op)
         return op
 
-    def op(self, opdef: OpDef | str, *args: Any, names: Sequence[str] = (), **kwargs: Any) -> Operation:
-        """Make and insert an operation, and return it."""
-        location = kwargs.pop("location", None) or self.location
-        return self.insert(make_operation(opdef, *args, location=location, names=names, **kwargs))
+    def op(self, opdef: OpDef | str, *args: Any, location: Location | None = None, **kwargs: Any) -> Operation:
+        """Make and insert an operation, and return it; `names` are those of its results."""
+        return self.insert(make_operation(opdef, *args, location=location or self.location, **kwargs))
 
     def call(self, opdef: OpDef | str, *args: Any, **kwargs: Any) -> Any:
         """Make and insert an operation; return its result, or the tuple of its results when there are several."""

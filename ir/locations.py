@@ -62,11 +62,12 @@ UNKNOWN_LOCATION = Location()
 
 def merge_locations(locations: Iterable[Location]) -> Location:
     """Return one location that stands for all of `locations`, in order and without repeats."""
-    locations = tuple(locations)
-    if locations and all(location is locations[0] for location in locations):
-        return locations[0]
     distinct: dict[Location, None] = {}
+    previous = None
     for location in locations:
+        if location is previous:
+            continue
+        previous = location
         for part in location.parts:
             if not part.is_unknown:
                 distinct.setdefault(part)

@@ -175,14 +175,16 @@ class Applier:
 
     def _erase_dead(self, ops: Sequence[Operation]) -> None:
         """Erase the operations (matched ones first, then what only they used) that nothing uses any more."""
-        worklist = [op for op in ops if op.graph is self.graph]
+        graph = self.graph
+        worklist = list(ops)
         while worklist:
             op = worklist.pop()
-            if op.graph is not self.graph or op.opdef is RETURN or not is_dead(op):
+            if op.graph is not graph or op.opdef is RETURN or not is_dead(op):
                 continue
-            operands = op.operand_values
             self.rewriter.erase(op)
-            worklist.extend([v.owner for v in operands if type(v.owner) is Operation])
+            for value in op._operands:
+                if value is not None and type(value.owner) is Operation:
+                    worklist.append(value.owner)
 
 
 def is_dead(op: Operation) -> bool:
@@ -229,64 +231,71 @@ def run_worklist(
     """
     applier = Applier(program, log, record=record, report_misses=report_misses, graph=graph)
     events, target = applier.events, applier.graph
-    lookup = index.lookup
+    by_root = index.by_root
     worklist: deque[Operation] = deque()
     queued: set[Operation] = set()
 
     def push(op: Operation) -> None:
-        if op not in queued and op.opdef is not RETURN and (lookup(op.opdef) or not any(r._uses for r in op.results)):
-            queued.add(op)
-            worklist.append(op)
+        """Queue an operation, unless no rule is about it and it is no dead code that could be erased on the way."""
+        if op in queued or op.opdef is RETURN:
+            return
+        if not by_root[op.opdef]:
+            for result in op.results:
+                if result._uses:
+                    return
+        queued.add(op)
+        worklist.append(op)
 
-    # dead code is erased on the way; operations that no rule is about never enter the list
-    for op in target.operations():
-        push(op)
-    limit = 64 * target.num_operations + 1024 if max_rewrites is None else max_rewrites
-    count = 0
-    recent: deque[tuple[str, Location]] = deque(maxlen=64)
-    while worklist:
-        op = worklist.popleft()
-        queued.discard(op)
-        if op.graph is not target:
-            continue
-        if is_dead(op):
-            events.clear()
-            applier._erase_dead((op,))
-        else:
-            variant = applier.apply_first(op, lookup(op.opdef))
-            if variant is None:
-                continue
-            count += 1
-            recent.append((variant.rule.name, op.location))
-            if count > limit:
-                raise _did_not_converge(count, recent, target)
+    def push_changed(ops: list[Operation]) -> None:
+        for op in ops:
             if op.graph is target:
                 push(op)
-        for touched in events.created:
-            if touched.graph is target:
-                push(touched)
-                for result in touched.results:
+                for result in op.results:
                     for user in result._uses:
                         push(user)
-        for touched in events.touched:
-            if touched.graph is target:
-                push(touched)
-                for result in touched.results:
-                    for user in result._uses:
-                        push(user)
-        for value in events.freed:
-            source = value.owner
-            if type(source) is Operation and source.graph is target:
-                push(source)
-                # a value that lost a user may have become one that a rule waited for
-                for user in value._uses:
-                    push(user)
-    return count
+
+    limit = 64 * target.num_operations + 1024 if max_rewrites is None else max_rewrites
+    count = 0
+    recent: deque[tuple[Pattern, Location]] = deque(maxlen=64)
+    while True:
+        start = count
+        for op in target.operations():
+            push(op)
+        while worklist:
+            op = worklist.popleft()
+            queued.remove(op)
+            if op.graph is not target:
+                continue
+            if is_dead(op):
+                events.clear()
+                applier._erase_dead((op,))
+            else:
+                variant = applier.apply_first(op, by_root[op.opdef])
+                if variant is None:
+                    continue
+                count += 1
+                recent.append((variant.rule, op.location))
+                if count > limit:
+                    raise _did_not_converge(count, recent, target)
+                if op.graph is target:
+                    push(op)
+            push_changed(events.created)
+            push_changed(events.touched)
+            for value in events.freed:
+                source = value.owner
+                if type(source) is Operation and source.graph is target:
+                    push(source)
+                    if len(value._uses) == 1:  # a rule may have waited for the value to have one user
+                        push(next(iter(value._uses)))
+        # what a rewrite changed is looked at again close by; a rule that looks further finds its match in a new round
+        if count == start:
+            return count
 
 
-def _did_not_converge(count: int, recent: deque[tuple[str, Location]], graph: Graph) -> DidNotConverge:
-    names = ", ".join(f"{name} ({times} of the last {len(recent)})" for name, times in Counter(n for n, _ in recent).items())
-    edits = "\n".join(f"    {name} at {location.where}" for name, location in list(recent)[-_LAST_EDITS:])
+def _did_not_converge(count: int, recent: deque[tuple[Pattern, Location]], graph: Graph) -> DidNotConverge:
+    rules = Counter(rule.name for rule, _ in recent)
+    names = ", ".join(f"{name} ({times} of the last {len(recent)})" for name, times in rules.items())
+    edits = "\n".join(f"    {rule.name} at {location.where}" for rule, location in list(recent)[-_LAST_EDITS:])
     return DidNotConverge(
         f"no fixpoint after {count} rewrites of {graph.num_operations} operations; the rules that take turns: {names}\n"
         f"  last edits:\n{edits}",
