@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import attrs
 
@@ -77,25 +78,35 @@ def _accepts_any(ops: Sequence[OpDef | Trait], opdef: OpDef) -> bool:
     return any(opdef.has(o) if isinstance(o, Trait) else opdef is o for o in ops)
 
 
+# Compiled once a class: a rule keeps nothing on itself, so its pattern is the same for every instance.
+_COMPILED: WeakKeyDictionary[type[Pattern], tuple[Variant, ...]] = WeakKeyDictionary()
+
+
 def compile_rule(rule: Pattern) -> tuple[Variant, ...]:
     """Return the variants of a rule, longest first.
 
     Raises:
         PatternError: when the pattern is ill-formed or its root is no operation.
     """
+    if vars(rule):
+        # a rule with parameters: its pattern may depend on them
+        return _compile(rule)
+    known = _COMPILED.get(type(rule))
+    if known is None:
+        known = _COMPILED[type(rule)] = _compile(rule)
+    return tuple(attrs.evolve(variant, rule=rule) for variant in known)
+
+
+def _compile(rule: Pattern) -> tuple[Variant, ...]:
     try:
         tree = rule.pattern(PatternBuilder())
     except Exception as error:
         raise PatternError(f"the pattern of {rule.name} cannot be built: {error}") from error
     if not isinstance(tree, (AnyValue, OpNode, AnyOf, Chain)):
         raise PatternError(f"the pattern of {rule.name} is {tree!r}, not a pattern node")
-    variants: list[tuple[int, int, Node]] = []
-    for order, expanded in enumerate(_expand(tree)):
-        variants.append((_length(expanded) + rule.check_adds, order, expanded))
-    if len(variants) > _MAX_VARIANTS:
-        raise PatternError(f"the pattern of {rule.name} has more than {_MAX_VARIANTS} alternatives")
+    expanded = [(_length(node) + rule.check_adds, order, node) for order, node in enumerate(_expand(tree))]
     result = []
-    for length, order, node in sorted(variants, key=lambda v: (-v[0], v[1])):
+    for length, order, node in sorted(expanded, key=lambda v: (-v[0], v[1])):
         if isinstance(node, AnyValue):
             raise PatternError(f"the pattern of {rule.name} may match without any operation")
         root: Any = node
