@@ -1,0 +1,170 @@
+"""Which values may share storage, and whose strides a caller can see.
+
+All answers are conservative: where an operator's behaviour is not known, a result may alias each operand, and its
+strides may depend on theirs. Every walk is bounded; past the bound the conservative answer is given.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ir.core import RETURN, Operation, Value
+from ir.opdef import OpDef, Trait
+from ir.types import TensorType
+
+_BOUND = 512
+
+# Tagged `maybe_aliasing_or_mutating` in PyTorch for the statistics they write; the result is always a new tensor.
+_NEW_RESULTS = frozenset({"aten.batch_norm", "aten.instance_norm"})
+# Composites that are known to return a new tensor, although PyTorch lets a composite return its operand.
+_NEW_COMPOSITES = frozenset(
+    {
+        "aten.linear",
+        "aten.layer_norm",
+        "aten.group_norm",
+        "aten.rms_norm",
+        "aten.matmul",
+        "aten.max_pool1d",
+        "aten.max_pool2d",
+        "aten.max_pool3d",
+        "aten.adaptive_avg_pool1d",
+        "aten.adaptive_avg_pool2d",
+        "aten.adaptive_avg_pool3d",
+        "aten.avg_pool1d",
+        "aten.softmax.int",
+        "aten.log_softmax.int",
+        "aten.scaled_dot_product_attention",
+        "aten.embedding",
+        "aten.relu6",
+        "aten.selu",
+        "aten.silu",
+        "aten.mish",
+        "aten.prelu",
+        "aten.upsample_nearest2d.vec",
+        "aten.upsample_bilinear2d.vec",
+        "aten.upsample_bicubic2d.vec",
+        "aten.cat",
+        "aten.stack",
+        "aten.square",
+        "aten.where.self",
+        "aten.rsub.Scalar",
+        "aten.rsub.Tensor",
+        "aten.lift_fresh_copy",
+    }
+)
+_MAY_ALIAS: dict[OpDef, bool] = {}
+
+
+def may_alias_operands(opdef: OpDef) -> bool:
+    """Return whether a result of the operator may share storage with an operand."""
+    found = _MAY_ALIAS.get(opdef)
+    if found is None:
+        found = _MAY_ALIAS[opdef] = _may_alias(opdef)
+    return found
+
+
+def _may_alias(opdef: OpDef) -> bool:
+    if opdef.name in _NEW_RESULTS or opdef.has(Trait.CONV) or opdef.name.startswith("aten.conv"):
+        return False
+    if opdef.has(Trait.VIEW) or opdef.has(Trait.OPAQUE):
+        return True
+    if not isinstance(opdef.target, torch._ops.OpOverload):
+        return not opdef.has(Trait.PURE)
+    if opdef.name in _NEW_COMPOSITES or opdef.has(Trait.ELEMENTWISE):
+        return False
+    # A composite is Python-like code over other operators: it may return its operand as it is (`type_as`, `einsum`).
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(opdef.target.name(), "CompositeImplicitAutograd"))
+
+
+def is_fresh(value: Value) -> bool:
+    """Return whether `value` certainly owns its storage: a result that shares it with no operand."""
+    op = value.defining_op
+    if op is None or op.body is not None:
+        return False
+    return not may_alias_operands(op.opdef)
+
+
+def may_alias_roots(value: Value) -> tuple[Value, ...]:
+    """Return the values whose storage `value` may share: itself where it is fresh, else what it may be a view of.
+
+    A result of a region may share storage with every operand of the region.
+    """
+    roots: dict[Value, None] = {}
+    seen: set[Value] = {value}
+    worklist = [value]
+    while worklist:
+        current = worklist.pop()
+        op = current.defining_op
+        if op is None or is_fresh(current):
+            roots.setdefault(current)
+            continue
+        for operand in op.operand_values:
+            if operand not in seen:
+                seen.add(operand)
+                worklist.append(operand)
+        if op.body is not None or op.opdef.has(Trait.OPAQUE):
+            roots.setdefault(current)
+    return tuple(roots)
+
+
+def aliases_output(value: Value) -> bool:
+    """Return whether `value`, or a value that may share its storage, is an output of the graph."""
+    seen: set[Value] = {value}
+    worklist = [value]
+    while worklist:
+        if len(seen) > _BOUND:
+            return True
+        for user in worklist.pop()._uses:
+            if user.opdef is RETURN:
+                return True
+            if user.body is None and not may_alias_operands(user.opdef):
+                continue
+            for result in user.results:
+                if result not in seen:
+                    seen.add(result)
+                    worklist.append(result)
+    return False
+
+
+def may_share_with_caller(value: Value) -> bool:
+    """Return whether the caller, or a later call, may hold the storage of `value`: inputs, weights, their views."""
+    return any(root.defining_op is None or not is_fresh(root) for root in may_alias_roots(value))
+
+
+def reaches_output(value: Value) -> bool:
+    """Return whether the strides of `value` may show in the strides of an output.
+
+    The walk goes forward through every operator whose result strides may follow its operands', and ends at those
+    with `Trait.STRIDES_FIXED`.
+    """
+    seen: set[Value] = {value}
+    worklist = [value]
+    while worklist:
+        if len(seen) > _BOUND:
+            return True
+        for user in worklist.pop()._uses:
+            if user.opdef is RETURN:
+                return True
+            if user.opdef.has(Trait.STRIDES_FIXED):
+                continue
+            for result in user.results:
+                if result not in seen and type(result.type) is TensorType:
+                    seen.add(result)
+                    worklist.append(result)
+    return False
+
+
+def may_replace(old: Value, new: Value) -> bool:
+    """Return whether the users of `old`, a fresh copy of `new`, may use `new` itself without a caller telling.
+
+    They may unless an output would then share storage with an input, a weight or another output.
+    """
+    if not aliases_output(old):
+        return True
+    return not may_share_with_caller(new) and not any(aliases_output(root) for root in may_alias_roots(new))
+
+
+def defined_by(value: Value, *names: str) -> Operation | None:
+    """Return the operation that defines `value` if its operator is one of `names`."""
+    op = value.defining_op
+    return op if op is not None and op.name in names else None

@@ -1,0 +1,88 @@
+"""What all canonicalization rules share."""
+
+from __future__ import annotations
+
+import torch
+
+from ir.attributes import has_ref
+from ir.core import Operation, Value
+from ir.types import Dim, TensorType
+from passes.pattern import Match, Pattern
+
+
+class Rule(Pattern):
+    """A canonicalization: exact, and silent where it does not apply."""
+
+    exact = True
+    warns_without_shapes = False
+
+
+def root(m: Match) -> Operation:
+    """Return the operation at the root of a match."""
+    return m.root
+
+
+def tensor(value: Value | None) -> TensorType | None:
+    """Return the type of a tensor value, or None."""
+    if value is None or type(value.type) is not TensorType:
+        return None
+    return value.type
+
+
+def shape_of(value: Value | None) -> tuple[Dim, ...] | None:
+    """Return the shape of a tensor value where all of it is known, else None."""
+    type_ = tensor(value)
+    if type_ is None or type_.shape is None or None in type_.shape:
+        return None
+    return type_.shape  # type: ignore[return-value]
+
+
+def rank_of(value: Value | None) -> int | None:
+    """Return the rank of a tensor value where it is known, else None."""
+    type_ = tensor(value)
+    return None if type_ is None else type_.rank
+
+
+def first(op: Operation) -> Value:
+    """Return the first operand, which must be present."""
+    value = op.operands[0]
+    assert value is not None
+    return value
+
+
+def same_dtype(a: Value, b: Value) -> bool:
+    """Return whether two tensors provably have one dtype and one device."""
+    x, y = tensor(a), tensor(b)
+    if x is None or y is None or x.dtype is None or x.device is None:
+        return False
+    return x.dtype == y.dtype and x.device == y.device
+
+
+def is_floating(value: Value) -> bool:
+    """Return whether the dtype is known and a floating one."""
+    type_ = tensor(value)
+    return type_ is not None and type_.dtype is not None and type_.dtype.is_floating_point
+
+
+def is_integral(value: Value) -> bool:
+    """Return whether the dtype is known and an integer one or bool."""
+    type_ = tensor(value)
+    if type_ is None or type_.dtype is None:
+        return False
+    return not type_.dtype.is_floating_point and not type_.dtype.is_complex and type_.dtype not in _QUANTIZED
+
+
+_QUANTIZED = frozenset({torch.qint8, torch.quint8, torch.qint32})
+
+
+def wrap(dim: object, rank: int) -> int | None:
+    """Return a dimension's number counted from the front, or None where it is no int in range."""
+    bound = max(rank, 1)
+    if type(dim) is not int or not -bound <= dim < bound:
+        return None
+    return dim % bound
+
+
+def is_plain(op: Operation) -> bool:
+    """Return whether no attribute refers to an operand."""
+    return len(op.operands) == op.num_schema_operands or not any(map(has_ref, op.attributes.values()))

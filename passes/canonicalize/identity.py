@@ -1,0 +1,318 @@
+"""Operators that change nothing, and casts and copies that nobody can tell from their operand.
+
+Two kinds are told apart. Some operators return their operand itself, or a view of all of it: removing them leaves
+sharing and strides as they are. Others return a new tensor: they go only where the strides stay and where no output
+comes to share storage with an input, a weight or another output.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ir.aliasing import may_alias_operands, may_alias_roots, may_replace
+from ir.attributes import attributes_equal
+from ir.core import Operation, Value
+from ir.opdef import Trait
+from ir.program import weight_of
+from ir.strides import has_standard_format, is_contiguous, is_dense
+from ir.types import shapes_equal
+from passes.canonicalize.base import Rule, first, is_floating, is_integral, same_dtype, shape_of, tensor
+from passes.pattern import Match, Node, PatternBuilder
+from passes.rewriter import Rewriter
+
+_PRESERVE = (None, torch.preserve_format)
+DROPOUTS = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout")
+_CASTS = ("aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.type_as", "aten._to_copy")
+
+
+def copy_refusal(old: Value, x: Value) -> str | None:
+    """Return why `old`, a copy of `x` in the same memory format, may not become `x` itself; None when it may."""
+    if not is_dense(x):
+        return "the operand may have gaps or overlaps, which a copy closes"
+    return sharing_refusal(old, x)
+
+
+def sharing_refusal(old: Value, x: Value) -> str | None:
+    """Return why a caller could tell that `old`, a new tensor, became `x` itself; None when it could not."""
+    for source in may_alias_roots(x):
+        weight = weight_of(source)
+        if weight is not None and weight.is_mutated:
+            return f"the copied weight `{weight.name}` is written by the program"
+    if not may_replace(old, x):
+        return "an output would share storage with an input, a weight or another output"
+    return None
+
+
+class _Identity(Rule):
+    """op(x) = x"""
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Use the operand."""
+        return first(m.root)
+
+
+class NoDropout(_Identity):
+    """dropout(x, p=0) = x: it returns its operand and draws no random numbers, in training too"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match dropout of every kind."""
+        return p.op(DROPOUTS, p=0.0)
+
+
+class NoDropoutInEval(_Identity):
+    """dropout(x, p, train=False) = x, for a program that will never train"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match dropout that is switched off."""
+        return p.op(DROPOUTS, train=False)
+
+
+class NoCast(_Identity):
+    """to(x, dtype of x) = x"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match casts."""
+        return p.op(_CASTS)
+
+    def check(self, m: Match) -> str | None:
+        """Demand the operand's own dtype, device and format; where a copy is asked for, that nobody can tell."""
+        op = m.root
+        x = first(op)
+        if not same_dtype(x, op.result):
+            return "the dtype or device changes, or is not known"
+        attributes = op.attributes
+        if attributes.get("memory_format") not in _PRESERVE or attributes.get("layout") not in (None, torch.strided):
+            return "the memory format or layout is given"
+        if op.name == "aten._to_copy" or attributes.get("copy", False):
+            return copy_refusal(op.result, x)
+        return None
+
+
+class NoAlias(_Identity):
+    """alias(x) = positive(x) = x"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match operators that return their operand."""
+        return p.op(("aten.alias", "aten.positive", "aten.lift_fresh", "aten.lift"))
+
+
+class NoDetach(_Identity):
+    """detach(x) = x, where no gradient can flow: x is an integer tensor or comes from constants"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match detach."""
+        return p.op("aten.detach")
+
+    def check(self, m: Match) -> str | None:
+        """Demand that x has no gradient."""
+        x = first(m.root)
+        if is_integral(x):
+            return None
+        for source in may_alias_roots(x):
+            weight = weight_of(source)
+            if weight is None or not weight.is_constant:
+                return "gradients may flow through the operand"
+        return None
+
+
+class NoCopy(_Identity):
+    """clone(x) = x, where nobody can tell the copy from x"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match copies."""
+        return p.op(("aten.clone", "aten.lift_fresh_copy"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand that strides and sharing stay as they are."""
+        op = m.root
+        x = first(op)
+        memory_format = op.attributes.get("memory_format")
+        if memory_format in _PRESERVE:
+            return copy_refusal(op.result, x)
+        if memory_format is torch.contiguous_format and is_contiguous(x):
+            return sharing_refusal(op.result, x)
+        return "the strides may change"
+
+
+class NoContiguous(_Identity):
+    """contiguous(x) = x, where x is contiguous"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match contiguous; it returns its operand where that is contiguous already."""
+        return p.op("aten.contiguous", memory_format=torch.contiguous_format)
+
+    def check(self, m: Match) -> str | None:
+        """Demand an operand that is certainly contiguous."""
+        return None if is_contiguous(first(m.root)) else "the operand may have other strides"
+
+
+class NoExpand(_Identity):
+    """expand(x, shape of x) = slice(x, all) = x"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match views that may be of the whole."""
+        return p.op(("aten.expand", "aten.expand_as", "aten.broadcast_to", "aten.slice.Tensor", "aten.narrow"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand an equal shape, in steps of 1."""
+        op = m.root
+        if not shapes_equal(shape_of(first(op)), shape_of(op.result)):
+            return "the shape changes, or is not known"
+        # x[::2] of a dimension of size 1 has another stride, which says nothing
+        return None
+
+
+class NoPad(_Identity):
+    """pad(x, zeros) = repeat(x, ones) = x, where nobody can tell the copy from x"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match constant padding and repetition."""
+        return p.op(("aten.pad", "aten.constant_pad_nd", "aten.repeat", "aten.tile"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand that nothing is added."""
+        op = m.root
+        x = first(op)
+        if op.name in ("aten.pad", "aten.constant_pad_nd"):
+            if any(type(n) is not int or n != 0 for n in op.attributes["pad"]):
+                return "something is added"
+            if op.attributes.get("mode", "constant") != "constant":
+                return "the mode is not constant"
+            return copy_refusal(op.result, x)
+        repeats = op.attributes["repeats" if op.name == "aten.repeat" else "dims"]
+        if any(type(n) is not int or n != 1 for n in repeats):
+            return "something is added"
+        if not shapes_equal(shape_of(x), shape_of(op.result)):
+            return "the rank changes, or is not known"
+        return sharing_refusal(op.result, x) if is_contiguous(x) else "the strides may change"
+
+
+class CatOfOne(Rule):
+    """cat([x], d) = x, where nobody can tell the copy from x"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match a concatenation of one tensor."""
+        return p.op("aten.cat", (p.any("x"),))
+
+    def check(self, m: Match) -> str | None:
+        """Demand that strides and sharing stay as they are."""
+        if not has_standard_format(m.x):
+            return "the strides may change"
+        return sharing_refusal(m.root.result, m.x)
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Use the tensor."""
+        x: Value = m.x
+        return x
+
+
+class NoArithmetic(_Identity):
+    """x * 1 = x / 1 = x - 0 = x ** 1 = x, and x + 0 = x for integers, the dtype unchanged
+
+    For floating x, x + 0 turns -0.0 into 0.0, so only x + (-0.0) goes.
+    """
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match arithmetic with a scalar that has a unit."""
+        return p.op(_SCALAR_ARITHMETIC)
+
+    def check(self, m: Match) -> str | None:
+        """Demand the unit, an unchanged dtype, and that nobody can tell the copy from x."""
+        op = m.root
+        x = first(op)
+        if not _is_unit(op, x):
+            return "the scalar is not the unit"
+        if not same_dtype(x, op.result):
+            return "the dtype changes, or is not known"
+        return copy_refusal(op.result, x)
+
+
+_SCALAR_ARITHMETIC = (
+    "aten.add.Scalar",
+    "aten.sub.Scalar",
+    "aten.mul.Scalar",
+    "aten.div.Scalar",
+    "aten.pow.Tensor_Scalar",
+)
+
+
+def _is_unit(op: Operation, x: Value) -> bool:
+    attributes = op.attributes
+    scalar = attributes["exponent"] if "exponent" in attributes else attributes["other"]
+    unit = op.opdef.unit
+    if unit is None or not isinstance(scalar, (bool, int, float)) or scalar != unit:
+        return False
+    if not attributes_equal(attributes.get("alpha", 1), 1):
+        return False
+    if is_integral(x):
+        return True
+    if not is_floating(x):
+        return False
+    if unit == 0:
+        negative = math.copysign(1.0, scalar) < 0
+        return negative == (op.name == "aten.add.Scalar")
+    return True
+
+
+class Idempotent(Rule):
+    """f(f(x)) = f(x), for every f of which the op table says so"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match an operator with the trait behind one with it."""
+        return p.op(Trait.IDEMPOTENT, p.op(Trait.IDEMPOTENT, name="inner"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand the same operator and arguments, and that nobody can tell that a tensor is missing."""
+        outer, inner = m.root, m.inner
+        if outer.opdef is not inner.opdef or len(outer.results) != 1:
+            return "the operators differ"
+        if outer.operands[1:] != inner.operands[1:] or outer.result.type != inner.result.type:
+            return "the operands or types differ"
+        if not all(attributes_equal(value, inner.attributes[name]) for name, value in outer.attributes.items()):
+            return "the attributes differ"
+        if may_alias_operands(outer.opdef):
+            return None
+        return sharing_refusal(outer.result, inner.result)
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Use the inner result."""
+        inner: Operation = m.inner
+        return inner.result
+
+
+class Involution(Rule):
+    """neg(neg(x)) = bitwise_not(bitwise_not(x)) = x"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match the operator twice."""
+        return p.one_of(p.neg(p.neg(p.any("x"))), p.bitwise_not(p.bitwise_not(p.any("x"))))
+
+    def check(self, m: Match) -> str | None:
+        """Demand real numbers, and that nobody can tell the copy from x."""
+        if not (is_integral(m.x) or is_floating(m.x)) or tensor(m.x) != tensor(m.root.result):
+            return "the dtype is not known, or complex"
+        return copy_refusal(m.root.result, m.x)
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Use the operand."""
+        x: Value = m.x
+        return x
+
+
+IDENTITY_RULES = (
+    NoDropout,
+    NoCast,
+    NoAlias,
+    NoDetach,
+    NoCopy,
+    NoContiguous,
+    NoExpand,
+    NoPad,
+    CatOfOne,
+    NoArithmetic,
+    Idempotent,
+    Involution,
+)
+INFERENCE_RULES = (NoDropoutInEval,)

@@ -1,0 +1,196 @@
+"""One permute: every operator that only reorders dimensions is `aten.permute`, dimensions counted from the front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ir.core import Operation, Value
+from ir.types import Dim, dims_equal
+from passes.canonicalize.base import Rule, first, rank_of, shape_of, wrap
+from passes.pattern import Match, Node, PatternBuilder
+from passes.rewriter import Rewriter
+
+PERMUTES = (
+    "aten.transpose.int",
+    "aten.swapaxes",
+    "aten.swapdims",
+    "aten.t",
+    "aten.numpy_T",
+    "aten.mT",
+    "aten.movedim.int",
+    "aten.movedim.intlist",
+    "aten.moveaxis.int",
+    "aten.moveaxis.intlist",
+)
+
+
+def permutation_of(op: Operation, rank: int) -> tuple[int, ...] | None:
+    """Return the order that an operation puts the dimensions of a tensor of `rank` in; None where it is not certain."""
+    name, attributes = op.name, op.attributes
+    order = list(range(rank))
+    if name == "aten.permute":
+        wrapped = [wrap(d, rank) for d in attributes["dims"]]
+        dims = [d for d in wrapped if d is not None]
+        return tuple(dims) if sorted(dims) == order else None
+    if name in ("aten.t", "aten.numpy_T"):
+        return tuple(reversed(order))
+    if name == "aten.mT":
+        return (*order[:-2], order[-1], order[-2]) if rank >= 2 else None
+    if "source" in attributes:
+        return _moved(attributes["source"], attributes["destination"], rank)
+    keys = ("axis0", "axis1") if name == "aten.swapaxes" else ("dim0", "dim1")
+    a, b = (wrap(attributes[key], rank) for key in keys)
+    if a is None or b is None:
+        return None
+    if rank:
+        order[a], order[b] = order[b], order[a]
+    return tuple(order)
+
+
+def _moved(source: int | tuple[int, ...], destination: int | tuple[int, ...], rank: int) -> tuple[int, ...] | None:
+    sources = source if isinstance(source, tuple) else (source,)
+    destinations = destination if isinstance(destination, tuple) else (destination,)
+    if not rank:
+        return ()
+    order: list[int | None] = [None] * rank
+    taken = set()
+    for s, d in zip(sources, destinations, strict=True):
+        wrapped, place = wrap(s, rank), wrap(d, rank)
+        if wrapped is None or place is None:
+            return None
+        order[place] = wrapped
+        taken.add(wrapped)
+    rest = iter([d for d in range(rank) if d not in taken])
+    return tuple(next(rest) if d is None else d for d in order)
+
+
+class SpellPermute(Rule):
+    """transpose(x, a, b) = t(x) = x.mT = movedim(x, a, b) = permute(x, order), the rank of x known"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match every spelling."""
+        return p.op((*PERMUTES, "aten.permute"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand a known rank, and another spelling."""
+        op = m.root
+        rank = rank_of(first(op))
+        if rank is None:
+            return "the rank is not known"
+        order = permutation_of(op, rank)
+        if order is None:
+            return "the dimensions are no literals in range"
+        return "this is the one spelling" if op.name == "aten.permute" and op.attributes["dims"] == order else None
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the permute."""
+        x = first(m.root)
+        rank = rank_of(x)
+        assert rank is not None
+        return b.op("aten.permute", x, permutation_of(m.root, rank)).result
+
+
+class NoPermute(Rule):
+    """permute(x, (0, 1, 2)) = x"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match a permute that keeps the order."""
+        return p.permute(p.any("x"), dims=p.attr("dims"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand the identity."""
+        return None if m.dims == tuple(range(len(m.dims))) else "the order changes"
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Use the operand."""
+        x: Value = m.x
+        return x
+
+
+class MergePermutes(Rule):
+    """permute(permute(x, p), q) = permute(x, p[q])"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match two permutes."""
+        return p.permute(p.permute(p.any("x"), dims=p.attr("inner")), dims=p.attr("outer"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand both in the one spelling."""
+        rank = list(range(len(m.inner)))
+        return None if sorted(m.inner) == sorted(m.outer) == rank else "the dimensions are not counted from the front"
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build one permute, or none."""
+        order = tuple(m.inner[d] for d in m.outer)
+        x: Value = m.x
+        return x if order == tuple(range(len(order))) else b.op("aten.permute", x, order).result
+
+
+def _without_ones(shape: Sequence[Dim]) -> list[int]:
+    return [i for i, size in enumerate(shape) if not (type(size) is int and size == 1)]
+
+
+def _equal(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
+    return len(a) == len(b) and all(map(dims_equal, a, b))
+
+
+class ReshapeOfUnitPermute(Rule):
+    """reshape(permute(x, p), s) = reshape(x, s), where p moves dimensions of size 1 only"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match reshape of permute."""
+        return p.reshape(p.permute(p.any("x"), dims=p.attr("dims")))
+
+    def check(self, m: Match) -> str | None:
+        """Demand that the other dimensions keep their order."""
+        shape, target = shape_of(m.x), shape_of(m.root.result)
+        if shape is None or target is None:
+            return "a shape is not known"
+        kept = set(_without_ones(shape))
+        moved = [d for d in m.dims if d in kept]
+        return None if moved == sorted(moved) else "the permute moves elements"
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the reshape on the permute's operand."""
+        return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
+
+
+class PermuteBetweenUnits(Rule):
+    """squeeze(permute(unsqueeze(x), p)) = permute(x, q)
+
+    Both reshapes only add or drop dimensions of size 1; q is what p does to the others.
+    """
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match reshape of permute of reshape."""
+        inner = p.op("aten.reshape", p.any("x"), name="inner")
+        return p.reshape(p.permute(inner, dims=p.attr("dims"), name="permute"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand reshapes that only add or drop dimensions of size 1."""
+        shape, middle = shape_of(m.x), shape_of(m.inner.result)
+        moved, target = shape_of(m.permute.result), shape_of(m.root.result)
+        if shape is None or middle is None or moved is None or target is None:
+            return "a shape is not known"
+        a, b = _without_ones(shape), _without_ones(middle)
+        if not _equal([shape[i] for i in a], [middle[i] for i in b]):
+            return "the inner reshape regroups elements"
+        if not _equal([moved[i] for i in _without_ones(moved)], [target[i] for i in _without_ones(target)]):
+            return "the outer reshape regroups elements"
+        return None
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the permute of the dimensions that are not 1 (the others behind), and a reshape where still needed."""
+        shape, middle, target = shape_of(m.x), shape_of(m.inner.result), shape_of(m.root.result)
+        assert shape is not None and middle is not None and target is not None
+        back = dict(zip(_without_ones(middle), _without_ones(shape), strict=True))
+        order = [back[d] for d in m.dims if d in back]
+        ones = [i for i in range(len(shape)) if i not in set(order)]
+        places = iter(order)
+        # dimensions of size 1 stay where they are, so that nothing moves that need not
+        full = [i if i in ones else next(places) for i in range(len(shape))]
+        value: Value = m.x if full == list(range(len(shape))) else b.op("aten.permute", m.x, full).result
+        return b.op("aten.reshape", value, target).result
+
+
+PERMUTE_RULES = (SpellPermute, NoPermute, MergePermutes, ReshapeOfUnitPermute, PermuteBetweenUnits)

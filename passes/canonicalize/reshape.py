@@ -1,0 +1,136 @@
+"""One reshape: every operator that only regroups dimensions is `aten.reshape` with all sizes written out."""
+
+from __future__ import annotations
+
+import torch
+
+from ir.attributes import attribute_key
+from ir.core import Value
+from ir.strides import merge_keeps_strides, reshape_copies
+from ir.types import shapes_equal
+from passes.canonicalize.base import Rule, first, shape_of
+from passes.pattern import Match, Node, PatternBuilder
+from passes.rewriter import Rewriter
+
+RESHAPES = (
+    "aten.view",
+    "aten._unsafe_view",
+    "aten.view_as",
+    "aten.reshape_as",
+    "aten.flatten.using_ints",
+    "aten.unflatten.int",
+    "aten.squeeze",
+    "aten.squeeze.dim",
+    "aten.squeeze.dims",
+    "aten.unsqueeze",
+    "aten.ravel",
+)
+
+
+class SpellReshape(Rule):
+    """view(x, s) = flatten(x, a, b) = unflatten(x, d, s) = squeeze(x, d) = unsqueeze(x, d) = reshape(x, t)
+
+    t is the shape of the result, which must be known.
+    """
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match every spelling."""
+        return p.op(RESHAPES)
+
+    def check(self, m: Match) -> str | None:
+        """Demand a known shape."""
+        return None if shape_of(m.root.result) is not None else "the shape of the result is not known"
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the reshape."""
+        return b.op("aten.reshape", first(m.root), shape_of(m.root.result)).result
+
+
+class WriteOutReshape(Rule):
+    """reshape(x, (2, -1)) = reshape(x, (2, 12)), x: f[4, 6]
+
+    The sizes are those of the result's type, which must be known.
+    """
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match a reshape."""
+        return p.op("aten.reshape")
+
+    def check(self, m: Match) -> str | None:
+        """Demand a known shape that is written differently."""
+        shape = shape_of(m.root.result)
+        if shape is None:
+            return "the shape of the result is not known"
+        if attribute_key(shape) == attribute_key(m.root.attributes["shape"]):
+            return "all sizes are written out"
+        return None
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the reshape anew: an operand that only its sizes referred to goes."""
+        return b.op("aten.reshape", first(m.root), shape_of(m.root.result)).result
+
+
+class NoReshape(Rule):
+    """reshape(x, shape of x) = x"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match a reshape."""
+        return p.op("aten.reshape", p.any("x"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand provably equal shapes."""
+        equal = shapes_equal(shape_of(m.x), shape_of(m.root.result))
+        return None if equal else "the shape changes"
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Use the operand."""
+        x: Value = m.x
+        return x
+
+
+class MergeReshapes(Rule):
+    """reshape(reshape(x, s), t) = reshape(x, t)
+
+    Where the strides, and the sharing of storage, provably stay as they are.
+    """
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match two reshapes."""
+        return p.op("aten.reshape", p.op("aten.reshape", p.any("x"), name="inner"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand that one reshape is a view, or a copy, where the two are."""
+        middle, target = shape_of(m.inner.result), shape_of(m.root.result)
+        if middle is None or target is None:
+            return "a shape is not known"
+        if not merge_keeps_strides(m.x, middle, target):
+            return "one reshape might be a view where two make a copy"
+        return None
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the outer reshape on the inner's operand."""
+        return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
+
+
+class ReshapeOfCopy(Rule):
+    """reshape(contiguous(x), s) = reshape(x, s), where that makes a contiguous copy itself"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match reshape of a copy; `clone` keeps the strides of what is dense, and a view would keep them too."""
+        return p.op("aten.reshape", p.op(("aten.contiguous", "aten.clone"), p.any("x"), name="copy"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand a reshape that certainly copies."""
+        target = shape_of(m.root.result)
+        if target is None:
+            return "the shape of the result is not known"
+        if m.copy.attributes["memory_format"] is not torch.contiguous_format:
+            return "the copy is in another memory format"
+        return None if reshape_copies(m.x, target) else "the reshape might be a view"
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the reshape on the copy's operand."""
+        return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
+
+
+RESHAPE_RULES = (SpellReshape, WriteOutReshape, NoReshape, MergeReshapes, ReshapeOfCopy)

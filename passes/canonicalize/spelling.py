@@ -1,0 +1,324 @@
+"""One spelling of operators and arguments that mean the same."""
+
+from __future__ import annotations
+
+from ir.aliasing import aliases_output
+from ir.attributes import attributes_equal, has_ref
+from ir.core import Operation, Value
+from passes.canonicalize.base import Rule, first, is_floating, rank_of, shape_of, tensor, wrap
+from passes.pattern import Match, Node, PatternBuilder
+from passes.rewriter import Rewriter
+
+SYNONYMS = {
+    "aten.multiply.Tensor": "aten.mul.Tensor",
+    "aten.multiply.Scalar": "aten.mul.Scalar",
+    "aten.divide.Tensor": "aten.div.Tensor",
+    "aten.divide.Scalar": "aten.div.Scalar",
+    "aten.true_divide.Tensor": "aten.div.Tensor",
+    "aten.true_divide.Scalar": "aten.div.Scalar",
+    "aten.subtract.Tensor": "aten.sub.Tensor",
+    "aten.subtract.Scalar": "aten.sub.Scalar",
+    "aten.negative": "aten.neg",
+    "aten.absolute": "aten.abs",
+    "aten.clip": "aten.clamp",
+    "aten.clip.Tensor": "aten.clamp.Tensor",
+    "aten.concat": "aten.cat",
+    "aten.concatenate": "aten.cat",
+    "aten.fix": "aten.trunc",
+    "aten.special_expit": "aten.sigmoid",
+    "aten.special_erf": "aten.erf",
+    "aten.greater.Tensor": "aten.gt.Tensor",
+    "aten.greater.Scalar": "aten.gt.Scalar",
+    "aten.greater_equal.Tensor": "aten.ge.Tensor",
+    "aten.greater_equal.Scalar": "aten.ge.Scalar",
+    "aten.less.Tensor": "aten.lt.Tensor",
+    "aten.less.Scalar": "aten.lt.Scalar",
+    "aten.less_equal.Tensor": "aten.le.Tensor",
+    "aten.less_equal.Scalar": "aten.le.Scalar",
+    "aten.not_equal.Tensor": "aten.ne.Tensor",
+    "aten.not_equal.Scalar": "aten.ne.Scalar",
+}
+"""Operators that PyTorch defines as another name of the second, with the same arguments."""
+
+
+class SpellSynonym(Rule):
+    """multiply(x, y) = mul(x, y), and all of `SYNONYMS`"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match every other name."""
+        return p.op(tuple(SYNONYMS))
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the operator of the first name, with the same arguments."""
+        op = m.root
+        operands = [list(entry) if isinstance(entry, tuple) else entry for entry in op.grouped_operands()]
+        keywords = dict(zip([p.name for p in op.opdef.operand_params], operands, strict=True))
+        attributes = {name: op.resolved_attribute(name) for name in op.attributes}
+        return b.op(SYNONYMS[op.name], **keywords, **attributes).result
+
+
+class SpellRsub(Rule):
+    """rsub(x, y) = sub(y, x)"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match a reversed subtraction of tensors."""
+        return p.op("aten.rsub.Tensor", p.any("x"), p.any("y"), alpha=p.attr("alpha"))
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the subtraction."""
+        return b.op("aten.sub.Tensor", m.y, m.x, alpha=m.alpha).result
+
+
+class SpellRelu6(Rule):
+    """hardtanh(x, 0, 6) = relu6(x)"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match hardtanh."""
+        return p.hardtanh(p.any("x"), min_val=p.attr("low"), max_val=p.attr("high"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand these bounds; other ones stay, since clamp has another gradient at its bounds."""
+        bounds = (m.low, m.high)
+        if any(type(bound) not in (int, float) for bound in bounds) or bounds != (0, 6):
+            return "the bounds are not 0 and 6"
+        return None if attributes_equal(float(m.low), 0.0) else "the lower bound is -0.0"
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build relu6."""
+        return b.op("aten.relu6", m.x).result
+
+
+class SpellClamp(Rule):
+    """clamp_min(x, a) = clamp(x, a, None), clamp_max(x, b) = clamp(x, None, b)"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match one-sided clamps."""
+        return p.op(("aten.clamp_min", "aten.clamp_max"), p.any("x"))
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the clamp."""
+        op = m.root
+        bounds = {name: op.resolved_attribute(name) for name in op.attributes}
+        return b.op("aten.clamp", m.x, **bounds).result
+
+
+class SpatialMeanToPool(Rule):
+    """mean(x, (2, 3), keepdim=True) = adaptive_avg_pool2d(x, (1, 1)), x: f[N, C, H, W]; without keepdim, reshaped
+
+    PyTorch computes this pool as this mean, so the numbers are the same bits. The one difference: for a map in
+    channels_last, the strides of the result's dimensions of size 1 (which mean nothing) differ, so a mean that is an
+    output as it is stays.
+    """
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match mean over dimensions."""
+        return p.op("aten.mean.dim", p.any("x"), dim=p.attr("dims"), keepdim=p.attr("keepdim"), dtype=p.attr("dtype"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand a floating 4-d map that is not empty, and its last two dimensions."""
+        type_, shape = tensor(m.x), shape_of(m.x)
+        if type_ is None or shape is None or len(shape) != 4:
+            return "the operand is no 4-d map of a known shape"
+        if not isinstance(m.dims, tuple) or {wrap(d, 4) for d in m.dims} != {2, 3} or len(m.dims) != 2:
+            return "the mean is not over the two spatial dimensions"
+        if 0 in shape or not is_floating(m.x) or m.dtype not in (None, type_.dtype):
+            return "the map is empty or converted"
+        if m.keepdim and aliases_output(m.root.result):
+            return "the result is an output"
+        return None
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the pool."""
+        shape = shape_of(m.x)
+        assert shape is not None
+        pool = b.op("aten.adaptive_avg_pool2d", m.x, (1, 1)).result
+        return pool if m.keepdim else b.op("aten.reshape", pool, shape[:2]).result
+
+
+_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
+_INDEXED_POOLS = ("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices")
+
+
+class WriteOutPoolStride(Rule):
+    """max_pool2d(x, k) = max_pool2d(x, k, stride=k)"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match a pool without a stride."""
+        return p.op(tuple(f"aten.{name}" for name in (*_POOLS, *_INDEXED_POOLS)), stride=())
+
+    def rewrite(self, m: Match, b: Rewriter) -> None:
+        """Write the stride."""
+        b.set_attribute(m.root, "stride", m.root.attributes["kernel_size"])
+
+
+class WriteOutConvPadding(Rule):
+    """conv(x, w, padding="same") = conv(x, w, padding=d * (k - 1) / 2), and "valid" = 0
+
+    Padding that is not the same on both sides stays.
+    """
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match convolutions whose padding is a word."""
+        return p.op(("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand padding that can be written as numbers."""
+        return None if _padding(m.root) is not None else "the padding cannot be written as one number a dimension"
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the convolution with numbers."""
+        op = m.root
+        attributes = dict(op.attributes) | {"padding": _padding(op)}
+        return b.op(op.name.removesuffix(".padding"), *op.operands, **attributes).result
+
+
+def _padding(op: Operation) -> tuple[int, ...] | None:
+    dims = int(op.name[len("aten.conv")])
+    if op.attributes["padding"] == "valid":
+        return (0,) * dims
+    shape = shape_of(op.input("weight"))
+    if op.attributes["padding"] != "same" or shape is None or len(shape) != dims + 2:
+        return None
+    padding: list[int] = []
+    for kernel, dilation in zip(shape[2:], op.attributes["dilation"], strict=True):
+        if type(kernel) is not int or type(dilation) is not int or dilation * (kernel - 1) % 2:
+            return None
+        padding.append(dilation * (kernel - 1) // 2)
+    return tuple(padding)
+
+
+class SpellExpand(Rule):
+    """broadcast_to(x, s) = expand_as(x, y) = expand(x, shape of the result)"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match expansions."""
+        return p.op(("aten.expand", "aten.expand_as", "aten.broadcast_to"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand a known shape that is written differently."""
+        shape = shape_of(m.root.result)
+        if shape is None:
+            return "the shape of the result is not known"
+        if m.root.name == "aten.expand" and attributes_equal(m.root.attributes["size"], shape):
+            return "all sizes are written out"
+        return None
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the expansion."""
+        return b.op("aten.expand", first(m.root), shape_of(m.root.result)).result
+
+
+_REDUCTIONS = (
+    "aten.mean.dim",
+    "aten.sum.dim_IntList",
+    "aten.amax",
+    "aten.amin",
+    "aten.logsumexp",
+    "aten.var.dim",
+    "aten.var.correction",
+    "aten.std.dim",
+    "aten.std.correction",
+    "aten.var_mean.correction",
+    "aten.linalg_vector_norm",
+)
+_ALONG_A_DIM = (
+    "aten.softmax.int",
+    "aten.log_softmax.int",
+    "aten.cat",
+    "aten.stack",
+    "aten.select.int",
+    "aten.slice.Tensor",
+    "aten.narrow",
+    "aten.cumsum",
+    "aten.cumprod",
+    "aten.argmax",
+    "aten.argmin",
+    "aten.max.dim",
+    "aten.min.dim",
+    "aten.any.dim",
+    "aten.all.dim",
+    "aten.prod.dim_int",
+    "aten.index_select",
+    "aten.gather",
+    "aten.glu",
+    "aten.topk",
+)
+
+
+class CountDimsFromFront(Rule):
+    """softmax(x, -1) = softmax(x, rank - 1); the dimensions of a reduction are also sorted"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match operators along dimensions."""
+        return p.op((*_REDUCTIONS, *_ALONG_A_DIM))
+
+    def check(self, m: Match) -> str | None:
+        """Demand dimensions written otherwise, and a known rank."""
+        dims = _dims_from_front(m.root)
+        if dims is None:
+            return "there are no dimensions, or the rank is not known"
+        return "this is the one spelling" if attributes_equal(dims, m.root.attributes["dim"]) else None
+
+    def rewrite(self, m: Match, b: Rewriter) -> None:
+        """Write the dimensions."""
+        b.set_attribute(m.root, "dim", _dims_from_front(m.root))
+
+
+def _dims_from_front(op: Operation) -> int | tuple[int, ...] | None:
+    given = op.attributes["dim"]
+    if given is None or has_ref(given) or not op.operands:
+        return None
+    # an empty 1-d tensor may be concatenated with tensors of any rank
+    ranks = [rank_of(value) for value in op.operands] if op.name == "aten.cat" else [rank_of(op.operands[0])]
+    rank = ranks[0]
+    if rank is None or any(other != rank for other in ranks):
+        return None
+    if op.name == "aten.stack":
+        rank += 1
+    if not isinstance(given, tuple):
+        return wrap(given, rank)
+    dims = [wrap(d, rank) for d in given]
+    if not dims or None in dims:
+        return None
+    return tuple(sorted(d for d in dims if d is not None))
+
+
+class SelectFromFront(Rule):
+    """select(x, d, -1) = select(x, d, n - 1), x: f[n] along d"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match a selection counted from the back."""
+        return p.op("aten.select.int")
+
+    def check(self, m: Match) -> str | None:
+        """Demand a negative index into a dimension of known size."""
+        index, size = m.root.attributes["index"], _selected_size(m.root)
+        if type(index) is not int or index >= 0:
+            return "the index is counted from the front"
+        return None if type(size) is int else "the size of the dimension is not known"
+
+    def rewrite(self, m: Match, b: Rewriter) -> None:
+        """Write the index."""
+        size = _selected_size(m.root)
+        assert type(size) is int
+        b.set_attribute(m.root, "index", m.root.attributes["index"] + size)
+
+
+def _selected_size(op: Operation) -> object:
+    shape = shape_of(first(op))
+    dim = None if not shape else wrap(op.attributes["dim"], len(shape))
+    return None if dim is None or shape is None else shape[dim]
+
+
+SPELLING_RULES = (
+    SpellSynonym,
+    SpellRsub,
+    SpellRelu6,
+    SpellClamp,
+    SpatialMeanToPool,
+    WriteOutPoolStride,
+    WriteOutConvPadding,
+    SpellExpand,
+    CountDimsFromFront,
+    SelectFromFront,
+)

@@ -1,0 +1,144 @@
+"""One split: every operator that cuts a tensor into consecutive pieces is `aten.split_with_sizes`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ir.core import Operation, Value
+from passes.canonicalize.base import Rule, first, shape_of, wrap
+from passes.pattern import Match, Node, PatternBuilder
+from passes.rewriter import Rewriter
+
+SPLITS = (
+    "aten.chunk",
+    "aten.split.Tensor",
+    "aten.split.sizes",
+    "aten.tensor_split.sections",
+    "aten.tensor_split.indices",
+)
+
+
+def split_sizes(op: Operation, dim: int) -> tuple[int, ...] | None:
+    """Return the sizes along `dim` of the pieces, which are the results; None where one is no int."""
+    sizes: list[int] = []
+    for result in op.results:
+        shape = shape_of(result)
+        size = shape[dim] if shape is not None and dim < len(shape) else None
+        if type(size) is not int:
+            return None
+        sizes.append(size)
+    return tuple(sizes)
+
+
+def _place(op: Operation) -> tuple[int, tuple[int, ...]] | None:
+    """Return the dimension that is cut and the sizes of the pieces, where they cover it; else None."""
+    shape = shape_of(first(op))
+    dim = None if not shape else wrap(op.attributes["dim"], len(shape))
+    if dim is None or shape is None:
+        return None
+    sizes = split_sizes(op, dim)
+    if sizes is None or sum(sizes) != shape[dim]:
+        return None
+    return dim, sizes
+
+
+class SpellSplit(Rule):
+    """chunk(x, n, d) = split(x, k, d) = tensor_split(x, n, d) = split_with_sizes(x, sizes, d)
+
+    The sizes along d must be known numbers.
+    """
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match every spelling."""
+        return p.op(SPLITS)
+
+    def check(self, m: Match) -> str | None:
+        """Demand pieces of known sizes that cover the dimension."""
+        return None if _place(m.root) is not None else "the sizes of the pieces are not known"
+
+    def rewrite(self, m: Match, b: Rewriter) -> Sequence[Value]:
+        """Build the split."""
+        place = _place(m.root)
+        assert place is not None
+        dim, sizes = place
+        names = [result.name for result in m.root.results]
+        return b.op("aten.split_with_sizes", first(m.root), sizes, dim, names=names).results
+
+
+class SplitFromFront(Rule):
+    """split_with_sizes(x, sizes, -1) = split_with_sizes(x, sizes, rank - 1)"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match a split along a dimension counted from the back."""
+        return p.op("aten.split_with_sizes")
+
+    def check(self, m: Match) -> str | None:
+        """Demand a negative dimension and a known rank."""
+        dim = m.root.attributes["dim"]
+        if type(dim) is not int or dim >= 0:
+            return "the dimension is counted from the front"
+        return None if shape_of(first(m.root)) else "the rank is not known"
+
+    def rewrite(self, m: Match, b: Rewriter) -> Sequence[Value]:
+        """Build the split."""
+        op = m.root
+        shape = shape_of(first(op))
+        assert shape is not None
+        dim = op.attributes["dim"] + len(shape)
+        names = [result.name for result in op.results]
+        return b.op("aten.split_with_sizes", first(op), op.attributes["split_sizes"], dim, names=names).results
+
+
+class SpellUnbind(Rule):
+    """unbind(x, d)[i] = reshape(split_with_sizes(x, (1, ..., 1), d)[i], shape without d)"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match unbind."""
+        return p.op("aten.unbind.int")
+
+    def check(self, m: Match) -> str | None:
+        """Demand a known shape."""
+        op = m.root
+        shape = shape_of(first(op))
+        dim = None if not shape else wrap(op.attributes["dim"], len(shape))
+        if shape is None or dim is None or type(shape[dim]) is not int:
+            return "the size of the dimension is not known"
+        if not op.results or shape[dim] != len(op.results):
+            return "there are no pieces"
+        return None
+
+    def rewrite(self, m: Match, b: Rewriter) -> Sequence[Value]:
+        """Build the split and a reshape of each piece."""
+        op = m.root
+        x = first(op)
+        shape = shape_of(x)
+        assert shape is not None
+        dim = op.attributes["dim"] % len(shape)
+        target = shape[:dim] + shape[dim + 1 :]
+        if len(op.results) == 1:
+            return (b.op("aten.reshape", x, target).result,)
+        pieces = b.op("aten.split_with_sizes", x, (1,) * len(op.results), dim).results
+        return tuple(
+            b.op("aten.reshape", piece, target, names=[result.name]).result
+            for piece, result in zip(pieces, op.results, strict=True)
+        )
+
+
+class NoSplit(Rule):
+    """split_with_sizes(x, (n,), d) = x, x: f[n] along d"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match a split into one piece."""
+        return p.op("aten.split_with_sizes", p.any("x"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand one piece, which a split without an error makes the whole."""
+        return None if len(m.root.results) == 1 else "there are several pieces"
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Use the operand."""
+        x: Value = m.x
+        return x
+
+
+SPLIT_RULES = (SpellSplit, SplitFromFront, SpellUnbind, NoSplit)

@@ -1,0 +1,69 @@
+"""Common subexpressions: of equal pure operations, the first is kept."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import attrs
+
+from ir.aliasing import aliases_output
+from ir.attributes import attribute_key
+from ir.core import Operation, Value
+from ir.locations import merge_locations
+from ir.program import Program
+from passes.effects import is_mergeable
+from passes.manager import Pass, PassContext
+from passes.rewriter import Rewriter
+
+# They look at whether two operands are one object, and take another path of equal meaning and other rounding.
+_IDENTITY_SENSITIVE = frozenset({"nn.multihead_attention", "nn.opaque"})
+
+
+@attrs.frozen
+class EliminateCommonSubexpressions(Pass):
+    """Of pure operations with the same operator, operands and attributes, keeps the first."""
+
+    name: ClassVar[str] = "eliminate-common-subexpressions"
+
+    def run(self, program: Program, context: PassContext) -> None:
+        """Run once over the program, which is enough: operands are merged before their users are looked at."""
+        eliminate_common_subexpressions(program)
+
+
+def eliminate_common_subexpressions(program: Program) -> int:
+    """Merge equal pure operations; return the number of operations that went.
+
+    Two values that are outputs, or share storage with outputs, stay two. What `train()` may change (dropout,
+    BatchNorm) is never merged. Fused regions are left alone.
+    """
+    rewriter = Rewriter(program)
+    seen: dict[Any, Operation] = {}
+    count = 0
+    for op in program.graph.operations():
+        if not op.results or not is_mergeable(op):
+            continue
+        key = operation_key(op)
+        earlier = seen.setdefault(key, op)
+        if earlier is op or not all(map(_may_merge, earlier.results, op.results)):
+            continue
+        earlier.location = merge_locations((earlier.location, op.location))
+        rewriter.replace(op, *earlier.results)
+        count += 1
+    return count
+
+
+def operation_key(op: Operation) -> Any:
+    """Return a key that two operations share exactly when they have operator, operands and attributes in common.
+
+    Operands compare by identity, attributes by value and type: 1, 1.0 and True differ, so do 0.0 and -0.0.
+    """
+    attributes = op.attributes
+    values = tuple([attribute_key(attributes[p.name]) for p in op.opdef.attribute_params])
+    return op.opdef, op.operands, op.segments, values, len(op.results)
+
+
+def _may_merge(kept: Value, gone: Value) -> bool:
+    for user in gone._uses:
+        if user.name in _IDENTITY_SENSITIVE:
+            return False
+    return not (aliases_output(gone) and aliases_output(kept))

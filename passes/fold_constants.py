@@ -1,0 +1,271 @@
+"""Constant folding: what depends on constants alone is computed once, and reshaped weights become weights.
+
+A module's floating buffers follow `.to(dtype)`, and so do the tensors that a program makes in the dtype of another
+(`new_zeros`). Folding an operation on such a source is exact only if computing and converting commute: it is done
+where the same computation in float64 gives exactly the same numbers, and left alone elsewhere. Literals of the user's
+code (`WeightKind.CONSTANT`) have their own dtype in the original as well.
+
+Parameters and persistent buffers are never folded by value: they belong to the `state_dict`, and a checkpoint that is
+loaded later must still take effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import attrs
+import sympy
+import torch
+
+from ir.aliasing import aliases_output, may_alias_operands, reaches_output
+from ir.attributes import Ref, iter_leaves
+from ir.core import Operation, Value
+from ir.errors import GraphwrightError
+from ir.fake import call_arguments
+from ir.opdef import Trait
+from ir.program import Program, Weight, WeightKind, weight_of
+from ir.types import TensorType, type_of_tensor
+from passes.effects import is_foldable
+from passes.manager import Pass, PassContext
+from passes.rewriter import Rewriter
+
+_MAX_BYTES = 16 << 20
+_MAX_CREATED_BYTES = 1 << 20
+_MAX_INTERNED_BYTES = 1 << 20
+
+_CREATIONS = frozenset(
+    {
+        "aten.full",
+        "aten.zeros",
+        "aten.ones",
+        "aten.arange",
+        "aten.arange.start",
+        "aten.arange.start_step",
+        "aten.linspace",
+        "aten.eye",
+        "aten.eye.m",
+        "aten.scalar_tensor",
+        "aten.tril_indices",
+        "aten.triu_indices",
+    }
+)
+# Made like an operand, of which nothing but dtype, device and (for `*_like`) shape matters: the fill value.
+_FILLS: dict[str, float | str] = {
+    "aten.new_zeros": 0,
+    "aten.new_ones": 1,
+    "aten.new_full": "fill_value",
+    "aten.zeros_like": 0,
+    "aten.ones_like": 1,
+    "aten.full_like": "fill_value",
+}
+
+
+@attrs.frozen
+class FoldConstants(Pass):
+    """Computes what depends on constants alone."""
+
+    name: ClassVar[str] = "fold-constants"
+
+    def run(self, program: Program, context: PassContext) -> None:
+        """Run once over the program."""
+        fold_constants(program)
+
+
+@attrs.frozen(eq=False)
+class _Constant:
+    """A tensor that is known, and whether it follows the dtype that the module is converted to."""
+
+    tensor: torch.Tensor
+    follows: bool
+
+
+def fold_constants(program: Program) -> tuple[str, ...]:
+    """Evaluate the operations whose operands are constants.
+
+    The results that others still use become weights named `folded_<value>`; their names are returned.
+    """
+    if not _anything_to_fold(program):
+        return ()
+    known: dict[Value, _Constant] = {}
+    folded: list[Operation] = []
+    for op in program.graph.operations():
+        constants = _fold(op, known)
+        if constants is not None:
+            known.update(zip(op.results, constants, strict=True))
+            folded.append(op)
+    rewriter = Rewriter(program)
+    interned: dict[Any, Value] = {}
+    made: dict[str, None] = {}
+    for op in reversed(folded):
+        for result in op.results:
+            # the users among the folded operations come later in the graph, and are erased by now
+            if result._uses:
+                new = _materialize(program, result, known[result], op, interned)
+                made.setdefault(new.name)
+                rewriter.replace_value(result, new)
+        rewriter.erase(op)
+    return tuple(made)
+
+
+def _anything_to_fold(program: Program) -> bool:
+    """Whether any operation could be folded: most programs have no constants, and need no second look."""
+    for op in program.graph.operations():
+        if op.name in _CREATIONS or op.name in _FILLS:
+            return True
+    return any(_constant_of(w.value, {}) is not None and not w.value.is_unused for w in program.weights.values())
+
+
+def _constant_of(value: Value, known: dict[Value, _Constant]) -> _Constant | None:
+    found = known.get(value)
+    if found is not None:
+        return found
+    weight = weight_of(value)
+    if weight is None or not weight.is_constant:
+        return None
+    if weight.kind is WeightKind.BUFFER and weight.persistent:
+        return None
+    data = weight.data
+    if type(data) is not torch.Tensor or data.device.type == "meta" or data.layout is not torch.strided:
+        return None
+    return _Constant(data, weight.kind is WeightKind.BUFFER and data.dtype.is_floating_point)
+
+
+def _fold(op: Operation, known: dict[Value, _Constant]) -> list[_Constant] | None:
+    """Return the results of an operation on constants; None where it is not to be folded."""
+    fill = _FILLS.get(op.name)
+    if not op.operands and op.name not in _CREATIONS:
+        return None
+    operands: list[_Constant | None] = []
+    if fill is None:
+        for value in op.operands:
+            constant = None if value is None else _constant_of(value, known)
+            if value is not None and constant is None:
+                return None
+            operands.append(constant)
+    if not op.results or not is_foldable(op) or not _is_literal(op) or not _is_small(op, operands):
+        return None
+    if not may_alias_operands(op.opdef) and any(map(aliases_output, op.results)):
+        return None  # every call hands out a tensor of its own
+    if fill is not None:
+        return _filled(op, fill)
+    follows = any(c is not None and c.follows for c in operands)
+    tensors = [None if c is None else c.tensor for c in operands]
+    results = _evaluate(op, tensors)
+    if results is None or not _as_inferred(op, results):
+        return None
+    if follows and not op.opdef.has(Trait.LAYOUT):
+        wide = _evaluate(op, [None if c is None else c.tensor.double() if c.follows else c.tensor for c in operands])
+        if wide is None or not all(map(_same_numbers, results, wide)):
+            return None
+    return [_Constant(t, follows and t.dtype.is_floating_point) for t in results]
+
+
+def _is_literal(op: Operation) -> bool:
+    for value in op.attributes.values():
+        for leaf in iter_leaves(value):
+            if type(leaf) is Ref or isinstance(leaf, sympy.Expr):
+                return False
+    return True
+
+
+def _is_small(op: Operation, operands: Sequence[_Constant | None]) -> bool:
+    size = 0
+    for result in op.results:
+        type_ = result.type
+        if type(type_) is not TensorType or not type_.is_static or type_.dtype is None:
+            return False
+        count = type_.numel
+        assert type(count) is int
+        size += count * type_.dtype.itemsize
+    given = sum(c.tensor.numel() * c.tensor.element_size() for c in operands if c is not None)
+    if not operands:
+        return size <= _MAX_CREATED_BYTES
+    return size <= max(_MAX_BYTES, given)
+
+
+def _filled(op: Operation, fill: float | str) -> list[_Constant] | None:
+    type_ = op.result.tensor_type
+    value = op.attributes[fill] if isinstance(fill, str) else fill
+    if type_.dtype is None or type_.device is None or type_.device.type == "meta":
+        return None
+    if op.attributes.get("memory_format") not in (None, torch.preserve_format) or op.attributes.get("layout"):
+        return None
+    if op.name.endswith("_like") and reaches_output(op.result):
+        return None  # it takes after the strides of its operand, which an output would show
+    shape = [int(d) for d in type_.shape or () if type(d) is int]
+    follows = op.attributes.get("dtype") is None and type_.dtype.is_floating_point
+    tensor = torch.full(shape, value, dtype=type_.dtype, device=type_.device)
+    if follows and not bool((tensor.double() == value).all()):
+        return None
+    return [_Constant(tensor, follows)]
+
+
+def _evaluate(op: Operation, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor] | None:
+    """Return what the operator's kernel returns; None where it fails or returns something else."""
+    opdef = op.opdef
+    kernel = opdef.evaluate or opdef.target
+    if kernel is None or any(p.extra for p in opdef.params):
+        return None
+    grouped: list[Any] = []
+    if op.segments is None:
+        grouped.extend(tensors)
+    else:
+        start = 0
+        for param, size in zip(opdef.operand_params, op.segments, strict=True):
+            part = tuple(tensors[start : start + size])
+            grouped.append(part if param.kind.name == "LIST" else part[0])
+            start += size
+    args, kwargs = call_arguments(opdef, tuple(grouped), op.attributes, lambda leaf: leaf)
+    try:
+        with torch.no_grad():
+            result = kernel(*args, **kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, GraphwrightError):
+        return None  # the error belongs to the user's call, not to us
+    results = list(result) if isinstance(result, (tuple, list)) else [result]
+    return results if all(type(t) is torch.Tensor for t in results) else None
+
+
+def _as_inferred(op: Operation, results: Sequence[torch.Tensor]) -> bool:
+    return len(results) == len(op.results) and all(
+        type_of_tensor(t) == r.type for t, r in zip(results, op.results, strict=True)
+    )
+
+
+def _same_numbers(narrow: torch.Tensor, wide: torch.Tensor) -> bool:
+    """Whether the result in float64 is the other one converted, bit for bit (any NaN is like any other)."""
+    if narrow.shape != wide.shape:
+        return False
+    if not narrow.dtype.is_floating_point:
+        return narrow.dtype == wide.dtype and torch.equal(narrow, wide)
+    converted = narrow.double()
+    if wide.dtype is not torch.float64:
+        return wide.dtype == narrow.dtype and torch.equal(converted, wide.double())
+    same = (converted == wide) & (torch.signbit(converted) == torch.signbit(wide))
+    return bool((same | (converted.isnan() & wide.isnan())).all())
+
+
+def _materialize(
+    program: Program, value: Value, constant: _Constant, op: Operation, interned: dict[Any, Value]
+) -> Value:
+    """Return the weight that holds a folded tensor; small equal ones are one weight."""
+    tensor = constant.tensor
+    key: Any = None
+    if tensor.numel() * tensor.element_size() <= _MAX_INTERNED_BYTES and not aliases_output(value):
+        raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy(force=True).tobytes() if tensor.numel() else b""
+        key = (value.type, tensor.stride(), constant.follows, raw)
+        found = interned.get(key)
+        if found is not None:
+            return found
+    base = (value.name or op.opdef.short_name).replace(".", "_")
+    weight = Weight(
+        name=program.unique_weight_name(f"folded_{base}"),
+        kind=WeightKind.BUFFER if constant.follows else WeightKind.CONSTANT,
+        type=type_of_tensor(tensor),
+        data=tensor,
+        persistent=False,
+    )
+    new = program.add_weight(weight)
+    if key is not None:
+        interned[key] = new
+    return new

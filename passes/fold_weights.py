@@ -1,0 +1,98 @@
+"""Reshaped weights become weights: `reshape(%fc.weight)` is replaced by a parameter that views the same storage."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+from ir.builder import make_operation
+from ir.core import Graph, Operation, Value
+from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
+from ir.types import TensorType
+from passes.rewriter import Rewriter, copy_into
+
+_VIEWS = frozenset({"aten.reshape", "aten.permute"})
+
+
+def fold_weight_views(program: Program) -> int:
+    """Replace each weight whose only use is a reshape or permute by that view of itself, under its own name.
+
+    Gradients, training and `state_dict` go on with the new shape; `Weight.derivation` says how to load an original
+    checkpoint. Tied weights stay as they are, and so do weights that the program writes.
+
+    Returns:
+        The number of operations that went.
+    """
+    rewriter = Rewriter(program)
+    count = 0
+    for op in program.graph.operations():
+        if op.name not in _VIEWS or len(op.operands) != 1:
+            continue
+        source = op.operands[0]
+        weight = None if source is None else weight_of(source)
+        if weight is None or not _is_replaceable(weight):
+            continue
+        new = _view(weight, op)
+        if new is None:
+            continue
+        rewriter.replace_value(op.result, new.value)
+        rewriter.erase(op)
+        program.weights[weight.name] = new
+        program.graph.revision += 1
+        count += 1
+    return count
+
+
+def _is_replaceable(weight: Weight) -> bool:
+    return (
+        weight.kind is not WeightKind.CONSTANT
+        and weight.value.has_one_use()
+        and not weight.aliases
+        and not weight.is_mutated
+    )
+
+
+def _view(weight: Weight, op: Operation) -> Weight | None:
+    """Return the new weight; None where it would be no view of the same storage."""
+    type_ = op.result.type
+    if type(type_) is not TensorType or not type_.is_static or type_.shape is None:
+        return None
+    data = weight.data
+    if data is not None:
+        try:
+            if op.name == "aten.reshape":
+                viewed = data.detach().view([int(d) for d in type_.shape if type(d) is int])
+            else:
+                viewed = data.detach().permute(op.attributes["dims"])
+        except RuntimeError:
+            return None  # the strides do not allow a view: the operation stays
+        if isinstance(data, torch.nn.Parameter):
+            data = torch.nn.Parameter(viewed, requires_grad=data.requires_grad)
+        else:
+            data = viewed.requires_grad_(data.requires_grad)
+    # `evolve` would hand over the value; a weight makes its own
+    fields = {f.name: getattr(weight, f.name) for f in attrs.fields(Weight) if f.init}
+    return Weight(**{**fields, "type": type_, "data": data, "derivation": _derive(weight, op)})
+
+
+def _derive(weight: Weight, op: Operation) -> Derivation:
+    """Return the derivation of the weight, with one operation more."""
+    before = weight.derivation
+    graph = Graph([(name, weight.type) for name in (weight.name,)])
+    if before is None:
+        sources: tuple[str, ...] = (weight.name,)
+        value: Value = graph.inputs[0]
+    else:
+        sources = before.sources
+        old: Graph = before.program.graph
+        graph = Graph([(value.name, value.type) for value in old.inputs])
+        mapping: dict[Value, Value] = dict(zip(old.inputs, graph.inputs, strict=True))
+        for step in old.operations():
+            copy_into(step, graph, mapping)
+        output = old.outputs[0]
+        assert output is not None
+        value = mapping[output]
+    key = "shape" if op.name == "aten.reshape" else "dims"
+    step = graph.append(make_operation(op.opdef, value, op.attributes[key], location=op.location))
+    graph.set_outputs([step.result])
+    return Derivation(sources, Program(f"derive {weight.name}", graph, CallingConvention(None, None)))
