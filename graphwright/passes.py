@@ -1,0 +1,25 @@
+"""The passes and instruments that pipelines are made of."""
+
+from passes.apply import Convert, Fuse
+from passes.canonicalize import Canonicalize
+from passes.instruments import DumpIR, Statistics, Timing, VerifyEach
+from passes.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult, Verify
+from passes.rewriter import Rewriter
+
+__all__ = [
+    "Canonicalize",
+    "Convert",
+    "DumpIR",
+    "Fixpoint",
+    "Fuse",
+    "Instrument",
+    "Pass",
+    "PassContext",
+    "PassManager",
+    "PassResult",
+    "Rewriter",
+    "Statistics",
+    "Timing",
+    "Verify",
+    "VerifyEach",
+]
