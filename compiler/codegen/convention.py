@@ -1,0 +1,232 @@
+"""The calling convention in emitted code: parameters of `forward`, the leaves inside them, and the result."""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+import sympy
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from compiler.codegen.guard import Check, InputGuard, Leaves, checked_ranges, drop_unbound, tensor_check
+from compiler.graphmodule import SignatureCodeGen
+from ir.errors import CodegenError
+from ir.program import InputLeaf, Program
+
+_LITERALS = (type(None), bool, int, float, str, torch.dtype, torch.device)
+_ABSENT = inspect.Parameter.empty
+
+_Access = tuple[int, int, tuple[Any, ...]]
+"""A graph input: its number, the number of the parameter, the keys that lead to it."""
+
+
+@attrs.frozen(eq=False)
+class Parameter:
+    """One parameter of `forward`."""
+
+    name: str
+    spec: pytree.TreeSpec | None
+    """Structure of the argument; None where the capture passed none, and the default counts."""
+    keyword_only: bool = False
+    default: Any = _ABSENT
+
+
+def parameters_of(program: Program) -> list[Parameter]:
+    """Return the parameters of `forward`, positional ones first.
+
+    Names and defaults are those of the original's signature where the capture noted it (`meta["signature"]`).
+    """
+    convention = program.convention
+    leaf = pytree.tree_structure(0)
+    if convention.in_spec is None:
+        leaves = convention.inputs or tuple(InputLeaf(v.name, i) for i, v in enumerate(program.graph.inputs))
+        return [Parameter(_argument_name(leaf_.name, i), leaf) for i, leaf_ in enumerate(leaves)]
+    args_spec, kwargs_spec = convention.in_spec.children()
+    args = args_spec.children()
+    kwargs = dict(zip(kwargs_spec.context, kwargs_spec.children(), strict=True))
+    signature = program.meta.get("signature")
+    if isinstance(signature, inspect.Signature):
+        found = list(_from_signature(signature, args, kwargs))
+    else:
+        names = convention.parameters
+        found = [
+            Parameter(_argument_name(names[i] if i < len(names) else f"args_{i}", i), spec)
+            for i, spec in enumerate(args)
+        ]
+        found.extend(Parameter(name, spec, keyword_only=True) for name, spec in kwargs.items())
+    seen: dict[str, None] = {}
+    unique: list[Parameter] = []
+    for parameter in found:
+        name, number = parameter.name, 0
+        while name in seen:
+            number += 1
+            name = f"{parameter.name}_{number}"
+        seen[name] = None
+        unique.append(attrs.evolve(parameter, name=name))
+    return unique
+
+
+def _from_signature(
+    signature: inspect.Signature, args: list[pytree.TreeSpec], kwargs: Mapping[str, pytree.TreeSpec]
+) -> Iterator[Parameter]:
+    rest = dict(kwargs)
+    position = 0
+    for parameter in signature.parameters.values():
+        kind, name, default = parameter.kind, parameter.name, parameter.default
+        default = default if isinstance(default, _LITERALS) else _ABSENT
+        if kind is parameter.VAR_POSITIONAL:
+            for i, spec in enumerate(args[position:]):
+                yield Parameter(f"{name}_{i}", spec)
+            position = len(args)
+        elif kind is not parameter.VAR_KEYWORD:
+            keyword_only = kind is parameter.KEYWORD_ONLY
+            if not keyword_only and position < len(args):
+                yield Parameter(name, args[position], default=default)
+                position += 1
+            elif name in rest:
+                yield Parameter(name, rest.pop(name), keyword_only, default)
+            elif default is not _ABSENT:
+                yield Parameter(name, None, keyword_only, default)
+    for name, spec in rest.items():
+        yield Parameter(name, spec, keyword_only=True)
+
+
+def _argument_name(name: str, number: int) -> str:
+    return name if name.isidentifier() and not keyword.iskeyword(name) else f"input_{number}"
+
+
+class Inputs:
+    """Placeholders, guard and leaves of a program's graph."""
+
+    def __init__(self, program: Program, graph: fx.Graph) -> None:
+        self.program = program
+        self.graph = graph
+        self.parameters = parameters_of(program)
+        self.checks: list[Check] = []
+        convention = program.convention
+        self._pending = iter(
+            convention.inputs or tuple(InputLeaf(v.name, i) for i, v in enumerate(program.graph.inputs))
+        )
+        self._bound: dict[sympy.Symbol, None] = {}
+        self._constant_defaults()
+        graph.set_codegen(SignatureCodeGen(sum(not p.keyword_only for p in self.parameters)))
+        self.placeholders = [
+            graph.placeholder(p.name, default_value=p.default if p.default is not _ABSENT else inspect.Signature.empty)
+            for p in self.parameters
+        ]
+
+    def _constant_defaults(self) -> None:
+        """Drop defaults before a parameter that has none: Python allows no such signature."""
+        required = False
+        for i in range(len(self.parameters) - 1, -1, -1):
+            parameter = self.parameters[i]
+            if parameter.keyword_only:
+                continue
+            if required and parameter.default is not _ABSENT:
+                self.parameters[i] = attrs.evolve(parameter, default=_ABSENT)
+            required |= parameter.default is _ABSENT
+
+    def build(self) -> list[Any]:
+        """Add the guard and the extraction of leaves; return the node of each graph input."""
+        nodes: dict[int, Any] = {}
+        accesses: list[_Access] = []
+        for number, parameter in enumerate(self.parameters):
+            if parameter.spec is None:
+                self.checks.append(
+                    Check(parameter.name, number, constant=(parameter.default,), expected="")
+                )
+                continue
+            self._walk(parameter.spec, number, parameter.name, (), accesses)
+        guard = self.graph.create_node("call_module", "_guard", tuple(self.placeholders))
+        guard.name = "_guard"
+        flattened: dict[tuple[int, tuple[Any, ...]], Any] = {}
+        for value, number, path in accesses:
+            node: Any = self.placeholders[number]
+            prefix: tuple[Any, ...] = ()
+            for key in path:
+                prefix = (*prefix, key)
+                found = flattened.get((number, prefix))
+                if found is None:
+                    found = self._access(node, key)
+                    flattened[number, prefix] = found
+                node = found
+            nodes[value] = node
+        return [nodes.get(i) for i in range(len(self.program.graph.inputs))]
+
+    def guard(self) -> InputGuard:
+        """Return the guard of all inputs."""
+        return InputGuard(drop_unbound(self.checks, self._bound), checked_ranges(self.program.symbols))
+
+    def _access(self, node: Any, key: Any) -> fx.Node:
+        if isinstance(key, Leaves):
+            return self.graph.create_node("call_function", pytree.tree_leaves, (node,))
+        return self.graph.create_node("call_function", operator.getitem, (node, key))
+
+    def _walk(
+        self,
+        spec: pytree.TreeSpec,
+        number: int,
+        name: str,
+        path: tuple[Any, ...],
+        accesses: list[_Access],
+    ) -> None:
+        if spec.is_leaf():
+            self._leaf(number, name, path, accesses)
+            return
+        children = spec.children()
+        type_ = spec.type
+        keys: list[Any]
+        if type_ in (tuple, list) or type_ is pytree.namedtuple or hasattr(type_, "_fields"):
+            keys = list(range(len(children)))
+            names = [f"{name}[{i}]" for i in keys]
+        elif type_ is dict or getattr(type_, "__name__", "") in ("OrderedDict", "defaultdict"):
+            keys = list(spec.context[1] if getattr(type_, "__name__", "") == "defaultdict" else spec.context)
+            names = [f"{name}[{key!r}]" for key in keys]
+        else:
+            flatten = Leaves()
+            self.checks.append(Check(name, number, (*path, flatten), length=spec.num_leaves))
+            for i in range(spec.num_leaves):
+                self._leaf(number, f"{name}.{i}", (*path, flatten, i), accesses)
+            return
+        self.checks.append(Check(name, number, path, length=len(children)))
+        for key, child, child_name in zip(keys, children, names, strict=True):
+            self._walk(child, number, child_name, (*path, key), accesses)
+
+    def _leaf(
+        self, number: int, name: str, path: tuple[Any, ...], accesses: list[_Access]
+    ) -> None:
+        leaf = next(self._pending, None)
+        if leaf is None:
+            raise CodegenError("the calling convention has fewer input leaves than its structure")
+        if leaf.value is None:
+            if isinstance(leaf.constant, _LITERALS):
+                self.checks.append(Check(name, number, path, constant=(leaf.constant,)))
+            return
+        type_ = self.program.graph.inputs[leaf.value].type
+        self.checks.append(tensor_check(name, number, path, type_, self._bound))
+        accesses.append((leaf.value, number, path))
+
+
+def native_structure(spec: pytree.TreeSpec, leaves: Iterator[Any]) -> Any:
+    """Return the result as nested tuples, lists, dicts and named tuples; NotImplemented where it has other types."""
+    if spec.is_leaf():
+        return next(leaves)
+    children = [native_structure(child, leaves) for child in spec.children()]
+    if any(child is NotImplemented for child in children):
+        return NotImplemented
+    if spec.type is tuple:
+        return tuple(children)
+    if spec.type is list:
+        return children
+    if spec.type is dict:
+        return dict(zip(spec.context, children, strict=True))
+    if spec.type is pytree.namedtuple:
+        return spec.context(*children)
+    return NotImplemented
+

@@ -1,0 +1,295 @@
+"""The emitter: a program becomes an `fx.GraphModule` that reads like a module a person wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from compiler.codegen.convention import Inputs, native_structure
+from compiler.codegen.forms import ModuleForm, module_form, own_location
+from compiler.codegen.regions import emit_region
+from compiler.codegen.scope import Scope
+from compiler.codegen.tree import ModuleTree
+from compiler.codegen.weights import Weights, names_of, weight_of
+from compiler.fused_modules import ScaledDotProductAttention
+from compiler.graphmodule import EmittedModule
+from compiler.parameter_map import Entry, ParameterMap
+from ir.aliasing import may_alias_operands
+from ir.core import Operation, Value
+from ir.errors import CodegenError
+from ir.nn_ops import decode_call
+from ir.program import Program, Weight
+
+_INVENTED = {
+    "aten.dropout": "dropout",
+    "aten.feature_dropout": "feature_dropout",
+    "aten.alpha_dropout": "alpha_dropout",
+    "aten.feature_alpha_dropout": "feature_alpha_dropout",
+    "aten.scaled_dot_product_attention": "scaled_dot_product_attention",
+    "aten.batch_norm": "batch_norm",
+    "nn.multihead_attention": "multihead_attention",
+}
+"""Operators that need a module though the original had none at a path of its own, and the module's name."""
+
+
+@attrs.frozen(eq=False)
+class Emitted:
+    """What a program was emitted as."""
+
+    module: fx.GraphModule
+    parameter_map: ParameterMap
+
+
+def emit(program: Program) -> Emitted:
+    """Return the module of a program, and where its parameters come from.
+
+    Operations become `nn` modules at the paths of the original where the original had a module, and functions
+    elsewhere; fused regions become modules with their parts as children. Every parameter and buffer is a new object
+    over the storage of the original one; tied weights stay one. In-place variants of modules (`nn.ReLU(inplace=True)`)
+    are emitted out of place: the IR is functional, and what another module may still read cannot be told at a path.
+
+    The program is not changed and may be emitted again.
+
+    Raises:
+        CodegenError: when an operation cannot be written as Python.
+    """
+    return _Emitter(program).emit()
+
+
+class ProgramScope(Scope):
+    """The graph of the whole program."""
+
+    def __init__(self, program: Program, tree: ModuleTree) -> None:
+        super().__init__(tree, program.graph.inputs)
+        self.program = program
+        self.targets: list[tuple[fx.Node, Weight]] = []
+        """Reads of weights, whose keys are known when all modules are placed."""
+
+    def find(self, value: Value | None) -> Weight | None:
+        """Return the weight that a value is, or None."""
+        weight = weight_of(value)
+        return None if weight is None or weight in self.tree.weights.inlined else weight
+
+    def missing(self, value: Value) -> Any:
+        """Read a weight."""
+        weight = weight_of(value)
+        if weight is None:
+            raise CodegenError(f"{value!r} is used before it is computed", remedy="run the verifier on the program")
+        if weight in self.tree.weights.inlined:
+            return self._derive(weight)
+        node = self.graph.create_node("get_attr", weight.name, name=weight.name.replace(".", "_"))
+        self.targets.append((node, weight))
+        return node
+
+    def _derive(self, weight: Weight) -> Any:
+        """Compute a derived weight in `forward`, since its source is trained as well."""
+        assert weight.derivation is not None
+        program: Program = weight.derivation.program
+        sources = self.tree.weights.sources(weight)
+        for value, source in zip(program.graph.inputs, sources, strict=True):
+            self.env[value] = self.value(source.value)
+        for op in program.graph.operations():
+            self.operation(op)
+        (output,) = program.graph.outputs
+        assert output is not None
+        return self.value(output)
+
+    def module_call(self, op: Operation) -> Any:
+        """Call the module of the original that computes `op`, or one that its mode demands."""
+        if op.name == "nn.opaque":
+            return self._opaque(op)
+        form = module_form(op, self.find)
+        if form is None:
+            return None
+        home, own = self._place_of(op, form)
+        if home is None:
+            return None
+        key = ("operation", home, form.key)
+        path = self.tree.find(key) if own else None
+        if path is None:
+            path = self.tree.place(self.tree.make(form, home), home, own=own, key=key if own else None)
+            self.tree.register_form(path, form, home if own else None)
+        return self.call_form(path, form)
+
+    def _place_of(self, op: Operation, form: ModuleForm) -> tuple[str | None, bool]:
+        """Return the path for a form, and whether it is the original's; (None, …) where a function is right."""
+        if form.slots:
+            home = self.tree.home(form, op.location.parts)
+            if home is not None:
+                return home, True
+            # a call of a function has no mode, and F.batch_norm no cumulative average
+            needed = op.name == "nn.multihead_attention" or (
+                op.name == "aten.batch_norm" and form.counter and op.attributes["momentum"] is None
+            )
+        else:
+            location = own_location(op, form)
+            if location is not None and op.name != "aten.scaled_dot_product_attention":
+                return location.module_path, True
+            needed = op.name in _INVENTED and form.training is not None
+            if form.cls is ScaledDotProductAttention:
+                needed = bool(op.attributes["train_dropout_p"])
+        if not needed:
+            return None, False
+        parent = op.location.module_path
+        name = _INVENTED[op.name]
+        return (f"{parent}.{name}" if parent else name), False
+
+    def training_flag(self, op: Operation) -> Any:
+        """Read the mode of the module that the operation is in."""
+        path = self.tree.container(op.location.module_path)
+        target = f"{path}.training" if path else "training"
+        node = self._attributes.get(target)
+        if node is None:
+            node = self.graph.create_node("get_attr", target)
+            self._attributes[target] = node
+        return node
+
+    def _opaque(self, op: Operation) -> Any:
+        callee = str(op.attributes["callee"])
+        function = self.program.opaques.get(callee)
+        if function is None:
+            raise CodegenError(f"the program has no callable {callee!r}", location=op.location)
+        operands = [None if v is None else self.value(v) for v in op.operand_list("args")]
+        args, kwargs = decode_call(
+            op.attributes["spec"], operands, lambda leaf: self.size(leaf) if hasattr(leaf, "free_symbols") else leaf
+        )
+        if isinstance(function, nn.Module):
+            key = ("opaque", callee)
+            path = self.tree.find(key)
+            if path is None:
+                path = self.tree.place(function, callee, own=True, key=key)
+                self.tree.register_opaque(path, callee, function)
+            node = self.graph.create_node("call_module", path, tuple(args), kwargs)
+        else:
+            node = self.call(function, tuple(args), kwargs)
+        # what a callable returns is known by its leaves
+        return self.call(pytree.tree_leaves, (node,))
+
+
+class _Emitter:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.weights = Weights(program)
+        self.tree = ModuleTree(program, self.weights)
+        self.scope = ProgramScope(program, self.tree)
+        self.out_spec: pytree.TreeSpec | None = None
+
+    def emit(self) -> Emitted:
+        program, scope = self.program, self.scope
+        inputs = Inputs(program, scope.graph)
+        for value, node in zip(program.graph.inputs, inputs.build(), strict=True):
+            scope.env[value] = node
+        for op in program.graph.operations():
+            if op.body is not None:
+                emit_region(op, scope)
+            else:
+                scope.operation(op)
+        result = self._outputs()
+        scope.graph.output(result)
+        for node, weight in scope.targets:
+            node.target = self.tree.weight_key(weight)
+        root = nn.Module()
+        self.tree.finish(root)
+        root.add_module("_guard", inputs.guard())
+        root.training = program.module_modes.get("", False)
+        root._guard.training = root.training  # type: ignore[assignment,union-attr]
+        if self.out_spec is not None:
+            root.__dict__["_out_spec"] = self.out_spec
+        module = EmittedModule(root, scope.graph, self._class_name())
+        if self.out_spec is not None:
+            module.__dict__["_out_spec"] = self.out_spec
+        locked = program.meta.get("mode_locked")
+        if locked:
+            module._mode_locked = locked if isinstance(locked, str) else "the captured graph holds for one mode only"
+        return Emitted(module, self._parameter_map(module))
+
+    def _class_name(self) -> str:
+        name = self.program.location.class_name
+        return name if name.isidentifier() else "GraphModule"
+
+    # ---- results ----
+
+    def _outputs(self) -> Any:
+        """Add the writes to buffers and inputs, and return the structure of the result."""
+        convention, outputs = self.program.convention, self.program.graph.outputs
+        written: dict[Value, None] = {}
+        for mutation in convention.mutations:
+            target = self._written(mutation.buffer, mutation.input)
+            written[target] = None
+        nodes = [None if v is None else self._before_writes(v, written) for v in outputs]
+        for mutation in convention.mutations:
+            target = self._written(mutation.buffer, mutation.input)
+            value = nodes[mutation.output]
+            if mutation.buffer is not None:
+                value = self.scope.method("detach", (value,))
+            # an operator, not a method: fx must see that it has an effect
+            self.scope.call(torch.ops.aten.copy_.default, (self.scope.value(target), value))
+        if convention.outputs:
+            leaves = [leaf.constant if leaf.value is None else nodes[leaf.value] for leaf in convention.outputs]
+        else:
+            leaves = nodes[: len(nodes) - len(convention.mutations)]
+        if convention.out_spec is None:
+            return leaves[0] if len(leaves) == 1 else tuple(leaves)
+        result = native_structure(convention.out_spec, iter(leaves))
+        if result is NotImplemented:
+            self.out_spec = convention.out_spec
+            spec = self.scope.graph.create_node("get_attr", "_out_spec")
+            result = self.scope.call(pytree.tree_unflatten, (leaves, spec))
+        return result
+
+    def _written(self, buffer: str | None, number: int | None) -> Value:
+        if buffer is not None:
+            weight = self.weights.by_name.get(buffer)
+            if weight is None:
+                raise CodegenError(f"the program writes {buffer!r}, which is no weight of it")
+            return weight.value
+        assert number is not None
+        return self.program.graph.inputs[number]
+
+    def _before_writes(self, value: Value, written: dict[Value, None]) -> Any:
+        """Return the node of an output; a copy where the value would be changed by a write at the end of the call."""
+        node = self.scope.value(value)
+        pending, seen = [value], {value: None}
+        while pending and written:
+            root = pending.pop()
+            if root in written:
+                return self.scope.method("clone", (node,))
+            op = root.defining_op
+            if op is not None and may_alias_operands(op.opdef):
+                pending.extend(v for v in op.operand_values if v not in seen)
+                seen.update(dict.fromkeys(op.operand_values))
+        return node
+
+    # ---- the map ----
+
+    def _parameter_map(self, module: nn.Module) -> ParameterMap:
+        entries: dict[str, Entry] = {}
+        persistent: dict[str, None] = {}
+        constants: dict[str, torch.Tensor] = {}
+        for key, weight in self.tree.key_weights.items():
+            if weight.derivation is not None:
+                entries[key] = Entry(weight.derivation.sources, derivation=weight.derivation)
+                for source in self.weights.sources(weight):
+                    if source.data is not None and not self.tree.is_persistent(source):
+                        constants[source.name] = source.data
+            else:
+                name = self.tree.keys[key]
+                entries[key] = Entry((name,), tuple(n for n in names_of(weight) if n != name))
+            if self.tree.is_persistent(weight):
+                persistent[key] = None
+        for key, name in self.tree.opaque_keys.items():
+            entries[key] = Entry((name,))
+            persistent[key] = None
+        ordered = dict.fromkeys(name for name, _ in module.named_parameters(remove_duplicate=False))
+        ordered.update(dict.fromkeys(name for name, _ in module.named_buffers(remove_duplicate=False)))
+        return ParameterMap(
+            {key: entries[key] for key in ordered if key in entries},
+            originals=(*self.weights.by_name, *self.tree.opaque_keys.values()),
+            persistent=frozenset(persistent),
+            constants=constants,
+        )
+

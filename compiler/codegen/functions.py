@@ -1,0 +1,412 @@
+"""Operations as function and method calls that a person would write."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import sympy
+import torch
+from torch import nn
+
+from ir.attributes import Attribute, Ref, attributes_equal, iter_leaves, map_leaves
+from ir.core import Operation, Value
+from ir.opdef import ParamKind
+from ir.types import Dim, TensorType, shapes_equal, simplify_dim
+
+F = nn.functional
+
+
+class CallScope(Protocol):
+    """What the functions here need of the graph that is being built."""
+
+    def value(self, value: Value) -> Any:
+        """Return the node of a value."""
+
+    def size(self, expr: Any) -> Any:
+        """Return the node of a symbolic size."""
+
+    def call(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        """Add a call of a function."""
+
+    def method(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        """Add a call of a method; the first argument is the object."""
+
+    def attribute_like(self, op: Operation, name: str) -> Any:
+        """Return what to write for the `device` or `dtype` of a tensor that `op` creates."""
+
+    def training_flag(self, op: Operation) -> Any:
+        """Return what to write for a training flag that follows the mode of the module."""
+
+
+Emit = Callable[[CallScope, Operation], Any]
+
+_SPECIAL: dict[str, Emit] = {}
+
+
+def emit_function(scope: CallScope, op: Operation) -> Any:
+    """Add the call for `op` and return its node; where the operator returns several results, that of their tuple."""
+    special = _SPECIAL.get(op.name)
+    if special is not None:
+        node = special(scope, op)
+        if node is not NotImplemented:
+            return node
+    target = _FUNCTIONS.get(op.name)
+    if target is None:
+        target = op.opdef.target
+    args, kwargs = arguments(scope, op)
+    assert target is not None, op
+    return scope.call(target, args, kwargs)
+
+
+def arguments(scope: CallScope, op: Operation) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of the operator's schema, leaving out those that have their default value."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    gap = False
+    grouped = iter(op.grouped_operands())
+    for param in op.opdef.params:
+        if param.extra:
+            continue
+        if param.kind is ParamKind.ATTRIBUTE:
+            attribute = op.attributes[param.name]
+            if param.has_default and attributes_equal(attribute, param.default):
+                gap = True
+                continue
+            value = resolve(scope, op, attribute)
+            if param.name in ("device", "dtype"):
+                like = scope.attribute_like(op, param.name)
+                value = value if like is None else like
+        else:
+            entry: Any = next(grouped)
+            if entry is None and (param.has_default or param.kind is ParamKind.OPTIONAL):
+                gap = True
+                if not param.has_default:
+                    kwargs[param.name] = None
+                continue
+            if isinstance(entry, tuple):
+                value = [None if v is None else scope.value(v) for v in entry]
+            else:
+                value = scope.value(entry)
+        if gap or param.keyword_only:
+            kwargs[param.name] = value
+        else:
+            args.append(value)
+    return tuple(args), kwargs
+
+
+def resolve(scope: CallScope, op: Operation, attribute: Attribute) -> Any:
+    """Return an attribute as an argument: symbolic sizes and values become nodes, tuples become lists."""
+
+    def leaf(item: Any) -> Any:
+        if type(item) is Ref:
+            operand = op.operands[item.index]
+            assert operand is not None
+            return scope.value(operand)
+        return scope.size(item) if isinstance(item, sympy.Basic) else item
+
+    value = map_leaves(attribute, leaf)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _special(*names: str) -> Callable[[Emit], Emit]:
+    def add(emit: Emit) -> Emit:
+        for name in names:
+            _SPECIAL[name] = emit
+        return emit
+
+    return add
+
+
+_INFIX: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "bitwise_and": operator.and_,
+    "bitwise_or": operator.or_,
+    "bitwise_xor": operator.xor,
+    "remainder": operator.mod,
+    "floor_divide": operator.floordiv,
+}
+
+
+def _emit_infix(scope: CallScope, op: Operation) -> Any:
+    if any(name == "alpha" and not attributes_equal(value, 1) for name, value in op.attributes.items()):
+        return NotImplemented
+    operands = [scope.value(v) for v in op.operands[: op.num_schema_operands] if v is not None]
+    if len(operands) == 1:
+        other = resolve(scope, op, op.attributes["other"])
+        operands.append(other)
+    return scope.call(_INFIX[op.opdef.short_name], tuple(operands))
+
+
+for _name in _INFIX:
+    for _overload in ("Tensor", "Scalar", "default"):
+        _SPECIAL[f"aten.{_name}" + ("" if _overload == "default" else f".{_overload}")] = _emit_infix
+
+
+@_special("aten.neg", "aten.bitwise_not")
+def _emit_prefix(scope: CallScope, op: Operation) -> Any:
+    target = operator.neg if op.opdef.short_name == "neg" else operator.invert
+    return scope.call(target, (_first(scope, op),))
+
+
+@_special("aten.rsub.Scalar", "aten.rsub.Tensor")
+def _emit_rsub(scope: CallScope, op: Operation) -> Any:
+    if not attributes_equal(op.attributes.get("alpha", 1), 1):
+        return NotImplemented
+    other = op.operands[1] if op.name.endswith("Tensor") else None
+    left = resolve(scope, op, op.attributes["other"]) if other is None else scope.value(other)
+    return scope.call(operator.sub, (left, _first(scope, op)))
+
+
+@_special("aten.pow.Tensor_Scalar")
+def _emit_power(scope: CallScope, op: Operation) -> Any:
+    return scope.call(operator.pow, (_first(scope, op), resolve(scope, op, op.attributes["exponent"])))
+
+
+def _first(scope: CallScope, op: Operation) -> Any:
+    value = op.operands[0]
+    assert value is not None
+    return scope.value(value)
+
+
+@_special("aten.reshape")
+def _emit_reshape(scope: CallScope, op: Operation) -> Any:
+    value = op.operands[0]
+    assert value is not None
+    span = flattened_span(value.type, op.result.type) if "shape" in op.attributes else None
+    if span is not None:
+        start, end = span
+        return scope.call(torch.flatten, (scope.value(value), start) if end == -1 else (scope.value(value), start, end))
+    return scope.method("reshape", (scope.value(value), *resolve(scope, op, op.attributes["shape"])))
+
+
+@_special("aten.flatten.using_ints")
+def _emit_flatten(scope: CallScope, op: Operation) -> Any:
+    start, end = op.attributes["start_dim"], op.attributes["end_dim"]
+    return scope.call(torch.flatten, (_first(scope, op), start) if end == -1 else (_first(scope, op), start, end))
+
+
+def flattened_span(source: Any, target: Any) -> tuple[int, int] | None:
+    """Return (start, end) where a reshape from type `source` to `target` is `torch.flatten(x, start, end)`, or None.
+
+    `end` is -1 where the last dimensions are merged. Merging must take in at least two dimensions.
+    """
+    if not isinstance(source, TensorType) or not isinstance(target, TensorType):
+        return None
+    a, b = source.shape, target.shape
+    if a is None or b is None or None in a or None in b or len(b) >= len(a) or not b:
+        return None
+    merged = len(a) - len(b) + 1
+    for start in range(len(b)):
+        size: Dim = 1
+        for dim in a[start : start + merged]:
+            assert dim is not None
+            size = size * dim
+        if shapes_equal((*a[:start], simplify_dim(size), *a[start + merged :]), b):
+            end = start + merged - 1
+            return start, -1 if end == len(a) - 1 else end
+    return None
+
+
+# Operators that read best as methods: schema name -> (method, names of the attributes in order; * unpacks a list)
+_METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "aten.view": ("view", ("*size",)),
+    "aten.permute": ("permute", ("*dims",)),
+    "aten.transpose.int": ("transpose", ("dim0", "dim1")),
+    "aten.t": ("t", ()),
+    "aten.unsqueeze": ("unsqueeze", ("dim",)),
+    "aten.squeeze.dim": ("squeeze", ("dim",)),
+    "aten.expand": ("expand", ("*size",)),
+    "aten.repeat": ("repeat", ("*repeats",)),
+    "aten.type_as": ("type_as", ()),
+    "aten.expand_as": ("expand_as", ()),
+    "aten.detach": ("detach", ()),
+}
+
+
+def _emit_method(scope: CallScope, op: Operation) -> Any:
+    name, attributes = _METHODS[op.name]
+    implied = [k for k in op.attributes if k not in attributes and f"*{k}" not in attributes]
+    if any(not attributes_equal(op.attributes[k], op.opdef.defaults.get(k)) for k in implied):
+        return NotImplemented
+    args = [scope.value(v) for v in op.operands[: op.num_schema_operands] if v is not None]
+    for attribute in attributes:
+        value = resolve(scope, op, op.attributes[attribute.lstrip("*")])
+        if attribute.startswith("*"):
+            args.extend(value)
+        else:
+            args.append(value)
+    return scope.method(name, tuple(args))
+
+
+for _name in _METHODS:
+    _SPECIAL[_name] = _emit_method
+
+
+@_special("aten.contiguous", "aten.clone")
+def _emit_copy(scope: CallScope, op: Operation) -> Any:
+    format_ = op.attributes["memory_format"]
+    default = attributes_equal(format_, op.opdef.defaults["memory_format"])
+    return scope.method(op.opdef.short_name, (_first(scope, op),), {} if default else {"memory_format": format_})
+
+
+@_special("aten.to.dtype")
+def _emit_cast(scope: CallScope, op: Operation) -> Any:
+    a = op.attributes
+    if a["non_blocking"] or a["copy"] or a["memory_format"] is not None:
+        return NotImplemented
+    return scope.method("to", (_first(scope, op), a["dtype"]))
+
+
+@_special("aten.slice.Tensor", "aten.select.int")
+def _emit_index(scope: CallScope, op: Operation) -> Any:
+    a = op.attributes
+    dim = a["dim"]
+    rank = op.operands[0].type.rank if op.operands[0] and isinstance(op.operands[0].type, TensorType) else None
+    if not isinstance(dim, int):
+        return NotImplemented
+    if dim < 0 and rank is not None:
+        dim += rank
+    if dim < 0:
+        return NotImplemented
+    if op.opdef.short_name == "select":
+        item = resolve(scope, op, a["index"])
+    else:
+        start, end, step = (resolve(scope, op, a[key]) for key in ("start", "end", "step"))
+        if isinstance(step, int) and step <= 0:
+            return NotImplemented
+        # the schema writes "to the end" as the greatest number
+        whole = isinstance(end, int) and end >= sys.maxsize
+        item = slice(None if _is_zero(start) else start, None if whole else end, None if _is_one(step) else step)
+    index = (slice(None, None, None),) * dim + (item,)
+    return scope.call(operator.getitem, (_first(scope, op), index if dim else item))
+
+
+def _is_zero(value: Any) -> bool:
+    return type(value) is int and value == 0
+
+
+def _is_one(value: Any) -> bool:
+    return type(value) is int and value == 1
+
+
+@_special("aten.einsum")
+def _emit_einsum(scope: CallScope, op: Operation) -> Any:
+    if op.attributes.get("path") is not None:
+        return NotImplemented
+    tensors = [scope.value(v) for v in op.operand_list("tensors") if v is not None]
+    return scope.call(torch.einsum, (op.attributes["equation"], *tensors))
+
+
+@_special("aten.batch_norm")
+def _emit_batch_norm(scope: CallScope, op: Operation) -> Any:
+    a = op.attributes
+    names = ("input", "running_mean", "running_var", "weight", "bias")
+    values = [op.operand(name) for name in names]
+    args = [None if v is None else scope.value(v) for v in values]
+    training = scope.training_flag(op) if a.get("follows_mode", True) and values[1] is not None else a["training"]
+    if a["momentum"] is None:
+        return NotImplemented
+    kwargs = {"training": training, "momentum": a["momentum"], "eps": a["eps"]}
+    return scope.call(F.batch_norm, tuple(args), kwargs)
+
+
+_DROPOUT_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "aten.dropout": F.dropout,
+    "aten.alpha_dropout": F.alpha_dropout,
+    "aten.feature_alpha_dropout": F.feature_alpha_dropout,
+    "aten.feature_dropout": torch.feature_dropout,
+}
+
+
+@_special(*_DROPOUT_FUNCTIONS)
+def _emit_dropout(scope: CallScope, op: Operation) -> Any:
+    a = op.attributes
+    train = scope.training_flag(op) if a.get("follows_mode", True) else a["train"]
+    return scope.call(_DROPOUT_FUNCTIONS[op.name], (_first(scope, op), resolve(scope, op, a["p"]), train))
+
+
+@_special("aten.split_with_sizes", "aten.split.Tensor", "aten.split.sizes")
+def _emit_split(scope: CallScope, op: Operation) -> Any:
+    sizes = next(v for k, v in op.attributes.items() if k.startswith("split_size"))
+    dim = op.attributes["dim"]
+    args = (_first(scope, op), resolve(scope, op, sizes))
+    return scope.call(torch.split, args, {"dim": dim} if dim != 0 else {})
+
+
+def _is_mode_dependent(op: Operation) -> bool:
+    return bool(op.attributes.get("train_dropout_p"))
+
+
+_FUNCTIONAL = (
+    "linear",
+    "gelu",
+    "silu",
+    "mish",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "leaky_relu",
+    "relu6",
+    "softplus",
+    "adaptive_avg_pool2d",
+    "max_pool2d",
+    "avg_pool2d",
+    "layer_norm",
+    "group_norm",
+    "pad",
+    "one_hot",
+    "scaled_dot_product_attention",
+    "glu",
+)
+"""Functions of torch.nn.functional that take the arguments of the operator's schema in the same order."""
+
+_TORCH = (
+    "relu sigmoid tanh softmax.int log_softmax.int selu exp log log2 log1p expm1 sqrt rsqrt square abs sin cos erf floor"
+    " ceil round sign reciprocal maximum minimum isnan isinf logical_and logical_or logical_not logical_xor matmul bmm mm"
+    " addmm baddbmm outer cat stack chunk unbind.int sum sum.dim_IntList mean mean.dim amax amin argmax argmin cumsum"
+    " prod prod.dim_int logsumexp max max.dim max.other min min.dim min.other any any.dim all all.dim var.correction"
+    " std.correction clamp clamp.Tensor clamp_min clamp_max where.self where.ScalarSelf where.ScalarOther where.Scalar"
+    " pow.Tensor_Tensor pow.Scalar atan2 gather index_select masked_fill.Scalar masked_fill.Tensor tril triu roll flip"
+    " sort topk tile movedim.int movedim.intlist pixel_shuffle pixel_unshuffle channel_shuffle zeros_like ones_like"
+    " full_like arange arange.start arange.start_step zeros ones full linspace prelu rms_norm conv1d conv2d conv3d"
+    " conv1d.padding conv2d.padding conv3d.padding conv_transpose1d conv_transpose2d.input conv_transpose3d.input"
+    " embedding dot mv diff nan_to_num atan tan asin acos sinh cosh trunc frac lerp.Scalar"
+    " lerp.Tensor addcmul addcdiv scatter.src scatter.value scatter_add unfold_copy broadcast_to"
+).split()
+"""Functions of `torch` with the very arguments of the operator's schema."""
+
+
+def _functions() -> Mapping[str, Callable[..., Any]]:
+    table: dict[str, Callable[..., Any]] = {}
+    for name in _TORCH:
+        short = name.partition(".")[0]
+        if hasattr(torch, short):
+            table[f"aten.{name}"] = getattr(torch, short)
+    for name in _FUNCTIONAL:
+        table[f"aten.{name}"] = getattr(F, name)
+    return table
+
+
+_FUNCTIONS = _functions()
+
+
+def follows_mode_without_module(op: Operation) -> bool:
+    """Whether attention drops out in training only: that takes a module, since a call has no mode."""
+    return _is_mode_dependent(op)
+
+
+def symbolic_leaves(op: Operation) -> list[sympy.Basic]:
+    """Return the symbolic sizes among an operation's attributes."""
+    return [leaf for a in op.attributes.values() for leaf in iter_leaves(a) if isinstance(leaf, sympy.Basic)]

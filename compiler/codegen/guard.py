@@ -1,0 +1,287 @@
+"""The check that an emitted module makes of its arguments before it computes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import sympy
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from ir.errors import InputError
+from ir.program import SymbolRange
+from ir.types import Dim, ScalarType, TensorType, Type
+
+Polynomial = tuple[Any, ...]
+"""`("sym", name)`, `("int", n)`, `("add", a, b, …)`, `("mul", a, b, …)` or `("pow", a, n)`; plain data, which traces."""
+
+
+def polynomial_of(dim: sympy.Expr) -> Polynomial | None:
+    """Return a dimension as nested tuples, or None where it is no polynomial with integer coefficients."""
+    if dim.is_Symbol:
+        return ("sym", dim.name)
+    if dim.is_Integer:
+        return ("int", int(dim))
+    if isinstance(dim, sympy.Pow) and dim.exp.is_Integer and dim.exp > 0:
+        base = polynomial_of(dim.base)
+        return None if base is None else ("pow", base, int(dim.exp))
+    if isinstance(dim, (sympy.Add, sympy.Mul)):
+        parts = [polynomial_of(arg) for arg in dim.args]
+        if None not in parts:
+            return ("add" if isinstance(dim, sympy.Add) else "mul", *parts)
+    return None
+
+
+def evaluate_polynomial(polynomial: Polynomial, sizes: Mapping[str, Any]) -> Any:
+    """Return the value of a polynomial where each symbol has the size given."""
+    kind = polynomial[0]
+    if kind == "sym":
+        return sizes[polynomial[1]]
+    if kind == "int":
+        return polynomial[1]
+    if kind == "pow":
+        return evaluate_polynomial(polynomial[1], sizes) ** polynomial[2]
+    total = 0 if kind == "add" else 1
+    for part in polynomial[1:]:
+        value = evaluate_polynomial(part, sizes)
+        total = total + value if kind == "add" else total * value
+    return total
+
+
+def linear_solution(dim: sympy.Expr) -> tuple[sympy.Symbol, int, int] | None:
+    """Return (symbol, a, b) where `dim` is a*symbol + b, or None."""
+    symbols = sorted(dim.free_symbols, key=lambda s: s.name)
+    if len(symbols) != 1:
+        return None
+    symbol = symbols[0]
+    b, a = dim.subs(symbol, 0), dim.coeff(symbol, 1)
+    if sympy.expand(a * symbol + b - dim) != 0 or not (a.is_Integer and sympy.sympify(b).is_Integer and a != 0):
+        return None
+    return symbol, int(a), int(b)
+
+
+@attrs.frozen
+class Leaves:
+    """The step of a path into an object that pytree knows and Python cannot index."""
+
+
+@attrs.frozen
+class Check:
+    """What is checked of one leaf of the arguments."""
+
+    name: str
+    """As a user writes it: `x`, `cache['k']`."""
+    parameter: int
+    """Number of the parameter of `forward`."""
+    path: tuple[Any, ...] = ()
+    """Keys that lead from the parameter to the leaf."""
+    expected: str = ""
+    """Text of the expected type."""
+    shape: tuple[int, ...] | None = None
+    """The shape, where it is known and all its dimensions are ints."""
+    rank: int | None = None
+    dims: tuple[tuple[int, Polynomial], ...] = ()
+    """Dimensions to compare, where the shape is not static: (number, expected size)."""
+    binds: tuple[tuple[int, str, int, int], ...] = ()
+    """Dimensions that give symbols their sizes: (number, symbol, a, b) where the size is a*symbol + b."""
+    dtype: torch.dtype | None = None
+    length: int | None = None
+    """For a container instead of a tensor: how many entries it has."""
+    constant: tuple[Any, ...] = ()
+    """For an argument that is no tensor: the value the capture fixed, as a tuple of one."""
+    scalar: bool = False
+    """Whether the leaf is a number that the program takes at run time."""
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "bool"
+    return "float" if dtype.is_floating_point else "complex" if dtype.is_complex else "int"
+
+
+class InputGuard(nn.Module):
+    """Raises an InputError where arguments do not fit the types that a program was compiled for.
+
+    Sizes and the equalities between them are checked exactly. Of a dtype only its kind (float, complex, int, bool)
+    is, so a module converted with `.to(torch.float64)` takes float64 inputs. What was unknown at compile time is not
+    checked.
+    """
+
+    # fx removes calls whose result nobody uses, unless the module says that it has an effect
+    _is_impure = True
+
+    def __init__(self, checks: Sequence[Check], ranges: Sequence[tuple[str, int, int | None]]) -> None:
+        super().__init__()
+        self.checks = tuple(checks)
+        self.ranges = tuple(ranges)
+        # Everything that is one tensor of one known shape goes through a loop as short as can be.
+        self._static = tuple(
+            (c.parameter, c.shape, c.dtype, c) for c in self.checks if c.shape is not None and not c.path
+        )
+        self._others = tuple(c for c in self.checks if c.shape is None or c.path)
+
+    def forward(self, *parameters: Any) -> None:
+        """Check the arguments of the module's `forward`, in the order of its parameters.
+
+        Raises:
+            InputError: naming the argument, what was expected and what was given.
+        """
+        for number, shape, dtype, check in self._static:
+            value = parameters[number]
+            if not isinstance(value, torch.Tensor) or value.shape != shape or value.dtype != dtype:
+                self._check_tensor(check, value, {})
+        if self._others:
+            sizes: dict[str, Any] = {}
+            for check in self._others:
+                self._check(check, parameters, sizes)
+            for name, lower, upper in self.ranges:
+                if name in sizes and (sizes[name] < lower or (upper is not None and sizes[name] > upper)):
+                    limit = f"at least {lower}" if upper is None else f"in [{lower}, {upper}]"
+                    raise InputError(
+                        f"the size `{name}` of the inputs is {sizes[name]}, and must be {limit}",
+                        remedy="compile with a wider range in `dynamic_shapes=`",
+                    )
+            for check in self._others:
+                if check.dims:
+                    self._check_dims(check, parameters, sizes)
+
+    def _check(self, check: Check, parameters: tuple[Any, ...], sizes: dict[str, Any]) -> None:
+        value = parameters[check.parameter]
+        if isinstance(value, fx.Proxy):
+            return  # traced symbolically: there is nothing to compare, and no branch may depend on it
+        value = _leaf(check, value)
+        if check.length is not None:
+            if not hasattr(value, "__len__") or len(value) != check.length:
+                raise _mismatch(check, f"has {_count(value)}", f"{check.length} entries")
+        elif check.constant:
+            if type(value) is not type(check.constant[0]) or value != check.constant[0]:
+                raise InputError(
+                    f"argument `{check.name}` is {value!r}, but the program was compiled for {check.constant[0]!r}",
+                    remedy="transform the model with this value among the example inputs",
+                )
+        elif check.scalar:
+            if isinstance(value, torch.Tensor):
+                raise _mismatch(check, f"is a {type(value).__name__}", check.expected)
+            for _, symbol, a, b in check.binds:
+                sizes[symbol] = (value - b) // a
+        else:
+            self._check_tensor(check, value, sizes)
+
+    def _check_tensor(self, check: Check, value: Any, sizes: dict[str, Any]) -> None:
+        if isinstance(value, fx.Proxy):
+            return
+        if not isinstance(value, torch.Tensor):
+            raise _mismatch(check, f"is a {type(value).__name__}", check.expected)
+        if check.dtype is not None and value.dtype != check.dtype and _kind(value.dtype) != _kind(check.dtype):
+            raise _mismatch(check, f"has dtype {value.dtype}", check.expected)
+        if check.shape is not None:
+            if value.shape != check.shape:
+                raise _mismatch(check, f"has shape {list(value.shape)}", check.expected)
+            return
+        if check.rank is not None and value.dim() != check.rank:
+            raise _mismatch(check, f"has {value.dim()} dimensions", check.expected)
+        for number, symbol, a, b in check.binds:
+            sizes[symbol] = (value.shape[number] - b) // a
+
+    def _check_dims(self, check: Check, parameters: tuple[Any, ...], sizes: dict[str, Any]) -> None:
+        value = parameters[check.parameter]
+        if isinstance(value, fx.Proxy):
+            return
+        value = _leaf(check, value)
+        for number, polynomial in check.dims:
+            if value.shape[number] != evaluate_polynomial(polynomial, sizes):
+                shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
+                where = f" where {shown}" if shown else ""
+                raise _mismatch(check, f"has shape {list(value.shape)}", check.expected + where)
+
+    def extra_repr(self) -> str:
+        """Return the expected types."""
+        return ", ".join(f"{c.name}: {c.expected}" for c in self.checks if c.expected)
+
+
+def _leaf(check: Check, value: Any) -> Any:
+    for key in check.path:
+        try:
+            value = pytree.tree_leaves(value) if isinstance(key, Leaves) else value[key]
+        except (KeyError, IndexError, TypeError):
+            raise InputError(
+                f"argument `{check.name}` is missing", remedy="pass the same structure as in the example inputs"
+            ) from None
+    return value
+
+
+def _count(value: Any) -> str:
+    return f"{len(value)} entries" if hasattr(value, "__len__") else f"no entries, being a {type(value).__name__}"
+
+
+def _mismatch(check: Check, given: str, expected: str) -> InputError:
+    return InputError(
+        f"input `{check.name}` {given}, but the program was compiled for {expected}",
+        remedy="transform the model with an example like this input, or make the dimensions that vary symbolic"
+        " with `dynamic_shapes=`",
+    )
+
+
+def tensor_check(
+    name: str, parameter: int, path: tuple[Any, ...], type_: Type, bound: dict[sympy.Symbol, None]
+) -> Check:
+    """Return the check of one leaf, and add the symbols whose sizes it gives to `bound`."""
+    if isinstance(type_, ScalarType):
+        scalar_binds: list[tuple[int, str, int, int]] = []
+        if isinstance(type_.value, sympy.Expr) and (found := _binding(type_.value, bound)):
+            scalar_binds.append((0, *found))
+        return Check(name, parameter, path, str(type_), binds=tuple(scalar_binds), scalar=True)
+    if not isinstance(type_, TensorType) or type_.shape is None:
+        dtype = type_.dtype if isinstance(type_, TensorType) else None
+        return Check(name, parameter, path, str(type_), dtype=dtype)
+    shape = type_.shape
+    if all(type(d) is int for d in shape):
+        static = tuple(d for d in shape if isinstance(d, int))
+        return Check(name, parameter, path, str(type_), shape=static, rank=len(shape), dtype=type_.dtype)
+    binds: list[tuple[int, str, int, int]] = []
+    dims: list[tuple[int, Polynomial]] = []
+    for number, dim in enumerate(shape):
+        if isinstance(dim, int):
+            dims.append((number, ("int", dim)))
+        elif dim is not None and (polynomial := polynomial_of(dim)) is not None:
+            found = _binding(dim, bound)
+            if found is not None:
+                binds.append((number, *found))
+            if found is None or found[1:] != (1, 0):
+                dims.append((number, polynomial))
+    return Check(name, parameter, path, str(type_), None, len(shape), tuple(dims), tuple(binds), type_.dtype)
+
+
+def _binding(dim: Dim, bound: dict[sympy.Symbol, None]) -> tuple[str, int, int] | None:
+    """Return how `dim` gives a symbol its size, unless the symbol has one."""
+    solution = linear_solution(dim) if isinstance(dim, sympy.Expr) else None
+    if solution is None or solution[0] in bound:
+        return None
+    symbol, a, b = solution
+    bound[symbol] = None
+    return symbol.name, a, b
+
+
+def checked_ranges(symbols: Mapping[sympy.Symbol, SymbolRange]) -> tuple[tuple[str, int, int | None], ...]:
+    """Return the ranges that a size could break; no size is negative."""
+    return tuple(
+        (symbol.name, range_.lower, range_.upper)
+        for symbol, range_ in symbols.items()
+        if range_.lower > 0 or range_.upper is not None
+    )
+
+
+def drop_unbound(checks: Sequence[Check], bound: Mapping[sympy.Symbol, None]) -> tuple[Check, ...]:
+    """Return the checks without comparisons with symbols that no input gives a size."""
+    names = {symbol.name for symbol in bound}
+
+    def known(polynomial: Polynomial) -> bool:
+        if polynomial[0] == "sym":
+            return polynomial[1] in names
+        return all(known(part) for part in polynomial[1:] if isinstance(part, tuple))
+
+    return tuple(attrs.evolve(c, dims=tuple(d for d in c.dims if known(d[1]))) for c in checks)
+

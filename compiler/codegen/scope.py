@@ -1,0 +1,198 @@
+"""One graph that is being built: values become nodes, operations become calls."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import sympy
+from torch import fx
+from torch.fx.proxy import GraphAppendingTracer
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+from compiler.codegen.forms import ModuleForm
+from compiler.codegen.functions import emit_function
+from compiler.codegen.guard import linear_solution
+from compiler.codegen.tree import ModuleTree
+from compiler.graphmodule import SignatureCodeGen
+from ir.core import Operation, Value
+from ir.errors import CodegenError
+from ir.program import Weight
+from ir.types import ScalarType, TensorType
+
+_CONSTANT_FILLS = ("aten.zeros", "aten.ones", "aten.empty.memory_format")
+
+
+class Scope:
+    """A graph with what its values have become; the base of the whole program's scope and of a region's."""
+
+    def __init__(self, tree: ModuleTree, inputs: tuple[Value, ...]) -> None:
+        self.tree = tree
+        self.inputs = inputs
+        self.graph = fx.Graph()
+        self.graph.set_codegen(SignatureCodeGen(len(inputs)))
+        self.env: dict[Value, Any] = {}
+        self._sizes: dict[sympy.Basic, Any] = {}
+        self._definitions: dict[sympy.Symbol, tuple[Value, int | None, int, int]] = {}
+        self._attributes: dict[str, fx.Node] = {}
+        for bare_only in (True, False):
+            for value in inputs:
+                self._define_symbols(value, bare_only)
+
+    # ---- what subclasses decide ----
+
+    def find(self, value: Value | None) -> Weight | None:
+        """Return the weight that a value of this graph is, or None."""
+        raise NotImplementedError
+
+    def missing(self, value: Value) -> Any:
+        """Return the node of a value that no operation here has computed."""
+        raise NotImplementedError
+
+    def missing_symbol(self, symbol: sympy.Symbol) -> Any:
+        """Return the node of a symbol that no value here defines."""
+        raise CodegenError(
+            f"the size `{symbol}` is used, but no input and no result defines it",
+            remedy="a pass removed the value that defined it; run with verify-each to find out which",
+        )
+
+    def module_call(self, op: Operation) -> Any:
+        """Return a call of a module that computes `op`, or None where it is emitted as a function."""
+        raise NotImplementedError
+
+    def training_flag(self, op: Operation) -> Any:
+        """Return what to write for a training flag that follows the mode of the module."""
+        raise NotImplementedError
+
+    # ---- building ----
+
+    def value(self, value: Value) -> Any:
+        """Return the node of a value."""
+        node = self.env.get(value)
+        if node is None:
+            node = self.env[value] = self.missing(value)
+        return node
+
+    def call(
+        self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> fx.Node:
+        """Add a call of a function."""
+        return self.graph.create_node("call_function", target, args, kwargs or {})
+
+    def method(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
+        """Add a call of a method; the first argument is the object."""
+        return self.graph.create_node("call_method", name, args, kwargs or {})
+
+    def call_form(self, path: str, form: ModuleForm) -> fx.Node:
+        """Add a call of the module at `path`, which was built for `form`."""
+        args = tuple(None if v is None else self.value(v) for v in form.inputs)
+        kwargs = {k: self.value(v) if isinstance(v, Value) else v for k, v in form.keywords}
+        return self.graph.create_node("call_module", path, args, kwargs)
+
+    def bind(self, op: Operation, node: Any) -> None:
+        """Make `node` what `op` computes: its only result, or the tuple of them."""
+        if len(op.results) == 1 and op.opdef.results != ("list",):
+            self.env[op.results[0]] = node
+        else:
+            for result in op.results:
+                if not result.is_unused and result not in self.env:
+                    self.env[result] = self.call(operator.getitem, (node, result.index))
+        for result in op.results:
+            if result in self.env:
+                self._define_symbols(result, bare_only=False)
+
+    def operation(self, op: Operation) -> None:
+        """Add one operation."""
+        try:
+            node = self.module_call(op)
+            if node is None:
+                if op.opdef.target is None:
+                    raise CodegenError(f"{op.name} cannot be emitted as a function", location=op.location)
+                node = emit_function(self, op)
+        except CodegenError as error:
+            if error.location is None and not op.location.is_unknown:
+                raise CodegenError(error.message, location=op.location, remedy=error.remedy) from error
+            raise
+        self.bind(op, node)
+
+    # ---- symbolic sizes ----
+
+    def size(self, expr: sympy.Basic) -> Any:
+        """Return the node of a symbolic size; it is computed once."""
+        node = self._sizes.get(expr)
+        if node is None:
+            if isinstance(expr, sympy.Symbol):
+                node = self._symbol(expr)
+            else:
+                node = self._expression(expr)
+            self._sizes[expr] = node
+        return node
+
+    def _symbol(self, symbol: sympy.Symbol) -> Any:
+        definition = self._definitions.get(symbol)
+        if definition is None:
+            return self.missing_symbol(symbol)
+        value, dim, a, b = definition
+        node = self.value(value)
+        if dim is not None:
+            node = self.graph.create_node("call_method", "size", (node, dim), {}, name=symbol.name)
+        if b:
+            node = self.call(operator.sub, (node, b))
+        if a != 1:
+            node = self.call(operator.floordiv, (node, a))
+        return node
+
+    def _expression(self, expr: sympy.Basic) -> Any:
+        tracer = GraphAppendingTracer(self.graph)
+        symbols = sorted(expr.free_symbols, key=str)
+        bindings: dict[sympy.Symbol, Any] = {}
+        for symbol in symbols:
+            node = self.size(symbol)
+            bindings[symbol] = fx.Proxy(node, tracer) if isinstance(node, fx.Node) else node
+        try:
+            result = sympy_interp(PythonReferenceAnalysis, bindings, expr)  # type: ignore[arg-type]
+        except (KeyError, AttributeError, NotImplementedError, TypeError) as error:
+            raise CodegenError(f"the symbolic size {expr} cannot be written as Python: {error}") from error
+        return result.node if isinstance(result, fx.Proxy) else result
+
+    def _define_symbols(self, value: Value, bare_only: bool) -> None:
+        type_ = value.type
+        if isinstance(type_, TensorType):
+            dims = enumerate(type_.shape or ())
+        elif isinstance(type_, ScalarType):
+            dims = iter([(None, type_.value)])  # type: ignore[assignment,list-item]
+        else:
+            return
+        for number, dim in dims:
+            if not isinstance(dim, sympy.Expr):
+                continue
+            if isinstance(dim, sympy.Symbol):
+                self._definitions.setdefault(dim, (value, number, 1, 0))
+            elif not bare_only and (solution := linear_solution(dim)) is not None:
+                symbol, a, b = solution
+                self._definitions.setdefault(symbol, (value, number, a, b))
+
+    # ---- devices and dtypes ----
+
+    def attribute_like(self, op: Operation, name: str) -> Any:
+        """Return what to write for the device or dtype of a new tensor, or None for the literal.
+
+        A tensor made on the device of an input follows that input, so the emitted module can be moved; a constant
+        fill of the dtype of an input follows it too (its elements are exact in every dtype).
+        """
+        wanted = op.attributes.get(name)
+        if wanted is None or any(v is not None for v in op.operands[: op.num_schema_operands]):
+            return None
+        if name == "dtype" and (op.name not in _CONSTANT_FILLS or not wanted.is_floating_point):
+            return None
+        for value in self.inputs:
+            type_ = value.type
+            if isinstance(type_, TensorType) and getattr(type_, name) == wanted:
+                node = self._attributes.get(name)
+                if node is None:
+                    node = self._attributes[name] = self.call(getattr, (self.value(value), name))
+                return node
+        return None
+

@@ -1,0 +1,306 @@
+"""The module tree of what is emitted: which module stands at which path, and under which key each weight is found."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import fx, nn
+
+from compiler.codegen.forms import ModuleForm, build, declared_names, homes
+from compiler.codegen.weights import Weights, names_of
+from ir.locations import Location
+from ir.program import Program, Weight, WeightKind
+
+_RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | {"_guard", "_in_spec", "_out_spec"}
+"""Attributes of every GraphModule: a submodule of such a name could not be reached."""
+
+
+def safe_path(path: str) -> str:
+    """Return the path in the emitted module of what the original has at `path`."""
+    first, dot, rest = path.partition(".")
+    return f"{first}_1{dot}{rest}" if first in _RESERVED else path
+
+
+class ModuleTree:
+    """Places modules at paths and weights under keys, and builds the tree in the order of the original.
+
+    Paths are those of the original where that is possible: a module whose weights the original has at `conv1` stands
+    at `conv1`. Whatever comes second to a path that is taken gets a number.
+    """
+
+    def __init__(self, program: Program, weights: Weights) -> None:
+        self.program = program
+        self.weights = weights
+        self.keys: dict[str, str] = {}
+        """state_dict key -> the original's name of the weight (or the name of the derived weight)."""
+        self.key_weights: dict[str, Weight] = {}
+        """Key -> weight, for all that is registered."""
+        self._modules: dict[str, nn.Module] = {}
+        self._at: dict[tuple[Any, ...], str] = {}
+        self._covered: dict[str, str] = {}
+        self._containers: dict[str, None] = {}
+        self._invented: dict[str, str] = {}
+        self.opaque_keys: dict[str, str] = {}
+        """Key inside a module kept as it is -> the original's name."""
+        self.extras: dict[str, tuple[Any, ...]] = {}
+        """Path of a region -> symbols whose sizes it takes as further arguments."""
+        self._prefixes: dict[str, None] = {}
+        """Paths below which the original has weights that live."""
+        for name in weights.live_names:
+            while name := name.rpartition(".")[0]:
+                self._prefixes[name] = None
+
+    def home(self, form: ModuleForm, locations: tuple[Location, ...]) -> str | None:
+        """Return the path at which all weights of `form` have their own names, or None.
+
+        A derived weight has no name of its own, and takes one that is free.
+        """
+        if not form.slots:
+            return None
+        candidates = list(homes(form, locations))
+        for _, weight in form.slots:
+            for source in self.weights.sources(weight):
+                for name in names_of(source):
+                    candidates.append(name.rpartition(".")[0])
+        for path in candidates:
+            if path and all(self._fits(f"{path}.{slot}", weight) for slot, weight in form.slots):
+                if not self._has_more(path, form):
+                    return path
+        return None
+
+    def _has_more(self, path: str, form: ModuleForm) -> bool:
+        """Whether the original has a weight there that the class would use, and the operation does not."""
+        slots = dict(form.slots)
+        return any(
+            name not in slots and f"{path}.{name}" in self.weights.live_names
+            for name in declared_names(form)
+            if name != "num_batches_tracked"
+        )
+
+    def _fits(self, name: str, weight: Weight) -> bool:
+        owner = self.weights.live_names.get(name)
+        return owner is weight or (owner is None and self.weights.is_free(weight))
+
+    def make(self, form: ModuleForm, path_of_original: str | None = None) -> nn.Module:
+        """Return a new module for `form`, holding the emitted module's tensors."""
+        module = build(form)
+        for slot, weight in form.slots:
+            prefix, _, name = slot.rpartition(".")
+            self._hold(module.get_submodule(prefix), name, weight)
+        if form.counter:
+            counter = self.counter(form)
+            module._buffers["num_batches_tracked"] = None
+            if counter is not None:
+                self._hold(module, "num_batches_tracked", counter)
+        if form.training is not None:
+            module.train(form.training)
+        else:
+            module.train(self.mode(path_of_original))
+        return module
+
+    def _hold(self, owner: nn.Module, name: str, weight: Weight) -> None:
+        """Give `owner` the tensor: a parameter or a buffer, as it is in the original, whatever the class makes of it."""
+        tensor = self.weights.tensor(weight)
+        if isinstance(tensor, nn.Parameter):
+            owner._buffers.pop(name, None)
+            owner._parameters[name] = tensor
+        else:
+            owner._parameters.pop(name, None)
+            owner._buffers[name] = tensor
+            if not self.is_persistent(weight):
+                owner._non_persistent_buffers_set.add(name)
+
+    def counter(self, form: ModuleForm) -> Weight | None:
+        """Return the weight `num_batches_tracked` beside the running statistics of `form`."""
+        for slot, weight in form.slots:
+            if slot == "running_mean":
+                for name in names_of(weight):
+                    found = self.weights.live_names.get(f"{name[: -len(slot)]}num_batches_tracked")
+                    if found is not None:
+                        return found
+        return None
+
+    def mode(self, path: str | None) -> bool:
+        """Return the mode of the module at `path`, or of the nearest one around it."""
+        modes = self.program.module_modes
+        while path:
+            if path in modes:
+                return modes[path]
+            path = path.rpartition(".")[0]
+        return modes.get("", False)
+
+    def is_original(self, path: str) -> bool:
+        """Whether the original has a weight, or modules with weights, at `path`."""
+        return path in self._prefixes or path in self.weights.live_names
+
+    def find(self, key: tuple[Any, ...]) -> str | None:
+        """Return where a module placed under an equal key stands."""
+        return self._at.get(key)
+
+    def place(self, module: nn.Module, path: str, *, own: bool, key: tuple[Any, ...] | None = None) -> str:
+        """Put `module` at `path`, or at a free path like it, and return where it stands.
+
+        Args:
+            module: the module.
+            path: where it should stand, in the original's names.
+            own: whether the original has this very module there; otherwise the path must be new.
+            key: equal keys share a module (see `find`).
+        """
+        target = self._free(safe_path(path), own)
+        self._modules[target] = module
+        if not own or target != path:
+            self._invented[target] = path
+        if key is not None:
+            self._at[key] = target
+        return target
+
+    def _free(self, path: str, own: bool) -> str:
+        modes, parent = self.program.module_modes, path.rpartition(".")[0]
+
+        def taken(candidate: str) -> bool:
+            if candidate in self._modules or candidate in self.weights.live_names:
+                return True
+            if own and candidate == path:
+                return False
+            name = candidate[len(parent) + 1 :] if parent else candidate
+            return (
+                candidate in modes
+                or candidate in self._containers
+                or (hasattr(nn.Module, name) or (not parent and name in _RESERVED))
+                or candidate in self._prefixes
+            )
+
+        number, candidate = 0, path
+        while taken(candidate):
+            number += 1
+            candidate = f"{path}_{number}"
+        return candidate
+
+    def register(self, key: str, weight: Weight, name: str | None = None) -> None:
+        """Record that a placed module holds `weight` under `key`; `name` is the original's name of that place."""
+        self.key_weights[key] = weight
+        if name is None or self.weights.live_names.get(name) is not weight:
+            name = weight.name
+        self.keys[key] = name
+        self._covered.setdefault(name, key)
+
+    def register_form(self, path: str, form: ModuleForm, home: str | None) -> None:
+        """Record all weights of a module built by `make` that stands at `path`; in the original it stood at `home`."""
+        for slot, weight in form.slots:
+            self.register(f"{path}.{slot}", weight, f"{home}.{slot}" if home is not None else None)
+        counter = self.counter(form) if form.counter else None
+        if counter is not None:
+            name = f"{home}.num_batches_tracked" if home is not None else None
+            self.register(f"{path}.num_batches_tracked", counter, name)
+
+    def register_opaque(self, path: str, original: str, module: nn.Module) -> None:
+        """Record the state of a module that is kept as it is."""
+        for key in module.state_dict(keep_vars=True):
+            self.opaque_keys[f"{path}.{key}"] = f"{original}.{key}"
+
+    def container(self, path: str) -> str:
+        """Make sure that there is a module at `path` of the original, and return its path here."""
+        target = safe_path(path)
+        if target:
+            self._containers[target] = None
+        return target
+
+    def weight_key(self, weight: Weight) -> str:
+        """Return the key under which `weight` is found; call it when all modules are placed."""
+        key = self._covered.get(weight.name)
+        if key is None:
+            name = self._free_name(weight)
+            key = safe_path(name)
+            self.register(key, weight, name)
+        return key
+
+    def _free_name(self, weight: Weight) -> str:
+        """Return the name of a weight that no module holds: a derived one takes its only dropped source's."""
+        sources = self.weights.sources(weight)
+        if len(sources) == 1 and sources[0] in self.weights.dropped:
+            name = sources[0].name
+            if name not in self.weights.live_names and safe_path(name) not in self.key_weights:
+                return name
+        # a name is a path, and its parts are attribute names
+        return re.sub(r"[^\w.]", "_", weight.name) if weight.kind is WeightKind.CONSTANT else weight.name
+
+    def finish(self, root: nn.Module) -> None:
+        """Build the tree below `root`: every weight has a key now, and every module its place."""
+        for weight in self.weights.live:
+            for name in names_of(weight):
+                if name not in self._covered:
+                    key = self.weight_key(weight) if name == weight.name else safe_path(name)
+                    if key not in self.key_weights:
+                        self.register(key, weight, name)
+        placed = {f"{path}.{key}" for path, module in self._modules.items() for key in _own_keys(module)}
+        leaves = [(key, weight) for key, weight in self.key_weights.items() if key not in placed]
+        paths = dict(self._modules)
+        for path in [*paths, *self._containers, *(key.rpartition(".")[0] for key, _ in leaves)]:
+            while path and path not in paths:
+                paths[path] = nn.Module()
+                path = path.rpartition(".")[0]
+        for path in [p for p in paths if "." in p]:
+            parent = path.rpartition(".")[0]
+            while parent and parent not in paths:
+                paths[parent] = nn.Module()
+                parent = parent.rpartition(".")[0]
+        order = self._order(paths)
+        made = {"": root}
+        for path in sorted(paths, key=lambda p: (p.count("."), order[p])):
+            module = paths[path]
+            parent, _, name = path.rpartition(".")
+            if path not in self._modules:
+                module.training = self.mode(self._original(path))
+            made[parent].add_module(name, module)
+            made[path] = module
+        positions = {name: i for i, name in enumerate(self.weights.by_name)}
+
+        def position(item: tuple[str, Weight]) -> int:
+            sources = self.weights.sources(item[1])
+            return positions[sources[0].name if sources else self.keys[item[0]]]
+
+        for key, weight in sorted(leaves, key=position):
+            parent, _, name = key.rpartition(".")
+            tensor = self.weights.tensor(weight)
+            if isinstance(tensor, nn.Parameter):
+                made[parent].register_parameter(name, tensor)
+            else:
+                made[parent].register_buffer(name, tensor, persistent=self.is_persistent(weight))
+
+    def is_persistent(self, weight: Weight) -> bool:
+        """Whether a weight belongs in the `state_dict`: a derived one does if a source did."""
+        sources = self.weights.sources(weight)
+        if sources:
+            return any(self.is_persistent(source) for source in sources)
+        return weight.persistent and weight.kind is not WeightKind.CONSTANT
+
+    def _original(self, path: str) -> str:
+        return self._invented.get(path, path)
+
+    def _order(self, paths: dict[str, nn.Module]) -> dict[str, tuple[int, ...]]:
+        """Return sort keys: the order of the original's modules, then of its weights, then of first use."""
+        modes = {safe_path(path): i for i, path in enumerate(self.program.module_modes)}
+        first: dict[str, int] = {}
+        for i, name in enumerate(self.weights.by_name):
+            path = safe_path(name).rpartition(".")[0]
+            while path and path not in first:
+                first[path] = i
+                path = path.rpartition(".")[0]
+        order: dict[str, tuple[int, ...]] = {}
+        for i, path in enumerate(paths):
+            original = safe_path(self._original(path))
+            if original in modes:
+                order[path] = (0, modes[original], i)
+            elif original in first:
+                order[path] = (0 if not modes else 1, first[original], i)
+            else:
+                order[path] = (2, i, 0)
+        return order
+
+
+def _own_keys(module: nn.Module) -> list[str]:
+    """Return the names of everything that a placed module holds, tied tensors under each of their names."""
+    found = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    found.extend(name for name, _ in module.named_buffers(remove_duplicate=False))
+    return found

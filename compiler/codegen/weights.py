@@ -1,0 +1,127 @@
+"""Which weights the emitted module holds, and as what tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ir.core import Graph, Value
+from ir.program import Program, Weight, WeightKind
+
+
+def weight_of(value: Value | None) -> Weight | None:
+    """Return the weight that `value` is, or None."""
+    owner = value.owner if value is not None else None
+    return owner if isinstance(owner, Weight) else None
+
+
+class Weights:
+    """The weights of a program, as the emitter sees them.
+
+    A weight that was computed at compile time (it has a `derivation`) takes the place of its sources: those that
+    nothing else uses are dropped. Where a source is still needed and both are trained, the two have to stay one
+    parameter: then the derivation is emitted as operations in `forward` (`inlined`) and only the source is kept.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.by_name: dict[str, Weight] = {}
+        for weight in program.weights.values():
+            for name in names_of(weight):
+                self.by_name.setdefault(name, weight)
+        self._tensors: dict[Weight, torch.Tensor] = {}
+        used = {w: None for w in program.weights.values() if not w.value.is_unused}
+        derived = [w for w in program.weights.values() if w.derivation is not None]
+        self.inlined: dict[Weight, None] = {}
+        self._inline(derived, used)
+        for weight in self.inlined:
+            used.update(dict.fromkeys(self.sources(weight)))
+        self.dropped: dict[Weight, None] = {w: None for w in self.inlined}
+        taken_over = [s for w in derived for s in self.sources(w) if s not in used]
+        self.dropped.update(dict.fromkeys(taken_over))
+        self.dropped.update(dict.fromkeys(w for w in derived if w not in used))
+        for source in taken_over:
+            counter = self.by_name.get(f"{source.name.rpartition('.')[0]}.num_batches_tracked".lstrip("."))
+            statistics = source.name.endswith(("running_mean", "running_var"))
+            if statistics and counter is not None and counter not in used:
+                self.dropped[counter] = None
+        self.live = tuple(w for w in program.weights.values() if w not in self.dropped)
+        self.live_names: dict[str, Weight] = {n: w for w in self.live for n in names_of(w)}
+
+    def sources(self, weight: Weight) -> tuple[Weight, ...]:
+        """Return the weights that a derived one was computed from."""
+        if weight.derivation is None:
+            return ()
+        return tuple(self.by_name[name] for name in weight.derivation.sources if name in self.by_name)
+
+    def is_free(self, weight: Weight) -> bool:
+        """Whether the weight has no name in the original module, and so may be put anywhere."""
+        return weight.derivation is not None
+
+    def _inline(self, derived: list[Weight], used: dict[Weight, None]) -> None:
+        taken: dict[Weight, list[Weight]] = {}
+        for weight in derived:
+            if weight not in used or not weight.requires_grad:
+                continue
+            for source in self.sources(weight):
+                others = taken.setdefault(source, [])
+                if source in used or any(_may_overlap(weight, other) for other in others):
+                    self.inlined[weight] = None
+                    # one parameter, then: what took the source before is computed from it too
+                    self.inlined.update(dict.fromkeys(others))
+                    used[source] = None
+                others.append(weight)
+
+    def tensor(self, weight: Weight) -> torch.Tensor:
+        """Return the one parameter or buffer that the emitted module has for a weight: same storage, new object."""
+        found = self._tensors.get(weight)
+        if found is None:
+            found = self._tensors[weight] = _share(weight)
+        return found
+
+
+def names_of(weight: Weight) -> tuple[str, ...]:
+    """Return all names that the weight has in the original."""
+    return (weight.name, *weight.aliases)
+
+
+def _share(weight: Weight) -> torch.Tensor:
+    data = weight.data
+    if data is None:
+        sizes = [d if isinstance(d, int) else 1 for d in weight.type.shape or ()]
+        data = torch.empty(sizes, dtype=weight.type.dtype, device="meta")
+    shared = data.detach()
+    if weight.kind is WeightKind.PARAMETER:
+        return nn.Parameter(shared, requires_grad=weight.requires_grad)
+    return shared.requires_grad_(weight.requires_grad) if weight.requires_grad else shared
+
+
+def _may_overlap(a: Weight, b: Weight) -> bool:
+    """Return whether two tensors may share elements: they do not where they are apart in one storage, or have two."""
+    x, y = a.data, b.data
+    if x is None or y is None:
+        return True
+    if x.untyped_storage()._cdata != y.untyped_storage()._cdata:
+        return False
+    (x_start, x_end), (y_start, y_end) = _extent(x), _extent(y)
+    return x_start < y_end and y_start < x_end
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the first element of the storage that a tensor uses, and the one after the last."""
+    start = tensor.storage_offset()
+    if tensor.numel() == 0:
+        return start, start
+    return start, start + 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def weights_in(graph: Graph) -> Iterator[Weight]:
+    """Yield the weights that the operations of a graph use, in order of first use."""
+    seen: dict[Weight, None] = {}
+    for op in graph.operations():
+        for value in op.operands:
+            weight = weight_of(value)
+            if weight is not None and weight not in seen:
+                seen[weight] = None
+                yield weight

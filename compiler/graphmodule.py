@@ -1,0 +1,232 @@
+"""The `fx.GraphModule`s that are emitted: they keep their class, tree and names through copying and pickling.
+
+Plain `fx.GraphModule` rebuilds its module tree in the order of the graph's nodes, drops what no node names, and
+pickles by tracing its code anew. Here the tree is given and kept, and the graph is pickled as a list of nodes.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.graph import CodeGen
+from torch.fx.node import map_arg
+
+from ir.errors import CodegenError, InputError
+
+_TREE = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
+"""The attributes that hold an `nn.Module`'s own tree and state."""
+
+_MADE_BY_FX = ("_graph", "_code", "_lineno_map", "_prologue_start", "shape_env", "_tracer_cls", "_tracer_extras")
+
+
+class SignatureCodeGen(CodeGen):
+    """Writes a `forward` whose parameters after the first `positional` ones are keyword-only."""
+
+    def __init__(self, positional: int) -> None:
+        super().__init__()
+        self.positional = positional
+
+    def gen_fn_def(
+        self, free_vars: list[str], maybe_return_annotation: str, *, expanded_def: bool = False
+    ) -> str:
+        """Return the `def` line."""
+        start = 1 if free_vars and free_vars[0] == "self" else 0
+        cut = start + self.positional
+        if cut < len(free_vars):
+            free_vars[cut:cut] = ["*"]
+        return super().gen_fn_def(free_vars, maybe_return_annotation, expanded_def=expanded_def)
+
+
+class TreeGraphModule(fx.GraphModule):
+    """A GraphModule with a given module tree, in its own order, with everything it holds.
+
+    Args:
+        root: holds the children, parameters and buffers; they are taken over as they are.
+        graph: the graph of `forward`.
+        class_name: the name shown by `print`.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "GraphModule") -> None:
+        super().__init__(root, graph, class_name)
+        for name in _TREE:
+            self.__dict__[name] = root.__dict__[name]
+        self.training = root.training
+
+    def _deepcopy_init(self) -> Callable[..., None]:
+        return _init_copy
+
+    def __copy__(self) -> TreeGraphModule:
+        state = {k: v.copy() if k in _TREE else v for k, v in self.__dict__.items() if k not in _MADE_BY_FX}
+        return _rebuild(_public_class(self), type(self).__name__, state, self.graph)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {k: v for k, v in self.__dict__.items() if k not in _MADE_BY_FX}
+        return _unpickle, (_public_class(self), type(self).__name__, state, _encode_graph(self.graph))
+
+
+class EmittedModule(TreeGraphModule):
+    """The module that a program is emitted as.
+
+    Its parameters are new `nn.Parameter` objects over the storage of the original ones. So no memory is spent on
+    a second copy, while gradients, `requires_grad` and what `.to()` assigns are its own. An optimizer step on it
+    writes the storage that it shares; `copy.deepcopy` it first where the original has to stay as it is.
+    """
+
+    _mode_locked: str | None = None
+    """Why the module cannot leave its mode, if it cannot."""
+
+    def train(self, mode: bool = True) -> EmittedModule:
+        """Set the mode of all submodules, as `nn.Module.train` does.
+
+        Raises:
+            InputError: when the mode would change and the captured graph holds for one mode only.
+        """
+        if self._mode_locked is not None and bool(mode) != self.training:
+            now, then = ("training", "eval") if self.training else ("eval", "training")
+            raise InputError(
+                f"this module holds for {now} mode only and cannot be put into {then} mode: {self._mode_locked}",
+                remedy=f"put the original model into {then} mode and transform that",
+            )
+        super().train(mode)
+        return self
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> EmittedModule:
+        # nn.Module converts each buffer where it is registered, which would part buffers that are registered twice
+        places: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module in self.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    places.setdefault(id(buffer), []).append((module, name))
+        super()._apply(fn, recurse)
+        for (first, key), *others in places.values():
+            for module, name in others:
+                module._buffers[name] = first._buffers[key]
+        return self
+
+
+class FusedRegion(TreeGraphModule):
+    """A fused region without a hand-written class: its `forward` is generated from the body, its parts are children."""
+
+    kind: str = ""
+    """The region's kind: `conv_bn_act`."""
+    quantization_points: tuple[str, ...] = ()
+    """Names of the operands that a quantizer puts quantize/dequantize pairs on."""
+
+
+def _public_class(module: fx.GraphModule) -> type[TreeGraphModule]:
+    """Return the class below the one that fx makes for each instance."""
+    for cls in type(module).__mro__:
+        if cls.__qualname__.rpartition(".")[2] != "GraphModuleImpl" and "GraphModuleImpl" not in cls.__qualname__:
+            return cls
+    raise AssertionError("unreachable")
+
+
+def _init_copy(module: TreeGraphModule, root: nn.Module, graph: fx.Graph) -> None:
+    """Initialize a deep copy: called by `GraphModule.__deepcopy__` with a bare module that holds the copied state."""
+    state = root.__dict__
+    TreeGraphModule.__init__(module, root, graph, type(module).__name__)
+    for name, value in state.items():
+        if name not in module.__dict__ and name not in _MADE_BY_FX:
+            module.__dict__[name] = value
+
+
+def _rebuild(cls: type[TreeGraphModule], name: str, state: dict[str, Any], graph: fx.Graph) -> TreeGraphModule:
+    root = nn.Module()
+    root.__dict__.update(state)
+    module = cls.__new__(cls)
+    TreeGraphModule.__init__(module, root, graph, name)
+    module.__dict__.update(state)
+    return module
+
+
+def _unpickle(
+    cls: type[TreeGraphModule], name: str, state: dict[str, Any], encoded: tuple[Any, ...]
+) -> TreeGraphModule:
+    return _rebuild(cls, name, state, _decode_graph(encoded))
+
+
+# Graphs as plain data. Nodes refer to each other by name; functions are written as the path under which they are found.
+
+
+class _NodeName(str):
+    """A reference to a node inside encoded arguments."""
+
+    __slots__ = ()
+
+
+class _FunctionName(str):
+    """A reference to a function, or to a torch operator, by its path."""
+
+    __slots__ = ()
+
+
+def _encode_graph(graph: fx.Graph) -> tuple[Any, ...]:
+    nodes = []
+    for node in graph.nodes:
+        target = _encode_function(node.target) if node.op == "call_function" else node.target
+        args, kwargs = (map_arg(part, lambda n: _NodeName(n.name)) for part in (node.args, node.kwargs))
+        nodes.append((node.name, node.op, target, args, kwargs))
+    codegen = graph._codegen
+    return nodes, codegen.positional if isinstance(codegen, SignatureCodeGen) else None
+
+
+def _decode_graph(encoded: tuple[Any, ...]) -> fx.Graph:
+    nodes, positional = encoded
+    graph = fx.Graph()
+    if positional is not None:
+        graph.set_codegen(SignatureCodeGen(positional))
+    made: dict[str, fx.Node] = {}
+
+    def decode(item: Any) -> Any:
+        if isinstance(item, _NodeName):
+            return made[item]
+        if isinstance(item, (list, tuple)):
+            parts = [decode(part) for part in item]
+            return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
+        if isinstance(item, dict):
+            return {key: decode(value) for key, value in item.items()}
+        if isinstance(item, slice):
+            return slice(decode(item.start), decode(item.stop), decode(item.step))
+        return item
+
+    for name, op, target, args, kwargs in nodes:
+        if isinstance(target, _FunctionName):
+            target = _decode_function(target)
+        made[name] = graph.create_node(op, target, decode(tuple(args)), decode(dict(kwargs)), name=name)
+    return graph
+
+
+def _encode_function(function: Any) -> Any:
+    """Return the path of a function where one leads to it, or else the function itself, for pickle to judge."""
+    if isinstance(function, torch._ops.OpOverload):
+        return _FunctionName(f"torch.ops.{function}")
+    name = getattr(function, "__name__", "")
+    for module in (operator, builtins, torch, nn.functional, torch._C._nn):
+        if getattr(module, name, None) is function:
+            return _FunctionName(f"{module.__name__}.{name}")
+    return function
+
+
+def _decode_function(path: str) -> Any:
+    parts = path.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:cut]))
+        except ImportError:
+            continue
+        try:
+            for part in parts[cut:]:
+                found = getattr(found, part)
+        except AttributeError:
+            break
+        return found
+    raise CodegenError(
+        f"the pickled module calls {path}, which does not exist here",
+        remedy="import the library that registers it first, or unpickle with the versions that pickled it",
+    )
