@@ -75,6 +75,12 @@ def _compare(relation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return lambda a, b: relation(sympy.sympify(a), sympy.sympify(b))
 
 
+def _divide(a: Any, b: Any) -> Any:
+    if b == 0:
+        raise ZeroDivisionError("division by zero")
+    return sympy.sympify(a) / b
+
+
 BINARY_OPERATORS: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {
     "<": (1, _compare(sympy.Lt)),
     "<=": (1, _compare(sympy.Le)),
@@ -83,7 +89,7 @@ BINARY_OPERATORS: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {
     "+": (2, operator.add),
     "-": (2, operator.sub),
     "*": (3, operator.mul),
-    "/": (3, lambda a, b: sympy.sympify(a) / b),
+    "/": (3, _divide),
     "//": (3, lambda a, b: torch_functions.FloorDiv(sympy.sympify(a), sympy.sympify(b))),
     "**": (5, lambda a, b: sympy.sympify(a) ** b),
 }

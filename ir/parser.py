@@ -369,12 +369,14 @@ class _Parser:
     def _attributes(self, opdef: OpDef) -> dict[str, Attribute]:
         lexer = self.lexer
         given: dict[str, Attribute] = {}
+        places: dict[str, int] = {}
         if lexer.accept("{"):
             while not lexer.accept("}"):
                 place = lexer.index
                 name = lexer.expect_kind("name", "the name of an attribute")
                 if name in given:
                     raise lexer.error(f"attribute {name!r} is given twice", index=place)
+                places[name] = place
                 lexer.expect("=")
                 given[name] = self.literals.attribute()
                 if not lexer.at("}"):
@@ -390,7 +392,7 @@ class _Parser:
             else:
                 raise lexer.error(f"{opdef.name} needs its attribute {param.name!r}")
         for name in given:
-            raise lexer.error(f"{opdef.name} has no attribute {name!r}")
+            raise lexer.error(f"{opdef.name} has no attribute {name!r}", index=places[name])
         return attributes
 
     def _result_types(self) -> tuple[Type, ...] | None:

@@ -60,7 +60,7 @@ def print_graph(graph: Graph, *, locations: bool = False) -> str:
 
 def print_operation(op: Operation, *, locations: bool = False) -> str:
     """Return the text of one operation, with names as `print_graph` gives them."""
-    names = _Names.of_graph(op.graph) if op.graph is not None else _Names()
+    names = _Names.around(op)
     return "\n".join(_Printer(locations).operation(op, names, ""))
 
 
@@ -69,8 +69,7 @@ def print_operation_context(op: Operation, radius: int = 10) -> str:
 
     It does not need the graph to be well-formed: it is what error messages show.
     """
-    graph = op.graph
-    names = _Names.of_graph(graph) if graph is not None else _Names()
+    names = _Names.around(op)
     printer = _Printer(locations=False)
     start, above = op, 0
     while above < radius and start.prev is not None:
@@ -152,6 +151,16 @@ class _Names:
         names.define_graph(graph)
         return names
 
+    @classmethod
+    def around(cls, op: Operation) -> _Names:
+        """Name what there is in the operation's graph, or the results of an operation in none."""
+        if op.graph is not None:
+            return cls.of_graph(op.graph)
+        names = cls()
+        for value in op.results:
+            names.define(value)
+        return names
+
     def define_graph(self, graph: Graph) -> None:
         """Name the inputs and results of a graph."""
         for value in graph.inputs:
@@ -164,9 +173,7 @@ class _Names:
         """Give a value its name."""
         if value in self._names:
             return
-        owner = value.owner
-        base = value.name or (owner.opdef.short_name if type(owner) is Operation else f"arg{value.index}")
-        name = base
+        base = name = _base_name(value)
         if name in self._used:
             number = self._next.get(base, 1)
             while (name := f"{base}_{number}") in self._used:
@@ -178,11 +185,17 @@ class _Names:
     def __getitem__(self, value: Value) -> str:
         text = self._names.get(value)
         # only a broken graph uses a value from elsewhere
-        return format_name(f"undefined.{value.name}") if text is None else text
+        return format_name(f"undefined.{_base_name(value)}") if text is None else text
 
     def hint(self, value: Value) -> str:
         """Return what follows a name in its definition where the value was named otherwise: ` "x"`."""
         return "" if self[value] == format_name(value.name) else f" {json.dumps(value.name)}"
+
+
+def _base_name(value: Value) -> str:
+    """Return what a value is called before names are made unique."""
+    owner = value.owner
+    return value.name or (owner.opdef.short_name if type(owner) is Operation else f"arg{value.index}")
 
 
 def _all_operations(graph: Graph) -> Iterator[Operation]:
