@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import sympy
 import torch
 
 from ir.aliasing import may_alias_operands
@@ -75,7 +76,7 @@ def known_shape(value: Value) -> tuple[Dim, ...] | None:
     type_ = value.type
     if type(type_) is not TensorType or type_.shape is None or None in type_.shape:
         return None
-    return type_.shape  # type: ignore[return-value]
+    return type_.shape
 
 
 def strides_of(value: Value) -> Strides | None:
@@ -227,8 +228,7 @@ def _divides(part: Dim, whole: Dim) -> bool:
         return part != 0 and whole % part == 0
     if dims_equal(part, whole):
         return True
-    quotient = simplify_dim((whole / part).cancel())
-    return type(quotient) is int or quotient.as_numer_denom()[1] == 1
+    return _exact_quotient(whole, part) is not None
 
 
 def _quotient(whole: Dim, part: Dim) -> Dim:
@@ -236,7 +236,14 @@ def _quotient(whole: Dim, part: Dim) -> Dim:
         return whole // part
     if dims_equal(part, whole):
         return 1
-    return simplify_dim((whole / part).cancel())
+    quotient = _exact_quotient(whole, part)
+    assert quotient is not None
+    return quotient
+
+
+def _exact_quotient(whole: Dim, part: Dim) -> Dim | None:
+    quotient = sympy.cancel(sympy.sympify(whole) / sympy.sympify(part))
+    return simplify_dim(quotient) if quotient.as_numer_denom()[1] == 1 else None
 
 
 def merge_keeps_strides(x: Value, middle: Sequence[Dim], target: Sequence[Dim]) -> bool:

@@ -17,6 +17,7 @@ from ir.locations import Location, merge_locations
 from ir.opdef import Trait
 from ir.program import Program
 from ir.types import TensorType
+from passes.effects import is_removable
 from passes.matching import RuleIndex, Variant
 from passes.pattern import Match, Pattern
 from passes.remarks import MatchRecord, OpSummary, Refusal, Remark, RemarkLog
@@ -164,7 +165,7 @@ class Applier:
             return False
         if finish is not None:
             finish(events.replacements)
-        self._erase_dead(match.ops)
+        self._erase_dead(match.ops, replaced_by_rule=[op for op in match.ops if op is not root])
         self.log.counts[rule.name] += 1
         if self.record:
             created = tuple(summarize(op) for op in events.created if op.graph is graph)
@@ -173,13 +174,18 @@ class Applier:
             )
         return True
 
-    def _erase_dead(self, ops: Sequence[Operation]) -> None:
-        """Erase the operations (matched ones first, then what only they used) that nothing uses any more."""
+    def _erase_dead(self, ops: Sequence[Operation], replaced_by_rule: Sequence[Operation] = ()) -> None:
+        """Erase the operations (matched ones first, then what only they used) that nothing uses any more.
+
+        Those in `replaced_by_rule` go although they have an effect: the rule has put its own in their place.
+        """
         graph = self.graph
         worklist = list(ops)
         while worklist:
             op = worklist.pop()
-            if op.graph is not graph or op.opdef is RETURN or not is_dead(op):
+            if op.graph is not graph or op.opdef is RETURN or not is_unused(op):
+                continue
+            if not is_removable(op) and op not in replaced_by_rule:
                 continue
             self.rewriter.erase(op)
             for value in op._operands:
@@ -188,11 +194,13 @@ class Applier:
 
 
 def is_dead(op: Operation) -> bool:
-    """Return whether nothing uses the results of `op` and it has no effect."""
-    for result in op.results:
-        if result._uses:
-            return False
-    return op.is_pure
+    """Return whether nothing uses the results of `op` and it has no effect, in train mode either."""
+    return is_unused(op) and is_removable(op)
+
+
+def is_unused(op: Operation) -> bool:
+    """Return whether nothing uses the results of `op`."""
+    return all(not result._uses for result in op.results)
 
 
 def outside_use(match: Match) -> str | None:

@@ -18,12 +18,12 @@ def may_train(op: Operation) -> bool:
     """
     if op.body is not None:
         return any(map(may_train, op.body.operations()))
+    if op.opdef.training is None:
+        return False
     attributes = op.attributes
     if op.in_training or attributes.get("train_dropout_p", 0.0) != 0.0:
         return True
-    if op.opdef.training is None or not attributes.get("follows_mode", False):
-        return False
-    return not _never_draws(op)
+    return bool(attributes.get("follows_mode", False)) and not _never_draws(op)
 
 
 def _never_draws(op: Operation) -> bool:

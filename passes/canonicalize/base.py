@@ -34,7 +34,7 @@ def shape_of(value: Value | None) -> tuple[Dim, ...] | None:
     type_ = tensor(value)
     if type_ is None or type_.shape is None or None in type_.shape:
         return None
-    return type_.shape  # type: ignore[return-value]
+    return type_.shape
 
 
 def rank_of(value: Value | None) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ir.aliasing import aliases_output
 from ir.attributes import attributes_equal, has_ref
 from ir.core import Operation, Value
@@ -52,9 +54,9 @@ class SpellSynonym(Rule):
         """Build the operator of the first name, with the same arguments."""
         op = m.root
         operands = [list(entry) if isinstance(entry, tuple) else entry for entry in op.grouped_operands()]
-        keywords = dict(zip([p.name for p in op.opdef.operand_params], operands, strict=True))
-        attributes = {name: op.resolved_attribute(name) for name in op.attributes}
-        return b.op(SYNONYMS[op.name], **keywords, **attributes).result
+        arguments: dict[str, Any] = dict(zip([p.name for p in op.opdef.operand_params], operands, strict=True))
+        arguments |= {name: op.resolved_attribute(name) for name in op.attributes}
+        return b.op(SYNONYMS[op.name], **arguments).result
 
 
 class SpellRsub(Rule):
@@ -98,7 +100,7 @@ class SpellClamp(Rule):
     def rewrite(self, m: Match, b: Rewriter) -> Value:
         """Build the clamp."""
         op = m.root
-        bounds = {name: op.resolved_attribute(name) for name in op.attributes}
+        bounds: dict[str, Any] = {name: op.resolved_attribute(name) for name in op.attributes}
         return b.op("aten.clamp", m.x, **bounds).result
 
 
