@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from compiler.tensorrt import OPTIONAL_PATTERNS, TENSORRT_PATTERNS
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
+from passes.fold_batch_norm import FoldBatchNorm
 from passes.manager import Fixpoint, Pass, PassManager, Verify
 from passes.pattern import Pattern, instantiate
 
-STANDARD_PASSES: tuple[type[Pass], ...] = (Canonicalize, Convert, Fuse, Verify)
+STANDARD_PASSES: tuple[type[Pass], ...] = (Canonicalize, Convert, Fuse, FoldBatchNorm, Verify)
 """The pass classes that pipeline text may name without more."""
 
 STANDARD_PATTERNS: tuple[type[Pattern], ...] = TENSORRT_PATTERNS + OPTIONAL_PATTERNS

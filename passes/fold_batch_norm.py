@@ -1,0 +1,269 @@
+"""Batch norm in eval mode is folded into the weights of the convolution or linear layer before it: for inference only."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import attrs
+import torch
+
+from ir.core import Graph, Operation, Value
+from ir.evaluate import evaluate_graph
+from ir.locations import Location
+from ir.opdef import Trait
+from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
+from passes.driver import RewriteLog, run_worklist
+from passes.manager import Pass, PassContext
+from passes.matching import RuleIndex
+from passes.pattern import Match, Node, Pattern, PatternBuilder
+from passes.remarks import Remark
+from passes.rewriter import Rewriter, copy_into
+
+_STATISTICS = ("weight", "bias", "running_mean", "running_var")
+
+
+class FoldBatchNormPattern(Pattern):
+    """batch_norm(conv(x, w, b)) = conv(x, w·s, (b - mean)·s + beta), s = gamma / sqrt(var + eps) by output channel
+
+    The new weights are ordinary operations on the old ones, in float64. Also behind a linear layer with a result of
+    rank 2, whose channels are the last dimension as well as dimension 1.
+    """
+
+    closed = True
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match conv or linear → batch_norm in eval mode."""
+        layer = p.one_of(
+            p.op(Trait.CONV, p.any("x"), p.any("w"), p.any("b", optional=True), name="layer"),
+            p.linear(p.any("x"), p.any("w"), p.any("b", optional=True), name="layer"),
+        )
+        return p.op("aten.batch_norm", layer, name="bn", training=False)
+
+    def check(self, m: Match) -> str | None:
+        """Refuse what has no running statistics, is no weight, or does not fit the dtype any more."""
+        bn: Operation = m.bn
+        where = f"batch_norm at `{bn.location.where}`"
+        if bn.operand("running_mean") is None or bn.operand("running_var") is None:
+            return f"{where} normalizes with the statistics of the batch"
+        if m.layer.name == "aten.linear" and m.layer.result.tensor_type.rank != 2:
+            return f"{where} has its channels in dimension 1 of {m.layer.result.type}, the linear in the last"
+        values = [m.w, m.b, *(bn.operand(name) for name in _STATISTICS)]
+        for value in values:
+            if value is None:
+                continue
+            weight = weight_of(value)
+            if weight is None:
+                return f"{where}: {value.name or 'a weight'} is computed, not a weight"
+            if weight.is_mutated:
+                return f"{where}: {weight.name} is written by the model"
+        return _does_not_fit(m)
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build the layer with new weights."""
+        layer: Operation = m.layer
+        weight, bias = _folded(b, m)
+        operands = (layer.operands[0], weight, bias, *layer.operands[3:])
+        new = Operation(
+            layer.opdef, operands, dict(layer.attributes), [layer.result.type], location=layer.location
+        )
+        return b.insert(new).result
+
+
+def _folded(b: Rewriter, m: Match) -> tuple[Value, Value]:
+    """Write the new weight and bias as operations, and return them."""
+    bn: Operation = m.bn
+    gamma, beta, mean, variance = (bn.operand(name) for name in _STATISTICS)
+    weight: Value = m.w
+    dtype = weight.tensor_type.dtype
+    rank = weight.tensor_type.rank
+    assert mean is not None and variance is not None and rank is not None
+
+    def wide(value: Value) -> Value:
+        result: Value = b.call("aten.to.dtype", value, torch.float64)
+        return result
+
+    scale = b.rsqrt(b.call("aten.add.Scalar", wide(variance), bn.attributes["eps"]))
+    if gamma is not None:
+        scale = b.mul(scale, wide(gamma))
+    shaped = b.reshape(scale, (-1, *[1] * (rank - 1)))
+    new_weight = b.call("aten.to.dtype", b.mul(wide(weight), shaped), dtype)
+    shift = b.neg(wide(mean)) if m.b is None else b.sub(wide(m.b), wide(mean))
+    new_bias = b.mul(shift, scale)
+    if beta is not None:
+        new_bias = b.add(new_bias, wide(beta))
+    return new_weight, b.call("aten.to.dtype", new_bias, dtype)
+
+
+def _does_not_fit(m: Match) -> str | None:
+    """Return with numbers why the folded weights overflow their dtype; needs the data, and asks nothing without."""
+    tensors: list[torch.Tensor | None] = []
+    for value in (m.w, m.b, *(m.bn.operand(name) for name in _STATISTICS)):
+        weight = None if value is None else weight_of(value)
+        data = None if weight is None else weight.data
+        if data is not None and data.is_meta:
+            return None
+        tensors.append(None if data is None else data.detach().double())
+    w, bias, gamma, beta, mean, variance = tensors
+    if w is None or mean is None or variance is None:
+        return None
+    scale = torch.rsqrt(variance + m.bn.attributes["eps"])
+    scale = scale if gamma is None else scale * gamma
+    shift = ((0 if bias is None else bias) - mean) * scale + (0 if beta is None else beta)
+    dtype = m.w.tensor_type.dtype
+    where = f"batch_norm at `{m.bn.location.where}`"
+    peak = (w.flatten(1).abs().amax(1) * scale.abs()).max() if w.numel() else torch.zeros(())
+    for what, largest in (("weight", peak), ("bias", shift.abs().max() if shift.numel() else peak)):
+        if not largest.isfinite() or float(largest) > torch.finfo(dtype).max:
+            return f"{where}: the folded {what} reaches {float(largest):.4g}, beyond {dtype}"
+    return None
+
+
+@attrs.frozen
+class FoldBatchNorm(Pass):
+    """Folds batch norm into the weights before it. The result does not train like the original: for inference."""
+
+    name: ClassVar[str] = "fold-batch-norm"
+
+    def run(self, program: Program, context: PassContext) -> None:
+        """Apply the rule everywhere, then compute the new weights where there is data."""
+        norms = _norm_weights(program)
+        run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True, report_misses=True)
+        _materialize(program, context.log)
+        for name in norms:
+            weight = program.weights.get(name)
+            if weight is not None and weight.value.is_unused and not weight.is_mutated:
+                del program.weights[name]
+                program.graph.revision += 1
+
+
+def _norm_weights(program: Program) -> list[str]:
+    """Return the names of all weights that batch norms use, with their counters of batches."""
+    names: dict[str, None] = {}
+    for op in program.graph.operations():
+        if op.name != "aten.batch_norm":
+            continue
+        for value in op.operands[1:]:
+            weight = None if value is None else weight_of(value)
+            if weight is not None and not weight.aliases:
+                names[weight.name] = None
+                names[f"{weight.name.rpartition('.')[0]}.num_batches_tracked".lstrip(".")] = None
+    return list(names)
+
+
+def _materialize(program: Program, log: RewriteLog) -> None:
+    """Evaluate the operations on weights that the rule wrote, into weights."""
+    rewriter = Rewriter(program)
+    for op in list(program.graph.operations()):
+        if not (op.opdef.has(Trait.CONV) or op.name == "aten.linear"):
+            continue
+        source = _source_weight(op.operands[1])
+        if source is None:
+            continue
+        base = source.name.removesuffix("weight")
+        for index, suffix in ((1, "weight"), (2, "bias")):
+            value = op.operands[index]
+            if value is None or value.defining_op is None:
+                continue
+            data, derivation = _evaluate(value)
+            if data is None:
+                continue
+            name = _free_name(program, base + suffix, op)
+            weight = Weight(
+                name,
+                WeightKind.PARAMETER,
+                value.tensor_type,
+                torch.nn.Parameter(data, requires_grad=source.requires_grad),
+                requires_grad=source.requires_grad,
+                derivation=derivation,
+            )
+            _add(program, weight)
+            rewriter.set_operand(op, index, weight.value)
+            _erase_unused(rewriter, value.defining_op)
+            log.remarks.add(_copied(op.location, weight, data))
+
+
+def _copied(location: Location, weight: Weight, data: torch.Tensor) -> Remark:
+    size = data.numel() * data.element_size()
+    return Remark("applied", "FoldBatchNorm", location, f"{weight.name} is a folded copy of {size} bytes", "weight")
+
+
+def _source_weight(value: Value | None) -> Weight | None:
+    """Return the original weight behind a folded one: to(mul(to(w), s))."""
+    for name in ("aten.to.dtype", "aten.mul.Tensor", "aten.to.dtype"):
+        op = None if value is None else value.defining_op
+        if op is None or op.name != name:
+            return None
+        value = op.operands[0]
+    return None if value is None else weight_of(value)
+
+
+def _slice(value: Value) -> tuple[list[Operation], list[Weight]] | None:
+    """Return the operations that compute `value` from weights, operands first, and these weights."""
+    ops: dict[Operation, None] = {}
+    weights: dict[str, Weight] = {}
+    stack: list[tuple[Value, bool]] = [(value, False)]
+    while stack:
+        current, expanded = stack.pop()
+        op = current.defining_op
+        if op is None:
+            weight = weight_of(current)
+            if weight is None:
+                return None
+            weights[weight.name] = weight
+        elif expanded:
+            ops.setdefault(op)
+        elif op not in ops:
+            stack.append((current, True))
+            stack.extend((v, False) for v in op.operand_values)
+    return list(ops), list(weights.values())
+
+
+def _evaluate(value: Value) -> tuple[torch.Tensor | None, Derivation | None]:
+    found = _slice(value)
+    if found is None:
+        return None, None
+    ops, weights = found
+    if any(weight.data is None or weight.data.is_meta for weight in weights):
+        return None, None
+    graph = Graph([(weight.name, weight.type) for weight in weights])
+    mapping: dict[Value, Value] = dict(zip([w.value for w in weights], graph.inputs, strict=True))
+    for op in ops:
+        copy_into(op, graph, mapping)
+    graph.set_outputs([mapping[value]])
+    data: list[Any] = [weight.data.detach() for weight in weights if weight.data is not None]
+    with torch.no_grad():
+        (result,) = evaluate_graph(graph, data, {}, {})
+    derivation = Derivation(
+        tuple(weight.name for weight in weights), Program("derivation", graph, CallingConvention(None, None))
+    )
+    return result, derivation
+
+
+def _free_name(program: Program, name: str, op: Operation) -> str:
+    """Return `name` where its weight has no other user than what is being replaced, else a new name."""
+    weight = program.weights.get(name)
+    if weight is None:
+        return name
+    found = [_slice(v) for v in (op.operands[1], op.operands[2]) if v is not None and v.defining_op is not None]
+    inside = {o for part in found if part is not None for o in part[0]}
+    if not weight.aliases and all(user in inside for user in weight.value.users):
+        return name
+    return program.unique_weight_name(f"{name}_folded")
+
+
+def _add(program: Program, weight: Weight) -> None:
+    """Add a weight, in place of the one of the same name."""
+    program.weights[weight.name] = weight
+    program.graph.revision += 1
+
+
+def _erase_unused(rewriter: Rewriter, op: Operation) -> None:
+    worklist = [op]
+    while worklist:
+        current = worklist.pop()
+        if current.graph is None or any(not r.is_unused for r in current.results):
+            continue
+        sources = [v.defining_op for v in current.operand_values]
+        rewriter.erase(current)
+        worklist.extend(s for s in sources if s is not None)
+

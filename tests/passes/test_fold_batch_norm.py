@@ -1,0 +1,108 @@
+"""FoldBatchNorm: right for every layer and shape, refused where it would be wrong."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from compiler.driver import transform
+from passes.canonicalize import Canonicalize
+from passes.fold_batch_norm import FoldBatchNorm
+from passes.manager import PassManager
+from tests.helpers import randomize_batch_norm
+from tests.zoo.equality import assert_equal_outputs
+
+PIPELINE = PassManager([Canonicalize(), FoldBatchNorm()])
+
+
+def folded(model, x):
+    randomize_batch_norm(model, torch.Generator().manual_seed(1))
+    return transform(model.eval(), (x,), pipeline=PIPELINE)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)), (2, 4, 8, 8)),
+        (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2, bias=False), nn.BatchNorm2d(4)), (2, 4, 4, 4)),
+        (nn.Sequential(nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4)), (4, 4, 4)),
+        (nn.Sequential(nn.Conv3d(2, 3, 2), nn.BatchNorm3d(3)), (1, 2, 3, 3, 3)),
+        (nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular"), nn.BatchNorm2d(3)), (1, 3, 3, 3)),
+        (nn.Sequential(nn.Conv2d(3, 3, 3, padding="same"), nn.BatchNorm2d(3, affine=False, eps=0.1)), (1, 3, 3, 3)),
+        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), (4, 4)),
+    ],
+    ids=["conv2d", "grouped", "conv1d", "conv3d", "circular", "same-no-affine", "linear"],
+)
+def test_folded_and_equal(model, shape):
+    x = torch.randn(shape)
+    original = copy.deepcopy(model)
+    original.load_state_dict(model.state_dict())
+    result = folded(model, x)
+    assert "aten.batch_norm" not in result.operations_after
+    assert not [key for key in result.model.state_dict() if key.startswith("1.")]
+    assert_equal_outputs(model, result.model, x)
+    assert any("bytes" in str(remark) for remark in result.remarks)
+
+
+def test_a_checkpoint_of_the_original_folds_too():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8))
+    x = torch.randn(2, 4, 5, 5)
+    result = folded(model, x)
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    result.model.load_state_dict(result.parameter_map.convert(other.state_dict()))
+    assert_equal_outputs(other, result.model, x)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "reason"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), (4, 4, 4), "channels in dimension 1"),
+        (nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)), (2, 4, 4, 4), "training"),
+        (nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)), (2, 4, 4, 4), ""),
+        (nn.Sequential(nn.ConvTranspose2d(4, 4, 3), nn.BatchNorm2d(4)), (2, 4, 4, 4), ""),
+    ],
+    ids=["linear-3d", "batch-statistics", "norm-first", "transposed"],
+)
+def test_left_alone(model, shape, reason):
+    x = torch.randn(shape)
+    result = folded(model, x)
+    assert result.operations_after["aten.batch_norm"] == 1
+    assert_equal_outputs(model, result.model, x)
+    if reason:
+        assert any(reason in remark.message for remark in result.remarks if remark.kind == "missed")
+
+
+def test_overflow_in_half_precision_is_refused_with_the_numbers():
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)).half()
+    with torch.no_grad():
+        model[0].weight.fill_(60000)
+        model[1].weight.fill_(4)
+    result = transform(model.eval(), (torch.zeros(1, 2, 2, 2).half(),), pipeline=PIPELINE)
+    assert result.operations_after["aten.batch_norm"] == 1
+    assert any("beyond torch.float16" in remark.message and "2.4e+05" in remark.message for remark in result.remarks)
+
+
+class Shared(nn.Module):
+    """One convolution with two norms behind it, and its weight tied to a second convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.other.weight = self.conv.weight
+        self.a, self.b = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(self.conv(x)) + self.b(self.conv(x + 1)) + self.other(x)
+
+
+def test_a_shared_convolution_is_folded_for_each_call():
+    model = Shared()
+    x = torch.randn(2, 3, 4, 4)
+    result = folded(model, x)
+    assert "aten.batch_norm" not in result.operations_after
+    assert_equal_outputs(model, result.model, x)
