@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compiler.capture_errors import example_fails, explain
+from compiler.capture_inputs import check_inputs, check_signature, fresh_copy, symbol_names, unshared
+from compiler.capture_opaque import (
+    CallRecord,
+    changes_with_mode,
+    chosen_modules,
+    mode_readers,
+    opaque_calls,
+    record_calls,
+    structural_copy,
+)
+from compiler.capture_state import (
+    BufferState,
+    ModuleState,
+    location_of_module,
+    random_state_kept,
+    tracing_mode,
+)
+from ir.errors import CaptureError, GraphwrightError, InputError
+
+_MAX_NAMES = 5
 
 
 @attrs.frozen(eq=False)
@@ -19,9 +42,19 @@ class Captured:
     """The user's module: its tensors are the program's weights. None for an ExportedProgram."""
     exported: ExportedProgram | None = None
     graph_module: fx.GraphModule | None = None
+    """An FX graph that is lowered as it is, without `torch.export`."""
     symbol_names: Mapping[str, str] = attrs.field(factory=dict)
     """Torch's name of a symbol -> the user's."""
-    opaques: Mapping[str, Any] = attrs.field(factory=dict)
+    opaques: Mapping[str, nn.Module] = attrs.field(factory=dict)
+    """Modules kept as they are: path -> a copy of the module with the same tensors."""
+    mode_readers: tuple[str, ...] = ()
+    """Paths of the traced modules whose own Python code depends on `self.training`."""
+    opposite: ExportedProgram | None = None
+    """The model captured with those modules in the opposite mode."""
+    opposite_error: str = ""
+    """Why there is no `opposite` though there are mode readers."""
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = attrs.field(factory=dict)
 
 
 def capture(
@@ -32,9 +65,178 @@ def capture(
     dynamic_shapes: Any = None,
     leaf_modules: Sequence[Any] = (),
 ) -> Captured:
-    """Capture a model."""
+    """Capture a model in the modes that its submodules are in; the model is left as it was, also on failure.
+
+    Args:
+        model: an `nn.Module`, an `ExportedProgram`, or an `fx.GraphModule`; the last two also without inputs.
+        example_inputs: the positional arguments of one call (a bare tensor is accepted).
+        example_kwargs: its keyword arguments.
+        dynamic_shapes: as in `torch.export.export`.
+        leaf_modules: submodules (objects, classes, paths) that are kept as opaque calls.
+
+    Raises:
+        InputError: when an argument is wrong.
+        CaptureError: when the model cannot be captured, or capturing it would change its meaning; the message names
+            module path, file and line, the construct and the remedy.
+    """
+    if torch.is_autocast_enabled("cpu") or (torch.cuda.is_available() and torch.is_autocast_enabled("cuda")):
+        raise CaptureError(
+            "a model cannot be captured inside an autocast region", remedy="leave the `with torch.autocast(...)` block"
+        )
     if isinstance(model, ExportedProgram):
+        if dynamic_shapes is not None or leaf_modules:
+            raise InputError("an ExportedProgram is captured already: it takes no dynamic_shapes= or leaf_modules=")
+        check_inputs(example_inputs, example_kwargs)
         return Captured(exported=model)
-    args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs or ())
-    exported = torch.export.export(model, args, dict(example_kwargs or {}), dynamic_shapes=dynamic_shapes)
-    return Captured(module=model, exported=exported)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"cannot capture a {type(model).__qualname__}",
+            remedy="pass an nn.Module, an ExportedProgram or an fx.GraphModule",
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("a TorchScript module cannot be captured", remedy="pass the nn.Module it was made from")
+    args, kwargs = check_inputs(example_inputs, example_kwargs)
+    if isinstance(model, fx.GraphModule) and example_inputs is None and example_kwargs is None:
+        if dynamic_shapes is not None:
+            raise InputError("dynamic_shapes= needs example inputs")
+        return Captured(module=model, graph_module=model, opaques=chosen_modules(model, leaf_modules))
+    check_signature(model, args, kwargs)
+    args, kwargs = unshared((args, kwargs))
+    return _Export(model, args, kwargs, dynamic_shapes).capture(leaf_modules)
+
+
+class _Export:
+    """One capture through `torch.export`."""
+
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+    ) -> None:
+        self.model = model
+        self.args = args
+        self.kwargs = kwargs
+        self.dynamic_shapes = dynamic_shapes
+        self.opaques: dict[str, nn.Module] = {}
+        self.records: dict[str, list[CallRecord]] = {}
+
+    def capture(self, leaf_modules: Sequence[Any]) -> Captured:
+        model = self.model
+        chosen = chosen_modules(model, leaf_modules)
+        readers = mode_readers(model)
+        candidates = {
+            path: module
+            for path, module in readers.items()
+            if path and next(module.parameters(), None) is None and next(module.buffers(), None) is None
+        }
+        self._choose(chosen, candidates)
+        exported = self._guarded(self._export)
+        inside = tuple(f"{path}." for path in self.opaques)
+        traced = {
+            path: module
+            for path, module in readers.items()
+            if path not in self.opaques and not path.startswith(inside)
+        }
+        opposite, problem = self._opposite(traced) if traced else (None, "")
+        return Captured(
+            module=model,
+            exported=exported,
+            symbol_names=symbol_names(exported, model, self.args, self.kwargs, self.dynamic_shapes),
+            opaques={path: structural_copy(module) for path, module in self.opaques.items()},
+            mode_readers=tuple(traced),
+            opposite=opposite,
+            opposite_error=problem,
+            args=self.args,
+            kwargs=self.kwargs,
+        )
+
+    def _choose(self, chosen: dict[str, nn.Module], candidates: dict[str, nn.Module]) -> None:
+        """Decide which modules are opaque, with a real run where any may be."""
+        inside = tuple(f"{path}." for path in chosen)
+        candidates = {
+            path: module for path, module in candidates.items() if path not in chosen and not path.startswith(inside)
+        }
+        wanted = {**chosen, **candidates}
+        if not wanted:
+            return
+        self.records = self._guarded(lambda: record_calls(self.model, wanted, self._run))
+        opaque = chosen | {
+            path: module
+            for path, module in candidates.items()
+            if self.records[path] and changes_with_mode(module, self.records[path])
+        }
+        paths = tuple(opaque)
+        self.opaques = {
+            path: module
+            for path, module in opaque.items()
+            if not any(path.startswith(f"{other}.") for other in paths)
+        }
+
+    def _run(self) -> Any:
+        args, kwargs = fresh_copy((self.args, self.kwargs))
+        return self.model(*args, **kwargs)
+
+    def _export(self) -> ExportedProgram:
+        cumulative = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.momentum is None]
+        for module in cumulative:
+            # a cumulative average reads its counter, which tracing cannot; the lowering puts None back
+            module.momentum = 0.0
+        try:
+            with opaque_calls(self.model, self.opaques, self.records):
+                return torch.export.export(
+                    self.model, self.args, self.kwargs, dynamic_shapes=self.dynamic_shapes
+                )
+        finally:
+            for module in cumulative:
+                module.momentum = None
+
+    def _opposite(self, traced: Mapping[str, nn.Module]) -> tuple[ExportedProgram | None, str]:
+        """Capture with the modules whose code reads their mode in the other one."""
+        modes = {path: module.training for path, module in traced.items()}
+        try:
+            for path, module in traced.items():
+                module.training = not modes[path]
+            return self._guarded(self._export), ""
+        except GraphwrightError as error:
+            return None, error.message
+        finally:
+            for path, module in traced.items():
+                module.training = modes[path]
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        """Run an action that calls the model; explain its failure and leave the model as it was."""
+        model = self.model
+        state = ModuleState(model)
+        failure: Exception | None = None
+        result = None
+        try:
+            with random_state_kept(), tracing_mode():
+                result = action()
+        except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+            failure = error
+        finally:
+            changed = state.restore()
+        if failure is not None:
+            raise self._explained(failure) from failure
+        if changed:
+            path, module, _ = changed[0]
+            all_names = list(dict.fromkeys(f"`{p}.{n}`" if p else f"`{n}`" for p, _, n in changed))
+            names = ", ".join(all_names[:_MAX_NAMES]) + (", …" if len(all_names) > _MAX_NAMES else "")
+            raise CaptureError(
+                f"forward changes Python state: {names}; a captured graph would change it never again",
+                location=location_of_module(path, module),
+                remedy="keep it in a buffer (register_buffer), or keep the module as it is with leaf_modules=",
+            )
+        return result
+
+    def _explained(self, failure: Exception) -> GraphwrightError:
+        if isinstance(failure, GraphwrightError):
+            return failure
+        state, buffers = ModuleState(self.model), BufferState(self.model)
+        try:
+            with random_state_kept(), torch.no_grad():
+                self._run()
+        except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+            return example_fails(error, self.model)
+        finally:
+            state.restore()
+            buffers.restore()
+        return explain(failure, self.model)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
+from torch.export import ExportedProgram
+
 from compiler.capture import Captured
 from compiler.lower_export import ExportLowering
+from compiler.lower_modes import follow_modes
 from ir.errors import CaptureError
 from ir.program import Program
 
@@ -14,8 +19,23 @@ def lower(captured: Captured) -> Program:
     Raises:
         CaptureError: when something in the captured graph cannot be expressed; it names the place in the user's code.
     """
-    if captured.exported is not None:
-        return ExportLowering(
-            captured.exported, captured.module, captured.symbol_names, captured.opaques
-        ).lower()
-    raise CaptureError("nothing was captured")
+    if captured.exported is None:
+        raise CaptureError("nothing was captured")
+    program = _lower_exported(captured, captured.exported)
+    if captured.mode_readers:
+        opposite, problem = None, captured.opposite_error
+        if captured.opposite is not None:
+            try:
+                opposite = _lower_exported(captured, captured.opposite)
+            except CaptureError as error:
+                problem = error.message
+        follow_modes(program, opposite, problem, captured.mode_readers)
+    return program
+
+
+def _lower_exported(captured: Captured, exported: ExportedProgram) -> Program:
+    program = ExportLowering(exported, captured.module, captured.symbol_names, captured.opaques).lower()
+    if captured.module is not None:
+        program.name = type(captured.module).__qualname__
+        program.meta["signature"] = inspect.signature(captured.module.forward)
+    return program

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,12 +20,13 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
-from compiler.functionalize import Functionalizer, Handle
+from compiler.functionalize import Functionalizer
 from compiler.lower_locations import Locator
 from compiler.lower_modules import ModuleFacts
+from compiler.lower_regions import RegionLowering, attribute_of
+from compiler.lower_storage import Handle
 from compiler.lower_symbols import DataDependentSizeError, SymbolTable
 from compiler.lower_weights import WeightTable, shares_storage
-from ir.builder import bind_arguments
 from ir.core import Graph, Value
 from ir.errors import CaptureError, GraphwrightError
 from ir.locations import Location
@@ -50,7 +52,7 @@ _KIND_NAMES = {
 _OPAQUE_TARGET = "graphwright.opaque"
 
 
-class ExportLowering:
+class ExportLowering(RegionLowering):
     """Lowers one exported program."""
 
     def __init__(
@@ -64,17 +66,14 @@ class ExportLowering:
         self.graph = Graph()
         self.convention = CallingConvention(exported.call_spec.in_spec, exported.call_spec.out_spec)
         self.program = Program("main", self.graph, self.convention, opaques=dict(opaques))
-        self.functionalizer = Functionalizer(self.graph)
-        self.symbols = SymbolTable(names, exported)
+        super().__init__(Functionalizer(self.graph), SymbolTable(names, exported))
         self.weights = WeightTable(self.program)
         self.module = module
         self.facts = ModuleFacts(module)
         self.locate = Locator()
-        self.env: dict[fx.Node, Any] = {}
         self._types: dict[Any, TensorType] = {}
         self._opdefs: dict[Any, OpDef] = {}
         self._reliable_keys = True
-        self._no_grad = 0
 
     # ---- the whole ----
 
@@ -96,6 +95,8 @@ class ExportLowering:
         for node in nodes:
             if node.op == "call_function":
                 self._call(node)
+            elif node.op == "get_attr":
+                self.env[node] = attribute_of(self.exported.graph_module, str(node.target))
             elif node.op == "output":
                 self._outputs(node)
         self.program.symbols = self.symbols.ranges()
@@ -167,10 +168,11 @@ class ExportLowering:
             elif spec.kind in (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT):
                 leaf, value = self._user_output(result, spec.arg, len(values))
                 leaves.append(leaf)
+                strides.append(None)
                 if value is not None:
                     values.append(value)
                     assert isinstance(result, fx.Node)
-                    strides.append(tuple(self.symbols.dim(s) for s in result.meta["val"].stride()))
+                    strides[-1] = tuple(self.symbols.dim(s) for s in result.meta["val"].stride())
             else:
                 raise CaptureError(f"the model has an output of kind {spec.kind.name.lower()}")
         self.convention.outputs = tuple(leaves)
@@ -239,16 +241,6 @@ class ExportLowering:
 
     # ---- operations ----
 
-    def _argument(self, arg: Any) -> Any:
-        kind = type(arg)
-        if kind is fx.Node:
-            return self.env[arg]
-        if kind is list or kind is tuple or isinstance(arg, (list, tuple)):
-            return [self._argument(item) for item in arg]
-        if isinstance(arg, torch.SymInt | torch.SymFloat | torch.SymBool):
-            return self.symbols.dim(arg)
-        return arg
-
     def _call(self, node: fx.Node) -> None:
         target = node.target
         if target is operator.getitem:
@@ -307,8 +299,6 @@ class ExportLowering:
             self._note_mutated(self.program.weights[args[0].storage.name])
             self.env[node] = args[0]
             return
-        if self._no_grad:
-            args = [self._detached(arg) for arg in args]
         types: Sequence[Type] | None = None
         keys: Sequence[int | None] = ()
         is_list = isinstance(val, (list, tuple))
@@ -337,19 +327,15 @@ class ExportLowering:
         """Return the module of the original at a location."""
         return self.facts.modules.get(location.module_path)
 
-    def _detached(self, arg: Any) -> Any:
-        return arg
-
     def _opaque(self, node: fx.Node, val: Any, location: Location) -> None:
-        tensors, callee, spec, _results = (self._argument(arg) for arg in node.args)
-        types = tuple(self._type(item) for item in val)
-        opdef = get_opdef("nn.opaque")
+        tensors, callee, spec, results = (self._argument(arg) for arg in node.args)
+        items = iter(val)
+        absent = [item is None for item in json.loads(results)]
+        types = [OpaqueType() if none else self._type(next(items)) for none in absent]
         module = self.program.opaques[callee]
-        values = [self._read(handle) for handle in tensors]
         self.functionalizer.location = location
-        bind_arguments(opdef, (values,), {})
-        self.env[node] = self.functionalizer.call(
-            opdef,
+        made = self.functionalizer.call(
+            get_opdef("nn.opaque"),
             (tensors,),
             {
                 "callee": callee,
@@ -358,14 +344,9 @@ class ExportLowering:
                 "result_types": tuple(map(str, types)),
             },
             types,
+            names=(node.name,),
         )
-
-    def _higher_order(self, node: fx.Node, target: Any, location: Location) -> None:
-        raise CaptureError(
-            f"the model uses {target.name()}, which is not supported",
-            location=location,
-            remedy="keep the module as it is with leaf_modules=",
-        )
+        self.env[node] = [handle for handle, none in zip(made, absent, strict=True) if not none]
 
 
 def _name(target: Any) -> str:
@@ -381,8 +362,7 @@ def _keys_are_reliable(nodes: Sequence[fx.Node]) -> bool:
     for node in nodes:
         target = node.target
         if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable and node.args:
-            first = node.args[0]
-            if isinstance(first, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor):
-                if _key(first.meta.get("val")) != _key(node.meta["val"]):
-                    return False
+            first, key = node.args[0], _key(node.meta.get("val"))
+            if isinstance(first, fx.Node) and key is not None and _key(first.meta.get("val")) != key:
+                return False
     return True

@@ -31,6 +31,7 @@ class Locator:
         self._locations: dict[tuple[str, str, str, int], Location] = {}
 
     def __call__(self, node: fx.Node) -> Location:
+        """Return the location of a node: its innermost module, and the last frame of the user's code."""
         path, class_name = module_of(node.meta)
         trace = node.meta.get("stack_trace") or node.stack_trace or ""
         file, line = self._source(trace)

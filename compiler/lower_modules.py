@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from compiler.functionalize import Functionalizer, Handle
+from compiler.functionalize import Functionalizer
+from compiler.lower_storage import Handle
 from ir.core import Operation, Value
 from ir.locations import Location
 

@@ -51,7 +51,7 @@ class SymbolTable:
         if type(size) is int:
             return size
         if not isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool):
-            return size  # type: ignore[no-any-return]
+            return size
         expr = size.node.expr
         found = self._memo.get(expr)
         if found is None:

@@ -96,16 +96,19 @@ def _as_strided(emit: Emit, op: Operation, _index: int, whole: Value, part: Valu
 
 
 def _narrow(emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -> Value | None:
-    dim, start, length = (op.resolved_attribute(name) for name in ("dim", "start", "length"))
+    dim: Any = op.attributes["dim"]
+    start: Any = op.resolved_attribute("start")
+    length: Any = op.resolved_attribute("length")
+    shape = whole.tensor_type.shape
     if isinstance(start, Value) or isinstance(length, Value):
         return None
-    # a negative start with start + length == 0 would read as "up to 0"
-    size = whole.tensor_type.shape[dim] if whole.tensor_type.shape is not None else None  # type: ignore[index]
     if isinstance(start, int) and start < 0:
+        # with start + length == 0 the end of the slice would be 0
+        size = None if shape is None else shape[dim]
         if size is None:
             return None
-        start = start + size  # type: ignore[assignment]
-    return emit("aten.slice_scatter", whole, part, dim, start, start + length)  # type: ignore[operator]
+        start = start + size
+    return emit("aten.slice_scatter", whole, part, dim, start, start + length)
 
 
 def _permute(emit: Emit, op: Operation, _index: int, _whole: Value, part: Value) -> Value | None:

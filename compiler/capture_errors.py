@@ -1,0 +1,117 @@
+"""Why a capture failed, in the user's terms: module path, file and line, construct, remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+from torch import nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+
+from compiler.lower_locations import is_user_file
+from ir.errors import CaptureError
+from ir.locations import Location
+
+_LEAF = "keep the module as it is with leaf_modules="
+_USER_LOCATION = re.compile(r'(?:File "([^"]+)", line (\d+))|(?:(\S+\.py):(\d+))')
+
+
+def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+    """Yield the frames of an error's traceback, and of those it came from, outermost first."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    for each in reversed(chain):
+        traceback: TracebackType | None = each.__traceback__
+        while traceback is not None:
+            yield traceback.tb_frame, traceback.tb_lineno
+            traceback = traceback.tb_next
+
+
+def location_of_error(error: BaseException, model: nn.Module) -> Location:
+    """Return the innermost place in the user's code that a traceback passed through, and its module."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    path, class_name, file, line = "", "", "", 0
+    found = False
+    for frame, number in _frames(error):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and id(owner) in paths:
+            path, class_name = paths[id(owner)], f"{type(owner).__module__}.{type(owner).__qualname__}"
+            found = True
+        # frames outside of the model are the caller's, up to the first of one of its modules
+        if found and is_user_file(frame.f_code.co_filename):
+            file, line = frame.f_code.co_filename, number
+    return Location(path, class_name, file, line)
+
+
+def example_fails(error: Exception, model: nn.Module) -> CaptureError:
+    """Return the error for a model that fails on its example inputs without any capture."""
+    return CaptureError(
+        f"the model itself fails on the example inputs: {type(error).__name__}: {_first_lines(error)}",
+        location=location_of_error(error, model),
+        remedy="pass example inputs on which the model runs",
+    )
+
+
+def explain(error: Exception, model: nn.Module) -> CaptureError:
+    """Return the error for a model that runs on its example inputs and cannot be captured."""
+    if isinstance(error, CaptureError):
+        return error
+    location = location_of_error(error, model)
+    text = str(error)
+    if isinstance(error, GuardOnDataDependentSymNode) or "data-dependent" in text:
+        return CaptureError(
+            "data-dependent control flow: Python decides by a value in a tensor (`if`, `while`, `int()`, `.item()`), "
+            f"which is not known when the model is captured: {_first_lines(error, 1)}",
+            location=location,
+            remedy=f"write it with torch.where or torch.cond, or {_LEAF}",
+        )
+    if "Constraints violated" in text or "specialized" in text:
+        where = _specialization(error)
+        return CaptureError(
+            f"a dimension marked as dynamic is fixed by the model: {_first_lines(error, 4)}",
+            location=where or location,
+            remedy="leave that dimension out of dynamic_shapes=, or make the model independent of its size",
+        )
+    if "dynamic_shapes" in text:
+        return CaptureError(
+            f"dynamic_shapes does not fit the inputs: {_first_lines(error, 3)}",
+            remedy="give it as in torch.export.export: a dict by parameter name, or a tuple, with {axis: Dim(...)}",
+        )
+    return CaptureError(
+        f"torch.export cannot trace the model: {type(error).__name__}: {_first_lines(error, 3)}",
+        location=location,
+        remedy=_LEAF,
+    )
+
+
+def _first_lines(error: BaseException, count: int = 3) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return " ".join(lines[:count])
+
+
+def _specialization(error: BaseException) -> Location | None:
+    """Return the user's line that fixed a symbolic size, from the shape environment in the traceback."""
+    for frame, _ in _frames(error):
+        for value in list(frame.f_locals.values()):
+            if isinstance(value, ShapeEnv):
+                found = _first_user_location(value)
+                if found is not None:
+                    return found
+    return None
+
+
+def _first_user_location(shape_env: ShapeEnv) -> Location | None:
+    places: list[Any] = list(getattr(shape_env, "replacements_slocs", {}).values())
+    places += [guard.sloc for guard in getattr(shape_env, "guards", ())]
+    for place in places:
+        text = str(getattr(place, "maybe_user_loc", None) or place)
+        for match in _USER_LOCATION.finditer(text):
+            file, line = match.group(1) or match.group(3), match.group(2) or match.group(4)
+            if is_user_file(file):
+                return Location(file=file, line=int(line))
+    return None

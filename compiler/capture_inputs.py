@@ -1,0 +1,163 @@
+"""Checking example inputs, and reading the user's names of dynamic dimensions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from ir.errors import InputError
+
+
+def check_inputs(
+    example_inputs: Any, example_kwargs: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return example inputs as (args, kwargs).
+
+    Raises:
+        InputError: when they are not a tuple (or a bare tensor) and a mapping with text keys.
+    """
+    if isinstance(example_inputs, torch.Tensor):
+        example_inputs = (example_inputs,)
+    if example_inputs is None:
+        example_inputs = ()
+    if type(example_inputs) is not tuple:
+        kind = type(example_inputs).__qualname__
+        remedy = "write `(x,)` for a model that takes `x`, `(x, y)` for one that takes `x` and `y`"
+        if isinstance(example_inputs, dict):
+            remedy = "pass keyword arguments as example_kwargs="
+        elif isinstance(example_inputs, list):
+            remedy = "write a tuple: `(x,)`; or `([x, y],)` if the model takes a list"
+        raise InputError(f"example_inputs must be a tuple of the positional arguments, not a {kind}", remedy=remedy)
+    kwargs = {} if example_kwargs is None else example_kwargs
+    if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+        raise InputError(
+            f"example_kwargs must map argument names to values, not be a {type(kwargs).__qualname__}"
+        )
+    return example_inputs, dict(kwargs)
+
+
+def check_signature(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Check that the example inputs fit the forward method's parameters.
+
+    Raises:
+        InputError: when they do not.
+    """
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(
+            f"the example inputs do not fit {type(model).__qualname__}.forward{signature}: {error}",
+            remedy="pass the arguments of one call as example_inputs=(...) and example_kwargs={...}",
+        ) from None
+
+
+def unshared(tree: Any) -> Any:
+    """Return the example inputs with a copy in place of each tensor that shares memory with an earlier one.
+
+    `torch.export` would take two tensors of one storage for one tensor.
+    """
+    seen: set[tuple[torch.device, int]] = set()
+
+    def visit(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.layout is not torch.strided or leaf.device.type == "meta":
+            return leaf
+        key = (leaf.device, leaf.untyped_storage().data_ptr())
+        if key not in seen:
+            seen.add(key)
+            return leaf
+        return leaf.detach().clone().requires_grad_(leaf.requires_grad)
+
+    return pytree.tree_map(visit, tree)
+
+
+def fresh_copy(tree: Any) -> Any:
+    """Return the inputs with every tensor cloned, for a run that may write to them."""
+    return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
+
+
+def symbol_names(
+    exported: ExportedProgram, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any
+) -> dict[str, str]:
+    """Return the user's name of each of torch's symbols that has one."""
+    if not dynamic_shapes:
+        return {}
+    specs = list(_flat_specs((args, dict(kwargs)), _positional(model, args, kwargs, dynamic_shapes)))
+    vals = [
+        node.meta.get("val")
+        for node, spec in zip(exported.graph.nodes, exported.graph_signature.input_specs, strict=False)
+        if spec.kind is InputKind.USER_INPUT
+    ]
+    names: dict[str, str] = {}
+    for val, spec in zip(vals, specs, strict=False):
+        if not isinstance(val, torch.Tensor) or not isinstance(spec, (dict, list, tuple)):
+            continue
+        pairs = spec.items() if isinstance(spec, dict) else enumerate(spec)
+        for axis, dim in pairs:
+            size = val.shape[axis]
+            name = getattr(dim, "__name__", None)
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol and str(name).isidentifier():
+                names.setdefault(size.node.expr.name, str(name))
+    return names
+
+
+def _positional(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any
+) -> tuple[Any, Any]:
+    """Return dynamic shapes in the structure (args, kwargs), from a dict by parameter name or a sequence."""
+    if isinstance(dynamic_shapes, (list, tuple)):
+        count = len(args)
+        return tuple(dynamic_shapes[:count]), dict(zip(kwargs, dynamic_shapes[count:], strict=False))
+    if not isinstance(dynamic_shapes, dict):
+        return (), {}
+    flat: list[Any] = []
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    for i in range(len(args)):
+        parameter = parameters[min(i, len(parameters) - 1)]
+        for candidate in parameters:
+            if candidate.kind is inspect.Parameter.VAR_POSITIONAL and i >= parameters.index(candidate):
+                parameter = candidate
+                break
+        spec = dynamic_shapes.get(parameter.name)
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            start = parameters.index(parameter)
+            spec = spec[i - start] if isinstance(spec, (list, tuple)) and i - start < len(spec) else None
+        flat.append(spec)
+    return tuple(flat), {name: dynamic_shapes.get(name) for name in kwargs}
+
+
+def _flat_specs(tree: Any, spec: Any) -> Iterator[Any]:
+    """Yield for each leaf of `tree`, in pytree order, its entry in `spec`."""
+    children, context = _children(tree)
+    if children is None:
+        yield spec
+        return
+    for key, child in children:
+        entry = None
+        if isinstance(spec, Mapping):
+            entry = spec.get(key)
+        elif isinstance(spec, (list, tuple)) and isinstance(key, int) and key < len(spec):
+            entry = spec[key]
+        elif context is not None and isinstance(spec, context):
+            entry = getattr(spec, str(key), None)
+        yield from _flat_specs(child, entry)
+
+
+def _children(tree: Any) -> tuple[Sequence[tuple[Any, Any]] | None, type | None]:
+    kind = type(tree)
+    if isinstance(tree, dict) and kind in pytree.SUPPORTED_NODES:
+        return list(tree.items()), None
+    if kind not in pytree.SUPPORTED_NODES and not pytree._is_namedtuple_instance(tree):
+        return None, None
+    flat, _ = pytree.tree_flatten(tree, is_leaf=lambda item: item is not tree)
+    return list(enumerate(flat)), kind

@@ -1,0 +1,345 @@
+"""Modules that are kept as they are: a traced model calls them as one opaque operator.
+
+While the model is traced, the `forward` of such a module is replaced by a call of `graphwright::opaque`, whose fake
+kernel gives results of the shapes that a real run of the model on its example inputs had.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import CodeType, FunctionType
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from compiler.capture_state import BufferState, location_of_module
+from ir.errors import CaptureError, InputError
+from ir.nn_ops import encode_call
+from ir.types import DTYPE_NAMES, DTYPES_BY_NAME
+
+_LIBRARY = torch.library.Library("graphwright", "FRAGMENT")
+if not hasattr(torch.ops.graphwright, "opaque"):
+    _LIBRARY.define("opaque(Tensor[] args, str callee, str spec, str results) -> Tensor[]")
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+def _fake_opaque(args: Sequence[torch.Tensor], callee: str, spec: str, results: str) -> list[torch.Tensor]:
+    made = []
+    for item in json.loads(results):
+        if item is None:
+            continue
+        dtype = DTYPES_BY_NAME[item["dtype"]]
+        if "like" in item:
+            like = args[item["like"]]
+            made.append(
+                torch.empty_like(like, dtype=dtype)
+                if item["same_strides"]
+                else like.new_empty(like.shape, dtype=dtype)
+            )
+        else:
+            device = torch.device(item["device"])
+            made.append(torch.empty_strided(item["shape"], item["strides"], dtype=dtype, device=device))
+    return made
+
+
+torch.library.register_fake("graphwright::opaque", _fake_opaque, lib=_LIBRARY)
+
+
+@attrs.frozen(eq=False)
+class CallRecord:
+    """One call of a module in the real run: arguments (tensors as meta tensors) and result."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+
+
+def _as_meta(tree: Any) -> Any:
+    return pytree.tree_map(
+        lambda leaf: leaf.detach().to("meta") if isinstance(leaf, torch.Tensor) else leaf, tree
+    )
+
+
+# ---- which modules ----
+
+
+def chosen_modules(model: nn.Module, leaf_modules: Sequence[Any]) -> dict[str, nn.Module]:
+    """Return the modules that `leaf_modules` (instances, classes, paths) names, by path.
+
+    Raises:
+        InputError: when an entry is none of these, or names no submodule.
+    """
+    modules = dict(model.named_modules())
+    chosen: dict[str, nn.Module] = {}
+    for entry in leaf_modules:
+        if isinstance(entry, str):
+            found = {path: module for path, module in modules.items() if path == entry}
+        elif isinstance(entry, nn.Module):
+            found = {path: module for path, module in modules.items() if module is entry}
+        elif isinstance(entry, type) and issubclass(entry, nn.Module):
+            found = {path: module for path, module in modules.items() if isinstance(module, entry)}
+        else:
+            raise InputError(
+                f"leaf_modules: {entry!r} is no module, module class or module path",
+                remedy="pass modules of the model, classes, or paths as in named_modules()",
+            )
+        if not found:
+            raise InputError(
+                f"leaf_modules: {entry!r} is no submodule of the {type(model).__qualname__}",
+                remedy="pass modules of the model, classes, or paths as in named_modules()",
+            )
+        if "" in found:
+            raise InputError("leaf_modules names the model itself", remedy="name its submodules")
+        chosen.update(found)
+    return _outermost(chosen)
+
+
+def _outermost(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    ordered: dict[str, nn.Module] = {}
+    for path in sorted(modules, key=lambda p: (p.count("."), p)):
+        parents = path.split(".")
+        if not any(".".join(parents[:i]) in ordered for i in range(1, len(parents))):
+            ordered[path] = modules[path]
+    return ordered
+
+
+_READS_TRAINING: dict[type, bool] = {}
+
+
+def reads_training(class_: type) -> bool:
+    """Return whether the code of a class that is not of `torch.nn` names `training`."""
+    found = _READS_TRAINING.get(class_)
+    if found is None:
+        found = _READS_TRAINING[class_] = any(
+            "training" in _names(function.__code__)
+            for base in class_.__mro__
+            if not is_torch_class(base)
+            for function in _functions_of(base)
+        )
+    return found
+
+
+def is_torch_class(class_: type) -> bool:
+    """Return whether a class is PyTorch's own (or Python's)."""
+    return class_.__module__ == "builtins" or class_.__module__.split(".")[0] == "torch"
+
+
+def _functions_of(class_: type) -> Iterator[FunctionType]:
+    for name, item in vars(class_).items():
+        item = getattr(item, "__func__", getattr(item, "fget", item))
+        item = getattr(item, "__wrapped__", item)
+        if isinstance(item, FunctionType) and name not in ("__init__", "extra_repr", "train", "eval"):
+            yield item
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+        elif constant == "training":
+            yield constant
+
+
+def mode_readers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules, by path, whose own code depends on `self.training`."""
+    return {path: module for path, module in model.named_modules() if reads_training(type(module))}
+
+
+def changes_with_mode(module: nn.Module, records: Sequence[CallRecord]) -> bool:
+    """Return whether a module without parameters calls other functions in training than in eval.
+
+    Where only a flag differs (`F.dropout(x, p, self.training)`) the module need not be opaque.
+    """
+    modes = [(each, each.training) for each in module.modules()]
+    try:
+        for record in records:
+            logs = []
+            for mode in (False, True):
+                for each, _ in modes:
+                    each.training = mode
+                with _FunctionLog() as log, torch.no_grad():
+                    module.forward(*record.args, **record.kwargs)
+                logs.append(log.names)
+            if logs[0] != logs[1]:
+                return True
+    except Exception:  # noqa: BLE001 - whatever the user's code raises on meta tensors: then nothing is known
+        return True
+    finally:
+        for each, mode in modes:
+            each.training = mode
+    return not records
+
+
+class _FunctionLog(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.names.append(torch.overrides.resolve_name(func) or repr(func))
+        return func(*args, **(kwargs or {}))
+
+
+# ---- the real run ----
+
+
+def record_calls(
+    model: nn.Module, modules: Mapping[str, nn.Module], run: Callable[[], Any]
+) -> dict[str, list[CallRecord]]:
+    """Run the model with its buffers kept, and return the calls of `modules`, in order."""
+    records: dict[str, list[CallRecord]] = {path: [] for path in modules}
+    state = BufferState(model)
+    removed = []
+    for path, module in modules.items():
+        removed.append((module, module.__dict__.get("forward")))
+        original = module.forward
+
+        def recording(
+            *args: Any, _path: str = path, _original: Callable[..., Any] = original, **kwargs: Any
+        ) -> Any:
+            before = _as_meta((args, kwargs))
+            result = _original(*args, **kwargs)
+            records[_path].append(CallRecord(before[0], before[1], _as_meta(result)))
+            return result
+
+        module.__dict__["forward"] = recording
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for module, forward in removed:
+            _put_back(module, forward)
+        state.restore()
+    return records
+
+
+def _put_back(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        module.__dict__.pop("forward", None)
+    else:
+        module.__dict__["forward"] = forward
+
+
+# ---- while tracing ----
+
+
+@contextmanager
+def opaque_calls(
+    model: nn.Module, modules: Mapping[str, nn.Module], records: Mapping[str, Sequence[CallRecord]]
+) -> Iterator[None]:
+    """Replace the forward methods of `modules` by opaque calls, inside the `with` block."""
+    saved: list[tuple[nn.Module, Any, dict[str, Any]]] = []
+    try:
+        for path, module in modules.items():
+            hooks = {name: dict(module.__dict__[name]) for name in _HOOKS}
+            saved.append((module, module.__dict__.get("forward"), hooks))
+            # the kept module runs its own hooks
+            for name in _HOOKS:
+                module.__dict__[name].clear()
+            module.__dict__["forward"] = _stub(path, module, iter(records[path]))
+        yield
+    finally:
+        for module, forward, hooks in saved:
+            _put_back(module, forward)
+            for name, table in hooks.items():
+                module.__dict__[name].update(table)
+
+
+def _stub(path: str, module: nn.Module, records: Iterator[CallRecord]) -> Callable[..., Any]:
+    location = location_of_module(path, module)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        record = next(records, None)
+        if record is None:
+            raise CaptureError(f"`{path}` was called less often in a run of the model", location=location)
+        try:
+            spec, tensors = encode_call(args, kwargs, lambda leaf: isinstance(leaf, torch.Tensor))
+        except InputError as error:
+            raise CaptureError(error.message, location=location, remedy=error.remedy) from None
+        recorded = [leaf for leaf in pytree.tree_leaves((record.args, record.kwargs)) if isinstance(leaf, torch.Tensor)]
+        leaves, structure = pytree.tree_flatten(record.result)
+        descriptions: list[dict[str, Any] | None] = []
+        for leaf in leaves:
+            if isinstance(leaf, torch.Tensor):
+                descriptions.append(_describe(leaf, tensors, recorded, path, module))
+            elif leaf is None:
+                descriptions.append(None)
+            else:
+                raise CaptureError(
+                    f"the opaque module returns a {type(leaf).__qualname__}: only tensors and None can be",
+                    location=location,
+                    remedy="choose a module around it whose results are tensors",
+                )
+        results = iter(torch.ops.graphwright.opaque(tensors, path, spec, json.dumps(descriptions)))
+        return pytree.tree_unflatten([None if leaf is None else next(results) for leaf in leaves], structure)
+
+    return forward
+
+
+def _describe(
+    result: torch.Tensor,
+    tensors: Sequence[torch.Tensor],
+    recorded: Sequence[torch.Tensor],
+    path: str,
+    module: nn.Module,
+) -> dict[str, Any]:
+    dtype = DTYPE_NAMES[result.dtype]
+    if len(tensors) == len(recorded):
+        for i, (now, then) in enumerate(zip(tensors, recorded, strict=True)):
+            if then.shape == result.shape and now.dim() == then.dim():
+                return {"like": i, "dtype": dtype, "same_strides": then.stride() == result.stride()}
+    if any(isinstance(size, torch.SymInt) for tensor in tensors for size in tensor.shape):
+        raise CaptureError(
+            f"the shape {tuple(result.shape)} of a result of the opaque module `{path}` is not that of an argument, so "
+            "it is not known how it depends on the dynamic sizes",
+            location=location_of_module(path, module),
+            remedy="capture with fixed shapes, or let the module be traced",
+        )
+    device = str(tensors[0].device) if tensors else "cpu"
+    return {"shape": list(result.shape), "strides": list(result.stride()), "dtype": dtype, "device": device}
+
+
+# ---- what is kept ----
+
+
+def structural_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of a module that has the same tensors, not copies of them."""
+    memo: dict[int, Any] = {}
+    for each in module.modules():
+        for tensor in _tensors(each.__dict__, set()):
+            memo[id(tensor)] = tensor
+    return copy.deepcopy(module, memo)
+
+
+def _tensors(item: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+    if isinstance(item, torch.Tensor):
+        yield item
+        return
+    if id(item) in seen or isinstance(item, (str, bytes, nn.Module)):
+        return
+    seen.add(id(item))
+    if isinstance(item, Mapping):
+        for part in item.values():
+            yield from _tensors(part, seen)
+    elif isinstance(item, (list, tuple, set)):
+        for part in item:
+            yield from _tensors(part, seen)
+    elif isinstance(getattr(item, "__dict__", None), dict) and not isinstance(item, (type, FunctionType)):
+        yield from _tensors(item.__dict__, seen)

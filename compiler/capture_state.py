@@ -1,0 +1,207 @@
+"""Keeping the user's module as it is: a snapshot before the capture, restored and compared after it."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from ir.locations import Location
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_CODE = (type, types.FunctionType, types.MethodType, types.ModuleType, types.BuiltinFunctionType)
+_OPAQUE = (*_CODE, nn.Module, torch.Tensor)
+_DEPTH = 4
+_HIDDEN = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+Restore = Callable[[], None]
+
+
+@attrs.define(eq=False)
+class _Container:
+    """A mutable container (or the attributes of an object) as it was."""
+
+    label: str
+    target: Any
+    saved: Any
+    restore: Restore
+    current: Callable[[], Any]
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Return whether an attribute is what it was (`torch.export` puts equal containers in place of others)."""
+    if old is new:
+        return True
+    if type(old) is not type(new):
+        return False
+    if isinstance(old, (list, tuple)):
+        return len(old) == len(new) and all(map(_same, old, new))
+    if isinstance(old, dict):
+        return list(old) == list(new) and all(map(_same, old.values(), new.values()))
+    return isinstance(old, _PLAIN) and bool(old == new or old != old)
+
+
+def _differences(saved: Any, current: Any) -> list[str]:
+    if isinstance(saved, dict):
+        keys = list(saved) + [key for key in current if key not in saved]
+        return [str(k) for k in keys if k not in saved or k not in current or not _same(saved[k], current[k])]
+    if isinstance(saved, list):
+        same = len(saved) == len(current) and all(map(_same, saved, current))
+        return [] if same else [""]
+    return [] if saved == current else [""]
+
+
+def _containers(label: str, value: Any, found: list[_Container], seen: set[int], depth: int) -> None:
+    """Collect what lies below an attribute and can be changed in place."""
+    if depth == 0 or isinstance(value, (*_PLAIN, *_OPAQUE)) or id(value) in seen:
+        return
+    seen.add(id(value))
+    children: list[tuple[str, Any]]
+    if isinstance(value, dict):
+        found.append(_dict_container(label, value))
+        children = [(f"{label}[{key!r}]", item) for key, item in value.items()]
+    elif isinstance(value, list):
+        copy = list(value)
+        found.append(
+            _Container(label, value, copy, lambda: value.__setitem__(slice(None), copy), lambda: list(value))
+        )
+        children = [(f"{label}[{i}]", item) for i, item in enumerate(value)]
+    elif isinstance(value, set):
+        members = set(value)
+
+        def refill() -> None:
+            value.clear()
+            value.update(members)
+
+        found.append(_Container(label, value, members, refill, lambda: set(value)))
+        return
+    elif isinstance(value, tuple):
+        children = [(f"{label}[{i}]", item) for i, item in enumerate(value)]
+    elif isinstance(getattr(value, "__dict__", None), dict):
+        found.append(_dict_container(label, value.__dict__, joint="."))
+        children = [(f"{label}.{key}", item) for key, item in value.__dict__.items()]
+    else:
+        return
+    for name, item in children:
+        _containers(name, item, found, seen, depth - 1)
+
+
+def _dict_container(label: str, target: dict[Any, Any], joint: str = "") -> _Container:
+    copy = dict(target)
+
+    def restore() -> None:
+        target.clear()
+        target.update(copy)
+
+    return _Container(f"{label}{joint}", target, copy, restore, lambda: dict(target))
+
+
+class ModuleState:
+    """The attributes of a module and its submodules as they are now."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.modules = [(path, module, dict(module.__dict__)) for path, module in root.named_modules()]
+        self.requires_grad = [(p, p.requires_grad) for p in root.parameters()]
+        self.containers: list[tuple[str, nn.Module, _Container]] = []
+        self.tables: list[tuple[str, nn.Module, str, Any]] = []
+        seen: set[int] = set()
+        for path, module, attributes in self.modules:
+            for name, value in attributes.items():
+                if name in _HIDDEN or name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
+                    self.tables.append((path, module, name, _copy_table(value)))
+                elif not isinstance(value, (*_PLAIN, *_OPAQUE)):
+                    found: list[_Container] = []
+                    _containers(name, value, found, seen, _DEPTH)
+                    self.containers.extend((path, module, each) for each in found)
+
+    def restore(self) -> list[tuple[str, nn.Module, str]]:
+        """Put everything back; return what had changed as (module path, module, attribute)."""
+        changed: list[tuple[str, nn.Module, str]] = []
+        for path, module, attributes in self.modules:
+            names = _differences(attributes, module.__dict__)
+            if names:
+                changed.extend((path, module, name) for name in names)
+                module.__dict__.clear()
+                module.__dict__.update(attributes)
+        for path, module, name, saved in self.tables:
+            table = module.__dict__[name]
+            if isinstance(saved, dict):
+                names = _differences(saved, dict(table))
+            else:
+                names = [] if saved == table else [name]
+            if names:
+                changed.extend((path, module, each) for each in names)
+                table.clear()
+                table.update(saved)
+        for path, module, container in self.containers:
+            names = _differences(container.saved, container.current())
+            if names:
+                container.restore()
+                changed.extend((path, module, f"{container.label}{name}") for name in names)
+        for parameter, flag in self.requires_grad:
+            if parameter.requires_grad is not flag:
+                parameter.requires_grad_(flag)
+        return changed
+
+
+def _copy_table(value: Any) -> Any:
+    return set(value) if isinstance(value, set) else dict(value)
+
+
+class BufferState:
+    """The contents of a module's buffers, for the time of a real run."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.saved = [(b, b.detach().clone()) for b in root.buffers() if b.device.type != "meta"]
+
+    def restore(self) -> None:
+        """Put the contents back."""
+        with torch.no_grad():
+            for buffer, saved in self.saved:
+                if not _identical(buffer, saved):
+                    buffer.copy_(saved)
+
+
+def _identical(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Restore the state of Python's and PyTorch's random number generators at the end."""
+    python = random.getstate()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+
+
+@contextmanager
+def tracing_mode() -> Iterator[None]:
+    """Gradients on, no inference mode, attention without its fused fast path: all restored at the end."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def location_of_module(path: str, module: nn.Module) -> Location:
+    """Return the location of a module: its class, and the first line of its forward method."""
+    class_ = type(module)
+    name = f"{class_.__module__}.{class_.__qualname__}"
+    code = getattr(inspect.unwrap(class_.forward), "__code__", None)
+    if code is None:
+        return Location(path, name)
+    return Location(path, name, code.co_filename, code.co_firstlineno)

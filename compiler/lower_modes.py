@@ -1,0 +1,115 @@
+"""What follows the mode where the user's own code reads `self.training`: found by comparing two captures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ir.attributes import attributes_equal
+from ir.core import Operation, Value
+from ir.program import Program
+
+_DROPOUTS = frozenset(
+    {"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"}
+)
+_FLAGS = {"aten.batch_norm": "training"} | dict.fromkeys(_DROPOUTS, "train")
+_ATTENTION = "aten.scaled_dot_product_attention"
+
+
+def follow_modes(program: Program, opposite: Program | None, error: str, readers: Sequence[str]) -> None:
+    """Decide for each operation of a module in `readers` whether its training flag follows the mode.
+
+    Args:
+        program: the program to set the flags in; `meta["mode_locked"]` says where else
+            the two captures differ.
+        opposite: the model captured with those modules in the opposite mode.
+        error: why there is none.
+        readers: paths of the modules whose code depends on `self.training`.
+    """
+    names = ", ".join(f"`{path}`" if path else "the root module" for path in readers[:5])
+    if len(readers) > 5:
+        names += ", …"
+    if opposite is None:
+        _lock(program, f"{names} read self.training, and could not be captured in the other mode: {error}")
+        return
+    problem = _compare(program, opposite, frozenset(readers))
+    if problem:
+        _lock(program, f"{names} read self.training, and compute something else in the other mode: {problem}")
+
+
+def _lock(program: Program, reason: str) -> None:
+    known = program.meta.get("mode_locked")
+    program.meta["mode_locked"] = f"{known}; {reason}" if known else reason
+
+
+def _compare(program: Program, opposite: Program, readers: frozenset[str]) -> str:
+    """Set the flags of pairs that differ in them alone; return what else differs, or an empty text."""
+    matches: dict[Value, Value] = {}
+    for name, weight in program.weights.items():
+        if name in opposite.weights:
+            matches[weight.value] = opposite.weights[name].value
+    matches.update(zip(program.graph.inputs, opposite.graph.inputs, strict=True))
+    changes: list[tuple[Operation, str, object]] = []
+    others = opposite.graph.operations()
+    for op in program.graph.operations():
+        other = next(others, None)
+        if other is None:
+            return f"{op.name}{_where(op)} is missing there"
+        same = op.opdef is other.opdef and op.segments == other.segments
+        if not same or not _operands_match(op, other, matches):
+            return f"{op.name}{_where(op)} is {other.name} there"
+        found = _attributes(op, other, readers)
+        if found is None:
+            return f"{op.name}{_where(op)} has other arguments there"
+        changes.extend((op, name, value) for name, value in found.items())
+        matches.update(zip(op.results, other.results, strict=True))
+    extra = next(others, None)
+    if extra is not None:
+        return f"{extra.name}{_where(extra)} is there only"
+    mine, theirs = program.graph.outputs, opposite.graph.outputs
+    if len(mine) != len(theirs) or any(
+        a is not None and matches.get(a) is not b for a, b in zip(mine, theirs, strict=True)
+    ):
+        return "the outputs are others there"
+    for op, name, value in changes:
+        op.set_attribute(name, value)
+    return ""
+
+
+def _where(op: Operation) -> str:
+    return f" at {op.location}" if not op.location.is_unknown else ""
+
+
+def _operands_match(op: Operation, other: Operation, matches: dict[Value, Value]) -> bool:
+    if len(op.operands) != len(other.operands):
+        return False
+    for a, b in zip(op.operands, other.operands, strict=True):
+        if (b is None) if a is None else (matches.get(a) is b):
+            continue
+        return False
+    return True
+
+
+def _attributes(op: Operation, other: Operation, readers: frozenset[str]) -> dict[str, object] | None:
+    """Return the attributes to set so that `op` follows its mode, or None where none would do."""
+    differing = [
+        name for name, value in op.attributes.items() if not attributes_equal(value, other.attributes[name])
+    ]
+    flag = _FLAGS.get(op.name)
+    if flag is not None:
+        if not differing:
+            return {"follows_mode": False} if op.location.module_path in readers else {}
+        if differing == [flag]:
+            return {"follows_mode": True}
+        here, there = op.attributes, other.attributes
+        if op.name in _DROPOUTS and differing == ["p"] and here["train"] and 0 in (here["p"], there["p"]):
+            # `dropout(x, p if self.training else 0.0)`
+            return {
+                "p": here["p"] or there["p"],
+                "train": here["p"] != 0,
+                "follows_mode": True,
+            }
+        return None
+    if op.name == _ATTENTION and differing == ["dropout_p"]:
+        here, there = op.attributes["dropout_p"], other.attributes["dropout_p"]
+        return {"train_dropout_p": here or there} if 0 in (here, there) else None
+    return {} if not differing else None

@@ -1,0 +1,120 @@
+"""Regions inside of an exported graph: `torch.no_grad()` blocks are lowered in place, others refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from compiler.functionalize import Functionalizer
+from compiler.lower_storage import Handle
+from compiler.lower_symbols import SymbolTable
+from ir.core import Value
+from ir.errors import CaptureError
+from ir.locations import Location
+from ir.opdef import get_opdef
+from ir.program import weight_of
+from ir.types import TensorType
+
+
+class RegionLowering:
+    """Lowers the nodes of a graph; a subclass says how operators are called."""
+
+    def __init__(self, functionalizer: Functionalizer, symbols: SymbolTable) -> None:
+        self.functionalizer = functionalizer
+        self.symbols = symbols
+        self.env: dict[fx.Node, Any] = {}
+        self._inside_no_grad = False
+
+    def _call(self, node: fx.Node) -> None:
+        raise NotImplementedError
+
+    def _argument(self, arg: Any) -> Any:
+        kind = type(arg)
+        if kind is fx.Node:
+            return self.env[arg]
+        if kind is list or kind is tuple or isinstance(arg, (list, tuple)):
+            return [self._argument(item) for item in arg]
+        if isinstance(arg, torch.SymInt | torch.SymFloat | torch.SymBool):
+            return self.symbols.dim(arg)
+        return arg
+
+    def _higher_order(self, node: fx.Node, target: Any, location: Location) -> None:
+        if target.name() != "wrap_with_set_grad_enabled":
+            raise CaptureError(
+                f"the model uses {target.name()}, which is not supported",
+                location=location,
+                remedy="keep the module as it is with leaf_modules=",
+            )
+        enabled, region, *args = node.args
+        if enabled and self._inside_no_grad:
+            raise CaptureError(
+                "gradients are switched on again inside of torch.no_grad()",
+                location=location,
+                remedy="end the no_grad block first, or keep the module as it is with leaf_modules=",
+            )
+        body = self.env[region]  # type: ignore[index]
+        inputs = [self._argument(arg) for arg in args]
+        self.functionalizer.location = location
+        if not enabled:
+            inputs = [self._without_gradient(arg) for arg in inputs]
+        outer = self._inside_no_grad
+        self._inside_no_grad = outer or not enabled
+        try:
+            self.env[node] = self._inline(body, inputs)
+        finally:
+            self._inside_no_grad = outer
+
+    def _inline(self, body: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        """Lower the graph of a region here, on these inputs, and return its outputs."""
+        rest = iter(inputs)
+        for node in body.graph.nodes:
+            if node.op == "placeholder":
+                self.env[node] = next(rest)
+            elif node.op == "get_attr":
+                self.env[node] = attribute_of(body, str(node.target))
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                return self._argument(node.args[0])
+        return []
+
+    def _without_gradient(self, arg: Any) -> Any:
+        """Return a tensor as it is seen inside of torch.no_grad(): without gradient, if it may have one."""
+        if isinstance(arg, list):
+            return [self._without_gradient(item) for item in arg]
+        if type(arg) is not Handle or not self._may_need_gradient(arg.value):
+            return arg
+        return self.functionalizer.call(get_opdef("aten.detach"), (arg,), {})[0]
+
+    def _may_need_gradient(self, value: Value) -> bool:
+        """Return whether a value may depend on a parameter or a floating-point input."""
+        pending, seen = [value], {value}
+        while pending:
+            current = pending.pop()
+            type_ = current.type
+            if isinstance(type_, TensorType) and type_.dtype is not None and not _differentiable(type_.dtype):
+                continue
+            op = current.defining_op
+            if op is None:
+                weight = weight_of(current)
+                if weight is None or weight.requires_grad:
+                    return True
+            elif op.name != "aten.detach":
+                new = [v for v in op.operand_values if v not in seen]
+                seen.update(new)
+                pending.extend(new)
+        return False
+
+
+def _differentiable(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def attribute_of(root: Any, path: str) -> Any:
+    """Return the attribute at a dotted path."""
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root
