@@ -1,0 +1,389 @@
+"""The command line and the demo."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from compiler import demo
+from compiler.__main__ import main
+from compiler.pipeline import STANDARD_PATTERNS
+from ir.parser import parse_program
+from ir.printer import print_program
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_FILE = """\
+import torch
+from torch import nn
+from torch.fx import symbolic_trace
+from graphwright import Pattern, Pass
+
+
+class Swish(Pattern):
+    '''x * sigmoid(x) = silu(x)'''
+
+    is_conversion = True
+
+    def pattern(self, p):
+        x = p.any("x")
+        return p.mul(x, p.sigmoid(x))
+
+    def rewrite(self, m, b):
+        return b.silu(m.x)
+
+
+class Nothing(Pass):
+    '''Does nothing.'''
+
+    name = "nothing"
+
+    def run(self, program, context):
+        pass
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x, scale=None):
+        y = self.conv(x)
+        y = (y * torch.sigmoid(y)).mean([2, 3])
+        y = self.head(y)
+        return y if scale is None else y * scale
+
+
+class Loop(nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+def make():
+    torch.manual_seed(0)
+    return Net().eval(), torch.randn(2, 3, 8, 8)
+
+
+def keywords():
+    return Net().eval(), (torch.randn(2, 3, 8, 8),), {"scale": torch.randn(2, 2)}
+
+
+def traced():
+    return symbolic_trace(nn.Sequential(nn.AdaptiveAvgPool2d(7), nn.ReLU()))
+
+
+def loop():
+    return nn.Sequential(nn.ReLU(), Loop()), torch.randn(3)
+
+
+def misfit():
+    return Net().eval(), torch.randn(2, 4, 8, 8)
+
+
+def nonsense():
+    return "a model"
+
+
+def too_much():
+    return Net(), (), {}, 1
+
+
+def dict_of_inputs():
+    return Net(), {"x": torch.randn(2, 3, 8, 8)}
+
+
+def broken():
+    return Net(depth=3)
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The path of a file with models; the current folder is the file's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "140")
+    (tmp_path / "net.py").write_text(_FILE)
+    monkeypatch.delitem(sys.modules, "net", raising=False)
+    return "net.py"
+
+
+def example() -> torch.Tensor:
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_prints_the_report(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = list(sys.path)
+    assert main([f"{net}:make"]) == 0
+    out, err = capsys.readouterr()
+    assert "net.py:make" in out
+    assert re.search(r"1\s+FlattenLinearToConv1x1Pattern", out)
+    assert re.search(r"2\s+ConvBNPattern\s+conv2d", out)
+    assert "as exact as the original" in out
+    assert err == ""
+    assert sys.path == path
+
+
+def test_keyword_arguments(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{net}:keywords"]) == 0
+    assert "as exact as the original" in capsys.readouterr().out
+
+
+def test_saves_module_code_and_ir(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--save-module", "a.pt", "--save-code", "a.py", "--save-ir", "a.gw"]
+    assert main([f"{net}:make", *options]) == 0
+    assert "torch.load" in capsys.readouterr().out
+    module = torch.load("a.pt", weights_only=False)
+    original, _ = sys.modules["net"].make()
+    torch.testing.assert_close(module(example()), original(example()))
+    code = Path("a.py").read_text()
+    compile(code, "a.py", "exec")
+    assert "FusedConvBN" in code and "def forward(self, x" in code
+    ir = Path("a.gw").read_text()
+    assert print_program(parse_program(ir)) == ir
+    assert "fused.conv_bn" in ir
+
+
+def test_json_goes_to_a_file_or_alone_to_standard_output(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{net}:make", "--json", "a.json"]) == 0
+    assert "ConvBNPattern" in capsys.readouterr().out
+    saved = json.loads(Path("a.json").read_text())
+    assert main([f"{net}:make", "--json", "-"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [match["pattern"] for match in printed["matches"]] == [match["pattern"] for match in saved["matches"]]
+    assert printed["accuracy"]["is_within_bound"]
+
+
+def test_quiet_prints_nothing(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{net}:make", "--quiet", "--save-ir", "a.gw"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert Path("a.gw").exists()
+
+
+def _applied(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [match["pattern"] for match in json.loads(capsys.readouterr().out)["matches"]]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "applied"),
+    [
+        ("conversions", ["FlattenLinearToConv1x1Pattern"]),
+        ("none", []),
+        ("LinearPattern", ["LinearPattern"]),
+        ("LinearPattern, ConvBNPattern", ["LinearPattern", "ConvBNPattern"]),
+        ("all,Swish", ["Swish", "FlattenLinearToConv1x1Pattern", "ConvBNActPattern", "ConvBNPattern"]),
+    ],
+)
+def test_patterns_are_chosen_by_name(
+    net: str, capsys: pytest.CaptureFixture[str], patterns: str, applied: list[str]
+) -> None:
+    assert main([f"{net}:make", "--patterns", patterns, "--json", "-"]) == 0
+    found = _applied(capsys)
+    # pooled maps are fused as well, wherever canonicalization leaves one
+    assert sorted(name for name in found if name != "AdaptiveAvgPoolPattern") == sorted(applied)
+
+
+def test_a_pipeline_in_text_form_with_the_users_pass(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "canonicalize,nothing,fuse{patterns=ConvBNPattern}"
+    assert main([f"{net}:make", "--pipeline", text, "--json", "-"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [match["pattern"] for match in data["matches"]] == ["ConvBNPattern"]
+    assert "nothing" in [stage["name"] for stage in data["stages"]]
+
+
+def test_patterns_of_another_file(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rules = _FILE[: _FILE.index("class Nothing")].replace("Swish", "Swash")
+    Path("rules.py").write_text(rules)
+    assert main([f"{net}:make", "--load", "rules.py", "--patterns", "Swash", "--json", "-"]) == 0
+    assert _applied(capsys) == ["Swash"]
+
+
+@pytest.mark.parametrize("options", [["--dynamic-batch"], ["--dynamic", "x.0=n:1..64"], ["--dynamic", "0.0=n"]])
+def test_dynamic_sizes(net: str, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
+    assert main([f"{net}:make", *options, "--save-module", "a.pt", "--save-ir", "a.gw"]) == 0
+    name = "batch" if options == ["--dynamic-batch"] else "n"
+    assert f"f32[{name}, 3, 8, 8]" in Path("a.gw").read_text()
+    module = torch.load("a.pt", weights_only=False)
+    assert module(torch.randn(5, 3, 8, 8)).shape == (5, 2)
+
+
+def test_two_dynamic_dimensions_beside_keyword_arguments(net: str) -> None:
+    options = [
+        "--dynamic",
+        "x.0=n:1..8",
+        "--dynamic",
+        "scale.0=n",
+        "--dynamic",
+        "x.2=height:4..64",
+        "--save-ir",
+        "a.gw",
+    ]
+    assert main([f"{net}:keywords", *options]) == 0
+    text = Path("a.gw").read_text()
+    assert "f32[n, 3, height, 8]" in text and "f32[n, 2]" in text
+    assert re.search(r"symbol n in \[[01], 8\]", text) and "symbol height in [4, 64]" in text
+
+
+@pytest.mark.parametrize("mode", ["final", "each"])
+def test_validation(net: str, mode: str) -> None:
+    assert main([f"{net}:make", "--validate", mode, "--patterns", "all,Swish", "--quiet"]) == 0
+
+
+def test_a_leaf_is_kept(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{net}:loop"]) == 1
+    assert main([f"{net}:loop", "--leaf", "1"]) == 0
+
+
+def test_ir_dumps(net: str) -> None:
+    assert main([f"{net}:make", "--dump-ir", "dumps"]) == 0
+    names = [path.name for path in sorted(Path("dumps").iterdir())]
+    assert names[0] == "000-canonicalize.gw" and names[-1].endswith("-fuse.gw")
+    assert "fused." in Path("dumps", names[-1]).read_text()
+
+
+def test_remarks(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{net}:make", "--remarks"]) == 0
+    assert "[applied] FlattenLinearToConv1x1Pattern" in capsys.readouterr().out
+
+
+def test_warnings_are_one_line_on_standard_error(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{net}:traced", "--patterns", "conversions"]) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"warning: RemoveIdentityAdaptiveAvgPoolPattern skipped: [^\n]+\n", err)
+    assert "not measured (no example inputs)" in out
+
+
+def test_list_names_every_pattern_and_pass(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    out = capsys.readouterr().out
+    for pattern in STANDARD_PATTERNS:
+        assert pattern.__name__ in out
+    assert "canonicalize{" in out and "fixpoint(PASSES){max-rounds=16}" in out
+    assert "Swish" not in out
+    assert main([f"{net}:make", "--list"]) == 0
+    out = capsys.readouterr().out
+    assert "Swish" in out and "x * sigmoid(x) = silu(x)" in out and "nothing" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "MODEL.py:FUNCTION is missing"),
+        (["net.py"], "not of the form MODEL.py:FUNCTION"),
+        (["net.py:1"], "not of the form"),
+        (["other.py:make"], "there is no file other.py"),
+        (["net.py:make", "--patterns", "ConvBN"], "there is no pattern 'ConvBN'; known: all, conversions, fusions"),
+        (["net.py:make", "--save-ir", "nowhere/a.gw"], "there is no folder"),
+        (["net.py:make", "--json", "nowhere/a.json"], "there is no folder"),
+        (["net.py:make", "--load", "rules.py"], "there is no file rules.py"),
+        (["net.py:make", "--dynamic", "x=batch"], "INPUT.DIM=NAME"),
+        (["net.py:make", "--dynamic", "x.0=batch:1"], "INPUT.DIM=NAME"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(
+    net: str, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("graphwright: ") and message in err
+    assert len(err.splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--patterns", "all", "--pipeline", "verify"], ["--validate", "yes"], ["--pat", "all"]]
+)
+def test_argparse_refuses_with_exit_code_2(net: str, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([f"{net}:make", *arguments])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["net.py:nothing"], ["has no function 'nothing'", "it has make, keywords"]),
+        (
+            ["net.py:broken"],
+            ["broken raised TypeError", f"net.py:{_FILE[: _FILE.index('Net(depth')].count(chr(10)) + 1}"],
+        ),
+        (["net.py:nonsense"], ["returned (str)", "return (module, example inputs)"]),
+        (["net.py:too_much"], ["returned (Net, tuple, dict, int)"]),
+        (["net.py:dict_of_inputs"], ["a dict as inputs", "a tensor or a tuple"]),
+        (["net.py:misfit"], ["4 channels"]),
+        (["net.py:loop"], [f"net.py:{_FILE[: _FILE.index('if x.sum()')].count(chr(10)) + 1}"]),
+        (["net.py:make", "--pipeline", "canonicalize,fus"], ["no pass is named 'fus'", "^"]),
+        (["net.py:make", "--dynamic", "y.0=batch"], ["no dimension 0 of an input 'y'", "x (2, 3, 8, 8)"]),
+        (["net.py:make", "--dynamic", "x.4=batch"], ["no dimension 4"]),
+        (["net.py:traced", "--dynamic-batch"], ["example inputs"]),
+    ],
+)
+def test_errors_are_one_message_and_exit_code_1(
+    net: str, capsys: pytest.CaptureFixture[str], arguments: list[str], messages: list[str]
+) -> None:
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("graphwright: error: ")
+    assert "Traceback" not in err
+    for message in messages:
+        assert message in err
+
+
+def test_the_traceback_is_shown_on_request(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{net}:broken", "--traceback"]) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_a_file_that_does_not_load(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.py").write_text("import torch\nthis is no Python\n")
+    assert main(["bad.py:make"]) == 1
+    err = capsys.readouterr().err
+    assert "SyntaxError" in err and "bad.py:2" in err
+    assert "bad" not in sys.modules
+
+
+def test_a_file_called_like_an_imported_module_does_not_take_its_place(net: str) -> None:
+    Path("json.py").write_text(_FILE)
+    assert main(["json.py:make", "--quiet"]) == 0
+    assert sys.modules["json"] is json
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, text in (("--help", "exit codes:"), ("--version", f"torch {torch.__version__}")):
+        with pytest.raises(SystemExit) as caught:
+            main([option])
+        assert caught.value.code == 0
+        assert text in capsys.readouterr().out
+
+
+def test_runs_as_a_module(net: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "compiler", "other.py:make"],
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("graphwright: there is no file other.py")
+
+
+def test_the_demo_reports_each_model_and_tells_whether_all_are_exact(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(demo.DEMO_MODELS) == ["resnet50", "convnext_tiny", "vit_b_16"]
+    monkeypatch.setattr(demo, "DEMO_MODELS", {"resnet18": "ResNet-18"})
+    monkeypatch.setenv("COLUMNS", "140")
+    assert demo.main() == 0
+    out = capsys.readouterr().out
+    assert "9/9 " in out and "done" in out  # the progress bar
+    assert re.search(r"1\s+StemConvBNActMaxPoolPattern", out)
+    assert re.search(r"8\s+ConvBNAddActPattern", out)
+    assert "as exact as the original" in out

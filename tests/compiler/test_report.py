@@ -1,0 +1,241 @@
+"""The report and the measurement of errors."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from compiler.accuracy import MeasurementError, measure_accuracy
+from compiler.driver import TransformResult, transform
+from compiler.report import KeptGroup, RewriteCount, group_kept, make_report, print_remarks, print_report
+from ir.locations import Location
+from passes.remarks import Remark
+from tests.helpers import randomize_batch_norm
+
+
+class Net(nn.Module):
+    """Two convolutions that fuse, one that is used twice, a classifier to convert, and a cumsum that nothing takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.second(self.first(x)).mean([2, 3])
+        return torch.cumsum(self.head(y), 1)
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    model = Net()
+    randomize_batch_norm(model, torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def result(net: Net, images: torch.Tensor) -> TransformResult:
+    return transform(net, (images,))
+
+
+def printed(thing: Any, width: int = 120) -> str:
+    console = Console(width=width, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_report(thing, console)
+    return console.export_text()
+
+
+def test_rewrites_are_counted_by_pattern_and_operations(result: TransformResult) -> None:
+    rewrites = make_report(result).rewrites
+    assert RewriteCount("ConvBNActPattern", "fusion", ("aten.conv2d", "aten.batch_norm", "aten.relu"), 2) in rewrites
+    assert RewriteCount("ConvBNPattern", "fusion", ("aten.conv2d",), 1) in rewrites
+    conversions = [entry for entry in rewrites if entry.kind == "conversion"]
+    assert [entry.pattern for entry in conversions] == ["FlattenLinearToConv1x1Pattern"]
+    assert sum(entry.count for entry in rewrites) == len(result.matches)
+
+
+def test_operations_are_those_of_the_captured_and_the_final_program(result: TransformResult) -> None:
+    report = make_report(result)
+    before, after = dict(report.operations_before), dict(report.operations_after)
+    assert (before["aten.conv2d"], before["aten.linear"], before["aten.cumsum"]) == (2, 1, 1)
+    assert after["fused.conv_bn_act"] == 2 and "aten.conv2d" not in after
+    assert sum(after.values()) == result.program.graph.num_operations
+
+
+def test_what_is_kept_has_a_reason(result: TransformResult) -> None:
+    (group,) = make_report(result).kept
+    assert group.operation == "aten.cumsum"
+    assert "no pattern" in group.reason
+
+
+def test_kept_operations_are_grouped_by_reasons_that_differ_only_in_places_and_types() -> None:
+    def kept(path: str, reason: str, kind: str = "kept") -> Remark:
+        return Remark(kind, "fuse", Location(path), f"aten.add at `{path}` stays: {reason}", "aten.add", reason)
+
+    groups = group_kept(
+        [
+            kept("c", "it is alone"),
+            kept("a.0", "`a.1` uses f32[2, 4] too"),
+            kept("a.2", "`a.3` uses f32[batch, 8]@cuda:0 too"),
+            kept("b", "another `a.1`"),
+            kept("x", "it is alone", "missed"),
+        ]
+    )
+    assert groups == (
+        KeptGroup("aten.add", "`…` uses … too", ("a.0", "a.2")),
+        KeptGroup("aten.add", "it is alone", ("c",)),
+        KeptGroup("aten.add", "another `a.1`", ("b",)),
+    )
+
+
+def test_the_report_is_plain_data(net: Net, images: torch.Tensor, result: TransformResult) -> None:
+    report = make_report(result, model="net", accuracy=measure_accuracy(net, result.model, (images,)))
+    data = report.to_json()
+    assert json.loads(json.dumps(data, allow_nan=False)) == json.loads(json.dumps(data))
+    assert data["model"] == "net"
+    assert [entry["name"] for entry in data["stages"]] == [stage.name for stage in result.stages]
+    assert [entry["pattern"] for entry in data["matches"]] == [match.pattern.__name__ for match in result.matches]
+    assert data["accuracy"]["is_within_bound"] is True
+    assert {remark["kind"] for remark in data["remarks"]} >= {"applied", "kept"}
+
+
+def test_the_printed_report_says_all_of_it(net: Net, images: torch.Tensor, result: TransformResult) -> None:
+    report = make_report(result, model="net", accuracy=measure_accuracy(net, result.model, (images,)))
+    text = printed(report)
+    for expected in (
+        "ConvBNActPattern",
+        "conv2d → batch_norm → relu",
+        "FlattenLinearToConv1x1Pattern",
+        "aten.cumsum",
+        "original in float32",
+        "as exact as the original",
+        "capture",
+        "emit",
+        f"{sum(result.operations_before.values())} operations → {result.program.graph.num_operations}",
+    ):
+        assert expected in text
+    assert "NOT" not in text
+    assert max(map(len, printed(report, width=80).splitlines())) <= 80
+
+
+def test_a_report_without_measurement_says_why(result: TransformResult) -> None:
+    assert "error: not measured (no inputs)" in printed(make_report(result, accuracy_note="no inputs"))
+
+
+def test_remarks_are_printed_one_a_line(result: TransformResult, capsys: pytest.CaptureFixture[str]) -> None:
+    print_remarks(result.remarks, Console(width=40))
+    assert capsys.readouterr().out.splitlines() == [str(remark) for remark in result.remarks]
+
+
+# --- errors against float64 ------------------------------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """`inner` with its result changed by a function."""
+
+    def __init__(self, inner: nn.Module, change: Any) -> None:
+        super().__init__()
+        self.inner = inner
+        self.change = change
+
+    def forward(self, *args: torch.Tensor) -> Any:
+        return self.change(self.inner(*args))
+
+
+def test_an_identical_module_is_as_exact(net: Net, images: torch.Tensor) -> None:
+    (output,) = measure_accuracy(net, net, (images,)).outputs
+    assert output.original_error == output.emitted_error
+    assert 0 < output.original_error < 1e-4 * output.scale
+    assert output.difference == 0
+    assert output.is_within_bound
+
+
+@pytest.mark.parametrize(
+    ("factor", "exact"), [(1 + 1e-3, False), (1 + 1e-7, True), (float("nan"), False), (float("inf"), False)]
+)
+def test_a_module_with_another_result_is_not(net: Net, images: torch.Tensor, factor: float, exact: bool) -> None:
+    accuracy = measure_accuracy(net, Scaled(net, lambda y: y * factor), (images,))
+    assert accuracy.is_within_bound is exact
+    worst = accuracy.worst
+    assert worst is not None
+    if math.isfinite(factor):
+        assert worst.difference == pytest.approx(worst.scale * (factor - 1), rel=1e-6)
+    else:
+        assert not worst.same_nonfinite
+
+
+def test_the_verdict_on_a_wrong_module_is_printed(net: Net, images: torch.Tensor, result: TransformResult) -> None:
+    accuracy = measure_accuracy(net, Scaled(net, lambda y: y * 1.01), (images,))
+    assert "NOT as exact as the original" in printed(make_report(result, accuracy=accuracy))
+
+
+def test_nan_and_infinity_must_sit_in_the_same_places() -> None:
+    x = torch.tensor([0.0, -1.0, 2.0])
+    log = Scaled(nn.Identity(), torch.log)
+    same = measure_accuracy(log, log, (x,))
+    assert same.is_within_bound
+    swapped = measure_accuracy(
+        log, Scaled(nn.Identity(), lambda x: torch.log(x.flip(0)).flip(0).nan_to_num(posinf=3)), (x,)
+    )
+    assert not swapped.is_within_bound
+    signs = measure_accuracy(log, Scaled(nn.Identity(), lambda x: torch.where(x == 0, torch.inf, torch.log(x))), (x,))
+    assert not signs.is_within_bound
+
+
+def test_the_worst_of_several_outputs_counts() -> None:
+    pair = Scaled(nn.Identity(), lambda x: (torch.exp(x), torch.sin(x)))
+    other = Scaled(nn.Identity(), lambda x: (torch.exp(x), 1.5 * torch.sin(x)))
+    accuracy = measure_accuracy(pair, other, (torch.randn(8),))
+    assert [output.is_within_bound for output in accuracy.outputs] == [True, False]
+    assert accuracy.worst is accuracy.outputs[1]
+
+
+def test_outputs_of_other_types_must_be_equal() -> None:
+    index = Scaled(nn.Identity(), lambda x: (x, x.argmax()))
+    x = torch.tensor([1.0, 3.0, 2.0])
+    assert measure_accuracy(index, index, (x,)).is_within_bound
+    wrong = measure_accuracy(index, Scaled(nn.Identity(), lambda x: (x, x.argmin())), (x,))
+    assert not wrong.others_equal and not wrong.is_within_bound
+    only = measure_accuracy(Scaled(nn.Identity(), torch.argmax), Scaled(nn.Identity(), torch.argmax), (x,))
+    assert only.worst is None and only.is_within_bound
+
+
+def test_measuring_leaves_no_trace() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5))
+    x = torch.randn(4, 3)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    random_state, before = torch.get_rng_state(), x.clone()
+    assert measure_accuracy(model, model, (x,)).is_within_bound
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.equal(x, before)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert model[0].weight.dtype is torch.float32
+
+
+def test_what_cannot_run_in_float64_is_not_measured() -> None:
+    model = Scaled(nn.Identity(), lambda x: x @ torch.eye(3))
+    with pytest.raises(MeasurementError, match=r"the original does not run in float64: RuntimeError"):
+        measure_accuracy(model, model, (torch.randn(3, 3),))
+
+
+def test_other_shapes_and_other_numbers_of_outputs_are_errors(net: Net, images: torch.Tensor) -> None:
+    with pytest.raises(MeasurementError, match="shape"):
+        measure_accuracy(net, Scaled(net, lambda y: y[:, :2]), (images,))
+    with pytest.raises(MeasurementError, match="returns 1 tensors, the emitted module 2"):
+        measure_accuracy(net, Scaled(net, lambda y: (y, y)), (images,))
+
+
+def test_an_exported_program_is_measured_as_its_module(net: Net, images: torch.Tensor) -> None:
+    exported = torch.export.export(net, (images,))
+    assert measure_accuracy(exported, net, (images,)).is_within_bound
