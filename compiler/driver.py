@@ -195,6 +195,8 @@ def _kept(program: Program, log: RewriteLog, manager: PassManager) -> list[Remar
 
     def kept(op: Operation) -> Remark:
         reason = unfused_reason(op, log, rules)
-        return Remark("kept", "fuse", op.location, f"{op.name} at `{op.location.where}` stays: {reason}", op.name, reason)
+        return Remark(
+            "kept", "fuse", op.location, f"{op.name} at `{op.location.where}` stays: {reason}", op.name, reason
+        )
 
     return [kept(op) for op in program.graph.operations() if op.body is None and is_computation(op)]

@@ -55,8 +55,8 @@ def validate_result(
             if not output.is_within_bound or output.difference > RELATIVE_BOUND * max(output.scale, 1e-30):
                 raise ValidationError(
                     f"output {i} of the emitted module differs: float64 results by {output.difference:.3g} (largest "
-                    f"magnitude {output.scale:.3g}); error in {accuracy.dtype} {output.emitted_error:.3g}, the original's "
-                    f"own {output.original_error:.3g}, same places of NaN and infinity: {output.same_nonfinite}",
+                    f"magnitude {output.scale:.3g}); error in {accuracy.dtype} {output.emitted_error:.3g}, the "
+                    f"original's own {output.original_error:.3g}, same places of NaN and infinity: {output.same_nonfinite}",
                     remedy='`validate="each"` names the rewrite that did it; please report it',
                 )
         if not accuracy.others_equal:
@@ -298,9 +298,7 @@ def _choose_symbols(program: Program, boundary: Sequence[Value]) -> dict[sympy.S
     return symbols
 
 
-def _random_tensor(
-    value: Value, symbols: Mapping[sympy.Symbol, int], generator: torch.Generator
-) -> torch.Tensor | str:
+def _random_tensor(value: Value, symbols: Mapping[sympy.Symbol, int], generator: torch.Generator) -> torch.Tensor | str:
     owner = value.owner
     if isinstance(owner, Weight):
         if owner.data is None or owner.data.is_meta:

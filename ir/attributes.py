@@ -31,7 +31,7 @@ class UnknownObject:
 
 
 Attribute = Any
-"""None, bool, int, float, complex, str, sympy.Expr, torch dtype/device/layout/memory_format, Ref, or a tuple of these."""
+"""None, bool, number, str, sympy.Expr, torch dtype/device/layout/memory_format, Ref, or a tuple of these."""
 
 ATTRIBUTE_TYPES = (
     bool,

@@ -19,7 +19,7 @@ from ir.opdef import OpDef, Param, ParamKind, get_opdef
 from ir.types import Type
 
 # What `b.add` means where the schema's `default` overload is missing.
-_PREFERRED_OVERLOADS = ("Tensor", "int", "dim", "using_ints", "self", "input", "dim_IntList", "Scalar", "dtype", "default")
+_PREFERRED_OVERLOADS = ("Tensor", "int", "dim", "using_ints", "self", "input", "dim_IntList", "Scalar", "dtype")
 
 
 def infer_types(

@@ -486,4 +486,3 @@ class Graph:
 
     def __repr__(self) -> str:
         return f"<Graph with {self.num_operations} operations>"
-

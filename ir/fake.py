@@ -249,4 +249,3 @@ def infer_with_fakes(
             flat.extend(map(context.type_of, item) if isinstance(item, (tuple, list)) else (context.type_of(item),))
         return tuple(flat)
     return (context.type_of(result),)
-

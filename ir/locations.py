@@ -46,7 +46,11 @@ class Location:
     @property
     def where(self) -> str:
         """A short name for messages: the module path, else the source line, else the root."""
-        return self.module_path or self.source or (f"the root {self.class_name}" if self.class_name else "an unknown place")
+        return (
+            self.module_path
+            or self.source
+            or (f"the root {self.class_name}" if self.class_name else "an unknown place")
+        )
 
     def __str__(self) -> str:
         text = f"`{self.module_path}`" if self.module_path else "the root module"

@@ -216,7 +216,7 @@ def _resolve(name: str) -> torch._ops.OpOverload:
             pass
     raise InputError(
         f"there is no operator named {name!r}",
-        remedy="name it as in torch.ops: `aten.relu`, `aten.add.Tensor`, `mylib.myop`; import the library that registers it first",
+        remedy="name it as in torch.ops (`aten.relu`, `aten.add.Tensor`), and import the library that registers it",
     )
 
 

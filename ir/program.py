@@ -181,4 +181,3 @@ class Program:
 def weight_of(value: Value) -> Weight | None:
     """Return the weight that `value` is, or None."""
     return value.owner if isinstance(value.owner, Weight) else None
-

@@ -8,7 +8,7 @@ import attrs
 
 from ir.program import Program
 from passes.driver import run_sweep, run_worklist
-from passes.manager import Pass, PassContext, pattern_field
+from passes.manager import PATTERNS, Pass, PassContext, as_patterns
 from passes.matching import RuleIndex
 from passes.pattern import Pattern, instantiate
 
@@ -18,7 +18,7 @@ class Convert(Pass):
     """Applies structural conversions until none matches."""
 
     name: ClassVar[str] = "convert"
-    patterns: tuple[type[Pattern] | Pattern, ...] = pattern_field()
+    patterns: tuple[type[Pattern] | Pattern, ...] = attrs.field(default=(), converter=as_patterns, metadata=PATTERNS)
 
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the patterns with a worklist; rewrites and near misses are recorded."""
@@ -31,7 +31,7 @@ class Fuse(Pass):
     """Applies patterns once over the program, the longest first."""
 
     name: ClassVar[str] = "fuse"
-    patterns: tuple[type[Pattern] | Pattern, ...] = pattern_field()
+    patterns: tuple[type[Pattern] | Pattern, ...] = attrs.field(default=(), converter=as_patterns, metadata=PATTERNS)
 
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the patterns in a sweep; rewrites and near misses are recorded."""

@@ -60,9 +60,7 @@ def find_in_projection(query: Value, key: Value, value: Value) -> InProjection |
         return batch_first
     ops = dict.fromkeys([*distinct, *(op for _, path in traced for op, _ in path)])
     ends = {query, key, value}
-    shared = [
-        r for op in ops for r in op.results if r not in ends and any(user not in ops for user in r.users)
-    ]
+    shared = [r for op in ops for r in op.results if r not in ends and any(user not in ops for user in r.users)]
     return InProjection(inputs[0], distinct, tuple(ops), batch_first, heads, head_dim, tuple(shared))
 
 
@@ -79,7 +77,7 @@ def _order(
                 return f"the projection is {source.type}, not of rank 3"
             if not dims_equal(shape[2], 3 * width if joint else width):
                 return f"the projection is {source.type}, which is not {heads} heads of {head_dim}"
-            known: tuple[Dim, ...] = shape  # type: ignore[assignment]
+            known: tuple[Dim, ...] = shape
             actual = apply_path(LayoutMap.identity(known), path)
             expected = heads_map(known, part * width if joint else 0, heads, head_dim, batch_first)
             if actual is None or expected is None or not actual.same_as(expected):

@@ -136,7 +136,7 @@ class Applier:
             self.log.remarks.add(Remark("missed", rule.name, op.location, refusal.reason, op.name))
 
     def _apply(self, rule: Pattern, match: Match) -> bool:
-        """Apply a rule; return whether the graph changed. A rule that returns the root's own results changes nothing."""
+        """Apply a rule; return whether the graph changed (returning the root's own results changes nothing)."""
         root, graph, events = match.root, self.graph, self.events
         revision = graph.revision
         events.clear()

@@ -1,4 +1,4 @@
-"""Batch norm in eval mode is folded into the weights of the convolution or linear layer before it: for inference only."""
+"""Batch norm in eval mode is folded into the weights of the convolution or linear before it: for inference only."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ class FoldBatchNormPattern(Pattern):
         layer: Operation = m.layer
         weight, bias = _folded(b, m)
         operands = (layer.operands[0], weight, bias, *layer.operands[3:])
-        new = Operation(
-            layer.opdef, operands, dict(layer.attributes), [layer.result.type], location=layer.location
-        )
+        new = Operation(layer.opdef, operands, dict(layer.attributes), [layer.result.type], location=layer.location)
         return b.insert(new).result
 
 
@@ -266,4 +264,3 @@ def _erase_unused(rewriter: Rewriter, op: Operation) -> None:
         sources = [v.defining_op for v in current.operand_values]
         rewriter.erase(current)
         worklist.extend(s for s in sources if s is not None)
-

@@ -97,7 +97,7 @@ class LayoutMap:
         if not atoms:
             return self
         # the slice must take whole steps of the outermost atom
-        count, stride = atoms[0]
+        stride = atoms[0][1]
         inner = _product([size for size, _ in atoms[1:]])
         first, steps = _divide(start, inner), _divide(length, inner)
         if first is None or steps is None:
@@ -183,13 +183,17 @@ _RESHAPES = frozenset(
 )
 _SAME = frozenset({"aten.contiguous", "aten.clone", "aten.alias"})
 
-_LAYOUT_OPS = _RESHAPES | _SAME | {
-    "aten.permute",
-    "aten.transpose.int",
-    "aten.select.int",
-    "aten.split_with_sizes",
-    "aten.slice.Tensor",
-}
+_LAYOUT_OPS = (
+    _RESHAPES
+    | _SAME
+    | {
+        "aten.permute",
+        "aten.transpose.int",
+        "aten.select.int",
+        "aten.split_with_sizes",
+        "aten.slice.Tensor",
+    }
+)
 
 
 def trace_back(value: Value) -> tuple[Value, list[tuple[Operation, int]]]:

@@ -115,7 +115,9 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
         ) from error
     seconds = time.perf_counter() - start
     if returned is not None:
-        raise PassError(f"pass `{pass_.name}` returned {returned!r}", remedy="change the program in place, return nothing")
+        raise PassError(
+            f"pass `{pass_.name}` returned {returned!r}", remedy="change the program in place, return nothing"
+        )
     reason = pass_.ensures(program)
     if reason is not None:
         raise PassError(f"pass `{pass_.name}` broke its promise: {reason}", location=program.location)
@@ -153,7 +155,9 @@ class PassManager(Pass):
     def _check_passes(self, attribute: Any, value: tuple[Any, ...]) -> None:
         for entry in value:
             if not isinstance(entry, Pass):
-                raise InputError(f"{entry!r} is not a Pass", remedy="pass instances of Pass: `PassManager([Canonicalize()])`")
+                raise InputError(
+                    f"{entry!r} is not a Pass", remedy="pass instances of Pass: `PassManager([Canonicalize()])`"
+                )
 
     def run(self, program: Program, context: PassContext) -> None:
         """Run the passes in order."""
@@ -219,7 +223,9 @@ class PassManager(Pass):
         return attrs.evolve(self, passes=tuple(passes)), count
 
     @classmethod
-    def parse(cls, text: str, *, passes: Sequence[type[Pass]] = (), patterns: Sequence[type[Pattern]] = ()) -> PassManager:
+    def parse(
+        cls, text: str, *, passes: Sequence[type[Pass]] = (), patterns: Sequence[type[Pattern]] = ()
+    ) -> PassManager:
         """Return the manager that `text` describes: `canonicalize,convert{patterns=A,B},fixpoint(a,b){max-rounds=4}`.
 
         `passes` are the pass classes that may occur, `patterns` the pattern classes that options may name.
@@ -359,14 +365,18 @@ class _Parser:
         return text
 
 
-def pattern_field(default: Sequence[type[Pattern]] = ()) -> Any:
-    """Return an attrs field for a tuple of pattern classes or objects, with text round trip."""
-    return attrs.field(
-        default=tuple(default),
-        converter=tuple,
-        validator=lambda instance, attribute, value: (instantiate(value), None)[1],
-        metadata={"patterns": True},
-    )
+def as_patterns(patterns: Sequence[type[Pattern] | Pattern]) -> tuple[type[Pattern] | Pattern, ...]:
+    """Convert the value of an option that takes patterns: give it `converter=as_patterns, metadata=PATTERNS`.
+
+    Raises:
+        PatternError: when an entry is no pattern.
+    """
+    instantiate(patterns)
+    return tuple(patterns)
+
+
+PATTERNS: Mapping[str, bool] = {"patterns": True}
+"""Metadata of a field whose text form is a list of pattern names."""
 
 
 @attrs.frozen

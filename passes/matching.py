@@ -162,9 +162,10 @@ def _swappable(node: OpNode) -> bool:
     first, second = given.get(0), given.get(1)
     if first is None and second is None:
         return False
-    plain = isinstance(first, AnyValue) and isinstance(second, AnyValue)
+    if not (isinstance(first, AnyValue) and isinstance(second, AnyValue)):
+        return True
     # two plain placeholders match in either order alike, unless their names occur elsewhere or a condition tells
-    return not plain or bool(first.where or second.where or first.name or second.name)
+    return bool(first.where or second.where or first.name or second.name)
 
 
 def _expand(tree: Node) -> list[Node]:

@@ -50,7 +50,7 @@ class OpNode:
     """Matches an operation, by the first of its results unless `result` says another."""
 
     ops: tuple[OpDef, ...] | Trait
-    operands: tuple[tuple[int | str, Node | None | tuple[Node, ...]], ...] = ()
+    operands: tuple[tuple[int | str, Node | tuple[Node, ...] | None], ...] = ()
     """(position or parameter name, pattern): None for an operand that must be absent, a tuple for a list."""
     attributes: tuple[tuple[str, Any], ...] = ()
     name: str = ""
@@ -113,7 +113,7 @@ class PatternBuilder:
     def op(
         self,
         ops: Ops,
-        *operands: Node | None | Sequence[Node],
+        *operands: Node | Sequence[Node] | None,
         name: str = "",
         result: int = 0,
         context: bool = False,

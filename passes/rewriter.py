@@ -272,4 +272,3 @@ def _input_names(
             names[value] = name
             taken.add(name)
     return names
-

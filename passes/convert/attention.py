@@ -53,7 +53,7 @@ class DecomposeMultiheadAttentionPattern(Pattern):
             _rewrite_exported(m, b)
 
 
-# --- a leaf module ---------------------------------------------------------------------------------------------------
+# --- a leaf module ------------------------------------------------------------------------------------------
 
 
 def _check_module(op: Operation) -> Refusal | None:
@@ -97,7 +97,12 @@ def _rewrite_module(op: Operation, b: Rewriter) -> None:
         b, x, op.input("in_proj_weight"), op.operand("in_proj_bias"), heads, embed // heads
     )
     attended = _attention(
-        b, query, key, value, op.operand("attn_mask"), {"dropout_p": dropout if training else 0.0, "train_dropout_p": dropout}
+        b,
+        query,
+        key,
+        value,
+        op.operand("attn_mask"),
+        {"dropout_p": dropout if training else 0.0, "train_dropout_p": dropout},
     )
     result = _merge_heads(b, attended, op.input("out_proj_weight"), op.operand("out_proj_bias"))
     if not op.attributes["batch_first"]:
@@ -105,7 +110,7 @@ def _rewrite_module(op: Operation, b: Rewriter) -> None:
     b.replace_value(op.results[0], result)
 
 
-# --- what torch.export makes of the module -----------------------------------------------------------------------------
+# --- what torch.export makes of the module ------------------------------------------------------------------
 
 
 def _check_exported(m: Match) -> str | None:
@@ -134,7 +139,7 @@ def _find_out_projection(attention: Operation) -> _OutProjection | str:
         return f"the attention's result is {type_}"
     batch, heads, tokens, size = type_.shape  # type: ignore[misc]
     ops: list[Operation] = []
-    current: LayoutMap | None = LayoutMap.identity((batch, heads, tokens, size))  # type: ignore[arg-type]
+    current: LayoutMap | None = LayoutMap.identity((batch, heads, tokens, size))
     value = attention.result
     while True:
         if len(value.users) != 1:
@@ -151,9 +156,9 @@ def _find_out_projection(attention: Operation) -> _OutProjection | str:
     out_shape = linear.result.tensor_type.shape
     assert shape is not None and out_shape is not None and current is not None
     for batch_first, order in ((True, (0, 2, 1, 3)), (False, (2, 0, 1, 3))):
-        merged = LayoutMap.identity((batch, heads, tokens, size)).permute(order).reshape(shape)  # type: ignore[arg-type]
+        merged = LayoutMap.identity((batch, heads, tokens, size)).permute(order).reshape(shape)
         if merged is not None and current.same_as(merged):
-            return _follow_result(linear, [*ops, linear], (batch, tokens, out_shape[-1]), batch_first)  # type: ignore[arg-type]
+            return _follow_result(linear, [*ops, linear], (batch, tokens, out_shape[-1]), batch_first)
     return "the heads are not merged in the order of multi-head attention"
 
 
@@ -164,7 +169,7 @@ def _follow_result(
     whole = LayoutMap.identity(shape)
     swapped = whole.permute((1, 0, 2))
     value = linear.result
-    current = (whole if batch_first else swapped).reshape(value.tensor_type.shape or ())  # type: ignore[arg-type]
+    current = (whole if batch_first else swapped).reshape(value.tensor_type.shape or ())
     best: _OutProjection | None = None
     while current is not None:
         if len(current.dims) == 3 and current.same_as(whole):
@@ -214,7 +219,7 @@ def _swapped_back(x: Value) -> Value | None:
     return None
 
 
-# --- the three parts ---------------------------------------------------------------------------------------------------
+# --- the three parts ----------------------------------------------------------------------------------------
 
 
 def _in_projection(
@@ -234,9 +239,7 @@ def _in_projection(
     return query, key, value
 
 
-def _attention(
-    b: Rewriter, query: Value, key: Value, value: Value, mask: Value | None, attributes: object
-) -> Value:
+def _attention(b: Rewriter, query: Value, key: Value, value: Value, mask: Value | None, attributes: object) -> Value:
     given = attributes if isinstance(attributes, dict) else {}
     op = b.op(SDPA, query, key, value, mask, **given)
     inputs = {query: "query", key: "key", value: "value"}

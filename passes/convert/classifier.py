@@ -13,7 +13,7 @@ _FLATTENS = ("aten.reshape", "aten.flatten.using_ints")
 _DROPOUT = ("aten.dropout",)
 
 
-def _flatten_linear(p: PatternBuilder, links: tuple[str | Trait | tuple[str, ...], ...]) -> Node:
+def _flatten_linear(p: PatternBuilder, links: tuple[str | Trait, ...]) -> Node:
     flat = p.op(_FLATTENS, p.any("x"), name="flatten")
     return p.linear(p.chain(links, flat, name="links"), p.any("weight"), p.any("bias", optional=True), name="linear")
 
@@ -90,7 +90,11 @@ def _rebuild(m: Match, b: Rewriter, kernel: tuple[Dim, Dim, Dim]) -> Value:
     x: Value = m.x
     for link in m.links:
         operation = Operation(
-            link.opdef, (x, *link.operands[1:]), dict(link.attributes), [_with_shape_of(link, x)], location=link.location
+            link.opdef,
+            (x, *link.operands[1:]),
+            dict(link.attributes),
+            [_with_shape_of(link, x)],
+            location=link.location,
         )
         x = b.insert(operation).result
     weight: Value = m.weight

@@ -113,7 +113,9 @@ class MHAInProjectionPattern(Pattern):
     def rewrite(self, m: Match, b: Rewriter) -> None:
         """Move the projections and the split into a region with results query, key and value."""
         found: InProjection = m.projection
-        fuse_in_projection(b, found.ops, found.x, found.linears, [m.attention.input(n) for n in ("query", "key", "value")])
+        fuse_in_projection(
+            b, found.ops, found.x, found.linears, [m.attention.input(n) for n in ("query", "key", "value")]
+        )
 
 
 def _operand_names(op: Operation) -> set[str]:

@@ -18,7 +18,9 @@ def f32(*shape: Dim) -> TensorType:
     return TensorType(tuple(shape), torch.float32)
 
 
-def program(types: Sequence[TensorType], body: Callable[..., Any], weights: dict[str, TensorType] | None = None) -> Program:
+def program(
+    types: Sequence[TensorType], body: Callable[..., Any], weights: dict[str, TensorType] | None = None
+) -> Program:
     """Build a program: `body(builder, *inputs, *weights)` returns the output value or a tuple of them."""
     graph = Graph([(f"x{i}", type_) for i, type_ in enumerate(types)])
     result = Program("test", graph, CallingConvention(None, None))

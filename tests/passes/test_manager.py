@@ -59,7 +59,12 @@ def test_results_are_measured_by_the_revision():
 
 def test_text_round_trip():
     manager = PassManager(
-        [AppendNeg(times=3, loud=True), Fixpoint([Convert([ReluRelu]), Nothing()], max_rounds=4), Fuse([ReluRelu]), Verify()]
+        [
+            AppendNeg(times=3, loud=True),
+            Fixpoint([Convert([ReluRelu]), Nothing()], max_rounds=4),
+            Fuse([ReluRelu]),
+            Verify(),
+        ]
     )
     text = str(manager)
     assert text == (
