@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ir.core import Operation, Value
-from ir.types import Dim, dims_equal
+from ir.strides import merge_keeps_strides
+from ir.types import Dim, dims_equal, simplify_dim
 from passes.canonicalize.base import Rule, first, rank_of, shape_of, wrap
 from passes.pattern import Match, Node, PatternBuilder
 from passes.rewriter import Rewriter
@@ -130,10 +131,6 @@ def _without_ones(shape: Sequence[Dim]) -> list[int]:
     return [i for i, size in enumerate(shape) if not (type(size) is int and size == 1)]
 
 
-def _equal(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
-    return len(a) == len(b) and all(map(dims_equal, a, b))
-
-
 class ReshapeOfUnitPermute(Rule):
     """reshape(permute(x, p), s) = reshape(x, s), where p moves dimensions of size 1 only"""
 
@@ -155,10 +152,10 @@ class ReshapeOfUnitPermute(Rule):
         return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
 
 
-class PermuteBetweenUnits(Rule):
-    """squeeze(permute(unsqueeze(x), p)) = permute(x, q)
+class PermuteWithoutUnits(Rule):
+    """reshape(permute(reshape(x, s), p), t) = reshape(permute(reshape(x, s without 1s), q), t)
 
-    Both reshapes only add or drop dimensions of size 1; q is what p does to the others.
+    q is what p does to the other dimensions: sizes of 1 between two reshapes say nothing.
     """
 
     def pattern(self, p: PatternBuilder) -> Node:
@@ -167,30 +164,102 @@ class PermuteBetweenUnits(Rule):
         return p.reshape(p.permute(inner, dims=p.attr("dims"), name="permute"))
 
     def check(self, m: Match) -> str | None:
-        """Demand reshapes that only add or drop dimensions of size 1."""
-        shape, middle = shape_of(m.x), shape_of(m.inner.result)
-        moved, target = shape_of(m.permute.result), shape_of(m.root.result)
-        if shape is None or middle is None or moved is None or target is None:
+        """Demand sizes of 1 between the reshapes, and that nobody else uses what is between them."""
+        middle, target = shape_of(m.inner.result), shape_of(m.root.result)
+        if middle is None or target is None:
             return "a shape is not known"
-        a, b = _without_ones(shape), _without_ones(middle)
-        if not _equal([shape[i] for i in a], [middle[i] for i in b]):
-            return "the inner reshape regroups elements"
-        if not _equal([moved[i] for i in _without_ones(moved)], [target[i] for i in _without_ones(target)]):
-            return "the outer reshape regroups elements"
+        if len(_without_ones(middle)) == len(middle):
+            return "there are no sizes of 1 between the reshapes"
+        if not (m.inner.result.has_one_use() and m.permute.result.has_one_use()):
+            return "the values between the reshapes are used elsewhere"
         return None
 
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the permute of the dimensions that are not 1 (the others behind), and a reshape where still needed."""
-        shape, middle, target = shape_of(m.x), shape_of(m.inner.result), shape_of(m.root.result)
-        assert shape is not None and middle is not None and target is not None
-        back = dict(zip(_without_ones(middle), _without_ones(shape), strict=True))
-        order = [back[d] for d in m.dims if d in back]
-        ones = [i for i in range(len(shape)) if i not in set(order)]
-        places = iter(order)
-        # dimensions of size 1 stay where they are, so that nothing moves that need not
-        full = [i if i in ones else next(places) for i in range(len(shape))]
-        value: Value = m.x if full == list(range(len(shape))) else b.op("aten.permute", m.x, full).result
-        return b.op("aten.reshape", value, target).result
+        """Build the three without sizes of 1 between them."""
+        middle = shape_of(m.inner.result)
+        assert middle is not None
+        kept = _without_ones(middle)
+        place = {old: new for new, old in enumerate(kept)}
+        order = [place[d] for d in m.dims if d in place]
+        value = b.op("aten.reshape", m.x, [middle[d] for d in kept], location=m.inner.location).result
+        value = b.op("aten.permute", value, order, location=m.permute.location).result
+        return b.op("aten.reshape", value, shape_of(m.root.result)).result
 
 
-PERMUTE_RULES = (SpellPermute, NoPermute, MergePermutes, ReshapeOfUnitPermute, PermuteBetweenUnits)
+class SplitBeforePermute(Rule):
+    """reshape(permute(reshape(x, (n, h * d)), (1, 0)), (h, d, n)) = permute(reshape(x, (n, h, d)), (1, 2, 0))
+
+    Where the outer reshape only splits dimensions, which is always a view: they are split at once.
+    """
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match reshape of permute of reshape."""
+        inner = p.op("aten.reshape", p.any("x"), name="inner")
+        return p.reshape(p.permute(inner, dims=p.attr("dims"), name="permute"))
+
+    def check(self, m: Match) -> str | None:
+        """Demand an outer reshape that only splits, and that nobody else uses what is between them."""
+        parts = _split_before(m)
+        if parts is None:
+            return "the outer reshape merges dimensions"
+        if not (m.inner.result.has_one_use() and m.permute.result.has_one_use()):
+            return "the values between the reshapes are used elsewhere"
+        middle = shape_of(m.inner.result)
+        if middle is None or not merge_keeps_strides(m.x, middle, parts[0]):
+            return "one reshape might be a view where two make a copy"
+        return None
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Build a reshape that splits at once, and a permute of all parts."""
+        parts = _split_before(m)
+        assert parts is not None
+        value = b.op("aten.reshape", m.x, parts[0], location=m.inner.location).result
+        return b.op("aten.permute", value, parts[1]).result
+
+
+def _split_before(m: Match) -> tuple[list[Dim], list[int]] | None:
+    """Return the sizes to split to before the permute, and the permute of the parts."""
+    moved, target = shape_of(m.permute.result), shape_of(m.root.result)
+    if moved is None or target is None or 0 in moved:
+        return None
+    groups = _split(moved, target)
+    if groups is None:
+        return None
+    sizes: list[Dim] = []
+    starts: dict[int, int] = {}
+    for d in sorted(range(len(moved)), key=lambda d: m.dims[d]):
+        starts[d] = len(sizes)
+        sizes += [target[i] for i in groups[d]]
+    return sizes, [starts[d] + i for d in range(len(moved)) for i in range(len(groups[d]))]
+
+
+def _split(shape: Sequence[Dim], target: Sequence[Dim]) -> list[list[int]] | None:
+    """Return, for each dimension of `shape`, the dimensions of `target` that it is split into; None where that fails."""
+    groups: list[list[int]] = []
+    at = 0
+    for size in shape:
+        group: list[int] = []
+        product: Dim = 1
+        while not group or not dims_equal(product, size):
+            if at == len(target):
+                return None
+            product = simplify_dim(product * target[at])
+            group.append(at)
+            at += 1
+            if type(product) is int and type(size) is int and product > size:
+                return None
+        groups.append(group)
+    while groups and at < len(target) and target[at] == 1:
+        groups[-1].append(at)
+        at += 1
+    return groups if at == len(target) else None
+
+
+PERMUTE_RULES = (
+    SpellPermute,
+    NoPermute,
+    MergePermutes,
+    ReshapeOfUnitPermute,
+    PermuteWithoutUnits,
+    SplitBeforePermute,
+)
