@@ -50,10 +50,11 @@ class Weights:
         self.live_names: dict[str, Weight] = {n: w for w in self.live for n in names_of(w)}
 
     def sources(self, weight: Weight) -> tuple[Weight, ...]:
-        """Return the weights that a derived one was computed from."""
+        """Return the weights that a derived one was computed from, as far as it did not take their place."""
         if weight.derivation is None:
             return ()
-        return tuple(self.by_name[name] for name in weight.derivation.sources if name in self.by_name)
+        found = (self.by_name.get(name) for name in weight.derivation.sources)
+        return tuple(source for source in found if source is not None and source is not weight)
 
     def is_free(self, weight: Weight) -> bool:
         """Whether the weight has no name in the original module, and so may be put anywhere."""
