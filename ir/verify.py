@@ -70,7 +70,7 @@ class _Verifier:
         # Values and operations are kept, not ids of theirs: nothing that was checked may be collected meanwhile.
         self.uses: dict[Value, dict[Operation, int]] = {}
         self.operations: set[Operation] = set()
-        self._known_types: set[Type] = set()
+        self._known_expressions: set[sympy.Expr] = set()
         self._inferred: dict[Any, tuple[Type, ...]] = {}
 
     def run(self) -> None:
@@ -162,9 +162,9 @@ class _Verifier:
             for i, operand in enumerate(op.operands):
                 if operand is not None:
                     self._operand(op, i, operand, graph, defined, owner)
-            self._operation(op)
             for i, value in enumerate(op.results):
                 self._definition(value, op, i, op, defined)
+            self._operation(op)
             before, op = op, op.next
             number += 1
         end = graph.return_op
@@ -351,8 +351,6 @@ class _Verifier:
     def _type(self, type_: Type, owner: str, op: Operation | None) -> None:
         if isinstance(type_, TensorType) and not isinstance(type_.shape, tuple | None):
             self._fail(f"the shape of {owner} is a {type(type_.shape).__qualname__}, not a tuple", op)
-        if type_ in self._known_types:
-            return
         if isinstance(type_, TensorType):
             for dim in type_.shape or ():
                 if type(dim) is int:
@@ -369,10 +367,12 @@ class _Verifier:
                 self._expression(type_.value, owner, op)
         elif not isinstance(type_, OpaqueType):
             self._fail(f"the type of {owner} is a {type(type_).__qualname__}", op)
-        self._known_types.add(type_)
 
     def _expression(self, expr: sympy.Expr, owner: str, op: Operation | None) -> None:
+        if expr in self._known_expressions:
+            return
         if expr.free_symbols <= self.symbols:
+            self._known_expressions.add(expr)
             return
         unknown = sorted(symbol.name for symbol in expr.free_symbols - self.symbols)
         self._fail(f"{owner} uses symbol {', '.join(unknown)}, which the program does not declare", op)

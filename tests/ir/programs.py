@@ -26,7 +26,7 @@ from ir.types import ScalarType, TensorType, make_symbol
 
 def f32(*shape: object) -> TensorType:
     """The type of a float32 tensor on the CPU."""
-    return TensorType(tuple(shape), torch.float32)  # type: ignore[arg-type]
+    return TensorType(tuple(shape), torch.float32)
 
 
 def program_of(graph: Graph, name: str = "p") -> Program:

@@ -192,7 +192,7 @@ def test_operands_by_name() -> None:
     assert conv.operand("weight") is w
     assert conv.operand("bias") is None
     assert conv.input("input") is x
-    with pytest.raises(VerificationError, match="'bias' of aten.conv2d is absent"):
+    with pytest.raises(VerificationError, match=r"'bias' of aten\.conv2d is absent"):
         conv.input("bias")
     with pytest.raises(VerificationError, match="no single operand 'scale'"):
         conv.operand("scale")
