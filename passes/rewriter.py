@@ -132,7 +132,7 @@ class Rewriter(Builder):
         *,
         parts: Mapping[Operation, str] | None = None,
         inputs: Mapping[Value, str] | None = None,
-        quantization_points: Sequence[str] = ("input",),
+        quantization_points: Sequence[str] | None = None,
         outputs: Sequence[Value] | None = None,
     ) -> Operation:
         """Replace `ops` by one fused region whose body they become.
@@ -142,7 +142,7 @@ class Rewriter(Builder):
             ops: the operations, in any order.
             parts: names of the operations' modules in the emitted code.
             inputs: names of values that enter; other values get names from the part that uses them.
-            quantization_points: names of the operands that get a quantize/dequantize pair.
+            quantization_points: names of the operands that get a quantize/dequantize pair; by default those in `inputs`.
             outputs: the values that leave; by default every result that is used outside.
 
         Returns:
@@ -156,6 +156,7 @@ class Rewriter(Builder):
         if outputs is None:
             outputs = [r for op in ordered for r in op.results if any(u not in members for u in r.users)]
         names = _input_names(ordered, parts or {}, inputs or {})
+        points = (inputs or {}).values() if quantization_points is None else quantization_points
         body = Graph([(name, value.type) for value, name in names.items()])
         mapping: dict[Value, Value] = dict(zip(names, body.inputs, strict=True))
         for op in ordered:
@@ -169,7 +170,7 @@ class Rewriter(Builder):
             {
                 "kind": kind,
                 "parts": tuple((parts or {}).get(op, "") for op in ordered),
-                "quantization_points": tuple(quantization_points),
+                "quantization_points": tuple(points),
             },
             [value.type for value in outputs],
             location=location,
