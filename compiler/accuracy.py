@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -127,7 +128,7 @@ def _run(
 ) -> list[torch.Tensor]:
     precision = "in float64" if double else "as it is"
     try:
-        twin = copy.deepcopy(module)
+        twin = _copied(module)
         if double:
             twin = twin.double()
         inputs, named = pytree.tree_map_only(
@@ -141,6 +142,13 @@ def _run(
     except Exception as error:
         raise MeasurementError(f"{what} does not run {precision}: {type(error).__name__}: {error}") from error
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        # The specs inside an exported module warn of their own class when they are copied.
+        warnings.simplefilter("ignore", FutureWarning)
+        return copy.deepcopy(module)
 
 
 def _devices(module: nn.Module) -> list[torch.device]:

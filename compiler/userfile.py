@@ -82,7 +82,8 @@ def load_model(file: ModuleType, function: str) -> UserModel:
     path = Path(str(file.__file__))
     found = vars(file).get(function)
     if not callable(found):
-        known = [name for name, value in vars(file).items() if inspect.isfunction(value) and not name.startswith("_")]
+        functions = [value for value in vars(file).values() if inspect.isfunction(value)]
+        known = [value.__name__ for value in functions if value.__module__ == file.__name__]
         raise UserCodeError(
             f"{path} has no function {function!r}", remedy=f"it has {', '.join(known)}" if known else _WHAT_TO_RETURN
         )
