@@ -234,7 +234,7 @@ def _split_before(m: Match) -> tuple[list[Dim], list[int]] | None:
 
 
 def _split(shape: Sequence[Dim], target: Sequence[Dim]) -> list[list[int]] | None:
-    """Return, for each dimension of `shape`, the dimensions of `target` that it is split into; None where that fails."""
+    """Return the dimensions of `target` that each dimension of `shape` is split into; None where that fails."""
     groups: list[list[int]] = []
     at = 0
     for size in shape:
