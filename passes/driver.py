@@ -44,7 +44,7 @@ class RewriteLog:
 
 def summarize(op: Operation) -> OpSummary:
     """Return what reports say of an operation."""
-    return OpSummary(op.name, op.location, tuple([str(r.type) for r in op.results]))
+    return OpSummary(op.opdef.name, op.location, tuple([r.type for r in op.results]))
 
 
 class _Events(Listener):
@@ -188,9 +188,7 @@ class Applier:
             if not is_removable(op) and op not in replaced_by_rule:
                 continue
             self.rewriter.erase(op)
-            for value in op._operands:
-                if value is not None and type(value.owner) is Operation:
-                    worklist.append(value.owner)
+            worklist.extend([v.owner for v in op._operands if v is not None and type(v.owner) is Operation])
 
 
 def is_dead(op: Operation) -> bool:

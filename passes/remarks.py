@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import attrs
 
 from ir.locations import Location
+from ir.types import Type
 
 
 class GraphwrightWarning(UserWarning):
@@ -48,8 +49,8 @@ class OpSummary:
 
     name: str
     location: Location
-    results: tuple[str, ...] = ()
-    """Text of the result types."""
+    types: tuple[Type, ...] = ()
+    """The types of the results."""
 
     def __str__(self) -> str:
         return f"{self.name} at {self.location.where}"
