@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from compiler.lower_storage import Handle, Storage, ViewCall, copy_of_view, scalar_overload
+from compiler.lower_storage import Handle, Storage, ViewCall, copy_of_view, functional_of_out, scalar_overload
 from compiler.lower_views import (
     COPY_OR_VIEW,
     FUNCTIONAL_NAMES,
@@ -26,7 +26,7 @@ from ir.core import Graph, Operation, Value
 from ir.errors import CaptureError, GraphwrightError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import OpDef, Trait, get_opdef
-from ir.types import TensorType, Type
+from ir.types import TensorType, Type, shapes_equal
 
 OPAQUE_CALL = "nn.opaque"
 Argument = Any
@@ -209,7 +209,7 @@ class Functionalizer:
         values = [self._value(arg, handles) for arg in args]
         named = {key: self._value(arg, handles) for key, arg in kwargs.items()} if kwargs else kwargs
         if opdef.target is not None and opdef.target._schema.is_mutable:  # type: ignore[attr-defined]
-            return [self._call_in_place(opdef, args, values, named)]
+            return [self._call_in_place(opdef, args, values, named, kwargs.get("out"))]
         op = self._create(scalar_overload(opdef, values), values, named, types, names)
         if op.in_training:
             self._note_statistics(op, handles)
@@ -275,10 +275,23 @@ class Functionalizer:
     # ---- in-place operators ----
 
     def _call_in_place(
-        self, opdef: OpDef, args: Sequence[Argument], values: list[Any], named: Mapping[str, Any]
+        self, opdef: OpDef, args: Sequence[Argument], values: list[Any], named: Mapping[str, Any], out: Any
     ) -> Handle:
         written = [a for a in opdef.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]  # type: ignore[union-attr]
         target = args[0] if args else None
+        if len(written) == 1 and written[0].name == "out" and type(out) is Handle:
+            functional = functional_of_out(opdef)
+            if functional is not None:
+                rest = {key: value for key, value in named.items() if key != "out"}
+                result = self._create(scalar_overload(functional, values), values, rest, None).result
+                if not shapes_equal(result.tensor_type.shape, out.value.tensor_type.shape):
+                    raise CaptureError(
+                        f"{opdef.name} would resize its argument out",
+                        location=self.location,
+                        remedy="make `out` of the size of the result, or leave it out",
+                    )
+                self.write(out, self._cast(result, out.value.type))
+                return out
         if len(written) != 1 or written[0].name != opdef.params[0].name or type(target) is not Handle:
             names = ", ".join(argument.name for argument in written)
             raise CaptureError(
@@ -292,11 +305,8 @@ class Functionalizer:
             self._copy_into(target, values, named)
             return target
         name = FUNCTIONAL_NAMES.get(opdef.name) or opdef.in_place
-        if opdef.name == "aten.detach_":
-            if target.parent is not None:
-                raise CaptureError("detach_ of a view", location=self.location, remedy="use detach()")
-            if target.storage.kind in ("constant", "buffer"):
-                return target
+        if opdef.name == "aten.detach_" and target.parent is not None:
+            raise CaptureError("detach_ of a view", location=self.location, remedy="use detach()")
         if name is None:
             raise CaptureError(
                 f"{opdef.name} has no functional form",

@@ -294,8 +294,13 @@ class ExportLowering(RegionLowering):
         args = [self._argument(arg) for arg in node.args]
         kwargs = {key: self._argument(arg) for key, arg in node.kwargs.items()} if node.kwargs else {}
         if name == "aten.lift_fresh_copy":
-            opdef = get_opdef("aten.clone")
-        elif name == "aten.add_.Tensor" and self.facts.is_batch_counter(args[0], location):
+            # the fake tensors of these share storage where the real ones do not
+            self.env[node] = functionalizer.call(get_opdef("aten.clone"), args, kwargs, (self._type(val),))[0]
+            return
+        if name == "aten.detach_" and not self._may_need_gradient(args[0].value):
+            self.env[node] = args[0]
+            return
+        if name == "aten.add_.Tensor" and self.facts.is_batch_counter(args[0], location):
             self._note_mutated(self.program.weights[args[0].storage.name])
             self.env[node] = args[0]
             return

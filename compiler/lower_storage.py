@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
+import torch
 
 from ir.core import Operation, Value
 from ir.errors import CaptureError, InputError
@@ -126,3 +127,17 @@ def _find_scalar_overload(opdef: OpDef, position: int) -> OpDef:
             _SCALAR_OVERLOADS[opdef.name, position] = found
             return found
     raise CaptureError(f"{opdef.name} got a Python number as argument {opdef.params[position].name!r}")
+
+
+def functional_of_out(opdef: OpDef) -> OpDef | None:
+    """Return the overload without `out=` of an operator that has it: `aten.add.out` -> `aten.add.Tensor`."""
+    wanted = [(p.name, p.kind, p.type) for p in opdef.params if p.name != "out"]
+    dialect, packet = opdef.name.split(".")[:2]
+    for overload in getattr(getattr(torch.ops, dialect), packet).overloads():
+        candidate = get_opdef(f"{dialect}.{packet}" + ("" if overload == "default" else f".{overload}"))
+        schema = getattr(candidate.target, "_schema", None)
+        if schema is None or schema.is_mutable:
+            continue
+        if [(p.name, p.kind, p.type) for p in candidate.params if not p.extra] == wanted:
+            return candidate
+    return None
