@@ -9,13 +9,15 @@ from __future__ import annotations
 import builtins
 import importlib
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.graph import CodeGen
+from torch.fx.graph import CodeGen, PythonCode
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from ir.errors import CodegenError, InputError
 
@@ -23,6 +25,15 @@ _TREE = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 """The attributes that hold an `nn.Module`'s own tree and state."""
 
 _MADE_BY_FX = ("_graph", "_code", "_lineno_map", "_prologue_start", "shape_env", "_tracer_cls", "_tracer_extras")
+
+
+_PRIVATE = re.compile(r"\btorch\._C\._nn\.(\w+)")
+
+
+def _public_name(found: re.Match[str]) -> str:
+    """Return the name in `torch.nn.functional` of the function that fx wrote as `torch._C._nn.gelu`."""
+    function = getattr(nn.functional, found[1], None)
+    return f"torch.nn.functional.{found[1]}" if function is getattr(torch._C._nn, found[1]) else found[0]
 
 
 class SignatureCodeGen(CodeGen):
@@ -42,6 +53,12 @@ class SignatureCodeGen(CodeGen):
             free_vars[cut:cut] = ["*"]
         return super().gen_fn_def(free_vars, maybe_return_annotation, expanded_def=expanded_def)
 
+    def _gen_python_code(self, *args: Any, **kwargs: Any) -> PythonCode:
+        # fx writes functions that are built in under the name of the private module that they say they are from
+        code = super()._gen_python_code(*args, **kwargs)
+        code.src = _PRIVATE.sub(_public_name, code.src)
+        return code
+
 
 class TreeGraphModule(fx.GraphModule):
     """A GraphModule with a given module tree, in its own order, with everything it holds.
@@ -58,6 +75,12 @@ class TreeGraphModule(fx.GraphModule):
             self.__dict__[name] = root.__dict__[name]
         self.training = root.training
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TreeGraphModule:
+        for value in self.__dict__.values():
+            if isinstance(value, pytree.TreeSpec):
+                memo[id(value)] = value  # immutable, and PyTorch warns when one is copied
+        return super().__deepcopy__(memo)  # type: ignore[return-value]
+
     def _deepcopy_init(self) -> Callable[..., None]:
         return _init_copy
 
@@ -66,7 +89,7 @@ class TreeGraphModule(fx.GraphModule):
         return _rebuild(_public_class(self), type(self).__name__, state, self.graph)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = {k: v for k, v in self.__dict__.items() if k not in _MADE_BY_FX}
+        state = {k: _encode_spec(v) for k, v in self.__dict__.items() if k not in _MADE_BY_FX}
         return _unpickle, (_public_class(self), type(self).__name__, state, _encode_graph(self.graph))
 
 
@@ -148,7 +171,28 @@ def _rebuild(cls: type[TreeGraphModule], name: str, state: dict[str, Any], graph
 def _unpickle(
     cls: type[TreeGraphModule], name: str, state: dict[str, Any], encoded: tuple[Any, ...]
 ) -> TreeGraphModule:
+    state = {k: v.decode() if isinstance(v, _SpecData) else v for k, v in state.items()}
     return _rebuild(cls, name, state, _decode_graph(encoded))
+
+
+class _SpecData:
+    """A pytree structure as plain data: PyTorch warns when a TreeSpec itself is pickled."""
+
+    __slots__ = ("children", "context", "type")
+
+    def __init__(self, spec: pytree.TreeSpec) -> None:
+        self.type, self.context = spec.type, spec.context
+        self.children = [_SpecData(child) for child in spec.children()]
+
+    def decode(self) -> pytree.TreeSpec:
+        """Return the structure."""
+        if self.type is None:
+            return pytree.tree_structure(0)
+        return pytree.TreeSpec(self.type, self.context, [child.decode() for child in self.children])
+
+
+def _encode_spec(value: Any) -> Any:
+    return _SpecData(value) if isinstance(value, pytree.TreeSpec) else value
 
 
 # Graphs as plain data. Nodes refer to each other by name; functions are written as the path under which they are found.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -278,24 +279,26 @@ class ModuleTree:
     def _original(self, path: str) -> str:
         return self._invented.get(path, path)
 
-    def _order(self, paths: dict[str, nn.Module]) -> dict[str, tuple[int, ...]]:
-        """Return sort keys: the order of the original's modules, then of its weights, then of first use."""
+    def _order(self, paths: dict[str, nn.Module]) -> dict[str, tuple[float, int]]:
+        """Return sort keys: the place of the module in the original, or else of the first weight below the path."""
         modes = {safe_path(path): i for i, path in enumerate(self.program.module_modes)}
-        first: dict[str, int] = {}
-        for i, name in enumerate(self.weights.by_name):
-            path = safe_path(name).rpartition(".")[0]
-            while path and path not in first:
-                first[path] = i
+        positions = {name: i for i, name in enumerate(self.weights.by_name)}
+        first: dict[str, tuple[float, int]] = {}
+        for key, weight in self.key_weights.items():
+            sources = self.weights.sources(weight)
+            name = sources[0].name if sources else self.keys[key]
+            owner = safe_path(name).rpartition(".")[0]
+            place = (modes.get(owner, positions[name]), positions[name])
+            path = key.rpartition(".")[0]
+            while path:
+                first[path] = min(place, first.get(path, place))
                 path = path.rpartition(".")[0]
-        order: dict[str, tuple[int, ...]] = {}
+        order: dict[str, tuple[float, int]] = {}
         for i, path in enumerate(paths):
-            original = safe_path(self._original(path))
-            if original in modes:
-                order[path] = (0, modes[original], i)
-            elif original in first:
-                order[path] = (0 if not modes else 1, first[original], i)
+            if path in modes and path not in self._invented:
+                order[path] = (modes[path], -1)
             else:
-                order[path] = (2, i, 0)
+                order[path] = first.get(path, (math.inf, i))
         return order
 
 
