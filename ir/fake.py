@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -175,7 +176,10 @@ def _quiet() -> Iterator[None]:
     disabled = _TORCH_LOG.disabled
     _TORCH_LOG.disabled = True
     try:
-        yield
+        # warnings are about running the operator, which happens elsewhere
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         _TORCH_LOG.disabled = disabled
 

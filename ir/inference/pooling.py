@@ -19,8 +19,11 @@ from ir.opdef import InferRule
 from ir.types import Dim, TensorType, Type, simplify_dim
 
 
-def pool(dims: int, *, indices: bool = False) -> InferRule:
-    """Return the rule of max and average pooling over `dims` dimensions; with `indices` there are two results."""
+def pool(dims: int, *, indices: bool = False, covered: bool = False) -> InferRule:
+    """Return the rule of max and average pooling over `dims` dimensions.
+
+    With `indices` there are two results; with `covered` the kernel must fit into the input without its padding.
+    """
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         x = types[0]
@@ -35,6 +38,8 @@ def pool(dims: int, *, indices: bool = False) -> InferRule:
         dilation = _expand(attributes.get("dilation", 1), dims)
         require(attributes.get("divisor_override") != 0)
         ceil_mode = attributes["ceil_mode"]
+        if covered:
+            require(all(type(x.shape[i - dims]) is not int or x.shape[i - dims] >= kernel[i] for i in range(dims)))
         sizes = [
             _pool_size(x.shape[i - dims], kernel[i], stride[i], padding[i], dilation[i], ceil_mode) for i in range(dims)
         ]
