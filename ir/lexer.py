@@ -9,16 +9,21 @@ from ir.errors import ParseError
 
 _TOKEN = re.compile(
     r"""
-      (?P<space>[ \t\r\n]+|\#[^\n]*)
-    | (?P<value>%(?:[A-Za-z0-9_.$]+|"(?:[^"\\\n]|\\.)*"))
+    [ \t\r\n]* (?:\#[^\n]*[ \t\r\n]*)*
+    (?:
+      (?P<value>%(?:[A-Za-z0-9_.$]+|"(?:[^"\\\n]|\\.)*"))
     | (?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)
     | (?P<float>\d+\.\d*(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+)
     | (?P<int>\d+)
     | (?P<string>"(?:[^"\\\n]|\\.)*")
     | (?P<mark>\*\*|//|<=|>=|[-+*/<>(){}\[\],:=@?])
+    | (?P<end>\Z)
+    )
     """,
     re.VERBOSE | re.ASCII,
 )
+
+_BLANK = re.compile(r"[ \t\r\n]*(?:\#[^\n]*[ \t\r\n]*)*")
 
 END = "end"
 """Kind of the token after the last."""
@@ -40,22 +45,24 @@ class Lexer:
 
     def _scan(self) -> None:
         source = self.source
+        kinds, texts, starts = self.kinds, self.texts, self.starts
         position = 0
         for match in _TOKEN.finditer(source):
-            if match.start() != position:
-                break
-            position = match.end()
             kind = match.lastgroup
             assert kind is not None
-            if kind != "space":
-                self.kinds.append(kind)
-                self.texts.append(match.group())
-                self.starts.append(match.start())
-        if position != len(source):
-            raise self.error_at(position, f"unexpected character {source[position]!r}")
-        self.kinds.append(END)
-        self.texts.append("")
-        self.starts.append(len(source.rstrip()))
+            if match.start() != position or kind == END:
+                break
+            position = match.end()
+            kinds.append(kind)
+            texts.append(match[kind])
+            starts.append(match.start(kind))
+        rest = _BLANK.match(source, position)
+        assert rest is not None
+        if rest.end() != len(source):
+            raise self.error_at(rest.end(), f"unexpected character {source[rest.end()]!r}")
+        kinds.append(END)
+        texts.append("")
+        starts.append(len(source.rstrip()))
 
     @property
     def kind(self) -> str:
@@ -138,6 +145,8 @@ class Lexer:
         Raises:
             ParseError: when an escape in it is unknown.
         """
+        if "\\" not in text and text.isprintable():
+            return text[1:-1]
         try:
             return str(json.loads(text))
         except json.JSONDecodeError as error:

@@ -189,7 +189,7 @@ class _Verifier:
             self._fail(f"{value!r} is defined here as number {index}, but elsewhere too", op)
         defined.add(value)
         self.uses[value] = {}
-        self._type(value.type, repr(value), op)
+        self._type(value.type, value, op)
 
     def _operand(
         self, op: Operation, index: int, value: Value, graph: Graph, defined: set[Value], owner: Operation | None
@@ -348,7 +348,7 @@ class _Verifier:
 
     # Types
 
-    def _type(self, type_: Type, owner: str, op: Operation | None) -> None:
+    def _type(self, type_: Type, owner: object, op: Operation | None) -> None:
         if isinstance(type_, TensorType) and not isinstance(type_.shape, tuple | None):
             self._fail(f"the shape of {owner} is a {type(type_.shape).__qualname__}, not a tuple", op)
         if isinstance(type_, TensorType):
@@ -368,7 +368,7 @@ class _Verifier:
         elif not isinstance(type_, OpaqueType):
             self._fail(f"the type of {owner} is a {type(type_).__qualname__}", op)
 
-    def _expression(self, expr: sympy.Expr, owner: str, op: Operation | None) -> None:
+    def _expression(self, expr: sympy.Expr, owner: object, op: Operation | None) -> None:
         if expr in self._known_expressions:
             return
         if expr.free_symbols <= self.symbols:
