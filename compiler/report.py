@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Any
 
 import attrs
@@ -16,9 +17,11 @@ from rich.text import Text
 
 from compiler.accuracy import Accuracy
 from compiler.driver import StageTime, TransformResult
+from ir.locations import Location
 from passes.remarks import MatchRecord, Remark
 
 _MAX_PLACES = 4
+_MAX_NAMES = 6
 
 
 @attrs.frozen
@@ -30,6 +33,8 @@ class RewriteCount:
     """`conversion`, `fusion` or `rewrite`."""
     operations: tuple[str, ...]
     """The operators it replaced, in order."""
+    created: tuple[str, ...]
+    """The operators that took their place, in order."""
     count: int
 
 
@@ -41,7 +46,7 @@ class KeptGroup:
     reason: str
     """The reason; where the reasons differ only in the places and types they name, these are `…`."""
     places: tuple[str, ...]
-    """Where they are: module paths, in program order."""
+    """Where they are, in program order: module paths; for the root module its class, file and line."""
 
 
 @attrs.frozen
@@ -109,11 +114,12 @@ def _ranked(counts: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
 
 
 def count_rewrites(matches: Iterable[MatchRecord]) -> tuple[RewriteCount, ...]:
-    """Count applied rewrites by pattern and replaced operators, in order of first application."""
-    counts: dict[tuple[str, str, tuple[str, ...]], int] = {}
+    """Count applied rewrites by pattern, replaced and created operators, in order of first application."""
+    counts: dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], int] = {}
     for match in matches:
         kind = "conversion" if match.is_conversion else "fusion" if match.is_fusion else "rewrite"
-        key = match.pattern.__name__, kind, tuple(op.name for op in match.replaced)
+        replaced, created = (tuple(op.name for op in ops) for ops in (match.replaced, match.created))
+        key = match.pattern.__name__, kind, replaced, created
         counts[key] = counts.get(key, 0) + 1
     return tuple(RewriteCount(*key, count) for key, count in counts.items())
 
@@ -131,8 +137,14 @@ def group_kept(remarks: Iterable[Remark]) -> tuple[KeptGroup, ...]:
     for (operation, general), members in groups.items():
         reasons = dict.fromkeys(map(_reason, members))
         reason = next(iter(reasons)) if len(reasons) == 1 else general
-        kept.append(KeptGroup(operation, reason, tuple(remark.location.where for remark in members)))
+        kept.append(KeptGroup(operation, reason, tuple(_place(remark.location) for remark in members)))
     return tuple(sorted(kept, key=lambda group: -len(group.places)))
+
+
+def _place(location: Location) -> str:
+    if location.module_path or not location.file:
+        return location.where
+    return f"{location.class_name or 'root'}, {PurePath(location.file).name}:{location.line}"
 
 
 def _reason(remark: Remark) -> str:
@@ -237,8 +249,18 @@ def _table(*columns: tuple[str, str]) -> Table:
 def _rewrite_table(title: str, entries: list[RewriteCount]) -> Table:
     table = _table((title, "right"), ("by", "left"), ("operations", "wide"))
     for entry in entries:
-        table.add_row(str(entry.count), entry.pattern, " → ".join(map(_short, entry.operations)))
+        text = " → ".join(_abridged([_short(name) for name in entry.operations]))
+        if entry.kind != "fusion":
+            text += f"\n[dim]became[/] {', '.join(map(_short, entry.created)) or 'nothing'}"
+        table.add_row(str(entry.count), entry.pattern, text)
     return table
+
+
+def _abridged(names: list[str]) -> list[str]:
+    if len(names) <= _MAX_NAMES:
+        return names
+    half = _MAX_NAMES // 2
+    return [*names[:half], f"… {len(names) - 2 * half} more …", *names[-half:]]
 
 
 def _operation_table(report: Report) -> Table:
@@ -256,11 +278,22 @@ def _kept_table(kept: tuple[KeptGroup, ...]) -> RenderableType:
         return Text("not fused: nothing", style="dim")
     table = _table(("not fused", "right"), ("operation", "left"), ("reason", "wide"))
     for group in kept:
-        places = ", ".join(group.places[:_MAX_PLACES])
-        if len(group.places) > _MAX_PLACES:
-            places += f", and {len(group.places) - _MAX_PLACES} more"
+        places = ", ".join(_merged(group.places))
         table.add_row(str(len(group.places)), group.operation, f"{escape(group.reason)}\n[dim]{escape(places)}[/]")
     return table
+
+
+def _merged(places: tuple[str, ...]) -> list[str]:
+    """Return a short list of places: those that differ in their numbers only become one, `layers.*.add (12 times)`."""
+    groups: dict[str, list[str]] = {}
+    for place in places:
+        general = re.sub(r"\d+", "*", place) if len(places) > _MAX_PLACES else place
+        groups.setdefault(general, []).append(place)
+    texts = []
+    for general, members in groups.items():
+        name = members[0] if len(set(members)) == 1 else general
+        texts.append(f"{name} ({len(members)} times)" if len(members) > 1 else name)
+    return texts if len(texts) <= _MAX_PLACES else [*texts[:_MAX_PLACES], f"and {len(texts) - _MAX_PLACES} others"]
 
 
 def _accuracy_table(report: Report) -> RenderableType:

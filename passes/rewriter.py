@@ -142,7 +142,7 @@ class Rewriter(Builder):
             ops: the operations, in any order.
             parts: names of the operations' modules in the emitted code.
             inputs: names of values that enter; other values get names from the part that uses them.
-            quantization_points: names of the operands that get a quantize/dequantize pair; by default those in `inputs`.
+            quantization_points: names of the operands that get a quantize/dequantize pair; by default all `inputs`.
             outputs: the values that leave; by default every result that is used outside.
 
         Returns:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from rich.console import Console
@@ -13,7 +15,7 @@ from torch import nn
 
 from compiler.accuracy import MeasurementError, measure_accuracy
 from compiler.driver import TransformResult, transform
-from compiler.report import KeptGroup, RewriteCount, group_kept, make_report, print_remarks, print_report
+from compiler.report import KeptGroup, Report, RewriteCount, group_kept, make_report, print_remarks, print_report
 from ir.locations import Location
 from passes.remarks import Remark
 from tests.helpers import randomize_batch_norm
@@ -50,16 +52,17 @@ def result(net: Net, images: torch.Tensor) -> TransformResult:
     return transform(net, (images,))
 
 
-def printed(thing: Any, width: int = 120) -> str:
-    console = Console(width=width, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    print_report(thing, console)
-    return console.export_text()
+def printed(report: Report, width: int = 120) -> str:
+    file = io.StringIO()
+    print_report(report, Console(width=width, file=file))
+    return file.getvalue()
 
 
 def test_rewrites_are_counted_by_pattern_and_operations(result: TransformResult) -> None:
     rewrites = make_report(result).rewrites
-    assert RewriteCount("ConvBNActPattern", "fusion", ("aten.conv2d", "aten.batch_norm", "aten.relu"), 2) in rewrites
-    assert RewriteCount("ConvBNPattern", "fusion", ("aten.conv2d",), 1) in rewrites
+    conv_bn_act = ("aten.conv2d", "aten.batch_norm", "aten.relu")
+    assert RewriteCount("ConvBNActPattern", "fusion", conv_bn_act, ("fused.conv_bn_act",), 2) in rewrites
+    assert RewriteCount("ConvBNPattern", "fusion", ("aten.conv2d",), ("fused.conv_bn",), 1) in rewrites
     conversions = [entry for entry in rewrites if entry.kind == "conversion"]
     assert [entry.pattern for entry in conversions] == ["FlattenLinearToConv1x1Pattern"]
     assert sum(entry.count for entry in rewrites) == len(result.matches)
@@ -99,6 +102,24 @@ def test_kept_operations_are_grouped_by_reasons_that_differ_only_in_places_and_t
     )
 
 
+def test_many_places_that_differ_in_numbers_are_printed_as_one(result: TransformResult) -> None:
+    remarks = [
+        Remark("kept", "fuse", Location(path), "", "aten.add", "it is alone")
+        for path in ("stem", "layers.0.add", "layers.0.add", "layers.1.add", "layers.12.add", "head.0", "head.0")
+    ]
+    (group,) = group_kept(remarks)
+    assert len(group.places) == 7
+    text = printed(attrs.evolve(make_report(result), kept=(group,)))
+    assert "stem, layers.*.add (4 times), head.0 (2 times)" in text
+
+
+def test_operations_of_the_root_are_placed_by_their_line() -> None:
+    (group,) = group_kept(
+        [Remark("kept", "fuse", Location("", "a.b.Net", "/x/net.py", 7), "", "aten.add", "it is alone")]
+    )
+    assert group.places == ("Net, net.py:7",)
+
+
 def test_the_report_is_plain_data(net: Net, images: torch.Tensor, result: TransformResult) -> None:
     report = make_report(result, model="net", accuracy=measure_accuracy(net, result.model, (images,)))
     data = report.to_json()
@@ -117,6 +138,7 @@ def test_the_printed_report_says_all_of_it(net: Net, images: torch.Tensor, resul
         "ConvBNActPattern",
         "conv2d → batch_norm → relu",
         "FlattenLinearToConv1x1Pattern",
+        "became reshape, conv2d, reshape",
         "aten.cumsum",
         "original in float32",
         "as exact as the original",
