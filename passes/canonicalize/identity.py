@@ -128,7 +128,7 @@ class NoCopy(_Identity):
         """Demand that strides and sharing stay as they are."""
         op = m.root
         x = first(op)
-        memory_format = op.attributes.get("memory_format")
+        memory_format = op.attributes.get("memory_format", torch.contiguous_format)
         if memory_format in _PRESERVE:
             return copy_refusal(op.result, x)
         if memory_format is torch.contiguous_format and is_contiguous(x):

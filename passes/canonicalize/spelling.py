@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ir.aliasing import aliases_output
 from ir.attributes import attributes_equal, has_ref
-from ir.core import Operation, Value
+from ir.core import RETURN, Operation, Value
+from ir.opdef import ParamKind
 from passes.canonicalize.base import Rule, first, is_floating, rank_of, shape_of, tensor, wrap
 from passes.pattern import Match, Node, PatternBuilder
 from passes.rewriter import Rewriter
@@ -53,10 +53,11 @@ class SpellSynonym(Rule):
     def rewrite(self, m: Match, b: Rewriter) -> Value:
         """Build the operator of the first name, with the same arguments."""
         op = m.root
-        operands = [list(entry) if isinstance(entry, tuple) else entry for entry in op.grouped_operands()]
-        arguments: dict[str, Any] = dict(zip([p.name for p in op.opdef.operand_params], operands, strict=True))
-        arguments |= {name: op.resolved_attribute(name) for name in op.attributes}
-        return b.op(SYNONYMS[op.name], **arguments).result
+        operands = iter(op.grouped_operands())
+        arguments = [
+            op.resolved_attribute(p.name) if p.kind is ParamKind.ATTRIBUTE else next(operands) for p in op.opdef.params
+        ]
+        return b.op(SYNONYMS[op.name], *arguments).result
 
 
 class SpellRsub(Rule):
@@ -125,7 +126,7 @@ class SpatialMeanToPool(Rule):
             return "the mean is not over the two spatial dimensions"
         if 0 in shape or not is_floating(m.x) or m.dtype not in (None, type_.dtype):
             return "the map is empty or converted"
-        if m.keepdim and aliases_output(m.root.result):
+        if m.keepdim and any(user.opdef is RETURN for user in m.root.result.users):
             return "the result is an output"
         return None
 
