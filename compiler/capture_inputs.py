@@ -157,7 +157,7 @@ def _children(tree: Any) -> tuple[Sequence[tuple[Any, Any]] | None, type | None]
     kind = type(tree)
     if isinstance(tree, dict) and kind in pytree.SUPPORTED_NODES:
         return list(tree.items()), None
-    if kind not in pytree.SUPPORTED_NODES and not pytree._is_namedtuple_instance(tree):
+    if kind not in pytree.SUPPORTED_NODES and not pytree.is_namedtuple_instance(tree):
         return None, None
     flat, _ = pytree.tree_flatten(tree, is_leaf=lambda item: item is not tree)
     return list(enumerate(flat)), kind
