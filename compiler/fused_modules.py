@@ -35,11 +35,12 @@ class FusedModule(nn.Module):
         for name, part in parts.items():
             self.add_module(name, part)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of the quantization point
         """Apply the parts one after the other."""
-        for part in self._modules.values():
-            input = part(input)  # type: ignore[misc]
-        return input
+        output = input
+        for part in self.children():
+            output = part(output)
+        return output
 
 
 class FusedConvBN(FusedModule):
@@ -73,8 +74,11 @@ class FusedConvBNAddAct(FusedModule):
     parts = ("conv", "bn", "act")
     optional = ("bn", "act")
     quantization_points = ("input", "residual")
+    conv: nn.Module
+    bn: nn.Module
+    act: nn.Module
 
-    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]  # noqa: A002
         """Add `residual`, of the shape of the convolution's result, before the activation."""
         output: Tensor = self.conv(input)
         if "bn" in self._modules:

@@ -43,9 +43,7 @@ class SignatureCodeGen(CodeGen):
         super().__init__()
         self.positional = positional
 
-    def gen_fn_def(
-        self, free_vars: list[str], maybe_return_annotation: str, *, expanded_def: bool = False
-    ) -> str:
+    def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, *, expanded_def: bool = False) -> str:
         """Return the `def` line."""
         start = 1 if free_vars and free_vars[0] == "self" else 0
         cut = start + self.positional
@@ -74,6 +72,7 @@ class TreeGraphModule(fx.GraphModule):
         for name in _TREE:
             self.__dict__[name] = root.__dict__[name]
         self.training = root.training
+        self._class_name = class_name
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TreeGraphModule:
         for value in self.__dict__.values():
@@ -126,7 +125,7 @@ class EmittedModule(TreeGraphModule):
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     places.setdefault(id(buffer), []).append((module, name))
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for (first, key), *others in places.values():
             for module, name in others:
                 module._buffers[name] = first._buffers[key]
@@ -153,7 +152,8 @@ def _public_class(module: fx.GraphModule) -> type[TreeGraphModule]:
 def _init_copy(module: TreeGraphModule, root: nn.Module, graph: fx.Graph) -> None:
     """Initialize a deep copy: called by `GraphModule.__deepcopy__` with a bare module that holds the copied state."""
     state = root.__dict__
-    TreeGraphModule.__init__(module, root, graph, type(module).__name__)
+    # the class is new for each instance: only the state knows its name
+    TreeGraphModule.__init__(module, root, graph, state["_class_name"])
     for name, value in state.items():
         if name not in module.__dict__ and name not in _MADE_BY_FX:
             module.__dict__[name] = value

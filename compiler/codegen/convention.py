@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import inspect
 import keyword
 import operator
@@ -46,7 +47,7 @@ def parameters_of(program: Program) -> list[Parameter]:
     leaf = pytree.tree_structure(0)
     if convention.in_spec is None:
         leaves = convention.inputs or tuple(InputLeaf(v.name, i) for i, v in enumerate(program.graph.inputs))
-        return [Parameter(_argument_name(leaf_.name, i), leaf) for i, leaf_ in enumerate(leaves)]
+        return [Parameter(argument_name(leaf_.name, i), leaf) for i, leaf_ in enumerate(leaves)]
     args_spec, kwargs_spec = convention.in_spec.children()
     args = args_spec.children()
     kwargs = dict(zip(kwargs_spec.context, kwargs_spec.children(), strict=True))
@@ -56,7 +57,7 @@ def parameters_of(program: Program) -> list[Parameter]:
     else:
         names = convention.parameters
         found = [
-            Parameter(_argument_name(names[i] if i < len(names) else f"args_{i}", i), spec)
+            Parameter(argument_name(names[i] if i < len(names) else f"args_{i}", i), spec)
             for i, spec in enumerate(args)
         ]
         found.extend(Parameter(name, spec, keyword_only=True) for name, spec in kwargs.items())
@@ -97,8 +98,10 @@ def _from_signature(
         yield Parameter(name, spec, keyword_only=True)
 
 
-def _argument_name(name: str, number: int) -> str:
-    return name if name.isidentifier() and not keyword.iskeyword(name) else f"input_{number}"
+def argument_name(name: str, number: int) -> str:
+    """Return `name` if a parameter may have it, or else `input_<number>`."""
+    usable = name.isidentifier() and not keyword.iskeyword(name) and name != "self"
+    return name if usable else f"input_{number}"
 
 
 class Inputs:
@@ -138,9 +141,7 @@ class Inputs:
         accesses: list[_Access] = []
         for number, parameter in enumerate(self.parameters):
             if parameter.spec is None:
-                self.checks.append(
-                    Check(parameter.name, number, constant=(parameter.default,), expected="")
-                )
+                self.checks.append(Check(parameter.name, number, constant=(parameter.default,), expected=""))
                 continue
             self._walk(parameter.spec, number, parameter.name, (), accesses)
         guard = self.graph.create_node("call_module", "_guard", tuple(self.placeholders))
@@ -182,7 +183,7 @@ class Inputs:
         children = spec.children()
         type_ = spec.type
         keys: list[Any]
-        if type_ in (tuple, list) or type_ is pytree.namedtuple or hasattr(type_, "_fields"):
+        if type_ in (tuple, list) or type_ is collections.namedtuple or hasattr(type_, "_fields"):
             keys = list(range(len(children)))
             names = [f"{name}[{i}]" for i in keys]
         elif type_ is dict or getattr(type_, "__name__", "") in ("OrderedDict", "defaultdict"):
@@ -198,9 +199,7 @@ class Inputs:
         for key, child, child_name in zip(keys, children, names, strict=True):
             self._walk(child, number, child_name, (*path, key), accesses)
 
-    def _leaf(
-        self, number: int, name: str, path: tuple[Any, ...], accesses: list[_Access]
-    ) -> None:
+    def _leaf(self, number: int, name: str, path: tuple[Any, ...], accesses: list[_Access]) -> None:
         leaf = next(self._pending, None)
         if leaf is None:
             raise CodegenError("the calling convention has fewer input leaves than its structure")
@@ -226,7 +225,6 @@ def native_structure(spec: pytree.TreeSpec, leaves: Iterator[Any]) -> Any:
         return children
     if spec.type is dict:
         return dict(zip(spec.context, children, strict=True))
-    if spec.type is pytree.namedtuple:
+    if spec.type is collections.namedtuple:
         return spec.context(*children)
     return NotImplemented
-

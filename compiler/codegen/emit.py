@@ -10,7 +10,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from compiler.codegen.convention import Inputs, native_structure
-from compiler.codegen.forms import ModuleForm, module_form, own_location
+from compiler.codegen.forms import ModuleForm, own_location
+from compiler.codegen.modules import module_form
 from compiler.codegen.regions import emit_region
 from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree
@@ -196,7 +197,7 @@ class _Emitter:
         self.tree.finish(root)
         root.add_module("_guard", inputs.guard())
         root.training = program.module_modes.get("", False)
-        root._guard.training = root.training  # type: ignore[assignment,union-attr]
+        root._guard.training = root.training  # type: ignore[union-attr]
         if self.out_spec is not None:
             root.__dict__["_out_spec"] = self.out_spec
         module = EmittedModule(root, scope.graph, self._class_name())
@@ -292,4 +293,3 @@ class _Emitter:
             persistent=frozenset(persistent),
             constants=constants,
         )
-

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import sympy
 import torch
 from torch import nn
 
-from ir.attributes import Attribute, Ref, attributes_equal, iter_leaves, map_leaves
+from compiler.codegen.function_names import FUNCTIONS
+from ir.attributes import Attribute, Ref, attributes_equal, map_leaves
 from ir.core import Operation, Value
 from ir.opdef import ParamKind
 from ir.types import Dim, TensorType, shapes_equal, simplify_dim
@@ -53,7 +54,7 @@ def emit_function(scope: CallScope, op: Operation) -> Any:
         node = special(scope, op)
         if node is not NotImplemented:
             return node
-    target = _FUNCTIONS.get(op.name)
+    target = FUNCTIONS.get(op.name)
     if target is None:
         target = op.opdef.target
     args, kwargs = arguments(scope, op)
@@ -343,70 +344,3 @@ def _emit_split(scope: CallScope, op: Operation) -> Any:
     dim = op.attributes["dim"]
     args = (_first(scope, op), resolve(scope, op, sizes))
     return scope.call(torch.split, args, {"dim": dim} if dim != 0 else {})
-
-
-def _is_mode_dependent(op: Operation) -> bool:
-    return bool(op.attributes.get("train_dropout_p"))
-
-
-_FUNCTIONAL = (
-    "linear",
-    "gelu",
-    "silu",
-    "mish",
-    "hardswish",
-    "hardsigmoid",
-    "hardtanh",
-    "leaky_relu",
-    "relu6",
-    "softplus",
-    "adaptive_avg_pool2d",
-    "max_pool2d",
-    "avg_pool2d",
-    "layer_norm",
-    "group_norm",
-    "pad",
-    "one_hot",
-    "scaled_dot_product_attention",
-    "glu",
-)
-"""Functions of torch.nn.functional that take the arguments of the operator's schema in the same order."""
-
-_TORCH = (
-    "relu sigmoid tanh softmax.int log_softmax.int selu exp log log2 log1p expm1 sqrt rsqrt square abs sin cos erf floor"
-    " ceil round sign reciprocal maximum minimum isnan isinf logical_and logical_or logical_not logical_xor matmul bmm mm"
-    " addmm baddbmm outer cat stack chunk unbind.int sum sum.dim_IntList mean mean.dim amax amin argmax argmin cumsum"
-    " prod prod.dim_int logsumexp max max.dim max.other min min.dim min.other any any.dim all all.dim var.correction"
-    " std.correction clamp clamp.Tensor clamp_min clamp_max where.self where.ScalarSelf where.ScalarOther where.Scalar"
-    " pow.Tensor_Tensor pow.Scalar atan2 gather index_select masked_fill.Scalar masked_fill.Tensor tril triu roll flip"
-    " sort topk tile movedim.int movedim.intlist pixel_shuffle pixel_unshuffle channel_shuffle zeros_like ones_like"
-    " full_like arange arange.start arange.start_step zeros ones full linspace prelu rms_norm conv1d conv2d conv3d"
-    " conv1d.padding conv2d.padding conv3d.padding conv_transpose1d conv_transpose2d.input conv_transpose3d.input"
-    " embedding dot mv diff nan_to_num atan tan asin acos sinh cosh trunc frac lerp.Scalar"
-    " lerp.Tensor addcmul addcdiv scatter.src scatter.value scatter_add unfold_copy broadcast_to"
-).split()
-"""Functions of `torch` with the very arguments of the operator's schema."""
-
-
-def _functions() -> Mapping[str, Callable[..., Any]]:
-    table: dict[str, Callable[..., Any]] = {}
-    for name in _TORCH:
-        short = name.partition(".")[0]
-        if hasattr(torch, short):
-            table[f"aten.{name}"] = getattr(torch, short)
-    for name in _FUNCTIONAL:
-        table[f"aten.{name}"] = getattr(F, name)
-    return table
-
-
-_FUNCTIONS = _functions()
-
-
-def follows_mode_without_module(op: Operation) -> bool:
-    """Whether attention drops out in training only: that takes a module, since a call has no mode."""
-    return _is_mode_dependent(op)
-
-
-def symbolic_leaves(op: Operation) -> list[sympy.Basic]:
-    """Return the symbolic sizes among an operation's attributes."""
-    return [leaf for a in op.attributes.values() for leaf in iter_leaves(a) if isinstance(leaf, sympy.Basic)]

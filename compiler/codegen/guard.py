@@ -16,7 +16,7 @@ from ir.program import SymbolRange
 from ir.types import Dim, ScalarType, TensorType, Type
 
 Polynomial = tuple[Any, ...]
-"""`("sym", name)`, `("int", n)`, `("add", a, b, …)`, `("mul", a, b, …)` or `("pow", a, n)`; plain data, which traces."""
+"""`("sym", name)`, `("int", n)`, `("add", a, b, …)`, `("mul", a, b, …)` or `("pow", a, n)`: plain data traces well."""
 
 
 def polynomial_of(dim: sympy.Expr) -> Polynomial | None:
@@ -284,4 +284,3 @@ def drop_unbound(checks: Sequence[Check], bound: Mapping[sympy.Symbol, None]) ->
         return all(known(part) for part in polynomial[1:] if isinstance(part, tuple))
 
     return tuple(attrs.evolve(c, dims=tuple(d for d in c.dims if known(d[1]))) for c in checks)
-

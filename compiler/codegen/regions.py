@@ -9,7 +9,9 @@ import attrs
 import sympy
 from torch import fx, nn
 
-from compiler.codegen.forms import ModuleForm, depends_on_mode, module_form, own_location
+from compiler.codegen.convention import argument_name
+from compiler.codegen.forms import ModuleForm, depends_on_mode, own_location
+from compiler.codegen.modules import module_form
 from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree
 from compiler.fused_modules import CHAIN_CLASSES, REGION_CLASSES, FusedModule, ScaledDotProductAttention
@@ -220,9 +222,7 @@ class Region:
         root = nn.Module()
         for name, module in (modules | scope.nested).items():
             root.add_module(name, module)
-        cls = REGION_CLASSES.get(self.kind, FusedRegion)
-        name = cls.__name__ if cls is not FusedRegion else class_name_of(self.kind)
-        region = cls(root, scope.graph, name)
+        region = REGION_CLASSES.get(self.kind, FusedRegion)(root, scope.graph, class_name_of(self.kind))
         region.kind = self.kind
         return region, tuple(scope.symbols)
 
@@ -237,8 +237,7 @@ class RegionScope(Scope):
         self.nested: dict[str, nn.Module] = {}
         self._last: fx.Node | None = None
         for i, value in enumerate(region.arguments):
-            name = _identifier(value.name) or f"input_{i}"
-            self._last = self.env[value] = self.graph.placeholder(name)
+            self._last = self.env[value] = self.graph.placeholder(argument_name(value.name, i))
 
     def find(self, value: Value | None) -> Weight | None:
         """Return the weight that a value of the body is, or None."""
@@ -301,7 +300,10 @@ def _residual_of(op: Operation, previous: Value) -> Value | None:
 
 
 def class_name_of(kind: str) -> str:
-    """Return the class name shown for a kind: `conv_bn_pool` is FusedConvBnPool."""
+    """Return the class name shown for a kind: that of its class, or `FusedConvBnPool` for `conv_bn_pool`."""
+    known = CHAIN_CLASSES.get(kind) or REGION_CLASSES.get(kind)
+    if known is not None or kind == ScaledDotProductAttention.kind:
+        return (known or ScaledDotProductAttention).__name__
     return "Fused" + "".join(part.capitalize() for part in _identifier(kind).split("_"))
 
 

@@ -75,9 +75,7 @@ class Scope:
             node = self.env[value] = self.missing(value)
         return node
 
-    def call(
-        self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
-    ) -> fx.Node:
+    def call(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
         """Add a call of a function."""
         return self.graph.create_node("call_function", target, args, kwargs or {})
 
@@ -152,7 +150,7 @@ class Scope:
             node = self.size(symbol)
             bindings[symbol] = fx.Proxy(node, tracer) if isinstance(node, fx.Node) else node
         try:
-            result = sympy_interp(PythonReferenceAnalysis, bindings, expr)  # type: ignore[arg-type]
+            result = sympy_interp(PythonReferenceAnalysis, bindings, expr)
         except (KeyError, AttributeError, NotImplementedError, TypeError) as error:
             raise CodegenError(f"the symbolic size {expr} cannot be written as Python: {error}") from error
         return result.node if isinstance(result, fx.Proxy) else result
@@ -162,7 +160,7 @@ class Scope:
         if isinstance(type_, TensorType):
             dims = enumerate(type_.shape or ())
         elif isinstance(type_, ScalarType):
-            dims = iter([(None, type_.value)])  # type: ignore[assignment,list-item]
+            dims = iter([(None, type_.value)])  # type: ignore[assignment]
         else:
             return
         for number, dim in dims:
@@ -195,4 +193,3 @@ class Scope:
                     node = self._attributes[name] = self.call(getattr, (self.value(value), name))
                 return node
         return None
-

@@ -35,7 +35,7 @@ def restore_output_strides(module: fx.GraphModule, program: Program) -> tuple[in
     if expected is None or arguments is None:
         return ()
     args, kwargs = arguments
-    state = {k: context.mode.from_tensor(v) for k, v in _tensors_of(module).items()}
+    state: dict[str, torch.Tensor] = {k: context.mode.from_tensor(v) for k, v in _tensors_of(module).items()}
     with context.mode, torch.no_grad(), torch.random.fork_rng(devices=[]):
         results = pytree.tree_leaves(torch.func.functional_call(module, state, args, kwargs))
     output = next(iter(reversed(module.graph.nodes)))

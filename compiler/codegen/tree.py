@@ -62,12 +62,11 @@ class ModuleTree:
         candidates = list(homes(form, locations))
         for _, weight in form.slots:
             for source in self.weights.sources(weight):
-                for name in names_of(source):
-                    candidates.append(name.rpartition(".")[0])
+                candidates.extend(name.rpartition(".")[0] for name in names_of(source))
         for path in candidates:
-            if path and all(self._fits(f"{path}.{slot}", weight) for slot, weight in form.slots):
-                if not self._has_more(path, form):
-                    return path
+            fits = path and all(self._fits(f"{path}.{slot}", weight) for slot, weight in form.slots)
+            if fits and not self._has_more(path, form):
+                return path
         return None
 
     def _has_more(self, path: str, form: ModuleForm) -> bool:
@@ -101,7 +100,7 @@ class ModuleTree:
         return module
 
     def _hold(self, owner: nn.Module, name: str, weight: Weight) -> None:
-        """Give `owner` the tensor: a parameter or a buffer, as it is in the original, whatever the class makes of it."""
+        """Give `owner` the tensor: a parameter or a buffer, whatever the class makes of it."""
         tensor = self.weights.tensor(weight)
         if isinstance(tensor, nn.Parameter):
             owner._buffers.pop(name, None)

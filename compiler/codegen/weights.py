@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
-from ir.core import Graph, Value
+from ir.core import Value
 from ir.program import Program, Weight, WeightKind
 
 
@@ -37,7 +35,7 @@ class Weights:
         self._inline(derived, used)
         for weight in self.inlined:
             used.update(dict.fromkeys(self.sources(weight)))
-        self.dropped: dict[Weight, None] = {w: None for w in self.inlined}
+        self.dropped: dict[Weight, None] = dict.fromkeys(self.inlined)
         taken_over = [s for w in derived for s in self.sources(w) if s not in used]
         self.dropped.update(dict.fromkeys(taken_over))
         self.dropped.update(dict.fromkeys(w for w in derived if w not in used))
@@ -111,18 +109,7 @@ def _may_overlap(a: Weight, b: Weight) -> bool:
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     """Return the first element of the storage that a tensor uses, and the one after the last."""
-    start = tensor.storage_offset()
+    start = int(tensor.storage_offset())
     if tensor.numel() == 0:
         return start, start
-    return start, start + 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def weights_in(graph: Graph) -> Iterator[Weight]:
-    """Yield the weights that the operations of a graph use, in order of first use."""
-    seen: dict[Weight, None] = {}
-    for op in graph.operations():
-        for value in op.operands:
-            weight = weight_of(value)
-            if weight is not None and weight not in seen:
-                seen[weight] = None
-                yield weight
+    return start, start + 1 + sum(int((n - 1) * s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))

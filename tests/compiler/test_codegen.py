@@ -1,9 +1,8 @@
-"""The emitter, on programs built by hand: nothing here depends on capture or passes."""
+"""The emitter: operations as modules and functions, weights and modes."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import pickle
 from typing import Any
 
@@ -11,11 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
-import ir.optable  # noqa: F401 - the facts about operators
-from compiler.codegen import Emitted, emit
-from compiler.codegen.guard import InputGuard
 from ir.builder import Builder
 from ir.core import Graph, Value
 from ir.errors import InputError
@@ -23,76 +18,12 @@ from ir.locations import Location
 from ir.program import (
     CallingConvention,
     Derivation,
-    InputLeaf,
-    Mutation,
-    OutputLeaf,
     Program,
-    SymbolRange,
     Weight,
     WeightKind,
 )
-from ir.types import TensorType, make_symbol, type_of_tensor
-
-
-class Draft:
-    """A program in the making, over the weights and modes of a real module."""
-
-    def __init__(self, model: nn.Module | None = None, **inputs: TensorType) -> None:
-        self.model = model or nn.Module()
-        self.graph = Graph(list(inputs.items()))
-        self.program = Program("main", self.graph, CallingConvention(None, None))
-        seen: dict[int, Weight] = {}
-        for path, owner in self.model.named_modules(remove_duplicate=False):
-            self.program.module_modes[path] = owner.training
-            for kind, table in ((WeightKind.PARAMETER, owner._parameters), (WeightKind.BUFFER, owner._buffers)):
-                for key, tensor in table.items():
-                    if tensor is not None:
-                        name = f"{path}.{key}" if path else key
-                        if id(tensor) in seen:
-                            weight = seen[id(tensor)]
-                            weight.aliases = (*weight.aliases, name)
-                            continue
-                        persistent = key not in owner._non_persistent_buffers_set
-                        seen[id(tensor)] = weight = Weight(
-                            name, kind, type_of_tensor(tensor), tensor, tensor.requires_grad, persistent
-                        )
-                        self.program.add_weight(weight)
-        self.b = Builder(self.graph)
-
-    def at(self, path: str) -> Builder:
-        """The builder, at the location of a module."""
-        cls = type(self.model.get_submodule(path))
-        self.b.location = Location(path, f"{cls.__module__}.{cls.__qualname__}", "model.py", 7)
-        return self.b
-
-    def __getitem__(self, name: str) -> Value:
-        for value in self.graph.inputs:
-            if value.name == name:
-                return value
-        for weight in self.program.weights.values():
-            if name in (weight.name, *weight.aliases):
-                return weight.value
-        raise KeyError(name)
-
-    def emit(self, *outputs: Value | None) -> Emitted:
-        self.graph.set_outputs(outputs)
-        return emit(self.program)
-
-
-def f32(*shape: Any) -> TensorType:
-    return TensorType(tuple(shape), torch.float32)
-
-
-def randomize(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for tensor in [*model.parameters(), *model.buffers()]:
-            if tensor.is_floating_point():
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.25)
-    return model
-
-
-# ---- modules at their paths ----
+from ir.types import TensorType
+from tests.compiler.drafts import Draft, f32, randomize
 
 
 def module_cases() -> list[Any]:
@@ -103,9 +34,7 @@ def module_cases() -> list[Any]:
             padding = m.padding
             name = kind if not isinstance(padding, str) else f"{kind}.padding"
             bias = None if m.bias is None else d["m.bias"]
-            op = d.b.call(
-                f"aten.{name}", d["x"], d["m.weight"], bias, m.stride, padding, m.dilation, m.groups
-            )
+            op = d.b.call(f"aten.{name}", d["x"], d["m.weight"], bias, m.stride, padding, m.dilation, m.groups)
             assert isinstance(op, Value)
             return op
 
@@ -125,14 +54,20 @@ def module_cases() -> list[Any]:
         )
 
     def batch_norm(d: Draft, m: Any) -> Value:
-        w = [d[f"m.{n}"] if getattr(m, n) is not None else None for n in ("weight", "bias", "running_mean", "running_var")]
+        w = [
+            d[f"m.{n}"] if getattr(m, n) is not None else None
+            for n in ("weight", "bias", "running_mean", "running_var")
+        ]
         training = m.training or m.running_mean is None
         op = d.b.op("aten.batch_norm", d["x"], *w, training, m.momentum or 0.0, m.eps, True)
         op.attributes["momentum"] = m.momentum
         return op.result
 
     def instance_norm(d: Draft, m: Any) -> Value:
-        w = [d[f"m.{n}"] if getattr(m, n) is not None else None for n in ("weight", "bias", "running_mean", "running_var")]
+        w = [
+            d[f"m.{n}"] if getattr(m, n) is not None else None
+            for n in ("weight", "bias", "running_mean", "running_var")
+        ]
         return d.b.call("aten.instance_norm", d["x"], *w, m.training or m.running_mean is None, m.momentum, m.eps, True)
 
     def layer_norm(d: Draft, m: Any) -> Value:
@@ -202,9 +137,15 @@ def module_cases() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("module", "type_", "build"), module_cases(), ids=lambda p: getattr(p, "_get_name", str)() if isinstance(p, nn.Module) else None)
+@pytest.mark.parametrize(
+    ("module", "type_", "build"),
+    module_cases(),
+    ids=lambda p: getattr(p, "_get_name", str)() if isinstance(p, nn.Module) else None,
+)
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_an_operation_of_a_module_is_emitted_as_that_module(module: nn.Module, type_: TensorType, build: Any, training: bool) -> None:
+def test_an_operation_of_a_module_is_emitted_as_that_module(
+    module: nn.Module, type_: TensorType, build: Any, training: bool
+) -> None:
     model = randomize(nn.ModuleDict({"m": module})).train(training)
     d = Draft(model, x=type_)
     d.at("m")
@@ -240,21 +181,23 @@ def test_embedding_and_padding_index() -> None:
     x = torch.tensor([0, 2, 6, 2])
     assert repr(emitted.m) == repr(model["m"])
     emitted(x).sum().backward()
-    grad = emitted.m.weight.grad
+    grad = emitted.get_parameter("m.weight").grad
+    assert grad is not None
     assert grad[2].abs().sum() == 0
     assert grad[6].tolist() == [1, 1, 1]
     assert model["m"].weight.grad is None
 
 
 def test_unknown_rank_gives_a_batch_norm_of_any_rank() -> None:
-    model = randomize(nn.ModuleDict({"m": nn.BatchNorm2d(4)})).eval()
+    bn = nn.BatchNorm2d(4)
+    model = randomize(nn.ModuleDict({"m": bn})).eval()
     d = Draft(model, x=TensorType(None, torch.float32))
     d.b.location = Location("m")
     w = [d[f"m.{n}"] for n in ("weight", "bias", "running_mean", "running_var")]
     emitted = d.emit(d.b.call("aten.batch_norm", d["x"], *w, False, 0.1, 1e-5, True)).module
     for shape in ((2, 4, 3, 3), (2, 4)):
         x = torch.randn(shape)
-        expected = F.batch_norm(x, *(model["m"].get_buffer(n) for n in ("running_mean", "running_var")), model["m"].weight, model["m"].bias)
+        expected = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias)
         assert torch.equal(emitted(x), expected)
     assert list(emitted.state_dict()) == list(model.state_dict())
 
@@ -417,7 +360,9 @@ def test_dropout_follows_the_mode_where_the_module_does() -> None:
 
 
 def test_modes_of_submodules_are_those_of_the_original() -> None:
-    model = nn.ModuleDict({"a": nn.ModuleDict({"bn": nn.BatchNorm1d(3)}), "b": nn.ModuleDict({"bn": nn.BatchNorm1d(3)})})
+    model = nn.ModuleDict(
+        {"a": nn.ModuleDict({"bn": nn.BatchNorm1d(3)}), "b": nn.ModuleDict({"bn": nn.BatchNorm1d(3)})}
+    )
     model.train()
     model["a"].eval()
     d = Draft(model, x=f32(5, 3))
@@ -517,196 +462,3 @@ def test_missing_and_unknown_keys_of_a_checkpoint_are_reported() -> None:
     converted = result.parameter_map.convert({**model.state_dict(), "extra": torch.zeros(1)})
     with pytest.raises(RuntimeError, match="extra"):
         result.module.load_state_dict(converted)
-
-
-# ---- calling convention ----
-
-
-def flat_convention(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, names: tuple[str, ...] = ()) -> CallingConvention:
-    """Tensors in the arguments are inputs in order; in the result, ints are output numbers wrapped in a list."""
-    leaves, in_spec = pytree.tree_flatten((args, kwargs))
-    inputs, number = [], 0
-    for i, leaf in enumerate(leaves):
-        if isinstance(leaf, torch.Tensor):
-            inputs.append(InputLeaf(f"arg{i}", number))
-            number += 1
-        else:
-            inputs.append(InputLeaf(f"arg{i}", None, leaf))
-    out_leaves, out_spec = pytree.tree_flatten(result)
-    outputs = tuple(OutputLeaf(x.number) if isinstance(x, Out) else OutputLeaf(None, x) for x in out_leaves)
-    return CallingConvention(in_spec, out_spec, tuple(inputs), outputs, parameters=names)
-
-
-class Out:
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-def test_keyword_nested_and_constant_arguments() -> None:
-    d = Draft(None, a=f32(2), b=f32(2), c=f32(2), e=f32(2))
-    args: tuple[Any, ...] = (torch.zeros(2), [torch.zeros(2), {"k": torch.zeros(2)}], 3)
-    kwargs = {"mask": torch.zeros(2), "flag": None}
-    d.program.convention = flat_convention(args, kwargs, {"sum": Out(0), "n": 5, "pair": (Out(1), None)}, ("x", "cache", "n"))
-    total = d.b.add(d.b.add(d["a"], d["b"]), d["c"])
-    emitted = d.emit(total, d.b.mul(d["e"], d["a"])).module
-    x, b, c, m = torch.randn(4, 2)
-    result = emitted(x, [b, {"k": c}], 3, mask=m, flag=None)
-    assert list(result) == ["sum", "n", "pair"]
-    assert torch.equal(result["sum"], x + b + c)
-    assert result["n"] == 5
-    assert torch.equal(result["pair"][0], m * x)
-    assert result["pair"][1] is None
-    assert "cache[1]" in emitted.code
-    assert "['k']" in emitted.code
-    assert emitted(x=x, cache=[b, {"k": c}], n=3, mask=m, flag=None)["n"] == 5
-    with pytest.raises(InputError, match=r"`n` is 4, but .* for 3"):
-        emitted(x, [b, {"k": c}], 4, mask=m, flag=None)
-    with pytest.raises(InputError, match=r"cache\[1\]\['k'\]"):
-        emitted(x, [b, {"z": c}], 3, mask=m, flag=None)
-    with pytest.raises(InputError, match="`cache` has 3 entries"):
-        emitted(x, [b, {"k": c}, c], 3, mask=m, flag=None)
-    with pytest.raises(TypeError):
-        emitted(x, [b, {"k": c}], 3, m, flag=None)
-
-
-def test_the_original_signature_gives_names_order_and_defaults() -> None:
-    def forward(x: Any, scale: float = 2.0, mask: Any = None, *, flag: bool = False) -> None: ...
-
-    d = Draft(None, a=f32(2), m=f32(2))
-    d.program.convention = flat_convention((torch.zeros(2),), {"mask": torch.zeros(2)}, Out(0), ("x", "mask"))
-    d.program.meta["signature"] = inspect.signature(forward)
-    emitted = d.emit(d.b.add(d["a"], d["m"])).module
-    assert str(inspect.signature(emitted.forward)) == "(x, scale=2.0, mask=None, *, flag=False)"
-    a, m = torch.randn(2, 2)
-    for result in (emitted(a, mask=m), emitted(a, 2.0, m), emitted(a, mask=m, flag=False)):
-        assert torch.equal(result, a + m)
-    with pytest.raises(InputError, match="`scale` is 3.0"):
-        emitted(a, 3.0, m)
-    with pytest.raises(InputError, match="`mask` is a NoneType"):
-        emitted(a)
-
-
-class Point:
-    def __init__(self, x: Any, y: Any) -> None:
-        self.x, self.y = x, y
-
-
-pytree.register_pytree_node(
-    Point, lambda p: ([p.x, p.y], None), lambda xs, _: Point(*xs), serialized_type_name="tests.test_codegen.Point"
-)
-
-
-def test_objects_that_pytree_knows_go_in_and_come_out() -> None:
-    d = Draft(None, a=f32(2), b=f32(2))
-    d.program.convention = flat_convention((Point(torch.zeros(2), torch.zeros(2)),), {}, [Point(Out(0), 1)], ("p",))
-    emitted = d.emit(d.b.sub(d["a"], d["b"])).module
-    a, b = torch.randn(2, 2)
-    for module in (emitted, copy.deepcopy(emitted), pickle.loads(pickle.dumps(emitted))):
-        (result,) = module(Point(a, b))
-        assert torch.equal(result.x, a - b)
-        assert result.y == 1
-
-
-def test_several_results_and_inputs_as_results() -> None:
-    d = Draft(None, x=f32(6))
-    parts = d.b.call("aten.split.Tensor", d["x"], 2)
-    emitted = d.emit(parts[0], parts[2], d["x"]).module
-    x = torch.randn(6)
-    a, c, same = emitted(x)
-    assert torch.equal(a, x[:2])
-    assert torch.equal(c, x[4:])
-    assert same is x
-    assert "[1]" not in emitted.code
-
-
-# ---- mutations ----
-
-
-def test_buffers_and_inputs_are_written_at_the_end() -> None:
-    model = nn.Module()
-    model.register_buffer("count", torch.zeros(2))
-    d = Draft(model, x=f32(2))
-    count = d.b.call("aten.add.Scalar", d["count"], 1)
-    doubled = d.b.call("aten.mul.Scalar", d["x"], 2)
-    view = d.b.reshape(d["count"], (2, 1))
-    d.program.convention = CallingConvention(
-        None,
-        pytree.tree_structure((0, 0)),
-        outputs=(OutputLeaf(0), OutputLeaf(1)),
-        mutations=(Mutation(2, buffer="count"), Mutation(3, input=0)),
-    )
-    emitted = d.emit(d.b.add(doubled, count), view, count, doubled).module
-    for step in range(2):
-        x = torch.tensor([1.0, 2.0])
-        y, old = emitted(x)
-        assert y.tolist() == [3.0 + step, 5.0 + step]
-        assert x.tolist() == [2.0, 4.0]
-        assert old.flatten().tolist() == [step, step]
-    assert emitted.count.tolist() == [2.0, 2.0]
-    emitted.graph.eliminate_dead_code()
-    assert sum(n.target is torch.ops.aten.copy_.default for n in emitted.graph.nodes) == 2
-
-
-# ---- symbolic sizes ----
-
-
-def test_symbolic_sizes_are_read_once_and_guarded() -> None:
-    batch, seq = make_symbol("batch"), make_symbol("seq")
-    d = Draft(None, x=f32(batch, 2 * seq), y=f32(batch, seq))
-    d.program.symbols = {batch: SymbolRange(1, 8), seq: SymbolRange(2, None)}
-    a = d.b.reshape(d["x"], (batch, 2, seq))
-    c = d.b.reshape(d["y"], (batch, 1, seq))
-    out = d.b.reshape(d.b.add(a, c), (2 * batch * seq,))
-    emitted = d.emit(out).module
-    assert emitted.code.count("x.size(0)") == 1
-    assert emitted.code.count(".size(") == 2
-    for n, s in ((1, 2), (3, 5)):
-        x, y = torch.randn(n, 2 * s), torch.randn(n, s)
-        assert torch.equal(emitted(x, y), (x.view(n, 2, s) + y.view(n, 1, s)).flatten())
-    with pytest.raises(InputError, match=r"`y` has shape \[2, 3\].*batch=3"):
-        emitted(torch.zeros(3, 6), torch.zeros(2, 3))
-    with pytest.raises(InputError, match=r"`x` has shape \[3, 7\]"):
-        emitted(torch.zeros(3, 7), torch.zeros(3, 3))
-    with pytest.raises(InputError, match=r"`batch` of the inputs is 9.*\[1, 8\]"):
-        emitted(torch.zeros(9, 6), torch.zeros(9, 3))
-    with pytest.raises(InputError, match=r"`seq` of the inputs is 1.*at least 2"):
-        emitted(torch.zeros(3, 2), torch.zeros(3, 1))
-    exported = torch.export.export(
-        emitted,
-        (torch.zeros(3, 6), torch.zeros(3, 3)),
-        dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1, max=8), 1: torch.export.Dim.AUTO}, "y": {0: torch.export.Dim("batch", min=1, max=8), 1: torch.export.Dim.AUTO}},
-    )
-    x, y = torch.randn(2, 8), torch.randn(2, 4)
-    assert torch.equal(exported.module()(x, y), emitted(x, y))
-
-
-def test_the_guard_names_the_input_and_what_was_expected() -> None:
-    d = Draft(None, x=f32(2, 3))
-    emitted = d.emit(d.b.relu(d["x"])).module
-    with pytest.raises(InputError, match=r"`x` has shape \[2, 4\].*f32\[2, 3\]") as info:
-        emitted(torch.zeros(2, 4))
-    assert "dynamic_shapes" in str(info.value)
-    with pytest.raises(InputError, match=r"dtype torch.int64"):
-        emitted(torch.zeros(2, 3, dtype=torch.int64))
-    with pytest.raises(InputError, match="is a list"):
-        emitted([1.0])
-    emitted(torch.zeros(2, 3, dtype=torch.float64))
-    assert "x: f32[2, 3]" in repr(emitted)
-
-
-def test_unknown_parts_are_not_checked() -> None:
-    d = Draft(None, x=TensorType((None, 3), None, None))
-    emitted = d.emit(d.b.relu(d["x"])).module
-    assert emitted(torch.ones(5, 3, dtype=torch.int64)).shape == (5, 3)
-    with pytest.raises(InputError, match=r"shape \[5, 4\]"):
-        emitted(torch.ones(5, 4))
-
-
-def test_dead_code_elimination_keeps_the_guard() -> None:
-    d = Draft(None, x=f32(2, 3))
-    emitted = d.emit(d.b.relu(d["x"])).module
-    emitted.graph.eliminate_dead_code()
-    emitted.recompile()
-    with pytest.raises(InputError):
-        emitted(torch.zeros(1, 3))
-    assert isinstance(emitted._guard, InputGuard)
