@@ -43,7 +43,7 @@ def random_inputs(p: Program, seed: int = 0) -> list[torch.Tensor]:
 
 def random_tensor(type_: TensorType, generator: torch.Generator) -> torch.Tensor:
     assert type_.is_static and type_.dtype is not None and type_.shape is not None
-    shape = [int(d) for d in type_.shape]  # type: ignore[arg-type]
+    shape = [int(d) for d in type_.shape]
     if type_.dtype.is_floating_point:
         tensor = torch.randn(shape, generator=generator, dtype=torch.float64).to(type_.dtype)
         flat = tensor.view(-1)
