@@ -21,6 +21,7 @@ from compiler.lower_views import (
     RETURNS_INPUT_IN_EVAL,
     write_through,
 )
+from ir.aliasing import may_alias_operands
 from ir.builder import bind_arguments, infer_types
 from ir.core import Graph, Operation, Value
 from ir.errors import CaptureError, GraphwrightError
@@ -239,11 +240,12 @@ class Functionalizer:
             certain = True
             if key is not None and (handles_known := [h for h in handles if h.key is not None]):
                 parent = next((h for h in handles_known if h.key == key), None)
-            elif handles and opdef.has(Trait.VIEW) and not _copies(op):
+            elif handles and _is_view(opdef) and not _copies(op):
                 parent = handles[0]
                 certain = op.name not in COPY_OR_VIEW
             if parent is None:
-                linked = handles if opdef.name == OPAQUE_CALL else ()
+                unsure = handles and (opdef.name == OPAQUE_CALL or (key is None and may_alias_operands(opdef)))
+                linked = [h for h in handles if h.storage.kind != "parameter"] if unsure else ()
                 found.append(self.fresh(value, key, linked))
             elif call is None:
                 view = self._view(op, index, parent, certain=certain)
@@ -378,6 +380,12 @@ class Functionalizer:
                 assert storage.owner is not None
                 found.append((storage, self.read(storage.owner)))
         return found
+
+
+def _is_view(opdef: OpDef) -> bool:
+    """Return whether the schema says that results are views."""
+    schema = getattr(opdef.target, "_schema", None)
+    return schema is not None and any(ret.alias_info is not None for ret in schema.returns)
 
 
 def _copies(op: Operation) -> bool:

@@ -8,6 +8,7 @@ from torch.export import ExportedProgram
 
 from compiler.capture import Captured
 from compiler.lower_export import ExportLowering
+from compiler.lower_fx import FxLowering
 from compiler.lower_modes import follow_modes
 from ir.errors import CaptureError
 from ir.program import Program
@@ -20,7 +21,11 @@ def lower(captured: Captured) -> Program:
         CaptureError: when something in the captured graph cannot be expressed; it names the place in the user's code.
     """
     if captured.exported is None:
-        raise CaptureError("nothing was captured")
+        if captured.graph_module is None:
+            raise CaptureError("nothing was captured")
+        program = FxLowering(captured.graph_module, captured.opaques).lower()
+        program.name = captured.graph_module._get_name()
+        return program
     program = _lower_exported(captured, captured.exported)
     if captured.mode_readers:
         opposite, problem = None, captured.opposite_error

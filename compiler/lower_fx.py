@@ -1,0 +1,367 @@
+"""An FX graph becomes a program without being run: shapes come from its metadata, or stay unknown."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+
+from compiler.capture_opaque import structural_copy
+from compiler.functionalize import Functionalizer
+from compiler.lower_fx_calls import Calls, Size
+from compiler.lower_fx_modules import LeafModules
+from compiler.lower_fx_overloads import UnknownCallError, is_runtime, is_tensor
+from compiler.lower_locations import Locator
+from compiler.lower_modules import ModuleFacts
+from compiler.lower_storage import Handle
+from compiler.lower_weights import WeightTable
+from ir.core import Graph, Value
+from ir.errors import CaptureError, GraphwrightError, InputError
+from ir.locations import Location
+from ir.nn_ops import encode_call
+from ir.opdef import get_opdef
+from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, WeightKind
+from ir.types import CPU, UNKNOWN_TENSOR, ScalarType, TensorType, Type
+
+
+class FxLowering:
+    """Lowers one `fx.GraphModule`."""
+
+    def __init__(self, graph_module: fx.GraphModule, leaves: Mapping[str, nn.Module]) -> None:
+        self.root = graph_module
+        self.graph = Graph()
+        self.convention = CallingConvention(None, None)
+        self.program = Program("main", self.graph, self.convention)
+        self.functionalizer = Functionalizer(self.graph)
+        self.weights = WeightTable(self.program)
+        self.facts = ModuleFacts(graph_module)
+        self.locate = Locator()
+        self.calls = Calls(self.functionalizer)
+        self.leaf_modules = LeafModules(self.calls, self._weight)
+        self.kept = leaves
+        self.env: dict[fx.Node, Any] = {}
+        self.sources: dict[int, Handle] = {}
+        self.device = next((t.device for t in graph_module.state_dict().values()), CPU)
+
+    # ---- the whole ----
+
+    def lower(self) -> Program:
+        """Return the program.
+
+        Raises:
+            CaptureError: when the graph cannot be expressed.
+        """
+        root = self.root
+        if type(root.graph._codegen) is not CodeGen:
+            raise CaptureError(
+                "the graph takes or returns nested structures",
+                remedy="pass example inputs, so that it is captured through torch.export",
+            )
+        self.weights.add_module(root)
+        self.program.module_modes = {path: module.training for path, module in root.named_modules()}
+        for node in root.graph.nodes:
+            self._node(node)
+        self._drop_weights_of_opaques()
+        self.program.meta.update(self.facts.meta())
+        self.program.meta["signature"] = inspect.signature(root.forward)
+        return self.program
+
+    def _drop_weights_of_opaques(self) -> None:
+        """Weights that only opaque modules own stay inside of them."""
+        prefixes = tuple(f"{path}." for path in self.program.opaques)
+        for name, weight in list(self.program.weights.items()):
+            names = (name, *weight.aliases)
+            if prefixes and all(each.startswith(prefixes) for each in names) and weight.value.is_unused:
+                del self.program.weights[name]
+
+    def _node(self, node: fx.Node) -> None:
+        location = self._location(node)
+        self.functionalizer.location = location
+        self.calls.wanted_results = _unpacked(node)
+        try:
+            if node.op == "placeholder":
+                self._placeholder(node)
+            elif node.op == "get_attr":
+                self.env[node] = self._attribute(str(node.target))
+            elif node.op == "output":
+                self._output(node)
+            else:
+                before = self.graph.return_op.prev
+                self.env[node] = self._call(node)
+                self._adjust(node, before, location)
+        except GraphwrightError as error:
+            if error.location is None:
+                raise type(error)(error.message, location=location, remedy=error.remedy) from error
+            raise
+
+    def _location(self, node: fx.Node) -> Location:
+        location = self.locate(node)
+        if node.op != "call_module":
+            return location
+        module = self.facts.modules.get(str(node.target))
+        class_name = "" if module is None else f"{type(module).__module__}.{type(module).__qualname__}"
+        return Location(str(node.target), class_name, location.file, location.line)
+
+    def _adjust(self, node: fx.Node, before: Any, location: Location) -> None:
+        op = self.graph.return_op.prev
+        while op is not None and op is not before:
+            after = self.facts.adjust(op, self.facts.modules.get(location.module_path))
+            if after is not None:
+                self.env[node] = self.functionalizer.fresh(after(self.functionalizer))
+            op = op.prev
+        found = self.env[node]
+        types = _recorded_types(node, self.device)
+        handles = found if isinstance(found, tuple) else (found,)
+        if types is not None and len(types) == len(handles):
+            for handle, type_ in zip(handles, types, strict=True):
+                if type(handle) is Handle and type_ is not None:
+                    _refine(handle.value, type_)
+        if len(handles) == 1 and type(handles[0]) is Handle and not handles[0].value.name:
+            handles[0].value.name = node.name
+
+    # ---- inputs, weights, outputs ----
+
+    def _placeholder(self, node: fx.Node) -> None:
+        name = str(node.target)
+        if name.startswith("*"):
+            raise CaptureError(
+                f"the graph takes a variable number of arguments ({name})",
+                remedy="pass example inputs, so that it is captured through torch.export",
+            )
+        if node.args and not node.users:
+            self.env[node] = None
+            self.convention.inputs += (InputLeaf(name, None, node.args[0]),)
+            return
+        types = _recorded_types(node, self.device)
+        type_: Type = types[0] if types and types[0] is not None else UNKNOWN_TENSOR
+        kinds = {int: "int", float: "float", bool: "bool"}
+        kind = kinds.get(node.type) or (kinds.get(type(node.args[0])) if node.args else None)  # type: ignore[arg-type]
+        if types is None and kind is not None:
+            type_ = ScalarType(kind)
+        number = len(self.graph.inputs)
+        value = self.graph.add_input(type_, name)
+        self.env[node] = (
+            value if kind is not None and types is None else self.functionalizer.source(value, "input", number=number)
+        )
+        self.convention.inputs += (InputLeaf(name, number),)
+
+    def _weight(self, tensor: torch.Tensor) -> Handle:
+        found = self.sources.get(id(tensor))
+        if found is None:
+            weight = self.weights.add("constant", tensor, WeightKind.CONSTANT, persistent=False, alias=False)
+            found = self.functionalizer.source(weight.value, weight.kind.value, name=weight.name)
+            self.sources[id(tensor)] = found
+        return found
+
+    def _attribute(self, path: str) -> Any:
+        item: Any = self.root
+        for part in path.split("."):
+            item = getattr(item, part)
+        if not isinstance(item, torch.Tensor):
+            return item
+        if path not in self.weights.names:
+            self.weights.add(path, item, WeightKind.CONSTANT, persistent=False, alias=False)
+        return self._weight(item)
+
+    def _output(self, node: fx.Node) -> None:
+        tree = _plain_containers(node.args[0])
+        leaves, self.convention.out_spec = pytree.tree_flatten(tree, is_leaf=lambda item: isinstance(item, fx.Node))
+        flat = [self.env[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
+        if any(isinstance(item, (tuple, list, Size)) for item in flat):
+            # a node that stands for several values
+            nested = self.calls.plain(_substitute(tree, self.env))
+            flat, self.convention.out_spec = pytree.tree_flatten(nested, is_leaf=is_runtime)
+        self.convention.in_spec = pytree.tree_structure(((0,) * len(self.convention.inputs), {}))
+        self.convention.parameters = tuple(leaf.name for leaf in self.convention.inputs)
+        values: list[Value | None] = []
+        outputs: list[OutputLeaf] = []
+        for item in flat:
+            if is_runtime(item):
+                outputs.append(OutputLeaf(len(values)))
+                values.append(self.functionalizer.read(item) if type(item) is Handle else item)
+            else:
+                outputs.append(OutputLeaf(None, item))
+        mutations: list[Mutation] = []
+        for storage, value in self.functionalizer.written_sources():
+            if storage.kind == "input":
+                mutations.append(Mutation(len(values), input=storage.number))
+            else:
+                self.program.weights[storage.name].is_mutated = True
+                mutations.append(Mutation(len(values), buffer=storage.name))
+            values.append(value)
+        for storage in self.functionalizer.sources:
+            if storage.kernel_writes is not None:
+                self.program.weights[storage.name].is_mutated = True
+        self.convention.outputs = tuple(outputs)
+        self.convention.mutations = tuple(mutations)
+        self.graph.set_outputs(values)
+
+    # ---- calls ----
+
+    def _argument(self, arg: Any) -> Any:
+        if isinstance(arg, fx.Node):
+            return self.env[arg]
+        if isinstance(arg, slice):
+            return slice(self._argument(arg.start), self._argument(arg.stop), self._argument(arg.step))
+        if isinstance(arg, tuple):
+            return tuple(self._argument(item) for item in arg)
+        if isinstance(arg, list):
+            return [self._argument(item) for item in arg]
+        if isinstance(arg, dict):
+            return {key: self._argument(item) for key, item in arg.items()}
+        if isinstance(arg, torch.Tensor):
+            return self._weight(arg)
+        return arg
+
+    def _call(self, node: fx.Node) -> Any:
+        args = [self._argument(arg) for arg in node.args]
+        kwargs = {key: self._argument(arg) for key, arg in node.kwargs.items()}
+        if node.op == "call_module":
+            return self._call_module(node, args, kwargs)
+        try:
+            if node.op == "call_method":
+                return self.calls.method(str(node.target), args, kwargs)
+            assert callable(node.target)
+            if node.target is torch._assert or (node.users and all(u.target is torch._assert for u in node.users)):
+                return None  # an assertion on sizes: types say the same where they are known
+            if not _any_runtime((args, kwargs)):
+                found = node.target(*args, **kwargs)
+                return self._weight(found) if isinstance(found, torch.Tensor) else found
+            return self.leaf_modules.function(node.target, args, kwargs)
+        except (UnknownCallError, InputError) as problem:
+            return self._opaque_function(node, args, kwargs, problem)
+
+    def _call_module(self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        path = str(node.target)
+        module = self.facts.modules[path]
+        if not any(path == kept or path.startswith(f"{kept}.") for kept in self.kept):
+            try:
+                found = self.leaf_modules.module(module, args, kwargs)
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+                    counter = module.num_batches_tracked
+                    if counter is not None:
+                        self.weights.names[f"{path}.num_batches_tracked"].is_mutated = True
+                return found
+            except (UnknownCallError, InputError):
+                pass
+        if path not in self.program.opaques:
+            self.program.opaques[path] = structural_copy(module)
+        return self._opaque(node, path, args, kwargs, module.training)
+
+    def _opaque_function(
+        self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], problem: Exception
+    ) -> Any:
+        target = node.target
+        function = getattr(torch.Tensor, str(target), None) if node.op == "call_method" else target
+        name = getattr(function, "__name__", str(target))
+        writes = (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace") or "out" in kwargs
+        if not callable(function) or writes or name in ("__setitem__", "setitem", "setattr"):
+            raise CaptureError(
+                f"the graph calls {name}, which may write to its arguments and has no functional form here: {problem}",
+                remedy="pass example inputs, so that it is captured through torch.export",
+            )
+        module = getattr(function, "__module__", None)
+        callee = f"{module}.{name}" if module else name
+        number = 0
+        base = callee
+        while self.program.opaques.setdefault(callee, function) is not function:
+            number += 1
+            callee = f"{base}_{number}"
+        return self._opaque(node, callee, args, kwargs, False)
+
+    def _opaque(
+        self, node: fx.Node, callee: str, args: Sequence[Any], kwargs: Mapping[str, Any], training: bool
+    ) -> Any:
+        plain_args, plain_kwargs = self.calls.plain(list(args)), self.calls.plain(dict(kwargs))
+        try:
+            spec, operands = encode_call(plain_args, plain_kwargs, is_runtime)
+        except InputError as error:
+            raise CaptureError(
+                f"{callee} cannot be kept as an opaque call: {error.message}", remedy=error.remedy
+            ) from None
+        if not all(map(is_tensor, operands)):
+            raise CaptureError(
+                f"{callee} takes a size that is known at run time only",
+                remedy="pass example inputs, so that it is captured through torch.export",
+            )
+        recorded = _recorded_types(node, self.device)
+        count = self.calls.wanted_results
+        types = [t or UNKNOWN_TENSOR for t in recorded] if recorded else [UNKNOWN_TENSOR] * max(count, 1)
+        found = self.functionalizer.call(
+            get_opdef("nn.opaque"),
+            (operands,),
+            {"callee": callee, "spec": spec, "training": training, "result_types": tuple(map(str, types))},
+            types,
+        )
+        return tuple(found) if count or len(found) > 1 else found[0]
+
+
+def _unpacked(node: fx.Node) -> int:
+    """Return how many results the users of a node unpack it into, or 0 where they do not."""
+    indices = [
+        user.args[1] for user in node.users if user.op == "call_function" and user.target is operator.getitem
+    ]
+    if not indices or len(indices) < len(node.users) or not all(type(i) is int and i >= 0 for i in indices):
+        return 0
+    return max(int(i) for i in indices) + 1  # type: ignore[arg-type]
+
+
+def _recorded_types(node: fx.Node, device: torch.device) -> list[TensorType | None] | None:
+    """Return the types that `ShapeProp` (or a fake tensor propagation) left on a node."""
+    meta = node.meta.get("val", node.meta.get("tensor_meta"))
+    if meta is None:
+        return None
+    is_single = hasattr(meta, "dtype") and hasattr(meta, "shape")
+    items = [meta] if is_single or not isinstance(meta, (tuple, list)) else list(meta)
+    types: list[TensorType | None] = []
+    for item in items:
+        shape = getattr(item, "shape", None)
+        if shape is None or not all(type(d) is int for d in shape):
+            types.append(None)
+        else:
+            types.append(TensorType(tuple(shape), item.dtype, getattr(item, "device", device)))
+    return types
+
+
+def _refine(value: Value, recorded: TensorType) -> None:
+    """Fill in what inference left unknown."""
+    known = value.type
+    if not isinstance(known, TensorType) or known.is_known:
+        return
+    value.type = TensorType(recorded.shape, recorded.dtype, known.device or recorded.device)
+
+
+def _plain_containers(item: Any) -> Any:
+    """Return FX's immutable containers as plain ones."""
+    if isinstance(item, dict):
+        return {key: _plain_containers(part) for key, part in item.items()}
+    if isinstance(item, list):
+        return [_plain_containers(part) for part in item]
+    if isinstance(item, tuple):
+        parts = [_plain_containers(part) for part in item]
+        return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
+    return item
+
+
+def _substitute(tree: Any, env: Mapping[fx.Node, Any]) -> Any:
+    return pytree.tree_map(
+        lambda leaf: env[leaf] if isinstance(leaf, fx.Node) else leaf,
+        tree,
+        is_leaf=lambda item: isinstance(item, fx.Node),
+    )
+
+
+def _any_runtime(tree: Any) -> bool:
+    if isinstance(tree, (tuple, list)):
+        return any(map(_any_runtime, tree))
+    if isinstance(tree, dict):
+        return any(map(_any_runtime, tree.values()))
+    if isinstance(tree, slice):
+        return _any_runtime((tree.start, tree.stop, tree.step))
+    return is_runtime(tree) or type(tree) is Size

@@ -1,0 +1,391 @@
+"""Calls in an FX graph: functions of `torch`, `torch.nn.functional` and `operator`, and methods, as ATen operators."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from types import BuiltinFunctionType
+from typing import Any
+
+import torch
+
+from compiler.functionalize import Functionalizer
+from compiler.lower_fx_overloads import (
+    BINARY,
+    SCALAR_OPERATORS,
+    UNARY,
+    UnknownCallError,
+    find_overload,
+    is_runtime,
+    is_scalar,
+    is_tensor,
+    shapes_known,
+)
+from compiler.lower_storage import Handle
+from ir.core import Value
+from ir.opdef import OpDef, get_opdef, opdef_of_overload
+from ir.types import ScalarType, TensorType
+
+
+class Size:
+    """The size of a tensor (`x.shape`), of which single dimensions are read later."""
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+
+
+VARIADIC = frozenset(
+    {
+        "view",
+        "reshape",
+        "permute",
+        "expand",
+        "repeat",
+        "tile",
+        "flip",
+        "broadcast_to",
+        "new_zeros",
+        "new_ones",
+        "new_empty",
+    }
+)
+"""Methods that take their list of ints as separate arguments, too."""
+
+CASTS = {
+    "float": torch.float32,
+    "double": torch.float64,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int": torch.int32,
+    "long": torch.int64,
+    "short": torch.int16,
+    "char": torch.int8,
+    "byte": torch.uint8,
+    "bool": torch.bool,
+}
+
+# Names of Python functions whose operator is named otherwise.
+_RENAMED = {
+    "true_divide": "div",
+    "__matmul__": "matmul",
+    "clip": "clamp",
+    "concat": "cat",
+    "concatenate": "cat",
+    "sigmoid_": "sigmoid_",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
+    "absolute": "abs",
+    "greater": "gt",
+    "less": "lt",
+    "logsigmoid": "log_sigmoid",
+}
+# Python-level functions in torch/functional.py that are one operator.
+_PYTHON_FUNCTIONS = frozenset({torch.split, torch.einsum, torch.meshgrid, torch.norm, torch.stft})
+_RETURN_NOTHING = frozenset({torch._assert})
+
+
+# ---- calls ----
+
+
+class Calls:
+    """Appends the operators that calls stand for."""
+
+    def __init__(self, functionalizer: Functionalizer) -> None:
+        self.functionalizer = functionalizer
+        self.wanted_results = 0
+        """How many results the users of the call unpack, where the shapes do not say how many there are."""
+
+    def aten(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call the overload of `aten.<name>` that takes these arguments.
+
+        Raises:
+            UnknownCallError: when there is none.
+        """
+        opdef, named = find_overload(name, args, kwargs)
+        return self.operator(opdef, args, named)
+
+    def operator(self, opdef: OpDef | str, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Call an operator; return its result, a tuple where it has several, or a value where it is a number."""
+        if isinstance(opdef, str):
+            opdef = get_opdef(opdef)
+        types: Sequence[Any] | None = None
+        if "list" in opdef.results and not shapes_known(args):
+            if not self.wanted_results:
+                raise UnknownCallError("the number of results is not known")
+            types = [TensorType(None, None, None)] * self.wanted_results
+        results = self.functionalizer.call(opdef, list(args), kwargs or {}, types)
+        found = [h.value if isinstance(h.value.type, ScalarType) else h for h in results]
+        if "list" in opdef.results or len(opdef.results) > 1:
+            return tuple(found)
+        return found[0] if found else None
+
+    # ---- sizes ----
+
+    def dim(self, handle: Handle, axis: Any) -> Any:
+        """Return one dimension of a tensor: an int where it is known, else a value."""
+        type_ = handle.value.type
+        if isinstance(type_, TensorType) and type_.shape is not None and isinstance(axis, int):
+            known = type_.shape[axis]
+            if known is not None:
+                return known
+        return self.operator("aten.sym_size.int", (handle, axis))
+
+    def dims(self, size: Size) -> list[Any]:
+        """Return all dimensions of a tensor of known rank.
+
+        Raises:
+            UnknownCallError: when the rank is not known.
+        """
+        rank = self.rank(size.handle)
+        if rank is None:
+            raise UnknownCallError("the rank is not known")
+        return [self.dim(size.handle, axis) for axis in range(rank)]
+
+    def rank(self, handle: Handle) -> int | None:
+        """Return the number of dimensions, where it is known."""
+        type_ = handle.value.type
+        return type_.rank if isinstance(type_, TensorType) else None
+
+    def plain(self, arg: Any) -> Any:
+        """Return an argument with sizes as lists of dimensions, and FX's own lists as lists."""
+        if type(arg) is Size:
+            return self.dims(arg)
+        if isinstance(arg, slice):
+            return slice(self.plain(arg.start), self.plain(arg.stop), self.plain(arg.step))
+        if isinstance(arg, tuple):
+            return tuple(self.plain(item) for item in arg)
+        if isinstance(arg, list):
+            return [self.plain(item) for item in arg]
+        if isinstance(arg, dict):
+            return {key: self.plain(item) for key, item in arg.items()}
+        return arg
+
+    # ---- methods ----
+
+    def method(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call a method of a tensor.
+
+        Raises:
+            UnknownCallError: when no operator stands for it.
+        """
+        receiver, *rest = args
+        if not is_tensor(receiver):
+            raise UnknownCallError(f"{name} is called on something that is no tensor")
+        if name == "size":
+            axis = rest[0] if rest else kwargs.get("dim")
+            return Size(receiver) if axis is None else self.dim(receiver, axis)
+        if name in ("dim", "ndimension"):
+            rank = self.rank(receiver)
+            return rank if rank is not None else self.operator("aten.dim", (receiver,))
+        if name in CASTS:
+            return self.operator("aten.to.dtype", (receiver, CASTS[name]), {})
+        if name == "to":
+            return self._to(receiver, rest, kwargs)
+        rest = [self.plain(arg) for arg in rest]
+        if name in VARIADIC and rest and all(is_scalar("int", arg) for arg in rest):
+            rest = [rest]
+        if name in ("cpu", "cuda", "numpy", "tolist", "item", "backward", "requires_grad_"):
+            raise UnknownCallError(f"{name} is no operator on tensors alone")
+        return self.named(name, [receiver, *rest], kwargs)
+
+    def _to(self, receiver: Handle, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        named = dict(kwargs)
+        first, *others = rest or (None,)
+        if is_tensor(first):
+            return self.operator("aten.to.other", (receiver, first, *others), named)
+        options: dict[str, Any] = {}
+        for arg in (arg for arg in (first, *others) if arg is not None):
+            if isinstance(arg, torch.dtype):
+                options["dtype"] = arg
+            elif isinstance(arg, (torch.device, str)):
+                options["device"] = torch.device(arg)
+            elif isinstance(arg, bool):
+                options["non_blocking" if "non_blocking" not in options else "copy"] = arg
+            else:
+                raise UnknownCallError(f"to({arg!r})")
+        options |= named
+        if isinstance(options.get("device"), str):
+            options["device"] = torch.device(options["device"])
+        if "device" not in options:
+            return self.operator("aten.to.dtype", (receiver, options.pop("dtype")), options)
+        return self.operator("aten.to.dtype_layout", (receiver,), options)
+
+    def named(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call the operator of a Python function's or method's name, its arguments written as in Python."""
+        args = [self.plain(arg) for arg in args]
+        named = {key: self.plain(arg) for key, arg in kwargs.items()}
+        name = _RENAMED.get(name, name)
+        if name == "conv_transpose2d":
+            overload = get_opdef("aten.conv_transpose2d.input")
+            return self.operator(overload, args, named)
+        return self.aten(name, *args, **named)
+
+    # ---- functions ----
+
+    def function(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call a function of `torch` or `operator`, or a method taken from its class.
+
+        Raises:
+            UnknownCallError: when no operator stands for it.
+        """
+        if function in _RETURN_NOTHING:
+            return None
+        if function is operator.getitem:
+            return self.item(args[0], self.plain(args[1]))
+        if function is operator.setitem:
+            return self._set_item(args[0], self.plain(args[1]), args[2])
+        if function is getattr:
+            return self.attribute(args[0], args[1])
+        if function in BINARY or function in UNARY:
+            return self._operator(function, [self.plain(arg) for arg in args])
+        if function is len and type(args[0]) is Handle:
+            return self.dim(args[0], 0)
+        name = getattr(function, "__name__", "")
+        if getattr(function, "__objclass__", None) is torch._C.TensorBase or (
+            getattr(torch.Tensor, name, None) is function
+        ):
+            return self.method(name, args, kwargs)
+        if isinstance(function, BuiltinFunctionType) or function in _PYTHON_FUNCTIONS:
+            if getattr(function, "__module__", None) == "math":
+                raise UnknownCallError(f"math.{name}")
+            return self.named(name, args, kwargs)
+        if isinstance(function, torch._ops.OpOverload):
+            return self.operator(opdef_of_overload(function), [self.plain(a) for a in args], self.plain(dict(kwargs)))
+        raise UnknownCallError(f"{name} is no function of torch")
+
+    def attribute(self, owner: Any, name: str) -> Any:
+        """Return `owner.name`.
+
+        Raises:
+            UnknownCallError: when it is not known.
+        """
+        if type(owner) is not Handle:
+            raise UnknownCallError(f"attribute {name} of something that is no tensor")
+        type_ = owner.value.type
+        if name == "shape":
+            return Size(owner)
+        if name == "ndim":
+            return self.method("dim", (owner,), {})
+        if name in ("dtype", "device") and isinstance(type_, TensorType) and getattr(type_, name) is not None:
+            return getattr(type_, name)
+        if name in ("T", "mT", "H", "mH"):
+            return self.aten({"T": "numpy_T", "H": "matrix_H"}.get(name, name), owner)
+        if name in ("real", "imag"):
+            return self.aten(name, owner)
+        raise UnknownCallError(f"attribute {name} of a tensor")
+
+    def _operator(self, function: Callable[..., Any], args: list[Any]) -> Any:
+        """An operator of Python on tensors, or on numbers of which some are read from tensors."""
+        if not any(map(is_runtime, args)):
+            return function(*args)
+        if not any(map(is_tensor, args)):
+            return self._scalar_operator(function, args)
+        if function in UNARY:
+            return self.aten(UNARY[function], *args)
+        name = BINARY[function]
+        a, b = args
+        if is_tensor(a):
+            return self.aten(name, a, b)
+        # a number on the left: what the reflected method of torch.Tensor does
+        if name == "sub":
+            return self.operator("aten.rsub.Scalar", (b, a))
+        if name == "div":
+            return self.aten("mul", self.aten("reciprocal", b), a)
+        if name in ("add", "mul", "bitwise_and", "bitwise_or", "bitwise_xor", "eq", "ne"):
+            return self.aten(name, b, a)
+        if name in ("lt", "le", "gt", "ge"):
+            return self.aten({"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}[name], b, a)
+        if name == "pow":
+            return self.operator("aten.pow.Scalar", (a, b))
+        if name == "remainder":
+            return self.operator("aten.remainder.Scalar_Tensor", (a, b))
+        raise UnknownCallError(f"{name} of a number and a tensor")
+
+    def _scalar_operator(self, function: Callable[..., Any], args: list[Any]) -> Any:
+        name = SCALAR_OPERATORS.get(function)
+        ints = all(is_scalar("int", arg) for arg in args)
+        if name is None or not ints:
+            raise UnknownCallError("an operator on numbers read from tensors")
+        return self.operator(f"aten.{name}.int", args)
+
+    # ---- indexing ----
+
+    def item(self, owner: Any, index: Any) -> Any:
+        """Return `owner[index]`."""
+        if type(owner) is Size:
+            if isinstance(index, int):
+                return self.dim(owner.handle, index)
+            return self.dims(owner)[index]
+        if type(owner) is not Handle:
+            return owner[index]
+        return self._index(owner, index)
+
+    def _index(self, owner: Handle, index: Any) -> Any:
+        parts = list(index) if isinstance(index, tuple) else [index]
+        if any(isinstance(part, (list, bool)) for part in parts):
+            raise UnknownCallError("indexing by a list or a bool")
+        taken = sum(part is not None and part is not Ellipsis for part in parts)
+        if Ellipsis in parts:
+            place = parts.index(Ellipsis)
+            after = parts[place + 1 :]
+            rank = self.rank(owner)
+            if rank is not None:
+                parts[place : place + 1] = [slice(None)] * (rank - taken)
+            elif not after:
+                parts = parts[:place]
+            else:
+                return self._index_from_end(owner, parts[:place], after)
+        current = owner
+        axis = 0
+        tensors: dict[int, Any] = {}
+        for part in parts:
+            if is_tensor(part):
+                tensors[axis] = part
+                axis += 1
+                continue
+            current, kept = self._take(current, axis, part)
+            axis += kept
+        if tensors:
+            indices = [tensors.get(i) for i in range(max(tensors) + 1)]
+            return self.operator("aten.index.Tensor", (current, indices))
+        return current if current is not owner else self.operator("aten.alias", (owner,))
+
+    def _index_from_end(self, owner: Handle, before: list[Any], after: list[Any]) -> Any:
+        if before or any(part is None or is_tensor(part) for part in after):
+            raise UnknownCallError("indexing around an ellipsis where the rank is not known")
+        current = owner
+        axis = -1
+        for part in reversed(after):
+            current, kept = self._take(current, axis, part)
+            axis -= kept
+        return current
+
+    def _take(self, current: Handle, axis: int, part: Any) -> tuple[Handle, int]:
+        """Apply one part of an index; return the result and whether the dimension stays."""
+        if part is None:
+            return self.operator("aten.unsqueeze", (current, axis)), 1
+        if isinstance(part, slice):
+            if part == slice(None):
+                return current, 1
+            step = 1 if part.step is None else part.step
+            start = 0 if part.start is None else part.start
+            stop = 2**63 - 1 if part.stop is None else part.stop
+            return self.operator("aten.slice.Tensor", (current, axis, start, stop, step)), 1
+        if isinstance(part, int) or type(part) is Value:
+            return self.operator("aten.select.int", (current, axis, part)), 0
+        raise UnknownCallError(f"indexing by a {type(part).__qualname__}")
+
+    def _set_item(self, owner: Any, index: Any, value: Any) -> None:
+        if type(owner) is not Handle:
+            raise UnknownCallError("assignment to an item of something that is no tensor")
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(map(is_tensor, parts)):
+            if not all(map(is_tensor, parts)) or not is_tensor(value):
+                raise UnknownCallError("assignment by tensors and other indices")
+            self.operator("aten.index_put_", (owner, list(parts), value))
+            return
+        view = self._index(owner, index)
+        if is_tensor(value):
+            self.operator("aten.copy_", (view, value))
+        else:
+            self.operator("aten.fill_.Scalar", (view, value))
