@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
 import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -171,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(argv)
     errors = Console(stderr=True, highlight=False)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet_torch():
         warnings.showwarning = lambda message, *_args, **_kwargs: errors.print(
             f"warning: {message}", style="yellow", markup=False, soft_wrap=True
         )
@@ -189,6 +192,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 _print_error(error, errors)
             return 1
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Leave out torch's own log lines, which say what our errors say, unless TORCH_LOGS asks for them."""
+    before = logging.root.manager.disable
+    if "TORCH_LOGS" not in os.environ:
+        logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _print_error(error: Exception, console: Console) -> None:
@@ -289,12 +304,13 @@ def _compile(
     accuracy: Accuracy | None = None
     note = "--no-measure" if options.no_measure else "" if measured else "no example inputs"
     dynamic_shapes = dynamic_shapes_of(user, sizes, batch=options.dynamic_batch)
-    console = Console(stderr=True, quiet=options.quiet)
+    # by file, so that the bar keeps moving while the capture holds back what is written to sys.stderr
+    console = Console(file=sys.stderr, quiet=options.quiet)
     with stage_progress(options.model, total, console, transient=True) as begin:
         result = transform(
             user.module,
             user.args,
-            user.kwargs,
+            user.kwargs or None,
             pipeline=pipeline,
             dynamic_shapes=dynamic_shapes,
             leaf_modules=tuple(options.leaf),

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compiler.capture_errors import example_fails, explain
+from compiler.capture_errors import example_fails, explain, partial_graphs_unprinted
 from compiler.capture_inputs import check_inputs, check_signature, fresh_copy, symbol_names, unshared
 from compiler.capture_opaque import (
     CallRecord,
@@ -108,9 +108,7 @@ def capture(
 class _Export:
     """One capture through `torch.export`."""
 
-    def __init__(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-    ) -> None:
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> None:
         self.model = model
         self.args = args
         self.kwargs = kwargs
@@ -131,9 +129,7 @@ class _Export:
         exported = self._guarded(self._export)
         inside = tuple(f"{path}." for path in self.opaques)
         traced = {
-            path: module
-            for path, module in readers.items()
-            if path not in self.opaques and not path.startswith(inside)
+            path: module for path, module in readers.items() if path not in self.opaques and not path.startswith(inside)
         }
         opposite, problem = self._opposite(traced) if traced else (None, "")
         return Captured(
@@ -165,9 +161,7 @@ class _Export:
         }
         paths = tuple(opaque)
         self.opaques = {
-            path: module
-            for path, module in opaque.items()
-            if not any(path.startswith(f"{other}.") for other in paths)
+            path: module for path, module in opaque.items() if not any(path.startswith(f"{other}.") for other in paths)
         }
 
     def _run(self) -> Any:
@@ -180,10 +174,8 @@ class _Export:
             # a cumulative average reads its counter, which tracing cannot; the lowering puts None back
             module.momentum = 0.0
         try:
-            with opaque_calls(self.model, self.opaques, self.records):
-                return torch.export.export(
-                    self.model, self.args, self.kwargs, dynamic_shapes=self.dynamic_shapes
-                )
+            with opaque_calls(self.model, self.opaques, self.records), partial_graphs_unprinted():
+                return torch.export.export(self.model, self.args, self.kwargs, dynamic_shapes=self.dynamic_shapes)
         finally:
             for module in cumulative:
                 module.momentum = None

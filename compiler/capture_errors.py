@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -16,6 +19,21 @@ from ir.locations import Location
 
 _LEAF = "keep the module as it is with leaf_modules="
 _USER_LOCATION = re.compile(r'(?:File "([^"]+)", line (\d+))|(?:(\S+\.py):(\d+))')
+
+
+@contextmanager
+def partial_graphs_unprinted() -> Iterator[None]:
+    """Keep `torch.export` from printing the graph so far to standard error when it fails; all else is printed after."""
+    held = io.StringIO()
+    graph = ""
+    try:
+        with redirect_stderr(held):
+            yield
+    except Exception as error:
+        graph = f"{getattr(error, 'partial_fx_graph', '')}\n"
+        raise
+    finally:
+        sys.stderr.write(held.getvalue().replace(graph, "") if graph.strip() else held.getvalue())
 
 
 def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
