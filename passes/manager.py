@@ -13,6 +13,7 @@ from ir.program import Program
 from ir.verify import verify
 from passes.driver import RewriteLog
 from passes.pattern import Pattern, instantiate
+from passes.remarks import GraphwrightWarning
 
 
 @attrs.define(eq=False)
@@ -107,6 +108,8 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
     except GraphwrightError as error:
         error.add_note(f"in pass `{pass_}`")
         raise
+    except GraphwrightWarning:
+        raise  # the user made warnings errors: it is the warning that must reach them
     except Exception as error:
         raise PassError(
             f"pass `{pass_.name}` raised {type(error).__name__}: {error}",

@@ -83,7 +83,12 @@ def run_blocks(path: Path, blocks: list[Block]) -> Iterator[str]:
 
 def agrees(shown: str, printed: str) -> bool:
     """Return whether an output is the one that a guide shows, in which `...` stands for anything."""
-    return doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS)
+    return doctest.OutputChecker().check_output(_without_trailing(shown), _without_trailing(printed), doctest.ELLIPSIS)
+
+
+def _without_trailing(text: str) -> str:
+    """Return the text without spaces at the ends of lines, which editors take away, and without blank lines at the end."""
+    return "\n".join(map(str.rstrip, text.rstrip().split("\n"))) + "\n"
 
 
 def update(path: Path) -> int:
@@ -93,7 +98,7 @@ def update(path: Path) -> int:
     edits = []
     for block, printed in zip(blocks, run_blocks(path, blocks), strict=True):
         if block.shown is not None and not agrees(block.shown, printed):
-            edits.append((block.span, printed))
+            edits.append((block.span, _without_trailing(printed)))
     for (start, end), printed in reversed(edits):
         text = text[:start] + printed + text[end:]
     path.write_text(text, encoding="utf-8")
