@@ -24,7 +24,7 @@ from compiler.lower_fx_overloads import (
 from compiler.lower_storage import Handle
 from ir.core import Value
 from ir.opdef import OpDef, get_opdef, opdef_of_overload
-from ir.types import ScalarType, TensorType
+from ir.types import ScalarType, TensorType, Type
 
 
 class Size:
@@ -104,11 +104,16 @@ class Calls:
         opdef, named = find_overload(name, args, kwargs)
         return self.operator(opdef, args, named)
 
-    def operator(self, opdef: OpDef | str, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Any:
+    def operator(
+        self,
+        opdef: OpDef | str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        types: Sequence[Type] | None = None,
+    ) -> Any:
         """Call an operator; return its result, a tuple where it has several, or a value where it is a number."""
         if isinstance(opdef, str):
             opdef = get_opdef(opdef)
-        types: Sequence[Any] | None = None
         if "list" in opdef.results and not shapes_known(args):
             if not self.wanted_results:
                 raise UnknownCallError("the number of results is not known")
