@@ -132,13 +132,14 @@ class Applier:
         self.log.counts[f"{rule.name} refused"] += 1
         if refusal.warn and rule.warns_without_shapes:
             self.log.remarks.skip(Remark("skipped", rule.name, op.location, refusal.reason, op.name))
-        elif self.report_misses:
+        elif self.report_misses and refusal.near:
             self.log.remarks.add(Remark("missed", rule.name, op.location, refusal.reason, op.name))
 
     def _apply(self, rule: Pattern, match: Match) -> bool:
         """Apply a rule; return whether the graph changed (returning the root's own results changes nothing)."""
         root, graph, events = match.root, self.graph, self.events
         revision = graph.revision
+        had_uses = {op for op in match.ops if not is_unused(op)}
         events.clear()
         hook = self.log.hook
         finish = hook(rule, match, self.program) if hook is not None else None
@@ -165,7 +166,7 @@ class Applier:
             return False
         if finish is not None:
             finish(events.replacements)
-        self._erase_dead(match.ops, replaced_by_rule=[op for op in match.ops if op is not root])
+        self._erase_dead(match.ops, replaced_by_rule=[op for op in match.ops if op in had_uses])
         self.log.counts[rule.name] += 1
         if self.record:
             created = tuple(summarize(op) for op in events.created if op.graph is graph)

@@ -22,6 +22,8 @@ class Refusal:
     reason: str
     warn: bool = False
     """Whether a Python warning is issued: the rule cannot tell, for want of shapes, whether it applies."""
+    near: bool = True
+    """Whether this is a near miss, which is reported; False where the structure only looks alike from afar."""
 
 
 @attrs.frozen

@@ -113,10 +113,10 @@ def _rewrite_module(op: Operation, b: Rewriter) -> None:
 # --- what torch.export makes of the module ------------------------------------------------------------------
 
 
-def _check_exported(m: Match) -> str | None:
+def _check_exported(m: Match) -> str | Refusal | None:
     op: Operation = m.attention
     if op.location.class_name != "MultiheadAttention":
-        return "it is not part of an nn.MultiheadAttention"
+        return Refusal("it is not part of an nn.MultiheadAttention", near=False)
     found = find_in_projection(op.input("query"), op.input("key"), op.input("value"))
     where = f"MultiheadAttention at `{op.location.where}`"
     if isinstance(found, str):

@@ -72,7 +72,7 @@ def _refusal(m: Match, window: str) -> str | Refusal | None:
     where = f"`{flatten.location.where}`"
     batch_first = _keeps_batch_first(flatten)
     if batch_first is False:
-        return f"{flatten.name} at {where} does not flatten a 4-d map to 2-d"
+        return Refusal(f"{flatten.name} at {where} does not flatten a 4-d map to 2-d", near=False)
     if _in_features(m) is None:
         return f"the weight of the linear at `{m.linear.location.where}` has no known shape"
     if batch_first is None:

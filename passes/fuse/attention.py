@@ -10,6 +10,7 @@ from ir.types import TensorType
 from passes.attention import InProjection, find_in_projection
 from passes.fuse.base import FusionPattern
 from passes.pattern import Match, Node, Pattern, PatternBuilder
+from passes.remarks import Refusal
 from passes.rewriter import Rewriter
 
 SDPA = "aten.scaled_dot_product_attention"
@@ -94,11 +95,14 @@ class MHAInProjectionPattern(Pattern):
         """Match the attention as context; the check finds the projection behind its operands."""
         return p.op((SDPA, FUSED_SDPA), name="attention", context=True)
 
-    def check(self, m: Match) -> str | None:
+    def check(self, m: Match) -> str | Refusal | None:
         """Demand projections of one input that nothing else uses."""
         attention: Operation = m.attention
         if not {"query", "key", "value"} <= _operand_names(attention):
             return "the attention has no separate query, key and value"
+        source = attention.input("query").defining_op
+        if source is not None and source.name == "fused.mha_in_projection":
+            return Refusal("it is done", near=False)
         found = find_in_projection(*(attention.input(name) for name in ("query", "key", "value")))
         if isinstance(found, str):
             return f"attention at `{attention.location.where}`: {found}"

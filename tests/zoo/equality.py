@@ -70,6 +70,7 @@ def assert_state(result: TransformResult, original: Mapping[str, Any], emitted: 
 def close(what: str, a: torch.Tensor, b: torch.Tensor) -> None:
     """Hold two float64 tensors together, to 1e-9 of the largest magnitude; others exactly."""
     assert a.shape == b.shape, f"{what}: {a.shape} became {b.shape}"
+    a, b = a.detach(), b.detach()
     if not a.is_floating_point():
         assert torch.equal(a, b), what
         return
