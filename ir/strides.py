@@ -267,6 +267,18 @@ def merge_keeps_strides(x: Value, middle: Sequence[Dim], target: Sequence[Dim]) 
     return any(mergeable(shape, strides, inner) is False for cut, inner in cuts.items() if cut not in kept)
 
 
+def reshape_views(x: Value, target: Sequence[Dim]) -> bool:
+    """Return whether reshaping `x` to `target` certainly makes a view."""
+    shape = known_shape(x)
+    if shape is None or 0 in shape:
+        return False
+    kept = boundaries(target)
+    if all(cut in kept for cut in boundaries(shape)):
+        return True
+    strides = strides_of(x)
+    return strides is not None and reshape_is_view(shape, strides, target) is True
+
+
 def reshape_copies(x: Value, target: Sequence[Dim]) -> bool:
     """Return whether reshaping `x` to `target` certainly makes a copy."""
     shape = known_shape(x)

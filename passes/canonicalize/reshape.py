@@ -6,7 +6,7 @@ import torch
 
 from ir.attributes import attribute_key
 from ir.core import Value
-from ir.strides import merge_keeps_strides, reshape_copies
+from ir.strides import merge_keeps_strides, reshape_copies, reshape_views
 from ir.types import shapes_equal
 from passes.canonicalize.base import Rule, first, shape_of
 from passes.pattern import Match, Node, PatternBuilder
@@ -105,6 +105,8 @@ class MergeReshapes(Rule):
             return "a shape is not known"
         if not merge_keeps_strides(m.x, middle, target):
             return "one reshape might be a view where two make a copy"
+        if not m.inner.result.has_one_use() and not reshape_views(m.x, middle):
+            return "the inner reshape may be a copy, which its other users share"
         return None
 
     def rewrite(self, m: Match, b: Rewriter) -> Value:
@@ -126,6 +128,8 @@ class ReshapeOfCopy(Rule):
             return "the shape of the result is not known"
         if m.copy.attributes["memory_format"] is not torch.contiguous_format:
             return "the copy is in another memory format"
+        if not m.copy.result.has_one_use():
+            return "others share the copy"
         return None if reshape_copies(m.x, target) else "the reshape might be a view"
 
     def rewrite(self, m: Match, b: Rewriter) -> Value:

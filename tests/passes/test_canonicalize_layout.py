@@ -112,6 +112,20 @@ def test_a_second_user_of_the_first_reshape_keeps_it():
     assert names(p) == ["aten.reshape", "aten.relu", "aten.reshape"]
 
 
+def test_a_copy_that_others_share_stays_one_copy():
+    def build(b, x):
+        y = b.reshape(x, [6, 4])
+        return y, b.reshape(y, [24])
+
+    assert names(check([f32(2, 3, 4)], build)) == ["aten.reshape", "aten.reshape"]
+
+    def copied(b, x, w):
+        y = b.call("aten.contiguous", b.permute(b.reshape(b.linear(x, w), [2, 3, 2, 2]), [0, 2, 1, 3]))
+        return y, b.reshape(y, [4, 6])
+
+    assert "aten.contiguous" in names(check([f32(2, 3, 5)], copied, {"w": f32(4, 5)}))
+
+
 @pytest.mark.parametrize(
     ("build", "dims"),
     [
