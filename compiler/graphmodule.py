@@ -10,6 +10,7 @@ import builtins
 import importlib
 import operator
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,13 +28,32 @@ _TREE = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 _MADE_BY_FX = ("_graph", "_code", "_lineno_map", "_prologue_start", "shape_env", "_tracer_cls", "_tracer_extras")
 
 
-_PRIVATE = re.compile(r"\btorch\._C\._nn\.(\w+)")
+# fx writes functions under the name of the module that they say they are from
+_HOMES: dict[str, Any] = {"torch._C._nn": nn.functional, "torch.functional": torch}
+_PRIVATE = re.compile(r"\b(torch\._C\._nn|torch\.functional)\.(\w+)")
+_SUBSCRIPT = re.compile(r"^(    \w+ = \w+)\[(.*?slice\(.*?)\](;  .*)?$", re.MULTILINE)
+_SLICE = re.compile(r"slice\(([^(),]+), ([^(),]+), ([^(),]+)\)")
 
 
 def _public_name(found: re.Match[str]) -> str:
-    """Return the name in `torch.nn.functional` of the function that fx wrote as `torch._C._nn.gelu`."""
-    function = getattr(nn.functional, found[1], None)
-    return f"torch.nn.functional.{found[1]}" if function is getattr(torch._C._nn, found[1]) else found[0]
+    """Return the public name of the function that fx wrote as `torch._C._nn.gelu`."""
+    home = _HOMES[found[1]]
+    function = getattr(home, found[2], None)
+    same = function is not None and function is getattr(sys.modules[found[1]], found[2], None)
+    return f"{home.__name__}.{found[2]}" if same else found[0]
+
+
+def _subscript(found: re.Match[str]) -> str:
+    """Return `x[:, 1:3]` for what fx wrote as `x[(slice(None, None, None), slice(1, 3, None))]`."""
+    inner = found[2]
+    if inner.startswith("(") and inner.endswith(")"):
+        inner = inner[1:-1]
+    return f"{found[1]}[{_SLICE.sub(_colons, inner)}]{found[3] or ''}"
+
+
+def _colons(found: re.Match[str]) -> str:
+    start, stop, step = ("" if part == "None" else part for part in found.groups())
+    return f"{start}:{stop}:{step}" if step else f"{start}:{stop}"
 
 
 class SignatureCodeGen(CodeGen):
@@ -52,9 +72,8 @@ class SignatureCodeGen(CodeGen):
         return super().gen_fn_def(free_vars, maybe_return_annotation, expanded_def=expanded_def)
 
     def _gen_python_code(self, *args: Any, **kwargs: Any) -> PythonCode:
-        # fx writes functions that are built in under the name of the private module that they say they are from
         code = super()._gen_python_code(*args, **kwargs)
-        code.src = _PRIVATE.sub(_public_name, code.src)
+        code.src = _SUBSCRIPT.sub(_subscript, _PRIVATE.sub(_public_name, code.src))
         return code
 
 

@@ -162,11 +162,13 @@ class ProgramScope(Scope):
             key = ("opaque", callee)
             path = self.tree.find(key)
             if path is None:
-                path = self.tree.place(function, callee, own=True, key=key)
+                path = self.tree.place(self.tree.adopt(function), callee, own=True, key=key)
                 self.tree.register_opaque(path, callee, function)
             node = self.graph.create_node("call_module", path, tuple(args), kwargs)
         else:
             node = self.call(function, tuple(args), kwargs)
+        if callee in self.program.meta.get("bare_opaques", ()):
+            return (node,)
         # what a callable returns is known by its leaves
         return self.call(pytree.tree_leaves, (node,))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Hashable, Iterator
 from typing import Any, cast
@@ -67,17 +66,18 @@ def _is_class_of(location: Location, cls: type[nn.Module]) -> bool:
 def build(form: ModuleForm) -> nn.Module:
     """Return a new module for `form`, without data: on the meta device and never initialized."""
     prototype = _prototype(cast(Hashable, form.cls), form.options)
-    module = prototype.__class__.__new__(prototype.__class__)
-    # every container of the instance is its own; what they hold is replaced by the caller
-    for name, value in prototype.__dict__.items():
-        module.__dict__[name] = copy.copy(value) if isinstance(value, (dict, set)) else value
+    module = _twin(prototype)
     for name, child in prototype._modules.items():
-        if child is not None:
-            clone = copy.copy(child)
-            for attribute in ("_parameters", "_buffers", "_modules"):
-                clone.__dict__[attribute] = copy.copy(child.__dict__[attribute])
-            module._modules[name] = clone
+        module._modules[name] = None if child is None else _twin(child)
     return module
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """Return a module with the attributes of another, in containers of its own."""
+    twin = module.__class__.__new__(module.__class__)
+    for name, value in module.__dict__.items():
+        twin.__dict__[name] = value.copy() if isinstance(value, (dict, set)) else value
+    return twin
 
 
 def declared_names(form: ModuleForm) -> tuple[str, ...]:

@@ -302,6 +302,13 @@ def _is_one(value: Any) -> bool:
     return type(value) is int and value == 1
 
 
+@_special("aten.index.Tensor")
+def _emit_advanced_index(scope: CallScope, op: Operation) -> Any:
+    indices = op.operand_list("indices")
+    items = tuple(slice(None, None, None) if v is None else scope.value(v) for v in indices)
+    return scope.call(operator.getitem, (_first(scope, op), items if len(items) != 1 else items[0]))
+
+
 @_special("aten.einsum")
 def _emit_einsum(scope: CallScope, op: Operation) -> Any:
     if op.attributes.get("path") is not None:

@@ -96,7 +96,10 @@ class Scope:
         else:
             for result in op.results:
                 if not result.is_unused and result not in self.env:
-                    self.env[result] = self.call(operator.getitem, (node, result.index))
+                    plain = isinstance(node, tuple)
+                    self.env[result] = (
+                        node[result.index] if plain else self.call(operator.getitem, (node, result.index))
+                    )
         for result in op.results:
             if result in self.env:
                 self._define_symbols(result, bare_only=False)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from compiler.codegen.forms import ModuleForm, build, declared_names, homes
-from compiler.codegen.weights import Weights, names_of
+from compiler.codegen.weights import Weights, names_of, share
 from ir.locations import Location
 from ir.program import Program, Weight, WeightKind
 
@@ -42,6 +44,7 @@ class ModuleTree:
         self._covered: dict[str, str] = {}
         self._containers: dict[str, None] = {}
         self._invented: dict[str, str] = {}
+        self._adopted: dict[int, torch.Tensor] = {}
         self.opaque_keys: dict[str, str] = {}
         """Key inside a module kept as it is -> the original's name."""
         self.extras: dict[str, tuple[Any, ...]] = {}
@@ -193,6 +196,25 @@ class ModuleTree:
         if counter is not None:
             name = f"{home}.num_batches_tracked" if home is not None else None
             self.register(f"{path}.num_batches_tracked", counter, name)
+
+    def adopt(self, module: nn.Module) -> nn.Module:
+        """Return a copy of a module that is kept as it is: new parameters and buffers over the same storage."""
+        memo: dict[int, Any] = {}
+        ours = {id(w.data): w for w in self.weights.live if w.data is not None}
+        for each in module.modules():
+            for tensor in each.__dict__.values():
+                if isinstance(tensor, torch.Tensor):
+                    memo[id(tensor)] = tensor
+            for tensor in (*each._parameters.values(), *each._buffers.values()):
+                if tensor is None:
+                    continue
+                shared = self._adopted.get(id(tensor))
+                if shared is None:
+                    weight = ours.get(id(tensor))
+                    shared = self.weights.tensor(weight) if weight is not None else share(tensor)
+                    self._adopted[id(tensor)] = shared
+                memo[id(tensor)] = shared
+        return copy.deepcopy(module, memo)
 
     def register_opaque(self, path: str, original: str, module: nn.Module) -> None:
         """Record the state of a module that is kept as it is."""

@@ -93,7 +93,15 @@ def _share(weight: Weight) -> torch.Tensor:
     shared = data.detach()
     if weight.kind is WeightKind.PARAMETER:
         return nn.Parameter(shared, requires_grad=weight.requires_grad)
-    return shared.requires_grad_(weight.requires_grad) if weight.requires_grad else shared
+    return shared.requires_grad_() if weight.requires_grad else shared
+
+
+def share(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a new parameter, or a new tensor, over the storage of one."""
+    shared = tensor.detach()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(shared, requires_grad=tensor.requires_grad)
+    return shared.requires_grad_() if tensor.requires_grad else shared
 
 
 def _may_overlap(a: Weight, b: Weight) -> bool:
