@@ -118,34 +118,17 @@ def _does_not_fit(m: Match) -> str | None:
 
 @attrs.frozen
 class FoldBatchNorm(Pass):
-    """Folds batch norm into the weights before it. The result does not train like the original: for inference."""
+    """Folds batch norm into the weights before it: for inference.
+
+    The new weights do not require gradients: training them would not train the original's parameters.
+    """
 
     name: ClassVar[str] = "fold-batch-norm"
 
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the rule everywhere, then compute the new weights where there is data."""
-        norms = _norm_weights(program)
         run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True, report_misses=True)
         _materialize(program, context.log)
-        for name in norms:
-            weight = program.weights.get(name)
-            if weight is not None and weight.value.is_unused and not weight.is_mutated:
-                del program.weights[name]
-                program.graph.revision += 1
-
-
-def _norm_weights(program: Program) -> list[str]:
-    """Return the names of all weights that batch norms use, with their counters of batches."""
-    names: dict[str, None] = {}
-    for op in program.graph.operations():
-        if op.name != "aten.batch_norm":
-            continue
-        for value in op.operands[1:]:
-            weight = None if value is None else weight_of(value)
-            if weight is not None and not weight.aliases:
-                names[weight.name] = None
-                names[f"{weight.name.rpartition('.')[0]}.num_batches_tracked".lstrip(".")] = None
-    return list(names)
 
 
 def _materialize(program: Program, log: RewriteLog) -> None:
@@ -170,8 +153,7 @@ def _materialize(program: Program, log: RewriteLog) -> None:
                 name,
                 WeightKind.PARAMETER,
                 value.tensor_type,
-                torch.nn.Parameter(data, requires_grad=source.requires_grad),
-                requires_grad=source.requires_grad,
+                torch.nn.Parameter(data, requires_grad=False),
                 derivation=derivation,
             )
             _add(program, weight)
