@@ -1,0 +1,265 @@
+"""Generators of calls: convolutions, pooling, matrix products, normalization, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fuzz.strategies.calls_elementwise import Arguments
+from fuzz.strategies.source import Source, divisors, is_int, shape_of
+from ir.core import Value
+from ir.opdef import OpDef
+from ir.types import Dim
+
+Generator = Callable[[Source, OpDef], Arguments]
+
+
+def _kernel(source: Source, size: Dim, padding: int, dilation: int) -> int:
+    """Draw a kernel size that fits into a padded size."""
+    room = size + 2 * padding if type(size) is int else 3
+    return source.integer(1, max(1, min(3, (room - 1) // dilation + 1)))
+
+
+def conv(dims: int, *, padding_text: bool = False) -> Generator:
+    """Return the generator of convolutions: any groups, strides, paddings and dilations that fit."""
+
+    def generate(source: Source, opdef: OpDef) -> Arguments:
+        x = source.tensor(dims + 1, dims + 2, zero=False)
+        *_, channels = shape_of(x)[:-dims]
+        spatial = shape_of(x)[-dims:]
+        groups = source.one_of(divisors(channels))
+        per_group = channels // groups if is_int(channels) else channels
+        out = groups * source.one_of((1, 2, 3))
+        dilation = [source.one_of((1, 1, 2)) for _ in range(dims)]
+        if padding_text:
+            padding: Any = source.one_of(("same", "valid"))
+            stride = [1] * dims if padding == "same" else [source.integer(1, 2) for _ in range(dims)]
+            kernel = [
+                source.integer(1, 3) if padding == "same" else _kernel(source, size, 0, d)
+                for size, d in zip(spatial, dilation, strict=True)
+            ]
+        else:
+            padding = [source.integer(0, 2) for _ in range(dims)]
+            stride = [source.integer(1, 3) for _ in range(dims)]
+            kernel = [_kernel(source, *sized) for sized in zip(spatial, padding, dilation, strict=True)]
+        weight = source.like(x, (out, per_group, *kernel))
+        bias = source.like(x, (out,)) if source.flag() else None
+        return [x, weight, bias], {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+
+    return generate
+
+
+def conv_transpose(dims: int) -> Generator:
+    """Return the generator of transposed convolutions."""
+
+    def generate(source: Source, opdef: OpDef) -> Arguments:
+        x = source.tensor(dims + 1, dims + 2, zero=False)
+        *_, channels = shape_of(x)[:-dims]
+        groups = source.one_of(divisors(channels))
+        out = source.integer(1, 2)
+        stride = [source.integer(1, 3) for _ in range(dims)]
+        dilation = [source.integer(1, 2) for _ in range(dims)]
+        kernel = [source.integer(2, 3) for _ in range(dims)]
+        extra = [source.integer(0, max(s, d) - 1) for s, d in zip(stride, dilation, strict=True)]
+        padding = [source.integer(0, 1) if k == 3 or d == 2 else 0 for k, d in zip(kernel, dilation, strict=True)]
+        weight = source.like(x, (channels, out, *kernel))
+        bias = source.like(x, (out * groups,)) if source.flag() else None
+        return [x, weight, bias], {
+            "stride": stride,
+            "padding": padding,
+            "output_padding": extra,
+            "groups": groups,
+            "dilation": dilation,
+        }
+
+    return generate
+
+
+def pool(dims: int) -> Generator:
+    """Return the generator of max and average pooling."""
+
+    def generate(source: Source, opdef: OpDef) -> Arguments:
+        x = source.tensor(dims + 1, dims + 2, zero=False)
+        spatial = shape_of(x)[-dims:]
+        padding = [source.integer(0, 1) for _ in range(dims)]
+        kernel = [max(2 * p, _kernel(source, s, p, 1)) for s, p in zip(spatial, padding, strict=True)]
+        chosen: dict[str, Any] = {"padding": padding, "ceil_mode": source.flag()}
+        if source.flag():
+            chosen["stride"] = [source.integer(1, 3) for _ in range(dims)]
+        if "count_include_pad" in opdef.defaults:
+            chosen["count_include_pad"] = source.flag()
+        return [x, kernel], chosen
+
+    return generate
+
+
+def adaptive_pool(dims: int) -> Generator:
+    """Return the generator of adaptive pooling; often to size 1, and to the size that is there."""
+
+    def generate(source: Source, opdef: OpDef) -> Arguments:
+        x = source.tensor(dims + 1, dims + 2, zero=False)
+        if source.flag():
+            return [x, [source.integer(1, 3) for _ in range(dims)]], {}
+        return [x, [1] * dims if source.flag() else list(shape_of(x)[-dims:])], {}
+
+    return generate
+
+
+def upsample(dims: int) -> Generator:
+    """Return the generator of upsampling to a size or by a factor."""
+
+    def generate(source: Source, opdef: OpDef) -> Arguments:
+        x = source.tensor(dims + 2, dims + 2, zero=False, dtypes=(torch.float32, torch.float64))
+        chosen: dict[str, Any] = {"output_size": None, "scale_factors": None}
+        if "align_corners" in {p.name for p in opdef.attribute_params}:
+            chosen["align_corners"] = source.flag()
+        if source.flag():
+            chosen["scale_factors"] = [source.one_of((2.0, 1.5, 3.0)) for _ in range(dims)]
+        else:
+            chosen["output_size"] = [source.integer(1, 6) for _ in range(dims)]
+        return [x], chosen
+
+    return generate
+
+
+def pixel_shuffle(source: Source, opdef: OpDef) -> Arguments:
+    """Channels (or height and width) that divide by the factor."""
+    factor = source.integer(1, 2)
+    batch = [source.size() for _ in range(source.integer(0, 1))]
+    channels, height, width = (source.one_of((1, 2, 3)) for _ in range(3))
+    if opdef.short_name == "pixel_shuffle":
+        shape = (*batch, channels * factor * factor, height, width)
+    else:
+        shape = (*batch, channels, height * factor, width * factor)
+    return [source.make(shape), factor], {}
+
+
+def linear(source: Source, opdef: OpDef) -> Arguments:
+    """Any leading dimensions, with and without bias."""
+    x = source.tensor(1, 4)
+    out = source.size()
+    bias = source.like(x, (out,)) if source.flag() else None
+    return [x, source.like(x, (out, shape_of(x)[-1])), bias], {}
+
+
+def matmul(source: Source, opdef: OpDef) -> Arguments:
+    """Vectors, matrices and broadcast batches of them."""
+    a = source.tensor(1, 4)
+    shape = shape_of(a)
+    kind = source.integer(0, 3)
+    if kind == 0:
+        other: tuple[Dim, ...] = (shape[-1], source.size())
+    elif kind == 1:
+        other = (shape[-1],)
+    elif kind == 2:
+        other = (*shape[:-2], shape[-1], source.size())
+    else:
+        other = (*[1 if source.flag() else d for d in shape[:-2]], shape[-1], source.size())
+    return [a, source.like(a, other)], {}
+
+
+def mm(source: Source, opdef: OpDef) -> Arguments:
+    """Two matrices."""
+    a = source.tensor(2, 2)
+    return [a, source.like(a, (shape_of(a)[1], source.size()))], {}
+
+
+def bmm(source: Source, opdef: OpDef) -> Arguments:
+    """Two batches of matrices."""
+    a = source.tensor(3, 3)
+    batch, _, inner = shape_of(a)
+    return [a, source.like(a, (batch, inner, source.size()))], {}
+
+
+def addmm(source: Source, opdef: OpDef) -> Arguments:
+    """A product, and a tensor that broadcasts to it."""
+    (a, b), _ = (mm if opdef.short_name == "addmm" else bmm)(source, opdef)
+    result = (*shape_of(a)[:-1], shape_of(b)[-1])
+    added = source.one_of((result, result[-1:], tuple([1] * (len(result) - 1)) + result[-1:]))
+    return [source.like(a, added), a, b], {"beta": source.one_of((1, 0.5)), "alpha": source.one_of((1, 2))}
+
+
+def attention(source: Source, opdef: OpDef) -> Arguments:
+    """Self- and cross-attention, causal or with a mask."""
+    query = source.tensor(3, 4, zero=False)
+    shape = shape_of(query)
+    keys = shape[-2] if source.flag() else source.size()
+    same = source.flag()
+    if same:
+        keys = shape[-2]
+    key = query if same else source.like(query, (*shape[:-2], keys, shape[-1]))
+    width = shape[-1] if source.flag() else source.size()
+    value = source.like(query, (*shape[:-2], keys, width))
+    mask: Value | None = None
+    causal = False
+    kind = source.integer(0, 3)
+    if kind == 1:
+        mask = source.like(query, (shape[-2], keys))
+    elif kind == 2:
+        mask = source.make((shape[-2], keys), torch.bool)
+    elif kind == 3:
+        causal = True
+    scale = source.one_of((None, 0.5))
+    return [query, key, value], {"attn_mask": mask, "is_causal": causal, "scale": scale}
+
+
+def embedding(source: Source, opdef: OpDef) -> Arguments:
+    """Indices below the number of rows."""
+    rows = source.integer(1, 4)
+    shape = [source.size() for _ in range(source.integer(0, 2))]
+    return [source.make((rows, source.size())), source.make(shape, torch.int64, bounds=(0, rows))], {}
+
+
+def batch_norm(source: Source, opdef: OpDef) -> Arguments:
+    """With and without weight and bias; batch statistics only where nothing is written (no running statistics)."""
+    low = 3 if opdef.short_name == "instance_norm" else 2
+    x = source.tensor(low, 5, zero=False)
+    count = (shape_of(x)[1],)
+    weight = source.like(x, count) if source.flag() else None
+    bias = source.like(x, count) if weight is not None else None
+    spatial = shape_of(x)[2:]
+    batch_statistics = opdef.short_name == "instance_norm" and spatial != () and all(map(is_int, spatial))
+    many = all(is_int(d) and d != 1 for d in spatial)
+    if batch_statistics and many and source.flag():
+        return [x, weight, bias, None, None, True, 0.1, 1e-5, False], {}
+    mean, var = source.like(x, count), source.like(x, count, bounds=(0.5, 2))
+    momentum = 0.1 if low == 3 else source.one_of((0.1, None, 0.5))
+    return [x, weight, bias, mean, var, False, momentum, source.one_of((1e-5, 1e-3)), False], {}
+
+
+def group_norm(source: Source, opdef: OpDef) -> Arguments:
+    """Groups that divide the channels."""
+    x = source.tensor(2, 4, zero=False)
+    channels = shape_of(x)[1]
+    affine = source.flag()
+    weight = source.like(x, (channels,)) if affine else None
+    bias = source.like(x, (channels,)) if affine else None
+    return [x, source.one_of(divisors(channels)), weight, bias], {}
+
+
+def layer_norm(source: Source, opdef: OpDef) -> Arguments:
+    """Over one or more of the last dimensions."""
+    x = source.tensor(
+        1, 4, zero=False, condition=lambda t: t.shape is not None and all(type(d) is int for d in t.shape)
+    )
+    shape = shape_of(x)
+    normalized = shape[-source.integer(1, min(2, len(shape))) :]
+    operands = [source.like(x, normalized) if source.flag() else None]
+    if opdef.short_name == "layer_norm":
+        operands.append(source.like(x, normalized) if operands[0] is not None else None)
+    return [x, list(normalized), *operands], {}
+
+
+def softmax(source: Source, opdef: OpDef) -> Arguments:
+    """Over one dimension."""
+    x = source.tensor()
+    rank = len(shape_of(x))
+    dim = source.integer(-rank, rank - 1) if rank else 0
+    return [x, dim], {"dtype": source.dtype((None, None, torch.float64))}
+
+
+def dropout(source: Source, opdef: OpDef) -> Arguments:
+    """Out of training, where it does nothing."""
+    return [source.tensor(), source.one_of((0.5, 0.0, 1.0)), False], {"follows_mode": source.flag()}

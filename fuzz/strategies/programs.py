@@ -1,0 +1,291 @@
+"""Strategies for whole programs, typed and correct by construction, and for the tensors to run them on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+import torch
+from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
+
+from fuzz.strategies.calls import GENERATORS, generate_call
+from fuzz.strategies.source import Condition, Source
+from fuzz.strategies.types import FLOATS, SYMBOLS, shapes
+from ir.attributes import map_leaves
+from ir.builder import Builder, bind_arguments, infer_types
+from ir.core import Graph, Value
+from ir.errors import InferenceError
+from ir.locations import UNKNOWN_LOCATION, Location
+from ir.opdef import Trait, get_opdef
+from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program, SymbolRange, Weight, WeightKind
+from ir.types import Dim, TensorType, simplify_dim, symbols_of
+
+SYMBOL_RANGE = SymbolRange(4, 9)
+"""What the symbols of a generated program stand for; each operation is checked at both ends."""
+
+RANDOM_OR_UNINITIALIZED = (
+    "aten.rand",
+    "aten.randn",
+    "aten.rand_like",
+    "aten.randn_like",
+    "aten.empty.memory_format",
+    "aten.empty_like",
+    "aten.new_empty",
+)
+# A view of a tensor whose strides do not allow it is refused at run time; types know no strides.
+_NEED_CONTIGUOUS = ("aten.view", "aten._unsafe_view")
+OPERATORS = tuple(name for name in GENERATORS if name not in RANDOM_OR_UNINITIALIZED)
+# What rewrite rules look for.
+_COMMON_SHORT = (
+    "relu",
+    "conv2d",
+    "batch_norm",
+    "linear",
+    "add.Tensor",
+    "reshape",
+    "permute",
+    "gelu",
+    "max_pool2d",
+    "adaptive_avg_pool2d",
+    "flatten.using_ints",
+    "layer_norm",
+    "matmul",
+    "softmax.int",
+    "mul.Tensor",
+    "mul.Scalar",
+    "add.Scalar",
+    "transpose.int",
+    "view",
+    "squeeze.dim",
+    "unsqueeze",
+    "cat",
+    "split.Tensor",
+    "chunk",
+    "unbind.int",
+    "select.int",
+    "scaled_dot_product_attention",
+    "hardtanh",
+    "relu6",
+    "silu",
+    "clone",
+    "contiguous",
+    "to.dtype",
+    "dropout",
+    "mean.dim",
+    "expand",
+    "conv1d",
+    "clamp",
+    "slice.Tensor",
+)
+COMMON = tuple(f"aten.{short}" for short in _COMMON_SHORT)
+# Half-precision kernels are missing for some operators on CPUs.
+_DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
+
+
+class _Unavailable(Exception):  # noqa: N818 - control flow inside this module, no error
+    """There is no operand of the kind asked for."""
+
+
+class _ProgramSource(Source):
+    """Takes operands from the values of a program, and makes inputs and weights where none fits."""
+
+    def __init__(self, draw: st.DrawFn, *, symbolic: bool) -> None:
+        super().__init__(draw, symbolic=symbolic)
+        self.graph = Graph()
+        self.program = Program("fuzzed", self.graph, CallingConvention(None, None))
+        self.values: list[Value] = []
+        self.contiguous = False
+
+    def tensor(
+        self,
+        min_rank: int = 0,
+        max_rank: int = 4,
+        *,
+        dtypes: tuple[torch.dtype, ...] = FLOATS,
+        zero: bool = True,
+        condition: Condition | None = None,
+    ) -> Value:
+        allowed = [d for d in dtypes if d in _DTYPES]
+        found = [
+            v
+            for v in reversed(self.values)
+            if v.tensor_type.dtype in allowed
+            and min_rank <= (v.tensor_type.rank or 0) <= max_rank
+            and (zero or 0 not in (v.tensor_type.shape or ()))
+            and (condition is None or condition(v.tensor_type))
+            and (not self.contiguous or _is_contiguous(v))
+        ]
+        # recent values more often than old ones, so that there are chains; a new input now and then
+        if found and self.integer(0, 9) < 9:
+            return found[min(self.integer(0, len(found) - 1), self.integer(0, len(found) - 1))]
+        some_zero = zero and self.integer(0, 19) == 19
+        shape = self.draw(shapes(max(min_rank, min(2, max_rank)), max_rank, zero=some_zero, symbolic=self.symbolic))
+        return self._input(TensorType(shape, self.one_of(allowed)))
+
+    def make(
+        self, shape: Sequence[Dim], dtype: torch.dtype = torch.float32, *, bounds: tuple[float, float] | None = None
+    ) -> Value:
+        if dtype not in _DTYPES:
+            dtype = torch.float32 if dtype.is_floating_point else torch.int64
+        type_ = TensorType(tuple(shape), dtype)
+        if bounds is None and (found := [v for v in self.values if v.type == type_]) and self.flag():
+            return self.one_of(found)
+        if all(type(size) is int for size in shape):
+            return self._weight(type_, bounds)
+        if bounds is not None:
+            raise _Unavailable
+        return self._input(type_)
+
+    def dtype(self, choices: Sequence[torch.dtype | None]) -> torch.dtype | None:
+        return super().dtype([c for c in choices if c is None or c in _DTYPES])
+
+    def _input(self, type_: TensorType) -> Value:
+        value = self.graph.add_input(type_, f"x{len(self.graph.inputs)}")
+        self.values.append(value)
+        return value
+
+    def _weight(self, type_: TensorType, bounds: tuple[float, float] | None) -> Value:
+        number = len(self.program.weights)
+        assert type_.dtype is not None
+        kind = WeightKind.BUFFER
+        if bounds is None and type_.dtype.is_floating_point:
+            kind = self.one_of((WeightKind.PARAMETER, WeightKind.BUFFER, WeightKind.CONSTANT))
+        data = random_tensor([int(d) for d in type_.shape or () if d is not None], type_.dtype, number, bounds)
+        weight = Weight(f"w{number}", kind, type_, data, requires_grad=kind is WeightKind.PARAMETER)
+        value = self.program.add_weight(weight)
+        self.values.append(value)
+        return value
+
+
+def _is_contiguous(value: Value) -> bool:
+    op = value.defining_op
+    return op is None or op.opdef.has(Trait.STRIDES_FIXED)
+
+
+def random_tensor(
+    shape: Sequence[int], dtype: torch.dtype, seed: int, bounds: tuple[float, float] | None = None
+) -> torch.Tensor:
+    """Return a tensor with random values: normal ones, or uniform in `bounds` (ints below the upper one)."""
+    generator = torch.Generator().manual_seed(seed)
+    if dtype.is_floating_point:
+        if bounds is None:
+            return torch.randn(shape, generator=generator, dtype=dtype)
+        low, high = bounds
+        return torch.rand(shape, generator=generator, dtype=dtype) * (high - low) + low
+    low, high = bounds or ((0, 2) if dtype is torch.bool else (0, 5))
+    return torch.randint(int(low), int(high), tuple(shape), generator=generator).to(dtype)
+
+
+@st.composite
+def programs(draw: st.DrawFn, max_ops: int = 12, *, operators: Sequence[str] = (), symbolic: bool = False) -> Program:
+    """Return a strategy for programs of at most `max_ops` operations, in evaluation mode.
+
+    They have several inputs and outputs, shared values and weights, values used twice, and outputs that are used.
+
+    Args:
+        draw: given by hypothesis.
+        max_ops: the largest number of operations.
+        operators: the operators to choose from; all that have a call generator, the commonest more often, by default.
+        symbolic: whether sizes may be expressions over symbols.
+    """
+    source = _ProgramSource(draw, symbolic=symbolic)
+    source.tensor()
+    builder = Builder(source.graph)
+    for number in range(max_ops):
+        # a stop and not a count, so that a failing program shrinks by leaving out any operation
+        if draw(st.integers(0, 15)) == 0:
+            break
+        name = source.one_of(operators or (COMMON if source.integer(0, 3) < 3 else OPERATORS))
+        builder.location = UNKNOWN_LOCATION
+        if source.flag():
+            builder.location = Location(f"layer{number}", "torch.nn.modules.module.Module", "model.py", number + 1)
+        _add_operation(source, builder, name)
+    _finish(source)
+    return source.program
+
+
+def _add_operation(source: _ProgramSource, builder: Builder, name: str) -> None:
+    source.contiguous = name in _NEED_CONTIGUOUS
+    try:
+        args, kwargs = generate_call(source, name)
+    except _Unavailable:
+        return
+    finally:
+        source.contiguous = False
+    if source.symbolic and not _holds_at_the_ends(name, args, kwargs):
+        return
+    source.values += builder.op(name, *args, **kwargs).results
+
+
+def _holds_at_the_ends(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether the operator takes the operands as they are, and for the smallest and largest numbers of the symbols."""
+    opdef = get_opdef(name)
+    _, attributes, _, types = bind_arguments(opdef, args, kwargs)
+    upper = SYMBOL_RANGE.upper
+    assert upper is not None
+    ends = [(a, b) for a in (SYMBOL_RANGE.lower, upper) for b in (SYMBOL_RANGE.lower, upper)]
+    try:
+        infer_types(opdef, types, attributes)
+        for numbers in ends:
+            values = dict(zip(SYMBOLS, numbers, strict=True))
+            fixed = {key: substitute(value, values) for key, value in attributes.items()}
+            infer_types(opdef, substitute(types, values), fixed)
+    except InferenceError:
+        return False
+    return True
+
+
+def substitute(item: Any, values: dict[sympy.Symbol, int]) -> Any:
+    """Return types or attributes with numbers in place of symbols."""
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, TensorType):
+            return TensorType(substitute(value.shape, values), value.dtype, value.device)
+        return simplify_dim(value.xreplace(values)) if isinstance(value, sympy.Expr) else value
+
+    return map_leaves(item, leaf)
+
+
+def _finish(source: _ProgramSource) -> None:
+    """Declare symbols, return what nobody uses (and perhaps something that is used), and set the convention."""
+    graph, program = source.graph, source.program
+    used = symbols_of([d for v in source.values if isinstance(v.type, TensorType) for d in v.type.shape or ()])
+    plain = [d for v in graph.inputs for d in v.tensor_type.shape or ()]
+    for symbol in used:
+        program.symbols[symbol] = SYMBOL_RANGE
+        if symbol not in plain:
+            source._input(TensorType((symbol,), torch.float32))
+    outputs = [v for v in source.values if v.defining_op is not None and v.is_unused]
+    if not outputs or source.integer(0, 3) == 3:
+        outputs.append(source.one_of(source.values))
+    graph.set_outputs(outputs)
+    program.convention = CallingConvention(
+        None,
+        None if len(outputs) == 1 else pytree.tree_structure(tuple(range(len(outputs)))),
+        inputs=tuple(InputLeaf(v.name, i) for i, v in enumerate(graph.inputs)),
+        outputs=tuple(OutputLeaf(i) for i in range(len(outputs))),
+    )
+
+
+@st.composite
+def input_tensors(draw: st.DrawFn, program: Program, *, special: bool = True) -> list[torch.Tensor]:
+    """Return a strategy for one tensor per graph input, whose shapes agree on the numbers for symbols.
+
+    With `special`, some floating tensors hold NaN, infinities, zeros of both signs and subnormal numbers.
+    """
+    numbers = {
+        symbol: draw(st.integers(bounds.lower, bounds.upper if bounds.upper is not None else bounds.lower + 7))
+        for symbol, bounds in program.symbols.items()
+    }
+    tensors = []
+    for value in program.graph.inputs:
+        type_ = substitute(value.type, numbers)
+        tensor = random_tensor(type_.shape, type_.dtype, draw(st.integers(0, 2**16)))
+        if special and type_.dtype.is_floating_point and tensor.numel() and draw(st.integers(0, 3)) == 3:
+            tiny = torch.finfo(type_.dtype).smallest_normal / 4
+            number = draw(st.sampled_from((0.0, -0.0, tiny, 1e30, float("inf"), -float("inf"), float("nan"))))
+            tensor.view(-1)[draw(st.integers(0, tensor.numel() - 1))] = number
+        tensors.append(tensor)
+    return tensors

@@ -1,0 +1,67 @@
+"""Strategies for what is compared by value: sizes, shapes, dtypes and tensor types."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+
+from ir.types import Dim, TensorType, make_symbol
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32, torch.uint8)
+DTYPES = (*FLOATS, *INTEGERS, torch.bool, torch.complex64)
+
+SYMBOLS = tuple(make_symbol(name) for name in ("n", "m"))
+"""Symbols of the generated types; a program's run gives them small values."""
+
+
+def dtypes(choices: tuple[torch.dtype, ...] = DTYPES) -> st.SearchStrategy[torch.dtype]:
+    """Return a strategy for dtypes; shrinks to the first one."""
+    return st.sampled_from(choices)
+
+
+def sizes(*, zero: bool = True, symbolic: bool = False) -> st.SearchStrategy[Dim]:
+    """Return a strategy for one size: small, often equal to others, sometimes 0, 1 or an expression over `SYMBOLS`."""
+    choices: list[Dim] = [2, 3, 2, 3, 3, 1, 1, 4, 4, 5, 6, 8]
+    if zero:
+        choices.append(0)
+    if symbolic:
+        n, m = SYMBOLS
+        choices += [n, n, m, 2 * n, n + 1, n * m, n, n]
+    return st.sampled_from(choices)
+
+
+def shapes(
+    min_rank: int = 0, max_rank: int = 5, *, zero: bool = True, symbolic: bool = False
+) -> st.SearchStrategy[tuple[Dim, ...]]:
+    """Return a strategy for shapes. In half of them all sizes are equal, so that a rule that takes one dimension for
+    another does not find out from the sizes."""
+    size = sizes(zero=zero, symbolic=symbolic)
+    mixed = st.lists(size, min_size=min_rank, max_size=max_rank).map(tuple)
+    equal = st.builds(lambda one, rank: (one,) * rank, size, st.integers(min_rank, max_rank))
+    return st.one_of(mixed, equal)
+
+
+def tensor_types(
+    min_rank: int = 0,
+    max_rank: int = 5,
+    *,
+    choices: tuple[torch.dtype, ...] = DTYPES,
+    zero: bool = True,
+    symbolic: bool = False,
+    unknown: bool = False,
+) -> st.SearchStrategy[TensorType]:
+    """Return a strategy for tensor types on the CPU; with `unknown`, parts of them may be unknown."""
+    types = st.builds(TensorType, shapes(min_rank, max_rank, zero=zero, symbolic=symbolic), dtypes(choices))
+    return types.flatmap(forgetful) if unknown else types
+
+
+@st.composite
+def forgetful(draw: st.DrawFn, type_: TensorType) -> TensorType:
+    """Return a strategy for `type_` with some of its parts unknown."""
+    shape = type_.shape
+    if shape is not None:
+        shape = tuple([None if draw(st.booleans()) else size for size in shape])
+        if draw(st.integers(0, 3)) == 3:
+            return TensorType(None, type_.dtype if draw(st.booleans()) else None, type_.device)
+    return TensorType(shape, None if draw(st.integers(0, 3)) == 3 else type_.dtype, type_.device)
