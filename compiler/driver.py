@@ -21,6 +21,7 @@ from compiler.tensorrt import TENSORRT_PATTERNS
 from compiler.validate import EachRewriteValidator, validate_result
 from ir.core import Operation
 from ir.errors import InputError
+from ir.opdef import Trait
 from ir.program import Program
 from ir.verify import verify
 from passes.driver import RewriteLog, is_computation, unfused_reason
@@ -194,7 +195,8 @@ def _kept(program: Program, log: RewriteLog, manager: PassManager) -> list[Remar
         return []
 
     def kept(op: Operation) -> Remark:
-        reason = unfused_reason(op, log, rules)
+        opaque = op.opdef.has(Trait.OPAQUE)
+        reason = "an opaque call is never moved or fused" if opaque else unfused_reason(op, log, rules)
         return Remark(
             "kept", "fuse", op.location, f"{op.name} at `{op.location.where}` stays: {reason}", op.name, reason
         )

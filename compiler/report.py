@@ -209,7 +209,8 @@ def render(report: Report) -> RenderableType:
         elif kind != "rewrite":
             parts.append(Text(f"{title}: nothing", style="dim"))
     parts.append(_operation_table(report))
-    parts.append(_kept_table(report.kept))
+    if report.kept or any(entry.kind == "fusion" for entry in report.rewrites):
+        parts.append(_kept_table(report.kept))
     parts.append(_accuracy_table(report))
     parts.append(_stage_table(report.stages))
     return Group(*(part for entry in parts for part in (entry, Text(""))))

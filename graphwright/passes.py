@@ -2,6 +2,7 @@
 
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
+from passes.fold_batch_norm import FoldBatchNorm
 from passes.instruments import DumpIR, Statistics, Timing, VerifyEach
 from passes.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult, Verify
 from passes.rewriter import Rewriter
@@ -11,6 +12,7 @@ __all__ = [
     "Convert",
     "DumpIR",
     "Fixpoint",
+    "FoldBatchNorm",
     "Fuse",
     "Instrument",
     "Pass",

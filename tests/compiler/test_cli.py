@@ -239,7 +239,9 @@ def test_validation(net: str, mode: str) -> None:
 
 def test_a_leaf_is_kept(net: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{net}:loop"]) == 1
+    capsys.readouterr()
     assert main([f"{net}:loop", "--leaf", "1"]) == 0
+    assert "an opaque call is never moved" in capsys.readouterr().out
 
 
 def test_ir_dumps(net: str) -> None:

@@ -87,7 +87,7 @@ def agrees(shown: str, printed: str) -> bool:
 
 
 def _without_trailing(text: str) -> str:
-    """Return the text without spaces at the ends of lines, which editors take away, and without blank lines at the end."""
+    """Return the text without spaces at the ends of lines, which editors take away, and without blank last lines."""
     return "\n".join(map(str.rstrip, text.rstrip().split("\n"))) + "\n"
 
 
@@ -98,7 +98,8 @@ def update(path: Path) -> int:
     edits = []
     for block, printed in zip(blocks, run_blocks(path, blocks), strict=True):
         if block.shown is not None and not agrees(block.shown, printed):
-            edits.append((block.span, _without_trailing(printed)))
+            # where the repository lies is nobody's business
+            edits.append((block.span, _without_trailing(printed).replace(f"{ROOT}{os.sep}", "...")))
     for (start, end), printed in reversed(edits):
         text = text[:start] + printed + text[end:]
     path.write_text(text, encoding="utf-8")
