@@ -7,12 +7,16 @@ from collections.abc import Iterable
 import attrs
 
 
+# How many modules the text of a merged location names.
+_MAX_NAMED = 4
+
+
 @attrs.frozen(cache_hash=True)
 class Location:
     """A place in the user's model: module path, module class, source line.
 
     `merged` holds the locations of the operations that a rewrite replaced, in their order, when there were several
-    different ones; the fields of the location itself are then those of the first.
+    different ones; the fields of the location itself are then those of the first that lies in a submodule.
     """
 
     module_path: str = ""
@@ -53,9 +57,15 @@ class Location:
         )
 
     def __str__(self) -> str:
-        text = f"`{self.module_path}`" if self.module_path else "the root module"
-        if self.class_name:
-            text += f" ({self.class_name})"
+        named: dict[str, str] = {}
+        for part in self.parts:
+            if part.module_path:
+                named.setdefault(part.module_path, part.class_name)
+        if not named:
+            text = f"the root module ({self.class_name})" if self.class_name else "the root module"
+        else:
+            shown = [f"`{path}`" + (f" ({name})" if name else "") for path, name in list(named.items())[:_MAX_NAMED]]
+            text = ", ".join(shown) + (f" and {len(named) - len(shown)} more" if len(named) > len(shown) else "")
         if self.file:
             text += f", {self.file}:{self.line}"
         return text
@@ -80,4 +90,6 @@ def merge_locations(locations: Iterable[Location]) -> Location:
     parts = tuple(distinct)
     if len(parts) == 1:
         return parts[0]
-    return attrs.evolve(parts[0], merged=parts)
+    # the first in a submodule stands for all: "the root" says little
+    first = next((part for part in parts if part.module_path), parts[0])
+    return attrs.evolve(first, merged=parts)
