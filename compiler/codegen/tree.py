@@ -64,8 +64,8 @@ class ModuleTree:
             return None
         candidates = list(homes(form, locations))
         for _, weight in form.slots:
-            for source in self.weights.sources(weight):
-                candidates.extend(name.rpartition(".")[0] for name in names_of(source))
+            if weight.derivation is not None:
+                candidates.extend(name.rpartition(".")[0] for name in weight.derivation.sources)
         for path in candidates:
             fits = path and all(self._fits(f"{path}.{slot}", weight) for slot, weight in form.slots)
             if fits and not self._has_more(path, form):

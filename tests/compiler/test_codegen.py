@@ -11,17 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ir.builder import Builder
-from ir.core import Graph, Value
+from ir.core import Value
 from ir.errors import InputError
 from ir.locations import Location
-from ir.program import (
-    CallingConvention,
-    Derivation,
-    Program,
-    Weight,
-    WeightKind,
-)
 from ir.types import TensorType
 from tests.compiler.drafts import Draft, f32, randomize
 
@@ -398,67 +390,3 @@ def test_attention_drops_out_in_training_only() -> None:
     torch.manual_seed(2)
     assert torch.equal(emitted.train()(q, k, v), expected)
     assert not torch.equal(expected, F.scaled_dot_product_attention(q, k, v))
-
-
-# ---- derived weights ----
-
-
-def derived(d: Draft, source: str, name: str, shape: tuple[int, ...]) -> Value:
-    origin = next(w for w in d.program.weights.values() if w.name == source)
-    graph = Graph([("w", origin.type)])
-    graph.set_outputs([Builder(graph).reshape(graph.inputs[0], shape)])
-    program = Program("fold", graph, CallingConvention(None, None))
-    data = origin.data.reshape(shape) if origin.data is not None else None
-    weight = Weight(
-        name,
-        WeightKind.PARAMETER,
-        f32(*shape),
-        None if data is None else data.detach(),
-        origin.requires_grad,
-        derivation=Derivation((source,), program),
-    )
-    return d.program.add_weight(weight)
-
-
-def test_a_derived_weight_takes_the_place_of_its_source() -> None:
-    model = nn.ModuleDict({"fc": nn.Linear(4, 2)})
-    d = Draft(model, x=f32(3, 4, 1, 1))
-    weight = derived(d, "fc.weight", "fc.weight_reshape", (2, 4, 1, 1))
-    result = d.emit(d.at("fc").call("aten.conv2d", d["x"], weight, d["fc.bias"]))
-    emitted = result.module
-    assert isinstance(emitted.fc, nn.Conv2d)
-    assert list(emitted.state_dict()) == ["fc.weight", "fc.bias"]
-    assert emitted.fc.weight.data_ptr() == model["fc"].weight.data_ptr()
-    assert result.parameter_map["fc.weight"] == ("fc.weight",)
-    assert list(result.parameter_map.renamed()) == ["fc.weight"]
-    other = nn.ModuleDict({"fc": nn.Linear(4, 2)})
-    emitted.load_state_dict(result.parameter_map.convert(other.state_dict()), strict=True)
-    x = torch.randn(3, 4, 1, 1)
-    assert torch.allclose(emitted(x).flatten(1), other["fc"](x.flatten(1)))
-
-
-def test_a_derived_weight_whose_source_is_trained_elsewhere_is_computed_in_forward() -> None:
-    model = nn.ModuleDict({"fc": nn.Linear(4, 2, bias=False)})
-    d = Draft(model, x=f32(3, 4, 1, 1), y=f32(3, 4))
-    weight = derived(d, "fc.weight", "fc.weight_reshape", (2, 4, 1, 1))
-    conv = d.at("fc").call("aten.conv2d", d["x"], weight)
-    result = d.emit(conv, d.at("fc").linear(d["y"], d["fc.weight"]))
-    emitted = result.module
-    assert list(emitted.state_dict()) == ["fc.weight"]
-    x, y = torch.randn(3, 4, 1, 1), torch.randn(3, 4)
-    a, b = emitted(x, y)
-    (a.sum() + 2 * b.sum()).backward()
-    weight_ = model["fc"].weight
-    (F.linear(x.flatten(1), weight_).sum() + 2 * F.linear(y, weight_).sum()).backward()
-    assert torch.allclose(emitted.fc.weight.grad, weight_.grad)
-
-
-def test_missing_and_unknown_keys_of_a_checkpoint_are_reported() -> None:
-    model = nn.ModuleDict({"fc": nn.Linear(4, 2)})
-    d = Draft(model, x=f32(3, 4))
-    result = d.emit(d.at("fc").linear(d["x"], d["fc.weight"], d["fc.bias"]))
-    with pytest.raises(InputError, match=r"fc\.bias"):
-        result.parameter_map.convert({"fc.weight": torch.zeros(2, 4)})
-    converted = result.parameter_map.convert({**model.state_dict(), "extra": torch.zeros(1)})
-    with pytest.raises(RuntimeError, match="extra"):
-        result.module.load_state_dict(converted)

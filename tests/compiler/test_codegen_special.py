@@ -32,10 +32,11 @@ class Kept(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.rand(3))
+        self.calls: torch.Tensor
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: torch.Tensor, *, twice: bool, pair: Any = None) -> dict[str, Any]:
-        self.calls += 1
+        self.calls.add_(1)
         return {"y": x * self.weight * (2 if twice else 1), "z": pair[0] if pair else x}
 
 
