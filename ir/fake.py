@@ -25,12 +25,16 @@ from ir.types import (
     ScalarType,
     TensorType,
     Type,
+    shapes_equal,
     simplify_dim,
 )
 
 # Distinct primes, so that two symbols, or a symbol and a size of the model, are not taken for equal; and large ones, so
 # that a dimension that a network divides by 32 on its way is still larger than the kernels it meets.
 _HINTS = (2003, 2011, 2017, 2027, 2029, 2039, 2053, 2063, 2069, 2081, 2083, 2087, 2089, 2099, 2111, 2113)
+# A second run has hints that differ in what operators branch on: they are even, divide by 3, and fall. Where the runs
+# give different types, the type depends on the number.
+_OTHER_HINTS = tuple(range(12 * 250, 12 * 250 - 12 * 16, -12))
 # PyTorch logs each refusal as an error with its traceback; here a refusal is an answer, and is raised.
 _TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
@@ -38,7 +42,8 @@ _TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 class FakeContext:
     """Fake tensors under one shape environment, for the symbols seen so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, hints: tuple[int, ...] = _HINTS) -> None:
+        self.hints = hints
         self.shape_env = ShapeEnv()
         self.mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=True)
         self._symbols: dict[sympy.Symbol, sympy.Symbol] = {}
@@ -51,7 +56,7 @@ class FakeContext:
             return dim
         for symbol in sorted(dim.free_symbols, key=lambda s: s.name):
             if symbol not in self._symbols:
-                hint = _HINTS[len(self._symbols) % len(_HINTS)]
+                hint = self.hints[len(self._symbols) % len(self.hints)]
                 inner = self.shape_env.create_symbol(
                     hint,
                     source=ConstantSource(symbol.name),
@@ -108,15 +113,6 @@ class FakeContext:
 
 
 _STATIC: list[FakeContext] = []
-
-
-def _context(dims: list[Dim | None]) -> FakeContext:
-    """Return a context; the one for static shapes is shared, since building one costs a millisecond."""
-    if any(isinstance(d, sympy.Expr) for d in dims):
-        return FakeContext()
-    if not _STATIC:
-        _STATIC.append(FakeContext())
-    return _STATIC[0]
 
 
 def is_unknown(type_: Any) -> bool:
@@ -213,8 +209,34 @@ def infer_with_fakes(
     collect(types)
     collect(extra)
     collect(tuple(attributes.values()))
-    context = _context(dims)
+    if not any(isinstance(d, sympy.Expr) for d in dims):
+        # shared, since building a context costs a millisecond
+        if not _STATIC:
+            _STATIC.append(FakeContext())
+        return _run(_STATIC[0], opdef, types, attributes, extra)
+    results = _run(FakeContext(), opdef, types, attributes, extra)
+    others = _run(FakeContext(_OTHER_HINTS), opdef, types, attributes, extra)
+    if len(results) != len(others) or not all(map(_same_type, results, others)):
+        raise InferenceError(
+            f"what {opdef.name} gives for operands ({', '.join(map(str, types))}) has no one form for all sizes",
+            remedy="compile with fixed sizes in place of the symbolic ones",
+        )
+    return results
 
+
+def _same_type(a: Type, b: Type) -> bool:
+    if isinstance(a, TensorType) and isinstance(b, TensorType):
+        return shapes_equal(a.shape, b.shape) and a.dtype == b.dtype and a.device == b.device
+    return a == b
+
+
+def _run(
+    context: FakeContext,
+    opdef: OpDef,
+    types: tuple[Any, ...],
+    attributes: Mapping[str, Attribute],
+    extra: tuple[Type, ...],
+) -> tuple[Type, ...]:
     def fake(item: Any) -> Any:
         if isinstance(item, tuple):
             return tuple(map(fake, item))

@@ -145,16 +145,20 @@ def _pool_size(size: Dim | None, kernel: Any, stride: Any, padding: Any, dilatio
     require(kernel > 0 and stride > 0 and dilation > 0 and padding >= 0 and 2 * padding <= kernel)
     if size is None:
         return None
-    if ceil_mode and type(size) is not int:
-        raise Undecided  # whether the last window starts inside depends on the size
-    room = size + 2 * padding - dilation * (kernel - 1) - 1
+    reach = dilation * (kernel - 1) + 1
+    room = size + 2 * padding - reach
     if ceil_mode:
-        length = (room + stride - 1) // stride + 1
-        if (length - 1) * stride >= size + padding:
-            length -= 1
+        length = floor_div(room + stride - 1, stride) + 1
+        # a last window that starts in the padding after the input is dropped; a large enough kernel has none
+        if padding + stride > reach:
+            if type(size) is not int or type(length) is not int:
+                raise Undecided
+            if (length - 1) * stride >= size + padding:
+                length -= 1
     else:
         require(type(room) is not int or room >= 0)
-        length = simplify_dim(floor_div(room, stride) + 1)
+        length = floor_div(room, stride) + 1
+    length = simplify_dim(length)
     require(type(length) is not int or length > 0)
     return length
 

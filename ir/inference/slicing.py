@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import sympy
 import torch
 
 from ir.inference.support import (
@@ -18,7 +19,7 @@ from ir.inference.support import (
     total,
     wrap_dim,
 )
-from ir.types import Dim, TensorType, Type, dims_equal
+from ir.types import Dim, TensorType, Type, dims_equal, simplify_dim
 
 
 def _at(x: TensorType, dim: int, size: Dim | None) -> TensorType:
@@ -64,8 +65,26 @@ def slice_(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         return (x,)
     if size is None:
         return (_at(x, dim, None),)
+    if step == 1 and type(size) is int and (isinstance(start, sympy.Expr) or isinstance(end, sympy.Expr)):
+        return (_at(x, dim, _symbolic_slice(size, start, end)),)
     require(type(size) is int and all(n is None or type(n) is int for n in (start, end)))
     return (_at(x, dim, len(range(*slice(start, end, step).indices(size)))),)
+
+
+def _symbolic_slice(size: int, start: Dim | None, end: Dim | None) -> Dim:
+    """Return how much of a dimension is taken by symbolic bounds, which are within it.
+
+    `positions[:, :length]` of a table is the case that occurs: capture has bounded `length` by the size of the table.
+    """
+    first = 0 if start is None else start
+    last = size if end is None or (type(end) is int and end >= size) else end
+    for bound in (first, last):
+        if isinstance(bound, sympy.Expr):
+            # counted from the front, so not negative
+            require(bool(bound.subs(dict.fromkeys(bound.free_symbols, 64)) > 0))
+        else:
+            require(0 <= bound <= size)
+    return simplify_dim(last - first)
 
 
 def narrow(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
