@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compiler.capture_errors import example_fails, explain, partial_graphs_unprinted
+from compiler.capture_errors import example_fails, explain, partial_graphs_unprinted, state_change
 from compiler.capture_inputs import check_inputs, check_signature, fresh_copy, symbol_names, unshared
 from compiler.capture_opaque import (
     CallRecord,
@@ -23,15 +25,13 @@ from compiler.capture_opaque import (
     structural_copy,
 )
 from compiler.capture_state import (
-    BufferState,
+    Change,
     ModuleState,
-    location_of_module,
     random_state_kept,
+    run_with_copied_buffers,
     tracing_mode,
 )
 from ir.errors import CaptureError, GraphwrightError, InputError
-
-_MAX_NAMES = 5
 
 
 @attrs.frozen(eq=False)
@@ -83,6 +83,11 @@ def capture(
         raise CaptureError(
             "a model cannot be captured inside an autocast region", remedy="leave the `with torch.autocast(...)` block"
         )
+    if dynamic_shapes is not None and not isinstance(dynamic_shapes, (dict, list, tuple)):
+        raise InputError(
+            f"dynamic_shapes must be a dict by parameter name or a tuple, not a {type(dynamic_shapes).__qualname__}",
+            remedy='write {"x": {0: torch.export.Dim("batch")}}',
+        )
     if isinstance(model, ExportedProgram):
         if dynamic_shapes is not None or leaf_modules:
             raise InputError("an ExportedProgram is captured already: it takes no dynamic_shapes= or leaf_modules=")
@@ -115,6 +120,7 @@ class _Export:
         self.dynamic_shapes = dynamic_shapes
         self.opaques: dict[str, nn.Module] = {}
         self.records: dict[str, list[CallRecord]] = {}
+        self._cumulative = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.momentum is None]
 
     def capture(self, leaf_modules: Sequence[Any]) -> Captured:
         model = self.model
@@ -153,7 +159,7 @@ class _Export:
         wanted = {**chosen, **candidates}
         if not wanted:
             return
-        self.records = self._guarded(lambda: record_calls(self.model, wanted, self._run))
+        self.records = self._guarded(lambda: record_calls(wanted, self._run), may_change=True)
         opaque = chosen | {
             path: module
             for path, module in candidates.items()
@@ -166,18 +172,17 @@ class _Export:
 
     def _run(self) -> Any:
         args, kwargs = fresh_copy((self.args, self.kwargs))
-        return self.model(*args, **kwargs)
+        return run_with_copied_buffers(self.model, args, kwargs)
 
     def _export(self) -> ExportedProgram:
-        cumulative = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.momentum is None]
-        for module in cumulative:
+        for module in self._cumulative:
             # a cumulative average reads its counter, which tracing cannot; the lowering puts None back
             module.momentum = 0.0
         try:
-            with opaque_calls(self.model, self.opaques, self.records), partial_graphs_unprinted():
+            with opaque_calls(self.opaques, self.records), partial_graphs_unprinted():
                 return torch.export.export(self.model, self.args, self.kwargs, dynamic_shapes=self.dynamic_shapes)
         finally:
-            for module in cumulative:
+            for module in self._cumulative:
                 module.momentum = None
 
     def _opposite(self, traced: Mapping[str, nn.Module]) -> tuple[ExportedProgram | None, str]:
@@ -193,36 +198,42 @@ class _Export:
             for path, module in traced.items():
                 module.training = modes[path]
 
-    def _guarded(self, action: Callable[[], Any]) -> Any:
+    def _guarded(self, action: Callable[[], Any], *, may_change: bool = False) -> Any:
         """Run an action that calls the model; explain its failure and leave the model as it was."""
         model = self.model
         state = ModuleState(model)
+        changed: list[Change] = []
+        replaced = [(module, "momentum") for module in self._cumulative]
+        watched = model.forward
+
+        @functools.wraps(watched)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            # torch.export puts attributes back itself, so they are compared before it does
+            result = watched(*args, **kwargs)
+            changed.extend(change for change in state.changes() if change[1:] not in replaced)
+            return result
+
         failure: Exception | None = None
         result = None
         try:
-            with random_state_kept(), tracing_mode():
+            with random_state_kept(), tracing_mode(), warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*assigned during export")
+                model.__dict__["forward"] = forward
                 result = action()
         except Exception as error:  # noqa: BLE001 - whatever the user's code raises
             failure = error
         finally:
-            changed = state.restore()
+            left = [change for change in state.restore() if change[2] != "forward"]
         if failure is not None:
             raise self._explained(failure) from failure
-        if changed:
-            path, module, _ = changed[0]
-            all_names = list(dict.fromkeys(f"`{p}.{n}`" if p else f"`{n}`" for p, _, n in changed))
-            names = ", ".join(all_names[:_MAX_NAMES]) + (", …" if len(all_names) > _MAX_NAMES else "")
-            raise CaptureError(
-                f"forward changes Python state: {names}; a captured graph would change it never again",
-                location=location_of_module(path, module),
-                remedy="keep it in a buffer (register_buffer), or keep the module as it is with leaf_modules=",
-            )
+        if (changed or left) and not may_change:
+            raise state_change(changed or left)
         return result
 
     def _explained(self, failure: Exception) -> GraphwrightError:
         if isinstance(failure, GraphwrightError):
             return failure
-        state, buffers = ModuleState(self.model), BufferState(self.model)
+        state = ModuleState(self.model)
         try:
             with random_state_kept(), torch.no_grad():
                 self._run()
@@ -230,5 +241,4 @@ class _Export:
             return example_fails(error, self.model)
         finally:
             state.restore()
-            buffers.restore()
         return explain(failure, self.model)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from traceback import FrameSummary
 from types import FrameType, TracebackType
 from typing import Any
 
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
+from compiler.capture_state import Change, location_of_module
 from compiler.lower_locations import is_user_file
 from ir.errors import CaptureError
 from ir.locations import Location
 
+_MAX_NAMES = 5
 _LEAF = "keep the module as it is with leaf_modules="
-_USER_LOCATION = re.compile(r'(?:File "([^"]+)", line (\d+))|(?:(\S+\.py):(\d+))')
+_ASSIGNED = re.compile(r"tensor attributes? self\.(\S+)")
 
 
 @contextmanager
@@ -95,6 +98,12 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
             location=where or location,
             remedy="leave that dimension out of dynamic_shapes=, or make the model independent of its size",
         )
+    if "assigned during export" in text:
+        found = _ASSIGNED.search(text)
+        name = found.group(1).rstrip(",") if found else ""
+        path = name.rpartition(".")[0]
+        modules = dict(model.named_modules())
+        return state_change([(path, modules.get(path, model), name.rpartition(".")[2])])
     if "dynamic_shapes" in text:
         return CaptureError(
             f"dynamic_shapes does not fit the inputs: {_first_lines(error, 3)}",
@@ -104,6 +113,18 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
         f"torch.export cannot trace the model: {type(error).__name__}: {_first_lines(error, 3)}",
         location=location,
         remedy=_LEAF,
+    )
+
+
+def state_change(changed: Sequence[Change]) -> CaptureError:
+    """Return the error for a model that changes attributes of its modules in forward."""
+    path, module, _ = changed[0]
+    every = list(dict.fromkeys(f"`{p}.{n}`" if p else f"`{n}`" for p, _, n in changed))
+    names = ", ".join(every[:_MAX_NAMES]) + (", …" if len(every) > _MAX_NAMES else "")
+    return CaptureError(
+        f"forward changes Python state: {names}; a captured graph would change it never again",
+        location=location_of_module(path, module),
+        remedy="keep it in a buffer (register_buffer), or keep the module as it is with leaf_modules=",
     )
 
 
@@ -127,9 +148,7 @@ def _first_user_location(shape_env: ShapeEnv) -> Location | None:
     places: list[Any] = list(getattr(shape_env, "replacements_slocs", {}).values())
     places += [guard.sloc for guard in getattr(shape_env, "guards", ())]
     for place in places:
-        text = str(getattr(place, "maybe_user_loc", None) or place)
-        for match in _USER_LOCATION.finditer(text):
-            file, line = match.group(1) or match.group(3), match.group(2) or match.group(4)
-            if is_user_file(file):
-                return Location(file=file, line=int(line))
+        frame = getattr(place, "framework_loc", None)
+        if isinstance(frame, FrameSummary) and frame.lineno is not None and is_user_file(frame.filename):
+            return Location(file=frame.filename, line=frame.lineno)
     return None

@@ -106,8 +106,10 @@ def symbol_names(
         for axis, dim in pairs:
             size = val.shape[axis]
             name = getattr(dim, "__name__", None)
-            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol and str(name).isidentifier():
-                names.setdefault(size.node.expr.name, str(name))
+            if not isinstance(name, str) or not name.isidentifier():
+                continue
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                names.setdefault(size.node.expr.name, name)
     return names
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from compiler.capture_state import BufferState, location_of_module
+from compiler.capture_state import location_of_module
 from ir.errors import CaptureError, InputError
 from ir.nn_ops import encode_call
 from ir.types import DTYPE_NAMES, DTYPES_BY_NAME
@@ -200,12 +200,9 @@ class _FunctionLog(TorchFunctionMode):
 # ---- the real run ----
 
 
-def record_calls(
-    model: nn.Module, modules: Mapping[str, nn.Module], run: Callable[[], Any]
-) -> dict[str, list[CallRecord]]:
-    """Run the model with its buffers kept, and return the calls of `modules`, in order."""
+def record_calls(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict[str, list[CallRecord]]:
+    """Run the model by `run`, and return the calls of `modules`, in order."""
     records: dict[str, list[CallRecord]] = {path: [] for path in modules}
-    state = BufferState(model)
     removed = []
     for path, module in modules.items():
         removed.append((module, module.__dict__.get("forward")))
@@ -226,7 +223,6 @@ def record_calls(
     finally:
         for module, forward in removed:
             _put_back(module, forward)
-        state.restore()
     return records
 
 
@@ -242,7 +238,7 @@ def _put_back(module: nn.Module, forward: Any) -> None:
 
 @contextmanager
 def opaque_calls(
-    model: nn.Module, modules: Mapping[str, nn.Module], records: Mapping[str, Sequence[CallRecord]]
+    modules: Mapping[str, nn.Module], records: Mapping[str, Sequence[CallRecord]]
 ) -> Iterator[None]:
     """Replace the forward methods of `modules` by opaque calls, inside the `with` block."""
     saved: list[tuple[nn.Module, Any, dict[str, Any]]] = []

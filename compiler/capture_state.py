@@ -12,7 +12,9 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from compiler.lower_locations import is_user_file
 from ir.locations import Location
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -22,6 +24,8 @@ _DEPTH = 4
 _HIDDEN = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 Restore = Callable[[], None]
+Change = tuple[str, nn.Module, str]
+"""(module path, module, attribute)"""
 
 
 @attrs.define(eq=False)
@@ -121,13 +125,26 @@ class ModuleState:
                     _containers(name, value, found, seen, _DEPTH)
                     self.containers.extend((path, module, each) for each in found)
 
-    def restore(self) -> list[tuple[str, nn.Module, str]]:
-        """Put everything back; return what had changed as (module path, module, attribute)."""
-        changed: list[tuple[str, nn.Module, str]] = []
+    def changes(self) -> list[Change]:
+        """Return the attributes that are no longer what they were, tensors and registered ones left out."""
+        changed: list[Change] = []
         for path, module, attributes in self.modules:
-            names = _differences(attributes, module.__dict__)
-            if names:
-                changed.extend((path, module, name) for name in names)
+            now = module.__dict__
+            for name in _differences(attributes, now):
+                values = attributes.get(name), now.get(name)
+                if name != "forward" and not any(isinstance(value, torch.Tensor) for value in values):
+                    changed.append((path, module, name))
+        for path, module, container in self.containers:
+            names = _differences(container.saved, container.current())
+            changed.extend((path, module, f"{container.label}{name}") for name in names)
+        return changed
+
+    def restore(self) -> list[Change]:
+        """Put everything back; return what had changed."""
+        changed: list[Change] = []
+        for path, module, attributes in self.modules:
+            changed.extend((path, module, name) for name in _differences(attributes, module.__dict__))
+            if not _identical_items(attributes, module.__dict__):
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
         for path, module, name, saved in self.tables:
@@ -151,26 +168,18 @@ class ModuleState:
         return changed
 
 
+def _identical_items(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return len(a) == len(b) and all(name in b and b[name] is value for name, value in a.items())
+
+
 def _copy_table(value: Any) -> Any:
     return set(value) if isinstance(value, set) else dict(value)
 
 
-class BufferState:
-    """The contents of a module's buffers, for the time of a real run."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self.saved = [(b, b.detach().clone()) for b in root.buffers() if b.device.type != "meta"]
-
-    def restore(self) -> None:
-        """Put the contents back."""
-        with torch.no_grad():
-            for buffer, saved in self.saved:
-                if not _identical(buffer, saved):
-                    buffer.copy_(saved)
-
-
-def _identical(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+def run_with_copied_buffers(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a model so that what it writes to its buffers is lost."""
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    return torch.func.functional_call(model, buffers, args, kwargs)
 
 
 @contextmanager
@@ -185,15 +194,51 @@ def random_state_kept() -> Iterator[None]:
         random.setstate(python)
 
 
+def _user_frame(shape_env: Any) -> types.FrameType | None:
+    """Return the innermost frame of the user's code inside of the model, for the guards of a shape environment."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file == __file__ and frame.f_code is not _user_frame.__code__:
+            break
+        if is_user_file(file):
+            return frame
+        frame = frame.f_back
+    return _ORIGINAL_USER_FRAME(shape_env) if _ORIGINAL_USER_FRAME is not None else None
+
+
+_ORIGINAL_USER_FRAME = getattr(ShapeEnv, "_get_user_frame", None)
+
+
+class _UserFrames(set[tuple[str, str]]):
+    """Every (file, function) that is the user's."""
+
+    def __contains__(self, frame: object) -> bool:
+        return isinstance(frame, tuple) and is_user_file(frame[0])
+
+
 @contextmanager
 def tracing_mode() -> Iterator[None]:
-    """Gradients on, no inference mode, attention without its fused fast path: all restored at the end."""
+    """Gradients on, no inference mode, attention without its fused fast path: all restored at the end.
+
+    The tracer keeps the frames of all of the user's functions, where it would keep those called `forward`, and guards
+    on sizes know the user's line.
+    """
     fast_path = torch.backends.mha.get_fastpath_enabled()
+    anchors = getattr(torch.fx.proxy, "_STACK_TRACE_ANCHORS", None)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
+        if anchors is not None:
+            torch.fx.proxy._STACK_TRACE_ANCHORS = _UserFrames(anchors)
+        if _ORIGINAL_USER_FRAME is not None:
+            ShapeEnv._get_user_frame = _user_frame  # type: ignore[assignment, method-assign]
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
+        if _ORIGINAL_USER_FRAME is not None:
+            ShapeEnv._get_user_frame = _ORIGINAL_USER_FRAME  # type: ignore[method-assign]
+        if anchors is not None:
+            torch.fx.proxy._STACK_TRACE_ANCHORS = anchors
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 

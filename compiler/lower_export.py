@@ -21,7 +21,6 @@ from torch.export.graph_signature import (
 )
 
 from compiler.functionalize import Functionalizer
-from compiler.lower_locations import Locator
 from compiler.lower_modules import ModuleFacts
 from compiler.lower_regions import RegionLowering, attribute_of
 from compiler.lower_storage import Handle
@@ -70,7 +69,6 @@ class ExportLowering(RegionLowering):
         self.weights = WeightTable(self.program)
         self.module = module
         self.facts = ModuleFacts(module)
-        self.locate = Locator()
         self._types: dict[Any, TensorType] = {}
         self._opdefs: dict[Any, OpDef] = {}
         self._reliable_keys = True

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from compiler.functionalize import Functionalizer
+from compiler.lower_locations import Locator
 from compiler.lower_storage import Handle
 from compiler.lower_symbols import SymbolTable
 from ir.core import Value
@@ -26,6 +27,7 @@ class RegionLowering:
         self.functionalizer = functionalizer
         self.symbols = symbols
         self.env: dict[fx.Node, Any] = {}
+        self.locate = Locator()
         self._inside_no_grad = False
 
     def _call(self, node: fx.Node) -> None:
@@ -43,6 +45,7 @@ class RegionLowering:
 
     def _higher_order(self, node: fx.Node, target: Any, location: Location) -> None:
         if target.name() != "wrap_with_set_grad_enabled":
+            location = self._first_inside(node, location)
             raise CaptureError(
                 f"the model uses {target.name()}, which is not supported",
                 location=location,
@@ -66,6 +69,16 @@ class RegionLowering:
             self.env[node] = self._inline(body, inputs)
         finally:
             self._inside_no_grad = outer
+
+    def _first_inside(self, node: fx.Node, location: Location) -> Location:
+        """Return the location of the first operation in a region: the region itself has none."""
+        for arg in node.args:
+            body = self.env.get(arg) if isinstance(arg, fx.Node) else None
+            if isinstance(body, fx.GraphModule) and not location.file:
+                for inner in body.graph.nodes:
+                    if inner.op == "call_function" and (found := self.locate(inner)).file:
+                        return found
+        return location
 
     def _inline(self, body: fx.GraphModule, inputs: Sequence[Any]) -> Any:
         """Lower the graph of a region here, on these inputs, and return its outputs."""

@@ -432,9 +432,9 @@ def test_a_buffer_that_is_assigned_anew() -> None:
 
 def test_a_cache_is_written_by_slices() -> None:
     def forward(self: nn.Module, x: torch.Tensor) -> Any:
-        self.cache[:, 2:4] = x
-        old = self.cache[:, :2].sum()
-        self.cache[:, 0].zero_()
+        self.get_buffer("cache")[:, 2:4] = x
+        old = self.get_buffer("cache")[:, :2].sum()
+        self.get_buffer("cache")[:, 0].zero_()
         return self.cache.sum(1) + old
 
     model = Function(forward, cache=torch.randn(3, 8))
