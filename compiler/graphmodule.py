@@ -11,7 +11,7 @@ import importlib
 import operator
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,11 +57,29 @@ def _colons(found: re.Match[str]) -> str:
 
 
 class SignatureCodeGen(CodeGen):
-    """Writes a `forward` whose parameters after the first `positional` ones are keyword-only."""
+    """Writes a `forward` whose parameters after the first `positional` ones are keyword-only.
 
-    def __init__(self, positional: int) -> None:
+    `parameters` is their number, and `absent` maps the numbers of those that the capture passed no argument for to
+    their defaults.
+    """
+
+    def __init__(self, positional: int, parameters: int = 0, absent: Mapping[int, Any] | None = None) -> None:
         super().__init__()
         self.positional = positional
+        self.parameters = parameters
+        self.absent = dict(absent or {})
+
+    def process_inputs(self, *args: Any) -> Any:
+        """Return the arguments of all parameters, for an interpreter.
+
+        `torch.export` interprets an `fx.GraphModule` with the values of all keyword arguments passed by position.
+        As many arguments as the capture had are taken for the same parameters; the guard checks them.
+        """
+        missing = self.absent
+        if not missing or len(args) != self.parameters - len(missing):
+            return args
+        rest = iter(args)
+        return tuple(missing[i] if i in missing else next(rest) for i in range(self.parameters))
 
     def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, *, expanded_def: bool = False) -> str:
         """Return the `def` line."""
@@ -236,14 +254,16 @@ def _encode_graph(graph: fx.Graph) -> tuple[Any, ...]:
         args, kwargs = (map_arg(part, lambda n: _NodeName(n.name)) for part in (node.args, node.kwargs))
         nodes.append((node.name, node.op, target, args, kwargs))
     codegen = graph._codegen
-    return nodes, codegen.positional if isinstance(codegen, SignatureCodeGen) else None
+    if not isinstance(codegen, SignatureCodeGen):
+        return nodes, None
+    return nodes, (codegen.positional, codegen.parameters, codegen.absent)
 
 
 def _decode_graph(encoded: tuple[Any, ...]) -> fx.Graph:
-    nodes, positional = encoded
+    nodes, signature = encoded
     graph = fx.Graph()
-    if positional is not None:
-        graph.set_codegen(SignatureCodeGen(positional))
+    if signature is not None:
+        graph.set_codegen(SignatureCodeGen(*signature))
     made: dict[str, fx.Node] = {}
 
     def decode(item: Any) -> Any:

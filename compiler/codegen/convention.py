@@ -118,7 +118,9 @@ class Inputs:
         )
         self._bound: dict[sympy.Symbol, None] = {}
         self._constant_defaults()
-        graph.set_codegen(SignatureCodeGen(sum(not p.keyword_only for p in self.parameters)))
+        positional = sum(not p.keyword_only for p in self.parameters)
+        absent = {i: p.default for i, p in enumerate(self.parameters) if p.spec is None}
+        graph.set_codegen(SignatureCodeGen(positional, len(self.parameters), absent))
         self.placeholders = [
             graph.placeholder(p.name, default_value=p.default if p.default is not _ABSENT else inspect.Signature.empty)
             for p in self.parameters

@@ -64,6 +64,8 @@ def test_the_original_signature_gives_names_order_and_defaults() -> None:
     a, m = torch.randn(2, 2)
     for result in (emitted(a, mask=m), emitted(a, 2.0, m), emitted(a, mask=m, flag=False)):
         assert torch.equal(result, a + m)
+    exported = torch.export.export(emitted, (a,), {"mask": m})
+    assert torch.equal(exported.module()(a, mask=m), a + m)
     with pytest.raises(InputError, match=r"`scale` is 3\.0"):
         emitted(a, 3.0, m)
     with pytest.raises(InputError, match="`mask` is a NoneType"):
