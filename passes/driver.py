@@ -192,14 +192,10 @@ class Applier:
             worklist.extend([v.owner for v in op._operands if v is not None and type(v.owner) is Operation])
 
 
-def is_dead(op: Operation) -> bool:
-    """Return whether nothing uses the results of `op` and it has no effect, in train mode either."""
-    return is_unused(op) and is_removable(op)
-
-
 def is_unused(op: Operation) -> bool:
     """Return whether nothing uses the results of `op`."""
-    return all(not result._uses for result in op.results)
+    results = op.results
+    return not results[0]._uses if len(results) == 1 else not any(result._uses for result in results)
 
 
 def outside_use(match: Match) -> str | None:
@@ -273,7 +269,7 @@ def run_worklist(
             queued.remove(op)
             if op.graph is not target:
                 continue
-            if is_dead(op):
+            if is_unused(op) and is_removable(op):
                 events.clear()
                 applier._erase_dead((op,))
             else:

@@ -34,6 +34,8 @@ def _never_draws(op: Operation) -> bool:
 
 def is_removable(op: Operation) -> bool:
     """Return whether the operation may go when nothing uses it."""
+    if op.body is None and op.opdef.training is None:
+        return op.opdef.is_pure
     return op.is_pure and not may_train(op)
 
 

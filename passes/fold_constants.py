@@ -241,6 +241,8 @@ def _same_numbers(narrow: torch.Tensor, wide: torch.Tensor) -> bool:
     converted = narrow.double()
     if wide.dtype is not torch.float64:
         return wide.dtype == narrow.dtype and torch.equal(converted, wide.double())
+    if torch.equal(converted.view(torch.int64), wide.view(torch.int64)):
+        return True
     same = (converted == wide) & (torch.signbit(converted) == torch.signbit(wide))
     return bool((same | (converted.isnan() & wide.isnan())).all())
 

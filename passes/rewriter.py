@@ -131,7 +131,7 @@ class Rewriter(Builder):
         ops: Sequence[Operation],
         *,
         parts: Mapping[Operation, str] | None = None,
-        inputs: Mapping[Value, str] | None = None,
+        inputs: Mapping[Value, str | Sequence[str]] | None = None,
         quantization_points: Sequence[str] | None = None,
         outputs: Sequence[Value] | None = None,
     ) -> Operation:
@@ -141,7 +141,8 @@ class Rewriter(Builder):
             kind: the region's kind: the operation is named `fused.<kind>`.
             ops: the operations, in any order.
             parts: names of the operations' modules in the emitted code.
-            inputs: names of values that enter; other values get names from the part that uses them.
+            inputs: names of values that enter; a value with several names (attention of one tensor with itself)
+                enters under each, in the order of its uses. Other values get names from the part that uses them.
             quantization_points: names of the operands that get a quantize/dequantize pair; by default all `inputs`.
             outputs: the values that leave; by default every result that is used outside.
 
@@ -155,18 +156,24 @@ class Rewriter(Builder):
         members = set(ordered)
         if outputs is None:
             outputs = [r for op in ordered for r in op.results if any(u not in members for u in r.users)]
-        names = _input_names(ordered, parts or {}, inputs or {})
-        points = (inputs or {}).values() if quantization_points is None else quantization_points
-        body = Graph([(name, value.type) for value, name in names.items()])
-        mapping: dict[Value, Value] = dict(zip(names, body.inputs, strict=True))
+        given = {v: (n,) if isinstance(n, str) else tuple(n) for v, n in (inputs or {}).items()}
+        names, uses = _entering(ordered, parts or {}, given)
+        points = [n for v in given.values() for n in v] if quantization_points is None else quantization_points
+        body = Graph([(name, value.type) for name, value in names.items()])
+        entering = dict(zip(names, body.inputs, strict=True))
+        mapping: dict[Value, Value] = {}
         for op in ordered:
-            copy_into(op, body, mapping)
+            operands = [
+                entering[uses[op, i]] if (op, i) in uses else None if v is None else mapping[v]
+                for i, v in enumerate(op.operands)
+            ]
+            copy_into(op, body, mapping, operands)
         body.set_outputs([mapping[value] for value in outputs])
         location = merge_locations(op.location for op in ordered)
-        anchor = self._region_anchor(ordered, outputs, tuple(names))
+        anchor = self._region_anchor(ordered, outputs, tuple(names.values()))
         region = Operation(
             get_opdef(f"fused.{kind}"),
-            tuple(names),
+            tuple(names.values()),
             {
                 "kind": kind,
                 "parts": tuple((parts or {}).get(op, "") for op in ordered),
@@ -235,11 +242,15 @@ def sort_operations(ops: Sequence[Operation]) -> list[Operation]:
     return distinct if len(distinct) < 2 else sorted(distinct, key=_position)
 
 
-def copy_into(op: Operation, graph: Graph, mapping: dict[Value, Value]) -> Operation:
-    """Append a copy of `op` to `graph`; operands go through `mapping`, to which the results are added."""
+def copy_into(
+    op: Operation, graph: Graph, mapping: dict[Value, Value], operands: Sequence[Value | None] | None = None
+) -> Operation:
+    """Append a copy of `op` to `graph`; operands go through `mapping` (unless given), which gets the results."""
+    if operands is None:
+        operands = [None if v is None else mapping[v] for v in op.operands]
     twin = Operation(
         op.opdef,
-        [None if v is None else mapping[v] for v in op.operands],
+        operands,
         dict(op.attributes),
         [r.type for r in op.results],
         location=op.location,
@@ -252,24 +263,29 @@ def copy_into(op: Operation, graph: Graph, mapping: dict[Value, Value]) -> Opera
     return twin
 
 
-def _input_names(
-    ops: Sequence[Operation], parts: Mapping[Operation, str], given: Mapping[Value, str]
-) -> dict[Value, str]:
-    """Return the values that enter from outside, in order of first use, with unique names."""
+def _entering(
+    ops: Sequence[Operation], parts: Mapping[Operation, str], given: Mapping[Value, tuple[str, ...]]
+) -> tuple[dict[str, Value], dict[tuple[Operation, int], str]]:
+    """Return the values that enter from outside by unique name, in order of first use, and the name of each use."""
     members = set(ops)
-    names: dict[Value, str] = {}
-    taken: set[str] = set()
+    names: dict[str, Value] = {}
+    uses: dict[tuple[Operation, int], str] = {}
+    named: dict[Value, list[str]] = {}
     for op in ops:
         params = [p.name for p in op.opdef.operand_params]
         for i, value in enumerate(op.operands):
-            if value is None or value in names or value.defining_op in members:
+            if value is None or value.defining_op in members:
                 continue
-            param = params[i] if op.segments is None and i < len(params) else f"operand{i}"
-            base = given.get(value) or (f"{parts[op]}_{param}" if parts.get(op) else param)
-            name, number = base, 0
-            while name in taken:
-                number += 1
-                name = f"{base}_{number}"
-            names[value] = name
-            taken.add(name)
-    return names
+            known = named.setdefault(value, [])
+            wanted = given.get(value, ())
+            if len(known) < max(1, len(wanted)):
+                param = params[i] if op.segments is None and i < len(params) else f"operand{i}"
+                base = wanted[len(known)] if wanted else f"{parts[op]}_{param}" if parts.get(op) else param
+                name, number = base, 0
+                while name in names:
+                    number += 1
+                    name = f"{base}_{number}"
+                names[name] = value
+                known.append(name)
+            uses[op, i] = known[-1]
+    return names, uses

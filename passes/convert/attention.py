@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from ir.aliasing import reaches_output
 from ir.core import Operation, Value
 from ir.types import Dim, TensorType
 from passes.attention import InProjection, find_in_projection
@@ -25,6 +26,8 @@ class _OutProjection:
     result: Value
     """The module's result: (B, N, E), or (N, B, E) when not `batch_first`."""
     batch_first: bool
+    inner_batch_first: bool
+    """Whether the linear works on (B, N, E), or a reshape of it."""
 
 
 class DecomposeMultiheadAttentionPattern(Pattern):
@@ -104,10 +107,10 @@ def _rewrite_module(op: Operation, b: Rewriter) -> None:
         op.operand("attn_mask"),
         {"dropout_p": dropout if training else 0.0, "train_dropout_p": dropout},
     )
-    result = _merge_heads(b, attended, op.input("out_proj_weight"), op.operand("out_proj_bias"))
-    if not op.attributes["batch_first"]:
-        result = b.permute(result, (1, 0, 2))
-    b.replace_value(op.results[0], result)
+    old = op.results[0]
+    weight, bias, batch_first = op.input("out_proj_weight"), op.operand("out_proj_bias"), op.attributes["batch_first"]
+    result = _merge_heads(b, attended, weight, bias, batch_first=batch_first, keep_strides=_shows(old))
+    b.replace_value(old, result)
 
 
 # --- what torch.export makes of the module ------------------------------------------------------------------
@@ -173,9 +176,9 @@ def _follow_result(
     best: _OutProjection | None = None
     while current is not None:
         if len(current.dims) == 3 and current.same_as(whole):
-            return _OutProjection(linear, tuple(ops), value, True)
+            return _OutProjection(linear, tuple(ops), value, True, batch_first)
         if len(current.dims) == 3 and current.same_as(swapped) and best is None:
-            best = _OutProjection(linear, tuple(ops), value, False)
+            best = _OutProjection(linear, tuple(ops), value, False, batch_first)
         if len(value.users) != 1:
             break
         user = value.users[0]
@@ -198,9 +201,9 @@ def _rewrite_exported(m: Match, b: Rewriter) -> None:
     )
     attention: Operation = m.attention
     attended = _attention(b, query, key, value, attention.operand("attn_mask"), attention.attributes)
-    result = _merge_heads(b, attended, out.linear.input("weight"), out.linear.operand("bias"))
-    if not out.batch_first:
-        result = b.permute(result, (1, 0, 2))
+    weight, bias = out.linear.input("weight"), out.linear.operand("bias")
+    keep = not out.inner_batch_first and _shows(out.result)
+    result = _merge_heads(b, attended, weight, bias, batch_first=out.batch_first, keep_strides=keep)
     b.replace_value(out.result, result)
 
 
@@ -256,8 +259,24 @@ def _attention(b: Rewriter, query: Value, key: Value, value: Value, mask: Value 
     return region.result
 
 
-def _merge_heads(b: Rewriter, attended: Value, weight: Value, bias: Value | None) -> Value:
-    merged = b.op("aten.transpose.int", attended, -3, -2).result
+def _shows(value: Value) -> bool:
+    """Whether a caller may see the strides of a result of rank 3."""
+    type_ = value.type
+    return isinstance(type_, TensorType) and type_.rank == 3 and reaches_output(value)
+
+
+def _merge_heads(
+    b: Rewriter, attended: Value, weight: Value, bias: Value | None, *, batch_first: bool, keep_strides: bool
+) -> Value:
+    """Merge the heads and project.
+
+    The module computes its result as (N, B, E) and transposes it where it is `batch_first`; so does this where a caller
+    sees the strides (`keep_strides`), and computes (B, N, E) elsewhere.
+    """
+    if keep_strides:
+        merged = b.op("aten.permute", attended, (2, 0, 1, 3)).result
+    else:
+        merged = b.op("aten.transpose.int", attended, -3, -2).result
     flat = b.op("aten.flatten.using_ints", merged, -2, -1).result
     result: Value = b.op("aten.linear", flat, weight, bias).result
-    return result
+    return b.op("aten.permute", result, (1, 0, 2)).result if batch_first == keep_strides else result

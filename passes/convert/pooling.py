@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from ir.aliasing import may_replace
 from ir.core import Value
 from ir.types import TensorType, dims_equal
 from passes.pattern import Match, Node, Pattern, PatternBuilder
 from passes.remarks import Refusal
 from passes.rewriter import Rewriter
+
+
+def _shares(m: Match, where: str) -> str | None:
+    if may_replace(m.pool.result, m.x):
+        return None
+    return f"without {where}, an output would share storage with an input, a weight or another output"
 
 
 class RemoveIdentityAdaptiveAvgPoolPattern(Pattern):
@@ -23,17 +30,17 @@ class RemoveIdentityAdaptiveAvgPoolPattern(Pattern):
 
     def check(self, m: Match) -> str | Refusal | None:
         """Demand an output size that is provably the input's; None entries keep the input's size."""
-        if m.size == (None, None):
-            return None
-        type_ = m.x.type
         where = f"adaptive_avg_pool2d at `{m.pool.location.where}`"
+        if m.size == (None, None):
+            return _shares(m, where)
+        type_ = m.x.type
         sizes = None if not isinstance(type_, TensorType) or type_.shape is None else type_.shape[-2:]
         if sizes is None or any(d is None and s is not None for d, s in zip(sizes, m.size, strict=True)):
             return Refusal(f"{where}: its input's height and width are unknown", warn=True)
         for dim, size in zip(sizes, m.size, strict=True):
             if size is not None and not dims_equal(dim, size):
                 return f"{where} pools {type_} to {m.size[0]} x {m.size[1]}"
-        return None
+        return _shares(m, where)
 
     def rewrite(self, m: Match, b: Rewriter) -> Value:
         """Use the input itself."""

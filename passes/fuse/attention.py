@@ -23,8 +23,8 @@ class ScaledDotProductAttentionPattern(FusionPattern):
     """softmax(scale · q kᵀ [+ mask]) v = fused.scaled_dot_product_attention(q, k, v, [mask])
 
     Also the one operator. The written-out form may scale the query, the key or the product, add up to two masks (one of
-    them under another shape, as shifted windows have it), and drop out; softmax must be over the last dimension, and
-    the key transposed in its last two.
+    them under another shape, as shifted windows have it), and drop out; softmax must be over the last dimension. Of a
+    key that is permuted in one go into heads and transposed, the part that makes heads stays outside.
     """
 
     kind = "scaled_dot_product_attention"
@@ -37,7 +37,7 @@ class ScaledDotProductAttentionPattern(FusionPattern):
         query, key, value = p.any("query"), p.any("key"), p.any("value")
         one = p.op(SDPA, query, key, value, p.any("mask", optional=True), name="attention")
         scaled_query = p.one_of(p.op(_SCALINGS, query), query)
-        transposed = p.permute(key, where=_swaps_last_two)
+        transposed = p.permute(key, name="transpose", where=_has_matrices)
         scaled_key = p.one_of(p.op(_SCALINGS, transposed), transposed)
         product = p.op(_MATMULS, scaled_query, scaled_key)
         scores: Node = p.one_of(p.op(_SCALINGS, product), product)
@@ -49,6 +49,22 @@ class ScaledDotProductAttentionPattern(FusionPattern):
         weights: Node = p.op("aten.softmax.int", logits, where=_over_last_dim)
         dropped = p.optional(lambda y: p.dropout(y, name="drop"), weights)
         return p.one_of(one, p.op(_MATMULS, dropped, value))
+
+    def rewrite(self, m: Match, b: Rewriter) -> None:
+        """Move the attention into a region; a permutation that does more than transpose the key stays outside."""
+        transpose: Operation | None = m.get("transpose")
+        if transpose is not None:
+            dims = transpose.attributes["dims"]
+            rank = len(dims)
+            swap = (*range(rank - 2), rank - 1, rank - 2)
+            if tuple(d % rank for d in dims) != swap:
+                with b.at(transpose, transpose.location):
+                    m.captures["key"] = b.permute(m.key, [dims[i] for i in swap])
+                    m.captures["transpose"] = inner = b.op("aten.permute", m.key, swap)
+                b.replace_value(transpose.result, inner.result)
+                b.erase(transpose)
+                m.ops[m.ops.index(transpose)] = inner
+        super().rewrite(m, b)
 
     def check(self, m: Match) -> str | None:
         """Refuse what is no attention over (…, tokens, head_dim)."""
@@ -62,13 +78,10 @@ class ScaledDotProductAttentionPattern(FusionPattern):
         return None
 
 
-def _swaps_last_two(op: Operation) -> str | None:
-    dims = op.attributes["dims"]
-    rank = len(dims)
-    expected = (*range(rank - 2), rank - 1, rank - 2)
-    if rank >= 2 and tuple(d % rank for d in dims) == expected:
+def _has_matrices(op: Operation) -> str | None:
+    if len(op.attributes["dims"]) >= 2:
         return None
-    return f"the key at `{op.location.where}` is permuted by {dims}, which does not transpose its last two dimensions"
+    return f"the key at `{op.location.where}` has a rank below 2"
 
 
 def _over_last_dim(op: Operation) -> str | None:

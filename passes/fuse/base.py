@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-from ir.core import Operation
+from ir.core import Operation, Value
 from passes.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewriter import Rewriter
 
@@ -45,9 +46,17 @@ class FusionPattern(Pattern):
             self.kind,
             m.ops,
             parts={m[part]: part for part in self.parts if isinstance(m.get(part), Operation)},
-            inputs={m[name]: name for name in self.inputs if m.get(name) is not None},
+            inputs=_by_value(self.inputs, m),
             quantization_points=self.quantization_points,
         )
+
+
+def _by_value(names: Sequence[str], m: Match) -> dict[Value, list[str]]:
+    by_value: dict[Value, list[str]] = {}
+    for name in names:
+        if m.get(name) is not None:
+            by_value.setdefault(m[name], []).append(name)
+    return by_value
 
 
 def activation(p: PatternBuilder, x: Node) -> Node:

@@ -54,15 +54,20 @@ class ConvBNAddActPattern(FusionPattern):
 
     def check(self, m: Match) -> str | None:
         """Refuse a residual that is the convolution itself, is broadcast, or promotes the type."""
-        residual = m.residual
-        if residual.defining_op in m.ops:
+        if m.residual.defining_op in m.ops:
             return "both operands of the addition come from the convolution"
-        mine, sum_ = residual.type, m.add.result.type
-        if isinstance(mine, TensorType) and isinstance(sum_, TensorType) and mine.is_known and sum_.is_known:
-            if not shapes_equal(mine.shape, sum_.shape):
-                return f"the residual of shape {mine} is broadcast to {sum_}"
-            if mine.dtype != sum_.dtype:
-                return f"the residual of type {mine} is promoted to {sum_}"
+        sum_ = m.add.result.type
+        for value in m.add.operand_values:
+            type_ = value.type
+            if not (
+                isinstance(type_, TensorType) and isinstance(sum_, TensorType) and type_.is_known and sum_.is_known
+            ):
+                continue
+            what = "the residual" if value is m.residual else "the convolution's result"
+            if not shapes_equal(type_.shape, sum_.shape):
+                return f"{what} of type {type_} is broadcast to {sum_}"
+            if type_.dtype != sum_.dtype:
+                return f"{what} of type {type_} is promoted to {sum_}"
         return None
 
 

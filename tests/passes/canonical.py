@@ -90,8 +90,13 @@ def check(
 
 
 def check_program(p: Program, **options: Any) -> Program:
-    """Canonicalize a program and hold its outputs to those of before, also for inputs that are views."""
-    runs = [random_inputs(p), [transposed(x) for x in random_inputs(p)], [channels_last(x) for x in random_inputs(p)]]
+    """Canonicalize a program and hold its outputs to those of before, also for inputs in other memory layouts."""
+    return check_change(p, random_inputs(p), lambda: canonicalize(p, **options))
+
+
+def check_change(p: Program, given: Sequence[torch.Tensor], change: Callable[[], Any]) -> Program:
+    """Hold the outputs after a change to those before: bits, strides and sharing, in three memory layouts."""
+    runs = [list(given), [transposed(x) for x in given], [channels_last(x) for x in given]]
     expected = []
     with torch.no_grad():
         for inputs in runs:
@@ -101,7 +106,7 @@ def check_program(p: Program, **options: Any) -> Program:
                 assert inputs is not runs[0]  # only a view may refuse strides
                 continue
             expected.append((inputs, outputs, sharing(inputs, outputs)))
-        canonicalize(p, **options)
+        change()
         for inputs, outputs, shared in expected:
             results = evaluate(p, inputs)
             assert_same(outputs, results)
