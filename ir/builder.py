@@ -216,10 +216,8 @@ def make_operation(
     if isinstance(opdef, str):
         opdef = get_opdef(opdef)
     operands, attributes, segments, types = bind_arguments(opdef, args, kwargs)
-    extra: tuple[Type, ...] = ()
     count = len(types) if segments is None else sum(segments)
-    if len(operands) > count:
-        extra = tuple([v.type for v in operands[count:] if v is not None])
+    extra = tuple([v.type for v in operands[count:] if v is not None]) if len(operands) > count else ()
     try:
         results = infer_types(opdef, types, attributes, extra)
     except InferenceError as error:
@@ -268,11 +266,11 @@ class Builder:
             self._on_insert(op)
         return op
 
-    def op(self, opdef: OpDef | str, *args: Any, location: Location | None = None, **kwargs: Any) -> Operation:
+    def op(self, opdef: OpDef | str, /, *args: Any, location: Location | None = None, **kwargs: Any) -> Operation:
         """Make and insert an operation, and return it; `names` are those of its results."""
         return self.insert(make_operation(opdef, *args, location=location or self.location, **kwargs))
 
-    def call(self, opdef: OpDef | str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, opdef: OpDef | str, /, *args: Any, **kwargs: Any) -> Any:
         """Make and insert an operation; return its result, or the tuple of its results when there are several."""
         results = self.op(opdef, *args, **kwargs).results
         return results[0] if len(results) == 1 else results

@@ -191,7 +191,8 @@ class Operation:
     @property
     def operand_values(self) -> tuple[Value, ...]:
         """The operands that are present."""
-        return tuple([v for v in self._operands if v is not None])
+        operands = self._operands
+        return tuple([v for v in operands if v is not None]) if None in operands else operands  # type: ignore[return-value]
 
     def set_operand(self, index: int, value: Value | None) -> None:
         """Make `value` operand number `index`: the one way to change a use-def edge."""
