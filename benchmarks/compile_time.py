@@ -219,7 +219,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.worker, arguments.batch, arguments.cold)))
         return
     jobs = [model for _ in range(arguments.repeats) for model in arguments.models]
-    runs = [_run(model, arguments.batch, arguments.cold) for model in track(jobs, description="compiling", transient=True)]
+    runs = [_run(job, arguments.batch, arguments.cold) for job in track(jobs, description="compiling", transient=True)]
     summaries = [summarize([run for run in runs if run["model"] == model]) for model in arguments.models]
     console = Console(width=None if sys.stdout.isatty() else 170)
     for what in ("wall", "cpu"):

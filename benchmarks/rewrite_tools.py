@@ -253,9 +253,7 @@ class Inductor(Tool):
         relu = aten.relu.default
         passes = PatternMatcherPass()
 
-        @register_graph_pattern(
-            CallFunction(relu, CallFunction(relu, KeywordArg("x"))), pass_dict=passes
-        )
+        @register_graph_pattern(CallFunction(relu, CallFunction(relu, KeywordArg("x"))), pass_dict=passes)
         def rewrite(match: Any, x: fx.Node) -> None:
             node = match.output_node()
             new = match.graph.call_function(relu, (x,))
