@@ -56,7 +56,7 @@ def validate_result(
                 raise ValidationError(
                     f"output {i} of the emitted module differs: float64 results by {output.difference:.3g} (largest "
                     f"magnitude {output.scale:.3g}); error in {accuracy.dtype} {output.emitted_error:.3g}, the "
-                    f"original's own {output.original_error:.3g}, same places of NaN and infinity: {output.same_nonfinite}",
+                    f"original's own {output.original_error:.3g}; NaN and infinity in place: {output.same_nonfinite}",
                     remedy='`validate="each"` names the rewrite that did it; please report it',
                 )
         if not accuracy.others_equal:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import attrs
 
-
 # How many modules the text of a merged location names.
 _MAX_NAMED = 4
 

@@ -27,7 +27,7 @@ def program(
     values: list[Value] = []
     for name, type_ in (weights or {}).items():
         assert type_.shape is not None
-        data = torch.randn([int(d) for d in type_.shape], dtype=type_.dtype)  # type: ignore[arg-type]
+        data = torch.randn([int(d) for d in type_.shape], dtype=type_.dtype)
         values.append(result.add_weight(Weight(name, WeightKind.PARAMETER, type_, data, requires_grad=True)))
     builder = Builder(graph, location=Location("block", "torch.nn.Module", "user.py", 7))
     outputs = body(builder, *graph.inputs, *values)

@@ -277,7 +277,7 @@ ATTENTIONS = {
         1,
         0,
     ),
-    # the last of these attend to a key that is permuted otherwise: the region's key is what is transposed, whatever it is
+    # of a key that is permuted otherwise, the key of the region is what is transposed in the end
     "wrong softmax dim": (lambda s, x: written_out(heads(s.q(x)), heads(s.k(x)), heads(s.v(x)), dim=-2), 0, 0),
     "key not transposed": (
         lambda s, x: torch.softmax(heads(s.q(x)) @ heads(s.k(x)).permute(0, 1, 2, 3), -1) @ heads(s.v(x)),

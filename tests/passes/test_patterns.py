@@ -289,7 +289,7 @@ def test_unknown_pattern_is_refused():
     with pytest.raises(PatternError, match="not a subclass"):
         instantiate([ReluRelu, int])  # type: ignore[list-item]
     with pytest.raises(PatternError, match="list or tuple"):
-        instantiate(ReluRelu)  # type: ignore[arg-type]
+        instantiate(ReluRelu)
 
 
 def test_pattern_with_unknown_attribute_is_refused():

@@ -42,7 +42,7 @@ def assert_equal_training(result: TransformResult, original: nn.Module, *args: t
         torch.manual_seed(3)
         outputs = [o for o in pytree.tree_leaves(module(*inputs)) if o.is_floating_point()]
         weights = [torch.linspace(-1, 1, o.numel(), dtype=o.dtype).reshape(o.shape) for o in outputs]
-        sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)).backward()  # type: ignore[union-attr]
+        sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)).backward()
         runs.append((outputs, inputs))
     for what, index in (("output", 0), ("input gradient", 1)):
         for a, b in zip(runs[0][index], runs[1][index], strict=True):
