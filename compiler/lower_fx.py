@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 
 from compiler.capture_opaque import structural_copy
 from compiler.functionalize import Functionalizer
-from compiler.lower_fx_calls import Calls, Size
+from compiler.lower_fx_calls import Calls
+from compiler.lower_fx_index import Pieces, Size
 from compiler.lower_fx_modules import LeafModules
 from compiler.lower_fx_overloads import UnknownCallError, is_runtime, is_tensor
 from compiler.lower_locations import Locator
@@ -28,6 +29,8 @@ from ir.nn_ops import encode_call
 from ir.opdef import get_opdef
 from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, WeightKind
 from ir.types import CPU, UNKNOWN_TENSOR, ScalarType, TensorType, Type
+
+_WITH_INPUTS = "pass example inputs, so that it is captured through torch.export"
 
 
 class FxLowering:
@@ -61,7 +64,7 @@ class FxLowering:
         if type(root.graph._codegen) is not CodeGen:
             raise CaptureError(
                 "the graph takes or returns nested structures",
-                remedy="pass example inputs, so that it is captured through torch.export",
+                remedy=_WITH_INPUTS,
             )
         self.weights.add_module(root)
         self.program.module_modes = {path: module.training for path, module in root.named_modules()}
@@ -83,7 +86,6 @@ class FxLowering:
     def _node(self, node: fx.Node) -> None:
         location = self._location(node)
         self.functionalizer.location = location
-        self.calls.wanted_results = _unpacked(node)
         try:
             if node.op == "placeholder":
                 self._placeholder(node)
@@ -132,7 +134,7 @@ class FxLowering:
         if name.startswith("*"):
             raise CaptureError(
                 f"the graph takes a variable number of arguments ({name})",
-                remedy="pass example inputs, so that it is captured through torch.export",
+                remedy=_WITH_INPUTS,
             )
         if node.args and not node.users:
             self.env[node] = None
@@ -173,7 +175,7 @@ class FxLowering:
         tree = _plain_containers(node.args[0])
         leaves, self.convention.out_spec = pytree.tree_flatten(tree, is_leaf=lambda item: isinstance(item, fx.Node))
         flat = [self.env[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
-        if any(isinstance(item, (tuple, list, Size)) for item in flat):
+        if any(isinstance(item, (tuple, list, Size, Pieces)) for item in flat):
             # a node that stands for several values
             nested = self.calls.plain(_substitute(tree, self.env))
             flat, self.convention.out_spec = pytree.tree_flatten(nested, is_leaf=is_runtime)
@@ -264,7 +266,7 @@ class FxLowering:
         if not callable(function) or writes or name in ("__setitem__", "setitem", "setattr"):
             raise CaptureError(
                 f"the graph calls {name}, which may write to its arguments and has no functional form here: {problem}",
-                remedy="pass example inputs, so that it is captured through torch.export",
+                remedy=_WITH_INPUTS,
             )
         module = getattr(function, "__module__", None)
         callee = f"{module}.{name}" if module else name
@@ -278,20 +280,21 @@ class FxLowering:
     def _opaque(
         self, node: fx.Node, callee: str, args: Sequence[Any], kwargs: Mapping[str, Any], training: bool
     ) -> Any:
-        plain_args, plain_kwargs = self.calls.plain(list(args)), self.calls.plain(dict(kwargs))
         try:
+            plain_args, plain_kwargs = self.calls.plain(list(args)), self.calls.plain(dict(kwargs))
             spec, operands = encode_call(plain_args, plain_kwargs, is_runtime)
-        except InputError as error:
-            raise CaptureError(
-                f"{callee} cannot be kept as an opaque call: {error.message}", remedy=error.remedy
-            ) from None
+        except (InputError, UnknownCallError) as error:
+            raise CaptureError(f"{callee} cannot be kept as an opaque call: {error}", remedy=_WITH_INPUTS) from None
         if not all(map(is_tensor, operands)):
             raise CaptureError(
                 f"{callee} takes a size that is known at run time only",
-                remedy="pass example inputs, so that it is captured through torch.export",
+                remedy=_WITH_INPUTS,
             )
         recorded = _recorded_types(node, self.device)
-        count = self.calls.wanted_results
+        count = _unpacked(node)
+        if recorded is None and count == 1:
+            # an unpacking would name all results; this takes the first of a number that is not known
+            raise CaptureError(f"it is not known how many results {callee} returns", remedy=_WITH_INPUTS)
         types = [t or UNKNOWN_TENSOR for t in recorded] if recorded else [UNKNOWN_TENSOR] * max(count, 1)
         found = self.functionalizer.call(
             get_opdef("nn.opaque"),
@@ -364,4 +367,4 @@ def _any_runtime(tree: Any) -> bool:
         return any(map(_any_runtime, tree.values()))
     if isinstance(tree, slice):
         return _any_runtime((tree.start, tree.stop, tree.step))
-    return is_runtime(tree) or type(tree) is Size
+    return is_runtime(tree) or type(tree) in (Size, Pieces)

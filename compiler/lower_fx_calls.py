@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from compiler.functionalize import Functionalizer
+from compiler.lower_fx_index import PIECES, Indexing, Pieces, Size
 from compiler.lower_fx_overloads import (
     BINARY,
     SCALAR_OPERATORS,
@@ -22,17 +23,9 @@ from compiler.lower_fx_overloads import (
     shapes_known,
 )
 from compiler.lower_storage import Handle
-from ir.core import Value
+from ir.errors import InferenceError
 from ir.opdef import OpDef, get_opdef, opdef_of_overload
 from ir.types import ScalarType, TensorType, Type
-
-
-class Size:
-    """The size of a tensor (`x.shape`), of which single dimensions are read later."""
-
-    def __init__(self, handle: Handle) -> None:
-        self.handle = handle
-
 
 VARIADIC = frozenset(
     {
@@ -87,13 +80,11 @@ _RETURN_NOTHING = frozenset({torch._assert})
 # ---- calls ----
 
 
-class Calls:
+class Calls(Indexing):
     """Appends the operators that calls stand for."""
 
     def __init__(self, functionalizer: Functionalizer) -> None:
         self.functionalizer = functionalizer
-        self.wanted_results = 0
-        """How many results the users of the call unpack, where the shapes do not say how many there are."""
 
     def aten(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call the overload of `aten.<name>` that takes these arguments.
@@ -114,47 +105,31 @@ class Calls:
         """Call an operator; return its result, a tuple where it has several, or a value where it is a number."""
         if isinstance(opdef, str):
             opdef = get_opdef(opdef)
-        if "list" in opdef.results and not shapes_known(args):
-            if not self.wanted_results:
-                raise UnknownCallError("the number of results is not known")
-            types = [TensorType(None, None, None)] * self.wanted_results
-        results = self.functionalizer.call(opdef, list(args), kwargs or {}, types)
+        try:
+            results = self.functionalizer.call(opdef, list(args), kwargs or {}, types)
+        except InferenceError as error:
+            if "list" in opdef.results and not shapes_known(args):
+                if opdef.name in PIECES:
+                    return self._pieces(opdef, args, kwargs or {})
+                raise UnknownCallError("the number of results is not known") from error
+            raise
         found = [h.value if isinstance(h.value.type, ScalarType) else h for h in results]
         if "list" in opdef.results or len(opdef.results) > 1:
             return tuple(found)
         return found[0] if found else None
 
-    # ---- sizes ----
-
-    def dim(self, handle: Handle, axis: Any) -> Any:
-        """Return one dimension of a tensor: an int where it is known, else a value."""
-        type_ = handle.value.type
-        if isinstance(type_, TensorType) and type_.shape is not None and isinstance(axis, int):
-            known = type_.shape[axis]
-            if known is not None:
-                return known
-        return self.operator("aten.sym_size.int", (handle, axis))
-
-    def dims(self, size: Size) -> list[Any]:
-        """Return all dimensions of a tensor of known rank.
-
-        Raises:
-            UnknownCallError: when the rank is not known.
-        """
-        rank = self.rank(size.handle)
-        if rank is None:
-            raise UnknownCallError("the rank is not known")
-        return [self.dim(size.handle, axis) for axis in range(rank)]
-
-    def rank(self, handle: Handle) -> int | None:
-        """Return the number of dimensions, where it is known."""
-        type_ = handle.value.type
-        return type_.rank if isinstance(type_, TensorType) else None
+    def _pieces(self, opdef: OpDef, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Pieces:
+        bound = {p.name: p.default for p in opdef.params}
+        bound |= dict(zip(bound, args, strict=False)) | dict(kwargs)
+        number = PIECES[opdef.name]
+        return Pieces(opdef.name, bound["self"], None if number is None else bound[number], bound["dim"])
 
     def plain(self, arg: Any) -> Any:
         """Return an argument with sizes as lists of dimensions, and FX's own lists as lists."""
         if type(arg) is Size:
             return self.dims(arg)
+        if type(arg) is Pieces:
+            raise UnknownCallError("the number of pieces is not known")
         if isinstance(arg, slice):
             return slice(self.plain(arg.start), self.plain(arg.stop), self.plain(arg.step))
         if isinstance(arg, tuple):
@@ -238,11 +213,11 @@ class Calls:
         if function is operator.getitem:
             return self.item(args[0], self.plain(args[1]))
         if function is operator.setitem:
-            return self._set_item(args[0], self.plain(args[1]), args[2])
+            return self.set_item(args[0], self.plain(args[1]), args[2])
         if function is getattr:
             return self.attribute(args[0], args[1])
         if function in BINARY or function in UNARY:
-            return self._operator(function, [self.plain(arg) for arg in args])
+            return self.python_operator(function, [self.plain(arg) for arg in args])
         if function is len and type(args[0]) is Handle:
             return self.dim(args[0], 0)
         name = getattr(function, "__name__", "")
@@ -279,7 +254,7 @@ class Calls:
             return self.aten(name, owner)
         raise UnknownCallError(f"attribute {name} of a tensor")
 
-    def _operator(self, function: Callable[..., Any], args: list[Any]) -> Any:
+    def python_operator(self, function: Callable[..., Any], args: list[Any]) -> Any:
         """An operator of Python on tensors, or on numbers of which some are read from tensors."""
         if not any(map(is_runtime, args)):
             return function(*args)
@@ -312,85 +287,3 @@ class Calls:
         if name is None or not ints:
             raise UnknownCallError("an operator on numbers read from tensors")
         return self.operator(f"aten.{name}.int", args)
-
-    # ---- indexing ----
-
-    def item(self, owner: Any, index: Any) -> Any:
-        """Return `owner[index]`."""
-        if type(owner) is Size:
-            if isinstance(index, int):
-                return self.dim(owner.handle, index)
-            return self.dims(owner)[index]
-        if type(owner) is not Handle:
-            return owner[index]
-        return self._index(owner, index)
-
-    def _index(self, owner: Handle, index: Any) -> Any:
-        parts = list(index) if isinstance(index, tuple) else [index]
-        if any(isinstance(part, (list, bool)) for part in parts):
-            raise UnknownCallError("indexing by a list or a bool")
-        taken = sum(part is not None and part is not Ellipsis for part in parts)
-        if Ellipsis in parts:
-            place = parts.index(Ellipsis)
-            after = parts[place + 1 :]
-            rank = self.rank(owner)
-            if rank is not None:
-                parts[place : place + 1] = [slice(None)] * (rank - taken)
-            elif not after:
-                parts = parts[:place]
-            else:
-                return self._index_from_end(owner, parts[:place], after)
-        current = owner
-        axis = 0
-        tensors: dict[int, Any] = {}
-        for part in parts:
-            if is_tensor(part):
-                tensors[axis] = part
-                axis += 1
-                continue
-            current, kept = self._take(current, axis, part)
-            axis += kept
-        if tensors:
-            indices = [tensors.get(i) for i in range(max(tensors) + 1)]
-            return self.operator("aten.index.Tensor", (current, indices))
-        return current if current is not owner else self.operator("aten.alias", (owner,))
-
-    def _index_from_end(self, owner: Handle, before: list[Any], after: list[Any]) -> Any:
-        if before or any(part is None or is_tensor(part) for part in after):
-            raise UnknownCallError("indexing around an ellipsis where the rank is not known")
-        current = owner
-        axis = -1
-        for part in reversed(after):
-            current, kept = self._take(current, axis, part)
-            axis -= kept
-        return current
-
-    def _take(self, current: Handle, axis: int, part: Any) -> tuple[Handle, int]:
-        """Apply one part of an index; return the result and whether the dimension stays."""
-        if part is None:
-            return self.operator("aten.unsqueeze", (current, axis)), 1
-        if isinstance(part, slice):
-            if part == slice(None):
-                return current, 1
-            step = 1 if part.step is None else part.step
-            start = 0 if part.start is None else part.start
-            stop = 2**63 - 1 if part.stop is None else part.stop
-            return self.operator("aten.slice.Tensor", (current, axis, start, stop, step)), 1
-        if isinstance(part, int) or type(part) is Value:
-            return self.operator("aten.select.int", (current, axis, part)), 0
-        raise UnknownCallError(f"indexing by a {type(part).__qualname__}")
-
-    def _set_item(self, owner: Any, index: Any, value: Any) -> None:
-        if type(owner) is not Handle:
-            raise UnknownCallError("assignment to an item of something that is no tensor")
-        parts = index if isinstance(index, tuple) else (index,)
-        if any(map(is_tensor, parts)):
-            if not all(map(is_tensor, parts)) or not is_tensor(value):
-                raise UnknownCallError("assignment by tensors and other indices")
-            self.operator("aten.index_put_", (owner, list(parts), value))
-            return
-        view = self._index(owner, index)
-        if is_tensor(value):
-            self.operator("aten.copy_", (view, value))
-        else:
-            self.operator("aten.fill_.Scalar", (view, value))

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from compiler.lower_fx_calls import Calls, Size
+from compiler.lower_fx_calls import Calls
+from compiler.lower_fx_index import Size
 from compiler.lower_fx_overloads import UnknownCallError
 
 Lowering = Callable[..., Any]
@@ -240,7 +241,6 @@ FUNCTIONS: dict[Any, Lowering] = {
     F.feature_alpha_dropout: _dropout("feature_alpha_dropout"),
     F.softmax: _softmax("softmax"),
     F.log_softmax: _softmax("log_softmax"),
-    F.adaptive_avg_pool1d: _adaptive("adaptive_avg_pool1d", 1),
     F.adaptive_avg_pool2d: _adaptive("adaptive_avg_pool2d", 2),
     F.adaptive_avg_pool3d: _adaptive("adaptive_avg_pool3d", 3),
     F.adaptive_max_pool1d: _adaptive("adaptive_max_pool1d", 1, 0),

@@ -67,6 +67,8 @@ def assert_same(program: Program, model: nn.Module, *args: torch.Tensor) -> None
     for leaf, value in zip(program.convention.outputs, expected, strict=True):
         if leaf.value is None:
             assert leaf.constant == value
+        elif not isinstance(value, torch.Tensor):
+            assert results[leaf.value] == value
         else:
             _assert_bits(results[leaf.value], value)
     for mutation in program.convention.mutations:
