@@ -84,7 +84,12 @@ def pool(dims: int) -> Generator:
         x = source.tensor(dims + 1, dims + 2, zero=False)
         spatial = shape_of(x)[-dims:]
         padding = [source.integer(0, 1) for _ in range(dims)]
-        kernel = [max(2 * p, _kernel(source, s, p, 1)) for s, p in zip(spatial, padding, strict=True)]
+        if opdef.name == "aten.avg_pool3d":
+            # the kernel must fit into the input without its padding
+            kernel = [_kernel(source, s, 0, 1) for s in spatial]
+            padding = [min(p, k // 2) for p, k in zip(padding, kernel, strict=True)]
+        else:
+            kernel = [max(2 * p, _kernel(source, s, p, 1)) for s, p in zip(spatial, padding, strict=True)]
         chosen: dict[str, Any] = {"padding": padding, "ceil_mode": source.flag()}
         if source.flag():
             chosen["stride"] = [source.integer(1, 3) for _ in range(dims)]

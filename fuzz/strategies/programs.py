@@ -15,7 +15,7 @@ from fuzz.strategies.source import Condition, Source
 from fuzz.strategies.types import FLOATS, SYMBOLS, shapes
 from ir.attributes import map_leaves
 from ir.builder import Builder, bind_arguments, infer_types
-from ir.core import Graph, Value
+from ir.core import Graph, Operation, Value
 from ir.errors import InferenceError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import Trait, get_opdef
@@ -197,7 +197,14 @@ def programs(draw: st.DrawFn, max_ops: int = 12, *, operators: Sequence[str] = (
         # a stop and not a count, so that a failing program shrinks by leaving out any operation
         if draw(st.integers(0, 15)) == 0:
             break
-        name = source.one_of(operators or (COMMON if source.integer(0, 3) < 3 else OPERATORS))
+        earlier = [op for op in source.graph.operations() if op.segments is None and op.operands]
+        if earlier and source.integer(0, 7) == 7:
+            _repeat_operation(source, builder, source.one_of(earlier))
+            continue
+        if earlier and source.integer(0, 7) == 7:
+            name = earlier[-1].name  # pairs of one operator are what many rules merge
+        else:
+            name = source.one_of(operators or (COMMON if source.integer(0, 3) < 3 else OPERATORS))
         builder.location = UNKNOWN_LOCATION
         if source.flag():
             builder.location = Location(f"layer{number}", "torch.nn.modules.module.Module", "model.py", number + 1)
@@ -217,6 +224,19 @@ def _add_operation(source: _ProgramSource, builder: Builder, name: str) -> None:
     if source.symbolic and not _holds_at_the_ends(name, args, kwargs):
         return
     source.values += builder.op(name, *args, **kwargs).results
+
+
+def _repeat_operation(source: _ProgramSource, builder: Builder, op: Operation) -> None:
+    """Apply an operation once more, to another value of the same type or the same one, with the same weights."""
+    first, *others = op.operands
+    if first is None or (op.name in _NEED_CONTIGUOUS and not _is_contiguous(first)):
+        return
+    same = [v for v in reversed(source.values) if v.type == first.type]
+    if op.name in _NEED_CONTIGUOUS:
+        same = [v for v in same if _is_contiguous(v)]
+    values = [source.one_of(same), *others]
+    arguments: dict[str, Any] = {p.name: v for p, v in zip(op.opdef.operand_params, values, strict=True)}
+    source.values += builder.op(op.opdef, **arguments, **op.attributes).results
 
 
 def _holds_at_the_ends(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

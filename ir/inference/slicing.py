@@ -11,9 +11,11 @@ import torch
 from ir.inference.support import (
     Attributes,
     Misfit,
+    Refusal,
     Shape,
     Undecided,
     common_device,
+    floor_div,
     require,
     require_equal,
     total,
@@ -110,9 +112,15 @@ def split(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     shape = _ranked(x)
     dim = wrap_dim(attributes["dim"], len(shape))
     size = shape[dim]
-    require(type(size) is int and type(piece) is int and piece > 0)
-    assert type(size) is int
-    return _pieces(x, dim, _piece_sizes(size, piece))
+    if size is None:
+        raise Undecided
+    if type(size) is int and type(piece) is int:
+        require(piece > 0)
+        return _pieces(x, dim, _piece_sizes(size, piece))
+    count = floor_div(size, piece)
+    if type(count) is int and dims_equal(count * piece, size):
+        return _pieces(x, dim, [piece] * count)
+    raise Refusal(f"how many they are depends on the size {size}")
 
 
 def split_with_sizes(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
@@ -146,8 +154,10 @@ def unbind(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     shape = _ranked(x)
     dim = wrap_dim(attributes["dim"], len(shape))
     size = shape[dim]
-    require(type(size) is int)
-    assert type(size) is int
+    if size is None:
+        raise Undecided
+    if type(size) is not int:
+        raise Refusal(f"how many they are depends on the size {size}")
     return (TensorType((*shape[:dim], *shape[dim + 1 :]), x.dtype, x.device),) * size
 
 

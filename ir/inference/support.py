@@ -34,6 +34,10 @@ class Misfit(Undecided):
     """The operands cannot fit the operator; the message says why."""
 
 
+class Refusal(Exception):  # noqa: N818 - becomes an InferenceError that names the operator
+    """The operator may take the operands, but its result types cannot be told; the message says why."""
+
+
 def with_fallback(name: str, rule: InferRule) -> InferRule:
     """Return the inference rule of the operator `name`: `rule` where it decides, else the operator on fake tensors."""
 
@@ -48,6 +52,11 @@ def with_fallback(name: str, rule: InferRule) -> InferRule:
             if is_unknown(types):
                 shown = ", ".join(str(t) for t in types)
                 raise InferenceError(f"{name} does not take operands ({shown}): {misfit}") from None
+        except Refusal as refusal:
+            shown = ", ".join(str(t) for t in types)
+            raise InferenceError(
+                f"the result types of {name} for operands ({shown}) are not known: {refusal}"
+            ) from None
         except Undecided:
             pass
         return infer_with_fakes(get_opdef(name), types, attributes)
