@@ -218,6 +218,9 @@ class _Export:
         try:
             with random_state_kept(), tracing_mode(), warnings.catch_warnings():
                 warnings.filterwarnings("error", message=".*assigned during export")
+                # a recurrent module of torch keeps its own list of its parameters, which export parametrizes
+                own = r"(self\.(\w+\.)*_flat_weights\[\d+\](, )?)+"
+                warnings.filterwarnings("ignore", message=f"The tensor attributes? {own} w(as|ere) assigned during export")
                 model.__dict__["forward"] = forward
                 result = action()
         except Exception as error:  # noqa: BLE001 - whatever the user's code raises
@@ -226,8 +229,9 @@ class _Export:
             left = [change for change in state.restore() if change[2] != "forward"]
         if failure is not None:
             raise self._explained(failure) from failure
-        if (changed or left) and not may_change:
-            raise state_change(changed or left)
+        changed = [change for change in changed or left if not _is_list_of_parameters(change)]
+        if changed and not may_change:
+            raise state_change(changed)
         return result
 
     def _explained(self, failure: Exception) -> GraphwrightError:
@@ -242,3 +246,9 @@ class _Export:
         finally:
             state.restore()
         return explain(failure, self.model)
+
+
+def _is_list_of_parameters(change: Change) -> bool:
+    """Whether it is the list that a recurrent module of torch keeps of its own parameters."""
+    _, module, name = change
+    return isinstance(module, nn.RNNBase) and name.startswith("_flat_weight")

@@ -239,3 +239,13 @@ def test_one_compilation_does_not_disturb_the_next():
     assert str(first.program) == str(second.program)
     assert first.model.code == second.model.code
     assert first.counts() == second.counts()
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM(4, 5, 2, bidirectional=True), nn.GRU(4, 5, batch_first=True), nn.RNN(4, 3)])
+def test_recurrent_layers_keep_their_list_of_parameters(layer):
+    layer.eval()
+    listed = [id(weight) for weight in layer._flat_weights]
+    x = torch.randn(2, 3, 4)
+    result = transform(layer, (x,))
+    assert [id(weight) for weight in layer._flat_weights] == listed
+    assert_equal_outputs(layer, result.model, x)
