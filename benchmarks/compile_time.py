@@ -1,10 +1,10 @@
 """Time and memory of each stage of `transform` on the real models, each model in a process of its own.
 
-Every stage is timed (wall clock, and the CPU time that the tables show when the machine is shared) and given as
-milliseconds and as a share of capture. Memory is the peak of resident memory that a stage adds to what was resident
-when the model had been built and had run once; a second copy of the weights would show there as their size. What
-capture (torch.export) takes is shown beside the rest, and the growth that is left after the compilation, when capture's
-own garbage is gone, in the last column.
+Every stage is timed by wall clock and in CPU time (which a busy machine disturbs less), in milliseconds and as a share
+of capture. Memory is the peak of resident memory that a stage adds to what it found; a copy of the weights would show
+there as their size. The last columns: the peak of the whole compilation above the built model that has run once, what
+of it is still held at the end beside the old and the new module, and the bytes of the new module's weights that share
+no storage with the old ones (folded constants).
 
 A small model is compiled first, unless `--cold` asks for the first compilation of a process, in which torch.export
 and our tables of operators are loaded as well.
@@ -73,20 +73,26 @@ class _Meter:
     def __init__(self) -> None:
         self.stages: dict[str, dict[str, float]] = {}
         self.base = resident()
+        self.peak = 0
+        """Peak of resident memory above the base."""
         self._name = ""
         self._wall = self._cpu = 0.0
+        self._resident = 0
 
     def begin(self, name: str) -> None:
         """End the running stage and begin another."""
         cpu, wall = time.process_time(), time.perf_counter()
         if self._name:
+            peak = _status("VmHWM")
+            self.peak = max(self.peak, peak - self.base)
             self.stages[self._name] = {
                 "wall": wall - self._wall,
                 "cpu": cpu - self._cpu,
-                "peak": _status("VmHWM") - self.base,
+                "peak": peak - self._resident,
             }
         self._name = name
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
+        self._resident = _status("VmRSS")
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
 
@@ -122,6 +128,7 @@ def measure(model_name: str, batch: int, cold: bool) -> dict[str, Any]:
         "weights": sum(storage.nbytes() for storage in tensors.values()),
         "copied": sum(size for pointer, size in own.items() if pointer not in tensors),
         "operations": sum(result.operations_before.values()),
+        "peak": meter.peak,
         "growth": growth,
         "stages": meter.stages,
     }
@@ -138,6 +145,7 @@ class Summary:
     weights: int
     copied: int
     operations: int
+    peak: float
     growth: float
     stages: dict[str, dict[str, float]]
 
@@ -153,8 +161,8 @@ def summarize(runs: Sequence[dict[str, Any]]) -> Summary:
         stage: {what: statistics.median([r["stages"][stage][what] for r in runs]) for what in values}
         for stage, values in first["stages"].items()
     }
-    growth = statistics.median([r["growth"] for r in runs])
-    return Summary(first["model"], first["weights"], first["copied"], first["operations"], growth, stages)
+    peak, growth = (statistics.median([r[what] for r in runs]) for what in ("peak", "growth"))
+    return Summary(first["model"], first["weights"], first["copied"], first["operations"], peak, growth, stages)
 
 
 def time_table(summaries: Sequence[Summary], what: str) -> Table:
@@ -174,9 +182,9 @@ def time_table(summaries: Sequence[Summary], what: str) -> Table:
 
 
 def memory_table(summaries: Sequence[Summary]) -> Table:
-    """Return the table of peak memory above the built model, in MiB."""
-    table = Table(title="peak memory of each stage above that of the built model, MiB", title_justify="left")
-    for name in ("model", "weights", *STAGES, "copied weights", "kept at the end"):
+    """Return the table of peak memory, in MiB."""
+    table = Table(title="peak memory that each stage adds to what it found, MiB", title_justify="left")
+    for name in ("model", "weights", *STAGES, "peak of all", "kept at the end", "new weights"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for summary in summaries:
         peaks = [f"{summary.stages[s]['peak'] / MIB:.1f}" if s in summary.stages else "" for s in STAGES]
@@ -184,8 +192,9 @@ def memory_table(summaries: Sequence[Summary]) -> Table:
             summary.model,
             f"{summary.weights / MIB:.1f}",
             *peaks,
-            f"{summary.copied / MIB:.1f}",
+            f"{summary.peak / MIB:.1f}",
             f"{summary.growth / MIB:.1f}",
+            f"{summary.copied / MIB:.1f}",
         )
     return table
 
