@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from ir.core import RETURN, Operation, Value
+from ir.core import RETURN, Value
 from ir.opdef import OpDef, Trait
 from ir.types import TensorType
 
@@ -162,9 +162,3 @@ def may_replace(old: Value, new: Value) -> bool:
     if not aliases_output(old):
         return True
     return not may_share_with_caller(new) and not any(aliases_output(root) for root in may_alias_roots(new))
-
-
-def defined_by(value: Value, *names: str) -> Operation | None:
-    """Return the operation that defines `value` if its operator is one of `names`."""
-    op = value.defining_op
-    return op if op is not None and op.name in names else None

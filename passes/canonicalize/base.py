@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ir.attributes import has_ref
 from ir.core import Operation, Value
 from ir.types import Dim, TensorType
-from passes.pattern import Match, Pattern
+from passes.pattern import Pattern
 
 
 class Rule(Pattern):
@@ -15,11 +14,6 @@ class Rule(Pattern):
 
     exact = True
     warns_without_shapes = False
-
-
-def root(m: Match) -> Operation:
-    """Return the operation at the root of a match."""
-    return m.root
 
 
 def tensor(value: Value | None) -> TensorType | None:
@@ -81,8 +75,3 @@ def wrap(dim: object, rank: int) -> int | None:
     if type(dim) is not int or not -bound <= dim < bound:
         return None
     return dim % bound
-
-
-def is_plain(op: Operation) -> bool:
-    """Return whether no attribute refers to an operand."""
-    return len(op.operands) == op.num_schema_operands or not any(map(has_ref, op.attributes.values()))
