@@ -24,7 +24,7 @@ demo: $(VENV)/.installed-dev
 	$(BIN)/python -m compiler.demo
 
 test: lint
-	$(BIN)/python -m pytest -m 'not zoo'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not zoo' -n 2 --dist loadgroup
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """graphwright: makes PyTorch models ready for deployment, and shows that it did not change them."""
 
+import graphwright._rooms  # noqa: F401 - says clearly when another package stands in the way  # isort: skip
+
 from compiler.driver import TransformResult, transform
 from compiler.parameter_map import ParameterMap
 from compiler.pipeline import parse_pipeline, pipeline_of
