@@ -24,7 +24,7 @@ from ir.errors import InputError
 from ir.opdef import Trait
 from ir.program import Program
 from ir.verify import verify
-from passes.driver import RewriteLog, is_computation, unfused_reason
+from passes.driver import RewriteLog, UnfusedReasons, is_computation
 from passes.instruments import count_operations
 from passes.manager import Fixpoint, PassContext, PassManager
 from passes.pattern import Pattern, instantiate
@@ -194,9 +194,11 @@ def _kept(program: Program, log: RewriteLog, manager: PassManager) -> list[Remar
     if not rules:
         return []
 
+    reasons = UnfusedReasons(log, rules)
+
     def kept(op: Operation) -> Remark:
         opaque = op.opdef.has(Trait.OPAQUE)
-        reason = "an opaque call is never moved or fused" if opaque else unfused_reason(op, log, rules)
+        reason = "an opaque call is never moved or fused" if opaque else reasons.of(op)
         return Remark(
             "kept", "fuse", op.location, f"{op.name} at `{op.location.where}` stays: {reason}", op.name, reason
         )

@@ -332,20 +332,26 @@ def run_sweep(program: Program, index: RuleIndex, log: RewriteLog, *, record: bo
     return count
 
 
-def unfused_reason(op: Operation, log: RewriteLog, rules: Sequence[Pattern]) -> str:
-    """Return why an operation was left as it is, in the words of the near misses that looked at it."""
-    reasons = [
-        f"{remark.rule}: {remark.message}"
-        for remark in log.remarks
-        if remark.kind in ("missed", "skipped") and remark.operation == op.name and remark.location == op.location
-    ]
-    if reasons:
-        return "; ".join(dict.fromkeys(reasons))
-    index = RuleIndex(rules)
-    roots = [variant.rule.name for variant in index.lookup(op.opdef)]
-    if roots:
-        return f"what surrounds it does not have the structure of {', '.join(dict.fromkeys(roots))}"
-    return f"no pattern of this pipeline is about {op.name}"
+class UnfusedReasons:
+    """Says why operations were left as they are, in the words of the near misses that looked at them."""
+
+    def __init__(self, log: RewriteLog, rules: Sequence[Pattern]) -> None:
+        self._index = RuleIndex(rules)
+        self._misses: dict[tuple[str, Location], dict[str, None]] = {}
+        for remark in log.remarks:
+            if remark.kind in ("missed", "skipped"):
+                reasons = self._misses.setdefault((remark.operation, remark.location), {})
+                reasons[f"{remark.rule}: {remark.message}"] = None
+
+    def of(self, op: Operation) -> str:
+        """Return why `op` was left as it is."""
+        reasons = self._misses.get((op.name, op.location))
+        if reasons:
+            return "; ".join(reasons)
+        roots = [variant.rule.name for variant in self._index.lookup(op.opdef)]
+        if roots:
+            return f"what surrounds it does not have the structure of {', '.join(dict.fromkeys(roots))}"
+        return f"no pattern of this pipeline is about {op.name}"
 
 
 def is_computation(op: Operation) -> bool:
