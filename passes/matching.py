@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,9 +13,8 @@ from ir.attributes import attributes_equal
 from ir.core import Operation, Value
 from ir.errors import PatternError
 from ir.opdef import OpDef, ParamKind, Trait
+from passes.expansion import expand, num_operations, shared_nodes
 from passes.pattern import AnyOf, AnyValue, AttrCapture, AttrWhere, Chain, Match, Node, OpNode, Pattern, PatternBuilder
-
-_MAX_VARIANTS = 256
 
 
 class _State:
@@ -104,7 +103,7 @@ def _compile(rule: Pattern) -> tuple[Variant, ...]:
         raise PatternError(f"the pattern of {rule.name} cannot be built: {error}") from error
     if not isinstance(tree, (AnyValue, OpNode, AnyOf, Chain)):
         raise PatternError(f"the pattern of {rule.name} is {tree!r}, not a pattern node")
-    expanded = [(_length(node) + rule.check_adds, order, node) for order, node in enumerate(_expand(tree))]
+    expanded = [(num_operations(node) + rule.check_adds, order, node) for order, node in enumerate(expand(tree))]
     result = []
     for length, order, node in sorted(expanded, key=lambda v: (-v[0], v[1])):
         if isinstance(node, AnyValue):
@@ -112,127 +111,10 @@ def _compile(rule: Pattern) -> tuple[Variant, ...]:
         root: Any = node
         if isinstance(root, Chain) and not root.minimum:
             raise PatternError(f"the root of the pattern of {rule.name} is a chain that may be empty")
-        shared = _shared_nodes(node)
+        shared = shared_nodes(node)
         matcher = _op_matcher(root, shared) if isinstance(root, OpNode) else _chain_root(root, shared)
         result.append(Variant(rule, root, length, order, matcher, _needs(root)))
     return tuple(result)
-
-
-# --- expansion -------------------------------------------------------------------------------------------------------
-
-
-def _next_choice(node: Node, chosen: dict[int, int], seen: set[int]) -> tuple[int, int] | None:
-    """Return (node id, number of options) of the first reachable node at which an expansion has yet to choose."""
-    if id(node) in seen:
-        return None
-    seen.add(id(node))
-    if isinstance(node, AnyOf):
-        option = chosen.get(id(node))
-        if option is None:
-            return id(node), len(node.alternatives)
-        return _next_choice(node.alternatives[option], chosen, seen)
-    if isinstance(node, Chain):
-        return _next_choice(node.inner, chosen, seen)
-    if isinstance(node, OpNode):
-        if id(node) not in chosen and _swappable(node):
-            return id(node), 2
-        for part in _operand_nodes(node):
-            found = _next_choice(part, chosen, seen)
-            if found is not None:
-                return found
-    return None
-
-
-def _operand_nodes(node: OpNode) -> Iterator[Node]:
-    for _, operand in node.operands:
-        for part in operand if isinstance(operand, tuple) else (operand,):
-            if part is not None:
-                yield part
-
-
-def _swappable(node: OpNode) -> bool:
-    """Whether the two first operands are given, may be swapped, and swapping could make a difference."""
-    if isinstance(node.ops, Trait):
-        commutes = Trait.COMMUTATIVE in node.ops
-    else:
-        commutes = all(opdef.has(Trait.COMMUTATIVE) for opdef in node.ops)
-    if not commutes:
-        return False
-    given = dict(node.operands)
-    first, second = given.get(0), given.get(1)
-    if first is None and second is None:
-        return False
-    if not (isinstance(first, AnyValue) and isinstance(second, AnyValue)):
-        return True
-    # two plain placeholders match in either order alike, unless their names occur elsewhere or a condition tells
-    return bool(first.where or second.where or first.name or second.name)
-
-
-def _expand(tree: Node) -> list[Node]:
-    """Return the tree once for each combination of choices; a node that occurs twice is chosen once."""
-    results: list[Node] = []
-    pending: list[dict[int, int]] = [{}]
-    while pending:
-        chosen = pending.pop()
-        found = _next_choice(tree, chosen, set())
-        if found is not None:
-            key, options = found
-            pending.extend({**chosen, key: option} for option in reversed(range(options)))
-            continue
-        results.append(_substitute(tree, chosen, {}))
-        if len(results) > _MAX_VARIANTS:
-            raise PatternError(f"a pattern has more than {_MAX_VARIANTS} alternatives")
-    return results
-
-
-def _substitute(node: Node, chosen: dict[int, int], memo: dict[int, Node]) -> Node:
-    known = memo.get(id(node))
-    if known is not None:
-        return known
-    result: Node = node
-    if isinstance(node, AnyOf):
-        result = _substitute(node.alternatives[chosen[id(node)]], chosen, memo)
-    elif isinstance(node, Chain):
-        result = attrs.evolve(node, inner=_substitute(node.inner, chosen, memo))
-    elif isinstance(node, OpNode):
-        operands: list[tuple[int | str, Any]] = []
-        for key, operand in node.operands:
-            if isinstance(operand, tuple):
-                operands.append((key, tuple(_substitute(part, chosen, memo) for part in operand)))
-            else:
-                operands.append((key, None if operand is None else _substitute(operand, chosen, memo)))
-        if chosen.get(id(node)):
-            swap: dict[int | str, int] = {0: 1, 1: 0}
-            operands = [(swap.get(key, key), value) for key, value in operands]
-        result = attrs.evolve(node, operands=tuple(operands))
-    memo[id(node)] = result
-    return result
-
-
-def _length(node: Node) -> int:
-    if isinstance(node, Chain):
-        return node.minimum + _length(node.inner)
-    if isinstance(node, OpNode):
-        return sum(map(_length, _operand_nodes(node))) + (not node.context)
-    return 0
-
-
-def _shared_nodes(tree: Node) -> set[int]:
-    """Return the ids of operation nodes that occur more than once: they must match one operation."""
-    counts: dict[int, int] = {}
-
-    def visit(node: Node) -> None:
-        counts[id(node)] = counts.get(id(node), 0) + 1
-        if counts[id(node)] > 1:
-            return
-        if isinstance(node, Chain):
-            visit(node.inner)
-        elif isinstance(node, OpNode):
-            for part in _operand_nodes(node):
-                visit(part)
-
-    visit(tree)
-    return {key for key, count in counts.items() if count > 1}
 
 
 def _needs(root: OpNode | Chain) -> tuple[tuple[int, frozenset[OpDef]], ...]:
