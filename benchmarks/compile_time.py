@@ -60,10 +60,15 @@ def _status(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}: this benchmark needs Linux")
 
 
-def resident() -> int:
-    """Return the resident memory in bytes, after giving back to the system what is free."""
-    gc.collect()
+def _trim() -> None:
+    """Give the memory that is free back to the system, so that using it again shows."""
     ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident() -> int:
+    """Return the resident memory in bytes, that of garbage and of free memory not counted."""
+    gc.collect()
+    _trim()
     return _status("VmRSS")
 
 
@@ -91,6 +96,7 @@ class _Meter:
                 "peak": peak - self._resident,
             }
         self._name = name
+        _trim()
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
         self._resident = _status("VmRSS")
         self._cpu, self._wall = time.process_time(), time.perf_counter()
