@@ -156,7 +156,8 @@ def test_imports_go_one_way(project: list[Import]) -> None:
 
 
 def test_no_import_hides_in_a_function(project: list[Import]) -> None:
-    assert hidden(project) == []
+    # a benchmark measures what an import costs, so there the process that measures imports when it is told to
+    assert hidden([one for one in project if not one.importer.startswith("benchmarks.")]) == []
 
 
 def test_no_import_cycles(project: list[Import]) -> None:
