@@ -31,6 +31,7 @@ from compiler.capture_state import (
     run_with_copied_buffers,
     tracing_mode,
 )
+from compiler.capture_symbolic import trace_symbolically
 from ir.errors import CaptureError, GraphwrightError, InputError
 
 
@@ -68,7 +69,8 @@ def capture(
     """Capture a model in the modes that its submodules are in; the model is left as it was, also on failure.
 
     Args:
-        model: an `nn.Module`, an `ExportedProgram`, or an `fx.GraphModule`; the last two also without inputs.
+        model: an `nn.Module`, an `ExportedProgram`, or an `fx.GraphModule`. An `nn.Module` without inputs is traced
+            with torch.fx, and nothing is known of its inputs' types.
         example_inputs: the positional arguments of one call (a bare tensor is accepted).
         example_kwargs: its keyword arguments.
         dynamic_shapes: as in `torch.export.export`.
@@ -105,6 +107,12 @@ def capture(
         if dynamic_shapes is not None:
             raise InputError("dynamic_shapes= needs example inputs")
         return Captured(module=model, graph_module=model, opaques=chosen_modules(model, leaf_modules))
+    if example_inputs is None and example_kwargs is None:
+        if dynamic_shapes is not None:
+            raise InputError("dynamic_shapes= needs example inputs")
+        opaques = chosen_modules(model, leaf_modules)
+        traced = trace_symbolically(model, opaques.values())
+        return Captured(module=traced, graph_module=traced, opaques=opaques)
     check_signature(model, args, kwargs)
     args, kwargs = unshared((args, kwargs))
     return _Export(model, args, kwargs, dynamic_shapes).capture(leaf_modules)
@@ -220,7 +228,9 @@ class _Export:
                 warnings.filterwarnings("error", message=".*assigned during export")
                 # a recurrent module of torch keeps its own list of its parameters, which export parametrizes
                 own = r"(self\.(\w+\.)*_flat_weights\[\d+\](, )?)+"
-                warnings.filterwarnings("ignore", message=f"The tensor attributes? {own} w(as|ere) assigned during export")
+                warnings.filterwarnings(
+                    "ignore", message=f"The tensor attributes? {own} w(as|ere) assigned during export"
+                )
                 model.__dict__["forward"] = forward
                 result = action()
         except Exception as error:  # noqa: BLE001 - whatever the user's code raises

@@ -108,7 +108,7 @@ def transform(
             or an `fx.GraphModule`. The model is not changed; the result shares its weights' storage.
         example_inputs: the positional arguments of one call (a bare tensor is accepted). May be left out for an
             `ExportedProgram`, and for an `fx.GraphModule`, whose types then come from the metadata of `ShapeProp` or
-            are unknown.
+            are unknown; an `nn.Module` without inputs is traced with torch.fx to such a graph.
         example_kwargs: the keyword arguments of that call.
         patterns: pattern classes; conversions are applied until none matches, then the others, longest first.
         pipeline: a PassManager to run instead of `patterns`.

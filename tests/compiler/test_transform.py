@@ -91,7 +91,8 @@ def test_conversions_run_before_fusions_whatever_the_order_of_the_list():
     [
         (lambda: transform("model", (X,)), InputError, "nn.Module"),
         (lambda: transform(Small(), [X]), InputError, "tuple"),
-        (lambda: transform(Small()), InputError, "example_inputs"),
+        (lambda: transform(Branches()), CaptureError, "example_inputs"),
+        (lambda: transform(Small(), dynamic_shapes={"x": {0: 1}}), InputError, "example inputs"),
         (lambda: transform(Small(), (X,), [X]), InputError, "example_kwargs"),
         (lambda: transform(Small(), (X,), patterns=("ConvBN",)), PatternError, "unknown pattern 'ConvBN'"),
         (lambda: transform(Small(), (X,), patterns=Pattern), PatternError, "list or tuple"),
@@ -249,3 +250,47 @@ def test_recurrent_layers_keep_their_list_of_parameters(layer):
     result = transform(layer, (x,))
     assert [id(weight) for weight in layer._flat_weights] == listed
     assert_equal_outputs(layer, result.model, x)
+
+
+def test_a_module_without_inputs_is_traced_with_fx():
+    model = Small().eval()
+    model.unused = nn.Sequential(nn.Linear(2, 2))
+    before = {name: id(module) for name, module in model.named_modules()}
+    with pytest.warns(GraphwrightWarning, match=r"`pool`.*unknown"):
+        result = transform(model, patterns=TENSORRT_CONVERSION_PATTERNS)
+    assert result.counts() == {"FlattenLinearToConv1x1Pattern": 1}
+    assert {name: id(module) for name, module in model.named_modules()} == before
+    assert "unused.0.weight" in result.model.state_dict()
+    assert result.matches[0].location.file == __file__
+    for size in (1, 3):
+        assert_equal_outputs(model, result.model, torch.randn(size, 3, 9, 9))
+
+
+def test_without_inputs_code_that_depends_on_the_mode_is_kept_or_refused():
+    class Noise(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.randn_like(x) if self.training else x
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.noise = nn.Linear(3, 3), Noise()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.noise(self.fc(x))
+
+    class ReadsItself(Reads):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x) if self.training else self.fc(-x)
+
+    model = Reads().eval()
+    result = transform(model)
+    x = torch.randn(2, 3)
+    for mode in (False, True):
+        outputs = []
+        for module in (model.train(mode), result.model.train(mode)):
+            torch.manual_seed(1)
+            outputs.append(module(x))
+        assert torch.equal(*outputs)
+    with pytest.raises(InputError, match=r"self.training"):
+        transform(ReadsItself())
