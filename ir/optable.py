@@ -170,7 +170,8 @@ def _layers() -> None:
     _rows("matmul", _fast(linear.matmul), _FIXED)
     _rows("mm", _fast(linear.mm), _FIXED)
     _rows("bmm", _fast(linear.bmm), _FIXED)
-    _rows("addmm baddbmm", _fast(linear.addmm), _FIXED)
+    _rows("addmm", _fast(linear.addmm), _FIXED)
+    _rows("baddbmm", _fast(linear.baddbmm), _FIXED)
     _rows("embedding", _fast(linear.embedding), _FIXED)
     _rows(
         "scaled_dot_product_attention",
@@ -258,10 +259,10 @@ def _creation() -> None:
     _rows("to.dtype to.device to.dtype_layout", _fast(creation.copy), _IDEMPOTENT)
     _rows("_to_copy", _fast(creation.copy), _IDEMPOTENT)
     _rows("type_as", _fast(creation.typed_as), _VIEW)
-    _rows("zeros_like ones_like full_like empty_like", _fast(creation.like))
-    _rows("rand_like randn_like", _fast(creation.like), _RANDOM)
+    _rows("zeros_like ones_like full_like empty_like", _fast(creation.copy))
+    _rows("rand_like randn_like", _fast(creation.random(creation.copy)), _RANDOM)
     _rows("zeros ones empty.memory_format", _fast(creation.shaped()))
-    _rows("rand randn", _fast(creation.shaped()), _RANDOM)
+    _rows("rand randn", _fast(creation.random(creation.shaped())), _RANDOM)
     _rows("full", _fast(creation.shaped(fill="fill_value")))
     _rows("new_zeros new_ones new_full new_empty", _fast(creation.shaped()))
     _rows("arange arange.start arange.start_step", _fast(creation.arange))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ir.inference.support import Attributes, require
+from ir.inference.support import FLOATS_OR_UNKNOWN, Attributes, require
 from ir.opdef import InferRule
 from ir.types import CPU, Dim, TensorType, Type
 
@@ -25,7 +25,7 @@ def _check_layout(attributes: Attributes) -> None:
 
 
 def copy(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """clone, contiguous, and conversions by attributes `dtype` and `device`."""
+    """clone, contiguous, conversions by attributes `dtype` and `device`, zeros_like and the like."""
     x = types[0]
     _check_format(x, attributes)
     _check_layout(attributes)
@@ -36,9 +36,16 @@ def copy(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     return (TensorType(x.shape, dtype, device),)
 
 
-def like(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """zeros_like and the like: the operand's shape."""
-    return copy(types, attributes)
+def random(rule: InferRule) -> InferRule:
+    """Return `rule` for floating results only: which other dtypes are taken depends on the operator."""
+
+    def infer(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+        (result,) = rule(types, attributes)
+        assert type(result) is TensorType
+        require(result.dtype in FLOATS_OR_UNKNOWN)
+        return (result,)
+
+    return infer
 
 
 def typed_as(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:

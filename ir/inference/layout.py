@@ -52,7 +52,7 @@ def fill_in(shape: Shape | None, sizes: tuple[Any, ...]) -> Shape:
     place = places[0]
     rest = product([size for i, size in enumerate(sizes) if i != place])
     assert rest is not None
-    size = _remaining(shape, sizes, place) if count is None else _divide(count, rest)
+    size = None if count is None else _divide(count, rest)
     return (*sizes[:place], size, *sizes[place + 1 :])
 
 
@@ -69,18 +69,6 @@ def _divide(count: Dim, rest: Dim) -> Dim:
     if type(quotient) is int:
         require(dims_equal(quotient * rest, count))
     return quotient
-
-
-def _remaining(shape: Shape | None, sizes: tuple[Any, ...], place: int) -> Dim | None:
-    """Return the size for -1 where some sizes are unknown: those that are only carried over cancel out."""
-    if shape is None:
-        return None
-    # Leading sizes stay where they are known to be equal; unknown ones never are, since `sizes` has no unknown.
-    known = [d for d in shape if d is not None]
-    rest = [size for i, size in enumerate(sizes) if i != place]
-    if len(known) + 1 == len(shape) and len(known) == len(rest) and all(map(dims_equal, known, rest)):
-        return None
-    return None
 
 
 def flatten(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:

@@ -73,8 +73,16 @@ def bmm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 
 
 def addmm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """beta * input + alpha * (a @ b), for matrices or batches of them."""
-    product = bmm(types[1:], attributes) if _rank(types[1], types[2]) == 3 else mm(types[1:], attributes)
+    """beta * input + alpha * (a @ b)."""
+    return _added(types, mm(types[1:], attributes))
+
+
+def baddbmm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """beta * input + alpha * (a @ b), for batches of matrices."""
+    return _added(types, bmm(types[1:], attributes))
+
+
+def _added(types: tuple[Any, ...], product: tuple[Type, ...]) -> tuple[Type, ...]:
     (result,) = product
     assert type(result) is TensorType
     dtype, device = float_dtype(types), common_device(types)
@@ -124,13 +132,6 @@ def embedding(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
         return (TensorType(None, weight.dtype, device),)
     width = None if weight.shape is None else weight.shape[1]
     return (TensorType((*indices.shape, width), weight.dtype, device),)
-
-
-def _rank(*types: TensorType) -> int | None:
-    for type_ in types:
-        if type_.shape is not None:
-            return len(type_.shape)
-    return None
 
 
 def _ranked(type_: TensorType, rank: int) -> Shape:
