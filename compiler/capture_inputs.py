@@ -15,9 +15,7 @@ from torch.utils import _pytree as pytree
 from ir.errors import InputError
 
 
-def check_inputs(
-    example_inputs: Any, example_kwargs: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def check_inputs(example_inputs: Any, example_kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return example inputs as (args, kwargs).
 
     Raises:
@@ -37,9 +35,7 @@ def check_inputs(
         raise InputError(f"example_inputs must be a tuple of the positional arguments, not a {kind}", remedy=remedy)
     kwargs = {} if example_kwargs is None else example_kwargs
     if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
-        raise InputError(
-            f"example_kwargs must map argument names to values, not be a {type(kwargs).__qualname__}"
-        )
+        raise InputError(f"example_kwargs must map argument names to values, not be a {type(kwargs).__qualname__}")
     return example_inputs, dict(kwargs)
 
 

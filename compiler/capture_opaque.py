@@ -46,9 +46,7 @@ def _fake_opaque(args: Sequence[torch.Tensor], callee: str, spec: str, results: 
         if "like" in item:
             like = args[item["like"]]
             made.append(
-                torch.empty_like(like, dtype=dtype)
-                if item["same_strides"]
-                else like.new_empty(like.shape, dtype=dtype)
+                torch.empty_like(like, dtype=dtype) if item["same_strides"] else like.new_empty(like.shape, dtype=dtype)
             )
         else:
             device = torch.device(item["device"])
@@ -69,9 +67,7 @@ class CallRecord:
 
 
 def _as_meta(tree: Any) -> Any:
-    return pytree.tree_map(
-        lambda leaf: leaf.detach().to("meta") if isinstance(leaf, torch.Tensor) else leaf, tree
-    )
+    return pytree.tree_map(lambda leaf: leaf.detach().to("meta") if isinstance(leaf, torch.Tensor) else leaf, tree)
 
 
 # ---- which modules ----
@@ -208,9 +204,7 @@ def record_calls(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> di
         removed.append((module, module.__dict__.get("forward")))
         original = module.forward
 
-        def recording(
-            *args: Any, _path: str = path, _original: Callable[..., Any] = original, **kwargs: Any
-        ) -> Any:
+        def recording(*args: Any, _path: str = path, _original: Callable[..., Any] = original, **kwargs: Any) -> Any:
             before = _as_meta((args, kwargs))
             result = _original(*args, **kwargs)
             records[_path].append(CallRecord(before[0], before[1], _as_meta(result)))
@@ -237,9 +231,7 @@ def _put_back(module: nn.Module, forward: Any) -> None:
 
 
 @contextmanager
-def opaque_calls(
-    modules: Mapping[str, nn.Module], records: Mapping[str, Sequence[CallRecord]]
-) -> Iterator[None]:
+def opaque_calls(modules: Mapping[str, nn.Module], records: Mapping[str, Sequence[CallRecord]]) -> Iterator[None]:
     """Replace the forward methods of `modules` by opaque calls, inside the `with` block."""
     saved: list[tuple[nn.Module, Any, dict[str, Any]]] = []
     try:

@@ -73,9 +73,7 @@ def _containers(label: str, value: Any, found: list[_Container], seen: set[int],
         children = [(f"{label}[{key!r}]", item) for key, item in value.items()]
     elif isinstance(value, list):
         copy = list(value)
-        found.append(
-            _Container(label, value, copy, lambda: value.__setitem__(slice(None), copy), lambda: list(value))
-        )
+        found.append(_Container(label, value, copy, lambda: value.__setitem__(slice(None), copy), lambda: list(value)))
         children = [(f"{label}[{i}]", item) for i, item in enumerate(value)]
     elif isinstance(value, set):
         members = set(value)

@@ -175,9 +175,7 @@ class Functionalizer:
             extra = tuple([v.type for v in operands[count:] if v is not None])
             types = infer_types(opdef, operand_types, attributes, extra)
         return self._append(
-            Operation(
-                opdef, operands, attributes, types, location=self.location, segments=segments, names=names
-            )
+            Operation(opdef, operands, attributes, types, location=self.location, segments=segments, names=names)
         )
 
     def _append(self, op: Operation) -> Operation:
@@ -345,9 +343,7 @@ class Functionalizer:
             is_fresh = False
         self.write(target, value, is_fresh=is_fresh)
 
-    def _reshape_in_place(
-        self, opdef: OpDef, target: Handle, values: list[Any], named: Mapping[str, Any]
-    ) -> Handle:
+    def _reshape_in_place(self, opdef: OpDef, target: Handle, values: list[Any], named: Mapping[str, Any]) -> Handle:
         """`x.unsqueeze_(0)`: the object becomes a view of what it was."""
         if target.has_views:
             raise CaptureError(

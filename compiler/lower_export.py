@@ -127,9 +127,7 @@ class ExportLowering(RegionLowering):
         number = len(self.graph.inputs)
         value = self.graph.add_input(self._type(node.meta["val"]), node.name)
         if isinstance(arg, TensorArgument):
-            self.env[node] = self.functionalizer.source(
-                value, "input", number=number, key=_key(node.meta["val"])
-            )
+            self.env[node] = self.functionalizer.source(value, "input", number=number, key=_key(node.meta["val"]))
         else:
             self.env[node] = self.symbols.dim(node.meta["val"])
         return InputLeaf(node.name, number)
@@ -140,9 +138,7 @@ class ExportLowering(RegionLowering):
             if not node.users:
                 return None
             weight = self._constant(node, name)
-        return self.functionalizer.source(
-            weight.value, _KIND_NAMES[kind], name=weight.name, key=_key(node.meta["val"])
-        )
+        return self.functionalizer.source(weight.value, _KIND_NAMES[kind], name=weight.name, key=_key(node.meta["val"]))
 
     def _constant(self, node: fx.Node, name: str) -> Weight:
         constant = self.exported.constants.get(name)
@@ -277,9 +273,7 @@ class ExportLowering(RegionLowering):
             found = self._opdefs[target] = opdef_of_overload(target)
         return found
 
-    def _call_operator(
-        self, node: fx.Node, target: torch._ops.OpOverload, val: Any, location: Location
-    ) -> None:
+    def _call_operator(self, node: fx.Node, target: torch._ops.OpOverload, val: Any, location: Location) -> None:
         opdef = self._opdef(target)
         name = opdef.name
         if name in _ASSERTIONS:

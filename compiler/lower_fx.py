@@ -307,9 +307,7 @@ class FxLowering:
 
 def _unpacked(node: fx.Node) -> int:
     """Return how many results the users of a node unpack it into, or 0 where they do not."""
-    indices = [
-        user.args[1] for user in node.users if user.op == "call_function" and user.target is operator.getitem
-    ]
+    indices = [user.args[1] for user in node.users if user.op == "call_function" and user.target is operator.getitem]
     if not indices or len(indices) < len(node.users) or not all(type(i) is int and i >= 0 for i in indices):
         return 0
     return max(int(i) for i in indices) + 1  # type: ignore[arg-type]

@@ -158,9 +158,7 @@ def _embedding(calls: Calls, arguments: Mapping[str, Any]) -> Any:
         padding = -1
     elif padding < 0:
         padding = calls.dim(a["weight"], 0) + padding
-    return calls.operator(
-        "aten.embedding", (a["weight"], a["input"], padding, a["scale_grad_by_freq"], a["sparse"])
-    )
+    return calls.operator("aten.embedding", (a["weight"], a["input"], padding, a["scale_grad_by_freq"], a["sparse"]))
 
 
 def _pad(calls: Calls, arguments: Mapping[str, Any]) -> Any:
@@ -272,9 +270,7 @@ _POOL_SIGNATURES: dict[Any, Any] = {
 }
 
 
-def lower_functional(
-    calls: Calls, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
+def lower_functional(calls: Calls, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Lower a call of a function of `torch.nn.functional`.
 
     Raises:

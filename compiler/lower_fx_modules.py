@@ -33,9 +33,7 @@ class TensorProxy:
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Lower the call of a function of torch."""
-        proxy = next(
-            leaf for leaf in pytree.tree_leaves((args, kwargs or {})) if isinstance(leaf, TensorProxy)
-        )
+        proxy = next(leaf for leaf in pytree.tree_leaves((args, kwargs or {})) if isinstance(leaf, TensorProxy))
         return proxy._leaves.call(func, args, kwargs or {})
 
     def dim(self) -> int:

@@ -8,9 +8,7 @@ from ir.attributes import attributes_equal
 from ir.core import Operation, Value
 from ir.program import Program
 
-_DROPOUTS = frozenset(
-    {"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"}
-)
+_DROPOUTS = frozenset({"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"})
 _FLAGS = {"aten.batch_norm": "training"} | dict.fromkeys(_DROPOUTS, "train")
 _ATTENTION = "aten.scaled_dot_product_attention"
 
@@ -91,9 +89,7 @@ def _operands_match(op: Operation, other: Operation, matches: dict[Value, Value]
 
 def _attributes(op: Operation, other: Operation, readers: frozenset[str]) -> dict[str, object] | None:
     """Return the attributes to set so that `op` follows its mode, or None where none would do."""
-    differing = [
-        name for name, value in op.attributes.items() if not attributes_equal(value, other.attributes[name])
-    ]
+    differing = [name for name, value in op.attributes.items() if not attributes_equal(value, other.attributes[name])]
     flag = _FLAGS.get(op.name)
     if flag is not None:
         if not differing:

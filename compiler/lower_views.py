@@ -177,7 +177,7 @@ _INVERSES: dict[str, Inverse] = {
             "aten.to.dtype_layout",
             "aten.to.other",
             "aten.type_as",
-                "aten.resolve_conj",
+            "aten.resolve_conj",
             "aten.resolve_neg",
             "aten.positive",
             *RETURNS_INPUT_IN_EVAL,

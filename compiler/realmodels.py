@@ -95,9 +95,7 @@ def real_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
         MissingPackageError: torchvision cannot be imported.
     """
     if name not in REAL_MODELS:
-        raise InputError(
-            f"no real model is called {name!r}", remedy=f"choose one of {', '.join(REAL_MODELS)}"
-        )
+        raise InputError(f"no real model is called {name!r}", remedy=f"choose one of {', '.join(REAL_MODELS)}")
     constructors = import_torchvision().models
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -193,9 +191,7 @@ def _norms_with_statistics(model: nn.Module) -> list[_BatchNorm]:
     return [
         module
         for module in model.modules()
-        if isinstance(module, _BatchNorm)
-        and module.running_mean is not None
-        and module.running_var is not None
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
     ]
 
 

@@ -12,9 +12,7 @@ __all__ = ["REAL_MODELS", "example_input", "quick_model", "randomize_batch_norm"
 _QUICK_SIZE = 64
 
 
-def quick_model(
-    name: str, *, batch: int = 2, seed: int = 0, **options: object
-) -> tuple[nn.Module, torch.Tensor]:
+def quick_model(name: str, *, batch: int = 2, seed: int = 0, **options: object) -> tuple[nn.Module, torch.Tensor]:
     """Makes one of `REAL_MODELS` with all its layers, ten classes and f32[batch, 3, 64, 64] images.
 
     Returns:

@@ -86,9 +86,7 @@ def _imported_names(node: ast.AST, path: str, modules: set[str]) -> list[str]:
             members = (f"{base}.{alias.name}" for alias in names)
             return list(dict.fromkeys(member if member in modules else str(base) for member in members))
         case ast.Call(func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__")):
-            return [
-                arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
-            ]
+            return [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
         case _:
             return []
 
@@ -197,34 +195,23 @@ def test_every_spelling_of_an_import_upwards_is_found(statement: str) -> None:
     assert len(wrong_way(imports(files))) == 1
 
 
-@pytest.mark.parametrize(
-    "statement", ["import ir", "from ir.core import Value", "from fuzz import strategies"]
-)
+@pytest.mark.parametrize("statement", ["import ir", "from ir.core import Value", "from fuzz import strategies"])
 def test_imports_downwards_and_from_outside_are_fine(statement: str) -> None:
     assert (
-        wrong_way(
-            imports({"fuzz/oracles.py": statement, "tests/test_a.py": f"import graphwright\n{statement}"})
-        )
-        == []
+        wrong_way(imports({"fuzz/oracles.py": statement, "tests/test_a.py": f"import graphwright\n{statement}"})) == []
     )
 
 
 def test_the_window_is_only_for_the_outside() -> None:
-    files = {
-        f"{room}/a.py": "import graphwright" for room in ("ir", "passes", "compiler", "fuzz", "tests", "docs")
-    }
+    files = {f"{room}/a.py": "import graphwright" for room in ("ir", "passes", "compiler", "fuzz", "tests", "docs")}
     assert [message.partition(".")[0] for message in wrong_way(imports(files))] == list(ROOMS[:4])
 
 
-@pytest.mark.parametrize(
-    "header", ["def f():", "async def f():", "class A:\n  def f(self):", "def f():\n  if True:"]
-)
+@pytest.mark.parametrize("header", ["def f():", "async def f():", "class A:\n  def f(self):", "def f():\n  if True:"])
 def test_an_import_in_a_function_is_found(header: str) -> None:
     indent = "  " * (header.count("\n") + 1)
     files = {"passes/a.py": f"import torch\n{header}\n{indent}from ir.core import Value", "ir/core.py": ""}
-    assert hidden(imports(files)) == [
-        f"passes.a:{header.count(chr(10)) + 3} imports ir.core inside a function"
-    ]
+    assert hidden(imports(files)) == [f"passes.a:{header.count(chr(10)) + 3} imports ir.core inside a function"]
     assert hidden(imports({"passes/a.py": f"{header}\n{indent}import torch"})) == []
 
 

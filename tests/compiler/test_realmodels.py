@@ -58,9 +58,7 @@ def test_statistics_without_example_inputs() -> None:
 def test_absent_weights_and_statistics_stay_absent_and_learned_values_stay() -> None:
     learned = nn.Linear(8, 8)
     before = learned.weight.clone()
-    model = nn.Sequential(
-        learned, nn.BatchNorm1d(8, affine=False), nn.BatchNorm1d(8, track_running_stats=False)
-    )
+    model = nn.Sequential(learned, nn.BatchNorm1d(8, affine=False), nn.BatchNorm1d(8, track_running_stats=False))
     randomize_batch_norm(model, torch.Generator().manual_seed(0), torch.randn(4, 8))
     assert model[1].weight is None
     assert model[2].running_mean is None
@@ -85,9 +83,7 @@ def test_torchvision_missing_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(importlib, "import_module", missing)
     realmodels.import_torchvision.cache_clear()
-    with pytest.raises(
-        realmodels.MissingPackageError, match=r"No module named 'torchvision'[\s\S]*pip install"
-    ):
+    with pytest.raises(realmodels.MissingPackageError, match=r"No module named 'torchvision'[\s\S]*pip install"):
         real_model("resnet18")
     monkeypatch.undo()
     realmodels.import_torchvision.cache_clear()
