@@ -37,7 +37,8 @@ def conv(dims: int, *, padding_text: bool = False) -> Generator:
             padding: Any = source.one_of(("same", "valid"))
             stride = [1] * dims if padding == "same" else [source.integer(1, 2) for _ in range(dims)]
             kernel = [
-                source.integer(1, 3) if padding == "same" else _kernel(source, size, 0, d)
+                # PyTorch warns of even kernels with odd dilation
+                source.one_of((1, 3) if d == 1 else (1, 2, 3)) if padding == "same" else _kernel(source, size, 0, d)
                 for size, d in zip(spatial, dilation, strict=True)
             ]
         else:

@@ -167,7 +167,8 @@ def _convolution(grow: _Growing, source: int) -> None:
         _CONVS[rank](
             channels,
             groups * grow.one_of((2, 1, 3)) if groups > 1 else grow.one_of((channels, 2, 4)),
-            min(grow.one_of((3, 1, 2)), room),
+            # an even kernel with "same" padding makes PyTorch warn
+            grow.one_of((3, 1)) if same else min(grow.one_of((3, 1, 2)), room),
             stride=1 if same else stride,
             padding="same" if same else padding,
             groups=groups,

@@ -82,6 +82,24 @@ _COMMON_SHORT = (
     "slice.Tensor",
 )
 COMMON = tuple(f"aten.{short}" for short in _COMMON_SHORT)
+# What often follows an operator in a model, and is looked for there.
+_FOLLOWERS = {
+    "conv2d": ("batch_norm", "relu", "batch_norm", "add.Tensor"),
+    "conv1d": ("batch_norm", "relu"),
+    "batch_norm": ("relu", "add.Tensor", "conv2d", "max_pool2d"),
+    "add.Tensor": ("relu", "layer_norm"),
+    "relu": ("conv2d", "linear", "max_pool2d", "relu"),
+    "linear": ("relu", "gelu", "reshape", "dropout", "add.Tensor"),
+    "adaptive_avg_pool2d": ("flatten.using_ints", "reshape"),
+    "mean.dim": ("linear",),
+    "flatten.using_ints": ("linear", "dropout"),
+    "reshape": ("permute", "reshape", "transpose.int"),
+    "permute": ("reshape", "permute", "matmul", "select.int"),
+    "transpose.int": ("reshape", "matmul", "transpose.int"),
+    "matmul": ("softmax.int", "mul.Scalar", "add.Tensor"),
+    "softmax.int": ("matmul", "dropout"),
+    "scaled_dot_product_attention": ("transpose.int", "permute"),
+}
 # Half-precision kernels are missing for some operators on CPUs.
 _DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
 
@@ -200,19 +218,27 @@ def programs(draw: st.DrawFn, max_ops: int = 12, *, operators: Sequence[str] = (
         if draw(st.integers(0, 15)) == 0:
             break
         earlier = [op for op in source.graph.operations() if op.segments is None and op.operands]
-        if earlier and source.integer(0, 7) == 7:
+        if earlier and source.integer(0, 9) == 9:
             _repeat_operation(source, builder, source.one_of(earlier))
             continue
-        if earlier and source.integer(0, 7) == 7:
-            name = earlier[-1].name  # pairs of one operator are what many rules merge
-        else:
-            name = source.one_of(operators or (COMMON if source.integer(0, 3) < 3 else OPERATORS))
+        name = source.one_of(operators or _choices(source, earlier[-1].name if earlier else ""))
         builder.location = UNKNOWN_LOCATION
         if source.flag():
             builder.location = Location(f"layer{number}", "torch.nn.modules.module.Module", "model.py", number + 1)
         _add_operation(source, builder, name)
     _finish(source)
     return source.program
+
+
+def _choices(source: _ProgramSource, last: str) -> Sequence[str]:
+    """Draw a set of operators: all, the common ones, the last one again, or those that often follow it."""
+    kind = source.integer(0, 9)
+    if last and kind == 8:
+        return (last,)
+    followers = _FOLLOWERS.get(last.removeprefix("aten."), ())
+    if followers and kind in (6, 7):
+        return [f"aten.{short}" for short in followers]
+    return OPERATORS if kind in (4, 5, 9) else COMMON
 
 
 def _add_operation(source: _ProgramSource, builder: Builder, name: str) -> None:
