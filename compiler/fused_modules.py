@@ -15,7 +15,7 @@ from compiler.graphmodule import FusedRegion
 
 
 class FusedModule(nn.Module):
-    """Base class of the fused modules; its children are called one after the other.
+    """Base class of the fused modules; its parts are called one after the other.
 
     Args:
         **parts: the children, in the order of the calls.
@@ -38,8 +38,10 @@ class FusedModule(nn.Module):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of the quantization point
         """Apply the parts one after the other."""
         output = input
-        for part in self.children():
-            output = part(output)
+        for name in self.parts:
+            part = self._modules.get(name)
+            if part is not None:
+                output = part(output)
         return output
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import keyword
 import operator
 import re
 import sys
@@ -16,8 +17,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.graph import CodeGen, PythonCode
-from torch.fx.node import map_arg
+from torch.fx.graph import CodeGen, PythonCode, _format_target
 from torch.utils import _pytree as pytree
 
 from ir.errors import CodegenError, InputError
@@ -89,10 +89,39 @@ class SignatureCodeGen(CodeGen):
             free_vars[cut:cut] = ["*"]
         return super().gen_fn_def(free_vars, maybe_return_annotation, expanded_def=expanded_def)
 
-    def _gen_python_code(self, *args: Any, **kwargs: Any) -> PythonCode:
-        code = super()._gen_python_code(*args, **kwargs)
+    def _gen_python_code(self, nodes: Any, root_module: str, *args: Any, **kwargs: Any) -> PythonCode:
+        code = super()._gen_python_code(nodes, root_module, *args, **kwargs)
         code.src = _SUBSCRIPT.sub(_subscript, _PRIVATE.sub(_public_name, code.src))
+        for node in nodes:
+            if node.op == "placeholder" and node.name != node.target:
+                _unshadow(code, node.name, node.target)
+            elif node.op in ("call_module", "get_attr") and any(map(keyword.iskeyword, node.target.split("."))):
+                old, new = _format_target(root_module, node.target), _attribute(root_module, node.target)
+                code.src = re.sub(rf"(?<== ){re.escape(old)}(?!\w)", new.replace("\\", r"\\"), code.src)
         return code
+
+
+def _attribute(root: str, target: str) -> str:
+    """Return the expression for a submodule at a path of which a part is a Python keyword."""
+    for name in target.split("."):
+        plain = name.isidentifier() and not keyword.iskeyword(name)
+        root = f"{root}.{name}" if plain else f'getattr({root}, "{name}")'
+    return root
+
+
+def _unshadow(code: PythonCode, name: str, parameter: str) -> None:
+    """Give a global that the code uses another name, where a parameter of `forward` hides it (`torch`, `device`)."""
+    head, assignment, body = code.src.partition(f"    {name} = {parameter}\n")
+    used = re.compile(rf"(?<![\w.'\"]){re.escape(parameter)}\b(?!\s*=(?!=))")
+    if parameter in code.globals:
+        hidden = code.globals[parameter]
+    elif hasattr(builtins, parameter):
+        hidden = getattr(builtins, parameter)
+    else:
+        return
+    if used.search(body):
+        code.globals[f"_global_{parameter}"] = hidden
+        code.src = head + assignment + used.sub(f"_global_{parameter}", body)
 
 
 class TreeGraphModule(fx.GraphModule):
@@ -242,7 +271,7 @@ class _NodeName(str):
 
 
 class _FunctionName(str):
-    """A reference to a function, or to a torch operator, by its path."""
+    """A reference to a function, a torch operator or a memory format, by its path."""
 
     __slots__ = ()
 
@@ -251,12 +280,28 @@ def _encode_graph(graph: fx.Graph) -> tuple[Any, ...]:
     nodes = []
     for node in graph.nodes:
         target = _encode_function(node.target) if node.op == "call_function" else node.target
-        args, kwargs = (map_arg(part, lambda n: _NodeName(n.name)) for part in (node.args, node.kwargs))
-        nodes.append((node.name, node.op, target, args, kwargs))
+        nodes.append((node.name, node.op, target, _encode_argument(node.args), _encode_argument(node.kwargs)))
     codegen = graph._codegen
     if not isinstance(codegen, SignatureCodeGen):
         return nodes, None
     return nodes, (codegen.positional, codegen.parameters, codegen.absent)
+
+
+def _encode_argument(item: Any) -> Any:
+    if isinstance(item, fx.Node):
+        return _NodeName(item.name)
+    if isinstance(item, torch.memory_format):
+        return _FunctionName(str(item))  # torch.save cannot write one
+    if isinstance(item, (list, tuple)):
+        parts = [_encode_argument(part) for part in item]
+        if isinstance(item, tuple):
+            return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
+        return parts
+    if isinstance(item, dict):
+        return {key: _encode_argument(value) for key, value in item.items()}
+    if isinstance(item, slice):
+        return slice(_encode_argument(item.start), _encode_argument(item.stop), _encode_argument(item.step))
+    return item
 
 
 def _decode_graph(encoded: tuple[Any, ...]) -> fx.Graph:
@@ -269,6 +314,8 @@ def _decode_graph(encoded: tuple[Any, ...]) -> fx.Graph:
     def decode(item: Any) -> Any:
         if isinstance(item, _NodeName):
             return made[item]
+        if isinstance(item, _FunctionName):
+            return _decode_function(item)
         if isinstance(item, (list, tuple)):
             parts = [decode(part) for part in item]
             return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)

@@ -88,7 +88,7 @@ def _from_signature(
         elif kind is not parameter.VAR_KEYWORD:
             keyword_only = kind is parameter.KEYWORD_ONLY
             if not keyword_only and position < len(args):
-                yield Parameter(name, args[position], default=default)
+                yield Parameter(argument_name(name, position), args[position], default=default)
                 position += 1
             elif name in rest:
                 yield Parameter(name, rest.pop(name), keyword_only, default)
@@ -146,8 +146,7 @@ class Inputs:
                 self.checks.append(Check(parameter.name, number, constant=(parameter.default,), expected=""))
                 continue
             self._walk(parameter.spec, number, parameter.name, (), accesses)
-        guard = self.graph.create_node("call_module", "_guard", tuple(self.placeholders))
-        guard.name = "_guard"
+        self.graph.create_node("call_module", "_guard", tuple(self.placeholders), name="_guard")
         flattened: dict[tuple[int, tuple[Any, ...]], Any] = {}
         for value, number, path in accesses:
             node: Any = self.placeholders[number]

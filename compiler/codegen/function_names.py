@@ -31,6 +31,10 @@ scatter.value scatter_add broadcast_to lstm.input gru.input rnn_tanh.input rnn_r
 """Functions of `torch` that do so; with the overload whose arguments they take."""
 
 
+GLOBAL_FLAGS = {"aten.layer_norm": "cudnn_enable", "aten.group_norm": "cudnn_enabled"}
+"""Parameters for which these functions read a global flag of PyTorch's: they do not take them."""
+
+
 def _functions() -> dict[str, Callable[..., Any]]:
     table: dict[str, Callable[..., Any]] = {}
     for name in _TORCH.split():

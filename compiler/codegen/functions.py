@@ -11,7 +11,7 @@ import sympy
 import torch
 from torch import nn
 
-from compiler.codegen.function_names import FUNCTIONS
+from compiler.codegen.function_names import FUNCTIONS, GLOBAL_FLAGS
 from ir.attributes import Attribute, Ref, attributes_equal, map_leaves
 from ir.core import Operation, Value
 from ir.opdef import ParamKind
@@ -69,7 +69,7 @@ def arguments(scope: CallScope, op: Operation) -> tuple[tuple[Any, ...], dict[st
     gap = False
     grouped = iter(op.grouped_operands())
     for param in op.opdef.params:
-        if param.extra:
+        if param.extra or param.name == GLOBAL_FLAGS.get(op.name):
             continue
         if param.kind is ParamKind.ATTRIBUTE:
             attribute = op.attributes[param.name]
@@ -189,7 +189,9 @@ def _emit_reshape(scope: CallScope, op: Operation) -> Any:
     if span is not None:
         start, end = span
         return scope.call(torch.flatten, (scope.value(value), start) if end == -1 else (scope.value(value), start, end))
-    return scope.method("reshape", (scope.value(value), *resolve(scope, op, op.attributes["shape"])))
+    shape = resolve(scope, op, op.attributes["shape"])
+    # `x.reshape()` is an error
+    return scope.method("reshape", (scope.value(value), *(shape or [()])))
 
 
 @_special("aten.flatten.using_ints")
@@ -245,7 +247,7 @@ def _emit_method(scope: CallScope, op: Operation) -> Any:
     for attribute in attributes:
         value = resolve(scope, op, op.attributes[attribute.lstrip("*")])
         if attribute.startswith("*"):
-            args.extend(value)
+            args.extend(value or [()])
         else:
             args.append(value)
     return scope.method(name, tuple(args))
@@ -265,9 +267,20 @@ def _emit_copy(scope: CallScope, op: Operation) -> Any:
 @_special("aten.to.dtype")
 def _emit_cast(scope: CallScope, op: Operation) -> Any:
     a = op.attributes
-    if a["non_blocking"] or a["copy"] or a["memory_format"] is not None:
+    options = {key: a[key] for key in ("non_blocking", "copy", "memory_format") if a[key]}
+    return scope.method("to", (_first(scope, op), a["dtype"]), options)
+
+
+@_special("aten.to.dtype_layout")
+def _emit_conversion(scope: CallScope, op: Operation) -> Any:
+    a = op.attributes
+    source = op.operands[0].type if op.operands[0] is not None else None
+    if a["layout"] not in (None, torch.strided) or not isinstance(source, TensorType) or a["pin_memory"]:
         return NotImplemented
-    return scope.method("to", (_first(scope, op), a["dtype"]))
+    # what the input has already is left out, so that the module can be converted
+    kwargs = {key: a[key] for key in ("dtype", "device") if a[key] not in (None, getattr(source, key))}
+    kwargs |= {key: a[key] for key in ("non_blocking", "copy", "memory_format") if a[key]}
+    return scope.method("to", (_first(scope, op),), kwargs) if kwargs else NotImplemented
 
 
 @_special("aten.slice.Tensor", "aten.select.int")

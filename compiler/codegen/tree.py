@@ -19,6 +19,10 @@ _RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | {"_guard",
 """Attributes of every GraphModule: a submodule of such a name could not be reached."""
 
 
+_LAYER_SLOTS = ("weight", "bias", "running_mean")
+"""Names of weights by which a path is one where a layer may be placed."""
+
+
 def safe_path(path: str) -> str:
     """Return the path in the emitted module of what the original has at `path`."""
     first, dot, rest = path.partition(".")
@@ -150,13 +154,19 @@ class ModuleTree:
             own: whether the original has this very module there; otherwise the path must be new.
             key: equal keys share a module (see `find`).
         """
-        target = self._free(safe_path(path), own)
+        target = self._free(safe_path(path if own else self._beside(path)), own)
         self._modules[target] = module
         if not own or target != path:
             self._invented[target] = path
         if key is not None:
             self._at[key] = target
         return target
+
+    def _beside(self, path: str) -> str:
+        """Return a path beside a layer for what would stand below it: a fused module runs all of its children."""
+        parent, _, name = path.rpartition(".")
+        is_layer = any(f"{parent}.{slot}" in self.weights.live_names for slot in _LAYER_SLOTS)
+        return f"{parent}_{name}" if parent and is_layer else path
 
     def _free(self, path: str, own: bool) -> str:
         modes, parent = self.program.module_modes, path.rpartition(".")[0]
