@@ -17,9 +17,7 @@ from ir.locations import Location
 
 _BATCH_NORM_CLASSES = "torch.nn.modules.batchnorm."
 _DROPOUT_CLASSES = "torch.nn.modules.dropout."
-_DROPOUTS = frozenset(
-    {"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"}
-)
+_DROPOUTS = frozenset({"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"})
 _ATTENTION = "aten.scaled_dot_product_attention"
 
 After = Callable[[Functionalizer], Value]
@@ -76,12 +74,11 @@ class ModuleFacts:
         else:
             in_class = op.location.module_class.startswith(_BATCH_NORM_CLASSES)
             op.attributes["follows_mode"] = in_class and has_statistics
+            op.attributes["counts_batches"] = in_class or not has_statistics
 
     def _lock(self, op: Operation, module: nn.Module | None) -> None:
         """Note a module whose operator changes with the mode in a way that no attribute of ours expresses."""
-        follows = isinstance(module, nn.RReLU) or (
-            isinstance(module, _InstanceNorm) and module.track_running_stats
-        )
+        follows = isinstance(module, nn.RReLU) or (isinstance(module, _InstanceNorm) and module.track_running_stats)
         follows = follows or (isinstance(module, nn.RNNBase) and module.dropout > 0)
         if follows:
             where = op.location.module_path

@@ -10,8 +10,9 @@ schema. How rules must read the columns:
   broadcasts) and the sign of zero; which of them matter is for the rule to check.
 * `STRIDES_FIXED` was measured (`tests/ir/test_optable.py`): dense operands in any order of dimensions give one layout.
 * `follows_mode` (batch_norm, dropouts) tells whether the training flag follows `module.training` in the emitted
-  module, or is a literal of the user's code. `train_dropout_p` (attention) is the probability that `train()` switches
-  on.
+  module, or is a literal of the user's code. `counts_batches` (batch_norm) tells whether training counts the batches in
+  the buffer `num_batches_tracked`, as `nn.BatchNorm2d` does and `F.batch_norm` does not. `train_dropout_p` (attention)
+  is the probability that `train()` switches on.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def _extra(name: str, default: Any, type_: str) -> Param:
 
 
 _FOLLOWS_MODE = _extra("follows_mode", True, "bool")
+_COUNTS_BATCHES = _extra("counts_batches", True, "bool")
 _ELEMENTWISE, _IDEMPOTENT, _COMMUTATIVE = Trait.ELEMENTWISE, Trait.IDEMPOTENT, Trait.COMMUTATIVE
 _VIEW, _LAYOUT, _RANDOM, _FIXED = Trait.VIEW, Trait.LAYOUT, Trait.RANDOM, Trait.STRIDES_FIXED
 _ACTIVATION = Trait.ACTIVATION | Trait.ELEMENTWISE
@@ -75,6 +77,7 @@ def _batch_norm(
     cudnn_enabled: bool,
     *,
     follows_mode: bool = True,
+    counts_batches: bool = True,
 ) -> torch.Tensor:
     """The kernel takes no momentum of None (a cumulative average, whose factor the module's own counter gives).
 
@@ -185,7 +188,7 @@ def _layers() -> None:
         _fast(normalization.batch_norm),
         training="training",
         evaluate=_batch_norm,
-        extra=(_FOLLOWS_MODE,),
+        extra=(_FOLLOWS_MODE, _COUNTS_BATCHES),
     )
     _rows("instance_norm", _fast(normalization.instance_norm), training="use_input_stats")
     _rows("group_norm", _fast(normalization.group_norm))

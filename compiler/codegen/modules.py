@@ -170,7 +170,7 @@ def _make_batch_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
         return None
     held = dict(slots)
     affine, tracked = "weight" in held, "running_mean" in held
-    if tracked and not a.get("follows_mode", True):
+    if tracked and not (a.get("follows_mode", True) and a.get("counts_batches", True)):
         return None
     if affine != ("bias" in held) or tracked != ("running_var" in held) or not (affine or tracked):
         return None

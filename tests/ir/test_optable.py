@@ -47,12 +47,12 @@ def test_training_flags_and_extra_attributes() -> None:
     assert flags["aten.dropout"] == "train"
     extra = {name: [p.name for p in get_opdef(name).params if p.extra] for name in NAMES}
     assert {name for name, names in extra.items() if names == ["follows_mode"]} == {
-        "aten.batch_norm",
         "aten.dropout",
         "aten.alpha_dropout",
         "aten.feature_dropout",
         "aten.feature_alpha_dropout",
     }
+    assert extra["aten.batch_norm"] == ["follows_mode", "counts_batches"]
     assert extra["aten.scaled_dot_product_attention"] == ["train_dropout_p"]
 
 
