@@ -40,6 +40,8 @@ class RewriteLog:
     remarks: RemarkLog = attrs.field(factory=RemarkLog)
     counts: Counter[str] = attrs.field(factory=Counter)
     hook: RewriteHook | None = None
+    misses: dict[tuple[str, Location], dict[str, None]] = attrs.field(factory=dict)
+    """(operator, location) -> why the near misses that the operation was part of did not fire."""
 
 
 def summarize(op: Operation) -> OpSummary:
@@ -96,7 +98,7 @@ class Applier:
             if found is None:
                 continue
             if type(found) is str:
-                self._miss(variant.rule, op, Refusal(found))
+                self._miss(variant.rule, op, Refusal(found), (op,))
                 continue
             assert isinstance(found, Match)
             refusal = self._refusal(variant.rule, found)
@@ -104,7 +106,7 @@ class Applier:
                 if self._apply(variant.rule, found):
                     return variant
             else:
-                self._miss(variant.rule, op, refusal)
+                self._miss(variant.rule, op, refusal, found.ops or (op,))
         return None
 
     def _refusal(self, rule: Pattern, match: Match) -> Refusal | None:
@@ -128,8 +130,11 @@ class Applier:
             )
         return Refusal(answer)
 
-    def _miss(self, rule: Pattern, op: Operation, refusal: Refusal) -> None:
+    def _miss(self, rule: Pattern, op: Operation, refusal: Refusal, involved: Sequence[Operation]) -> None:
         self.log.counts[f"{rule.name} refused"] += 1
+        if self.report_misses and refusal.near:
+            for each in involved:
+                self.log.misses.setdefault((each.name, each.location), {})[f"{rule.name}: {refusal.reason}"] = None
         if refusal.warn and rule.warns_without_shapes:
             self.log.remarks.skip(Remark("skipped", rule.name, op.location, refusal.reason, op.name))
         elif self.report_misses and refusal.near:
@@ -337,11 +342,7 @@ class UnfusedReasons:
 
     def __init__(self, log: RewriteLog, rules: Sequence[Pattern]) -> None:
         self._index = RuleIndex(rules)
-        self._misses: dict[tuple[str, Location], dict[str, None]] = {}
-        for remark in log.remarks:
-            if remark.kind in ("missed", "skipped"):
-                reasons = self._misses.setdefault((remark.operation, remark.location), {})
-                reasons[f"{remark.rule}: {remark.message}"] = None
+        self._misses = log.misses
 
     def of(self, op: Operation) -> str:
         """Return why `op` was left as it is."""

@@ -407,6 +407,8 @@ def test_a_value_with_two_users_blocks_and_the_remark_says_which():
     )
     (remark,) = [r for r in result.remarks if r.kind == "missed" and r.rule == "ConvBNPattern"]
     assert "`conv` has 2 users" in remark.message and __file__ in str(remark)
+    (kept,) = [r for r in result.remarks if r.kind == "kept" and r.operation == "aten.batch_norm"]
+    assert "ConvBNPattern: the output of aten.conv2d at `conv` has 2 users" in kept.reason
 
 
 def test_conversions_alone():
