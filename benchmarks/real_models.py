@@ -1,6 +1,6 @@
-"""What the default patterns do on the real models, as the Markdown of docs/real-models.md.
+"""What the default patterns do on the real models, as the Markdown of docs/reports/real-models.md.
 
-python benchmarks/real_models.py > docs/real-models.md
+python benchmarks/real_models.py > docs/reports/real-models.md
 """
 
 from __future__ import annotations
