@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from compiler.functionalize import Functionalizer
 from compiler.lower_fx_calls import Calls
 from compiler.lower_fx_index import Pieces, Size
 from compiler.lower_fx_modules import LeafModules
-from compiler.lower_fx_overloads import UnknownCallError, is_runtime, is_tensor
+from compiler.lower_fx_overloads import UnknownCallError, is_runtime
 from compiler.lower_locations import Locator
 from compiler.lower_modules import ModuleFacts
 from compiler.lower_storage import Handle
@@ -28,7 +28,7 @@ from ir.locations import Location
 from ir.nn_ops import encode_call
 from ir.opdef import get_opdef
 from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, WeightKind
-from ir.types import CPU, UNKNOWN_TENSOR, ScalarType, TensorType, Type
+from ir.types import CPU, UNKNOWN_TENSOR, OpaqueType, ScalarType, TensorType, Type
 
 _WITH_INPUTS = "pass example inputs, so that it is captured through torch.export"
 
@@ -177,7 +177,10 @@ class FxLowering:
         flat = [self.env[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
         if any(isinstance(item, (tuple, list, Size, Pieces)) for item in flat):
             # a node that stands for several values
-            nested = self.calls.plain(_substitute(tree, self.env))
+            try:
+                nested = self.calls.plain(_substitute(tree, self.env, self._result))
+            except UnknownCallError as error:
+                raise CaptureError(f"a result of the graph is not known: {error}", remedy=_WITH_INPUTS) from None
             flat, self.convention.out_spec = pytree.tree_flatten(nested, is_leaf=is_runtime)
         self.convention.in_spec = pytree.tree_structure(((0,) * len(self.convention.inputs), {}))
         self.convention.parameters = tuple(leaf.name for leaf in self.convention.inputs)
@@ -203,6 +206,9 @@ class FxLowering:
         self.convention.outputs = tuple(outputs)
         self.convention.mutations = tuple(mutations)
         self.graph.set_outputs(values)
+
+    def _result(self, item: Any) -> Any:
+        return tuple(self.calls.dims(item)) if type(item) is Size else item
 
     # ---- calls ----
 
@@ -232,12 +238,28 @@ class FxLowering:
             assert callable(node.target)
             if node.target is torch._assert or (node.users and all(u.target is torch._assert for u in node.users)):
                 return None  # an assertion on sizes: types say the same where they are known
-            if not _any_runtime((args, kwargs)):
-                found = node.target(*args, **kwargs)
-                return self._weight(found) if isinstance(found, torch.Tensor) else found
-            return self.leaf_modules.function(node.target, args, kwargs)
+            if _any_runtime((args, kwargs)):
+                return self.leaf_modules.function(node.target, args, kwargs)
+            return self._constant_call(node.target, args, kwargs)
         except (UnknownCallError, InputError) as problem:
             return self._opaque_function(node, args, kwargs, problem)
+
+    def _constant_call(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call a function of constants: at once, unless each call of the model makes a new tensor or may do anything.
+
+        Raises:
+            UnknownCallError: for a function of the user's.
+        """
+        home = (getattr(function, "__module__", None) or "").partition(".")[0]
+        if home not in ("", "torch", "_operator", "builtins", "math"):
+            raise UnknownCallError("it may return something else each time")
+        try:
+            return self.leaf_modules.function(function, args, kwargs)
+        except (UnknownCallError, InputError):
+            found = function(*args, **kwargs)
+        if not isinstance(found, torch.Tensor):
+            return found
+        return self.calls.operator("aten.lift_fresh_copy", (self._weight(found),))
 
     def _call_module(self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         path = str(node.target)
@@ -262,8 +284,13 @@ class FxLowering:
         target = node.target
         function = getattr(torch.Tensor, str(target), None) if node.op == "call_method" else target
         name = getattr(function, "__name__", str(target))
-        writes = (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace") or "out" in kwargs
-        if not callable(function) or writes or name in ("__setitem__", "setitem", "setattr"):
+        in_place = (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
+        if (
+            not callable(function)
+            or in_place
+            or kwargs.get("out") is not None
+            or name in ("__setitem__", "setitem", "setattr")
+        ):
             raise CaptureError(
                 f"the graph calls {name}, which may write to its arguments and has no functional form here: {problem}",
                 remedy=_WITH_INPUTS,
@@ -285,7 +312,7 @@ class FxLowering:
             spec, operands = encode_call(plain_args, plain_kwargs, is_runtime)
         except (InputError, UnknownCallError) as error:
             raise CaptureError(f"{callee} cannot be kept as an opaque call: {error}", remedy=_WITH_INPUTS) from None
-        if not all(map(is_tensor, operands)):
+        if any(type(operand) is not Handle for operand in operands):
             raise CaptureError(
                 f"{callee} takes a size that is known at run time only",
                 remedy=_WITH_INPUTS,
@@ -295,14 +322,30 @@ class FxLowering:
         if recorded is None and count == 1:
             # an unpacking would name all results; this takes the first of a number that is not known
             raise CaptureError(f"it is not known how many results {callee} returns", remedy=_WITH_INPUTS)
-        types = [t or UNKNOWN_TENSOR for t in recorded] if recorded else [UNKNOWN_TENSOR] * max(count, 1)
+        types: list[Type] = [t or UNKNOWN_TENSOR for t in recorded or ()]
+        if not count and len(types) != 1:
+            # a tensor, or a structure that only the callers of the graph look into
+            types = [OpaqueType() if _is_no_tensor(node) else UNKNOWN_TENSOR]
+        elif not types:
+            types = [UNKNOWN_TENSOR] * count
         found = self.functionalizer.call(
             get_opdef("nn.opaque"),
             (operands,),
-            {"callee": callee, "spec": spec, "training": training, "result_types": tuple(map(str, types))},
+            {
+                "callee": callee,
+                "spec": spec,
+                "training": training,
+                "result_types": tuple(map(str, types)),
+                "returns": "items" if count else "whole",
+            },
             types,
         )
-        return tuple(found) if count or len(found) > 1 else found[0]
+        return tuple(found) if count else found[0]
+
+
+def _is_no_tensor(node: fx.Node) -> bool:
+    """Return whether a node reads the dtype or device of a tensor."""
+    return node.op == "call_function" and node.target is getattr and node.args[1] in ("dtype", "device")
 
 
 def _unpacked(node: fx.Node) -> int:
@@ -350,9 +393,9 @@ def _plain_containers(item: Any) -> Any:
     return item
 
 
-def _substitute(tree: Any, env: Mapping[fx.Node, Any]) -> Any:
+def _substitute(tree: Any, env: Mapping[fx.Node, Any], convert: Callable[[Any], Any]) -> Any:
     return pytree.tree_map(
-        lambda leaf: env[leaf] if isinstance(leaf, fx.Node) else leaf,
+        lambda leaf: convert(env[leaf]) if isinstance(leaf, fx.Node) else leaf,
         tree,
         is_leaf=lambda item: isinstance(item, fx.Node),
     )

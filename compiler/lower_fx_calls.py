@@ -74,6 +74,8 @@ _RENAMED = {
 }
 # Python-level functions in torch/functional.py that are one operator.
 _PYTHON_FUNCTIONS = frozenset({torch.split, torch.einsum, torch.meshgrid, torch.norm, torch.stft})
+# Functions that take the size of a new tensor as separate arguments, too.
+_FACTORIES = frozenset({"zeros", "ones", "empty", "rand", "randn"})
 _RETURN_NOTHING = frozenset({torch._assert})
 
 
@@ -105,6 +107,8 @@ class Calls(Indexing):
         """Call an operator; return its result, a tuple where it has several, or a value where it is a number."""
         if isinstance(opdef, str):
             opdef = get_opdef(opdef)
+        if any(type(arg) is Handle and not is_tensor(arg) for arg in (*args, *(kwargs or {}).values())):
+            raise UnknownCallError(f"{opdef.name} with an argument that is known at run time only")
         try:
             results = self.functionalizer.call(opdef, list(args), kwargs or {}, types)
         except InferenceError as error:
@@ -186,7 +190,7 @@ class Calls(Indexing):
         options |= named
         if isinstance(options.get("device"), str):
             options["device"] = torch.device(options["device"])
-        if "device" not in options:
+        if "device" not in options and "dtype" in options:
             return self.operator("aten.to.dtype", (receiver, options.pop("dtype")), options)
         return self.operator("aten.to.dtype_layout", (receiver,), options)
 
@@ -228,6 +232,8 @@ class Calls(Indexing):
         if isinstance(function, BuiltinFunctionType) or function in _PYTHON_FUNCTIONS:
             if getattr(function, "__module__", None) == "math":
                 raise UnknownCallError(f"math.{name}")
+            if name in _FACTORIES and args and all(is_scalar("int", arg) for arg in args):
+                args = [args]
             return self.named(name, args, kwargs)
         if isinstance(function, torch._ops.OpOverload):
             return self.operator(opdef_of_overload(function), [self.plain(a) for a in args], self.plain(dict(kwargs)))
@@ -239,6 +245,10 @@ class Calls(Indexing):
         Raises:
             UnknownCallError: when it is not known.
         """
+        if isinstance(owner, tuple) and owner and type(owner[0]) is Handle:
+            names = _named_results(owner[0])
+            if name in names:
+                return owner[names.index(name)]
         if type(owner) is not Handle:
             raise UnknownCallError(f"attribute {name} of something that is no tensor")
         type_ = owner.value.type
@@ -252,6 +262,8 @@ class Calls(Indexing):
             return self.aten({"T": "numpy_T", "H": "matrix_H"}.get(name, name), owner)
         if name in ("real", "imag"):
             return self.aten(name, owner)
+        if name == "data":
+            return self.operator("aten.detach", (owner,))
         raise UnknownCallError(f"attribute {name} of a tensor")
 
     def python_operator(self, function: Callable[..., Any], args: list[Any]) -> Any:
@@ -287,3 +299,10 @@ class Calls(Indexing):
         if name is None or not ints:
             raise UnknownCallError("an operator on numbers read from tensors")
         return self.operator(f"aten.{name}.int", args)
+
+
+def _named_results(handle: Handle) -> list[str]:
+    """Return the names of the results (`values`, `indices`) of the operator that a tensor is a result of."""
+    op = handle.value.defining_op
+    schema = getattr(op.opdef.target, "_schema", None) if op is not None else None
+    return [] if schema is None else [result.name for result in schema.returns]

@@ -60,25 +60,21 @@ def _softmax(name: str) -> Lowering:
 def _adaptive(name: str, dims: int, result: int | None = None) -> Lowering:
     def lower(calls: Calls, arguments: Mapping[str, Any]) -> Any:
         x, size = arguments["input"], arguments["output_size"]
-        if arguments.get("return_indices") and result is not None:
-            raise UnknownCallError("pooling with indices")
         if isinstance(size, (tuple, list)):
             size = [calls.dim(x, i - len(size)) if n is None else n for i, n in enumerate(size)]
         else:
             size = [size] * dims
         found = calls.operator(f"aten.{name}", (x, size))
-        return found if result is None else found[result]
+        return found if result is None or arguments.get("return_indices") else found[result]
 
     return lower
 
 
 def _max_pool(dims: int) -> Lowering:
     def lower(calls: Calls, arguments: Mapping[str, Any]) -> Any:
-        if arguments.get("return_indices"):
-            raise UnknownCallError("pooling with indices")
         stride = arguments["stride"]
         return calls.operator(
-            f"aten.max_pool{dims}d",
+            f"aten.max_pool{dims}d_with_indices" if arguments.get("return_indices") else f"aten.max_pool{dims}d",
             (
                 arguments["input"],
                 arguments["kernel_size"],

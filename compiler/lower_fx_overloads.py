@@ -12,7 +12,7 @@ from compiler.lower_storage import Handle
 from ir.core import Value
 from ir.errors import InputError
 from ir.opdef import OpDef, ParamKind, get_opdef
-from ir.types import ScalarType, TensorType
+from ir.types import OpaqueType, ScalarType, TensorType
 
 _KEYWORDS = {"input": "self", "axis": "dim", "keepdims": "keepdim", "x": "self", "shape": "size"}
 
@@ -23,7 +23,7 @@ class UnknownCallError(Exception):
 
 def is_tensor(arg: Any) -> bool:
     """Return whether an argument is a tensor of the program."""
-    return type(arg) is Handle
+    return type(arg) is Handle and type(arg.value.type) is not OpaqueType
 
 
 def is_runtime(arg: Any) -> bool:

@@ -66,6 +66,8 @@ def may_alias_operands(opdef: OpDef) -> bool:
 def _may_alias(opdef: OpDef) -> bool:
     if opdef.name in _NEW_RESULTS or opdef.has(Trait.CONV) or opdef.name.startswith("aten.conv"):
         return False
+    if not opdef.operand_params:
+        return False  # an operator on numbers; the dispatcher does not know those
     if opdef.has(Trait.VIEW) or opdef.has(Trait.OPAQUE):
         return True
     if not isinstance(opdef.target, torch._ops.OpOverload):

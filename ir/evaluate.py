@@ -7,13 +7,12 @@ from typing import Any
 
 import sympy
 import torch
-from torch.utils import _pytree as pytree
 
 from ir.attributes import Ref
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import EvaluationError, InputError
 from ir.fake import call_arguments
-from ir.nn_ops import OPAQUE, call_module, decode_call
+from ir.nn_ops import OPAQUE, call_module, decode_call, opaque_results
 from ir.opdef import ParamKind, Trait
 from ir.printer import print_operation_context
 from ir.program import Program
@@ -281,7 +280,7 @@ class _Run:
                 remedy="a program that was parsed from text has none: set program.opaques",
             )
         args, kwargs = decode_call(op.attributes["spec"], operands, resolve)
-        return list(pytree.tree_leaves(call_module(callee, args, kwargs)))
+        return opaque_results(call_module(callee, args, kwargs), op.attributes["returns"])
 
     def _number(self, expr: sympy.Expr) -> int | float:
         number = self._expressions.get(expr)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from ir.attributes import ATTRIBUTE_TYPES, Attribute
 from ir.errors import InferenceError, InputError, ParseError
@@ -135,6 +136,7 @@ OPAQUE = register_opdef(
             _attribute("spec", "str"),
             _attribute("training", "bool", False, True),
             _attribute("result_types", "str[]"),
+            _attribute("returns", "str", "leaves", True),
         ),
         ("list",),
         traits=Trait.OPAQUE,
@@ -144,8 +146,16 @@ OPAQUE = register_opdef(
 )
 """A call of a Python callable of `Program.opaques`: never moved, merged or removed.
 
-`spec` is the text of the arguments (`encode_call`); the results are the leaves of what the callable returns.
+`spec` is the text of the arguments (`encode_call`). The results are the leaves of what the callable returns; where
+`returns` is "items", its items as they are, and where it is "whole", what it returns, tensor or not.
 """
+
+
+def opaque_results(returned: Any, returns: str) -> list[Any]:
+    """Return the results of an opaque operation whose callable returned this."""
+    if returns == "whole":
+        return [returned]
+    return list(returned) if returns == "items" else list(pytree.tree_leaves(returned))
 
 
 def encode_call(

@@ -167,10 +167,10 @@ class ProgramScope(Scope):
             node = self.graph.create_node("call_module", path, tuple(args), kwargs)
         else:
             node = self.call(function, tuple(args), kwargs)
-        if callee in self.program.meta.get("bare_opaques", ()):
+        returns = op.attributes["returns"]
+        if returns == "whole":
             return (node,)
-        # what a callable returns is known by its leaves
-        return self.call(pytree.tree_leaves, (node,))
+        return node if returns == "items" else self.call(pytree.tree_leaves, (node,))
 
 
 class _Emitter:

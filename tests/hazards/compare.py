@@ -162,7 +162,7 @@ def _same(what: str, a: Observed, b: Observed, names: Mapping[str, Sequence[str]
         for key, value in mine.items():
             (source,) = names.get(key, (key,))
             if source not in theirs:
-                assert key not in names, f"{what}: {key} comes from {source}, which is not in the original"
+                assert source == key, f"{what}: {key} comes from {source}, which is not in the original"
                 continue  # a constant
             expected = theirs[source]
             reshaped = expected.reshape(value.shape) if value is not None and expected is not None else expected
