@@ -1,13 +1,24 @@
-"""Tests of one model go to one worker, so that it is compiled once."""
+"""Tests of one model run together and on one worker, so that it is compiled once and held no longer than needed."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+_HERE = Path(__file__).parent
+
+
+def _model(item: pytest.Item) -> str:
+    callspec = getattr(item, "callspec", None)
+    return "" if callspec is None else str(callspec.params.get("name", ""))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        callspec = getattr(item, "callspec", None)
-        name = None if callspec is None else callspec.params.get("name")
-        if name is not None:
-            item.add_marker(pytest.mark.xdist_group(name))
+    mine = [item for item in items if _HERE in item.path.parents]
+    for item in mine:
+        if _model(item):
+            item.add_marker(pytest.mark.xdist_group(_model(item)))
+    others = [item for item in items if _HERE not in item.path.parents]
+    # first, since they take longest: a worker that begins one at the end would keep the other waiting
+    items[:] = [*sorted(mine, key=_model), *others]

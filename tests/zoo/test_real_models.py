@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from graphwright import transform
+from graphwright import TransformResult, transform
 from graphwright.tensorrt import TENSORRT_CONVERSION_PATTERNS
 from tests.helpers import REAL_MODELS, quick_model, real_model
 from tests.zoo.equality import assert_equal_outputs, assert_equal_training
 
 # Stochastic depth and dropout draw the same numbers in both modules, since the order of the draws is kept.
-_RESULTS: dict[tuple[str, str], object] = {}
+_RESULTS: dict[tuple[str, str], tuple[nn.Module, torch.Tensor, TransformResult]] = {}
 # have stochastic depth
 _DEPTHS = ("efficientnet_b0", "convnext_tiny", "swin_t")
 
@@ -40,7 +40,10 @@ def compiled(name: str, captured_by: str):
     """Compile a model once for all tests of this file."""
     key = (name, captured_by)
     if key not in _RESULTS:
-        model, x = quick_model(name)
+        # the tests of a model run together (see conftest.py): what is held of others only takes memory
+        for other in [k for k in _RESULTS if k[0] != name]:
+            del _RESULTS[other]
+        model, x = next((found[:2] for found in _RESULTS.values()), None) or quick_model(name)
         before = {k: (v.clone(), v.data_ptr()) for k, v in model.state_dict().items()}
         given = model if captured_by == "export" else torch.fx.symbolic_trace(model)
         if captured_by == "shapes":
