@@ -154,6 +154,9 @@ class Applier:
         rewriter.anchor, rewriter.location = root, location
         try:
             values = rule.rewrite(match, rewriter)
+            if isinstance(values, Operation):
+                # `return b.fuse(...)`: a region has taken the place of what it holds
+                values = None if values.body is not None else values.results
             if values is not None:
                 new: tuple[Value, ...] = (values,) if isinstance(values, Value) else tuple(values)
                 if new == root.results:

@@ -233,7 +233,8 @@ class Pattern:
     def rewrite(self, m: Match, b: Any) -> Value | Sequence[Value] | None:
         """Build the replacement and return the new values of the root's results.
 
-        Returning None means that the rewrite itself replaced what it wanted through `b`.
+        An operation stands for its results. Returning None (or the region that `b.fuse` made) means that the rewrite
+        itself replaced what it wanted through `b`.
         """
         raise NotImplementedError
 

@@ -345,6 +345,21 @@ def test_sweep_takes_the_longest_pattern_first():
     assert [match.is_fusion for match in log.matches] == [True, True]
 
 
+def test_a_rewrite_may_return_an_operation_or_the_region_it_made():
+    class Fused(ReluRelu):
+        def rewrite(self, m, b):
+            return b.fuse("relus", m.ops)
+
+    class Replaced(ReluRelu):
+        def rewrite(self, m, b):
+            return b.op("aten.relu", m.x)
+
+    for rule, expected in ((Fused(), ["fused.relus"]), (Replaced(), ["aten.relu"])):
+        p = program([f32(2)], lambda b, x: b.relu(b.relu(x)))
+        assert apply(rule, p)[0] == 1
+        assert names(p) == expected
+
+
 def test_fuse_refuses_a_value_computed_in_between():
     class Around(Pattern):
         """region of two operations with another one between them"""
