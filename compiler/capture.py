@@ -13,8 +13,20 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compiler.capture_errors import example_fails, explain, partial_graphs_unprinted, state_change
-from compiler.capture_inputs import check_inputs, check_signature, fresh_copy, symbol_names, unshared
+from compiler.capture_errors import (
+    example_fails,
+    explain,
+    location_of_error,
+    partial_graphs_unprinted,
+    state_change,
+)
+from compiler.capture_functions import (
+    TracedFunctions,
+    check_hooks,
+    inference_mode_as_no_grad,
+    with_parameters_kept,
+)
+from compiler.capture_inputs import check_inputs, check_signature, fresh_copy, sharing, symbol_names, unshared
 from compiler.capture_opaque import (
     CallRecord,
     changes_with_mode,
@@ -56,6 +68,8 @@ class Captured:
     """Why there is no `opposite` though there are mode readers."""
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = attrs.field(factory=dict)
+    sharing: tuple[frozenset[int], ...] = ()
+    """Groups of tensor arguments that overlapped in memory, by their numbers."""
 
 
 def capture(
@@ -114,8 +128,10 @@ def capture(
         traced = trace_symbolically(model, opaques.values())
         return Captured(module=traced, graph_module=traced, opaques=opaques)
     check_signature(model, args, kwargs)
+    groups = sharing((args, kwargs))
     args, kwargs = unshared((args, kwargs))
-    return _Export(model, args, kwargs, dynamic_shapes).capture(leaf_modules)
+    captured = _Export(model, args, kwargs, dynamic_shapes).capture(leaf_modules)
+    return attrs.evolve(captured, sharing=groups)
 
 
 class _Export:
@@ -140,6 +156,7 @@ class _Export:
             if path and next(module.parameters(), None) is None and next(module.buffers(), None) is None
         }
         self._choose(chosen, candidates)
+        check_hooks(model, self.opaques)
         exported = self._guarded(self._export)
         inside = tuple(f"{path}." for path in self.opaques)
         traced = {
@@ -168,11 +185,12 @@ class _Export:
         if not wanted:
             return
         self.records = self._guarded(lambda: record_calls(wanted, self._run), may_change=True)
-        opaque = chosen | {
-            path: module
-            for path, module in candidates.items()
-            if self.records[path] and changes_with_mode(module, self.records[path])
-        }
+        with random_state_kept():
+            opaque = chosen | {
+                path: module
+                for path, module in candidates.items()
+                if self.records[path] and changes_with_mode(module, self.records[path])
+            }
         paths = tuple(opaque)
         self.opaques = {
             path: module for path, module in opaque.items() if not any(path.startswith(f"{other}.") for other in paths)
@@ -180,14 +198,19 @@ class _Export:
 
     def _run(self) -> Any:
         args, kwargs = fresh_copy((self.args, self.kwargs))
-        return run_with_copied_buffers(self.model, args, kwargs)
+        return with_parameters_kept(self.model, lambda: run_with_copied_buffers(self.model, args, kwargs))
 
     def _export(self) -> ExportedProgram:
         for module in self._cumulative:
             # a cumulative average reads its counter, which tracing cannot; the lowering puts None back
             module.momentum = 0.0
         try:
-            with opaque_calls(self.opaques, self.records), partial_graphs_unprinted():
+            with (
+                opaque_calls(self.opaques, self.records),
+                partial_graphs_unprinted(),
+                inference_mode_as_no_grad(),
+                TracedFunctions(),
+            ):
                 return torch.export.export(self.model, self.args, self.kwargs, dynamic_shapes=self.dynamic_shapes)
         finally:
             for module in self._cumulative:
@@ -246,6 +269,9 @@ class _Export:
 
     def _explained(self, failure: Exception) -> GraphwrightError:
         if isinstance(failure, GraphwrightError):
+            if failure.location is None:
+                location = location_of_error(failure, self.model)
+                return type(failure)(failure.message, location=location, remedy=failure.remedy)
             return failure
         state = ModuleState(self.model)
         try:

@@ -104,6 +104,15 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
         path = name.rpartition(".")[0]
         modules = dict(model.named_modules())
         return state_change([(path, modules.get(path, model), name.rpartition(".")[2])])
+    if "Unsupported input type" in text or "which is not a known type" in text:
+        what = "an argument" if "input type" in text else "a result"
+        found = re.search(r"<class '([^']*)'>", text)
+        name = found.group(1) if found else _first_lines(error, 1)
+        return CaptureError(
+            f"{what} is of a class that torch.export does not know: {name}",
+            remedy="register a dataclass with torch.export.register_dataclass, another container with "
+            "torch.utils._pytree.register_pytree_node; take and return tensors, numbers, tuples, lists and dicts",
+        )
     if "dynamic_shapes" in text:
         return CaptureError(
             f"dynamic_shapes does not fit the inputs: {_first_lines(error, 3)}",
@@ -121,10 +130,16 @@ def state_change(changed: Sequence[Change]) -> CaptureError:
     path, module, _ = changed[0]
     every = list(dict.fromkeys(f"`{p}.{n}`" if p else f"`{n}`" for p, _, n in changed))
     names = ", ".join(every[:_MAX_NAMES]) + (", …" if len(every) > _MAX_NAMES else "")
+    remedy = "keep it in a buffer (register_buffer), or keep the module as it is with leaf_modules="
+    if any(type(hook).__module__.startswith("torch.nn.utils.") for hook in module._forward_pre_hooks.values()):
+        remedy = (
+            "use torch.nn.utils.parametrizations in place of the older weight_norm and spectral_norm, and make a "
+            "pruning permanent with torch.nn.utils.prune.remove"
+        )
     return CaptureError(
         f"forward changes Python state: {names}; a captured graph would change it never again",
         location=location_of_module(path, module),
-        remedy="keep it in a buffer (register_buffer), or keep the module as it is with leaf_modules=",
+        remedy=remedy,
     )
 
 

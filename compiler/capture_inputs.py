@@ -77,6 +77,31 @@ def unshared(tree: Any) -> Any:
     return pytree.tree_map(visit, tree)
 
 
+def sharing(tree: Any) -> tuple[frozenset[int], ...]:
+    """Return the groups of example inputs of which one overlaps another in memory, by their numbers among the tensors.
+
+    Tensors that lie beside each other in one piece of memory do not overlap.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    spans = [_span(tensor) for tensor in tensors]
+    groups = []
+    for i, (memory, first, last) in enumerate(spans):
+        group = frozenset(j for j, (m, f, t) in enumerate(spans) if m == memory and f < last and first < t) | {i}
+        if len(group) > 1 and group not in groups:
+            groups.append(group)
+    return tuple(groups)
+
+
+def _span(tensor: torch.Tensor) -> tuple[Any, int, int]:
+    """Return the memory of a tensor, and the bytes in it that it spans."""
+    if tensor.layout is not torch.strided or tensor.device.type == "meta" or not tensor.numel():
+        return id(tensor), 0, 0
+    size = tensor.element_size()
+    first = int(tensor.storage_offset()) * size
+    reach = sum((int(n) - 1) * int(stride) for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (tensor.device, tensor.untyped_storage().data_ptr()), first, first + (reach + 1) * size
+
+
 def fresh_copy(tree: Any) -> Any:
     """Return the inputs with every tensor cloned, for a run that may write to them."""
     return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, tree)

@@ -117,21 +117,25 @@ _READS_TRAINING: dict[type, bool] = {}
 
 
 def reads_training(class_: type) -> bool:
-    """Return whether the code of a class that is not of `torch.nn` names `training`."""
+    """Return whether the code of a class that is not of `torch.nn.modules` names `training`.
+
+    What the layers do in each mode is known; parametrizations (the spectral norm's iteration) are as the user's code.
+    """
     found = _READS_TRAINING.get(class_)
     if found is None:
         found = _READS_TRAINING[class_] = any(
             "training" in _names(function.__code__)
             for base in class_.__mro__
-            if not is_torch_class(base)
+            if not _is_layer(base)
             for function in _functions_of(base)
         )
     return found
 
 
-def is_torch_class(class_: type) -> bool:
-    """Return whether a class is PyTorch's own (or Python's)."""
-    return class_.__module__ == "builtins" or class_.__module__.split(".")[0] == "torch"
+def _is_layer(class_: type) -> bool:
+    """Return whether a class is one of PyTorch's layers, or Python's."""
+    home = class_.__module__
+    return home == "builtins" or (home.split(".")[0] == "torch" and not home.startswith("torch.nn.utils."))
 
 
 def _functions_of(class_: type) -> Iterator[FunctionType]:

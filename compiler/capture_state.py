@@ -62,6 +62,32 @@ def _differences(saved: Any, current: Any) -> list[str]:
     return [] if saved == current else [""]
 
 
+def _plain_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the tensors in attributes and containers of modules that are no parameters or buffers, nor share theirs."""
+    seen = {_memory(t) for t in (*model.parameters(), *model.buffers())}
+    pending: list[Any] = [value for module in model.modules() for value in module.__dict__.values()]
+    visited: set[int] = set()
+    while pending:
+        value = pending.pop()
+        if id(value) in visited or isinstance(value, (*_PLAIN, *_CODE, nn.Module)):
+            continue
+        visited.add(id(value))
+        if isinstance(value, torch.Tensor):
+            if value.layout is torch.strided and value.device.type != "meta" and _memory(value) not in seen:
+                seen.add(_memory(value))
+                yield value
+        elif isinstance(value, dict):
+            pending.extend(value.values())
+        elif isinstance(value, (list, tuple, set)):
+            pending.extend(value)
+        elif isinstance(getattr(value, "__dict__", None), dict):
+            pending.append(value.__dict__)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+
+
 def _containers(label: str, value: Any, found: list[_Container], seen: set[int], depth: int) -> None:
     """Collect what lies below an attribute and can be changed in place."""
     if depth == 0 or isinstance(value, (*_PLAIN, *_OPAQUE)) or id(value) in seen:
@@ -111,6 +137,8 @@ class ModuleState:
     def __init__(self, root: nn.Module) -> None:
         self.modules = [(path, module, dict(module.__dict__)) for path, module in root.named_modules()]
         self.requires_grad = [(p, p.requires_grad) for p in root.parameters()]
+        # tracing writes to tensors that are no buffers; a copy costs little, since few models have such tensors
+        self.tensors = [(tensor, tensor.detach().clone()) for tensor in _plain_tensors(root)]
         self.containers: list[tuple[str, nn.Module, _Container]] = []
         self.tables: list[tuple[str, nn.Module, str, Any]] = []
         seen: set[int] = set()
@@ -160,10 +188,21 @@ class ModuleState:
             if names:
                 container.restore()
                 changed.extend((path, module, f"{container.label}{name}") for name in names)
+        for tensor, copy in self.tensors:
+            if not _same_content(tensor, copy):
+                tensor.detach().copy_(copy)
         for parameter, flag in self.requires_grad:
             if parameter.requires_grad is not flag:
                 parameter.requires_grad_(flag)
         return changed
+
+
+def _same_content(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two tensors hold the same numbers, NaN equal to NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return True  # replaced as a whole, which the attributes tell
+    equal = (a == b) | ((a != a) & (b != b))
+    return bool(equal.all())
 
 
 def _identical_items(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from compiler.lower_views import (
     FUNCTIONAL_NAMES,
     IN_PLACE_VIEWS,
     RETURNS_INPUT_IN_EVAL,
+    WITHOUT_DERIVATIVE,
     write_through,
 )
 from ir.aliasing import may_alias_operands
@@ -26,7 +27,7 @@ from ir.builder import bind_arguments, infer_types
 from ir.core import Graph, Operation, Value
 from ir.errors import CaptureError, GraphwrightError
 from ir.locations import UNKNOWN_LOCATION, Location
-from ir.opdef import OpDef, Trait, get_opdef
+from ir.opdef import OpDef, ParamKind, Trait, get_opdef
 from ir.types import TensorType, Type, shapes_equal
 
 OPAQUE_CALL = "nn.opaque"
@@ -315,6 +316,9 @@ class Functionalizer:
             )
         functional = scalar_overload(get_opdef(name), values)
         old = target.value.type
+        named = _with_defaults(opdef, functional, values, named)
+        if functional.name in WITHOUT_DERIVATIVE:
+            values = [self.emit("aten.detach", values[0]), *values[1:]]
         quick = functional.has(Trait.ACTIVATION) or functional.name.startswith(("aten.fill", "aten.zero"))
         result = self._create(functional, values, named, (old,) if quick else None).result
         self.write(target, self._cast(result, old))
@@ -376,6 +380,19 @@ class Functionalizer:
                 assert storage.owner is not None
                 found.append((storage, self.read(storage.owner)))
         return found
+
+
+def _with_defaults(
+    opdef: OpDef, functional: OpDef, values: Sequence[Any], named: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the keyword arguments with defaults of the in-place operator that its functional form does not have."""
+    required = {p.name for p in functional.params if p.kind is ParamKind.ATTRIBUTE and not p.has_default}
+    missing = {
+        p.name: p.default
+        for p in opdef.params[len(values) :]
+        if p.name in required and p.name not in named and p.has_default
+    }
+    return {**named, **missing} if missing else named
 
 
 def _is_view(opdef: OpDef) -> bool:

@@ -27,6 +27,7 @@ def lower(captured: Captured) -> Program:
         program.name = captured.graph_module._get_name()
         return program
     program = _lower_exported(captured, captured.exported)
+    _check_sharing(captured, program)
     if captured.mode_readers:
         opposite, problem = None, captured.opposite_error
         if captured.opposite is not None:
@@ -44,3 +45,20 @@ def _lower_exported(captured: Captured, exported: ExportedProgram) -> Program:
         program.name = type(captured.module).__qualname__
         program.meta["signature"] = inspect.signature(captured.module.forward)
     return program
+
+
+def _check_sharing(captured: Captured, program: Program) -> None:
+    """Refuse a model that writes to an argument which shares its memory with another in the example.
+
+    The graph takes them for two tensors, so the write would not be seen in the other one.
+    """
+    written = [m.input for m in program.convention.mutations if m.input is not None]
+    names = [value.name for value in program.graph.inputs]
+    for group in captured.sharing:
+        found = [number for number in written if number in group]
+        if found:
+            others = ", ".join(f"`{names[number]}`" for number in sorted(group) if number != found[0])
+            raise CaptureError(
+                f"input `{names[found[0]]}` is written in forward, and shares its memory with {others} in the example",
+                remedy="pass tensors with memory of their own (`.clone()`), also when calling the result",
+            )

@@ -63,6 +63,9 @@ FUNCTIONAL_NAMES = {
 }
 """In-place operators whose functional counterpart is named otherwise."""
 
+WITHOUT_DERIVATIVE = frozenset({"aten.bernoulli.p", "aten.normal_functional"})
+"""Functional forms that overwrite their input, as their in-place forms do, but cannot say that its gradient is zero."""
+
 
 def _attributes(op: Operation) -> dict[str, Any]:
     return {name: op.resolved_attribute(name) for name in op.attributes}

@@ -1,0 +1,142 @@
+"""What of PyTorch behaves otherwise while a model is traced: calls whose meaning tracing would lose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ir.errors import CaptureError
+
+_RETURN_THEIR_INPUT = frozenset(
+    {F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+    | {torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout}
+)
+"""In eval they return the very object they got, which the tracer takes for a new name of the same value from then on:
+after `y = dropout2d(x)`, each use of `x` would be one of `y`."""
+
+_GET_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+
+
+class TracedFunctions(TorchFunctionMode):
+    """Makes functions traceable that the tracer mistakes."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a function of PyTorch.
+
+        Raises:
+            CaptureError: when the memory of a tensor is replaced, or a hook registered.
+        """
+        kwargs = dict(kwargs or {})
+        if func in _RETURN_THEIR_INPUT and not kwargs.get("inplace") and True not in args[3:]:
+            if args:
+                args = (torch.ops.aten.alias(args[0]), *args[1:])
+            else:
+                kwargs["input"] = torch.ops.aten.alias(kwargs["input"])
+        if func == _GET_DATA:
+            return args[0].detach()
+        if func == _SET_DATA:
+            raise CaptureError(
+                "forward assigns to `.data` of a tensor, which no graph can express",
+                remedy="write into the tensor with copy_() if it is a buffer, or update it outside of forward",
+            )
+        if func is torch.Tensor.register_hook:
+            raise CaptureError(
+                "forward registers a backward hook on a tensor, which the emitted module would not run",
+                remedy="register it outside of forward, or keep the module with leaf_modules=",
+            )
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def inference_mode_as_no_grad() -> Iterator[None]:
+    """Let `torch.inference_mode` be traced as `torch.no_grad`, which the tracer records."""
+    cls = torch.inference_mode
+    enter, leave = cls.__enter__, cls.__exit__
+    open_: list[ExitStack] = []
+
+    def start(self: Any) -> None:
+        stack = ExitStack()
+        stack.enter_context(torch.set_grad_enabled(not self.mode))
+        open_.append(stack)
+
+    def stop(self: Any, *exception: Any) -> None:
+        open_.pop().close()
+
+    try:
+        cls.__enter__, cls.__exit__ = start, stop  # type: ignore[method-assign]
+        yield
+    finally:
+        cls.__enter__, cls.__exit__ = enter, leave  # type: ignore[method-assign]
+
+
+class ParametersKept(TorchDispatchMode):
+    """Puts back at the end what is written to the parameters of a model; only those that are written are copied."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._parameters = {p.untyped_storage()._cdata: p for p in model.parameters()}
+        self._copies: dict[int, torch.Tensor] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Copy the parameters that an operator is about to write."""
+        kwargs = dict(kwargs or {})
+        schema = getattr(func, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            for argument, given in zip(schema.arguments, args, strict=False):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    self._keep(given)
+            self._keep(kwargs.get("out"))
+        return func(*args, **kwargs)
+
+    def _keep(self, tensor: Any) -> None:
+        if not isinstance(tensor, torch.Tensor):
+            return
+        key = tensor.untyped_storage()._cdata
+        if key in self._parameters and key not in self._copies:
+            self._copies[key] = self._parameters[key].detach().clone()
+
+    def restore(self) -> None:
+        """Put back what was written."""
+        for key, copy in self._copies.items():
+            self._parameters[key].detach().copy_(copy)
+
+
+def with_parameters_kept(model: nn.Module, action: Callable[[], Any]) -> Any:
+    """Run an action that calls the model; whatever it writes to parameters is undone."""
+    kept = ParametersKept(model)
+    try:
+        with kept:
+            return action()
+    finally:
+        kept.restore()
+
+
+def check_hooks(model: nn.Module, opaque: Mapping[str, nn.Module]) -> None:
+    """Refuse hooks that run in the backward pass: a graph has none.
+
+    Raises:
+        CaptureError: when a module that is traced has one.
+    """
+    inside = tuple(f"{path}." for path in opaque)
+    for path, module in model.named_modules():
+        hooks = {**module._backward_hooks, **getattr(module, "_backward_pre_hooks", {})}
+        if hooks and path not in opaque and not path.startswith(inside):
+            name = getattr(next(iter(hooks.values())), "__qualname__", "a hook")
+            where = f"`{path}`" if path else "the model itself"
+            raise CaptureError(
+                f"{where} ({type(module).__qualname__}) has a backward hook ({name}), which the emitted module would "
+                "not run",
+                remedy="remove it before the capture (the handle's remove()), or keep the module with leaf_modules=",
+            )
