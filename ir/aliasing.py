@@ -134,10 +134,11 @@ def may_share_with_caller(value: Value) -> bool:
 
 
 def reaches_output(value: Value) -> bool:
-    """Return whether the strides of `value` may show in the strides of an output.
+    """Return whether the strides of `value` may show: in the strides of an output, or in what a dropout drops.
 
     The walk goes forward through every operator whose result strides may follow its operands', and ends at those
-    with `Trait.STRIDES_FIXED`.
+    with `Trait.STRIDES_FIXED`. Random numbers are drawn in the order of memory, so strides decide which element gets
+    which number.
     """
     seen: set[Value] = {value}
     worklist = [value]
@@ -145,7 +146,7 @@ def reaches_output(value: Value) -> bool:
         if len(seen) > _BOUND:
             return True
         for user in worklist.pop()._uses:
-            if user.opdef is RETURN:
+            if user.opdef is RETURN or (user.opdef.has(Trait.RANDOM) and user.attributes.get("p") != 0):
                 return True
             if user.opdef.has(Trait.STRIDES_FIXED):
                 continue

@@ -17,7 +17,7 @@ from ir.locations import Location, merge_locations
 from ir.opdef import Trait
 from ir.program import Program
 from ir.types import TensorType
-from passes.effects import is_removable
+from passes.effects import crossed_effect, is_removable
 from passes.matching import RuleIndex, Variant
 from passes.pattern import Match, Pattern
 from passes.remarks import MatchRecord, OpSummary, Refusal, Remark, RemarkLog
@@ -111,7 +111,7 @@ class Applier:
 
     def _refusal(self, rule: Pattern, match: Match) -> Refusal | None:
         if rule.closed and len(match.ops) > 1:
-            reason = outside_use(match)
+            reason = outside_use(match) or (crossed_effect(match.ops) if rule.is_fusion else None)
             if reason is not None:
                 return Refusal(reason)
         try:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from ir.core import Operation, Value
+from collections.abc import Sequence
+
+from ir.core import RETURN, Operation, Value
 from ir.opdef import Trait
 from ir.program import weight_of
+
+_BOUND = 4096
+_NORMS = frozenset({"aten.batch_norm", "aten.instance_norm"})
 
 # Their result holds whatever was in memory.
 _UNINITIALIZED = frozenset({"aten.empty.memory_format", "aten.empty_like", "aten.new_empty", "aten.empty_strided"})
@@ -54,3 +59,52 @@ def is_foldable(op: Operation) -> bool:
 def _is_written(value: Value) -> bool:
     weight = weight_of(value)
     return weight is not None and weight.is_mutated
+
+
+def crossed_effect(ops: Sequence[Operation]) -> str | None:
+    """Return why operations cannot become one where the last of them stands, or None when they can.
+
+    In training two dropouts draw their numbers in order, and two uses of one batch norm update its statistics in
+    order; an operation that moves past another of its kind would change both.
+    """
+    effects = [op for op in ops if may_train(op)]
+    if not effects or len(ops) < 2:
+        return None
+    members = set(ops)
+    last = ops[0]
+    for op in ops:
+        if last.is_before(op):
+            last = op
+    for op in effects:
+        for other in _rivals(op, last):
+            if other not in members and op.is_before(other) and other.is_before(last):
+                return (
+                    f"{op.name} at `{op.location.where}` would move past {other.name} at `{other.location.where}`, and "
+                    "their order shows in training"
+                )
+    return None
+
+
+def _rivals(op: Operation, last: Operation) -> list[Operation]:
+    """Return the operations, not necessarily between `op` and `last`, whose order with `op` shows in training."""
+    if op.body is None and op.name in _NORMS:
+        statistics = [op.operand(name) for name in ("running_mean", "running_var")]
+        return [user for value in statistics if value is not None for user in value.users if user.opdef is not RETURN]
+    found: list[Operation] = []
+    current = op.next
+    for _ in range(_BOUND):
+        if current is None or current is last:
+            break
+        if _draws(current):
+            found.append(current)
+        current = current.next
+    return found
+
+
+def _draws(op: Operation) -> bool:
+    """Whether the operation draws random numbers, or does what only Python knows."""
+    if op.body is not None:
+        return any(map(_draws, op.body.operations()))
+    if op.opdef.training is not None and not op.opdef.has(Trait.OPAQUE):
+        return may_train(op) and op.name not in _NORMS
+    return op.opdef.has(Trait.RANDOM) or op.opdef.has(Trait.OPAQUE)

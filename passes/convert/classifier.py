@@ -96,7 +96,8 @@ def _rebuild(m: Match, b: Rewriter, kernel: tuple[Dim, Dim, Dim]) -> Value:
             [_with_shape_of(link, x)],
             location=link.location,
         )
-        x = b.insert(operation).result
+        with b.at(link):  # a dropout stays in the order in which dropouts draw
+            x = b.insert(operation).result
     weight: Value = m.weight
     out_features = weight.tensor_type.shape[0]  # type: ignore[index]
     location = m.linear.location
