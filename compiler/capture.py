@@ -24,6 +24,7 @@ from compiler.capture_functions import (
     TracedFunctions,
     check_hooks,
     inference_mode_as_no_grad,
+    mode_reads,
     with_parameters_kept,
 )
 from compiler.capture_inputs import check_inputs, check_signature, fresh_copy, sharing, symbol_names, unshared
@@ -157,7 +158,9 @@ class _Export:
         }
         self._choose(chosen, candidates)
         check_hooks(model, self.opaques)
-        exported = self._guarded(self._export)
+        with mode_reads() as read_of:
+            exported = self._guarded(self._export)
+        readers |= {path: module for path, module in model.named_modules() if id(module) in read_of}
         inside = tuple(f"{path}." for path in self.opaques)
         traced = {
             path: module for path, module in readers.items() if path not in self.opaques and not path.startswith(inside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compiler.lower_locations import is_user_file
 from ir.errors import CaptureError
 
 _RETURN_THEIR_INPUT = frozenset(
@@ -77,6 +79,38 @@ def inference_mode_as_no_grad() -> Iterator[None]:
         yield
     finally:
         cls.__enter__, cls.__exit__ = enter, leave  # type: ignore[method-assign]
+
+
+class _TrainingFlag:
+    """Stands in the way of `module.training`, and notes the modules of which code outside of PyTorch reads it."""
+
+    def __init__(self) -> None:
+        self.read_of: dict[int, nn.Module] = {}
+
+    def __get__(self, module: nn.Module | None, owner: type) -> Any:
+        if module is None:
+            return self
+        try:
+            mode = module.__dict__["training"]
+        except KeyError:
+            raise AttributeError("training") from None
+        if is_user_file(sys._getframe(1).f_code.co_filename):
+            self.read_of[id(module)] = module
+        return mode
+
+    def __set__(self, module: nn.Module, mode: bool) -> None:
+        module.__dict__["training"] = mode
+
+
+@contextmanager
+def mode_reads() -> Iterator[Mapping[int, nn.Module]]:
+    """Collect the modules, by id, whose mode is read by code that is not PyTorch's: `module.training` in a helper."""
+    flag = _TrainingFlag()
+    nn.Module.training = flag  # type: ignore[assignment]
+    try:
+        yield flag.read_of
+    finally:
+        del nn.Module.training
 
 
 class ParametersKept(TorchDispatchMode):

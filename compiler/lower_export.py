@@ -20,10 +20,10 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
-from compiler.functionalize import Functionalizer
+from compiler.functionalize import Functionalizer, is_returned_itself
 from compiler.lower_modules import ModuleFacts
 from compiler.lower_regions import RegionLowering, attribute_of
-from compiler.lower_storage import Handle
+from compiler.lower_storage import Handle, Storage
 from compiler.lower_symbols import DataDependentSizeError, SymbolTable
 from compiler.lower_weights import WeightTable, shares_storage
 from ir.core import Graph, Value
@@ -154,12 +154,19 @@ class ExportLowering(RegionLowering):
         values: list[Value | None] = []
         leaves: list[OutputLeaf] = []
         strides: list[Any] = []
+        themselves: dict[Storage, list[int]] = {}
         written: list[tuple[Any, Value]] = []
         for result, spec in zip(results, self.exported.graph_signature.output_specs, strict=True):
             if spec.kind is OutputKind.BUFFER_MUTATION or spec.kind is OutputKind.USER_INPUT_MUTATION:
                 assert isinstance(result, fx.Node)
                 written.append((spec, self._read(self.env[result])))
             elif spec.kind in (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT):
+                handle = self.env.get(result) if isinstance(result, fx.Node) else None
+                if type(handle) is Handle and is_returned_itself(handle):
+                    themselves.setdefault(handle.storage, []).append(len(leaves))
+                    leaves.append(OutputLeaf(None))
+                    strides.append(None)
+                    continue
                 leaf, value = self._user_output(result, spec.arg, len(values))
                 leaves.append(leaf)
                 strides.append(None)
@@ -169,7 +176,6 @@ class ExportLowering(RegionLowering):
                     strides[-1] = tuple(self.symbols.dim(s) for s in result.meta["val"].stride())
             else:
                 raise CaptureError(f"the model has an output of kind {spec.kind.name.lower()}")
-        self.convention.outputs = tuple(leaves)
         self.program.meta["output_strides"] = tuple(strides)
         mutations: list[Mutation] = []
         for spec, value in written:
@@ -187,10 +193,13 @@ class ExportLowering(RegionLowering):
             else:
                 self._note_mutated(self.program.weights[storage.name])
                 mutations.append(Mutation(len(values), buffer=storage.name))
+            for place in themselves.get(storage, ()):
+                leaves[place] = OutputLeaf(len(values))
             values.append(value)
         for storage in self.functionalizer.sources:
             if storage.kernel_writes is not None:
                 self._note_mutated(self.program.weights[storage.name])
+        self.convention.outputs = tuple(leaves)
         self.convention.mutations = tuple(mutations)
         self.graph.set_outputs(values)
 

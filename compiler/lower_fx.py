@@ -13,14 +13,14 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from compiler.capture_opaque import structural_copy
-from compiler.functionalize import Functionalizer
+from compiler.functionalize import Functionalizer, is_returned_itself
 from compiler.lower_fx_calls import Calls
 from compiler.lower_fx_index import Pieces, Size
 from compiler.lower_fx_modules import LeafModules
 from compiler.lower_fx_overloads import UnknownCallError, is_runtime
 from compiler.lower_locations import Locator
 from compiler.lower_modules import ModuleFacts
-from compiler.lower_storage import Handle
+from compiler.lower_storage import Handle, Storage
 from compiler.lower_weights import WeightTable
 from ir.core import Graph, Value
 from ir.errors import CaptureError, GraphwrightError, InputError
@@ -186,8 +186,12 @@ class FxLowering:
         self.convention.parameters = tuple(leaf.name for leaf in self.convention.inputs)
         values: list[Value | None] = []
         outputs: list[OutputLeaf] = []
+        themselves: dict[Storage, list[int]] = {}
         for item in flat:
-            if is_runtime(item):
+            if type(item) is Handle and is_returned_itself(item):
+                themselves.setdefault(item.storage, []).append(len(outputs))
+                outputs.append(OutputLeaf(None))
+            elif is_runtime(item):
                 outputs.append(OutputLeaf(len(values)))
                 values.append(self.functionalizer.read(item) if type(item) is Handle else item)
             else:
@@ -199,6 +203,8 @@ class FxLowering:
             else:
                 self.program.weights[storage.name].is_mutated = True
                 mutations.append(Mutation(len(values), buffer=storage.name))
+            for place in themselves.get(storage, ()):
+                outputs[place] = OutputLeaf(len(values))
             values.append(value)
         for storage in self.functionalizer.sources:
             if storage.kernel_writes is not None:

@@ -97,7 +97,10 @@ class InputLeaf:
 
 @attrs.frozen
 class OutputLeaf:
-    """One leaf of the flattened result: output number `value` of the graph, or a constant."""
+    """One leaf of the flattened result: output number `value` of the graph, or a constant.
+
+    Where a mutation has the same output, the result is the written input or buffer itself.
+    """
 
     value: int | None
     constant: Any = None

@@ -224,15 +224,22 @@ class _Emitter:
             target = self._written(mutation.buffer, mutation.input)
             written[target] = None
         nodes = [None if v is None else self._before_writes(v, written) for v in outputs]
+        returned: dict[int, Any] = {}
         for mutation in convention.mutations:
             target = self._written(mutation.buffer, mutation.input)
             value = nodes[mutation.output]
             if mutation.buffer is not None:
                 value = self.scope.method("detach", (value,))
             # an operator, not a method: fx must see that it has an effect
-            self.scope.call(torch.ops.aten.copy_.default, (self.scope.value(target), value))
+            written_node = self.scope.value(target)
+            self.scope.call(torch.ops.aten.copy_.default, (written_node, value))
+            returned[mutation.output] = written_node
         if convention.outputs:
-            leaves = [leaf.constant if leaf.value is None else nodes[leaf.value] for leaf in convention.outputs]
+            # a result that is the output of a write is the written tensor itself
+            leaves = [
+                leaf.constant if leaf.value is None else returned.get(leaf.value, nodes[leaf.value])
+                for leaf in convention.outputs
+            ]
         else:
             leaves = nodes[: len(nodes) - len(convention.mutations)]
         if convention.out_spec is None:

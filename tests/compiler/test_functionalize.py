@@ -28,9 +28,16 @@ def test_equals_eager(function: Case) -> None:
 
 
 def test_write_to_an_input_is_an_extra_output() -> None:
-    program = lowered(Function(lambda self, x: x.add_(1)), torch.randn(2))
+    program = lowered(Function(lambda self, x: x.add_(1) * 2), torch.randn(2))
     (mutation,) = program.convention.mutations
     assert (mutation.input, mutation.buffer, mutation.output) == (0, None, 1)
+
+
+def test_a_written_input_that_is_returned_is_the_output_of_the_write() -> None:
+    program = lowered(Function(lambda self, x: (x * 3, x.add_(1), x)), torch.randn(2))
+    (mutation,) = program.convention.mutations
+    assert mutation.output == 1 and len(program.graph.outputs) == 2
+    assert [leaf.value for leaf in program.convention.outputs] == [0, 1, 1]
 
 
 def test_a_counter_counts() -> None:
