@@ -125,6 +125,7 @@ class Operation:
         "attributes",
         "body",
         "graph",
+        "is_erased",
         "location",
         "next",
         "opdef",
@@ -152,6 +153,8 @@ class Operation:
         self.location = location
         self.body = body
         self.graph: Graph | None = None
+        self.is_erased = False
+        """Whether it was erased from a graph; it has dropped its uses, so no graph takes it again."""
         self.prev: Operation | None = None
         self.next: Operation | None = None
         self._order = 0
@@ -387,8 +390,14 @@ class Graph:
         """Insert `op`, which is in no graph, before `anchor` (use `return_op` to append).
 
         Raises:
-            VerificationError: when `op` is in a graph already or `anchor` is not in this one.
+            VerificationError: when `op` is in a graph already or was erased, or `anchor` is not in this one.
         """
+        if op.is_erased:
+            raise VerificationError(
+                f"cannot insert {op!r}: it was erased",
+                location=op.location,
+                remedy="build the operation anew: an erased one no longer counts as a user of its operands",
+            )
         if op.graph is not None or anchor.graph is not self:
             raise VerificationError(f"cannot insert {op!r} before {anchor!r}", location=op.location)
         self._link(op, anchor.prev, anchor)
@@ -427,6 +436,7 @@ class Graph:
         else:
             after.prev = before
         op.graph = None
+        op.is_erased = True
         self.num_operations -= 1
         self.revision += 1
 

@@ -209,3 +209,16 @@ def test_lists_of_operands() -> None:
     assert index.grouped_operands() == (x, (i,))
     with pytest.raises(VerificationError, match="no operand list 'self'"):
         index.operand_list("self")
+
+
+def test_an_erased_operation_is_not_inserted_again() -> None:
+    graph, (first, second) = chain(2)
+    graph.set_outputs([first.result])
+    graph.erase(second)
+    before = graph.revision
+    with pytest.raises(VerificationError, match=r"cannot insert .*aten\.relu.*it was erased"):
+        graph.append(second)
+    with pytest.raises(VerificationError, match="it was erased"):
+        Builder(graph).insert(second)
+    assert names(graph) == ["relu"] and graph.revision == before
+    assert first.result.users == (graph.return_op,)
