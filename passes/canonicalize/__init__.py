@@ -10,6 +10,7 @@ import attrs
 from ir.errors import DidNotConverge
 from ir.program import Program
 from passes.canonicalize.identity import IDENTITY_RULES, INFERENCE_RULES
+from passes.canonicalize.opaque import drop_identities
 from passes.canonicalize.permute import PERMUTE_RULES
 from passes.canonicalize.reshape import RESHAPE_RULES
 from passes.canonicalize.spelling import SPELLING_RULES
@@ -44,7 +45,8 @@ class Canonicalize(Pass):
 
     name: ClassVar[str] = "canonicalize"
     inference: bool = False
-    """Whether the program will never train: dropout that is switched off goes."""
+    """Whether the program will never train: dropout that is switched off goes, as do opaque modules (stochastic depth)
+    that return their argument in eval mode."""
     fold_parameter_views: bool = False
     """Whether a weight whose only use is a reshape or permute is replaced, under its name, by that view of itself."""
 
@@ -57,6 +59,8 @@ class Canonicalize(Pass):
         index = _index(self.inference)
         graph = program.graph
         made: dict[str, None] = {}
+        if self.inference:
+            drop_identities(program)
         for _ in range(_MAX_ROUNDS):
             revision = graph.revision
             run_worklist(program, index, context.log)

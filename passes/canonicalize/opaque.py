@@ -1,0 +1,89 @@
+"""Opaque modules that return their argument (stochastic depth in eval mode) go where nothing will train."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ir.core import Operation, Value
+from ir.errors import InputError
+from ir.nn_ops import OPAQUE, decode_call, opaque_results
+from ir.program import Program
+
+
+def drop_identities(program: Program) -> int:
+    """Replace the results of opaque calls of modules in eval mode that return an argument itself, and return how many.
+
+    Only for a program that will never train: in training the module may well do something else.
+    """
+    count = 0
+    for op in list(program.graph.operations()):
+        if op.opdef is not OPAQUE:
+            continue
+        replacement = _returned_operand(op, program.opaques.get(op.attributes["callee"]))
+        if replacement is not None:
+            program.graph.replace_all_uses(op.result, replacement)
+            program.graph.erase(op)
+            count += 1
+    return count
+
+
+def _returned_operand(op: Operation, callee: Any) -> Value | None:
+    """Return the operand that the call is proved to return, whatever its shape and values.
+
+    The proof is a call on tensors without data that asks nothing of them: no function of PyTorch, not even for a size.
+    """
+    if not isinstance(callee, nn.Module) or len(op.results) != 1 or not _is_plain(callee):
+        return None
+    operands = [torch.empty(0, device="meta") for _ in op.operand_values]
+    module = copy.copy(callee)
+    before = dict(vars(module))
+    try:
+        args, kwargs = decode_call(op.attributes["spec"], operands, _unresolved)
+        with _Untouched():
+            results = opaque_results(module(*args, **kwargs), op.attributes["returns"])
+    except (_Touched, InputError):
+        return None
+    except Exception:  # noqa: BLE001 - whatever the user's code raises: then nothing is proved
+        return None
+    after = vars(module)
+    if after.keys() != before.keys() or any(after[key] is not value for key, value in before.items()):
+        return None
+    found = [value for value, tensor in zip(op.operand_values, operands, strict=True) if results[0] is tensor]
+    return found[0] if len(results) == 1 and found and found[0].type == op.result.type else None
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a module is in eval mode, alone, without state and hooks: its call can be tried."""
+    hooks = (table for name, table in vars(module).items() if name.endswith("_hooks"))
+    return not (
+        module.training
+        or any(True for _ in module.children())
+        or any(True for _ in module.parameters())
+        or any(True for _ in module.buffers())
+        or any(hooks)
+    )
+
+
+def _unresolved(attribute: Any) -> Any:
+    if isinstance(attribute, (int, float)):
+        return attribute
+    raise InputError(f"the argument {attribute} depends on sizes")
+
+
+class _Touched(Exception):  # noqa: N818 - control flow inside this module, no error
+    """The code asked something of a tensor."""
+
+
+class _Untouched(TorchFunctionMode):
+    """Every function of PyTorch raises."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        raise _Touched
