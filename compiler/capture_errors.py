@@ -20,7 +20,6 @@ from ir.errors import CaptureError
 from ir.locations import Location
 
 _MAX_NAMES = 5
-_LEAF = "keep the module as it is with leaf_modules="
 _ASSIGNED = re.compile(r"tensor attributes? self\.(\S+)")
 
 
@@ -69,6 +68,14 @@ def location_of_error(error: BaseException, model: nn.Module) -> Location:
     return Location(path, class_name, file, line)
 
 
+def _keep(path: str, module: nn.Module) -> str:
+    """Return the remedy of keeping a module as an opaque call; the model itself cannot be one."""
+    if path:
+        return f"keep `{path}` as it is with leaf_modules=[{path!r}]"
+    name = type(module).__name__
+    return f"move that part of {name}.forward into a submodule and keep that one as it is with leaf_modules="
+
+
 def example_fails(error: Exception, model: nn.Module) -> CaptureError:
     """Return the error for a model that fails on its example inputs without any capture."""
     return CaptureError(
@@ -83,13 +90,14 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
     if isinstance(error, CaptureError):
         return error
     location = location_of_error(error, model)
+    leaf = _keep(location.module_path, model)
     text = str(error)
     if isinstance(error, GuardOnDataDependentSymNode) or "data-dependent" in text:
         return CaptureError(
             "data-dependent control flow: Python decides by a value in a tensor (`if`, `while`, `int()`, `.item()`), "
             f"which is not known when the model is captured: {_first_lines(error, 1)}",
             location=location,
-            remedy=f"write it with torch.where or torch.cond, or {_LEAF}",
+            remedy=f"write it with torch.where or torch.cond, or {leaf}",
         )
     if "Constraints violated" in text or "specialized" in text:
         where = _specialization(error)
@@ -121,7 +129,7 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
     return CaptureError(
         f"torch.export cannot trace the model: {type(error).__name__}: {_first_lines(error, 3)}",
         location=location,
-        remedy=_LEAF,
+        remedy=leaf,
     )
 
 
@@ -130,7 +138,7 @@ def state_change(changed: Sequence[Change]) -> CaptureError:
     path, module, _ = changed[0]
     every = list(dict.fromkeys(f"`{p}.{n}`" if p else f"`{n}`" for p, _, n in changed))
     names = ", ".join(every[:_MAX_NAMES]) + (", …" if len(every) > _MAX_NAMES else "")
-    remedy = "keep it in a buffer (register_buffer), or keep the module as it is with leaf_modules="
+    remedy = f"keep it in a buffer (register_buffer), or {_keep(path, module)}"
     if any(type(hook).__module__.startswith("torch.nn.utils.") for hook in module._forward_pre_hooks.values()):
         remedy = (
             "use torch.nn.utils.parametrizations in place of the older weight_norm and spectral_norm, and make a "

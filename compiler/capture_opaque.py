@@ -7,6 +7,7 @@ kernel gives results of the shapes that a real run of the model on its example i
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -96,12 +97,20 @@ def chosen_modules(model: nn.Module, leaf_modules: Sequence[Any]) -> dict[str, n
         if not found:
             raise InputError(
                 f"leaf_modules: {entry!r} is no submodule of the {type(model).__qualname__}",
-                remedy="pass modules of the model, classes, or paths as in named_modules()",
+                remedy=f"pass modules of the model, classes, or paths as in named_modules(){_similar(entry, modules)}",
             )
         if "" in found:
-            raise InputError("leaf_modules names the model itself", remedy="name its submodules")
+            raise InputError(
+                f"leaf_modules names the model itself, {type(model).__qualname__}, of which nothing would be left",
+                remedy="name submodules, or move what cannot be captured into one",
+            )
         chosen.update(found)
     return _outermost(chosen)
+
+
+def _similar(entry: Any, modules: Mapping[str, nn.Module]) -> str:
+    close = difflib.get_close_matches(entry, modules, 3) if isinstance(entry, str) else []
+    return f"; similar paths: {', '.join(close)}" if close else ""
 
 
 def _outermost(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

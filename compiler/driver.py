@@ -32,6 +32,9 @@ from passes.remarks import MatchRecord, Remark
 
 VALIDATE_MODES = ("off", "final", "each")
 
+_DEFAULT_PATTERNS = (*TENSORRT_PATTERNS,)
+"""A tuple of its own: by its identity `transform` knows that no patterns were given."""
+
 Progress = Callable[[str], None]
 """Called with the name of each stage when it begins: capture, lower, canonicalize, …, emit."""
 
@@ -44,7 +47,7 @@ class StageTime:
     seconds: float
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class TransformResult:
     """What `transform` returns."""
 
@@ -72,6 +75,23 @@ class TransformResult:
             counts[match.pattern.__name__] = counts.get(match.pattern.__name__, 0) + 1
         return counts
 
+    def __repr__(self) -> str:
+        before, after = (sum(counts.values()) for counts in (self.operations_before, self.operations_after))
+        lines = [f"TransformResult: {type(self.model).__name__}, {before} operations before, {after} after"]
+        kinds: dict[str, dict[str, int]] = {"conversion": {}, "fusion": {}, "rewrite": {}}
+        for match in self.matches:
+            counts = kinds[match.kind]
+            counts[match.pattern.__name__] = counts.get(match.pattern.__name__, 0) + 1
+        for kind, counts in kinds.items():
+            if counts:
+                total = sum(counts.values())
+                names = ", ".join(f"{name} {count}" for name, count in counts.items())
+                lines.append(f"  {total} {kind}{'s' if total > 1 else ''}: {names}")
+        if not self.matches:
+            lines.append("  no rewrites")
+        lines.append("  result.model is the module, result.remarks says why, print(result.program) is the IR")
+        return "\n".join(lines)
+
 
 class _Stages:
     """Times the stages, and tells the progress display of each."""
@@ -94,10 +114,10 @@ def transform(
     example_inputs: tuple[Any, ...] | torch.Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
-    patterns: Sequence[type[Pattern] | Pattern] = TENSORRT_PATTERNS,
+    patterns: Sequence[type[Pattern] | Pattern] = _DEFAULT_PATTERNS,
     pipeline: PassManager | None = None,
     dynamic_shapes: Any = None,
-    leaf_modules: Sequence[Any] = (),
+    leaf_modules: Sequence[Any] | str | nn.Module | type[nn.Module] = (),
     validate: str = "off",
     progress: Progress | None = None,
 ) -> TransformResult:
@@ -111,9 +131,11 @@ def transform(
             are unknown; an `nn.Module` without inputs is traced with torch.fx to such a graph.
         example_kwargs: the keyword arguments of that call.
         patterns: pattern classes; conversions are applied until none matches, then the others, longest first.
-        pipeline: a PassManager to run instead of `patterns`.
+            By default `TENSORRT_PATTERNS`.
+        pipeline: a PassManager to run instead; `patterns` is not given then.
         dynamic_shapes: as in `torch.export.export`.
-        leaf_modules: submodules (as objects, classes or module paths) to keep as opaque calls.
+        leaf_modules: submodules (as objects, classes or module paths) to keep as opaque calls; a single one may
+            stand alone.
         validate: "off"; "final" compares original and result on random inputs; "each" validates every rewrite.
         progress: called with the name of each stage as it begins.
 
@@ -125,13 +147,18 @@ def transform(
         raise InputError(f"validate={validate!r}", remedy=f"use one of {', '.join(map(repr, VALIDATE_MODES))}")
     if pipeline is not None and not isinstance(pipeline, PassManager):
         raise InputError(f"pipeline={pipeline!r} is not a PassManager", remedy="write `pipeline=PassManager([...])`")
+    if pipeline is not None and patterns is not _DEFAULT_PATTERNS:
+        raise InputError(
+            "patterns= and pipeline= are both given, and a pipeline has its own patterns",
+            remedy="leave out one: `pipeline_of(patterns)` makes the pipeline of a list of patterns, to be edited",
+        )
     manager = pipeline if pipeline is not None else pipeline_of(patterns)
+    # one entry is accepted as it is; the characters of a path are no paths
+    leaves = (leaf_modules,) if isinstance(leaf_modules, (str, nn.Module, type)) else tuple(leaf_modules)
     stages = _Stages(progress)
     captured = stages.run(
         "capture",
-        lambda: capture(
-            model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, leaf_modules=tuple(leaf_modules)
-        ),
+        lambda: capture(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, leaf_modules=leaves),
     )
     program: Program = stages.run("lower", lambda: lower(captured))
     before = count_operations(program)

@@ -117,9 +117,8 @@ def count_rewrites(matches: Iterable[MatchRecord]) -> tuple[RewriteCount, ...]:
     """Count applied rewrites by pattern, replaced and created operators, in order of first application."""
     counts: dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], int] = {}
     for match in matches:
-        kind = "conversion" if match.is_conversion else "fusion" if match.is_fusion else "rewrite"
         replaced, created = (tuple(op.name for op in ops) for ops in (match.replaced, match.created))
-        key = match.pattern.__name__, kind, replaced, created
+        key = match.pattern.__name__, match.kind, replaced, created
         counts[key] = counts.get(key, 0) + 1
     return tuple(RewriteCount(*key, count) for key, count in counts.items())
 

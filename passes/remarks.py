@@ -70,6 +70,11 @@ class MatchRecord:
     is_conversion: bool = False
     is_fusion: bool = False
 
+    @property
+    def kind(self) -> str:
+        """`conversion`, `fusion` or `rewrite`."""
+        return "conversion" if self.is_conversion else "fusion" if self.is_fusion else "rewrite"
+
     def __str__(self) -> str:
         before = ", ".join(op.name for op in self.replaced)
         after = ", ".join(op.name for op in self.created) or "nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -157,6 +158,7 @@ class InputGuard(nn.Module):
             if not hasattr(value, "__len__") or len(value) != check.length:
                 raise _mismatch(check, f"has {_count(value)}", f"{check.length} entries")
         elif check.constant:
+            value = _untraced(value)
             if type(value) is not type(check.constant[0]) or value != check.constant[0]:
                 raise InputError(
                     f"argument `{check.name}` is {value!r}, but the program was compiled for {check.constant[0]!r}",
@@ -211,6 +213,15 @@ def _leaf(check: Check, value: Any) -> Any:
                 f"argument `{check.name}` is missing", remedy="pass the same structure as in the example inputs"
             ) from None
     return value
+
+
+def _untraced(value: Any) -> Any:
+    """Return the number that `torch.jit.trace` (and the ONNX exporter built on it) passes as a tensor."""
+    if not isinstance(value, torch.Tensor) or value.dim() != 0 or torch._C._get_tracing_state() is None:
+        return value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the trace does not depend on it is as it should be
+        return value.item()
 
 
 def _count(value: Any) -> str:

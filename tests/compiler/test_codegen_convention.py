@@ -199,3 +199,18 @@ def test_dead_code_elimination_keeps_the_guard() -> None:
     with pytest.raises(InputError):
         emitted(torch.zeros(1, 3))
     assert isinstance(emitted._guard, InputGuard)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_that_passes_numbers_as_tensors_is_checked_too() -> None:
+    """As torch.onnx.export(dynamo=False) passes the defaults of a forward."""
+    d = Draft(None, x=f32(2, 3))
+    d.program.convention = flat_convention((torch.zeros(2, 3), 2.0), {}, Out(0), ("x", "scale"))
+    emitted = d.emit(d.b.relu(d["x"])).module
+    x, scale = torch.randn(2, 3), torch.tensor(2.0, dtype=torch.float64)
+    traced = torch.jit.trace(emitted, (x, scale), check_trace=False)
+    assert torch.equal(traced(x, scale), x.relu())
+    with pytest.raises(InputError, match=r"`scale` is 3.0"):
+        torch.jit.trace(emitted, (x, scale + 1), check_trace=False)
+    with pytest.raises(InputError, match=r"`scale` is tensor"):
+        emitted(x, scale)

@@ -101,11 +101,49 @@ def test_conversions_run_before_fusions_whatever_the_order_of_the_list():
         (lambda: transform(Small(), (torch.randn(2, 4, 8, 8),)), CaptureError, "conv"),
         (lambda: transform(Small(), (X, X)), GraphwrightError, "argument"),
         (lambda: transform(Small(), (X,), leaf_modules=("nowhere",)), InputError, "nowhere"),
+        (
+            lambda: transform(Small(), (X,), leaf_modules="drops"),
+            InputError,
+            "similar paths: drop$",
+        ),
+        (lambda: transform(Small(), (X,), leaf_modules=[""]), InputError, "the model itself, Small"),
+        (
+            lambda: transform(Small(), (X,), patterns=TENSORRT_PATTERNS, pipeline=PassManager([])),
+            InputError,
+            "patterns= and pipeline= are both given",
+        ),
+        (lambda: transform(Small(), (X,), patterns=[], pipeline=PassManager([])), InputError, "both given"),
     ],
 )
 def test_bad_input_is_refused_by_name(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("leaf", ["conv", nn.Conv2d, ["conv"]])
+def test_one_leaf_module_may_stand_alone(leaf):
+    result = transform(Small().eval(), (X,), leaf_modules=leaf)
+    assert list(result.program.opaques) == ["conv"]
+
+
+def test_the_result_prints_as_a_short_summary():
+    result = transform(Small().eval(), (X,))
+    assert repr(result).splitlines() == [
+        "TransformResult: GraphModule, 7 operations before, 5 after",
+        "  1 conversion: FlattenLinearToConv1x1Pattern 1",
+        "  3 fusions: ConvBNActPattern 1, ConvBNPattern 1, AdaptiveAvgPoolPattern 1",
+        "  result.model is the module, result.remarks says why, print(result.program) is the IR",
+    ]
+    assert "  no rewrites" in repr(transform(Small().eval(), (X,), patterns=()))
+
+
+def test_the_remedy_for_the_root_module_is_no_leaf_module():
+    with pytest.raises(CaptureError) as caught:
+        transform(Branches(), (torch.randn(2, 3),))
+    assert "move that part of Branches.forward into a submodule" in str(caught.value.remedy)
+    with pytest.raises(CaptureError) as caught:
+        transform(Outer(), (torch.randn(2, 3),))
+    assert "keep `inner` as it is with leaf_modules=['inner']" in str(caught.value.remedy)
 
 
 class Branches(nn.Module):
