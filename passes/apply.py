@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import attrs
 
+from ir.errors import PatternError
 from ir.program import Program
 from passes.driver import run_sweep, run_worklist
-from passes.manager import PATTERNS, Pass, PassContext, as_patterns
+from passes.manager import Pass, PassContext, as_patterns
 from passes.matching import RuleIndex
 from passes.pattern import Pattern, instantiate
+from passes.pipeline_text import PATTERNS
+
+
+def _refuse(kind: str, instead: str, is_kind: Callable[[Pattern], bool]) -> Callable[[Any, Any, Any], None]:
+    """Return a validator that refuses patterns of a kind, which belong into another pass."""
+
+    def validate(pass_: Pass, attribute: Any, patterns: Any) -> None:
+        for rule in instantiate(patterns):
+            if is_kind(rule):
+                raise PatternError(
+                    f"{rule.name} is a {kind}, which the pass `{pass_.name}` does not apply",
+                    remedy=f"put it into `{instead}([{rule.name}])`; `pipeline_of` sorts a list of patterns by itself",
+                )
+
+    return validate
 
 
 @attrs.frozen
@@ -18,7 +35,12 @@ class Convert(Pass):
     """Applies structural conversions until none matches."""
 
     name: ClassVar[str] = "convert"
-    patterns: tuple[type[Pattern] | Pattern, ...] = attrs.field(default=(), converter=as_patterns, metadata=PATTERNS)
+    patterns: tuple[type[Pattern] | Pattern, ...] = attrs.field(
+        default=(),
+        converter=as_patterns,
+        validator=_refuse("fusion", "Fuse", lambda rule: rule.is_fusion),
+        metadata=PATTERNS,
+    )
 
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the patterns with a worklist; rewrites and near misses are recorded."""
@@ -31,7 +53,12 @@ class Fuse(Pass):
     """Applies patterns once over the program, the longest first."""
 
     name: ClassVar[str] = "fuse"
-    patterns: tuple[type[Pattern] | Pattern, ...] = attrs.field(default=(), converter=as_patterns, metadata=PATTERNS)
+    patterns: tuple[type[Pattern] | Pattern, ...] = attrs.field(
+        default=(),
+        converter=as_patterns,
+        validator=_refuse("conversion", "Convert", lambda rule: rule.is_conversion),
+        metadata=PATTERNS,
+    )
 
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the patterns in a sweep; rewrites and near misses are recorded."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any, ClassVar, Self
 
 import attrs
 
-from ir.errors import DidNotConverge, GraphwrightError, InputError, ParseError, PassError
+from ir.errors import DidNotConverge, GraphwrightError, InputError, PassError, PatternError
 from ir.program import Program
 from ir.verify import verify
 from passes.driver import RewriteLog
 from passes.pattern import Pattern, instantiate
+from passes.pipeline_text import PipelineParser
 from passes.remarks import GraphwrightWarning
+
+# What pipeline text can spell.
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @attrs.define(eq=False)
@@ -54,11 +60,21 @@ class Pass:
     the program before, or to promise of it after.
     """
 
-    name: ClassVar[str] = "pass"
+    name: ClassVar[str] = ""
+
+    def __attrs_post_init__(self) -> None:
+        _name_of(type(self))
 
     def run(self, program: Program, context: PassContext) -> None:
-        """Change the program in place."""
-        raise NotImplementedError
+        """Change the program in place.
+
+        Raises:
+            PassError: where a subclass does not override this.
+        """
+        raise PassError(
+            f"the pass class {type(self).__qualname__} has no `run`",
+            remedy="define `run(self, program, context)`; it changes the program in place",
+        )
 
     def requires(self, program: Program) -> str | None:
         """Return why the pass cannot run on this program, or None."""
@@ -75,6 +91,21 @@ class Pass:
             if value != field.default:
                 options.append(f"{field.name.replace('_', '-')}={_format_option(value)}")
         return self.name + (f"{{{' '.join(options)}}}" if options else "")
+
+
+def _name_of(cls: type[Pass]) -> str:
+    """Return the name of a pass class.
+
+    Raises:
+        InputError: when it has none, or one that pipeline text could not spell.
+    """
+    if isinstance(cls.name, str) and _NAME.fullmatch(cls.name):
+        return cls.name
+    what = f"the name {cls.name!r}, which is no word of letters, digits and `-`" if cls.name else "no name"
+    raise InputError(
+        f"the pass class {cls.__qualname__} has {what}",
+        remedy='give it a kebab-case one: `name: ClassVar[str] = "my-pass"`',
+    )
 
 
 def _format_option(value: Any) -> str:
@@ -133,11 +164,48 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
 
 # A bare `tuple` as converter would lose the element type for the type checker.
 def _tuple_of_passes(passes: Iterable[Pass]) -> tuple[Pass, ...]:
+    # a manager is iterable, but taking it apart would lose its instruments and rounds
+    if isinstance(passes, (Pass, type, str)) or not isinstance(passes, Iterable):
+        raise InputError(
+            f"the passes of a manager are {_shown(passes)}, not a list",
+            remedy="write `PassManager([Canonicalize(), ...])`",
+        )
     return tuple(passes)
 
 
 def _tuple_of_instruments(instruments: Iterable[Instrument]) -> tuple[Instrument, ...]:
+    if isinstance(instruments, (Instrument, type, str)) or not isinstance(instruments, Iterable):
+        raise InputError(
+            f"the instruments of a manager are {_shown(instruments)}, not a list",
+            remedy="write `PassManager([...], instruments=[Timing()])`",
+        )
     return tuple(instruments)
+
+
+def _shown(given: object) -> str:
+    """Return how a message names a wrong argument: classes and passes as the user writes them."""
+    if isinstance(given, type):
+        return f"the class {given.__name__}"
+    return f"the pass `{given}`" if isinstance(given, Pass) else repr(given)
+
+
+def _by_name(classes: Iterable[Any], base: type, key: Callable[[Any], str], argument: str) -> dict[str, type[Any]]:
+    """Return classes by name.
+
+    Raises:
+        InputError: when they are no list of classes derived from `base`.
+    """
+    if isinstance(classes, (str, type, base)) or not isinstance(classes, Iterable):
+        raise InputError(f"`{argument}` is {_shown(classes)}, not a list of {base.__name__} classes")
+    found: dict[str, type[Any]] = {}
+    for entry in classes:
+        if not (isinstance(entry, type) and issubclass(entry, base)):
+            remedy = (
+                f"pass the class itself, `{argument}=[{type(entry).__name__}]`" if isinstance(entry, base) else None
+            )
+            raise InputError(f"{_shown(entry)} in `{argument}` is no subclass of {base.__name__}", remedy=remedy)
+        found[key(entry)] = entry
+    return found
 
 
 @attrs.frozen
@@ -159,7 +227,16 @@ class PassManager(Pass):
         for entry in value:
             if not isinstance(entry, Pass):
                 raise InputError(
-                    f"{entry!r} is not a Pass", remedy="pass instances of Pass: `PassManager([Canonicalize()])`"
+                    f"{_shown(entry)} is not a Pass", remedy="pass instances of Pass: `PassManager([Canonicalize()])`"
+                )
+
+    @instruments.validator
+    def _check_instruments(self, attribute: Any, value: tuple[Any, ...]) -> None:
+        for entry in value:
+            if not isinstance(entry, Instrument):
+                raise InputError(
+                    f"{_shown(entry)} is not an Instrument",
+                    remedy="pass instances of Instrument: `manager.with_instruments(Timing())`",
                 )
 
     def run(self, program: Program, context: PassContext) -> None:
@@ -235,10 +312,17 @@ class PassManager(Pass):
 
         Raises:
             ParseError: when the text is ill-formed or names what is not given.
+            InputError: when `text` is no string, or `passes` or `patterns` hold anything but classes of theirs.
         """
-        classes: tuple[type[Pass], ...] = (*passes, PassManager, Fixpoint)
-        known = {p.name: p for p in classes}
-        return _Parser(text, known, {p.__name__: p for p in patterns}).parse()
+        if not isinstance(text, str):
+            raise InputError(
+                f"the text of a pipeline is {_shown(text)}, not a string",
+                remedy='write it out, such as `parse_pipeline("canonicalize,verify")`',
+            )
+        known = _by_name(passes, Pass, _name_of, "passes")
+        known.update({PassManager.name: PassManager, Fixpoint.name: Fixpoint})
+        named = _by_name(patterns, Pattern, attrgetter("__name__"), "patterns")
+        return PassManager(PipelineParser(text, known, named, lambda c: issubclass(c, PassManager)).parse())
 
 
 @attrs.frozen
@@ -247,6 +331,11 @@ class Fixpoint(PassManager):
 
     name: ClassVar[str] = "fixpoint"
     max_rounds: int = attrs.field(default=16, kw_only=True)
+
+    @max_rounds.validator
+    def _check_max_rounds(self, attribute: Any, value: Any) -> None:
+        if type(value) is not int or value < 1:
+            raise InputError(f"max_rounds is {value!r}: a fixpoint runs at least one round")
 
     def run(self, program: Program, context: PassContext) -> None:
         """Run rounds of the passes.
@@ -273,113 +362,18 @@ class Fixpoint(PassManager):
         return f"fixpoint({PassManager.__str__(self)}){options}"
 
 
-class _Parser:
-    """Recursive descent over `name{option=value ...}` and `name(passes){options}`."""
-
-    def __init__(self, text: str, passes: Mapping[str, type[Pass]], patterns: Mapping[str, type[Pattern]]) -> None:
-        self.text, self.passes, self.patterns = text, passes, patterns
-        self.at = 0
-
-    def parse(self) -> PassManager:
-        manager = PassManager(self._sequence())
-        if self.at != len(self.text):
-            raise self._error("unexpected text")
-        return manager
-
-    def _error(self, message: str) -> ParseError:
-        return ParseError(f"pipeline text, column {self.at + 1}: {message}\n  {self.text}\n  {' ' * self.at}^")
-
-    def _peek(self) -> str:
-        while self.at < len(self.text) and self.text[self.at].isspace():
-            self.at += 1
-        return self.text[self.at : self.at + 1]
-
-    def _sequence(self) -> list[Pass]:
-        passes: list[Pass] = []
-        if self._peek() in ("", ")"):
-            return passes
-        passes.append(self._pass())
-        while self._peek() == ",":
-            self.at += 1
-            passes.append(self._pass())
-        return passes
-
-    def _pass(self) -> Pass:
-        self._peek()
-        start = self.at
-        while self.at < len(self.text) and (self.text[self.at].isalnum() or self.text[self.at] in "-_"):
-            self.at += 1
-        name = self.text[start : self.at]
-        cls = self.passes.get(name)
-        if cls is None:
-            self.at = start
-            raise self._error(f"no pass is named {name!r}; known: {', '.join(sorted(self.passes))}")
-        args: tuple[Any, ...] = ()
-        if issubclass(cls, PassManager):
-            if self._peek() != "(":
-                raise self._error(f"`{name}` needs its passes in parentheses")
-            self.at += 1
-            args = (self._sequence(),)
-            if self._peek() != ")":
-                raise self._error("expected `)`")
-            self.at += 1
-        options = self._options(cls) if self._peek() == "{" else {}
-        try:
-            return cls(*args, **options)
-        except GraphwrightError as error:
-            raise self._error(error.message) from error
-        except (TypeError, ValueError) as error:
-            raise self._error(f"pass `{name}`: {error}") from error
-
-    def _options(self, cls: type[Pass]) -> dict[str, Any]:
-        end = self.text.find("}", self.at)
-        if end < 0:
-            raise self._error("`{` is never closed")
-        fields = {field.name: field for field in attrs.fields(cls) if field.init}
-        options: dict[str, Any] = {}
-        for entry in self.text[self.at + 1 : end].split():
-            key, equals, value = entry.partition("=")
-            field = fields.get(key.replace("-", "_"))
-            if field is None or not equals:
-                raise self._error(f"pass `{cls.name}` has no option {key!r}")
-            options[field.name] = self._option(field, value)
-        self.at = end + 1
-        return options
-
-    def _option(self, field: Any, text: str) -> Any:
-        default = field.default
-        try:
-            if isinstance(default, bool):
-                return {"true": True, "false": False}[text]
-            if isinstance(default, int):
-                return int(text)
-            if isinstance(default, float):
-                return float(text)
-        except (KeyError, ValueError):
-            raise self._error(f"option {field.name!r}: {text!r} is not a {type(default).__name__}") from None
-        if field.metadata.get("patterns"):
-            names = [name for name in text.split(",") if name]
-            unknown = [name for name in names if name not in self.patterns]
-            if unknown:
-                raise self._error(f"no pattern is named {', '.join(unknown)}")
-            return tuple(self.patterns[name] for name in names)
-        if isinstance(default, tuple):
-            return tuple(part for part in text.split(",") if part)
-        return text
-
-
 def as_patterns(patterns: Sequence[type[Pattern] | Pattern]) -> tuple[type[Pattern] | Pattern, ...]:
     """Convert the value of an option that takes patterns: give it `converter=as_patterns, metadata=PATTERNS`.
 
     Raises:
-        PatternError: when an entry is no pattern.
+        PatternError: when an entry is no pattern, or there is none.
     """
-    instantiate(patterns)
+    if not instantiate(patterns):
+        raise PatternError(
+            "the pass has no patterns, so it would do nothing",
+            remedy="name them, `Fuse([MyPattern])` or in text `fuse{patterns=MyPattern}`, or leave the pass out",
+        )
     return tuple(patterns)
-
-
-PATTERNS: Mapping[str, bool] = {"patterns": True}
-"""Metadata of a field whose text form is a list of pattern names."""
 
 
 @attrs.frozen

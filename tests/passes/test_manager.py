@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 import pytest
 
-from ir.errors import DidNotConverge, GraphwrightError, InputError, ParseError, PassError, VerificationError
+from ir.errors import (
+    DidNotConverge,
+    GraphwrightError,
+    InputError,
+    ParseError,
+    PassError,
+    PatternError,
+    VerificationError,
+)
 from passes.apply import Convert, Fuse
 from passes.driver import RewriteLog
 from passes.instruments import DumpIR, Statistics, Timing, VerifyEach
@@ -79,20 +87,35 @@ def test_text_round_trip():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("unknown", "no pass is named 'unknown'"),
-        ("append-neg{times=x}", "'x' is not a int"),
-        ("append-neg{color=1}", "no option 'color'"),
-        ("append-neg{times=1", "never closed"),
-        ("fixpoint(append-neg", r"expected `\)`"),
-        ("fixpoint", "in parentheses"),
-        ("append-neg)", "unexpected text"),
-        ("convert{patterns=Nope}", "no pattern is named Nope"),
+        ("?unknown", "no pass is named 'unknown'; known: append-neg, convert, fixpoint, sequence"),
+        ("append-neg, ?apend-neg", "no pass is named 'apend-neg'; did you mean 'append-neg'"),
+        ("append-neg{loud=true times=?x}", "option 'times': 'x' is not of type int"),
+        ("append-neg{loud=?yes}", "'yes' is not `true` or `false`"),
+        ("append-neg{?color=1}", "has no option 'color'; known: loud, times"),
+        ("append-neg{times=1 ?lout=true}", "has no option 'lout'; did you mean 'loud'"),
+        ("append-neg{?times}", "'times' has no value"),
+        ("append-neg?{times=1", "never closed"),
+        ("append-neg?(verify)", "holds no other passes"),
+        ("fixpoint(append-neg?", r"expected `\)`"),
+        ("fixpoint?", "in parentheses"),
+        ("fixpoint(append-neg){?passes=1}", "no option 'passes'; known: max-rounds"),
+        ("?fixpoint(append-neg){max-rounds=0}", "at least one round"),
+        ("append-neg?)", "unexpected text"),
+        ("append-neg,?", "the name of a pass is missing"),
+        ("convert{patterns=?Nope}", "no pattern is named 'Nope'; known: ReluRelu"),
+        ("convert{patterns=ReluRelu,?ReluRlu}", "no pattern is named 'ReluRlu'; did you mean 'ReluRelu'"),
+        ("?convert", "has no patterns"),
+        ("append-neg,\n  ?nope", "line 2, column 3: no pass is named 'nope'"),
     ],
 )
-def test_faulty_text_is_refused_with_the_column(text, message):
+def test_faulty_text_is_refused_at_the_word(text, message):
+    """The fault is where the `?` stands."""
+    before, after = text.split("?")
     with pytest.raises(ParseError, match=message) as caught:
-        PassManager.parse(text, passes=[AppendNeg, Convert])
-    assert "column" in str(caught.value) and "^" in str(caught.value)
+        PassManager.parse(before + after, passes=[AppendNeg, Convert], patterns=[ReluRelu])
+    start = before.rpartition("\n")[2]
+    assert str(caught.value).splitlines()[1:3] == [f"  {start}{after}", f"  {' ' * len(start)}^"]
+    assert caught.value.column == len(start) + 1
 
 
 def test_functional_edits_leave_the_original_alone():
@@ -107,9 +130,75 @@ def test_functional_edits_leave_the_original_alone():
         manager.without("typo")
 
 
-def test_what_is_no_pass_is_refused():
-    with pytest.raises(InputError, match="is not a Pass"):
-        PassManager([ReluRelu])  # type: ignore[list-item]
+# Untyped: what the next test passes is wrong on purpose.
+Manager: Any = PassManager
+Fix: Any = Fixpoint
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Manager([ReluRelu]), "the class ReluRelu is not a Pass"),
+        (lambda: Manager([Nothing]), "the class Nothing is not a Pass"),
+        (lambda: Manager(Nothing()), "are the pass `nothing`, not a list"),
+        (lambda: Manager(Fixpoint([Nothing()])), r"are the pass `fixpoint\(nothing\)`, not a list"),
+        (lambda: Fix(Nothing()), "are the pass `nothing`, not a list"),
+        (lambda: Manager(None), "are None, not a list"),
+        (lambda: Fix([Nothing()], max_rounds=0), "max_rounds is 0"),
+        (lambda: Fix([Nothing()], max_rounds=True), "max_rounds is True"),
+        (lambda: Manager().with_instruments(Timing), "the class Timing is not an Instrument"),
+        (lambda: Manager([], instruments=Timing()), "not a list"),
+        (lambda: Manager.parse(None), "the text of a pipeline is None, not a string"),
+        (lambda: Manager.parse("nothing", passes=[Nothing()]), r"the pass `nothing` in `passes` is no subclass"),
+        (lambda: Manager.parse("nothing", passes=Nothing), "`passes` is the class Nothing, not a list"),
+        (lambda: Manager.parse("verify", patterns=[ReluRelu()]), r"ReluRelu\(\) in `patterns` is no subclass"),
+        (lambda: Manager.parse("verify", patterns=[Nothing]), "the class Nothing in `patterns` is no subclass"),
+    ],
+)
+def test_wrong_arguments_are_refused(build, message):
+    with pytest.raises(InputError, match=message):
+        build()
+
+
+def test_a_pass_needs_a_name_and_a_run():
+    @attrs.frozen
+    class Unnamed(Pass):
+        def run(self, program, context):
+            pass
+
+    @attrs.frozen
+    class Spaced(Unnamed):
+        name: ClassVar[str] = "two words"
+
+    @attrs.frozen
+    class Idle(Pass):
+        name: ClassVar[str] = "idle"
+
+    for cls, message in ((Unnamed, "Unnamed has no name"), (Spaced, "Spaced has the name 'two words'")):
+        with pytest.raises(InputError, match=message):
+            cls()
+        with pytest.raises(InputError, match=message):
+            PassManager.parse("verify", passes=[Verify, cls])
+    with pytest.raises(PassError, match="Idle has no `run`"):
+        PassManager([Idle()])(chain())
+
+
+def test_passes_over_patterns_need_patterns_of_their_kind():
+    class Region(ReluRelu):
+        is_fusion = True
+
+    class Conversion(ReluRelu):
+        is_conversion = True
+
+    for cls in (Convert, Fuse):
+        for build in (cls, lambda cls=cls: cls([])):
+            with pytest.raises(PatternError, match="has no patterns"):
+                build()
+    with pytest.raises(PatternError, match=r"Region is a fusion, which the pass `convert`[^\0]*Fuse\(\[Region\]\)"):
+        Convert([ReluRelu, Region])
+    with pytest.raises(PatternError, match=r"Conversion is a conversion, which the pass `fuse`[^\0]*Convert\("):
+        Fuse([Conversion()])
+    assert str(PassManager([Convert([Conversion, ReluRelu]), Fuse([Region, ReluRelu])]))
 
 
 def test_fixpoint_stops_when_nothing_changes_and_raises_when_it_never_does():

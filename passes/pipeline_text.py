@@ -1,0 +1,172 @@
+"""The text form of pipelines: `canonicalize,convert{patterns=A,B},fixpoint(a,b){max-rounds=4}`.
+
+The parser knows no pass by itself: it is told the classes, and which of them hold other passes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from ir.errors import GraphwrightError, ParseError
+
+PATTERNS: Mapping[str, bool] = {"patterns": True}
+"""Metadata of a field whose text form is a list of pattern names."""
+
+
+def known_names(unknown: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest known one, and all of them."""
+    names = sorted(known)
+    folded = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(unknown.lower(), folded, n=1)
+    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
+    return f"{hint}known: {', '.join(names) or 'none'}"
+
+
+class PipelineParser:
+    """Recursive descent over `name{option=value ...}` and `name(passes){options}`.
+
+    Args:
+        text: the pipeline.
+        passes: the pass classes (attrs classes) by name.
+        patterns: the pattern classes that options may name, by name.
+        holds_passes: whether a class takes a list of passes as its first argument.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        passes: Mapping[str, type[Any]],
+        patterns: Mapping[str, type[Any]],
+        holds_passes: Callable[[type[Any]], bool],
+    ) -> None:
+        self.text, self.passes, self.patterns, self.holds_passes = text, passes, patterns, holds_passes
+        self.at = 0
+
+    def parse(self) -> list[Any]:
+        """Return the passes that the text describes.
+
+        Raises:
+            ParseError: when the text is ill-formed or names what is not known.
+        """
+        passes = self._sequence()
+        if self.at != len(self.text):
+            raise self._error("unexpected text")
+        return passes
+
+    def _error(self, message: str, at: int | None = None) -> ParseError:
+        at = self.at if at is None else at
+        line = self.text.count("\n", 0, at)
+        start = self.text.rfind("\n", 0, at) + 1
+        shown = self.text[start:].split("\n", 1)[0]
+        column = at - start
+        place = f"line {line + 1}, column {column + 1}" if "\n" in self.text else f"column {column + 1}"
+        return ParseError(
+            f"pipeline text, {place}: {message}\n  {shown}\n  {' ' * column}^", line=line + 1, column=column + 1
+        )
+
+    def _peek(self) -> str:
+        while self.at < len(self.text) and self.text[self.at].isspace():
+            self.at += 1
+        return self.text[self.at : self.at + 1]
+
+    def _sequence(self) -> list[Any]:
+        passes: list[Any] = []
+        if self._peek() in ("", ")"):
+            return passes
+        passes.append(self._pass())
+        while self._peek() == ",":
+            self.at += 1
+            passes.append(self._pass())
+        return passes
+
+    def _pass(self) -> Any:
+        self._peek()
+        start = self.at
+        while self.at < len(self.text) and (self.text[self.at].isalnum() or self.text[self.at] in "-_"):
+            self.at += 1
+        name = self.text[start : self.at]
+        if not name:
+            raise self._error(f"the name of a pass is missing; {known_names('', self.passes)}")
+        cls = self.passes.get(name)
+        if cls is None:
+            raise self._error(f"no pass is named {name!r}; {known_names(name, self.passes)}", start)
+        args: tuple[Any, ...] = ()
+        if self.holds_passes(cls):
+            if self._peek() != "(":
+                raise self._error(f"`{name}` needs its passes in parentheses: `{name}(canonicalize)`")
+            self.at += 1
+            args = (self._sequence(),)
+            if self._peek() != ")":
+                raise self._error("expected `)`")
+            self.at += 1
+        elif self._peek() == "(":
+            raise self._error(f"`{name}` holds no other passes; its options go in braces")
+        options = self._options(cls) if self._peek() == "{" else {}
+        try:
+            return cls(*args, **options)
+        except GraphwrightError as error:
+            raise self._error(error.message, start) from error
+        except (TypeError, ValueError) as error:
+            raise self._error(f"pass `{name}`: {error}", start) from error
+
+    def _options(self, cls: type[Any]) -> dict[str, Any]:
+        end = self.text.find("}", self.at)
+        if end < 0:
+            raise self._error("`{` is never closed")
+        fields = {field.name.replace("_", "-"): field for field in attrs.fields(cls) if _in_text(field)}
+        options: dict[str, Any] = {}
+        at = self.at + 1
+        while at < end:
+            if self.text[at].isspace():
+                at += 1
+                continue
+            stop = at
+            while stop < end and not self.text[stop].isspace():
+                stop += 1
+            key, equals, value = self.text[at:stop].partition("=")
+            field = fields.get(key.replace("_", "-"))
+            if field is None:
+                raise self._error(f"pass `{cls.name}` has no option {key!r}; {known_names(key, fields)}", at)
+            if not equals:
+                raise self._error(f"option {key!r} has no value: write `{key}=...`, without spaces", at)
+            options[field.name] = self._option(field, value, at + len(key) + 1)
+            at = stop
+        self.at = end + 1
+        return options
+
+    def _option(self, field: Any, text: str, at: int) -> Any:
+        default = field.default
+        try:
+            if isinstance(default, bool):
+                return {"true": True, "false": False}[text]
+            if isinstance(default, int):
+                return int(text)
+            if isinstance(default, float):
+                return float(text)
+        except (KeyError, ValueError):
+            wanted = "`true` or `false`" if isinstance(default, bool) else f"of type {type(default).__name__}"
+            raise self._error(f"option {field.name.replace('_', '-')!r}: {text!r} is not {wanted}", at) from None
+        if field.metadata.get("patterns"):
+            return self._pattern_names(text, at)
+        if isinstance(default, tuple):
+            return tuple(part for part in text.split(",") if part)
+        return text
+
+    def _pattern_names(self, text: str, at: int) -> tuple[type[Any], ...]:
+        found: list[type[Any]] = []
+        for name in text.split(","):
+            if name:
+                if name not in self.patterns:
+                    raise self._error(f"no pattern is named {name!r}; {known_names(name, self.patterns)}", at)
+                found.append(self.patterns[name])
+            at += len(name) + 1
+        return tuple(found)
+
+
+def _in_text(field: Any) -> bool:
+    """Whether a field of a pass can be written in text: the passes it holds and its instruments cannot."""
+    return bool(field.init) and field.name not in ("passes", "instruments")
