@@ -25,6 +25,7 @@ from compiler.driver import VALIDATE_MODES, TransformResult, transform
 from compiler.pipeline import STANDARD_PASSES, STANDARD_PATTERNS, parse_pipeline, pipeline_of
 from compiler.progress import count_stages, stage_progress
 from compiler.report import Report, make_report, print_remarks, print_report
+from compiler.savefiles import Writer, check_file, check_folder, write_files
 from compiler.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUSION_PATTERNS, TENSORRT_PATTERNS
 from compiler.userfile import (
     DynamicSize,
@@ -125,7 +126,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="INPUT.DIM=NAME[:MIN..MAX]",
         action="append",
         default=[],
-        help="make one dimension symbolic; INPUT is a parameter's name or number; repeatable",
+        help="make one dimension symbolic; INPUT is a parameter's name or number, MIN..MAX the sizes it may have, both "
+        "included (N.. has no upper end); repeatable",
     )
 
     group = parser.add_argument_group("checks")
@@ -223,9 +225,7 @@ def _run(options: argparse.Namespace, errors: Console) -> int:
         raise UsageError("MODEL.py:FUNCTION is missing")
     path, function = _split_model(options.model)
     sizes = _dynamic_sizes(options.dynamic)
-    for target in (options.save_module, options.save_code, options.save_ir, options.json):
-        if target not in (None, "-") and not Path(target).resolve().parent.is_dir():
-            raise UsageError(f"there is no folder {Path(target).resolve().parent} to write {Path(target).name} to")
+    _check_targets(options)
     for extra in options.load:
         _existing(extra)
     with search_path(path.resolve().parent):
@@ -259,6 +259,22 @@ def _existing(name: str) -> Path:
 def _dynamic_sizes(texts: Sequence[str]) -> list[DynamicSize]:
     try:
         return [DynamicSize.parse(text) for text in texts]
+    except InputError as error:
+        raise UsageError(str(error)) from error
+
+
+def _check_targets(options: argparse.Namespace) -> None:
+    files = [path for path in (options.save_module, options.save_code, options.save_ir) if path is not None]
+    files += [Path(options.json)] if options.json not in (None, "-") else []
+    places = [path.resolve() for path in files]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise UsageError(f"two results are to be written to {files[number]}: give each its own file")
+    try:
+        for path in files:
+            check_file(path)
+        if options.dump_ir is not None:
+            check_folder(options.dump_ir)
     except InputError as error:
         raise UsageError(str(error)) from error
 
@@ -327,14 +343,18 @@ def _compile(
 
 
 def _write(options: argparse.Namespace, result: TransformResult, report: Report) -> None:
+    writers: dict[Path, Writer] = {}
     if options.save_module is not None:
-        torch.save(result.model, options.save_module)
-    if options.save_code is not None:
-        options.save_code.write_text(readable_code(result, options.model), encoding="utf-8")
-    if options.save_ir is not None:
-        options.save_ir.write_text(str(result.program), encoding="utf-8")
-    if options.json not in (None, "-"):
-        Path(options.json).write_text(_json_text(report), encoding="utf-8")
+        writers[options.save_module] = lambda path: torch.save(result.model, path)
+    texts = {
+        options.save_code: lambda: readable_code(result, options.model),
+        options.save_ir: lambda: str(result.program),
+        Path(options.json) if options.json not in (None, "-") else None: lambda: _json_text(report),
+    }
+    for target, text in texts.items():
+        if target is not None:
+            writers[target] = lambda path, text=text: path.write_text(text(), encoding="utf-8")  # type: ignore[misc]
+    write_files(writers)
 
 
 def _json_text(report: Report) -> str:

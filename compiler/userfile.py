@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import keyword
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from ir.errors import GraphwrightError, InputError
 from passes.manager import Pass
 from passes.pattern import Pattern
 
+_SIZE_FORM = "write INPUT.DIM=NAME, or INPUT.DIM=NAME:MIN..MAX with the smallest and the largest size: x.0=batch:1..64"
 _WHAT_TO_RETURN = "return (module, example inputs) or (module, example inputs, keyword arguments)"
 
 
@@ -153,17 +156,23 @@ class DynamicSize:
         """Return the size that `text` describes.
 
         Raises:
-            InputError: when the text has another form.
+            InputError: when the text has another form, or no size is in the range.
         """
         place, _, symbol = text.partition("=")
         input_, _, dim = place.rpartition(".")
         name, colon, bounds = symbol.partition(":")
         low, dots, high = bounds.partition("..")
-        numbers_fit = all(part == "" or part.isdigit() for part in (low, high))
-        if not (input_ and dim.isdigit() and name.isidentifier() and bool(colon) == bool(dots) and numbers_fit):
+        is_number = re.compile(r"[0-9]+").fullmatch
+        numbers_fit = is_number(dim) and all(part == "" or is_number(part) for part in (low, high))
+        if not (input_ and name.isidentifier() and not keyword.iskeyword(name) and numbers_fit):
+            raise InputError(f"{text!r} is not a dynamic size", remedy=_SIZE_FORM)
+        if bool(colon) != bool(dots) or (colon and not (low or high)):
+            raise InputError(f"{bounds!r} in {text!r} is no range of sizes", remedy=_SIZE_FORM)
+        if low and high and int(low) >= int(high):
+            same = int(low) == int(high)
             raise InputError(
-                f"{text!r} is not a dynamic size",
-                remedy="write INPUT.DIM=NAME or INPUT.DIM=NAME:MIN..MAX, as in x.0=batch:1..64",
+                f"the range {bounds} in {text!r} has {'one size only' if same else 'no size'}",
+                remedy="leave the dimension out, it is static then" if same else f"write {high}..{low}",
             )
         return cls(input_, int(dim), name, int(low) if low else None, int(high) if high else None)
 
@@ -177,7 +186,8 @@ def dynamic_shapes_of(model: UserModel, sizes: Sequence[DynamicSize], *, batch: 
         batch: whether the first dimension of every tensor is the symbol `batch`.
 
     Raises:
-        InputError: when the inputs do not fit the model, or a size names an input that is no tensor.
+        InputError: when the inputs do not fit the model, a size names an input that is no tensor, two sizes contradict
+            each other, or the example is of another size.
     """
     if not (sizes or batch):
         return None
@@ -188,15 +198,14 @@ def dynamic_shapes_of(model: UserModel, sizes: Sequence[DynamicSize], *, batch: 
     except TypeError as error:
         raise InputError(f"the example inputs do not fit {type(model.module).__name__}.forward: {error}") from error
     symbols: dict[str, Any] = {}
+    ranges = _ranges(sizes)
 
-    def symbol(name: str, low: int | None = None, high: int | None = None) -> Any:
+    def symbol(name: str) -> Any:
         if name not in symbols:
-            bounds = {key: value for key, value in (("min", low), ("max", high)) if value is not None}
-            symbols[name] = Dim(name, **bounds)
+            bounds = zip(("min", "max"), ranges.get(name, (None, None)), strict=True)
+            symbols[name] = Dim(name, **{key: value for key, value in bounds if value is not None})
         return symbols[name]
 
-    for size in sizes:
-        symbol(size.name, size.min, size.max)
     dims: dict[str, dict[int, Any]] = {}
     names = list(bound)
     for size in sizes:
@@ -207,6 +216,15 @@ def dynamic_shapes_of(model: UserModel, sizes: Sequence[DynamicSize], *, batch: 
                 f"there is no dimension {size.dim} of an input {size.input!r}",
                 remedy=f"the inputs are {', '.join(f'{n} {_shape(v)}' for n, v in bound.items())}",
             )
+        low, high = ranges[size.name]
+        if tensor.shape[size.dim] < (low or 0) or (high is not None and tensor.shape[size.dim] > high):
+            raise InputError(
+                f"dimension {size.dim} of the example input {name!r} is {tensor.shape[size.dim]}, which is not in the "
+                f"range {'' if low is None else low}..{'' if high is None else high} of {size.name!r}",
+                remedy="widen the range, or return an example input of a size in it",
+            )
+        if size.dim in dims.get(name, {}):
+            raise InputError(f"dimension {size.dim} of input {name!r} is given twice", remedy="give it one symbol")
         dims.setdefault(name, {})[size.dim] = symbol(size.name)
 
     def spec(name: str, value: Any) -> Any:
@@ -221,6 +239,18 @@ def dynamic_shapes_of(model: UserModel, sizes: Sequence[DynamicSize], *, batch: 
         return pytree.tree_map(of_leaf, value)
 
     return {name: spec(name, value) for name, value in bound.items()}
+
+
+def _ranges(sizes: Sequence[DynamicSize]) -> dict[str, tuple[int | None, int | None]]:
+    """Return the range of each symbol, which need be given at one of its places only."""
+    ranges: dict[str, tuple[int | None, int | None]] = {}
+    for size in sizes:
+        given = size.min, size.max
+        known = ranges.get(size.name, (None, None))
+        if (None, None) not in (given, known) and given != known:
+            raise InputError(f"{size.name!r} is given two ranges", remedy="give one, at one of its places")
+        ranges[size.name] = known if given == (None, None) else given
+    return ranges
 
 
 def _shape(value: Any) -> str:

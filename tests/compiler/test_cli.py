@@ -106,6 +106,15 @@ def broken():
 """
 
 
+_LOCAL = """
+
+def local():
+    class Local(nn.Linear):
+        pass
+    return Local
+"""
+
+
 @pytest.fixture
 def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The path of a file with models; the current folder is the file's."""
@@ -288,7 +297,18 @@ def test_list_names_every_pattern_and_pass(net: str, capsys: pytest.CaptureFixtu
         (["net.py:make", "--json", "nowhere/a.json"], "there is no folder"),
         (["net.py:make", "--load", "rules.py"], "there is no file rules.py"),
         (["net.py:make", "--dynamic", "x=batch"], "INPUT.DIM=NAME"),
-        (["net.py:make", "--dynamic", "x.0=batch:1"], "INPUT.DIM=NAME"),
+        (["net.py:make", "--dynamic", "x.0=for"], "INPUT.DIM=NAME"),
+        (["net.py:make", "--dynamic", "x.0=b:1..²"], "INPUT.DIM=NAME"),
+        (["net.py:make", "--dynamic", "x.0=batch:1"], "'1' in 'x.0=batch:1' is no range of sizes"),
+        (["net.py:make", "--dynamic", "x.0=batch:.."], "no range of sizes"),
+        (["net.py:make", "--dynamic", "x.0=b:9..2"], "the range 9..2 in 'x.0=b:9..2' has no size"),
+        (["net.py:make", "--dynamic", "x.0=b:2..2"], "has one size only"),
+        (["net.py:make", "--save-ir", "."], ". is a folder, and a file is to be written there"),
+        (["net.py:make", "--save-module", "."], "is a folder"),
+        (["net.py:make", "--json", "."], "is a folder"),
+        (["net.py:make", "--dump-ir", "net.py"], "net.py is a file, and a folder is needed there"),
+        (["net.py:make", "--dump-ir", "net.py/dumps"], "net.py is a file"),
+        (["net.py:make", "--save-ir", "a", "--save-code", "./a"], "two results are to be written to a"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(
@@ -326,6 +346,12 @@ def test_argparse_refuses_with_exit_code_2(net: str, arguments: list[str]) -> No
         (["net.py:make", "--dynamic", "y.0=batch"], ["no dimension 0 of an input 'y'", "x (2, 3, 8, 8)"]),
         (["net.py:make", "--dynamic", "x.4=batch"], ["no dimension 4"]),
         (["net.py:traced", "--dynamic-batch"], ["example inputs"]),
+        (
+            ["net.py:make", "--dynamic", "x.0=b:3..9"],
+            ["dimension 0 of the example input 'x' is 2", "range 3..9 of 'b'"],
+        ),
+        (["net.py:make", "--dynamic", "x.0=b:1..9", "--dynamic", "x.2=b:1..8"], ["'b' is given two ranges"]),
+        (["net.py:make", "--dynamic", "x.0=b", "--dynamic", "0.0=c"], ["dimension 0 of input 'x' is given twice"]),
     ],
 )
 def test_errors_are_one_message_and_exit_code_1(
@@ -337,6 +363,18 @@ def test_errors_are_one_message_and_exit_code_1(
     assert "Traceback" not in err
     for message in messages:
         assert message in err
+
+
+def test_where_one_result_cannot_be_written_none_is(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("net.py").write_text(_FILE.replace("self.head = nn.Linear", "self.head = local()") + _LOCAL)
+    Path("a.gw").write_text("old")
+    before = sorted(Path().iterdir())
+    options = ["--save-ir", "a.gw", "--save-code", "a.py", "--save-module", "a.pt", "--json", "a.json"]
+    assert main([f"{net}:make", "--leaf", "head", *options]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("graphwright: error: cannot write a.pt: ") and "must be picklable" in err
+    assert [path for path in sorted(Path().iterdir()) if path.name != "__pycache__"] == before
+    assert Path("a.gw").read_text() == "old"
 
 
 def test_the_traceback_is_shown_on_request(net: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,69 @@
+"""Where the command line writes: targets are checked before the work starts, and files appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ir.errors import GraphwrightError, InputError
+
+Writer = Callable[[Path], object]
+"""Writes one file to the path given."""
+
+
+class SaveError(GraphwrightError):
+    """A result could not be written."""
+
+
+def check_file(path: Path) -> None:
+    """Check that a file can be put at `path`.
+
+    Raises:
+        InputError: when it is a folder, or lies in none.
+    """
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder} to write {path.name} to")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and a file is to be written there: name a file in it")
+
+
+def check_folder(path: Path) -> None:
+    """Check that `path` is a folder or can become one.
+
+    Raises:
+        InputError: when it, or something that would be above it, is a file.
+    """
+    for place in (path, *path.parents):
+        if place.is_dir():
+            return
+        if place.exists():
+            raise InputError(f"{place} is a file, and a folder is needed there: name another one")
+
+
+def write_files(writers: Mapping[Path, Writer]) -> None:
+    """Write files: all of them, or none where one cannot be written.
+
+    Each is written beside its place under another name first, and then moved.
+
+    Raises:
+        SaveError: when one cannot be written, with the path and the reason.
+    """
+    drafts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in writers}
+    path = Path()
+    try:
+        for path, write in writers.items():
+            write(drafts[path])
+        for path, draft in drafts.items():
+            draft.replace(path)
+    except OSError as error:
+        raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
+    except Exception as error:
+        raise SaveError(
+            f"cannot write {path}: {type(error).__name__}: {error}",
+            remedy="what the module holds must be picklable: no lambdas, no classes defined inside of functions",
+        ) from error
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
