@@ -12,15 +12,16 @@ from typing import Any
 import attrs
 
 from ir.core import RETURN, Graph, Operation, Value
-from ir.errors import DidNotConverge, GraphwrightError, PatternError
+from ir.errors import DidNotConverge, GraphwrightError
 from ir.locations import Location, merge_locations
 from ir.opdef import Trait
 from ir.program import Program
 from ir.types import TensorType
 from passes.effects import crossed_effect, is_removable
+from passes.faults import returned_values, rule_fault, rule_raised, without_effect
 from passes.matching import RuleIndex, Variant
 from passes.pattern import Match, Pattern
-from passes.remarks import MatchRecord, OpSummary, Refusal, Remark, RemarkLog
+from passes.remarks import GraphwrightWarning, MatchRecord, OpSummary, Refusal, Remark, RemarkLog
 from passes.rewriter import Listener, Rewriter
 
 _LAST_EDITS = 8
@@ -94,7 +95,12 @@ class Applier:
     def apply_first(self, op: Operation, variants: Sequence[Variant]) -> Variant | None:
         """Apply the first variant that matches at `op` and is not refused; return it."""
         for variant in variants:
-            found = variant.try_match(op)
+            try:
+                found = variant.try_match(op)
+            except GraphwrightWarning:
+                raise  # the user made warnings errors: it is the warning that must reach them
+            except Exception as error:
+                raise rule_raised(variant.rule, "pattern", error, op.location) from error
             if found is None:
                 continue
             if type(found) is str:
@@ -116,17 +122,19 @@ class Applier:
                 return Refusal(reason)
         try:
             answer = rule.check(match)
-        except GraphwrightError:
+        except GraphwrightWarning:
             raise
         except Exception as error:
-            raise PatternError(
-                f"the check of {rule.name} raised {type(error).__name__}: {error}", location=match.root.location
-            ) from error
+            raise rule_raised(rule, "check", error, match.root.location) from error
         if answer is None or isinstance(answer, Refusal):
             return answer
         if not isinstance(answer, str):
-            raise PatternError(
-                f"the check of {rule.name} returned {answer!r}", remedy="return None, or a reason as text or Refusal"
+            raise rule_fault(
+                rule,
+                "check",
+                f"returned {answer!r}",
+                location=match.root.location,
+                remedy="return None to let the rule apply, or the reason why not as text or Refusal",
             )
         return Refusal(answer)
 
@@ -153,25 +161,25 @@ class Applier:
         rewriter = self.rewriter
         rewriter.anchor, rewriter.location = root, location
         try:
-            values = rule.rewrite(match, rewriter)
-            if isinstance(values, Operation):
-                # `return b.fuse(...)`: a region has taken the place of what it holds
-                values = None if values.body is not None else values.results
-            if values is not None:
-                new: tuple[Value, ...] = (values,) if isinstance(values, Value) else tuple(values)
-                if new == root.results:
-                    values = None
-                else:
-                    rewriter.replace(root, *new)
-        except GraphwrightError as error:
-            error.add_note(f"while {rule.name} rewrote {root.name} at {root.location}")
+            returned = rule.rewrite(match, rewriter)
+        except GraphwrightWarning:
             raise
         except Exception as error:
-            raise PatternError(
-                f"the rewrite of {rule.name} raised {type(error).__name__}: {error}", location=location
-            ) from error
-        if graph.revision == revision:
-            return False
+            raise rule_raised(rule, "rewrite", error, location) from error
+        values = returned_values(rule, returned, location)
+        if values is None or values == root.results:
+            if graph.revision == revision and returned is not None:
+                return False
+            # an insertion is one revision: there was no other edit
+            if graph.revision - revision == len(events.created):
+                fault = without_effect(rule, returned, events.created, location)
+                if fault is not None:
+                    raise fault
+        else:
+            try:
+                rewriter.replace(root, *values)
+            except GraphwrightError as error:
+                raise rule_raised(rule, "rewrite", error, location) from error
         if finish is not None:
             finish(events.replacements)
         self._erase_dead(match.ops, replaced_by_rule=[op for op in match.ops if op in had_uses])

@@ -1,0 +1,130 @@
+"""What a rule did wrong, in one form: the rule, the line of its own code, the fault, and the place in the model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+from ir.core import Operation, Value
+from ir.errors import GraphwrightError, PatternError
+from ir.locations import Location
+from passes.effects import is_removable
+from passes.pattern import Pattern
+
+
+def rule_raised(rule: Pattern, method: str, error: Exception, location: Location | None = None) -> PatternError:
+    """Return the error to raise in place of one that a method of a rule raised; raise it `from` that one."""
+    if isinstance(error, GraphwrightError):
+        what, remedy = f"failed: {error.message}", error.remedy
+        location = location if error.location is None else error.location
+    else:
+        what, remedy = f"raised {type(error).__name__}: {error}", None
+    return rule_fault(rule, method, what, location=location, remedy=remedy, error=error)
+
+
+def rule_fault(
+    rule: Pattern,
+    method: str,
+    what: str,
+    *,
+    location: Location | None = None,
+    remedy: str | None = None,
+    error: Exception | None = None,
+) -> PatternError:
+    """Return an error about a method of a rule: `the rewrite of Rule (rules.py:12) ...`."""
+    source = source_of(rule, method, error)
+    return PatternError(
+        f"the {method} of {rule.name}{f' ({source})' if source else ''} {what}", location=location, remedy=remedy
+    )
+
+
+def source_of(rule: Pattern, method: str, error: Exception | None = None) -> str:
+    """Return `file:line` of the rule's own code: where it raised `error`, or else where the method begins.
+
+    Where the rule inherits the method from a base class of ours, its own code is the first of what its class defines;
+    the empty string when there is none.
+    """
+    cls = type(rule)
+    own = [code for code in map(_code_of, vars(cls).values()) if code is not None]
+    defined = _code_of(inspect.getattr_static(cls, method, None))
+    if defined is not None and defined not in own and not (own and defined.co_filename.startswith(_OURS)):
+        own.insert(0, defined)
+    if not own or own[0].co_filename == _PATTERN_FILE:
+        return ""
+    if error is not None:
+        files = {code.co_filename for code in own}
+        traceback, found = error.__traceback__, ""
+        while traceback is not None:
+            if traceback.tb_frame.f_code.co_filename in files:
+                found = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+            traceback = traceback.tb_next
+        if found:
+            return found
+    code = defined if defined is not None and defined in own else own[0]
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _code_of(member: Any) -> CodeType | None:
+    function = inspect.unwrap(member) if callable(member) else member
+    return function.__code__ if isinstance(function, FunctionType) else None
+
+
+_PATTERN_FILE = Pattern.pattern.__code__.co_filename
+_OURS = str(Path(__file__).parent)
+
+
+def returned_values(rule: Pattern, returned: Any, location: Location) -> tuple[Value, ...] | None:
+    """Return the values that a rewrite returned; None when it says that it replaced what it wanted itself.
+
+    Raises:
+        PatternError: when it returned anything else.
+    """
+    if returned is None or isinstance(returned, Value):
+        return None if returned is None else (returned,)
+    if isinstance(returned, Operation):
+        # `return b.fuse(...)`: a region has taken the place of what it holds
+        return None if returned.body is not None else returned.results
+    values = tuple(returned) if isinstance(returned, Sequence) and not isinstance(returned, str) else (returned,)
+    if all(isinstance(value, Value) for value in values):
+        return values
+    raise rule_fault(
+        rule, "rewrite", f"returned {returned!r}, which is no value of the graph", location=location, remedy=_RETURN
+    )
+
+
+def without_effect(
+    rule: Pattern, returned: Any, created: Sequence[Operation], location: Location
+) -> PatternError | None:
+    """Return what is wrong with a rewrite that replaced and changed nothing, or None where its code is at work.
+
+    Args:
+        rule: the rule.
+        returned: what the rewrite returned: None, or the results that the root has anyway.
+        created: the operations it has inserted.
+        location: the place in the model.
+    """
+    what = "None" if returned is None else "what was there before"
+    if not created:
+        return rule_fault(rule, "rewrite", f"returned {what} and changed nothing", location=location, remedy=_RETURN)
+    built = set(created)
+    if any(user not in built for op in created for result in op.results for user in result.users):
+        return None  # it wired its operations up behind the rewriter's back
+    if not all(map(is_removable, created)):
+        return None
+    names = ", ".join(dict.fromkeys(op.name for op in created))
+    return rule_fault(
+        rule,
+        "rewrite",
+        f"built {names} and returned {what}, so nothing uses what it built",
+        location=location,
+        remedy=f"is a `return` missing? {_RETURN}",
+    )
+
+
+_RETURN = (
+    "return the value that replaces the root's result (a tuple where it has several); to leave a match alone, return a "
+    "reason from `check`"
+)

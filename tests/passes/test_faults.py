@@ -1,0 +1,185 @@
+"""Rules that are wrong: the error names the rule, the line of its code, the fault and the place in the model."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ir.errors import GraphwrightError, PatternError
+from passes.driver import RewriteLog, run_sweep, run_worklist
+from passes.fuse.base import FusionPattern
+from passes.matching import RuleIndex
+from passes.pattern import Pattern
+from passes.remarks import GraphwrightWarning
+from tests.passes.building import f32, names, program
+
+HERE = Path(__file__).resolve()
+
+
+class Relu(Pattern):
+    """relu(x) = ..."""
+
+    def pattern(self, p):
+        return p.relu(p.any("x"), name="relu")
+
+
+def fault_of(rule: Pattern, run: Any = run_worklist) -> PatternError:
+    """Return the error that a rule raises on relu(relu(x))."""
+    p = program([f32(2, 3)], lambda b, x: b.relu(b.relu(x)))
+    with pytest.raises(PatternError) as caught:
+        run(p, RuleIndex([rule]), RewriteLog())
+    assert type(rule).__name__ in caught.value.message
+    return caught.value
+
+
+def line_of(text: str) -> int:
+    """Return the number of the only line of this file that ends in a comment `# text`."""
+    (found,) = [i for i, line in enumerate(HERE.read_text().splitlines(), 1) if line.endswith(f"# {text}")]
+    return found
+
+
+@pytest.mark.parametrize("run", [run_worklist, run_sweep])
+def test_a_rewrite_that_returns_none_and_changes_nothing(run):
+    class Silent(Relu):
+        def rewrite(self, m, b):  # silent
+            pass
+
+    error = fault_of(Silent(), run)
+    assert f"rewrite of Silent ({HERE}:{line_of('silent')}) returned None and changed nothing" in error.message
+    assert error.location is not None and error.location.module_path == "block"
+    assert "return the value that replaces the root's result" in str(error)
+
+
+@pytest.mark.parametrize("run", [run_worklist, run_sweep])
+def test_a_forgotten_return_is_named(run):
+    class Forgets(Relu):
+        def rewrite(self, m, b):
+            b.neg(b.gelu(m.x))
+
+    class ReturnsTheOld(Relu):
+        def rewrite(self, m, b):
+            b.neg(b.gelu(m.x))
+            return m.relu
+
+    error = fault_of(Forgets(), run)
+    assert "built aten.gelu, aten.neg and returned None, so nothing uses" in error.message
+    assert "is a `return` missing?" in str(error)
+    assert "returned what was there before, so nothing uses" in fault_of(ReturnsTheOld(), run).message
+
+
+def test_none_stays_legal_with_an_edit_of_its_own():
+    class ByRewriter(Relu):
+        def rewrite(self, m, b):
+            b.replace_value(m.relu.result, b.neg(m.x))
+
+    class InPlace(Pattern):
+        """neg(x) * 2 = neg(x) * 3"""
+
+        def pattern(self, p):
+            return p.op("aten.mul.Scalar", p.any("x"), other=2, name="mul")
+
+        def rewrite(self, m, b):
+            m.mul.set_attribute("other", 3)  # behind the rewriter's back: the revision still tells
+
+    p = program([f32(2)], lambda b, x: b.relu(b.call("aten.mul.Scalar", x, 2)))
+    assert run_worklist(p, RuleIndex([ByRewriter(), InPlace()]), RewriteLog()) == 2
+    assert names(p) == ["aten.mul.Scalar", "aten.neg"]
+    assert p.graph.first is not None and p.graph.first.attributes["other"] == 3
+
+
+@pytest.mark.parametrize(
+    ("returned", "shown"), [(3, "returned 3,"), ((None,), r"returned (None,),"), ("x", "returned 'x',")]
+)
+def test_a_rewrite_that_returns_no_value(returned, shown):
+    class Odd(Relu):
+        def rewrite(self, m, b):
+            return returned
+
+    assert shown in fault_of(Odd()).message
+
+
+def test_the_line_that_raised_is_that_of_the_rule():
+    def helper(x):
+        raise ZeroDivisionError(f"oops {x}")  # helper
+
+    class Checks(Relu):
+        def check(self, m):
+            return helper(1)
+
+    class Rewrites(Relu):
+        def rewrite(self, m, b):
+            return m.nothing  # nothing
+
+    class Asks(Pattern):
+        """relu(x)"""
+
+        def pattern(self, p):
+            return p.relu(p.any("x", where=lambda value: value.shape == ()))  # where
+
+    error = fault_of(Checks())
+    assert f"check of Checks ({HERE}:{line_of('helper')}) raised ZeroDivisionError: oops 1" in error.message
+    assert error.location is not None and error.location.source == "user.py:7"
+    assert f"rewrite of Rewrites ({HERE}:{line_of('nothing')}) raised AttributeError" in fault_of(Rewrites()).message
+    assert f"pattern of Asks ({HERE}:{line_of('where')}) raised AttributeError" in fault_of(Asks()).message
+
+
+def test_errors_of_our_own_name_the_rule_too():
+    class Misspelt(Relu):
+        def rewrite(self, m, b):
+            return b.clampp(m.x, 0)  # misspelt
+
+    class Misused(Relu):
+        def rewrite(self, m, b):
+            return b.softmax(m.x, 1, dimension=1)  # misused
+
+    class Misfit(Relu):
+        def rewrite(self, m, b):
+            return b.matmul(m.x, m.x)  # misfit
+
+    class Reshaped(Relu):
+        def rewrite(self, m, b):  # reshaped
+            return b.reshape(m.x, (6,))
+
+    for rule, message in (
+        (Misspelt(), "no ATen operator named 'clampp'"),
+        (Misused(), "has no argument dimension"),
+        (Misfit(), "matmul"),
+        (Reshaped(), "cannot be replaced by one of type f32[6]"),
+    ):
+        error = fault_of(rule)
+        line = line_of(type(rule).__name__.lower())
+        assert f"rewrite of {type(rule).__name__} ({HERE}:{line}) failed: " in error.message
+        assert message in error.message
+        assert isinstance(error.__cause__, GraphwrightError)
+
+
+def test_a_fault_in_what_a_rule_inherits_points_at_its_class():
+    class Inherits(FusionPattern):
+        """fused.twice"""
+
+        kind = "twice"
+        parts = ("relu",)
+
+        def pattern(self, p):  # inherits
+            return p.relu(p.any("input"), name="relu")
+
+        def check(self, m):
+            m.captures["relu"] = 3
+            m.ops.clear()
+
+    assert f"rewrite of Inherits ({HERE}:{line_of('inherits')}) raised" in fault_of(Inherits(), run_sweep).message
+
+
+def test_a_warning_made_an_error_passes_through():
+    class Warns(Relu):
+        def check(self, m):
+            warnings.warn("careful", GraphwrightWarning, stacklevel=2)
+
+    p = program([f32(2)], lambda b, x: b.relu(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(GraphwrightWarning, match="careful"):
+            run_worklist(p, RuleIndex([Warns()]), RewriteLog())
