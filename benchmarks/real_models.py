@@ -6,17 +6,18 @@ python benchmarks/real_models.py > docs/reports/real-models.md
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 
 from compiler.driver import TransformResult, transform
 from compiler.realmodels import REAL_MODELS, example_input, real_model
+from compiler.report import group_kept
 
 HEADER = """# Real models
 
 What `transform(model, (x,))` with `TENSORRT_PATTERNS` does on ten models of torchvision, and which operations stay
 unfused, with the reason that `result.remarks` gives. Made by `python benchmarks/real_models.py`; do not edit.
 
-Operations are counted without reshapes and permutes; a fused region counts as one.
+Operations are counted without reshapes and permutes; a fused region counts as one. Operations that stay for one reason
+share a row: where the reasons name different places or types, the row shows `…`.
 """
 
 
@@ -39,22 +40,19 @@ def describe(name: str, result: TransformResult) -> str:
     after = sum(n for op, n in result.operations_after.items() if not moves_only(op))
     lines = [f"## {name}", "", f"{before} operations became {after}.", "", "| rewrite | times |", "|---|---|"]
     lines += [f"| `{pattern}` | {count} |" for pattern, count in result.counts().items()]
-    kept: Counter[tuple[str, str]] = Counter()
-    where: dict[tuple[str, str], str] = {}
-    for remark in result.remarks:
-        if remark.kind == "kept":
-            key = (remark.operation, remark.reason.split(" at `")[0])
-            kept[key] += 1
-            where.setdefault(key, remark.location.where)
+    kept = group_kept(result.remarks)
     lines.append("")
     if not kept:
         lines.append("Nothing stays unfused.")
     else:
         lines += ["| stays | times | for example at | because |", "|---|---|---|---|"]
-        for (operation, reason), count in kept.items():
-            example = where[operation, reason].rpartition("/site-packages/")[2]
-            lines.append(f"| `{operation}` | {count} | `{example}` | {reason} |")
+        lines += [f"| `{k.operation}` | {len(k.places)} | `{k.places[0]}` | {_cell(k.reason)} |" for k in kept]
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Return a text for a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import attrs
 import torch
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -80,8 +81,8 @@ class Report:
             "remarks": [_remark_json(remark) for remark in self.remarks],
         }
 
-    def __rich__(self) -> RenderableType:
-        return render(self)
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield render(self, options.max_width)
 
 
 def make_report(
@@ -198,8 +199,8 @@ def _remark_json(remark: Remark) -> dict[str, Any]:
 # --- the terminal ----------------------------------------------------------------------------------------------------
 
 
-def render(report: Report) -> RenderableType:
-    """Return the report for `rich.console.Console.print`."""
+def render(report: Report, width: int = 80) -> RenderableType:
+    """Return the report for `rich.console.Console.print` on a terminal of `width` columns."""
     parts: list[RenderableType] = [_heading(report)]
     for kind, title in (("conversion", "converted"), ("fusion", "fused"), ("rewrite", "rewritten")):
         entries = [entry for entry in report.rewrites if entry.kind == kind]
@@ -212,6 +213,9 @@ def render(report: Report) -> RenderableType:
         parts.append(_kept_table(report.kept))
     parts.append(_accuracy_table(report))
     parts.append(_stage_table(report.stages))
+    for part in parts:
+        if isinstance(part, Table):
+            _keep_names_whole(part, width)
     return Group(*(part for entry in parts for part in (entry, Text(""))))
 
 
@@ -242,8 +246,18 @@ def _table(*columns: tuple[str, str]) -> Table:
         if justify == "wide":
             table.add_column(title, ratio=1, overflow="fold")
         else:
-            table.add_column(title, justify="right" if justify == "right" else "left", overflow="fold")
+            right = justify == "right"
+            table.add_column(title, justify="right" if right else "left", overflow="fold", no_wrap=right)
     return table
+
+
+def _keep_names_whole(table: Table, width: int) -> None:
+    """Break no name in its middle, unless the wide column would have less than a third of the width."""
+    lengths = [max(map(cell_len, map(str, (column.header, *column.cells))), default=0) for column in table.columns]
+    narrow = [length for column, length in zip(table.columns, lengths, strict=True) if column.ratio is None]
+    if sum(narrow) + 2 * len(narrow) <= width - width // 3:
+        for column in table.columns:
+            column.no_wrap = column.ratio is None
 
 
 def _rewrite_table(title: str, entries: list[RewriteCount]) -> Table:

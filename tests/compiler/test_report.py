@@ -15,6 +15,7 @@ from torch import nn
 
 from compiler.accuracy import MeasurementError, measure_accuracy
 from compiler.driver import TransformResult, transform
+from compiler.pipeline import STANDARD_PATTERNS
 from compiler.report import KeptGroup, Report, RewriteCount, group_kept, make_report, print_remarks, print_report
 from ir.locations import Location
 from passes.remarks import Remark
@@ -149,6 +150,28 @@ def test_the_printed_report_says_all_of_it(net: Net, images: torch.Tensor, resul
         assert expected in text
     assert "NOT" not in text
     assert max(map(len, printed(report, width=80).splitlines())) <= 80
+
+
+def test_names_are_not_broken_at_80_columns(result: TransformResult) -> None:
+    operators = ("aten.scaled_dot_product_attention", "aten.linear", "aten.reshape", "aten.permute", "aten.mul.Tensor")
+    names = [pattern.__name__ for pattern in STANDARD_PATTERNS]
+    counts = tuple((f"fused.{kind}", 123) for kind in ("mha_in_projection", "scaled_dot_product_attention"))
+    report = attrs.evolve(
+        make_report(result),
+        rewrites=tuple(RewriteCount(name, "conversion", operators * 3, operators, 123) for name in names),
+        operations_after=counts,
+        kept=tuple(KeptGroup(name, "what surrounds it is of another structure; " * 3, ("a.b",)) for name, _ in counts),
+    )
+    text = printed(report, width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    words = text.split()
+    for name in (*names, *(name for name, _ in counts), "scaled_dot_product_attention"):
+        assert name in words or f"{name}," in words, text
+    # where there is no room for them, they are folded and nothing is lost
+    narrow = printed(report, width=48)
+    assert max(map(len, narrow.splitlines())) <= 48
+    column = [line[11:30].split("  ")[0] for line in narrow.splitlines()]
+    assert "StemConvBNActMaxPoolPattern" in "".join(map(str.strip, column))
 
 
 def test_a_report_without_measurement_says_why(result: TransformResult) -> None:
