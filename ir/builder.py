@@ -15,7 +15,7 @@ from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import GraphwrightError, InferenceError, InputError
 from ir.fake import infer_with_fakes
 from ir.locations import UNKNOWN_LOCATION, Location
-from ir.opdef import OpDef, Param, ParamKind, get_opdef
+from ir.opdef import OpDef, Param, ParamKind, get_opdef, nearest_operator
 from ir.types import Type
 
 # What `b.add` means where the schema's `default` overload is missing.
@@ -312,5 +312,6 @@ def short_opdef(name: str) -> OpDef:
         _SHORT[name] = found
         return found
     raise InputError(
-        f"there is no ATen operator named {name!r}", remedy="use `call` with its full name, such as `mylib.myop`"
+        f"there is no ATen operator named {name!r}{nearest_operator(f'aten.{name}')}",
+        remedy="use `call` with its full name, such as `mylib.myop`",
     )

@@ -7,6 +7,7 @@ schema in `torch.ops` when a name is first asked for, so every PyTorch or custom
 
 from __future__ import annotations
 
+import difflib
 import enum
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -190,6 +191,16 @@ def get_opdef(name: str) -> OpDef:
             found = _from_torch(name, _resolve(name))
         _OPDEFS[name] = found
     return found
+
+
+def nearest_operator(name: str) -> str:
+    """Return the end of a message about an unknown operator: `; did you mean 'aten.clamp'?`, or the empty string."""
+    namespace, _, rest = name.partition(".")
+    known = {op.partition("::")[2] for op in torch._C._dispatch_get_all_op_names() if op.startswith(f"{namespace}::")}
+    if "." not in rest:
+        known = {op.partition(".")[0] for op in known}
+    near = difflib.get_close_matches(rest, sorted(known), n=1)
+    return f"; did you mean '{namespace}.{near[0]}'?" if near else ""
 
 
 def opdef_of_overload(overload: torch._ops.OpOverload) -> OpDef:

@@ -14,7 +14,21 @@ from ir.core import Operation, Value
 from ir.errors import PatternError
 from ir.opdef import OpDef, ParamKind, Trait
 from passes.expansion import expand, num_operations, shared_nodes
-from passes.pattern import AnyOf, AnyValue, AttrCapture, AttrWhere, Chain, Match, Node, OpNode, Pattern, PatternBuilder
+from passes.faults import rule_raised
+from passes.pattern import (
+    AnyOf,
+    AnyValue,
+    AttrCapture,
+    AttrWhere,
+    Chain,
+    Match,
+    Node,
+    OpNode,
+    Pattern,
+    PatternBuilder,
+    missing_method,
+)
+from passes.pipeline_text import known_names
 
 
 class _State:
@@ -97,20 +111,28 @@ def compile_rule(rule: Pattern) -> tuple[Variant, ...]:
 
 
 def _compile(rule: Pattern) -> tuple[Variant, ...]:
+    for method in ("pattern", "rewrite"):
+        if getattr(type(rule), method) is getattr(Pattern, method):
+            raise missing_method(rule, method)
     try:
-        tree = rule.pattern(PatternBuilder())
+        return _variants(rule)
     except Exception as error:
-        raise PatternError(f"the pattern of {rule.name} cannot be built: {error}") from error
+        raise rule_raised(rule, "pattern", error) from error
+
+
+def _variants(rule: Pattern) -> tuple[Variant, ...]:
+    tree = rule.pattern(PatternBuilder())
     if not isinstance(tree, (AnyValue, OpNode, AnyOf, Chain)):
-        raise PatternError(f"the pattern of {rule.name} is {tree!r}, not a pattern node")
+        remedy = "is a `return` missing?" if tree is None else "return what the methods of `p` return"
+        raise PatternError(f"`pattern` returned {tree!r}, not a pattern", remedy=remedy)
     expanded = [(num_operations(node) + rule.check_adds, order, node) for order, node in enumerate(expand(tree))]
     result = []
     for length, order, node in sorted(expanded, key=lambda v: (-v[0], v[1])):
         if isinstance(node, AnyValue):
-            raise PatternError(f"the pattern of {rule.name} may match without any operation")
+            raise PatternError("it may match without any operation", remedy="the root must be an operation")
         root: Any = node
         if isinstance(root, Chain) and not root.minimum:
-            raise PatternError(f"the root of the pattern of {rule.name} is a chain that may be empty")
+            raise PatternError("its root is a chain that may be empty", remedy="give the chain `minimum=1`")
         shared = shared_nodes(node)
         matcher = _op_matcher(root, shared) if isinstance(root, OpNode) else _chain_root(root, shared)
         result.append(Variant(rule, root, length, order, matcher, _needs(root)))
@@ -222,7 +244,10 @@ def _operand_index(node: OpNode, key: int | str) -> int:
         raise PatternError(f"operand {key!r} of a pattern over a trait must be given by position")
     indices = {opdef.operand_index.get(key) for opdef in node.ops}
     if len(indices) != 1 or None in indices:
-        raise PatternError(f"{', '.join(o.name for o in node.ops)} have no common operand {key!r}")
+        known = dict.fromkeys(name for opdef in node.ops for name in opdef.operand_index)
+        raise PatternError(
+            f"{', '.join(o.name for o in node.ops)}: no common operand {key!r}; {known_names(key, known)}"
+        )
     return next(i for i in indices if i is not None)
 
 
@@ -283,7 +308,7 @@ def _check_names(node: OpNode, opdefs: tuple[OpDef, ...]) -> None:
         known = {p.name for p in opdef.params if p.kind is ParamKind.ATTRIBUTE}
         for name, _ in node.attributes:
             if name not in known:
-                raise PatternError(f"{opdef.name} has no attribute {name!r}")
+                raise PatternError(f"{opdef.name} has no attribute {name!r}; {known_names(name, known)}")
 
 
 def _attribute_matcher(name: str, expected: Any) -> Callable[[Operation, _State], str | None]:

@@ -14,9 +14,9 @@ import attrs
 from ir.attributes import Attribute, normalize_attribute
 from ir.builder import short_opdef
 from ir.core import Operation, Value
-from ir.errors import PatternError
+from ir.errors import GraphwrightError, PatternError
 from ir.locations import Location, merge_locations
-from ir.opdef import OpDef, Trait, get_opdef
+from ir.opdef import OpDef, Trait, get_opdef, nearest_operator
 from passes.remarks import Refusal
 
 
@@ -87,8 +87,35 @@ Ops = str | Trait | Sequence[str]
 def _opdefs(ops: Ops) -> tuple[OpDef, ...] | Trait:
     if isinstance(ops, Trait):
         return ops
-    names = (ops,) if isinstance(ops, str) else tuple(ops)
-    return tuple(get_opdef(name) if "." in name else short_opdef(name) for name in names)
+    names = (ops,) if isinstance(ops, str) else tuple(ops) if isinstance(ops, Sequence) else ()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise PatternError(
+            f"{ops!r} names no operators",
+            remedy='write a name, a tuple of names or a trait: `p.op("aten.relu", x)`, `p.op(Trait.ACTIVATION, x)`',
+        )
+    return tuple(map(_opdef, names))
+
+
+def _opdef(name: str) -> OpDef:
+    is_full = "." in name
+    try:
+        return get_opdef(name) if is_full else short_opdef(name)
+    except GraphwrightError as error:
+        raise PatternError(
+            error.message + (nearest_operator(name) if is_full else ""),
+            remedy='an operator outside of ATen, or a certain overload, is written `p.op("mylib.myop", ...)` in a '
+            'pattern and `b.call("mylib.myop", ...)` in a rewrite; import the library that registers it first',
+        ) from error
+
+
+def _check_nodes(what: str, nodes: Sequence[Any]) -> None:
+    for node in nodes:
+        if node is not None and not isinstance(node, (AnyValue, OpNode, AnyOf, Chain)):
+            raise PatternError(
+                f"{node!r} as {what} is no pattern",
+                remedy='an operand is `p.any("x")`, an operation such as `p.relu(...)`, or None where it must be '
+                "absent; attributes are given by keyword",
+            )
 
 
 class PatternBuilder:
@@ -122,6 +149,9 @@ class PatternBuilder:
     ) -> OpNode:
         """Match an operation by operator names (alternatives) or by a trait that its operator has."""
         opdefs = _opdefs(ops)
+        what = f"an operand of {ops if isinstance(opdefs, Trait) else opdefs[0].name}"
+        for given in operands:
+            _check_nodes(what, given if isinstance(given, (list, tuple)) else (given,))
         entries: list[tuple[int | str, Any]] = [
             (i, tuple(node) if isinstance(node, (list, tuple)) else node) for i, node in enumerate(operands)
         ]
@@ -139,6 +169,9 @@ class PatternBuilder:
 
     def one_of(self, *alternatives: Node) -> AnyOf:
         """Match the first alternative that matches."""
+        if not alternatives or None in alternatives:
+            raise PatternError("`p.one_of` needs one pattern or more, and none of them is None")
+        _check_nodes("an alternative", alternatives)
         return AnyOf(alternatives)
 
     def optional(self, outer: Callable[[Node], Node], inner: Node) -> AnyOf:
@@ -167,7 +200,7 @@ class PatternBuilder:
             raise AttributeError(name)
 
         def make(*operands: Node | None, **keywords: Any) -> OpNode:
-            return self.op((short_opdef(name).name,), *operands, **keywords)
+            return self.op((_opdef(name).name,), *operands, **keywords)
 
         return make
 
@@ -223,8 +256,15 @@ class Pattern:
     """Whether a refusal for want of a shape is a Python warning as well as a remark."""
 
     def pattern(self, p: PatternBuilder) -> Node:
-        """Return the tree that the rule matches."""
-        raise NotImplementedError
+        """Return the tree that the rule matches.
+
+        Raises:
+            PatternError: where a subclass does not override this.
+        """
+        raise PatternError(
+            f"{self.name} does not define `pattern`",
+            remedy='define `pattern(self, p)`; it returns the tree to match, such as `p.relu(p.any("x"))`',
+        )
 
     def check(self, m: Match) -> str | Refusal | None:
         """Return why the rule does not apply to this match, or None when it does."""
@@ -234,9 +274,12 @@ class Pattern:
         """Build the replacement and return the new values of the root's results.
 
         An operation stands for its results. Returning None (or the region that `b.fuse` made) means that the rewrite
-        itself replaced what it wanted through `b`.
+        itself replaced what it wanted through `b`; one that changes nothing is an error.
+
+        Raises:
+            PatternError: where a subclass does not override this.
         """
-        raise NotImplementedError
+        raise missing_method(self, "rewrite")
 
     @property
     def name(self) -> str:
@@ -250,6 +293,15 @@ class Pattern:
 
     def __repr__(self) -> str:
         return f"{self.name}()"
+
+
+def missing_method(rule: Pattern, method: str) -> PatternError:
+    """Return the error to raise for a rule that does not override `pattern` or `rewrite`."""
+    remedy = {
+        "pattern": 'define `pattern(self, p)`; it returns the tree to match, such as `p.relu(p.any("x"))`',
+        "rewrite": "define `rewrite(self, m, b)`; it returns the value that replaces the root's result",
+    }[method]
+    return PatternError(f"the pattern class {type(rule).__qualname__} has no `{method}`", remedy=remedy)
 
 
 def instantiate(patterns: Sequence[type[Pattern] | Pattern]) -> tuple[Pattern, ...]:

@@ -25,6 +25,9 @@ class Relu(Pattern):
     def pattern(self, p):
         return p.relu(p.any("x"), name="relu")
 
+    def rewrite(self, m, b):
+        return b.neg(m.x)
+
 
 def fault_of(rule: Pattern, run: Any = run_worklist) -> PatternError:
     """Return the error that a rule raises on relu(relu(x))."""
@@ -119,6 +122,9 @@ def test_the_line_that_raised_is_that_of_the_rule():
         def pattern(self, p):
             return p.relu(p.any("x", where=lambda value: value.shape == ()))  # where
 
+        def rewrite(self, m, b):
+            return b.neg(m.x)
+
     error = fault_of(Checks())
     assert f"check of Checks ({HERE}:{line_of('helper')}) raised ZeroDivisionError: oops 1" in error.message
     assert error.location is not None and error.location.source == "user.py:7"
@@ -183,3 +189,54 @@ def test_a_warning_made_an_error_passes_through():
         warnings.simplefilter("error")
         with pytest.raises(GraphwrightWarning, match="careful"):
             run_worklist(p, RuleIndex([Warns()]), RewriteLog())
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda p: p.clampp(p.any("x")), "no ATen operator named 'clampp'; did you mean 'aten.clamp'?"),
+        (lambda p: p.op("aten.add.Tensr"), "no operator named 'aten.add.Tensr'; did you mean 'aten.add.Tensor'?"),
+        (lambda p: p.op("mylib.myop"), "no operator named 'mylib.myop'"),
+        (lambda p: p.op(()), "() names no operators"),
+        (lambda p: p.op(3), "3 names no operators"),
+        (lambda p: p.relu("x"), "'x' as an operand of aten.relu is no pattern"),
+        (lambda p: p.cat([p.any(), 3]), "3 as an operand of aten.cat is no pattern"),
+        (lambda p: p.one_of(), "one pattern or more"),
+        (lambda p: p.one_of(p.relu(), 3), "3 as an alternative is no pattern"),
+        (lambda p: p.softmax(p.any("x"), dimm=1), "no attribute 'dimm'; did you mean 'dim'? known: dim, dtype"),
+        (lambda p: p.op("aten.relu", inputt=p.any("x")), "no common operand 'inputt'"),
+        (lambda p: None, "returned None, not a pattern"),
+        (lambda p: p.any("x"), "may match without any operation"),
+        (lambda p: p.chain(["aten.relu"], p.any("x")), "a chain that may be empty"),
+    ],
+)
+def test_an_ill_formed_pattern_names_the_rule_and_its_line(build, message):
+    class IllFormed(Relu):
+        def pattern(self, p):
+            return build(p)  # ill-formed
+
+    with pytest.raises(PatternError) as caught:
+        RuleIndex([IllFormed()])
+    source = str(caught.value).partition(" (")[2].partition(")")[0]
+    assert str(caught.value).startswith("the pattern of IllFormed (") and source.startswith(f"{HERE}:")
+    assert message in caught.value.message
+    if "operator named" in message:
+        assert '`p.op("mylib.myop", ...)`' in str(caught.value)
+
+
+def test_a_pattern_class_needs_both_methods():
+    class NoPattern(Pattern):
+        """?"""
+
+        def rewrite(self, m, b):
+            return m.x
+
+    class NoRewrite(Pattern):
+        """relu(x)"""
+
+        def pattern(self, p):
+            return p.relu(p.any("x"))
+
+    for rule, method in ((NoPattern(), "pattern"), (NoRewrite(), "rewrite")):
+        with pytest.raises(PatternError, match=rf"class .*{type(rule).__name__} has no `{method}`[^\0]*define"):
+            RuleIndex([rule])

@@ -299,6 +299,9 @@ def test_pattern_with_unknown_attribute_is_refused():
         def pattern(self, p):
             return p.relu(p.any("x"), dimension=1)
 
+        def rewrite(self, m, b):
+            return m.x
+
     with pytest.raises(PatternError, match="no attribute 'dimension'"):
         compile_rule(Unknown())
 
