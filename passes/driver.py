@@ -360,9 +360,10 @@ class UnfusedReasons:
         reasons = self._misses.get((op.name, op.location))
         if reasons:
             return "; ".join(reasons)
-        roots = [variant.rule.name for variant in self._index.lookup(op.opdef)]
-        if roots:
-            return f"what surrounds it does not have the structure of {', '.join(dict.fromkeys(roots))}"
+        rooted = [variant.rule for variant in self._index.lookup(op.opdef)]
+        names = dict.fromkeys(rule.name for rule in rooted or self._index.mentioning(op.opdef))
+        if names:
+            return f"what surrounds it does not have the structure of {', '.join(names)}"
         return f"no pattern of this pipeline is about {op.name}"
 
 

@@ -103,6 +103,25 @@ def _substitute(node: Node, chosen: dict[int, int], memo: dict[int, Node]) -> No
     return result
 
 
+def op_nodes(tree: Node) -> Iterator[OpNode | Chain]:
+    """Yield the nodes of a tree that match operations, each once, the root first."""
+    pending, seen = [tree], {id(tree)}
+    while pending:
+        node = pending.pop()
+        if isinstance(node, AnyValue):
+            continue
+        parts: tuple[Node, ...]
+        if isinstance(node, AnyOf):
+            parts = node.alternatives
+        else:
+            yield node
+            parts = (node.inner,) if isinstance(node, Chain) else tuple(operand_nodes(node))
+        for part in reversed(parts):
+            if id(part) not in seen:
+                seen.add(id(part))
+                pending.append(part)
+
+
 def num_operations(node: Node) -> int:
     """Return how many operations a tree has at least, context not counted."""
     if isinstance(node, Chain):

@@ -13,7 +13,7 @@ from ir.attributes import attributes_equal
 from ir.core import Operation, Value
 from ir.errors import PatternError
 from ir.opdef import OpDef, ParamKind, Trait
-from passes.expansion import expand, num_operations, shared_nodes
+from passes.expansion import expand, num_operations, op_nodes, shared_nodes
 from passes.faults import rule_raised
 from passes.pattern import (
     AnyOf,
@@ -62,8 +62,11 @@ class Variant:
 
     def accepts(self, opdef: OpDef) -> bool:
         """Return whether an operation of this operator can be the root."""
-        root = self.root
-        return _accepts(root.ops, opdef) if isinstance(root, OpNode) else _accepts_any(root.ops, opdef)
+        return _node_accepts(self.root, opdef)
+
+    def mentions(self, opdef: OpDef) -> bool:
+        """Return whether an operation of this operator can be anywhere in a match."""
+        return any(_node_accepts(node, opdef) for node in op_nodes(self.root))
 
     def try_match(self, op: Operation) -> Match | str | None:
         """Match at `op`: a match, the reason of a near miss, or None."""
@@ -81,6 +84,10 @@ class Variant:
         if len(ops) > 1:
             ops = list(dict.fromkeys(ops))
         return Match(op, ops, state.captures)
+
+
+def _node_accepts(node: OpNode | Chain, opdef: OpDef) -> bool:
+    return _accepts(node.ops, opdef) if isinstance(node, OpNode) else _accepts_any(node.ops, opdef)
 
 
 def _accepts(ops: tuple[OpDef, ...] | Trait, opdef: OpDef) -> bool:
@@ -355,6 +362,10 @@ class RuleIndex:
     def lookup(self, opdef: OpDef) -> tuple[Variant, ...]:
         """Return the variants whose root can be an operation of `opdef`."""
         return self.by_root[opdef]
+
+    def mentioning(self, opdef: OpDef) -> tuple[Pattern, ...]:
+        """Return the rules whose patterns mention `opdef`, at the root or further in, in rule order."""
+        return tuple(dict.fromkeys(variant.rule for variant in self.variants if variant.mentions(opdef)))
 
 
 class _ByRoot(dict[OpDef, tuple[Variant, ...]]):
