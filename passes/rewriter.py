@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from ir.attributes import Attribute
@@ -13,6 +13,7 @@ from ir.locations import merge_locations
 from ir.opdef import get_opdef
 from ir.program import Program, Weight
 from ir.types import TensorType, dims_equal
+from passes.region_names import check_inputs, check_kind, check_parts
 
 
 class Listener:
@@ -150,10 +151,17 @@ class Rewriter(Builder):
             The region; the uses of the outputs are replaced and `ops` erased.
 
         Raises:
-            PatternError: when a value would be used before it is defined.
+            PatternError: when a value would be used before it is defined, a name is no identifier or taken by modules,
+                or `parts` and `inputs` are about anything but `ops` and values.
         """
+        if not ops:
+            raise PatternError(f"the region `fused.{kind}` would hold no operations", remedy="pass `m.ops`")
+        for op in ops:
+            if not isinstance(op, Operation):
+                raise PatternError(f"{op!r} among the operations to fuse is no operation", remedy="pass `m.ops`")
         ordered = sort_operations(ops)
         members = set(ordered)
+        _check_names(kind, members, parts or {}, inputs or {}, quantization_points or ())
         if outputs is None:
             outputs = [r for op in ordered for r in op.results if any(u not in members for u in r.users)]
         given = {v: (n,) if isinstance(n, str) else tuple(n) for v, n in (inputs or {}).items()}
@@ -209,6 +217,34 @@ class Rewriter(Builder):
                     f"{source.name} is computed between the operations to fuse", location=source.location
                 )
         return first
+
+
+def _check_names(
+    kind: str,
+    members: Set[Operation],
+    parts: Mapping[Operation, str],
+    inputs: Mapping[Value, str | Sequence[str]],
+    points: Sequence[str],
+) -> None:
+    for what, given, wanted, example in (
+        ("parts", parts, Operation, 'parts={m.conv: "conv"}'),
+        ("inputs", inputs, Value, 'inputs={m.x: "input"}'),
+    ):
+        if not isinstance(given, Mapping):
+            raise PatternError(f"the {what} are {given!r}, not a mapping to names", remedy=f"write `{example}`")
+        for key in given:
+            if not isinstance(key, wanted):
+                raise PatternError(
+                    f"the key {key!r} of `{what}` is no {wanted.__name__.lower()}",
+                    remedy=f"write `{example}`: operations are captured by `name=`, values by `p.any`",
+                )
+    for op in parts:
+        if op not in members:
+            raise PatternError(f"{op.name} in `parts` is not among the operations to fuse", location=op.location)
+    check_kind(kind)
+    check_parts(parts.values())
+    check_inputs([n for given in inputs.values() for n in ((given,) if isinstance(given, str) else given)])
+    check_inputs(points, "quantization points")
 
 
 def types_agree(a: Any, b: Any) -> bool:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from ir.core import Operation, Value
+from ir.errors import PatternError
 from passes.pattern import Match, Node, Pattern, PatternBuilder
+from passes.region_names import check_inputs, check_kind, check_parts
 from passes.rewriter import Rewriter
 
 FUSED_ACTIVATIONS = (
@@ -27,7 +29,10 @@ FUSED_ACTIVATIONS = (
 
 
 class FusionPattern(Pattern):
-    """A pattern whose matched operations become one region; captures name the parts and the inputs."""
+    """A pattern whose matched operations become one region; captures name the parts and the inputs.
+
+    A subclass that names what cannot be named so is refused when it is declared, with a `PatternError`.
+    """
 
     is_fusion = True
     closed = True
@@ -39,6 +44,18 @@ class FusionPattern(Pattern):
     inputs: ClassVar[tuple[str, ...]] = ("input",)
     """Captured values that are the region's data operands."""
     quantization_points: ClassVar[tuple[str, ...]] = ("input",)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        given = vars(cls)
+        try:
+            if "kind" in given:
+                check_kind(cls.kind)
+            check_parts(given.get("parts", ()))
+            for what in ("inputs", "quantization_points"):
+                check_inputs(given.get(what, ()), what.replace("_", " "))
+        except PatternError as error:
+            raise PatternError(f"the fusion {cls.__qualname__}: {error.message}", remedy=error.remedy) from error
 
     def rewrite(self, m: Match, b: Rewriter) -> None:
         """Move the matched operations into a region."""

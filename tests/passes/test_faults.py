@@ -176,7 +176,7 @@ def test_a_fault_in_what_a_rule_inherits_points_at_its_class():
             m.captures["relu"] = 3
             m.ops.clear()
 
-    assert f"rewrite of Inherits ({HERE}:{line_of('inherits')}) raised" in fault_of(Inherits(), run_sweep).message
+    assert f"rewrite of Inherits ({HERE}:{line_of('inherits')}) failed" in fault_of(Inherits(), run_sweep).message
 
 
 def test_a_warning_made_an_error_passes_through():
@@ -240,3 +240,58 @@ def test_a_pattern_class_needs_both_methods():
     for rule, method in ((NoPattern(), "pattern"), (NoRewrite(), "rewrite")):
         with pytest.raises(PatternError, match=rf"class .*{type(rule).__name__} has no `{method}`[^\0]*define"):
             RuleIndex([rule])
+
+
+@pytest.mark.parametrize(
+    ("fuse", "message"),
+    [
+        (lambda m, b: b.fuse("a", m.ops, parts={m.relu: "training"}), "the part 'training' .* attribute of this name"),
+        (lambda m, b: b.fuse("a", m.ops, parts={m.relu: "forward"}), "the part 'forward' .* attribute of this name"),
+        (lambda m, b: b.fuse("a", m.ops, parts={m.relu: "kind"}), "the part 'kind' .* attribute of this name"),
+        (lambda m, b: b.fuse("a", m.ops, parts={m.relu: "a.b"}), r"the part 'a\.b' .* no identifier"),
+        (lambda m, b: b.fuse("a", m.ops, parts={m.relu: ""}), "the part '' .* no identifier"),
+        (lambda m, b: b.fuse("a", m.ops, parts={m.relu: 3}), "the part 3 .* no identifier"),
+        (lambda m, b: b.fuse("a", m.ops, parts={m.x: "relu"}), "key .* of `parts` is no operation"),
+        (lambda m, b: b.fuse("a", m.ops, parts={"relu": m.relu}), "key 'relu' of `parts` is no operation"),
+        (lambda m, b: b.fuse("a", m.ops, parts=("relu",)), r"the parts are \('relu',\), not a mapping"),
+        (lambda m, b: b.fuse("a", m.ops, parts={m.x.users[0]: "relu"}), None),
+        (lambda m, b: b.fuse("a", m.ops, parts={b.op("aten.neg", m.x): "neg"}), "aten.neg in `parts` is not among"),
+        (lambda m, b: b.fuse("a", m.ops, inputs={m.relu: "input"}), "key .* of `inputs` is no value"),
+        (lambda m, b: b.fuse("a", m.ops, inputs={m.x: "in.put"}), r"'in\.put' in the inputs"),
+        (lambda m, b: b.fuse("a", m.ops, inputs={m.x: ("q", "")}), "'' in the inputs"),
+        (lambda m, b: b.fuse("a", m.ops, quantization_points=["0"]), "'0' in the quantization points"),
+        (lambda m, b: b.fuse("a b", m.ops), "the kind 'a b' of a region"),
+        (lambda m, b: b.fuse("a", []), "would hold no operations"),
+        (lambda m, b: b.fuse("a", [m.x]), "is no operation"),
+    ],
+)
+def test_a_region_with_impossible_names_is_refused(fuse, message):
+    class Region(Relu):
+        is_fusion = True
+
+        def rewrite(self, m, b):
+            return fuse(m, b)
+
+    p = program([f32(2)], lambda b, x: b.relu(x))
+    if message is None:
+        assert run_sweep(p, RuleIndex([Region()]), RewriteLog()) == 1
+        assert names(p) == ["fused.a"]
+    else:
+        with pytest.raises(PatternError, match=message):
+            run_sweep(p, RuleIndex([Region()]), RewriteLog())
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"parts": ("conv", "training")}, "'training'"),
+        ({"parts": ("a.b",)}, r"'a\.b'"),
+        ({"parts": "conv"}, "the parts of a region are 'conv', not a list"),
+        ({"inputs": ("x y",)}, "'x y' in the inputs"),
+        ({"quantization_points": ("",)}, "'' in the quantization points"),
+        ({"kind": "conv bn"}, "the kind 'conv bn'"),
+    ],
+)
+def test_a_fusion_with_impossible_names_is_refused_when_declared(members, message):
+    with pytest.raises(PatternError, match=rf"the fusion .*Declared: .*{message}"):
+        type("Declared", (FusionPattern,), members)
