@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import linecache
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from traceback import FrameSummary
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import Any
 
+import attrs
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
@@ -99,13 +101,9 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
             location=location,
             remedy=f"write it with torch.where or torch.cond, or {leaf}",
         )
-    if "Constraints violated" in text or "specialized" in text:
-        where = _specialization(error)
-        return CaptureError(
-            f"a dimension marked as dynamic is fixed by the model: {_first_lines(error, 4)}",
-            location=where or location,
-            remedy="leave that dimension out of dynamic_shapes=, or make the model independent of its size",
-        )
+    # the last is how torch's solver ends where a limit is no whole number
+    if "Constraints violated" in text or "specialized" in text or "Expected op to be" in text:
+        return _restricted(error, model, location)
     if "assigned during export" in text:
         found = _ASSIGNED.search(text)
         name = found.group(1).rstrip(",") if found else ""
@@ -156,22 +154,80 @@ def _first_lines(error: BaseException, count: int = 3) -> str:
     return " ".join(lines[:count])
 
 
-def _specialization(error: BaseException) -> Location | None:
+_ADVICE = re.compile(
+    r"For more information, run with TORCH_LOGS=\S+ ?|The error above occurred when calling .*|"
+    r"If you're using mark_dynamic, .*?Dim\.AUTO\. ?"
+)
+_SIZE_OF = re.compile(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]")
+_ONE = re.compile(r"specialized it to be a constant \(1\)")
+
+
+def _restricted(error: Exception, model: nn.Module, location: Location) -> CaptureError:
+    """Return the error for a dimension that is marked as dynamic, and which not every size fits."""
+    where = _specialization(error, model) or location
+    text = _SIZE_OF.sub(r"\1.shape[\2]", _ADVICE.sub("", _first_lines(error, 8))).strip()
+    line = linecache.getline(where.file, where.line).strip()
+    by = f" by `{line}`" if line else " by the model"
+    if _ONE.search(text):
+        remedy = "pass example inputs with 2 or more there: torch.export takes a size of 1 as fixed, as it broadcasts"
+    elif "specialized" not in text:
+        remedy = (
+            "give dynamic_shapes= what the model allows: a range (Dim(name, min=, max=)), 2*n, or the same Dim twice"
+        )
+    else:
+        remedy = "leave that dimension out of dynamic_shapes=, or make the model independent of its size"
+    verb = "fixed" if "specialized" in text else "restricted"
+    return CaptureError(f"a dimension marked as dynamic is {verb}{by}: {text}", location=where, remedy=remedy)
+
+
+def _specialization(error: BaseException, model: nn.Module) -> Location | None:
     """Return the user's line that fixed a symbolic size, from the shape environment in the traceback."""
     for frame, _ in _frames(error):
         for value in list(frame.f_locals.values()):
             if isinstance(value, ShapeEnv):
                 found = _first_user_location(value)
                 if found is not None:
-                    return found
+                    return _with_module(found, model)
     return None
 
 
 def _first_user_location(shape_env: ShapeEnv) -> Location | None:
-    places: list[Any] = list(getattr(shape_env, "replacements_slocs", {}).values())
+    replaced = shape_env.replacements
+    slocs = getattr(shape_env, "replacements_slocs", {})
+    # a symbol that became a number, before one that became another symbol
+    places: list[Any] = [sloc for symbol, sloc in slocs.items() if getattr(replaced.get(symbol), "is_number", False)]
     places += [guard.sloc for guard in getattr(shape_env, "guards", ())]
+    places += slocs.values()
     for place in places:
         frame = getattr(place, "framework_loc", None)
         if isinstance(frame, FrameSummary) and frame.lineno is not None and is_user_file(frame.filename):
             return Location(file=frame.filename, line=frame.lineno)
     return None
+
+
+def _with_module(location: Location, model: nn.Module) -> Location:
+    """Return a location with the module whose class has that line in a method, where it is the only one."""
+    found = {
+        path: module
+        for path, module in model.named_modules()
+        if any(
+            code.co_filename == location.file and code.co_firstlineno <= location.line <= _last_line(code)
+            for code in _methods(type(module))
+        )
+    }
+    if len(found) != 1:
+        return location
+    ((path, module),) = found.items()
+    return attrs.evolve(
+        location, module_path=path, module_class=f"{type(module).__module__}.{type(module).__qualname__}"
+    )
+
+
+def _methods(class_: type) -> Iterator[CodeType]:
+    for base in class_.__mro__:
+        if base is not nn.Module:
+            yield from (item.__code__ for item in vars(base).values() if isinstance(item, FunctionType))
+
+
+def _last_line(code: CodeType) -> int:
+    return max((line for *_, line in code.co_lines() if line is not None), default=code.co_firstlineno)

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import sympy
 import torch
+from sympy.core.relational import Relational
 from torch.utils._sympy.numbers import int_oo
 
 from ir.attributes import Attribute, Ref, UnknownObject
@@ -247,8 +248,8 @@ class Literals:
                     raise lexer.error(f"{text} does not take these arguments: {error}", index=place) from error
         place = lexer.index
         value = self.expression()
-        if not isinstance(value, int | float | sympy.Expr):
-            raise lexer.error("a comparison is not an attribute value", index=place)
+        if not isinstance(value, int | float | sympy.Expr | Relational):
+            raise lexer.error(f"{value} is not an attribute value", index=place)
         return value
 
     def _torch_constant(self) -> Any:

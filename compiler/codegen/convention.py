@@ -6,7 +6,7 @@ import collections
 import inspect
 import keyword
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -213,15 +213,23 @@ class Inputs:
         accesses.append((leaf.value, number, path))
 
 
-def native_structure(spec: pytree.TreeSpec, leaves: Iterator[Any]) -> Any:
-    """Return the result as nested tuples, lists, dicts and named tuples; NotImplemented where it has other types."""
+def native_structure(spec: pytree.TreeSpec, leaves: Iterator[Any], call: Callable[..., Any]) -> Any:
+    """Return the result as nested tuples, lists, dicts and named tuples; NotImplemented where it has other types.
+
+    Args:
+        spec: the structure.
+        leaves: what it is filled with.
+        call: adds a call of a function to the graph.
+    """
     if spec.is_leaf():
         return next(leaves)
-    children = [native_structure(child, leaves) for child in spec.children()]
+    children = [native_structure(child, leaves, call) for child in spec.children()]
     if any(child is NotImplemented for child in children):
         return NotImplemented
     if spec.type is tuple:
         return tuple(children)
+    if spec.type is torch.Size:
+        return call(torch.Size, (children,))  # pytree itself would make a tuple
     if spec.type is list:
         return children
     if spec.type is dict:

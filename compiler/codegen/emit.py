@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+import sympy
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
@@ -237,19 +238,23 @@ class _Emitter:
         if convention.outputs:
             # a result that is the output of a write is the written tensor itself
             leaves = [
-                leaf.constant if leaf.value is None else returned.get(leaf.value, nodes[leaf.value])
+                self._constant(leaf.constant) if leaf.value is None else returned.get(leaf.value, nodes[leaf.value])
                 for leaf in convention.outputs
             ]
         else:
             leaves = nodes[: len(nodes) - len(convention.mutations)]
         if convention.out_spec is None:
             return leaves[0] if len(leaves) == 1 else tuple(leaves)
-        result = native_structure(convention.out_spec, iter(leaves))
+        result = native_structure(convention.out_spec, iter(leaves), self.scope.call)
         if result is NotImplemented:
             self.out_spec = convention.out_spec
             spec = self.scope.graph.create_node("get_attr", "_out_spec")
             result = self.scope.call(pytree.tree_unflatten, (leaves, spec))
         return result
+
+    def _constant(self, constant: Any) -> Any:
+        """Return what to write for a result that is no tensor: a literal, or a size that an input has."""
+        return self.scope.size(constant) if isinstance(constant, sympy.Basic) else constant
 
     def _written(self, buffer: str | None, number: int | None) -> Value:
         if buffer is not None:

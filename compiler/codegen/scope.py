@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,34 @@ from ir.program import Weight
 from ir.types import ScalarType, TensorType
 
 _CONSTANT_FILLS = ("aten.zeros", "aten.ones", "aten.empty.memory_format")
+
+
+class _SizeFunctions(PythonReferenceAnalysis):
+    """The functions of symbolic sizes as Python: also those that torch leaves symbolic, or calls at once."""
+
+    @staticmethod
+    def int_truediv(a: Any, b: Any) -> Any:
+        return a / b
+
+    @staticmethod
+    def floor_to_int(x: Any, dtype: Any) -> Any:
+        return _call_later(math.floor, x)
+
+    @staticmethod
+    def ceil_to_int(x: Any, dtype: Any) -> Any:
+        return _call_later(math.ceil, x)
+
+    @staticmethod
+    def trunc_to_int(x: Any, dtype: Any) -> Any:
+        return _call_later(math.trunc, x)
+
+    @staticmethod
+    def round_to_int(a: Any, dtype: Any) -> Any:
+        return _call_later(round, a)
+
+
+def _call_later(function: Callable[[Any], Any], x: Any) -> Any:
+    return x.tracer.create_proxy("call_function", function, (x,), {}) if isinstance(x, fx.Proxy) else function(x)
 
 
 class Scope:
@@ -153,8 +182,8 @@ class Scope:
             node = self.size(symbol)
             bindings[symbol] = fx.Proxy(node, tracer) if isinstance(node, fx.Node) else node
         try:
-            result = sympy_interp(PythonReferenceAnalysis, bindings, expr)
-        except (KeyError, AttributeError, NotImplementedError, TypeError) as error:
+            result = sympy_interp(_SizeFunctions, bindings, expr)
+        except (KeyError, AttributeError, AssertionError, NotImplementedError, TypeError, fx.proxy.TraceError) as error:
             raise CodegenError(f"the symbolic size {expr} cannot be written as Python: {error}") from error
         return result.node if isinstance(result, fx.Proxy) else result
 

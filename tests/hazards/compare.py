@@ -67,6 +67,15 @@ def assert_same(
     return results
 
 
+def assert_same_at(model: nn.Module, result: TransformResult, *args: Any) -> None:
+    """Hold a result to its model on other arguments, without and with gradients."""
+    args = _double(args)
+    for gradients in (False, True):
+        original, emitted = copy.deepcopy(model), copy.deepcopy(result.model)
+        seen, other = (_observe(module, args, {}, gradients) for module in (original, emitted))
+        _same(f"at {[getattr(a, 'shape', a) for a in args]}", seen, other, result.parameter_map)
+
+
 def _hold(
     way: str, model: nn.Module, result: TransformResult, args: Any, kwargs: dict[str, Any], gradients: bool
 ) -> None:
