@@ -9,11 +9,14 @@ import attrs
 
 from ir.errors import PatternError
 from ir.program import Program
+from passes.canonicalize import Canonicalize
+from passes.canonicalize.respelled import respelled_operators
 from passes.driver import run_sweep, run_worklist
 from passes.manager import Pass, PassContext, as_patterns
 from passes.matching import RuleIndex
 from passes.pattern import Pattern, instantiate
 from passes.pipeline_text import PATTERNS
+from passes.remarks import Remark
 
 
 def _refuse(kind: str, instead: str, is_kind: Callable[[Pattern], bool]) -> Callable[[Any, Any, Any], None]:
@@ -28,6 +31,33 @@ def _refuse(kind: str, instead: str, is_kind: Callable[[Pattern], bool]) -> Call
                 )
 
     return validate
+
+
+def _warn_of_respelled(pass_: Pass, index: RuleIndex, program: Program, context: PassContext) -> None:
+    """Warn of rules that wait for operators which canonicalization, before this pass, has left none of.
+
+    A rule that the pass tried before canonicalization, or that matched after all, is in order.
+    """
+    earlier = dict.fromkeys(result.name for result in context.results)
+    if next((name for name in earlier if name in (Canonicalize.name, pass_.name)), "") != Canonicalize.name:
+        return
+    counts = context.log.counts
+    for rule in index.rules:
+        respelled = respelled_operators(rule)
+        if not respelled or counts[rule.name] or counts[f"{rule.name} refused"]:
+            continue
+        if any(op.name in respelled for op in program.graph.operations()):
+            continue  # of an unknown shape: not respelled here
+        spelled = ", ".join(f"{name} (write {canonical})" for name, canonical in respelled.items())
+        context.log.remarks.skip(
+            Remark(
+                "skipped",
+                rule.name,
+                program.location,
+                f"it matches nothing after `{Canonicalize.name}`, which leaves no {spelled}",
+                next(iter(respelled)),
+            )
+        )
 
 
 @attrs.frozen
@@ -46,6 +76,7 @@ class Convert(Pass):
         """Apply the patterns with a worklist; rewrites and near misses are recorded."""
         index = RuleIndex(instantiate(self.patterns))
         run_worklist(program, index, context.log, record=True, report_misses=True)
+        _warn_of_respelled(self, index, program, context)
 
 
 @attrs.frozen
@@ -62,4 +93,6 @@ class Fuse(Pass):
 
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the patterns in a sweep; rewrites and near misses are recorded."""
-        run_sweep(program, RuleIndex(instantiate(self.patterns)), context.log)
+        index = RuleIndex(instantiate(self.patterns))
+        run_sweep(program, index, context.log)
+        _warn_of_respelled(self, index, program, context)
