@@ -25,6 +25,7 @@ from compiler.capture_functions import (
     check_hooks,
     inference_mode_as_no_grad,
     mode_reads,
+    stacks_of_leaves,
     with_parameters_kept,
 )
 from compiler.capture_inputs import check_inputs, check_signature, fresh_copy, sharing, symbol_names, unshared
@@ -213,6 +214,7 @@ class _Export:
                 partial_graphs_unprinted(),
                 inference_mode_as_no_grad(),
                 TracedFunctions(),
+                stacks_of_leaves(self.model),
             ):
                 return torch.export.export(self.model, self.args, self.kwargs, dynamic_shapes=self.dynamic_shapes)
         finally:

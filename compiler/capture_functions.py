@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -79,6 +79,26 @@ def inference_mode_as_no_grad() -> Iterator[None]:
         yield
     finally:
         cls.__enter__, cls.__exit__ = enter, leave  # type: ignore[method-assign]
+
+
+@contextmanager
+def stacks_of_leaves(model: nn.Module) -> Iterator[None]:
+    """Let the tracer see the submodules of a module that an FX graph calls as a leaf.
+
+    `torch.export` runs an FX graph node by node, and takes a node's module stack for that of all which it calls: a
+    dropout inside of a leaf would be one of no module, and follow no mode.
+    """
+    graphs = [module.graph for module in model.modules() if isinstance(module, fx.GraphModule)]
+    leaves = [node for graph in graphs for node in graph.nodes if node.op == "call_module"]
+    saved = [(node, dict(node.meta)) for node in leaves if "nn_module_stack" in node.meta]
+    try:
+        for node, _ in saved:
+            del node.meta["nn_module_stack"]
+        yield
+    finally:
+        for node, meta in saved:
+            node.meta.clear()
+            node.meta.update(meta)
 
 
 class _TrainingFlag:

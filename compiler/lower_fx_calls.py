@@ -137,7 +137,7 @@ class Calls(Indexing):
         if isinstance(arg, slice):
             return slice(self.plain(arg.start), self.plain(arg.stop), self.plain(arg.step))
         if isinstance(arg, tuple):
-            return tuple(self.plain(item) for item in arg)
+            return rebuilt(arg, [self.plain(item) for item in arg])
         if isinstance(arg, list):
             return [self.plain(item) for item in arg]
         if isinstance(arg, dict):
@@ -202,7 +202,10 @@ class Calls(Indexing):
         if name == "conv_transpose2d":
             overload = get_opdef("aten.conv_transpose2d.input")
             return self.operator(overload, args, named)
-        return self.aten(name, *args, **named)
+        found = self.aten(name, *args, **named)
+        class_ = getattr(torch.return_types, name, None)
+        # a caller may ask for `.values` of what Python returns, where the operator returns a plain tuple
+        return class_(found) if type(found) is tuple and isinstance(class_, type) else found
 
     # ---- functions ----
 
@@ -299,6 +302,14 @@ class Calls(Indexing):
         if name is None or not ints:
             raise UnknownCallError("an operator on numbers read from tensors")
         return self.operator(f"aten.{name}.int", args)
+
+
+def rebuilt(original: tuple[Any, ...], parts: list[Any]) -> tuple[Any, ...]:
+    """Return a tuple of other parts, of the class of one with names."""
+    if hasattr(original, "_fields"):
+        return type(original)(*parts)
+    named = type(original).__module__ == "torch.return_types"
+    return type(original)(parts) if named else tuple(parts)
 
 
 def _named_results(handle: Handle) -> list[str]:

@@ -169,8 +169,9 @@ class LeafModules:
     def _instance_norm(self, module: _InstanceNorm, input: Handle) -> Any:  # noqa: A002 - the name in torch
         rank = self.calls.rank(input)
         batched = {"InstanceNorm1d": 3, "InstanceNorm2d": 4, "InstanceNorm3d": 5}.get(type(module).__name__)
-        if batched is None or (rank is not None and rank != batched):
-            raise UnknownCallError("instance norm without a batch, or lazy")
+        if batched is None or rank != batched:
+            # without a batch the first dimension is that of the channels, so an unknown rank decides nothing
+            raise UnknownCallError("instance norm without a batch, of an unknown rank, or lazy")
         if module.track_running_stats and module.training:
             raise UnknownCallError("instance norm that updates its statistics")
         return self.calls.operator(

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from compiler.capture import capture
 from compiler.lower import lower
@@ -143,7 +144,7 @@ OPAQUE_MODULES = {"LPPool2d", "LocalResponseNorm", "Unfold"}
 @pytest.mark.parametrize("shapes", [False, True], ids=["unknown", "shapes"])
 def test_modules_of_cnns_and_transformers_are_no_opaque_calls(shapes: bool) -> None:
     for inner, shape in MODULES:
-        needs_rank = isinstance(inner, nn.Upsample) and not shapes
+        needs_rank = isinstance(inner, (nn.Upsample, _InstanceNorm)) and not shapes
         if type(inner).__name__ not in OPAQUE_MODULES and not needs_rank:
             program = graph_of(Unary(inner).eval(), torch.randn(shape), shapes=shapes)
             assert not program.opaques, inner

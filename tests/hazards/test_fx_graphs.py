@@ -132,3 +132,61 @@ class AllPieces(nn.Module):
 def test_refusals(model: nn.Module, message: str) -> None:
     with pytest.raises(GraphwrightError, match=message):
         transform(fx.symbolic_trace(model))
+
+
+def test_results_with_names_keep_them() -> None:
+    class Named(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            top = x.topk(2)
+            return x.max(1), torch.min(x, 0, keepdim=True), x.sort(), top, top.values, {"a": x.cummax(0)}
+
+    result = assert_same(Named(), torch.randn(3, 4), ways=FX)["fx"]
+    assert type(result.model(torch.randn(3, 4).double())[0]) is torch.return_types.max
+
+
+class Norms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.InstanceNorm1d(4, affine=True), nn.InstanceNorm1d(4, track_running_stats=True)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.a(x), self.b(x)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("shape", [(4, 6), (3, 4, 6)])
+def test_instance_norm_of_an_unknown_rank(shape: tuple[int, ...], training: bool) -> None:
+    assert_same(Norms().train(training), torch.randn(shape), ways=FX)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.drop = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, momentum=None), nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.drop(F.relu(self.bn(self.conv(x))))
+
+
+class LeafTracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Block) or super().is_leaf_module(m, module_qualified_name)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Sequential(Block(), nn.Conv2d(4, 4, 1)), (4, 4, 3, 3)),
+        (nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)), (2, 5, 8)),
+    ],
+)
+def test_what_follows_the_mode_inside_of_a_leaf_follows_it(
+    model: nn.Module, shape: tuple[int, ...], training: bool
+) -> None:
+    graph = LeafTracer().trace(model)
+    traced = fx.GraphModule(model, graph).train(training)
+    stacks = [node.meta.get("nn_module_stack") for node in graph.nodes]
+    result = assert_same(traced, torch.randn(shape))["export"]
+    assert result.model._mode_locked is None
+    assert [node.meta.get("nn_module_stack") for node in graph.nodes] == stacks
