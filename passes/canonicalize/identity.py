@@ -95,15 +95,15 @@ class NoAlias(_Identity):
 
     def pattern(self, p: PatternBuilder) -> Node:
         """Match operators that return their operand."""
-        return p.op(("aten.alias", "aten.positive", "aten.lift_fresh", "aten.lift"))
+        return p.op(("aten.alias", "aten.positive"))
 
 
 class NoDetach(_Identity):
-    """detach(x) = x, where no gradient can flow: x is an integer tensor or comes from constants"""
+    """detach(x) = lift(x) = x, where no gradient can flow: x is an integer tensor or comes from constants"""
 
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match detach."""
-        return p.op("aten.detach")
+        """Match detach, and what lifts constants into a graph, which has no derivative either."""
+        return p.op(("aten.detach", "aten.lift_fresh", "aten.lift"))
 
     def check(self, m: Match) -> str | None:
         """Demand that x has no gradient."""

@@ -48,6 +48,12 @@ def permutation_of(op: Operation, rank: int) -> tuple[int, ...] | None:
     return tuple(order)
 
 
+def _order(permute: Operation) -> tuple[int, ...]:
+    """Return the order of a permute, counted from the front."""
+    rank = len(permute.attributes["dims"])
+    return tuple([d % rank for d in permute.attributes["dims"]])
+
+
 def _moved(source: int | tuple[int, ...], destination: int | tuple[int, ...], rank: int) -> tuple[int, ...] | None:
     sources = source if isinstance(source, tuple) else (source,)
     destinations = destination if isinstance(destination, tuple) else (destination,)
@@ -136,7 +142,7 @@ class ReshapeOfUnitPermute(Rule):
 
     def pattern(self, p: PatternBuilder) -> Node:
         """Match reshape of permute."""
-        return p.reshape(p.permute(p.any("x"), dims=p.attr("dims")))
+        return p.reshape(p.permute(p.any("x"), name="permute"))
 
     def check(self, m: Match) -> str | None:
         """Demand that the other dimensions keep their order."""
@@ -144,7 +150,7 @@ class ReshapeOfUnitPermute(Rule):
         if shape is None or target is None:
             return "a shape is not known"
         kept = set(_without_ones(shape))
-        moved = [d for d in m.dims if d in kept]
+        moved = [d for d in _order(m.permute) if d in kept]
         return None if moved == sorted(moved) else "the permute moves elements"
 
     def rewrite(self, m: Match, b: Rewriter) -> Value:
@@ -161,7 +167,7 @@ class PermuteWithoutUnits(Rule):
     def pattern(self, p: PatternBuilder) -> Node:
         """Match reshape of permute of reshape."""
         inner = p.op("aten.reshape", p.any("x"), name="inner")
-        return p.reshape(p.permute(inner, dims=p.attr("dims"), name="permute"))
+        return p.reshape(p.permute(inner, name="permute"))
 
     def check(self, m: Match) -> str | None:
         """Demand sizes of 1 between the reshapes, and that nobody else uses what is between them."""
@@ -180,7 +186,7 @@ class PermuteWithoutUnits(Rule):
         assert middle is not None
         kept = _without_ones(middle)
         place = {old: new for new, old in enumerate(kept)}
-        order = [place[d] for d in m.dims if d in place]
+        order = [place[d] for d in _order(m.permute) if d in place]
         value = b.op("aten.reshape", m.x, [middle[d] for d in kept], location=m.inner.location).result
         value = b.op("aten.permute", value, order, location=m.permute.location).result
         return b.op("aten.reshape", value, shape_of(m.root.result)).result
@@ -195,7 +201,7 @@ class SplitBeforePermute(Rule):
     def pattern(self, p: PatternBuilder) -> Node:
         """Match reshape of permute of reshape."""
         inner = p.op("aten.reshape", p.any("x"), name="inner")
-        return p.reshape(p.permute(inner, dims=p.attr("dims"), name="permute"))
+        return p.reshape(p.permute(inner, name="permute"))
 
     def check(self, m: Match) -> str | None:
         """Demand an outer reshape that only splits, and that nobody else uses what is between them."""
@@ -227,7 +233,8 @@ def _split_before(m: Match) -> tuple[list[Dim], list[int]] | None:
         return None
     sizes: list[Dim] = []
     starts: dict[int, int] = {}
-    for d in sorted(range(len(moved)), key=lambda d: m.dims[d]):
+    order = _order(m.permute)
+    for d in sorted(range(len(moved)), key=lambda d: order[d]):
         starts[d] = len(sizes)
         sizes += [target[i] for i in groups[d]]
     return sizes, [starts[d] + i for d in range(len(moved)) for i in range(len(groups[d]))]
