@@ -168,7 +168,9 @@ def bind_arguments(
     if used != len(kwargs):
         names = {p.name for p in params}
         unknown = [name for name in kwargs if name not in names]
-        raise InputError(f"{opdef.name} has no argument {', '.join(unknown)}")
+        raise InputError(
+            f"{opdef.name} has no argument {', '.join(unknown)}; it has {', '.join(p.name for p in params) or 'none'}"
+        )
     for param, given in referring:
         attributes[param.name] = _refer(given, operands)
     return operands, attributes, tuple(segments) if opdef.has_lists else None, tuple(types)

@@ -24,6 +24,11 @@ def _refuse(kind: str, instead: str, is_kind: Callable[[Pattern], bool]) -> Call
 
     def validate(pass_: Pass, attribute: Any, patterns: Any) -> None:
         for rule in instantiate(patterns):
+            if rule.is_conversion and rule.is_fusion:
+                raise PatternError(
+                    f"{rule.name} is both a conversion and a fusion",
+                    remedy="keep one of `is_conversion` and `is_fusion`",
+                )
             if is_kind(rule):
                 raise PatternError(
                     f"{rule.name} is a {kind}, which the pass `{pass_.name}` does not apply",

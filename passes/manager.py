@@ -137,7 +137,9 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
     try:
         returned = pass_.run(program, context)  # type: ignore[func-returns-value]
     except GraphwrightError as error:
-        error.add_note(f"in pass `{pass_}`")
+        note = f"in pass `{pass_}`"
+        if note not in getattr(error, "__notes__", ()):  # a manager of one pass has that pass's text
+            error.add_note(note)
         raise
     except GraphwrightWarning:
         raise  # the user made warnings errors: it is the warning that must reach them

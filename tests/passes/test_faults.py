@@ -151,7 +151,7 @@ def test_errors_of_our_own_name_the_rule_too():
 
     for rule, message in (
         (Misspelt(), "no ATen operator named 'clampp'"),
-        (Misused(), "has no argument dimension"),
+        (Misused(), "has no argument dimension; it has self, dim, dtype"),
         (Misfit(), "matmul"),
         (Reshaped(), "cannot be replaced by one of type f32[6]"),
     ):

@@ -190,10 +190,15 @@ def test_passes_over_patterns_need_patterns_of_their_kind():
     class Conversion(ReluRelu):
         is_conversion = True
 
+    class Both(Region):
+        is_conversion = True
+
     for cls in (Convert, Fuse):
         for build in (cls, lambda cls=cls: cls([])):
             with pytest.raises(PatternError, match="has no patterns"):
                 build()
+        with pytest.raises(PatternError, match="Both is both a conversion and a fusion"):
+            cls([Both])
     with pytest.raises(PatternError, match=r"Region is a fusion, which the pass `convert`[^\0]*Fuse\(\[Region\]\)"):
         Convert([ReluRelu, Region])
     with pytest.raises(PatternError, match=r"Conversion is a conversion, which the pass `fuse`[^\0]*Convert\("):
@@ -260,6 +265,10 @@ def test_a_pass_that_raises_or_returns_is_named():
         run_pass(Raises(), chain(), PassContext())
     with pytest.raises(PassError, match="`returns` returned"):
         run_pass(Returns(), chain(), PassContext())
+    with pytest.raises(PassError) as caught:
+        PassManager([PassManager([Raises()])])(chain())
+    # both managers have the text of the pass, which the message names already
+    assert caught.value.__notes__ == ["in pass `raises`"]
 
 
 def test_verify_each_catches_a_pass_that_breaks_the_ir():
