@@ -14,7 +14,7 @@ import attrs
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import DidNotConverge, GraphwrightError
 from ir.locations import Location, merge_locations
-from ir.opdef import Trait
+from ir.opdef import OpDef, Trait
 from ir.program import Program
 from ir.types import TensorType
 from passes.effects import crossed_effect, is_removable
@@ -354,12 +354,20 @@ class UnfusedReasons:
     def __init__(self, log: RewriteLog, rules: Sequence[Pattern]) -> None:
         self._index = RuleIndex(rules)
         self._misses = log.misses
+        self._general: dict[OpDef, str] = {}
 
     def of(self, op: Operation) -> str:
         """Return why `op` was left as it is."""
         reasons = self._misses.get((op.name, op.location))
         if reasons:
             return "; ".join(reasons)
+        found = self._general.get(op.opdef)
+        if found is None:
+            found = self._general[op.opdef] = self._without_miss(op)
+        return found
+
+    def _without_miss(self, op: Operation) -> str:
+        """Return why no rule came near an operation: all of one operator have the same answer."""
         rooted = [variant.rule for variant in self._index.lookup(op.opdef)]
         names = dict.fromkeys(rule.name for rule in rooted or self._index.mentioning(op.opdef))
         if names:
