@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# As a path and not through an import hook: otherwise a folder `graphwright` (this one) beside a script would be imported
+# in the package's place.
+EDITABLE := --no-build-isolation --config-settings editable_mode=compat -e
 INSTALL_INPUTS := pyproject.toml constraints.txt
 BENCHMARKS := benchmarks/rewrite_throughput.py benchmarks/compile_time.py
 
@@ -52,9 +55,9 @@ $(VENV)/.installed-dev: $(INSTALL_INPUTS)
 	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; } >&2
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt setuptools
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(PIP) install -c constraints.txt $(EDITABLE) '.[dev]'
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-dev
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev,bench]'
+	$(PIP) install -c constraints.txt $(EDITABLE) '.[dev,bench]'
 	touch $@

@@ -1,4 +1,4 @@
-"""`make demo`: compiles ResNet-50, ConvNeXt-Tiny and ViT-B/16 and reports what changed, how exactly and how fast.
+"""`make demo`: compiles ResNet-50, ConvNeXt-Tiny and ViT-B/16, and reports what changed and how exact the result is.
 
 The models are torchvision's at full size, with random weights and randomised BatchNorm statistics.
 """
