@@ -165,6 +165,10 @@ class ModuleState:
             changed.extend((path, module, f"{container.label}{name}") for name in names)
         return changed
 
+    def tensors_written(self) -> bool:
+        """Return whether tensors that are no parameters or buffers have other numbers now."""
+        return any(not _same_content(tensor, copy) for tensor, copy in self.tensors)
+
     def restore(self) -> list[Change]:
         """Put everything back; return what had changed."""
         changed: list[Change] = []

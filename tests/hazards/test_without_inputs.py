@@ -1,0 +1,195 @@
+"""Hazards of modules that are traced without example inputs: what Python does while it is traced is done once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from graphwright import GraphwrightError, transform
+
+
+class Inner(nn.Module):
+    b: torch.Tensor
+    hidden: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv1d(3, 3, 1)
+        self.w = nn.Parameter(torch.randn(3))
+        self.register_buffer("b", torch.ones(3))
+        self.register_buffer("hidden", torch.ones(3) * 2, persistent=False)
+        self.register_buffer("count", torch.tensor(0.0))
+        self.register_buffer("unused", torch.ones(2))
+        self.unused_too = nn.Linear(2, 2)
+        self.plain = torch.zeros(3)
+        self.calls = 0
+
+
+class Outer(nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.first = nn.BatchNorm1d(3)
+        self.inner = Inner()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(self.inner, x)
+
+
+def of_buffers(m: Inner, x: torch.Tensor) -> Any:
+    return x * (m.b * m.hidden), (m.b + 1).sum(), m.w * 2 + x, m.hidden * 1
+
+
+def counts(m: Inner, x: torch.Tensor) -> Any:
+    m.count.add_(1)
+    m.b.mul_(0.9).add_(x.mean(0), alpha=0.1)
+    return x * m.count + m.b
+
+
+def makes(m: Inner, x: torch.Tensor) -> Any:
+    z, ones = torch.zeros(3), torch.ones(3)
+    ones[1] = 4
+    return x + z, z, ones, z, torch.zeros(3), x * torch.tensor([1.0, 2.0, 3.0]), m.plain + x
+
+
+def halves(m: Inner, x: torch.Tensor) -> Any:
+    z = torch.arange(6.0)
+    return x * z[:3] + z[3:]
+
+
+@pytest.mark.parametrize("function", [of_buffers, counts, makes, halves])
+def test_what_is_computed_from_no_input_is_computed_in_each_call(function: Callable[..., Any]) -> None:
+    model = Outer(function)
+    attributes = set(model.__dict__)
+    before = copy.deepcopy(model.state_dict())
+    result = transform(model)
+    assert set(model.__dict__) == attributes
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert list(result.model.state_dict()) == list(before)
+    expected = copy.deepcopy(model)
+    for value in expected.state_dict().values():
+        value.mul_(1.5) if value.is_floating_point() else value.add_(1)
+    result.model.load_state_dict(result.parameter_map.convert(expected.state_dict()))
+    for _ in range(3):
+        x = torch.randn(2, 3)
+        with torch.no_grad():
+            for mine, theirs in zip(result.model(x), expected(x), strict=True):
+                assert torch.equal(mine, theirs)
+                mine.add_(1)
+                theirs.add_(1)
+    for key, value in result.model.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[key])
+
+
+def accumulates(m: Inner, x: torch.Tensor) -> Any:
+    z = torch.zeros(3)
+    z.add_(x[0])
+    return z * 1
+
+
+def assigns(m: Inner, x: torch.Tensor) -> Any:
+    z = torch.zeros(3)
+    z[0] = x.sum()
+    return x + z
+
+
+def writes_late(m: Inner, x: torch.Tensor) -> Any:
+    z = torch.zeros(3)
+    y = x + z
+    z.add_(1)
+    return y, x + z
+
+
+def writes_a_view(m: Inner, x: torch.Tensor) -> Any:
+    z = torch.zeros(3)
+    v = z[1:]
+    v += x[0, 1:]
+    return z + x
+
+
+def writes_an_attribute(m: Inner, x: torch.Tensor) -> Any:
+    m.plain.add_(1)
+    return x * m.plain
+
+
+def changes_state(m: Inner, x: torch.Tensor) -> Any:
+    m.calls += 1
+    return x * m.calls
+
+
+def assigns_a_buffer(m: Inner, x: torch.Tensor) -> Any:
+    m.b = m.b * 0.9 + x.mean(0)
+    return x * m.b
+
+
+def draws(m: Inner, x: torch.Tensor) -> Any:
+    return x + torch.rand(3)
+
+
+def without_gradient(m: Inner, x: torch.Tensor) -> Any:
+    with torch.no_grad():
+        y = F.relu(x * m.w)
+    return y + m.w
+
+
+def inference(m: Inner, x: torch.Tensor) -> Any:
+    with torch.inference_mode():
+        return x * m.w
+
+
+def autocast(m: Inner, x: torch.Tensor) -> Any:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return x @ x.t()
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0] * 100
+
+
+def own_backward(m: Inner, x: torch.Tensor) -> Any:
+    return Doubled.apply(x * m.w)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (accumulates, "writes to a tensor that is no buffer"),
+        (assigns, "writes to a tensor that is no buffer"),
+        (writes_late, "writes to a tensor that is no buffer"),
+        (writes_a_view, "writes to a tensor that is no buffer"),
+        (writes_an_attribute, "writes to a tensor that is no buffer"),
+        (changes_state, r"changes Python state: `inner\.calls`"),
+        (assigns_a_buffer, r"changes Python state: `inner\.b`"),
+        (draws, "draws random numbers"),
+        (without_gradient, "no_grad"),
+        (inference, "no_grad"),
+        (autocast, "autocast"),
+        (own_backward, "the backward of Doubled"),
+    ],
+)
+def test_what_one_trace_cannot_show_is_refused(function: Callable[..., Any], message: str) -> None:
+    model = Outer(function)
+    attributes = [(dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
+    plain, random, apply = model.inner.plain.clone(), torch.random.get_rng_state(), torch.autograd.Function.apply
+    with pytest.raises(GraphwrightError, match=message):
+        transform(model)
+    for module, (before, buffers) in zip(model.modules(), attributes, strict=True):
+        assert all(module.__dict__[key] is value for key, value in before.items())
+        assert set(module.__dict__) == set(before)
+        assert all(module._buffers[key] is value for key, value in buffers.items())
+    assert torch.equal(model.inner.plain, plain)
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert torch.autograd.Function.apply == apply
