@@ -23,6 +23,7 @@ from compiler.capture_errors import (
 from compiler.capture_functions import (
     TracedFunctions,
     check_hooks,
+    functions_refused,
     inference_mode_as_no_grad,
     mode_reads,
     stacks_of_leaves,
@@ -214,6 +215,7 @@ class _Export:
                 partial_graphs_unprinted(),
                 inference_mode_as_no_grad(),
                 TracedFunctions(),
+                functions_refused(),
                 stacks_of_leaves(self.model),
             ):
                 return torch.export.export(self.model, self.args, self.kwargs, dynamic_shapes=self.dynamic_shapes)

@@ -82,6 +82,31 @@ def inference_mode_as_no_grad() -> Iterator[None]:
 
 
 @contextmanager
+def functions_refused() -> Iterator[None]:
+    """Refuse calls of the user's `torch.autograd.Function`s: a graph of what their forward does has another backward.
+
+    Raises:
+        CaptureError: when one is called.
+    """
+    known = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls.__module__.partition(".")[0] == "torch":
+            return known.__get__(None, cls)(*args, **kwargs)
+        raise CaptureError(
+            f"the graph would lose the backward of {cls.__qualname__}, which is a torch.autograd.Function",
+            remedy="keep the submodule that calls it as it is with leaf_modules=, or make it a custom operator "
+            "(torch.library.custom_op)",
+        )
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = known  # type: ignore[method-assign]
+
+
+@contextmanager
 def stacks_of_leaves(model: nn.Module) -> Iterator[None]:
     """Let the tracer see the submodules of a module that an FX graph calls as a leaf.
 

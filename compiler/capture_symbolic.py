@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from compiler.capture_errors import state_change
+from compiler.capture_functions import functions_refused
 from compiler.capture_opaque import mode_readers
 from compiler.capture_state import ModuleState, location_of_module, random_state_kept
 from ir.errors import CaptureError, InputError
@@ -77,7 +77,7 @@ def trace_symbolically(model: nn.Module, opaques: Collection[nn.Module]) -> fx.G
     try:
         with random_state_kept():
             numbers = torch.random.get_rng_state(), random.getstate()
-            with _functions_refused():
+            with functions_refused():
                 graph = tracer.trace(model)
             _check_effects(model, state, tracer, numbers, graph)
             _make_anew(graph, [name for name in tracer.tensor_attrs.values() if "." not in name and name not in names])
@@ -96,21 +96,6 @@ def trace_symbolically(model: nn.Module, opaques: Collection[nn.Module]) -> fx.G
     _add_unused(traced, model)
     traced.training = model.training
     return traced
-
-
-@contextmanager
-def _functions_refused() -> Iterator[None]:
-    """Refuse calls of `torch.autograd.Function`: a graph of what their forward does has another backward."""
-    known = torch.autograd.Function.__dict__["apply"]
-
-    def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
-        raise CaptureError(f"the graph would lose the backward of {cls.__qualname__}", remedy=_EXAMPLES)
-
-    torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        torch.autograd.Function.apply = known  # type: ignore[method-assign]
 
 
 def _check_effects(

@@ -193,3 +193,22 @@ def test_what_one_trace_cannot_show_is_refused(function: Callable[..., Any], mes
     assert torch.equal(model.inner.plain, plain)
     assert torch.equal(torch.random.get_rng_state(), random)
     assert torch.autograd.Function.apply == apply
+
+
+class Doubling(nn.Module):
+    def forward(self, x: torch.Tensor) -> Any:
+        return Doubled.apply(x)
+
+
+def test_functions_with_a_backward_of_their_own_are_refused_with_inputs_too() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), Doubling())
+    x = torch.randn(2, 3)
+    with pytest.raises(GraphwrightError, match=r"the backward of Doubled(.|\n)*leaf_modules="):
+        transform(model, x)
+    emitted = transform(model, x, leaf_modules=(Doubling,)).model
+    gradients = []
+    for module in (model, emitted):
+        module.zero_grad()
+        module(x).sum().backward()
+        gradients.append([parameter.grad for parameter in module.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
