@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from compiler.capture_errors import (
     example_fails,
@@ -119,6 +120,12 @@ def capture(
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("a TorchScript module cannot be captured", remedy="pass the nn.Module it was made from")
+    lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise InputError(
+            f"`{lazy[0]}` is not initialized yet: it belongs to a lazy module",
+            remedy="call the model once on an example before it is transformed",
+        )
     args, kwargs = check_inputs(example_inputs, example_kwargs)
     if isinstance(model, fx.GraphModule) and example_inputs is None and example_kwargs is None:
         if dynamic_shapes is not None:

@@ -212,3 +212,13 @@ def test_functions_with_a_backward_of_their_own_are_refused_with_inputs_too() ->
         module(x).sum().backward()
         gradients.append([parameter.grad for parameter in module.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("layer", [nn.LazyLinear(3), nn.LazyBatchNorm1d(affine=False)])
+def test_lazy_modules_are_refused_until_they_are_initialized(layer: nn.Module) -> None:
+    model, x = nn.Sequential(layer), torch.randn(4, 3)
+    for args in ((x,), None):
+        with pytest.raises(GraphwrightError, match=r"`0\.(weight|running_mean)` is not initialized yet"):
+            transform(model, args)
+    model(x)
+    assert torch.equal(transform(model.eval(), x).model(x), model(x))
