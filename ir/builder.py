@@ -45,7 +45,10 @@ def infer_types(
         return tuple(v.type for v in body.outputs if v is not None)
     rule = opdef.infer
     if rule is not None and not extra:
-        return rule(types, attributes)
+        try:
+            return rule(types, attributes)
+        except (IndexError, TypeError, ValueError) as error:  # attributes of a form that the schema does not rule out
+            raise InferenceError(f"{opdef.name} does not take {dict(attributes)} on {types}: {error}") from error
     if opdef is RETURN:
         return ()
     return infer_with_fakes(opdef, types, attributes, extra)

@@ -75,6 +75,9 @@ def _refusal(m: Match, window: str) -> str | Refusal | None:
         return Refusal(f"{flatten.name} at {where} does not flatten a 4-d map to 2-d", near=False)
     if _in_features(m) is None:
         return f"the weight of the linear at `{m.linear.location.where}` has no known shape"
+    bias = m.bias.type if m.bias is not None else None
+    if isinstance(bias, TensorType) and bias.rank is not None and bias.rank != 1:
+        return f"the bias of the linear at `{m.linear.location.where}` is {bias}: a convolution takes one of rank 1"
     if batch_first is None:
         # Without shapes, the rank is proved by the linear: from a batch-less (C, 1, 1) it would get one feature.
         proved = flatten.name == "aten.flatten.using_ints" and _start_dim(flatten) == 1

@@ -212,3 +212,18 @@ def test_batch_norms_update_in_the_order_of_the_original() -> None:
         return F.relu(z), F.relu(y + z), F.relu(y), m.b(x)
 
     assert_same(Net(forward, c=conv(), d=conv(), b=bn()).train(), torch.randn(4, 4, 3, 3), ways=("export", "fx"))
+
+
+class WideBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 3))
+        self.bias = nn.Parameter(torch.randn(4, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(torch.flatten(x, 1), self.weight, self.bias)
+
+
+def test_a_bias_for_each_row_is_none_of_a_convolution() -> None:
+    result = assert_same(WideBias(), torch.randn(4, 3, 1, 1))["export"]
+    assert not [match for match in result.matches if match.is_conversion]

@@ -219,7 +219,7 @@ def test_ill_formed_types_are_refused(text: str) -> None:
         "Max(1, 2",
         "s0 +",
         "1 < 2",
-        "s0 > 2",
+        "s0 >",
         "1/0",
         "s0//0",
         "device(1.5)",
