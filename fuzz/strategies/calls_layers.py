@@ -19,7 +19,7 @@ Generator = Callable[[Source, OpDef], Arguments]
 def _kernel(source: Source, size: Dim, padding: int, dilation: int) -> int:
     """Draw a kernel size that fits into a padded size."""
     room = size + 2 * padding if type(size) is int else 3
-    return source.integer(1, max(1, min(3, (room - 1) // dilation + 1)))
+    return source.extent(1, max(1, (room - 1) // dilation + 1))
 
 
 def conv(dims: int, *, padding_text: bool = False) -> Generator:

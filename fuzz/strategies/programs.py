@@ -104,12 +104,15 @@ _FOLLOWERS = {
 _DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
 
 
-class _Unavailable(Exception):  # noqa: N818 - control flow inside this module, no error
+class Unavailable(Exception):  # noqa: N818 - control flow of the strategies, no error
     """There is no operand of the kind asked for."""
 
 
-class _ProgramSource(Source):
-    """Takes operands from the values of a program, and makes inputs and weights where none fits."""
+class ProgramSource(Source):
+    """Takes operands from the values of a program, and makes inputs and weights where none fits.
+
+    `values` are those that it may take, oldest first.
+    """
 
     def __init__(self, draw: st.DrawFn, *, symbolic: bool) -> None:
         super().__init__(draw, symbolic=symbolic)
@@ -127,6 +130,7 @@ class _ProgramSource(Source):
         zero: bool = True,
         condition: Condition | None = None,
     ) -> Value:
+        """Return a value of the program, recent ones more often than old ones, or a new input."""
         allowed = [d for d in dtypes if d in _DTYPES]
         found = [
             v
@@ -147,6 +151,7 @@ class _ProgramSource(Source):
     def make(
         self, shape: Sequence[Dim], dtype: torch.dtype = torch.float32, *, bounds: tuple[float, float] | None = None
     ) -> Value:
+        """Return a value of the type that is there, a new weight, or a new input where a size is symbolic."""
         if dtype not in _DTYPES:
             dtype = torch.float32 if dtype.is_floating_point else torch.int64
         type_ = TensorType(tuple(shape), dtype)
@@ -155,10 +160,11 @@ class _ProgramSource(Source):
         if all(type(size) is int for size in shape):
             return self._weight(type_, bounds)
         if bounds is not None:
-            raise _Unavailable
+            raise Unavailable
         return self._input(type_)
 
     def dtype(self, choices: Sequence[torch.dtype | None]) -> torch.dtype | None:
+        """Draw a dtype for which there are kernels."""
         return super().dtype([c for c in choices if c is None or c in _DTYPES])
 
     def _input(self, type_: TensorType) -> Value:
@@ -210,7 +216,7 @@ def programs(draw: st.DrawFn, max_ops: int = 12, *, operators: Sequence[str] = (
         operators: the operators to choose from; all that have a call generator, the commonest more often, by default.
         symbolic: whether sizes may be expressions over symbols.
     """
-    source = _ProgramSource(draw, symbolic=symbolic)
+    source = ProgramSource(draw, symbolic=symbolic)
     source.tensor()
     builder = Builder(source.graph)
     for number in range(max_ops):
@@ -226,11 +232,11 @@ def programs(draw: st.DrawFn, max_ops: int = 12, *, operators: Sequence[str] = (
         if source.flag():
             builder.location = Location(f"layer{number}", "torch.nn.modules.module.Module", "model.py", number + 1)
         _add_operation(source, builder, name)
-    _finish(source)
+    finish_program(source)
     return source.program
 
 
-def _choices(source: _ProgramSource, last: str) -> Sequence[str]:
+def _choices(source: ProgramSource, last: str) -> Sequence[str]:
     """Draw a set of operators: all, the common ones, the last one again, or those that often follow it."""
     kind = source.integer(0, 9)
     if last and kind == 8:
@@ -241,11 +247,11 @@ def _choices(source: _ProgramSource, last: str) -> Sequence[str]:
     return OPERATORS if kind in (4, 5, 9) else COMMON
 
 
-def _add_operation(source: _ProgramSource, builder: Builder, name: str) -> None:
+def _add_operation(source: ProgramSource, builder: Builder, name: str) -> None:
     source.contiguous = name in _NEED_CONTIGUOUS
     try:
         args, kwargs = generate_call(source, name)
-    except _Unavailable:
+    except Unavailable:
         return
     finally:
         source.contiguous = False
@@ -254,7 +260,7 @@ def _add_operation(source: _ProgramSource, builder: Builder, name: str) -> None:
     source.values += builder.op(name, *args, **kwargs).results
 
 
-def _repeat_operation(source: _ProgramSource, builder: Builder, op: Operation) -> None:
+def _repeat_operation(source: ProgramSource, builder: Builder, op: Operation) -> None:
     """Apply an operation once more, to another value of the same type or the same one, with the same weights."""
     first, *others = op.operands
     if first is None or (op.name in _NEED_CONTIGUOUS and not _is_contiguous(first)):
@@ -297,8 +303,8 @@ def substitute(item: Any, values: dict[sympy.Symbol, int]) -> Any:
     return map_leaves(item, leaf)
 
 
-def _finish(source: _ProgramSource) -> None:
-    """Declare symbols, return what nobody uses (and perhaps something that is used), and set the convention."""
+def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None:
+    """Declare symbols, return `outputs` and what nobody uses (and perhaps a used value), and set the convention."""
     graph, program = source.graph, source.program
     used = symbols_of([d for v in source.values if isinstance(v.type, TensorType) for d in v.type.shape or ()])
     plain = [d for v in graph.inputs for d in v.tensor_type.shape or ()]
@@ -306,15 +312,16 @@ def _finish(source: _ProgramSource) -> None:
         program.symbols[symbol] = SYMBOL_RANGE
         if symbol not in plain:
             source._input(TensorType((symbol,), torch.float32))
-    outputs = [v for v in source.values if v.defining_op is not None and v.is_unused]
-    if not outputs or source.integer(0, 3) == 3:
-        outputs.append(source.one_of(source.values))
-    graph.set_outputs(outputs)
+    unused = [r for op in graph.operations() for r in op.results if r.is_unused]
+    returned = [*outputs, *(v for v in unused if v not in outputs)]
+    if not returned or (source.values and source.integer(0, 3) == 3):
+        returned.append(source.one_of(source.values))
+    graph.set_outputs(returned)
     program.convention = CallingConvention(
         None,
-        None if len(outputs) == 1 else pytree.tree_structure(tuple(range(len(outputs)))),
+        None if len(returned) == 1 else pytree.tree_structure(tuple(range(len(returned)))),
         inputs=tuple(InputLeaf(v.name, i) for i, v in enumerate(graph.inputs)),
-        outputs=tuple(OutputLeaf(i) for i in range(len(outputs))),
+        outputs=tuple(OutputLeaf(i) for i in range(len(returned))),
     )
 
 

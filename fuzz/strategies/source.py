@@ -35,6 +35,10 @@ class Source:
         """Draw an int from a closed range; shrinks to `lower`."""
         return self.draw(st.integers(lower, upper))
 
+    def extent(self, lower: int, upper: int) -> int:
+        """Draw the size of a window: a small one, unless the source has a reason for others."""
+        return self.integer(lower, max(lower, min(upper, 3)))
+
     def flag(self) -> bool:
         """Draw a bool; shrinks to False."""
         return self.draw(st.booleans())

@@ -1,0 +1,205 @@
+"""A counterexample, and what is said of it: which rewrite did it, before and after, a script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import attrs
+
+from fuzz.case import Case, literal
+from fuzz.check import Finding, Properties, Unusable, check_case
+from fuzz.observation import quiet
+from ir.errors import GraphwrightError
+from ir.printer import print_program
+from ir.program import Program
+from passes.driver import RewriteLog
+from passes.manager import Pass, PassContext, run_pass
+from passes.pattern import Match, Pattern
+
+
+@attrs.frozen(eq=False)
+class Counterexample:
+    """A case on which a property does not hold."""
+
+    subject: str
+    """What was tried: the rules or the pipeline."""
+    property: str
+    """The property that does not hold."""
+    message: str
+    """How it does not hold."""
+    case: Case
+    after: str
+    """The text of the program after the pass; empty where the pass raised."""
+    rewrite: str | None
+    """The rewrite with which the property ceases to hold, found by bisection over those that were applied."""
+    examples: int
+    """How many programs were right before one was wrong."""
+    script: str
+    """A Python script that shows the failure."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.subject} is not sound. {self.property}: {self.message}"]
+        if self.rewrite is not None:
+            lines.append(f"the rewrite that does it: {self.rewrite}")
+        lines += ["", "before:", self.case.program.rstrip(), ""]
+        if self.after:
+            lines += ["after:", self.after.rstrip(), ""]
+        lines += ["a script that shows it:", "", self.script]
+        return "\n".join(lines)
+
+
+class UnsoundError(GraphwrightError, AssertionError):
+    """A rule or pass changes what programs mean, or a rule never fires.
+
+    Attributes:
+        counterexample: the smallest one that was found; None where a rule never fired.
+        seen: what the run saw, where a rule never fired.
+    """
+
+    def __init__(self, counterexample: Counterexample | None, message: str = "", seen: Any = None) -> None:
+        self.counterexample = counterexample
+        self.seen = seen
+        if counterexample is not None:
+            super().__init__(str(counterexample))
+            return
+        reasons = [f"{rule}: {reason} ({count} times)" for (rule, reason), count in seen.refused.most_common(5)]
+        if reasons:
+            message += "; it was refused: " + "; ".join(reasons)
+        super().__init__(
+            message, remedy="relax its conditions, or pass programs on which it fires: `on=` a strategy for them"
+        )
+
+
+def explain(
+    subject: str,
+    pass_: Pass,
+    rules: Sequence[Pattern],
+    properties: Properties,
+    case: Case,
+    finding: Finding,
+    examples: int,
+) -> Counterexample:
+    """Return the counterexample for a finding: with the rewrite that did it, and a script."""
+    changed = case.build()
+    context = PassContext()
+    try:
+        with quiet():
+            run_pass(pass_, changed, context)
+        after = print_program(changed)
+    except GraphwrightError:
+        after = ""
+    return Counterexample(
+        subject,
+        finding.property,
+        finding.message,
+        case,
+        after,
+        bisect(pass_, case, properties),
+        examples,
+        write_script(subject, rules, properties, case, f"{finding.property}: {finding.message}"),
+    )
+
+
+# ---- which rewrite ----
+
+
+class _Stop(Exception):  # noqa: N818 - control flow
+    """The wanted number of rewrites has been applied."""
+
+
+@attrs.frozen
+class _Prefix(Pass):
+    """The first rewrites of a pass, and no more."""
+
+    name: ClassVar[str] = "prefix"
+    pass_: Pass
+    count: int
+    trace: list[str] = attrs.field(factory=list, eq=False)
+
+    def run(self, program: Program, context: PassContext) -> None:
+        """Apply the pass until the count is reached."""
+
+        def hook(rule: Pattern, match: Match, program: Program) -> None:
+            if len(self.trace) == self.count:
+                raise _Stop
+            operations = ", ".join(op.name for op in match.ops)
+            self.trace.append(f"{rule.name} at `{match.location.where}` ({operations})")
+
+        log = RewriteLog(hook=hook)
+        try:
+            self.pass_.run(program, PassContext(log=log))
+        except _Stop:
+            return
+
+
+def bisect(pass_: Pass, case: Case, properties: Properties) -> str | None:
+    """Return the first rewrite after which the properties do not hold, or None where no rewrite does it."""
+    whole = _Prefix(pass_, -1)
+    _holds(whole, case, properties)
+    low, high = 0, len(whole.trace)
+    if not high:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _holds(_Prefix(pass_, middle), case, properties):
+            low = middle
+        else:
+            high = middle
+    if high == len(whole.trace) and _holds(_Prefix(pass_, high), case, properties):
+        return None
+    return f"number {high} of {len(whole.trace)}, {whole.trace[high - 1]}"
+
+
+def _holds(pass_: Pass, case: Case, properties: Properties) -> bool:
+    try:
+        check_case(pass_, case, attrs.evolve(properties, idempotent=False))
+    except Finding:
+        return False
+    except Unusable:
+        return True
+    return True
+
+
+# ---- the script ----
+
+
+def write_script(subject: str, rules: Sequence[Pattern], properties: Properties, case: Case, message: str) -> str:
+    """Return a Python script that builds the case, applies the subject, and fails."""
+    imports, expression = _expression(subject, rules)
+    weights = "".join(f"        {name!r}: {literal(data)},\n" for name, data in case.weights.items())
+    inputs = "".join(f"        {literal(x)},\n" for x in case.inputs)
+    options = ", ".join(
+        f"{field.name}={value}"
+        for field in attrs.fields(Properties)
+        if (value := getattr(properties, field.name)) != field.default
+    )
+    first = message.splitlines()[0].replace("\\", "\\\\").replace('"""', "'''")
+    return f'''"""{subject}: {first}"""
+
+import torch
+
+from graphwright.fuzz import Case, Properties, check
+{imports}
+SUBJECT = {expression}
+PROPERTIES = Properties({options})
+CASE = Case(
+    program="""
+{case.program.strip()}
+""",
+    inputs=(
+{inputs}    ),
+    weights={{
+{weights}    }},
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)
+'''
+
+
+def _expression(subject: str, rules: Sequence[Pattern]) -> tuple[str, str]:
+    if not rules:
+        return "from graphwright import parse_pipeline\n", f"parse_pipeline({subject!r})"
+    imports = "".join(f"from {type(rule).__module__} import {type(rule).__qualname__}\n" for rule in rules)
+    return imports, "(" + "".join(f"{type(rule).__qualname__}, " for rule in rules).strip() + ")"

@@ -1,0 +1,253 @@
+"""What can be seen of a program (results, strides, sharing, what it writes, gradients), and how two of them differ."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ir.errors import EvaluationError
+from ir.evaluate import evaluate
+from ir.opdef import Trait
+from ir.program import Program
+
+RELATIVE_BOUND = 1e-9
+"""Largest difference of float64 results that counts as rounding, relative to the largest magnitude."""
+
+
+@attrs.frozen(eq=False)
+class Observation:
+    """What one run of a program shows."""
+
+    results: tuple[Any, ...]
+    sharing: tuple[tuple[int, int], ...]
+    """Pairs among inputs, weights and results, counted in this order, that share storage; one of each is a result."""
+    written: Mapping[str, torch.Tensor]
+    """What operations in training wrote in place of weights."""
+    gradients: Mapping[str, torch.Tensor] | None
+    """Gradients by input and weight, absent where no gradient flows; None where they were not asked for."""
+    drawn: torch.Tensor
+    """The state of the random generator afterwards."""
+
+
+def widened(tensor: Any) -> Any:
+    """Return a tensor in float64 (complex128), other things as they are."""
+    if not isinstance(tensor, torch.Tensor):
+        return tensor
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def observe(
+    program: Program, inputs: Sequence[Any], *, double: bool = False, gradients: bool = False, seed: int = 0
+) -> Observation:
+    """Run a program and return what can be seen of the run.
+
+    Args:
+        program: the program; its weights are not written.
+        inputs: one tensor or number for each input; not written.
+        double: whether to run in float64.
+        gradients: whether to compute the gradients of a random linear form in the results.
+        seed: seeds what operations draw.
+
+    Raises:
+        EvaluationError: when an operation fails.
+    """
+    weights = {name: w.data.detach() for name, w in program.weights.items() if w.data is not None}
+    if double:
+        inputs = [widened(x) for x in inputs]
+        weights = {name: widened(w) for name, w in weights.items()}
+    leaves: dict[str, torch.Tensor] = {}
+    if gradients:
+        inputs = [_leaf(x, f"input {i}", leaves) for i, x in enumerate(inputs)]
+        weights = {
+            name: _leaf(w, name, leaves) if program.weights[name].requires_grad else w for name, w in weights.items()
+        }
+    written: dict[str, torch.Tensor] = {}
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradients), quiet():
+        torch.manual_seed(seed)
+        results = evaluate(program, inputs, weights, written=written)
+        drawn = torch.get_rng_state()
+        slopes = _gradients(results, leaves) if gradients else None
+    results = [r.detach() if isinstance(r, torch.Tensor) else r for r in results]
+    written = {name: w.detach() for name, w in written.items()}
+    return Observation(tuple(results), _sharing([*inputs, *weights.values()], results), written, slopes, drawn)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings of kernels about operands that a strategy chose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _leaf(tensor: Any, name: str, leaves: dict[str, torch.Tensor]) -> Any:
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        return tensor
+    leaves[name] = tensor.detach().requires_grad_()
+    return leaves[name]
+
+
+def _gradients(results: Sequence[Any], leaves: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    with_gradient = [r for r in results if isinstance(r, torch.Tensor) and r.requires_grad]
+    if not with_gradient or not leaves:
+        return {}
+    generator = torch.Generator().manual_seed(0)
+    directions = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype) for r in with_gradient]
+    try:
+        slopes = torch.autograd.grad(with_gradient, list(leaves.values()), directions, allow_unused=True)
+    except (RuntimeError, NotImplementedError) as error:  # an operator without a derivative
+        raise EvaluationError(f"the gradient failed: {error}") from error
+    return {name: slope for name, slope in zip(leaves, slopes, strict=True) if slope is not None}
+
+
+def _sharing(given: Sequence[Any], results: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+    everything = [*given, *results]
+    places = [
+        x.untyped_storage().data_ptr() if isinstance(x, torch.Tensor) and x.numel() else -1 - i
+        for i, x in enumerate(everything)
+    ]
+    first = len(given)
+    return tuple([(i, j) for j in range(first, len(places)) for i in range(j) if places[i] == places[j]])
+
+
+class _OtherUnitStrides(TorchDispatchMode):
+    """Gives every result other strides for its dimensions of size 1, where they mean nothing."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stride = stride
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return pytree.tree_map_only(torch.Tensor, self._restride, func(*args, **(kwargs or {})))
+
+    def _restride(self, tensor: torch.Tensor) -> torch.Tensor:
+        if 1 not in tensor.shape or tensor.layout is not torch.strided:
+            return tensor
+        pairs = zip(tensor.shape, tensor.stride(), strict=True)
+        strides = [self.stride * max(1, tensor.numel()) if size == 1 else stride for size, stride in pairs]
+        return tensor.as_strided(tensor.shape, strides)
+
+
+def is_definite(program: Program, inputs: Sequence[Any]) -> bool:
+    """Return whether bits and strides of the results stay whatever strides dimensions of size 1 have on the way.
+
+    PyTorch says nothing of these, and rewrites of reshapes change them; yet some kernels (convolutions) choose their
+    memory format, and with it the order of their sums, by them. Where that happens, bits and strides of the original
+    are an accident that nothing can be held to.
+    """
+    expected = observe(program, inputs)
+    for stride in (0, 1):
+        with _OtherUnitStrides(stride):
+            other = observe(program, inputs)
+        if any(name in ("values", "strides") for name, _ in differences(expected, other, exact=True)):
+            return False
+    return True
+
+
+# ---- comparison ----
+
+
+def differences(before: Observation, after: Observation, *, exact: bool) -> Iterator[tuple[str, str]]:
+    """Yield (property, message) for each property in which two observations of what should be one program differ.
+
+    Args:
+        before: of the original.
+        after: of the changed program, run on the same inputs in the same precision.
+        exact: whether results must have the same bits; else they may differ by `RELATIVE_BOUND`.
+    """
+    if len(before.results) != len(after.results):
+        yield "values", f"{len(before.results)} results became {len(after.results)}"
+        return
+    for i, (a, b) in enumerate(zip(before.results, after.results, strict=True)):
+        problem = tensor_difference(a, b, exact=exact)
+        if problem is not None:
+            yield "values", f"result {i}: {problem}"
+        elif isinstance(a, torch.Tensor) and _strides(a) != _strides(b):
+            yield "strides", f"result {i} of shape {tuple(a.shape)}: {a.stride()} became {b.stride()}"
+    if before.sharing != after.sharing:
+        yield "sharing", f"pairs of (inputs, weights, results) that share memory: {before.sharing}, now {after.sharing}"
+    for name, problem in _named_differences(before.written, after.written, exact=exact):
+        yield "statistics", f"what is written to {name}: {problem}"
+    for name, problem in _named_differences(before.gradients or {}, after.gradients or {}, exact=False):
+        yield "gradients", f"of {name}: {problem}"
+    if not torch.equal(before.drawn, after.drawn):
+        yield "random numbers", "another count is drawn"
+
+
+def _named_differences(
+    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], *, exact: bool
+) -> Iterator[tuple[str, str]]:
+    for name in dict.fromkeys((*before, *after)):
+        if name not in after:
+            yield name, "is gone"
+        elif name not in before:
+            yield name, "was not there before"
+        else:
+            problem = tensor_difference(before[name], after[name], exact=exact)
+            if problem is not None:
+                yield name, problem
+
+
+def _strides(tensor: torch.Tensor) -> list[int]:
+    """Return the strides of the dimensions where they mean something."""
+    return [s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1] if tensor.numel() else []
+
+
+def tensor_difference(a: Any, b: Any, *, exact: bool, bound: float = 0.0) -> str | None:
+    """Return how two results differ in dtype, shape or values, or None.
+
+    Args:
+        a: the one expected.
+        b: the one to judge.
+        exact: whether floats must have the same bits (any NaN equals any NaN).
+        bound: an absolute difference that is allowed beside that of `RELATIVE_BOUND`.
+    """
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return None if type(a) is type(b) and (a == b or (a != a and b != b)) else f"{a!r} became {b!r}"
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return f"{a.dtype} {tuple(a.shape)} became {b.dtype} {tuple(b.shape)}"
+    if a.is_complex():
+        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
+    if not a.is_floating_point():
+        wrong = int((a != b).sum())
+        return f"{wrong} of {a.numel()} elements differ" if wrong else None
+    if torch.equal(a, b) and not exact:
+        return None
+    nan = a.isnan()
+    if not torch.equal(nan, b.isnan()):
+        return f"NaN at {int(nan.sum())} of {a.numel()} places became NaN at {int(b.isnan().sum())}"
+    if exact:
+        wrong = int((((a != b) | (torch.signbit(a) != torch.signbit(b))) & ~nan).sum())
+        return f"{wrong} of {a.numel()} elements differ in their bits" if wrong else None
+    finite = a.isfinite()
+    if not torch.equal(a[~finite & ~nan], b[~finite & ~nan]) or not torch.equal(finite, b.isfinite()):
+        return "infinity sits in other places"
+    if not finite.any():
+        return None
+    scale, error = float(a[finite].abs().max()), float((a[finite] - b[finite]).abs().max())
+    return f"values differ by {error:.3g} of {scale:.3g}" if error > RELATIVE_BOUND * scale + bound else None
+
+
+def has_casts(program: Program) -> bool:
+    """Return whether an operation names a floating dtype, so that a run in float64 is not in float64 throughout."""
+    return any(
+        isinstance(value, torch.dtype) and value.is_floating_point and value is not torch.float64
+        for op in program.graph.operations()
+        for value in op.attributes.values()
+    )
+
+
+def is_random(program: Program) -> bool:
+    """Return whether an operation of the program draws random numbers."""
+    return any(op.opdef.has(Trait.RANDOM) and op.is_random for op in program.graph.operations())

@@ -1,0 +1,220 @@
+"""`assert_sound` and `find_counterexample`: a rule or pass against programs that are drawn for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+from hypothesis import HealthCheck, Phase, given, reject, settings
+from hypothesis import seed as hypothesis_seed
+from hypothesis import strategies as st
+
+from fuzz.case import Case
+from fuzz.check import ApplyRules, Finding, Outcome, Properties, Unusable, check_case
+from fuzz.counterexample import Counterexample, UnsoundError, explain
+from fuzz.strategies.instances import Instance, expanded_pattern, instances
+from fuzz.strategies.programs import input_tensors, programs
+from ir.errors import InputError
+from ir.program import Program
+from passes.canonicalize import Canonicalize
+from passes.manager import Pass
+from passes.pattern import Pattern, instantiate
+
+Subject = type[Pattern] | Pattern | Sequence[type[Pattern] | Pattern] | Pass
+
+
+@attrs.define(eq=False)
+class Soundness:
+    """What a run of `assert_sound` saw."""
+
+    examples: int = 0
+    """Programs that were checked."""
+    instances: int = 0
+    """Programs among them that were built to match."""
+    changed: int = 0
+    """Programs that the subject changed."""
+    fired: Counter[str] = attrs.field(factory=Counter)
+    """Rewrites by rule."""
+    refused: Counter[tuple[str, str]] = attrs.field(factory=Counter)
+    """Matches that were refused, by (rule, reason)."""
+    variants: Counter[tuple[str, int]] = attrs.field(factory=Counter)
+    """Programs in which a rule fired, by (rule, number of the alternative of its pattern)."""
+    never: tuple[str, ...] = ()
+    """The alternatives of the patterns that never fired."""
+
+    def add(self, outcome: Outcome) -> None:
+        """Count what happened to one program."""
+        self.changed += outcome.changed
+        self.fired += outcome.fired
+        self.refused += outcome.refused
+
+
+@attrs.frozen(eq=False)
+class Target:
+    """A subject made ready: the pass, its rules where it consists of rules, and what must hold."""
+
+    name: str
+    pass_: Pass
+    rules: tuple[Pattern, ...]
+    properties: Properties
+
+    @classmethod
+    def of(cls, subject: Any, properties: Properties | None = None) -> Target:
+        """Return the target that a subject of `assert_sound` stands for.
+
+        Raises:
+            InputError: when the subject is neither a pattern (class, object or sequence of them) nor a pass.
+        """
+        if isinstance(subject, Pass):
+            # its own demand is known for one pass only
+            exact = isinstance(subject, Canonicalize) and not subject.inference
+            return cls(str(subject), subject, (), properties or Properties(exact=exact, idempotent=exact))
+        if isinstance(subject, Pattern) or (isinstance(subject, type) and issubclass(subject, Pattern)):
+            subject = (subject,)
+        if not isinstance(subject, Sequence) or isinstance(subject, str) or not subject:
+            raise InputError(
+                f"{subject!r} is no pattern and no pass",
+                remedy="pass a Pattern class, a sequence of them, or a Pass such as a PassManager",
+            )
+        rules = instantiate(list(subject))
+        exact = all(rule.exact for rule in rules)
+        return cls(
+            ", ".join(rule.name for rule in rules),
+            ApplyRules(rules),
+            rules,
+            properties or Properties(exact=exact, strides=exact),
+        )
+
+
+def assert_sound(
+    subject: Subject,
+    *,
+    on: st.SearchStrategy[Any] | None = None,
+    properties: Properties | None = None,
+    settings: settings | None = None,
+) -> Soundness:
+    """Hold a rule, several, or a pass to meaning what they replace.
+
+    A pattern is tried on programs that are built from it (`fuzz.instances`): those that it must match, and near misses
+    that differ in one point. A pass is tried on whole programs. Every change is compared with the original as
+    `Properties` says: values, dtypes, shapes, strides, sharing, gradients, statistics, random numbers, the text form.
+
+    Args:
+        subject: a Pattern class or object, a sequence of them, or a Pass (a PassManager).
+        on: a strategy to take the place of the default one, for `Program`s or for `Instance`s.
+        properties: what must hold; bits and strides for rules that say they are exact, rounding for the others.
+        settings: of hypothesis; the active profile by default.
+
+    Returns:
+        What was seen: how often each rule fired and was refused, and alternatives that never fired.
+
+    Raises:
+        UnsoundError: when a property does not hold. It carries the smallest `Counterexample` that was found; its text
+            is a script that shows the failure, the program before and after, and which rewrite did it. Also when a
+            rule never fired: a rule that cannot fire is an error.
+    """
+    target = Target.of(subject, properties)
+    seen, found = _run(target, on, settings)
+    if found is not None:
+        raise UnsoundError(found)
+    if target.rules and on is None:
+        silent = [rule.name for rule in target.rules if not seen.fired[rule.name]]
+        if silent:
+            raise UnsoundError(
+                None, f"{', '.join(silent)} never fired on {seen.instances} programs built to match", seen
+            )
+        seen.never = tuple(_never(target.rules, seen))
+    return seen
+
+
+def find_counterexample(
+    subject: Subject,
+    *,
+    on: st.SearchStrategy[Any] | None = None,
+    properties: Properties | None = None,
+    max_examples: int = 1000,
+    seed: int | None = None,
+) -> Counterexample | None:
+    """Return the smallest counterexample that a search finds, or None.
+
+    Args:
+        subject: as for `assert_sound`.
+        on: as for `assert_sound`.
+        properties: as for `assert_sound`.
+        max_examples: how many programs to draw.
+        seed: of the search; without one, each search is another one.
+    """
+    chosen = settings(max_examples=max_examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    return _run(Target.of(subject, properties), on, chosen, seed=seed)[1]
+
+
+def check(subject: Subject, case: Case, properties: Properties | None = None) -> Outcome:
+    """Apply a subject to one case and hold the result to its properties.
+
+    Raises:
+        Finding: when a property does not hold.
+    """
+    target = Target.of(subject, properties)
+    return check_case(target.pass_, case, target.properties)
+
+
+def drawn_cases(target: Target, on: st.SearchStrategy[Any] | None) -> st.SearchStrategy[Any]:
+    """Return the strategy for what a target is tried on: `on`, or what suits the target."""
+    if on is not None:
+        return on
+    if not target.rules:
+        return programs()
+    return st.one_of([instances(rule) for rule in target.rules])
+
+
+def _run(
+    target: Target, on: st.SearchStrategy[Any] | None, chosen: settings | None, *, seed: int | None = None
+) -> tuple[Soundness, Counterexample | None]:
+    seen = Soundness()
+    last: list[tuple[Case, Finding]] = []
+    strategy = drawn_cases(target, on)
+
+    def attempt(data: st.DataObject) -> None:
+        drawn = data.draw(strategy)
+        program: Program = drawn.program if isinstance(drawn, Instance) else drawn
+        inputs = data.draw(input_tensors(program))
+        case = Case.of(program, inputs)
+        try:
+            outcome = check_case(target.pass_, case, target.properties, program)
+        except Unusable:
+            reject()
+        except Finding as finding:
+            last[:] = [(case, finding)]
+            raise
+        seen.examples += 1
+        seen.add(outcome)
+        if isinstance(drawn, Instance) and drawn.change is None:
+            seen.instances += 1
+            if drawn.rule is not None and outcome.fired[drawn.rule.name]:
+                seen.variants[drawn.rule.name, drawn.variant] += 1
+
+    test: Callable[[], None] = given(st.data())(attempt)
+    chosen = chosen or settings()
+    # the report is ours; hypothesis would explain and print the drawn values as well
+    phases = [phase for phase in chosen.phases if phase is not Phase.explain]
+    test = settings(chosen, phases=phases, report_multiple_bugs=False, print_blob=False)(test)
+    if seed is not None:
+        test = hypothesis_seed(seed)(test)
+    try:
+        test()
+    except Finding:
+        case, finding = last[0]
+        return seen, explain(target.name, target.pass_, target.rules, target.properties, case, finding, seen.examples)
+    return seen, None
+
+
+def _never(rules: Sequence[Pattern], seen: Soundness) -> list[str]:
+    return [
+        f"{rule.name}, alternative {number} of {count}"
+        for rule in rules
+        for count in (len(expanded_pattern(rule)),)
+        for number in range(count)
+        if not seen.variants[rule.name, number]
+    ]

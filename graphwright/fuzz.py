@@ -1,0 +1,23 @@
+"""Looking for wrong rewrites: for people who write patterns and passes of their own."""
+
+from fuzz.case import Case
+from fuzz.check import Finding, Properties
+from fuzz.counterexample import Counterexample, UnsoundError
+from fuzz.sound import Soundness, assert_sound, check, find_counterexample
+from fuzz.strategies import inputs, instances, modules, programs
+
+__all__ = [
+    "Case",
+    "Counterexample",
+    "Finding",
+    "Properties",
+    "Soundness",
+    "UnsoundError",
+    "assert_sound",
+    "check",
+    "find_counterexample",
+    "inputs",
+    "instances",
+    "modules",
+    "programs",
+]
