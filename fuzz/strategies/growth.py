@@ -1,0 +1,417 @@
+"""Growing a match of a pattern: where its operands come from, and what each of its nodes becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import attrs
+import torch
+from hypothesis import strategies as st
+
+from fuzz.strategies.calls import GENERATORS, generate_call
+from fuzz.strategies.programs import COMMON, ProgramSource, Unavailable
+from fuzz.strategies.source import Condition
+from fuzz.strategies.types import FLOATS
+from ir.attributes import normalize_attribute
+from ir.builder import Builder, bind_arguments
+from ir.core import Operation, Value
+from ir.errors import GraphwrightError
+from ir.opdef import OpDef, ParamKind, Trait, get_opdef
+from ir.types import Dim, TensorType
+from passes.pattern import AnyValue, AttrCapture, AttrWhere, Chain, Node, OpNode
+
+NEAR_MISSES = ("literal", "edge", "operator", "user", "mode", "condition")
+"""What a near miss may have changed: literals of the pattern, edges, operators, the users of an intermediate value, the
+mode of operations, or conditions of the pattern on values and operations."""
+
+_ATTEMPTS = 6
+_MAX_CHAIN = 3
+# Operators that give an operand other strides, or make it a view of something, in front of the match.
+_PREFIXES = tuple(
+    f"aten.{name}" for name in ("transpose.int", "permute", "slice.Tensor", "expand", "relu", "clone", "mul.Scalar")
+)
+
+
+class MatchSource(ProgramSource):
+    """Hands out the operands that the pattern fixes, and keeps the values of the match for the match."""
+
+    def __init__(self, draw: st.DrawFn, dictionary: Sequence[Any], *, symbolic: bool) -> None:
+        super().__init__(draw, symbolic=symbolic)
+        self.builder = Builder(self.graph)
+        self.dictionary = dictionary
+        self.sizes = sorted({n for n in self.dictionary if type(n) is int and 0 < n <= 9})
+        self.pinned: list[Value] = []
+
+    def size(self) -> Dim:
+        """Draw a size, often one that the rule's code names."""
+        return self.hinted(1, 9) if self.sizes and self.integer(0, 3) == 3 else super().size()
+
+    def extent(self, lower: int, upper: int) -> int:
+        """Draw the size of a window, often one that the rule's code names."""
+        fitting = [n for n in self.sizes if lower <= n <= upper]
+        return self.one_of(fitting) if fitting and self.flag() else super().extent(lower, upper)
+
+    def hinted(self, lower: int, upper: int) -> int:
+        """Draw an int from a closed range, often one that the rule's code names."""
+        fitting = [n for n in self.sizes if lower <= n <= upper]
+        return self.one_of(fitting) if fitting and self.flag() else self.integer(lower, upper)
+
+    def tensor(
+        self,
+        min_rank: int = 0,
+        max_rank: int = 4,
+        *,
+        dtypes: tuple[torch.dtype, ...] = FLOATS,
+        zero: bool = True,
+        condition: Condition | None = None,
+    ) -> Value:
+        """Return the next operand that the pattern fixes and that fits; else one as in any program."""
+        for i, value in enumerate(self.pinned):
+            type_ = value.tensor_type
+            if (
+                min_rank <= (type_.rank or 0) <= max_rank
+                and type_.dtype in dtypes
+                and (zero or 0 not in (type_.shape or ()))
+                and (condition is None or condition(type_))
+            ):
+                return self.pinned.pop(i)
+        kind = self.integer(0, 7)
+        if kind > 4:
+            rank = self.hinted(min_rank, max_rank)
+            ones = self.hinted(0, rank) if kind > 5 else 0
+            shape = (*(self.size() for _ in range(rank - ones)), *(1,) * ones)
+            return self._input(TensorType(shape, self.one_of([d for d in dtypes if d in (torch.float32, *dtypes[:1])])))
+        return super().tensor(min_rank, max_rank, dtypes=dtypes, zero=zero, condition=condition)
+
+    def make(
+        self, shape: Sequence[Dim], dtype: torch.dtype = torch.float32, *, bounds: tuple[float, float] | None = None
+    ) -> Value:
+        """Return the next operand that the pattern fixes and that has this type; else one as in any program."""
+        for i, value in enumerate(self.pinned):
+            type_ = value.tensor_type
+            if type_.shape == tuple(shape) and type_.dtype == dtype:
+                return self.pinned.pop(i)
+        return super().make(shape, dtype, bounds=bounds)
+
+    def add_prefix(self) -> None:
+        """Add an operation whose results the match may take."""
+        name = self.one_of(_PREFIXES)
+        try:
+            args, kwargs = generate_call(self, name)
+            self.values += self.builder.op(name, *args, **kwargs).results
+        except (Unavailable, GraphwrightError):
+            return
+
+
+# ---- growing a match ----
+
+
+@cache
+def _operators_with(trait: Trait) -> tuple[OpDef, ...]:
+    return tuple([opdef for name in GENERATORS if (opdef := get_opdef(name)).has(trait)])
+
+
+class Growth:
+    """One match under construction: what each node of the pattern became, and what it captured.
+
+    `change` is one of `NEAR_MISSES`, or None.
+    """
+
+    def __init__(self, source: MatchSource, change: str | None) -> None:
+        self.source = source
+        self.change = change
+        self.made: dict[int, Operation] = {}
+        self.captures: dict[str, Any] = {}
+        self.inner: list[Value] = []
+        """Results of the operations of the match."""
+
+    def value(self, node: Node) -> Value:
+        """Build a node and return the value that it matches."""
+        if isinstance(node, AnyValue):
+            return self._leaf(node)
+        if isinstance(node, Chain):
+            return self._chain(node)
+        assert isinstance(node, OpNode)
+        op = self.made.get(id(node))
+        if op is None:
+            op = self.made[id(node)] = self._operation(node)
+        return op.results[node.result]
+
+    def surround(self, root: Value) -> None:
+        """Let other operations use the root, and what the match takes; an intermediate value too for a near miss."""
+        source = self.source
+        intermediate = [v for v in self.inner if v is not root]
+        if self.change == "user" and intermediate:
+            self._use(source.one_of(intermediate))
+        source.values.append(root)
+        if source.integer(0, 3):
+            self._use(root)
+        for _ in range(source.integer(0, 2)):
+            self._use(source.one_of(source.values[::-1]))
+
+    def _use(self, value: Value) -> None:
+        source = self.source
+        name = source.one_of(("aten.neg", *COMMON))
+        source.pinned = [value]
+        try:
+            args, kwargs = generate_call(source, name)
+            source.values += source.builder.op(name, *args, **kwargs).results
+        except (Unavailable, GraphwrightError):
+            source.values += source.builder.op("aten.clone", value).results
+        finally:
+            source.pinned = []
+
+    def _leaf(self, node: AnyValue) -> Value:
+        known = self.captures.get(node.name)
+        if isinstance(known, Value):
+            return known
+        for _ in range(_ATTEMPTS):
+            value = self.source.tensor()
+            if self._accepts(node, value):
+                if node.name:
+                    self.captures[node.name] = value
+                return value
+        raise Unavailable
+
+    def _accepts(self, node: AnyValue, value: Value | None) -> bool:
+        if value is None:
+            return node.optional
+        return node.where is None or self.change == "condition" or node.where(value)
+
+    def _chain(self, node: Chain) -> Value:
+        value = self.value(node.inner)
+        links = self.source.integer(node.minimum, max(node.minimum, min(node.maximum, _MAX_CHAIN)))
+        made = []
+        for _ in range(links):
+            ops = [opdef for o in node.ops for opdef in (_operators_with(o) if isinstance(o, Trait) else (o,))]
+            link = OpNode(tuple(ops), ((0, _Given(value=value)),), where=node.where)
+            op = self._operation(link)
+            made.append(op)
+            value = op.results[0]
+        if node.name:
+            self.captures[node.name] = tuple(made)
+        return value
+
+    def _operation(self, node: OpNode) -> Operation:
+        fixed: dict[int | str, Any] = {}
+        free: dict[int | str, AnyValue] = {}
+        for key, part in node.operands:
+            if isinstance(part, _Given):
+                fixed[key] = part.value
+            elif part is None:
+                fixed[key] = None
+            elif isinstance(part, tuple):
+                fixed[key] = tuple([self.value(item) for item in part])
+            elif isinstance(part, AnyValue) and part.name not in self.captures:
+                free[key] = part
+            else:
+                fixed[key] = self.value(part)
+        broken = self._broken_edges(fixed)
+        for attempt in range(_ATTEMPTS):
+            op = self._attempt(node, fixed, free, broken, attempt)
+            if op is not None:
+                self.inner += op.results
+                return op
+        raise Unavailable
+
+    def _broken_edges(self, fixed: dict[int | str, Any]) -> set[int | str]:
+        if self.change != "edge":
+            return set()
+        return {key for key, value in fixed.items() if isinstance(value, Value) and self.source.flag()}
+
+    def _attempt(
+        self,
+        node: OpNode,
+        fixed: dict[int | str, Any],
+        free: dict[int | str, AnyValue],
+        broken: set[int | str],
+        attempt: int,
+    ) -> Operation | None:
+        source = self.source
+        opdef = self._operator(node)
+        places = {
+            key if isinstance(key, int) else opdef.operand_index.get(key, -1): value
+            for key, value in fixed.items()
+            if key not in broken
+        }
+        source.pinned = [v for v in places.values() if isinstance(v, Value)] if attempt % 2 == 0 else []
+        try:
+            args, kwargs = _draw_call(source, opdef)
+            operands, attributes, segments, _ = bind_arguments(opdef, args, kwargs)
+            grouped = _group(opdef, operands, segments)
+            if max(places, default=0) >= len(grouped) or min(places, default=0) < 0:
+                return None
+            if attempt > 1 or source.flag():
+                self._fit_to(grouped, places)
+            for place, value in places.items():
+                grouped[place] = value
+            captured = self._capture_operands(opdef, free, grouped)
+            if captured is None:
+                return None
+            attributes, captured_attributes = self._attributes(node, opdef, attributes)
+            named = {param.name: value for param, value in zip(opdef.operand_params, grouped, strict=True)}
+            op = source.builder.op(opdef, **named, **attributes)
+        except (Unavailable, GraphwrightError):
+            return None
+        finally:
+            source.pinned = []
+        if node.result >= len(op.results) or not self._meets(node, op):
+            source.graph.erase(op)
+            return None
+        self.captures |= {**captured, **captured_attributes}
+        return op
+
+    def _meets(self, node: OpNode, op: Operation) -> bool:
+        if node.where is None or self.change in ("condition", "operator"):
+            return True
+        return node.where(op) is None
+
+    def _operator(self, node: OpNode) -> OpDef:
+        source = self.source
+        if self.change == "operator" and source.integer(0, 2) == 2:
+            return get_opdef(source.one_of(COMMON))
+        ops = _operators_with(node.ops) if isinstance(node.ops, Trait) else node.ops
+        ops = tuple([opdef for opdef in ops if not opdef.is_region])
+        if not ops:
+            raise Unavailable
+        return source.one_of(ops)
+
+    def _fit_to(self, grouped: list[Any], places: dict[int, Any]) -> None:
+        """Replace the operands that are free by new ones whose shapes are made of those of the fixed ones."""
+        source = self.source
+        shapes = [v.tensor_type.shape for v in places.values() if isinstance(v, Value)]
+        if not shapes or shapes[0] is None:
+            return
+        shape = tuple(shapes[0])
+        candidates = [shape]
+        if len(shape) > 1:
+            candidates += [(*shape[:-2], shape[-1], shape[-2]), (*shape[:-2], source.size(), shape[-2]), shape[1:]]
+        for place, value in enumerate(grouped):
+            if place not in places and isinstance(value, Value) and value.tensor_type.dtype is not None:
+                grouped[place] = source.make(source.one_of(candidates), value.tensor_type.dtype)
+
+    def _capture_operands(
+        self, opdef: OpDef, free: dict[int | str, AnyValue], grouped: list[Any]
+    ) -> dict[str, Any] | None:
+        captured: dict[str, Any] = {}
+        for key, leaf in free.items():
+            place = key if isinstance(key, int) else opdef.operand_index.get(key, -1)
+            if not 0 <= place < len(grouped):
+                if leaf.optional or self.change == "operator":
+                    continue
+                return None
+            if leaf.name in captured:
+                grouped[place] = captured[leaf.name]
+            value = grouped[place]
+            if isinstance(value, tuple) or not self._accepts(leaf, value):
+                return None
+            if leaf.name:
+                captured[leaf.name] = value
+        return captured
+
+    def _attributes(self, node: OpNode, opdef: OpDef, drawn: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the attributes that the pattern demands, where it does not the drawn ones, and what is captured."""
+        source = self.source
+        attributes: dict[str, Any] = dict(drawn)
+        captured: dict[str, Any] = {}
+        for name, value in drawn.items():
+            if isinstance(value, (int, float, tuple)) and not isinstance(value, bool):
+                kind = source.integer(0, 7)
+                alike = [n for n in source.dictionary if _alike(n, value)] if kind > 4 else []
+                if alike:
+                    attributes[name] = source.one_of(alike)
+                elif kind == 4:
+                    attributes[name] = source.one_of(_neutral(value))
+        for name, expected in node.attributes:
+            if name not in attributes or (self.change == "literal" and source.flag()):
+                continue
+            if isinstance(expected, AttrCapture):
+                known = self.captures.get(expected.name, captured.get(expected.name, attributes[name]))
+                attributes[name] = captured[expected.name] = known
+            elif isinstance(expected, AttrWhere):
+                if self.change != "condition":
+                    attributes[name] = self._meeting(expected.predicate, attributes[name])
+            else:
+                attributes[name] = expected
+        flag = opdef.training
+        if self.change == "mode" and flag is not None and isinstance(attributes[flag], bool) and source.flag():
+            attributes[flag] = not attributes[flag]
+        return attributes, captured
+
+    def _meeting(self, predicate: Callable[[Any], bool], drawn: Any) -> Any:
+        source = self.source
+        pool = [drawn, *source.dictionary, None, True, False, 0, 1, -1, 0.0, 1.0, (), (0,), (1, 1), (0, 1), (1, 0)]
+        meeting = [value for value in pool if _holds(predicate, normalize_attribute(value))]
+        if not meeting:
+            raise Unavailable
+        return source.one_of(meeting)
+
+
+@attrs.frozen(eq=False)
+class _Given(AnyValue):
+    """An operand that exists already, in place of a node."""
+
+    value: Value | None = None
+
+
+def _neutral(value: Any) -> tuple[Any, ...]:
+    """Return what often changes nothing, in the form of `value`."""
+    if isinstance(value, tuple):
+        return ((0,) * len(value), (1,) * len(value))
+    return (0, 1) if isinstance(value, int) else (1.0, 0.0, -0.0)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(b, bool) or isinstance(a, bool):
+        return isinstance(a, bool) and isinstance(b, bool)
+    if isinstance(b, tuple):
+        return isinstance(a, tuple)
+    if isinstance(b, int):
+        return isinstance(a, int)
+    return isinstance(b, float) and isinstance(a, (int, float))
+
+
+def _holds(predicate: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return bool(predicate(value))
+    except Exception:  # noqa: BLE001 - a predicate need not take values of every type
+        return False
+
+
+def _draw_call(source: ProgramSource, opdef: OpDef) -> tuple[list[Any], dict[str, Any]]:
+    """Draw the arguments of a call; an operator without a generator gets tensors of one shape, and its defaults."""
+    if opdef.name in GENERATORS:
+        return generate_call(source, opdef.name)
+    args: list[Any] = []
+    first: Value | None = None
+    for param in opdef.params:
+        if param.kind is ParamKind.TENSOR:
+            first = source.tensor() if first is None or source.flag() else first
+            args.append(first)
+        elif param.kind is ParamKind.LIST:
+            args.append([source.tensor() for _ in range(source.integer(1, 2))])
+        elif param.has_default or param.kind is ParamKind.OPTIONAL:
+            break
+        elif param.type in ("number", "float", "Scalar", "int", "SymInt"):
+            args.append(source.one_of((1, 0, 2, -1)))
+        else:
+            raise Unavailable
+    return args, {}
+
+
+def _group(opdef: OpDef, operands: Sequence[Value | None], segments: Sequence[int] | None) -> list[Any]:
+    """Return one entry for each tensor parameter: a value, None, or a tuple."""
+    params = opdef.operand_params
+    if segments is None:
+        if len(operands) != len(params):
+            raise Unavailable  # an attribute refers to a value
+        return list(operands)
+    grouped: list[Any] = []
+    start = 0
+    for param, size in zip(params, segments, strict=True):
+        part = tuple(operands[start : start + size])
+        grouped.append(part if param.kind is ParamKind.LIST else part[0])
+        start += size
+    return grouped
