@@ -68,6 +68,8 @@ class Outcome:
     """Rewrites by rule."""
     refused: Counter[tuple[str, str]]
     """(rule, reason) of the matches that were refused."""
+    variants: Counter[tuple[str, int]]
+    """(rule, number of the alternative of its pattern) -> rewrites."""
     changed: bool
     """Whether the program is another one."""
 
@@ -129,7 +131,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
 def _outcome(log: RewriteLog, changed: bool) -> Outcome:
     fired = Counter({name: count for name, count in log.counts.items() if not name.endswith(" refused")})
     refused = Counter((remark.rule, remark.message) for remark in log.remarks)
-    return Outcome(fired, refused, changed)
+    return Outcome(fired, refused, log.variants, changed)
 
 
 def _apply(pass_: Pass, program: Program, context: PassContext) -> None:

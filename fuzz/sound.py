@@ -40,7 +40,7 @@ class Soundness:
     refused: Counter[tuple[str, str]] = attrs.field(factory=Counter)
     """Matches that were refused, by (rule, reason)."""
     variants: Counter[tuple[str, int]] = attrs.field(factory=Counter)
-    """Programs in which a rule fired, by (rule, number of the alternative of its pattern)."""
+    """Rewrites by (rule, number of the alternative of its pattern)."""
     never: tuple[str, ...] = ()
     """The alternatives of the patterns that never fired."""
 
@@ -49,6 +49,7 @@ class Soundness:
         self.changed += outcome.changed
         self.fired += outcome.fired
         self.refused += outcome.refused
+        self.variants += outcome.variants
 
 
 @attrs.frozen(eq=False)
@@ -192,8 +193,6 @@ def _run(
         seen.add(outcome)
         if isinstance(drawn, Instance) and drawn.change is None:
             seen.instances += 1
-            if drawn.rule is not None and outcome.fired[drawn.rule.name]:
-                seen.variants[drawn.rule.name, drawn.variant] += 1
 
     test: Callable[[], None] = given(st.data())(attempt)
     chosen = chosen or settings()

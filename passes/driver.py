@@ -40,6 +40,8 @@ class RewriteLog:
     matches: list[MatchRecord] = attrs.field(factory=list)
     remarks: RemarkLog = attrs.field(factory=RemarkLog)
     counts: Counter[str] = attrs.field(factory=Counter)
+    variants: Counter[tuple[str, int]] = attrs.field(factory=Counter)
+    """(rule, number of the alternative of its pattern) -> rewrites."""
     hook: RewriteHook | None = None
     misses: dict[tuple[str, Location], dict[str, None]] = attrs.field(factory=dict)
     """(operator, location) -> why the near misses that the operation was part of did not fire."""
@@ -110,6 +112,7 @@ class Applier:
             refusal = self._refusal(variant.rule, found)
             if refusal is None:
                 if self._apply(variant.rule, found):
+                    self.log.variants[variant.rule.name, variant.order] += 1
                     return variant
             else:
                 self._miss(variant.rule, op, refusal, found.ops or (op,))

@@ -95,6 +95,14 @@ class MatchSource(ProgramSource):
                 return self.pinned.pop(i)
         return super().make(shape, dtype, bounds=bounds)
 
+    def new_input(self, type_: TensorType) -> Value:
+        """Add an input to the program."""
+        return self._input(type_)
+
+    def shuffled(self, items: Sequence[int]) -> tuple[int, ...]:
+        """Draw a permutation; shrinks to the one given."""
+        return tuple(self.draw(st.permutations(items)))
+
     def add_prefix(self) -> None:
         """Add an operation whose results the match may take."""
         name = self.one_of(_PREFIXES)
@@ -109,7 +117,8 @@ class MatchSource(ProgramSource):
 
 
 @cache
-def _operators_with(trait: Trait) -> tuple[OpDef, ...]:
+def operators_with(trait: Trait) -> tuple[OpDef, ...]:
+    """Return the operators with a trait that have a call generator."""
     return tuple([opdef for name in GENERATORS if (opdef := get_opdef(name)).has(trait)])
 
 
@@ -185,7 +194,7 @@ class Growth:
         links = self.source.integer(node.minimum, max(node.minimum, min(node.maximum, _MAX_CHAIN)))
         made = []
         for _ in range(links):
-            ops = [opdef for o in node.ops for opdef in (_operators_with(o) if isinstance(o, Trait) else (o,))]
+            ops = [opdef for o in node.ops for opdef in (operators_with(o) if isinstance(o, Trait) else (o,))]
             link = OpNode(tuple(ops), ((0, _Given(value=value)),), where=node.where)
             op = self._operation(link)
             made.append(op)
@@ -272,7 +281,7 @@ class Growth:
         source = self.source
         if self.change == "operator" and source.integer(0, 2) == 2:
             return get_opdef(source.one_of(COMMON))
-        ops = _operators_with(node.ops) if isinstance(node.ops, Trait) else node.ops
+        ops = operators_with(node.ops) if isinstance(node.ops, Trait) else node.ops
         ops = tuple([opdef for opdef in ops if not opdef.is_region])
         if not ops:
             raise Unavailable

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fuzz.strategies.dictionary import dictionary_of
 from fuzz.strategies.growth import NEAR_MISSES, Growth, MatchSource
 from fuzz.strategies.programs import Unavailable, finish_program
+from fuzz.strategies.scenes import SCENES, Scene
 from ir.core import Value
 from ir.errors import GraphwrightError
 from ir.program import Program
@@ -31,9 +32,9 @@ class Instance:
     rule: Pattern
     program: Program
     change: str | None
-    """One of `NEAR_MISSES`, or None where the rule's pattern must match."""
+    """One of `NEAR_MISSES`, or None where the rule's pattern must match; `"scene"` where it comes from a scene."""
     variant: int
-    """The number of the expansion of the pattern (alternatives and operand orders) that was built."""
+    """The number of the expansion of the pattern (alternatives and operand orders) that was built; -1 for a scene."""
 
 
 @st.composite
@@ -51,6 +52,9 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
     change = None
     if near or (near is None and draw(st.integers(0, 2)) == 2):
         change = draw(st.sampled_from(NEAR_MISSES))
+    scene = SCENES.get(rule.name)
+    if scene is not None and not near and change is None and draw(st.booleans()):
+        return _from_scene(draw, rule, scene)
     source = MatchSource(draw, _prepared(rule)[1], symbolic=symbolic)
     for _ in range(draw(st.integers(0, 2))):
         source.add_prefix()
@@ -67,6 +71,18 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
         roots.append(root)
     finish_program(source, roots[:1] if source.flag() else [])
     return Instance(rule, source.program, change, number)
+
+
+def _from_scene(draw: st.DrawFn, rule: Pattern, scene: Scene) -> Instance:
+    source = MatchSource(draw, (), symbolic=False)
+    try:
+        root = scene(source)
+    except (Unavailable, GraphwrightError):
+        reject()
+    growth = Growth(source, None)
+    growth.surround(root)
+    finish_program(source, [root] if source.flag() else [])
+    return Instance(rule, source.program, "scene", -1)
 
 
 _EXPANDED: WeakKeyDictionary[Pattern, tuple[list[Node], list[Any]]] = WeakKeyDictionary()
