@@ -12,6 +12,7 @@ from ir.evaluate import evaluate_graph
 from ir.locations import Location
 from ir.opdef import Trait
 from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
+from ir.types import TensorType
 from passes.driver import RewriteLog, run_worklist
 from passes.manager import Pass, PassContext
 from passes.matching import RuleIndex
@@ -45,8 +46,10 @@ class FoldBatchNormPattern(Pattern):
         where = f"batch_norm at `{bn.location.where}`"
         if bn.operand("running_mean") is None or bn.operand("running_var") is None:
             return f"{where} normalizes with the statistics of the batch"
-        if m.layer.name == "aten.linear" and m.layer.result.tensor_type.rank != 2:
-            return f"{where} has its channels in dimension 1 of {m.layer.result.type}, the linear in the last"
+        result, rank = m.layer.result.type, m.w.tensor_type.rank
+        if not isinstance(result, TensorType) or result.rank is None or result.rank != rank:
+            # a linear on more than rows, a convolution without a batch
+            return f"{where} has its channels in dimension 1 of {result}, where {m.layer.name} need not have its own"
         values = [m.w, m.b, *(bn.operand(name) for name in _STATISTICS)]
         for value in values:
             if value is None:

@@ -111,8 +111,10 @@ class Rewriter(Builder):
         """Add a weight to the program."""
         return self.program.add_weight(weight)
 
-    def clone(self, op: Operation, **changes: Any) -> Operation:
-        """Insert a copy of `op` before the anchor, with attributes changed, and return it."""
+    def clone(self, op: Operation | Value, **changes: Any) -> Any:
+        """Insert a copy of `op` before the anchor, with attributes changed, and return it; `aten.clone` of a value."""
+        if isinstance(op, Value):
+            return self.call("aten.clone", op, **changes)
         attributes = {**op.attributes, **changes}
         twin = Operation(
             op.opdef,

@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from compiler.realmodels import randomize_batch_norm
-from graphwright import TransformResult
+from graphwright import TransformResult, pipeline_of, transform
+from graphwright.passes import FoldBatchNorm
+from graphwright.tensorrt import TENSORRT_PATTERNS
 from tests.hazards.compare import assert_same
 
 
@@ -240,3 +242,22 @@ def test_clamps_compose_in_order() -> None:
 
 def test_additions() -> None:
     held(NetOfTwo(additions, c=conv(), b=bn()).eval(), torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4))
+
+
+class Unbatched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x))
+
+
+def test_batch_norm_behind_a_convolution_without_a_batch_has_another_channel_axis() -> None:
+    pipeline = pipeline_of(TENSORRT_PATTERNS).insert_before("fuse", FoldBatchNorm())
+    model = Unbatched().eval()
+    nn.init.normal_(model.norm.weight)
+    model.norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(4, 4, 4)
+    torch.testing.assert_close(transform(model, (x,), pipeline=pipeline).model(x), model(x))
