@@ -9,12 +9,12 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # The suite runs the same examples each time, so a commit that passed passes again; looking for new ones is
-# what HYPOTHESIS_PROFILE=explore and the campaigns of fuzz/ are for. Times on a shared machine say nothing:
+# what HYPOTHESIS_PROFILE=thorough and the campaigns of fuzz/ are for. Times on a shared machine say nothing:
 # no deadline.
 settings.register_profile(
     "default", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
-settings.register_profile("explore", settings.get_profile("default"), derandomize=False, max_examples=1000)
+settings.register_profile("thorough", settings.get_profile("default"), derandomize=False, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

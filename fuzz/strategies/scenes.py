@@ -377,8 +377,9 @@ def spatial_mean(source: MatchSource) -> Value:
 
 def reshape_of_copy(source: MatchSource) -> Value:
     """Merge dimensions that lie apart in memory, behind a copy."""
-    shape = [source.integer(1, 3) for _ in range(source.integer(2, 4))]
+    shape = [source.integer(2, 4) for _ in range(source.integer(2, 4))]
     # an input may have any strides; what a linear gives is contiguous
+    shape = [1 if _seldom(source) else size for size in shape]
     x = _linear(source, source.new_input(TensorType((*shape[:-1], 2), torch.float32)), shape[-1], False)
     turned = _op(source, "aten.permute", x, source.shuffled(range(len(shape))))
     if source.flag():
@@ -390,6 +391,41 @@ def reshape_of_copy(source: MatchSource) -> Value:
     at = source.integer(0, len(sizes) - 2)
     y = _op(source, "aten.reshape", copy, (*sizes[:at], sizes[at] * sizes[at + 1], *sizes[at + 2 :]))
     return _op(source, "aten.relu", y) if source.flag() else y
+
+
+def _used(source: MatchSource, x: Value) -> Value:
+    """Return a value that an operation makes of `x`, most often: what is an output may not share memory."""
+    return x if _seldom(source) else _op(source, source.one_of(("aten.sigmoid", "aten.neg")), x)
+
+
+def unit_arithmetic(source: MatchSource) -> Value:
+    """Add, subtract, multiply or divide by what may be a unit of the operation."""
+    x = source.tensor(0, 4, dtypes=(torch.float32, torch.int64, torch.bool))
+    x = _op(source, "aten.clone", x) if source.flag() else x
+    name, unit = source.one_of(
+        (("mul", 1), ("div", 1), ("add", 0), ("sub", 0), ("pow", 1), ("mul", 1.0), ("add", -0.0))
+    )
+    number = source.one_of((0, 1, -1, 2, 1.0, 0.0)) if _seldom(source) else unit
+    suffix = "Tensor_Scalar" if name == "pow" else "Scalar"
+    return _used(source, _op(source, f"aten.{name}.{suffix}", x, number))
+
+
+def copy_of_made(source: MatchSource) -> Value:
+    """Copy what an operator made, whose strides are known, or an input, whose are not."""
+    x = _input(source, *(source.integer(1, 3) for _ in range(source.integer(1, 4))))
+    if source.integer(0, 3):
+        x = _linear(source, x, source.integer(1, 3), False)
+    formats = (None, None, torch.contiguous_format)
+    y = _op(source, "aten.clone", x, memory_format=source.one_of(formats))
+    _spoil(source, x, y)
+    return _used(source, y)
+
+
+def detached(source: MatchSource) -> Value:
+    """Detach numbers that have no gradient, constants, and what has one."""
+    x = source.tensor(0, 3, dtypes=(torch.int64, torch.float32)) if source.flag() else _weight(source, 2, 3)
+    name = source.one_of(("aten.detach", "aten.lift_fresh"))
+    return _used(source, _op(source, name, _op(source, "aten.reshape", x, (-1,)) if source.flag() else x))
 
 
 SCENES: dict[str, Scene] = {
@@ -406,5 +442,8 @@ SCENES: dict[str, Scene] = {
     ),
     "SpatialMeanToPool": spatial_mean,
     "ReshapeOfCopy": reshape_of_copy,
+    "NoArithmetic": unit_arithmetic,
+    "NoCopy": copy_of_made,
+    "NoDetach": detached,
 }
 """Rule -> the scene for it; half of the programs for the rule come from it."""

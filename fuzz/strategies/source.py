@@ -7,6 +7,7 @@ source decides whether operands are new (`FreshSource`: one call alone) or value
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,14 @@ from ir.core import Graph, Value
 from ir.types import Dim, TensorType
 
 T = TypeVar("T")
+_BOOLEANS = st.booleans()
 Condition = Callable[[TensorType], bool]
+
+
+@cache
+def _integers(lower: int, upper: int) -> st.SearchStrategy[int]:
+    """Return the strategy for a range, made once: making strategies costs more than drawing from them."""
+    return st.integers(lower, upper)
 
 
 class Source:
@@ -29,11 +37,11 @@ class Source:
 
     def one_of(self, choices: Sequence[T]) -> T:
         """Draw one of the choices; shrinks to the first."""
-        return self.draw(st.sampled_from(choices))
+        return choices[self.draw(_integers(0, len(choices) - 1))]
 
     def integer(self, lower: int, upper: int) -> int:
         """Draw an int from a closed range; shrinks to `lower`."""
-        return self.draw(st.integers(lower, upper))
+        return self.draw(_integers(lower, upper))
 
     def extent(self, lower: int, upper: int) -> int:
         """Draw the size of a window: a small one, unless the source has a reason for others."""
@@ -41,7 +49,7 @@ class Source:
 
     def flag(self) -> bool:
         """Draw a bool; shrinks to False."""
-        return self.draw(st.booleans())
+        return self.draw(_BOOLEANS)
 
     def dtype(self, choices: Sequence[torch.dtype | None]) -> torch.dtype | None:
         """Draw a dtype, or None, to convert to."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from hypothesis import strategies as st
 
@@ -20,6 +22,7 @@ def dtypes(choices: tuple[torch.dtype, ...] = DTYPES) -> st.SearchStrategy[torch
     return st.sampled_from(choices)
 
 
+@cache
 def sizes(*, zero: bool = True, symbolic: bool = False) -> st.SearchStrategy[Dim]:
     """Return a strategy for one size: small, often equal to others, sometimes 0, 1 or an expression over `SYMBOLS`."""
     choices: list[Dim] = [2, 3, 2, 3, 3, 1, 1, 4, 4, 5, 6, 8]
@@ -31,6 +34,7 @@ def sizes(*, zero: bool = True, symbolic: bool = False) -> st.SearchStrategy[Dim
     return st.sampled_from(choices)
 
 
+@cache
 def shapes(
     min_rank: int = 0, max_rank: int = 5, *, zero: bool = True, symbolic: bool = False
 ) -> st.SearchStrategy[tuple[Dim, ...]]:

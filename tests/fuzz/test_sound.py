@@ -1,0 +1,236 @@
+"""`assert_sound` passes right rules, finds what is wrong with wrong ones, and says which rewrite did it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from graphwright import Fixpoint, Match, PassManager, Pattern, PatternBuilder
+from graphwright.fuzz import Case, Properties, UnsoundError, assert_sound, check, find_counterexample, programs
+from graphwright.ir import parse_program
+from graphwright.passes import Canonicalize
+from graphwright.tensorrt import TENSORRT_PATTERNS
+from ir.errors import InputError
+from passes.canonicalize import CANONICALIZATION_RULES
+from passes.canonicalize.identity import INFERENCE_RULES
+from passes.convert.classifier import FlattenLinearToConvPattern
+from passes.fold_batch_norm import FoldBatchNorm
+
+RULES = (*CANONICALIZATION_RULES, *INFERENCE_RULES, *TENSORRT_PATTERNS, FlattenLinearToConvPattern)
+QUICK = settings(max_examples=60, suppress_health_check=list(HealthCheck))
+
+
+class NoDoubleNegation(Pattern):
+    """neg(neg(x)) = x"""
+
+    exact = True
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.neg(p.neg(p.any("x")))
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        return b.clone(m.x)
+
+
+class ForgetsAlpha(Pattern):
+    """add(x, y, alpha=a) = add(x, y): wrong where a is not 1"""
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.op("aten.add.Tensor", p.any("x"), p.any("y"), alpha=p.attr("alpha"))
+
+    def check(self, m: Match) -> str | None:
+        return "there is none" if m.alpha == 1 else None
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        return b.add(m.x, m.y)
+
+
+class SoftmaxOfAnyDim(Pattern):
+    """softmax(x, d) = exp(x) / sum(exp(x), last dimension): wrong for other dimensions"""
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.softmax(p.any("x"), dtype=None)
+
+    def check(self, m: Match) -> str | None:
+        return "it is scalar" if m.x.tensor_type.rank == 0 else None
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        e = b.exp(m.x)
+        return b.div(e, b.op("aten.sum.dim_IntList", e, (-1,), True).result)
+
+
+class ViewForCopy(Pattern):
+    """clone(x) = x: wrong where the caller sees that memory is shared"""
+
+    exact = True
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.clone(p.any("x"), memory_format=None)
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        return m.x
+
+
+class CutsGradient(Pattern):
+    """sigmoid(x) = detach(sigmoid(x)): wrong in training"""
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.sigmoid(p.any("x"), name="act")
+
+    def check(self, m: Match) -> str | None:
+        return "it is done" if any(user.name == "aten.detach" for user in m.root.result.users) else None
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        return b.detach(b.sigmoid(m.x))
+
+
+class Loops(Pattern):
+    """tanh(x) = tanh(x): never ends"""
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.tanh(p.any("x"))
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        return b.tanh(m.x)
+
+
+class CannotFire(Pattern):
+    """relu(x) = x, under a condition that no tensor meets"""
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.relu(p.any("x"))
+
+    def check(self, m: Match) -> str | None:
+        return "the rank is not below zero"
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        return m.x
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_rule_of_ours_is_sound_alone(rule: type[Pattern]) -> None:
+    seen = assert_sound(rule, settings=QUICK)
+    assert seen.examples >= 50
+
+
+def test_a_right_rule_is_sound() -> None:
+    seen = assert_sound(NoDoubleNegation)
+    assert seen.fired["NoDoubleNegation"] > 20
+    assert not seen.never
+
+
+WRONG: dict[type[Pattern], tuple[str, int]] = {
+    ForgetsAlpha: ("values", 2),
+    SoftmaxOfAnyDim: ("values", 3),
+    ViewForCopy: ("sharing", 2),
+    CutsGradient: ("gradients", 2),
+    Loops: ("no error", 2),
+}
+"""Wrong rule -> the property that does not hold, and how many operations the smallest counterexample may have."""
+
+
+@pytest.mark.parametrize("rule", WRONG, ids=lambda rule: rule.__name__)
+def test_wrong_rules_are_found_and_shrink(rule: type[Pattern]) -> None:
+    property_, operations = WRONG[rule]
+    with pytest.raises(UnsoundError) as caught:
+        assert_sound(rule)
+    found = caught.value.counterexample
+    assert found is not None
+    assert found.property == property_
+    program = parse_program(found.case.program)
+    assert program.graph.num_operations - 1 <= operations, found
+    assert all(x.numel() <= 8 for x in found.case.inputs)
+    if property_ != "no error":
+        assert found.rewrite is not None
+        assert rule.__name__ in found.rewrite
+
+
+def test_a_rule_that_cannot_fire_is_an_error() -> None:
+    with pytest.raises(UnsoundError, match=r"CannotFire never fired on \d+ programs.*the rank is not below zero"):
+        assert_sound(CannotFire)
+
+
+def test_the_text_says_what_happened_and_the_script_shows_it(tmp_path: Path) -> None:
+    found = find_counterexample(SoftmaxOfAnyDim, max_examples=300, seed=1)
+    assert found is not None
+    text = str(found)
+    for part in (
+        "SoftmaxOfAnyDim is not sound. values: ",
+        "the rewrite that does it: number 1 of 1",
+        "before:",
+        "after:",
+    ):
+        assert part in text
+    script = tmp_path / "failure.py"
+    script.write_text(found.script)
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path.cwd(),
+        env={"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 1
+    assert "Finding: values: result 0" in run.stderr
+
+
+def test_a_seed_gives_the_same_counterexample_again() -> None:
+    first, second = (find_counterexample(ForgetsAlpha, max_examples=200, seed=5) for _ in range(2))
+    assert first is not None and second is not None
+    assert first.script == second.script
+
+
+def test_of_several_rules_the_wrong_one_is_named() -> None:
+    with pytest.raises(UnsoundError) as caught:
+        assert_sound([NoDoubleNegation, ViewForCopy])
+    assert "ViewForCopy" in str(caught.value.counterexample.rewrite)
+
+
+@pytest.mark.parametrize(
+    "pass_",
+    [Canonicalize(), Canonicalize(inference=True), FoldBatchNorm(), PassManager([Fixpoint([Canonicalize()])])],
+    ids=str,
+)
+def test_passes_are_sound_on_programs(pass_: Any) -> None:
+    assert assert_sound(pass_, settings=QUICK).changed > 5
+
+
+def test_a_strategy_takes_the_place_of_the_own_one() -> None:
+    with pytest.raises(UnsoundError):
+        assert_sound(CutsGradient, on=programs(operators=("aten.sigmoid", "aten.relu")))
+
+
+def test_a_case_is_checked_alone() -> None:
+    text = """
+program "one" {
+  argument "x" = input 0
+  result = output 0
+  graph(%x : f32[2, 3]) {
+    %y = aten.softmax.int(%x) {dim=DIM} : f32[2, 3]
+    return %y
+  }
+}
+"""
+    x = torch.arange(6.0).reshape(2, 3)
+    assert check(SoftmaxOfAnyDim, Case(text.replace("DIM", "1"), (x,))).fired == {"SoftmaxOfAnyDim": 1}
+    with pytest.raises(AssertionError, match="values"):
+        check(SoftmaxOfAnyDim, Case(text.replace("DIM", "0"), (x,)))
+
+
+def test_what_is_no_rule_and_no_pass_is_refused() -> None:
+    wrong: tuple[Any, ...] = ("relu", 3, [], int)
+    for subject in wrong:
+        with pytest.raises(InputError):
+            assert_sound(subject)
+
+
+def test_properties_can_be_chosen() -> None:
+    seen = assert_sound(ViewForCopy, properties=Properties(strides=False))
+    assert seen.fired["ViewForCopy"] > 10
