@@ -200,10 +200,25 @@ def differences(before: Observation, after: Observation, *, exact: bool) -> Iter
         yield "sharing", f"memory that is not shared any more: {gone}; memory that is shared now: {new}"
     for name, problem in _named_differences(before.written, after.written, exact=exact):
         yield "statistics", f"what is written to {name}: {problem}"
-    for name, problem in _named_differences(before.gradients or {}, after.gradients or {}, exact=False):
+    for name, problem in _named_differences(*_where_finite(before.gradients or {}, after.gradients or {}), exact=False):
         yield "gradients", f"of {name}: {problem}"
     if not torch.equal(before.drawn, after.drawn):
         yield "random numbers", "another count is drawn"
+
+
+def _where_finite(
+    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return gradients without the elements that are not finite at first.
+
+    Where a value has several users its gradient is a sum, and a factor that is infinite makes a NaN of it or not
+    depending on whether the sum is formed before or after the factor: merging equal operations moves it.
+    """
+    masks = {name: slope.isfinite() for name, slope in before.items()}
+    return (
+        {name: slope[masks[name]] for name, slope in before.items()},
+        {n: s[masks[n]] if n in masks and s.shape == masks[n].shape else s for n, s in after.items()},
+    )
 
 
 def budgeted_differences(before: Observation, after: Observation, exact: Observation) -> Iterator[tuple[str, str]]:
@@ -222,7 +237,8 @@ def budgeted_differences(before: Observation, after: Observation, exact: Observa
         problem = tensor_difference(a, b, exact=False, bound=bound)
         if problem is not None:
             yield "values", f"result {i}: {problem}, of which {bound:.3g} is allowed"
-    slopes, others, references = before.gradients or {}, after.gradients or {}, exact.gradients or {}
+    slopes, others = _where_finite(before.gradients or {}, after.gradients or {})
+    references = _where_finite(before.gradients or {}, exact.gradients or {})[1]
     for name in slopes:
         bound = _own_error(slopes[name], references.get(name))
         problem = tensor_difference(slopes[name], others.get(name), exact=False, bound=bound)
