@@ -318,14 +318,17 @@ def is_dense(value: Value) -> bool:
     return False
 
 
-def has_standard_format(value: Value) -> bool:
-    """Return whether `value` is certainly contiguous or channels_last: what convolutions and pools return."""
+def has_standard_format(value: Value, *, trust_inputs: bool = False) -> bool:
+    """Return whether `value` is certainly contiguous or channels_last: what convolutions and pools return.
+
+    With `trust_inputs`, the inputs of the graph are taken to be one of these.
+    """
     for _ in range(_BOUND):
         if is_contiguous(value):
             return True
         op = value.defining_op
         if op is None:
-            return False
+            return trust_inputs and value.is_input
         if op.opdef.has(Trait.CONV) or op.name in _FORMAT_MAKING:
             return True
         if not (_keeps_strides(op) or op.name in _FORMAT_PASSING):

@@ -154,6 +154,10 @@ def _fold(op: Operation, known: dict[Value, _Constant]) -> list[_Constant] | Non
     results = _evaluate(op, tensors)
     if results is None or not _as_inferred(op, results):
         return None
+    given = {t.untyped_storage().data_ptr() for t in tensors if t is not None}
+    for value, made in zip(op.results, results, strict=True):
+        if made.untyped_storage().data_ptr() not in given and aliases_output(value):
+            return None  # the operator may hand out its operand, and did not
     if follows and not op.opdef.has(Trait.LAYOUT):
         wide = _evaluate(op, [None if c is None else c.tensor.double() if c.follows else c.tensor for c in operands])
         if wide is None or not all(map(_same_numbers, results, wide)):

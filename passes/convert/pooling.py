@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from ir.aliasing import may_replace
+from ir.aliasing import may_replace, reaches_output
 from ir.core import Value
+from ir.strides import has_standard_format
 from ir.types import TensorType, dims_equal
 from passes.pattern import Match, Node, Pattern, PatternBuilder
 from passes.remarks import Refusal
 from passes.rewriter import Rewriter
 
 
-def _shares(m: Match, where: str) -> str | None:
-    if may_replace(m.pool.result, m.x):
-        return None
-    return f"without {where}, an output would share storage with an input, a weight or another output"
+def _seen_by_callers(m: Match, where: str) -> str | None:
+    if not may_replace(m.pool.result, m.x):
+        return f"without {where}, an output would share storage with an input, a weight or another output"
+    if reaches_output(m.pool.result) and not has_standard_format(m.x, trust_inputs=True):
+        return f"without {where}, an output may have other strides: those of {m.x.type} are not known"
+    return None
 
 
 class RemoveIdentityAdaptiveAvgPoolPattern(Pattern):
     """adaptive_avg_pool2d(x, (H, W)) = x, x: f[N, C, H, W]
 
-    Equal up to the sign of zero: the pool adds each element to +0.0.
+    Equal up to the sign of zero: the pool adds each element to +0.0. The strides are the pool's, too, as long as the inputs
+    of the model are contiguous or channels_last.
     """
 
     is_conversion = True
@@ -32,7 +36,7 @@ class RemoveIdentityAdaptiveAvgPoolPattern(Pattern):
         """Demand an output size that is provably the input's; None entries keep the input's size."""
         where = f"adaptive_avg_pool2d at `{m.pool.location.where}`"
         if m.size == (None, None):
-            return _shares(m, where)
+            return _seen_by_callers(m, where)
         type_ = m.x.type
         sizes = None if not isinstance(type_, TensorType) or type_.shape is None else type_.shape[-2:]
         if sizes is None or any(d is None and s is not None for d, s in zip(sizes, m.size, strict=True)):
@@ -40,7 +44,7 @@ class RemoveIdentityAdaptiveAvgPoolPattern(Pattern):
         for dim, size in zip(sizes, m.size, strict=True):
             if size is not None and not dims_equal(dim, size):
                 return f"{where} pools {type_} to {m.size[0]} x {m.size[1]}"
-        return _shares(m, where)
+        return _seen_by_callers(m, where)
 
     def rewrite(self, m: Match, b: Rewriter) -> Value:
         """Use the input itself."""

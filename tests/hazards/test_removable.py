@@ -223,3 +223,18 @@ def drop_helper(x: torch.Tensor, module: nn.Module) -> torch.Tensor:
 def test_two_random_calls_are_two_values(forward: Any, training: bool) -> None:
     model = Net(forward, d=nn.Dropout(0.3), l=nn.Linear(4, 4)).train(training)
     assert_same(model, torch.randn(8, 4))
+
+
+@pytest.mark.parametrize("name", ["pad", "contiguous"])
+def test_constants_that_are_results_are_made_for_each_call(name: str) -> None:
+    fresh: Any = {"pad": lambda x: F.pad(x, ()), "contiguous": lambda x: x.t().contiguous()}[name]
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x + 1, fresh(torch.arange(6.0).reshape(2, 3))
+
+    model = Net().eval()
+    emitted = transform(model, (torch.randn(2),)).model
+    x = torch.randn(2)
+    emitted(x)[1].add_(1)
+    torch.testing.assert_close(emitted(x)[1], model(x)[1], rtol=0, atol=0)
