@@ -63,7 +63,8 @@ def observe(
     weights = {name: w.data.detach() for name, w in program.weights.items() if w.data is not None}
     if double:
         inputs = [widened(x) for x in inputs]
-        weights = {name: widened(w) for name, w in weights.items()}
+        twins: dict[Any, torch.Tensor] = {}  # weights that are one tensor stay one tensor
+        weights = {name: twins.setdefault(_place(w), widened(w)) for name, w in weights.items()}
     leaves: dict[str, torch.Tensor] = {}
     if gradients:
         inputs = [_leaf(x, f"input {i}", leaves) for i, x in enumerate(inputs)]
@@ -122,6 +123,10 @@ def _gradients(results: Sequence[Any], leaves: Mapping[str, torch.Tensor]) -> di
     return {name: slope for name, slope in zip(leaves, slopes, strict=True) if slope is not None}
 
 
+def _place(tensor: torch.Tensor) -> Any:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.numel() or id(tensor)
+
+
 def _sharing(
     inputs: Sequence[Any], weights: Mapping[str, torch.Tensor], results: Sequence[Any]
 ) -> frozenset[tuple[str, str]]:
@@ -129,7 +134,8 @@ def _sharing(
     places: dict[int, list[str]] = {}
     for name, tensor in given.items():
         if isinstance(tensor, torch.Tensor) and tensor.numel():
-            places.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+            # by its first name: a new weight may be a view of an old one
+            places.setdefault(tensor.untyped_storage().data_ptr(), [name])
     pairs = []
     for i, result in enumerate(results):
         if isinstance(result, torch.Tensor) and result.numel():
