@@ -22,8 +22,8 @@ def _seen_by_callers(m: Match, where: str) -> str | None:
 class RemoveIdentityAdaptiveAvgPoolPattern(Pattern):
     """adaptive_avg_pool2d(x, (H, W)) = x, x: f[N, C, H, W]
 
-    Equal up to the sign of zero: the pool adds each element to +0.0. The strides are the pool's, too, as long as the inputs
-    of the model are contiguous or channels_last.
+    Equal up to the sign of zero: the pool adds each element to +0.0. Strides stay as long as the model's inputs are
+    contiguous or channels_last.
     """
 
     is_conversion = True
