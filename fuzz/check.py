@@ -104,10 +104,9 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
 
     Raises:
         Finding: when a property does not hold.
-        Unusable: when the program as it is cannot be run.
+        Unusable: when the program was changed, and cannot be run as it was.
     """
     program = case.build() if program is None else program
-    runs = _Runs(program, case, properties)
     context = PassContext()
     with quiet():
         _apply(pass_, program, context)
@@ -116,7 +115,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         if not changed:
             return outcome
         _hold("verifier", lambda: verify(program))
-        runs.compare(program)
+        _Runs(case.build(), case, properties).compare(program)
         if properties.text:
             _check_text(program)
         if properties.idempotent:
