@@ -7,11 +7,23 @@ from collections.abc import Sequence
 from compiler.tensorrt import OPTIONAL_PATTERNS, TENSORRT_PATTERNS
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
+from passes.cse import EliminateCommonSubexpressions
+from passes.dce import EliminateDeadCode
 from passes.fold_batch_norm import FoldBatchNorm
+from passes.fold_constants import FoldConstants
 from passes.manager import Fixpoint, Pass, PassManager, Verify
 from passes.pattern import Pattern, instantiate
 
-STANDARD_PASSES: tuple[type[Pass], ...] = (Canonicalize, Convert, Fuse, FoldBatchNorm, Verify)
+STANDARD_PASSES: tuple[type[Pass], ...] = (
+    Canonicalize,
+    Convert,
+    Fuse,
+    FoldBatchNorm,
+    EliminateCommonSubexpressions,
+    EliminateDeadCode,
+    FoldConstants,
+    Verify,
+)
 """The pass classes that pipeline text may name without more."""
 
 STANDARD_PATTERNS: tuple[type[Pattern], ...] = TENSORRT_PATTERNS + OPTIONAL_PATTERNS

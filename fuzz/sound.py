@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -41,11 +41,18 @@ class Soundness:
     """Matches that were refused, by (rule, reason)."""
     variants: Counter[tuple[str, int]] = attrs.field(factory=Counter)
     """Rewrites by (rule, number of the alternative of its pattern)."""
+    operators: Counter[str] = attrs.field(factory=Counter)
+    """Programs that had an operator."""
+    changed_operators: Counter[str] = attrs.field(factory=Counter)
+    """Programs among them that were changed."""
     never: tuple[str, ...] = ()
     """The alternatives of the patterns that never fired."""
 
-    def add(self, outcome: Outcome) -> None:
-        """Count what happened to one program."""
+    def add(self, outcome: Outcome, operators: Iterable[str]) -> None:
+        """Count what happened to one program with these operators."""
+        self.operators.update(operators)
+        if outcome.changed:
+            self.changed_operators.update(operators)
         self.changed += outcome.changed
         self.fired += outcome.fired
         self.refused += outcome.refused
@@ -117,7 +124,7 @@ def assert_sound(
             rule never fired: a rule that cannot fire is an error.
     """
     target = Target.of(subject, properties)
-    seen, found = _run(target, on, settings)
+    seen, found = search(target, on, settings)
     if found is not None:
         raise UnsoundError(found)
     if target.rules and on is None:
@@ -148,7 +155,18 @@ def find_counterexample(
         seed: of the search; without one, each search is another one.
     """
     chosen = settings(max_examples=max_examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    return _run(Target.of(subject, properties), on, chosen, seed=seed)[1]
+    return search(Target.of(subject, properties), on, chosen, seed=seed)[1]
+
+
+def search_settings(max_examples: int) -> settings:
+    """Return the settings for a search that stands alone: no database, no deadline."""
+    return settings(
+        max_examples=max_examples,
+        deadline=None,
+        database=None,
+        derandomize=False,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 def check(subject: Subject, case: Case, properties: Properties | None = None) -> Outcome:
@@ -170,9 +188,17 @@ def drawn_cases(target: Target, on: st.SearchStrategy[Any] | None) -> st.SearchS
     return st.one_of([instances(rule) for rule in target.rules])
 
 
-def _run(
+def search(
     target: Target, on: st.SearchStrategy[Any] | None, chosen: settings | None, *, seed: int | None = None
 ) -> tuple[Soundness, Counterexample | None]:
+    """Try a target on drawn programs; return what was seen, and the smallest counterexample.
+
+    Args:
+        target: the target.
+        on: the strategy to draw from; None for the target's own.
+        chosen: settings of hypothesis; None for the active profile.
+        seed: of the search; None leaves it to the settings.
+    """
     seen = Soundness()
     last: list[tuple[Case, Finding]] = []
     strategy = drawn_cases(target, on)
@@ -182,6 +208,7 @@ def _run(
         program: Program = drawn.program if isinstance(drawn, Instance) else drawn
         inputs = data.draw(input_tensors(program))
         case = Case.of(program, inputs)
+        operators = sorted({op.name for op in program.graph.operations()})
         try:
             outcome = check_case(target.pass_, case, target.properties, program)
         except Unusable:
@@ -190,7 +217,7 @@ def _run(
             last[:] = [(case, finding)]
             raise
         seen.examples += 1
-        seen.add(outcome)
+        seen.add(outcome, operators)
         if isinstance(drawn, Instance) and drawn.change is None:
             seen.instances += 1
 

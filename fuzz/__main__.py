@@ -1,0 +1,227 @@
+"""The command `python -m fuzz`, also `graphwright-fuzz`: looks for rewrites that change what programs mean."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+
+from fuzz.campaign import Campaign, UnitResult, run_campaign
+from fuzz.replay import replay_all
+from fuzz.sound import Target
+from fuzz.strategies.instances import expanded_pattern
+from fuzz.targets import PASSES, RULES, resolve
+from ir.errors import GraphwrightError, InputError
+
+_DESCRIPTION = """\
+Applies rules, passes and whole pipelines to programs that are drawn for them, and compares what comes out with what
+went in: values, dtypes, shapes, strides, shared memory, gradients, statistics, random numbers, the text form.
+
+Without options, every rule is tried. The command ends with status 0 when nothing was found, with 1 when something was
+(each case is a script in the folder given by --state), and with 2 when it was called wrongly.
+"""
+_EXAMPLES = """\
+examples:
+  graphwright-fuzz                                          every rule, 1000 programs each
+  graphwright-fuzz --rules ConvBNPattern,mine.rules:MyRule  two rules, one of your own
+  graphwright-fuzz --passes all --time 2h --processes 4 --state campaign
+  graphwright-fuzz --pipeline "canonicalize,fuse{patterns=ConvBNPattern}" --examples 5000
+  graphwright-fuzz replay                                   the corpus of what was found before
+"""
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit status."""
+    console = Console()
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "replay":
+            return _replay(options.files, console)
+        return _search(options, console)
+    except GraphwrightError as error:
+        Console(stderr=True).print(f"graphwright-fuzz: {error}", style="red", markup=False, highlight=False)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "graphwright-fuzz",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", nargs="?", choices=("search", "replay"), default="search", help="search by default")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="for replay: files, all by default")
+    what = parser.add_argument_group("what is tried")
+    what.add_argument("--rules", metavar="NAMES", help="rules with commas between, `package.module:Class`, or `all`")
+    what.add_argument("--passes", metavar="NAMES", help="passes with commas between, or `all`")
+    what.add_argument("--pipeline", metavar="TEXT", action="append", default=[], help="a pipeline; `standard` is ours")
+    effort = parser.add_argument_group("how long")
+    effort.add_argument("--examples", type=int, metavar="N", help="programs for each target (1000 without --time)")
+    effort.add_argument("--time", metavar="T", help="90s, 15m, 2h: of wall time")
+    effort.add_argument("--processes", type=int, default=1, metavar="N", help="worker processes")
+    effort.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed draws the same programs")
+    effort.add_argument("--ray", nargs="?", const="auto", metavar="ADDRESS", help="work on a Ray cluster (extra [ray])")
+    output = parser.add_argument_group("results")
+    output.add_argument("--state", type=Path, metavar="DIR", help="keep the state and scripts here; go on from there")
+    output.add_argument("--report", type=Path, metavar="FILE", help="write coverage and findings as JSON")
+    return parser
+
+
+def _targets(options: argparse.Namespace) -> list[str]:
+    rules, passes = options.rules, options.passes
+    if rules is None and passes is None and not options.pipeline:
+        rules = "all"
+    targets = [f"rule {name}" for name in (RULES if rules == "all" else _names(rules))]
+    # commas inside of braces belong to a pass's options
+    targets += PASSES if passes == "all" else re.findall(r"[^,{]+(?:\{[^}]*\})?", passes or "")
+    return list(dict.fromkeys([*targets, *options.pipeline]))
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if match is None:
+        raise InputError(f"--time {text!r} is no time", remedy="write 90s, 15m or 2h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _search(options: argparse.Namespace, console: Console) -> int:
+    targets, seconds = _targets(options), _seconds(options.time)
+    examples = options.examples
+    if examples is None and seconds is None:
+        examples = 1000
+    for name, value in (("--examples", examples), ("--processes", options.processes)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value} is less than 1")
+    for target in targets:
+        resolve(target)
+    campaign = Campaign.load(options.state)
+    if campaign.seeds:
+        console.print(f"going on from {options.state}: {campaign.examples} programs, {len(campaign.found)} found")
+    executor, processes = _executor(options)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[counts]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None if examples is None else examples * len(targets), counts="")
+
+        def show(result: UnitResult, new: bool) -> None:
+            counts = f"{campaign.examples} programs, {len(campaign.found)} found"
+            bar.update(task, completed=campaign.examples, description=result.unit.target[:40], counts=counts)
+            if new and result.found is not None:
+                console.print(
+                    f"found: {result.unit.target}: {result.found.property}: {result.found.message}",
+                    style="red",
+                    markup=False,
+                    highlight=False,
+                )
+
+        try:
+            run_campaign(
+                campaign,
+                targets,
+                seed=options.seed,
+                examples=examples,
+                seconds=seconds,
+                processes=processes,
+                executor=executor,
+                report=show,
+            )
+        except KeyboardInterrupt:
+            console.print("stopped; the same command with the same --state goes on from here")
+        finally:
+            if executor is not None:
+                executor.shutdown(cancel_futures=True)
+    print_summary(campaign, targets, console)
+    if options.report is not None:
+        options.report.write_text(json.dumps(campaign.to_json(), indent=1), encoding="utf-8")
+    return 1 if campaign.found else 0
+
+
+def _executor(options: argparse.Namespace) -> tuple[Executor | None, int]:
+    if options.ray is None:
+        return None, options.processes
+    from fuzz.ray_campaign import RayExecutor  # an optional dependency
+
+    executor = RayExecutor(options.ray)
+    return executor, max(options.processes, executor.workers)
+
+
+def print_summary(campaign: Campaign, targets: Sequence[str], console: Console) -> None:
+    """Print coverage by target and by operator, and what was found."""
+    table = Table(
+        Column("target", overflow="fold"),
+        Column("programs", justify="right"),
+        Column("changed", justify="right"),
+        Column("refused most often by", overflow="fold"),
+        Column("never fired", overflow="fold"),
+    )
+    operators: Counter[str] = Counter()
+    changed: Counter[str] = Counter()
+    for target in targets:
+        coverage = campaign.coverage.get(target)
+        if coverage is None:
+            continue
+        operators += coverage.operators
+        changed += coverage.changed_operators
+        reasons = [f"{text} ({count})" for text, count in coverage.refused.most_common(1)]
+        share = f"{100 * coverage.changed / max(1, coverage.examples):.0f}%"
+        never = _never_fired(resolve(target), coverage.variants)
+        table.add_row(target.removeprefix("rule "), str(coverage.examples), share, *(reasons or [""]), never)
+    console.print(table)
+    rare = [f"{name} ({count})" for name, count in operators.most_common()[:-11:-1]]
+    console.print(
+        f"{len(operators)} operators in the programs, {len(changed)} in changed ones; rarest: {', '.join(rare)}",
+        markup=False,
+        highlight=False,
+    )
+    rate = campaign.examples / campaign.seconds if campaign.seconds else 0.0
+    console.print(f"{campaign.examples} programs, {rate:.0f} a second and process; {len(campaign.found)} found")
+    for key, found in campaign.found.items():
+        place = "" if campaign.folder is None else f" {campaign.folder / f'found_{key}.py'}"
+        console.print(
+            f"  {found.target}: {found.property}: {found.message}, after {found.examples} programs{place}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _never_fired(target: Target, variants: Counter[str]) -> str:
+    silent = []
+    for rule in target.rules:
+        numbers = [n for n in range(len(expanded_pattern(rule))) if not variants[f"{rule.name}, alternative {n}"]]
+        if numbers:
+            silent.append(f"{len(numbers)} of {len(expanded_pattern(rule))} alternatives")
+    return ", ".join(silent)
+
+
+def _replay(files: Sequence[Path], console: Console) -> int:
+    failures = replay_all(files)
+    for path, message in failures:
+        console.print(f"{path}: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    console.print("all hold" if not failures else f"{len(failures)} do not hold")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

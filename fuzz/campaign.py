@@ -1,0 +1,259 @@
+"""Campaigns: many searches over many targets, in several processes, that can be stopped and resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from fuzz.coverage import Coverage
+from fuzz.sound import search, search_settings
+from fuzz.targets import resolve
+from ir.errors import InputError
+
+_SAME_AGAIN = 3
+"""How often a target may give a case that is known before the campaign leaves it."""
+
+
+@attrs.frozen
+class Unit:
+    """A piece of work: one search."""
+
+    target: str
+    seed: int
+    examples: int
+
+
+@attrs.frozen
+class Found:
+    """A counterexample, as it is kept."""
+
+    target: str
+    property: str
+    message: str
+    rewrite: str
+    program: str
+    """The text of the shrunk program."""
+    script: str
+    seed: int
+    examples: int
+    """How many programs were right before."""
+
+    def key(self) -> str:
+        """Return what two findings have in common that are one: the rule, the property, the shrunk program."""
+        rule = re.sub(r"number \d+ of \d+, ", "", self.rewrite).split(" at ")[0] or self.target
+        return hashlib.sha256(f"{rule}\n{self.property}\n{self.program}".encode()).hexdigest()[:12]
+
+
+@attrs.frozen
+class UnitResult:
+    """What came of a unit."""
+
+    unit: Unit
+    seconds: float
+    coverage: Coverage
+    found: Found | None
+
+
+def run_unit(unit: Unit) -> UnitResult:
+    """Do a piece of work; the same unit gives the same result in every process."""
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    target = resolve(unit.target)
+    seen, counterexample = search(target, None, search_settings(unit.examples), seed=unit.seed)
+    found = None
+    if counterexample is not None:
+        found = Found(
+            unit.target,
+            counterexample.property,
+            counterexample.message,
+            counterexample.rewrite or "",
+            counterexample.case.program,
+            counterexample.script,
+            unit.seed,
+            counterexample.examples,
+        )
+    return UnitResult(unit, time.monotonic() - start, Coverage.of(seen), found)
+
+
+@attrs.define(eq=False)
+class Campaign:
+    """What a campaign has done so far; kept in a folder, where there is one."""
+
+    folder: Path | None = None
+    seeds: dict[str, int] = attrs.field(factory=dict)
+    """Target -> how many of its units are done."""
+    asked: dict[str, int] = attrs.field(factory=dict)
+    """Target -> how many programs its units asked for."""
+    seconds: float = 0.0
+    coverage: dict[str, Coverage] = attrs.field(factory=dict)
+    """By target."""
+    found: dict[str, Found] = attrs.field(factory=dict)
+    """By key."""
+    again: dict[str, int] = attrs.field(factory=dict)
+    """Target -> how often it gave a case that was known."""
+
+    @classmethod
+    def load(cls, folder: Path | None) -> Campaign:
+        """Return the campaign that a folder holds, or a new one.
+
+        Raises:
+            InputError: when the folder's state is not readable.
+        """
+        campaign = cls(folder)
+        if folder is None:
+            return campaign
+        state = folder / "state.json"
+        if not state.exists():
+            return campaign
+        try:
+            data = json.loads(state.read_text(encoding="utf-8"))
+            campaign.seeds, campaign.asked = dict(data["seeds"]), dict(data["asked"])
+            campaign.seconds = float(data["seconds"])
+            campaign.again = dict(data["again"])
+            campaign.coverage = {name: Coverage.from_json(item) for name, item in data["coverage"].items()}
+            campaign.found = {key: Found(**item) for key, item in data["found"].items()}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{state} is no state of a campaign: {error}", remedy="name another folder") from error
+        return campaign
+
+    def save(self) -> None:
+        """Write the state and a script for each case that was found; an old state stays until the new one is whole."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for key, found in self.found.items():
+            (self.folder / f"found_{key}.py").write_text(found.script, encoding="utf-8")
+        partial = self.folder / "state.json.part"
+        partial.write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
+        partial.replace(self.folder / "state.json")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the state as JSON."""
+        return {
+            "seeds": self.seeds,
+            "asked": self.asked,
+            "seconds": self.seconds,
+            "again": self.again,
+            "coverage": {name: coverage.to_json() for name, coverage in self.coverage.items()},
+            "found": {key: attrs.asdict(found) for key, found in self.found.items()},
+        }
+
+    def add(self, result: UnitResult) -> bool:
+        """Take in a result; return whether it holds a case that was not known."""
+        unit = result.unit
+        self.seeds[unit.target] = self.seeds.get(unit.target, 0) + 1
+        self.asked[unit.target] = self.asked.get(unit.target, 0) + unit.examples
+        self.seconds += result.seconds
+        self.coverage.setdefault(unit.target, Coverage()).add(result.coverage)
+        found = result.found
+        if found is None:
+            return False
+        if found.key() in self.found:
+            self.again[unit.target] = self.again.get(unit.target, 0) + 1
+            return False
+        self.found[found.key()] = found
+        return True
+
+    @property
+    def examples(self) -> int:
+        """Programs that were checked."""
+        return sum(coverage.examples for coverage in self.coverage.values())
+
+
+def units(campaign: Campaign, targets: Sequence[str], *, seed: int, examples: int | None, batch: int) -> Iterator[Unit]:
+    """Yield the units that are left, the targets in turns; without `examples` they do not end."""
+    issued = dict(campaign.seeds)
+    done = {target: campaign.asked.get(target, 0) for target in targets}
+    while True:
+        left = [
+            target
+            for target in targets
+            if campaign.again.get(target, 0) < _SAME_AGAIN and (examples is None or done[target] < examples)
+        ]
+        if not left:
+            return
+        for target in left:
+            number = issued.get(target, 0)
+            issued[target] = number + 1
+            size = batch if examples is None else min(batch, examples - done[target])
+            done[target] += size
+            yield Unit(target, seed + number, size)
+
+
+def run_campaign(
+    campaign: Campaign,
+    targets: Sequence[str],
+    *,
+    seed: int = 0,
+    examples: int | None = None,
+    seconds: float | None = None,
+    processes: int = 1,
+    batch: int = 250,
+    executor: Executor | None = None,
+    report: Callable[[UnitResult, bool], None] = lambda result, new: None,
+) -> None:
+    """Search until the examples of each target or the time are used up; the state is saved after each unit.
+
+    Args:
+        campaign: is continued.
+        targets: as `fuzz.targets.resolve` takes them.
+        seed: of the first unit of each target; the next units have the next seeds.
+        examples: programs for each target, those of earlier runs counted; without, only the time ends the campaign.
+        seconds: of wall time for this run.
+        processes: worker processes; with 1 the work is done in this one.
+        batch: programs in one unit.
+        executor: runs the units, in place of processes of this machine.
+        report: is called with each result, and whether it holds a new case.
+    """
+    for target in targets:
+        resolve(target)  # faults in names come before the work
+    pending = units(campaign, targets, seed=seed, examples=examples, batch=batch)
+    deadline = None if seconds is None else time.monotonic() + seconds
+
+    def take(result: UnitResult) -> None:
+        new = campaign.add(result)
+        campaign.save()
+        report(result, new)
+
+    def in_time() -> bool:
+        return deadline is None or time.monotonic() < deadline
+
+    if executor is None and processes == 1:
+        for unit in pending:
+            if not in_time():
+                return
+            take(run_unit(unit))
+        return
+    own = None
+    if executor is None:
+        # a fork of a process that has used torch's threads may hang
+        own = executor = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    running: set[Future[UnitResult]] = set()
+    try:
+        for unit in pending:
+            if not in_time():
+                break
+            running.add(executor.submit(run_unit, unit))
+            if len(running) >= processes:
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    take(future.result())
+        for future in wait(running).done:
+            take(future.result())
+    finally:
+        for future in running:
+            future.cancel()
+        if own is not None:
+            with suppress(KeyboardInterrupt):
+                own.shutdown(wait=False, cancel_futures=True)

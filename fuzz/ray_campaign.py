@@ -1,0 +1,48 @@
+"""A campaign's work on a Ray cluster: each worker does units of its own seeds, results come back as they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+from ir.errors import InputError
+
+
+class RayExecutor(Executor):
+    """Runs calls as Ray tasks of one CPU each.
+
+    `workers` is the number of CPUs that the cluster has.
+
+    Args:
+        address: of the cluster, as `ray.init` takes it; "auto" for the one that is running, "local" for a new one.
+
+    Raises:
+        InputError: when ray is not installed or there is no cluster.
+    """
+
+    def __init__(self, address: str) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise InputError(
+                "--ray needs the package ray", remedy="install graphwright with the extra: graphwright[ray]"
+            ) from error
+        self._ray: Any = ray
+        try:
+            ray.init(address=address, log_to_driver=False)
+        except (ConnectionError, ValueError) as error:
+            raise InputError(
+                f"there is no Ray cluster at {address!r}: {error}", remedy="start one, or --ray local"
+            ) from error
+        self.workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Start a call on the cluster."""
+        task = self._ray.remote(num_cpus=1)(function)
+        future: Future[Any] = task.remote(*args, **kwargs).future()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Leave the cluster."""
+        self._ray.shutdown()

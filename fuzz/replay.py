@@ -1,0 +1,46 @@
+"""The corpus: cases that went wrong once, each a script of its own, checked again."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+
+from fuzz.check import Finding
+from fuzz.sound import check
+from ir.errors import InputError
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+def corpus_files() -> list[Path]:
+    """Return the files of the corpus, in order."""
+    return sorted(path for path in CORPUS.glob("*.py") if path.name != "__init__.py")
+
+
+def replay(path: Path) -> None:
+    """Check the case of a file: its SUBJECT on its CASE, under its PROPERTIES.
+
+    Raises:
+        Finding: when a property does not hold.
+        InputError: when the file does not have these three names.
+    """
+    names = runpy.run_path(str(path), run_name="corpus")
+    missing = [name for name in ("SUBJECT", "PROPERTIES", "CASE") if name not in names]
+    if missing:
+        raise InputError(f"{path} has no {', '.join(missing)}", remedy="see fuzz/corpus/README.md")
+    outcome = check(names["SUBJECT"], names["CASE"], names["PROPERTIES"])
+    fires = names.get("FIRES")
+    if fires is not None and bool(outcome.changed) != fires:
+        raise Finding("it fires" if fires else "it does not fire", f"rewrites: {dict(outcome.fired)}")
+
+
+def replay_all(files: Sequence[Path] = ()) -> list[tuple[Path, str]]:
+    """Check the given files, or the whole corpus; return those that do not hold, with the reason."""
+    failures = []
+    for path in files or corpus_files():
+        try:
+            replay(path)
+        except Finding as finding:
+            failures.append((path, str(finding)))
+    return failures

@@ -1,0 +1,91 @@
+"""Campaigns find what is planted, keep it once, go on where they stopped, and say what was called wrongly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fuzz.__main__ import main
+from fuzz.campaign import Campaign, Unit, run_campaign, run_unit
+from fuzz.coverage import condition
+
+WRONG = "rule tests.fuzz.test_sound:ViewForCopy"
+RIGHT = "rule NoPermute"
+
+
+def test_a_planted_fault_is_found_once_and_its_script_fails(tmp_path: Path) -> None:
+    campaign = Campaign(tmp_path)
+    run_campaign(campaign, [WRONG, RIGHT], examples=120, batch=40)
+    assert [found.property for found in campaign.found.values()] == ["sharing"]
+    assert campaign.coverage[RIGHT].examples >= 100
+    assert campaign.coverage[RIGHT].fired["NoPermute"] > 10
+    assert any("the order changes" in reason for reason in campaign.coverage[RIGHT].refused)
+    (script,) = tmp_path.glob("found_*.py")
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 1
+    assert "Finding: sharing" in run.stderr
+
+
+def test_a_campaign_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    seen: list[Unit] = []
+    run_campaign(Campaign.load(tmp_path), [RIGHT], examples=50, batch=20, report=lambda r, new: seen.append(r.unit))
+    run_campaign(Campaign.load(tmp_path), [RIGHT], examples=70, batch=20, report=lambda r, new: seen.append(r.unit))
+    assert [(unit.seed, unit.examples) for unit in seen] == [(0, 20), (1, 20), (2, 10), (3, 20)]
+    campaign = Campaign.load(tmp_path)
+    assert campaign.asked == {RIGHT: 70}
+    run_campaign(campaign, [RIGHT], examples=70, report=lambda r, new: pytest.fail("nothing is left"))
+
+
+def test_a_unit_gives_the_same_result_again() -> None:
+    first, second = (run_unit(Unit(RIGHT, 3, 30)) for _ in range(2))
+    assert first.coverage.to_json() == second.coverage.to_json()
+
+
+def test_two_processes_do_the_work_of_one() -> None:
+    one, two = Campaign(), Campaign()
+    run_campaign(one, [RIGHT, WRONG], examples=20, batch=10)
+    run_campaign(two, [RIGHT, WRONG], examples=20, batch=10, processes=2)
+    assert one.found.keys() == two.found.keys()
+    assert one.coverage[RIGHT].to_json() == two.coverage[RIGHT].to_json()
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "report.json"
+    assert main(["--rules", "NoPermute", "--examples", "30", "--report", str(report)]) == 0
+    assert "0 found" in capsys.readouterr().out
+    assert json.loads(report.read_text())["coverage"][RIGHT]["examples"] >= 25
+    assert main(["--rules", WRONG.removeprefix("rule "), "--examples", "30", "--state", str(tmp_path / "state")]) == 1
+    assert "found: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rules", "ConvBNPatern"], "did you mean ConvBNPattern"),
+        (["--rules", "no.such:Rule"], "cannot be imported"),
+        (["--rules", "torch:nn"], "no subclass of graphwright.Pattern"),
+        (["--passes", "cannonicalize"], "no pass is named"),
+        (["--time", "5 hours"], "is no time"),
+        (["--processes", "0"], "less than 1"),
+    ],
+)
+def test_wrong_calls(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    assert main(["--rules", "NoPermute", "--state", str(tmp_path)]) == 2
+    assert "is no state of a campaign" in " ".join(capsys.readouterr().err.split())
+
+
+def test_reasons_are_counted_without_what_is_different_each_time() -> None:
+    reason = "the convolution at `net.conv` with weight f32[4, 1, 3, 3] is not 7x7 on 3 channels"
+    assert condition(reason) == "the convolution at … with weight … is not … on … channels"
