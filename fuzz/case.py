@@ -12,6 +12,7 @@ import torch
 from ir.parser import parse_program
 from ir.printer import print_program
 from ir.program import Program
+from ir.types import TensorType
 
 
 @attrs.frozen(eq=False)
@@ -30,6 +31,42 @@ class Case:
         """Return the case of a program and its inputs."""
         weights = {name: w.data.detach() for name, w in program.weights.items() if w.data is not None}
         return cls(print_program(program), tuple(inputs), weights)
+
+    @classmethod
+    def seeded(
+        cls,
+        program: str,
+        *,
+        seed: int = 0,
+        bounds: Mapping[str, tuple[float, float]] | None = None,
+        values: Mapping[str, torch.Tensor] | None = None,
+    ) -> Case:
+        """Return a case with random inputs and weights.
+
+        Args:
+            program: the text of the program; all sizes are numbers.
+            seed: of the random numbers.
+            bounds: the range of what has this name: variances must be positive.
+            values: what has this name is this tensor.
+        """
+        built = parse_program(program)
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(name: str, type_: TensorType) -> torch.Tensor:
+            if name in (values or {}):
+                return (values or {})[name]
+            assert type_.is_static and type_.dtype is not None and type_.shape is not None
+            shape = [int(size) for size in type_.shape if size is not None]
+            if not type_.dtype.is_floating_point:
+                return torch.randint(0, 2, shape, generator=generator).to(type_.dtype)
+            tensor = torch.randn(shape, generator=generator)
+            if name in (bounds or {}):
+                low, high = (bounds or {})[name]
+                tensor = torch.rand(shape, generator=generator) * (high - low) + low
+            return tensor.to(type_.dtype)
+
+        inputs = [draw(value.name, value.tensor_type) for value in built.graph.inputs]
+        return cls(program, inputs, {name: draw(name, w.value.tensor_type) for name, w in built.weights.items()})
 
     def build(self) -> Program:
         """Return the program with its weights, anew for each call."""

@@ -106,11 +106,14 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         Finding: when a property does not hold.
         Unusable: when the program was changed, and cannot be run as it was.
     """
-    program = case.build() if program is None else program
+    text = case.program  # as it was printed from the program, or as somebody wrote it
+    if program is None:
+        program = case.build()
+        text = print_program(program)
     context = PassContext()
     with quiet():
         _apply(pass_, program, context)
-        changed = print_program(program) != case.program
+        changed = print_program(program) != text
         outcome = _outcome(context.log, changed)
         if not changed:
             return outcome
@@ -190,8 +193,8 @@ class _Runs:
         """Raise a `Finding` for the first property that a changed program does not have."""
         properties = self.properties
         new = [weight for name, weight in program.weights.items() if name not in self.weights]
-        if new:
-            self.budgeted = True  # they were computed in the precision of the old ones
+        if new or fixes_dtypes(program):
+            self.budgeted = True  # new weights were computed in the precision of the old ones
         if any(weight.derivation is not None for weight in new):
             self.slopes = None  # for inference: gradients flow to what was derived, and no further
         for inputs, before in self.layouts:

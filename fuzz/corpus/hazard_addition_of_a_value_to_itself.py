@@ -1,0 +1,28 @@
+"""Both operands of the addition are the convolution: there is no residual."""
+
+from fuzz.case import Case
+from fuzz.check import Properties
+from fuzz.sound import check
+from passes.fuse.conv import ConvBNAddActPattern
+
+SUBJECT = (ConvBNAddActPattern,)
+PROPERTIES = Properties()
+FIRES = False
+CASE = Case.seeded(
+    """
+program "case" {
+  parameter %w : f32[3, 3, 1, 1] requires_grad
+  argument "x" = input 0
+  result = output 0
+  graph(%x : f32[2, 3, 4, 4]) {
+    %conv = aten.conv2d(%x, %w, None) : f32[2, 3, 4, 4]
+    %add = aten.add.Tensor(%conv, %conv) : f32[2, 3, 4, 4]
+    %relu = aten.relu(%add) : f32[2, 3, 4, 4]
+    return %relu
+  }
+}
+"""
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,28 @@
+"""add(alpha=2) scales its second operand: no residual addition."""
+
+from fuzz.case import Case
+from fuzz.check import Properties
+from fuzz.sound import check
+from passes.fuse.conv import ConvBNAddActPattern
+
+SUBJECT = (ConvBNAddActPattern,)
+PROPERTIES = Properties()
+FIRES = False
+CASE = Case.seeded(
+    """
+program "case" {
+  parameter %w : f32[3, 3, 1, 1] requires_grad
+  argument "x" = input 0
+  result = output 0
+  graph(%x : f32[2, 3, 4, 4]) {
+    %conv = aten.conv2d(%x, %w, None) : f32[2, 3, 4, 4]
+    %add = aten.add.Tensor(%conv, %x) {alpha=2} : f32[2, 3, 4, 4]
+    %relu = aten.relu(%add) : f32[2, 3, 4, 4]
+    return %relu
+  }
+}
+"""
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

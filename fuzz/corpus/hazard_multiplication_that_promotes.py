@@ -1,0 +1,25 @@
+"""An integer times 1.0 is a floating-point number."""
+
+from compiler.pipeline import parse_pipeline
+from fuzz.case import Case
+from fuzz.check import Properties
+from fuzz.sound import check
+
+SUBJECT = parse_pipeline("canonicalize")
+PROPERTIES = Properties(exact=True)
+FIRES = False
+CASE = Case.seeded(
+    """
+program "case" {
+  argument "x" = input 0
+  result = output 0
+  graph(%x : i64[4]) {
+    %y = aten.mul.Scalar(%x) {other=1.0} : f32[4]
+    return %y
+  }
+}
+"""
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,65 @@
+"""What went wrong once does not go wrong again: the corpus is replayed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fuzz.__main__ import main
+from fuzz.check import Finding
+from fuzz.replay import CORPUS, corpus_files, replay
+from ir.errors import InputError
+
+WRONG = """
+from fuzz.case import Case
+from fuzz.check import Properties
+from tests.fuzz.test_sound import ViewForCopy
+
+SUBJECT = (ViewForCopy,)
+PROPERTIES = Properties(exact=True)
+CASE = Case.seeded('''
+program "case" {
+  argument "x" = input 0
+  result = output 0
+  graph(%x : f32[4]) {
+    %y = aten.clone(%x) : f32[4]
+    return %y
+  }
+}
+''')
+"""
+
+
+@pytest.mark.parametrize("path", corpus_files(), ids=lambda path: path.stem)
+def test_the_corpus_holds(path: Path) -> None:
+    replay(path)
+
+
+def test_the_table_names_every_file() -> None:
+    named = re.findall(r"`((?:bug|hazard)_\w+\.py)`", (CORPUS / "README.md").read_text(encoding="utf-8"))
+    assert sorted(named) == [path.name for path in corpus_files()]
+
+
+def test_a_case_that_goes_wrong_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "wrong.py"
+    path.write_text(WRONG)
+    with pytest.raises(Finding, match="sharing"):
+        replay(path)
+    assert main(["replay", str(path)]) == 1
+    assert "sharing: memory" in capsys.readouterr().out
+
+
+def test_a_case_that_does_not_fire_any_more_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "silent.py"
+    path.write_text(WRONG.replace("ViewForCopy", "CannotFire") + "FIRES = True\n")
+    with pytest.raises(Finding, match="it fires"):
+        replay(path)
+
+
+def test_a_file_that_is_no_case_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "empty.py"
+    path.write_text("SUBJECT = ()\n")
+    with pytest.raises(InputError, match="has no PROPERTIES, CASE"):
+        replay(path)
