@@ -12,7 +12,7 @@ INSTALL_INPUTS := pyproject.toml constraints.txt
 BENCHMARKS := benchmarks/rewrite_throughput.py benchmarks/compile_time.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format zoo bench clean
+.PHONY: help demo test lint format zoo bench mutants clean
 
 help:
 	@echo 'make demo    compile ResNet-50, ConvNeXt-Tiny and ViT-B/16, and report what changed and how exactly'
@@ -21,6 +21,7 @@ help:
 	@echo 'make format  let ruff fix and format what it can'
 	@echo 'make zoo     the tests on many real models (long)'
 	@echo 'make bench   the benchmarks, side by side with the peers'
+	@echo 'make mutants the fuzz suite against faults put in on purpose (long)'
 	@echo 'make clean   remove .venv and all caches'
 
 demo: $(VENV)/.installed-dev
@@ -43,6 +44,9 @@ zoo: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	set -e; for benchmark in $(BENCHMARKS); do $(BIN)/python $$benchmark; done
+
+mutants: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m fuzz.mutants
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
