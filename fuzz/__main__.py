@@ -183,7 +183,7 @@ def print_summary(campaign: Campaign, targets: Sequence[str], console: Console) 
             continue
         operators += coverage.operators
         changed += coverage.changed_operators
-        reasons = [f"{text} ({count})" for text, count in coverage.refused.most_common(1)]
+        reasons = [f"{text.partition(': ')[2]} ({count})" for text, count in coverage.refused.most_common(1)]
         share = f"{100 * coverage.changed / max(1, coverage.examples):.0f}%"
         never = _never_fired(resolve(target), coverage.variants)
         table.add_row(target.removeprefix("rule "), str(coverage.examples), share, *(reasons or [""]), never)

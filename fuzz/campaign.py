@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
@@ -21,8 +22,8 @@ from fuzz.sound import search, search_settings
 from fuzz.targets import resolve
 from ir.errors import InputError
 
-_SAME_AGAIN = 3
-"""How often a target may give a case that is known before the campaign leaves it."""
+_ENOUGH = 5
+"""How many findings of a target, new ones or not, end the search in one run: they are one fault most often."""
 
 
 @attrs.frozen
@@ -32,6 +33,8 @@ class Unit:
     target: str
     seed: int
     examples: int
+    number: int = 0
+    """Which one of its target's units it is."""
 
 
 @attrs.frozen
@@ -91,8 +94,8 @@ class Campaign:
     """What a campaign has done so far; kept in a folder, where there is one."""
 
     folder: Path | None = None
-    seeds: dict[str, int] = attrs.field(factory=dict)
-    """Target -> how many of its units are done."""
+    seeds: dict[str, list[int]] = attrs.field(factory=dict)
+    """Target -> the numbers of its units that are done; with several processes they end in any order."""
     asked: dict[str, int] = attrs.field(factory=dict)
     """Target -> how many programs its units asked for."""
     seconds: float = 0.0
@@ -100,8 +103,8 @@ class Campaign:
     """By target."""
     found: dict[str, Found] = attrs.field(factory=dict)
     """By key."""
-    again: dict[str, int] = attrs.field(factory=dict)
-    """Target -> how often it gave a case that was known."""
+    findings: Counter[str] = attrs.field(factory=Counter)
+    """Target -> its findings in this run."""
 
     @classmethod
     def load(cls, folder: Path | None) -> Campaign:
@@ -118,9 +121,9 @@ class Campaign:
             return campaign
         try:
             data = json.loads(state.read_text(encoding="utf-8"))
-            campaign.seeds, campaign.asked = dict(data["seeds"]), dict(data["asked"])
+            campaign.seeds = {name: list(numbers) for name, numbers in data["seeds"].items()}
+            campaign.asked = dict(data["asked"])
             campaign.seconds = float(data["seconds"])
-            campaign.again = dict(data["again"])
             campaign.coverage = {name: Coverage.from_json(item) for name, item in data["coverage"].items()}
             campaign.found = {key: Found(**item) for key, item in data["found"].items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -144,7 +147,6 @@ class Campaign:
             "seeds": self.seeds,
             "asked": self.asked,
             "seconds": self.seconds,
-            "again": self.again,
             "coverage": {name: coverage.to_json() for name, coverage in self.coverage.items()},
             "found": {key: attrs.asdict(found) for key, found in self.found.items()},
         }
@@ -152,15 +154,15 @@ class Campaign:
     def add(self, result: UnitResult) -> bool:
         """Take in a result; return whether it holds a case that was not known."""
         unit = result.unit
-        self.seeds[unit.target] = self.seeds.get(unit.target, 0) + 1
+        self.seeds.setdefault(unit.target, []).append(unit.number)
         self.asked[unit.target] = self.asked.get(unit.target, 0) + unit.examples
         self.seconds += result.seconds
         self.coverage.setdefault(unit.target, Coverage()).add(result.coverage)
         found = result.found
         if found is None:
             return False
+        self.findings[unit.target] += 1
         if found.key() in self.found:
-            self.again[unit.target] = self.again.get(unit.target, 0) + 1
             return False
         self.found[found.key()] = found
         return True
@@ -173,22 +175,25 @@ class Campaign:
 
 def units(campaign: Campaign, targets: Sequence[str], *, seed: int, examples: int | None, batch: int) -> Iterator[Unit]:
     """Yield the units that are left, the targets in turns; without `examples` they do not end."""
-    issued = dict(campaign.seeds)
+    done_before = {target: set(campaign.seeds.get(target, ())) for target in targets}
+    issued = dict.fromkeys(targets, 0)
     done = {target: campaign.asked.get(target, 0) for target in targets}
     while True:
         left = [
             target
             for target in targets
-            if campaign.again.get(target, 0) < _SAME_AGAIN and (examples is None or done[target] < examples)
+            if campaign.findings[target] < _ENOUGH and (examples is None or done[target] < examples)
         ]
         if not left:
             return
         for target in left:
-            number = issued.get(target, 0)
+            number = issued[target]
+            while number in done_before[target]:
+                number += 1
             issued[target] = number + 1
             size = batch if examples is None else min(batch, examples - done[target])
             done[target] += size
-            yield Unit(target, seed + number, size)
+            yield Unit(target, seed + number, size, number)
 
 
 def run_campaign(

@@ -21,7 +21,7 @@ class Case:
 
     program: str
     """The text form of the program."""
-    inputs: tuple[Any, ...] = attrs.field(converter=tuple)
+    inputs: tuple[Any, ...]
     """One tensor or number for each input."""
     weights: Mapping[str, torch.Tensor] = attrs.field(factory=dict)
     """The weights by name."""
@@ -66,7 +66,7 @@ class Case:
             return tensor.to(type_.dtype)
 
         inputs = [draw(value.name, value.tensor_type) for value in built.graph.inputs]
-        return cls(program, inputs, {name: draw(name, w.value.tensor_type) for name, w in built.weights.items()})
+        return cls(program, tuple(inputs), {name: draw(name, w.value.tensor_type) for name, w in built.weights.items()})
 
     def build(self) -> Program:
         """Return the program with its weights, anew for each call."""

@@ -41,6 +41,6 @@ def replay_all(files: Sequence[Path] = ()) -> list[tuple[Path, str]]:
     for path in files or corpus_files():
         try:
             replay(path)
-        except Finding as finding:
-            failures.append((path, str(finding)))
+        except Exception as error:  # noqa: BLE001 - one file that cannot be run must not hide the others
+            failures.append((path, str(error) if isinstance(error, Finding) else f"{type(error).__name__}: {error}"))
     return failures

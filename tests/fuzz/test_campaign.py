@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fuzz.__main__ import main
-from fuzz.campaign import Campaign, Unit, run_campaign, run_unit
+from fuzz.campaign import Campaign, Unit, run_campaign, run_unit, units
 from fuzz.coverage import condition
 
 WRONG = "rule tests.fuzz.test_sound:ViewForCopy"
@@ -39,7 +39,14 @@ def test_a_campaign_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert [(unit.seed, unit.examples) for unit in seen] == [(0, 20), (1, 20), (2, 10), (3, 20)]
     campaign = Campaign.load(tmp_path)
     assert campaign.asked == {RIGHT: 70}
+    assert campaign.seeds == {RIGHT: [0, 1, 2, 3]}
     run_campaign(campaign, [RIGHT], examples=70, report=lambda r, new: pytest.fail("nothing is left"))
+
+
+def test_units_that_ended_out_of_order_are_not_done_twice() -> None:
+    campaign = Campaign(seeds={RIGHT: [0, 2]}, asked={RIGHT: 20})
+    left = list(units(campaign, [RIGHT], seed=5, examples=40, batch=10))
+    assert [(unit.number, unit.seed) for unit in left] == [(1, 6), (3, 8)]
 
 
 def test_a_unit_gives_the_same_result_again() -> None:

@@ -1,0 +1,33 @@
+"""A scale that is negative does not pass an activation, nor does a batch norm with negative gamma."""
+
+from compiler.pipeline import parse_pipeline
+from fuzz.case import Case
+from fuzz.check import Properties
+from fuzz.sound import check
+
+SUBJECT = parse_pipeline("canonicalize,fold-batch-norm")
+PROPERTIES = Properties()
+CASE = Case.seeded(
+    """
+program "case" {
+  parameter %w : f32[3, 3, 1, 1] requires_grad
+  parameter %gamma : f32[3] requires_grad
+  parameter %beta : f32[3] requires_grad
+  buffer %mean : f32[3]
+  buffer %var : f32[3]
+  argument "x" = input 0
+  result = output 0
+  graph(%x : f32[2, 3, 4, 4]) {
+    %conv = aten.conv2d(%x, %w, None) : f32[2, 3, 4, 4]
+    %relu = aten.relu(%conv) : f32[2, 3, 4, 4]
+    %scaled = aten.mul.Scalar(%relu) {other=-2.0} : f32[2, 3, 4, 4]
+    %bn = aten.batch_norm(%scaled, %gamma, %beta, %mean, %var) {training=False, momentum=0.1, eps=1e-05, cudnn_enabled=False} : f32[2, 3, 4, 4]
+    return %bn
+  }
+}
+""",
+    bounds={"var": (0.5, 2.0)},
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)
