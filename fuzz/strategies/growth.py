@@ -345,8 +345,10 @@ class Growth:
             else:
                 attributes[name] = expected
         flag = opdef.training
-        if self.change == "mode" and flag is not None and isinstance(attributes[flag], bool) and source.flag():
-            attributes[flag] = not attributes[flag]
+        if flag is not None and isinstance(attributes[flag], bool):
+            free = flag not in dict(node.attributes)
+            if source.flag() if self.change == "mode" else free and source.integer(0, 7) == 7:
+                attributes[flag] = not attributes[flag]
         return attributes, captured
 
     def _meeting(self, predicate: Callable[[Any], bool], drawn: Any) -> Any:

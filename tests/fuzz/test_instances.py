@@ -1,0 +1,147 @@
+"""The programs that are built for rules reach the hard cases, each in a stated share of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from fuzz.strategies import instances
+from fuzz.strategies.calls import GENERATORS
+from fuzz.strategies.dictionary import dictionary_of
+from fuzz.strategies.growth import NEAR_MISSES
+from fuzz.strategies.instances import Instance
+from fuzz.strategies.programs import OPERATORS
+from fuzz.targets import RULES
+from ir.core import RETURN, Value
+from ir.verify import verify
+from passes.convert.classifier import FlattenLinearToConv1x1Pattern
+from passes.fuse.conv import StemConvBNActMaxPoolPattern
+
+EACH = 12
+"""Programs drawn for each rule."""
+CHOSEN = settings(
+    max_examples=EACH,
+    database=None,
+    derandomize=True,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@cache
+def drawn() -> tuple[Instance, ...]:
+    made: list[Instance] = []
+
+    def collect(data: st.DataObject, name: str) -> None:
+        made.append(data.draw(instances(RULES[name]())))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in RULES:
+            CHOSEN(given(st.data(), st.just(name))(collect))()
+    return tuple(made)
+
+
+def tensors(instance: Instance) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    values: list[Value] = [*instance.program.graph.inputs, *(w.value for w in instance.program.weights.values())]
+    return [(tuple(map(int, v.tensor_type.shape)), v.tensor_type.dtype) for v in values]
+
+
+def shape_where(condition: Callable[[tuple[int, ...]], bool]) -> Callable[[Instance], bool]:
+    return lambda instance: any(condition(shape) for shape, _ in tensors(instance))
+
+
+def has_dtype(dtype: torch.dtype) -> Callable[[Instance], bool]:
+    return lambda instance: any(found is dtype for _, found in tensors(instance))
+
+
+def operations(instance: Instance) -> list:
+    return list(instance.program.graph.operations())
+
+
+HARD: dict[str, tuple[float, Callable[[Instance], bool]]] = {
+    "rank 0": (0.02, shape_where(lambda s: len(s) == 0)),
+    "rank 1": (0.15, shape_where(lambda s: len(s) == 1)),
+    "rank 4": (0.25, shape_where(lambda s: len(s) == 4)),
+    "rank 5": (0.002, shape_where(lambda s: len(s) == 5)),
+    "a size of 0": (0.005, shape_where(lambda s: 0 in s)),
+    "a size of 1": (0.3, shape_where(lambda s: 1 in s)),
+    "all sizes equal, rank 3 or more": (0.1, shape_where(lambda s: len(s) > 2 and len(set(s)) == 1 and s[0] > 1)),
+    "an odd size": (0.3, shape_where(lambda s: any(n > 1 and n % 2 for n in s))),
+    "float64": (0.03, has_dtype(torch.float64)),
+    "int64": (0.01, has_dtype(torch.int64)),
+    "bool": (0.01, has_dtype(torch.bool)),
+    "a value with several users": (
+        0.4,
+        lambda i: any(len(set(r.users)) > 1 for op in operations(i) for r in op.results),
+    ),
+    "a value that is both operands": (
+        0.03,
+        lambda i: any(len(op.operand_values) > len(set(op.operand_values)) for op in operations(i)),
+    ),
+    "an output that is used": (
+        0.1,
+        lambda i: any(
+            any(user.opdef is not RETURN for user in v.users) for v in i.program.graph.outputs if v is not None
+        ),
+    ),
+    "an input that is an output": (
+        0.005,
+        lambda i: any(v is not None and v.is_input for v in i.program.graph.outputs),
+    ),
+    "another layout in front": (0.1, lambda i: any(op.name in _LAYOUTS for op in operations(i)[:3])),
+    "training": (0.01, lambda i: any(op.in_training for op in operations(i))),
+}
+_LAYOUTS = ("aten.transpose.int", "aten.permute", "aten.slice.Tensor", "aten.expand")
+
+
+@pytest.mark.parametrize("what", HARD)
+def test_hard_cases_are_reached(what: str) -> None:
+    share, condition = HARD[what]
+    reached = sum(map(condition, drawn()))
+    assert reached >= share * len(drawn()), f"{reached} of {len(drawn())}"
+
+
+def test_every_kind_of_near_miss_is_drawn() -> None:
+    kinds = Counter(instance.change for instance in drawn())
+    assert all(kinds[kind] >= 0.01 * len(drawn()) for kind in NEAR_MISSES), kinds
+    assert kinds[None] >= 0.4 * len(drawn())
+
+
+def test_what_is_drawn_is_valid() -> None:
+    for instance in drawn():
+        verify(instance.program)
+
+
+def test_there_is_a_generator_for_what_models_use() -> None:
+    assert len(OPERATORS) >= 120
+    named = {
+        opdef.name
+        for rule in RULES.values()
+        for node in _nodes(rule)
+        if isinstance(node.ops, tuple)
+        for opdef in node.ops
+        if opdef.name.startswith("aten.")
+    }
+    # the other spellings of one operator are built without a generator of their own
+    assert len(named - GENERATORS.keys()) < 0.4 * len(named), sorted(named - GENERATORS.keys())
+
+
+def _nodes(rule: type) -> list:
+    from fuzz.strategies.instances import expanded_pattern
+    from passes.pattern import OpNode
+
+    return [node for node in expanded_pattern(rule()) if isinstance(node, OpNode)]
+
+
+def test_the_numbers_that_a_rule_names_are_known() -> None:
+    assert {3, 7, 4} <= set(dictionary_of(StemConvBNActMaxPoolPattern()))
+    assert {1, 4, 2} <= set(dictionary_of(FlattenLinearToConv1x1Pattern()))
