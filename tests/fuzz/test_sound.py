@@ -195,11 +195,16 @@ def test_of_several_rules_the_wrong_one_is_named() -> None:
 
 @pytest.mark.parametrize(
     "pass_",
-    [Canonicalize(), Canonicalize(inference=True), FoldBatchNorm(), PassManager([Fixpoint([Canonicalize()])])],
+    [Canonicalize(), Canonicalize(inference=True), PassManager([Fixpoint([Canonicalize()])])],
     ids=str,
 )
 def test_passes_are_sound_on_programs(pass_: Any) -> None:
     assert assert_sound(pass_, settings=QUICK).changed > 5
+
+
+def test_folding_is_sound_on_programs_of_layers() -> None:
+    layers = programs(operators=("aten.conv2d", "aten.batch_norm", "aten.linear", "aten.relu"))
+    assert assert_sound(FoldBatchNorm(), on=layers, settings=QUICK).changed > 3
 
 
 def test_a_strategy_takes_the_place_of_the_own_one() -> None:
