@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from fuzz.campaign import Campaign, UnitResult, run_campaign
+from fuzz.ray_campaign import RayExecutor
 from fuzz.replay import replay_all
 from fuzz.sound import Target
 from fuzz.strategies.instances import expanded_pattern
@@ -160,8 +161,6 @@ def _search(options: argparse.Namespace, console: Console) -> int:
 def _executor(options: argparse.Namespace) -> tuple[Executor | None, int]:
     if options.ray is None:
         return None, options.processes
-    from fuzz.ray_campaign import RayExecutor  # an optional dependency
-
     executor = RayExecutor(options.ray)
     return executor, max(options.processes, executor.workers)
 

@@ -8,6 +8,11 @@ from typing import Any
 
 from ir.errors import InputError
 
+try:
+    import ray
+except ImportError:  # an extra
+    ray = None
+
 
 class RayExecutor(Executor):
     """Runs calls as Ray tasks of one CPU each.
@@ -22,12 +27,10 @@ class RayExecutor(Executor):
     """
 
     def __init__(self, address: str) -> None:
-        try:
-            import ray
-        except ImportError as error:
+        if ray is None:
             raise InputError(
                 "--ray needs the package ray", remedy="install graphwright with the extra: graphwright[ray]"
-            ) from error
+            )
         self._ray: Any = ray
         try:
             ray.init(address=address, log_to_driver=False)

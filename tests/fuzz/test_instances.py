@@ -16,13 +16,14 @@ from fuzz.strategies import instances
 from fuzz.strategies.calls import GENERATORS
 from fuzz.strategies.dictionary import dictionary_of
 from fuzz.strategies.growth import NEAR_MISSES
-from fuzz.strategies.instances import Instance
+from fuzz.strategies.instances import Instance, expanded_pattern
 from fuzz.strategies.programs import OPERATORS
 from fuzz.targets import RULES
-from ir.core import RETURN, Value
+from ir.core import RETURN, Operation, Value
 from ir.verify import verify
 from passes.convert.classifier import FlattenLinearToConv1x1Pattern
 from passes.fuse.conv import StemConvBNActMaxPoolPattern
+from passes.pattern import OpNode, Pattern
 
 EACH = 12
 """Programs drawn for each rule."""
@@ -50,9 +51,9 @@ def drawn() -> tuple[Instance, ...]:
     return tuple(made)
 
 
-def tensors(instance: Instance) -> list[tuple[tuple[int, ...], torch.dtype]]:
+def tensors(instance: Instance) -> list[tuple[tuple[int, ...], torch.dtype | None]]:
     values: list[Value] = [*instance.program.graph.inputs, *(w.value for w in instance.program.weights.values())]
-    return [(tuple(map(int, v.tensor_type.shape)), v.tensor_type.dtype) for v in values]
+    return [(tuple([int(d) for d in v.tensor_type.shape or () if d is not None]), v.tensor_type.dtype) for v in values]
 
 
 def shape_where(condition: Callable[[tuple[int, ...]], bool]) -> Callable[[Instance], bool]:
@@ -63,9 +64,11 @@ def has_dtype(dtype: torch.dtype) -> Callable[[Instance], bool]:
     return lambda instance: any(found is dtype for _, found in tensors(instance))
 
 
-def operations(instance: Instance) -> list:
+def operations(instance: Instance) -> list[Operation]:
     return list(instance.program.graph.operations())
 
+
+_LAYOUTS = ("aten.transpose.int", "aten.permute", "aten.slice.Tensor", "aten.expand")
 
 HARD: dict[str, tuple[float, Callable[[Instance], bool]]] = {
     "rank 0": (0.02, shape_where(lambda s: len(s) == 0)),
@@ -100,7 +103,6 @@ HARD: dict[str, tuple[float, Callable[[Instance], bool]]] = {
     "another layout in front": (0.1, lambda i: any(op.name in _LAYOUTS for op in operations(i)[:3])),
     "training": (0.01, lambda i: any(op.in_training for op in operations(i))),
 }
-_LAYOUTS = ("aten.transpose.int", "aten.permute", "aten.slice.Tensor", "aten.expand")
 
 
 @pytest.mark.parametrize("what", HARD)
@@ -135,10 +137,7 @@ def test_there_is_a_generator_for_what_models_use() -> None:
     assert len(named - GENERATORS.keys()) < 0.4 * len(named), sorted(named - GENERATORS.keys())
 
 
-def _nodes(rule: type) -> list:
-    from fuzz.strategies.instances import expanded_pattern
-    from passes.pattern import OpNode
-
+def _nodes(rule: type[Pattern]) -> list[OpNode]:
     return [node for node in expanded_pattern(rule()) if isinstance(node, OpNode)]
 
 
