@@ -6,7 +6,7 @@ import torch
 
 from ir.attributes import attribute_key
 from ir.core import Value
-from ir.strides import merge_keeps_strides, reshape_copies, reshape_views
+from ir.strides import is_contiguous, merge_keeps_strides, reshape_copies, reshape_views
 from ir.types import shapes_equal
 from passes.canonicalize.base import Rule, first, shape_of
 from passes.pattern import Match, Node, PatternBuilder
@@ -42,8 +42,11 @@ class SpellReshape(Rule):
         return None if shape_of(m.root.result) is not None else "the shape of the result is not known"
 
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the reshape."""
-        return b.op("aten.reshape", first(m.root), shape_of(m.root.result)).result
+        """Build the reshape; `ravel` makes a contiguous copy of what is not, where a reshape may be a view."""
+        x = first(m.root)
+        if m.root.name == "aten.ravel" and not is_contiguous(x):
+            x = b.op("aten.contiguous", x).result
+        return b.op("aten.reshape", x, shape_of(m.root.result)).result
 
 
 class WriteOutReshape(Rule):
