@@ -122,6 +122,7 @@ CANONICALIZE_MUTANTS: tuple[Mutant, ...] = (
         _IDENTITY + "NoPad.check",
         "type(n) is not int or n != 1",
         "type(n) is not int",
+        equivalent="the shapes are equal as well: another number than 1 then repeats a dimension of size 0, nothing",
     ),
     _rule(
         "view for a copy",
@@ -164,7 +165,6 @@ CANONICALIZE_MUTANTS: tuple[Mutant, ...] = (
         _IDENTITY + "_is_unit",
         'if not attributes_equal(attributes.get("alpha", 1), 1):',
         "if False:",
-        equivalent="alpha times the unit 0 is 0: only the sign of -0.0 could turn, by a negative alpha",
     ),
     _rule(
         "wrong dtype promotion",

@@ -83,6 +83,7 @@ PATTERN_MUTANTS: tuple[Mutant, ...] = (
         "passes.convert.pooling:_seen_by_callers",
         "if not may_replace(m.pool.result, m.x):",
         "if False:",
+        strides=True,
     ),
     _rule(
         "dropped condition",
@@ -90,6 +91,7 @@ PATTERN_MUTANTS: tuple[Mutant, ...] = (
         "passes.convert.pooling:_seen_by_callers",
         "if reaches_output(m.pool.result) and not has_standard_format(m.x, trust_inputs=True):",
         "if False:",
+        strides=True,
     ),
     # --- attention
     _rule(

@@ -118,11 +118,13 @@ def _draw_case(subject: Subject) -> Draw:
         target = Target.of(pipeline.passes[0] if len(pipeline.passes) == 1 else pipeline)
         strategy = programs(operators=subject.operators)
 
+    properties = attrs.evolve(target.properties, strides=True) if subject.strides else target.properties
+
     def draw(data: st.DataObject) -> Run:
         drawn = data.draw(strategy)
         program: Program = drawn if isinstance(drawn, Program) else drawn.program
         case = Case.of(program, data.draw(input_tensors(program)))
-        return lambda: _usable(lambda: check_case(target.pass_, case, target.properties))
+        return lambda: _usable(lambda: check_case(target.pass_, case, properties))
 
     return draw
 
@@ -394,6 +396,21 @@ def score_table(results: Sequence[MutantResult]) -> Table:
     return table
 
 
+def known_results(report: Path | None, mutants: Sequence[Mutant], max_examples: int) -> list[MutantResult]:
+    """Return what a report says of mutants that were found, or survived as many examples.
+
+    Raises:
+        InputError: when no report is named.
+    """
+    if report is None:
+        raise InputError("there is no report to resume from", remedy="name one with --report")
+    wanted = {mutant.name: mutant for mutant in mutants}
+    known = [MutantResult(**entry) for entry in json.loads(report.read_text())] if report.exists() else []
+    enough = {"found": 0, "survived": max_examples}
+    kept = [r for r in known if r.name in wanted and r.status in enough and r.examples >= enough[r.status]]
+    return [attrs.evolve(r, equivalent=wanted[r.name].equivalent) for r in kept]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run mutants as the command line says; return 1 where one that counts was not found."""
     parser = argparse.ArgumentParser(prog="python -m fuzz.mutants", description="Test the fuzz suite by faults.")
@@ -403,16 +420,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="mutants whose name contains this")
     parser.add_argument("--class", action="append", default=[], dest="classes", metavar="CLASS", help="of this class")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write all results as JSON")
+    parser.add_argument("--resume", action="store_true", help="keep what the report says of as many examples")
     options = parser.parse_args(arguments)
     console = Console()
     try:
         mutants = choose(options.only, options.classes)
+        results = known_results(options.report, mutants, options.max_examples) if options.resume else []
     except InputError as error:
         console.print(str(error), markup=False)
         return 2
     torch.set_num_threads(1)
-    results: list[MutantResult] = []
-    for result in run_all(mutants, processes=options.processes, max_examples=options.max_examples, limit=options.limit):
+    left = [mutant for mutant in mutants if all(mutant.name != result.name for result in results)]
+    for result in run_all(left, processes=options.processes, max_examples=options.max_examples, limit=options.limit):
         results.append(result)
         what = f"{result.property or result.message}" if result.status != "survived" else result.equivalent
         line = f"{len(results)}/{len(mutants)} {result.status:9} {result.examples:5} examples {result.seconds:6.1f} s"

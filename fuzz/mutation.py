@@ -39,6 +39,8 @@ class Subject:
     """The rule's class, or the text of the pipeline."""
     operators: tuple[str, ...] = ()
     """The operators that programs are made of; all where it is empty."""
+    strides: bool = False
+    """Whether strides and sharing must stay although the rule is not exact: it says so itself."""
 
     def __str__(self) -> str:
         operators = f" on {', '.join(self.operators)}" if self.operators else ""
@@ -62,9 +64,12 @@ class Mutant:
     """Why it changes no meaning, where that was shown."""
 
 
-def rule_mutant(class_: str, name: str, target: str, old: str, new: str, equivalent: str = "") -> Mutant:
+def rule_mutant(
+    class_: str, name: str, target: str, old: str, new: str, equivalent: str = "", strides: bool = False
+) -> Mutant:
     """Return a mutant of a rule that the rule's own programs find: `name` is the rule, then what is wrong."""
-    return Mutant(name, class_, target, old, new, Subject("rule", name.partition(":")[0]), equivalent)
+    subject = Subject("rule", name.partition(":")[0], strides=strides)
+    return Mutant(name, class_, target, old, new, subject, equivalent)
 
 
 class StaleMutantError(InputError):

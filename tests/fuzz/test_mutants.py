@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import attrs
 import pytest
 
-from fuzz.mutants import MUTANTS, RULES, MutantResult, choose, main, run_all, run_mutant, score_table
+from fuzz.mutants import MUTANTS, RULES, MutantResult, choose, known_results, main, run_all, run_mutant, score_table
 from fuzz.mutation import Mutant, StaleMutantError, Subject, mutated
 from ir.errors import InputError
 from passes.canonicalize.identity import NoCast
@@ -132,6 +134,20 @@ def test_equivalent_mutants_do_not_count() -> None:
     ]
     table = score_table(results)
     assert [next(iter(column.cells)) for column in table.columns[:4]] == ["wrong axis", "1", "2", "50.0 %"]
+
+
+def test_a_run_is_resumed(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    quick = by_name("types: keepdim is lost")
+    assert known_results(report, [quick, COMPOSED], 9) == []
+    found = MutantResult(quick.name, quick.class_, str(quick.subject), "found", examples=3)
+    survived = MutantResult(COMPOSED.name, COMPOSED.class_, str(COMPOSED.subject), "survived", examples=9)
+    report.write_text(json.dumps([attrs.asdict(found), attrs.asdict(survived)]))
+    assert known_results(report, [quick, COMPOSED], 9) == [found, survived]
+    assert known_results(report, [quick, COMPOSED], 10) == [found]
+    assert known_results(report, [COMPOSED], 9) == [survived]
+    assert main(["--only", quick.name, "--resume", "--report", str(report)]) == 0
+    assert main(["--only", quick.name, "--resume"]) == 2
 
 
 def test_mutants_are_chosen_by_name_and_class() -> None:
