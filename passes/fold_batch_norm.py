@@ -12,7 +12,7 @@ from ir.evaluate import evaluate_graph
 from ir.locations import Location
 from ir.opdef import Trait
 from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
-from ir.types import TensorType
+from ir.types import TensorType, shapes_equal
 from passes.driver import RewriteLog, run_worklist
 from passes.manager import Pass, PassContext
 from passes.matching import RuleIndex
@@ -50,10 +50,16 @@ class FoldBatchNormPattern(Pattern):
         if not isinstance(result, TensorType) or result.rank is None or result.rank != rank:
             # a linear on more than rows, a convolution without a batch
             return f"{where} has its channels in dimension 1 of {result}, where {m.layer.name} need not have its own"
-        values = [m.w, m.b, *(bn.operand(name) for name in _STATISTICS)]
-        for value in values:
+        channels = m.w.tensor_type.shape[0] if m.w.tensor_type.shape else None
+        for value in (m.w, m.b, *(bn.operand(name) for name in _STATISTICS)):
             if value is None:
                 continue
+            type_ = value.type
+            if value is not m.w and not (isinstance(type_, TensorType) and shapes_equal(type_.shape, (channels,))):
+                # PyTorch broadcasts some that are not
+                return (
+                    f"{where}: {value.name or 'an operand'} is {type_}, not one number for each of {channels} channels"
+                )
             weight = weight_of(value)
             if weight is None:
                 return f"{where}: {value.name or 'a weight'} is computed, not a weight"

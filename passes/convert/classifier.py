@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ir.core import Operation, Value
 from ir.opdef import Trait
-from ir.types import Dim, TensorType, dims_equal
+from ir.types import Dim, TensorType, dims_equal, shapes_equal
 from passes.pattern import Match, Node, Pattern, PatternBuilder
 from passes.remarks import Refusal
 from passes.rewriter import Rewriter
@@ -76,8 +76,11 @@ def _refusal(m: Match, window: str) -> str | Refusal | None:
     if _in_features(m) is None:
         return f"the weight of the linear at `{m.linear.location.where}` has no known shape"
     bias = m.bias.type if m.bias is not None else None
-    if isinstance(bias, TensorType) and bias.rank is not None and bias.rank != 1:
-        return f"the bias of the linear at `{m.linear.location.where}` is {bias}: a convolution takes one of rank 1"
+    if isinstance(bias, TensorType) and bias.shape is not None:
+        out_features = m.weight.tensor_type.shape[0]
+        if not shapes_equal(bias.shape, (out_features,)):
+            # a linear broadcasts it, a convolution does not
+            return f"the bias of the linear at `{m.linear.location.where}` is {bias}, not {out_features} numbers"
     if batch_first is None:
         # Without shapes, the rank is proved by the linear: from a batch-less (C, 1, 1) it would get one feature.
         proved = flatten.name == "aten.flatten.using_ints" and _start_dim(flatten) == 1

@@ -1,0 +1,31 @@
+"""A linear broadcasts a bias of one number over its outputs; a convolution does not take it.
+
+FlattenLinearToConv1x1Pattern. Found by `no error` in a run of the mutants.
+"""
+
+from fuzz.case import Case
+from fuzz.check import Properties
+from fuzz.sound import check
+from passes.convert.classifier import FlattenLinearToConv1x1Pattern
+
+SUBJECT = (FlattenLinearToConv1x1Pattern,)
+PROPERTIES = Properties()
+FIRES = False
+CASE = Case.seeded(
+    """
+program "case" {
+  parameter %w : f32[2, 3] requires_grad
+  parameter %b : f32[1] requires_grad
+  argument "x" = input 0
+  result = output 0
+  graph(%x : f32[4, 3, 1, 1]) {
+    %flat = aten.flatten.using_ints(%x) {start_dim=1} : f32[4, 3]
+    %linear = aten.linear(%flat, %w, %b) : f32[4, 2]
+    return %linear
+  }
+}
+"""
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)
