@@ -86,7 +86,12 @@ def _targets(options: argparse.Namespace) -> list[str]:
     targets = [f"rule {name}" for name in (RULES if rules == "all" else _names(rules))]
     # commas inside of braces belong to a pass's options
     targets += PASSES if passes == "all" else re.findall(r"[^,{]+(?:\{[^}]*\})?", passes or "")
-    return list(dict.fromkeys([*targets, *options.pipeline]))
+    targets = list(dict.fromkeys([*targets, *options.pipeline]))
+    if not targets:
+        raise InputError(
+            "nothing is named that could be tried", remedy="name rules, passes or a pipeline, or leave all out"
+        )
+    return targets
 
 
 def _names(text: str | None) -> list[str]:
@@ -99,7 +104,10 @@ def _seconds(text: str | None) -> float | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if match is None:
         raise InputError(f"--time {text!r} is no time", remedy="write 90s, 15m or 2h")
-    return float(match[1]) * _UNITS[match[2]]
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if not seconds:
+        raise InputError("--time 0 leaves no time for anything")
+    return seconds
 
 
 def _search(options: argparse.Namespace, console: Console) -> int:
@@ -112,7 +120,12 @@ def _search(options: argparse.Namespace, console: Console) -> int:
             raise InputError(f"{name} {value} is less than 1")
     for target in targets:
         resolve(target)
+    if options.files:
+        raise InputError(f"{options.files[0]}: a search takes no files", remedy="write `replay` in front of them")
+    if options.report is not None and not options.report.parent.is_dir():
+        raise InputError(f"--report {options.report}: there is no folder {options.report.parent}")
     campaign = Campaign.load(options.state)
+    campaign.save()  # a folder that cannot be written is told before the work
     if campaign.seeds:
         console.print(f"going on from {options.state}: {campaign.examples} programs, {len(campaign.found)} found")
     executor, processes = _executor(options)
@@ -128,6 +141,8 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         def show(result: UnitResult, new: bool) -> None:
             counts = f"{campaign.examples} programs, {len(campaign.found)} found"
             bar.update(task, completed=campaign.examples, description=result.unit.target[:40], counts=counts)
+            if not console.is_terminal:
+                console.print(f"{result.unit.target}, seed {result.unit.seed}: {counts}", markup=False, highlight=False)
             if new and result.found is not None:
                 console.print(
                     f"found: {result.unit.target}: {result.found.property}: {result.found.message}",
@@ -155,7 +170,7 @@ def _search(options: argparse.Namespace, console: Console) -> int:
     print_summary(campaign, targets, console)
     if options.report is not None:
         options.report.write_text(json.dumps(campaign.to_json(), indent=1), encoding="utf-8")
-    return 1 if campaign.found else 0
+    return 1 if campaign.found or campaign.errors else 0
 
 
 def _executor(options: argparse.Namespace) -> tuple[Executor | None, int]:
@@ -195,6 +210,8 @@ def print_summary(campaign: Campaign, targets: Sequence[str], console: Console) 
     )
     rate = campaign.examples / campaign.seconds if campaign.seconds else 0.0
     console.print(f"{campaign.examples} programs, {rate:.0f} a second and process; {len(campaign.found)} found")
+    for error in campaign.errors:
+        console.print(f"  ended before its time: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
     for key, found in campaign.found.items():
         place = "" if campaign.folder is None else f" {campaign.folder / f'found_{key}.py'}"
         console.print(
@@ -215,6 +232,9 @@ def _never_fired(target: Target, variants: Counter[str]) -> str:
 
 
 def _replay(files: Sequence[Path], console: Console) -> int:
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"there is no file {path}")
     failures = replay_all(files)
     for path, message in failures:
         console.print(f"{path}: {message}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -66,6 +66,8 @@ class UnitResult:
     seconds: float
     coverage: Coverage
     found: Found | None
+    error: str = ""
+    """What ended the unit before its time, where something did that is no finding."""
 
 
 def run_unit(unit: Unit) -> UnitResult:
@@ -73,7 +75,11 @@ def run_unit(unit: Unit) -> UnitResult:
     torch.set_num_threads(1)
     start = time.monotonic()
     target = resolve(unit.target)
-    seen, counterexample = search(target, None, search_settings(unit.examples), seed=unit.seed)
+    try:
+        seen, counterexample = search(target, None, search_settings(unit.examples), seed=unit.seed)
+    except Exception as error:  # noqa: BLE001 - one unit that fails must not end a campaign of hours
+        text = f"{type(error).__name__}: {error}"
+        return UnitResult(unit, time.monotonic() - start, Coverage(), None, text)
     found = None
     if counterexample is not None:
         found = Found(
@@ -103,6 +109,8 @@ class Campaign:
     """By target."""
     found: dict[str, Found] = attrs.field(factory=dict)
     """By key."""
+    errors: list[str] = attrs.field(factory=list)
+    """What ended units before their time."""
     findings: Counter[str] = attrs.field(factory=Counter)
     """Target -> its findings in this run."""
 
@@ -123,6 +131,7 @@ class Campaign:
             data = json.loads(state.read_text(encoding="utf-8"))
             campaign.seeds = {name: list(numbers) for name, numbers in data["seeds"].items()}
             campaign.asked = dict(data["asked"])
+            campaign.errors = list(data["errors"])
             campaign.seconds = float(data["seconds"])
             campaign.coverage = {name: Coverage.from_json(item) for name, item in data["coverage"].items()}
             campaign.found = {key: Found(**item) for key, item in data["found"].items()}
@@ -134,7 +143,10 @@ class Campaign:
         """Write the state and a script for each case that was found; an old state stays until the new one is whole."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.folder} is no folder: {error}", remedy="name another one") from error
         for key, found in self.found.items():
             (self.folder / f"found_{key}.py").write_text(found.script, encoding="utf-8")
         partial = self.folder / "state.json.part"
@@ -146,6 +158,7 @@ class Campaign:
         return {
             "seeds": self.seeds,
             "asked": self.asked,
+            "errors": self.errors,
             "seconds": self.seconds,
             "coverage": {name: coverage.to_json() for name, coverage in self.coverage.items()},
             "found": {key: attrs.asdict(found) for key, found in self.found.items()},
@@ -158,6 +171,8 @@ class Campaign:
         self.asked[unit.target] = self.asked.get(unit.target, 0) + unit.examples
         self.seconds += result.seconds
         self.coverage.setdefault(unit.target, Coverage()).add(result.coverage)
+        if result.error:
+            self.errors.append(f"{unit.target}, seed {unit.seed}: {result.error}")
         found = result.found
         if found is None:
             return False

@@ -104,7 +104,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
 
     Raises:
         Finding: when a property does not hold.
-        Unusable: when the program was changed, and cannot be run as it was.
+        Unusable: when the program cannot be run as it was; one that was not changed is not run.
     """
     text = case.program  # as it was printed from the program, or as somebody wrote it
     if program is None:
@@ -112,12 +112,16 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         text = print_program(program)
     context = PassContext()
     with quiet():
-        _apply(pass_, program, context)
-        changed = print_program(program) != text
-        outcome = _outcome(context.log, changed)
-        if not changed:
-            return outcome
-        _hold("verifier", lambda: verify(program))
+        try:
+            _apply(pass_, program, context)
+            changed = print_program(program) != text
+            outcome = _outcome(context.log, changed)
+            if not changed:
+                return outcome
+            _hold("verifier", lambda: verify(program))
+        except Finding:
+            _demand_that_it_runs(case)
+            raise
         _Runs(case.build(), case, properties).compare(program)
         if properties.text:
             _check_text(program)
@@ -127,6 +131,14 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             if print_program(program) != after:
                 raise Finding("idempotence", "a second application changes the program again")
     return outcome
+
+
+def _demand_that_it_runs(case: Case) -> None:
+    """Raise `Unusable` where the case cannot be run: type inference takes a few operands that kernels refuse."""
+    try:
+        observe(case.build(), case.inputs)
+    except EvaluationError as error:
+        raise Unusable from error
 
 
 def _outcome(log: RewriteLog, changed: bool) -> Outcome:
@@ -233,7 +245,10 @@ class _Runs:
 
     def _compare_within_budget(self, program: Program, inputs: Sequence[Any], *, gradients: bool = False) -> None:
         original = self.case.build()
-        before = observe(original, inputs, gradients=gradients)
+        try:
+            before = observe(original, inputs, gradients=gradients)
+        except EvaluationError as error:
+            raise Unusable from error
         try:
             exact = observe(original, inputs, double=True, gradients=gradients)
         except EvaluationError:

@@ -10,6 +10,7 @@ import attrs
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
+from hypothesis.errors import Flaky
 
 from fuzz.case import Case
 from fuzz.check import ApplyRules, Finding, Outcome, Properties, Unusable, check_case
@@ -230,7 +231,10 @@ def search(
         test = hypothesis_seed(seed)(test)
     try:
         test()
-    except Finding:
+    except (Finding, Flaky):
+        # a subject that is wrong now and then, or keeps something between runs, is flaky: what was found counts
+        if not last:
+            raise
         case, finding = last[0]
         return seen, explain(target.name, target.pass_, target.rules, target.properties, case, finding, seen.examples)
     return seen, None

@@ -13,6 +13,7 @@ import pytest
 from fuzz.__main__ import main
 from fuzz.campaign import Campaign, Unit, run_campaign, run_unit, units
 from fuzz.coverage import condition
+from graphwright import Pattern
 
 WRONG = "rule tests.fuzz.test_sound:ViewForCopy"
 RIGHT = "rule NoPermute"
@@ -62,6 +63,40 @@ def test_two_processes_do_the_work_of_one() -> None:
     assert one.coverage[RIGHT].to_json() == two.coverage[RIGHT].to_json()
 
 
+class NowAndThen(Pattern):
+    """sigmoid(x) = tanh(x), each second time"""
+
+    calls = 0
+
+    def pattern(self, p):
+        return p.sigmoid(p.any("x"))
+
+    def rewrite(self, m, b):
+        type(self).calls += 1
+        return b.tanh(m.x) if type(self).calls % 2 else b.clone(b.op("aten.special_expit", m.x).result)
+
+
+class Broken(Pattern):
+    """raises what no rule may raise while programs are built"""
+
+    def pattern(self, p):
+        raise RuntimeError("no pattern today")
+
+
+def test_a_rule_that_is_wrong_now_and_then_is_found() -> None:
+    result = run_unit(Unit("rule tests.fuzz.test_campaign:NowAndThen", 0, 60))
+    assert result.found is not None
+    assert result.found.property == "values"
+
+
+def test_a_unit_that_fails_does_not_end_the_campaign() -> None:
+    campaign = Campaign()
+    run_campaign(campaign, ["rule tests.fuzz.test_campaign:Broken", RIGHT], examples=20)
+    assert len(campaign.errors) == 1
+    assert "no pattern today" in campaign.errors[0]
+    assert campaign.coverage[RIGHT].examples > 10
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "report.json"
     assert main(["--rules", "NoPermute", "--examples", "30", "--report", str(report)]) == 0
@@ -80,6 +115,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--passes", "cannonicalize"], "no pass is named"),
         (["--time", "5 hours"], "is no time"),
         (["--processes", "0"], "less than 1"),
+        (["--rules", ","], "nothing is named"),
+        (["--time", "0s"], "leaves no time"),
+        (["--report", "no/such/folder.json"], "there is no folder"),
+        (["--state", "README.md"], "is no folder"),
+        (["search", "case.py"], "a search takes no files"),
+        (["replay", "no_such_case.py"], "there is no file"),
     ],
 )
 def test_wrong_calls(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
