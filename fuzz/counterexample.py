@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import attrs
@@ -13,7 +13,7 @@ from fuzz.observation import quiet
 from ir.errors import GraphwrightError
 from ir.printer import print_program
 from ir.program import Program
-from passes.driver import RewriteLog
+from passes.driver import Replacements, RewriteLog
 from passes.manager import Pass, PassContext, run_pass
 from passes.pattern import Match, Pattern
 
@@ -120,11 +120,15 @@ class _Prefix(Pass):
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the pass until the count is reached."""
 
-        def hook(rule: Pattern, match: Match, program: Program) -> None:
+        def stop_if_enough(replacements: Replacements | None = None) -> None:
             if len(self.trace) == self.count:
                 raise _Stop
+
+        def hook(rule: Pattern, match: Match, program: Program) -> Callable[[Replacements], None]:
+            stop_if_enough()
             operations = ", ".join(op.name for op in match.ops)
             self.trace.append(f"{rule.name} at `{match.location.where}` ({operations})")
+            return stop_if_enough  # at once: what the pass does besides rewriting is no rewrite's fault
 
         log = RewriteLog(hook=hook)
         try:
@@ -140,14 +144,14 @@ def bisect(pass_: Pass, case: Case, properties: Properties) -> str | None:
     low, high = 0, len(whole.trace)
     if not high:
         return None
+    if _holds(_Prefix(pass_, high), case, properties):
+        return None
     while high - low > 1:
         middle = (low + high) // 2
         if _holds(_Prefix(pass_, middle), case, properties):
             low = middle
         else:
             high = middle
-    if high == len(whole.trace) and _holds(_Prefix(pass_, high), case, properties):
-        return None
     return f"number {high} of {len(whole.trace)}, {whole.trace[high - 1]}"
 
 

@@ -202,6 +202,7 @@ def search(
     """
     seen = Soundness()
     last: list[tuple[Case, Finding]] = []
+    first: list[int] = []
     strategy = drawn_cases(target, on)
 
     def attempt(data: st.DataObject) -> None:
@@ -216,6 +217,7 @@ def search(
             reject()
         except Finding as finding:
             last[:] = [(case, finding)]
+            first.append(seen.examples)  # what is checked from now on is for shrinking
             raise
         seen.examples += 1
         seen.add(outcome, operators)
@@ -236,7 +238,7 @@ def search(
         if not last:
             raise
         case, finding = last[0]
-        return seen, explain(target.name, target.pass_, target.rules, target.properties, case, finding, seen.examples)
+        return seen, explain(target.name, target.pass_, target.rules, target.properties, case, finding, first[0])
     return seen, None
 
 

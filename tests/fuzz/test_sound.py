@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import attrs
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from graphwright import Fixpoint, Match, PassManager, Pattern, PatternBuilder
+from fuzz.check import ApplyRules
+from fuzz.counterexample import bisect
+from graphwright import Fixpoint, Match, Pass, PassContext, PassManager, Pattern, PatternBuilder, Rewriter
 from graphwright.fuzz import (
     Case,
     Properties,
@@ -22,14 +25,16 @@ from graphwright.fuzz import (
     instances,
     programs,
 )
-from graphwright.ir import parse_program
+from graphwright.ir import Program, parse_program
 from graphwright.passes import Canonicalize
 from graphwright.tensorrt import TENSORRT_PATTERNS
 from ir.errors import InputError
 from passes.canonicalize import CANONICALIZATION_RULES
 from passes.canonicalize.identity import INFERENCE_RULES
 from passes.convert.classifier import FlattenLinearToConvPattern
+from passes.driver import run_worklist
 from passes.fold_batch_norm import FoldBatchNorm, FoldBatchNormPattern
+from passes.matching import RuleIndex
 
 RULES = (*CANONICALIZATION_RULES, *INFERENCE_RULES, *TENSORRT_PATTERNS, FlattenLinearToConvPattern)
 QUICK = settings(max_examples=60, suppress_health_check=list(HealthCheck))
@@ -107,6 +112,16 @@ class Loops(Pattern):
 
     def rewrite(self, m: Match, b: Any) -> Any:
         return b.tanh(m.x)
+
+
+class ReluForSigmoid(Pattern):
+    """relu(x) = sigmoid(x): wrong"""
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.relu(p.any("x"))
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        return b.sigmoid(m.x)
 
 
 class CannotFire(Pattern):
@@ -214,6 +229,41 @@ def test_passes_are_sound_on_programs(pass_: Any) -> None:
 def test_folding_is_sound_on_programs_of_layers() -> None:
     on = instances(FoldBatchNormPattern())
     assert assert_sound(FoldBatchNorm(), on=on, settings=QUICK).changed > 5
+
+
+@attrs.frozen
+class RewritesAndSpoils(Pass):
+    """Applies a right rule, and then does something wrong that is no rewrite of a rule."""
+
+    name: ClassVar[str] = "rewrites-and-spoils"
+
+    def run(self, program: Program, context: PassContext) -> None:
+        run_worklist(program, RuleIndex((NoDoubleNegation(),)), context.log)
+        for op in program.graph.operations():
+            if op.name == "aten.relu":
+                rewriter = Rewriter(program)
+                rewriter.anchor = op
+                rewriter.replace(op, rewriter.op("aten.sigmoid", op.operands[0]).result)
+
+
+def test_what_is_no_rewrite_is_not_blamed_on_one() -> None:
+    case = Case.seeded("""
+program "case" {
+  argument "x" = input 0
+  result = output 0
+  graph(%x : f32[4]) {
+    %a = aten.neg(%x) : f32[4]
+    %b = aten.neg(%a) : f32[4]
+    %y = aten.relu(%b) : f32[4]
+    return %y
+  }
+}
+""")
+    with pytest.raises(AssertionError, match="values"):
+        check(RewritesAndSpoils(), case)
+    assert bisect(RewritesAndSpoils(), case, Properties()) is None
+    wrong = (NoDoubleNegation, ReluForSigmoid)
+    assert "ReluForSigmoid" in str(bisect(ApplyRules(tuple(rule() for rule in wrong)), case, Properties()))
 
 
 def test_a_strategy_takes_the_place_of_the_own_one() -> None:
