@@ -1,7 +1,7 @@
 """Behind a convolution without a batch, dimension 1 is the height: batch norm was folded along the channels.
 
-FoldBatchNorm; wrong numbers wherever channels and height are equal. Found on programs by `no error` (sizes that
-differ) after 200 programs; hazard: equal sizes make wrong axes type-check. Fixed in 2971a28.
+FoldBatchNorm; wrong numbers wherever channels and height are equal. Found by `no error` (where sizes differ) on the
+first program for the rule; hazard: equal sizes make wrong axes type-check. Fixed in 2971a28.
 """
 
 from compiler.pipeline import parse_pipeline

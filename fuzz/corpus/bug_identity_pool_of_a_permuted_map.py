@@ -1,6 +1,7 @@
 """Without the pool, a result has the strides of the permuted map, which the pool would have made contiguous.
 
-RemoveIdentityAdaptiveAvgPoolPattern. Found by `strides` on whole programs after 1088 programs.
+RemoveIdentityAdaptiveAvgPoolPattern. Found by `strides` once in 1,500 whole programs, and not again in 9,000 of
+later generators.
 """
 
 from fuzz.case import Case

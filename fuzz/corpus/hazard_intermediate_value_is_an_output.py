@@ -7,6 +7,7 @@ from passes.fuse.conv import ConvBNActPattern
 
 SUBJECT = (ConvBNActPattern,)
 PROPERTIES = Properties()
+FIRES = False
 CASE = Case.seeded(
     """
 program "case" {

@@ -9,6 +9,7 @@ from fuzz.sound import check
 
 SUBJECT = parse_pipeline("canonicalize")
 PROPERTIES = Properties(exact=True)
+FIRES = False
 CASE = Case.seeded(
     """
 program "case" {

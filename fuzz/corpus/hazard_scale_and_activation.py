@@ -7,6 +7,7 @@ from fuzz.sound import check
 
 SUBJECT = parse_pipeline("canonicalize,fold-batch-norm")
 PROPERTIES = Properties()
+FIRES = False
 CASE = Case.seeded(
     """
 program "case" {
