@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from compiler.accuracy import measure_accuracy
+from compiler.difference import RELATIVE_BOUND, tensor_difference
 from ir.core import Graph, Operation, Value
 from ir.errors import InputError, ValidationError
 from ir.evaluate import evaluate_graph
@@ -22,9 +23,6 @@ from ir.types import TensorType, symbols_of
 from passes.driver import Replacements
 from passes.pattern import Match, Pattern
 from passes.rewriter import copy_into
-
-RELATIVE_BOUND = 1e-9
-"""Largest difference of float64 results that counts as rounding, relative to the largest magnitude."""
 
 # How far a region is widened backwards so that the match and its replacement start from the same values.
 _MAX_WIDENING = 256
@@ -275,7 +273,7 @@ def _run_both(
             torch.manual_seed(0)
             results.append(evaluate_graph(graph, [t.clone() for t in tensors], {}, symbols, opaques=program.opaques))
     for before, after in zip(*results, strict=True):
-        problem = _difference(before, after, exact=rule.exact)
+        problem = tensor_difference(before, after, exact=rule.exact)
         if problem is not None:
             raise ValidationError(
                 f"{rule.name} changes the result: {problem}\n  equation: {rule.equation}",
@@ -314,24 +312,3 @@ def _random_tensor(value: Value, symbols: Mapping[sympy.Symbol, int], generator:
     if type_.dtype == torch.bool:
         return torch.randint(0, 2, sizes, generator=generator).bool()
     return torch.randint(0, 2, sizes, generator=generator).to(type_.dtype)
-
-
-def _difference(a: Any, b: Any, *, exact: bool) -> str | None:
-    """Return how two results differ, or None."""
-    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
-        return None if a == b else f"{a} became {b}"
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return f"{a.dtype} {tuple(a.shape)} became {b.dtype} {tuple(b.shape)}"
-    if exact or not (a.is_floating_point() or a.is_complex()):
-        same = (a == b) | ((a != a) & (b != b))
-        if a.is_floating_point():
-            same &= (torch.signbit(a) == torch.signbit(b)) | (a != a)
-        wrong = int((~same).sum())
-        return f"{wrong} of {a.numel()} elements differ in their bits" if wrong else None
-    finite = a.isfinite()
-    if not torch.equal(finite, b.isfinite()) or not torch.equal(a.isnan(), b.isnan()):
-        return "NaN or infinity sit in other places"
-    if not finite.any():
-        return None
-    scale, error = float(a[finite].abs().max()), float((a[finite] - b[finite]).abs().max())
-    return f"float64 results differ by {error:.3g} of {scale:.3g}" if error > RELATIVE_BOUND * scale else None

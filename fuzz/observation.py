@@ -12,13 +12,11 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compiler.difference import tensor_difference
 from ir.errors import EvaluationError
 from ir.evaluate import evaluate
 from ir.program import Program
 from ir.types import TensorType
-
-RELATIVE_BOUND = 1e-9
-"""Largest difference of float64 results that counts as rounding, relative to the largest magnitude."""
 
 
 @attrs.frozen(eq=False)
@@ -280,41 +278,6 @@ def _named_differences(
 def _strides(tensor: torch.Tensor) -> list[int]:
     """Return the strides of the dimensions where they mean something."""
     return [s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1] if tensor.numel() else []
-
-
-def tensor_difference(a: Any, b: Any, *, exact: bool, bound: float = 0.0) -> str | None:
-    """Return how two results differ in dtype, shape or values, or None.
-
-    Args:
-        a: the one expected.
-        b: the one to judge.
-        exact: whether floats must have the same bits (any NaN equals any NaN).
-        bound: an absolute difference that is allowed beside that of `RELATIVE_BOUND`.
-    """
-    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
-        return None if type(a) is type(b) and (a == b or (a != a and b != b)) else f"{a!r} became {b!r}"
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return f"{a.dtype} {tuple(a.shape)} became {b.dtype} {tuple(b.shape)}"
-    if a.is_complex():
-        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
-    if not a.is_floating_point():
-        wrong = int((a != b).sum())
-        return f"{wrong} of {a.numel()} elements differ" if wrong else None
-    if torch.equal(a, b) and not exact:
-        return None
-    nan = a.isnan()
-    if not torch.equal(nan, b.isnan()):
-        return f"NaN at {int(nan.sum())} of {a.numel()} places became NaN at {int(b.isnan().sum())}"
-    if exact:
-        wrong = int((((a != b) | (torch.signbit(a) != torch.signbit(b))) & ~nan).sum())
-        return f"{wrong} of {a.numel()} elements differ in their bits" if wrong else None
-    finite = a.isfinite()
-    if not torch.equal(a[~finite & ~nan], b[~finite & ~nan]) or not torch.equal(finite, b.isfinite()):
-        return "infinity sits in other places"
-    if not finite.any():
-        return None
-    scale, error = float(a[finite].abs().max()), float((a[finite] - b[finite]).abs().max())
-    return f"values differ by {error:.3g} of {scale:.3g}" if error > RELATIVE_BOUND * scale + bound else None
 
 
 def fixes_dtypes(program: Program) -> bool:
