@@ -27,13 +27,10 @@ from rich.table import Column, Table
 from fuzz import sound
 from fuzz.check import check_case
 from fuzz.strategies.instances import instances
-from graphwright.tensorrt import TENSORRT_PATTERNS
-from passes.canonicalize import CANONICALIZATION_RULES
-from passes.convert.classifier import FlattenLinearToConvPattern
+from fuzz.targets import RULES
 from passes.pattern import Pattern
 
 GOAL = 100.0
-RULES: tuple[type[Pattern], ...] = (*CANONICALIZATION_RULES, *TENSORRT_PATTERNS, FlattenLinearToConvPattern)
 
 
 @attrs.frozen
@@ -101,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    chosen = [rule for rule in RULES if not options.rules or rule.__name__ in options.rules]
+    chosen = [rule for rule in RULES.values() if not options.rules or rule.__name__ in options.rules]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         measure(chosen[0], 30)  # what is made once

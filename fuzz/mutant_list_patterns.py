@@ -50,9 +50,9 @@ PATTERN_MUTANTS: tuple[Mutant, ...] = (
     ),
     _rule(
         "dropped condition",
-        "FlattenLinearToConvPattern: a bias of another rank",
+        "FlattenLinearToConvPattern: a bias that broadcasts",
         _CLASSIFIER + "_refusal",
-        "bias.rank is not None and bias.rank != 1",
+        "not shapes_equal(bias.shape, (out_features,))",
         "False",
     ),
     _rule(

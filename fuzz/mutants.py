@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils import _pytree as pytree
 
+from compiler.difference import tensor_difference
 from compiler.driver import transform
-from compiler.pipeline import STANDARD_PATTERNS, parse_pipeline
+from compiler.pipeline import parse_pipeline
 from fuzz.case import Case
 from fuzz.check import Finding, Unusable, check_case
 from fuzz.mutant_list_canonicalize import CANONICALIZE_MUTANTS
@@ -36,11 +37,12 @@ from fuzz.mutant_list_ir import IR_MUTANTS
 from fuzz.mutant_list_patterns import PATTERN_MUTANTS
 from fuzz.mutant_list_spelling import SPELLING_MUTANTS
 from fuzz.mutation import Mutant, StaleMutantError, Subject, mutated
-from fuzz.observation import quiet, tensor_difference, widened
+from fuzz.observation import quiet, widened
 from fuzz.sound import Target
 from fuzz.strategies.instances import instances
 from fuzz.strategies.modules import modules
 from fuzz.strategies.programs import input_tensors, programs
+from fuzz.targets import RULES
 from ir.compare import programs_equal
 from ir.core import Value
 from ir.errors import EvaluationError, GraphwrightError, InputError
@@ -49,22 +51,9 @@ from ir.parser import parse_program
 from ir.printer import print_program
 from ir.program import Program
 from ir.types import TensorType, dims_equal, type_of_tensor
-from passes.canonicalize import CANONICALIZATION_RULES
-from passes.canonicalize.identity import INFERENCE_RULES
-from passes.fold_batch_norm import FoldBatchNormPattern
-from passes.pattern import Pattern
 
 MUTANTS: tuple[Mutant, ...] = (*CANONICALIZE_MUTANTS, *SPELLING_MUTANTS, *PATTERN_MUTANTS, *IR_MUTANTS)
 """All mutants."""
-
-_RULES: tuple[type[Pattern], ...] = (
-    *CANONICALIZATION_RULES,
-    *INFERENCE_RULES,
-    *STANDARD_PATTERNS,
-    FoldBatchNormPattern,
-)
-RULES: dict[str, type[Pattern]] = {rule.__name__: rule for rule in _RULES}
-"""The rules that mutants may name, by the names of their classes."""
 
 _SEED = 20260
 _LIMIT = 240.0

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from fuzz.check import ApplyRules
 from fuzz.counterexample import bisect
+from fuzz.targets import RULES
 from graphwright import Fixpoint, Match, Pass, PassContext, PassManager, Pattern, PatternBuilder, Rewriter
 from graphwright.fuzz import (
     Case,
@@ -27,16 +28,11 @@ from graphwright.fuzz import (
 )
 from graphwright.ir import Program, parse_program
 from graphwright.passes import Canonicalize
-from graphwright.tensorrt import TENSORRT_PATTERNS
 from ir.errors import InputError
-from passes.canonicalize import CANONICALIZATION_RULES
-from passes.canonicalize.identity import INFERENCE_RULES
-from passes.convert.classifier import FlattenLinearToConvPattern
 from passes.driver import run_worklist
 from passes.fold_batch_norm import FoldBatchNorm, FoldBatchNormPattern
 from passes.matching import RuleIndex
 
-RULES = (*CANONICALIZATION_RULES, *INFERENCE_RULES, *TENSORRT_PATTERNS, FlattenLinearToConvPattern)
 QUICK = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
@@ -137,7 +133,7 @@ class CannotFire(Pattern):
         return m.x
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.__name__)
 def test_every_rule_of_ours_is_sound_alone(rule: type[Pattern]) -> None:
     seen = assert_sound(rule, settings=QUICK)
     assert seen.examples >= 50
