@@ -23,6 +23,9 @@ from passes.canonicalize import Canonicalize
 from passes.manager import Pass
 from passes.pattern import Pattern, instantiate
 
+_ROUNDS, _EACH_ROUND = 10, 100
+"""How often, and with how many programs each time, the search goes on for a rule that did not fire."""
+
 Subject = type[Pattern] | Pattern | Sequence[type[Pattern] | Pattern] | Pass
 
 
@@ -48,6 +51,15 @@ class Soundness:
     """Programs among them that were changed."""
     never: tuple[str, ...] = ()
     """The alternatives of the patterns that never fired."""
+
+    def merge(self, other: Soundness) -> None:
+        """Add what another search saw."""
+        for field in attrs.fields(Soundness):
+            if isinstance(getattr(self, field.name), Counter):
+                getattr(self, field.name).update(getattr(other, field.name))
+        self.examples += other.examples
+        self.instances += other.instances
+        self.changed += other.changed
 
     def add(self, outcome: Outcome, operators: Iterable[str]) -> None:
         """Count what happened to one program with these operators."""
@@ -129,13 +141,29 @@ def assert_sound(
     if found is not None:
         raise UnsoundError(found)
     if target.rules and on is None:
-        silent = [rule.name for rule in target.rules if not seen.fired[rule.name]]
+        silent = []
+        for rule in target.rules:
+            found = None if seen.fired[rule.name] else _insist(rule, target, seen)
+            if found is not None:
+                raise UnsoundError(found)
+            if not seen.fired[rule.name]:
+                silent.append(rule.name)
         if silent:
             raise UnsoundError(
                 None, f"{', '.join(silent)} never fired on {seen.instances} programs built to match", seen
             )
         seen.never = tuple(_never(target.rules, seen))
     return seen
+
+
+def _insist(rule: Pattern, target: Target, seen: Soundness) -> Counterexample | None:
+    """Search on, without near misses, until a rule fires; the rarest of ours fires once in some hundred programs."""
+    for seed in range(_ROUNDS):
+        more, found = search(target, instances(rule, near=False), search_settings(_EACH_ROUND), seed=seed)
+        seen.merge(more)
+        if found is not None or seen.fired[rule.name]:
+            return found
+    return None
 
 
 def find_counterexample(

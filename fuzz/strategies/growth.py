@@ -82,6 +82,9 @@ class MatchSource(ProgramSource):
             rank = self.hinted(min_rank, max_rank)
             ones = self.hinted(0, rank) if kind > 5 else 0
             shape = (*(self.size() for _ in range(rank - ones)), *(1,) * ones)
+            if zero and rank and self.integer(0, 7) == 7:
+                at = self.integer(0, rank - 1)
+                shape = (*shape[:at], 0, *shape[at + 1 :])
             return self._input(TensorType(shape, self.one_of([d for d in dtypes if d in (torch.float32, *dtypes[:1])])))
         return super().tensor(min_rank, max_rank, dtypes=dtypes, zero=zero, condition=condition)
 

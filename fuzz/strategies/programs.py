@@ -304,7 +304,10 @@ def substitute(item: Any, values: dict[sympy.Symbol, int]) -> Any:
 
 
 def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None:
-    """Declare symbols, return `outputs` and what nobody uses (and perhaps a used value), and set the convention."""
+    """Declare symbols, return `outputs` and what nobody uses (and perhaps a used value), and set the convention.
+
+    Now and then a value that nobody uses is left: dead code, or one of several results. It shrinks to none left.
+    """
     graph, program = source.graph, source.program
     used = symbols_of([d for v in source.values if isinstance(v.type, TensorType) for d in v.type.shape or ()])
     plain = [d for v in graph.inputs for d in v.tensor_type.shape or ()]
@@ -312,7 +315,14 @@ def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None
         program.symbols[symbol] = SYMBOL_RANGE
         if symbol not in plain:
             source._input(TensorType((symbol,), torch.float32))
-    unused = [r for op in graph.operations() for r in op.results if r.is_unused]
+    unused = []
+    dead = source.integer(0, 3) == 3
+    for op in graph.operations():
+        if len(op.results) == 1:
+            unused += [r for r in op.results if r.is_unused and not (dead and source.flag())]
+        else:
+            # that nobody uses one of several results is what some rules ask for
+            unused += [r for r in op.results if r.is_unused and not source.flag()]
     returned = [*outputs, *(v for v in unused if v not in outputs)]
     if not returned or (source.values and source.integer(0, 3) == 3):
         returned.append(source.one_of(source.values))
