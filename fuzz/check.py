@@ -19,6 +19,7 @@ from fuzz.observation import (
     observe,
     quiet,
 )
+from fuzz.rounding import Rounding
 from ir.compare import programs_equal
 from ir.errors import EvaluationError, GraphwrightError
 from ir.parser import parse_program
@@ -214,7 +215,8 @@ class _Runs:
                 self._compare_within_budget(program, inputs)
                 continue
             after = _observe(program, inputs, double=self.double)
-            for name, message in differences(before, after, exact=properties.exact):
+            rounding = self._rounding(inputs) if self.double else None
+            for name, message in differences(before, after, exact=properties.exact, rounding=rounding):
                 if name in ("strides", "sharing") and not properties.strides:
                     continue
                 if name == "strides" and not properties.exact and not all(map(is_standard, inputs)):
@@ -229,9 +231,13 @@ class _Runs:
             self._compare_within_budget(program, self.case.inputs, gradients=True)
             return
         after = _observe(program, self.case.inputs, double=True, gradients=True)
-        for name, message in differences(self.slopes, after, exact=False):
+        rounding = self._rounding(self.case.inputs, gradients=True)
+        for name, message in differences(self.slopes, after, exact=False, rounding=rounding):
             if name in ("values", "gradients"):
                 raise Finding(name, message)
+
+    def _rounding(self, inputs: Sequence[Any], *, gradients: bool = False) -> Rounding[Observation]:
+        return Rounding(lambda: observe(self.case.build(), inputs, double=True, gradients=gradients))
 
     def _compare_rounded(self, program: Program, inputs: Sequence[Any]) -> None:
         """Compare as for a rule that is not exact."""
@@ -239,7 +245,7 @@ class _Runs:
             self._compare_within_budget(program, inputs)
             return
         before, after = observe(self.case.build(), inputs, double=True), _observe(program, inputs, double=True)
-        for name, message in differences(before, after, exact=False):
+        for name, message in differences(before, after, exact=False, rounding=self._rounding(inputs)):
             if name == "values":
                 raise Finding(name, message)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compiler.difference import tensor_difference
+from fuzz.rounding import Rounding
 from ir.errors import EvaluationError
 from ir.evaluate import evaluate
 from ir.program import Program
@@ -184,19 +185,22 @@ def is_definite(program: Program, inputs: Sequence[Any]) -> bool:
 # ---- comparison ----
 
 
-def differences(before: Observation, after: Observation, *, exact: bool) -> Iterator[tuple[str, str]]:
+def differences(
+    before: Observation, after: Observation, *, exact: bool, rounding: Rounding[Observation] | None = None
+) -> Iterator[tuple[str, str]]:
     """Yield (property, message) for each property in which two observations of what should be one program differ.
 
     Args:
         before: of the original.
         after: of the changed program, run on the same inputs in the same precision.
         exact: whether results must have the same bits; else they may differ by `RELATIVE_BOUND`.
+        rounding: of the original, for results that cancel; None where `before` is no run in float64.
     """
     if len(before.results) != len(after.results):
         yield "values", f"{len(before.results)} results became {len(after.results)}"
         return
     for i, (a, b) in enumerate(zip(before.results, after.results, strict=True)):
-        problem = tensor_difference(a, b, exact=exact)
+        problem = _judge(a, b, exact, rounding, _result(i))
         if problem is not None:
             yield "values", f"result {i}: {problem}"
         elif isinstance(a, torch.Tensor) and _strides(a) != _strides(b):
@@ -204,27 +208,67 @@ def differences(before: Observation, after: Observation, *, exact: bool) -> Iter
     if before.sharing != after.sharing:
         gone, new = sorted(before.sharing - after.sharing), sorted(after.sharing - before.sharing)
         yield "sharing", f"memory that is not shared any more: {gone}; memory that is shared now: {new}"
-    for name, problem in _named_differences(before.written, after.written, exact=exact):
-        yield "statistics", f"what is written to {name}: {problem}"
-    for name, problem in _named_differences(*_where_finite(before.gradients or {}, after.gradients or {}), exact=False):
-        yield "gradients", f"of {name}: {problem}"
+    for name, a, b in _pairs(before.written, after.written):
+        problem = _judge(a, b, exact, rounding, _written(name))
+        if problem is not None:
+            yield "statistics", f"what is written to {name}: {problem}"
+    masks = _finite(before.gradients)
+    for name, a, b in _pairs(_masked(before.gradients, masks), _masked(after.gradients, masks)):
+        problem = _judge(a, b, False, rounding, _gradient(name, masks))
+        if problem is not None:
+            yield "gradients", f"of {name}: {problem}"
     if not torch.equal(before.drawn, after.drawn):
         yield "random numbers", "another count is drawn"
 
 
-def _where_finite(
+def _judge(
+    a: Any,
+    b: Any,
+    exact: bool,
+    rounding: Rounding[Observation] | None,
+    pick: Callable[[Observation], torch.Tensor | None],
+) -> str | None:
+    if a is None or b is None:
+        return "is gone" if b is None else "was not there before"
+    problem = tensor_difference(a, b, exact=exact)
+    if problem is None or exact or rounding is None or not isinstance(a, torch.Tensor) or not a.is_floating_point():
+        return problem
+    return tensor_difference(a, b, exact=False, bound=rounding.bound(a, pick))
+
+
+def _result(index: int) -> Callable[[Observation], torch.Tensor | None]:
+    return lambda seen: seen.results[index]
+
+
+def _written(name: str) -> Callable[[Observation], torch.Tensor | None]:
+    return lambda seen: seen.written.get(name)
+
+
+def _gradient(name: str, masks: Mapping[str, torch.Tensor]) -> Callable[[Observation], torch.Tensor | None]:
+    return lambda seen: _masked(seen.gradients, masks).get(name)
+
+
+def _pairs(
     before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return gradients without the elements that are not finite at first.
+) -> Iterator[tuple[str, torch.Tensor | None, torch.Tensor | None]]:
+    for name in dict.fromkeys((*before, *after)):
+        yield name, before.get(name), after.get(name)
+
+
+def _finite(gradients: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+    """Return where gradients are finite; elsewhere nothing is compared.
 
     Where a value has several users its gradient is a sum, and a factor that is infinite makes a NaN of it or not
     depending on whether the sum is formed before or after the factor: merging equal operations moves it.
     """
-    masks = {name: slope.isfinite() for name, slope in before.items()}
-    return (
-        {name: slope[masks[name]] for name, slope in before.items()},
-        {n: s[masks[n]] if n in masks and s.shape == masks[n].shape else s for n, s in after.items()},
-    )
+    return {name: slope.isfinite() for name, slope in (gradients or {}).items()}
+
+
+def _masked(gradients: Mapping[str, torch.Tensor] | None, masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name: slope[masks[name]] if name in masks and slope.shape == masks[name].shape else slope
+        for name, slope in (gradients or {}).items()
+    }
 
 
 def budgeted_differences(before: Observation, after: Observation, exact: Observation) -> Iterator[tuple[str, str]]:
@@ -243,11 +287,11 @@ def budgeted_differences(before: Observation, after: Observation, exact: Observa
         problem = tensor_difference(a, b, exact=False, bound=bound)
         if problem is not None:
             yield "values", f"result {i}: {problem}, of which {bound:.3g} is allowed"
-    slopes, others = _where_finite(before.gradients or {}, after.gradients or {})
-    references = _where_finite(before.gradients or {}, exact.gradients or {})[1]
-    for name in slopes:
-        bound = _own_error(slopes[name], references.get(name))
-        problem = tensor_difference(slopes[name], others.get(name), exact=False, bound=bound)
+    masks = _finite(before.gradients)
+    slopes, references = _masked(before.gradients, masks), _masked(exact.gradients, masks)
+    for name, a, b in _pairs(slopes, _masked(after.gradients, masks)):
+        bound = _own_error(a, references.get(name))
+        problem = tensor_difference(a, b, exact=False, bound=bound)
         if problem is not None:
             yield "gradients", f"of {name}: {problem}, of which {bound:.3g} is allowed"
 
@@ -259,20 +303,6 @@ def _own_error(own: Any, reference: Any) -> float:
     gap = (own.double() - reference.double()).abs()
     gap, scale = gap[gap.isfinite()], reference[reference.isfinite()].abs()
     return 2 * (float(gap.max()) if gap.numel() else 0.0) + 1e-6 * (float(scale.max()) if scale.numel() else 0.0)
-
-
-def _named_differences(
-    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], *, exact: bool
-) -> Iterator[tuple[str, str]]:
-    for name in dict.fromkeys((*before, *after)):
-        if name not in after:
-            yield name, "is gone"
-        elif name not in before:
-            yield name, "was not there before"
-        else:
-            problem = tensor_difference(before[name], after[name], exact=exact)
-            if problem is not None:
-                yield name, problem
 
 
 def _strides(tensor: torch.Tensor) -> list[int]:

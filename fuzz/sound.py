@@ -256,7 +256,11 @@ def search(
     chosen = chosen or settings()
     # the report is ours; hypothesis would explain and print the drawn values as well
     phases = [phase for phase in chosen.phases if phase is not Phase.explain]
-    test = settings(chosen, phases=phases, report_multiple_bugs=False, print_blob=False)(test)
+    # the first program fills caches (inference rules, tables of operators), which is no slow generation
+    unhealthy = [*chosen.suppress_health_check, HealthCheck.too_slow]
+    test = settings(
+        chosen, phases=phases, report_multiple_bugs=False, print_blob=False, suppress_health_check=unhealthy
+    )(test)
     if seed is not None:
         test = hypothesis_seed(seed)(test)
     try:
