@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from compiler.lower_mode_sharing import ModeSharing
 from compiler.lower_storage import Handle, Storage, ViewCall, copy_of_view, functional_of_out, scalar_overload
 from compiler.lower_views import (
     COPY_OR_VIEW,
@@ -42,6 +43,7 @@ class Functionalizer:
         self.graph = graph
         self.location = UNKNOWN_LOCATION
         self.sources: list[Storage] = []
+        self.sharing = ModeSharing()
 
     # ---- tensors ----
 
@@ -63,11 +65,15 @@ class Functionalizer:
         return storage.owner
 
     def read(self, handle: Handle) -> Value:
-        """Return the current value of a tensor.
+        """Return the current value of a tensor that the model reads.
 
         Raises:
             CaptureError: when a write may or may not have reached it.
         """
+        self.sharing.read(handle)
+        return self._current(handle)
+
+    def _current(self, handle: Handle) -> Value:
         storage = handle.storage
         if storage.tainted is not None:
             raise self._unsure(storage.tainted)
@@ -134,7 +140,7 @@ class Functionalizer:
             assert call is not None
             if not call.certain:
                 break
-            whole = self.read(parent)
+            whole = self._current(parent)
             try:
                 new = write_through(self.emit, call.op, current.index, whole, path[-1][1])
             except GraphwrightError as error:
@@ -150,6 +156,7 @@ class Functionalizer:
                 )
             path.append((parent, new))
             current = parent
+        self.sharing.wrote(handle)
         storage.version += 1
         storage.written_at = self.location
         for each, new in path:
@@ -229,7 +236,16 @@ class Functionalizer:
         flag = RETURNS_INPUT_IN_EVAL.get(op.name)
         if flag is not None:
             is_view = not op.attributes[flag] or op.attributes["p"] == 0
-            return [self._view(op, 0, handles[0], certain=True) if is_view else self.fresh(op.results[0])]
+            # the tracer made a tensor of its own, which the views of the result are views of
+            key = keys[0] if keys else None
+            if is_view:
+                result = self._view(op, 0, handles[0], certain=True)
+                result.key = result.key if key is None else key
+            else:
+                result = self.fresh(op.results[0], key)
+            if op.attributes["p"] != 0:
+                self.sharing.link(handles[0], result, op)
+            return [result]
         known = len(keys) == len(op.results)
         found: list[Handle] = []
         call: ViewCall | None = None

@@ -98,7 +98,7 @@ class ExportLowering(RegionLowering):
             elif node.op == "output":
                 self._outputs(node)
         self.program.symbols = self.symbols.ranges()
-        self.program.meta.update(self.facts.meta())
+        self.program.meta.update(self.facts.meta(self.functionalizer.sharing.conflicts(self.functionalizer.sources)))
         return self.program
 
     # ---- inputs and outputs ----

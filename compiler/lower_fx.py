@@ -71,7 +71,7 @@ class FxLowering:
         for node in root.graph.nodes:
             self._node(node)
         self._drop_weights_of_opaques()
-        self.program.meta.update(self.facts.meta())
+        self.program.meta.update(self.facts.meta(self.functionalizer.sharing.conflicts(self.functionalizer.sources)))
         self.program.meta["signature"] = inspect.signature(root.forward)
         return self.program
 

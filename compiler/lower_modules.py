@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -84,12 +84,17 @@ class ModuleFacts:
             where = op.location.module_path
             self._locked.setdefault(where, f"`{where}` ({type(module).__qualname__}) calls {op.name}")
 
-    def meta(self) -> Mapping[str, Any]:
-        """Return the notes for the emitter."""
-        if not self._locked:
+    def meta(self, dropouts: Sequence[Operation] = ()) -> Mapping[str, Any]:
+        """Return the notes for the emitter.
+
+        Args:
+            dropouts: those that return their operand itself in eval mode, which matters to what is written in place.
+        """
+        reasons = list(self._locked.values())
+        reasons += [f"{op.name} at {op.location} shares memory with what is written in place" for op in dropouts]
+        if not reasons:
             return {}
-        reason = "; ".join(self._locked.values())
-        return {"mode_locked": f"what these do depends on train() or eval(): {reason}"}
+        return {"mode_locked": f"what these do depends on train() or eval(): {'; '.join(reasons)}"}
 
 
 def _attention_dropout(op: Operation, probability: float) -> After:

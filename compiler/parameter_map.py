@@ -83,19 +83,32 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
             InputError: when the checkpoint lacks a tensor.
         """
         converted: dict[str, Any] = {}
-        for key, entry in self._entries.items():
+        for key in self._entries:
             if self._persistent is not None and key not in self._persistent:
                 continue
-            tensors = [self._look_up(state_dict, key, entry, source) for source in entry.sources]
-            if entry.derivation is None:
-                converted[key] = tensors[0]
-            else:
-                with torch.no_grad():
-                    (converted[key],) = evaluate(entry.derivation.program, tensors)
+            converted[key] = self.heir(key, state_dict)
         for name, value in state_dict.items():
             if name not in self._originals and name not in converted:
                 converted[name] = value
         return converted
+
+    def heir(self, key: str, tensors: Mapping[str, Any]) -> Any:
+        """Return what one tensor of the emitted module is, for these tensors of the original.
+
+        Args:
+            key: of the emitted module.
+            tensors: by their names in the original.
+
+        Raises:
+            InputError: when one is missing.
+        """
+        entry = self._entries[key]
+        sources = [self._look_up(tensors, key, entry, source) for source in entry.sources]
+        if entry.derivation is None:
+            return sources[0]
+        with torch.no_grad():
+            (result,) = evaluate(entry.derivation.program, sources)
+        return result
 
     def _look_up(self, state_dict: Mapping[str, Any], key: str, entry: Entry, source: str) -> Any:
         names = (source, *entry.aliases) if len(entry.sources) == 1 else (source,)

@@ -75,6 +75,20 @@ class Case:
             program.weights[name].data = data
         return program
 
+    def code(self) -> str:
+        """Return a Python expression for the case."""
+        weights = "".join(f"        {name!r}: {literal(data)},\n" for name, data in self.weights.items())
+        inputs = "".join(f"        {literal(x)},\n" for x in self.inputs)
+        return f'''Case(
+    program="""
+{self.program.strip()}
+""",
+    inputs=(
+{inputs}    ),
+    weights={{
+{weights}    }},
+)'''
+
 
 def literal(item: Any) -> str:
     """Return Python code for a tensor or number: every bit of it."""

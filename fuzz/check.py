@@ -33,11 +33,12 @@ from passes.pattern import Pattern
 
 
 class Finding(AssertionError):  # noqa: N818 - what was found, not what failed
-    """A property that does not hold: its name, and how."""
+    """A property that does not hold: its name, and how; of a module, also in which capture."""
 
-    def __init__(self, property_: str, message: str) -> None:
+    def __init__(self, property_: str, message: str, way: str | None = None) -> None:
         self.property = property_
         self.message = message
+        self.way = way
         super().__init__(f"{property_}: {message}")
 
 
@@ -73,6 +74,8 @@ class Outcome:
     """(rule, number of the alternative of its pattern) -> rewrites."""
     changed: bool
     """Whether the program is another one."""
+    operators: tuple[str, ...] = ()
+    """The operators of a module's programs; empty for a program, whose operators are known."""
 
 
 @attrs.frozen
@@ -125,7 +128,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             raise
         _Runs(case.build(), case, properties).compare(program)
         if properties.text:
-            _check_text(program)
+            check_text(program)
         if properties.idempotent:
             after = print_program(program)
             _apply(pass_, program, PassContext())
@@ -159,7 +162,8 @@ def _hold(property_: str, action: Any) -> None:
         raise Finding(property_, f"{type(error).__name__}: {error}") from error
 
 
-def _check_text(program: Program) -> None:
+def check_text(program: Program) -> None:
+    """Raise a `Finding` where a program does not survive printing and parsing."""
     text = print_program(program)
     try:
         parsed = parse_program(text)

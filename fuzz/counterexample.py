@@ -7,14 +7,12 @@ from typing import Any, ClassVar
 
 import attrs
 
-from fuzz.case import Case, literal
-from fuzz.check import Finding, Properties, Unusable, check_case
-from fuzz.observation import quiet
+from fuzz.check import Finding, Properties, Unusable
+from fuzz.judge import AnyCase, before_and_after, judge, narrowed, write_script
 from ir.errors import GraphwrightError
-from ir.printer import print_program
 from ir.program import Program
 from passes.driver import Replacements, RewriteLog
-from passes.manager import Pass, PassContext, run_pass
+from passes.manager import Pass, PassContext
 from passes.pattern import Match, Pattern
 
 
@@ -28,7 +26,9 @@ class Counterexample:
     """The property that does not hold."""
     message: str
     """How it does not hold."""
-    case: Case
+    case: AnyCase
+    before: str
+    """The text of the program before the pass: of a module, as it was lowered."""
     after: str
     """The text of the program after the pass; empty where the pass raised."""
     rewrite: str | None
@@ -42,7 +42,7 @@ class Counterexample:
         lines = [f"{self.subject} is not sound. {self.property}: {self.message}"]
         if self.rewrite is not None:
             lines.append(f"the rewrite that does it: {self.rewrite}")
-        lines += ["", "before:", self.case.program.rstrip(), ""]
+        lines += ["", "before:", self.before.rstrip(), ""]
         if self.after:
             lines += ["after:", self.after.rstrip(), ""]
         lines += ["a script that shows it:", "", self.script]
@@ -76,24 +76,19 @@ def explain(
     pass_: Pass,
     rules: Sequence[Pattern],
     properties: Properties,
-    case: Case,
+    case: AnyCase,
     finding: Finding,
     examples: int,
 ) -> Counterexample:
     """Return the counterexample for a finding: with the rewrite that did it, and a script."""
-    changed = case.build()
-    context = PassContext()
-    try:
-        with quiet():
-            run_pass(pass_, changed, context)
-        after = print_program(changed)
-    except GraphwrightError:
-        after = ""
+    case = narrowed(case, finding)
+    before, after = before_and_after(pass_, case)
     return Counterexample(
         subject,
         finding.property,
         finding.message,
         case,
+        before,
         after,
         bisect(pass_, case, properties),
         examples,
@@ -119,6 +114,7 @@ class _Prefix(Pass):
 
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the pass until the count is reached."""
+        self.trace.clear()  # a module's program is made more than once
 
         def stop_if_enough(replacements: Replacements | None = None) -> None:
             if len(self.trace) == self.count:
@@ -137,7 +133,7 @@ class _Prefix(Pass):
             return
 
 
-def bisect(pass_: Pass, case: Case, properties: Properties) -> str | None:
+def bisect(pass_: Pass, case: AnyCase, properties: Properties) -> str | None:
     """Return the first rewrite after which the properties do not hold, or None where no rewrite does it."""
     whole = _Prefix(pass_, -1)
     _holds(whole, case, properties)
@@ -155,55 +151,11 @@ def bisect(pass_: Pass, case: Case, properties: Properties) -> str | None:
     return f"number {high} of {len(whole.trace)}, {whole.trace[high - 1]}"
 
 
-def _holds(pass_: Pass, case: Case, properties: Properties) -> bool:
+def _holds(pass_: Pass, case: AnyCase, properties: Properties) -> bool:
     try:
-        check_case(pass_, case, attrs.evolve(properties, idempotent=False))
+        judge(pass_, case, attrs.evolve(properties, idempotent=False))
     except Finding:
         return False
     except Unusable:
         return True
     return True
-
-
-# ---- the script ----
-
-
-def write_script(subject: str, rules: Sequence[Pattern], properties: Properties, case: Case, message: str) -> str:
-    """Return a Python script that builds the case, applies the subject, and fails."""
-    imports, expression = _expression(subject, rules)
-    weights = "".join(f"        {name!r}: {literal(data)},\n" for name, data in case.weights.items())
-    inputs = "".join(f"        {literal(x)},\n" for x in case.inputs)
-    options = ", ".join(
-        f"{field.name}={value}"
-        for field in attrs.fields(Properties)
-        if (value := getattr(properties, field.name)) != field.default
-    )
-    first = message.splitlines()[0].replace("\\", "\\\\").replace('"""', "'''")
-    return f'''"""{subject}: {first}"""
-
-import torch
-
-from graphwright.fuzz import Case, Properties, check
-{imports}
-SUBJECT = {expression}
-PROPERTIES = Properties({options})
-CASE = Case(
-    program="""
-{case.program.strip()}
-""",
-    inputs=(
-{inputs}    ),
-    weights={{
-{weights}    }},
-)
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)
-'''
-
-
-def _expression(subject: str, rules: Sequence[Pattern]) -> tuple[str, str]:
-    if not rules:
-        return "from graphwright import parse_pipeline\n", f"parse_pipeline({subject!r})"
-    imports = "".join(f"from {type(rule).__module__} import {type(rule).__qualname__}\n" for rule in rules)
-    return imports, "(" + "".join(f"{type(rule).__qualname__}, " for rule in rules).strip() + ")"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import json
 import multiprocessing
 import time
@@ -25,19 +24,18 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
-from torch.utils import _pytree as pytree
 
-from compiler.difference import tensor_difference
-from compiler.driver import transform
-from compiler.pipeline import parse_pipeline
+from compiler.pipeline import parse_pipeline, pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
 from fuzz.case import Case
-from fuzz.check import Finding, Unusable, check_case
+from fuzz.check import Finding, Properties, Unusable, check_case
+from fuzz.module_check import check_module
 from fuzz.mutant_list_canonicalize import CANONICALIZE_MUTANTS
 from fuzz.mutant_list_ir import IR_MUTANTS
 from fuzz.mutant_list_patterns import PATTERN_MUTANTS
 from fuzz.mutant_list_spelling import SPELLING_MUTANTS
 from fuzz.mutation import Mutant, StaleMutantError, Subject, mutated
-from fuzz.observation import quiet, widened
+from fuzz.observation import quiet
 from fuzz.sound import Target
 from fuzz.strategies.instances import instances
 from fuzz.strategies.modules import modules
@@ -183,28 +181,11 @@ def _fits(value: Value, tensor: torch.Tensor) -> bool:
 
 
 def _draw_module(subject: Subject) -> Draw:
-    def run(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        model = copy.deepcopy(model).double()
-        given = tuple(map(widened, inputs))
-        with quiet():
-            with torch.no_grad():
-                want = pytree.tree_leaves(model(*[x.clone() for x in given]))
-            try:
-                result = transform(copy.deepcopy(model), tuple(x.clone() for x in given)).model
-                with torch.no_grad():
-                    got = pytree.tree_leaves(result(*[x.clone() for x in given]))
-            except Exception as error:
-                raise Finding("no error", f"{type(error).__name__}: {error}") from error
-        if len(want) != len(got):
-            raise Finding("values", f"{len(want)} outputs became {len(got)}")
-        for i, (a, b) in enumerate(zip(want, got, strict=True)):
-            unlike = tensor_difference(a, b, exact=False)
-            if unlike is not None:
-                raise Finding("values", f"output {i}: {unlike}")
+    pipeline = pipeline_of(TENSORRT_PATTERNS)
 
     def draw(data: st.DataObject) -> Run:
-        model, inputs = data.draw(modules())
-        return lambda: run(model, inputs)
+        case = data.draw(modules())
+        return lambda: _usable(lambda: check_module(pipeline, case, Properties()))
 
     return draw
 

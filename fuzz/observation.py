@@ -144,8 +144,14 @@ def _sharing(
     return frozenset(pairs)
 
 
-class _OtherUnitStrides(TorchDispatchMode):
-    """Gives every result other strides for its dimensions of size 1, where they mean nothing."""
+class OtherUnitStrides(TorchDispatchMode):
+    """Gives every result other strides for its dimensions of size 1, where they mean nothing.
+
+    Args:
+        level: which other strides, one of `LEVELS`.
+    """
+
+    LEVELS = range(5)
 
     def __init__(self, level: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -174,8 +180,8 @@ def is_definite(program: Program, inputs: Sequence[Any]) -> bool:
     are an accident that nothing can be held to.
     """
     expected = observe(program, inputs)
-    for level in range(5):
-        with _OtherUnitStrides(level):
+    for level in OtherUnitStrides.LEVELS:
+        with OtherUnitStrides(level):
             other = observe(program, inputs)
         if any(name in ("values", "strides") for name, _ in differences(expected, other, exact=True)):
             return False
@@ -203,7 +209,7 @@ def differences(
         problem = _judge(a, b, exact, rounding, _result(i))
         if problem is not None:
             yield "values", f"result {i}: {problem}"
-        elif isinstance(a, torch.Tensor) and _strides(a) != _strides(b):
+        elif isinstance(a, torch.Tensor) and meaningful_strides(a) != meaningful_strides(b):
             yield "strides", f"result {i} of shape {tuple(a.shape)}: {a.stride()} became {b.stride()}"
     if before.sharing != after.sharing:
         gone, new = sorted(before.sharing - after.sharing), sorted(after.sharing - before.sharing)
@@ -283,20 +289,20 @@ def budgeted_differences(before: Observation, after: Observation, exact: Observa
         yield "values", f"{len(before.results)} results became {len(after.results)}"
         return
     for i, (a, b, reference) in enumerate(zip(before.results, after.results, exact.results, strict=True)):
-        bound = _own_error(a, reference)
+        bound = own_error(a, reference)
         problem = tensor_difference(a, b, exact=False, bound=bound)
         if problem is not None:
             yield "values", f"result {i}: {problem}, of which {bound:.3g} is allowed"
     masks = _finite(before.gradients)
     slopes, references = _masked(before.gradients, masks), _masked(exact.gradients, masks)
     for name, a, b in _pairs(slopes, _masked(after.gradients, masks)):
-        bound = _own_error(a, references.get(name))
+        bound = own_error(a, references.get(name))
         problem = tensor_difference(a, b, exact=False, bound=bound)
         if problem is not None:
             yield "gradients", f"of {name}: {problem}, of which {bound:.3g} is allowed"
 
 
-def _own_error(own: Any, reference: Any) -> float:
+def own_error(own: Any, reference: Any) -> float:
     """Return twice the distance from a reference in float64, and 1e-6 of its scale."""
     if not isinstance(own, torch.Tensor) or not isinstance(reference, torch.Tensor) or not own.is_floating_point():
         return 0.0
@@ -305,7 +311,7 @@ def _own_error(own: Any, reference: Any) -> float:
     return 2 * (float(gap.max()) if gap.numel() else 0.0) + 1e-6 * (float(scale.max()) if scale.numel() else 0.0)
 
 
-def _strides(tensor: torch.Tensor) -> list[int]:
+def meaningful_strides(tensor: torch.Tensor) -> list[int]:
     """Return the strides of the dimensions where they mean something."""
     return [s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1] if tensor.numel() else []
 

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
 from fuzz.case import Case
-from fuzz.check import ApplyRules, Finding, Outcome, Properties, Unusable, check_case
+from fuzz.check import ApplyRules, Finding, Outcome, Properties, Unusable
 from fuzz.counterexample import Counterexample, UnsoundError, explain
+from fuzz.judge import AnyCase, judge
+from fuzz.module_case import ModuleCase, forget_loaded
 from fuzz.strategies.instances import Instance, expanded_pattern, instances
 from fuzz.strategies.programs import input_tensors, programs
 from ir.errors import InputError
-from ir.program import Program
 from passes.canonicalize import Canonicalize
 from passes.manager import Pass
 from passes.pattern import Pattern, instantiate
@@ -124,7 +125,8 @@ def assert_sound(
 
     Args:
         subject: a Pattern class or object, a sequence of them, or a Pass (a PassManager).
-        on: a strategy to take the place of the default one, for `Program`s or for `Instance`s.
+        on: a strategy to take the place of the default one, for `Program`s, `Instance`s, or modules (`modules()`),
+            which are taken through both captures.
         properties: what must hold; bits and strides for rules that say they are exact, rounding for the others.
         settings: of hypothesis; the active profile by default.
 
@@ -198,14 +200,14 @@ def search_settings(max_examples: int) -> settings:
     )
 
 
-def check(subject: Subject, case: Case, properties: Properties | None = None) -> Outcome:
+def check(subject: Subject, case: AnyCase, properties: Properties | None = None) -> Outcome:
     """Apply a subject to one case and hold the result to its properties.
 
     Raises:
         Finding: when a property does not hold.
     """
     target = Target.of(subject, properties)
-    return check_case(target.pass_, case, target.properties)
+    return judge(target.pass_, case, target.properties)
 
 
 def drawn_cases(target: Target, on: st.SearchStrategy[Any] | None) -> st.SearchStrategy[Any]:
@@ -229,18 +231,20 @@ def search(
         seed: of the search; None leaves it to the settings.
     """
     seen = Soundness()
-    last: list[tuple[Case, Finding]] = []
+    last: list[tuple[AnyCase, Finding]] = []
     first: list[int] = []
     strategy = drawn_cases(target, on)
 
     def attempt(data: st.DataObject) -> None:
         drawn = data.draw(strategy)
-        program: Program = drawn.program if isinstance(drawn, Instance) else drawn
-        inputs = data.draw(input_tensors(program))
-        case = Case.of(program, inputs)
-        operators = sorted({op.name for op in program.graph.operations()})
+        case, program = drawn, None
+        operators: Sequence[str] = ()
+        if not isinstance(drawn, ModuleCase):
+            program = drawn.program if isinstance(drawn, Instance) else drawn
+            case = Case.of(program, data.draw(input_tensors(program)))
+            operators = sorted({op.name for op in program.graph.operations()})
         try:
-            outcome = check_case(target.pass_, case, target.properties, program)
+            outcome = judge(target.pass_, case, target.properties, program)
         except Unusable:
             reject()
         except Finding as finding:
@@ -248,7 +252,7 @@ def search(
             first.append(seen.examples)  # what is checked from now on is for shrinking
             raise
         seen.examples += 1
-        seen.add(outcome, operators)
+        seen.add(outcome, operators or outcome.operators)
         if isinstance(drawn, Instance) and drawn.change is None:
             seen.instances += 1
 
@@ -271,6 +275,8 @@ def search(
             raise
         case, finding = last[0]
         return seen, explain(target.name, target.pass_, target.rules, target.properties, case, finding, first[0])
+    finally:
+        forget_loaded()
     return seen, None
 
 

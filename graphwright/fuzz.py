@@ -3,6 +3,7 @@
 from fuzz.case import Case
 from fuzz.check import Finding, Properties
 from fuzz.counterexample import Counterexample, UnsoundError
+from fuzz.module_case import InputSpec, ModuleCase
 from fuzz.sound import Soundness, assert_sound, check, find_counterexample
 from fuzz.strategies import inputs, instances, modules, programs
 
@@ -10,6 +11,8 @@ __all__ = [
     "Case",
     "Counterexample",
     "Finding",
+    "InputSpec",
+    "ModuleCase",
     "Properties",
     "Soundness",
     "UnsoundError",

@@ -90,6 +90,11 @@ def _batch_norm(
     return result
 
 
+def _copy(x: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    """The functional kernel has no derivative."""
+    return x.clone().copy_(source, non_blocking)
+
+
 def _activations() -> None:
     _rows("relu relu6", _unary(), _ACTIVATION | _IDEMPOTENT)
     _rows("gelu silu hardswish hardsigmoid sigmoid tanh mish selu log_sigmoid", _unary(), _ACTIVATION)
@@ -230,6 +235,7 @@ def _layouts() -> None:
     _rows("unfold tensor_split.sections tensor_split.indices channel_shuffle", None, _LAYOUT)
     _rows("alias", _fast(layout.same), _LAYOUT | _IDEMPOTENT)
     _rows("clone contiguous", _fast(creation.copy), _LAYOUT | _IDEMPOTENT)
+    _rows("copy", None, evaluate=_copy)
     # No LAYOUT: it cuts gradients, so it does not move past other operators.
     _rows("detach lift_fresh_copy", _fast(layout.same), _IDEMPOTENT)
     _rows("pad constant_pad_nd", _fast(layout.pad))

@@ -257,6 +257,13 @@ for _name in _METHODS:
     _SPECIAL[_name] = _emit_method
 
 
+@_special("aten.copy")
+def _emit_copy_into(scope: CallScope, op: Operation) -> Any:
+    """Write into a fresh tensor: the functional operator has no derivative."""
+    target, source = (scope.value(value) for value in op.operand_values)
+    return scope.method("copy_", (scope.method("clone", (target,)), source))
+
+
 @_special("aten.contiguous", "aten.clone")
 def _emit_copy(scope: CallScope, op: Operation) -> Any:
     format_ = op.attributes["memory_format"]

@@ -111,6 +111,7 @@ def _rewrite_module(op: Operation, b: Rewriter) -> None:
     weight, bias, batch_first = op.input("out_proj_weight"), op.operand("out_proj_bias"), op.attributes["batch_first"]
     result = _merge_heads(b, attended, weight, bias, batch_first=batch_first, keep_strides=_shows(old))
     b.replace_value(old, result)
+    b.erase(op)  # in training it draws numbers, as its parts do now: dead code with an effect would stay
 
 
 # --- what torch.export makes of the module ------------------------------------------------------------------

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 from fuzz.strategies import instances
 from fuzz.strategies.calls import GENERATORS
@@ -24,31 +21,15 @@ from ir.verify import verify
 from passes.convert.classifier import FlattenLinearToConv1x1Pattern
 from passes.fuse.conv import StemConvBNActMaxPoolPattern
 from passes.pattern import OpNode, Pattern
+from tests.drawn import draws
 
 EACH = 12
 """Programs drawn for each rule."""
-CHOSEN = settings(
-    max_examples=EACH,
-    database=None,
-    derandomize=True,
-    deadline=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
 
 
 @cache
 def drawn() -> tuple[Instance, ...]:
-    made: list[Instance] = []
-
-    def collect(data: st.DataObject, name: str) -> None:
-        made.append(data.draw(instances(RULES[name]())))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in RULES:
-            CHOSEN(given(st.data(), st.just(name))(collect))()
-    return tuple(made)
+    return tuple(made for rule in RULES.values() for made in draws(instances(rule()), EACH))
 
 
 def tensors(instance: Instance) -> list[tuple[tuple[int, ...], torch.dtype | None]]:

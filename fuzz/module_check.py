@@ -1,0 +1,225 @@
+"""Whether `transform` keeps everything that can be seen of a module, through both captures."""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+from collections import Counter
+from contextlib import redirect_stderr, suppress
+from typing import Any, ClassVar
+
+import attrs
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from compiler.driver import TransformResult, transform
+from fuzz.check import Finding, Outcome, Properties, Unusable, check_text
+from fuzz.module_case import ModuleCase
+from fuzz.module_hold import Arguments, Comparison
+from fuzz.module_observation import cast_tree, observe_module, snapshot
+from fuzz.observation import quiet, seeded
+from ir.errors import GraphwrightError
+from ir.printer import print_program
+from ir.program import Program
+from ir.types import TensorType
+from passes.driver import RewriteLog
+from passes.manager import Pass, PassContext, PassManager
+
+SELDOM = 8
+"""One of this many cases, by its seed, is also exported again, pickled, loaded with other weights and made twice."""
+OTHER_SIZES = (1, 3, 5)
+"""The sizes that are tried where the compiler left a size open."""
+_ROUNDS_ON_ITS_WAY = re.compile(r"torch\.(b?float16|float32)")
+
+
+@attrs.frozen
+class Watch(Pass):
+    """Notes the program that the passes are given, and the log that they write to."""
+
+    name: ClassVar[str] = "watch"
+    before: list[str] = attrs.field(factory=list, eq=False)
+    operators: list[str] = attrs.field(factory=list, eq=False)
+    logs: list[RewriteLog] = attrs.field(factory=list, eq=False)
+
+    def run(self, program: Program, context: PassContext) -> None:
+        """Note the program and the log."""
+        self.before.append(print_program(program))
+        self.operators.extend(sorted({op.name for op in program.graph.operations()}))
+        self.logs.append(context.log)
+
+
+def check_module(pass_: Pass, case: ModuleCase, properties: Properties) -> Outcome:
+    """Transform a module through both captures, and hold each result to it.
+
+    Compared are two calls, one with gradients, one after a step of training, and one in the other mode: structure,
+    values, dtypes, shapes, strides, shared memory, inputs and state afterwards, random numbers; the text form; where
+    sizes are open, other sizes. The user's module and the random state must be as they were. Modules in float32 and
+    float64 are compared in float64; others may be twice as far from float64 as the original is.
+
+    Args:
+        pass_: what is applied to the program of the module.
+        case: the module.
+        properties: what must hold; `exact` and `idempotent` do not apply to modules.
+
+    Returns:
+        What the pass did, in all captures together, and what the compiler refused before, as of the rule "transform".
+
+    Raises:
+        Finding: when a property does not hold.
+        Unusable: when the module itself does not run.
+    """
+    outcome = Outcome(Counter(), Counter(), Counter(), changed=False)
+    with quiet(), seeded(0):
+        for way in case.ways:
+            try:
+                done = _Way(way, pass_, case, properties).check()
+            except Finding as finding:
+                raise Finding(finding.property, f"{way}: {finding.message}", way) from finding
+            outcome = attrs.evolve(
+                outcome,
+                fired=outcome.fired + done.fired,
+                refused=outcome.refused + done.refused,
+                variants=outcome.variants + done.variants,
+                changed=outcome.changed or done.changed,
+                operators=tuple(sorted({*outcome.operators, *done.operators})),
+            )
+    return outcome
+
+
+def lowered_and_changed(pass_: Pass, case: ModuleCase) -> tuple[str, str]:
+    """Return the program of a module as the passes get it, and as they leave it; empty where there is none."""
+    watch, text = Watch(), ""
+    with quiet(), seeded(0):
+        args, kwargs = case.arguments()
+        try:
+            result = transform(
+                case.build(), args, kwargs, pipeline=PassManager((watch, pass_)), dynamic_shapes=case.dynamic_shapes
+            )
+            text = print_program(result.program)
+        except Exception:  # noqa: BLE001 - this is what the counterexample is about
+            text = ""
+    return watch.before[0] if watch.before else "", text
+
+
+class _Way:
+    """One capture of a case."""
+
+    def __init__(self, way: str, pass_: Pass, case: ModuleCase, properties: Properties) -> None:
+        self.way, self.case, self.properties = way, case, properties
+        self.watch = Watch()
+        self.manager = PassManager((self.watch, pass_))
+        self.wide = case.dtype in (torch.float32, torch.float64)
+        self.dtype = torch.float64 if self.wide else case.dtype
+        self.arguments = self._arguments()
+
+    def check(self) -> Outcome:
+        """Transform the module and compare; raise a `Finding` where something differs."""
+        model = self._original()
+        if model is None:
+            return self._outcome("torch.fx does not trace it")
+        result = self._transformed(model)
+        if isinstance(result, str):
+            return self._outcome(result)
+        mixed = _ROUNDS_ON_ITS_WAY.search(self.case.source) is not None
+        comparison = Comparison(model, result, self.arguments, self.properties, double=self.wide, mixed=mixed)
+        comparison.hold_calls()
+        comparison.hold_in_the_other_mode()
+        if self.properties.text:
+            check_text(result.program)
+        if self.way == "export":
+            self._hold_at_other_sizes(comparison)
+            if self.case.seed % SELDOM == 0:
+                self._hold_deterministic(model, result)
+                comparison.hold_saved()
+                comparison.hold_with_other_weights(self.case.seed + 1)
+                comparison.hold_exported()
+        return self._outcome(None, result)
+
+    def _outcome(self, refusal: str | None, result: TransformResult | None = None) -> Outcome:
+        log = self.watch.logs[0] if self.watch.logs else RewriteLog()
+        fired = Counter({name: count for name, count in log.counts.items() if not name.endswith(" refused")})
+        refused = Counter((remark.rule, remark.message) for remark in log.remarks)
+        if refusal is not None:
+            refused["transform", f"{self.way}: {refusal}"] += 1
+        changed = result is not None and print_program(result.program) != self.watch.before[0]
+        return Outcome(fired, refused, log.variants, changed, tuple(self.watch.operators))
+
+    # ---- the original ----
+
+    def _arguments(self, sizes: dict[tuple[str, int], int] | None = None) -> Arguments:
+        args, kwargs = cast_tree(self.case.arguments(sizes), self.dtype)
+        return args, kwargs
+
+    def _original(self) -> nn.Module | None:
+        """Return the module that is to be transformed: as it is, or traced with torch.fx (None where that fails)."""
+        model = self.case.build().to(self.dtype)
+        try:
+            observe_module(copy.deepcopy(model), *self.arguments, gradients=self.properties.gradients)
+        except Exception as error:
+            raise Unusable from error
+        if self.way == "export":
+            return model
+        try:
+            return fx.symbolic_trace(copy.deepcopy(model))  # tracing runs what is written to buffers
+        except Exception:  # noqa: BLE001 - the tracer cannot follow it, and says so in many ways
+            return None
+
+    # ---- the result ----
+
+    def _transformed(self, model: nn.Module) -> TransformResult | str:
+        """Return the result, or why the compiler does not take the module."""
+        given: tuple[Any, ...] = ()
+        options: dict[str, Any] = {}
+        if self.way == "export":
+            given = copy.deepcopy(self.arguments)
+            options["dynamic_shapes"] = self.case.dynamic_shapes
+        elif self.case.seed % 4:  # else types are unknown
+            _note_shapes(model, self.arguments)
+        before, random = snapshot(model), torch.random.get_rng_state()
+        try:
+            result = transform(model, *given, pipeline=self.manager, **options)
+        except GraphwrightError as error:
+            if self.watch.before:
+                raise Finding("no error", f"{type(error).__name__}: {error}") from error
+            return f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+        except Exception as error:
+            raise Finding("no error", f"{type(error).__name__}: {error}") from error
+        if snapshot(model) != before:
+            raise Finding("the module is left alone", "it was changed")
+        if not torch.equal(random, torch.random.get_rng_state()):
+            raise Finding("random numbers", "transform drew some")
+        return result
+
+    def _hold_at_other_sizes(self, comparison: Comparison) -> None:
+        """Compare at other sizes, where the compiler left a size open; it may refuse one by an error of ours."""
+        for name, dim in self.case.dynamic:
+            if _is_open(comparison.result, self.case, name, dim):
+                for size in OTHER_SIZES:
+                    with suppress(Unusable):
+                        comparison.hold_at(self._arguments({(name, dim): size}))
+
+    def _hold_deterministic(self, model: nn.Module, result: TransformResult) -> None:
+        given = copy.deepcopy(self.arguments)
+        again = transform(model, *given, pipeline=self.manager, dynamic_shapes=self.case.dynamic_shapes)
+        if again.model.code != result.model.code:
+            raise Finding("determinism", "a second compilation makes other code")
+
+
+def _note_shapes(model: nn.Module, arguments: Arguments) -> None:
+    """Give a traced graph the metadata that `ShapeProp` finds, without running the module itself."""
+    assert isinstance(model, fx.GraphModule)
+    twin = copy.deepcopy(model)
+    # it takes no keyword arguments; what it raises it prints as well, and then types are unknown
+    with suppress(Exception), redirect_stderr(io.StringIO()):
+        ShapeProp(twin).propagate(*copy.deepcopy(arguments[0]))
+    found = {node.name: node.meta for node in twin.graph.nodes}  # without the nodes that nothing uses
+    for node in model.graph.nodes:
+        node.meta = found.get(node.name, node.meta)
+
+
+def _is_open(result: TransformResult, case: ModuleCase, name: str, dim: int) -> bool:
+    index = [spec.name for spec in case.inputs].index(name)
+    type_ = result.program.graph.inputs[index].type
+    return isinstance(type_, TensorType) and type_.shape is not None and not isinstance(type_.shape[dim], int)

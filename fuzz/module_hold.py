@@ -1,0 +1,198 @@
+"""A module beside what `transform` makes of it: everything that a caller can see must be the same."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from compiler.difference import tensor_difference
+from compiler.driver import TransformResult
+from fuzz.check import Finding, Properties, Unusable
+from fuzz.module_case import randomize
+from fuzz.module_observation import Reference, Seen, cast_tree, is_computed, module_differences, observe_module
+from fuzz.observation import OtherUnitStrides
+from fuzz.rounding import Rounding
+from ir.errors import GraphwrightError, InputError
+
+Runs = dict[str, Seen]
+"""What is seen of several calls, by what they are."""
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments."""
+Run = Callable[[nn.Module, Arguments], Runs]
+"""Runs a module; neither it nor its arguments are changed."""
+
+_NOT_OF_THE_MODULE = (RuntimeError, ValueError, IndexError, NotImplementedError)
+"""What the kernels of the original raise for operands that they do not take."""
+
+
+@attrs.frozen(eq=False)
+class Comparison:
+    """A module, the result of its transformation, and what both are called with.
+
+    The module and its arguments are in float64, where rounding is measured; or in another precision: then the result
+    may be twice as far from float64 as the module is. The methods raise:
+
+        Finding: where a property does not hold.
+        Unusable: where the module itself does not run.
+    """
+
+    model: nn.Module
+    result: TransformResult
+    arguments: Arguments
+    properties: Properties = attrs.field(factory=Properties)
+    double: bool = True
+    """Whether the module is in float64."""
+    mixed: bool = False
+    """Whether it rounds to another precision on its way."""
+
+    def hold_calls(self) -> None:
+        """Compare two calls in a row, one with gradients, and one after a step of training."""
+        self.hold("", self.run)
+
+    def run(self, model: nn.Module, arguments: Arguments) -> Runs:
+        """Observe two calls in a row, one with gradients, and one after a step of training."""
+        twin = copy.deepcopy(model)
+        runs = {f"call {call}": observe_module(twin, *arguments) for call in (1, 2)}
+        if self.properties.gradients:
+            twin = copy.deepcopy(model)
+            runs["gradients"] = observe_module(twin, *arguments, gradients=True)
+            with torch.no_grad():
+                for name, parameter in twin.named_parameters():
+                    slope = runs["gradients"].slopes.get(name)
+                    if slope is not None and bool(slope.isfinite().all()):
+                        parameter.sub_(slope, alpha=1e-3)
+            runs["after a step"] = observe_module(twin, *arguments)
+        return runs
+
+    def hold_in_the_other_mode(self) -> None:
+        """Compare a call after `train()` or `eval()`, where the result has both modes."""
+        mode = not self.model.training
+        if self.result.model._mode_locked is None:
+            with suppress(Unusable):  # batch norm wants more than one value per channel in training
+                self.hold(f"in {'training' if mode else 'eval'} mode", lambda m, a: _once(m.train(mode), a))
+
+    def hold_at(self, arguments: Arguments) -> None:
+        """Compare a call with other arguments; the result may refuse them by an InputError."""
+        shapes = [tuple(x.shape) for x in arguments[0] if isinstance(x, torch.Tensor)]
+
+        def run(module: nn.Module, arguments: Arguments) -> Runs:
+            return {"": observe_module(module, *arguments, gradients=self.properties.gradients)}
+
+        self.hold(f"at {shapes}", run, arguments=arguments)
+
+    def hold_saved(self) -> None:
+        """Compare a call of the result when it was saved and loaded."""
+        buffer = io.BytesIO()
+        torch.save(self.result.model, buffer)
+        buffer.seek(0)
+        self.hold("saved and loaded", _once, emitted=torch.load(buffer, weights_only=False))
+
+    def hold_with_other_weights(self, seed: int) -> None:
+        """Compare a call with other weights, which come to the result through the parameter map."""
+        other, emitted = copy.deepcopy(self.model), copy.deepcopy(self.result.model)
+        randomize(other, seed)
+        try:
+            emitted.load_state_dict(self.result.parameter_map.convert(other.state_dict()))
+        except (GraphwrightError, RuntimeError) as error:
+            raise Finding("parameter map", str(error)) from error
+        self.hold("with other weights", _once, model=other, emitted=emitted)
+
+    def hold_exported(self) -> None:
+        """Export the result with `torch.export`, and compare what is exported with it."""
+        try:
+            program = torch.export.export(copy.deepcopy(self.result.model), *copy.deepcopy(self.arguments))
+        except Exception as error:
+            raise Finding("export", f"the emitted module: {type(error).__name__}: {error}") from error
+        emitted = observe_module(copy.deepcopy(self.result.model), *self.arguments)
+        exported = observe_module(program.module(), *self.arguments)
+        for i, (x, y) in enumerate(zip(emitted.results, exported.results, strict=True)):
+            problem = tensor_difference(x, y, exact=False)
+            if problem is not None:
+                raise Finding("export", f"result {i} of the emitted module, exported: {problem}")
+
+    def hold(
+        self,
+        what: str,
+        run: Run,
+        *,
+        arguments: Arguments | None = None,
+        model: nn.Module | None = None,
+        emitted: nn.Module | None = None,
+    ) -> None:
+        """Run the module and the result, and raise a `Finding` where they differ.
+
+        Args:
+            what: which run it is.
+            run: is given a copy of a module.
+            arguments: others than usual; the result may refuse them by an InputError, which ends the comparison.
+            model: takes the place of the module.
+            emitted: takes the place of the result's module.
+        """
+        model = self.model if model is None else model
+        emitted = self.result.model if emitted is None else emitted
+        given = self.arguments if arguments is None else arguments
+        try:
+            before = run(copy.deepcopy(model), given)
+        except _NOT_OF_THE_MODULE as error:
+            raise Unusable from error
+        try:
+            after = run(copy.deepcopy(emitted), given)
+        except Exception as error:
+            if arguments is not None and isinstance(error, InputError):
+                return
+            raise Finding("it still runs", f"{what}: {type(error).__name__}: {error}".removeprefix(": ")) from error
+        for label, seen in before.items():
+            if label == "after a step" and is_computed(self.result.parameter_map):
+                continue  # what is computed from weights does not follow them
+            reference = self._reference(run, label, model, given)
+            for property_, message in module_differences(seen, after[label], self.result.parameter_map, reference):
+                if property_ in ("strides", "sharing") and not self.properties.strides:
+                    continue
+                if property_ == "strides" and not _strides_are_definite(model, given):
+                    continue
+                place = ", ".join(filter(None, (what, label)))
+                raise Finding(property_, f"{place}: {message}")
+
+    def _reference(self, run: Run, label: str, model: nn.Module, arguments: Arguments) -> Reference:
+        other_dtype = torch.float32 if self.double else torch.float64
+
+        def in_another_precision() -> Seen:
+            args, kwargs = cast_tree(arguments, other_dtype)
+            return run(copy.deepcopy(model).to(other_dtype), (args, kwargs))[label]
+
+        return Reference(
+            Rounding(lambda: run(copy.deepcopy(model), arguments)[label]) if self.double else None,
+            in_another_precision if self.mixed or not self.double else None,
+        )
+
+
+def _once(module: nn.Module, arguments: Arguments) -> Runs:
+    return {"": observe_module(module, *arguments)}
+
+
+def _strides_are_definite(model: nn.Module, arguments: Arguments) -> bool:
+    """Return whether the strides of the results are more than an accident.
+
+    They are one where the original gives others with gradients (`nn.MultiheadAttention` has a fast path), or where
+    dimensions of size 1 have other strides on the way (see `is_definite`).
+    """
+
+    def strides(*, gradients: bool = False) -> list[Any]:
+        seen = observe_module(copy.deepcopy(model), *arguments, gradients=gradients)
+        return [None if look is None else look.facts[2] for look in seen.looks]
+
+    usual = strides()
+    if strides(gradients=True) != usual:
+        return False
+    for level in OtherUnitStrides.LEVELS:
+        with OtherUnitStrides(level):
+            if strides() != usual:
+                return False
+    return True
