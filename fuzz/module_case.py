@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import linecache
 import sys
+import textwrap
 import types
 from typing import Any
 
@@ -81,7 +82,7 @@ class ModuleCase:
     @property
     def source(self) -> str:
         """The text of the module's class, without imports."""
-        text = self.module if isinstance(self.module, str) else inspect.getsource(self.module)
+        text = self.module if isinstance(self.module, str) else textwrap.dedent(inspect.getsource(self.module))
         return text.removeprefix(HEADER).strip()
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import runpy
+import importlib.util
+import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,14 +27,29 @@ def replay(path: Path) -> None:
         Finding: when a property does not hold.
         InputError: when the file does not have these three names.
     """
-    names = runpy.run_path(str(path), run_name="corpus")
+    names = vars(_load(path))
     missing = [name for name in ("SUBJECT", "PROPERTIES", "CASE") if name not in names]
     if missing:
         raise InputError(f"{path} has no {', '.join(missing)}", remedy="see fuzz/corpus/README.md")
     outcome = check(names["SUBJECT"], names["CASE"], names["PROPERTIES"])
+    refused = names.get("REFUSED")
+    if refused is not None and not any(refused in reason for rule, reason in outcome.refused if rule == "transform"):
+        raise Finding("it is refused", f"no refusal names {refused!r}: {dict(outcome.refused)}")
     fires = names.get("FIRES")
     if fires is not None and bool(outcome.changed) != fires:
         raise Finding("it fires" if fires else "it does not fire", f"rewrites: {dict(outcome.fired)}")
+
+
+def _load(path: Path) -> types.ModuleType:
+    """Return a file as a Python module that `inspect` finds: the source of a class is part of its case."""
+    name = f"corpus_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def replay_all(files: Sequence[Path] = ()) -> list[tuple[Path, str]]:

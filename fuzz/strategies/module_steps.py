@@ -198,7 +198,9 @@ def _combination(w: Writer, x: str) -> None:
     ]
     if rank:
         choices += [f"torch.cat([{x}, {y}], {w.dim(x)})"]
-        choices += [f"torch.einsum('{form}', {x}, {y})" for form in ("...i,...i->...", "...i,...j->...ij")]
+        choices += [
+            f"torch.einsum('{form}', {x}, {y})" for form in ("...i,...i->...", "...i,...j->...ij", "i...,i...->...")
+        ]
     if rank == 3:
         choices += [f"torch.einsum('bij,bkj->bik', {x}, {y})", f"torch.bmm({x}, {y}.transpose(1, 2))"]
     w.let(w.one_of(*choices))
@@ -349,8 +351,11 @@ def _container(w: Writer, x: str) -> None:
 
 
 def _reuse(w: Writer, x: str) -> None:
-    if w.layers:
-        w.let(f"{w.one_of(*w.layers)}({x})")
+    """Call a layer that has been called: the first that takes the value."""
+    start = w.integer(0, max(0, len(w.layers) - 1))
+    for path in (*w.layers[start:], *w.layers[:start]):
+        if w.let(f"{path}({x})"):
+            return
 
 
 def _tied(w: Writer, x: str) -> None:
@@ -397,6 +402,7 @@ Step = Callable[[Writer, str], None]
 STEPS: tuple[Step, ...] = (
     _activation, _scalar, _combination, _combination, _layout, _layout, _layout, _in_place, _in_place,
     _slice_assignment, _linear, _convolution, _block, _block, _normalization, _normalization, _pool, _classifier,
-    _parts, _reduction, _attention, _attention, _container, _reuse, _tied, _state, _dropout, _mask, _functional_convolution,
+    _parts, _reduction, _attention, _attention, _container, _container, _reuse, _reuse, _tied, _state, _state,
+    _dropout, _mask, _functional_convolution,
 )  # fmt: skip
 """All steps, the simplest first: draws shrink towards them."""

@@ -21,10 +21,10 @@ from fuzz.module_observation import named_state
 from fuzz.strategies import modules
 from tests.drawn import draws
 
-_COUNT = 500
+_COUNT = 400
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(modules())
 def test_modules_come_out_equal(case: ModuleCase) -> None:
     try:
@@ -33,6 +33,7 @@ def test_modules_come_out_equal(case: ModuleCase) -> None:
         return  # its gradient does not exist
 
 
+@settings(max_examples=60)
 @given(modules())
 def test_modules_run_and_are_built_anew(case: ModuleCase) -> None:
     args, kwargs = case.arguments()
@@ -114,17 +115,17 @@ HARD: dict[str, tuple[Callable[[ModuleCase], bool], float]] = {
     "negative scale": (lambda case: _scale(case, lambda w: bool((w < 0).any())), 0.08),
     "zero scale": (lambda case: _scale(case, lambda w: bool((w == 0).any())), 0.03),
     "channels_last": (lambda case: any(spec.channels_last for spec in case.inputs), 0.03),
-    "float16": (lambda case: case.dtype == torch.float16, 0.05),
-    "bfloat16": (lambda case: case.dtype == torch.bfloat16, 0.05),
-    "float64": (lambda case: case.dtype == torch.float64, 0.05),
+    "float16": (lambda case: case.dtype == torch.float16, 0.03),
+    "bfloat16": (lambda case: case.dtype == torch.bfloat16, 0.03),
+    "float64": (lambda case: case.dtype == torch.float64, 0.03),
     "size 0": (_size(0), 0.04),
     "size 1": (_size(1), 0.1),
     "rank 0": (lambda case: any(not spec.shape for spec in case.inputs), 0.02),
     "rank 5": (lambda case: any(len(spec.shape) == 5 for spec in case.inputs), 0.03),
     "equal sizes": (lambda case: len(set(case.inputs[0].shape)) < len(case.inputs[0].shape), 0.4),
-    "dynamic size": (lambda case: bool(case.dynamic), 0.05),
+    "dynamic size": (lambda case: bool(case.dynamic), 0.04),
     "attention": (_has("MultiheadAttention(", "scaled_dot_product_attention("), 0.03),
-    "attention mask": (_has("attn_mask=", "masked_fill(", "is_causal=True"), 0.03),
+    "attention mask": (_has("attn_mask=", "masked_fill(", "is_causal=True"), 0.01),
     "einsum": (_has("einsum("), 0.02),
     "dropout": (_has("ropout("), 0.1),
     "an input that is written": (_has("x += ", "x *= ", "x.add_(", "x.mul_(", "x[", "x.relu_("), 0.01),
@@ -150,7 +151,7 @@ def test_sizes_of_modules(drawn: list[ModuleCase]) -> None:
     [("nn.Conv2d(", 2), ("+= ", 2), ("nn.MultiheadAttention(", 2), ("register_buffer", 2), ("batchnorm", 2)],
 )
 def test_modules_shrink_to_a_handful_of_statements(text: str, most: int) -> None:
-    chosen = settings(max_examples=3000, database=None, deadline=None)
+    chosen = settings(max_examples=1000, database=None, deadline=None)
     case = find(modules(), lambda case: text in case.source.lower() or text in case.source, settings=chosen)
     (forward,) = [
         node

@@ -1,0 +1,38 @@
+"""An attention in training whose result nothing uses was decomposed again and again.
+
+DecomposeMultiheadAttentionPattern. Found by `no error` among modules (DidNotConverge): dead code that draws random numbers
+stays, and the rule left the old operation beside the new ones.
+"""
+
+import torch
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, dropout=0.5)
+
+    def forward(self, x):
+        self.attention(x, x, x)
+        return x + torch.rand(4)
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FIRES = True
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (3, 2, 4)),),
+    training=True,
+    seed=1,
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,34 @@
+"""A buffer that is written, and a view of it that is read later, is no constant."""
+
+import torch
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(3, 4))
+
+    def forward(self, x):
+        last = self.cache[-1]
+        self.cache[1:] = self.cache[:2].clone()
+        self.cache[0] = x.detach()[0]
+        return torch.relu(torch.relu(x)) + last, self.cache.sum()
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FIRES = True
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (3, 4)),),
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,33 @@
+"""A Python number that `forward` counts up would be frozen: refused by name."""
+
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FIRES = False
+REFUSED = "calls"
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (3, 4)),),
+    ways=("export",),
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

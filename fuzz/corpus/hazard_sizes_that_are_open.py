@@ -1,0 +1,31 @@
+"""A size that is left open goes into views, and into arithmetic with it."""
+
+import torch
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def forward(self, x):
+        n = x.shape[0]
+        y = torch.cat([x, x, x[:1]]).reshape(2 * n + 1, 2, 2)
+        return torch.relu(torch.relu(y.flatten(1))) / n, x.view(x.size(0), -1)
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FIRES = True
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (3, 4)),),
+    dynamic=(("x", 0),),
+    ways=("export",),
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

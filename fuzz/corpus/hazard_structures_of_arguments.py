@@ -1,0 +1,31 @@
+"""Keyword arguments, None, nested results, a result that is an input, the same result twice, a constant."""
+
+import torch
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def forward(self, x, y=None):
+        z = torch.relu(torch.relu(x if y is None else x + y))
+        return {"a": (z, [x, None]), "b": z, "c": 3}
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FIRES = True
+CASE = ModuleCase(
+    Net,
+    (
+        InputSpec("x", (3, 4)),
+        InputSpec("y", (3, 4), seed=1, keyword=True),
+    ),
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)
