@@ -95,6 +95,12 @@ def _copy(x: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> 
     return x.clone().copy_(source, non_blocking)
 
 
+def _lift_fresh(x: torch.Tensor) -> torch.Tensor:
+    """The kernel writes into its operand that no gradient is known for it: it gets a tensor object of its own."""
+    result: torch.Tensor = torch.ops.aten.lift_fresh.default(x.view_as(x))
+    return result
+
+
 def _activations() -> None:
     _rows("relu relu6", _unary(), _ACTIVATION | _IDEMPOTENT)
     _rows("gelu silu hardswish hardsigmoid sigmoid tanh mish selu log_sigmoid", _unary(), _ACTIVATION)
@@ -238,6 +244,7 @@ def _layouts() -> None:
     _rows("copy", None, evaluate=_copy)
     # No LAYOUT: it cuts gradients, so it does not move past other operators.
     _rows("detach lift_fresh_copy", _fast(layout.same), _IDEMPOTENT)
+    _rows("lift_fresh", None, evaluate=_lift_fresh)
     _rows("pad constant_pad_nd", _fast(layout.pad))
     _rows("tril triu", _fast(layout.triangle), _IDEMPOTENT)
     _rows("cat", _fast(slicing.cat))

@@ -328,3 +328,24 @@ def test_a_graph_alone() -> None:
     assert torch.equal(evaluate_graph(graph, [x, y], {}, {})[0], x - y)
     with pytest.raises(InputError, match="takes 2 inputs, 1 given"):
         evaluate_graph(graph, [x], {}, {})
+
+
+def test_lifting_leaves_the_gradients_of_other_users_alone():
+    """The kernel of `lift_fresh` returns its operand, marked as having no derivative: for all who use it later."""
+    program = parse_program("""
+program "lifted" {
+  argument "x" = input 0
+  result = output 0
+  graph(%x : f32[2]) {
+    %before = aten.sin(%x) : f32[2]
+    %lift = aten.lift_fresh(%x) : f32[2]
+    %after = aten.sin(%x) : f32[2]
+    %y = aten.add.Tensor(%before, %after) : f32[2]
+    return %y
+  }
+}
+""")
+    x = torch.ones(2, requires_grad=True)
+    (y,) = evaluate(program, [x])
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(slope, 2 * x.detach().cos())
