@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import attrs
 import torch
 
+from compiler.difference import tensor_difference
 from fuzz.case import Case
 from fuzz.observation import (
     Observation,
@@ -115,22 +116,27 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         program = case.build()
         text = print_program(program)
     context = PassContext()
+    kept = _Kept(case)
     with quiet():
         try:
             _apply(pass_, program, context)
-            changed = print_program(program) != text
-            outcome = _outcome(context.log, changed)
-            if not changed:
+            after = print_program(program)
+            outcome = _outcome(context.log, after != text)
+            kept.compare("the pass")
+            if not outcome.changed:
                 return outcome
             _hold("verifier", lambda: verify(program))
         except Finding:
             _demand_that_it_runs(case)
             raise
-        _Runs(case.build(), case, properties).compare(program)
+        runs = _Runs(case.build(), case, properties)
+        try:
+            runs.compare(program)
+        finally:
+            kept.compare("a run")  # what is written explains what else was found
         if properties.text:
-            check_text(program)
+            check_text(program, after)
         if properties.idempotent:
-            after = print_program(program)
             _apply(pass_, program, PassContext())
             if print_program(program) != after:
                 raise Finding("idempotence", "a second application changes the program again")
@@ -162,9 +168,8 @@ def _hold(property_: str, action: Any) -> None:
         raise Finding(property_, f"{type(error).__name__}: {error}") from error
 
 
-def check_text(program: Program) -> None:
-    """Raise a `Finding` where a program does not survive printing and parsing."""
-    text = print_program(program)
+def check_text(program: Program, text: str) -> None:
+    """Raise a `Finding` where a program does not survive printing and parsing; `text` is what was printed."""
     try:
         parsed = parse_program(text)
     except GraphwrightError as error:
@@ -172,6 +177,20 @@ def check_text(program: Program) -> None:
     unlike = programs_equal(program, parsed)
     if unlike is not None:
         raise Finding("text", f"what was printed parses to another program: {unlike}")
+
+
+class _Kept:
+    """Copies of the inputs and weights of a case, which neither a pass nor a run may write."""
+
+    def __init__(self, case: Case) -> None:
+        given = {**{f"input {i}": x for i, x in enumerate(case.inputs)}, **case.weights}
+        self.tensors = [(name, x, x.clone()) for name, x in given.items() if isinstance(x, torch.Tensor)]
+
+    def compare(self, who: str) -> None:
+        """Raise a `Finding` where a tensor is not what it was."""
+        for name, tensor, copy in self.tensors:
+            if not torch.equal(tensor, copy) and tensor_difference(copy, tensor, exact=True) is not None:
+                raise Finding("inputs and weights stay", f"{who} wrote to {name}")
 
 
 class _Runs:
@@ -214,11 +233,13 @@ class _Runs:
             self.budgeted = True  # new weights were computed in the precision of the old ones
         if any(weight.derivation is not None for weight in new):
             self.slopes = None  # for inference: gradients flow to what was derived, and no further
+        first: Observation | None = None
         for inputs, before in self.layouts:
             if self.budgeted and not properties.exact:
                 self._compare_within_budget(program, inputs)
                 continue
             after = _observe(program, inputs, double=self.double)
+            first = first or after
             rounding = self._rounding(inputs) if self.double else None
             for name, message in differences(before, after, exact=properties.exact, rounding=rounding):
                 if name in ("strides", "sharing") and not properties.strides:
@@ -229,6 +250,7 @@ class _Runs:
                     self._compare_rounded(program, inputs)
                     continue
                 raise Finding(name, message)
+        self._compare_second_run(program, first)
         if self.slopes is None:
             return
         if self.budgeted:
@@ -242,6 +264,13 @@ class _Runs:
 
     def _rounding(self, inputs: Sequence[Any], *, gradients: bool = False) -> Rounding[Observation]:
         return Rounding(lambda: observe(self.case.build(), inputs, double=True, gradients=gradients))
+
+    def _compare_second_run(self, program: Program, first: Observation | None) -> None:
+        """Raise a `Finding` where a second run of a changed program does not show what the first one did."""
+        first = first or _observe(program, self.case.inputs, double=self.double)
+        again = _observe(program, self.case.inputs, double=self.double)
+        for name, message in differences(first, again, exact=True):
+            raise Finding("second run", f"{name}: {message}")
 
     def _compare_rounded(self, program: Program, inputs: Sequence[Any]) -> None:
         """Compare as for a rule that is not exact."""

@@ -127,7 +127,7 @@ class _Way:
         comparison.hold_calls()
         comparison.hold_in_the_other_mode()
         if self.properties.text:
-            check_text(result.program)
+            check_text(result.program, print_program(result.program))
         if self.way == "export":
             self._hold_at_other_sizes(comparison)
             if self.case.seed % SELDOM == 0:

@@ -1,0 +1,96 @@
+"""What is seen of a changed program beside its results: that it keeps nothing from run to run, and writes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from graphwright import Match, Pattern, PatternBuilder
+from graphwright.fuzz import Properties, UnsoundError, assert_sound
+from ir.program import weight_of
+
+QUICK = settings(max_examples=60, suppress_health_check=list(HealthCheck))
+_RUNS: list[int] = []
+
+
+@torch.library.custom_op("graphwright_tests::relu_that_counts", mutates_args=())
+def relu_that_counts(x: torch.Tensor) -> torch.Tensor:
+    """Return relu(x), the first time."""
+    _RUNS.append(1)
+    return x.relu() + len(_RUNS) // 2
+
+
+@torch.library.custom_op("graphwright_tests::relu_that_writes", mutates_args=())
+def relu_that_writes(x: torch.Tensor) -> torch.Tensor:
+    """Return relu(x), and write to x, which the schema does not say."""
+    result = x.relu()
+    x.mul_(0.5)
+    return result
+
+
+@relu_that_counts.register_fake
+@relu_that_writes.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class KeepsCount(Pattern):
+    """relu(x) = relu(x), by an operator that gives something else the next time"""
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.relu(p.any("x"))
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        _RUNS.clear()
+        return b.call("graphwright_tests.relu_that_counts", m.x)
+
+
+class WritesToItsOperand(Pattern):
+    """relu(x) = relu(x), by an operator that writes to x"""
+
+    exact = True
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.relu(p.any("x"))
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        return b.call("graphwright_tests.relu_that_writes", m.x)
+
+
+class FoldsInPlace(Pattern):
+    """linear(x, w) = linear(x, 2 * w) / 2, where the tensor of w is written"""
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.linear(p.any("x"), p.any("w"), None)
+
+    def check(self, m: Match) -> str | None:
+        return "the weight is none" if weight_of(m.w) is None else None
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        weight = weight_of(m.w)
+        assert weight is not None and weight.data is not None
+        with torch.no_grad():
+            weight.data.mul_(2)
+        return b.op("aten.div.Scalar", b.op("aten.matmul", m.x, b.op("aten.t", m.w).result).result, 2).result
+
+
+@pytest.mark.parametrize(
+    ("rule", "property_"),
+    [(WritesToItsOperand, "inputs and weights stay"), (FoldsInPlace, "inputs and weights stay")],
+    ids=lambda item: getattr(item, "__name__", ""),
+)
+def test_what_writes_is_found(rule: type[Pattern], property_: str) -> None:
+    with pytest.raises(UnsoundError) as caught:
+        assert_sound(rule, settings=QUICK)
+    found = caught.value.counterexample
+    assert found is not None and found.property == property_, found
+
+
+def test_what_keeps_something_between_runs_is_found() -> None:
+    with pytest.raises(UnsoundError) as caught:
+        assert_sound(KeepsCount, properties=Properties(strides=False, gradients=False), settings=QUICK)
+    found = caught.value.counterexample
+    assert found is not None and found.property == "second run", found
