@@ -20,7 +20,7 @@ from fuzz.ray_campaign import RayExecutor
 from fuzz.replay import replay_all
 from fuzz.sound import Target
 from fuzz.strategies.instances import expanded_pattern
-from fuzz.targets import PASSES, RULES, resolve
+from fuzz.targets import PASSES, RULES, VARIANTS, resolve
 from ir.errors import GraphwrightError, InputError
 
 _DESCRIPTION = """\
@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--rules", metavar="NAMES", help="rules with commas between, `package.module:Class`, or `all`")
     what.add_argument("--passes", metavar="NAMES", help="passes with commas between, or `all`")
     what.add_argument("--pipeline", metavar="TEXT", action="append", default=[], help="a pipeline; `standard` is ours")
+    what.add_argument("--inflated", action="store_true", help="passes also on programs with rules applied in reverse")
+    what.add_argument("--reordered", action="store_true", help="passes also with their rules in other orders")
     effort = parser.add_argument_group("how long")
     effort.add_argument("--examples", type=int, metavar="N", help="programs for each target (1000 without --time)")
     effort.add_argument("--time", metavar="T", help="90s, 15m, 2h: of wall time")
@@ -87,6 +89,8 @@ def _targets(options: argparse.Namespace) -> list[str]:
     # commas inside of braces belong to a pass's options
     targets += PASSES if passes == "all" else re.findall(r"[^,{]+(?:\{[^}]*\})?", passes or "")
     targets = list(dict.fromkeys([*targets, *options.pipeline]))
+    pipelines = [target for target in targets if not target.startswith("rule ")]
+    targets += [f"{word} {target}" for word in VARIANTS if getattr(options, word) for target in pipelines]
     if not targets:
         raise InputError(
             "nothing is named that could be tried", remedy="name rules, passes or a pipeline, or leave all out"

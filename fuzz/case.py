@@ -25,6 +25,10 @@ class Case:
     """One tensor or number for each input."""
     weights: Mapping[str, torch.Tensor] = attrs.field(factory=dict)
     """The weights by name."""
+    original: str = ""
+    """The text of a program that this one is equal to by construction, where there is one."""
+    one_text: bool = False
+    """Whether canonicalization must make one text of both."""
 
     @classmethod
     def of(cls, program: Program, inputs: Sequence[Any]) -> Case:
@@ -68,6 +72,10 @@ class Case:
         inputs = [draw(value.name, value.tensor_type) for value in built.graph.inputs]
         return cls(program, tuple(inputs), {name: draw(name, w.value.tensor_type) for name, w in built.weights.items()})
 
+    def of_original(self) -> Case:
+        """Return the case of the program that this one is equal to by construction."""
+        return attrs.evolve(self, program=self.original, original="", one_text=False)
+
     def build(self) -> Program:
         """Return the program with its weights, anew for each call."""
         program = parse_program(self.program)
@@ -79,6 +87,9 @@ class Case:
         """Return a Python expression for the case."""
         weights = "".join(f"        {name!r}: {literal(data)},\n" for name, data in self.weights.items())
         inputs = "".join(f"        {literal(x)},\n" for x in self.inputs)
+        original = ""
+        if self.original:
+            original = f'    original="""\n{self.original.strip()}\n""",\n    one_text={self.one_text},\n'
         return f'''Case(
     program="""
 {self.program.strip()}
@@ -87,7 +98,7 @@ class Case:
 {inputs}    ),
     weights={{
 {weights}    }},
-)'''
+{original})'''
 
 
 def literal(item: Any) -> str:

@@ -93,6 +93,8 @@ class Properties:
     """Whether a second application must change nothing."""
     text: bool = True
     """Whether the changed program must survive printing and parsing."""
+    canonical: bool = False
+    """Whether programs that are equal by construction must become one text, where the case says so."""
 
 
 def check_case(pass_: Pass, case: Case, properties: Properties, program: Program | None = None) -> Outcome:
@@ -124,6 +126,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             outcome = _outcome(context.log, after != text)
             kept.compare("the pass")
             if not outcome.changed:
+                _compare_with_original(pass_, case, properties, program)
                 return outcome
             _hold("verifier", lambda: verify(program))
         except Finding:
@@ -136,6 +139,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             kept.compare("a run")  # what is written explains what else was found
         if properties.text:
             check_text(program, after)
+        _compare_with_original(pass_, case, properties, program)
         if properties.idempotent:
             _apply(pass_, program, PassContext())
             if print_program(program) != after:
@@ -177,6 +181,23 @@ def check_text(program: Program, text: str) -> None:
     unlike = programs_equal(program, parsed)
     if unlike is not None:
         raise Finding("text", f"what was printed parses to another program: {unlike}")
+
+
+def _compare_with_original(pass_: Pass, case: Case, properties: Properties, program: Program) -> None:
+    """Raise a `Finding` where a changed program is not what its case's is equal to by construction."""
+    if not case.original:
+        return
+    original = case.of_original()
+    try:
+        _Runs(original.build(), original, properties).compare(program)
+    except Finding as finding:
+        raise Finding("reverse application", f"{finding.property}: {finding.message}") from finding
+    if properties.canonical and case.one_text:
+        other = original.build()
+        _apply(pass_, other, PassContext())
+        unlike = programs_equal(program, other, locations=False)
+        if unlike is not None:
+            raise Finding("one text", f"what is equal by construction becomes another program: {unlike}")
 
 
 class _Kept:

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 import attrs
 
+from fuzz.case import Case
 from fuzz.check import Finding, Properties, Unusable
 from fuzz.judge import AnyCase, before_and_after, judge, narrowed, write_script
+from fuzz.orders import InOrder
 from ir.errors import GraphwrightError
 from ir.program import Program
 from passes.driver import Replacements, RewriteLog
@@ -43,6 +45,8 @@ class Counterexample:
         if self.rewrite is not None:
             lines.append(f"the rewrite that does it: {self.rewrite}")
         lines += ["", "before:", self.before.rstrip(), ""]
+        if isinstance(self.case, Case) and self.case.original:
+            lines += ["which is equal by construction to:", self.case.original.rstrip(), ""]
         if self.after:
             lines += ["after:", self.after.rstrip(), ""]
         lines += ["a script that shows it:", "", self.script]
@@ -86,13 +90,13 @@ def explain(
     return Counterexample(
         subject,
         finding.property,
-        finding.message,
+        finding.message + (f" ({pass_.order()})" if isinstance(pass_, InOrder) and pass_.number else ""),
         case,
         before,
         after,
         bisect(pass_, case, properties),
         examples,
-        write_script(subject, rules, properties, case, f"{finding.property}: {finding.message}"),
+        write_script(subject, pass_, rules, properties, case, f"{finding.property}: {finding.message}"),
     )
 
 

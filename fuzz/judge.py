@@ -11,6 +11,7 @@ from fuzz.check import Finding, Outcome, Properties, check_case
 from fuzz.module_case import ModuleCase
 from fuzz.module_check import check_module, lowered_and_changed
 from fuzz.observation import quiet
+from fuzz.orders import InOrder
 from ir.errors import GraphwrightError
 from ir.printer import print_program
 from ir.program import Program
@@ -60,9 +61,14 @@ def narrowed(case: AnyCase, finding: Finding) -> AnyCase:
     return case
 
 
-def write_script(subject: str, rules: Sequence[Pattern], properties: Properties, case: AnyCase, message: str) -> str:
+def write_script(
+    subject: str, pass_: Pass, rules: Sequence[Pattern], properties: Properties, case: AnyCase, message: str
+) -> str:
     """Return a Python script that builds the case, applies the subject, and fails."""
     imports, expression = _expression(subject, rules)
+    if isinstance(pass_, InOrder) and pass_.number:
+        imports = f"from fuzz.orders import InOrder\nfrom fuzz.sound import Target\n{imports}"
+        expression = f"InOrder(Target.of({expression}).pass_, {pass_.number})"
     options = ", ".join(
         f"{field.name}={value}"
         for field in attrs.fields(Properties)

@@ -17,6 +17,8 @@ from fuzz.check import ApplyRules, Finding, Outcome, Properties, Unusable
 from fuzz.counterexample import Counterexample, UnsoundError, explain
 from fuzz.judge import AnyCase, judge
 from fuzz.module_case import ModuleCase, forget_loaded
+from fuzz.orders import ORDERS, InOrder
+from fuzz.reverse import Inflated
 from fuzz.strategies.instances import Instance, expanded_pattern, instances
 from fuzz.strategies.programs import input_tensors, programs
 from ir.errors import InputError
@@ -24,6 +26,7 @@ from passes.canonicalize import Canonicalize
 from passes.manager import Pass
 from passes.pattern import Pattern, instantiate
 
+_NUMBERS = st.integers(0, ORDERS - 1)
 _ROUNDS, _EACH_ROUND = 10, 100
 """How often, and with how many programs each time, the search goes on for a rule that did not fire."""
 
@@ -81,6 +84,10 @@ class Target:
     pass_: Pass
     rules: tuple[Pattern, ...]
     properties: Properties
+    on: st.SearchStrategy[Any] | None = None
+    """What it is tried on; None for what suits it."""
+    orders: bool = False
+    """Whether its rules, and those of its passes that are independent, are tried in drawn orders."""
 
     @classmethod
     def of(cls, subject: Any, properties: Properties | None = None) -> Target:
@@ -92,7 +99,8 @@ class Target:
         if isinstance(subject, Pass):
             # its own demand is known for one pass only
             exact = isinstance(subject, Canonicalize) and not subject.inference
-            return cls(str(subject), subject, (), properties or Properties(exact=exact, idempotent=exact))
+            chosen = properties or Properties(exact=exact, idempotent=exact, canonical=exact)
+            return cls(str(subject), subject, (), chosen)
         if isinstance(subject, Pattern) or (isinstance(subject, type) and issubclass(subject, Pattern)):
             subject = (subject,)
         if not isinstance(subject, Sequence) or isinstance(subject, str) or not subject:
@@ -116,6 +124,7 @@ def assert_sound(
     on: st.SearchStrategy[Any] | None = None,
     properties: Properties | None = None,
     settings: settings | None = None,
+    orders: bool = False,
 ) -> Soundness:
     """Hold a rule, several, or a pass to meaning what they replace.
 
@@ -129,6 +138,7 @@ def assert_sound(
             which are taken through both captures.
         properties: what must hold; bits and strides for rules that say they are exact, rounding for the others.
         settings: of hypothesis; the active profile by default.
+        orders: whether rules, and passes that are independent of each other, are tried in other orders as well.
 
     Returns:
         What was seen: how often each rule fired and was refused, and alternatives that never fired.
@@ -138,7 +148,7 @@ def assert_sound(
             is a script that shows the failure, the program before and after, and which rewrite did it. Also when a
             rule never fired: a rule that cannot fire is an error.
     """
-    target = Target.of(subject, properties)
+    target = attrs.evolve(Target.of(subject, properties), orders=orders)
     seen, found = search(target, on, settings)
     if found is not None:
         raise UnsoundError(found)
@@ -212,8 +222,9 @@ def check(subject: Subject, case: AnyCase, properties: Properties | None = None)
 
 def drawn_cases(target: Target, on: st.SearchStrategy[Any] | None) -> st.SearchStrategy[Any]:
     """Return the strategy for what a target is tried on: `on`, or what suits the target."""
-    if on is not None:
-        return on
+    chosen = target.on if on is None else on
+    if chosen is not None:
+        return chosen
     if not target.rules:
         return programs()
     return st.one_of([instances(rule) for rule in target.rules])
@@ -231,7 +242,7 @@ def search(
         seed: of the search; None leaves it to the settings.
     """
     seen = Soundness()
-    last: list[tuple[AnyCase, Finding]] = []
+    last: list[tuple[AnyCase, Finding, Pass]] = []
     first: list[int] = []
     strategy = drawn_cases(target, on)
 
@@ -240,15 +251,17 @@ def search(
         case, program = drawn, None
         operators: Sequence[str] = ()
         if not isinstance(drawn, ModuleCase):
-            program = drawn.program if isinstance(drawn, Instance) else drawn
-            case = Case.of(program, data.draw(input_tensors(program)))
+            program = drawn.program if isinstance(drawn, (Instance, Inflated)) else drawn
+            inputs = data.draw(input_tensors(program))
+            case = drawn.case(inputs) if isinstance(drawn, Inflated) else Case.of(program, inputs)
             operators = sorted({op.name for op in program.graph.operations()})
+        pass_ = InOrder(target.pass_, data.draw(_NUMBERS)) if target.orders else target.pass_
         try:
-            outcome = judge(target.pass_, case, target.properties, program)
+            outcome = judge(pass_, case, target.properties, program)
         except Unusable:
             reject()
         except Finding as finding:
-            last[:] = [(case, finding)]
+            last[:] = [(case, finding, pass_)]
             first.append(seen.examples)  # what is checked from now on is for shrinking
             raise
         seen.examples += 1
@@ -273,8 +286,8 @@ def search(
         # a subject that is wrong now and then, or keeps something between runs, is flaky: what was found counts
         if not last:
             raise
-        case, finding = last[0]
-        return seen, explain(target.name, target.pass_, target.rules, target.properties, case, finding, first[0])
+        case, finding, pass_ = last[0]
+        return seen, explain(target.name, pass_, target.rules, target.properties, case, finding, first[0])
     finally:
         forget_loaded()
     return seen, None

@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 
+import attrs
+
 from compiler.pipeline import STANDARD_PATTERNS, parse_pipeline, pipeline_of
 from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.reverse import inflated
 from fuzz.sound import Target
 from ir.errors import InputError
 from passes.canonicalize import CANONICALIZATION_RULES
@@ -32,6 +35,10 @@ PASSES = (
     "fold-batch-norm",
 )
 """The passes that a campaign tries when asked for all."""
+
+VARIANTS = ("inflated", "reordered")
+"""Words in front of a pipeline: on programs to which rules were applied in reverse; with rules and conversions in other
+orders."""
 
 
 def find_rule(name: str) -> type[Pattern]:
@@ -61,7 +68,9 @@ def find_rule(name: str) -> type[Pattern]:
 
 
 def resolve(target: str) -> Target:
-    """Return the target that a text names: `rule NAME`, or the text of a pipeline (`standard` for the standard one).
+    """Return the target that a text names.
+
+    It is `rule NAME`, or the text of a pipeline (`standard` for the standard one), perhaps behind one of `VARIANTS`.
 
     Raises:
         InputError: when there is no such rule.
@@ -70,4 +79,8 @@ def resolve(target: str) -> Target:
     kind, _, name = target.partition(" ")
     if kind == "rule":
         return Target.of(find_rule(name))
+    if kind == "inflated":
+        return attrs.evolve(resolve(name), on=inflated())
+    if kind == "reordered":
+        return attrs.evolve(resolve(name), orders=True)
     return Target.of(pipeline_of(TENSORRT_PATTERNS) if target == "standard" else parse_pipeline(target))

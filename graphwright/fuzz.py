@@ -4,6 +4,7 @@ from fuzz.case import Case
 from fuzz.check import Finding, Properties
 from fuzz.counterexample import Counterexample, UnsoundError
 from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.reverse import inflated
 from fuzz.sound import Soundness, assert_sound, check, find_counterexample
 from fuzz.strategies import inputs, instances, modules, programs
 
@@ -19,6 +20,7 @@ __all__ = [
     "assert_sound",
     "check",
     "find_counterexample",
+    "inflated",
     "inputs",
     "instances",
     "modules",

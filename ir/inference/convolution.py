@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from ir.errors import InferenceError
 from ir.inference.support import (
     Attributes,
     Misfit,
@@ -27,6 +29,7 @@ def conv(dims: int) -> InferRule:
         x, weight, bias = types
         stride, dilation, groups = attributes["stride"], attributes["dilation"], attributes["groups"]
         padding = attributes["padding"]
+        _check_lengths(dims, stride, dilation, *(() if isinstance(padding, str) else (padding,)))
         dtype, device = float_dtype(types), common_device(types)
         batch, channels, sizes = _split_input(x, dims)
         out: Dim | None = None
@@ -66,6 +69,7 @@ def conv_transpose(dims: int) -> InferRule:
         x, weight, bias = types
         stride, padding, dilation = attributes["stride"], attributes["padding"], attributes["dilation"]
         extra, groups = attributes["output_padding"], attributes["groups"]
+        _check_lengths(dims, stride, padding, dilation, extra)
         dtype, device = float_dtype(types), common_device(types)
         batch, channels, sizes = _split_input(x, dims)
         out: Dim | None = None
@@ -109,6 +113,13 @@ def _split_input(x: TensorType, dims: int) -> tuple[Shape | None, Dim | None, Sh
     require_rank(x.shape, dims + 1, dims + 2)
     require_not_empty(x.shape)
     return x.shape[: -dims - 1], x.shape[-dims - 1], x.shape[-dims:]
+
+
+def _check_lengths(dims: int, *numbers: Sequence[Any]) -> None:
+    """Refuse what the kernels refuse and the operator on fake tensors takes."""
+    for given in numbers:
+        if len(given) != dims:
+            raise InferenceError(f"a convolution over {dims} dimensions takes {dims} numbers, not {given}")
 
 
 def _check_bias(bias: TensorType | None, out: Dim | None) -> None:

@@ -50,13 +50,17 @@ class Canonicalize(Pass):
     fold_parameter_views: bool = False
     """Whether a weight whose only use is a reshape or permute is replaced, under its name, by that view of itself."""
 
+    def rules(self) -> RuleIndex:
+        """Return the rules, in the order in which they are tried."""
+        return _index(self.inference)
+
     def run(self, program: Program, context: PassContext) -> None:
         """Run rounds until one changes nothing.
 
         Raises:
             DidNotConverge: when the rounds do not come to an end.
         """
-        index = _index(self.inference)
+        index = self.rules()
         graph = program.graph
         made: dict[str, None] = {}
         if self.inference:

@@ -137,3 +137,11 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path, capsys: p
 def test_reasons_are_counted_without_what_is_different_each_time() -> None:
     reason = "the convolution at `net.conv` with weight f32[4, 1, 3, 3] is not 7x7 on 3 channels"
     assert condition(reason) == "the convolution at … with weight … is not … on … channels"
+
+
+def test_passes_are_also_tried_on_inflated_programs_and_in_other_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--passes", "canonicalize", "--inflated", "--reordered", "--examples", "12"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "inflated canonicalize, seed 0" in printed
+    assert "reordered canonicalize, seed 0" in printed

@@ -126,7 +126,7 @@ def test_a_wrong_rewrite_is_found_and_named(tmp_path: Path) -> None:
 
 
 def test_a_script_of_a_pipeline_names_its_text() -> None:
-    script = write_script(str(Canonicalize()), (), Properties(), SIMPLE, "values: wrong")
+    script = write_script(str(Canonicalize()), Canonicalize(), (), Properties(), SIMPLE, "values: wrong")
     assert "parse_pipeline('canonicalize')" in script
     assert "class Simple(nn.Module):" in script
     compile(script, "script", "exec")

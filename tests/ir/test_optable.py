@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ir.optable  # noqa: F401 - lays the rows
-from ir.builder import bind_arguments, make_operation
+from ir.builder import Builder, bind_arguments, make_operation
 from ir.core import Graph
 from ir.errors import InferenceError
 from ir.fake import infer_with_fakes
@@ -305,3 +305,13 @@ def test_fallback_refuses_what_holds_for_some_sizes_only() -> None:
     vectors = (TensorType((S, S), F32),)
     with pytest.raises(InferenceError, match="needs the number"):
         infer_with_fakes(get_opdef("aten.adaptive_max_pool1d"), vectors, {"output_size": (S,)})
+
+
+@pytest.mark.parametrize("name", ["aten.conv2d.padding", "aten.conv2d", "aten.conv_transpose2d.input"])
+def test_convolutions_refuse_numbers_for_other_dimensions(name: str) -> None:
+    """The kernels refuse them; on fake tensors the operators take them, and rules would trip over them."""
+    x, w = TensorType((1, 2, 5, 5), torch.float32), TensorType((2, 2, 3, 3), torch.float32)
+    builder = Builder(Graph([("x", x), ("w", w)]))
+    for dilation in ((1, 1, 1), ()):
+        with pytest.raises(InferenceError, match="over 2 dimensions takes 2 numbers"):
+            builder.op(name, *builder.graph.inputs, None, dilation=dilation)
