@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from fuzz.campaign import Campaign, UnitResult, run_campaign
+from fuzz.determinism import compare_processes
 from fuzz.ray_campaign import RayExecutor
 from fuzz.replay import replay_all
 from fuzz.sound import Target
@@ -37,6 +38,7 @@ examples:
   graphwright-fuzz --passes all --time 2h --processes 4 --state campaign
   graphwright-fuzz --pipeline "canonicalize,fuse{patterns=ConvBNPattern}" --examples 5000
   graphwright-fuzz replay                                   the corpus of what was found before
+  graphwright-fuzz determinism --examples 500               two processes must write the same bytes
 """
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "replay":
             return _replay(options.files, console)
+        if options.command == "determinism":
+            return _determinism(options, console)
         return _search(options, console)
     except GraphwrightError as error:
         Console(stderr=True).print(f"graphwright-fuzz: {error}", style="red", markup=False, highlight=False)
@@ -61,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", nargs="?", choices=("search", "replay"), default="search", help="search by default")
+    parser.add_argument(
+        "command", nargs="?", choices=("search", "replay", "determinism"), default="search", help="search by default"
+    )
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="for replay: files, all by default")
     what = parser.add_argument_group("what is tried")
     what.add_argument("--rules", metavar="NAMES", help="rules with commas between, `package.module:Class`, or `all`")
@@ -233,6 +239,18 @@ def _never_fired(target: Target, variants: Counter[str]) -> str:
         if numbers:
             silent.append(f"{len(numbers)} of {len(expanded_pattern(rule))} alternatives")
     return ", ".join(silent)
+
+
+def _determinism(options: argparse.Namespace, console: Console) -> int:
+    count = 200 if options.examples is None else options.examples
+    if count < 1:
+        raise InputError(f"--examples {count} is less than 1")
+    unlike = compare_processes(count, options.seed)
+    if unlike is not None:
+        console.print(str(unlike), style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    console.print(f"two processes write the same of {count} programs: text, passes, reports and code")
+    return 0
 
 
 def _replay(files: Sequence[Path], console: Console) -> int:
