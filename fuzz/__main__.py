@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--pipeline", metavar="TEXT", action="append", default=[], help="a pipeline; `standard` is ours")
     what.add_argument("--inflated", action="store_true", help="passes also on programs with rules applied in reverse")
     what.add_argument("--reordered", action="store_true", help="passes also with their rules in other orders")
+    what.add_argument("--modules", action="store_true", help="passes also on whole modules, through both captures")
     effort = parser.add_argument_group("how long")
     effort.add_argument("--examples", type=int, metavar="N", help="programs for each target (1000 without --time)")
     effort.add_argument("--time", metavar="T", help="90s, 15m, 2h: of wall time")

@@ -288,8 +288,9 @@ class _Runs:
 
     def _compare_second_run(self, program: Program, first: Observation | None) -> None:
         """Raise a `Finding` where a second run of a changed program does not show what the first one did."""
-        first = first or _observe(program, self.case.inputs, double=self.double)
-        again = _observe(program, self.case.inputs, double=self.double)
+        double = self.double and not self.budgeted
+        first = first or _observe(program, self.case.inputs, double=double)
+        again = _observe(program, self.case.inputs, double=double)
         for name, message in differences(first, again, exact=True):
             raise Finding("second run", f"{name}: {message}")
 

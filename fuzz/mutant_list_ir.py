@@ -328,7 +328,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "functionalize: a write leaves views as they were",
         "stale type",
-        "compiler.functionalize:Functionalizer.read",
+        "compiler.functionalize:Functionalizer._current",
         "if handle.version != storage.version:",
         "if False:",
         _COMPILED,

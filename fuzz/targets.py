@@ -11,6 +11,7 @@ from compiler.pipeline import STANDARD_PATTERNS, parse_pipeline, pipeline_of
 from compiler.tensorrt import TENSORRT_PATTERNS
 from fuzz.reverse import inflated
 from fuzz.sound import Target
+from fuzz.strategies.modules import modules
 from ir.errors import InputError
 from passes.canonicalize import CANONICALIZATION_RULES
 from passes.canonicalize.identity import INFERENCE_RULES
@@ -36,9 +37,9 @@ PASSES = (
 )
 """The passes that a campaign tries when asked for all."""
 
-VARIANTS = ("inflated", "reordered")
+VARIANTS = ("inflated", "reordered", "modules")
 """Words in front of a pipeline: on programs to which rules were applied in reverse; with rules and conversions in other
-orders."""
+orders; on whole modules, through both captures."""
 
 
 def find_rule(name: str) -> type[Pattern]:
@@ -83,4 +84,6 @@ def resolve(target: str) -> Target:
         return attrs.evolve(resolve(name), on=inflated())
     if kind == "reordered":
         return attrs.evolve(resolve(name), orders=True)
+    if kind == "modules":
+        return attrs.evolve(resolve(name), on=modules())
     return Target.of(pipeline_of(TENSORRT_PATTERNS) if target == "standard" else parse_pipeline(target))

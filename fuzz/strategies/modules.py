@@ -21,24 +21,31 @@ _DTYPES = (torch.float32,) * 5 + (torch.float64, torch.float16, torch.bfloat16, 
 
 
 @st.composite
+def _second_input(draw: st.DrawFn, first: InputSpec) -> tuple[InputSpec, ...]:
+    """None most often; else a second tensor, or the first one's object again."""
+    if not _seldom(draw, 3):
+        return ()
+    kind = draw(st.sampled_from(("new", "same", "int", "bool", "same")))
+    of = {"int": torch.int64, "bool": torch.bool}.get(kind, first.dtype)
+    same = kind == "same"
+    return (InputSpec("y", first.shape, of, first.channels_last and same, seed=11, same_as="x" if same else None),)
+
+
+@st.composite
 def _inputs(draw: st.DrawFn, dtype: torch.dtype) -> tuple[InputSpec, ...]:
     shape = draw(st.sampled_from(_SHAPES))
-    last = len(shape) == 4 and _seldom(draw, 4)
+    last = _seldom(draw, 4) and len(shape) == 4
     special = _seldom(draw, 12)
-    specs = [InputSpec("x", shape, dtype, last, special, draw(st.integers(0, 9)))]
-    if _seldom(draw, 3):
-        kind = draw(st.sampled_from(("new", "same", "int", "bool", "same")))
-        of = {"int": torch.int64, "bool": torch.bool}.get(kind, dtype)
-        specs.append(
-            InputSpec("y", shape, of, last and kind == "same", seed=11, same_as="x" if kind == "same" else None)
-        )
-    if _seldom(draw, 5):
-        specs.append(InputSpec("z", shape, dtype, seed=12, keyword=True))
-    return tuple(specs)
+    first = InputSpec("x", shape, dtype, last, special, draw(st.integers(0, 9)))
+    third = (InputSpec("z", shape, dtype, seed=12, keyword=True),) if _seldom(draw, 5) else ()
+    return (first, *draw(_second_input(first)), *third)
 
 
 def _seldom(draw: st.DrawFn, one_of: int) -> bool:
-    """Return True in one of so many draws; draws shrink towards False."""
+    """Return True in one of so many draws; draws shrink towards False.
+
+    Ask it before other conditions: a draw more is no smaller example, so what makes one does not shrink away.
+    """
     return draw(st.integers(1, one_of)) == one_of
 
 
@@ -51,14 +58,26 @@ def _grow(w: Writer, max_ops: int) -> None:
         elif spec.dtype == torch.bool:
             w.let(f"torch.where({spec.name}, x, 0.0)")
     for _ in range(max_ops):
-        if w.integer(0, 15) == 0:
+        if not w.draw(_step(w)):
             break
-        usable = [n for n in w.values if w[n].is_floating_point() and w[n].numel() <= LARGEST and w[n].dim() <= 5]
+
+
+@st.composite
+def _step(draw: st.DrawFn, w: Writer) -> bool:
+    """Write a step, or return False to stop; a strategy of its own, so that a step shrinks away with all its draws."""
+    if draw(st.integers(0, 15)) == 0:
+        return False
+    usable = [n for n in w.values if w[n].is_floating_point() and w[n].numel() <= LARGEST and w[n].dim() <= 5]
+    outer, w.draw = w.draw, draw
+    try:
         source = usable[-1] if w.integer(0, 3) < 3 else w.one_of(*usable)
         mark, written = len(w.setup), len(w.body)
         w.one_of(*STEPS)(w, source)
         if len(w.body) == written and not w.flag():  # else it stays as a layer that nothing uses
             w.roll_back(mark)
+    finally:
+        w.draw = outer
+    return True
 
 
 def _returned(w: Writer) -> str:
@@ -88,9 +107,9 @@ def modules(draw: st.DrawFn, max_ops: int = 12) -> ModuleCase:
         writer = Writer(draw, specs, dtype, training, writes_inputs=_seldom(draw, 8))
         _grow(writer, max_ops)
     paths = [name for name, child in writer.module.named_modules() if name]
-    modes = ((draw(st.sampled_from(paths)), not training),) if paths and _seldom(draw, 5) else ()
+    modes = ((draw(st.sampled_from(paths)), not training),) if _seldom(draw, 5) and paths else ()
     sizes = [(s.name, d) for s in specs[:1] for d, n in enumerate(s.shape) if n > 1]
-    dynamic = (draw(st.sampled_from(sizes)),) if sizes and len(specs) == 1 and _seldom(draw, 2) else ()
+    dynamic = (draw(st.sampled_from(sizes)),) if _seldom(draw, 2) and sizes and len(specs) == 1 else ()
     seed = draw(st.integers(0, 99))
     case = ModuleCase(writer.text(_returned(writer)), specs, seed, dtype, training, modes, dynamic)
     return case if not modes or _runs(case) else attrs.evolve(case, modes=())
