@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fuzz.strategies.calls import GENERATORS, generate_call
 from fuzz.strategies.programs import COMMON, ProgramSource, Unavailable
-from fuzz.strategies.source import Condition
+from fuzz.strategies.source import Condition, shape_of
 from fuzz.strategies.types import FLOATS
 from ir.attributes import normalize_attribute
 from ir.builder import Builder, bind_arguments
@@ -22,9 +22,9 @@ from ir.opdef import OpDef, ParamKind, Trait, get_opdef
 from ir.types import Dim, TensorType
 from passes.pattern import AnyValue, AttrCapture, AttrWhere, Chain, Node, OpNode
 
-NEAR_MISSES = ("literal", "edge", "operator", "user", "mode", "condition")
-"""What a near miss may have changed: literals of the pattern, edges, operators, the users of an intermediate value, the
-mode of operations, or conditions of the pattern on values and operations."""
+NEAR_MISSES = ("literal", "edge", "shape", "operator", "user", "mode", "condition")
+"""What a near miss may have changed: literals of the pattern, edges, the shape of an operand, operators, the users of an
+intermediate value, the mode of operations, or conditions of the pattern on values and operations."""
 
 _ATTEMPTS = 6
 _MAX_CHAIN = 3
@@ -38,7 +38,7 @@ class MatchSource(ProgramSource):
     """Hands out the operands that the pattern fixes, and keeps the values of the match for the match."""
 
     def __init__(self, draw: st.DrawFn, dictionary: Sequence[Any], *, symbolic: bool) -> None:
-        super().__init__(draw, symbolic=symbolic)
+        super().__init__(draw, symbolic=symbolic, half=True)
         self.builder = Builder(self.graph)
         self.dictionary = dictionary
         self.sizes = sorted({n for n in self.dictionary if type(n) is int and 0 < n <= 9})
@@ -85,16 +85,16 @@ class MatchSource(ProgramSource):
             if zero and rank and self.integer(0, 7) == 7:
                 at = self.integer(0, rank - 1)
                 shape = (*shape[:at], 0, *shape[at + 1 :])
-            return self._input(TensorType(shape, self.one_of([d for d in dtypes if d in (torch.float32, *dtypes[:1])])))
+            return self._input(TensorType(shape, self.one_of([d for d in self.dtypes if d in dtypes and d in (self.usual, dtypes[0])] or dtypes)))
         return super().tensor(min_rank, max_rank, dtypes=dtypes, zero=zero, condition=condition)
 
     def make(
-        self, shape: Sequence[Dim], dtype: torch.dtype = torch.float32, *, bounds: tuple[float, float] | None = None
+        self, shape: Sequence[Dim], dtype: torch.dtype | None = None, *, bounds: tuple[float, float] | None = None
     ) -> Value:
         """Return the next operand that the pattern fixes and that has this type; else one as in any program."""
         for i, value in enumerate(self.pinned):
             type_ = value.tensor_type
-            if type_.shape == tuple(shape) and type_.dtype == dtype:
+            if type_.shape == tuple(shape) and type_.dtype == (dtype or self.usual):
                 return self.pinned.pop(i)
         return super().make(shape, dtype, bounds=bounds)
 
@@ -160,7 +160,7 @@ class Growth:
         source.values.append(root)
         if source.integer(0, 3):
             self._use(root)
-        for _ in range(source.integer(0, 2)):
+        for _ in range(source.integer(0, 3)):
             self._use(source.one_of(source.values[::-1]))
 
     def _use(self, value: Value) -> None:
@@ -259,6 +259,8 @@ class Growth:
                 self._fit_to(grouped, places)
             for place, value in places.items():
                 grouped[place] = value
+            if self.change == "shape" and source.flag():
+                self._reshape_one(grouped, places)
             captured = self._capture_operands(opdef, free, grouped)
             if captured is None:
                 return None
@@ -303,6 +305,24 @@ class Growth:
         for place, value in enumerate(grouped):
             if place not in places and isinstance(value, Value) and value.tensor_type.dtype is not None:
                 grouped[place] = source.make(source.one_of(candidates), value.tensor_type.dtype)
+
+    def _reshape_one(self, grouped: list[Any], places: dict[int, Any]) -> None:
+        """Replace an operand that is free by one with a size of 1, or with a dimension more or less."""
+        source = self.source
+        candidates = [
+            (place, value.tensor_type)
+            for place, value in enumerate(grouped)
+            if place not in places and isinstance(value, Value) and value.tensor_type.shape is not None
+        ]
+        if not candidates:
+            return
+        place, type_ = source.one_of(candidates)
+        shape = shape_of(grouped[place])
+        others: list[tuple[Dim, ...]] = [(1, *shape), (*shape, 1)]
+        if shape:
+            at = source.integer(0, len(shape) - 1)
+            others = [(*shape[:at], 1, *shape[at + 1 :]), shape[1:], *others]
+        grouped[place] = source.make(source.one_of(others), type_.dtype)
 
     def _capture_operands(
         self, opdef: OpDef, free: dict[int | str, AnyValue], grouped: list[Any]

@@ -100,8 +100,9 @@ _FOLLOWERS = {
     "softmax.int": ("matmul", "dropout"),
     "scaled_dot_product_attention": ("transpose.int", "permute"),
 }
-# Half-precision kernels are missing for some operators on CPUs.
 _DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
+_HALVES = (torch.float16, torch.bfloat16)
+_HALF_ONE_IN = 10
 
 
 class Unavailable(Exception):  # noqa: N818 - control flow of the strategies, no error
@@ -114,8 +115,13 @@ class ProgramSource(Source):
     `values` are those that it may take, oldest first.
     """
 
-    def __init__(self, draw: st.DrawFn, *, symbolic: bool) -> None:
+    def __init__(self, draw: st.DrawFn, *, symbolic: bool, half: bool = False) -> None:
         super().__init__(draw, symbolic=symbolic)
+        self.usual = torch.float32
+        """The dtype of floats that nothing says otherwise of."""
+        if half and self.integer(0, _HALF_ONE_IN - 1) == _HALF_ONE_IN - 1:
+            self.usual = self.one_of(_HALVES)
+        self.dtypes = tuple(dict.fromkeys((self.usual, *_DTYPES)))
         self.graph = Graph()
         self.program = Program("fuzzed", self.graph, CallingConvention(None, None))
         self.values: list[Value] = []
@@ -131,7 +137,7 @@ class ProgramSource(Source):
         condition: Condition | None = None,
     ) -> Value:
         """Return a value of the program, recent ones more often than old ones, or a new input."""
-        allowed = [d for d in dtypes if d in _DTYPES]
+        allowed = [d for d in self.dtypes if d in dtypes]
         found = [
             v
             for v in reversed(self.values)
@@ -149,11 +155,11 @@ class ProgramSource(Source):
         return self._input(TensorType(shape, self.one_of(allowed)))
 
     def make(
-        self, shape: Sequence[Dim], dtype: torch.dtype = torch.float32, *, bounds: tuple[float, float] | None = None
+        self, shape: Sequence[Dim], dtype: torch.dtype | None = None, *, bounds: tuple[float, float] | None = None
     ) -> Value:
         """Return a value of the type that is there, a new weight, or a new input where a size is symbolic."""
-        if dtype not in _DTYPES:
-            dtype = torch.float32 if dtype.is_floating_point else torch.int64
+        if dtype not in self.dtypes:
+            dtype = self.usual if dtype is None or dtype.is_floating_point else torch.int64
         type_ = TensorType(tuple(shape), dtype)
         if bounds is None and (found := [v for v in self.values if v.type == type_]) and self.flag():
             return self.one_of(found)
@@ -164,8 +170,8 @@ class ProgramSource(Source):
         return self._input(type_)
 
     def dtype(self, choices: Sequence[torch.dtype | None]) -> torch.dtype | None:
-        """Draw a dtype for which there are kernels."""
-        return super().dtype([c for c in choices if c is None or c in _DTYPES])
+        """Draw a dtype that the program may have."""
+        return super().dtype([c for c in choices if c is None or c in self.dtypes])
 
     def _input(self, type_: TensorType) -> Value:
         value = self.graph.add_input(type_, f"x{len(self.graph.inputs)}")
@@ -205,7 +211,14 @@ def random_tensor(
 
 
 @st.composite
-def programs(draw: st.DrawFn, max_ops: int = 12, *, operators: Sequence[str] = (), symbolic: bool = False) -> Program:
+def programs(
+    draw: st.DrawFn,
+    max_ops: int = 12,
+    *,
+    operators: Sequence[str] = (),
+    symbolic: bool = False,
+    half: bool = False,
+) -> Program:
     """Return a strategy for programs of at most `max_ops` operations, in evaluation mode.
 
     They have several inputs and outputs, shared values and weights, values used twice, and outputs that are used.
@@ -215,8 +228,10 @@ def programs(draw: st.DrawFn, max_ops: int = 12, *, operators: Sequence[str] = (
         max_ops: the largest number of operations.
         operators: the operators to choose from; all that have a call generator, the commonest more often, by default.
         symbolic: whether sizes may be expressions over symbols.
+        half: whether one in ten programs is in float16 or bfloat16; a CPU has no kernels for some operators then, so
+            that such a program may be valid and not run.
     """
-    source = ProgramSource(draw, symbolic=symbolic)
+    source = ProgramSource(draw, symbolic=symbolic, half=half)
     source.tensor()
     builder = Builder(source.graph)
     for number in range(max_ops):
@@ -314,7 +329,7 @@ def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None
     for symbol in used:
         program.symbols[symbol] = SYMBOL_RANGE
         if symbol not in plain:
-            source._input(TensorType((symbol,), torch.float32))
+            source._input(TensorType((symbol,), source.usual))
     unused = []
     dead = source.integer(0, 3) == 3
     for op in graph.operations():

@@ -57,9 +57,9 @@ def _input(source: MatchSource, *shape: Dim) -> Value:
         order = list(range(len(shape)))
         a, b = source.integer(0, len(shape) - 1), source.integer(0, len(shape) - 1)
         order[a], order[b] = order[b], order[a]
-        made = source.new_input(TensorType(tuple([shape[i] for i in order]), torch.float32))
+        made = source.new_input(TensorType(tuple([shape[i] for i in order]), source.usual))
         return _op(source, "aten.permute", made, order)
-    made = source.new_input(TensorType(tuple(shape), torch.float32))
+    made = source.new_input(TensorType(tuple(shape), source.usual))
     return _op(source, "aten.relu", made) if source.flag() else made
 
 
@@ -289,7 +289,7 @@ def multihead_attention(source: MatchSource) -> Value:
     masks = source.integer(0, 7)
     mask = padding = None
     if masks in (5, 6):
-        mask = source.make((length, length), torch.float32 if masks == 5 else torch.bool)
+        mask = source.make((length, length), source.usual if masks == 5 else torch.bool)
     elif masks == 7 and rank == 3:
         padding = source.make((batch if batch_first else tokens, length), torch.bool)
     bias = source.flag()
@@ -380,7 +380,7 @@ def reshape_of_copy(source: MatchSource) -> Value:
     shape = [source.integer(2, 4) for _ in range(source.integer(2, 4))]
     # an input may have any strides; what a linear gives is contiguous
     shape = [1 if _seldom(source) else size for size in shape]
-    x = _linear(source, source.new_input(TensorType((*shape[:-1], 2), torch.float32)), shape[-1], False)
+    x = _linear(source, source.new_input(TensorType((*shape[:-1], 2), source.usual)), shape[-1], False)
     turned = _op(source, "aten.permute", x, source.shuffled(range(len(shape))))
     if source.flag():
         copy = _op(source, "aten.contiguous", turned)
@@ -400,7 +400,7 @@ def _used(source: MatchSource, x: Value) -> Value:
 
 def unit_arithmetic(source: MatchSource) -> Value:
     """Add, subtract, multiply or divide by what may be a unit of the operation."""
-    x = source.tensor(0, 4, dtypes=(torch.float32, torch.int64, torch.bool))
+    x = source.tensor(0, 4, dtypes=(source.usual, torch.int64, torch.bool))
     x = _op(source, "aten.clone", x) if source.flag() else x
     name, unit = source.one_of(
         (("mul", 1), ("div", 1), ("add", 0), ("sub", 0), ("pow", 1), ("mul", 1.0), ("add", -0.0))
@@ -423,7 +423,7 @@ def copy_of_made(source: MatchSource) -> Value:
 
 def detached(source: MatchSource) -> Value:
     """Detach numbers that have no gradient, constants, and what has one."""
-    x = source.tensor(0, 3, dtypes=(torch.int64, torch.float32)) if source.flag() else _weight(source, 2, 3)
+    x = source.tensor(0, 3, dtypes=(torch.int64, source.usual)) if source.flag() else _weight(source, 2, 3)
     name = source.one_of(("aten.detach", "aten.lift_fresh"))
     return _used(source, _op(source, name, _op(source, "aten.reshape", x, (-1,)) if source.flag() else x))
 

@@ -75,9 +75,12 @@ class Source:
         raise NotImplementedError
 
     def make(
-        self, shape: Sequence[Dim], dtype: torch.dtype = torch.float32, *, bounds: tuple[float, float] | None = None
+        self, shape: Sequence[Dim], dtype: torch.dtype | None = None, *, bounds: tuple[float, float] | None = None
     ) -> Value:
-        """Return an operand of exactly this type; its values lie in `bounds`, ints below the upper one."""
+        """Return an operand of exactly this type; its values lie in `bounds`, ints below the upper one.
+
+        Without a dtype it is the usual one for floats: float32, unless the source has another.
+        """
         raise NotImplementedError
 
     def like(self, value: Value, shape: Sequence[Dim], **options: Any) -> Value:
@@ -110,12 +113,12 @@ class FreshSource(Source):
     def make(
         self,
         shape: Sequence[Dim],
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         *,
         bounds: tuple[float, float] | None = None,
     ) -> Value:
         """Return a new input, which has no values."""
-        return self.graph.add_input(TensorType(tuple(shape), dtype), f"x{len(self.graph.inputs)}")
+        return self.graph.add_input(TensorType(tuple(shape), dtype or torch.float32), f"x{len(self.graph.inputs)}")
 
 
 def shape_of(value: Value) -> tuple[Dim, ...]:

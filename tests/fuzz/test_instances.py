@@ -61,6 +61,8 @@ HARD: dict[str, tuple[float, Callable[[Instance], bool]]] = {
     "all sizes equal, rank 3 or more": (0.1, shape_where(lambda s: len(s) > 2 and len(set(s)) == 1 and s[0] > 1)),
     "an odd size": (0.3, shape_where(lambda s: any(n > 1 and n % 2 for n in s))),
     "float64": (0.03, has_dtype(torch.float64)),
+    "float16": (0.01, has_dtype(torch.float16)),
+    "bfloat16": (0.01, has_dtype(torch.bfloat16)),
     "int64": (0.01, has_dtype(torch.int64)),
     "bool": (0.01, has_dtype(torch.bool)),
     "a value with several users": (
