@@ -234,6 +234,8 @@ def _judge(
     rounding: Rounding[Observation] | None,
     pick: Callable[[Observation], torch.Tensor | None],
 ) -> str | None:
+    if a is None and b is None:
+        return None  # a result that is no tensor
     if a is None or b is None:
         return "is gone" if b is None else "was not there before"
     problem = tensor_difference(a, b, exact=exact)

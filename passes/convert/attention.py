@@ -85,14 +85,19 @@ def _check_module(op: Operation) -> Refusal | None:
         known = isinstance(type_, TensorType) and type_.shape is not None and type_.dtype is not None
         if not known or not type_.dtype.is_floating_point or len(type_.shape) != 2:  # type: ignore[union-attr,arg-type]
             return refuse(f"its attn_mask is {type_}, not floating point of shape (tokens, tokens)")
-    if not attributes["batch_first"] and (query is None or query.tensor_type.rank != 3):
+    if not attributes["batch_first"] and (query is None or query.tensor_type.rank not in (2, 3)):
         return refuse("it has batch_first=False and the rank of its input is unknown")
     return None
 
 
 def _rewrite_module(op: Operation, b: Rewriter) -> None:
-    x = op.input("query")
-    if not op.attributes["batch_first"]:
+    x, batch_first = op.input("query"), bool(op.attributes["batch_first"])
+    alone = x.tensor_type.rank == 2
+    if alone:
+        # The module makes a batch of one of it. So must this: the kernels that attention takes for rank 3 and for rank 4
+        # put NaN in other places.
+        x, batch_first = b.op("aten.unsqueeze", x, 0).result, True
+    elif not batch_first:
         x = b.permute(x, (1, 0, 2))
     training, dropout = bool(op.attributes["training"]), float(op.attributes["dropout"])
     heads, embed = int(op.attributes["num_heads"]), int(op.attributes["embed_dim"])
@@ -108,8 +113,10 @@ def _rewrite_module(op: Operation, b: Rewriter) -> None:
         {"dropout_p": dropout if training else 0.0, "train_dropout_p": dropout},
     )
     old = op.results[0]
-    weight, bias, batch_first = op.input("out_proj_weight"), op.operand("out_proj_bias"), op.attributes["batch_first"]
+    weight, bias = op.input("out_proj_weight"), op.operand("out_proj_bias")
     result = _merge_heads(b, attended, weight, bias, batch_first=batch_first, keep_strides=_shows(old))
+    if alone:
+        result = b.op("aten.squeeze.dim", result, 0).result
     b.replace_value(old, result)
     b.erase(op)  # in training it draws numbers, as its parts do now: dead code with an effect would stay
 
