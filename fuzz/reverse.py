@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from fuzz.case import Case
 from fuzz.strategies.growth import operators_with
 from fuzz.strategies.instances import expanded_pattern, instances
-from fuzz.strategies.programs import Unavailable, programs
+from fuzz.strategies.programs import programs
 from fuzz.strategies.respelling import Respelling
-from fuzz.strategies.source import Source
+from fuzz.strategies.source import Source, Unavailable
 from ir.compare import programs_equal, types_equal
 from ir.core import RETURN, Operation, Value
 from ir.errors import GraphwrightError

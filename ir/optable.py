@@ -250,6 +250,7 @@ def _layouts() -> None:
     _rows("cat", _fast(slicing.cat))
     _rows("stack", _fast(slicing.stack))
     _rows("index_select", _fast(slicing.index_select))
+    _rows("index.Tensor", _fast(slicing.index))
     _rows("gather", _fast(slicing.gather))
     _rows("topk", _fast(slicing.topk))
     _rows("glu", _fast(slicing.glu))

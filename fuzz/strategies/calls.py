@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fuzz.strategies import calls_elementwise as element
+from fuzz.strategies import calls_indexing as indexing
 from fuzz.strategies import calls_layers as layers
 from fuzz.strategies import calls_layout as layout
 from fuzz.strategies.calls_elementwise import Arguments
@@ -117,3 +118,21 @@ _add("zeros_like ones_like full_like empty_like rand_like randn_like", element.c
 _add("type_as", element.type_as)
 _add("zeros ones empty.memory_format full rand randn new_zeros new_ones new_full new_empty", element.shaped)
 _add("arange arange.start arange.start_step", element.arange)
+_add("index.Tensor", indexing.index)
+_add("expand_as reshape_as view_as", indexing.like_another)
+_add("unfold", indexing.unfold)
+_add("repeat_interleave.self_int", indexing.repeat_interleave)
+_add("einsum", indexing.einsum)
+_add("meshgrid.indexing", indexing.meshgrid)
+_add("fill.Scalar fill.Tensor", indexing.fill)
+_add("copy", indexing.copy)
+_add("slice_scatter", indexing.slice_scatter)
+_add("select_scatter", indexing.select_scatter)
+_add("diagonal diagonal_scatter", indexing.diagonal)
+_add("scatter.src scatter.value scatter_add", indexing.scatter)
+_add("index_put", indexing.index_put)
+_add("index_add", indexing.index_add)
+_add("sort argsort", indexing.sort)
+_add("one_hot", indexing.one_hot)
+_add("outer dot mv", indexing.vectors)
+_add("lstm.input", indexing.lstm)

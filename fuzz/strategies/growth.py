@@ -11,8 +11,8 @@ import torch
 from hypothesis import strategies as st
 
 from fuzz.strategies.calls import GENERATORS, generate_call
-from fuzz.strategies.programs import COMMON, ProgramSource, Unavailable
-from fuzz.strategies.source import Condition, shape_of
+from fuzz.strategies.programs import COMMON, ProgramSource
+from fuzz.strategies.source import Condition, Unavailable, shape_of
 from fuzz.strategies.types import FLOATS
 from ir.attributes import normalize_attribute
 from ir.builder import Builder, bind_arguments
@@ -85,7 +85,8 @@ class MatchSource(ProgramSource):
             if zero and rank and self.integer(0, 7) == 7:
                 at = self.integer(0, rank - 1)
                 shape = (*shape[:at], 0, *shape[at + 1 :])
-            return self._input(TensorType(shape, self.one_of([d for d in self.dtypes if d in dtypes and d in (self.usual, dtypes[0])] or dtypes)))
+            usual = [d for d in self.dtypes if d in dtypes and d in (self.usual, dtypes[0])]
+            return self._input(TensorType(shape, self.one_of(usual or dtypes)))
         return super().tensor(min_rank, max_rank, dtypes=dtypes, zero=zero, condition=condition)
 
     def make(

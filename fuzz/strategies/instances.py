@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from fuzz.strategies.dictionary import dictionary_of
 from fuzz.strategies.growth import NEAR_MISSES, Growth, MatchSource
-from fuzz.strategies.programs import Unavailable, finish_program
+from fuzz.strategies.programs import finish_program
 from fuzz.strategies.scenes import SCENES, Scene
+from fuzz.strategies.source import Unavailable
 from ir.core import Value
 from ir.errors import GraphwrightError
 from ir.program import Program

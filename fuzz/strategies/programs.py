@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from fuzz.strategies.calls import GENERATORS, generate_call
-from fuzz.strategies.source import Condition, Source
+from fuzz.strategies.source import Condition, Source, Unavailable
 from fuzz.strategies.types import FLOATS, SYMBOLS, shapes
 from ir.attributes import map_leaves
 from ir.builder import Builder, bind_arguments, infer_types
@@ -37,7 +37,7 @@ RANDOM_OR_UNINITIALIZED = (
     "aten.new_empty",
 )
 # A view of a tensor whose strides do not allow it is refused at run time; types know no strides.
-_NEED_CONTIGUOUS = ("aten.view", "aten._unsafe_view")
+_NEED_CONTIGUOUS = ("aten.view", "aten._unsafe_view", "aten.view_as")
 OPERATORS = tuple(name for name in GENERATORS if name not in RANDOM_OR_UNINITIALIZED)
 # What rewrite rules look for.
 _COMMON_SHORT = (
@@ -103,10 +103,6 @@ _FOLLOWERS = {
 _DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
 _HALVES = (torch.float16, torch.bfloat16)
 _HALF_ONE_IN = 10
-
-
-class Unavailable(Exception):  # noqa: N818 - control flow of the strategies, no error
-    """There is no operand of the kind asked for."""
 
 
 class ProgramSource(Source):

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from fuzz.strategies.dictionary import dictionary_of
-from fuzz.strategies.programs import Unavailable
-from fuzz.strategies.source import Source
+from fuzz.strategies.source import Source, Unavailable
 from ir.attributes import normalize_attribute
 from ir.core import Operation, Value
 from ir.opdef import Param

@@ -28,6 +28,10 @@ def _integers(lower: int, upper: int) -> st.SearchStrategy[int]:
     return st.integers(lower, upper)
 
 
+class Unavailable(Exception):  # noqa: N818 - control flow of the strategies, no error
+    """There is no operand of the kind asked for."""
+
+
 class Source:
     """Draws operands and attributes."""
 

@@ -14,10 +14,12 @@ from ir.inference.support import (
     Refusal,
     Shape,
     Undecided,
+    broadcast,
     common_device,
     floor_div,
     require,
     require_equal,
+    require_not_empty,
     total,
     wrap_dim,
 )
@@ -245,6 +247,28 @@ def index_select(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, 
         raise Misfit("the indices are no vector")
     common_device(types)
     return (_at(x, dim, index.shape[0] if index.shape else 1),)
+
+
+def index(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """index.Tensor: dimensions by tensors of ints, which broadcast against each other.
+
+    The result has their shape in the place of the dimensions where these are neighbours, and in front of the others
+    where they are not. Fake tensors take an index without dimensions for a number, which is no neighbour of anything;
+    the kernels do not.
+    """
+    x, indices = types[0], types[1]
+    require(x.shape is not None)
+    places = [place for place, type_ in enumerate(indices) if type_ is not None]
+    given = [indices[place] for place in places]
+    require(bool(given) and all(i.dtype in (torch.int64, torch.int32) and i.shape is not None for i in given))
+    if len(indices) > len(x.shape):
+        raise Misfit(f"{len(indices)} indices are too many for rank {len(x.shape)}")
+    require_not_empty(x.shape)
+    common_device([x, *given])
+    picked = broadcast([i.shape for i in given])
+    left = [size for place, size in enumerate(x.shape) if place not in places]
+    front = places[0] if places[-1] - places[0] + 1 == len(places) else 0
+    return (TensorType((*left[:front], *picked, *left[front:]), x.dtype, x.device),)
 
 
 def gather(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
