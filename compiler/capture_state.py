@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import attrs
 import torch
@@ -236,16 +237,37 @@ def random_state_kept() -> Iterator[None]:
 
 
 def _user_frame(shape_env: Any) -> types.FrameType | None:
-    """Return the innermost frame of the user's code inside of the model, for the guards of a shape environment."""
+    """Return the innermost frame of the user's code inside of the model, for the guards of a shape environment.
+
+    On the way it notes whether fake tensors ask for their strides: the next guard is about those.
+    """
     frame = inspect.currentframe()
+    number, numbers = len(shape_env.guards), _ABOUT_STRIDES.setdefault(shape_env, set())
+    numbers.discard(number)
     while frame is not None:
         file = frame.f_code.co_filename
         if file == __file__ and frame.f_code is not _user_frame.__code__:
             break
+        if file == _PRIMS and "contiguous" in frame.f_code.co_name:
+            numbers.add(number)
         if is_user_file(file):
             return frame
         frame = frame.f_back
     return _ORIGINAL_USER_FRAME(shape_env) if _ORIGINAL_USER_FRAME is not None else None
+
+
+_PRIMS = torch._prims_common.__file__
+_ABOUT_STRIDES: WeakKeyDictionary[ShapeEnv, set[int]] = WeakKeyDictionary()
+"""The numbers of the guards that say whether fake tensors are contiguous."""
+
+
+def is_about_strides(shape_env: ShapeEnv, number: int) -> bool:
+    """Return whether a guard of a shape environment says whether some fake tensor is contiguous.
+
+    The operators of the graph look at strides themselves when they run, so nothing depends on such a guard.
+    """
+    place = getattr(shape_env.guards[number].sloc, "framework_loc", None)
+    return number in _ABOUT_STRIDES.get(shape_env, ()) or getattr(place, "filename", "") == _PRIMS
 
 
 _ORIGINAL_USER_FRAME = getattr(ShapeEnv, "_get_user_frame", None)

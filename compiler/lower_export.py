@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import linecache
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
@@ -24,14 +26,16 @@ from compiler.functionalize import Functionalizer, is_returned_itself
 from compiler.lower_modules import ModuleFacts
 from compiler.lower_regions import RegionLowering, attribute_of
 from compiler.lower_storage import Handle, Storage
-from compiler.lower_symbols import DataDependentSizeError, SymbolTable
+from compiler.lower_symbols import DataDependentSizeError, SymbolTable, restricted
 from compiler.lower_weights import WeightTable, shares_storage
 from ir.core import Graph, Value
-from ir.errors import CaptureError, GraphwrightError
+from ir.errors import CaptureError, GraphwrightError, VerificationError
+from ir.expressions import format_expression
 from ir.locations import Location
 from ir.opdef import OpDef, get_opdef, opdef_of_overload
 from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, Weight, WeightKind
 from ir.types import OpaqueType, ScalarType, TensorType, Type
+from ir.verify import verify
 
 _ASSERTIONS = frozenset(
     {
@@ -98,8 +102,25 @@ class ExportLowering(RegionLowering):
             elif node.op == "output":
                 self._outputs(node)
         self.program.symbols = self.symbols.ranges()
+        self.program.constraints = self.symbols.constraints()
+        self._check_types()
         self.program.meta.update(self.facts.meta(self.functionalizer.sharing.conflicts(self.functionalizer.sources)))
         return self.program
+
+    def _check_types(self) -> None:
+        """Refuse a program whose types hold only under its constraints: they say less than sizes that are ints.
+
+        Raises:
+            CaptureError: naming the operation whose type depends on what the capture took for granted.
+        """
+        if not any(isinstance(constraint, sympy.Eq) for constraint in self.program.constraints):
+            return
+        try:
+            verify(self.program)
+        except VerificationError as error:
+            texts = ", ".join(map(format_expression, self.program.constraints))
+            line = linecache.getline(error.location.file, error.location.line).strip() if error.location else ""
+            raise restricted(texts, line, error.location) from error
 
     # ---- inputs and outputs ----
 

@@ -8,9 +8,14 @@ from typing import Any
 import sympy
 import torch
 from torch.export import ExportedProgram
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 from torch.utils._sympy.numbers import int_oo
 
+from compiler.codegen.guard import formula_of
+from compiler.lower_guards import UnreadableGuardError, follows_from, guards_of
+from ir.errors import CaptureError
+from ir.expressions import format_expression
+from ir.locations import Location
 from ir.program import SymbolRange
 from ir.types import Dim, make_symbol, simplify_dim
 
@@ -25,9 +30,11 @@ class SymbolTable:
     def __init__(self, names: Mapping[str, str], exported: ExportedProgram) -> None:
         self.symbols: dict[sympy.Symbol, sympy.Symbol] = {}
         self._names = names
+        self._exported = exported
         self._ranges = exported.range_constraints
         self._taken = set(names.values())
         self._memo: dict[sympy.Expr, Dim] = {}
+        self._env: ShapeEnv | None = None
 
     def _symbol(self, inner: sympy.Symbol) -> sympy.Symbol:
         found = self.symbols.get(inner)
@@ -57,11 +64,15 @@ class SymbolTable:
         if found is None:
             if free_unbacked_symbols(expr):
                 raise DataDependentSizeError(str(expr))
-            symbols = sorted(expr.free_symbols, key=lambda s: str(s.name))
-            renamed = expr.xreplace({s: self._symbol(s) for s in symbols})
+            self._env = size.node.shape_env
+            renamed = self._renamed(expr)
             found = simplify_dim(renamed) if isinstance(renamed, sympy.Expr) else renamed
             self._memo[expr] = found
         return found
+
+    def _renamed(self, expr: sympy.Basic) -> sympy.Basic:
+        symbols = sorted(expr.free_symbols, key=lambda s: str(s.name))
+        return expr.xreplace({s: self._symbol(s) for s in symbols})
 
     def ranges(self) -> dict[sympy.Symbol, SymbolRange]:
         """Return the ranges of the symbols met so far."""
@@ -75,3 +86,39 @@ class SymbolTable:
             unbounded = upper in (int_oo, sympy.oo) or int(upper) >= 2**62
             found[symbol] = SymbolRange(max(0, int(interval.lower)), None if unbounded else int(upper))
         return found
+
+    def constraints(self) -> tuple[sympy.Basic, ...]:
+        """Return what the capture decided about sizes: relations beside the ranges, for which alone the graph is right.
+
+        Python code that asks for a size (`if x.shape[0] % 2`) goes one way while it is captured. With `Dim`s that
+        have ranges, torch.export refuses what not every size fulfils; with `Dim.AUTO` it takes it for granted.
+
+        Raises:
+            CaptureError: when such a relation cannot be checked of inputs.
+        """
+        if self._env is None:
+            return ()
+        ranges = self.ranges()
+        found: dict[sympy.Basic, None] = {}
+        try:
+            for expr, line in guards_of(self._exported, self._env):
+                symbols = expr.free_symbols
+                if not symbols or not symbols <= self.symbols.keys() or all(s.name in self._names for s in symbols):
+                    continue  # always true; about what is gone; with ranges of the user's, which torch.export checked
+                constraint = self._renamed(expr)
+                if not constraint.is_Relational or formula_of(constraint) is None:
+                    raise restricted(format_expression(constraint), line)
+                if not follows_from(constraint, ranges):
+                    found.setdefault(constraint)
+        except UnreadableGuardError as error:
+            raise restricted(str(error)) from error
+        return tuple(found)
+
+
+def restricted(what: str, line: str = "", location: Location | None = None) -> CaptureError:
+    """Return the error for sizes that the model restricts in a way that is not supported."""
+    return CaptureError(
+        f"a dimension marked as dynamic is restricted{f' by `{line}`' if line else ''}: {what}",
+        location=location,
+        remedy="leave that dimension out of dynamic_shapes=, or make the model independent of its size",
+    )

@@ -210,10 +210,9 @@ def differences(
         if problem is not None:
             yield "values", f"result {i}: {problem}"
         elif isinstance(a, torch.Tensor) and meaningful_strides(a) != meaningful_strides(b):
-            yield "strides", f"result {i} of shape {tuple(a.shape)}: {a.stride()} became {b.stride()}"
+            yield "strides", _unlike_strides(i, a, b)
     if before.sharing != after.sharing:
-        gone, new = sorted(before.sharing - after.sharing), sorted(after.sharing - before.sharing)
-        yield "sharing", f"memory that is not shared any more: {gone}; memory that is shared now: {new}"
+        yield "sharing", _unlike_sharing(before, after)
     for name, a, b in _pairs(before.written, after.written):
         problem = _judge(a, b, exact, rounding, _written(name))
         if problem is not None:
@@ -295,6 +294,15 @@ def budgeted_differences(before: Observation, after: Observation, exact: Observa
         problem = tensor_difference(a, b, exact=False, bound=bound)
         if problem is not None:
             yield "values", f"result {i}: {problem}, of which {bound:.3g} is allowed"
+        elif isinstance(a, torch.Tensor) and meaningful_strides(a) != meaningful_strides(b):
+            yield "strides", _unlike_strides(i, a, b)
+    if before.sharing != after.sharing:
+        yield "sharing", _unlike_sharing(before, after)
+    for name, a, b in _pairs(before.written, after.written):
+        bound = own_error(a, exact.written.get(name))
+        problem = tensor_difference(a, b, exact=False, bound=bound)
+        if problem is not None:
+            yield "statistics", f"what is written to {name}: {problem}, of which {bound:.3g} is allowed"
     masks = _finite(before.gradients)
     slopes, references = _masked(before.gradients, masks), _masked(exact.gradients, masks)
     for name, a, b in _pairs(slopes, _masked(after.gradients, masks)):
@@ -302,6 +310,17 @@ def budgeted_differences(before: Observation, after: Observation, exact: Observa
         problem = tensor_difference(a, b, exact=False, bound=bound)
         if problem is not None:
             yield "gradients", f"of {name}: {problem}, of which {bound:.3g} is allowed"
+    if not torch.equal(before.drawn, after.drawn):
+        yield "random numbers", "another count is drawn"
+
+
+def _unlike_strides(index: int, a: torch.Tensor, b: torch.Tensor) -> str:
+    return f"result {index} of shape {tuple(a.shape)}: {a.stride()} became {b.stride()}"
+
+
+def _unlike_sharing(before: Observation, after: Observation) -> str:
+    gone, new = sorted(before.sharing - after.sharing), sorted(after.sharing - before.sharing)
+    return f"memory that is not shared any more: {gone}; memory that is shared now: {new}"
 
 
 def own_error(own: Any, reference: Any) -> float:

@@ -10,6 +10,7 @@ import sympy
 
 from ir.attributes import Attribute, Ref, attributes_equal
 from ir.core import Graph, Operation, Value
+from ir.expressions import format_expression
 from ir.printer import format_attribute
 from ir.program import CallingConvention, Program, Weight
 from ir.types import OpaqueType, ScalarType, TensorType, Type, dims_equal
@@ -44,6 +45,7 @@ def programs_equal(a: Program, b: Program, *, locations: bool = True) -> Differe
         _differ("program name", a.name, b.name)
         or (_differ("program location", a.location, b.location) if locations else None)
         or _differ("symbols", _symbols(a), _symbols(b))
+        or _differ("constraints", *(list(map(format_expression, p.constraints)) for p in (a, b)))
         or _differ("opaque names", list(a.opaques), list(b.opaques))
         or _differ("module modes", list(a.module_modes.items()), list(b.module_modes.items()))
         or _compare_conventions(a.convention, b.convention)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import sympy
 from torch.utils import _pytree as pytree
 
 from ir.attributes import Attribute, Ref
@@ -117,6 +118,8 @@ class _Parser:
         match keyword:
             case "symbol":
                 self._symbol(program)
+            case "require":
+                self._constraint(program)
             case "parameter" | "buffer" | "constant":
                 self._weight(program, _WEIGHT_KINDS[keyword])
             case "opaque":
@@ -160,6 +163,13 @@ class _Parser:
         upper = None if lexer.accept("inf") else lexer.expect_int("the upper bound")
         lexer.expect("]")
         program.symbols[symbol] = SymbolRange(lower, upper)
+
+    def _constraint(self, program: Program) -> None:
+        place = self.lexer.index
+        constraint = self.literals.expression()
+        if not isinstance(constraint, sympy.Basic) or not constraint.is_Relational:
+            raise self.lexer.error("expected a relation between symbols, such as `Eq(Mod(s0, 2), 0)`", index=place)
+        program.constraints = (*program.constraints, constraint)
 
     def _weight(self, program: Program, kind: WeightKind) -> None:
         lexer = self.lexer

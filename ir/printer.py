@@ -239,6 +239,7 @@ class _Printer:
         lines = [f"{indent}program {json.dumps(program.name)}{self.location(program.location)} {{"]
         for symbol, bounds in program.symbols.items():
             lines.append(f"{inner}symbol {symbol.name} in {bounds}")
+        lines += (f"{inner}require {format_expression(constraint)}" for constraint in program.constraints)
         for weight in program.weights.values():
             lines += self.weight(weight, names, inner)
         lines += (f"{inner}opaque {json.dumps(name)}" for name in program.opaques)

@@ -141,6 +141,8 @@ class Program:
     convention: CallingConvention
     weights: dict[str, Weight] = attrs.field(factory=dict)
     symbols: dict[sympy.Symbol, SymbolRange] = attrs.field(factory=dict)
+    constraints: tuple[sympy.Basic, ...] = ()
+    """Relations between symbols that the capture took for granted, beside the ranges: `Eq(Mod(s0, 2), 0)`."""
     module_modes: dict[str, bool] = attrs.field(factory=dict)
     """Module path -> `training`, of every module of the original (the root is '')."""
     location: Location = UNKNOWN_LOCATION

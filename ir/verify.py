@@ -104,6 +104,10 @@ class _Verifier:
                 self._fail(f"symbol {name!r} was not made by `make_symbol`")
             if bounds.upper is not None and bounds.upper < bounds.lower:
                 self._fail(f"the range {bounds} of symbol {name!r} is empty")
+        for constraint in self.program.constraints:
+            if not constraint.is_Relational:
+                self._fail(f"the constraint {constraint} is no relation")
+            self._expression(constraint, f"the constraint {constraint}", None)
 
     def _weights(self) -> None:
         owners: dict[str, Weight] = {}

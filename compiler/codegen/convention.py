@@ -15,7 +15,15 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from compiler.codegen.guard import Check, InputGuard, Leaves, checked_ranges, drop_unbound, tensor_check
+from compiler.codegen.guard import (
+    Check,
+    InputGuard,
+    Leaves,
+    checked_ranges,
+    checked_relations,
+    drop_unbound,
+    tensor_check,
+)
 from compiler.graphmodule import SignatureCodeGen
 from ir.errors import CodegenError
 from ir.program import InputLeaf, Program
@@ -163,7 +171,11 @@ class Inputs:
 
     def guard(self) -> InputGuard:
         """Return the guard of all inputs."""
-        return InputGuard(drop_unbound(self.checks, self._bound), checked_ranges(self.program.symbols))
+        return InputGuard(
+            drop_unbound(self.checks, self._bound),
+            checked_ranges(self.program.symbols),
+            checked_relations(self.program.constraints, self._bound),
+        )
 
     def _access(self, node: Any, key: Any) -> fx.Node:
         if isinstance(key, Leaves):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -11,45 +12,75 @@ import sympy
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils._sympy import functions as torch_functions
 
 from ir.errors import InputError
+from ir.expressions import format_expression
 from ir.program import SymbolRange
 from ir.types import Dim, ScalarType, TensorType, Type
 
-Polynomial = tuple[Any, ...]
-"""`("sym", name)`, `("int", n)`, `("add", a, b, …)`, `("mul", a, b, …)` or `("pow", a, n)`: plain data traces well."""
+Formula = tuple[Any, ...]
+"""`("sym", name)`, `("int", n)` or `(operator, a, b, …)` with an operator of `_OPERATORS`: plain data traces well."""
+
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "add": operator.add,
+    "mul": operator.mul,
+    "pow": operator.pow,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+    "max": max,
+    "min": min,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+}
+_NAMES: dict[Any, str] = {
+    sympy.Add: "add",
+    sympy.Mul: "mul",
+    sympy.Pow: "pow",
+    torch_functions.PowByNatural: "pow",
+    torch_functions.FloorDiv: "floordiv",
+    torch_functions.CleanDiv: "floordiv",
+    torch_functions.Mod: "mod",
+    torch_functions.PythonMod: "mod",
+    torch_functions.Max: "max",
+    torch_functions.Min: "min",
+    sympy.Eq: "eq",
+    sympy.Ne: "ne",
+    sympy.Lt: "lt",
+    sympy.Le: "le",
+    sympy.Gt: "gt",
+    sympy.Ge: "ge",
+}
 
 
-def polynomial_of(dim: sympy.Expr) -> Polynomial | None:
-    """Return a dimension as nested tuples, or None where it is no polynomial with integer coefficients."""
-    if dim.is_Symbol:
-        return ("sym", dim.name)
-    if dim.is_Integer:
-        return ("int", int(dim))
-    if isinstance(dim, sympy.Pow) and dim.exp.is_Integer and dim.exp > 0:
-        base = polynomial_of(dim.base)
-        return None if base is None else ("pow", base, int(dim.exp))
-    if isinstance(dim, (sympy.Add, sympy.Mul)):
-        parts = [polynomial_of(arg) for arg in dim.args]
-        if None not in parts:
-            return ("add" if isinstance(dim, sympy.Add) else "mul", *parts)
-    return None
+def formula_of(expr: sympy.Basic) -> Formula | None:
+    """Return an expression over sizes, or a relation between two, as nested tuples; None where that is not possible."""
+    if expr.is_Symbol:
+        return ("sym", expr.name)
+    if expr.is_Integer:
+        return ("int", int(expr))
+    name = _NAMES.get(expr.func)
+    if name is None or (name == "pow" and not (expr.exp.is_Integer and expr.exp > 0)):
+        return None
+    parts = [formula_of(arg) for arg in expr.args]
+    return None if None in parts else (name, *parts)
 
 
-def evaluate_polynomial(polynomial: Polynomial, sizes: Mapping[str, Any]) -> Any:
-    """Return the value of a polynomial where each symbol has the size given."""
-    kind = polynomial[0]
+def evaluate_formula(formula: Formula, sizes: Mapping[str, Any]) -> Any:
+    """Return the value of a formula where each symbol has the size given."""
+    kind, *parts = formula
     if kind == "sym":
-        return sizes[polynomial[1]]
+        return sizes[parts[0]]
     if kind == "int":
-        return polynomial[1]
-    if kind == "pow":
-        return evaluate_polynomial(polynomial[1], sizes) ** polynomial[2]
-    total = 0 if kind == "add" else 1
-    for part in polynomial[1:]:
-        value = evaluate_polynomial(part, sizes)
-        total = total + value if kind == "add" else total * value
-    return total
+        return parts[0]
+    first, *others = [evaluate_formula(part, sizes) for part in parts]
+    for other in others:
+        first = _OPERATORS[kind](first, other)
+    return first
 
 
 def linear_solution(dim: sympy.Expr) -> tuple[sympy.Symbol, int, int] | None:
@@ -84,7 +115,7 @@ class Check:
     shape: tuple[int, ...] | None = None
     """The shape, where it is known and all its dimensions are ints."""
     rank: int | None = None
-    dims: tuple[tuple[int, Polynomial], ...] = ()
+    dims: tuple[tuple[int, Formula], ...] = ()
     """Dimensions to compare, where the shape is not static: (number, expected size)."""
     binds: tuple[tuple[int, str, int, int], ...] = ()
     """Dimensions that give symbols their sizes: (number, symbol, a, b) where the size is a*symbol + b."""
@@ -114,10 +145,16 @@ class InputGuard(nn.Module):
     # fx removes calls whose result nobody uses, unless the module says that it has an effect
     _is_impure = True
 
-    def __init__(self, checks: Sequence[Check], ranges: Sequence[tuple[str, int, int | None]]) -> None:
+    def __init__(
+        self,
+        checks: Sequence[Check],
+        ranges: Sequence[tuple[str, int, int | None]],
+        relations: Sequence[tuple[Formula, frozenset[str], str]] = (),
+    ) -> None:
         super().__init__()
         self.checks = tuple(checks)
         self.ranges = tuple(ranges)
+        self.relations = tuple(relations)
         # Everything that is one tensor of one known shape goes through a loop as short as can be.
         self._static = tuple(
             (c.parameter, c.shape, c.dtype, c) for c in self.checks if c.shape is not None and not c.path
@@ -144,6 +181,13 @@ class InputGuard(nn.Module):
                     raise InputError(
                         f"the size `{name}` of the inputs is {sizes[name]}, and must be {limit}",
                         remedy="compile with a wider range in `dynamic_shapes=`",
+                    )
+            for relation, names, text in self.relations:
+                if names <= sizes.keys() and not evaluate_formula(relation, sizes):
+                    shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
+                    raise InputError(
+                        f"the inputs have sizes {shown}, and the model was captured for those where {text}",
+                        remedy="make it independent of these sizes, or compile it for them as well",
                     )
             for check in self._others:
                 if check.dims:
@@ -193,8 +237,8 @@ class InputGuard(nn.Module):
         if isinstance(value, fx.Proxy):
             return
         value = _leaf(check, value)
-        for number, polynomial in check.dims:
-            if value.shape[number] != evaluate_polynomial(polynomial, sizes):
+        for number, formula in check.dims:
+            if value.shape[number] != evaluate_formula(formula, sizes):
                 shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
                 where = f" where {shown}" if shown else ""
                 raise _mismatch(check, f"has shape {list(value.shape)}", check.expected + where)
@@ -253,16 +297,16 @@ def tensor_check(
         static = tuple(d for d in shape if isinstance(d, int))
         return Check(name, parameter, path, str(type_), shape=static, rank=len(shape), dtype=type_.dtype)
     binds: list[tuple[int, str, int, int]] = []
-    dims: list[tuple[int, Polynomial]] = []
+    dims: list[tuple[int, Formula]] = []
     for number, dim in enumerate(shape):
         if isinstance(dim, int):
             dims.append((number, ("int", dim)))
-        elif dim is not None and (polynomial := polynomial_of(dim)) is not None:
+        elif dim is not None and (formula := formula_of(dim)) is not None:
             found = _binding(dim, bound)
             if found is not None:
                 binds.append((number, *found))
             if found is None or found[1:] != (1, 0):
-                dims.append((number, polynomial))
+                dims.append((number, formula))
     return Check(name, parameter, path, str(type_), None, len(shape), tuple(dims), tuple(binds), type_.dtype)
 
 
@@ -285,13 +329,26 @@ def checked_ranges(symbols: Mapping[sympy.Symbol, SymbolRange]) -> tuple[tuple[s
     )
 
 
+def checked_relations(
+    constraints: Sequence[sympy.Basic], bound: Mapping[sympy.Symbol, None]
+) -> tuple[tuple[Formula, frozenset[str], str], ...]:
+    """Return the relations between symbols whose sizes the inputs give, each with their names and its text."""
+    found = []
+    for constraint in constraints:
+        formula = formula_of(constraint)
+        if formula is not None and constraint.free_symbols <= set(bound):
+            names = frozenset(symbol.name for symbol in constraint.free_symbols)
+            found.append((formula, names, format_expression(constraint)))
+    return tuple(found)
+
+
 def drop_unbound(checks: Sequence[Check], bound: Mapping[sympy.Symbol, None]) -> tuple[Check, ...]:
     """Return the checks without comparisons with symbols that no input gives a size."""
     names = {symbol.name for symbol in bound}
 
-    def known(polynomial: Polynomial) -> bool:
-        if polynomial[0] == "sym":
-            return polynomial[1] in names
-        return all(known(part) for part in polynomial[1:] if isinstance(part, tuple))
+    def known(formula: Formula) -> bool:
+        if formula[0] == "sym":
+            return formula[1] in names
+        return all(known(part) for part in formula[1:] if isinstance(part, tuple))
 
     return tuple(attrs.evolve(c, dims=tuple(d for d in c.dims if known(d[1]))) for c in checks)

@@ -16,7 +16,7 @@ Arguments = tuple[list[Any], dict[str, Any]]
 
 NUMBERS = (1, 2, 0.5, 0, -1, 3.0, -0.25, 6)
 _REAL_ATTRIBUTES: dict[str, tuple[Any, ...]] = {
-    "alpha": (1, 2, 0.5),
+    "alpha": (1, 2, 0.5, -1),
     "lambd": (0.5, 0, 1.0),
     "approximate": ("none", "tanh"),
     "rounding_mode": (None, "floor", "trunc"),
@@ -192,10 +192,14 @@ def convert(source: Source, opdef: OpDef) -> Arguments:
         choices = (torch.float32, torch.float64, torch.float16)
         chosen["dtype"] = source.dtype(choices if not names["dtype"].has_default else (None, *choices))
     if "memory_format" in names:
-        formats = [torch.contiguous_format]
+        formats: list[torch.memory_format | None] = [torch.contiguous_format]
+        if names["memory_format"].default is None:
+            formats += [None, torch.preserve_format]
         if len(shape_of(x)) == 4:
             formats.append(torch.channels_last)
         chosen["memory_format"] = source.one_of(formats)
+    if "copy" in names:
+        chosen["copy"] = source.flag()
     if "fill_value" in names:
         chosen["fill_value"] = source.one_of((1, 0.5))
     return [x], chosen

@@ -23,8 +23,8 @@ from ir.types import Dim, TensorType
 from passes.pattern import AnyValue, AttrCapture, AttrWhere, Chain, Node, OpNode
 
 NEAR_MISSES = ("literal", "edge", "shape", "operator", "user", "mode", "condition")
-"""What a near miss may have changed: literals of the pattern, edges, the shape of an operand, operators, the users of an
-intermediate value, the mode of operations, or conditions of the pattern on values and operations."""
+"""What a near miss may have changed: literals of the pattern, edges, the shape of an operand, operators, the users of
+an intermediate value, the mode of operations, or conditions of the pattern on values and operations."""
 
 _ATTEMPTS = 6
 _MAX_CHAIN = 3

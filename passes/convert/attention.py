@@ -94,7 +94,7 @@ def _rewrite_module(op: Operation, b: Rewriter) -> None:
     x, batch_first = op.input("query"), bool(op.attributes["batch_first"])
     alone = x.tensor_type.rank == 2
     if alone:
-        # The module makes a batch of one of it. So must this: the kernels that attention takes for rank 3 and for rank 4
+        # The module makes a batch of one of it, and so must this: the kernels of attention for rank 3 and for rank 4
         # put NaN in other places.
         x, batch_first = b.op("aten.unsqueeze", x, 0).result, True
     elif not batch_first:

@@ -266,3 +266,65 @@ def test_sizes_of_images():
     for count, h, w in ((1, 16, 16), (2, 17, 31), (3, 40, 18)):
         assert_same_at(model, result, torch.randn(count, 3, h, w))
     assert {match.pattern.__name__ for match in result.matches} >= {"ConvBNActPattern", "FlattenLinearToConv1x1Pattern"}
+
+
+class Parity(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.shape[0] % 2 == 0 else x * 3
+
+
+class Product(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.shape[0] * x.shape[0] > 10 else x * 3
+
+
+class Halves(nn.Module):
+    def forward(self, x):
+        a, b = x.chunk(2)
+        return a.sum() + b
+
+
+@pytest.mark.parametrize("form", ["module", "exported", "loaded"])
+@pytest.mark.parametrize(("class_", "right", "wrong"), [(Parity, [2, 6], [3, 5]), (Product, [4, 9], [2, 3])])
+def test_what_code_asks_of_an_open_size_is_asked_of_the_inputs(class_, right, wrong, form, tmp_path):
+    """With `Dim.AUTO`, torch.export takes the way of the example, and its ranges do not say so."""
+    model, shapes = class_(), {"x": {0: Dim.AUTO}}
+    given = torch.randn(4, 4)
+    if form == "module":
+        result = transform(model, given, dynamic_shapes=shapes)
+    else:
+        exported = torch.export.export(model, (given,), dynamic_shapes=shapes)
+        if form == "loaded":
+            torch.export.save(exported, tmp_path / "model.pt2")
+            exported = torch.export.load(tmp_path / "model.pt2")
+        result = transform(exported)
+    assert result.program.constraints
+    text = print_program(result.program)
+    assert "require " in text and print_program(parse_program(text)) == text
+    for count in right:
+        x = torch.randn(count, 4)
+        assert torch.equal(result.model(x), model(x))
+    for count in wrong:
+        with pytest.raises(InputError, match=rf"sizes s0={count}, and the model was captured for those where"):
+            result.model(torch.randn(count, 4))
+    again = torch.export.export(result.model, (given,), dynamic_shapes={"x": {0: Dim.AUTO}}).module()
+    with pytest.raises(AssertionError, match="Guard failed"):
+        again(torch.randn(wrong[0], 4))
+
+
+def test_what_only_fake_tensors_ask_of_an_open_size_is_not_asked():
+    result = transform(Halves(), torch.randn(6, 4), dynamic_shapes={"x": {0: Dim.AUTO}})
+    for count in (3, 4, 7):  # for 3, a half is contiguous, and for 6 not
+        x = torch.randn(count, 4)
+        assert torch.equal(result.model(x), Halves()(x))
+
+
+class SplitsOpen(nn.Module):
+    def forward(self, x):
+        return torch.split(x, 2)[1]
+
+
+def test_a_count_of_results_that_an_open_size_decides_is_refused_with_its_line():
+    with pytest.raises(CaptureError, match=r"restricted by `return torch.split\(x, 2\)\[1\]`: Eq\(") as caught:
+        transform(SplitsOpen(), torch.randn(4, 4), dynamic_shapes={"x": {0: Dim.AUTO}})
+    assert caught.value.location.file == __file__
