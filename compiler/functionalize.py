@@ -19,6 +19,7 @@ from compiler.lower_views import (
     COPY_OR_VIEW,
     FUNCTIONAL_NAMES,
     IN_PLACE_VIEWS,
+    PARTS,
     RETURNS_INPUT_IN_EVAL,
     WITHOUT_DERIVATIVE,
     write_through,
@@ -80,6 +81,32 @@ class Functionalizer:
         if handle.version != storage.version:
             self._regenerate(handle)
         return handle.value
+
+    def read_result(self, handle: Handle) -> Value:
+        """Return the current value of a tensor that the model returns.
+
+        Where the model wrote to a view of a part and returns it, it is made anew from the whole: the caller sees from
+        its strides, and from the memory it shares, that it is one.
+
+        Raises:
+            CaptureError: when a write may or may not have reached it.
+        """
+        value = self.read(handle)
+        views = [handle]
+        while views[-1].parent is not None:
+            views.append(views[-1].parent)
+        owner = views.pop()
+        calls = [view.call for view in views if view.call is not None]
+        written = any(call.version != handle.storage.version for call in calls)
+        if not written or not all(c.certain for c in calls) or not any(c.op.name in PARTS for c in calls):
+            return value
+        value = self._current(owner)
+        for view in reversed(views):
+            assert view.call is not None
+            operands = list(view.call.op.operands)
+            operands[view.call.position] = value
+            value = self._append(copy_of_view(view.call.op, operands)).results[view.index]
+        return value
 
     def _regenerate(self, handle: Handle) -> None:
         storage = handle.storage

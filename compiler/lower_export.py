@@ -234,7 +234,7 @@ class ExportLowering(RegionLowering):
 
     def _user_output(self, result: Any, arg: Any, number: int) -> tuple[OutputLeaf, Value | None]:
         if isinstance(arg, TensorArgument):
-            return OutputLeaf(number), self._read(self.env[result])
+            return OutputLeaf(number), self.functionalizer.read_result(self.env[result])
         if isinstance(arg, SymIntArgument | SymFloatArgument | SymBoolArgument):
             return OutputLeaf(None, self.env[result] if isinstance(result, fx.Node) else result), None
         return OutputLeaf(None, arg.value if isinstance(arg, ConstantArgument) else result), None

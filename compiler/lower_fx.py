@@ -193,7 +193,7 @@ class FxLowering:
                 outputs.append(OutputLeaf(None))
             elif is_runtime(item):
                 outputs.append(OutputLeaf(len(values)))
-                values.append(self.functionalizer.read(item) if type(item) is Handle else item)
+                values.append(self.functionalizer.read_result(item) if type(item) is Handle else item)
             else:
                 outputs.append(OutputLeaf(None, item))
         mutations: list[Mutation] = []

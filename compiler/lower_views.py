@@ -237,6 +237,25 @@ _INVERSES: dict[str, Inverse] = {
 }
 
 
+PARTS = frozenset(
+    {
+        "aten.slice.Tensor",
+        "aten.select.int",
+        "aten.narrow",
+        "aten.diagonal",
+        "aten.as_strided",
+        "aten.unbind.int",
+        "aten.split.Tensor",
+        "aten.split.sizes",
+        "aten.split_with_sizes",
+        "aten.chunk",
+        "aten.tensor_split.sections",
+        "aten.tensor_split.indices",
+    }
+)
+"""Views of a part: between the elements lie those of the rest, and the strides show it."""
+
+
 def write_through(emit: Emit, op: Operation, index: int, whole: Value, part: Value) -> Value | None:
     """Return `whole` with `part` written where result number `index` of the view operation `op` lies in it.
 

@@ -259,7 +259,7 @@ class _Runs:
             if self.budgeted and not properties.exact:
                 self._compare_within_budget(program, inputs)
                 continue
-            after = _observe(program, inputs, double=self.double)
+            after = self._after(program, inputs, double=self.double)
             first = first or after
             rounding = self._rounding(inputs) if self.double else None
             for name, message in differences(before, after, exact=properties.exact, rounding=rounding):
@@ -275,7 +275,7 @@ class _Runs:
         if self.budgeted:
             self._compare_within_budget(program, self.case.inputs, gradients=True)
             return
-        after = _observe(program, self.case.inputs, double=True, gradients=True)
+        after = self._after(program, self.case.inputs, double=True, gradients=True)
         rounding = self._rounding(self.case.inputs, gradients=True)
         for name, message in differences(self.slopes, after, exact=False, rounding=rounding):
             if name in ("values", "gradients"):
@@ -287,8 +287,8 @@ class _Runs:
     def _compare_second_run(self, program: Program, first: Observation | None) -> None:
         """Raise a `Finding` where a second run of a changed program does not show what the first one did."""
         double = self.double and not self.budgeted
-        first = first or _observe(program, self.case.inputs, double=double)
-        again = _observe(program, self.case.inputs, double=double)
+        first = first or self._after(program, self.case.inputs, double=double)
+        again = self._after(program, self.case.inputs, double=double)
         for name, message in differences(first, again, exact=True):
             raise Finding("second run", f"{name}: {message}")
 
@@ -297,7 +297,7 @@ class _Runs:
         if self.budgeted:
             self._compare_within_budget(program, inputs)
             return
-        before, after = observe(self.case.build(), inputs, double=True), _observe(program, inputs, double=True)
+        before, after = observe(self.case.build(), inputs, double=True), self._after(program, inputs, double=True)
         for name, message in differences(before, after, exact=False, rounding=self._rounding(inputs)):
             if name == "values":
                 raise Finding(name, message)
@@ -312,11 +312,41 @@ class _Runs:
             exact = observe(original, inputs, double=True, gradients=gradients)
         except EvaluationError:
             exact = before  # dtypes that are fixed do not go with float64
-        after = _observe(program, inputs, gradients=gradients)
+        after = self._after(program, inputs, gradients=gradients)
         for name, message in budgeted_differences(before, after, exact):
             if not self._counts(name, inputs) or (name == "strides" and not is_definite(original, inputs)):
                 continue
             raise Finding(name, message)
+
+    def _after(
+        self, program: Program, inputs: Sequence[Any], *, double: bool = False, gradients: bool = False
+    ) -> Observation:
+        """Observe a changed program, as the original: weights that are views of its weights go by their names.
+
+        Gradients of parameters that became views of themselves have the shape that they had.
+        """
+        seen = _observe(program, inputs, double=double, gradients=gradients)
+        places = {t.untyped_storage().data_ptr(): name for name, t in self.case.weights.items() if t.numel()}
+        names: dict[str, str] = {}
+        slopes = dict(seen.gradients or {})
+        for name, weight in program.weights.items():
+            new, old = weight.data, self.case.weights.get(name)
+            if new is None:
+                continue
+            place = new.untyped_storage().data_ptr()
+            if old is None:
+                names[f"weight {name}"] = f"weight {places.get(place, name)}"
+            elif (
+                name in slopes and (new.shape, new.stride()) != (old.shape, old.stride()) and places.get(place) == name
+            ):
+                memory = slopes[name].new_zeros(old.untyped_storage().nbytes() // old.element_size())
+                memory.as_strided(new.shape, new.stride(), new.storage_offset()).copy_(slopes[name])
+                slopes[name] = memory.as_strided(old.shape, old.stride(), old.storage_offset()).clone()
+        return attrs.evolve(
+            seen,
+            gradients=slopes if seen.gradients else seen.gradients,
+            sharing=frozenset((names.get(one, one), other) for one, other in seen.sharing),
+        )
 
     def _counts(self, name: str, inputs: Sequence[Any]) -> bool:
         """Return whether a difference in this property is one that is asked for."""

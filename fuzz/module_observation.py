@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.difference import tensor_difference
 from compiler.parameter_map import ParameterMap
-from fuzz.observation import meaningful_strides, own_error, seeded
+from fuzz.observation import is_no_slope, meaningful_strides, own_error, seeded
 from fuzz.rounding import Rounding
 
 
@@ -250,8 +250,10 @@ def _unlike_slopes(a: Seen, b: Seen, names: ParameterMap, reference: Reference) 
             continue  # computed of several, for inference
         (source,) = sources
         if source not in a.slopes:
-            if value is not None:
+            if not is_no_slope(value):
                 yield "gradients", f"of {key}, which the original has not"
+            continue
+        if is_no_slope(a.slopes[source]) and is_no_slope(value):
             continue
         if a.slopes[source] is None or value is None:
             if a.slopes[source] is not value:

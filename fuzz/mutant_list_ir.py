@@ -11,6 +11,7 @@ _MODULES = "compiler.codegen.modules:"
 _TEXT = Subject("text")
 _COMPILED = Subject("modules")
 _DROPOUTS = ("aten.dropout", "aten.relu", "aten.add.Tensor")
+_FILLS = ("aten.new_full", "aten.full_like", "aten.ones_like", "aten.new_ones", "aten.add.Tensor", "aten.mul.Tensor")
 _CSE = "eliminate-common-subexpressions"
 _DCE = "eliminate-dead-code"
 
@@ -112,6 +113,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
         _CONSTANTS + "_filled",
         "torch.full(shape, value, dtype=type_.dtype, device=type_.device)",
         "torch.full(shape, value, device=type_.device)",
+        _FILLS,
     ),
     _pass(
         "lost attribute",
@@ -119,7 +121,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
         _CONSTANTS + "_filled",
         "value = op.attributes[fill] if isinstance(fill, str) else fill",
         "value = 0",
-        ("aten.new_full", "aten.full_like", "aten.ones_like", "aten.new_ones", "aten.add.Tensor", "aten.mul.Tensor"),
+        _FILLS,
     ),
     _pass(
         "view for a copy",
@@ -127,6 +129,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
         _CONSTANTS + "_fold",
         "if not may_alias_operands(op.opdef) and any(map(aliases_output, op.results)):",
         "if False:",
+        _FILLS,
     ),
     _pass(
         "stale type",
@@ -142,6 +145,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
         _CONSTANTS + "_filled",
         'if op.name.endswith("_like") and reaches_output(op.result):',
         "if False:",
+        (*_FILLS, "aten.permute", "aten.relu"),
     ),
     _pass(
         "dropped condition",

@@ -140,8 +140,8 @@ PATTERN_MUTANTS: tuple[Mutant, ...] = (
         "wrong axis",
         "DecomposeMultiheadAttentionPattern: the batch is not first",
         _ATTENTION + "_rewrite_module",
-        'if not op.attributes["batch_first"]:',
-        "if False:",
+        "elif not batch_first:",
+        "elif False:",
     ),
     _rule(
         "wrong axis",

@@ -86,6 +86,7 @@ SPELLING_MUTANTS: tuple[Mutant, ...] = (
         _SPELLING + "SpatialMeanToPool.check",
         "if m.keepdim and any(user.opdef is RETURN for user in m.root.result.users):",
         "if False:",
+        equivalent="of the strides, those of dimensions of size 1 alone differ, which mean nothing",
     ),
     _rule(
         "lost attribute",

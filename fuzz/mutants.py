@@ -103,7 +103,7 @@ def _draw_case(subject: Subject) -> Draw:
     else:
         pipeline = parse_pipeline(subject.name)
         target = Target.of(pipeline.passes[0] if len(pipeline.passes) == 1 else pipeline)
-        strategy = programs(operators=subject.operators)
+        strategy = programs(operators=subject.operators, half=True, training=True)
 
     properties = attrs.evolve(target.properties, strides=True) if subject.strides else target.properties
 

@@ -218,7 +218,7 @@ def differences(
         if problem is not None:
             yield "statistics", f"what is written to {name}: {problem}"
     masks = _finite(before.gradients)
-    for name, a, b in _pairs(_masked(before.gradients, masks), _masked(after.gradients, masks)):
+    for name, a, b in _slopes(_masked(before.gradients, masks), _masked(after.gradients, masks)):
         problem = _judge(a, b, False, rounding, _gradient(name, masks))
         if problem is not None:
             yield "gradients", f"of {name}: {problem}"
@@ -260,6 +260,20 @@ def _pairs(
 ) -> Iterator[tuple[str, torch.Tensor | None, torch.Tensor | None]]:
     for name in dict.fromkeys((*before, *after)):
         yield name, before.get(name), after.get(name)
+
+
+def _slopes(
+    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor | None, torch.Tensor | None]]:
+    """Yield pairs of gradients; one that is zero throughout may as well be absent."""
+    for name, a, b in _pairs(before, after):
+        if not (is_no_slope(a) and is_no_slope(b)):
+            yield name, a, b
+
+
+def is_no_slope(slope: torch.Tensor | None) -> bool:
+    """Return whether a gradient is absent or zero throughout: what is overwritten has one or the other."""
+    return slope is None or not bool((slope != 0).any())
 
 
 def _finite(gradients: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
@@ -305,7 +319,7 @@ def budgeted_differences(before: Observation, after: Observation, exact: Observa
             yield "statistics", f"what is written to {name}: {problem}, of which {bound:.3g} is allowed"
     masks = _finite(before.gradients)
     slopes, references = _masked(before.gradients, masks), _masked(exact.gradients, masks)
-    for name, a, b in _pairs(slopes, _masked(after.gradients, masks)):
+    for name, a, b in _slopes(slopes, _masked(after.gradients, masks)):
         bound = own_error(a, references.get(name))
         problem = tensor_difference(a, b, exact=False, bound=bound)
         if problem is not None:
@@ -324,12 +338,18 @@ def _unlike_sharing(before: Observation, after: Observation) -> str:
 
 
 def own_error(own: Any, reference: Any) -> float:
-    """Return twice the distance from a reference in float64, and 1e-6 of its scale."""
+    """Return twice the distance from a reference in float64, and 1e-6 of its scale.
+
+    1e-6 is eight units in the last place of float32. Of dtypes with fewer digits it is as many of theirs: the distance
+    may be 0 by chance, and another order of the same operations still moves the last place.
+    """
     if not isinstance(own, torch.Tensor) or not isinstance(reference, torch.Tensor) or not own.is_floating_point():
         return 0.0
     gap = (own.double() - reference.double()).abs()
     gap, scale = gap[gap.isfinite()], reference[reference.isfinite()].abs()
-    return 2 * (float(gap.max()) if gap.numel() else 0.0) + 1e-6 * (float(scale.max()) if scale.numel() else 0.0)
+    coarse = max(1.0, torch.finfo(own.dtype).eps / torch.finfo(torch.float32).eps)
+    floor = 1e-6 * coarse * (float(scale.max()) if scale.numel() else 0.0)
+    return 2 * (float(gap.max()) if gap.numel() else 0.0) + floor
 
 
 def meaningful_strides(tensor: torch.Tensor) -> list[int]:

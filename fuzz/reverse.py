@@ -116,6 +116,8 @@ def inflate(draw: st.DrawFn, program: Program, rule: Pattern) -> Program | None:
             candidate = _copy(program)
             if not _Inverse(draw, candidate, rule).put():
                 return None
+            if programs_equal(candidate, program, locations=False) is None:
+                continue  # it stood there already
             back = _copy(candidate)
             if _apply(back, rule) and programs_equal(back, reduced, locations=False) is None:
                 return candidate

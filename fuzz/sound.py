@@ -226,7 +226,7 @@ def drawn_cases(target: Target, on: st.SearchStrategy[Any] | None) -> st.SearchS
     if chosen is not None:
         return chosen
     if not target.rules:
-        return programs(half=True)
+        return programs(half=True, training=True)
     return st.one_of([instances(rule) for rule in target.rules])
 
 

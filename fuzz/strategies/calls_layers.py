@@ -230,9 +230,13 @@ def batch_norm(source: Source, opdef: OpDef) -> Arguments:
     many = all(is_int(d) and d != 1 for d in spatial)
     if batch_statistics and many and source.flag():
         return [x, weight, bias, None, None, True, 0.1, 1e-5, False], {}
-    mean, var = source.like(x, count), source.like(x, count, bounds=(0.5, 2))
+    mean, var = source.like(x, count, bounds=(-1, 1)), source.like(x, count, bounds=(0.5, 2))
     momentum = 0.1 if low == 3 else source.one_of((0.1, None, 0.5))
-    return [x, weight, bias, mean, var, False, momentum, source.one_of((1e-5, 1e-3)), False], {}
+    training = source.training and low == 2 and momentum is not None and source.flag()
+    if training:
+        source.written(mean)
+        source.written(var)
+    return [x, weight, bias, mean, var, training, momentum, source.one_of((1e-5, 1e-3)), False], {}
 
 
 def group_norm(source: Source, opdef: OpDef) -> Arguments:
@@ -267,5 +271,6 @@ def softmax(source: Source, opdef: OpDef) -> Arguments:
 
 
 def dropout(source: Source, opdef: OpDef) -> Arguments:
-    """Out of training, where it does nothing."""
-    return [source.tensor(), source.one_of((0.5, 0.0, 1.0)), False], {"follows_mode": source.flag()}
+    """In training where the source is, and out of it, where it does nothing."""
+    training = source.training and source.flag()
+    return [source.tensor(), source.one_of((0.5, 0.0, 1.0)), training], {"follows_mode": source.flag()}

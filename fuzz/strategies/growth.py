@@ -43,6 +43,8 @@ class MatchSource(ProgramSource):
         self.dictionary = dictionary
         self.sizes = sorted({n for n in self.dictionary if type(n) is int and 0 < n <= 9})
         self.pinned: list[Value] = []
+        self.returned: list[Value] = []
+        """What the program returns although it may be used."""
 
     def size(self) -> Dim:
         """Draw a size, often one that the rule's code names."""
@@ -275,6 +277,9 @@ class Growth:
         if node.result >= len(op.results) or not self._meets(node, op):
             source.graph.erase(op)
             return None
+        if op.in_training:
+            for name in ("running_mean", "running_var"):
+                source.written(op.operand(name) if name in opdef.operand_index else None)
         self.captures |= {**captured, **captured_attributes}
         return op
 

@@ -82,7 +82,7 @@ def _from_scene(draw: st.DrawFn, rule: Pattern, scene: Scene) -> Instance:
         reject()
     growth = Growth(source, None)
     growth.surround(root)
-    finish_program(source, [root] if source.flag() else [])
+    finish_program(source, [*([root] if source.flag() else []), *source.returned])
     return Instance(rule, source.program, "scene", -1)
 
 

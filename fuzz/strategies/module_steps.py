@@ -86,8 +86,10 @@ def _block(w: Writer, x: str) -> None:
         w.layer(f"Residual({w[x].shape[1]}, {w.flag()})", x)
         return
     _convolution(w, x)
-    dims, channels = _DIMENSIONS.get(w[w.values[-1]].dim()), w[w.values[-1]].shape[1]
-    w.layer(f"nn.BatchNorm{dims}({channels})", w.values[-1])
+    made = w[w.values[-1]]
+    if made.dim() not in _DIMENSIONS:
+        return  # no convolution fits, and something else was made last
+    w.layer(f"nn.BatchNorm{_DIMENSIONS[made.dim()]}({made.shape[1]})", w.values[-1])
     if w.flag():
         _activation(w, w.values[-1])
 

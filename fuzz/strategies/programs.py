@@ -19,7 +19,7 @@ from ir.core import Graph, Operation, Value
 from ir.errors import InferenceError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import Trait, get_opdef
-from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program, SymbolRange, Weight, WeightKind
+from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program, SymbolRange, Weight, WeightKind, weight_of
 from ir.types import Dim, TensorType, simplify_dim, symbols_of
 
 SYMBOL_RANGE = SymbolRange(4, 9)
@@ -103,6 +103,7 @@ _FOLLOWERS = {
 _DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
 _HALVES = (torch.float16, torch.bfloat16)
 _HALF_ONE_IN = 10
+_ZEROS_ONE_IN = 6
 
 
 class ProgramSource(Source):
@@ -169,6 +170,13 @@ class ProgramSource(Source):
         """Draw a dtype that the program may have."""
         return super().dtype([c for c in choices if c is None or c in self.dtypes])
 
+    def written(self, value: Value | None) -> None:
+        """Mark a weight as one that the program writes, and take it for nothing else."""
+        weight = None if value is None else weight_of(value)
+        if weight is not None:
+            weight.is_mutated = True
+            self.values = [v for v in self.values if v is not value]
+
     def _input(self, type_: TensorType) -> Value:
         value = self.graph.add_input(type_, f"x{len(self.graph.inputs)}")
         self.values.append(value)
@@ -181,6 +189,8 @@ class ProgramSource(Source):
         if bounds is None and type_.dtype.is_floating_point:
             kind = self.one_of((WeightKind.PARAMETER, WeightKind.BUFFER, WeightKind.CONSTANT))
         data = random_tensor([int(d) for d in type_.shape or () if d is not None], type_.dtype, number, bounds)
+        if self.usual in _HALVES and bounds is None and type_.dtype.is_floating_point and self.integer(0, 3) == 3:
+            data = data * 2.0**12  # a product of two of these has no place in float16
         weight = Weight(f"w{number}", kind, type_, data, requires_grad=kind is WeightKind.PARAMETER)
         value = self.program.add_weight(weight)
         self.values.append(value)
@@ -195,11 +205,19 @@ def _is_contiguous(value: Value) -> bool:
 def random_tensor(
     shape: Sequence[int], dtype: torch.dtype, seed: int, bounds: tuple[float, float] | None = None
 ) -> torch.Tensor:
-    """Return a tensor with random values: normal ones, or uniform in `bounds` (ints below the upper one)."""
+    """Return a tensor with random values: normal ones, or uniform in `bounds` (ints below the upper one).
+
+    With some seeds, a quarter of the normal ones are zeros.
+    """
     generator = torch.Generator().manual_seed(seed)
     if dtype.is_floating_point:
         if bounds is None:
-            return torch.randn(shape, generator=generator, dtype=dtype)
+            normal = torch.randn(shape, generator=generator, dtype=dtype)
+            if seed % _ZEROS_ONE_IN == 0 and seed:
+                # of one sign, since which of two zeros is the larger one depends on the order of memory
+                zero = -0.0 if seed % (2 * _ZEROS_ONE_IN) else 0.0
+                normal[torch.rand(shape, generator=generator) < 0.25] = zero
+            return normal
         low, high = bounds
         return torch.rand(shape, generator=generator, dtype=dtype) * (high - low) + low
     low, high = bounds or ((0, 2) if dtype is torch.bool else (0, 5))
@@ -214,8 +232,9 @@ def programs(
     operators: Sequence[str] = (),
     symbolic: bool = False,
     half: bool = False,
+    training: bool = False,
 ) -> Program:
-    """Return a strategy for programs of at most `max_ops` operations, in evaluation mode.
+    """Return a strategy for programs of at most `max_ops` operations.
 
     They have several inputs and outputs, shared values and weights, values used twice, and outputs that are used.
 
@@ -226,8 +245,11 @@ def programs(
         symbolic: whether sizes may be expressions over symbols.
         half: whether one in ten programs is in float16 or bfloat16; a CPU has no kernels for some operators then, so
             that such a program may be valid and not run.
+        training: whether one in four programs is in training mode: its dropouts draw, its batch norms write statistics.
+            These refuse one value for each channel, so that such a program may be valid and not run.
     """
     source = ProgramSource(draw, symbolic=symbolic, half=half)
+    source.training = training and source.integer(0, 3) == 3
     source.tensor()
     builder = Builder(source.graph)
     for number in range(max_ops):
@@ -280,6 +302,8 @@ def _repeat_operation(source: ProgramSource, builder: Builder, op: Operation) ->
     if op.name in _NEED_CONTIGUOUS:
         same = [v for v in same if _is_contiguous(v)]
     values = [source.one_of(same), *others]
+    if len(values) == 2 and values[1] is not None and values[1].type == first.type and source.flag():
+        values.reverse()
     arguments: dict[str, Any] = {p.name: v for p, v in zip(op.opdef.operand_params, values, strict=True)}
     source.values += builder.op(op.opdef, **arguments, **op.attributes).results
 

@@ -64,8 +64,11 @@ def _input(source: MatchSource, *shape: Dim) -> Value:
 
 
 def _spoil(source: MatchSource, *values: Value) -> None:
-    """Seldom, give one of the values another user."""
-    if _seldom(source):
+    """Seldom, give one of the values another user, or return it."""
+    kind = source.integer(0, 11)
+    if kind == 11:
+        source.returned.append(source.one_of(values))
+    elif kind == 10:
         _op(source, "aten.neg", source.one_of(values))
 
 
@@ -85,7 +88,8 @@ def _classifier(source: MatchSource, *, pooled: bool) -> Value:
     features = channels * height * width
     kind = source.integer(0, 7)
     if kind < 3:
-        flat = _op(source, "aten.flatten.using_ints", x, source.one_of((1, -3)), source.one_of((-1, 3)))
+        dims = (0, source.one_of((2, -2))) if _seldom(source) else (source.one_of((1, -3)), source.one_of((-1, 3)))
+        flat = _op(source, "aten.flatten.using_ints", x, *dims)
     elif kind < 7:
         flat = _op(source, "aten.reshape", x, source.one_of(((batch, features), (batch, -1), (-1, features))))
     else:
@@ -367,21 +371,57 @@ def written_out_attention(source: MatchSource) -> Value:
 
 
 def spatial_mean(source: MatchSource) -> Value:
-    """Average a 4-d map over dimensions, mostly the two spatial ones."""
-    x = _input(source, *(source.integer(1, 3) for _ in range(4)))
+    """Average a 4-d map over dimensions, mostly the two spatial ones; the map may be empty."""
+    shape = [source.integer(1, 3) for _ in range(4)]
+    if _seldom(source):
+        shape[source.integer(0, 3)] = 0
+    x = _input(source, *shape)
     dims = source.one_of(((2, 3), (-1, -2), (3, 2), (2, -1), (1, 2), (2,), (1, 2, 3), (0, 1)))
     dtype = torch.float64 if _seldom(source) else None
     y = _op(source, "aten.mean.dim", x, dims, source.flag(), dtype=dtype)
     return _op(source, "aten.relu", y) if source.flag() else y
 
 
-def reshape_of_copy(source: MatchSource) -> Value:
-    """Merge dimensions that lie apart in memory, behind a copy."""
+def _turned(source: MatchSource) -> Value:
+    """Return what lies in memory in a known order: a linear's result, permuted or cut."""
     shape = [source.integer(2, 4) for _ in range(source.integer(2, 4))]
     # an input may have any strides; what a linear gives is contiguous
     shape = [1 if _seldom(source) else size for size in shape]
     x = _linear(source, source.new_input(TensorType((*shape[:-1], 2), source.usual)), shape[-1], False)
-    turned = _op(source, "aten.permute", x, source.shuffled(range(len(shape))))
+    kind = source.integer(0, 3)
+    if kind == 2:
+        dim = source.integer(0, len(shape) - 1)
+        return _op(source, "aten.slice.Tensor", x, dim, source.integer(0, 1), 9, source.one_of((1, 2)))
+    if kind == 3:
+        return _op(source, "aten.select.int", x, source.integer(0, len(shape) - 1), 0)
+    return _op(source, "aten.permute", x, source.shuffled(range(len(shape))))
+
+
+def contiguous_of_view(source: MatchSource) -> Value:
+    """Ask for contiguous memory where it is, or is not, contiguous already."""
+    y = _op(source, "aten.contiguous", _turned(source))
+    return _op(source, "aten.relu", y) if source.flag() else y
+
+
+def reshapes(source: MatchSource) -> Value:
+    """Reshape twice: merge dimensions that may lie apart in memory, and split them again."""
+    x = _turned(source)
+    sizes = [int(d) for d in x.tensor_type.shape or () if isinstance(d, int)]
+    if len(sizes) < 2:
+        sizes = [1, *sizes]
+    at = source.integer(0, max(0, len(sizes) - 2))
+    merged = (*sizes[:at], sizes[at] * sizes[at + 1], *sizes[at + 2 :])
+    y = _op(source, "aten.reshape", x, merged if len(sizes) > 1 else sizes)
+    _spoil(source, y)
+    y = _op(source, "aten.reshape", y, source.one_of((tuple(sizes), (*sizes[:-1], 1, sizes[-1]), (-1,))))
+    return _op(source, "aten.relu", y) if source.flag() else y
+
+
+def reshape_of_copy(source: MatchSource) -> Value:
+    """Merge dimensions that lie apart in memory, behind a copy."""
+    turned = _turned(source)
+    if len(turned.tensor_type.shape or ()) < 2:
+        turned = _op(source, "aten.unsqueeze", turned, 0)
     if source.flag():
         copy = _op(source, "aten.contiguous", turned)
     else:
@@ -407,7 +447,8 @@ def unit_arithmetic(source: MatchSource) -> Value:
     )
     number = source.one_of((0, 1, -1, 2, 1.0, 0.0)) if _seldom(source) else unit
     suffix = "Tensor_Scalar" if name == "pow" else "Scalar"
-    return _used(source, _op(source, f"aten.{name}.{suffix}", x, number))
+    scaled = {"alpha": source.one_of((-1, 2))} if name in ("add", "sub") and source.integer(0, 2) == 2 else {}
+    return _used(source, _op(source, f"aten.{name}.{suffix}", x, number, **scaled))
 
 
 def copy_of_made(source: MatchSource) -> Value:
@@ -442,6 +483,8 @@ SCENES: dict[str, Scene] = {
     ),
     "SpatialMeanToPool": spatial_mean,
     "ReshapeOfCopy": reshape_of_copy,
+    "MergeReshapes": reshapes,
+    "NoContiguous": contiguous_of_view,
     "NoArithmetic": unit_arithmetic,
     "NoCopy": copy_of_made,
     "NoDetach": detached,

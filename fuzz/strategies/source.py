@@ -38,6 +38,8 @@ class Source:
     def __init__(self, draw: st.DrawFn, *, symbolic: bool = False) -> None:
         self.draw = draw
         self.symbolic = symbolic
+        self.training = False
+        """Whether operators may be in training mode."""
 
     def one_of(self, choices: Sequence[T]) -> T:
         """Draw one of the choices; shrinks to the first."""
@@ -86,6 +88,9 @@ class Source:
         Without a dtype it is the usual one for floats: float32, unless the source has another.
         """
         raise NotImplementedError
+
+    def written(self, value: Value | None) -> None:
+        """Note that an operator writes to an operand: a program knows such weights, and nothing else reads them."""
 
     def like(self, value: Value, shape: Sequence[Dim], **options: Any) -> Value:
         """Return an operand of this shape and the dtype of `value`."""
