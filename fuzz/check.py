@@ -22,10 +22,11 @@ from fuzz.observation import (
 )
 from fuzz.rounding import Rounding
 from ir.compare import programs_equal
+from ir.core import Graph
 from ir.errors import EvaluationError, GraphwrightError
 from ir.parser import parse_program
 from ir.printer import print_program
-from ir.program import Program
+from ir.program import Program, weight_of
 from ir.verify import verify
 from passes.driver import RewriteLog, run_sweep, run_worklist
 from passes.manager import Pass, PassContext, run_pass
@@ -93,6 +94,8 @@ class Properties:
     """Whether a second application must change nothing."""
     text: bool = True
     """Whether the changed program must survive printing and parsing."""
+    modes: bool = True
+    """Whether it must hold after `train()` as well, which switches on what follows the mode of its module."""
     canonical: bool = False
     """Whether programs that are equal by construction must become one text, where the case says so."""
 
@@ -140,6 +143,8 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         if properties.text:
             check_text(program, after)
         _compare_with_original(pass_, case, properties, program)
+        if properties.modes:
+            _compare_in_training(case, properties, program)
         if properties.idempotent:
             _apply(pass_, program, PassContext())
             if print_program(program) != after:
@@ -198,6 +203,45 @@ def _compare_with_original(pass_: Pass, case: Case, properties: Properties, prog
         unlike = programs_equal(program, other, locations=False)
         if unlike is not None:
             raise Finding("one text", f"what is equal by construction becomes another program: {unlike}")
+
+
+def _compare_in_training(case: Case, properties: Properties, program: Program) -> None:
+    """Raise a `Finding` where a changed program is not what the case is after a call of `train()`."""
+    original = case.build()
+    if not put_in_training(original.graph):
+        return
+    trained = attrs.evolve(case, program=print_program(original), original="", one_text=False)
+    changed = Case.of(program, case.inputs).build()
+    put_in_training(changed.graph)
+    try:
+        _Runs(trained.build(), trained, properties).compare(changed)
+    except Unusable:
+        return  # batch norm refuses one value for each channel
+    except Finding as finding:
+        raise Finding("training mode", f"{finding.property}: {finding.message}") from finding
+
+
+def put_in_training(graph: Graph) -> int:
+    """Do what a call of `train()` does to operations that follow the mode; return how many changed."""
+    count = 0
+    for op in graph.operations():
+        if op.body is not None:
+            count += put_in_training(op.body)
+            continue
+        flag, attributes = op.opdef.training, op.attributes
+        if flag is None or op.in_training:
+            continue
+        if "train_dropout_p" in attributes:
+            attributes[flag] = attributes["train_dropout_p"]
+        elif attributes.get("follows_mode", op.name == "nn.multihead_attention"):
+            for name in ("running_mean", "running_var"):
+                value = op.operand(name) if name in op.opdef.operand_index else None
+                weight = None if value is None else weight_of(value)
+                if weight is not None:
+                    weight.is_mutated = True
+            attributes[flag] = True
+        count += op.in_training
+    return count
 
 
 class _Kept:

@@ -8,6 +8,7 @@ import linecache
 import sys
 import textwrap
 import types
+import warnings
 from typing import Any
 
 import attrs
@@ -116,7 +117,9 @@ class ModuleCase:
         made = load(self.module).Net if isinstance(self.module, str) else self.module
         kept = torch.random.get_rng_state()  # layers draw their first weights
         try:
-            module: nn.Module = made()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of weights without elements
+                module: nn.Module = made()
         finally:
             torch.random.set_rng_state(kept)
         module.to(self.dtype)

@@ -79,6 +79,7 @@ SPELLING_MUTANTS: tuple[Mutant, ...] = (
         _SPELLING + "SpatialMeanToPool.check",
         "0 in shape or not is_floating(m.x)",
         "not is_floating(m.x)",
+        equivalent="the pool of an empty map is computed as this mean too: NaN, or nothing",
     ),
     _rule(
         "dropped condition",

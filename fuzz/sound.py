@@ -23,6 +23,8 @@ from fuzz.strategies.instances import Instance, expanded_pattern, instances
 from fuzz.strategies.programs import input_tensors, programs
 from ir.errors import InputError
 from passes.canonicalize import Canonicalize
+from passes.canonicalize.identity import INFERENCE_RULES
+from passes.fold_batch_norm import FoldBatchNorm, FoldBatchNormPattern
 from passes.manager import Pass
 from passes.pattern import Pattern, instantiate
 
@@ -99,7 +101,8 @@ class Target:
         if isinstance(subject, Pass):
             # its own demand is known for one pass only
             exact = isinstance(subject, Canonicalize) and not subject.inference
-            chosen = properties or Properties(exact=exact, idempotent=exact, canonical=exact)
+            modes = not _is_for_inference(subject)
+            chosen = properties or Properties(exact=exact, idempotent=exact, canonical=exact, modes=modes)
             return cls(str(subject), subject, (), chosen)
         if isinstance(subject, Pattern) or (isinstance(subject, type) and issubclass(subject, Pattern)):
             subject = (subject,)
@@ -114,8 +117,17 @@ class Target:
             ", ".join(rule.name for rule in rules),
             ApplyRules(rules),
             rules,
-            properties or Properties(exact=exact, strides=exact),
+            properties or Properties(exact=exact, strides=exact, modes=not any(map(_is_for_inference, rules))),
         )
+
+
+def _is_for_inference(subject: Pass | Pattern) -> bool:
+    """Return whether a pass or rule says that the program will never train, or has a part that does."""
+    if isinstance(subject, Pattern):
+        return isinstance(subject, (*INFERENCE_RULES, FoldBatchNormPattern))
+    if getattr(subject, "inference", False) or isinstance(subject, FoldBatchNorm):
+        return True
+    return any(map(_is_for_inference, getattr(subject, "passes", ())))
 
 
 def assert_sound(

@@ -189,8 +189,8 @@ class ProgramSource(Source):
         if bounds is None and type_.dtype.is_floating_point:
             kind = self.one_of((WeightKind.PARAMETER, WeightKind.BUFFER, WeightKind.CONSTANT))
         data = random_tensor([int(d) for d in type_.shape or () if d is not None], type_.dtype, number, bounds)
-        if self.usual in _HALVES and bounds is None and type_.dtype.is_floating_point and self.integer(0, 3) == 3:
-            data = data * 2.0**12  # a product of two of these has no place in float16
+        if self.usual in _HALVES and bounds is None and type_.dtype.is_floating_point:
+            data = data * self.one_of((1.0, 1.0, 2.0**6, 2.0**12))  # some products have no place in float16
         weight = Weight(f"w{number}", kind, type_, data, requires_grad=kind is WeightKind.PARAMETER)
         value = self.program.add_weight(weight)
         self.values.append(value)
@@ -245,11 +245,11 @@ def programs(
         symbolic: whether sizes may be expressions over symbols.
         half: whether one in ten programs is in float16 or bfloat16; a CPU has no kernels for some operators then, so
             that such a program may be valid and not run.
-        training: whether one in four programs is in training mode: its dropouts draw, its batch norms write statistics.
-            These refuse one value for each channel, so that such a program may be valid and not run.
+        training: whether one in three programs is in training mode: its dropouts draw, its batch norms write
+            statistics. These refuse one value for each channel, so that such a program may be valid and not run.
     """
     source = ProgramSource(draw, symbolic=symbolic, half=half)
-    source.training = training and source.integer(0, 3) == 3
+    source.training = training and source.integer(0, 2) == 2
     source.tensor()
     builder = Builder(source.graph)
     for number in range(max_ops):
@@ -298,10 +298,10 @@ def _repeat_operation(source: ProgramSource, builder: Builder, op: Operation) ->
     first, *others = op.operands
     if first is None or (op.name in _NEED_CONTIGUOUS and not _is_contiguous(first)):
         return
-    same = [v for v in reversed(source.values) if v.type == first.type]
+    same = [first, *(v for v in reversed(source.values) if v.type == first.type)]
     if op.name in _NEED_CONTIGUOUS:
         same = [v for v in same if _is_contiguous(v)]
-    values = [source.one_of(same), *others]
+    values = [first if source.flag() else source.one_of(same), *others]
     if len(values) == 2 and values[1] is not None and values[1].type == first.type and source.flag():
         values.reverse()
     arguments: dict[str, Any] = {p.name: v for p, v in zip(op.opdef.operand_params, values, strict=True)}

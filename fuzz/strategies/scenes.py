@@ -443,7 +443,7 @@ def unit_arithmetic(source: MatchSource) -> Value:
     x = source.tensor(0, 4, dtypes=(source.usual, torch.int64, torch.bool))
     x = _op(source, "aten.clone", x) if source.flag() else x
     name, unit = source.one_of(
-        (("mul", 1), ("div", 1), ("add", 0), ("sub", 0), ("pow", 1), ("mul", 1.0), ("add", -0.0))
+        (("mul", 1), ("div", 1), ("add", 0), ("sub", 0), ("pow", 1), ("mul", 1.0), *((("add", -0.0),) * 4))
     )
     number = source.one_of((0, 1, -1, 2, 1.0, 0.0)) if _seldom(source) else unit
     suffix = "Tensor_Scalar" if name == "pow" else "Scalar"
@@ -452,9 +452,10 @@ def unit_arithmetic(source: MatchSource) -> Value:
 
 
 def copy_of_made(source: MatchSource) -> Value:
-    """Copy what an operator made, whose strides are known, or an input, whose are not."""
-    x = _input(source, *(source.integer(1, 3) for _ in range(source.integer(1, 4))))
-    if source.integer(0, 3):
+    """Copy what an operator made, whose strides are known, perhaps a part of it, or an input, whose are not."""
+    kind = source.integer(0, 3)
+    x = _turned(source) if kind == 3 else _input(source, *(source.integer(1, 3) for _ in range(source.integer(1, 4))))
+    if kind in (1, 2):
         x = _linear(source, x, source.integer(1, 3), False)
     formats = (None, None, torch.contiguous_format)
     y = _op(source, "aten.clone", x, memory_format=source.one_of(formats))

@@ -18,6 +18,7 @@ from fuzz.check import Properties, Unusable
 from fuzz.module_case import ModuleCase, load
 from fuzz.module_check import check_module
 from fuzz.module_observation import named_state
+from fuzz.observation import quiet
 from fuzz.strategies import modules
 from tests.drawn import draws
 
@@ -38,7 +39,7 @@ def test_modules_come_out_equal(case: ModuleCase) -> None:
 def test_modules_run_and_are_built_anew(case: ModuleCase) -> None:
     args, kwargs = case.arguments()
     first, second = case.build(), case.build()
-    with torch.no_grad():
+    with torch.no_grad(), quiet():
         first(*args, **kwargs)
     assert first is not second
     for name, tensor in named_state(case.build()).items():
