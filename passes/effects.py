@@ -28,12 +28,13 @@ def may_train(op: Operation) -> bool:
     attributes = op.attributes
     if op.in_training or attributes.get("train_dropout_p", 0.0) != 0.0:
         return True
-    return bool(attributes.get("follows_mode", False)) and not _never_draws(op)
+    # a layer that drops inside (nn.MultiheadAttention) has no such attribute, and follows the mode
+    return bool(attributes.get("follows_mode", "dropout" in attributes)) and not _never_draws(op)
 
 
 def _never_draws(op: Operation) -> bool:
     """Whether it is a dropout that drops nothing, or a normalization without statistics to write."""
-    p = op.attributes.get("p")
+    p = op.attributes.get("p", op.attributes.get("dropout"))
     return type(p) is float and p == 0.0
 
 

@@ -1,0 +1,31 @@
+"""A part of a tensor that was written in place and returned came out as a tensor of its own, with other strides.
+
+Lowering of in-place operators. Found by `strides` among modules after 250 of them; fixed in compiler/functionalize.py.
+"""
+
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        v = x + 0
+        return self.relu(v[..., ::2]), v
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FIRES = False
+CASE = ModuleCase(Net, (InputSpec("x", (2, 3)),))
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)
