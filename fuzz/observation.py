@@ -292,40 +292,57 @@ def _masked(gradients: Mapping[str, torch.Tensor] | None, masks: Mapping[str, to
     }
 
 
-def budgeted_differences(before: Observation, after: Observation, exact: Observation) -> Iterator[tuple[str, str]]:
+def budgeted_differences(
+    before: Observation, after: Observation, exact: Observation, rounding: Rounding[Observation]
+) -> Iterator[tuple[str, str]]:
     """Yield (property, message) as `differences` does, where both may be as far from `exact` as `before` is, twice.
 
     Args:
         before: of the original, in its own precision.
         after: of the changed program, in its own precision.
         exact: of the original, in float64.
+        rounding: of the original in its own precision, for results that cancel.
     """
     if len(before.results) != len(after.results):
         yield "values", f"{len(before.results)} results became {len(after.results)}"
         return
-    for i, (a, b, reference) in enumerate(zip(before.results, after.results, exact.results, strict=True)):
-        bound = own_error(a, reference)
-        problem = tensor_difference(a, b, exact=False, bound=bound)
+    for i, (a, b) in enumerate(zip(before.results, after.results, strict=True)):
+        problem = _judge_in_budget(a, b, exact, rounding, _result(i))
         if problem is not None:
-            yield "values", f"result {i}: {problem}, of which {bound:.3g} is allowed"
+            yield "values", f"result {i}: {problem}"
         elif isinstance(a, torch.Tensor) and meaningful_strides(a) != meaningful_strides(b):
             yield "strides", _unlike_strides(i, a, b)
     if before.sharing != after.sharing:
         yield "sharing", _unlike_sharing(before, after)
     for name, a, b in _pairs(before.written, after.written):
-        bound = own_error(a, exact.written.get(name))
-        problem = tensor_difference(a, b, exact=False, bound=bound)
+        problem = _judge_in_budget(a, b, exact, rounding, _written(name))
         if problem is not None:
-            yield "statistics", f"what is written to {name}: {problem}, of which {bound:.3g} is allowed"
+            yield "statistics", f"what is written to {name}: {problem}"
     masks = _finite(before.gradients)
-    slopes, references = _masked(before.gradients, masks), _masked(exact.gradients, masks)
-    for name, a, b in _slopes(slopes, _masked(after.gradients, masks)):
-        bound = own_error(a, references.get(name))
-        problem = tensor_difference(a, b, exact=False, bound=bound)
+    for name, a, b in _slopes(_masked(before.gradients, masks), _masked(after.gradients, masks)):
+        problem = _judge_in_budget(a, b, exact, rounding, _gradient(name, masks))
         if problem is not None:
-            yield "gradients", f"of {name}: {problem}, of which {bound:.3g} is allowed"
+            yield "gradients", f"of {name}: {problem}"
     if not torch.equal(before.drawn, after.drawn):
         yield "random numbers", "another count is drawn"
+
+
+def _judge_in_budget(
+    a: Any,
+    b: Any,
+    exact: Observation,
+    rounding: Rounding[Observation],
+    pick: Callable[[Observation], torch.Tensor | None],
+) -> str | None:
+    if a is None or b is None:
+        return None if a is b else "is gone" if b is None else "was not there before"
+    bound = own_error(a, pick(exact))
+    problem = tensor_difference(a, b, exact=False, bound=bound)
+    if problem is None or not isinstance(a, torch.Tensor) or not a.is_floating_point() or a.shape != b.shape:
+        return problem
+    bound = max(bound, rounding.bound(a, pick, relative=_floor_of(a.dtype)))
+    problem = tensor_difference(a, b, exact=False, bound=bound)
+    return None if problem is None else f"{problem}, of which {bound:.3g} is allowed"
 
 
 def _unlike_strides(index: int, a: torch.Tensor, b: torch.Tensor) -> str:
@@ -347,9 +364,12 @@ def own_error(own: Any, reference: Any) -> float:
         return 0.0
     gap = (own.double() - reference.double()).abs()
     gap, scale = gap[gap.isfinite()], reference[reference.isfinite()].abs()
-    coarse = max(1.0, torch.finfo(own.dtype).eps / torch.finfo(torch.float32).eps)
-    floor = 1e-6 * coarse * (float(scale.max()) if scale.numel() else 0.0)
+    floor = _floor_of(own.dtype) * (float(scale.max()) if scale.numel() else 0.0)
     return 2 * (float(gap.max()) if gap.numel() else 0.0) + floor
+
+
+def _floor_of(dtype: torch.dtype) -> float:
+    return 1e-6 * max(1.0, torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
 
 
 def meaningful_strides(tensor: torch.Tensor) -> list[int]:

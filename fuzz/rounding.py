@@ -70,12 +70,15 @@ class Rounding(Generic[T]):
     _samples: list[T] = attrs.field(factory=list, init=False)
     _largest: float = attrs.field(default=0.0, init=False)
 
-    def bound(self, original: torch.Tensor, pick: Callable[[T], torch.Tensor | None]) -> float:
+    def bound(
+        self, original: torch.Tensor, pick: Callable[[T], torch.Tensor | None], relative: float = RELATIVE_BOUND
+    ) -> float:
         """Return how far one tensor may be from what it is in the original.
 
         Args:
             original: the tensor as the original computes it.
             pick: takes the tensor out of what is seen.
+            relative: the most that is allowed, relative to the largest magnitude on the way.
         """
         if not self._samples:
             for seed in range(SAMPLES):
@@ -88,4 +91,4 @@ class Rounding(Generic[T]):
                 gap = (original - sample).abs()
                 deviation = max(deviation, float(gap.nan_to_num(0.0, 0.0, 0.0).max()) if gap.numel() else 0.0)
         # where a comparison or a maximum tips over the samples are far apart, for no reason of rounding
-        return min(_SPREAD * deviation, RELATIVE_BOUND * self._largest)
+        return min(_SPREAD * deviation, relative * self._largest)
