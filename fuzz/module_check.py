@@ -68,8 +68,10 @@ def check_module(pass_: Pass, case: ModuleCase, properties: Properties) -> Outco
 
     Raises:
         Finding: when a property does not hold.
-        Unusable: when the module itself does not run.
+        Unusable: when the module itself does not run, or trains where `properties` speak of inference.
     """
+    if not properties.modes and (case.training or case.modes):
+        raise Unusable
     outcome = Outcome(Counter(), Counter(), Counter(), changed=False)
     with quiet(), seeded(0):
         for way in case.ways:
@@ -125,7 +127,8 @@ class _Way:
         mixed = _ROUNDS_ON_ITS_WAY.search(self.case.source) is not None
         comparison = Comparison(model, result, self.arguments, self.properties, double=self.wide, mixed=mixed)
         comparison.hold_calls()
-        comparison.hold_in_the_other_mode()
+        if self.properties.modes:
+            comparison.hold_in_the_other_mode()
         if self.properties.text:
             check_text(result.program, print_program(result.program))
         if self.way == "export":
