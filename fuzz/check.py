@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import attrs
@@ -22,7 +22,7 @@ from fuzz.observation import (
 )
 from fuzz.rounding import Rounding
 from ir.compare import programs_equal
-from ir.core import Graph
+from ir.core import Graph, Value
 from ir.errors import EvaluationError, GraphwrightError
 from ir.parser import parse_program
 from ir.printer import print_program
@@ -221,12 +221,19 @@ def _compare_in_training(case: Case, properties: Properties, program: Program) -
         raise Finding("training mode", f"{finding.property}: {finding.message}") from finding
 
 
-def put_in_training(graph: Graph) -> int:
-    """Do what a call of `train()` does to operations that follow the mode; return how many changed."""
-    count = 0
+def put_in_training(graph: Graph, outside: Mapping[Value, Value] | None = None) -> int:
+    """Do what a call of `train()` does to operations that follow the mode; return how many changed.
+
+    Args:
+        graph: the graph, or the body of a region.
+        outside: the inputs of the body -> what they are outside.
+    """
+    outside, count = outside or {}, 0
     for op in graph.operations():
         if op.body is not None:
-            count += put_in_training(op.body)
+            values = [outside.get(value, value) if value is not None else None for value in op.operands]
+            inner = {a: b for a, b in zip(op.body.inputs, values, strict=True) if b is not None}
+            count += put_in_training(op.body, inner)
             continue
         flag, attributes = op.opdef.training, op.attributes
         if flag is None or op.in_training:
@@ -237,7 +244,7 @@ def put_in_training(graph: Graph) -> int:
             statistics = [
                 op.operand(name) for name in ("running_mean", "running_var") if name in op.opdef.operand_index
             ]
-            weights = [weight_of(value) for value in statistics if value is not None]
+            weights = [weight_of(outside.get(value, value)) for value in statistics if value is not None]
             if None in weights:
                 continue  # no layer has computed statistics
             for weight in weights:

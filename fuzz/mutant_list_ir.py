@@ -36,6 +36,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
         "passes.cse:operation_key",
         "op.segments, values, len(op.results)",
         "op.segments, len(op.results)",
+        ("aten.clamp", "aten.transpose.int", "aten.sum.dim_IntList", "aten.leaky_relu", "aten.relu"),
     ),
     _pass(
         "swapped operands",
