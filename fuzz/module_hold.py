@@ -178,8 +178,9 @@ class Comparison:
             return run(copy.deepcopy(model).to(other_dtype), (args, kwargs))[label]
 
         return Reference(
-            Rounding(lambda: run(copy.deepcopy(model), arguments)[label]) if self.double else None,
+            Rounding(lambda: run(copy.deepcopy(model), arguments)[label]),
             in_another_precision if self.mixed or not self.double else None,
+            self.double,
         )
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from compiler.difference import tensor_difference
+from compiler.difference import RELATIVE_BOUND, tensor_difference
 from compiler.parameter_map import ParameterMap
-from fuzz.observation import is_no_slope, meaningful_strides, own_error, seeded
+from fuzz.observation import is_no_slope, meaningful_strides, own_error, rounding_limit, seeded
 from fuzz.rounding import Rounding
 
 
@@ -142,10 +142,12 @@ class Reference:
     Args:
         rounding: what rounding alone does to the original.
         other: runs the original in another precision; what it differs by is allowed twice.
+        double: whether the runs to be compared are in float64.
     """
 
     rounding: Rounding[Seen] | None = None
     other: Callable[[], Seen] | None = None
+    double: bool = True
     _seen: Seen | None = attrs.field(default=None, init=False)
 
     def difference(self, a: Any, b: Any, pick: Callable[[Seen], Any]) -> str | None:
@@ -161,7 +163,7 @@ class Reference:
             return problem
         bound = 0.0
         if self.rounding is not None:
-            bound = self.rounding.bound(a, pick)
+            bound = self.rounding.bound(a, pick, RELATIVE_BOUND if self.double else rounding_limit(a.dtype))
         if self.other is not None:
             self._seen = self._seen or self.other()
             bound = max(bound, own_error(a, pick(self._seen)))

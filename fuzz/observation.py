@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -340,7 +341,7 @@ def _judge_in_budget(
     problem = tensor_difference(a, b, exact=False, bound=bound)
     if problem is None or not isinstance(a, torch.Tensor) or not a.is_floating_point() or a.shape != b.shape:
         return problem
-    bound = max(bound, rounding.bound(a, pick, relative=_floor_of(a.dtype)))
+    bound = max(bound, rounding.bound(a, pick, relative=rounding_limit(a.dtype)))
     problem = tensor_difference(a, b, exact=False, bound=bound)
     return None if problem is None else f"{problem}, of which {bound:.3g} is allowed"
 
@@ -364,11 +365,21 @@ def own_error(own: Any, reference: Any) -> float:
         return 0.0
     gap = (own.double() - reference.double()).abs()
     gap, scale = gap[gap.isfinite()], reference[reference.isfinite()].abs()
-    floor = _floor_of(own.dtype) * (float(scale.max()) if scale.numel() else 0.0)
+    floor = precision_floor(own.dtype) * (float(scale.max()) if scale.numel() else 0.0)
     return 2 * (float(gap.max()) if gap.numel() else 0.0) + floor
 
 
-def _floor_of(dtype: torch.dtype) -> float:
+def rounding_limit(dtype: torch.dtype) -> float:
+    """Return the most that measured rounding may excuse, relative to the largest magnitude on the way.
+
+    With the few digits of half precision, comparisons tip over so often (the sign that a ReLU's gradient depends on)
+    that what rounding does to the original is all there is to go by.
+    """
+    return math.inf if dtype.itemsize < 4 else precision_floor(dtype)
+
+
+def precision_floor(dtype: torch.dtype) -> float:
+    """Return the relative difference that is allowed in any case: eight units in the last place, 1e-6 at least."""
     return 1e-6 * max(1.0, torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
 
 
