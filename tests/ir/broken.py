@@ -249,6 +249,14 @@ def foreign_symbol(p: Program) -> None:
     p.symbols[sympy.Symbol("m")] = SymbolRange()
 
 
+def constraint_on_another_symbol(p: Program) -> None:
+    p.constraints = (sympy.Eq(make_symbol("m"), 2),)
+
+
+def constraint_that_is_none(p: Program) -> None:
+    p.constraints = (2 * next(iter(p.symbols)),)
+
+
 def reserved_symbol(p: Program) -> None:
     p.symbols[make_symbol("inf")] = SymbolRange()
 
@@ -417,6 +425,8 @@ BREAKAGES: list[tuple[Callable[[Program], None], str]] = [
     (broken_derivation, "the operands of aten.reshape do not fit it"),
     (undeclared_symbol, "uses symbol n, which the program does not declare"),
     (foreign_symbol, "symbol 'm' was not made by `make_symbol`"),
+    (constraint_on_another_symbol, "uses symbol m, which the program does not declare"),
+    (constraint_that_is_none, "is no relation"),
     (reserved_symbol, "a symbol cannot be named 'inf'"),
     (symbol_with_blanks, "a symbol cannot be named 'a b'"),
     (empty_range, "the range [3, 2] of symbol 'batch' is empty"),

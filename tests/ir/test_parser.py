@@ -312,6 +312,25 @@ def test_result_types_may_be_left_out() -> None:
     assert [str(value.type) for value in program.graph.outputs if value is not None] == ["f32[n, 3]", "f32[n, 1]"]
 
 
+def test_constraints_round_trip() -> None:
+    program = rich_program()
+    n = next(iter(program.symbols))
+    program.constraints = (
+        sympy.Eq(size_functions.Mod(n, 2), 0),
+        n * n > 10,
+        sympy.Ne(size_functions.FloorDiv(n, 3), 2),
+    )
+    text = print_program(program)
+    assert text.count("  require ") == 3
+    parsed = parse_program(text)
+    assert parsed.constraints == program.constraints
+    assert programs_equal(program, parsed) is None
+    parsed.constraints = parsed.constraints[:2]
+    assert "constraints" in str(programs_equal(program, parsed))
+    with pytest.raises(ParseError, match="expected a relation between symbols"):
+        parse_program(text.replace("require Eq(Mod", "require (Mod", 1).replace(", 2), 0)", ", 2))", 1))
+
+
 def test_weights_have_no_data() -> None:
     assert all(weight.data is None for weight in conv_net().weights.values())
 
