@@ -259,6 +259,7 @@ PATTERN_MUTANTS: tuple[Mutant, ...] = (
         _FOLD + "FoldBatchNormPattern.pattern",
         ', name="bn", training=False)',
         ', name="bn")',
+        equivalent="in training the statistics are written weights, and those are refused, as is what is no weight",
     ),
     _rule(
         "dropped condition",

@@ -116,8 +116,12 @@ class ProgramSource(Source):
         super().__init__(draw, symbolic=symbolic)
         self.usual = torch.float32
         """The dtype of floats that nothing says otherwise of."""
+        self.scales: tuple[float, ...] = (1.0,)
+        """What weights are multiplied by."""
         if half and self.integer(0, _HALF_ONE_IN - 1) == _HALF_ONE_IN - 1:
             self.usual = self.one_of(_HALVES)
+            if self.flag():  # products of some of these have no place in float16
+                self.scales = (1.0, 2.0**6, 2.0**12, 2.0**12)
         self.dtypes = tuple(dict.fromkeys((self.usual, *_DTYPES)))
         self.graph = Graph()
         self.program = Program("fuzzed", self.graph, CallingConvention(None, None))
@@ -189,8 +193,8 @@ class ProgramSource(Source):
         if bounds is None and type_.dtype.is_floating_point:
             kind = self.one_of((WeightKind.PARAMETER, WeightKind.BUFFER, WeightKind.CONSTANT))
         data = random_tensor([int(d) for d in type_.shape or () if d is not None], type_.dtype, number, bounds)
-        if self.usual in _HALVES and bounds is None and type_.dtype.is_floating_point:
-            data = data * self.one_of((1.0, 1.0, 2.0**6, 2.0**12))  # some products have no place in float16
+        if len(self.scales) > 1 and bounds is None and type_.dtype.is_floating_point:
+            data = data * self.one_of(self.scales)
         weight = Weight(f"w{number}", kind, type_, data, requires_grad=kind is WeightKind.PARAMETER)
         value = self.program.add_weight(weight)
         self.values.append(value)

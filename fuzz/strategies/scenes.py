@@ -317,6 +317,7 @@ def multihead_attention(source: MatchSource) -> Value:
         add_zero_attn=_seldom(source),
         need_weights=source.integer(0, 3) == 3,
         average_attn_weights=source.flag(),
+        is_causal=mask is not None and _seldom(source),
     )
     if op.attributes["need_weights"] and _seldom(source):
         _op(source, "aten.neg", op.results[1])
@@ -443,7 +444,7 @@ def unit_arithmetic(source: MatchSource) -> Value:
     x = source.tensor(0, 4, dtypes=(source.usual, torch.int64, torch.bool))
     x = _op(source, "aten.clone", x) if source.flag() else x
     name, unit = source.one_of(
-        (("mul", 1), ("div", 1), ("add", 0), ("sub", 0), ("pow", 1), ("mul", 1.0), *((("add", -0.0),) * 4))
+        (("mul", 1), ("div", 1), ("add", 0), ("sub", 0), ("pow", 1), ("mul", 1.0), *((("add", -0.0), ("add", 0.0)) * 2))
     )
     number = source.one_of((0, 1, -1, 2, 1.0, 0.0)) if _seldom(source) else unit
     suffix = "Tensor_Scalar" if name == "pow" else "Scalar"
