@@ -345,6 +345,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
         "path.append((parent, new))",
         "pass",
         _COMPILED,
+        "what the whole holds is then not known, and reading it is refused: less is compiled, and nothing wrongly",
     ),
     Mutant(
         "functionalize: the second write is lost",
