@@ -14,6 +14,7 @@ from fuzz.case import Case
 from fuzz.observation import (
     Observation,
     budgeted_differences,
+    coarsest_dtype,
     differences,
     fixes_dtypes,
     is_definite,
@@ -370,7 +371,7 @@ class _Runs:
             exact = before  # dtypes that are fixed do not go with float64
         after = self._after(program, inputs, gradients=gradients)
         rounding = Rounding(lambda: observe(self.case.build(), inputs, gradients=gradients))
-        for name, message in budgeted_differences(before, after, exact, rounding):
+        for name, message in budgeted_differences(before, after, exact, rounding, coarsest_dtype(original)):
             if not self._counts(name, inputs) or (name == "strides" and not is_definite(original, inputs)):
                 continue
             raise Finding(name, message)

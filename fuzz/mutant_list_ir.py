@@ -354,6 +354,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
         "storage.version += 1\n",
         "storage.version += 1\n    if storage.version > 1:\n        return\n",
         _COMPILED,
+        "the tensor stays marked as stale, and reading it is refused: less is compiled, and nothing wrongly",
     ),
     Mutant(
         "codegen: the eps of batch norm",

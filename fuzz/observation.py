@@ -294,7 +294,11 @@ def _masked(gradients: Mapping[str, torch.Tensor] | None, masks: Mapping[str, to
 
 
 def budgeted_differences(
-    before: Observation, after: Observation, exact: Observation, rounding: Rounding[Observation]
+    before: Observation,
+    after: Observation,
+    exact: Observation,
+    rounding: Rounding[Observation],
+    coarsest: torch.dtype = torch.float32,
 ) -> Iterator[tuple[str, str]]:
     """Yield (property, message) as `differences` does, where both may be as far from `exact` as `before` is, twice.
 
@@ -303,12 +307,13 @@ def budgeted_differences(
         after: of the changed program, in its own precision.
         exact: of the original, in float64.
         rounding: of the original in its own precision, for results that cancel.
+        coarsest: the float dtype with the fewest digits on the way.
     """
     if len(before.results) != len(after.results):
         yield "values", f"{len(before.results)} results became {len(after.results)}"
         return
     for i, (a, b) in enumerate(zip(before.results, after.results, strict=True)):
-        problem = _judge_in_budget(a, b, exact, rounding, _result(i))
+        problem = _judge_in_budget(a, b, exact, rounding, coarsest, _result(i))
         if problem is not None:
             yield "values", f"result {i}: {problem}"
         elif isinstance(a, torch.Tensor) and meaningful_strides(a) != meaningful_strides(b):
@@ -316,12 +321,12 @@ def budgeted_differences(
     if before.sharing != after.sharing:
         yield "sharing", _unlike_sharing(before, after)
     for name, a, b in _pairs(before.written, after.written):
-        problem = _judge_in_budget(a, b, exact, rounding, _written(name))
+        problem = _judge_in_budget(a, b, exact, rounding, coarsest, _written(name))
         if problem is not None:
             yield "statistics", f"what is written to {name}: {problem}"
     masks = _finite(before.gradients)
     for name, a, b in _slopes(_masked(before.gradients, masks), _masked(after.gradients, masks)):
-        problem = _judge_in_budget(a, b, exact, rounding, _gradient(name, masks))
+        problem = _judge_in_budget(a, b, exact, rounding, coarsest, _gradient(name, masks))
         if problem is not None:
             yield "gradients", f"of {name}: {problem}"
     if not torch.equal(before.drawn, after.drawn):
@@ -333,17 +338,34 @@ def _judge_in_budget(
     b: Any,
     exact: Observation,
     rounding: Rounding[Observation],
+    coarsest: torch.dtype,
     pick: Callable[[Observation], torch.Tensor | None],
 ) -> str | None:
     if a is None or b is None:
         return None if a is b else "is gone" if b is None else "was not there before"
-    bound = own_error(a, pick(exact))
+    reference = pick(exact)
+    bound = own_error(a, reference, coarsest)
+    if isinstance(a, torch.Tensor) and isinstance(reference, torch.Tensor) and a.shape == b.shape == reference.shape:
+        # where the original overflows and float64 does not, its own error has no limit
+        kept = a.isfinite() | ~reference.isfinite()
+        if not bool(kept.all()):
+            a, b, pick = a[kept], b[kept], _kept(pick, kept)
     problem = tensor_difference(a, b, exact=False, bound=bound)
     if problem is None or not isinstance(a, torch.Tensor) or not a.is_floating_point() or a.shape != b.shape:
         return problem
-    bound = max(bound, rounding.bound(a, pick, relative=rounding_limit(a.dtype)))
+    bound = max(bound, rounding.bound(a, pick, relative=max(map(rounding_limit, (a.dtype, coarsest)))))
     problem = tensor_difference(a, b, exact=False, bound=bound)
     return None if problem is None else f"{problem}, of which {bound:.3g} is allowed"
+
+
+def _kept(
+    pick: Callable[[Observation], torch.Tensor | None], kept: torch.Tensor
+) -> Callable[[Observation], torch.Tensor | None]:
+    def picked(seen: Observation) -> torch.Tensor | None:
+        tensor = pick(seen)
+        return tensor[kept] if tensor is not None and tensor.shape == kept.shape else None
+
+    return picked
 
 
 def _unlike_strides(index: int, a: torch.Tensor, b: torch.Tensor) -> str:
@@ -355,7 +377,7 @@ def _unlike_sharing(before: Observation, after: Observation) -> str:
     return f"memory that is not shared any more: {gone}; memory that is shared now: {new}"
 
 
-def own_error(own: Any, reference: Any) -> float:
+def own_error(own: Any, reference: Any, coarsest: torch.dtype = torch.float32) -> float:
     """Return twice the distance from a reference in float64, and 1e-6 of its scale.
 
     1e-6 is eight units in the last place of float32. Of dtypes with fewer digits it is as many of theirs: the distance
@@ -365,7 +387,7 @@ def own_error(own: Any, reference: Any) -> float:
         return 0.0
     gap = (own.double() - reference.double()).abs()
     gap, scale = gap[gap.isfinite()], reference[reference.isfinite()].abs()
-    floor = precision_floor(own.dtype) * (float(scale.max()) if scale.numel() else 0.0)
+    floor = max(map(precision_floor, (own.dtype, coarsest))) * (float(scale.max()) if scale.numel() else 0.0)
     return 2 * (float(gap.max()) if gap.numel() else 0.0) + floor
 
 
@@ -386,6 +408,13 @@ def precision_floor(dtype: torch.dtype) -> float:
 def meaningful_strides(tensor: torch.Tensor) -> list[int]:
     """Return the strides of the dimensions where they mean something."""
     return [s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1] if tensor.numel() else []
+
+
+def coarsest_dtype(program: Program) -> torch.dtype:
+    """Return the float dtype with the fewest digits in a program; float32 where all have more."""
+    types = [v.type for v in program.values()]
+    dtypes = [t.dtype for t in types if isinstance(t, TensorType) and t.dtype is not None and t.dtype.is_floating_point]
+    return max([torch.float32, *dtypes], key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def fixes_dtypes(program: Program) -> bool:

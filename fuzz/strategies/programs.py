@@ -118,11 +118,9 @@ class ProgramSource(Source):
         """The dtype of floats that nothing says otherwise of."""
         self.scales: tuple[float, ...] = (1.0,)
         """What weights are multiplied by."""
+        self.dtypes: tuple[torch.dtype, ...] = _DTYPES
         if half and self.integer(0, _HALF_ONE_IN - 1) == _HALF_ONE_IN - 1:
-            self.usual = self.one_of(_HALVES)
-            if self.flag():  # products of some of these have no place in float16
-                self.scales = (1.0, 2.0**6, 2.0**12, 2.0**12)
-        self.dtypes = tuple(dict.fromkeys((self.usual, *_DTYPES)))
+            self.in_half(self.one_of(_HALVES), large=self.flag())
         self.graph = Graph()
         self.program = Program("fuzzed", self.graph, CallingConvention(None, None))
         self.values: list[Value] = []
@@ -173,6 +171,11 @@ class ProgramSource(Source):
     def dtype(self, choices: Sequence[torch.dtype | None]) -> torch.dtype | None:
         """Draw a dtype that the program may have."""
         return super().dtype([c for c in choices if c is None or c in self.dtypes])
+
+    def in_half(self, dtype: torch.dtype, *, large: bool) -> None:
+        """Take half precision for floats that nothing else is said of; products of large weights do not fit it."""
+        self.usual, self.dtypes = dtype, (dtype, *_DTYPES)
+        self.scales = (1.0, 2.0**6, 2.0**12, 2.0**12) if large else (1.0,)
 
     def written(self, value: Value | None) -> None:
         """Mark a weight as one that the program writes, and take it for nothing else."""

@@ -121,6 +121,23 @@ def window(source: MatchSource) -> Value:
 # ---- convolutions ----
 
 
+def layer_and_norm(source: MatchSource) -> Value:
+    """A convolution or linear and a batch norm of its channels; sometimes in float16, with weights that leave it."""
+    if source.integer(0, 3) == 3:
+        source.in_half(torch.float16, large=True)
+    batch, channels, out = (source.integer(1, 3) for _ in range(3))
+    bias = _weight(source, out) if source.flag() else None
+    if source.flag():
+        y = _op(source, "aten.linear", _input(source, batch, channels), _weight(source, out, channels), bias)
+    else:
+        x, kernel = _input(source, batch, channels, 3, 3), source.integer(1, 3)
+        y = _op(source, "aten.conv2d", x, _weight(source, out, channels, kernel, kernel), bias)
+    _spoil(source, y)
+    affine = [_weight(source, out), _weight(source, out)] if source.integer(0, 3) else [None, None]
+    mean, variance = source.make((out,), bounds=(-1, 1)), source.make((out,), bounds=(0.5, 2))
+    return _op(source, "aten.batch_norm", y, *affine, mean, variance, False, 0.1, source.one_of((1e-5, 1e-3)), False)
+
+
 def stem(source: MatchSource) -> Value:
     """Convolve 3 channels by a 7x7 window, then batch norm, activation, max pooling."""
     channels = 3 if not _seldom(source) else source.one_of((1, 2, 6))
@@ -317,7 +334,7 @@ def multihead_attention(source: MatchSource) -> Value:
         add_zero_attn=_seldom(source),
         need_weights=source.integer(0, 3) == 3,
         average_attn_weights=source.flag(),
-        is_causal=mask is not None and _seldom(source),
+        is_causal=mask is not None and source.integer(0, 2) == 2,
     )
     if op.attributes["need_weights"] and _seldom(source):
         _op(source, "aten.neg", op.results[1])
@@ -476,6 +493,7 @@ SCENES: dict[str, Scene] = {
     "FlattenLinearToConvPattern": window,
     "StemConvBNActMaxPoolPattern": stem,
     "ConvBNAddActPattern": residual,
+    "FoldBatchNormPattern": layer_and_norm,
     "MHAInProjectionPattern": attention,
     "DecomposeMultiheadAttentionPattern": lambda source: (
         multihead_attention(source) if source.flag() else attention(source)
