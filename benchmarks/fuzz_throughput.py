@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Column, Table
 
-from fuzz import sound
+from fuzz import judge, sound
 from fuzz.check import check_case
 from fuzz.strategies.instances import instances
 from fuzz.targets import RULES
@@ -80,13 +80,13 @@ def measure(rule: type[Pattern], examples: int) -> Sample:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    vars(sound)["check_case"] = timed_check
+    vars(judge)["check_case"] = timed_check
     try:
         start = time.process_time()
         seen = sound.assert_sound(rule, on=timed(), settings=chosen)
         seconds = time.process_time() - start
     finally:
-        vars(sound)["check_case"] = original
+        vars(judge)["check_case"] = original
     return Sample(rule.__name__, seen.examples, seen.changed, seconds, spent["drawing"], spent["checking"])
 
 

@@ -350,7 +350,6 @@ CANONICALIZE_MUTANTS: tuple[Mutant, ...] = (
         _PERMUTE + "PermuteWithoutUnits.check",
         "if not (m.inner.result.has_one_use() and m.permute.result.has_one_use()):",
         "if False:",
-        equivalent="the old operations stay for their other users: the work doubles, the values stay",
     ),
     _rule(
         "wrong axis",

@@ -163,7 +163,6 @@ IR_MUTANTS: tuple[Mutant, ...] = (
         "for user in self.graph.replace_all_uses(old, new):",
         "for user in self.graph.replace_all_uses(new, old) if new.name == old.name else "
         "self.graph.replace_all_uses(old, new):",
-        equivalent="a replacement of the same name does not occur",
     ),
     # --- types
     _types(

@@ -152,7 +152,9 @@ class OtherUnitStrides(TorchDispatchMode):
         level: which other strides, one of `LEVELS`.
     """
 
-    LEVELS = range(5)
+    _ALIKE = 5
+    LEVELS = range(_ALIKE + 2)
+    """Up to `_ALIKE` they get one stride; then those that a contiguous tensor has, and one in channels_last."""
 
     def __init__(self, level: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -168,6 +170,17 @@ class OtherUnitStrides(TorchDispatchMode):
             return tensor
         pairs = list(zip(tensor.shape, tensor.stride(), strict=True))
         # as if the dimension stood inside of the innermost other one, of the next one, and so on
+        if self.level >= self._ALIKE:
+            rank = len(pairs)
+            inner_first = (
+                [1, *range(rank - 1, 1, -1), 0] if self.level > self._ALIKE and rank > 2 else range(rank)[::-1]
+            )
+            strides, reach = [stride for _, stride in pairs], 1
+            for dim in inner_first:
+                if pairs[dim][0] == 1:
+                    strides[dim] = reach
+                reach = strides[dim] * pairs[dim][0]
+            return tensor.as_strided(tensor.shape, strides)
         places = [1, *sorted(size * stride for size, stride in pairs if size != 1)]
         unit = places[min(self.level, len(places) - 1)]
         return tensor.as_strided(tensor.shape, [unit if size == 1 else stride for size, stride in pairs])
