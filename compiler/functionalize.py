@@ -14,7 +14,18 @@ from typing import Any
 import attrs
 
 from compiler.lower_mode_sharing import ModeSharing
-from compiler.lower_storage import Handle, Storage, ViewCall, copy_of_view, functional_of_out, scalar_overload
+from compiler.lower_storage import (
+    Handle,
+    Storage,
+    ViewCall,
+    copy_of_view,
+    functional_of_out,
+    is_copy,
+    makes_views,
+    place_of,
+    scalar_overload,
+    with_defaults,
+)
 from compiler.lower_views import (
     COPY_OR_VIEW,
     FUNCTIONAL_NAMES,
@@ -29,7 +40,7 @@ from ir.builder import bind_arguments, infer_types
 from ir.core import Graph, Operation, Value
 from ir.errors import CaptureError, GraphwrightError
 from ir.locations import UNKNOWN_LOCATION, Location
-from ir.opdef import OpDef, ParamKind, Trait, get_opdef
+from ir.opdef import OpDef, Trait, get_opdef
 from ir.types import TensorType, Type, shapes_equal
 
 OPAQUE_CALL = "nn.opaque"
@@ -177,7 +188,7 @@ class Functionalizer:
             if new is None:
                 raise CaptureError(
                     f"an in-place operator writes through the view that {call.op.name} made"
-                    f"{_at(call.op.location)}, which no functional operator can express",
+                    f"{place_of(call.op.location)}, which no functional operator can express",
                     location=self.location,
                     remedy="write to the tensor itself, or out of place",
                 )
@@ -282,7 +293,7 @@ class Functionalizer:
             certain = True
             if key is not None and (handles_known := [h for h in handles if h.key is not None]):
                 parent = next((h for h in handles_known if h.key == key), None)
-            elif handles and _is_view(opdef) and not _copies(op):
+            elif handles and makes_views(opdef) and not is_copy(op):
                 parent = handles[0]
                 certain = op.name not in COPY_OR_VIEW
             if parent is None:
@@ -359,7 +370,7 @@ class Functionalizer:
             )
         functional = scalar_overload(get_opdef(name), values)
         old = target.value.type
-        named = _with_defaults(opdef, functional, values, named)
+        named = with_defaults(opdef, functional, values, named)
         if functional.name in WITHOUT_DERIVATIVE:
             values = [self.emit("aten.detach", values[0]), *values[1:]]
         quick = functional.has(Trait.ACTIVATION) or functional.name.startswith(("aten.fill", "aten.zero"))
@@ -437,30 +448,3 @@ def is_returned_itself(handle: Handle) -> bool:
     dtype = type_.dtype if isinstance(type_, TensorType) else None
     is_exact = dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
     return storage.kind == "input" or (storage.kind in ("buffer", "constant") and is_exact)
-
-
-def _with_defaults(
-    opdef: OpDef, functional: OpDef, values: Sequence[Any], named: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    """Return the keyword arguments with defaults of the in-place operator that its functional form does not have."""
-    required = {p.name for p in functional.params if p.kind is ParamKind.ATTRIBUTE and not p.has_default}
-    missing = {
-        p.name: p.default
-        for p in opdef.params[len(values) :]
-        if p.name in required and p.name not in named and p.has_default
-    }
-    return {**named, **missing} if missing else named
-
-
-def _is_view(opdef: OpDef) -> bool:
-    """Return whether the schema says that results are views."""
-    schema = getattr(opdef.target, "_schema", None)
-    return schema is not None and any(ret.alias_info is not None for ret in schema.returns)
-
-
-def _copies(op: Operation) -> bool:
-    return op.attributes.get("copy") is True
-
-
-def _at(location: Location) -> str:
-    return f" at {location.source}" if location.source else ""

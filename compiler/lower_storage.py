@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -141,3 +141,32 @@ def functional_of_out(opdef: OpDef) -> OpDef | None:
         if [(p.name, p.kind, p.type) for p in candidate.params if not p.extra] == wanted:
             return candidate
     return None
+
+
+def with_defaults(
+    opdef: OpDef, functional: OpDef, values: Sequence[Any], named: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the keyword arguments with defaults of the in-place operator that its functional form does not have."""
+    required = {p.name for p in functional.params if p.kind is ParamKind.ATTRIBUTE and not p.has_default}
+    missing = {
+        p.name: p.default
+        for p in opdef.params[len(values) :]
+        if p.name in required and p.name not in named and p.has_default
+    }
+    return {**named, **missing} if missing else named
+
+
+def makes_views(opdef: OpDef) -> bool:
+    """Return whether the schema says that results are views."""
+    schema = getattr(opdef.target, "_schema", None)
+    return schema is not None and any(ret.alias_info is not None for ret in schema.returns)
+
+
+def is_copy(op: Operation) -> bool:
+    """Return whether a call says that it copies."""
+    return op.attributes.get("copy") is True
+
+
+def place_of(location: Location) -> str:
+    """Return where something is, for the middle of a message; nothing where that is not known."""
+    return f" at {location.source}" if location.source else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from passes.pattern import Pattern
@@ -47,3 +47,29 @@ def _literals(code: types.CodeType) -> Iterator[Any]:
             yield from numbers
             if numbers and len(numbers) == len(items):
                 yield tuple(numbers)
+
+
+def neutral_like(value: Any) -> tuple[Any, ...]:
+    """Return what often changes nothing, in the form of `value`."""
+    if isinstance(value, tuple):
+        return ((0,) * len(value), (1,) * len(value))
+    return (0, 1) if isinstance(value, int) else (1.0, 0.0, -0.0)
+
+
+def is_alike(a: Any, b: Any) -> bool:
+    """Return whether a literal may stand where another value stands: it is of the same kind."""
+    if isinstance(b, bool) or isinstance(a, bool):
+        return isinstance(a, bool) and isinstance(b, bool)
+    if isinstance(b, tuple):
+        return isinstance(a, tuple)
+    if isinstance(b, int):
+        return isinstance(a, int)
+    return isinstance(b, float) and isinstance(a, (int, float))
+
+
+def holds(predicate: Callable[[Any], bool], value: Any) -> bool:
+    """Return whether a predicate holds of a value; it need not take values of every type."""
+    try:
+        return bool(predicate(value))
+    except Exception:  # noqa: BLE001 - it may raise anything
+        return False

@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 
 from fuzz.strategies.calls import GENERATORS, generate_call
+from fuzz.strategies.dictionary import holds, is_alike, neutral_like
 from fuzz.strategies.programs import COMMON, ProgramSource
 from fuzz.strategies.source import Condition, Unavailable, shape_of
 from fuzz.strategies.types import FLOATS
@@ -357,11 +358,11 @@ class Growth:
         for name, value in drawn.items():
             if isinstance(value, (int, float, tuple)) and not isinstance(value, bool):
                 kind = source.integer(0, 7)
-                alike = [n for n in source.dictionary if _alike(n, value)] if kind > 4 else []
+                alike = [n for n in source.dictionary if is_alike(n, value)] if kind > 4 else []
                 if alike:
                     attributes[name] = source.one_of(alike)
                 elif kind == 4:
-                    attributes[name] = source.one_of(_neutral(value))
+                    attributes[name] = source.one_of(neutral_like(value))
         for name, expected in node.attributes:
             if name not in attributes or (self.change == "literal" and source.flag()):
                 continue
@@ -383,7 +384,7 @@ class Growth:
     def _meeting(self, predicate: Callable[[Any], bool], drawn: Any) -> Any:
         source = self.source
         pool = [drawn, *source.dictionary, None, True, False, 0, 1, -1, 0.0, 1.0, (), (0,), (1, 1), (0, 1), (1, 0)]
-        meeting = [value for value in pool if _holds(predicate, normalize_attribute(value))]
+        meeting = [value for value in pool if holds(predicate, normalize_attribute(value))]
         if not meeting:
             raise Unavailable
         return source.one_of(meeting)
@@ -394,30 +395,6 @@ class _Given(AnyValue):
     """An operand that exists already, in place of a node."""
 
     value: Value | None = None
-
-
-def _neutral(value: Any) -> tuple[Any, ...]:
-    """Return what often changes nothing, in the form of `value`."""
-    if isinstance(value, tuple):
-        return ((0,) * len(value), (1,) * len(value))
-    return (0, 1) if isinstance(value, int) else (1.0, 0.0, -0.0)
-
-
-def _alike(a: Any, b: Any) -> bool:
-    if isinstance(b, bool) or isinstance(a, bool):
-        return isinstance(a, bool) and isinstance(b, bool)
-    if isinstance(b, tuple):
-        return isinstance(a, tuple)
-    if isinstance(b, int):
-        return isinstance(a, int)
-    return isinstance(b, float) and isinstance(a, (int, float))
-
-
-def _holds(predicate: Callable[[Any], bool], value: Any) -> bool:
-    try:
-        return bool(predicate(value))
-    except Exception:  # noqa: BLE001 - a predicate need not take values of every type
-        return False
 
 
 def _draw_call(source: ProgramSource, opdef: OpDef) -> tuple[list[Any], dict[str, Any]]:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from fuzz.strategies.dictionary import dictionary_of
 from fuzz.strategies.growth import NEAR_MISSES, Growth, MatchSource
 from fuzz.strategies.programs import finish_program
-from fuzz.strategies.scenes import SCENES, Scene
+from fuzz.strategies.scene_parts import Scene
+from fuzz.strategies.scenes import SCENES
 from fuzz.strategies.source import Unavailable
 from ir.core import Value
 from ir.errors import GraphwrightError

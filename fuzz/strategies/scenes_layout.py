@@ -1,0 +1,110 @@
+"""Scenes for rules about arithmetic, copies and layout, which prove where memory lies."""
+
+from __future__ import annotations
+
+import torch
+
+from fuzz.strategies.growth import MatchSource
+from fuzz.strategies.scene_parts import emit, entry, new_linear, new_weight, seldom, spoil
+from ir.core import Value
+from ir.types import TensorType
+
+
+def spatial_mean(source: MatchSource) -> Value:
+    """Average a 4-d map over dimensions, mostly the two spatial ones; the map may be empty."""
+    shape = [source.integer(1, 3) for _ in range(4)]
+    if seldom(source):
+        shape[source.integer(0, 3)] = 0
+    x = entry(source, *shape)
+    dims = source.one_of(((2, 3), (-1, -2), (3, 2), (2, -1), (1, 2), (2,), (1, 2, 3), (0, 1)))
+    dtype = torch.float64 if seldom(source) else None
+    y = emit(source, "aten.mean.dim", x, dims, source.flag(), dtype=dtype)
+    return emit(source, "aten.relu", y) if source.flag() else y
+
+
+def _turned(source: MatchSource) -> Value:
+    """Return what lies in memory in a known order: a linear's result, permuted or cut."""
+    shape = [source.integer(2, 4) for _ in range(source.integer(2, 4))]
+    # an input may have any strides; what a linear gives is contiguous
+    shape = [1 if seldom(source) else size for size in shape]
+    x = new_linear(source, source.new_input(TensorType((*shape[:-1], 2), source.usual)), shape[-1], False)
+    kind = source.integer(0, 3)
+    if kind == 2:
+        dim = source.integer(0, len(shape) - 1)
+        return emit(source, "aten.slice.Tensor", x, dim, source.integer(0, 1), 9, source.one_of((1, 2)))
+    if kind == 3:
+        return emit(source, "aten.select.int", x, source.integer(0, len(shape) - 1), 0)
+    return emit(source, "aten.permute", x, source.shuffled(range(len(shape))))
+
+
+def contiguous_of_view(source: MatchSource) -> Value:
+    """Ask for contiguous memory where it is, or is not, contiguous already."""
+    y = emit(source, "aten.contiguous", _turned(source))
+    return emit(source, "aten.relu", y) if source.flag() else y
+
+
+def reshapes(source: MatchSource) -> Value:
+    """Reshape twice: merge dimensions that may lie apart in memory, and split them again."""
+    x = _turned(source)
+    sizes = [int(d) for d in x.tensor_type.shape or () if isinstance(d, int)]
+    if len(sizes) < 2:
+        sizes = [1, *sizes]
+    at = source.integer(0, max(0, len(sizes) - 2))
+    merged = (*sizes[:at], sizes[at] * sizes[at + 1], *sizes[at + 2 :])
+    y = emit(source, "aten.reshape", x, merged if len(sizes) > 1 else sizes)
+    spoil(source, y)
+    y = emit(source, "aten.reshape", y, source.one_of((tuple(sizes), (*sizes[:-1], 1, sizes[-1]), (-1,))))
+    return emit(source, "aten.relu", y) if source.flag() else y
+
+
+def reshape_of_copy(source: MatchSource) -> Value:
+    """Merge dimensions that lie apart in memory, behind a copy."""
+    turned = _turned(source)
+    if len(turned.tensor_type.shape or ()) < 2:
+        turned = emit(source, "aten.unsqueeze", turned, 0)
+    if source.flag():
+        copy = emit(source, "aten.contiguous", turned)
+    else:
+        copy = emit(source, "aten.clone", turned, memory_format=source.one_of((torch.contiguous_format, None)))
+    spoil(source, copy)
+    sizes = [int(d) for d in copy.tensor_type.shape or () if isinstance(d, int)]
+    at = source.integer(0, len(sizes) - 2)
+    y = emit(source, "aten.reshape", copy, (*sizes[:at], sizes[at] * sizes[at + 1], *sizes[at + 2 :]))
+    return emit(source, "aten.relu", y) if source.flag() else y
+
+
+def _used(source: MatchSource, x: Value) -> Value:
+    """Return a value that an operation makes of `x`, most often: what is an output may not share memory."""
+    return x if seldom(source) else emit(source, source.one_of(("aten.sigmoid", "aten.neg")), x)
+
+
+def unit_arithmetic(source: MatchSource) -> Value:
+    """Add, subtract, multiply or divide by what may be a unit of the operation."""
+    x = source.tensor(0, 4, dtypes=(source.usual, torch.int64, torch.bool))
+    x = emit(source, "aten.clone", x) if source.flag() else x
+    name, unit = source.one_of(
+        (("mul", 1), ("div", 1), ("add", 0), ("sub", 0), ("pow", 1), ("mul", 1.0), *((("add", -0.0), ("add", 0.0)) * 2))
+    )
+    number = source.one_of((0, 1, -1, 2, 1.0, 0.0)) if seldom(source) else unit
+    suffix = "Tensor_Scalar" if name == "pow" else "Scalar"
+    scaled = {"alpha": source.one_of((-1, 2))} if name in ("add", "sub") and source.integer(0, 2) == 2 else {}
+    return _used(source, emit(source, f"aten.{name}.{suffix}", x, number, **scaled))
+
+
+def copy_of_made(source: MatchSource) -> Value:
+    """Copy what an operator made, whose strides are known, perhaps a part of it, or an input, whose are not."""
+    kind = source.integer(0, 3)
+    x = _turned(source) if kind == 3 else entry(source, *(source.integer(1, 3) for _ in range(source.integer(1, 4))))
+    if kind in (1, 2):
+        x = new_linear(source, x, source.integer(1, 3), False)
+    formats = (None, None, torch.contiguous_format)
+    y = emit(source, "aten.clone", x, memory_format=source.one_of(formats))
+    spoil(source, x, y)
+    return _used(source, y)
+
+
+def detached(source: MatchSource) -> Value:
+    """Detach numbers that have no gradient, constants, and what has one."""
+    x = source.tensor(0, 3, dtypes=(torch.int64, source.usual)) if source.flag() else new_weight(source, 2, 3)
+    name = source.one_of(("aten.detach", "aten.lift_fresh"))
+    return _used(source, emit(source, name, emit(source, "aten.reshape", x, (-1,)) if source.flag() else x))
