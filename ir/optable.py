@@ -101,6 +101,12 @@ def _lift_fresh(x: torch.Tensor) -> torch.Tensor:
     return result
 
 
+def _lift(x: torch.Tensor) -> torch.Tensor:
+    """As `_lift_fresh`."""
+    result: torch.Tensor = torch.ops.aten.lift.default(x.view_as(x))
+    return result
+
+
 def _activations() -> None:
     _rows("relu relu6", _unary(), _ACTIVATION | _IDEMPOTENT)
     _rows("gelu silu hardswish hardsigmoid sigmoid tanh mish selu log_sigmoid", _unary(), _ACTIVATION)
@@ -245,6 +251,7 @@ def _layouts() -> None:
     # No LAYOUT: it cuts gradients, so it does not move past other operators.
     _rows("detach lift_fresh_copy", _fast(layout.same), _IDEMPOTENT)
     _rows("lift_fresh", None, evaluate=_lift_fresh)
+    _rows("lift", None, evaluate=_lift)
     _rows("pad constant_pad_nd", _fast(layout.pad))
     _rows("tril triu", _fast(layout.triangle), _IDEMPOTENT)
     _rows("cat", _fast(slicing.cat))
