@@ -33,7 +33,9 @@ class RayExecutor(Executor):
             )
         self._ray: Any = ray
         try:
-            ray.init(address=address, log_to_driver=False)
+            # a new cluster needs no web pages, which take long to start
+            options = {"include_dashboard": False} if address == "local" else {}
+            ray.init(address=address, log_to_driver=False, **options)
         except (ConnectionError, ValueError) as error:
             raise InputError(
                 f"there is no Ray cluster at {address!r}: {error}", remedy="start one, or --ray local"

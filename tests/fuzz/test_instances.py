@@ -106,8 +106,24 @@ def test_what_is_drawn_is_valid() -> None:
         verify(instance.program)
 
 
+# what 65 families of timm 1.0.31 and the torchvision models of the tests lower to
+_OF_MODELS = """
+_upsample_bicubic2d_aa.vec adaptive_avg_pool2d add.Scalar add.Tensor addcmul alias amax arange arange.start
+avg_pool2d batch_norm bitwise_not cat chunk clamp clamp_min clone contiguous conv1d conv2d conv2d.padding
+cos cumsum div.Scalar div.Scalar_mode div.Tensor div.Tensor_mode dropout einsum exp expand expand_as
+flatten.using_ints gelu group_norm hardsigmoid hardswish hardtanh index.Tensor layer_norm leaky_relu
+lift_fresh_copy linalg_vector_norm linear lstm.input matmul max_pool2d mean.dim meshgrid.indexing mul.Scalar
+mul.Tensor neg pad permute pow.Scalar pow.Tensor_Scalar relu repeat repeat_interleave.self_int reshape
+reshape_as rms_norm roll rsqrt scaled_dot_product_attention select.int sigmoid silu sin slice.Tensor
+softmax.int split.Tensor split_with_sizes square squeeze.dim stack sub.Tensor sum.dim_IntList to.device
+to.dtype transpose.int type_as unbind.int unfold unsqueeze upsample_bicubic2d.vec upsample_bilinear2d.vec
+upsample_nearest2d.vec view zeros
+"""
+
+
 def test_there_is_a_generator_for_what_models_use() -> None:
     assert len(OPERATORS) >= 120
+    assert {f"aten.{name}" for name in _OF_MODELS.split()} <= GENERATORS.keys()
     named = {
         opdef.name
         for rule in RULES.values()
