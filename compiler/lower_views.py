@@ -170,6 +170,15 @@ def _view_dtype(emit: Emit, op: Operation, _index: int, whole: Value, part: Valu
     return emit("aten.view.dtype", part, old)
 
 
+_SPLITS = (
+    "aten.split.Tensor",
+    "aten.split.sizes",
+    "aten.split_with_sizes",
+    "aten.chunk",
+    "aten.tensor_split.sections",
+    "aten.tensor_split.indices",
+)
+
 _INVERSES: dict[str, Inverse] = {
     **dict.fromkeys(
         (
@@ -217,17 +226,7 @@ _INVERSES: dict[str, Inverse] = {
     **dict.fromkeys(("aten.t", "aten.numpy_T", "aten.mT"), _again),
     **dict.fromkeys(("aten.movedim.int", "aten.movedim.intlist", "aten.moveaxis.int"), _movedim),
     **dict.fromkeys(("aten.unbind.int",), _unbind),
-    **dict.fromkeys(
-        (
-            "aten.split.Tensor",
-            "aten.split.sizes",
-            "aten.split_with_sizes",
-            "aten.chunk",
-            "aten.tensor_split.sections",
-            "aten.tensor_split.indices",
-        ),
-        _split,
-    ),
+    **dict.fromkeys(_SPLITS, _split),
     "aten.expand": _expand,
     "aten.expand_as": _expand,
     "aten.detach": _detach,
@@ -245,12 +244,7 @@ PARTS = frozenset(
         "aten.diagonal",
         "aten.as_strided",
         "aten.unbind.int",
-        "aten.split.Tensor",
-        "aten.split.sizes",
-        "aten.split_with_sizes",
-        "aten.chunk",
-        "aten.tensor_split.sections",
-        "aten.tensor_split.indices",
+        *_SPLITS,
     }
 )
 """Views of a part: between the elements lie those of the rest, and the strides show it."""

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._sympy import functions as torch_functions
 
-from ir.errors import InputError
+from ir.errors import CaptureError, InputError
 from ir.expressions import format_expression
 from ir.program import SymbolRange
 from ir.types import Dim, ScalarType, TensorType, Type
@@ -332,13 +332,20 @@ def checked_ranges(symbols: Mapping[sympy.Symbol, SymbolRange]) -> tuple[tuple[s
 def checked_relations(
     constraints: Sequence[sympy.Basic], bound: Mapping[sympy.Symbol, None]
 ) -> tuple[tuple[Formula, frozenset[str], str], ...]:
-    """Return the relations between symbols whose sizes the inputs give, each with their names and its text."""
+    """Return the relations between symbols, each with the names of these and its text.
+
+    Raises:
+        CaptureError: when the inputs do not give the sizes, so that a relation cannot be checked.
+    """
     found = []
     for constraint in constraints:
-        formula = formula_of(constraint)
-        if formula is not None and constraint.free_symbols <= set(bound):
-            names = frozenset(symbol.name for symbol in constraint.free_symbols)
-            found.append((formula, names, format_expression(constraint)))
+        formula, text = formula_of(constraint), format_expression(constraint)
+        if formula is None or not constraint.free_symbols <= set(bound):
+            raise CaptureError(
+                f"the model was captured for sizes where {text}, which cannot be asked of its inputs",
+                remedy="leave these dimensions out of dynamic_shapes=",
+            )
+        found.append((formula, frozenset(symbol.name for symbol in constraint.free_symbols), text))
     return tuple(found)
 
 
