@@ -13,8 +13,10 @@ from torch import nn
 from torch.export import Dim
 from torch.nn import functional as F
 
+from compiler.codegen.guard import checked_relations
 from graphwright import CaptureError, InputError, transform
 from graphwright.ir import parse_program, print_program
+from ir.types import make_symbol
 from tests.hazards.compare import assert_same, assert_same_at
 
 
@@ -328,3 +330,11 @@ def test_a_count_of_results_that_an_open_size_decides_is_refused_with_its_line()
     with pytest.raises(CaptureError, match=r"restricted by `return torch.split\(x, 2\)\[1\]`: Eq\(") as caught:
         transform(SplitsOpen(), torch.randn(4, 4), dynamic_shapes={"x": {0: Dim.AUTO}})
     assert caught.value.location.file == __file__
+
+
+def test_a_relation_that_cannot_be_asked_of_the_inputs_is_refused():
+    n, m = make_symbol("n"), make_symbol("m")
+    (relation,) = checked_relations((n * m > 10,), {n: None, m: None})
+    assert relation[1:] == (frozenset({"n", "m"}), "m*n > 10")
+    with pytest.raises(CaptureError, match=r"m\*n > 10, which cannot be asked of its inputs"):
+        checked_relations((n * m > 10,), {n: None})
