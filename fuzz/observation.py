@@ -216,24 +216,41 @@ def differences(
         exact: whether results must have the same bits; else they may differ by `RELATIVE_BOUND`.
         rounding: of the original, for results that cancel; None where `before` is no run in float64.
     """
+    yield from _walk(
+        before,
+        after,
+        lambda a, b, pick: _judge(a, b, exact, rounding, pick),
+        lambda a, b, pick: _judge(a, b, False, rounding, pick),
+    )
+
+
+Pick = Callable[[Observation], torch.Tensor | None]
+"""Takes one tensor out of an observation."""
+Judge = Callable[[Any, Any, Pick], str | None]
+"""Says how two results differ by more than is allowed, or None."""
+
+
+def _walk(before: Observation, after: Observation, judge: Judge, judge_slope: Judge) -> Iterator[tuple[str, str]]:
+    """Yield (property, message) for each property in which two observations differ, as judges of values say."""
     if len(before.results) != len(after.results):
         yield "values", f"{len(before.results)} results became {len(after.results)}"
         return
     for i, (a, b) in enumerate(zip(before.results, after.results, strict=True)):
-        problem = _judge(a, b, exact, rounding, _result(i))
+        problem = judge(a, b, _result(i))
         if problem is not None:
             yield "values", f"result {i}: {problem}"
         elif isinstance(a, torch.Tensor) and meaningful_strides(a) != meaningful_strides(b):
-            yield "strides", _unlike_strides(i, a, b)
+            yield "strides", f"result {i} of shape {tuple(a.shape)}: {a.stride()} became {b.stride()}"
     if before.sharing != after.sharing:
-        yield "sharing", _unlike_sharing(before, after)
+        gone, new = sorted(before.sharing - after.sharing), sorted(after.sharing - before.sharing)
+        yield "sharing", f"memory that is not shared any more: {gone}; memory that is shared now: {new}"
     for name, a, b in _pairs(before.written, after.written):
-        problem = _judge(a, b, exact, rounding, _written(name))
+        problem = judge(a, b, _written(name))
         if problem is not None:
             yield "statistics", f"what is written to {name}: {problem}"
     masks = _finite(before.gradients)
     for name, a, b in _slopes(_masked(before.gradients, masks), _masked(after.gradients, masks)):
-        problem = _judge(a, b, False, rounding, _gradient(name, masks))
+        problem = judge_slope(a, b, _gradient(name, masks))
         if problem is not None:
             yield "gradients", f"of {name}: {problem}"
     if not torch.equal(before.drawn, after.drawn):
@@ -245,7 +262,7 @@ def _judge(
     b: Any,
     exact: bool,
     rounding: Rounding[Observation] | None,
-    pick: Callable[[Observation], torch.Tensor | None],
+    pick: Pick,
 ) -> str | None:
     if a is None and b is None:
         return None  # a result that is no tensor
@@ -257,15 +274,15 @@ def _judge(
     return tensor_difference(a, b, exact=False, bound=rounding.bound(a, pick))
 
 
-def _result(index: int) -> Callable[[Observation], torch.Tensor | None]:
+def _result(index: int) -> Pick:
     return lambda seen: seen.results[index]
 
 
-def _written(name: str) -> Callable[[Observation], torch.Tensor | None]:
+def _written(name: str) -> Pick:
     return lambda seen: seen.written.get(name)
 
 
-def _gradient(name: str, masks: Mapping[str, torch.Tensor]) -> Callable[[Observation], torch.Tensor | None]:
+def _gradient(name: str, masks: Mapping[str, torch.Tensor]) -> Pick:
     return lambda seen: _masked(seen.gradients, masks).get(name)
 
 
@@ -322,28 +339,11 @@ def budgeted_differences(
         rounding: of the original in its own precision, for results that cancel.
         coarsest: the float dtype with the fewest digits on the way.
     """
-    if len(before.results) != len(after.results):
-        yield "values", f"{len(before.results)} results became {len(after.results)}"
-        return
-    for i, (a, b) in enumerate(zip(before.results, after.results, strict=True)):
-        problem = _judge_in_budget(a, b, exact, rounding, coarsest, _result(i))
-        if problem is not None:
-            yield "values", f"result {i}: {problem}"
-        elif isinstance(a, torch.Tensor) and meaningful_strides(a) != meaningful_strides(b):
-            yield "strides", _unlike_strides(i, a, b)
-    if before.sharing != after.sharing:
-        yield "sharing", _unlike_sharing(before, after)
-    for name, a, b in _pairs(before.written, after.written):
-        problem = _judge_in_budget(a, b, exact, rounding, coarsest, _written(name))
-        if problem is not None:
-            yield "statistics", f"what is written to {name}: {problem}"
-    masks = _finite(before.gradients)
-    for name, a, b in _slopes(_masked(before.gradients, masks), _masked(after.gradients, masks)):
-        problem = _judge_in_budget(a, b, exact, rounding, coarsest, _gradient(name, masks))
-        if problem is not None:
-            yield "gradients", f"of {name}: {problem}"
-    if not torch.equal(before.drawn, after.drawn):
-        yield "random numbers", "another count is drawn"
+
+    def judge(a: Any, b: Any, pick: Pick) -> str | None:
+        return _judge_in_budget(a, b, exact, rounding, coarsest, pick)
+
+    yield from _walk(before, after, judge, judge)
 
 
 def _judge_in_budget(
@@ -352,7 +352,7 @@ def _judge_in_budget(
     exact: Observation,
     rounding: Rounding[Observation],
     coarsest: torch.dtype,
-    pick: Callable[[Observation], torch.Tensor | None],
+    pick: Pick,
 ) -> str | None:
     if a is None or b is None:
         return None if a is b else "is gone" if b is None else "was not there before"
@@ -379,15 +379,6 @@ def _kept(
         return tensor[kept] if tensor is not None and tensor.shape == kept.shape else None
 
     return picked
-
-
-def _unlike_strides(index: int, a: torch.Tensor, b: torch.Tensor) -> str:
-    return f"result {index} of shape {tuple(a.shape)}: {a.stride()} became {b.stride()}"
-
-
-def _unlike_sharing(before: Observation, after: Observation) -> str:
-    gone, new = sorted(before.sharing - after.sharing), sorted(after.sharing - before.sharing)
-    return f"memory that is not shared any more: {gone}; memory that is shared now: {new}"
 
 
 def own_error(own: Any, reference: Any, coarsest: torch.dtype = torch.float32) -> float:
