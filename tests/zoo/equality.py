@@ -41,7 +41,7 @@ def assert_equal_training(result: TransformResult, original: nn.Module, *args: t
         inputs = [a.double().clone().requires_grad_() for a in args]
         torch.manual_seed(3)
         outputs = [o for o in pytree.tree_leaves(module(*inputs)) if o.is_floating_point()]
-        weights = [torch.linspace(-1, 1, o.numel(), dtype=o.dtype).reshape(o.shape) for o in outputs]
+        weights = [torch.linspace(-1, 1, o.numel(), dtype=o.dtype, device=o.device).reshape(o.shape) for o in outputs]
         sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)).backward()
         runs.append((outputs, inputs))
     for what, index in (("output", 0), ("input gradient", 1)):

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from compiler.accuracy import measure_accuracy
 from graphwright import PassManager, transform
 from graphwright.passes import Canonicalize, FoldBatchNorm
 from tests.helpers import REAL_MODELS, quick_model
@@ -52,4 +53,7 @@ def test_folding_on_the_gpu():
     model, x = quick_model("resnet18")
     model, x = model.cuda(), x.cuda()
     result = transform(model, (x,), pipeline=PassManager([Canonicalize(inference=True), FoldBatchNorm()]))
-    assert_equal_outputs(model, result.model, x)
+    # weights that were computed in float32 differ in float64 too
+    (output,) = measure_accuracy(model, result.model, (x,)).outputs
+    assert output.same_nonfinite
+    assert output.is_within_bound, output
