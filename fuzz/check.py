@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from typing import Any, ClassVar
 
 import attrs
@@ -49,6 +51,12 @@ class Unusable(Exception):  # noqa: N818 - control flow: nothing is wrong with t
     """The program does not run on these inputs as it is, so there is nothing to compare."""
 
 
+@cache
+def _index_of(rules: tuple[Pattern, ...]) -> RuleIndex:
+    """Return the index of rules, made once: a pattern with many alternatives takes longer to expand than to match."""
+    return RuleIndex(rules)
+
+
 @attrs.frozen
 class ApplyRules(Pass):
     """Applies rules alone: fusions in a sweep, others until none matches."""
@@ -58,7 +66,7 @@ class ApplyRules(Pass):
 
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the rules and record what they did."""
-        index = RuleIndex(self.rules)
+        index = _index_of(self.rules)
         if all(rule.is_fusion for rule in self.rules):
             run_sweep(program, index, context.log)
         else:
@@ -136,16 +144,16 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         except Finding:
             _demand_that_it_runs(case)
             raise
-        runs = _Runs(case.build(), case, properties)
+        original = case.build()
+        runs = _Runs(original, case, properties)
         try:
             runs.compare(program)
         finally:
             kept.compare("a run")  # what is written explains what else was found
-        if properties.text:
-            check_text(program, after)
+        copy = check_text(program, after) if properties.text else Case.of(program, case.inputs).build()
         _compare_with_original(pass_, case, properties, program)
         if properties.modes:
-            _compare_in_training(case, properties, program)
+            _compare_in_training(original, copy, case, properties)
         if properties.idempotent:
             _apply(pass_, program, PassContext())
             if print_program(program) != after:
@@ -178,8 +186,16 @@ def _hold(property_: str, action: Any) -> None:
         raise Finding(property_, f"{type(error).__name__}: {error}") from error
 
 
-def check_text(program: Program, text: str) -> None:
-    """Raise a `Finding` where a program does not survive printing and parsing; `text` is what was printed."""
+def check_text(program: Program, text: str) -> Program:
+    """Return what a text parses to, with the weights of the program that was printed.
+
+    Args:
+        program: the program.
+        text: what was printed.
+
+    Raises:
+        Finding: when the program does not survive printing and parsing.
+    """
     try:
         parsed = parse_program(text)
     except GraphwrightError as error:
@@ -187,6 +203,9 @@ def check_text(program: Program, text: str) -> None:
     unlike = programs_equal(program, parsed)
     if unlike is not None:
         raise Finding("text", f"what was printed parses to another program: {unlike}")
+    for name, weight in parsed.weights.items():
+        weight.data = program.weights[name].data
+    return parsed
 
 
 def _compare_with_original(pass_: Pass, case: Case, properties: Properties, program: Program) -> None:
@@ -206,17 +225,21 @@ def _compare_with_original(pass_: Pass, case: Case, properties: Properties, prog
             raise Finding("one text", f"what is equal by construction becomes another program: {unlike}")
 
 
-def _compare_in_training(case: Case, properties: Properties, program: Program) -> None:
-    """Raise a `Finding` where a changed program is not what the case is after a call of `train()`."""
-    original = case.build()
+def _compare_in_training(original: Program, changed: Program, case: Case, properties: Properties) -> None:
+    """Raise a `Finding` where a changed program is not what the original is after a call of `train()`.
+
+    Args:
+        original: the program of the case; it is put in training.
+        changed: the changed one; it is put in training.
+        case: says what they are run on.
+        properties: what must hold.
+    """
     if not put_in_training(original.graph):
         return
-    trained = attrs.evolve(case, program=print_program(original), original="", one_text=False)
     once = attrs.evolve(properties, strides=False)  # memory layouts were compared in the mode that it is in
-    changed = Case.of(program, case.inputs).build()
     put_in_training(changed.graph)
     try:
-        _Runs(original, trained, once).compare(changed)
+        _Runs(original, case, once, together=True).compare(changed)
     except Unusable:
         return  # batch norm refuses one value for each channel
     except Finding as finding:
@@ -276,15 +299,29 @@ class _Runs:
 
     Exact rules are compared bit by bit, the others in float64. Where the program fixes dtypes of its own, a run in
     float64 is none throughout: then runs as they are may differ by what they differ from float64.
+
+    Args:
+        program: the program.
+        case: says what it is run on.
+        properties: what must hold.
+        together: whether one run shows values and gradients, where both are in float64.
     """
 
-    def __init__(self, program: Program, case: Case, properties: Properties) -> None:
+    def __init__(self, program: Program, case: Case, properties: Properties, *, together: bool = False) -> None:
+        self.program = program
         self.case = case
         self.properties = properties
         self.weights = set(program.weights)
         self.budgeted = fixes_dtypes(program)
         self.double = not properties.exact and not self.budgeted
         self.layouts: list[tuple[Sequence[Any], Observation]] = []
+        self.slopes: Observation | None = None
+        if properties.gradients:
+            with suppress(EvaluationError):  # some operators have no derivative
+                self.slopes = observe(program, case.inputs, double=not self.budgeted, gradients=True)
+        self.together = together and self.double and self.slopes is not None
+        if self.together:
+            return
         try:
             self.layouts.append((case.inputs, observe(program, case.inputs, double=self.double)))
         except EvaluationError as error:
@@ -296,12 +333,6 @@ class _Runs:
                     self.layouts.append((others, observe(program, others, double=self.double)))
                 except EvaluationError:
                     continue  # a view may refuse strides
-        self.slopes: Observation | None = None
-        if properties.gradients:
-            try:
-                self.slopes = observe(program, case.inputs, double=not self.budgeted, gradients=True)
-            except EvaluationError:
-                self.slopes = None  # some operators have no derivative
 
     def compare(self, program: Program) -> None:
         """Raise a `Finding` for the first property that a changed program does not have."""
@@ -310,7 +341,10 @@ class _Runs:
         if new or fixes_dtypes(program):
             self.budgeted = True  # new weights were computed in the precision of the old ones
         if any(weight.derivation is not None for weight in new):
-            self.slopes = None  # for inference: gradients flow to what was derived, and no further
+            # for inference: gradients flow to what was derived, and no further
+            if self.together and self.slopes is not None:
+                self.layouts.append((self.case.inputs, attrs.evolve(self.slopes, gradients=None)))
+            self.slopes = None
         first: Observation | None = None
         for inputs, before in self.layouts:
             if self.budgeted and not properties.exact:
@@ -322,11 +356,12 @@ class _Runs:
             for name, message in differences(before, after, exact=properties.exact, rounding=rounding):
                 if not self._counts(name, inputs):
                     continue
-                if name in ("values", "strides") and not is_definite(self.case.build(), inputs):
+                if name in ("values", "strides") and not is_definite(self.program, inputs):
                     self._compare_rounded(program, inputs)
                     continue
                 raise Finding(name, message)
-        self._compare_second_run(program, first)
+        if self.slopes is None or self.budgeted:
+            self._compare_second_run(program, first)  # else the run with gradients is one
         if self.slopes is None:
             return
         if self.budgeted:
@@ -335,11 +370,11 @@ class _Runs:
         after = self._after(program, self.case.inputs, double=True, gradients=True)
         rounding = self._rounding(self.case.inputs, gradients=True)
         for name, message in differences(self.slopes, after, exact=False, rounding=rounding):
-            if name in ("values", "gradients"):
+            if name in ("values", "gradients") or self.together:
                 raise Finding(name, message)
 
     def _rounding(self, inputs: Sequence[Any], *, gradients: bool = False) -> Rounding[Observation]:
-        return Rounding(lambda: observe(self.case.build(), inputs, double=True, gradients=gradients))
+        return Rounding(lambda: observe(self.program, inputs, double=True, gradients=gradients))
 
     def _compare_second_run(self, program: Program, first: Observation | None) -> None:
         """Raise a `Finding` where a second run of a changed program does not show what the first one did."""
@@ -354,13 +389,13 @@ class _Runs:
         if self.budgeted:
             self._compare_within_budget(program, inputs)
             return
-        before, after = observe(self.case.build(), inputs, double=True), self._after(program, inputs, double=True)
+        before, after = observe(self.program, inputs, double=True), self._after(program, inputs, double=True)
         for name, message in differences(before, after, exact=False, rounding=self._rounding(inputs)):
             if name == "values":
                 raise Finding(name, message)
 
     def _compare_within_budget(self, program: Program, inputs: Sequence[Any], *, gradients: bool = False) -> None:
-        original = self.case.build()
+        original = self.program
         try:
             before = observe(original, inputs, gradients=gradients)
         except EvaluationError as error:
@@ -370,7 +405,7 @@ class _Runs:
         except EvaluationError:
             exact = before  # dtypes that are fixed do not go with float64
         after = self._after(program, inputs, gradients=gradients)
-        rounding = Rounding(lambda: observe(self.case.build(), inputs, gradients=gradients))
+        rounding = Rounding(lambda: observe(original, inputs, gradients=gradients))
         for name, message in budgeted_differences(before, after, exact, rounding, coarsest_dtype(original)):
             if not self._counts(name, inputs) or (name == "strides" and not is_definite(original, inputs)):
                 continue

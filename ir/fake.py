@@ -138,12 +138,17 @@ def unknown_results(opdef: OpDef) -> tuple[Type, ...]:
     return tuple(kinds)
 
 
+_PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype})
+"""Types of attributes that are what a kernel takes; the others may stand for something else."""
+
+
 def call_arguments(
     opdef: OpDef, grouped: tuple[Any, ...], attributes: Mapping[str, Attribute], resolve: Any
 ) -> tuple[list[Any], dict[str, Any]]:
     """Return positional and keyword arguments of an operator's kernel, in schema order.
 
-    `grouped` has an entry for each tensor parameter; `resolve` maps each attribute leaf to what the kernel takes.
+    `grouped` has an entry for each tensor parameter; `resolve` maps each attribute leaf to what the kernel takes, and
+    plain numbers and names to themselves.
     """
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
@@ -152,9 +157,11 @@ def call_arguments(
         if param.extra:
             continue
         if param.kind is ParamKind.ATTRIBUTE:
-            value = map_leaves(attributes[param.name], resolve)
+            value = attributes[param.name]
             if isinstance(value, tuple):
-                value = list(value)
+                value = list(map_leaves(value, resolve))
+            elif type(value) not in _PLAIN:
+                value = resolve(value)
         else:
             value = grouped[position]
             position += 1

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import json
 import re
+import string
+from itertools import islice
 
 from ir.errors import ParseError
 
+# One group alone: what a token is follows from how it begins, and `findall` with one group is several times quicker.
 _TOKEN = re.compile(
     r"""
     [ \t\r\n]* (?:\#[^\n]*[ \t\r\n]*)*
-    (?:
-      (?P<value>%(?:[A-Za-z0-9_.$]+|"(?:[^"\\\n]|\\.)*"))
-    | (?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)
-    | (?P<float>\d+\.\d*(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+)
-    | (?P<int>\d+)
-    | (?P<string>"(?:[^"\\\n]|\\.)*")
-    | (?P<mark>\*\*|//|<=|>=|[-+*/<>(){}\[\],:=@?])
-    | (?P<end>\Z)
+    (
+      %(?:[A-Za-z0-9_.$]+|"(?:[^"\\\n]|\\.)*")        # the name of a value
+    | [A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*                 # a name
+    | \d+\.\d*(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+|\d+  # a number
+    | "(?:[^"\\\n]|\\.)*"                            # a string
+    | \*\*|//|<=|>=|[-+*/<>(){}\[\],:=@?]            # a mark
+    | \Z
+    | .                                              # no token
     )
     """,
     re.VERBOSE | re.ASCII,
 )
 
-_BLANK = re.compile(r"[ \t\r\n]*(?:\#[^\n]*[ \t\r\n]*)*")
-
 END = "end"
 """Kind of the token after the last."""
+_KINDS = {
+    "%": "value",
+    '"': "string",
+    **dict.fromkeys(string.ascii_letters + "_", "name"),
+    **dict.fromkeys(string.digits, "int"),
+    **dict.fromkeys("-+*/<>(){}[],:=@?", "mark"),
+}
+"""What a token is, by its first character; a number may also be a float."""
 
 
 class Lexer:
@@ -37,32 +46,32 @@ class Lexer:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.kinds: list[str] = []
-        self.texts: list[str] = []
-        self.starts: list[int] = []
+        self.texts: list[str] = _TOKEN.findall(source)
+        texts, find = self.texts, _KINDS.get
+        del texts[texts.index("") + 1 :]
+        self.kinds: list[str] = [
+            kind if (kind := find(text[:1], END)) != "int" or text.isdigit() else "float" for text in texts
+        ]
         self.index = 0
-        self._scan()
+        self._matches = _TOKEN.finditer(source)
+        self._starts: list[int] = []
+        wrong = [self.kinds.index(END), *(texts.index(mark) for mark in ("%", '"') if mark in texts)]
+        if min(wrong) < len(texts) - 1:
+            raise self.error_at(self.start(min(wrong)), f"unexpected character {texts[min(wrong)]!r}")
 
-    def _scan(self) -> None:
-        source = self.source
-        kinds, texts, starts = self.kinds, self.texts, self.starts
-        position = 0
-        for match in _TOKEN.finditer(source):
-            kind = match.lastgroup
-            assert kind is not None
-            if match.start() != position or kind == END:
-                break
-            position = match.end()
-            kinds.append(kind)
-            texts.append(match[kind])
-            starts.append(match.start(kind))
-        rest = _BLANK.match(source, position)
-        assert rest is not None
-        if rest.end() != len(source):
-            raise self.error_at(rest.end(), f"unexpected character {source[rest.end()]!r}")
-        kinds.append(END)
-        texts.append("")
-        starts.append(len(source.rstrip()))
+    def start(self, index: int) -> int:
+        """Return the place of token number `index` in the text, which only a few tokens and errors ask for."""
+        if index == len(self.texts) - 1:
+            return len(self.source.rstrip())
+        missing = index + 1 - len(self._starts)
+        self._starts += [match.start(1) for match in islice(self._matches, max(0, missing))]
+        return self._starts[index]
+
+    def skip_to(self, position: int) -> None:
+        """Step over the tokens that start before a position of the text."""
+        last = len(self.texts) - 1
+        while self.index < last and self.start(self.index) < position:
+            self.index += 1
 
     @property
     def kind(self) -> str:
@@ -117,8 +126,7 @@ class Lexer:
         Raises:
             ParseError: when something else is next, or an escape in it is unknown.
         """
-        start = self.starts[self.index]
-        return self.unquote(self.expect_kind("string", meaning), start)
+        return self._unquote(self.expect_kind("string", meaning), self.index - 1)
 
     def expect_int(self, meaning: str) -> int:
         """Step over an int, which may be negative, and return it.
@@ -135,22 +143,17 @@ class Lexer:
         Raises:
             ParseError: when something else is next.
         """
-        start = self.starts[self.index]
         text = self.expect_kind("value", "the name of a value (%name)")[1:]
-        return self.unquote(text, start + 1) if text.startswith('"') else text
+        return self._unquote(text, self.index - 1, 1) if text.startswith('"') else text
 
-    def unquote(self, text: str, start: int) -> str:
-        """Return what a string in quotes, found at `start`, stands for.
-
-        Raises:
-            ParseError: when an escape in it is unknown.
-        """
+    def _unquote(self, text: str, index: int, offset: int = 0) -> str:
+        """Return what a string in quotes stands for, which is token number `index` without its first characters."""
         if "\\" not in text and text.isprintable():
             return text[1:-1]
         try:
             return str(json.loads(text))
         except json.JSONDecodeError as error:
-            raise self.error_at(start + error.pos, f"not a string: {error.msg}") from None
+            raise self.error_at(self.start(index) + offset + error.pos, f"not a string: {error.msg}") from None
 
     def describe(self) -> str:
         """Return what to call the next token in a message."""
@@ -158,7 +161,7 @@ class Lexer:
 
     def error(self, message: str, *, index: int | None = None, remedy: str | None = None) -> ParseError:
         """Return an error that points at the next token, or at token number `index`."""
-        return self.error_at(self.starts[self.index if index is None else index], message, remedy=remedy)
+        return self.error_at(self.start(self.index if index is None else index), message, remedy=remedy)
 
     def error_at(self, position: int, message: str, *, remedy: str | None = None) -> ParseError:
         """Return an error that points at a position of the text."""

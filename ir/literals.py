@@ -179,8 +179,11 @@ class Literals:
     def _tensor_type(self) -> TensorType:
         lexer = self.lexer
         first = lexer.index
-        start = lexer.starts[first]
-        key = lexer.source[start : lexer.source.find("]", start) + 1]
+        try:
+            end = lexer.texts.index("]", first)
+        except ValueError:
+            end = first  # `expect` says below what is missing
+        key = " ".join(lexer.texts[first : end + 1])
         known = self._types.get(key)
         if known is not None:
             type_, count = known

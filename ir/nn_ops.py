@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from ir.attributes import ATTRIBUTE_TYPES, Attribute
 from ir.errors import InferenceError, InputError, ParseError
+from ir.inference import linear
+from ir.inference.support import with_fallback
 from ir.literals import parse_attribute, parse_type
 from ir.opdef import OpDef, Param, ParamKind, Trait, register_opdef
 from ir.printer import format_attribute
@@ -108,6 +110,7 @@ MULTIHEAD_ATTENTION = register_opdef(
             _attribute("training", "bool", False, True),
         ),
         ("tensor", "opaque"),
+        infer=with_fallback("nn.multihead_attention", linear.multihead_attention),
         evaluate=_multihead_attention,
         traits=Trait.PURE | Trait.RANDOM,
         training="training",

@@ -12,7 +12,7 @@ from ir.attributes import Attribute, Ref
 from ir.builder import infer_operation
 from ir.core import Graph, Operation, Value
 from ir.errors import GraphwrightError
-from ir.lexer import END, Lexer
+from ir.lexer import Lexer
 from ir.literals import RESERVED_SYMBOLS, Literals, expect_end, parse_attribute, parse_type
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import OpDef, ParamKind, get_opdef
@@ -226,14 +226,13 @@ class _Parser:
                 remedy="register the class with torch.export.register_dataclass or register_pytree_node, "
                 "with a serialized_type_name",
             )
-        start = lexer.starts[place]
+        start = lexer.start(place)
         try:
             _, end = json.JSONDecoder().raw_decode(lexer.source, start)
             spec = pytree.treespec_loads(lexer.source[start:end])
         except Exception as error:
             raise lexer.error(f"not a tree specification: {error}", index=place) from error
-        while lexer.kind != END and lexer.starts[lexer.index] < end:
-            lexer.index += 1
+        lexer.skip_to(end)
         return spec
 
     def _leaf(self, keyword: str) -> tuple[int | None, Any]:

@@ -71,6 +71,7 @@ _add("mm", layers.mm)
 _add("bmm", layers.bmm)
 _add("addmm baddbmm", layers.addmm)
 _add("scaled_dot_product_attention", layers.attention)
+GENERATORS["nn.multihead_attention"] = layers.multihead_attention
 _add("embedding", layers.embedding)
 _add("batch_norm instance_norm", layers.batch_norm)
 _add("group_norm", layers.group_norm)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from fuzz.strategies.calls_elementwise import Arguments
-from fuzz.strategies.source import Source, divisors, is_int, shape_of
+from fuzz.strategies.source import Source, Unavailable, divisors, is_int, shape_of
 from ir.core import Value
 from ir.opdef import OpDef
-from ir.types import Dim
+from ir.types import Dim, TensorType
 
 Generator = Callable[[Source, OpDef], Arguments]
 
@@ -20,6 +20,13 @@ def _kernel(source: Source, size: Dim, padding: int, dilation: int) -> int:
     """Draw a kernel size that fits into a padded size."""
     room = size + 2 * padding if type(size) is int else 3
     return source.extent(1, max(1, (room - 1) // dilation + 1))
+
+
+def _each(source: Source, dims: int, choices: tuple[int, ...]) -> list[int]:
+    """Draw a number for each dimension, one number for all as often as not."""
+    if dims > 1 and source.flag():
+        return [source.one_of(choices) for _ in range(dims)]
+    return [source.one_of(choices)] * dims
 
 
 def conv(dims: int, *, padding_text: bool = False) -> Generator:
@@ -32,18 +39,18 @@ def conv(dims: int, *, padding_text: bool = False) -> Generator:
         groups = source.one_of(divisors(channels))
         per_group = channels // groups if is_int(channels) else channels
         out = groups * source.one_of((1, 2, 3))
-        dilation = [source.one_of((1, 1, 2)) for _ in range(dims)]
+        dilation = _each(source, dims, (1, 1, 2))
         if padding_text:
             padding: Any = source.one_of(("same", "valid"))
-            stride = [1] * dims if padding == "same" else [source.integer(1, 2) for _ in range(dims)]
+            stride = [1] * dims if padding == "same" else _each(source, dims, (1, 2))
             kernel = [
                 # PyTorch warns of even kernels with odd dilation
                 source.one_of((1, 3) if d == 1 else (1, 2, 3)) if padding == "same" else _kernel(source, size, 0, d)
                 for size, d in zip(spatial, dilation, strict=True)
             ]
         else:
-            padding = [source.integer(0, 2) for _ in range(dims)]
-            stride = [source.integer(1, 3) for _ in range(dims)]
+            padding = _each(source, dims, (0, 1, 2))
+            stride = _each(source, dims, (1, 2, 3))
             kernel = [_kernel(source, *sized) for sized in zip(spatial, padding, dilation, strict=True)]
         weight = source.like(x, (out, per_group, *kernel))
         bias = source.like(x, (out,)) if source.flag() else None
@@ -152,6 +159,11 @@ def linear(source: Source, opdef: OpDef) -> Arguments:
 
 def matmul(source: Source, opdef: OpDef) -> Arguments:
     """Vectors, matrices and broadcast batches of them."""
+    right = source.given(1)
+    if right is not None and right.tensor_type.rank and source.given(0) is None:
+        *batch, inner = shape_of(right)[:-1] or shape_of(right)
+        rows = [] if source.integer(0, 3) == 3 else [source.size()]
+        return [source.like(right, (*(batch if rows else ()), *rows, inner)), right], {}
     a = source.tensor(1, 4)
     shape = shape_of(a)
     kind = source.integer(0, 3)
@@ -174,6 +186,10 @@ def mm(source: Source, opdef: OpDef) -> Arguments:
 
 def bmm(source: Source, opdef: OpDef) -> Arguments:
     """Two batches of matrices."""
+    right = source.given(1)
+    if right is not None and right.tensor_type.rank == 3 and source.given(0) is None:
+        batch, inner, _ = shape_of(right)
+        return [source.like(right, (batch, source.size(), inner)), right], {}
     a = source.tensor(3, 3)
     batch, _, inner = shape_of(a)
     return [a, source.like(a, (batch, inner, source.size()))], {}
@@ -209,6 +225,49 @@ def attention(source: Source, opdef: OpDef) -> Arguments:
         causal = True
     scale = source.one_of((None, 0.5))
     return [query, key, value], {"attn_mask": mask, "is_causal": causal, "scale": scale}
+
+
+def multihead_attention(source: Source, opdef: OpDef) -> Arguments:
+    """Self-attention mostly; each of the other options seldom, since a call that has many of them is like no model."""
+    seldom = [source.integer(0, 7) == 7 for _ in range(4)]
+    separate, extra, zero, cross = seldom
+    x = source.tensor(3 if source.integer(0, 7) < 7 else 2, 3, zero=False, condition=_is_static)
+    shape = shape_of(x)
+    if not all(map(is_int, shape)):
+        raise Unavailable
+    width, rank = int(shape[-1]), len(shape)
+    batch_first = source.flag()
+    tokens, batch = (shape[1], shape[0]) if batch_first and rank == 3 else (shape[0], shape[1])
+    other = source.like(x, shape) if cross else x
+    masks = source.integer(0, 7)
+    mask = padding = None
+    if masks in (5, 6):
+        mask = source.make((tokens, tokens), x.tensor_type.dtype if masks == 5 else torch.bool)
+    elif masks == 7 and rank == 3:
+        padding = source.make((batch, tokens), torch.bool)
+    bias = source.flag()
+    weights = [
+        None if separate else source.like(x, (3 * width, width)),
+        source.like(x, (3 * width,)) if bias else None,
+        source.like(x, (width, width)),
+        source.like(x, (width,)) if bias else None,
+        *([source.like(x, (width, width)) for _ in range(3)] if separate else (None,) * 3),
+        *([source.like(x, (1, 1, width)) for _ in range(2)] if extra else (None,) * 2),
+    ]
+    return [x, other, other, *weights, padding, mask], {
+        "num_heads": source.one_of(divisors(width)),
+        "embed_dim": width,
+        "dropout": source.one_of((0.0, 0.5)),
+        "batch_first": batch_first,
+        "add_zero_attn": zero,
+        "need_weights": source.integer(0, 3) == 3,
+        "average_attn_weights": source.flag(),
+        "is_causal": mask is not None and source.integer(0, 2) == 2,
+    }
+
+
+def _is_static(type_: TensorType) -> bool:
+    return type_.shape is not None and all(type(d) is int for d in type_.shape)
 
 
 def embedding(source: Source, opdef: OpDef) -> Arguments:
@@ -251,9 +310,7 @@ def group_norm(source: Source, opdef: OpDef) -> Arguments:
 
 def layer_norm(source: Source, opdef: OpDef) -> Arguments:
     """Over one or more of the last dimensions."""
-    x = source.tensor(
-        1, 4, zero=False, condition=lambda t: t.shape is not None and all(type(d) is int for d in t.shape)
-    )
+    x = source.tensor(1, 4, zero=False, condition=_is_static)
     shape = shape_of(x)
     normalized = shape[-source.integer(1, min(2, len(shape))) :]
     operands = [source.like(x, normalized) if source.flag() else None]

@@ -49,9 +49,11 @@ def _literals(code: types.CodeType) -> Iterator[Any]:
                 yield tuple(numbers)
 
 
-def neutral_like(value: Any) -> tuple[Any, ...]:
-    """Return what often changes nothing, in the form of `value`."""
+def neutral_like(value: Any, name: str = "") -> tuple[Any, ...]:
+    """Return what often changes nothing, in the form of `value`, an attribute of this name."""
     if isinstance(value, tuple):
+        if name == "dims":
+            return (tuple(range(len(value))),)
         return ((0,) * len(value), (1,) * len(value))
     return (0, 1) if isinstance(value, int) else (1.0, 0.0, -0.0)
 

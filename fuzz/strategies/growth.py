@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -29,6 +30,9 @@ an intermediate value, the mode of operations, or conditions of the pattern on v
 
 _ATTEMPTS = 6
 _MAX_CHAIN = 3
+_PROBABILITIES = frozenset({"p", "dropout_p", "train_dropout_p", "dropout"})
+_POSITIVE = frozenset({"stride", "dilation", "groups", "kernel_size"})
+"""Attributes whose numbers are 1 or more, and as many as the operator has dimensions."""
 # Operators that give an operand other strides, or make it a view of something, in front of the match.
 _PREFIXES = tuple(
     f"aten.{name}" for name in ("transpose.int", "permute", "slice.Tensor", "expand", "relu", "clone", "mul.Scalar")
@@ -44,6 +48,11 @@ class MatchSource(ProgramSource):
         self.dictionary = dictionary
         self.sizes = sorted({n for n in self.dictionary if type(n) is int and 0 < n <= 9})
         self.pinned: list[Value] = []
+        """The operands that the pattern fixes and that no place has taken yet."""
+        self.places: Mapping[int, Any] = {}
+        """The places of the call where the pattern fixes an operand."""
+        self.alike: TensorType | None = None
+        """The type of an operand beside which what is grown now will stand: often it has the same one."""
         self.returned: list[Value] = []
         """What the program returns although it may be used."""
 
@@ -80,6 +89,15 @@ class MatchSource(ProgramSource):
                 and (condition is None or condition(type_))
             ):
                 return self.pinned.pop(i)
+        alike = self.alike
+        if (
+            alike is not None
+            and min_rank <= (alike.rank or 0) <= max_rank
+            and alike.dtype in dtypes
+            and (zero or 0 not in (alike.shape or ()))
+            and self.integer(0, 3) < 3
+        ):
+            return self._input(alike)
         kind = self.integer(0, 7)
         if kind > 4:
             rank = self.hinted(min_rank, max_rank)
@@ -101,6 +119,11 @@ class MatchSource(ProgramSource):
             if type_.shape == tuple(shape) and type_.dtype == (dtype or self.usual):
                 return self.pinned.pop(i)
         return super().make(shape, dtype, bounds=bounds)
+
+    def given(self, place: int) -> Value | None:
+        """Return the operand that the pattern fixes in this place."""
+        value = self.places.get(place)
+        return value if isinstance(value, Value) else None
 
     def new_input(self, type_: TensorType) -> Value:
         """Add an input to the program."""
@@ -129,6 +152,16 @@ def operators_with(trait: Trait) -> tuple[OpDef, ...]:
     return tuple([opdef for name in GENERATORS if (opdef := get_opdef(name)).has(trait)])
 
 
+@attrs.define
+class _Tried:
+    """What is known of the operators that were tried for one node."""
+
+    unfit: set[OpDef] = attrs.field(factory=set)
+    """Their generators had no use for what is fixed, which hardly fits then."""
+    hopeless: set[OpDef] = attrs.field(factory=set)
+    """They did not take what is fixed, and have no other operands."""
+
+
 class Growth:
     """One match under construction: what each node of the pattern became, and what it captured.
 
@@ -142,6 +175,8 @@ class Growth:
         self.captures: dict[str, Any] = {}
         self.inner: list[Value] = []
         """Results of the operations of the match."""
+        self.spatial = ""
+        """The number of spatial dimensions, where an operator further on fixes it."""
 
     def value(self, node: Node) -> Value:
         """Build a node and return the value that it matches."""
@@ -213,6 +248,10 @@ class Growth:
     def _operation(self, node: OpNode) -> Operation:
         fixed: dict[int | str, Any] = {}
         free: dict[int | str, AnyValue] = {}
+        outer = self.spatial
+        ranks = set() if isinstance(node.ops, Trait) else set(map(_spatial_rank, node.ops))
+        self.spatial = (ranks.pop() if len(ranks) == 1 else "") or outer
+        around = self.source.alike
         for key, part in node.operands:
             if isinstance(part, _Given):
                 fixed[key] = part.value
@@ -223,10 +262,13 @@ class Growth:
             elif isinstance(part, AnyValue) and part.name not in self.captures:
                 free[key] = part
             else:
-                fixed[key] = self.value(part)
+                fixed[key] = value = self.value(part)
+                self.source.alike = value.tensor_type if isinstance(value.type, TensorType) else around
+        self.spatial, self.source.alike = outer, around
         broken = self._broken_edges(fixed)
+        tried = _Tried()
         for attempt in range(_ATTEMPTS):
-            op = self._attempt(node, fixed, free, broken, attempt)
+            op = self._attempt(node, fixed, free, broken, tried, attempt)
             if op is not None:
                 self.inner += op.results
                 return op
@@ -243,23 +285,33 @@ class Growth:
         fixed: dict[int | str, Any],
         free: dict[int | str, AnyValue],
         broken: set[int | str],
+        tried: _Tried,
         attempt: int,
     ) -> Operation | None:
         source = self.source
         opdef = self._operator(node)
+        if opdef in tried.hopeless or (opdef in tried.unfit and source.integer(0, 3)):
+            return None
         places = {
             key if isinstance(key, int) else opdef.operand_index.get(key, -1): value
             for key, value in fixed.items()
             if key not in broken
         }
-        source.pinned = [v for v in places.values() if isinstance(v, Value)] if attempt % 2 == 0 else []
+        if attempt % 2 == 0:
+            source.places, source.pinned = places, [v for v in places.values() if isinstance(v, Value)]
         try:
             args, kwargs = _draw_call(source, opdef)
-            operands, attributes, segments, _ = bind_arguments(opdef, args, kwargs)
+            if source.pinned:
+                tried.unfit.add(opdef)
+                if source.integer(0, 7):
+                    return None
+            operands, drawn, segments, _ = bind_arguments(opdef, args, kwargs)
             grouped = _group(opdef, operands, segments)
             if max(places, default=0) >= len(grouped) or min(places, default=0) < 0:
                 return None
-            if attempt > 1 or source.flag():
+            # where the call was drawn around what is fixed, the other operands fit already
+            fits = bool(places) and all(grouped[place] is value for place, value in places.items())
+            if source.integer(0, 7) == 7 if fits else attempt > 1 or source.flag():
                 self._fit_to(grouped, places)
             for place, value in places.items():
                 grouped[place] = value
@@ -268,13 +320,22 @@ class Growth:
             captured = self._capture_operands(opdef, free, grouped)
             if captured is None:
                 return None
-            attributes, captured_attributes = self._attributes(node, opdef, attributes)
             named = {param.name: value for param, value in zip(opdef.operand_params, grouped, strict=True)}
-            op = source.builder.op(opdef, **named, **attributes)
+            attributes, captured_attributes = self._attributes(node, opdef, drawn)
+            try:
+                op = source.builder.op(opdef, **named, **attributes)
+            except GraphwrightError:
+                if all(place in places for place, value in enumerate(grouped) if value is not None):
+                    tried.hopeless.add(opdef)  # nothing but numbers is left to be drawn
+                plain, captured_attributes = self._attributes(node, opdef, drawn, hinted=False)
+                if plain == attributes:
+                    return None
+                op = source.builder.op(opdef, **named, **plain)
+                tried.hopeless.discard(opdef)
         except (Unavailable, GraphwrightError):
             return None
         finally:
-            source.pinned = []
+            source.places, source.pinned = {}, []
         if node.result >= len(op.results) or not self._meets(node, op):
             source.graph.erase(op)
             return None
@@ -297,7 +358,8 @@ class Growth:
         ops = tuple([opdef for opdef in ops if not opdef.is_region])
         if not ops:
             raise Unavailable
-        return source.one_of(ops)
+        agreeing = [opdef for opdef in ops if _spatial_rank(opdef) == self.spatial] if self.spatial else []
+        return source.one_of(agreeing if agreeing and source.integer(0, 7) < 7 else ops)
 
     def _fit_to(self, grouped: list[Any], places: dict[int, Any]) -> None:
         """Replace the operands that are free by new ones whose shapes are made of those of the fixed ones."""
@@ -350,19 +412,28 @@ class Growth:
                 captured[leaf.name] = value
         return captured
 
-    def _attributes(self, node: OpNode, opdef: OpDef, drawn: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the attributes that the pattern demands, where it does not the drawn ones, and what is captured."""
+    def _attributes(
+        self, node: OpNode, opdef: OpDef, drawn: dict[str, Any], *, hinted: bool = True
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the attributes that the pattern demands, where it does not the drawn ones, and what is captured.
+
+        With `hinted`, those that the rule's code names, or that change nothing, stand for some of the drawn ones.
+        """
         source = self.source
         attributes: dict[str, Any] = dict(drawn)
         captured: dict[str, Any] = {}
-        for name, value in drawn.items():
+        for name, value in drawn.items() if hinted else ():
             if isinstance(value, (int, float, tuple)) and not isinstance(value, bool):
                 kind = source.integer(0, 7)
-                alike = [n for n in source.dictionary if is_alike(n, value)] if kind > 4 else []
-                if alike:
-                    attributes[name] = source.one_of(alike)
-                elif kind == 4:
-                    attributes[name] = source.one_of(neutral_like(value))
+                others = [n for n in source.dictionary if is_alike(n, value)] if kind > 4 else []
+                if not others and kind == 4:
+                    others = list(neutral_like(value, name))
+                if name in _PROBABILITIES:
+                    others = [n for n in others if 0 <= n <= 1]
+                if name in _POSITIVE:
+                    others = [n for n in others if _is_positive(n) and _count(n) == _count(value)]
+                if others:
+                    attributes[name] = source.one_of(others)
         for name, expected in node.attributes:
             if name not in attributes or (self.change == "literal" and source.flag()):
                 continue
@@ -383,11 +454,28 @@ class Growth:
 
     def _meeting(self, predicate: Callable[[Any], bool], drawn: Any) -> Any:
         source = self.source
+        if holds(predicate, normalize_attribute(drawn)) and source.flag():
+            return drawn
         pool = [drawn, *source.dictionary, None, True, False, 0, 1, -1, 0.0, 1.0, (), (0,), (1, 1), (0, 1), (1, 0)]
         meeting = [value for value in pool if holds(predicate, normalize_attribute(value))]
         if not meeting:
             raise Unavailable
         return source.one_of(meeting)
+
+
+def _is_positive(value: Any) -> bool:
+    return all(map(_is_positive, value)) if isinstance(value, tuple) else value > 0
+
+
+def _count(value: Any) -> int:
+    return len(value) if isinstance(value, tuple) else 0
+
+
+@cache
+def _spatial_rank(opdef: OpDef) -> str:
+    """Return the digit in `conv2d` and `max_pool2d`, or nothing."""
+    found = re.search(r"(\d)d", opdef.short_name)
+    return found[1] if found else ""
 
 
 @attrs.frozen(eq=False)

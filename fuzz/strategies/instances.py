@@ -55,7 +55,7 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
     if near or (near is None and draw(st.integers(0, 2)) == 2):
         change = draw(st.sampled_from(NEAR_MISSES))
     scene = SCENES.get(rule.name)
-    if scene is not None and not near and change is None and draw(st.booleans()):
+    if scene is not None and not near and change is None and draw(st.integers(0, 3)):
         return _from_scene(draw, rule, scene)
     source = MatchSource(draw, _prepared(rule)[1], symbolic=symbolic)
     for _ in range(draw(st.integers(0, 2))):
@@ -68,6 +68,8 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
         except (Unavailable, GraphwrightError):
             if roots:
                 break
+            if scene is not None and not near:
+                return _from_scene(draw, rule, scene)
             reject()
         growth.surround(root)
         roots.append(root)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from fuzz.strategies.calls import generate_call
 from fuzz.strategies.growth import MatchSource
 from fuzz.strategies.scene_parts import Scene, activation, emit, entry, new_linear, new_weight, seldom, spoil
 from fuzz.strategies.scenes_layout import (
@@ -255,44 +256,8 @@ def attention(source: MatchSource) -> Value:
 
 def multihead_attention(source: MatchSource) -> Value:
     """Call an nn.MultiheadAttention that is a leaf of an FX graph, with all its options."""
-    batch, tokens, heads, dim = (source.integer(1, 3) for _ in range(4))
-    width = heads * dim
-    x = entry(source, batch, tokens, width) if not seldom(source) else entry(source, tokens, width)
-    batch_first = source.flag()
-    rank = x.tensor_type.rank
-    length = tokens if batch_first or rank == 2 else batch
-    other = source.new_input(x.tensor_type) if seldom(source) else x
-    separate = seldom(source)
-    extra = seldom(source)
-    masks = source.integer(0, 7)
-    mask = padding = None
-    if masks in (5, 6):
-        mask = source.make((length, length), source.usual if masks == 5 else torch.bool)
-    elif masks == 7 and rank == 3:
-        padding = source.make((batch if batch_first else tokens, length), torch.bool)
-    bias = source.flag()
-    op = source.builder.op(
-        "nn.multihead_attention",
-        x,
-        other,
-        other,
-        None if separate else new_weight(source, 3 * width, width),
-        new_weight(source, 3 * width) if bias else None,
-        new_weight(source, width, width),
-        new_weight(source, width) if bias else None,
-        *([new_weight(source, width, width) for _ in range(3)] if separate else (None,) * 3),
-        *([new_weight(source, 1, 1, width) for _ in range(2)] if extra else (None,) * 2),
-        padding,
-        mask,
-        num_heads=heads,
-        embed_dim=width,
-        dropout=source.one_of((0.0, 0.5)),
-        batch_first=batch_first,
-        add_zero_attn=seldom(source),
-        need_weights=source.integer(0, 3) == 3,
-        average_attn_weights=source.flag(),
-        is_causal=mask is not None and source.integer(0, 2) == 2,
-    )
+    args, kwargs = generate_call(source, "nn.multihead_attention")
+    op = source.builder.op("nn.multihead_attention", *args, **kwargs)
     if op.attributes["need_weights"] and seldom(source):
         emit(source, "aten.neg", op.results[1])
     return op.results[0]
@@ -363,4 +328,4 @@ SCENES: dict[str, Scene] = {
     "NoCopy": copy_of_made,
     "NoDetach": detached,
 }
-"""Rule -> the scene for it; half of the programs for the rule come from it."""
+"""Rule -> the scene for it; half of the programs for the rule come from it, as three of four that are to match do."""

@@ -89,6 +89,10 @@ class Source:
         """
         raise NotImplementedError
 
+    def given(self, place: int) -> Value | None:
+        """Return the operand that must stand in this place of the call, or None where any may."""
+        return None
+
     def written(self, value: Value | None) -> None:
         """Note that an operator writes to an operand: a program knows such weights, and nothing else reads them."""
 

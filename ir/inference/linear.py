@@ -17,7 +17,7 @@ from ir.inference.support import (
     require_equal,
     require_rank,
 )
-from ir.types import TensorType, Type, dims_equal
+from ir.types import OpaqueType, TensorType, Type, dims_equal, simplify_dim
 
 
 def linear(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
@@ -101,7 +101,7 @@ def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
     query, key, value, mask = types
     dtype, device = float_dtype((query, key, value)), common_device(types)
     dropout = attributes["dropout_p"]
-    require(isinstance(dropout, (int, float)) and 0 <= dropout < 1)
+    require(isinstance(dropout, (int, float)) and 0 <= dropout <= 1)
     q, k, v = query.shape, key.shape, value.shape
     if q is None or k is None or v is None:
         return (TensorType(None, dtype, device),)
@@ -119,6 +119,61 @@ def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
             for have, want in zip(reversed(mask.shape), reversed((*q[:-1], k[-2])), strict=False):
                 require(have is None or want is None or have == 1 or dims_equal(have, want))
     return (TensorType((*q[:-1], v[-1]), dtype, device),)
+
+
+def multihead_attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """[N, L, E], [N, S, K], [N, S, V] -> [N, L, E], weights [N, L, S]: batch first, and all parameters there.
+
+    Tokens come before the batch otherwise, and there may be no batch. Without `need_weights` there are no weights; not
+    averaged, they are [N, heads, L, S].
+    """
+    query, key, value, in_proj, in_bias, out_proj, out_bias, *separate, bias_k, bias_v, padding, mask = types
+    given = [t for t in (query, key, value, in_proj, in_bias, out_proj, out_bias, *separate, bias_k, bias_v) if t]
+    dtype, device = float_dtype(given), common_device(types)
+    width, heads = attributes["embed_dim"], attributes["num_heads"]
+    require(isinstance(width, int) and isinstance(heads, int) and width > 0 and heads > 0 and width % heads == 0)
+    q, k, v = query.shape, key.shape, value.shape
+    require(q is not None and k is not None and v is not None and len(q) == len(k) == len(v) and len(q) in (2, 3))
+    require(0 not in (*q, *k, *v))
+    if attributes["batch_first"] and len(q) == 3:
+        q, k, v = ((shape[1], shape[0], shape[2]) for shape in (q, k, v))
+    (tokens, *batch, _), (others, *key_batch, key_width), (values, *value_batch, value_width) = q, k, v
+    expected: list[tuple[TensorType | None, Shape]] = [
+        (query, (*query.shape[:-1], width)),
+        (out_proj, (width, width)),
+        (out_bias, (width,)),
+        (in_bias, (3 * width,)),
+        (bias_k, (1, 1, width)),
+        (bias_v, (1, 1, width)),
+        (padding, (*batch, others)),
+    ]
+    if in_proj is not None:
+        expected += [
+            (in_proj, (3 * width, width)),
+            (key, (*key.shape[:-1], width)),
+            (value, (*value.shape[:-1], width)),
+        ]
+    else:
+        require(all(weight is not None for weight in separate))
+        expected += zip(separate, ((width, width), (width, key_width), (width, value_width)), strict=True)
+    if mask is not None and mask.shape is not None:
+        require(len(mask.shape) == 2)
+        expected.append((mask, (tokens, others)))
+    for type_, shape in expected:
+        if type_ is not None:
+            require(type_.shape is not None and len(type_.shape) == len(shape))
+            for have, want in zip(type_.shape or (), shape, strict=True):
+                require(have is not None and want is not None and dims_equal(have, want))
+    for a, b in zip((others, *batch, *batch), (values, *key_batch, *value_batch), strict=True):
+        require(dims_equal(a, b))
+    require((bias_k is None) == (bias_v is None) and not (attributes["is_causal"] and mask is None))
+    require(all(m is None or m.dtype in (torch.bool, dtype) for m in (mask, padding)))
+    result = TensorType(query.shape, dtype, device)
+    if not attributes["need_weights"]:
+        return result, OpaqueType()
+    attended = simplify_dim(others + (bias_k is not None) + bool(attributes["add_zero_attn"]))
+    by_head = () if attributes["average_attn_weights"] else (heads,)
+    return result, TensorType((*batch, *by_head, tokens, attended), dtype, device)
 
 
 def embedding(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:

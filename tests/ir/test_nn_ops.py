@@ -10,12 +10,55 @@ from ir.builder import Builder, make_operation
 from ir.core import Graph, Value
 from ir.errors import EvaluationError, InferenceError, InputError
 from ir.evaluate import evaluate
-from ir.nn_ops import decode_call, encode_call
+from ir.fake import infer_with_fakes
+from ir.nn_ops import MULTIHEAD_ATTENTION, decode_call, encode_call
 from ir.parser import parse_program
 from ir.program import Program, Weight, WeightKind
 from ir.types import UNKNOWN_TENSOR, OpaqueType, TensorType, make_symbol, type_of_tensor
 from ir.verify import verify
 from tests.ir.programs import f32, program_of
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("weights", ["none", "average", "heads"])
+@pytest.mark.parametrize(
+    ("separate", "extra", "masks"), [(False, False, False), (True, True, True), (False, True, True)]
+)
+def test_types_of_attention_are_those_of_its_kernel(rank, batch_first, weights, separate, extra, masks, monkeypatch):
+    layer = nn.MultiheadAttention(
+        4, 2, kdim=3 if separate else None, vdim=5 if separate else None, add_bias_kv=extra, add_zero_attn=extra
+    )
+    batch = (3,) if rank == 3 else ()
+
+    def tokens(count, width):
+        return f32(*batch, count, width) if batch_first or rank == 2 else f32(count, *batch, width)
+
+    given = [getattr(layer, n) for n in ("in_proj_weight", "in_proj_bias")]
+    given += [layer.out_proj.weight, layer.out_proj.bias]
+    given += [getattr(layer, n) for n in ("q_proj_weight", "k_proj_weight", "v_proj_weight", "bias_k", "bias_v")]
+    types = (
+        tokens(2, 4),
+        tokens(6, 3 if separate else 4),
+        tokens(6, 5 if separate else 4),
+        *(None if weight is None else type_of_tensor(weight) for weight in given),
+        f32(*batch, 6) if masks else None,
+        f32(2, 6) if masks else None,
+    )
+    attributes = {
+        **{p.name: p.default for p in MULTIHEAD_ATTENTION.attribute_params},
+        "num_heads": 2,
+        "embed_dim": 4,
+        "batch_first": batch_first,
+        "add_zero_attn": extra,
+        "need_weights": weights != "none",
+        "average_attn_weights": weights == "average",
+    }
+    expected = infer_with_fakes(MULTIHEAD_ATTENTION, types, attributes)
+    with monkeypatch.context() as m:
+        m.setattr("ir.inference.support.infer_with_fakes", None)  # the rule alone decides
+        assert MULTIHEAD_ATTENTION.infer is not None
+        assert MULTIHEAD_ATTENTION.infer(types, attributes) == expected
 
 
 def attention_program(model: nn.MultiheadAttention, call: dict[str, Any], *, same: bool) -> Program:
