@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fuzz import judge, sound
+from fuzz.campaign import freeze_imports
 from fuzz.check import check_case
 from fuzz.strategies.instances import instances
 from fuzz.targets import RULES
@@ -102,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         measure(chosen[0], 30)  # what is made once
+        freeze_imports()  # as a campaign's processes do
         samples = [measure(rule, options.examples) for rule in chosen]
     table = Table(Column("rule", no_wrap=True), *("per s", "goal", "changed", "draw", "check", "engine"))
     for sample in sorted(samples, key=lambda s: -s.rate):

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from fuzz.campaign import Campaign, UnitResult, run_campaign
+from fuzz.campaign import Campaign, UnitResult, freeze_imports, run_campaign
 from fuzz.determinism import compare_processes
 from fuzz.ray_campaign import RayExecutor
 from fuzz.replay import replay_all
@@ -266,4 +266,5 @@ def _replay(files: Sequence[Path], console: Console) -> int:
 
 
 if __name__ == "__main__":
+    freeze_imports()
     sys.exit(main())

@@ -249,9 +249,10 @@ def _walk(before: Observation, after: Observation, judge: Judge, judge_slope: Ju
         if problem is not None:
             yield "statistics", f"what is written to {name}: {problem}"
     masks = _finite(before.gradients)
-    for name, a, b in _slopes(_masked(before.gradients, masks), _masked(after.gradients, masks)):
+    for name, a, b in _pairs(_masked(before.gradients, masks), _masked(after.gradients, masks)):
         problem = judge_slope(a, b, _gradient(name, masks))
-        if problem is not None:
+        # one that is zero throughout may as well be absent
+        if problem is not None and not (is_no_slope(a) and is_no_slope(b)):
             yield "gradients", f"of {name}: {problem}"
     if not torch.equal(before.drawn, after.drawn):
         yield "random numbers", "another count is drawn"
@@ -293,30 +294,26 @@ def _pairs(
         yield name, before.get(name), after.get(name)
 
 
-def _slopes(
-    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
-) -> Iterator[tuple[str, torch.Tensor | None, torch.Tensor | None]]:
-    """Yield pairs of gradients; one that is zero throughout may as well be absent."""
-    for name, a, b in _pairs(before, after):
-        if not (is_no_slope(a) and is_no_slope(b)):
-            yield name, a, b
-
-
 def is_no_slope(slope: torch.Tensor | None) -> bool:
     """Return whether a gradient is absent or zero throughout: what is overwritten has one or the other."""
     return slope is None or not bool((slope != 0).any())
 
 
 def _finite(gradients: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-    """Return where gradients are finite; elsewhere nothing is compared.
+    """Return where those gradients are finite that are not throughout; elsewhere nothing is compared.
 
     Where a value has several users its gradient is a sum, and a factor that is infinite makes a NaN of it or not
     depending on whether the sum is formed before or after the factor: merging equal operations moves it.
     """
-    return {name: slope.isfinite() for name, slope in (gradients or {}).items()}
+    masks = {name: slope.isfinite() for name, slope in (gradients or {}).items()}
+    return {name: mask for name, mask in masks.items() if not bool(mask.all())}
 
 
-def _masked(gradients: Mapping[str, torch.Tensor] | None, masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _masked(
+    gradients: Mapping[str, torch.Tensor] | None, masks: Mapping[str, torch.Tensor]
+) -> Mapping[str, torch.Tensor]:
+    if not masks:
+        return gradients or {}
     return {
         name: slope[masks[name]] if name in masks and slope.shape == masks[name].shape else slope
         for name, slope in (gradients or {}).items()

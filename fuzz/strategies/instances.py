@@ -15,7 +15,8 @@ from hypothesis import reject
 from hypothesis import strategies as st
 
 from fuzz.strategies.dictionary import dictionary_of
-from fuzz.strategies.growth import NEAR_MISSES, Growth, MatchSource
+from fuzz.strategies.growth import NEAR_MISSES, Growth
+from fuzz.strategies.match_source import MatchSource
 from fuzz.strategies.programs import finish_program
 from fuzz.strategies.scene_parts import Scene
 from fuzz.strategies.scenes import SCENES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from fuzz.strategies.calls import GENERATORS, generate_call
-from fuzz.strategies.source import Condition, Source, Unavailable
+from fuzz.strategies.source import Condition, Source, Unavailable, integers
 from fuzz.strategies.types import FLOATS, SYMBOLS, shapes
 from ir.attributes import map_leaves
 from ir.builder import Builder, bind_arguments, infer_types
@@ -104,6 +105,7 @@ _DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
 _HALVES = (torch.float16, torch.bfloat16)
 _HALF_ONE_IN = 10
 _ZEROS_ONE_IN = 6
+_SEEDS = 2**16
 
 
 class ProgramSource(Source):
@@ -146,9 +148,12 @@ class ProgramSource(Source):
             and (condition is None or condition(v.tensor_type))
             and (not self.contiguous or _is_contiguous(v))
         ]
-        # recent values more often than old ones, so that there are chains; a new input now and then
-        if found and self.integer(0, 9) < 9:
-            return found[min(self.integer(0, len(found) - 1), self.integer(0, len(found) - 1))]
+        # recent values more often than old ones, so that there are chains; a new input now and then (one draw makes
+        # what is distributed as the smaller one of two)
+        square = len(found) ** 2
+        place = self.integer(0, square + square // 9) if found else 0
+        if place < square:
+            return found[len(found) - 1 - math.isqrt(square - 1 - place)]
         some_zero = zero and self.integer(0, 19) == 19
         shape = self.draw(shapes(max(min_rank, min(2, max_rank)), max_rank, zero=some_zero, symbolic=self.symbolic))
         return self._input(TensorType(shape, self.one_of(allowed)))
@@ -183,6 +188,10 @@ class ProgramSource(Source):
         if weight is not None:
             weight.is_mutated = True
             self.values = [v for v in self.values if v is not value]
+
+    def add(self, op: Operation) -> None:
+        """Let the tensors that an operation gives be taken."""
+        self.values += [result for result in op.results if type(result.type) is TensorType]
 
     def _input(self, type_: TensorType) -> Value:
         value = self.graph.add_input(type_, f"x{len(self.graph.inputs)}")
@@ -297,7 +306,7 @@ def _add_operation(source: ProgramSource, builder: Builder, name: str) -> None:
         source.contiguous = False
     if source.symbolic and not _holds_for_all_numbers(name, args, kwargs):
         return
-    source.values += builder.op(name, *args, **kwargs).results
+    source.add(builder.op(name, *args, **kwargs))
 
 
 def _repeat_operation(source: ProgramSource, builder: Builder, op: Operation) -> None:
@@ -312,7 +321,7 @@ def _repeat_operation(source: ProgramSource, builder: Builder, op: Operation) ->
     if len(values) == 2 and values[1] is not None and values[1].type == first.type and source.flag():
         values.reverse()
     arguments: dict[str, Any] = {p.name: v for p, v in zip(op.opdef.operand_params, values, strict=True)}
-    source.values += builder.op(op.opdef, **arguments, **op.attributes).results
+    source.add(builder.op(op.opdef, **arguments, **op.attributes))
 
 
 def _holds_for_all_numbers(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
@@ -364,7 +373,7 @@ def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None
             unused += [r for r in op.results if r.is_unused and not (dead and source.flag())]
         else:
             # that nobody uses one of several results is what some rules ask for
-            unused += [r for r in op.results if r.is_unused and not source.flag()]
+            unused += [r for r in op.results if type(r.type) is TensorType and r.is_unused and not source.flag()]
     returned = [*outputs, *(v for v in unused if v not in outputs)]
     if not returned or (source.values and source.integer(0, 3) == 3):
         returned.append(source.one_of(source.values))
@@ -384,16 +393,17 @@ def input_tensors(draw: st.DrawFn, program: Program, *, special: bool = True) ->
     With `special`, some floating tensors hold NaN, infinities, zeros of both signs and subnormal numbers.
     """
     numbers = {
-        symbol: draw(st.integers(bounds.lower, bounds.upper if bounds.upper is not None else bounds.lower + 7))
+        symbol: draw(integers(bounds.lower, bounds.upper if bounds.upper is not None else bounds.lower + 7))
         for symbol, bounds in program.symbols.items()
     }
     tensors = []
     for value in program.graph.inputs:
         type_ = substitute(value.type, numbers)
-        tensor = random_tensor(type_.shape, type_.dtype, draw(st.integers(0, 2**16)))
-        if special and type_.dtype.is_floating_point and tensor.numel() and draw(st.integers(0, 3)) == 3:
+        chance, seed = divmod(draw(integers(0, 4 * _SEEDS - 1)), _SEEDS)
+        tensor = random_tensor(type_.shape, type_.dtype, seed)
+        if special and type_.dtype.is_floating_point and tensor.numel() and chance == 3:
             tiny = torch.finfo(type_.dtype).smallest_normal / 4
             number = draw(st.sampled_from((0.0, -0.0, tiny, 1e30, float("inf"), -float("inf"), float("nan"))))
-            tensor.view(-1)[draw(st.integers(0, tensor.numel() - 1))] = number
+            tensor.view(-1)[draw(integers(0, tensor.numel() - 1))] = number
         tensors.append(tensor)
     return tensors

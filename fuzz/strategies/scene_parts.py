@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fuzz.strategies.calls import generate_call
-from fuzz.strategies.growth import MatchSource, operators_with
+from fuzz.strategies.growth import operators_with
+from fuzz.strategies.match_source import MatchSource
 from ir.core import Value
 from ir.opdef import Trait
 from ir.types import Dim, TensorType

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from fuzz.strategies.calls import generate_call
-from fuzz.strategies.growth import MatchSource
+from fuzz.strategies.match_source import MatchSource
 from fuzz.strategies.scene_parts import Scene, activation, emit, entry, new_linear, new_weight, seldom, spoil
 from fuzz.strategies.scenes_layout import (
     contiguous_of_view,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fuzz.strategies.growth import MatchSource
+from fuzz.strategies.match_source import MatchSource
 from fuzz.strategies.scene_parts import emit, entry, new_linear, new_weight, seldom, spoil
 from ir.core import Value
 from ir.types import TensorType

@@ -23,7 +23,7 @@ Condition = Callable[[TensorType], bool]
 
 
 @cache
-def _integers(lower: int, upper: int) -> st.SearchStrategy[int]:
+def integers(lower: int, upper: int) -> st.SearchStrategy[int]:
     """Return the strategy for a range, made once: making strategies costs more than drawing from them."""
     return st.integers(lower, upper)
 
@@ -43,11 +43,11 @@ class Source:
 
     def one_of(self, choices: Sequence[T]) -> T:
         """Draw one of the choices; shrinks to the first."""
-        return choices[self.draw(_integers(0, len(choices) - 1))]
+        return choices[self.draw(integers(0, len(choices) - 1))]
 
     def integer(self, lower: int, upper: int) -> int:
         """Draw an int from a closed range; shrinks to `lower`."""
-        return self.draw(_integers(lower, upper))
+        return self.draw(integers(lower, upper))
 
     def extent(self, lower: int, upper: int) -> int:
         """Draw the size of a window: a small one, unless the source has a reason for others."""

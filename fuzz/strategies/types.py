@@ -41,9 +41,9 @@ def shapes(
     """Return a strategy for shapes. In half of them all sizes are equal, so that a rule that takes one dimension for
     another does not find out from the sizes."""
     size = sizes(zero=zero, symbolic=symbolic)
-    mixed = st.lists(size, min_size=min_rank, max_size=max_rank).map(tuple)
+    mixed = [st.tuples(*[size] * rank) for rank in range(min_rank, max_rank + 1)]
     equal = st.builds(lambda one, rank: (one,) * rank, size, st.integers(min_rank, max_rank))
-    return st.one_of(mixed, equal)
+    return st.one_of([*mixed, *[equal] * len(mixed)])
 
 
 def tensor_types(
