@@ -15,6 +15,7 @@ from fuzz.strategies.scenes_layout import (
     copy_of_made,
     detached,
     reshape_of_copy,
+    reshape_permute_reshape,
     reshapes,
     spatial_mean,
     unit_arithmetic,
@@ -192,7 +193,7 @@ def _projections(source: MatchSource) -> tuple[tuple[Value, Value, Value], Value
             new_weight(source, 3 * width, width),
             new_weight(source, 3 * width) if bias else None,
         )
-        kind = source.integer(0, 3)
+        kind = source.one_of((1, 1, 3, 3, 0, 2))  # canonicalization leaves two of them
         if kind == 0:
             parts = source.builder.op("aten.chunk", joint, 3, -1).results
         elif kind == 1:
@@ -204,8 +205,8 @@ def _projections(source: MatchSource) -> tuple[tuple[Value, Value, Value], Value
         else:
             parts = tuple([emit(source, "aten.slice.Tensor", joint, 2, i * width, (i + 1) * width) for i in range(3)])
         spoil(source, joint, *parts)
-        if seldom(source):
-            parts = (parts[1], parts[0], parts[2])
+        if source.integer(0, 3) == 3:
+            parts = tuple([parts[i] for i in source.one_of(((1, 0, 2), (0, 2, 1), (2, 1, 0), (0, 0, 2), (0, 0, 0)))])
     else:
         other = entry(source, *(x.tensor_type.shape or ())) if seldom(source) else x
         parts = tuple([new_linear(source, given, width, bias) for given in (x, x, other)])
@@ -323,6 +324,8 @@ SCENES: dict[str, Scene] = {
     "SpatialMeanToPool": spatial_mean,
     "ReshapeOfCopy": reshape_of_copy,
     "MergeReshapes": reshapes,
+    "PermuteWithoutUnits": reshape_permute_reshape,
+    "SplitBeforePermute": reshape_permute_reshape,
     "NoContiguous": contiguous_of_view,
     "NoArithmetic": unit_arithmetic,
     "NoCopy": copy_of_made,

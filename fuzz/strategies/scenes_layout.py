@@ -6,6 +6,7 @@ import torch
 
 from fuzz.strategies.match_source import MatchSource
 from fuzz.strategies.scene_parts import emit, entry, new_linear, new_weight, seldom, spoil
+from fuzz.strategies.source import divisors
 from ir.core import Value
 from ir.types import TensorType
 
@@ -37,6 +38,13 @@ def _turned(source: MatchSource) -> Value:
     return emit(source, "aten.permute", x, source.shuffled(range(len(shape))))
 
 
+def _reversed(source: MatchSource) -> Value:
+    """Return what lies in memory in the reverse order of its dimensions: merging two of them takes a copy."""
+    shape = [source.integer(2, 3) for _ in range(source.integer(2, 3))]
+    x = new_linear(source, source.new_input(TensorType((*shape[:-1], 2), source.usual)), shape[-1], False)
+    return emit(source, "aten.permute", x, list(range(len(shape)))[::-1])
+
+
 def contiguous_of_view(source: MatchSource) -> Value:
     """Ask for contiguous memory where it is, or is not, contiguous already."""
     y = emit(source, "aten.contiguous", _turned(source))
@@ -57,9 +65,33 @@ def reshapes(source: MatchSource) -> Value:
     return emit(source, "aten.relu", y) if source.flag() else y
 
 
+def reshape_permute_reshape(source: MatchSource) -> Value:
+    """Reshape to matrices with sizes of 1 among theirs, permute, reshape: to what is a view of it, or not."""
+    x = _reversed(source) if source.flag() else _turned(source)
+    total = 1
+    for size in x.tensor_type.shape or ():
+        total *= int(size or 1)
+    rows = source.one_of(divisors(total))
+    middle = [rows, total // rows]
+    for _ in range(source.integer(0, 2)):
+        middle.insert(source.integer(0, len(middle)), 1)
+    inner = emit(source, "aten.reshape", x, middle)
+    turned = emit(source, "aten.permute", inner, source.shuffled(range(len(middle))))
+    spoil(source, inner, turned)
+    sizes = [int(d) for d in turned.tensor_type.shape or () if d is not None]
+    split = source.one_of(divisors(sizes[0]))
+    y = emit(
+        source,
+        "aten.reshape",
+        turned,
+        source.one_of(([d for d in sizes if d != 1], [split, sizes[0] // split, *sizes[1:]], [total])),
+    )
+    return emit(source, "aten.relu", y) if seldom(source) else y
+
+
 def reshape_of_copy(source: MatchSource) -> Value:
     """Merge dimensions that lie apart in memory, behind a copy."""
-    turned = _turned(source)
+    turned = _reversed(source) if source.flag() else _turned(source)
     if len(turned.tensor_type.shape or ()) < 2:
         turned = emit(source, "aten.unsqueeze", turned, 0)
     if source.flag():
@@ -88,6 +120,8 @@ def unit_arithmetic(source: MatchSource) -> Value:
     number = source.one_of((0, 1, -1, 2, 1.0, 0.0)) if seldom(source) else unit
     suffix = "Tensor_Scalar" if name == "pow" else "Scalar"
     scaled = {"alpha": source.one_of((-1, 2))} if name in ("add", "sub") and source.integer(0, 2) == 2 else {}
+    if scaled and x.tensor_type.dtype == source.usual and source.flag():
+        x = emit(source, "aten.mul.Scalar", x, 0.0)  # zeros of both signs: the sign of the number shows
     return _used(source, emit(source, f"aten.{name}.{suffix}", x, number, **scaled))
 
 
