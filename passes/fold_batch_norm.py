@@ -47,8 +47,8 @@ class FoldBatchNormPattern(Pattern):
         if bn.operand("running_mean") is None or bn.operand("running_var") is None:
             return f"{where} normalizes with the statistics of the batch"
         result, rank = m.layer.result.type, m.w.tensor_type.rank
-        if not isinstance(result, TensorType) or result.rank is None or result.rank != rank:
-            # a linear on more than rows, a convolution without a batch
+        if not isinstance(result, TensorType) or result.rank is None or result.rank != rank or rank < 2:
+            # a linear on more than rows or by a vector, a convolution without a batch
             return f"{where} has its channels in dimension 1 of {result}, where {m.layer.name} need not have its own"
         channels = m.w.tensor_type.shape[0] if m.w.tensor_type.shape else None
         for value in (m.w, m.b, *(bn.operand(name) for name in _STATISTICS)):

@@ -16,7 +16,7 @@ Arguments = tuple[list[Any], dict[str, Any]]
 
 NUMBERS = (1, 2, 0.5, 0, -1, 3.0, -0.25, 6, 0.1234567)
 _REAL_ATTRIBUTES: dict[str, tuple[Any, ...]] = {
-    "alpha": (1, 2, 0.5, -1),
+    "alpha": (1, 2, 0.5, -1, 1.0),
     "lambd": (0.5, 0, 1.0),
     "approximate": ("none", "tanh"),
     "rounding_mode": (None, "floor", "trunc"),

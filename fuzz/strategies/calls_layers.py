@@ -262,7 +262,7 @@ def multihead_attention(source: Source, opdef: OpDef) -> Arguments:
         "add_zero_attn": zero,
         "need_weights": source.integer(0, 3) == 3,
         "average_attn_weights": source.flag(),
-        "is_causal": mask is not None and source.integer(0, 2) == 2,
+        "is_causal": mask is not None and source.flag(),
     }
 
 

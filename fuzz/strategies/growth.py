@@ -139,19 +139,21 @@ class Growth:
         ranks = set() if isinstance(node.ops, Trait) else set(map(_spatial_rank, node.ops))
         self.spatial = (ranks.pop() if len(ranks) == 1 else "") or outer
         around = self.source.alike
-        for key, part in node.operands:
-            if isinstance(part, _Given):
-                fixed[key] = part.value
-            elif part is None:
-                fixed[key] = None
-            elif isinstance(part, tuple):
-                fixed[key] = tuple([self.value(item) for item in part])
-            elif isinstance(part, AnyValue) and part.name not in self.captures:
-                free[key] = part
-            else:
-                fixed[key] = value = self.value(part)
-                self.source.alike = value.tensor_type if isinstance(value.type, TensorType) else around
-        self.spatial, self.source.alike = outer, around
+        try:
+            for key, part in node.operands:
+                if isinstance(part, _Given):
+                    fixed[key] = part.value
+                elif part is None:
+                    fixed[key] = None
+                elif isinstance(part, tuple):
+                    fixed[key] = tuple([self.value(item) for item in part])
+                elif isinstance(part, AnyValue) and part.name not in self.captures:
+                    free[key] = part
+                else:
+                    fixed[key] = value = self.value(part)
+                    self.source.alike = value.tensor_type if isinstance(value.type, TensorType) else around
+        finally:
+            self.spatial, self.source.alike = outer, around
         broken = self._broken_edges(fixed)
         tried = _Tried()
         for attempt in range(_ATTEMPTS):

@@ -310,16 +310,18 @@ def _add_operation(source: ProgramSource, builder: Builder, name: str) -> None:
 
 
 def _repeat_operation(source: ProgramSource, builder: Builder, op: Operation) -> None:
-    """Apply an operation once more, to another value of the same type or the same one, with the same weights."""
-    first, *others = op.operands
-    if first is None or (op.name in _NEED_CONTIGUOUS and not _is_contiguous(first)):
+    """Apply an operation once more, with one operand another value of the same type, or none, or the two exchanged."""
+    values = list(op.operands)
+    place = source.integer(0, len(values) - 1)
+    changed = values[place]
+    if changed is None or (op.name in _NEED_CONTIGUOUS and not all(v is None or _is_contiguous(v) for v in values)):
         return
-    same = [first, *(v for v in reversed(source.values) if v.type == first.type)]
+    same = [changed, *(v for v in reversed(source.values) if v.type == changed.type)]
     if op.name in _NEED_CONTIGUOUS:
         same = [v for v in same if _is_contiguous(v)]
-    values = [first if source.flag() else source.one_of(same), *others]
-    if len(values) == 2 and values[1] is not None and values[1].type == first.type and source.flag():
-        values.reverse()
+    values[place] = changed if source.flag() else source.one_of(same)
+    if len(values) == 2 and values[0] is not None and values[1] is not None and values[0].type == values[1].type:
+        values = values[::-1] if source.flag() else values
     arguments: dict[str, Any] = {p.name: v for p, v in zip(op.opdef.operand_params, values, strict=True)}
     source.add(builder.op(op.opdef, **arguments, **op.attributes))
 
@@ -375,8 +377,9 @@ def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None
             # that nobody uses one of several results is what some rules ask for
             unused += [r for r in op.results if type(r.type) is TensorType and r.is_unused and not source.flag()]
     returned = [*outputs, *(v for v in unused if v not in outputs)]
-    if not returned or (source.values and source.integer(0, 3) == 3):
-        returned.append(source.one_of(source.values))
+    if not returned or (source.values and source.integer(0, 2) == 2):
+        # a used value: what is returned may not come to share memory; among the last ones is what a rule looks for
+        returned.append(source.one_of(source.values[-4:] if source.flag() else source.values))
     graph.set_outputs(returned)
     program.convention = CallingConvention(
         None,

@@ -120,7 +120,7 @@ def unit_arithmetic(source: MatchSource) -> Value:
     number = source.one_of((0, 1, -1, 2, 1.0, 0.0)) if seldom(source) else unit
     suffix = "Tensor_Scalar" if name == "pow" else "Scalar"
     scaled = {"alpha": source.one_of((-1, 2))} if name in ("add", "sub") and source.integer(0, 2) == 2 else {}
-    if scaled and x.tensor_type.dtype == source.usual and source.flag():
+    if name in ("add", "sub") and x.tensor_type.dtype == source.usual and source.flag():
         x = emit(source, "aten.mul.Scalar", x, 0.0)  # zeros of both signs: the sign of the number shows
     return _used(source, emit(source, f"aten.{name}.{suffix}", x, number, **scaled))
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from fuzz.case import Case
+from fuzz.definite import has_definite_gradients
 from graphwright import Match, Pattern, PatternBuilder
 from graphwright.fuzz import Properties, UnsoundError, assert_sound
 from ir.program import weight_of
@@ -94,3 +96,26 @@ def test_what_keeps_something_between_runs_is_found() -> None:
         assert_sound(KeepsCount, properties=Properties(strides=False, gradients=False), settings=QUICK)
     found = caught.value.counterexample
     assert found is not None and found.property == "second run", found
+
+
+@pytest.mark.parametrize(("width", "definite"), [(1, False), (2, True)])
+def test_gradients_that_hang_on_the_strides_of_unit_dimensions_are_told(width: int, definite: bool) -> None:
+    """PyTorch 2.13 takes a contiguous map of width 1 for one in channels_last, and mixes up its channels."""
+    case = Case.seeded(
+        f"""
+program "case" {{
+  buffer %mean : f32[2]
+  buffer %var : f32[2]
+  argument "x" = input 0
+  result = output 0
+  graph(%x : f32[1, 2, 2, {width}]) {{
+    %relu = aten.sigmoid(%x) : f32[1, 2, 2, {width}]
+    %bn = aten.batch_norm(%relu, None, None, %mean, %var) {{training=False, momentum=0.1, eps=1e-05, cudnn_enabled=False}} : f32[1, 2, 2, {width}]
+    %permute = aten.permute(%bn) {{dims=[2, 0, 1, 3]}} : f32[2, 1, 2, {width}]
+    return %permute
+  }}
+}}
+""",  # noqa: E501 - the text form has lines of its own length
+        bounds={"var": (0.5, 2.0)},
+    )
+    assert has_definite_gradients(case.build(), case.inputs) is definite

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fuzz.rounding import Rounding
+from ir.errors import EvaluationError
 
 
 def _softmax_gradient(scale: float) -> torch.Tensor:
@@ -56,3 +57,36 @@ def test_views_writes_and_integers_are_not_moved() -> None:
     rounding = Rounding(lambda: sample.append(run()) or sample[-1])  # type: ignore[func-returns-value]
     assert rounding.bound(run(), lambda seen: seen) < 1e-14
     assert (sample[0] - torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64)).abs().max() < 1e-15
+
+
+def test_a_norm_of_close_numbers_amplifies_rounding_and_the_derivative_says_so() -> None:
+    x = torch.tensor([1.0, 1.0 + 2**-10])
+
+    def run(numbers: torch.Tensor) -> Callable[[], torch.Tensor]:
+        return lambda: torch.nn.functional.layer_norm(numbers, (2,), eps=1e-6)
+
+    eps = torch.finfo(torch.float32).eps
+    rounding = Rounding(run(x), exact=run(x.double()))
+    # the numbers are 2**-10 apart, so that half a unit in their last place moves the result about a thousand units
+    assert 100 * eps < rounding.first_order(lambda seen: seen, eps) < 1e5 * eps
+    smooth = Rounding(x.exp, exact=x.double().exp)
+    assert smooth.first_order(lambda seen: seen, eps) < 100 * eps
+
+
+def test_what_tips_over_has_no_derivative() -> None:
+    x = torch.ones(4)
+
+    def run() -> torch.Tensor:
+        y = x.double() * 3
+        return torch.sign(y - 3)  # whichever way the product is rounded decides
+
+    rounding = Rounding(run, exact=run)
+    assert rounding.first_order(lambda seen: seen, 1e-7) == 0.0
+
+
+def test_without_a_run_in_float64_nothing_is_let_through() -> None:
+    def refuses() -> torch.Tensor:
+        raise EvaluationError("no")
+
+    assert Rounding(lambda: torch.ones(2)).first_order(lambda seen: seen, 1e-7) == 0.0
+    assert Rounding(lambda: torch.ones(2), exact=refuses).first_order(lambda seen: seen, 1e-7) == 0.0
