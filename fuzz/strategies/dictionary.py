@@ -26,6 +26,8 @@ def dictionary_of(rule: Pattern) -> list[Any]:
         seen.add(code)
         for literal in _literals(code):
             found.setdefault((type(literal), repr(literal)), literal)
+            if literal == 0:
+                found.setdefault((float, "-0.0"), -0.0)  # a zero in the code may mean one sign only
         home = names.get("__name__")
         pending += [
             function

@@ -209,8 +209,15 @@ def _projections(source: MatchSource) -> tuple[tuple[Value, Value, Value], Value
             parts = tuple([parts[i] for i in source.one_of(((1, 0, 2), (0, 2, 1), (2, 1, 0), (0, 0, 2), (0, 0, 0)))])
     else:
         other = entry(source, *(x.tensor_type.shape or ())) if seldom(source) else x
-        parts = tuple([new_linear(source, given, width, bias) for given in (x, x, other)])
+        wider = seldom(source)
+        parts = tuple([new_linear(source, given, 2 * width if wider else width, bias) for given in (x, x, other)])
         spoil(source, *parts)
+        if wider:
+            # a half of each projection, which need not be the first one
+            starts = [width * source.integer(0, 1) for _ in parts]
+            parts = tuple(
+                [emit(source, "aten.slice.Tensor", p, 2, a, a + width) for p, a in zip(parts, starts, strict=True)]
+            )
     query, key, value = (_heads(source, part, batch_first, heads, dim) for part in parts)
     return (query, key, value), x, batch_first
 

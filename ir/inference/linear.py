@@ -128,8 +128,8 @@ def multihead_attention(types: tuple[Any, ...], attributes: Attributes) -> tuple
     averaged, they are [N, heads, L, S].
     """
     query, key, value, in_proj, in_bias, out_proj, out_bias, *separate, bias_k, bias_v, padding, mask = types
-    given = [t for t in (query, key, value, in_proj, in_bias, out_proj, out_bias, *separate, bias_k, bias_v) if t]
-    dtype, device = float_dtype(given), common_device(types)
+    floats = (query, key, value, in_proj, in_bias, out_proj, out_bias, *separate, bias_k, bias_v)
+    dtype, device = float_dtype(floats), common_device(types)
     width, heads = attributes["embed_dim"], attributes["num_heads"]
     require(isinstance(width, int) and isinstance(heads, int) and width > 0 and heads > 0 and width % heads == 0)
     q, k, v = query.shape, key.shape, value.shape
@@ -171,7 +171,8 @@ def multihead_attention(types: tuple[Any, ...], attributes: Attributes) -> tuple
     result = TensorType(query.shape, dtype, device)
     if not attributes["need_weights"]:
         return result, OpaqueType()
-    attended = simplify_dim(others + (bias_k is not None) + bool(attributes["add_zero_attn"]))
+    extra = int(bias_k is not None) + int(bool(attributes["add_zero_attn"]))
+    attended = simplify_dim(others + extra) if extra else others
     by_head = () if attributes["average_attn_weights"] else (heads,)
     return result, TensorType((*batch, *by_head, tokens, attended), dtype, device)
 
