@@ -173,7 +173,8 @@ def _written_values(graph: Graph) -> list[Value]:
             # normalizations only read the first operand, which is what they normalize
             places = range(1, len(op.operands))
         written = [value for place in places if (value := op.operands[place]) is not None]
-        found.update(dict.fromkeys(_storage_roots(written)))
+        if written:
+            found.update(dict.fromkeys(_storage_roots(written)))
     return list(found)
 
 

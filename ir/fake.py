@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import sympy
@@ -153,11 +154,9 @@ def call_arguments(
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     position = 0
-    for param in opdef.params:
-        if param.extra:
-            continue
-        if param.kind is ParamKind.ATTRIBUTE:
-            value = attributes[param.name]
+    for name, is_attribute, keyword_only in _parameters(opdef):
+        if is_attribute:
+            value = attributes[name]
             if isinstance(value, tuple):
                 value = list(map_leaves(value, resolve))
             elif type(value) not in _PLAIN:
@@ -167,11 +166,17 @@ def call_arguments(
             position += 1
             if isinstance(value, tuple):
                 value = list(value)
-        if param.keyword_only:
-            kwargs[param.name] = value
+        if keyword_only:
+            kwargs[name] = value
         else:
             args.append(value)
     return args, kwargs
+
+
+@cache
+def _parameters(opdef: OpDef) -> tuple[tuple[str, bool, bool], ...]:
+    """Return what a kernel takes: its name, whether it is an attribute, and whether it goes by name only."""
+    return tuple([(p.name, p.kind is ParamKind.ATTRIBUTE, p.keyword_only) for p in opdef.params if not p.extra])
 
 
 @contextmanager
