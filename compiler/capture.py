@@ -64,6 +64,8 @@ class Captured:
     """Torch's name of a symbol -> the user's."""
     opaques: Mapping[str, nn.Module] = attrs.field(factory=dict)
     """Modules kept as they are: path -> a copy of the module with the same tensors."""
+    writers: frozenset[str] = frozenset()
+    """Paths of opaque modules that write to their arguments."""
     mode_readers: tuple[str, ...] = ()
     """Paths of the traced modules whose own Python code depends on `self.training`."""
     opposite: ExportedProgram | None = None
@@ -180,6 +182,7 @@ class _Export:
             exported=exported,
             symbol_names=symbol_names(exported, model, self.args, self.kwargs, self.dynamic_shapes),
             opaques={path: structural_copy(module) for path, module in self.opaques.items()},
+            writers=frozenset(p for p in self.opaques if any(record.writes for record in self.records.get(p, ()))),
             mode_readers=tuple(traced),
             opposite=opposite,
             opposite_error=problem,

@@ -58,13 +58,15 @@ def _fake_opaque(args: Sequence[torch.Tensor], callee: str, spec: str, results: 
 torch.library.register_fake("graphwright::opaque", _fake_opaque, lib=_LIBRARY)
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class CallRecord:
     """One call of a module in the real run: arguments (tensors as meta tensors) and result."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any
+    writes: bool = False
+    """Whether the call wrote to a tensor among its arguments, or does so in the other mode."""
 
 
 def _as_meta(tree: Any) -> Any:
@@ -181,9 +183,11 @@ def changes_with_mode(module: nn.Module, records: Sequence[CallRecord]) -> bool:
             for mode in (False, True):
                 for each, _ in modes:
                     each.training = mode
+                before = _versions((record.args, record.kwargs))
                 with _FunctionLog() as log, torch.no_grad():
                     module.forward(*record.args, **record.kwargs)
                 logs.append(log.names)
+                record.writes |= before != _versions((record.args, record.kwargs))
             if logs[0] != logs[1]:
                 return True
     except Exception:  # noqa: BLE001 - whatever the user's code raises on meta tensors: then nothing is known
@@ -219,8 +223,10 @@ def record_calls(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> di
 
         def recording(*args: Any, _path: str = path, _original: Callable[..., Any] = original, **kwargs: Any) -> Any:
             before = _as_meta((args, kwargs))
+            versions = _versions((args, kwargs))
             result = _original(*args, **kwargs)
-            records[_path].append(CallRecord(before[0], before[1], _as_meta(result)))
+            writes = versions != _versions((args, kwargs))
+            records[_path].append(CallRecord(before[0], before[1], _as_meta(result), writes))
             return result
 
         module.__dict__["forward"] = recording
@@ -231,6 +237,12 @@ def record_calls(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> di
         for module, forward in removed:
             _put_back(module, forward)
     return records
+
+
+def _versions(tree: Any) -> list[int | None]:
+    """Return how often each tensor was written; it is not counted in inference mode."""
+    tensors = [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return [None if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def _put_back(module: nn.Module, forward: Any) -> None:

@@ -40,7 +40,9 @@ def lower(captured: Captured) -> Program:
 
 
 def _lower_exported(captured: Captured, exported: ExportedProgram) -> Program:
-    program = ExportLowering(exported, captured.module, captured.symbol_names, captured.opaques).lower()
+    program = ExportLowering(
+        exported, captured.module, captured.symbol_names, captured.opaques, captured.writers
+    ).lower()
     if captured.module is not None:
         program.name = type(captured.module).__qualname__
         program.meta["signature"] = inspect.signature(captured.module.forward)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import linecache
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -28,6 +28,7 @@ from compiler.lower_regions import RegionLowering, attribute_of
 from compiler.lower_storage import Handle, Storage
 from compiler.lower_symbols import DataDependentSizeError, SymbolTable, restricted
 from compiler.lower_weights import WeightTable, shares_storage
+from compiler.lower_writes import check_writes
 from ir.core import Graph, Value
 from ir.errors import CaptureError, GraphwrightError, VerificationError
 from ir.expressions import format_expression
@@ -64,12 +65,14 @@ class ExportLowering(RegionLowering):
         module: nn.Module | None,
         names: Mapping[str, str],
         opaques: Mapping[str, Any],
+        writers: Collection[str] = (),
     ) -> None:
         self.exported = exported
         self.graph = Graph()
         self.convention = CallingConvention(exported.call_spec.in_spec, exported.call_spec.out_spec)
         self.program = Program("main", self.graph, self.convention, opaques=dict(opaques))
         super().__init__(Functionalizer(self.graph), SymbolTable(names, exported))
+        self.writers = writers
         self.weights = WeightTable(self.program)
         self.module = module
         self.facts = ModuleFacts(module)
@@ -104,6 +107,7 @@ class ExportLowering(RegionLowering):
         self.program.symbols = self.symbols.ranges()
         self.program.constraints = self.symbols.constraints()
         self._check_types()
+        check_writes(self.graph)
         self.program.meta.update(self.facts.meta(self.functionalizer.sharing.conflicts(self.functionalizer.sources)))
         return self.program
 
@@ -369,6 +373,7 @@ class ExportLowering(RegionLowering):
                 "spec": spec,
                 "training": bool(getattr(module, "training", False)),
                 "result_types": tuple(map(str, types)),
+                "writes": callee in self.writers,
             },
             types,
             names=(node.name,),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from ir.core import RETURN, Value
+from ir.core import RETURN, Operation, Value
 from ir.opdef import OpDef, Trait
 from ir.types import TensorType
 
@@ -157,11 +157,51 @@ def reaches_output(value: Value) -> bool:
     return False
 
 
+def is_written(value: Value) -> bool:
+    """Return whether an operation may write to `value`, or to what may share its storage.
+
+    Normalizations write their running statistics, in training, and after a call of `train()` where they follow the
+    mode of their module. Opaque calls write where they say so.
+    """
+    seen: set[Value] = {value}
+    worklist = [value]
+    while worklist:
+        if len(seen) > _BOUND:
+            return True
+        for user, index in worklist.pop().uses:
+            if user.opdef is RETURN:
+                continue
+            if _writes_operand(user, index):
+                return True
+            reached = list(user.results) if user.body is not None or may_alias_operands(user.opdef) else []
+            if user.body is not None:
+                reached.append(user.body.inputs[index])
+            for other in reached:
+                if other not in seen:
+                    seen.add(other)
+                    worklist.append(other)
+    return False
+
+
+def _writes_operand(op: Operation, index: int) -> bool:
+    opdef = op.opdef
+    if opdef.has(Trait.OPAQUE):
+        return bool(op.attributes.get("writes", False))
+    if op.body is not None or opdef.training is None or opdef.has(Trait.RANDOM):
+        return False
+    places = [opdef.operand_index.get(name) for name in ("running_mean", "running_var")]
+    return index in places and bool(op.in_training or op.attributes.get("follows_mode"))
+
+
 def may_replace(old: Value, new: Value) -> bool:
     """Return whether the users of `old`, a fresh copy of `new`, may use `new` itself without a caller telling.
 
-    They may unless an output would then share storage with an input, a weight or another output.
+    They may unless an output would then share storage with an input, a weight or another output, or one of the two is
+    written while somebody reads the other.
     """
+    roots = may_alias_roots(new)
+    if is_written(old) or any(map(is_written, roots)):
+        return False
     if not aliases_output(old):
         return True
-    return not may_share_with_caller(new) and not any(aliases_output(root) for root in may_alias_roots(new))
+    return not may_share_with_caller(new) and not any(map(aliases_output, roots))

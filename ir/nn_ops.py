@@ -140,6 +140,7 @@ OPAQUE = register_opdef(
             _attribute("training", "bool", False, True),
             _attribute("result_types", "str[]"),
             _attribute("returns", "str", "leaves", True),
+            _attribute("writes", "bool", False, True),
         ),
         ("list",),
         traits=Trait.OPAQUE,
@@ -151,6 +152,8 @@ OPAQUE = register_opdef(
 
 `spec` is the text of the arguments (`encode_call`). The results are the leaves of what the callable returns; where
 `returns` is "items", its items as they are, and where it is "whole", what it returns, tensor or not.
+
+Where `writes` is True, the callable writes to its arguments, which nothing else reads then.
 """
 
 

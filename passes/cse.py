@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import attrs
 
-from ir.aliasing import aliases_output
+from ir.aliasing import aliases_output, is_written
 from ir.attributes import attribute_key
 from ir.core import Operation, Value
 from ir.locations import merge_locations
@@ -66,4 +66,6 @@ def _may_merge(kept: Value, gone: Value) -> bool:
     for user in gone._uses:
         if user.name in _IDENTITY_SENSITIVE:
             return False
+    if is_written(gone) or is_written(kept):
+        return False
     return not (aliases_output(gone) and aliases_output(kept))

@@ -18,7 +18,7 @@ import attrs
 import sympy
 import torch
 
-from ir.aliasing import aliases_output, may_alias_operands, reaches_output
+from ir.aliasing import aliases_output, is_written, may_alias_operands, reaches_output
 from ir.attributes import Ref, iter_leaves
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError
@@ -145,7 +145,7 @@ def _fold(op: Operation, known: dict[Value, _Constant]) -> list[_Constant] | Non
             operands.append(constant)
     if not op.results or not is_foldable(op) or not _is_literal(op) or not _is_small(op, operands):
         return None
-    if not may_alias_operands(op.opdef) and any(map(aliases_output, op.results)):
+    if not may_alias_operands(op.opdef) and any(map(_is_own, op.results)):
         return None  # every call hands out a tensor of its own
     if fill is not None:
         return _filled(op, fill)
@@ -156,7 +156,7 @@ def _fold(op: Operation, known: dict[Value, _Constant]) -> list[_Constant] | Non
         return None
     given = {t.untyped_storage().data_ptr() for t in tensors if t is not None}
     for value, made in zip(op.results, results, strict=True):
-        if made.untyped_storage().data_ptr() not in given and aliases_output(value):
+        if made.untyped_storage().data_ptr() not in given and _is_own(value):
             return None  # the operator may hand out its operand, and did not
     if follows and not op.opdef.has(Trait.LAYOUT):
         wide = _evaluate(op, [None if c is None else c.tensor.double() if c.follows else c.tensor for c in operands])
@@ -251,14 +251,21 @@ def _same_numbers(narrow: torch.Tensor, wide: torch.Tensor) -> bool:
     return bool((same | (converted.isnan() & wide.isnan())).all())
 
 
+def _is_own(value: Value) -> bool:
+    """Return whether a tensor must be made anew by each call: the caller may write to it, or an operation does."""
+    return aliases_output(value) or is_written(value)
+
+
 def _materialize(
     program: Program, value: Value, constant: _Constant, op: Operation, interned: dict[Any, Value]
 ) -> Value:
     """Return the weight that holds a folded tensor; small equal ones are one weight."""
     tensor = constant.tensor
     key: Any = None
-    if tensor.numel() * tensor.element_size() <= _MAX_INTERNED_BYTES and not aliases_output(value):
-        raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy(force=True).tobytes() if tensor.numel() else b""
+    if tensor.numel() * tensor.element_size() <= _MAX_INTERNED_BYTES and not _is_own(value):
+        # `contiguous` leaves one element as it is, whatever its strides
+        flat = tensor.clone(memory_format=torch.contiguous_format).reshape(-1)
+        raw = flat.view(torch.uint8).numpy(force=True).tobytes() if tensor.numel() else b""
         key = (value.type, tensor.stride(), constant.follows, raw)
         found = interned.get(key)
         if found is not None:

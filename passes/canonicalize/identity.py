@@ -41,7 +41,9 @@ def sharing_refusal(old: Value, x: Value) -> str | None:
         if weight is not None and weight.is_mutated:
             return f"the copied weight `{weight.name}` is written by the program"
     if not may_replace(old, x):
-        return "an output would share storage with an input, a weight or another output"
+        return (
+            "an output would share storage with an input, a weight or another output, or statistics with another value"
+        )
     return None
 
 

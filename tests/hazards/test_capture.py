@@ -378,3 +378,61 @@ def test_no_arguments_at_all() -> None:
             return self.layer(self.start), torch.arange(3), self.start
 
     assert_same(Source())
+
+
+class WritesItsArgument(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(2) + 1
+
+
+class AroundAWriter(nn.Module):
+    def __init__(self, function: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.leaf = WritesItsArgument()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self.leaf, x)
+
+
+def _twice(leaf: Any, x: torch.Tensor) -> torch.Tensor:
+    y = x.relu()
+    return leaf(y.relu()) + y
+
+
+def _same_sums(leaf: Any, x: torch.Tensor) -> torch.Tensor:
+    return leaf(x + 1) + (x + 1)
+
+
+def _constant(leaf: Any, x: torch.Tensor) -> torch.Tensor:
+    return leaf(torch.ones(3)) + x
+
+
+@pytest.mark.parametrize("function", [lambda leaf, x: leaf(x.clone()) + x, _twice, _same_sums, _constant])
+def test_what_an_opaque_module_writes_stays_its_own(function: Any) -> None:
+    model, x = AroundAWriter(function), torch.randn(3)
+    kept, expected = x.clone(), model(x.clone())
+    emitted = transform(model, (x.clone(),), leaf_modules=["leaf"]).model
+    for _ in range(2):
+        assert torch.equal(emitted(x), expected)
+        assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda leaf, x: leaf(x), "an input or a weight"),
+        (lambda leaf, x: leaf(x.view(3)), "an input or a weight"),
+        (lambda leaf, x: _shared(leaf, x * 2), "aten.add.Tensor reads one of them"),
+        (lambda leaf, x: _shared(leaf, (x * 2).view(1, 3)), "aten.add.Tensor reads one of them"),
+    ],
+)
+def test_an_opaque_module_that_writes_to_what_others_read_is_refused(function: Any, reason: str) -> None:
+    text = refused(AroundAWriter(function), torch.randn(3), message=r"`leaf` writes to its arg", leaf_modules=["leaf"])
+    assert reason in text
+    assert "clone the argument" in text
+    assert "WritesItsArgument" in text
+
+
+def _shared(leaf: Any, y: torch.Tensor) -> torch.Tensor:
+    return leaf(y) + y

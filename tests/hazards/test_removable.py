@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -238,3 +239,48 @@ def test_constants_that_are_results_are_made_for_each_call(name: str) -> None:
     x = torch.randn(2)
     emitted(x)[1].add_(1)
     torch.testing.assert_close(emitted(x)[1], model(x)[1], rtol=0, atol=0)
+
+
+class CopiedStatistics(nn.Module):
+    """Normalizes by copies of its statistics, so that training leaves them as they are."""
+
+    def __init__(self, constant: bool) -> None:
+        super().__init__()
+        self.constant = constant
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("var", torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        var = torch.ones(3) if self.constant else self.var.clone()
+        y = F.batch_norm(x, self.mean.clone(), var, training=self.training)
+        return F.batch_norm(F.relu(y), self.mean.clone(), self.var.clone(), training=self.training)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_statistics_that_are_copies_are_written_and_thrown_away(constant: bool) -> None:
+    model, x = CopiedStatistics(constant).eval(), torch.randn(5, 3)
+    emitted = transform(copy.deepcopy(model), (x,)).model
+    for mode in (False, True, False):
+        model.train(mode)
+        emitted.train(mode)
+        assert torch.equal(emitted(x), model(x))
+    for name, buffer in emitted.named_buffers():
+        assert torch.equal(buffer, torch.full_like(buffer, float("mean" not in name))), name
+
+
+def test_a_copy_taken_before_statistics_are_written_stays() -> None:
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            before = self.bn.running_var.clone()
+            return self.bn(x) + before
+
+    model, x = Watched().eval(), torch.randn(5, 3)
+    emitted = transform(copy.deepcopy(model), (x,)).model
+    for mode in (False, True, True):
+        model.train(mode)
+        emitted.train(mode)
+        torch.testing.assert_close(emitted(x), model(x), rtol=0, atol=0)
