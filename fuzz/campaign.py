@@ -85,8 +85,8 @@ def run_unit(unit: Unit) -> UnitResult:
     """Do a piece of work; the same unit gives the same result in every process."""
     torch.set_num_threads(1)
     start = time.monotonic()
-    target = resolve(unit.target)
     try:
+        target = resolve(unit.target)
         seen, counterexample = search(target, None, search_settings(unit.examples), seed=unit.seed)
     except Exception as error:  # noqa: BLE001 - one unit that fails must not end a campaign of hours
         text = f"{type(error).__name__}: {error}"

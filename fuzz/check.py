@@ -53,7 +53,7 @@ class Unusable(Exception):  # noqa: N818 - control flow: nothing is wrong with t
 
 
 @cache
-def _index_of(rules: tuple[Pattern, ...]) -> RuleIndex:
+def index_of(rules: tuple[Pattern, ...]) -> RuleIndex:
     """Return the index of rules, made once: a pattern with many alternatives takes longer to expand than to match."""
     return RuleIndex(rules)
 
@@ -67,7 +67,7 @@ class ApplyRules(Pass):
 
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the rules and record what they did."""
-        index = _index_of(self.rules)
+        index = index_of(self.rules)
         if all(rule.is_fusion for rule in self.rules):
             run_sweep(program, index, context.log)
         else:
@@ -97,7 +97,9 @@ class Properties:
     exact: bool = False
     """Whether results must have the same bits; else they may differ by rounding, measured in float64."""
     strides: bool = True
-    """Whether the strides of results and which tensors share memory must stay."""
+    """Whether the strides of results must stay; of rules that are not exact, for contiguous or channels_last inputs."""
+    sharing: bool = True
+    """Whether the tensors that share memory must stay the same ones."""
     gradients: bool = True
     """Whether gradients of inputs and weights must stay, measured in float64."""
     idempotent: bool = False
@@ -417,7 +419,7 @@ class _Runs:
 
     def _counts(self, name: str, inputs: Sequence[Any]) -> bool:
         """Return whether a difference in this property is one that is asked for."""
-        if name in ("strides", "sharing") and not self.properties.strides:
+        if (name == "strides" and not self.properties.strides) or (name == "sharing" and not self.properties.sharing):
             return False
         # inputs are taken to be contiguous or channels_last
         return name != "strides" or self.properties.exact or all(map(is_standard, inputs))

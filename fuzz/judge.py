@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 
+from compiler.pipeline import STANDARD_PASSES, STANDARD_PATTERNS
 from fuzz.case import Case
 from fuzz.check import Finding, Outcome, Properties, check_case
 from fuzz.module_case import ModuleCase
@@ -65,7 +66,7 @@ def write_script(
     subject: str, pass_: Pass, rules: Sequence[Pattern], properties: Properties, case: AnyCase, message: str
 ) -> str:
     """Return a Python script that builds the case, applies the subject, and fails."""
-    imports, expression = _expression(subject, rules)
+    imports, expression = _expression(subject, pass_, rules)
     if isinstance(pass_, InOrder) and pass_.number:
         imports = f"from fuzz.orders import InOrder\nfrom fuzz.sound import Target\n{imports}"
         expression = f"InOrder(Target.of({expression}).pass_, {pass_.number})"
@@ -94,8 +95,43 @@ if __name__ == "__main__":
 '''
 
 
-def _expression(subject: str, rules: Sequence[Pattern]) -> tuple[str, str]:
-    if not rules:
-        return "from graphwright import parse_pipeline\n", f"parse_pipeline({subject!r})"
-    imports = "".join(f"from {type(rule).__module__} import {type(rule).__qualname__}\n" for rule in rules)
-    return imports, "(" + "".join(f"{type(rule).__qualname__}, " for rule in rules).strip() + ")"
+def _expression(subject: str, pass_: Pass, rules: Sequence[Pattern]) -> tuple[str, str]:
+    """Return the imports of a script, and the expression that stands for the subject."""
+    if rules:
+        imports, names = _imports(list(map(type, rules)))
+        return imports, "(" + "".join(f"{name}, " for name in names).strip() + ")"
+    passes, patterns = _parts(pass_)
+    imports, names = _imports([class_ for class_ in passes if class_ not in STANDARD_PASSES])
+    more, pattern_names = _imports([class_ for class_ in patterns if class_ not in STANDARD_PATTERNS])
+    given = "".join(
+        f", {key}=({', '.join(items)},)" for key, items in (("passes", names), ("patterns", pattern_names)) if items
+    )
+    return f"from graphwright import parse_pipeline\n{imports}{more}", f"parse_pipeline({subject!r}{given})"
+
+
+def _parts(pass_: Pass) -> tuple[list[type[Pass]], list[type[Pattern]]]:
+    """Return the classes of the passes that a pass consists of, and of the patterns that these apply."""
+    inner = [getattr(pass_, "pass_", None), *getattr(pass_, "passes", ())]
+    nested = [each for each in inner if isinstance(each, Pass)]
+    patterns = [entry if isinstance(entry, type) else type(entry) for entry in getattr(pass_, "patterns", ())]
+    if not nested:
+        return [type(pass_)], patterns
+    found = [_parts(each) for each in nested]
+    passes = list(dict.fromkeys(class_ for each, _ in found for class_ in each))
+    return passes, list(dict.fromkeys([*patterns, *(class_ for _, each in found for class_ in each)]))
+
+
+def _imports(classes: Sequence[type]) -> tuple[str, list[str]]:
+    """Return the lines that import classes, and the names that they have then."""
+    lines, names = [], []
+    for class_ in dict.fromkeys(classes):
+        module, name = class_.__module__, class_.__qualname__
+        if module == "__main__" or "<locals>" in name:
+            lines.append(
+                f"# define {class_.__name__} here: from where it stood ({module}, {name}) nothing can import it\n"
+            )
+            names.append(class_.__name__)
+        else:
+            lines.append(f"from {module} import {name.partition('.')[0]}\n")
+            names.append(name)
+    return "".join(lines), names

@@ -128,7 +128,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
         "view for a copy",
         "fold-constants: every call hands out one tensor",
         _CONSTANTS + "_fold",
-        "if not may_alias_operands(op.opdef) and any(map(aliases_output, op.results)):",
+        "if not may_alias_operands(op.opdef) and any(map(_is_own, op.results)):",
         "if False:",
         _FILLS,
     ),

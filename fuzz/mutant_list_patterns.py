@@ -323,8 +323,15 @@ PATTERN_MUTANTS: tuple[Mutant, ...] = (
         "view for a copy",
         "NoCopy: an output may be another one",
         "ir.aliasing:may_replace",
-        " and not any(aliases_output(root) for root in may_alias_roots(new))",
+        " and not any(map(aliases_output, roots))",
         "",
+    ),
+    _rule(
+        "view for a copy",
+        "NoCopy: statistics are no copy",
+        "ir.aliasing:may_replace",
+        "if is_written(old) or any(map(is_written, roots)):",
+        "if False:",
     ),
     _rule(
         "view for a copy",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
 from fuzz.case import Case
-from fuzz.check import ApplyRules, Finding, Outcome, Properties, Unusable
+from fuzz.check import ApplyRules, Finding, Outcome, Properties, Unusable, index_of
 from fuzz.counterexample import Counterexample, UnsoundError, explain
 from fuzz.judge import AnyCase, judge
 from fuzz.module_case import ModuleCase, forget_loaded
@@ -22,11 +22,12 @@ from fuzz.reverse import Inflated
 from fuzz.strategies.instances import Instance, expanded_pattern, instances
 from fuzz.strategies.programs import input_tensors, programs
 from ir.errors import InputError
+from ir.program import Program
 from passes.canonicalize import Canonicalize
 from passes.canonicalize.identity import INFERENCE_RULES
 from passes.fold_batch_norm import FoldBatchNorm, FoldBatchNormPattern
 from passes.manager import Pass
-from passes.pattern import Pattern, instantiate
+from passes.pattern import Pattern, instantiate, missing_method
 
 _NUMBERS = st.integers(0, ORDERS - 1)
 _ROUNDS, _EACH_ROUND = 10, 100
@@ -104,6 +105,10 @@ class Target:
             modes = not _is_for_inference(subject)
             chosen = properties or Properties(exact=exact, idempotent=exact, canonical=exact, modes=modes)
             return cls(str(subject), subject, (), chosen)
+        if isinstance(subject, type) and issubclass(subject, Pass):
+            raise InputError(
+                f"{subject.__qualname__} is a class of passes", remedy=f"pass an object: {subject.__qualname__}()"
+            )
         if isinstance(subject, Pattern) or (isinstance(subject, type) and issubclass(subject, Pattern)):
             subject = (subject,)
         if not isinstance(subject, Sequence) or isinstance(subject, str) or not subject:
@@ -112,12 +117,16 @@ class Target:
                 remedy="pass a Pattern class, a sequence of them, or a Pass such as a PassManager",
             )
         rules = instantiate(list(subject))
+        for rule in rules:
+            if type(rule).rewrite is Pattern.rewrite:
+                raise missing_method(rule, "rewrite")
+        index_of(rules)  # a pattern that is ill-formed is an error of its own, and no finding
         exact = all(rule.exact for rule in rules)
         return cls(
             ", ".join(rule.name for rule in rules),
             ApplyRules(rules),
             rules,
-            properties or Properties(exact=exact, strides=exact, modes=not any(map(_is_for_inference, rules))),
+            properties or Properties(exact=exact, modes=not any(map(_is_for_inference, rules))),
         )
 
 
@@ -158,26 +167,41 @@ def assert_sound(
     Raises:
         UnsoundError: when a property does not hold. It carries the smallest `Counterexample` that was found; its text
             is a script that shows the failure, the program before and after, and which rewrite did it. Also when a
-            rule never fired: a rule that cannot fire is an error.
+            rule never fired, or a pass changed no program: one that cannot fire is an error.
+        InputError: when the subject is neither a rule nor a pass, or `on` draws something else.
     """
     target = attrs.evolve(Target.of(subject, properties), orders=orders)
     seen, found = search(target, on, settings)
+    found = found or _insist_on_all(target, on, seen)
     if found is not None:
         raise UnsoundError(found)
     if target.rules and on is None:
-        silent = []
-        for rule in target.rules:
-            found = None if seen.fired[rule.name] else _insist(rule, target, seen)
-            if found is not None:
-                raise UnsoundError(found)
-            if not seen.fired[rule.name]:
-                silent.append(rule.name)
-        if silent:
-            raise UnsoundError(
-                None, f"{', '.join(silent)} never fired on {seen.instances} programs built to match", seen
-            )
         seen.never = tuple(_never(target.rules, seen))
     return seen
+
+
+def _insist_on_all(target: Target, on: st.SearchStrategy[Any] | None, seen: Soundness) -> Counterexample | None:
+    """Return what is found while each rule is made to fire.
+
+    Raises:
+        UnsoundError: when a rule never fires, or a pass changed nothing: it was not tried then.
+    """
+    if not target.rules:
+        if not seen.changed:
+            raise UnsoundError(None, f"{target.name} changed none of {seen.examples} programs", seen)
+        return None
+    if on is not None:
+        return None
+    silent = []
+    for rule in target.rules:
+        found = None if seen.fired[rule.name] else _insist(rule, target, seen)
+        if found is not None:
+            return found
+        if not seen.fired[rule.name]:
+            silent.append(rule.name)
+    if silent:
+        raise UnsoundError(None, f"{', '.join(silent)} never fired on {seen.instances} programs built to match", seen)
+    return None
 
 
 def _insist(rule: Pattern, target: Target, seen: Soundness) -> Counterexample | None:
@@ -206,9 +230,15 @@ def find_counterexample(
         properties: as for `assert_sound`.
         max_examples: how many programs to draw.
         seed: of the search; without one, each search is another one.
+
+    Raises:
+        UnsoundError: when nothing is found because a rule never fired, or a pass changed no program.
+        InputError: when the subject is neither a rule nor a pass, or `on` draws something else.
     """
     chosen = settings(max_examples=max_examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    return search(Target.of(subject, properties), on, chosen, seed=seed)[1]
+    target = Target.of(subject, properties)
+    seen, found = search(target, on, chosen, seed=seed)
+    return found or _insist_on_all(target, on, seen)
 
 
 def search_settings(max_examples: int) -> settings:
@@ -253,6 +283,8 @@ def search(
         chosen: settings of hypothesis; None for the active profile.
         seed: of the search; None leaves it to the settings.
     """
+    if on is not None and not isinstance(on, st.SearchStrategy):
+        raise InputError(f"`on` is {on!r}, no strategy", remedy="call it: on=modules(), on=programs()")
     seen = Soundness()
     last: list[tuple[AnyCase, Finding, Pass]] = []
     first: list[int] = []
@@ -264,6 +296,10 @@ def search(
         operators: Sequence[str] = ()
         if not isinstance(drawn, ModuleCase):
             program = drawn.program if isinstance(drawn, (Instance, Inflated)) else drawn
+            if not isinstance(program, Program):
+                raise InputError(
+                    f"`on` draws {program!r}, no program", remedy="draw from programs(), instances() or modules()"
+                )
             inputs = data.draw(input_tensors(program))
             case = drawn.case(inputs) if isinstance(drawn, Inflated) else Case.of(program, inputs)
             operators = sorted({op.name for op in program.graph.operations()})
@@ -283,12 +319,18 @@ def search(
 
     test: Callable[[], None] = given(st.data())(attempt)
     chosen = chosen or settings()
-    # the report is ours; hypothesis would explain and print the drawn values as well
+    # how long a program takes says nothing of a rule; and the report is ours: hypothesis would explain and print the
+    # drawn values as well
     phases = [phase for phase in chosen.phases if phase is not Phase.explain]
     # the first program fills caches (inference rules, tables of operators), which is no slow generation
     unhealthy = [*chosen.suppress_health_check, HealthCheck.too_slow]
     test = settings(
-        chosen, phases=phases, report_multiple_bugs=False, print_blob=False, suppress_health_check=unhealthy
+        chosen,
+        deadline=None,
+        phases=phases,
+        report_multiple_bugs=False,
+        print_blob=False,
+        suppress_health_check=unhealthy,
     )(test)
     if seed is not None:
         test = hypothesis_seed(seed)(test)

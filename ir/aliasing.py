@@ -189,8 +189,13 @@ def _writes_operand(op: Operation, index: int) -> bool:
         return bool(op.attributes.get("writes", False))
     if op.body is not None or opdef.training is None or opdef.has(Trait.RANDOM):
         return False
-    places = [opdef.operand_index.get(name) for name in ("running_mean", "running_var")]
-    return index in places and bool(op.in_training or op.attributes.get("follows_mode"))
+    return index in statistics_places(opdef) and bool(op.in_training or op.attributes.get("follows_mode"))
+
+
+def statistics_places(opdef: OpDef) -> tuple[int, ...]:
+    """Return the numbers of the operands that a normalization writes in training."""
+    index = opdef.operand_index
+    return tuple([index[name] for name in ("running_mean", "running_var") if name in index])
 
 
 def may_replace(old: Value, new: Value) -> bool:

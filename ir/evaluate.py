@@ -8,6 +8,7 @@ from typing import Any
 import sympy
 import torch
 
+from ir.aliasing import statistics_places
 from ir.attributes import Ref
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import EvaluationError, InputError
@@ -170,8 +171,7 @@ def _written_values(graph: Graph) -> list[Value]:
         elif op.opdef is OPAQUE:
             places = range(len(op.operands))
         elif op.in_training and not op.opdef.has(Trait.RANDOM):
-            # normalizations only read the first operand, which is what they normalize
-            places = range(1, len(op.operands))
+            places = statistics_places(op.opdef) or range(1, len(op.operands))
         written = [value for place in places if (value := op.operands[place]) is not None]
         if written:
             found.update(dict.fromkeys(_storage_roots(written)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from fuzz.strategies.types import FLOATS, SYMBOLS, shapes
 from ir.attributes import map_leaves
 from ir.builder import Builder, bind_arguments, infer_types
 from ir.core import Graph, Operation, Value
-from ir.errors import InferenceError
+from ir.errors import InferenceError, InputError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import Trait, get_opdef
 from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program, SymbolRange, Weight, WeightKind, weight_of
@@ -264,6 +265,7 @@ def programs(
         training: whether one in three programs is in training mode: its dropouts draw, its batch norms write
             statistics. These refuse one value for each channel, so that such a program may be valid and not run.
     """
+    _check_request(operators, max_ops)
     source = ProgramSource(draw, symbolic=symbolic, half=half)
     source.training = training and source.integer(0, 2) == 2
     source.tensor()
@@ -283,6 +285,26 @@ def programs(
         _add_operation(source, builder, name)
     finish_program(source)
     return source.program
+
+
+def _check_request(operators: Sequence[str], max_ops: int) -> None:
+    """Check what programs are asked for.
+
+    Raises:
+        InputError: when there is no generator for an operator, or no operation is asked for.
+    """
+    if isinstance(operators, str):
+        raise InputError(f"operators is the text {operators!r}", remedy=f"pass a sequence: ({operators!r},)")
+    unknown = [name for name in operators if name not in GENERATORS]
+    if unknown:
+        name = unknown[0]
+        close = difflib.get_close_matches(name if name.startswith("aten.") else f"aten.{name}", GENERATORS, 3)
+        raise InputError(
+            f"there is no generator of calls of {name!r}",
+            remedy=f"did you mean {', '.join(close)}?" if close else "write a name as `aten.relu`, `aten.add.Tensor`",
+        )
+    if max_ops < 1:
+        raise InputError(f"max_ops is {max_ops}", remedy="ask for one operation at least")
 
 
 def _choices(source: ProgramSource, last: str) -> Sequence[str]:

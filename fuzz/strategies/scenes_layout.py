@@ -127,14 +127,25 @@ def unit_arithmetic(source: MatchSource) -> Value:
 
 def copy_of_made(source: MatchSource) -> Value:
     """Copy what an operator made, whose strides are known, perhaps a part of it, or an input, whose are not."""
-    kind = source.integer(0, 3)
-    x = _turned(source) if kind == 3 else entry(source, *(source.integer(1, 3) for _ in range(source.integer(1, 4))))
+    kind = source.integer(0, 4)
+    x = _turned(source) if kind > 2 else entry(source, *(source.integer(1, 3) for _ in range(source.integer(1, 4))))
     if kind in (1, 2):
         x = new_linear(source, x, source.integer(1, 3), False)
     formats = (None, None, torch.contiguous_format)
+    if seldom(source):
+        return _copied_statistics(source)
     y = emit(source, "aten.clone", x, memory_format=source.one_of(formats))
     spoil(source, x, y)
-    return _used(source, y)
+    return y if kind > 2 and source.flag() else _used(source, y)
+
+
+def _copied_statistics(source: MatchSource) -> Value:
+    """Normalize by statistics of which one is a copy, or was copied before: training writes them."""
+    x = source.new_input(TensorType((source.integer(2, 3), source.integer(1, 3)), source.usual))
+    mean, var = (source.make((x.tensor_type.shape or ())[1:], source.usual, bounds=(0.5, 2)) for _ in range(2))
+    copy = emit(source, "aten.clone", var)
+    y = emit(source, "aten.batch_norm", x, None, None, mean, copy if source.flag() else var, False, 0.1, 1e-5, False)
+    return emit(source, "aten.add.Tensor", y, copy)
 
 
 def detached(source: MatchSource) -> Value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ import attrs
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 from fuzz.check import ApplyRules
 from fuzz.counterexample import bisect
@@ -24,13 +26,15 @@ from graphwright.fuzz import (
     check,
     find_counterexample,
     instances,
+    modules,
     programs,
 )
 from graphwright.ir import Program, parse_program
 from graphwright.passes import Canonicalize
-from ir.errors import InputError
+from ir.errors import GraphwrightError, InputError
 from passes.driver import run_worklist
 from passes.fold_batch_norm import FoldBatchNorm, FoldBatchNormPattern
+from passes.manager import run_pass
 from passes.matching import RuleIndex
 
 QUICK = settings(max_examples=60, suppress_health_check=list(HealthCheck))
@@ -292,5 +296,124 @@ def test_what_is_no_rule_and_no_pass_is_refused() -> None:
 
 
 def test_properties_can_be_chosen() -> None:
-    seen = assert_sound(ViewForCopy, properties=Properties(strides=False))
+    seen = assert_sound(ViewForCopy, properties=Properties(strides=False, sharing=False))
     assert seen.fired["ViewForCopy"] > 10
+
+
+class ViewForCopyRounded(ViewForCopy):
+    """clone(x) = x, by a rule that does not say that it is exact"""
+
+    exact = False
+
+
+class ZeroAddedRounded(Pattern):
+    """x + 0 = x"""
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.op("aten.add.Scalar", p.any("x"), other=0, alpha=1)
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        return m.x
+
+
+@pytest.mark.parametrize("rule", [ViewForCopyRounded, ZeroAddedRounded])
+def test_shared_memory_is_seen_of_rules_that_are_not_exact(rule: type[Pattern]) -> None:
+    with pytest.raises(UnsoundError) as caught:
+        assert_sound(rule)
+    found = caught.value.counterexample
+    assert found is not None
+    assert found.property in ("sharing", "strides", "values")
+
+
+class Never(ViewForCopy):
+    """a rule that refuses all"""
+
+    def check(self, m: Match) -> str | None:
+        return "never"
+
+
+class DoesNothing(Pass):
+    """a pass that changes nothing"""
+
+    name: ClassVar[str] = "does-nothing"
+
+    def run(self, program: Program, context: PassContext) -> None:
+        return None
+
+
+@pytest.mark.parametrize(("subject", "text"), [(Never, "never fired"), (DoesNothing(), "changed none of")])
+def test_a_search_says_that_nothing_was_tried(subject: Any, text: str) -> None:
+    with pytest.raises(UnsoundError, match=text):
+        find_counterexample(subject, max_examples=30)
+    with pytest.raises(UnsoundError, match=text):
+        assert_sound(subject, settings=settings(max_examples=30))
+
+
+def test_a_slow_program_is_no_failure() -> None:
+    class Slow(Pass):
+        name: ClassVar[str] = "slow"
+
+        def run(self, program: Program, context: PassContext) -> None:
+            time.sleep(0.05)
+            run_pass(Canonicalize(), program, context)
+
+    assert assert_sound(Slow(), settings=settings(max_examples=10, deadline=10)).changed
+
+
+class DoublesRelu(Pass):
+    """a pass that is wrong"""
+
+    name: ClassVar[str] = "doubles-relu"
+
+    def run(self, program: Program, context: PassContext) -> None:
+        rewriter = Rewriter(program)
+        for op in list(program.graph.operations()):
+            if op.name == "aten.relu":
+                with rewriter.at(op, op.location):
+                    twice = rewriter.op("aten.mul.Scalar", op.operands[0], 2.0).result
+                rewriter.replace_value(op.result, twice)
+
+
+def test_the_script_of_a_pass_of_ones_own_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = find_counterexample(PassManager([DoublesRelu()]), on=programs(operators=("aten.relu",)), max_examples=50)
+    assert found is not None
+    assert f"from {DoublesRelu.__module__} import DoublesRelu" in found.script
+    assert "passes=(DoublesRelu,)" in found.script
+    namespace: dict[str, Any] = {"__name__": "a script"}
+    exec(found.script, namespace)
+    with pytest.raises(AssertionError, match="values"):
+        check(namespace["SUBJECT"], namespace["CASE"], namespace["PROPERTIES"])
+
+
+def test_the_script_says_what_cannot_be_imported() -> None:
+    class Inner(ViewForCopy):
+        pass
+
+    found = find_counterexample(Inner, max_examples=50, seed=1)
+    assert found is not None
+    assert "# define Inner here" in found.script
+    compile(found.script, "script", "exec")
+
+
+def test_requests_that_make_no_sense_are_refused() -> None:
+    for subject, text in ((DoesNothing, "is a class of passes"), (Unwritten, "has no `rewrite`")):
+        with pytest.raises(GraphwrightError, match=text):
+            assert_sound(subject)
+    for on, text in ((modules, "no strategy"), ([1], "no strategy"), (st.integers(), "draws 0, no program")):
+        with pytest.raises(InputError, match=text):
+            assert_sound(ViewForCopy, on=on)
+    for options, text in (
+        ({"operators": ("aten.reluu",)}, "did you mean aten.relu"),
+        ({"operators": ("relu",)}, "did you mean aten.relu"),
+        ({"operators": "aten.relu"}, "is the text"),
+        ({"max_ops": 0}, "max_ops is 0"),
+    ):
+        with pytest.raises(InputError, match=text):
+            assert_sound(Canonicalize(), on=programs(**options))
+
+
+class Unwritten(Pattern):
+    """half of a rule"""
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.relu(p.any("x"))
