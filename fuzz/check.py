@@ -237,10 +237,10 @@ def _compare_in_training(original: Program, changed: Program, case: Case, proper
         case: says what they are run on.
         properties: what must hold.
     """
-    if not put_in_training(original.graph):
+    follow = [put_in_training(program.graph) for program in (original, changed)]
+    if not any(follow):
         return
     once = attrs.evolve(properties, strides=False)  # memory layouts were compared in the mode that it is in
-    put_in_training(changed.graph)
     try:
         _Runs(original, case, once, together=True).compare(changed)
     except Unusable:

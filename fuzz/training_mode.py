@@ -33,8 +33,6 @@ def put_in_training(graph: Graph, outside: Mapping[Value, Value] | None = None) 
                 op.operand(name) for name in ("running_mean", "running_var") if name in op.opdef.operand_index
             ]
             weights = [weight_of(_behind_views(value, outside)) for value in statistics if value is not None]
-            if None in weights:
-                continue  # no layer has computed statistics
             for weight in weights:
                 if weight is not None:
                     weight.is_mutated = True

@@ -183,11 +183,19 @@ def _storage_roots(values: Sequence[Value]) -> list[Value]:
     seen = dict.fromkeys(values)
     pending = list(seen)
     while pending:
-        op = pending.pop().defining_op
-        if op is not None and (op.body is not None or op.opdef.has(Trait.VIEW)):
-            new = [v for v in dict.fromkeys(op.operand_values) if v not in seen]
-            seen.update(dict.fromkeys(new))
-            pending += new
+        value = pending.pop()
+        op = value.defining_op
+        if op is None:
+            continue
+        sources: Sequence[Value | None] = ()
+        if op.body is not None:
+            inner = op.body.outputs[value.index]
+            sources = [op.operands[v.index] for v in _storage_roots([inner])] if inner is not None else ()
+        elif op.opdef.has(Trait.VIEW):
+            sources = op.operand_values
+        new = [v for v in dict.fromkeys(sources) if v is not None and v not in seen]
+        seen.update(dict.fromkeys(new))
+        pending += new
     return [value for value in seen if value.defining_op is None]
 
 

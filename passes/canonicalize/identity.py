@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from ir.aliasing import may_alias_operands, may_alias_roots, may_replace
+from ir.aliasing import is_written, may_alias_operands, may_alias_roots, may_replace
 from ir.attributes import attributes_equal
 from ir.core import Operation, Value
 from ir.opdef import Trait
@@ -110,6 +110,8 @@ class NoDetach(_Identity):
     def check(self, m: Match) -> str | None:
         """Demand that x has no gradient."""
         x = first(m.root)
+        if is_written(m.root.result):
+            return "an operation writes to it"
         if is_integral(x):
             return None
         for source in may_alias_roots(x):
