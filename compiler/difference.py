@@ -25,10 +25,11 @@ def tensor_difference(a: Any, b: Any, *, exact: bool, bound: float = 0.0) -> str
         return f"{a.dtype} {tuple(a.shape)} became {b.dtype} {tuple(b.shape)}"
     if a.is_complex():
         a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
+    # most are equal, and found to be so by one operation
+    equal = torch.equal(a, b)
     if not a.is_floating_point():
-        wrong = int((a != b).sum())
-        return f"{wrong} of {a.numel()} elements differ" if wrong else None
-    if torch.equal(a, b) and not exact:
+        return None if equal else f"{int((a != b).sum())} of {a.numel()} elements differ"
+    if equal and (not exact or torch.equal(torch.signbit(a), torch.signbit(b))):
         return None
     nan = a.isnan()
     if not torch.equal(nan, b.isnan()):

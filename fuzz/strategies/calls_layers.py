@@ -23,10 +23,12 @@ def _kernel(source: Source, size: Dim, padding: int, dilation: int) -> int:
 
 
 def _each(source: Source, dims: int, choices: tuple[int, ...]) -> list[int]:
-    """Draw a number for each dimension, one number for all as often as not."""
-    if dims > 1 and source.flag():
-        return [source.one_of(choices) for _ in range(dims)]
-    return [source.one_of(choices)] * dims
+    """Draw a number for each dimension, one number for all as often as not; all by one draw, which is cheaper."""
+    count = len(choices)
+    same, code = divmod(source.integer(0, 2 * count**dims - 1), count**dims)
+    if not same:
+        return [choices[code % count]] * dims
+    return [choices[code // count**i % count] for i in range(dims)]
 
 
 def conv(dims: int, *, padding_text: bool = False) -> Generator:

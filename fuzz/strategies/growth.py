@@ -28,6 +28,8 @@ an intermediate value, the mode of operations, or conditions of the pattern on v
 
 _ATTEMPTS = 6
 _MAX_CHAIN = 3
+_AT_ONCE = 7
+"""Attributes that one draw decides about: drawing costs more than computing with what was drawn."""
 _PROBABILITIES = frozenset({"p", "dropout_p", "train_dropout_p", "dropout"})
 _POSITIVE = frozenset({"stride", "dilation", "groups", "kernel_size"})
 """Attributes whose numbers are 1 or more, and as many as the operator has dimensions."""
@@ -311,9 +313,16 @@ class Growth:
         source = self.source
         attributes: dict[str, Any] = dict(drawn)
         captured: dict[str, Any] = {}
-        for name, value in drawn.items() if hinted else ():
-            if isinstance(value, (int, float, tuple)) and not isinstance(value, bool):
-                kind = source.integer(0, 7)
+        numbers = [
+            name
+            for name, value in drawn.items()
+            if hinted and isinstance(value, (int, float, tuple)) and not isinstance(value, bool)
+        ]
+        for start in range(0, len(numbers), _AT_ONCE):
+            names = numbers[start : start + _AT_ONCE]
+            code = source.integer(0, 8 ** len(names) - 1)
+            for place, name in enumerate(names):
+                value, kind = drawn[name], code // 8**place % 8
                 others = [n for n in source.dictionary if is_alike(n, value)] if kind > 4 else []
                 if not others and kind == 4:
                     others = list(neutral_like(value, name))
