@@ -14,6 +14,7 @@ from fuzz.strategies.scenes_layout import (
     contiguous_of_view,
     copy_of_made,
     detached,
+    repeated,
     reshape_of_copy,
     reshape_permute_reshape,
     reshapes,
@@ -337,5 +338,6 @@ SCENES: dict[str, Scene] = {
     "NoArithmetic": unit_arithmetic,
     "NoCopy": copy_of_made,
     "NoDetach": detached,
+    "Idempotent": repeated,
 }
 """Rule -> the scene for it; half of the programs for the rule come from it, as three of four that are to match do."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from fuzz.strategies.growth import operators_with
 from fuzz.strategies.match_source import MatchSource
-from fuzz.strategies.scene_parts import emit, entry, new_linear, new_weight, seldom, spoil
+from fuzz.strategies.scene_parts import emit, entry, new_linear, new_weight, seldom, spoil, unary
 from fuzz.strategies.source import divisors
 from ir.core import Value
+from ir.opdef import Trait
 from ir.types import TensorType
 
 
@@ -146,6 +148,20 @@ def _copied_statistics(source: MatchSource) -> Value:
     copy = emit(source, "aten.clone", var)
     y = emit(source, "aten.batch_norm", x, None, None, mean, copy if source.flag() else var, False, 0.1, 1e-5, False)
     return emit(source, "aten.add.Tensor", y, copy)
+
+
+def repeated(source: MatchSource) -> Value:
+    """Apply an operator twice, perhaps with other attributes; the first result may be returned as well."""
+    x = entry(source, *(source.integer(1, 3) for _ in range(source.integer(1, 3))))
+    names = [opdef.name for opdef in operators_with(Trait.IDEMPOTENT)]
+    y = unary(source, source.one_of(names), x)
+    if source.integer(0, 2) == 2:
+        source.returned.append(y)
+    op = y.defining_op
+    if op is None or seldom(source):
+        return unary(source, source.one_of(names), y)
+    z: Value = source.builder.op(op.opdef, y, *op.operands[1:], **op.attributes).results[0]
+    return z if source.flag() else _used(source, z)
 
 
 def detached(source: MatchSource) -> Value:

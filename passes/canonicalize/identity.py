@@ -276,8 +276,8 @@ class Idempotent(Rule):
             return "the operands or types differ"
         if not all(attributes_equal(value, inner.attributes[name]) for name, value in outer.attributes.items()):
             return "the attributes differ"
-        if may_alias_operands(outer.opdef):
-            return None
+        if may_alias_operands(outer.opdef) and not outer.attributes.get("copy", False):
+            return None  # applied once more, it returns its operand
         return sharing_refusal(outer.result, inner.result)
 
     def rewrite(self, m: Match, b: Rewriter) -> Value:
