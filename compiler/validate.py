@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.accuracy import measure_accuracy
 from compiler.difference import RELATIVE_BOUND, tensor_difference
+from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
 from ir.errors import InputError, ValidationError
 from ir.evaluate import evaluate_graph
@@ -22,7 +23,6 @@ from ir.program import Program, Weight
 from ir.types import TensorType, symbols_of
 from passes.driver import Replacements
 from passes.pattern import Match, Pattern
-from passes.rewriter import copy_into
 
 # How far a region is widened backwards so that the match and its replacement start from the same values.
 _MAX_WIDENING = 256

@@ -27,6 +27,7 @@ from fuzz.observation import (
 from fuzz.rounding import Rounding
 from fuzz.training_mode import put_in_training
 from ir.compare import programs_equal
+from ir.copying import copy_program
 from ir.errors import EvaluationError, GraphwrightError
 from ir.parser import parse_program
 from ir.printer import print_program
@@ -132,6 +133,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
     if program is None:
         program = case.build()
         text = print_program(program)
+    original = copy_program(program)
     context = PassContext()
     kept = _Kept(case)
     with quiet():
@@ -147,7 +149,6 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         except Finding:
             _demand_that_it_runs(case)
             raise
-        original = case.build()
         runs = _Runs(original, case, properties)
         try:
             runs.compare(program)

@@ -184,9 +184,9 @@ PATTERN_MUTANTS: tuple[Mutant, ...] = (
     _rule(
         "lost attribute",
         "LayerNormPattern: eps",
-        "passes.rewriter:copy_into",
-        "dict(op.attributes),",
-        '{k: 1e-2 if k == "eps" else v for k, v in op.attributes.items()},',
+        "passes.rewriter:Rewriter.fuse",
+        "copy_into(op, body, mapping, operands)",
+        'copy_into(op, body, mapping, operands).attributes.update({"eps": 1e-2} if "eps" in op.attributes else {})',
     ),
     _rule(
         "stale type",
@@ -205,10 +205,10 @@ PATTERN_MUTANTS: tuple[Mutant, ...] = (
     ),
     _rule(
         "lost attribute",
-        "StemConvBNActMaxPoolPattern: groups",
-        "passes.rewriter:copy_into",
-        "dict(op.attributes),",
-        '{k: (2, 2) if k == "stride" else v for k, v in op.attributes.items()},',
+        "StemConvBNActMaxPoolPattern: stride",
+        "passes.rewriter:Rewriter.fuse",
+        "copy_into(op, body, mapping, operands)",
+        '(a := copy_into(op, body, mapping, operands).attributes).update({k: (2, 2) for k in a if k == "stride"})',
     ),
     # --- batch norm
     _rule(

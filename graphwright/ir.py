@@ -3,6 +3,7 @@
 from ir.attributes import Ref
 from ir.builder import Builder
 from ir.compare import graphs_equal, programs_equal
+from ir.copying import copy_program
 from ir.core import Graph, Operation, Value
 from ir.evaluate import evaluate
 from ir.locations import Location
@@ -28,6 +29,7 @@ __all__ = [
     "Value",
     "Weight",
     "WeightKind",
+    "copy_program",
     "evaluate",
     "get_opdef",
     "graphs_equal",

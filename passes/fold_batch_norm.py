@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import attrs
 import torch
 
+from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
 from ir.evaluate import evaluate_graph
 from ir.locations import Location
@@ -18,7 +19,7 @@ from passes.manager import Pass, PassContext
 from passes.matching import RuleIndex
 from passes.pattern import Match, Node, Pattern, PatternBuilder
 from passes.remarks import Remark
-from passes.rewriter import Rewriter, copy_into
+from passes.rewriter import Rewriter
 
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 

@@ -6,10 +6,11 @@ import attrs
 import torch
 
 from ir.builder import make_operation
+from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
 from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
 from ir.types import TensorType
-from passes.rewriter import Rewriter, copy_into
+from passes.rewriter import Rewriter
 
 _VIEWS = frozenset({"aten.reshape", "aten.permute"})
 

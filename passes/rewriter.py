@@ -7,6 +7,7 @@ from typing import Any
 
 from ir.attributes import Attribute
 from ir.builder import Builder, infer_operation
+from ir.copying import copy_graph, copy_into
 from ir.core import Graph, Operation, Value
 from ir.errors import PatternError
 from ir.locations import merge_locations
@@ -123,7 +124,7 @@ class Rewriter(Builder):
             [r.type for r in op.results],
             location=op.location,
             segments=op.segments,
-            body=op.body,
+            body=None if op.body is None else copy_graph(op.body, {}),
             names=[r.name for r in op.results],
         )
         return self.insert(twin)
@@ -278,27 +279,6 @@ def sort_operations(ops: Sequence[Operation]) -> list[Operation]:
     """Return operations of one graph in the graph's order, each once."""
     distinct = list(dict.fromkeys(ops))
     return distinct if len(distinct) < 2 else sorted(distinct, key=_position)
-
-
-def copy_into(
-    op: Operation, graph: Graph, mapping: dict[Value, Value], operands: Sequence[Value | None] | None = None
-) -> Operation:
-    """Append a copy of `op` to `graph`; operands go through `mapping` (unless given), which gets the results."""
-    if operands is None:
-        operands = [None if v is None else mapping[v] for v in op.operands]
-    twin = Operation(
-        op.opdef,
-        operands,
-        dict(op.attributes),
-        [r.type for r in op.results],
-        location=op.location,
-        segments=op.segments,
-        body=op.body,
-        names=[r.name for r in op.results],
-    )
-    graph.append(twin)
-    mapping.update(zip(op.results, twin.results, strict=True))
-    return twin
 
 
 def _entering(

@@ -1,0 +1,80 @@
+"""Copies of operations, graphs and programs, which share nothing that can be changed but the data of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from ir.core import Graph, Operation, Value
+from ir.program import Program, Weight
+
+
+def copy_into(
+    op: Operation, graph: Graph, mapping: dict[Value, Value], operands: Sequence[Value | None] | None = None
+) -> Operation:
+    """Append a copy of `op`, with its body, to `graph` and return it.
+
+    Args:
+        op: the operation.
+        graph: where the copy goes.
+        mapping: value -> what stands for it in the copy; it gets the results.
+        operands: the operands of the copy; by default those of `op`, through `mapping`.
+    """
+    if operands is None:
+        operands = [None if v is None else mapping[v] for v in op.operands]
+    twin = Operation(
+        op.opdef,
+        operands,
+        dict(op.attributes),
+        [r.type for r in op.results],
+        location=op.location,
+        segments=op.segments,
+        body=None if op.body is None else copy_graph(op.body, {}),
+        names=[r.name for r in op.results],
+    )
+    graph.append(twin)
+    mapping.update(zip(op.results, twin.results, strict=True))
+    return twin
+
+
+def copy_graph(graph: Graph, mapping: dict[Value, Value]) -> Graph:
+    """Return a copy of a graph.
+
+    Args:
+        graph: the graph.
+        mapping: value -> what stands for it in the copy, for the weights; it gets the inputs and results.
+    """
+    twin = Graph([(value.name, value.type) for value in graph.inputs])
+    mapping.update(zip(graph.inputs, twin.inputs, strict=True))
+    for op in graph.operations():
+        copy_into(op, twin, mapping)
+    twin.set_outputs([None if v is None else mapping[v] for v in graph.outputs])
+    return twin
+
+
+def copy_program(program: Program) -> Program:
+    """Return a copy of a program: whatever is done to one, the other stays as it is.
+
+    The tensors that weights hold, what opaque names stand for and what `meta` notes are the same objects.
+    """
+    mapping: dict[Value, Value] = {}
+    weights: dict[str, Weight] = {}
+    for name, weight in program.weights.items():
+        derivation = weight.derivation
+        if derivation is not None:
+            derivation = attrs.evolve(derivation, program=copy_program(derivation.program))
+        twin = weights[name] = attrs.evolve(weight, derivation=derivation)
+        mapping[weight.value] = twin.value
+    return Program(
+        program.name,
+        copy_graph(program.graph, mapping),
+        attrs.evolve(program.convention),
+        weights,
+        dict(program.symbols),
+        program.constraints,
+        dict(program.module_modes),
+        program.location,
+        dict(program.opaques),
+        dict(program.meta),
+    )

@@ -1,0 +1,63 @@
+"""A copy of a program is equal to it, verifies, and stays as it is whatever is done to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from ir.compare import programs_equal
+from ir.copying import copy_program
+from ir.printer import print_program
+from ir.program import Program
+from ir.verify import verify
+from tests.ir.programs import rich_program
+from tests.ir.test_compare import CHANGES
+
+
+def test_a_copy_is_equal() -> None:
+    program = rich_program()
+    program.weights["bn.var"].data = torch.ones(4)
+    program.meta["note"] = 1
+    program.graph.revision = 0
+    copy = copy_program(program)
+    verify(copy)
+    assert programs_equal(program, copy) is None
+    assert print_program(copy) == print_program(program)
+    assert copy.weights["bn.var"].data is program.weights["bn.var"].data
+    assert copy.opaques["roi"] is program.opaques["roi"]
+    assert copy.meta == program.meta
+    assert program.graph.revision == 0
+
+
+@pytest.mark.parametrize("changed", ["copy", "original"])
+@pytest.mark.parametrize("change", [change for change, _ in CHANGES], ids=[message for _, message in CHANGES])
+def test_the_other_stays(change: Callable[[Program], object], changed: str) -> None:
+    program = rich_program()
+    copy = copy_program(program)
+    change(copy if changed == "copy" else program)
+    other = program if changed == "copy" else copy
+    verify(other)
+    assert print_program(other) == print_program(rich_program())
+
+
+def test_users_are_those_of_the_copy() -> None:
+    program = rich_program()
+    copy = copy_program(program)
+    mine, theirs = (set(p.graph.operations()) | {p.graph.return_op} for p in (program, copy))
+    assert not mine & theirs
+    for value in program.values():
+        assert set(value.users) <= mine
+    for value in copy.values():
+        assert set(value.users) <= theirs
+
+
+def test_notes_are_separate() -> None:
+    program = rich_program()
+    copy = copy_program(program)
+    copy.meta["note"] = 1
+    copy.constraints = (*copy.constraints, *copy.constraints)
+    copy.weights["bn.var"].data = torch.zeros(4)
+    assert program.meta == {}
+    assert program.weights["bn.var"].data is None
