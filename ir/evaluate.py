@@ -110,22 +110,24 @@ def bind_symbols(program: Program, args: Sequence[Any]) -> dict[sympy.Symbol, in
     bound: dict[sympy.Symbol, int] = {}
     pending: list[tuple[Dim, int, str]] = []
     for value, arg in zip(inputs, args, strict=True):
-        what = f"argument {value.index} ({value.name})"
         if isinstance(value.type, TensorType):
+            shape = value.type.shape
+            if isinstance(arg, torch.Tensor) and shape == arg.shape:
+                continue  # the usual case: all dimensions are numbers
+            what = f"argument {value.index} ({value.name})"
             if not isinstance(arg, torch.Tensor):
                 raise InputError(f"{what} must be a tensor of type {value.type}, not a {type(arg).__qualname__}")
-            shape = value.type.shape
             if shape is None:
                 continue
             if len(shape) != arg.dim():
                 raise InputError(f"{what} must have type {value.type}, but has shape {tuple(arg.shape)}")
             pending += [
-                (dim, int(size), f"dimension {i} of {what}")
+                (dim, size, f"dimension {i} of {what}")
                 for i, (dim, size) in enumerate(zip(shape, arg.shape, strict=True))
-                if dim is not None
+                if dim is not None and not (type(dim) is int and dim == size)
             ]
         elif isinstance(value.type, ScalarType) and value.type.value is not None:
-            pending.append((value.type.value, int(arg), what))
+            pending.append((value.type.value, int(arg), f"argument {value.index} ({value.name})"))
     # plain symbols first: they make the expressions solvable
     for dim, size, what in sorted(pending, key=lambda item: _num_operations(item[0])):
         _bind(dim, size, what, bound)
@@ -216,9 +218,10 @@ class _Run:
         uses_left: dict[Value, int] = {}
 
         def define(value: Value, result: Any) -> None:
-            if value.num_uses:
+            uses = value.num_uses
+            if uses:
                 env[value] = result
-                uses_left[value] = value.num_uses
+                uses_left[value] = uses
 
         for value, given in zip(graph.inputs, inputs, strict=True):
             define(value, given)
