@@ -10,7 +10,7 @@ import attrs
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
-from hypothesis.errors import Flaky
+from hypothesis.errors import Flaky, Unsatisfiable
 
 from fuzz.case import Case
 from fuzz.check import ApplyRules, Finding, Outcome, Properties, Unusable, index_of
@@ -167,7 +167,8 @@ def assert_sound(
     Raises:
         UnsoundError: when a property does not hold. It carries the smallest `Counterexample` that was found; its text
             is a script that shows the failure, the program before and after, and which rewrite did it. Also when a
-            rule never fired, or a pass changed no program: one that cannot fire is an error.
+            rule never fired (of several, none on what `on` draws), or a pass changed no program: one that cannot
+            fire is an error.
         InputError: when the subject is neither a rule nor a pass, or `on` draws something else.
     """
     target = attrs.evolve(Target.of(subject, properties), orders=orders)
@@ -186,11 +187,11 @@ def _insist_on_all(target: Target, on: st.SearchStrategy[Any] | None, seen: Soun
     Raises:
         UnsoundError: when a rule never fires, or a pass changed nothing: it was not tried then.
     """
-    if not target.rules:
-        if not seen.changed:
-            raise UnsoundError(None, f"{target.name} changed none of {seen.examples} programs", seen)
-        return None
-    if on is not None:
+    if not target.rules and not seen.changed:
+        raise UnsoundError(None, f"{target.name} changed none of {seen.examples} programs", seen)
+    if target.rules and on is not None and not seen.fired:
+        raise UnsoundError(None, f"{target.name} never fired on {seen.examples} programs", seen)
+    if not target.rules or on is not None:
         return None
     silent = []
     for rule in target.rules:
@@ -200,7 +201,10 @@ def _insist_on_all(target: Target, on: st.SearchStrategy[Any] | None, seen: Soun
         if not seen.fired[rule.name]:
             silent.append(rule.name)
     if silent:
-        raise UnsoundError(None, f"{', '.join(silent)} never fired on {seen.instances} programs built to match", seen)
+        message = f"{', '.join(silent)} never fired on {seen.instances} programs built to match"
+        if not seen.instances:
+            message += ": no operands were found that meet the conditions of its pattern"
+        raise UnsoundError(None, message, seen)
     return None
 
 
@@ -209,7 +213,7 @@ def _insist(rule: Pattern, target: Target, seen: Soundness) -> Counterexample | 
     for seed in range(_ROUNDS):
         more, found = search(target, instances(rule, near=False), search_settings(_EACH_ROUND), seed=seed)
         seen.merge(more)
-        if found is not None or seen.fired[rule.name]:
+        if found is not None or seen.fired[rule.name] or not more.examples:
             return found
     return None
 
@@ -324,6 +328,8 @@ def search(
     phases = [phase for phase in chosen.phases if phase is not Phase.explain]
     # the first program fills caches (inference rules, tables of operators), which is no slow generation
     unhealthy = [*chosen.suppress_health_check, HealthCheck.too_slow]
+    if on is None:
+        unhealthy.append(HealthCheck.filter_too_much)  # a pattern may be hard to meet
     test = settings(
         chosen,
         deadline=None,
@@ -342,6 +348,8 @@ def search(
             raise
         case, finding, pass_ = last[0]
         return seen, explain(target.name, pass_, target.rules, target.properties, case, finding, first[0])
+    except Unsatisfiable:
+        pass  # no program could be built: what was seen says it
     finally:
         forget_loaded()
     return seen, None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fuzz.strategies import calls_elementwise as element
 from fuzz.strategies import calls_indexing as indexing
 from fuzz.strategies import calls_layers as layers
 from fuzz.strategies import calls_layout as layout
 from fuzz.strategies.calls_elementwise import Arguments
 from fuzz.strategies.calls_layers import Generator
-from fuzz.strategies.source import Source
-from ir.opdef import get_opdef
+from fuzz.strategies.source import Source, Unavailable
+from ir.core import Value
+from ir.opdef import OpDef, ParamKind, get_opdef
 
 GENERATORS: dict[str, Generator] = {}
 """Operator -> generator of its calls."""
@@ -23,6 +26,27 @@ def _add(names: str, generator: Generator) -> None:
 def generate_call(source: Source, name: str) -> Arguments:
     """Draw the arguments of a call of the operator `name`."""
     return GENERATORS[name](source, get_opdef(name))
+
+
+def draw_call(source: Source, opdef: OpDef) -> tuple[list[Any], dict[str, Any]]:
+    """Draw the arguments of a call; an operator without a generator gets tensors of one shape, and its defaults."""
+    if opdef.name in GENERATORS:
+        return generate_call(source, opdef.name)
+    args: list[Any] = []
+    first: Value | None = None
+    for param in opdef.params:
+        if param.kind is ParamKind.TENSOR:
+            first = source.tensor() if first is None or source.flag() else first
+            args.append(first)
+        elif param.kind is ParamKind.LIST:
+            args.append([source.tensor() for _ in range(source.integer(1, 2))])
+        elif param.has_default or param.kind is ParamKind.OPTIONAL:
+            break
+        elif param.type in ("number", "float", "Scalar", "int", "SymInt"):
+            args.append(source.one_of((1, 0, 2, -1)))
+        else:
+            raise Unavailable
+    return args, {}
 
 
 _add(

@@ -52,9 +52,24 @@ def reshape(source: Source, opdef: OpDef) -> Arguments:
             sizes.append(size)
     if source.integer(0, 3) == 3:
         sizes.insert(source.integer(0, len(sizes)), 1)
+    wanted = source.result_rank()
+    if wanted is not None:
+        _bring_to_rank(source, sizes, wanted)
     if sizes and source.flag():
         sizes[source.integer(0, len(sizes) - 1)] = -1
     return [x, sizes], {}
+
+
+def _bring_to_rank(source: Source, sizes: list[Dim], rank: int) -> None:
+    """Split sizes, or merge neighbours, until there are as many as wanted."""
+    while len(sizes) < rank:
+        composite = [i for i, size in enumerate(sizes) if len(divisors(size)) > 1]
+        at = source.one_of(composite) if composite else source.integer(0, len(sizes))
+        first = source.one_of(divisors(sizes[at])[1:]) if composite else 1
+        sizes[at : at + len(composite[:1])] = [first, sizes[at] // first] if composite else [1]
+    while len(sizes) > max(rank, 1):
+        at = source.integer(0, len(sizes) - 2)
+        sizes[at : at + 2] = [simplify_dim(sizes[at] * sizes[at + 1])]
 
 
 def flatten(source: Source, opdef: OpDef) -> Arguments:

@@ -9,10 +9,11 @@ from typing import Any
 
 import attrs
 
-from fuzz.strategies.calls import GENERATORS, generate_call
-from fuzz.strategies.dictionary import holds, is_alike, neutral_like
+from fuzz.strategies.calls import GENERATORS, draw_call, generate_call
+from fuzz.strategies.demands import demanded_ranks, keeps_rank, meeting_value
+from fuzz.strategies.dictionary import count_of, holds, is_alike, is_positive, neutral_like
 from fuzz.strategies.match_source import MatchSource
-from fuzz.strategies.programs import COMMON, ProgramSource
+from fuzz.strategies.programs import COMMON
 from fuzz.strategies.source import Unavailable, shape_of
 from ir.attributes import normalize_attribute
 from ir.builder import bind_arguments
@@ -27,6 +28,9 @@ NEAR_MISSES = ("literal", "edge", "shape", "operator", "user", "mode", "conditio
 an intermediate value, the mode of operations, or conditions of the pattern on values and operations."""
 
 _ATTEMPTS = 6
+_SEARCHING_FROM = 3
+"""The attempt from which on operands are searched that meet the pattern's conditions."""
+_BEGINNINGS = 4
 _MAX_CHAIN = 3
 _AT_ONCE = 7
 """Attributes that one draw decides about: drawing costs more than computing with what was drawn."""
@@ -62,10 +66,14 @@ class Growth:
         self.change = change
         self.made: dict[int, Operation] = {}
         self.captures: dict[str, Any] = {}
+        self.unmet: set[int] = set()
+        """Leaves whose conditions no operand was found to meet."""
         self.inner: list[Value] = []
         """Results of the operations of the match."""
         self.spatial = ""
         """The number of spatial dimensions, where an operator further on fixes it."""
+        self.ranks: frozenset[int] | None = None
+        """The ranks that the literals of an operator further on allow what is built now."""
 
     def value(self, node: Node) -> Value:
         """Build a node and return the value that it matches."""
@@ -78,6 +86,23 @@ class Growth:
         if op is None:
             op = self.made[id(node)] = self._operation(node)
         return op.results[node.result]
+
+    def grow(self, node: Node) -> Value:
+        """Build the pattern and return its root; where its parts do not fit together, begin anew a few times.
+
+        Raises:
+            Unavailable: when it could not be built.
+        """
+        for _ in range(_BEGINNINGS):
+            try:
+                return self.value(node)
+            except (Unavailable, GraphwrightError):
+                for value in reversed(self.inner):
+                    op = value.defining_op
+                    if op is not None and op.is_attached:
+                        self.source.graph.erase(op)
+                self.made, self.captures, self.inner = {}, {}, []
+        raise Unavailable
 
     def surround(self, root: Value) -> None:
         """Let other operations use the root, and what the match takes; an intermediate value too for a near miss."""
@@ -137,7 +162,8 @@ class Growth:
     def _operation(self, node: OpNode) -> Operation:
         fixed: dict[int | str, Any] = {}
         free: dict[int | str, AnyValue] = {}
-        outer = self.spatial
+        outer, outer_ranks = self.spatial, self.ranks
+        self.ranks = demanded = self._demanded(node)
         ranks = set() if isinstance(node.ops, Trait) else set(map(_spatial_rank, node.ops))
         self.spatial = (ranks.pop() if len(ranks) == 1 else "") or outer
         around = self.source.alike
@@ -154,16 +180,26 @@ class Growth:
                 else:
                     fixed[key] = value = self.value(part)
                     self.source.alike = value.tensor_type if isinstance(value.type, TensorType) else around
+            for key in [key for key, part in free.items() if part.name in self.captures]:
+                fixed[key] = self.value(free.pop(key))  # what an operand after it is made of
         finally:
-            self.spatial, self.source.alike = outer, around
+            self.spatial, self.ranks, self.source.alike = outer, outer_ranks, around
         broken = self._broken_edges(fixed)
         tried = _Tried()
         for attempt in range(_ATTEMPTS):
+            self.source.ranks, self.source.result_ranks = demanded, outer_ranks
             op = self._attempt(node, fixed, free, broken, tried, attempt)
             if op is not None:
                 self.inner += [result for result in op.results if type(result.type) is TensorType]
                 return op
         raise Unavailable
+
+    def _demanded(self, node: OpNode) -> frozenset[int] | None:
+        """Return the ranks that the operands of a node may have."""
+        if self.change in ("literal", "operator"):
+            return None
+        demanded = demanded_ranks(node)
+        return self.ranks if demanded is None and keeps_rank(node) else demanded
 
     def _broken_edges(self, fixed: dict[int | str, Any]) -> set[int | str]:
         if self.change != "edge":
@@ -188,10 +224,12 @@ class Growth:
             for key, value in fixed.items()
             if key not in broken
         }
+        if attempt >= _SEARCHING_FROM:
+            places |= self._searched(opdef, free)
         if attempt % 2 == 0:
             source.places, source.pinned = places, [v for v in places.values() if isinstance(v, Value)]
         try:
-            args, kwargs = _draw_call(source, opdef)
+            args, kwargs = draw_call(source, opdef)
             if source.pinned:
                 tried.unfit.add(opdef)
                 if source.integer(0, 7):
@@ -227,6 +265,7 @@ class Growth:
             return None
         finally:
             source.places, source.pinned = {}, []
+            source.ranks = source.result_ranks = None
         if node.result >= len(op.results) or not self._meets(node, op):
             source.graph.erase(op)
             return None
@@ -236,7 +275,21 @@ class Growth:
         self.captures |= {**captured, **captured_attributes}
         return op
 
+    def _searched(self, opdef: OpDef, free: dict[int | str, AnyValue]) -> dict[int, Any]:
+        """Return operands that meet the conditions of leaves, by their places: no call was drawn that met them."""
+        found: dict[int, Any] = {}
+        for key, leaf in free.items():
+            if leaf.where is not None and self.change != "condition" and id(leaf) not in self.unmet:
+                value = meeting_value(self.source, leaf)
+                if value is None:
+                    self.unmet.add(id(leaf))
+                else:
+                    found[key if isinstance(key, int) else opdef.operand_index.get(key, -1)] = value
+        return found
+
     def _meets(self, node: OpNode, op: Operation) -> bool:
+        if self.ranks is not None and getattr(op.results[node.result].type, "rank", None) not in self.ranks:
+            return False
         if node.where is None or self.change in ("condition", "operator"):
             return True
         return node.where(op) is None
@@ -329,7 +382,7 @@ class Growth:
                 if name in _PROBABILITIES:
                     others = [n for n in others if 0 <= n <= 1]
                 if name in _POSITIVE:
-                    others = [n for n in others if _is_positive(n) and _count(n) == _count(value)]
+                    others = [n for n in others if is_positive(n) and count_of(n) == count_of(value)]
                 if others:
                     attributes[name] = source.one_of(others)
         for name, expected in node.attributes:
@@ -361,14 +414,6 @@ class Growth:
         return source.one_of(meeting)
 
 
-def _is_positive(value: Any) -> bool:
-    return all(map(_is_positive, value)) if isinstance(value, tuple) else value > 0
-
-
-def _count(value: Any) -> int:
-    return len(value) if isinstance(value, tuple) else 0
-
-
 @cache
 def _spatial_rank(opdef: OpDef) -> str:
     """Return the digit in `conv2d` and `max_pool2d`, or nothing."""
@@ -381,27 +426,6 @@ class _Given(AnyValue):
     """An operand that exists already, in place of a node."""
 
     value: Value | None = None
-
-
-def _draw_call(source: ProgramSource, opdef: OpDef) -> tuple[list[Any], dict[str, Any]]:
-    """Draw the arguments of a call; an operator without a generator gets tensors of one shape, and its defaults."""
-    if opdef.name in GENERATORS:
-        return generate_call(source, opdef.name)
-    args: list[Any] = []
-    first: Value | None = None
-    for param in opdef.params:
-        if param.kind is ParamKind.TENSOR:
-            first = source.tensor() if first is None or source.flag() else first
-            args.append(first)
-        elif param.kind is ParamKind.LIST:
-            args.append([source.tensor() for _ in range(source.integer(1, 2))])
-        elif param.has_default or param.kind is ParamKind.OPTIONAL:
-            break
-        elif param.type in ("number", "float", "Scalar", "int", "SymInt"):
-            args.append(source.one_of((1, 0, 2, -1)))
-        else:
-            raise Unavailable
-    return args, {}
 
 
 def _group(opdef: OpDef, operands: Sequence[Value | None], segments: Sequence[int] | None) -> list[Any]:

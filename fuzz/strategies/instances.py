@@ -65,8 +65,8 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
     for _ in range(2 if draw(st.integers(0, 4)) == 4 else 1):
         growth = Growth(source, change)
         try:
-            root = growth.value(variants[number])
-        except (Unavailable, GraphwrightError):
+            root = growth.grow(variants[number])
+        except Unavailable:
             if roots:
                 break
             if scene is not None and not near:

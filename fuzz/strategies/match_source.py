@@ -37,6 +37,10 @@ class MatchSource(ProgramSource):
         """The places of the call where the pattern fixes an operand."""
         self.alike: TensorType | None = None
         """The type of an operand beside which what is grown now will stand: often it has the same one."""
+        self.ranks: frozenset[int] | None = None
+        """The ranks that the first operand drawn next may have, where the pattern's literals say it."""
+        self.result_ranks: frozenset[int] | None = None
+        """The ranks that the result of the call drawn next may have, where the pattern's literals say it."""
         self.returned: list[Value] = []
         """What the program returns although it may be used."""
 
@@ -73,6 +77,10 @@ class MatchSource(ProgramSource):
                 and (condition is None or condition(type_))
             ):
                 return self.pinned.pop(i)
+        if self.ranks is not None:
+            # a generator that stops at rank 4 does so to stay small
+            fitting = [rank for rank in self.ranks if min_rank <= rank <= max_rank] or self.ranks
+            min_rank, max_rank, self.ranks = min(fitting), max(fitting), None
         alike = self.alike
         if (
             alike is not None
@@ -108,6 +116,10 @@ class MatchSource(ProgramSource):
         """Return the operand that the pattern fixes in this place."""
         value = self.places.get(place)
         return value if isinstance(value, Value) else None
+
+    def result_rank(self) -> int | None:
+        """Draw a rank that the pattern allows the result of a call; None where any will do."""
+        return None if self.result_ranks is None else self.one_of(sorted(self.result_ranks))
 
     def new_input(self, type_: TensorType) -> Value:
         """Add an input to the program."""

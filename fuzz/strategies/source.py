@@ -93,6 +93,10 @@ class Source:
         """Return the operand that must stand in this place of the call, or None where any may."""
         return None
 
+    def result_rank(self) -> int | None:
+        """Draw the rank that the result of a call must have, or None where any will do."""
+        return None
+
     def written(self, value: Value | None) -> None:
         """Note that an operator writes to an operand: a program knows such weights, and nothing else reads them."""
 

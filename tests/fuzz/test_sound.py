@@ -349,6 +349,26 @@ def test_a_search_says_that_nothing_was_tried(subject: Any, text: str) -> None:
         assert_sound(subject, settings=settings(max_examples=30))
 
 
+class OfRankThirty(Pattern):
+    """relu(x) = x, of a rank that nothing has"""
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.relu(p.any("x", where=lambda v: v.tensor_type.rank == 30))
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        return m.x
+
+
+def test_a_condition_that_nothing_meets_is_said() -> None:
+    with pytest.raises(UnsoundError, match=r"never fired on 0 programs .* no operands were found"):
+        assert_sound(OfRankThirty, settings=settings(max_examples=10))
+
+
+def test_a_rule_must_fire_on_the_programs_that_are_given() -> None:
+    with pytest.raises(UnsoundError, match="SoftmaxOfAnyDim never fired on 10 programs"):
+        assert_sound(SoftmaxOfAnyDim, on=programs(3, operators=("aten.relu",)), settings=settings(max_examples=10))
+
+
 def test_a_slow_program_is_no_failure() -> None:
     class Slow(Pass):
         name: ClassVar[str] = "slow"

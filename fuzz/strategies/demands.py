@@ -1,0 +1,111 @@
+"""What a pattern demands of operands that are built before the operation that demands it is."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from fuzz.strategies.dictionary import holds
+from fuzz.strategies.match_source import MatchSource
+from fuzz.strategies.programs import random_tensor
+from fuzz.strategies.types import FLOATS, INTEGERS
+from ir.builder import make_operation
+from ir.core import Graph, Value
+from ir.errors import GraphwrightError
+from ir.opdef import OpDef, ParamKind, Trait
+from ir.program import Weight, WeightKind
+from ir.types import Dim, TensorType
+from passes.pattern import AnyValue, AttrCapture, AttrWhere, OpNode
+
+MAX_RANK = 7
+"""The largest rank that an operand is given because something demands it."""
+_CANDIDATES = 100
+_SEEDS = 2**16
+_DTYPES = (torch.float32, *FLOATS, *INTEGERS, torch.bool)
+_RANKS: WeakKeyDictionary[OpNode, frozenset[int] | None] = WeakKeyDictionary()
+
+
+def demanded_ranks(node: OpNode) -> frozenset[int] | None:
+    """Return the ranks that an operation's only operand may have as its literals say: `permute(x, dims=(0, 2, 1))`.
+
+    None where its literals leave open what the rank is, or it has several operands.
+    """
+    if node not in _RANKS:
+        _RANKS[node] = _probed_ranks(node)
+    return _RANKS[node]
+
+
+def keeps_rank(node: OpNode) -> bool:
+    """Return whether the result has the rank of the only operand."""
+    return isinstance(node.ops, tuple) and all(
+        opdef.has(Trait.ELEMENTWISE) and len(opdef.operand_params) == 1 for opdef in node.ops
+    )
+
+
+def _probed_ranks(node: OpNode) -> frozenset[int] | None:
+    literals = tuple(
+        (name, value) for name, value in node.attributes if not isinstance(value, (AttrCapture, AttrWhere))
+    )
+    if not literals or not isinstance(node.ops, tuple):
+        return None
+    found = [_taken_ranks(opdef, literals) for opdef in node.ops]
+    return None if None in found else frozenset().union(*[ranks for ranks in found if ranks is not None])
+
+
+def _taken_ranks(opdef: OpDef, literals: tuple[tuple[str, object], ...]) -> frozenset[int] | None:
+    """Return the ranks of an operand with which an operator takes literals; None for all, or where it is not known."""
+    if opdef.is_region or sum(param.kind is not ParamKind.OPTIONAL for param in opdef.operand_params) != 1:
+        return None
+    taken = {rank for rank in range(MAX_RANK + 1) if any(_takes(opdef, literals, rank, size) for size in (2, 1, 3))}
+    return frozenset(taken) if 0 < len(taken) <= MAX_RANK else None
+
+
+def _takes(opdef: OpDef, literals: tuple[tuple[str, object], ...], rank: int, size: int) -> bool:
+    x = Graph([("x", TensorType((size,) * rank, torch.float32))]).inputs[0]
+    attributes: dict[str, Any] = dict(literals)
+    try:
+        make_operation(opdef, x, **attributes)
+    except GraphwrightError:
+        return False
+    return True
+
+
+def meeting_value(source: MatchSource, leaf: AnyValue) -> Value | None:
+    """Return an operand that meets the condition of a leaf: one that is there, or a new input or weight; else None.
+
+    A condition cannot say what it asks for, so types are tried: of all ranks and dtypes, with sizes that the rule's
+    code names among them.
+    """
+    condition = leaf.where
+    assert condition is not None
+    for value in reversed(source.values):
+        if holds(condition, value):
+            return value
+    chance = random.Random(source.integer(0, _SEEDS - 1))  # one draw: many would take longer than the search
+    for number in range(_CANDIDATES):
+        type_ = _candidate(chance, source.sizes)
+        value = Graph([("x", type_)]).inputs[0]
+        if holds(condition, value):
+            return source.new_input(type_)
+        kind = chance.choice((WeightKind.PARAMETER, WeightKind.BUFFER, WeightKind.CONSTANT))
+        data = random_tensor([int(d) for d in type_.shape or () if d is not None], type_.dtype or FLOATS[0], number)
+        weight = Weight(f"w{len(source.program.weights)}", kind, type_, data, requires_grad=_may_train(kind, data))
+        if holds(condition, weight.value):
+            return source.program.add_weight(weight)
+    return None
+
+
+def _candidate(chance: random.Random, named: list[int]) -> TensorType:
+    rank = chance.randrange(MAX_RANK)
+    pool = (2, 3, 1, 4, *named)
+    sizes: list[Dim] = [chance.choice(pool)] * rank
+    if chance.random() < 0.6:
+        sizes = [chance.choice(pool) for _ in range(rank)]
+    return TensorType(tuple(sizes), chance.choice(_DTYPES))
+
+
+def _may_train(kind: WeightKind, data: torch.Tensor) -> bool:
+    return kind is WeightKind.PARAMETER and data.is_floating_point()

@@ -1,0 +1,185 @@
+"""Patterns as people write them, for models and not for the fuzzer: most of what is built for them matches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fuzz.strategies.demands import demanded_ranks
+from fuzz.strategies.instances import expanded_pattern, instances
+from ir.opdef import Trait
+from passes.driver import RewriteLog, run_worklist
+from passes.matching import RuleIndex
+from passes.pattern import Match, Node, OpNode, Pattern, PatternBuilder
+from tests.drawn import draws
+
+DRAWN = 40
+SHARE = 0.8
+
+
+def silu(p: PatternBuilder) -> Node:
+    x = p.any("x")
+    return p.mul(x, p.sigmoid(x))
+
+
+def centred(p: PatternBuilder) -> Node:
+    x = p.any("x")
+    return p.sub(x, p.op("aten.mean.dim", x))
+
+
+def rms_norm(p: PatternBuilder) -> Node:
+    x = p.any("x")
+    mean = p.op("aten.mean.dim", p.mul(x, x), keepdim=True)
+    return p.mul(p.mul(x, p.rsqrt(p.op("aten.add.Scalar", mean))), p.any("weight"))
+
+
+def layer_norm(p: PatternBuilder) -> Node:
+    x = p.any("x")
+    centre = p.sub(x, p.op("aten.mean.dim", x, keepdim=True))
+    variance = p.op("aten.mean.dim", p.op("aten.pow.Tensor_Scalar", centre, exponent=2), keepdim=True)
+    return p.div(centre, p.sqrt(p.op("aten.add.Scalar", variance)))
+
+
+def gelu(p: PatternBuilder) -> Node:
+    x = p.any("x")
+    cubed = p.op("aten.mul.Scalar", p.op("aten.pow.Tensor_Scalar", x, exponent=3))
+    inner = p.tanh(p.op("aten.mul.Scalar", p.add(x, cubed)))
+    return p.mul(p.op("aten.mul.Scalar", x, other=0.5), p.op("aten.add.Scalar", inner, other=1))
+
+
+def attention(p: PatternBuilder) -> Node:
+    scores = p.matmul(p.any("q"), p.transpose(p.any("k")))
+    return p.matmul(p.softmax(p.op("aten.mul.Scalar", scores)), p.any("v"))
+
+
+def softmax(p: PatternBuilder) -> Node:
+    x = p.any("x")
+    return p.div(p.exp(x), p.op("aten.sum.dim_IntList", p.exp(x)))
+
+
+def two_convolutions(p: PatternBuilder) -> Node:
+    x = p.any("x")
+    return p.add(p.conv2d(x, p.any("w1")), p.conv2d(x, p.any("w2")))
+
+
+def two_embeddings(p: PatternBuilder) -> Node:
+    i = p.any("i")
+    return p.add(p.embedding(p.any("a"), i), p.embedding(p.any("b"), i))
+
+
+def rotary(p: PatternBuilder) -> Node:
+    x = p.any("x")
+    turned = p.op("aten.cat", [p.neg(p.op("aten.slice.Tensor", x)), p.op("aten.slice.Tensor", x)])
+    return p.add(p.mul(x, p.any("cos")), p.mul(turned, p.any("sin")))
+
+
+def windows(p: PatternBuilder) -> Node:
+    return p.reshape(p.permute(p.reshape(p.any("x")), dims=(0, 1, 3, 2, 4, 5)))
+
+
+def rank_behind_a_chain(p: PatternBuilder) -> Node:
+    return p.permute(p.chain([Trait.ACTIVATION], p.reshape(p.any("x")), minimum=1), dims=(0, 2, 1))
+
+
+def transposed_twice(p: PatternBuilder) -> Node:
+    once = p.transpose(p.any("x"), dim0=p.attr("a"), dim1=p.attr("b"))
+    return p.transpose(once, dim0=p.attr("b"), dim1=p.attr("a"))
+
+
+def half_to_float(p: PatternBuilder) -> Node:
+    half = p.any("x", where=lambda v: v.tensor_type.dtype is torch.float16)
+    return p.op("aten.to.dtype", half, dtype=torch.float32)
+
+
+def of_rank_five(p: PatternBuilder) -> Node:
+    return p.relu(p.any("x", where=lambda v: v.tensor_type.rank == 5))
+
+
+def on_squares(p: PatternBuilder) -> Node:
+    def is_square(value: object) -> bool:
+        shape = value.tensor_type.shape  # type: ignore[attr-defined]
+        return len(shape) == 2 and shape[0] == shape[1] > 1
+
+    return p.matmul(p.any("x", where=is_square), p.any("y"))
+
+
+def by_a_weight(p: PatternBuilder) -> Node:
+    return p.mul(p.any("x"), p.any("w", where=lambda v: v.is_weight))
+
+
+def depthwise(p: PatternBuilder) -> Node:
+    weight = p.any("w", where=lambda v: v.tensor_type.shape is not None and v.tensor_type.shape[1:2] == (1,))
+    return p.conv2d(p.any("x"), weight, groups=p.attr_where(lambda g: isinstance(g, int) and g > 1, "several"))
+
+
+WRITTEN = [
+    silu,
+    centred,
+    rms_norm,
+    layer_norm,
+    gelu,
+    attention,
+    softmax,
+    two_convolutions,
+    two_embeddings,
+    rotary,
+    windows,
+    rank_behind_a_chain,
+    transposed_twice,
+    half_to_float,
+    of_rank_five,
+    on_squares,
+    by_a_weight,
+    depthwise,
+]
+
+
+def rule_of(written: Callable[[PatternBuilder], Node]) -> Pattern:
+    class Written(Pattern):
+        def pattern(self, p: PatternBuilder) -> Node:
+            return written(p)
+
+        def check(self, m: Match) -> str | None:
+            return "only counted"
+
+        def rewrite(self, m: Match, b: object) -> None:
+            raise AssertionError
+
+    return Written()
+
+
+@pytest.mark.parametrize("written", WRITTEN, ids=lambda written: written.__name__)
+def test_most_instances_match(written: Callable[[PatternBuilder], Node]) -> None:
+    rule = rule_of(written)
+    index = RuleIndex((rule,))
+    matched = 0
+    for instance in draws(instances(rule, near=False), DRAWN):
+        log = RewriteLog()
+        run_worklist(instance.program, index, log, record=True, report_misses=True)
+        matched += any(remark.message == "only counted" for remark in log.remarks)
+    assert matched >= SHARE * DRAWN
+
+
+def root_of(written: Callable[[PatternBuilder], Node]) -> OpNode:
+    (root,) = expanded_pattern(rule_of(written))
+    assert isinstance(root, OpNode)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("written", "ranks"),
+    [
+        (lambda p: p.permute(p.any("x"), dims=(0, 2, 1)), {3}),
+        (lambda p: p.op("aten.select.int", p.any("x"), dim=3, index=0), {4, 5, 6, 7}),
+        (lambda p: p.op("aten.expand", p.any("x"), size=(2, 3)), {0, 1, 2}),
+        (lambda p: p.permute(p.any("x")), None),
+        (lambda p: p.softmax(p.any("x"), dim=p.attr("d")), None),
+        (lambda p: p.op("aten.mul.Scalar", p.any("x"), other=2), None),
+        (lambda p: p.sub(p.any("x"), p.any("y"), alpha=1), None),
+        (lambda p: p.op(Trait.ACTIVATION, p.any("x")), None),
+    ],
+)
+def test_literals_say_what_ranks_they_take(written: Callable[[PatternBuilder], Node], ranks: set[int] | None) -> None:
+    assert demanded_ranks(root_of(written)) == ranks
