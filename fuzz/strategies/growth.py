@@ -30,7 +30,6 @@ an intermediate value, the mode of operations, or conditions of the pattern on v
 _ATTEMPTS = 6
 _SEARCHING_FROM = 3
 """The attempt from which on operands are searched that meet the pattern's conditions."""
-_BEGINNINGS = 4
 _MAX_CHAIN = 3
 _AT_ONCE = 7
 """Attributes that one draw decides about: drawing costs more than computing with what was drawn."""
@@ -87,13 +86,17 @@ class Growth:
             op = self.made[id(node)] = self._operation(node)
         return op.results[node.result]
 
-    def grow(self, node: Node) -> Value:
-        """Build the pattern and return its root; where its parts do not fit together, begin anew a few times.
+    def grow(self, node: Node, beginnings: int) -> Value:
+        """Build the pattern and return its root; where its parts do not fit together, begin anew.
+
+        Args:
+            node: the pattern.
+            beginnings: how often to begin.
 
         Raises:
             Unavailable: when it could not be built.
         """
-        for _ in range(_BEGINNINGS):
+        for _ in range(beginnings):
             try:
                 return self.value(node)
             except (Unavailable, GraphwrightError):

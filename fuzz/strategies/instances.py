@@ -27,6 +27,9 @@ from ir.program import Program
 from passes.expansion import expand
 from passes.pattern import Node, Pattern, PatternBuilder
 
+_BEGINNINGS = 4
+"""How often a match is begun where there is no scene to take its place."""
+
 
 @attrs.frozen(eq=False)
 class Instance:
@@ -65,7 +68,7 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
     for _ in range(2 if draw(st.integers(0, 4)) == 4 else 1):
         growth = Growth(source, change)
         try:
-            root = growth.grow(variants[number])
+            root = growth.grow(variants[number], 1 if scene is not None else _BEGINNINGS)
         except Unavailable:
             if roots:
                 break
