@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ Applies rules, passes and whole pipelines to programs that are drawn for them, a
 went in: values, dtypes, shapes, strides, shared memory, gradients, statistics, random numbers, the text form.
 
 Without options, every rule is tried. The command ends with status 0 when nothing was found, with 1 when something was
-(each case is a script in the folder given by --state), and with 2 when it was called wrongly.
+(each case is a script in the folder given by --state), with 2 when it was called wrongly, and with 130 when it was
+stopped by Ctrl-C with nothing found.
 """
 _EXAMPLES = """\
 examples:
@@ -40,11 +42,13 @@ examples:
   graphwright-fuzz replay                                   the corpus of what was found before
   graphwright-fuzz determinism --examples 500               two processes must write the same bytes
 """
+_INTERRUPTED = 128 + signal.SIGINT
+"""The exit status that shells know: what was not tried was not found right."""
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status."""
+    """Run the command; return the exit status: 1 where something was found, 2 for a wrong call, 130 for Ctrl-C."""
     console = Console()
     options = _parser().parse_args(arguments)
     try:
@@ -53,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "determinism":
             return _determinism(options, console)
         return _search(options, console)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     except GraphwrightError as error:
         Console(stderr=True).print(f"graphwright-fuzz: {error}", style="red", markup=False, highlight=False)
         return 2
@@ -146,6 +152,7 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         TextColumn("{task.fields[counts]}"),
         TimeElapsedColumn(),
     )
+    stopped = False
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None if examples is None else examples * len(targets), counts="")
 
@@ -174,6 +181,7 @@ def _search(options: argparse.Namespace, console: Console) -> int:
                 report=show,
             )
         except KeyboardInterrupt:
+            stopped = True
             console.print("stopped; the same command with the same --state goes on from here")
         finally:
             if executor is not None:
@@ -181,7 +189,9 @@ def _search(options: argparse.Namespace, console: Console) -> int:
     print_summary(campaign, targets, console)
     if options.report is not None:
         options.report.write_text(json.dumps(campaign.to_json(), indent=1), encoding="utf-8")
-    return 1 if campaign.found or campaign.errors else 0
+    if campaign.found or campaign.errors:
+        return 1
+    return _INTERRUPTED if stopped else 0
 
 
 def _executor(options: argparse.Namespace) -> tuple[Executor | None, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,27 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(report.read_text())["coverage"][RIGHT]["examples"] >= 25
     assert main(["--rules", WRONG.removeprefix("rule "), "--examples", "30", "--state", str(tmp_path / "state")]) == 1
     assert "found: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_is_no_success_and_loses_nothing(processes: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fuzz", "--rules", "NoPermute", "--time", "5m", "--state", str(tmp_path / "state")]
+    with subprocess.Popen(
+        [*command, "--processes", str(processes)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        assert running.stdout is not None
+        while "250 programs" not in running.stdout.readline():
+            assert running.poll() is None
+        os.killpg(running.pid, signal.SIGINT)  # a terminal tells all processes
+        shown = running.stdout.read()
+    assert running.returncode == 130
+    assert "the same command with the same --state goes on" in shown
+    assert "Traceback" not in shown
+    assert Campaign.load(tmp_path / "state").examples >= 250
 
 
 @pytest.mark.parametrize(
