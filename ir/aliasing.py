@@ -52,6 +52,8 @@ _NEW_COMPOSITES = frozenset(
         "aten.lift_fresh_copy",
     }
 )
+# They return their operand itself, which their schemas do not say.
+_SAME_RESULTS = frozenset({"aten.lift"})
 _MAY_ALIAS: dict[OpDef, bool] = {}
 
 
@@ -68,7 +70,7 @@ def _may_alias(opdef: OpDef) -> bool:
         return False
     if not opdef.operand_params:
         return False  # an operator on numbers; the dispatcher does not know those
-    if opdef.has(Trait.VIEW) or opdef.has(Trait.OPAQUE):
+    if opdef.has(Trait.VIEW) or opdef.has(Trait.OPAQUE) or opdef.name in _SAME_RESULTS:
         return True
     if not isinstance(opdef.target, torch._ops.OpOverload):
         return not opdef.has(Trait.PURE)

@@ -1,0 +1,48 @@
+"""Where an operator is said to give new tensors, it does: no result shares memory with an operand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+
+from fuzz.observation import quiet
+from fuzz.strategies import programs
+from fuzz.strategies.calls import GENERATORS
+from fuzz.strategies.programs import input_tensors
+from ir.aliasing import may_alias_operands
+from ir.errors import EvaluationError
+from ir.evaluate import evaluate
+from ir.opdef import get_opdef
+
+# Each of several hundred operators gets a small part of what the profile grants one test.
+SHARE = settings(max_examples=max(6, settings().max_examples // 20))
+NEW = sorted(name for name in GENERATORS if not may_alias_operands(get_opdef(name)))
+
+
+@pytest.mark.parametrize("name", NEW)
+@SHARE
+@given(st.data())
+def test_new_results_share_no_memory(name: str, data: st.DataObject) -> None:
+    program = data.draw(programs(1, operators=(name,)))
+    op = program.graph.first
+    if op is None or op.name != name:
+        reject()  # no call of it was possible
+    program.graph.set_outputs(op.results)
+    inputs = data.draw(input_tensors(program, special=False))
+    try:
+        with quiet():
+            made = evaluate(program, inputs)
+    except EvaluationError:
+        reject()  # kernels refuse a few operands that inference takes
+    operands = [*inputs, *(w.data for w in program.weights.values() if w.data is not None)]
+    places = {x.untyped_storage().data_ptr() for x in operands if x.numel()}
+    for tensor in made:
+        if isinstance(tensor, torch.Tensor) and tensor.numel():
+            assert tensor.untyped_storage().data_ptr() not in places
+
+
+def test_what_returns_its_operand_is_known() -> None:
+    for name in ("lift", "lift_fresh", "alias", "detach", "view", "_unsafe_view", "unsafe_split.Tensor", "to.dtype"):
+        assert may_alias_operands(get_opdef(f"aten.{name}"))
