@@ -52,11 +52,13 @@ class FoldBatchNormPattern(Pattern):
             # a linear on more than rows or by a vector, a convolution without a batch
             return f"{where} has its channels in dimension 1 of {result}, where {m.layer.name} need not have its own"
         channels = m.w.tensor_type.shape[0] if m.w.tensor_type.shape else None
-        for value in (m.w, m.b, *(bn.operand(name) for name in _STATISTICS)):
+        of_channels = (m.b, *(bn.operand(name) for name in _STATISTICS))
+        for number, value in enumerate((m.w, *of_channels)):
             if value is None:
                 continue
             type_ = value.type
-            if value is not m.w and not (isinstance(type_, TensorType) and shapes_equal(type_.shape, (channels,))):
+            # by place: the layer's weight may be the norm's scale as well
+            if number and not (isinstance(type_, TensorType) and shapes_equal(type_.shape, (channels,))):
                 # PyTorch broadcasts some that are not
                 return (
                     f"{where}: {value.name or 'an operand'} is {type_}, not one number for each of {channels} channels"
