@@ -61,15 +61,20 @@ def reshape(source: Source, opdef: OpDef) -> Arguments:
 
 
 def _bring_to_rank(source: Source, sizes: list[Dim], rank: int) -> None:
-    """Split sizes, or merge neighbours, until there are as many as wanted."""
+    """Split sizes, or merge neighbours, until there are as many as wanted; more than one element keeps a dimension."""
     while len(sizes) < rank:
         composite = [i for i, size in enumerate(sizes) if len(divisors(size)) > 1]
-        at = source.one_of(composite) if composite else source.integer(0, len(sizes))
-        first = source.one_of(divisors(sizes[at])[1:]) if composite else 1
-        sizes[at : at + len(composite[:1])] = [first, sizes[at] // first] if composite else [1]
+        if composite:
+            at = source.one_of(composite)
+            first = source.one_of(divisors(sizes[at])[1:])
+            sizes[at : at + 1] = [first, sizes[at] // first]
+        else:
+            sizes.insert(source.integer(0, len(sizes)), 1)
     while len(sizes) > max(rank, 1):
         at = source.integer(0, len(sizes) - 2)
         sizes[at : at + 2] = [simplify_dim(sizes[at] * sizes[at + 1])]
+    if rank == 0 and sizes == [1]:
+        sizes.clear()
 
 
 def flatten(source: Source, opdef: OpDef) -> Arguments:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,25 +25,27 @@ from passes.pattern import AnyValue, AttrCapture, AttrWhere, OpNode
 MAX_RANK = 7
 """The largest rank that an operand is given because something demands it."""
 _CANDIDATES = 100
+_ELEMENTS = 4096
 _SEEDS = 2**16
 _DTYPES = (torch.float32, *FLOATS, *INTEGERS, torch.bool)
 _RANKS: WeakKeyDictionary[OpNode, frozenset[int] | None] = WeakKeyDictionary()
 
 
 def demanded_ranks(node: OpNode) -> frozenset[int] | None:
-    """Return the ranks that an operation's only operand may have as its literals say: `permute(x, dims=(0, 2, 1))`.
+    """Return the ranks that an operation's first operand may have as its literals say: `permute(x, dims=(0, 2, 1))`.
 
-    None where its literals leave open what the rank is, or it has several operands.
+    None where its literals leave open what the rank is, where sizes decide as well, or it needs several operands.
     """
     if node not in _RANKS:
         _RANKS[node] = _probed_ranks(node)
     return _RANKS[node]
 
 
-def keeps_rank(node: OpNode) -> bool:
-    """Return whether the result has the rank of the only operand."""
-    return isinstance(node.ops, tuple) and all(
-        opdef.has(Trait.ELEMENTWISE) and len(opdef.operand_params) == 1 for opdef in node.ops
+def keeps_rank(ops: Iterable[OpDef | Trait]) -> bool:
+    """Return whether the result of each operator has the rank of its only operand."""
+    return all(
+        op is Trait.ACTIVATION or (isinstance(op, OpDef) and op.has(Trait.ELEMENTWISE) and len(op.operand_params) == 1)
+        for op in ops
     )
 
 
@@ -57,9 +61,16 @@ def _probed_ranks(node: OpNode) -> frozenset[int] | None:
 
 def _taken_ranks(opdef: OpDef, literals: tuple[tuple[str, object], ...]) -> frozenset[int] | None:
     """Return the ranks of an operand with which an operator takes literals; None for all, or where it is not known."""
-    if opdef.is_region or sum(param.kind is not ParamKind.OPTIONAL for param in opdef.operand_params) != 1:
+    params = opdef.operand_params
+    if opdef.is_region or not params or any((p.kind is ParamKind.TENSOR) != (p is params[0]) for p in params):
         return None
-    taken = {rank for rank in range(MAX_RANK + 1) if any(_takes(opdef, literals, rank, size) for size in (2, 1, 3))}
+    taken = set()
+    for rank in range(MAX_RANK + 1):
+        outcomes = {_takes(opdef, literals, rank, size) for size in (2, 1, 3)}
+        if len(outcomes) > 1:
+            return None  # sizes decide: a reshape to two by two takes four elements of any rank
+        if outcomes == {True}:
+            taken.add(rank)
     return frozenset(taken) if 0 < len(taken) <= MAX_RANK else None
 
 
@@ -94,16 +105,21 @@ def meeting_value(source: MatchSource, leaf: AnyValue) -> Value | None:
         data = random_tensor([int(d) for d in type_.shape or () if d is not None], type_.dtype or FLOATS[0], number)
         weight = Weight(f"w{len(source.program.weights)}", kind, type_, data, requires_grad=_may_train(kind, data))
         if holds(condition, weight.value):
-            return source.program.add_weight(weight)
+            source.values.append(source.program.add_weight(weight))
+            return source.values[-1]
     return None
 
 
 def _candidate(chance: random.Random, named: list[int]) -> TensorType:
-    rank = chance.randrange(MAX_RANK)
+    rank = chance.randrange(MAX_RANK + 1)
     pool = (2, 3, 1, 4, *named)
     sizes: list[Dim] = [chance.choice(pool)] * rank
     if chance.random() < 0.6:
         sizes = [chance.choice(pool) for _ in range(rank)]
+    for at in range(rank):
+        if math.prod(sizes) <= _ELEMENTS:
+            break
+        sizes[at] = 1
     return TensorType(tuple(sizes), chance.choice(_DTYPES))
 
 

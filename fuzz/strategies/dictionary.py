@@ -71,16 +71,6 @@ def is_alike(a: Any, b: Any) -> bool:
     return isinstance(b, float) and isinstance(a, (int, float))
 
 
-def is_positive(value: Any) -> bool:
-    """Return whether a number, or each of several, is 1 or more."""
-    return all(map(is_positive, value)) if isinstance(value, tuple) else value > 0
-
-
-def count_of(value: Any) -> int:
-    """Return how many numbers a literal has; 0 for one that is no tuple."""
-    return len(value) if isinstance(value, tuple) else 0
-
-
 def holds(predicate: Callable[[Any], bool], value: Any) -> bool:
     """Return whether a predicate holds of a value; it need not take values of every type."""
     try:

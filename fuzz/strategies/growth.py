@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -11,17 +11,16 @@ import attrs
 
 from fuzz.strategies.calls import GENERATORS, draw_call, generate_call
 from fuzz.strategies.demands import demanded_ranks, keeps_rank, meeting_value
-from fuzz.strategies.dictionary import count_of, holds, is_alike, is_positive, neutral_like
+from fuzz.strategies.match_attributes import draw_attributes
 from fuzz.strategies.match_source import MatchSource
 from fuzz.strategies.programs import COMMON
 from fuzz.strategies.source import Unavailable, shape_of
-from ir.attributes import normalize_attribute
 from ir.builder import bind_arguments
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError
 from ir.opdef import OpDef, ParamKind, Trait, get_opdef
 from ir.types import Dim, TensorType
-from passes.pattern import AnyValue, AttrCapture, AttrWhere, Chain, Node, OpNode
+from passes.pattern import AnyValue, Chain, Node, OpNode
 
 NEAR_MISSES = ("literal", "edge", "shape", "operator", "user", "mode", "condition")
 """What a near miss may have changed: literals of the pattern, edges, the shape of an operand, operators, the users of
@@ -31,11 +30,6 @@ _ATTEMPTS = 6
 _SEARCHING_FROM = 3
 """The attempt from which on operands are searched that meet the pattern's conditions."""
 _MAX_CHAIN = 3
-_AT_ONCE = 7
-"""Attributes that one draw decides about: drawing costs more than computing with what was drawn."""
-_PROBABILITIES = frozenset({"p", "dropout_p", "train_dropout_p", "dropout"})
-_POSITIVE = frozenset({"stride", "dilation", "groups", "kernel_size"})
-"""Attributes whose numbers are 1 or more, and as many as the operator has dimensions."""
 
 
 @cache
@@ -66,7 +60,9 @@ class Growth:
         self.made: dict[int, Operation] = {}
         self.captures: dict[str, Any] = {}
         self.unmet: set[int] = set()
-        """Leaves whose conditions no operand was found to meet."""
+        """Leaves whose conditions no operand was found to meet: searching again takes long and finds little."""
+        self.ops: list[Operation] = []
+        """The operations of the match, operands first."""
         self.inner: list[Value] = []
         """Results of the operations of the match."""
         self.spatial = ""
@@ -100,11 +96,9 @@ class Growth:
             try:
                 return self.value(node)
             except (Unavailable, GraphwrightError):
-                for value in reversed(self.inner):
-                    op = value.defining_op
-                    if op is not None and op.is_attached:
-                        self.source.graph.erase(op)
-                self.made, self.captures, self.inner = {}, {}, []
+                for op in reversed(self.ops):
+                    self.source.graph.erase(op)
+                self.made, self.captures, self.inner, self.ops = {}, {}, [], []
         raise Unavailable
 
     def surround(self, root: Value) -> None:
@@ -149,15 +143,21 @@ class Growth:
         return node.where is None or self.change == "condition" or node.where(value)
 
     def _chain(self, node: Chain) -> Value:
-        value = self.value(node.inner)
         links = self.source.integer(node.minimum, max(node.minimum, min(node.maximum, _MAX_CHAIN)))
-        made = []
-        for _ in range(links):
-            ops = [opdef for o in node.ops for opdef in (operators_with(o) if isinstance(o, Trait) else (o,))]
-            link = OpNode(tuple(ops), ((0, _Given(value=value)),), where=node.where)
-            op = self._operation(link)
-            made.append(op)
-            value = op.results[0]
+        ops = [opdef for o in node.ops for opdef in (operators_with(o) if isinstance(o, Trait) else (o,))]
+        made: list[Operation] = []
+        demanded = self.ranks
+        try:
+            # what is demanded of the last link is so of those before it where none changes the rank
+            self.ranks = demanded if not links or keeps_rank(ops) else None
+            value = self.value(node.inner)
+            while len(made) < links:
+                self.ranks = demanded if len(made) == links - 1 or keeps_rank(ops) else None
+                op = self._operation(OpNode(tuple(ops), ((0, _Given(value=value)),), where=node.where))
+                made.append(op)
+                value = op.results[0]
+        finally:
+            self.ranks = demanded
         if node.name:
             self.captures[node.name] = tuple(made)
         return value
@@ -166,12 +166,13 @@ class Growth:
         fixed: dict[int | str, Any] = {}
         free: dict[int | str, AnyValue] = {}
         outer, outer_ranks = self.spatial, self.ranks
-        self.ranks = demanded = self._demanded(node)
+        demanded = self._demanded(node)
         ranks = set() if isinstance(node.ops, Trait) else set(map(_spatial_rank, node.ops))
         self.spatial = (ranks.pop() if len(ranks) == 1 else "") or outer
         around = self.source.alike
         try:
             for key, part in node.operands:
+                self.ranks = demanded if _place(node, key) == 0 else None
                 if isinstance(part, _Given):
                     fixed[key] = part.value
                 elif part is None:
@@ -191,8 +192,12 @@ class Growth:
         tried = _Tried()
         for attempt in range(_ATTEMPTS):
             self.source.ranks, self.source.result_ranks = demanded, outer_ranks
-            op = self._attempt(node, fixed, free, broken, tried, attempt)
+            try:
+                op = self._attempt(node, fixed, free, broken, tried, attempt)
+            finally:
+                self.source.ranks = self.source.result_ranks = None
             if op is not None:
+                self.ops.append(op)
                 self.inner += [result for result in op.results if type(result.type) is TensorType]
                 return op
         raise Unavailable
@@ -202,7 +207,8 @@ class Growth:
         if self.change in ("literal", "operator"):
             return None
         demanded = demanded_ranks(node)
-        return self.ranks if demanded is None and keeps_rank(node) else demanded
+        keeps = isinstance(node.ops, tuple) and keeps_rank(node.ops)
+        return self.ranks if demanded is None and keeps else demanded
 
     def _broken_edges(self, fixed: dict[int | str, Any]) -> set[int | str]:
         if self.change != "edge":
@@ -227,6 +233,7 @@ class Growth:
             for key, value in fixed.items()
             if key not in broken
         }
+        given = set(places)
         if attempt >= _SEARCHING_FROM:
             places |= self._searched(opdef, free)
         if attempt % 2 == 0:
@@ -253,13 +260,14 @@ class Growth:
             if captured is None:
                 return None
             named = {param.name: value for param, value in zip(opdef.operand_params, grouped, strict=True)}
-            attributes, captured_attributes = self._attributes(node, opdef, drawn)
+            asked = source, node, opdef, drawn, self.captures, self.change
+            attributes, captured_attributes = draw_attributes(*asked)
             try:
                 op = source.builder.op(opdef, **named, **attributes)
             except GraphwrightError:
-                if all(place in places for place, value in enumerate(grouped) if value is not None):
+                if all(place in given for place, value in enumerate(grouped) if value is not None):
                     tried.hopeless.add(opdef)  # nothing but numbers is left to be drawn
-                plain, captured_attributes = self._attributes(node, opdef, drawn, hinted=False)
+                plain, captured_attributes = draw_attributes(*asked, hinted=False)
                 if plain == attributes:
                     return None
                 op = source.builder.op(opdef, **named, **plain)
@@ -268,7 +276,6 @@ class Growth:
             return None
         finally:
             source.places, source.pinned = {}, []
-            source.ranks = source.result_ranks = None
         if node.result >= len(op.results) or not self._meets(node, op):
             source.graph.erase(op)
             return None
@@ -282,12 +289,14 @@ class Growth:
         """Return operands that meet the conditions of leaves, by their places: no call was drawn that met them."""
         found: dict[int, Any] = {}
         for key, leaf in free.items():
-            if leaf.where is not None and self.change != "condition" and id(leaf) not in self.unmet:
-                value = meeting_value(self.source, leaf)
-                if value is None:
-                    self.unmet.add(id(leaf))
-                else:
-                    found[key if isinstance(key, int) else opdef.operand_index.get(key, -1)] = value
+            place = key if isinstance(key, int) else opdef.operand_index.get(key, -1)
+            if leaf.where is None or self.change == "condition" or place < 0 or id(leaf) in self.unmet:
+                continue
+            value = meeting_value(self.source, leaf)
+            if value is None:
+                self.unmet.add(id(leaf))
+            else:
+                found[place] = value
         return found
 
     def _meets(self, node: OpNode, op: Operation) -> bool:
@@ -359,69 +368,18 @@ class Growth:
                 captured[leaf.name] = value
         return captured
 
-    def _attributes(
-        self, node: OpNode, opdef: OpDef, drawn: dict[str, Any], *, hinted: bool = True
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the attributes that the pattern demands, where it does not the drawn ones, and what is captured.
-
-        With `hinted`, those that the rule's code names, or that change nothing, stand for some of the drawn ones.
-        """
-        source = self.source
-        attributes: dict[str, Any] = dict(drawn)
-        captured: dict[str, Any] = {}
-        numbers = [
-            name
-            for name, value in drawn.items()
-            if hinted and isinstance(value, (int, float, tuple)) and not isinstance(value, bool)
-        ]
-        for start in range(0, len(numbers), _AT_ONCE):
-            names = numbers[start : start + _AT_ONCE]
-            code = source.integer(0, 8 ** len(names) - 1)
-            for place, name in enumerate(names):
-                value, kind = drawn[name], code // 8**place % 8
-                others = [n for n in source.dictionary if is_alike(n, value)] if kind > 4 else []
-                if not others and kind == 4:
-                    others = list(neutral_like(value, name))
-                if name in _PROBABILITIES:
-                    others = [n for n in others if 0 <= n <= 1]
-                if name in _POSITIVE:
-                    others = [n for n in others if is_positive(n) and count_of(n) == count_of(value)]
-                if others:
-                    attributes[name] = source.one_of(others)
-        for name, expected in node.attributes:
-            if name not in attributes or (self.change == "literal" and source.flag()):
-                continue
-            if isinstance(expected, AttrCapture):
-                known = self.captures.get(expected.name, captured.get(expected.name, attributes[name]))
-                attributes[name] = captured[expected.name] = known
-            elif isinstance(expected, AttrWhere):
-                if self.change != "condition":
-                    attributes[name] = self._meeting(expected.predicate, attributes[name])
-            else:
-                attributes[name] = expected
-        flag = opdef.training
-        if flag is not None and isinstance(attributes[flag], bool):
-            free = flag not in dict(node.attributes)
-            if source.flag() if self.change == "mode" else free and source.integer(0, 7) == 7:
-                attributes[flag] = not attributes[flag]
-        return attributes, captured
-
-    def _meeting(self, predicate: Callable[[Any], bool], drawn: Any) -> Any:
-        source = self.source
-        if holds(predicate, normalize_attribute(drawn)) and source.flag():
-            return drawn
-        pool = [drawn, *source.dictionary, None, True, False, 0, 1, -1, 0.0, 1.0, (), (0,), (1, 1), (0, 1), (1, 0)]
-        meeting = [value for value in pool if holds(predicate, normalize_attribute(value))]
-        if not meeting:
-            raise Unavailable
-        return source.one_of(meeting)
-
 
 @cache
 def _spatial_rank(opdef: OpDef) -> str:
     """Return the digit in `conv2d` and `max_pool2d`, or nothing."""
     found = re.search(r"(\d)d", opdef.short_name)
     return found[1] if found else ""
+
+
+def _place(node: OpNode, key: int | str) -> int:
+    if isinstance(key, int) or not isinstance(node.ops, tuple):
+        return key if isinstance(key, int) else -1
+    return node.ops[0].operand_index.get(key, -1)
 
 
 @attrs.frozen(eq=False)

@@ -78,7 +78,7 @@ class MatchSource(ProgramSource):
             ):
                 return self.pinned.pop(i)
         if self.ranks is not None:
-            # a generator that stops at rank 4 does so to stay small
+            # where none is in the generator's range they win: it stops at rank 4 to stay small
             fitting = [rank for rank in self.ranks if min_rank <= rank <= max_rank] or self.ranks
             min_rank, max_rank, self.ranks = min(fitting), max(fitting), None
         alike = self.alike

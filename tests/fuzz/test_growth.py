@@ -83,6 +83,19 @@ def rank_behind_a_chain(p: PatternBuilder) -> Node:
     return p.permute(p.chain([Trait.ACTIVATION], p.reshape(p.any("x")), minimum=1), dims=(0, 2, 1))
 
 
+def rank_behind_other_ranks(p: PatternBuilder) -> Node:
+    chain = p.chain(["aten.unsqueeze"], p.matmul(p.any("x"), p.any("y")), minimum=1)
+    return p.permute(chain, dims=(0, 2, 1))
+
+
+def sizes_behind_a_vector(p: PatternBuilder) -> Node:
+    return p.reshape(p.ravel(p.any("x")), shape=(-1, 4))
+
+
+def scaled_groups(p: PatternBuilder) -> Node:
+    return p.group_norm(p.any("x"), weight=p.relu(p.any("w")), num_groups=2)
+
+
 def transposed_twice(p: PatternBuilder) -> Node:
     once = p.transpose(p.any("x"), dim0=p.attr("a"), dim1=p.attr("b"))
     return p.transpose(once, dim0=p.attr("b"), dim1=p.attr("a"))
@@ -127,6 +140,9 @@ WRITTEN = [
     rotary,
     windows,
     rank_behind_a_chain,
+    rank_behind_other_ranks,
+    sizes_behind_a_vector,
+    scaled_groups,
     transposed_twice,
     half_to_float,
     of_rank_five,
@@ -173,7 +189,9 @@ def root_of(written: Callable[[PatternBuilder], Node]) -> OpNode:
     [
         (lambda p: p.permute(p.any("x"), dims=(0, 2, 1)), {3}),
         (lambda p: p.op("aten.select.int", p.any("x"), dim=3, index=0), {4, 5, 6, 7}),
-        (lambda p: p.op("aten.expand", p.any("x"), size=(2, 3)), {0, 1, 2}),
+        (lambda p: p.op("aten.expand", p.any("x"), size=(2, 3)), None),
+        (lambda p: p.reshape(p.any("x"), shape=(2, 2)), None),
+        (lambda p: p.reshape(p.any("x"), shape=(-1, 4)), None),
         (lambda p: p.permute(p.any("x")), None),
         (lambda p: p.softmax(p.any("x"), dim=p.attr("d")), None),
         (lambda p: p.op("aten.mul.Scalar", p.any("x"), other=2), None),

@@ -1,0 +1,91 @@
+"""The attributes of an operation in a match: drawn, named by the rule's code, or demanded by the pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fuzz.strategies.dictionary import holds, is_alike, neutral_like
+from fuzz.strategies.match_source import MatchSource
+from fuzz.strategies.source import Unavailable
+from ir.attributes import normalize_attribute
+from ir.opdef import OpDef
+from passes.pattern import AttrCapture, AttrWhere, OpNode
+
+_AT_ONCE = 7
+"""Attributes that one draw decides about: drawing costs more than computing with what was drawn."""
+_PROBABILITIES = frozenset({"p", "dropout_p", "train_dropout_p", "dropout"})
+_POSITIVE = frozenset({"stride", "dilation", "groups", "kernel_size"})
+"""Attributes whose numbers are 1 or more, and as many as the operator has dimensions."""
+
+
+def draw_attributes(
+    source: MatchSource,
+    node: OpNode,
+    opdef: OpDef,
+    drawn: dict[str, Any],
+    captures: Mapping[str, Any],
+    change: str | None,
+    *,
+    hinted: bool = True,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the attributes that the pattern demands, where it does not the drawn ones, and what is captured.
+
+    With `hinted`, those that the rule's code names, or that change nothing, stand for some of the drawn ones.
+    """
+    attributes: dict[str, Any] = dict(drawn)
+    captured: dict[str, Any] = {}
+    numbers = [
+        name
+        for name, value in drawn.items()
+        if hinted and isinstance(value, (int, float, tuple)) and not isinstance(value, bool)
+    ]
+    for start in range(0, len(numbers), _AT_ONCE):
+        names = numbers[start : start + _AT_ONCE]
+        code = source.integer(0, 8 ** len(names) - 1)
+        for place, name in enumerate(names):
+            value, kind = drawn[name], code // 8**place % 8
+            others = [n for n in source.dictionary if is_alike(n, value)] if kind > 4 else []
+            if not others and kind == 4:
+                others = list(neutral_like(value, name))
+            if name in _PROBABILITIES:
+                others = [n for n in others if 0 <= n <= 1]
+            if name in _POSITIVE:
+                others = [n for n in others if _is_positive(n) and _count(n) == _count(value)]
+            if others:
+                attributes[name] = source.one_of(others)
+    for name, expected in node.attributes:
+        if name not in attributes or (change == "literal" and source.flag()):
+            continue
+        if isinstance(expected, AttrCapture):
+            known = captures.get(expected.name, captured.get(expected.name, attributes[name]))
+            attributes[name] = captured[expected.name] = known
+        elif isinstance(expected, AttrWhere):
+            if change != "condition":
+                attributes[name] = _meeting(source, expected.predicate, attributes[name])
+        else:
+            attributes[name] = expected
+    flag = opdef.training
+    if flag is not None and isinstance(attributes[flag], bool):
+        free = flag not in dict(node.attributes)
+        if source.flag() if change == "mode" else free and source.integer(0, 7) == 7:
+            attributes[flag] = not attributes[flag]
+    return attributes, captured
+
+
+def _meeting(source: MatchSource, predicate: Callable[[Any], bool], drawn: Any) -> Any:
+    if holds(predicate, normalize_attribute(drawn)) and source.flag():
+        return drawn
+    pool = [drawn, *source.dictionary, None, True, False, 0, 1, -1, 0.0, 1.0, (), (0,), (1, 1), (0, 1), (1, 0)]
+    meeting = [value for value in pool if holds(predicate, normalize_attribute(value))]
+    if not meeting:
+        raise Unavailable
+    return source.one_of(meeting)
+
+
+def _is_positive(value: Any) -> bool:
+    return all(map(_is_positive, value)) if isinstance(value, tuple) else value > 0
+
+
+def _count(value: Any) -> int:
+    return len(value) if isinstance(value, tuple) else 0
