@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.accuracy import measure_accuracy
 from compiler.difference import RELATIVE_BOUND, tensor_difference
-from ir.copying import copy_into
+from ir.copying import copy_into, copy_operation
 from ir.core import Graph, Operation, Value
 from ir.errors import InputError, ValidationError
 from ir.evaluate import evaluate_graph
@@ -150,15 +150,7 @@ class _Snapshot:
         self.copies: list[Operation] = []
         self.results: dict[Value, Value] = {}
         for op in ops:
-            copy = Operation(
-                op.opdef,
-                op.operands,
-                dict(op.attributes),
-                [r.type for r in op.results],
-                location=op.location,
-                segments=op.segments,
-                body=op.body,
-            )
+            copy = copy_operation(op, op.operands)
             # the copy must not count as a user
             for value in op.operand_values:
                 value._drop_use(copy)

@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -153,6 +154,14 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         TimeElapsedColumn(),
     )
     stopped = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+        raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, stop) if in_main else None
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None if examples is None else examples * len(targets), counts="")
 
@@ -179,11 +188,14 @@ def _search(options: argparse.Namespace, console: Console) -> int:
                 processes=processes,
                 executor=executor,
                 report=show,
+                stopped=lambda: stopped,
             )
         except KeyboardInterrupt:
             stopped = True
             console.print("stopped; the same command with the same --state goes on from here")
         finally:
+            if handler is not None:
+                signal.signal(signal.SIGINT, handler)
             if executor is not None:
                 executor.shutdown(cancel_futures=True)
     print_summary(campaign, targets, console)

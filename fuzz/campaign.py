@@ -7,11 +7,12 @@ import hashlib
 import json
 import multiprocessing
 import re
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,9 @@ def run_unit(unit: Unit) -> UnitResult:
         seen, counterexample = search(target, None, search_settings(unit.examples), seed=unit.seed)
     except Exception as error:  # noqa: BLE001 - one unit that fails must not end a campaign of hours
         text = f"{type(error).__name__}: {error}"
+        return UnitResult(unit, time.monotonic() - start, Coverage(), None, text)
+    if counterexample is None and not seen.examples:
+        text = f"{unit.target}: no program could be built for it"
         return UnitResult(unit, time.monotonic() - start, Coverage(), None, text)
     found = None
     if counterexample is not None:
@@ -223,6 +227,19 @@ def units(campaign: Campaign, targets: Sequence[str], *, seed: int, examples: in
             yield Unit(target, seed + number, size, number)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back meanwhile; processes that are started do so for good: a terminal sends it to all of them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
 def run_campaign(
     campaign: Campaign,
     targets: Sequence[str],
@@ -234,6 +251,7 @@ def run_campaign(
     batch: int = 250,
     executor: Executor | None = None,
     report: Callable[[UnitResult, bool], None] = lambda result, new: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Search until the examples of each target or the time are used up; the state is saved after each unit.
 
@@ -247,6 +265,10 @@ def run_campaign(
         batch: programs in one unit.
         executor: runs the units, in place of processes of this machine.
         report: is called with each result, and whether it holds a new case.
+        stopped: says whether the user has asked to stop: what runs in this process may swallow the interrupt.
+
+    Raises:
+        KeyboardInterrupt: when the user stopped it; units that had not ended are not counted.
     """
     for target in targets:
         resolve(target)  # faults in names come before the work
@@ -265,7 +287,10 @@ def run_campaign(
         for unit in pending:
             if not in_time():
                 return
-            take(run_unit(unit))
+            result = run_unit(unit)
+            if stopped():
+                raise KeyboardInterrupt
+            take(result)
         return
     own = None
     if executor is None:
@@ -277,7 +302,8 @@ def run_campaign(
         for unit in pending:
             if not in_time():
                 break
-            running.add(executor.submit(run_unit, unit))
+            with _interrupts_held() if own is not None else nullcontext():
+                running.add(executor.submit(run_unit, unit))
             if len(running) >= processes:
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:

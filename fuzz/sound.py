@@ -203,13 +203,16 @@ def _insist_on_all(target: Target, on: st.SearchStrategy[Any] | None, seen: Soun
     if silent:
         message = f"{', '.join(silent)} never fired on {seen.instances} programs built to match"
         if not seen.instances:
-            message += ": no operands were found that meet the conditions of its pattern"
+            message += ": none could be built from its pattern that runs"
         raise UnsoundError(None, message, seen)
     return None
 
 
 def _insist(rule: Pattern, target: Target, seen: Soundness) -> Counterexample | None:
-    """Search on, without near misses, until a rule fires; the rarest of ours fires once in some hundred programs."""
+    """Search on, without near misses, until a rule fires; the rarest of ours fires once in some hundred programs.
+
+    Where no program could be built with one seed, there is no other try.
+    """
     for seed in range(_ROUNDS):
         more, found = search(target, instances(rule, near=False), search_settings(_EACH_ROUND), seed=seed)
         seen.merge(more)

@@ -159,8 +159,14 @@ class _Comparison:
             found = self._operations(p, q, f"{prefix}operation {i} ({p.name})")
             if found is not None:
                 return found
-        return _differ(f"{prefix}number of operations", a.num_operations, b.num_operations) or self._operands(
-            a.outputs, b.outputs, f"{prefix}return"
+        return (
+            _differ(f"{prefix}number of operations", a.num_operations, b.num_operations)
+            or self._operands(a.outputs, b.outputs, f"{prefix}return")
+            or (
+                _differ(f"{prefix}return, location", a.return_op.location, b.return_op.location)
+                if self._locations
+                else None
+            )
         )
 
     def _operations(self, a: Operation, b: Operation, place: str) -> Difference | None:

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 
+from ir.attributes import Attribute
 from ir.core import Graph, Operation, Value
 from ir.program import Program, Weight
+
+
+def copy_operation(
+    op: Operation, operands: Sequence[Value | None], attributes: Mapping[str, Attribute] | None = None
+) -> Operation:
+    """Return a copy of `op` with its body, in no graph, on other operands and perhaps with other attributes."""
+    return Operation(
+        op.opdef,
+        operands,
+        dict(op.attributes if attributes is None else attributes),
+        [r.type for r in op.results],
+        location=op.location,
+        segments=op.segments,
+        body=None if op.body is None else copy_graph(op.body, {}),
+        names=[r.name for r in op.results],
+    )
 
 
 def copy_into(
@@ -23,16 +40,7 @@ def copy_into(
     """
     if operands is None:
         operands = [None if v is None else mapping[v] for v in op.operands]
-    twin = Operation(
-        op.opdef,
-        operands,
-        dict(op.attributes),
-        [r.type for r in op.results],
-        location=op.location,
-        segments=op.segments,
-        body=None if op.body is None else copy_graph(op.body, {}),
-        names=[r.name for r in op.results],
-    )
+    twin = copy_operation(op, operands)
     graph.append(twin)
     mapping.update(zip(op.results, twin.results, strict=True))
     return twin
@@ -50,6 +58,7 @@ def copy_graph(graph: Graph, mapping: dict[Value, Value]) -> Graph:
     for op in graph.operations():
         copy_into(op, twin, mapping)
     twin.set_outputs([None if v is None else mapping[v] for v in graph.outputs])
+    twin.return_op.location = graph.return_op.location
     return twin
 
 

@@ -53,16 +53,16 @@ class FoldBatchNormPattern(Pattern):
             return f"{where} has its channels in dimension 1 of {result}, where {m.layer.name} need not have its own"
         channels = m.w.tensor_type.shape[0] if m.w.tensor_type.shape else None
         of_channels = (m.b, *(bn.operand(name) for name in _STATISTICS))
-        for number, value in enumerate((m.w, *of_channels)):
-            if value is None:
-                continue
-            type_ = value.type
-            # by place: the layer's weight may be the norm's scale as well
-            if number and not (isinstance(type_, TensorType) and shapes_equal(type_.shape, (channels,))):
+        for value in of_channels:
+            type_ = None if value is None else value.type
+            if value is not None and not (isinstance(type_, TensorType) and shapes_equal(type_.shape, (channels,))):
                 # PyTorch broadcasts some that are not
                 return (
                     f"{where}: {value.name or 'an operand'} is {type_}, not one number for each of {channels} channels"
                 )
+        for value in (m.w, *of_channels):
+            if value is None:
+                continue
             weight = weight_of(value)
             if weight is None:
                 return f"{where}: {value.name or 'a weight'} is computed, not a weight"

@@ -7,7 +7,7 @@ from typing import Any
 
 from ir.attributes import Attribute
 from ir.builder import Builder, infer_operation
-from ir.copying import copy_graph, copy_into
+from ir.copying import copy_into, copy_operation
 from ir.core import Graph, Operation, Value
 from ir.errors import PatternError
 from ir.locations import merge_locations
@@ -116,18 +116,7 @@ class Rewriter(Builder):
         """Insert a copy of `op` before the anchor, with attributes changed, and return it; `aten.clone` of a value."""
         if isinstance(op, Value):
             return self.call("aten.clone", op, **changes)
-        attributes = {**op.attributes, **changes}
-        twin = Operation(
-            op.opdef,
-            op.operands,
-            attributes,
-            [r.type for r in op.results],
-            location=op.location,
-            segments=op.segments,
-            body=None if op.body is None else copy_graph(op.body, {}),
-            names=[r.name for r in op.results],
-        )
-        return self.insert(twin)
+        return self.insert(copy_operation(op, op.operands, {**op.attributes, **changes}))
 
     def fuse(
         self,

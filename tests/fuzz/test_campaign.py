@@ -14,6 +14,7 @@ import pytest
 from fuzz.__main__ import main
 from fuzz.campaign import Campaign, Unit, run_campaign, run_unit, units
 from fuzz.coverage import condition
+from fuzz.sound import Soundness
 from graphwright import Pattern
 
 WRONG = "rule tests.fuzz.test_sound:ViewForCopy"
@@ -106,6 +107,14 @@ def test_a_unit_that_fails_does_not_end_the_campaign() -> None:
     assert campaign.coverage[RIGHT].examples > 10
 
 
+def test_a_target_for_which_nothing_can_be_built_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuzz.campaign.search", lambda *args, **options: (Soundness(), None))
+    campaign = Campaign()
+    run_campaign(campaign, [RIGHT], examples=10)
+    assert len(campaign.errors) == 1
+    assert "no program could be built" in campaign.errors[0]
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "report.json"
     assert main(["--rules", "NoPermute", "--examples", "30", "--report", str(report)]) == 0
@@ -113,6 +122,21 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(report.read_text())["coverage"][RIGHT]["examples"] >= 25
     assert main(["--rules", WRONG.removeprefix("rule "), "--examples", "30", "--state", str(tmp_path / "state")]) == 1
     assert "found: " in capsys.readouterr().out
+
+
+def test_an_interrupt_that_a_unit_swallows_ends_the_campaign(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def swallow(*args: object, **options: object) -> object:
+        asked.append(1)
+        raise AssertionError  # what hypothesis has made of a KeyboardInterrupt
+
+    monkeypatch.setattr("fuzz.campaign.search", swallow)
+    campaign = Campaign()
+    with pytest.raises(KeyboardInterrupt):
+        run_campaign(campaign, [RIGHT], examples=1000, stopped=lambda: bool(asked))
+    assert asked == [1]
+    assert not campaign.errors
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -126,9 +150,11 @@ def test_ctrl_c_is_no_success_and_loses_nothing(processes: int, tmp_path: Path) 
         start_new_session=True,
     ) as running:
         assert running.stdout is not None
-        while "250 programs" not in running.stdout.readline():
-            assert running.poll() is None
-        os.killpg(running.pid, signal.SIGINT)  # a terminal tells all processes
+        try:
+            while "250 programs" not in running.stdout.readline():
+                assert running.poll() is None
+        finally:
+            os.killpg(running.pid, signal.SIGINT)  # a terminal tells all processes
         shown = running.stdout.read()
     assert running.returncode == 130
     assert "the same command with the same --state goes on" in shown

@@ -92,10 +92,6 @@ def sizes_behind_a_vector(p: PatternBuilder) -> Node:
     return p.reshape(p.ravel(p.any("x")), shape=(-1, 4))
 
 
-def scaled_groups(p: PatternBuilder) -> Node:
-    return p.group_norm(p.any("x"), weight=p.relu(p.any("w")), num_groups=2)
-
-
 def transposed_twice(p: PatternBuilder) -> Node:
     once = p.transpose(p.any("x"), dim0=p.attr("a"), dim1=p.attr("b"))
     return p.transpose(once, dim0=p.attr("b"), dim1=p.attr("a"))
@@ -142,7 +138,6 @@ WRITTEN = [
     rank_behind_a_chain,
     rank_behind_other_ranks,
     sizes_behind_a_vector,
-    scaled_groups,
     transposed_twice,
     half_to_float,
     of_rank_five,

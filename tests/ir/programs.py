@@ -100,6 +100,7 @@ def rich_program() -> Program:
     counted = b.call("aten.add.Scalar", count, 1)
     scaled = b.mul(graph.inputs[2], graph.inputs[2])
     graph.set_outputs([flat, roi[0], counted, scaled])
+    graph.return_op.location = Location("", "user.Net", "net.py", 20)
     return program
 
 

@@ -88,6 +88,7 @@ CHANGES: list[tuple[Callable[[Program], object], str]] = [
     (set_on(lambda p: p.weights["bn.var"], "aliases", ("z",)), "weight bn.var, aliases"),
     (set_on(lambda p: p.weights["folded $0"], "derivation", None), "weight folded $0, derivation"),
     (drop_source, "weight folded $0, sources"),
+    (set_on(lambda p: p.graph.return_op, "location", Location("x")), "return, location"),
     (change_derivation, "weight folded $0, derivation, operation 0 (aten.reshape), attribute shape"),
     (lambda p: p.graph.add_input(f32(1)), "number of inputs: 3 != 4"),
     (set_on(lambda p: p.graph.inputs[0], "name", "y"), "input 0, name: x != y"),
