@@ -6,7 +6,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import attrs
@@ -352,7 +352,8 @@ class _Runs:
                 raise Finding(name, message)
 
     def _rounding(self, inputs: Sequence[Any], *, gradients: bool = False) -> Rounding[Observation]:
-        return Rounding(lambda: observe(self.program, inputs, double=True, gradients=gradients))
+        run = partial(observe, self.program, inputs, double=True, gradients=gradients)
+        return Rounding(run, exact=run)
 
     def _compare_second_run(self, program: Program, first: Observation | None) -> None:
         """Raise a `Finding` where a second run of a changed program does not show what the first one did."""
@@ -428,8 +429,9 @@ class _Runs:
         """Return whether a difference in this property is one that is asked for."""
         if (name == "strides" and not self.properties.strides) or (name == "sharing" and not self.properties.sharing):
             return False
-        # inputs are taken to be contiguous or channels_last
-        return name != "strides" or self.properties.exact or all(map(is_standard, inputs))
+        # inputs are taken to be contiguous or channels_last; where they are not, strides decide what shares memory too
+        # (`contiguous` gives its operand or a copy)
+        return name not in ("strides", "sharing") or self.properties.exact or all(map(is_standard, inputs))
 
 
 def _observe(program: Program, inputs: Sequence[Any], **options: Any) -> Observation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,8 +23,10 @@ class OtherUnitStrides(TorchDispatchMode):
     """
 
     _ALIKE = 5
-    LEVELS = range(_ALIKE + 2)
-    """Up to `_ALIKE` they get one stride; then those that a contiguous tensor has, and one in channels_last."""
+    _RANDOM = _ALIKE + 2
+    LEVELS = range(_RANDOM + 6)
+    """Up to `_ALIKE` they get one stride; then those that a contiguous tensor has, and one in channels_last; from
+    `_RANDOM` on each dimension gets one of its own."""
 
     def __init__(self, level: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -32,13 +35,20 @@ class OtherUnitStrides(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        return pytree.tree_map_only(torch.Tensor, self._restride, func(*args, **(kwargs or {})))
+        return pytree.tree_map_only(torch.Tensor, self.restride, func(*args, **(kwargs or {})))
 
-    def _restride(self, tensor: torch.Tensor) -> torch.Tensor:
+    def restride(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return an equal tensor with other strides for its dimensions of size 1."""
         if 1 not in tensor.shape or tensor.layout is not torch.strided:
             return tensor
         pairs = list(zip(tensor.shape, tensor.stride(), strict=True))
         # as if the dimension stood inside of the innermost other one, of the next one, and so on
+        if self.level >= self._RANDOM:
+            chance = random.Random(self.level)
+            reached = [1, *(size * stride for size, stride in pairs if size != 1)]
+            return tensor.as_strided(
+                tensor.shape, [chance.choice(reached) if size == 1 else stride for size, stride in pairs]
+            )
         if self.level >= self._ALIKE:
             rank = len(pairs)
             inner_first = (
@@ -55,6 +65,23 @@ class OtherUnitStrides(TorchDispatchMode):
         return tensor.as_strided(tensor.shape, [unit if size == 1 else stride for size, stride in pairs])
 
 
+class OwnPlaces(TorchDispatchMode):
+    """Gives every element of a result a place of its own in memory, where some share one: those of an expansion."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return pytree.tree_map_only(torch.Tensor, _with_own_places, func(*args, **(kwargs or {})))
+
+
+def _with_own_places(tensor: torch.Tensor) -> torch.Tensor:
+    shares = any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.contiguous() if shares else tensor
+
+
 def is_definite(program: Program, inputs: Sequence[Any]) -> bool:
     """Return whether bits and strides of the results stay whatever strides dimensions of size 1 have on the way.
 
@@ -64,26 +91,33 @@ def is_definite(program: Program, inputs: Sequence[Any]) -> bool:
     """
     expected = observe(program, inputs)
     for level in OtherUnitStrides.LEVELS:
-        with OtherUnitStrides(level):
-            other = observe(program, inputs)
+        with OtherUnitStrides(level) as mode:
+            other = observe(program, _restrided(inputs, mode))
         if any(name in ("values", "strides") for name, _ in differences(expected, other, exact=True)):
             return False
     return True
 
 
 def has_definite_gradients(program: Program, inputs: Sequence[Any]) -> bool:
-    """Return whether gradients in float64 stay whatever strides dimensions of size 1 have on the way.
+    """Return whether gradients in float64 stay whatever strides mean nothing: of dimensions of size 1, of expansions.
 
-    PyTorch gives wrong ones for some: that of batch norm in eval mode takes a map of width 1 for one in channels_last,
-    and mixes up the channels.
+    PyTorch gives wrong ones for some. That of batch norm in eval mode takes a map of width 1 for one in channels_last,
+    and mixes up the channels; and it reads an expanded scale beyond its memory.
     """
+    modes: list[OtherUnitStrides | OwnPlaces] = [*map(OtherUnitStrides, OtherUnitStrides.LEVELS), OwnPlaces()]
     try:
         expected = observe(program, inputs, double=True, gradients=True)
-        for level in OtherUnitStrides.LEVELS:
-            with OtherUnitStrides(level):
-                other = observe(program, inputs, double=True, gradients=True)
+        for mode in modes:
+            with mode:
+                other = observe(program, _restrided(inputs, mode), double=True, gradients=True)
             if any(name == "gradients" for name, _ in differences(expected, other, exact=False)):
                 return False
     except EvaluationError:
         return True  # it cannot be told
     return True
+
+
+def _restrided(inputs: Sequence[Any], mode: OtherUnitStrides | OwnPlaces) -> list[Any]:
+    if not isinstance(mode, OtherUnitStrides):
+        return list(inputs)
+    return [mode.restride(x) if isinstance(x, torch.Tensor) else x for x in inputs]

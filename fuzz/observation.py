@@ -213,7 +213,10 @@ def _judge(
     problem = tensor_difference(a, b, exact=exact)
     if problem is None or exact or rounding is None or not isinstance(a, torch.Tensor) or not a.is_floating_point():
         return problem
-    return tensor_difference(a, b, exact=False, bound=rounding.bound(a, pick))
+    problem = tensor_difference(a, b, exact=False, bound=rounding.bound(a, pick))
+    if problem is None:
+        return None
+    return tensor_difference(a, b, exact=False, bound=rounding.first_order(pick, torch.finfo(a.dtype).eps))
 
 
 def _result(index: int) -> Pick:

@@ -6,6 +6,8 @@ strides may depend on theirs. Every walk is bounded; past the bound the conserva
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ir.core import RETURN, Operation, Value
@@ -52,8 +54,8 @@ _NEW_COMPOSITES = frozenset(
         "aten.lift_fresh_copy",
     }
 )
-# They return their operand itself, which their schemas do not say.
-_SAME_RESULTS = frozenset({"aten.lift"})
+NEED_STRIDES = frozenset({"aten.view", "aten._unsafe_view", "aten.view_as"})
+"""Views that raise where an operand's strides do not allow them: types know no strides."""
 _MAY_ALIAS: dict[OpDef, bool] = {}
 
 
@@ -70,7 +72,7 @@ def _may_alias(opdef: OpDef) -> bool:
         return False
     if not opdef.operand_params:
         return False  # an operator on numbers; the dispatcher does not know those
-    if opdef.has(Trait.VIEW) or opdef.has(Trait.OPAQUE) or opdef.name in _SAME_RESULTS:
+    if opdef.has(Trait.VIEW) or opdef.has(Trait.OPAQUE):
         return True
     if not isinstance(opdef.target, torch._ops.OpOverload):
         return not opdef.has(Trait.PURE)
@@ -138,9 +140,23 @@ def may_share_with_caller(value: Value) -> bool:
 def reaches_output(value: Value) -> bool:
     """Return whether the strides of `value` may show: in the strides of an output, or in what a dropout drops.
 
-    The walk goes forward through every operator whose result strides may follow its operands', and ends at those
-    with `Trait.STRIDES_FIXED`. Random numbers are drawn in the order of memory, so strides decide which element gets
-    which number.
+    Random numbers are drawn in the order of memory, so strides decide which element gets which number.
+    """
+    return _strides_reach(
+        value, lambda op: op.opdef is RETURN or (op.opdef.has(Trait.RANDOM) and op.attributes.get("p") != 0)
+    )
+
+
+def reaches_view(value: Value) -> bool:
+    """Return whether the strides of `value` may decide whether an operation fails: a view that may not copy."""
+    return _strides_reach(value, lambda op: op.name in NEED_STRIDES)
+
+
+def _strides_reach(value: Value, ends: Callable[[Operation], bool]) -> bool:
+    """Return whether the strides of `value` may matter to an operation of some kind.
+
+    The walk goes forward through every operator whose result strides may follow its operands', and stops at those
+    with `Trait.STRIDES_FIXED`.
     """
     seen: set[Value] = {value}
     worklist = [value]
@@ -148,7 +164,7 @@ def reaches_output(value: Value) -> bool:
         if len(seen) > _BOUND:
             return True
         for user in worklist.pop()._uses:
-            if user.opdef is RETURN or (user.opdef.has(Trait.RANDOM) and user.attributes.get("p") != 0):
+            if ends(user):
                 return True
             if user.opdef.has(Trait.STRIDES_FIXED):
                 continue

@@ -251,7 +251,7 @@ def _layouts() -> None:
     # No LAYOUT: it cuts gradients, so it does not move past other operators.
     _rows("detach lift_fresh_copy", _fast(layout.same), _IDEMPOTENT)
     _rows("lift_fresh", None, evaluate=_lift_fresh)
-    _rows("lift", None, evaluate=_lift)
+    _rows("lift", None, Trait.VIEW, evaluate=_lift)  # it returns its operand, which its schema does not say
     _rows("pad constant_pad_nd", _fast(layout.pad))
     _rows("tril triu", _fast(layout.triangle), _IDEMPOTENT)
     _rows("cat", _fast(slicing.cat))

@@ -11,6 +11,7 @@ import attrs
 
 from fuzz.strategies.calls import GENERATORS, draw_call, generate_call
 from fuzz.strategies.demands import demanded_ranks, keeps_rank, meeting_value
+from fuzz.strategies.dictionary import holds
 from fuzz.strategies.match_attributes import draw_attributes
 from fuzz.strategies.match_source import MatchSource
 from fuzz.strategies.programs import COMMON
@@ -20,6 +21,7 @@ from ir.core import Operation, Value
 from ir.errors import GraphwrightError
 from ir.opdef import OpDef, ParamKind, Trait, get_opdef
 from ir.types import Dim, TensorType
+from passes.expansion import op_nodes
 from passes.pattern import AnyValue, Chain, Node, OpNode
 
 NEAR_MISSES = ("literal", "edge", "shape", "operator", "user", "mode", "condition")
@@ -57,7 +59,9 @@ class Growth:
     def __init__(self, source: MatchSource, change: str | None) -> None:
         self.source = source
         self.change = change
-        self.made: dict[int, Operation] = {}
+        self.nodes: list[OpNode] = []
+        """The nodes of the pattern."""
+        self.made: dict[OpNode, Operation] = {}
         self.captures: dict[str, Any] = {}
         self.unmet: set[int] = set()
         """Leaves whose conditions no operand was found to meet: searching again takes long and finds little."""
@@ -77,10 +81,24 @@ class Growth:
         if isinstance(node, Chain):
             return self._chain(node)
         assert isinstance(node, OpNode)
-        op = self.made.get(id(node))
+        op = self.made.get(node) or self._other_result(node)
         if op is None:
-            op = self.made[id(node)] = self._operation(node)
+            op = self._operation(node)
+        self.made[node] = op
         return op.results[node.result]
+
+    def _other_result(self, node: OpNode) -> Operation | None:
+        """Return, often, an operation whose other result the pattern takes: halves are mostly those of one split."""
+        for other, op in self.made.items():
+            if other.result != node.result < len(op.results) and _same_call(other, node):
+                return op if self.source.integer(0, 3) else None
+        return None
+
+    def _last_result(self, node: OpNode, attempt: int) -> int:
+        """Return the number of the last result that the pattern takes of a call, where there was time to try for it."""
+        if attempt >= _SEARCHING_FROM:
+            return node.result
+        return max((other.result for other in self.nodes if _same_call(other, node)), default=node.result)
 
     def grow(self, node: Node, beginnings: int) -> Value:
         """Build the pattern and return its root; where its parts do not fit together, begin anew.
@@ -92,6 +110,7 @@ class Growth:
         Raises:
             Unavailable: when it could not be built.
         """
+        self.nodes = [part for part in op_nodes(node) if isinstance(part, OpNode)]
         for _ in range(beginnings):
             try:
                 return self.value(node)
@@ -140,7 +159,7 @@ class Growth:
     def _accepts(self, node: AnyValue, value: Value | None) -> bool:
         if value is None:
             return node.optional
-        return node.where is None or self.change == "condition" or node.where(value)
+        return node.where is None or self.change == "condition" or holds(node.where, value)
 
     def _chain(self, node: Chain) -> Value:
         links = self.source.integer(node.minimum, max(node.minimum, min(node.maximum, _MAX_CHAIN)))
@@ -276,7 +295,7 @@ class Growth:
             return None
         finally:
             source.places, source.pinned = {}, []
-        if node.result >= len(op.results) or not self._meets(node, op):
+        if self._last_result(node, attempt) >= len(op.results) or not self._meets(node, op):
             source.graph.erase(op)
             return None
         if op.in_training:
@@ -374,6 +393,11 @@ def _spatial_rank(opdef: OpDef) -> str:
     """Return the digit in `conv2d` and `max_pool2d`, or nothing."""
     found = re.search(r"(\d)d", opdef.short_name)
     return found[1] if found else ""
+
+
+def _same_call(a: OpNode, b: OpNode) -> bool:
+    """Return whether two nodes may be one operation, as far as the pattern says."""
+    return (a.ops, a.operands, a.attributes, a.where) == (b.ops, b.operands, b.attributes, b.where)
 
 
 def _place(node: OpNode, key: int | str) -> int:

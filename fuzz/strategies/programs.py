@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fuzz.strategies.calls import GENERATORS, generate_call
 from fuzz.strategies.source import Condition, Source, Unavailable, integers
 from fuzz.strategies.types import FLOATS, SYMBOLS, shapes
+from ir.aliasing import NEED_STRIDES
 from ir.attributes import map_leaves
 from ir.builder import Builder, bind_arguments, infer_types
 from ir.core import Graph, Operation, Value
@@ -38,8 +39,6 @@ RANDOM_OR_UNINITIALIZED = (
     "aten.empty_like",
     "aten.new_empty",
 )
-# A view of a tensor whose strides do not allow it is refused at run time; types know no strides.
-_NEED_CONTIGUOUS = ("aten.view", "aten._unsafe_view", "aten.view_as")
 OPERATORS = tuple(name for name in GENERATORS if name not in RANDOM_OR_UNINITIALIZED)
 # What rewrite rules look for.
 _COMMON_SHORT = (
@@ -319,7 +318,7 @@ def _choices(source: ProgramSource, last: str) -> Sequence[str]:
 
 
 def _add_operation(source: ProgramSource, builder: Builder, name: str) -> None:
-    source.contiguous = name in _NEED_CONTIGUOUS
+    source.contiguous = name in NEED_STRIDES
     try:
         args, kwargs = generate_call(source, name)
     except Unavailable:
@@ -336,10 +335,10 @@ def _repeat_operation(source: ProgramSource, builder: Builder, op: Operation) ->
     values = list(op.operands)
     place = source.integer(0, len(values) - 1)
     changed = values[place]
-    if changed is None or (op.name in _NEED_CONTIGUOUS and not all(v is None or _is_contiguous(v) for v in values)):
+    if changed is None or (op.name in NEED_STRIDES and not all(v is None or _is_contiguous(v) for v in values)):
         return
     same = [changed, *(v for v in reversed(source.values) if v.type == changed.type)]
-    if op.name in _NEED_CONTIGUOUS:
+    if op.name in NEED_STRIDES:
         same = [v for v in same if _is_contiguous(v)]
     values[place] = changed if source.flag() else source.one_of(same)
     if len(values) == 2 and values[0] is not None and values[1] is not None and values[0].type == values[1].type:

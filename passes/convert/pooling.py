@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ir.aliasing import may_replace, reaches_output
+from ir.aliasing import may_replace, reaches_output, reaches_view
 from ir.core import Value
 from ir.strides import has_standard_format
 from ir.types import TensorType, dims_equal
@@ -16,6 +16,8 @@ def _seen_by_callers(m: Match, where: str) -> str | None:
         return f"without {where}, an output would share storage with an input, a weight or another output"
     if reaches_output(m.pool.result) and not has_standard_format(m.x, trust_inputs=True):
         return f"without {where}, an output may have other strides: those of {m.x.type} are not known"
+    if reaches_view(m.pool.result) and not has_standard_format(m.x):
+        return f"without {where}, a view may not fit the strides of {m.x.type}"
     return None
 
 

@@ -173,6 +173,31 @@ def test_most_instances_match(written: Callable[[PatternBuilder], Node]) -> None
     assert matched >= SHARE * DRAWN
 
 
+class Gated(Pattern):
+    def pattern(self, p: PatternBuilder) -> Node:
+        x = p.any("x")
+        halves = [p.op("aten.split.Tensor", x, name=name, result=i) for i, name in enumerate(("left", "right"))]
+        return p.mul(halves[0], p.sigmoid(halves[1]))
+
+    def rewrite(self, m: Match, b: object) -> None:
+        raise AssertionError
+
+
+def test_two_results_are_often_those_of_one_operation() -> None:
+    made = draws(instances(Gated(), near=False), DRAWN)
+    splits = [sum(op.name == "aten.split.Tensor" for op in instance.program.graph.operations()) for instance in made]
+    assert splits.count(1) >= 0.3 * DRAWN, splits
+
+
+def test_a_condition_that_raises_does_not_hold() -> None:
+    def of_rank_three(p: PatternBuilder) -> Node:
+        return p.relu(p.any("x", where=lambda v: v.tensor_type.shape[2] > 0))  # type: ignore[index]
+
+    for instance in draws(instances(rule_of(of_rank_three), near=False), 10):
+        (relu,) = [op for op in instance.program.graph.operations() if op.name == "aten.relu"][:1]
+        assert (relu.operand_values[0].tensor_type.rank or 0) > 2
+
+
 def root_of(written: Callable[[PatternBuilder], Node]) -> OpNode:
     (root,) = expanded_pattern(rule_of(written))
     assert isinstance(root, OpNode)
