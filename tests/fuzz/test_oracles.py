@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from fuzz.case import Case
-from fuzz.definite import has_definite_gradients
+from fuzz.definite import OtherUnitStrides, has_definite_gradients
 from graphwright import Match, Pattern, PatternBuilder
 from graphwright.fuzz import Properties, UnsoundError, assert_sound
 from ir.program import weight_of
@@ -119,3 +119,38 @@ program "case" {{
         bounds={"var": (0.5, 2.0)},
     )
     assert has_definite_gradients(case.build(), case.inputs) is definite
+
+
+@pytest.mark.parametrize(("size", "definite"), [("[2]", True), ("[]", False)])
+def test_gradients_that_hang_on_an_expanded_scale_are_told(size: str, definite: bool) -> None:
+    # eager PyTorch reads beyond the memory of a scale of stride 0
+    case = Case.seeded(
+        f"""
+program "case" {{
+  parameter %beta : f32[2] requires_grad
+  buffer %mean : f32[2]
+  buffer %var : f32[2]
+  argument "x" = input 0
+  argument "s" = input 1
+  result = output 0
+  graph(%x : f32[2, 2, 1], %s : f32{size}) {{
+    %scale = aten.expand(%s) {{size=[2]}} : f32[2]
+    %bn = aten.batch_norm(%x, %scale, %beta, %mean, %var) {{training=False, momentum=0.1, eps=1e-05, cudnn_enabled=False}} : f32[2, 2, 1]
+    return %bn
+  }}
+}}
+""",  # noqa: E501 - the text form has lines of its own length
+        bounds={"var": (0.5, 2.0)},
+    )
+    assert has_definite_gradients(case.build(), case.inputs) is definite
+
+
+def test_unit_dimensions_get_strides_of_their_own() -> None:
+    x = torch.randn(1, 2, 1, 4)
+    strides = set()
+    for level in OtherUnitStrides.LEVELS:
+        other = OtherUnitStrides(level).restride(x)
+        assert torch.equal(x, other)
+        strides.add(other.stride()[::2])
+    assert len(strides) > 4
+    assert any(outer != inner for outer, inner in strides)
