@@ -93,7 +93,8 @@ def test_programs_shrink() -> None:
 def test_common_operators_are_common() -> None:
     seen: dict[str, int] = {}
 
-    @settings(max_examples=300, derandomize=True, database=None)
+    # hypothesis varies what it has drawn, so that few programs are alike, and what it draws hangs on what is imported
+    @settings(max_examples=1000, derandomize=True, database=None)
     @given(programs(max_ops=20))
     def count(program: Program) -> None:
         for op in program.graph.operations():
