@@ -75,6 +75,8 @@ def _refusal(m: Match, window: str) -> str | Refusal | None:
         return Refusal(f"{flatten.name} at {where} does not flatten a 4-d map to 2-d", near=False)
     if _in_features(m) is None:
         return f"the weight of the linear at `{m.linear.location.where}` has no known shape"
+    if _in_features(m) == 0:
+        return f"the linear at `{m.linear.location.where}` takes no features; a convolution takes no empty map"
     bias = m.bias.type if m.bias is not None else None
     if isinstance(bias, TensorType) and bias.shape is not None:
         out_features = m.weight.tensor_type.shape[0]
