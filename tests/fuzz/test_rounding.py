@@ -93,7 +93,8 @@ def test_without_a_run_in_float64_nothing_is_let_through() -> None:
     assert Rounding(lambda: torch.ones(2), exact=refuses).first_order(lambda seen: seen, 1e-7) == 0.0
 
 
-def test_what_overflows_by_rounding_has_no_bound() -> None:
-    x = torch.full((3,), torch.finfo(torch.float64).max, dtype=torch.float64)
+@pytest.mark.parametrize(("dtype", "unbounded"), [(torch.float64, True), (torch.float16, False)])
+def test_what_overflows_by_rounding_has_no_bound(dtype: torch.dtype, unbounded: bool) -> None:
+    x = torch.full((3,), torch.finfo(dtype).max, dtype=dtype)
     rounding = Rounding(lambda: torch.relu(x))
-    assert rounding.bound(torch.relu(x), lambda seen: seen) == math.inf
+    assert (rounding.bound(torch.relu(x), lambda seen: seen) == math.inf) is unbounded
