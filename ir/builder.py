@@ -43,6 +43,10 @@ def infer_types(
     """
     if body is not None:
         return tuple(v.type for v in body.outputs if v is not None)
+    for param in opdef.attribute_params:
+        if not param.takes(value := attributes[param.name]):
+            kind = f"a {param.code.__name__}" if param.code is not None else f"of type {param.type}"
+            raise InferenceError(f"argument {param.name!r} of {opdef.name} must be {kind}, not {value!r}")
     rule = opdef.infer
     if rule is not None and not extra:
         try:

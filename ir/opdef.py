@@ -73,7 +73,31 @@ class Param:
     extra: bool = False
     """An attribute that is ours and not the schema's; not passed to the kernel."""
 
+    code: type | None = attrs.field(init=False)
+    """The class of an attribute that PyTorch holds as a number: `torch.dtype`, `torch.layout`, `torch.memory_format`."""
 
+    @code.default
+    def _code_of_type(self) -> type | None:
+        return _CODES.get(self.type.removeprefix("Optional[").removesuffix("]"))
+
+    def takes(self, value: Attribute) -> bool:
+        """Return whether an attribute is what the schema says: a dtype, layout or memory format, or none of them.
+
+        PyTorch takes one for the other, and each for an int, without a check: wrong numbers, or a crash.
+        """
+        if self.code is not None:
+            return value is None or isinstance(value, self.code)
+        if type(value) is tuple:
+            return all(map(self.takes, value))
+        return type(value) not in _CODE_TYPES
+
+
+_CODES: dict[str, type] = {
+    "ScalarType": torch.dtype,
+    "Layout": torch.layout,
+    "MemoryFormat": torch.memory_format,
+}
+_CODE_TYPES = frozenset(_CODES.values())
 InferRule = Callable[[tuple[Any, ...], Mapping[str, Attribute]], tuple[Type, ...]]
 """(operand types in parameter order: Type, None, or a tuple of types for a list; attributes) -> result types."""
 

@@ -152,10 +152,14 @@ def pixel_shuffle(source: Source, opdef: OpDef) -> Arguments:
 
 
 def linear(source: Source, opdef: OpDef) -> Arguments:
-    """Any leading dimensions, with and without bias."""
+    """Any leading dimensions, with and without bias; seldom one that broadcasts: a number, or a row for each of x's."""
     x = source.tensor(1, 4)
     out = source.size()
-    bias = source.like(x, (out,)) if source.flag() else None
+    bias = None
+    if source.flag():
+        kind = source.integer(0, 7)
+        rows = shape_of(x)[:-1] if kind == 7 and len(shape_of(x)) == 2 else ()
+        bias = source.like(x, (1,) if kind == 6 else (*rows, out))
     return [x, source.like(x, (out, shape_of(x)[-1])), bias], {}
 
 

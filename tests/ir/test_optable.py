@@ -279,6 +279,26 @@ def test_what_does_not_fit_is_refused_though_it_is_partly_unknown() -> None:
         infer("aten.linear", TensorType((None, 7), F32), TensorType((2, 5), F32))
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "kwargs", "message"),
+    [
+        ("aten.sum", (), {"dtype": 99}, "'dtype' of aten.sum must be a dtype, not 99"),
+        ("aten.sum.dim_IntList", ([torch.float32],), {}, "'dim' of .* must be of type .*int.*, not .torch.float32,."),
+        ("aten.clone", (), {"memory_format": torch.float32}, "must be a memory_format, not torch.float32"),
+        ("aten.clone", (), {"memory_format": 3}, "must be a memory_format, not 3"),
+        ("aten.add.Scalar", (torch.float32,), {}, "'other' of aten.add.Scalar must be of type number"),
+        ("aten.softmax.int", (torch.strided,), {}, "'dim' of aten.softmax.int must be of type int"),
+    ],
+)
+def test_dtypes_and_numbers_are_not_taken_for_each_other(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], message: str
+) -> None:
+    """PyTorch takes them: `add(x, torch.float32)` adds 6, and a memory format of 99 ends the process."""
+    x = Graph().add_input(TensorType((2, 3), torch.float32), "x")
+    with pytest.raises(InferenceError, match=message):
+        make_operation(name, x, *args, **kwargs)
+
+
 def test_what_is_certain_of_unknown_types_is_kept() -> None:
     unknown = TensorType(None, None, None)
     weight = TensorType((8, 3, 3, 3), F32)
