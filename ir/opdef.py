@@ -73,11 +73,11 @@ class Param:
     extra: bool = False
     """An attribute that is ours and not the schema's; not passed to the kernel."""
 
-    code: type | None = attrs.field(init=False)
-    """The class of an attribute that PyTorch holds as a number: `torch.dtype`, `torch.layout`, `torch.memory_format`."""
+    code: Any = attrs.field(init=False)
+    """The class of an attribute that PyTorch holds as a number (`torch.dtype`, `torch.layout`, ...), or None."""
 
     @code.default
-    def _code_of_type(self) -> type | None:
+    def _code_of_type(self) -> Any:
         return _CODES.get(self.type.removeprefix("Optional[").removesuffix("]"))
 
     def takes(self, value: Attribute) -> bool:

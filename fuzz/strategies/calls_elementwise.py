@@ -46,15 +46,27 @@ def _attributes(source: Source, opdef: OpDef, **overrides: tuple[Any, ...]) -> d
 
 
 def _broadcastable(source: Source, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    """Draw a shape that broadcasts to `shape`: as it is, without leading dimensions, with some sizes 1."""
-    kind = source.integer(0, 3)
-    if kind == 0 or not shape:
+    """Draw a shape that broadcasts to `shape`: as it is, or without leading dimensions, or with sizes of 1."""
+    kind = source.integer(0, 7)
+    if kind < 2 or not shape:
         return shape
-    if kind == 1:
-        return shape[source.integer(1, len(shape)) :]
-    if kind == 2:
+    if kind == 7:
+        return ()
+    if kind > 3:
+        shape = shape[source.integer(0, len(shape) - 1) if kind > 4 else 0 :]
+        if kind == 6:
+            # what belongs to one dimension: (channels, 1, 1), or to none
+            return (source.one_of((shape[0], shape[0], 1)), *(1,) * (len(shape) - 1))
         return tuple([1 if source.flag() else size for size in shape])
-    return ()
+    return shape[source.integer(1, len(shape)) :]
+
+
+def _broadcasting(source: Source, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """Draw a shape that makes `shape` larger: by its last sizes of 1, or with a dimension more."""
+    if 1 not in shape:
+        return (source.size(), *shape)
+    last = max(i for i, size in enumerate(shape) if size == 1)
+    return tuple([source.size() if size == 1 else size for size in shape[source.integer(0, last) :]])
 
 
 def _operands(source: Source, opdef: OpDef, dtypes: tuple[torch.dtype, ...]) -> list[Value]:
@@ -63,7 +75,7 @@ def _operands(source: Source, opdef: OpDef, dtypes: tuple[torch.dtype, ...]) -> 
     shape = shape_of(first)
     operands = [first]
     for _ in opdef.operand_params[1:]:
-        kind = source.integer(0, 3)
+        kind = source.integer(0, 4)
         if kind == 0:
             other = source.tensor(
                 dtypes=dtypes, condition=lambda t: t.shape == shape and t.dtype == first.tensor_type.dtype
@@ -72,7 +84,9 @@ def _operands(source: Source, opdef: OpDef, dtypes: tuple[torch.dtype, ...]) -> 
         elif kind == 1:
             operands.append(first)
         else:
-            operands.append(source.make(_broadcastable(source, shape), source.one_of(dtypes)))
+            larger = kind == 4 and source.flag()
+            drawn = (_broadcasting if larger else _broadcastable)(source, shape)
+            operands.append(source.make(drawn, source.one_of(dtypes)))
     if len(operands) > 1 and source.flag():
         operands.reverse()
     return operands
@@ -103,7 +117,7 @@ def bitwise(source: Source, opdef: OpDef) -> Arguments:
 
 def clamp(source: Source, opdef: OpDef) -> Arguments:
     """At least one of two bounds."""
-    low, high = source.one_of(((0, None), (None, 1), (-1, 2.0), (0.0, 6.0), (1, -1)))
+    low, high = source.one_of(((0, None), (None, 1), (-1, 2.0), (0.0, 6.0), (1, -1), (2.0, 3), (-0.5, 0.25)))
     return [source.tensor()], {
         name: bound for name, bound in (("min", low), ("max", high)) if name in opdef.defaults
     } or {"min" if "min" in opdef.name else "max": 0.5}

@@ -183,8 +183,11 @@ def pad(source: Source, opdef: OpDef) -> Arguments:
     shape = shape_of(x)
     mode = source.one_of(("constant", "constant", "replicate", "reflect", "circular"))
     if opdef.short_name == "constant_pad_nd" or mode == "constant" or len(shape) < 2:
-        count = source.integer(0, len(shape))
-        amounts = [source.integer(0, 2) for _ in range(2 * count)]
+        count = source.one_of((min(2, len(shape)), *range(len(shape) + 1)))
+        if source.flag():
+            amounts = [amount for _ in range(count) for amount in (source.integer(0, 2),) * 2]  # as much on both sides
+        else:
+            amounts = [source.integer(0, 2) for _ in range(2 * count)]
         if count and source.integer(0, 3) == 3 and shape[-1] not in (0, 1):
             amounts[0] = -1
         return [x, amounts], {"value": source.one_of((0, 0.5)) if opdef.short_name != "pad" else 0.5}

@@ -115,10 +115,14 @@ class Growth:
             try:
                 return self.value(node)
             except (Unavailable, GraphwrightError):
-                for op in reversed(self.ops):
-                    self.source.graph.erase(op)
-                self.made, self.captures, self.inner, self.ops = {}, {}, [], []
+                self.erase()
         raise Unavailable
+
+    def erase(self) -> None:
+        """Forget what was built, which nothing uses yet."""
+        for op in reversed(self.ops):
+            self.source.graph.erase(op)
+        self.made, self.captures, self.inner, self.ops = {}, {}, [], []
 
     def surround(self, root: Value) -> None:
         """Let other operations use the root, and what the match takes; an intermediate value too for a near miss."""

@@ -21,14 +21,17 @@ from fuzz.strategies.programs import finish_program
 from fuzz.strategies.scene_parts import Scene
 from fuzz.strategies.scenes import SCENES
 from fuzz.strategies.source import Unavailable
-from ir.core import Value
+from ir.core import Operation, Value
 from ir.errors import GraphwrightError
 from ir.program import Program
 from passes.expansion import expand
-from passes.pattern import Node, Pattern, PatternBuilder
+from passes.matching import compile_rule
+from passes.pattern import Match, Node, Pattern, PatternBuilder
 
 _BEGINNINGS = 4
 """How often a match is begun where there is no scene to take its place."""
+_TRIES = 4
+"""How many times a match is built where the rule does not fire on it and there is no scene: the last one is kept."""
 
 
 @attrs.frozen(eq=False)
@@ -69,6 +72,12 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
         growth = Growth(source, change)
         try:
             root = growth.grow(variants[number], 1 if scene is not None else _BEGINNINGS)
+            if scene is None and change is None and source.integer(0, 3):
+                for _ in range(_TRIES - 1):
+                    if _fires(rule, root):
+                        break
+                    growth.erase()
+                    root = growth.grow(variants[number], _BEGINNINGS)
         except Unavailable:
             if roots:
                 break
@@ -79,6 +88,20 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
         roots.append(root)
     finish_program(source, roots[:1] if source.flag() else [])
     return Instance(rule, source.program, change, number)
+
+
+def _fires(rule: Pattern, root: Value) -> bool:
+    """Return whether the rule matches at an operation and does not refuse; where it fails, that is seen later."""
+    op = root.owner
+    assert isinstance(op, Operation)
+    for variant in compile_rule(rule):
+        try:
+            found = variant.try_match(op) if variant.accepts(op.opdef) else None
+            if isinstance(found, Match) and rule.check(found) is None:
+                return True
+        except Exception:  # noqa: BLE001 - it is reported where the rule is applied
+            return True
+    return False
 
 
 def _from_scene(draw: st.DrawFn, rule: Pattern, scene: Scene) -> Instance:

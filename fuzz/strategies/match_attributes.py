@@ -9,12 +9,16 @@ from fuzz.strategies.dictionary import holds, is_alike, neutral_like
 from fuzz.strategies.match_source import MatchSource
 from fuzz.strategies.source import Unavailable
 from ir.attributes import normalize_attribute
+from ir.core import Value
 from ir.opdef import OpDef
+from ir.types import TensorType
 from passes.pattern import AttrCapture, AttrWhere, OpNode
 
 _AT_ONCE = 7
 """Attributes that one draw decides about: drawing costs more than computing with what was drawn."""
 _PROBABILITIES = frozenset({"p", "dropout_p", "train_dropout_p", "dropout"})
+_SCALES = frozenset({"other", "value", "scale"})
+"""Attributes that models make of the sizes of tensors."""
 _POSITIVE = frozenset({"stride", "dilation", "groups", "kernel_size"})
 """Attributes whose numbers are 1 or more, and as many as the operator has dimensions."""
 
@@ -48,6 +52,8 @@ def draw_attributes(
             others = [n for n in source.dictionary if is_alike(n, value)] if kind > 4 else []
             if not others and kind == 4:
                 others = list(neutral_like(value, name))
+            elif kind in (2, 3) and name in _SCALES:
+                others = made_of_sizes(captures)
             if name in _PROBABILITIES:
                 others = [n for n in others if 0 <= n <= 1]
             if name in _POSITIVE:
@@ -71,6 +77,13 @@ def draw_attributes(
         if source.flag() if change == "mode" else free and source.integer(0, 7) == 7:
             attributes[flag] = not attributes[flag]
     return attributes, captured
+
+
+def made_of_sizes(captures: Mapping[str, Any]) -> list[int | float]:
+    """Return numbers made of sizes of what was captured, as the scales of models are."""
+    types = [value.type for value in captures.values() if isinstance(value, Value)]
+    sizes = {d for t in types if isinstance(t, TensorType) for d in t.shape or () if type(d) is int and d > 1}
+    return [number for n in sorted(sizes) for number in (n**-0.5, n**0.5, 1 / n, n)]
 
 
 def _meeting(source: MatchSource, predicate: Callable[[Any], bool], drawn: Any) -> Any:

@@ -15,7 +15,7 @@ from passes.matching import RuleIndex
 from passes.pattern import Match, Node, OpNode, Pattern, PatternBuilder
 from tests.drawn import draws
 
-DRAWN = 40
+DRAWN = 80
 SHARE = 0.8
 
 
