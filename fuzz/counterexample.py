@@ -11,6 +11,7 @@ from fuzz.case import Case
 from fuzz.check import Finding, Properties, Unusable
 from fuzz.judge import AnyCase, before_and_after, judge, narrowed, write_script
 from fuzz.orders import InOrder
+from fuzz.reduce import reduced
 from ir.errors import GraphwrightError
 from ir.program import Program
 from passes.driver import Replacements, RewriteLog
@@ -86,6 +87,8 @@ def explain(
 ) -> Counterexample:
     """Return the counterexample for a finding: with the rewrite that did it, and a script."""
     case = narrowed(case, finding)
+    if isinstance(case, Case):
+        case, finding = reduced(case, finding, lambda smaller: judge(pass_, smaller, properties))
     before, after = before_and_after(pass_, case)
     return Counterexample(
         subject,

@@ -402,11 +402,17 @@ def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None
         # a used value: what is returned may not come to share memory; among the last ones is what a rule looks for
         returned.append(source.one_of(source.values[-4:] if source.flag() else source.values))
     graph.set_outputs(returned)
-    program.convention = CallingConvention(
+    program.convention = positional_convention(graph)
+
+
+def positional_convention(graph: Graph) -> CallingConvention:
+    """Return the convention of a function of the graph's inputs, one by one, that returns its outputs."""
+    count = len(graph.outputs)
+    return CallingConvention(
         None,
-        None if len(returned) == 1 else pytree.tree_structure(tuple(range(len(returned)))),
+        None if count == 1 else pytree.tree_structure(tuple(range(count))),
         inputs=tuple(InputLeaf(v.name, i) for i, v in enumerate(graph.inputs)),
-        outputs=tuple(OutputLeaf(i) for i in range(len(returned))),
+        outputs=tuple(OutputLeaf(i) for i in range(count)),
     )
 
 
