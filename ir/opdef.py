@@ -313,14 +313,17 @@ _PARAM_KINDS = {
     "List[Tensor]": ParamKind.LIST,
     "List[Optional[Tensor]]": ParamKind.LIST,
 }
-_MEMORY_FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)
+_SCHEMA_CODES: dict[str, tuple[Any, ...]] = {
+    # c10/core/MemoryFormat.h, c10/core/ScalarType.h
+    "MemoryFormat": (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d),
+    "ScalarType": (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32),
+}
 
 
 def _schema_constant(value: Any, text: str) -> Any:
-    """Return a schema's default; the schema writes memory formats as numbers (c10/core/MemoryFormat.h)."""
-    if text.endswith("MemoryFormat") and isinstance(value, int):
-        return _MEMORY_FORMATS[value]
-    return value
+    """Return a schema's default; the schema writes dtypes and memory formats as numbers."""
+    codes = _SCHEMA_CODES.get(text.removeprefix("Optional[").removesuffix("]"))
+    return codes[value] if codes is not None and isinstance(value, int) else value
 
 
 def _functional_name(overload: torch._ops.OpOverload) -> str | None:

@@ -84,7 +84,7 @@ def _operands(source: Source, opdef: OpDef, dtypes: tuple[torch.dtype, ...]) -> 
         elif kind == 1:
             operands.append(first)
         else:
-            larger = kind == 4 and source.flag()
+            larger = kind == 4 and (1 in shape or source.flag())
             drawn = (_broadcasting if larger else _broadcastable)(source, shape)
             operands.append(source.make(drawn, source.one_of(dtypes)))
     if len(operands) > 1 and source.flag():

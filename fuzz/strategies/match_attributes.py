@@ -52,7 +52,7 @@ def draw_attributes(
             others = [n for n in source.dictionary if is_alike(n, value)] if kind > 4 else []
             if not others and kind == 4:
                 others = list(neutral_like(value, name))
-            elif kind in (2, 3) and name in _SCALES:
+            elif not others and kind and name in _SCALES:
                 others = made_of_sizes(captures)
             if name in _PROBABILITIES:
                 others = [n for n in others if 0 <= n <= 1]
@@ -74,16 +74,16 @@ def draw_attributes(
     flag = opdef.training
     if flag is not None and isinstance(attributes[flag], bool):
         free = flag not in dict(node.attributes)
-        if source.flag() if change == "mode" else free and source.integer(0, 7) == 7:
+        if source.flag() if change == "mode" else free and source.integer(0, 3) == 3:
             attributes[flag] = not attributes[flag]
     return attributes, captured
 
 
 def made_of_sizes(captures: Mapping[str, Any]) -> list[int | float]:
-    """Return numbers made of sizes of what was captured, as the scales of models are."""
+    """Return numbers made of the last two sizes of what was captured, as the scales of models are."""
     types = [value.type for value in captures.values() if isinstance(value, Value)]
-    sizes = {d for t in types if isinstance(t, TensorType) for d in t.shape or () if type(d) is int and d > 1}
-    return [number for n in sorted(sizes) for number in (n**-0.5, n**0.5, 1 / n, n)]
+    sizes = {d for t in types if isinstance(t, TensorType) for d in (t.shape or ())[-2:] if type(d) is int and d > 1}
+    return [number for n in sorted(sizes) for number in (n**-0.5, n**-0.5, n**0.5, 1 / n, n)]
 
 
 def _meeting(source: MatchSource, predicate: Callable[[Any], bool], drawn: Any) -> Any:
