@@ -71,6 +71,9 @@ def _candidates(case: Case) -> Iterator[Case]:
             yield cut.case(outputs=(kept,))
         for number in range(len(outputs)):
             yield cut.case(outputs=(*outputs[:number], *outputs[number + 1 :]))
+    for number, output in enumerate(outputs):
+        for operand in () if output is None or output.defining_op is None else output.defining_op.operand_values:
+            yield cut.case(outputs=(*outputs[:number], operand, *outputs[number + 1 :]))
     operations = list(program.graph.operations())[::-1]
     for op in operations:
         if all(result.is_unused for result in op.results):

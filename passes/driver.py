@@ -317,12 +317,15 @@ def run_worklist(
 def _did_not_converge(count: int, recent: deque[tuple[Pattern, Location]], graph: Graph) -> DidNotConverge:
     rules = Counter(rule.name for rule, _ in recent)
     names = ", ".join(f"{name} ({times} of the last {len(recent)})" for name, times in rules.items())
+    who, remedy = "the rules that take turns", "let only one of these rules apply: they undo each other"
+    if len(rules) == 1:
+        who, remedy = "the rule that goes on", "let its `check` refuse what it builds: it matches its own result"
     edits = "\n".join(f"    {rule.name} at {location.where}" for rule, location in list(recent)[-_LAST_EDITS:])
     return DidNotConverge(
-        f"no fixpoint after {count} rewrites of {graph.num_operations} operations; the rules that take turns: {names}\n"
+        f"no fixpoint after {count} rewrites of {graph.num_operations} operations; {who}: {names}\n"
         f"  last edits:\n{edits}",
         location=recent[-1][1],
-        remedy="let only one of these rules apply: two of them undo each other, or one builds what it matches",
+        remedy=remedy,
     )
 
 

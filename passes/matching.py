@@ -298,7 +298,13 @@ def _op_matcher(node: OpNode, shared: set[int]) -> _OpMatcher:
             if reason is not None and state.reason is None:
                 state.reason = reason
         if where is not None and state.reason is None:
-            state.reason = where(op)
+            answer = where(op)
+            if answer is not None and not isinstance(answer, str):
+                raise PatternError(
+                    f"the condition `where` of {op.name} returned {answer!r}",
+                    remedy="return None where it holds, and else the reason why it does not, as text",
+                )
+            state.reason = answer
         if name:
             state.captures[name] = op
         if not context:
@@ -309,6 +315,7 @@ def _op_matcher(node: OpNode, shared: set[int]) -> _OpMatcher:
 
 
 def _check_names(node: OpNode, opdefs: tuple[OpDef, ...]) -> None:
+    """Raise where a node names what no operator of it has."""
     for opdef in opdefs:
         if opdef.is_region:
             continue
@@ -316,6 +323,15 @@ def _check_names(node: OpNode, opdefs: tuple[OpDef, ...]) -> None:
         for name, _ in node.attributes:
             if name not in known:
                 raise PatternError(f"{opdef.name} has no attribute {name!r}; {known_names(name, known)}")
+    names = " and ".join(opdef.name for opdef in opdefs)
+    last = max((key for key, _ in node.operands if isinstance(key, int)), default=-1)
+    # an argument that is known as an attribute may be a value, which then is an operand after those of the schema
+    if all(last >= len(opdef.params) and not opdef.is_region for opdef in opdefs):
+        raise PatternError(f"{names}: no operator takes {last + 1} operands")
+    if all(
+        node.result >= len(opdef.results) and "list" not in opdef.results and not opdef.is_region for opdef in opdefs
+    ):
+        raise PatternError(f"{names}: there is no result {node.result}", remedy="the first result is number 0")
 
 
 def _attribute_matcher(name: str, expected: Any) -> Callable[[Operation, _State], str | None]:

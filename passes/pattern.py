@@ -308,7 +308,7 @@ def instantiate(patterns: Sequence[type[Pattern] | Pattern]) -> tuple[Pattern, .
     """Return pattern objects for a list of pattern classes or objects.
 
     Raises:
-        PatternError: when an entry is neither.
+        PatternError: when an entry is neither, or a class that needs arguments.
     """
     result: list[Pattern] = []
     if isinstance(patterns, (str, type, Pattern)) or not isinstance(patterns, Sequence):
@@ -320,7 +320,13 @@ def instantiate(patterns: Sequence[type[Pattern] | Pattern]) -> tuple[Pattern, .
         if isinstance(entry, Pattern):
             result.append(entry)
         elif isinstance(entry, type) and issubclass(entry, Pattern):
-            result.append(entry())
+            try:
+                result.append(entry())
+            except TypeError as error:
+                raise PatternError(
+                    f"{entry.__qualname__} cannot be made without arguments: {error}",
+                    remedy=f"pass an object in place of the class: {entry.__qualname__}(...)",
+                ) from error
         else:
             raise PatternError(
                 f"unknown pattern {entry!r}: not a subclass of graphwright.Pattern",

@@ -68,6 +68,15 @@ def test_what_has_no_part_in_it_is_cut_out() -> None:
     assert finding_of(smaller).message == finding.message
 
 
+def test_what_comes_behind_it_is_cut_off() -> None:
+    """An output that hangs on it becomes what it is made of."""
+    behind = "%other = aten.cat([%clamp, %clamp]) {dim=1} : f32[2, 4]"
+    text = WITH_MORE.replace("%other = aten.sigmoid(%y) : f32[2, 2]", behind).replace("return %sum", "return %y")
+    case = Case(text, (-torch.ones(2, 2), torch.ones(2, 2)), {"w": -torch.full((2, 2), 3.0), "unused": torch.ones(3)})
+    smaller, _ = reduced(case, finding_of(case), lambda less: check(ReluForClamp, less))
+    assert [op.name for op in parse_program(smaller.program).graph.operations()] == ["aten.clamp"]
+
+
 def test_what_it_takes_stays() -> None:
     """Where the operand is computed in the only way that fails, it is."""
     case = Case(

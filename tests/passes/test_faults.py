@@ -12,7 +12,7 @@ from ir.errors import GraphwrightError, PatternError
 from passes.driver import RewriteLog, run_sweep, run_worklist
 from passes.fuse.base import FusionPattern
 from passes.matching import RuleIndex
-from passes.pattern import Pattern
+from passes.pattern import Pattern, instantiate
 from passes.remarks import GraphwrightWarning
 from tests.passes.building import f32, names, program
 
@@ -205,6 +205,11 @@ def test_a_warning_made_an_error_passes_through():
         (lambda p: p.one_of(p.relu(), 3), "3 as an alternative is no pattern"),
         (lambda p: p.softmax(p.any("x"), dimm=1), "no attribute 'dimm'; did you mean 'dim'? known: dim, dtype"),
         (lambda p: p.op("aten.relu", inputt=p.any("x")), "no common operand 'inputt'"),
+        (lambda p: p.relu(p.any("x"), p.any("y")), "aten.relu: no operator takes 2 operands"),
+        (
+            lambda p: p.op(("aten.relu", "aten.neg"), p.any("x"), result=1),
+            "aten.relu and aten.neg: there is no result 1",
+        ),
         (lambda p: None, "returned None, not a pattern"),
         (lambda p: p.any("x"), "may match without any operation"),
         (lambda p: p.chain(["aten.relu"], p.any("x")), "a chain that may be empty"),
@@ -222,6 +227,27 @@ def test_an_ill_formed_pattern_names_the_rule_and_its_line(build, message):
     assert message in caught.value.message
     if "operator named" in message:
         assert '`p.op("mylib.myop", ...)`' in str(caught.value)
+
+
+def test_a_condition_returns_a_reason_or_none():
+    class Conditional(Relu):
+        def pattern(self, p):
+            return p.op("aten.relu", p.any("x"), where=lambda op: op.name == "aten.relu")
+
+    error = fault_of(Conditional())
+    assert "the condition `where` of aten.relu returned True" in error.message
+    assert "return None where it holds" in str(error)
+
+
+def test_a_class_that_needs_arguments_is_no_pattern_by_itself():
+    class Parametric(Relu):
+        def __init__(self, limit):
+            self.limit = limit
+
+    with pytest.raises(PatternError, match=r"Parametric cannot be made without arguments.*limit"):
+        instantiate([Parametric])
+    given = Parametric(3)
+    assert instantiate([given]) == (given,)
 
 
 def test_a_pattern_class_needs_both_methods():

@@ -239,6 +239,22 @@ def test_rules_that_undo_each_other_are_named():
     assert caught.value.location.module_path == "block"
 
 
+def test_a_rule_that_matches_what_it_builds_is_told_so():
+    class Again(Pattern):
+        """relu(x) = relu(x), a new one each time"""
+
+        def pattern(self, p):
+            return p.relu(p.any("x"))
+
+        def rewrite(self, m, b):
+            return b.relu(m.x)
+
+    p = program([f32(2)], lambda b, x: b.relu(x))
+    with pytest.raises(DidNotConverge, match="the rule that goes on: Again") as caught:
+        run_worklist(p, RuleIndex([Again()]), RewriteLog(), max_rewrites=50)
+    assert "it matches its own result" in str(caught.value)
+
+
 def test_a_rule_that_returns_its_input_changes_nothing_and_ends():
     class Same(Pattern):
         """relu(x) = relu(x)"""
