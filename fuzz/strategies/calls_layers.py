@@ -31,10 +31,46 @@ def _each(source: Source, dims: int, choices: tuple[int, ...]) -> list[int]:
     return [choices[code // count**i % count] for i in range(dims)]
 
 
+def _weight(source: Source, rank: int, places: tuple[int, ...] = (1,)) -> tuple[Value, tuple[Dim, ...]] | None:
+    """Return a weight that is fixed where the input is not, and its shape: the input is then drawn to fit."""
+    if source.given(0) is None:
+        for place in places:
+            fixed = source.given(place)
+            if fixed is not None and fixed.tensor_type.rank == rank and 0 not in shape_of(fixed):
+                return fixed, shape_of(fixed)
+    return None
+
+
+def _of_channels(source: Source, low: int, high: int, places: tuple[int, ...], **options: Any) -> Value:
+    """Draw the input of a norm: its channels are those of a weight that is fixed."""
+    fixed = _weight(source, 1, places)
+    if fixed is None:
+        return source.tensor(low, high, zero=False, **options)
+    more = [source.size() for _ in range(source.integer(low, min(high, 4)) - 2)]
+    return source.like(fixed[0], (source.size(), *fixed[1], *more))
+
+
+def _conv_with(source: Source, dims: int, weight: Value, shape: tuple[Dim, ...]) -> Arguments:
+    """Draw a convolution around its weight: an input that has as many channels, and at least the kernel's size."""
+    if not all(map(is_int, shape)):
+        raise Unavailable
+    out, per_group, *kernel = map(int, shape)
+    groups = source.one_of(divisors(out))
+    dilation, padding, stride = (_each(source, dims, choices) for choices in ((1, 1, 2), (0, 1, 2), (1, 2, 3)))
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    batch = [source.size()] if source.integer(0, 3) else []
+    x = source.like(weight, (*batch, groups * per_group, *[n + source.integer(0, 2) for n in least]))
+    bias = source.like(x, (out,)) if source.flag() else None
+    return [x, weight, bias], {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+
+
 def conv(dims: int, *, padding_text: bool = False) -> Generator:
     """Return the generator of convolutions: any groups, strides, paddings and dilations that fit."""
 
     def generate(source: Source, opdef: OpDef) -> Arguments:
+        fixed = None if padding_text else _weight(source, dims + 2)
+        if fixed is not None:
+            return _conv_with(source, dims, *fixed)
         x = source.tensor(dims + 1, dims + 2, zero=False)
         *_, channels = shape_of(x)[:-dims]
         spatial = shape_of(x)[-dims:]
@@ -153,8 +189,12 @@ def pixel_shuffle(source: Source, opdef: OpDef) -> Arguments:
 
 def linear(source: Source, opdef: OpDef) -> Arguments:
     """Any leading dimensions, with and without bias; seldom one that broadcasts: a number, or a row for each of x's."""
-    x = source.tensor(1, 4)
-    out = source.size()
+    fixed = _weight(source, 2)
+    if fixed is None:
+        x, out = source.tensor(1, 4), source.size()
+    else:
+        out, features = fixed[1]
+        x = source.like(fixed[0], (*[source.size() for _ in range(source.integer(0, 2))], features))
     bias = None
     if source.flag():
         kind = source.integer(0, 7)
@@ -286,7 +326,7 @@ def embedding(source: Source, opdef: OpDef) -> Arguments:
 def batch_norm(source: Source, opdef: OpDef) -> Arguments:
     """With and without weight and bias; batch statistics only where nothing is written (no running statistics)."""
     low = 3 if opdef.short_name == "instance_norm" else 2
-    x = source.tensor(low, 5, zero=False)
+    x = _of_channels(source, low, 5, (1, 2, 3, 4))
     count = (shape_of(x)[1],)
     weight = source.like(x, count) if source.flag() else None
     bias = source.like(x, count) if weight is not None else None
@@ -306,7 +346,7 @@ def batch_norm(source: Source, opdef: OpDef) -> Arguments:
 
 def group_norm(source: Source, opdef: OpDef) -> Arguments:
     """Groups that divide the channels."""
-    x = source.tensor(2, 4, zero=False)
+    x = _of_channels(source, 2, 4, (1, 2))
     channels = shape_of(x)[1]
     affine = source.flag()
     weight = source.like(x, (channels,)) if affine else None
@@ -316,9 +356,13 @@ def group_norm(source: Source, opdef: OpDef) -> Arguments:
 
 def layer_norm(source: Source, opdef: OpDef) -> Arguments:
     """Over one or more of the last dimensions."""
-    x = source.tensor(1, 4, zero=False, condition=_is_static)
+    fixed = _weight(source, 1, (1, 2))
+    if fixed is None:
+        x = source.tensor(1, 4, zero=False, condition=_is_static)
+    else:
+        x = source.like(fixed[0], (*[source.size() for _ in range(source.integer(0, 2))], *fixed[1]))
     shape = shape_of(x)
-    normalized = shape[-source.integer(1, min(2, len(shape))) :]
+    normalized = fixed[1] if fixed is not None else shape[-source.integer(1, min(2, len(shape))) :]
     operands = [source.like(x, normalized) if source.flag() else None]
     if opdef.short_name == "layer_norm":
         operands.append(source.like(x, normalized) if operands[0] is not None else None)

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from fuzz.strategies.calls import GENERATORS, draw_call, generate_call
-from fuzz.strategies.demands import demanded_ranks, keeps_rank, meeting_value
+from fuzz.strategies.demands import demanded_ranks, keeps_rank, meeting_value, weight_ranks
 from fuzz.strategies.dictionary import holds
 from fuzz.strategies.match_attributes import draw_attributes
 from fuzz.strategies.match_source import MatchSource
@@ -168,6 +168,8 @@ class Growth:
     def _chain(self, node: Chain) -> Value:
         links = self.source.integer(node.minimum, max(node.minimum, min(node.maximum, _MAX_CHAIN)))
         ops = [opdef for o in node.ops for opdef in (operators_with(o) if isinstance(o, Trait) else (o,))]
+        unary = [opdef for opdef in ops if len(opdef.operand_params) == 1]  # a link has one operand: PReLU is none
+        ops = ops if self.change == "operator" else unary or ops
         made: list[Operation] = []
         demanded = self.ranks
         try:
@@ -195,7 +197,8 @@ class Growth:
         around = self.source.alike
         try:
             for key, part in node.operands:
-                self.ranks = demanded if _place(node, key) == 0 else None
+                place = _place(node, key)
+                self.ranks = (demanded if place == 0 else None) or weight_ranks(node, place)
                 if isinstance(part, _Given):
                     fixed[key] = part.value
                 elif part is None:

@@ -123,6 +123,28 @@ def depthwise(p: PatternBuilder) -> Node:
     return p.conv2d(p.any("x"), weight, groups=p.attr_where(lambda g: isinstance(g, int) and g > 1, "several"))
 
 
+def computed_scale(p: PatternBuilder) -> Node:
+    return p.group_norm(p.any("x"), p.mul(p.any("w"), p.any("s")), p.any("b"))
+
+
+def computed_statistics(p: PatternBuilder) -> Node:
+    return p.batch_norm(p.any("x"), p.any("w"), p.any("b"), p.neg(p.any("mean")), p.any("var"))
+
+
+def computed_kernel(p: PatternBuilder) -> Node:
+    return p.conv2d(p.any("x"), p.mul(p.any("w"), p.any("s")), p.any("b", optional=True))
+
+
+def attention_of_linears(p: PatternBuilder) -> Node:
+    x = p.any("x")
+    return p.scaled_dot_product_attention(*[p.linear(x, p.any(name)) for name in "qkv"])
+
+
+def gated_linear(p: PatternBuilder) -> Node:
+    x = p.any("x")
+    return p.linear(p.mul(p.silu(p.linear(x, p.any("g"))), p.linear(x, p.any("u"))), p.any("d"))
+
+
 WRITTEN = [
     silu,
     centred,
@@ -144,6 +166,11 @@ WRITTEN = [
     on_squares,
     by_a_weight,
     depthwise,
+    computed_scale,
+    computed_statistics,
+    computed_kernel,
+    attention_of_linears,
+    gated_linear,
 ]
 
 
