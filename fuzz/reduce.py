@@ -36,14 +36,14 @@ def reduced(case: Case, finding: Finding, recheck: Callable[[Case], object]) -> 
     """
     budget = _BUDGET
     smaller: Case | None = case
-    while smaller is not None and not case.original:
+    while smaller is not None and budget > 0 and not case.original:
         case, smaller = smaller, None
         for candidate in _candidates(case):
             found = _found(candidate, recheck)
             budget -= 1
             if found is not None and found.property == finding.property:
                 smaller, finding = candidate, found
-            if smaller is not None or not budget:
+            if smaller is not None or budget <= 0:
                 break
     return case, finding
 

@@ -10,7 +10,7 @@ import attrs
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
-from hypothesis.errors import Flaky, Unsatisfiable
+from hypothesis.errors import Flaky, FlakyStrategyDefinition, Unsatisfiable
 
 from fuzz.case import Case
 from fuzz.check import ApplyRules, Finding, Outcome, Properties, Unusable, index_of
@@ -169,7 +169,8 @@ def assert_sound(
             is a script that shows the failure, the program before and after, and which rewrite did it. Also when a
             rule never fired (of several, none on what `on` draws), or a pass changed no program: one that cannot
             fire is an error.
-        InputError: when the subject is neither a rule nor a pass, or `on` draws something else.
+        InputError: when the subject is neither a rule nor a pass, `on` draws something else, or a rule does not always
+            say the same of one match.
     """
     target = attrs.evolve(Target.of(subject, properties), orders=orders)
     seen, found = search(target, on, settings)
@@ -345,8 +346,13 @@ def search(
         test = hypothesis_seed(seed)(test)
     try:
         test()
-    except (Finding, Flaky):
+    except (Finding, Flaky) as error:
         # a subject that is wrong now and then, or keeps something between runs, is flaky: what was found counts
+        if not last and isinstance(error, FlakyStrategyDefinition) and on is None and target.rules:
+            raise InputError(
+                f"{target.name} does not always say the same of one match",
+                remedy="let `pattern` and `check` ask of the match alone, and keep nothing",
+            ) from error
         if not last:
             raise
         case, finding, pass_ = last[0]

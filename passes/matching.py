@@ -210,6 +210,17 @@ def _any_matcher(node: AnyValue) -> _ValueMatcher:
     return match
 
 
+def _refusal(where: Callable[[Operation], str | None], op: Operation) -> str | None:
+    """Return why an operation does not meet a condition, or None where it does."""
+    answer = where(op)
+    if answer is not None and not isinstance(answer, str):
+        raise PatternError(
+            f"the condition `where` of {op.name} returned {answer!r}",
+            remedy="return None where it holds, and else the reason why it does not, as text",
+        )
+    return answer
+
+
 def _chain_matcher(node: Chain, shared: set[int]) -> _ValueMatcher:
     inner = _value_matcher(node.inner, shared)
     ops, name, minimum, maximum, where = node.ops, node.name, node.minimum, node.maximum, node.where
@@ -229,10 +240,8 @@ def _chain_matcher(node: Chain, shared: set[int]) -> _ValueMatcher:
             op = None if value is None else value.defining_op
             if op is None or len(links) >= maximum or not _accepts_any(ops, op.opdef) or len(op.operand_values) != 1:
                 return False
-            if where is not None:
-                refusal = where(op)
-                if refusal is not None:
-                    state.reason = state.reason or refusal
+            if where is not None and state.reason is None:
+                state.reason = _refusal(where, op)
             links.append(op)
             value = op.operands[0]
 
@@ -298,13 +307,7 @@ def _op_matcher(node: OpNode, shared: set[int]) -> _OpMatcher:
             if reason is not None and state.reason is None:
                 state.reason = reason
         if where is not None and state.reason is None:
-            answer = where(op)
-            if answer is not None and not isinstance(answer, str):
-                raise PatternError(
-                    f"the condition `where` of {op.name} returned {answer!r}",
-                    remedy="return None where it holds, and else the reason why it does not, as text",
-                )
-            state.reason = answer
+            state.reason = _refusal(where, op)
         if name:
             state.captures[name] = op
         if not context:

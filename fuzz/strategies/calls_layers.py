@@ -14,6 +14,7 @@ from ir.opdef import OpDef
 from ir.types import Dim, TensorType
 
 Generator = Callable[[Source, OpDef], Arguments]
+Shape = tuple[Dim, ...]
 
 
 def _kernel(source: Source, size: Dim, padding: int, dilation: int) -> int:
@@ -31,26 +32,26 @@ def _each(source: Source, dims: int, choices: tuple[int, ...]) -> list[int]:
     return [choices[code // count**i % count] for i in range(dims)]
 
 
-def _weight(source: Source, rank: int, places: tuple[int, ...] = (1,)) -> tuple[Value, tuple[Dim, ...]] | None:
+def _weight(source: Source, ranks: tuple[int, ...], places: tuple[int, ...] = (1,)) -> tuple[Value, Shape] | None:
     """Return a weight that is fixed where the input is not, and its shape: the input is then drawn to fit."""
     if source.given(0) is None:
         for place in places:
             fixed = source.given(place)
-            if fixed is not None and fixed.tensor_type.rank == rank and 0 not in shape_of(fixed):
+            if fixed is not None and fixed.tensor_type.rank in ranks and 0 not in shape_of(fixed):
                 return fixed, shape_of(fixed)
     return None
 
 
-def _of_channels(source: Source, low: int, high: int, places: tuple[int, ...], **options: Any) -> Value:
+def _of_channels(source: Source, low: int, high: int, places: tuple[int, ...]) -> Value:
     """Draw the input of a norm: its channels are those of a weight that is fixed."""
-    fixed = _weight(source, 1, places)
+    fixed = _weight(source, (1,), places)
     if fixed is None:
-        return source.tensor(low, high, zero=False, **options)
+        return source.tensor(low, high, zero=False)
     more = [source.size() for _ in range(source.integer(low, min(high, 4)) - 2)]
     return source.like(fixed[0], (source.size(), *fixed[1], *more))
 
 
-def _conv_with(source: Source, dims: int, weight: Value, shape: tuple[Dim, ...]) -> Arguments:
+def _conv_with(source: Source, dims: int, weight: Value, shape: Shape) -> Arguments:
     """Draw a convolution around its weight: an input that has as many channels, and at least the kernel's size."""
     if not all(map(is_int, shape)):
         raise Unavailable
@@ -68,7 +69,7 @@ def conv(dims: int, *, padding_text: bool = False) -> Generator:
     """Return the generator of convolutions: any groups, strides, paddings and dilations that fit."""
 
     def generate(source: Source, opdef: OpDef) -> Arguments:
-        fixed = None if padding_text else _weight(source, dims + 2)
+        fixed = None if padding_text else _weight(source, (dims + 2,))
         if fixed is not None:
             return _conv_with(source, dims, *fixed)
         x = source.tensor(dims + 1, dims + 2, zero=False)
@@ -189,7 +190,7 @@ def pixel_shuffle(source: Source, opdef: OpDef) -> Arguments:
 
 def linear(source: Source, opdef: OpDef) -> Arguments:
     """Any leading dimensions, with and without bias; seldom one that broadcasts: a number, or a row for each of x's."""
-    fixed = _weight(source, 2)
+    fixed = _weight(source, (2,))
     if fixed is None:
         x, out = source.tensor(1, 4), source.size()
     else:
@@ -356,7 +357,7 @@ def group_norm(source: Source, opdef: OpDef) -> Arguments:
 
 def layer_norm(source: Source, opdef: OpDef) -> Arguments:
     """Over one or more of the last dimensions."""
-    fixed = _weight(source, 1, (1, 2))
+    fixed = _weight(source, (1, 2), (1, 2))
     if fixed is None:
         x = source.tensor(1, 4, zero=False, condition=_is_static)
     else:

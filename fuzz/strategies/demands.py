@@ -32,14 +32,14 @@ _WEIGHT_RANKS: dict[str, dict[int, int]] = {
     **{f"conv{dims}d": {1: dims + 2, 2: 1} for dims in (1, 2, 3)},
     **{f"conv_transpose{dims}d": {1: dims + 2, 2: 1} for dims in (1, 2, 3)},
     **{name: {1: 1, 2: 1, 3: 1, 4: 1} for name in ("batch_norm", "instance_norm")},
-    **{name: {1: 1, 2: 1} for name in ("group_norm", "layer_norm")},
+    "group_norm": {1: 1, 2: 1},
     "linear": {1: 2, 2: 1},
     "embedding": {0: 2},
     "addmm": {1: 2, 2: 2},
     "mm": {0: 2, 1: 2},
     "bmm": {0: 3, 1: 3},
 }
-"""The ranks of operands by their places, for operators whose operands must fit each other."""
+"""The usual ranks of operands by their places, for operators whose operands must fit each other."""
 _RANKS: WeakKeyDictionary[OpNode, frozenset[int] | None] = WeakKeyDictionary()
 
 
@@ -54,7 +54,7 @@ def demanded_ranks(node: OpNode) -> frozenset[int] | None:
 
 
 def weight_ranks(node: OpNode, place: int) -> frozenset[int] | None:
-    """Return the ranks that an operand in one place of an operation may have, whatever the others are."""
+    """Return the ranks that an operand in one place of an operation usually has, whatever the others are."""
     ops = node.ops if isinstance(node.ops, tuple) else ()
     ranks = [_WEIGHT_RANKS.get(opdef.short_name, {}).get(place) for opdef in ops]
     return None if None in ranks or not ranks else frozenset([rank for rank in ranks if rank is not None])

@@ -198,7 +198,7 @@ class Growth:
         try:
             for key, part in node.operands:
                 place = _place(node, key)
-                self.ranks = (demanded if place == 0 else None) or weight_ranks(node, place)
+                self.ranks = (demanded if place == 0 else None) or self._usual(node, place)
                 if isinstance(part, _Given):
                     fixed[key] = part.value
                 elif part is None:
@@ -235,6 +235,11 @@ class Growth:
         demanded = demanded_ranks(node)
         keeps = isinstance(node.ops, tuple) and keeps_rank(node.ops)
         return self.ranks if demanded is None and keeps else demanded
+
+    def _usual(self, node: OpNode, place: int) -> frozenset[int] | None:
+        """Return the usual ranks of an operand, or None where any is tried."""
+        ranks = weight_ranks(node, place) if self.change is None else None
+        return ranks if ranks is not None and self.source.integer(0, 7) < 7 else None
 
     def _broken_edges(self, fixed: dict[int | str, Any]) -> set[int | str]:
         if self.change != "edge":

@@ -349,6 +349,25 @@ def test_a_search_says_that_nothing_was_tried(subject: Any, text: str) -> None:
         assert_sound(subject, settings=settings(max_examples=30))
 
 
+class TakesEverySecond(Pattern):
+    seen = 0
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.op("aten.neg", p.op("aten.neg", p.any("x")))
+
+    def check(self, m: Match) -> str | None:
+        TakesEverySecond.seen += 1
+        return None if TakesEverySecond.seen % 2 == 0 else "not this time"
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        return b.clone(m.x)
+
+
+def test_a_rule_that_keeps_something_is_told_so() -> None:
+    with pytest.raises(InputError, match="TakesEverySecond does not always say the same of one match"):
+        assert_sound(TakesEverySecond, settings=settings(QUICK, max_examples=400))
+
+
 class OfRankThirty(Pattern):
     """relu(x) = x, of a rank that nothing has"""
 

@@ -229,10 +229,14 @@ def test_an_ill_formed_pattern_names_the_rule_and_its_line(build, message):
         assert '`p.op("mylib.myop", ...)`' in str(caught.value)
 
 
-def test_a_condition_returns_a_reason_or_none():
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_condition_returns_a_reason_or_none(chained):
     class Conditional(Relu):
         def pattern(self, p):
-            return p.op("aten.relu", p.any("x"), where=lambda op: op.name == "aten.relu")
+            x, is_relu = p.any("x"), lambda op: op.name == "aten.relu"
+            return (
+                p.chain(["aten.relu"], x, minimum=1, where=is_relu) if chained else p.op("aten.relu", x, where=is_relu)
+            )
 
     error = fault_of(Conditional())
     assert "the condition `where` of aten.relu returned True" in error.message
