@@ -104,6 +104,13 @@ CANONICALIZE_MUTANTS: tuple[Mutant, ...] = (
     ),
     _rule(
         "dropped condition",
+        "NoExpand: a conversion behind a slice of one",
+        _IDENTITY + "NoExpand.check",
+        'if op.attributes.get("step", 1) != 1 and reaches_format(op.result):',
+        "if False:",
+    ),
+    _rule(
+        "dropped condition",
         "NoExpand: another shape of the same rank",
         _IDENTITY + "NoExpand.check",
         "not shapes_equal(shape_of(first(op)), shape_of(op.result))",

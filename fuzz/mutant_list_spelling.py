@@ -90,6 +90,13 @@ SPELLING_MUTANTS: tuple[Mutant, ...] = (
         equivalent="of the strides, those of dimensions of size 1 alone differ, which mean nothing",
     ),
     _rule(
+        "dropped condition",
+        "SpatialMeanToPool: a conversion behind it",
+        _SPELLING + "SpatialMeanToPool.check",
+        "if m.keepdim and reaches_format(m.root.result):",
+        "if False:",
+    ),
+    _rule(
         "lost attribute",
         "WriteOutPoolStride: a stride of 1",
         _SPELLING + "WriteOutPoolStride.rewrite",

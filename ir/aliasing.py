@@ -56,6 +56,7 @@ _NEW_COMPOSITES = frozenset(
 )
 NEED_STRIDES = frozenset({"aten.view", "aten._unsafe_view", "aten.view_as"})
 """Views that raise where an operand's strides do not allow them: types know no strides."""
+_CHANNELS_LAST = (torch.channels_last, torch.channels_last_3d)
 _MAY_ALIAS: dict[OpDef, bool] = {}
 
 
@@ -150,6 +151,16 @@ def reaches_output(value: Value) -> bool:
 def reaches_view(value: Value) -> bool:
     """Return whether the strides of `value` may decide whether an operation fails: a view that may not copy."""
     return _strides_reach(value, lambda op: op.name in NEED_STRIDES)
+
+
+def reaches_format(value: Value) -> bool:
+    """Return whether the strides of `value` may decide whether a conversion to channels_last copies.
+
+    It is asked of strides of dimensions of size 1 too, which mean nothing elsewhere.
+    """
+    return _strides_reach(
+        value, lambda op: op.attributes.get("memory_format") in _CHANNELS_LAST and may_alias_operands(op.opdef)
+    )
 
 
 def _strides_reach(value: Value, ends: Callable[[Operation], bool]) -> bool:

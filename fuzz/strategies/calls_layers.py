@@ -83,8 +83,10 @@ def conv(dims: int, *, padding_text: bool = False) -> Generator:
             padding: Any = source.one_of(("same", "valid"))
             stride = [1] * dims if padding == "same" else _each(source, dims, (1, 2))
             kernel = [
-                # PyTorch warns of even kernels with odd dilation
-                source.one_of((1, 3) if d == 1 else (1, 2, 3)) if padding == "same" else _kernel(source, size, 0, d)
+                # seldom, since PyTorch warns of even kernels with odd dilation
+                source.one_of((1, 3, 1, 3, 1, 3, 2) if d == 1 else (1, 2, 3))
+                if padding == "same"
+                else _kernel(source, size, 0, d)
                 for size, d in zip(spatial, dilation, strict=True)
             ]
         else:
@@ -380,5 +382,5 @@ def softmax(source: Source, opdef: OpDef) -> Arguments:
 
 def dropout(source: Source, opdef: OpDef) -> Arguments:
     """In training where the source is, and out of it, where it does nothing."""
-    training = source.training and source.flag()
-    return [source.tensor(), source.one_of((0.5, 0.0, 1.0)), training], {"follows_mode": source.flag()}
+    training = source.training and source.integer(0, 3) < 3
+    return [source.tensor(), source.one_of((0.5, 0.5, 0.0, 1.0)), training], {"follows_mode": source.flag()}

@@ -10,11 +10,31 @@ from passes.pattern import Pattern
 
 
 def dictionary_of(rule: Pattern) -> list[Any]:
-    """Return the literals in the code of a rule (and of the functions of its module that it names), in order."""
-    class_ = type(rule)
+    """Return the numbers in the code of a rule (and of the functions of its module that it names), in order."""
     found: dict[Any, Any] = {}
+    for code in _codes(rule):
+        for literal in _literals(code):
+            found.setdefault((type(literal), repr(literal)), literal)
+            if literal == 0:
+                found.setdefault((float, "-0.0"), -0.0)  # a zero in the code may mean one sign only
+    return list(found.values())
+
+
+def operators_named_by(rule: Pattern) -> frozenset[str]:
+    """Return the texts in the code of a rule that may name an operator, such as `aten.stack`: it treats these apart."""
+    return frozenset(
+        text
+        for code in _codes(rule)
+        for constant in code.co_consts
+        for text in (constant if isinstance(constant, (tuple, frozenset)) else (constant,))
+        if isinstance(text, str) and text.startswith("aten.")
+    )
+
+
+def _codes(rule: Pattern) -> Iterator[types.CodeType]:
+    """Yield the code of a rule, and of the functions of its module that it names."""
     pending: list[Any] = []
-    for base in class_.__mro__:
+    for base in type(rule).__mro__:
         if base is not object and base is not Pattern:
             pending += [vars(base).get(name) for name in ("pattern", "check", "rewrite")]
     seen: set[types.CodeType] = set()
@@ -24,17 +44,13 @@ def dictionary_of(rule: Pattern) -> list[Any]:
         if code is None or code in seen:
             continue
         seen.add(code)
-        for literal in _literals(code):
-            found.setdefault((type(literal), repr(literal)), literal)
-            if literal == 0:
-                found.setdefault((float, "-0.0"), -0.0)  # a zero in the code may mean one sign only
+        yield code
         home = names.get("__name__")
         pending += [
             function
             for name in code.co_names
             if isinstance(function := names.get(name), types.FunctionType) and function.__module__ == home
         ]
-    return list(found.values())
 
 
 def _literals(code: types.CodeType) -> Iterator[Any]:

@@ -32,6 +32,8 @@ _ATTEMPTS = 6
 _SEARCHING_FROM = 3
 """The attempt from which on operands are searched that meet the pattern's conditions."""
 _MAX_CHAIN = 3
+_MANY = 4
+"""Where a node takes more operators than this, those that the rule's code names are drawn more often."""
 
 
 @cache
@@ -345,6 +347,10 @@ class Growth:
         ops = tuple([opdef for opdef in ops if not opdef.is_region])
         if not ops:
             raise Unavailable
+        if len(ops) > _MANY:
+            named = [opdef for opdef in ops if opdef.name in source.named]
+            if named and source.integer(0, 3) == 3:
+                return source.one_of(named)
         agreeing = [opdef for opdef in ops if _spatial_rank(opdef) == self.spatial] if self.spatial else []
         return source.one_of(agreeing if agreeing and source.integer(0, 7) < 7 else ops)
 

@@ -14,7 +14,7 @@ import attrs
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from fuzz.strategies.dictionary import dictionary_of
+from fuzz.strategies.dictionary import dictionary_of, operators_named_by
 from fuzz.strategies.growth import NEAR_MISSES, Growth
 from fuzz.strategies.match_source import MatchSource
 from fuzz.strategies.programs import finish_program
@@ -64,7 +64,8 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
     scene = SCENES.get(rule.name)
     if scene is not None and not near and change is None and draw(st.integers(0, 3)):
         return _from_scene(draw, rule, scene)
-    source = MatchSource(draw, _prepared(rule)[1], symbolic=symbolic)
+    _, numbers, named = _prepared(rule)
+    source = MatchSource(draw, numbers, named, symbolic=symbolic)
     for _ in range(draw(st.integers(0, 2))):
         source.add_prefix()
     roots: list[Value] = []
@@ -105,7 +106,7 @@ def _fires(rule: Pattern, root: Value) -> bool:
 
 
 def _from_scene(draw: st.DrawFn, rule: Pattern, scene: Scene) -> Instance:
-    source = MatchSource(draw, (), symbolic=False)
+    source = MatchSource(draw, (), frozenset(), symbolic=False)
     try:
         root = scene(source)
     except (Unavailable, GraphwrightError):
@@ -116,7 +117,7 @@ def _from_scene(draw: st.DrawFn, rule: Pattern, scene: Scene) -> Instance:
     return Instance(rule, source.program, "scene", -1)
 
 
-_EXPANDED: WeakKeyDictionary[Pattern, tuple[list[Node], list[Any]]] = WeakKeyDictionary()
+_EXPANDED: WeakKeyDictionary[Pattern, tuple[list[Node], list[Any], frozenset[str]]] = WeakKeyDictionary()
 
 
 def expanded_pattern(rule: Pattern) -> list[Node]:
@@ -124,8 +125,9 @@ def expanded_pattern(rule: Pattern) -> list[Node]:
     return _prepared(rule)[0]
 
 
-def _prepared(rule: Pattern) -> tuple[list[Node], list[Any]]:
+def _prepared(rule: Pattern) -> tuple[list[Node], list[Any], frozenset[str]]:
     known = _EXPANDED.get(rule)
     if known is None:
-        known = _EXPANDED[rule] = (expand(rule.pattern(PatternBuilder())), dictionary_of(rule))
+        expanded = expand(rule.pattern(PatternBuilder()))
+        known = _EXPANDED[rule] = (expanded, dictionary_of(rule), operators_named_by(rule))
     return known

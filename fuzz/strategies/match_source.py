@@ -26,10 +26,12 @@ _PREFIXES = tuple(
 class MatchSource(ProgramSource):
     """Hands out the operands that the pattern fixes, and keeps the values of the match for the match."""
 
-    def __init__(self, draw: st.DrawFn, dictionary: Sequence[Any], *, symbolic: bool) -> None:
+    def __init__(self, draw: st.DrawFn, dictionary: Sequence[Any], named: frozenset[str], *, symbolic: bool) -> None:
         super().__init__(draw, symbolic=symbolic, half=True)
         self.builder = Builder(self.graph)
         self.dictionary = dictionary
+        self.named = named
+        """The names of operators that the rule's code treats apart."""
         self.sizes = sorted({n for n in self.dictionary if type(n) is int and 0 < n <= 9})
         self.pinned: list[Value] = []
         """The operands that the pattern fixes and that no place has taken yet."""

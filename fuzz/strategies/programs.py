@@ -274,8 +274,10 @@ def programs(
         if draw(st.integers(0, 15)) == 0:
             break
         earlier = [op for op in source.graph.operations() if op.segments is None and op.operands]
-        if earlier and source.integer(0, 9) == 9:
-            _repeat_operation(source, builder, source.one_of(earlier))
+        if earlier and source.integer(0, 7) == 7:
+            # what draws or writes in training above all: it may not be done once for twice
+            trained = [op for op in earlier if op.in_training]
+            _repeat_operation(source, builder, source.one_of(trained if trained and source.integer(0, 3) else earlier))
             continue
         name = source.one_of(operators or _choices(source, earlier[-1].name if earlier else ""))
         builder.location = UNKNOWN_LOCATION

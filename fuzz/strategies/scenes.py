@@ -20,6 +20,7 @@ from fuzz.strategies.scenes_layout import (
     reshapes,
     spatial_mean,
     unit_arithmetic,
+    whole_view,
 )
 from ir.core import Value
 from ir.locations import UNKNOWN_LOCATION, Location
@@ -335,6 +336,7 @@ SCENES: dict[str, Scene] = {
     "PermuteWithoutUnits": reshape_permute_reshape,
     "SplitBeforePermute": reshape_permute_reshape,
     "NoContiguous": contiguous_of_view,
+    "NoExpand": whole_view,
     "NoArithmetic": unit_arithmetic,
     "NoCopy": copy_of_made,
     "NoDetach": detached,

@@ -22,7 +22,37 @@ def spatial_mean(source: MatchSource) -> Value:
     dims = source.one_of(((2, 3), (-1, -2), (3, 2), (2, -1), (1, 2), (2,), (1, 2, 3), (0, 1)))
     dtype = torch.float64 if seldom(source) else None
     y = emit(source, "aten.mean.dim", x, dims, source.flag(), dtype=dtype)
+    if len(y.tensor_type.shape or ()) == 4 and source.flag():
+        return _converted(source, y)
     return emit(source, "aten.relu", y) if source.flag() else y
+
+
+def _converted(source: MatchSource, x: Value) -> Value:
+    """Convert a 4-d value to channels_last, which copies or not; return what was converted as well."""
+    if source.flag():
+        x = emit(source, "aten.add.Scalar", x, 1)
+    source.returned.append(x)
+    dtype = x.tensor_type.dtype
+    assert dtype is not None
+    return emit(source, "aten.to.dtype", x, dtype, memory_format=torch.channels_last)
+
+
+def whole_view(source: MatchSource) -> Value:
+    """Take all of a value, or a part: by expanding it, or by a slice in steps."""
+    kind = source.integer(0, 3)
+    shape = [source.integer(1, 3) for _ in range(4 if kind == 3 else source.integer(1, 4))]
+    x = entry(source, *shape)
+    if kind == 0:
+        sizes: list[int] = [-1 if source.flag() else size for size in shape]
+        if seldom(source):
+            sizes = [source.integer(1, 2), *sizes]
+        return _used(source, emit(source, "aten.expand", x, sizes))
+    if kind == 3:
+        x = emit(source, "aten.adaptive_avg_pool2d", x, (1, 1))
+        return _converted(source, emit(source, "aten.slice.Tensor", x, source.integer(2, 3), 0, 9, 2))
+    dim = source.integer(0, len(shape) - 1)
+    start, end, step = source.one_of((0, 0, 1)), source.one_of((9, 9, 2)), source.one_of((1, 2))
+    return _used(source, emit(source, "aten.slice.Tensor", x, dim, start, end, step))
 
 
 def _turned(source: MatchSource) -> Value:
@@ -55,14 +85,15 @@ def contiguous_of_view(source: MatchSource) -> Value:
 
 def reshapes(source: MatchSource) -> Value:
     """Reshape twice: merge dimensions that may lie apart in memory, and split them again."""
-    x = _turned(source)
+    x = _reversed(source) if source.flag() else _turned(source)
     sizes = [int(d) for d in x.tensor_type.shape or () if isinstance(d, int)]
     if len(sizes) < 2:
         sizes = [1, *sizes]
     at = source.integer(0, max(0, len(sizes) - 2))
     merged = (*sizes[:at], sizes[at] * sizes[at + 1], *sizes[at + 2 :])
     y = emit(source, "aten.reshape", x, merged if len(sizes) > 1 else sizes)
-    spoil(source, y)
+    if source.integer(0, 3) == 3:
+        source.returned.append(y)  # it may share memory with what is made of it
     y = emit(source, "aten.reshape", y, source.one_of((tuple(sizes), (*sizes[:-1], 1, sizes[-1]), (-1,))))
     return emit(source, "aten.relu", y) if source.flag() else y
 
@@ -114,30 +145,34 @@ def _used(source: MatchSource, x: Value) -> Value:
 
 def unit_arithmetic(source: MatchSource) -> Value:
     """Add, subtract, multiply or divide by what may be a unit of the operation."""
-    x = source.tensor(0, 4, dtypes=(source.usual, torch.int64, torch.bool))
-    x = emit(source, "aten.clone", x) if source.flag() else x
     name, unit = source.one_of(
         (("mul", 1), ("div", 1), ("add", 0), ("sub", 0), ("pow", 1), ("mul", 1.0), *((("add", -0.0), ("add", 0.0)) * 2))
     )
+    signed = name in ("add", "sub") and source.flag()
+    x = source.tensor(0, 4, dtypes=(source.usual,) if signed else (source.usual, torch.int64, torch.bool))
+    x = emit(source, "aten.clone", x) if source.flag() else x
     number = source.one_of((0, 1, -1, 2, 1.0, 0.0)) if seldom(source) else unit
-    suffix = "Tensor_Scalar" if name == "pow" else "Scalar"
-    scaled = {"alpha": source.one_of((-1, 2))} if name in ("add", "sub") and source.integer(0, 2) == 2 else {}
-    if name in ("add", "sub") and x.tensor_type.dtype == source.usual and source.flag():
+    scaled = {"alpha": source.one_of((-1, -1, 2))} if name in ("add", "sub") and source.flag() else {}
+    if signed:
         x = emit(source, "aten.mul.Scalar", x, 0.0)  # zeros of both signs: the sign of the number shows
+    suffix = "Tensor_Scalar" if name == "pow" else "Scalar"
     return _used(source, emit(source, f"aten.{name}.{suffix}", x, number, **scaled))
 
 
 def copy_of_made(source: MatchSource) -> Value:
     """Copy what an operator made, whose strides are known, perhaps a part of it, or an input, whose are not."""
-    kind = source.integer(0, 4)
+    kind = source.integer(0, 5)
     x = _turned(source) if kind > 2 else entry(source, *(source.integer(1, 3) for _ in range(source.integer(1, 4))))
     if kind in (1, 2):
         x = new_linear(source, x, source.integer(1, 3), False)
-    formats = (None, None, torch.contiguous_format)
+    formats = (None, torch.contiguous_format)
     if seldom(source):
         return _copied_statistics(source)
     y = emit(source, "aten.clone", x, memory_format=source.one_of(formats))
-    spoil(source, x, y)
+    if source.integer(0, 3) == 3:
+        source.returned.append(x)  # a copy is another tensor
+    else:
+        spoil(source, x, y)
     return y if kind > 2 and source.flag() else _used(source, y)
 
 
@@ -153,13 +188,19 @@ def _copied_statistics(source: MatchSource) -> Value:
 def repeated(source: MatchSource) -> Value:
     """Apply an operator twice, perhaps with other attributes; the first result may be returned as well."""
     x = entry(source, *(source.integer(1, 3) for _ in range(source.integer(1, 3))))
-    names = [opdef.name for opdef in operators_with(Trait.IDEMPOTENT)]
+    opdefs = operators_with(Trait.IDEMPOTENT)
+    anew = source.integer(0, 3) == 3
+    if anew:
+        opdefs = tuple([opdef for opdef in opdefs if opdef.attribute_params])
+    names = [opdef.name for opdef in opdefs]
     y = unary(source, source.one_of(names), x)
     if source.integer(0, 2) == 2:
         source.returned.append(y)
     op = y.defining_op
     if op is None or seldom(source):
         return unary(source, source.one_of(names), y)
+    if anew:
+        return unary(source, op.name, y)  # with attributes of its own
     z: Value = source.builder.op(op.opdef, y, *op.operands[1:], **op.attributes).results[0]
     return z if source.flag() else _used(source, z)
 

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from ir.aliasing import is_written, may_alias_operands, may_alias_roots, may_replace
+from ir.aliasing import is_written, may_alias_operands, may_alias_roots, may_replace, reaches_format
 from ir.attributes import attributes_equal
 from ir.core import Operation, Value
 from ir.opdef import Trait
@@ -164,7 +164,9 @@ class NoExpand(_Identity):
         op = m.root
         if not shapes_equal(shape_of(first(op)), shape_of(op.result)):
             return "the shape changes, or is not known"
-        # x[::2] of a dimension of size 1 has another stride, which says nothing
+        if op.attributes.get("step", 1) != 1 and reaches_format(op.result):
+            # x[::2] of a dimension of size 1 has another stride, which says nothing elsewhere
+            return "the strides of the slice decide whether a conversion copies"
         return None
 
 

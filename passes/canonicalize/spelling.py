@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ir.aliasing import reaches_format
 from ir.attributes import attributes_equal, has_ref
 from ir.core import RETURN, Operation, Value
 from ir.opdef import ParamKind
@@ -110,7 +111,7 @@ class SpatialMeanToPool(Rule):
 
     PyTorch computes this pool as this mean, so the numbers are the same bits. The one difference: for a map in
     channels_last, the strides of the result's dimensions of size 1 (which mean nothing) differ, so a mean that is an
-    output as it is stays.
+    output as it is stays, and one that is converted to channels_last later.
     """
 
     def pattern(self, p: PatternBuilder) -> Node:
@@ -128,6 +129,8 @@ class SpatialMeanToPool(Rule):
             return "the map is empty or converted"
         if m.keepdim and any(user.opdef is RETURN for user in m.root.result.users):
             return "the result is an output"
+        if m.keepdim and reaches_format(m.root.result):
+            return "the strides of the result decide whether a conversion copies"
         return None
 
     def rewrite(self, m: Match, b: Rewriter) -> Value:
