@@ -8,10 +8,11 @@ import json
 import multiprocessing
 import re
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import attrs
 import torch
 
+from fuzz import judge
 from fuzz.coverage import Coverage
 from fuzz.sound import search, search_settings
 from fuzz.targets import resolve
@@ -83,9 +85,15 @@ def freeze_imports() -> None:
     gc.set_threshold(20_000, 10, 10)
 
 
-def run_unit(unit: Unit) -> UnitResult:
-    """Do a piece of work; the same unit gives the same result in every process."""
+def run_unit(unit: Unit, trace: Path | None = None) -> UnitResult:
+    """Do a piece of work; the same unit gives the same result in every process.
+
+    Args:
+        unit: the piece of work.
+        trace: a file that each case is written to before it runs.
+    """
     torch.set_num_threads(1)
+    judge.trace = trace
     start = time.monotonic()
     try:
         target = resolve(unit.target)
@@ -109,6 +117,25 @@ def run_unit(unit: Unit) -> UnitResult:
             counterexample.examples,
         )
     return UnitResult(unit, time.monotonic() - start, Coverage.of(seen), found)
+
+
+def run_alone(unit: Unit) -> UnitResult:
+    """Do a piece of work in a process of its own; where it ends that, the result says on which case."""
+    with tempfile.TemporaryDirectory() as folder, _processes(1) as executor:
+        trace = Path(folder) / "case.py"
+        start = time.monotonic()
+        try:
+            return executor.submit(run_unit, unit, trace).result()
+        except BrokenExecutor:
+            case = trace.read_text(encoding="utf-8") if trace.exists() else "no case yet"
+            text = f"the process died, most likely in a kernel of PyTorch, on\n{case}"
+            return UnitResult(unit, time.monotonic() - start, Coverage(), None, text)
+
+
+def _processes(count: int) -> ProcessPoolExecutor:
+    # a fork of a process that has used torch's threads may hang
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=context, initializer=freeze_imports)
 
 
 @attrs.define(eq=False)
@@ -294,22 +321,36 @@ def run_campaign(
         return
     own = None
     if executor is None:
-        # a fork of a process that has used torch's threads may hang
-        context = multiprocessing.get_context("spawn")
-        own = executor = ProcessPoolExecutor(processes, mp_context=context, initializer=freeze_imports)
-    running: set[Future[UnitResult]] = set()
+        own = executor = _processes(processes)
+    running: dict[Future[UnitResult], Unit] = {}
     try:
         for unit in pending:
             if not in_time():
                 break
             with _interrupts_held() if own is not None else nullcontext():
-                running.add(executor.submit(run_unit, unit))
-            if len(running) >= processes:
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    take(future.result())
-        for future in wait(running).done:
-            take(future.result())
+                running[executor.submit(run_unit, unit)] = unit
+            while len(running) >= processes:
+                try:
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        take(future.result())
+                        del running[future]
+                except BrokenExecutor:
+                    if own is None:
+                        raise
+                    # one of them ended its process, and the others with it
+                    own.shutdown(wait=False, cancel_futures=True)
+                    lost, running = list(running.values()), {}
+                    with _interrupts_held():
+                        for each in lost:
+                            take(run_alone(each))
+                    own = executor = _processes(processes)
+        for future, unit in running.items():
+            try:
+                take(future.result())
+            except BrokenExecutor:
+                if own is None:
+                    raise
+                take(run_alone(unit))
     finally:
         for future in running:
             future.cancel()

@@ -114,6 +114,8 @@ class Properties:
     """Whether it must hold after `train()` as well, which switches on what follows the mode of its module."""
     canonical: bool = False
     """Whether programs that are equal by construction must become one text, where the case says so."""
+    non_finite: bool = True
+    """Whether it must hold for inputs that hold NaN or infinity, and numbers that overflow on the way."""
 
 
 def check_case(pass_: Pass, case: Case, properties: Properties, program: Program | None = None) -> Outcome:

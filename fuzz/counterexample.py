@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import attrs
+import torch
 
 from fuzz.case import Case
 from fuzz.check import Finding, Properties, Unusable
@@ -42,7 +43,9 @@ class Counterexample:
     """A Python script that shows the failure."""
 
     def __str__(self) -> str:
-        lines = [f"{self.subject} is not sound. {self.property}: {self.message}"]
+        lines = [f"{self.subject} is not sound: the property `{self.property}` does not hold: {self.message}"]
+        if any(isinstance(x, torch.Tensor) and not bool(torch.isfinite(x).all()) for x in _tensors(self.case)):
+            lines.append("an input holds NaN or infinity (Properties(non_finite=False) leaves such inputs out)")
         if self.rewrite is not None:
             lines.append(f"the rewrite that does it: {self.rewrite}")
         lines += ["", "before:", self.before.rstrip(), ""]
@@ -52,6 +55,10 @@ class Counterexample:
             lines += ["after:", self.after.rstrip(), ""]
         lines += ["a script that shows it:", "", self.script]
         return "\n".join(lines)
+
+
+def _tensors(case: AnyCase) -> Sequence[Any]:
+    return case.inputs if isinstance(case, Case) else ()
 
 
 class UnsoundError(GraphwrightError, AssertionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import attrs
 
@@ -21,6 +22,8 @@ from passes.pattern import Pattern
 
 AnyCase = Case | ModuleCase
 
+trace: Path | None = None
+"""A file that each case is written to before it runs, to tell what ended a process; set in a process of its own."""
 _IMPORTS = "from torch import nn\nfrom torch.nn import functional as F\n"
 
 
@@ -37,6 +40,8 @@ def judge(pass_: Pass, case: AnyCase, properties: Properties, program: Program |
         Finding: when a property does not hold.
         Unusable: when the case cannot be run as it was.
     """
+    if trace is not None:
+        trace.write_text(case.code(), encoding="utf-8")
     if isinstance(case, ModuleCase):
         return check_module(pass_, case, properties)
     return check_case(pass_, case, properties, program)

@@ -66,6 +66,8 @@ def _candidates(case: Case) -> Iterator[Case]:
         return  # what is returned has other places than the outputs of the graph
     cut = _Cut(program, case.inputs)
     outputs = program.graph.outputs
+    if any(value.is_unused for value in (*program.graph.inputs, *(w.value for w in program.weights.values()))):
+        yield cut.case()
     if len(outputs) > 1:
         for kept in outputs:
             yield cut.case(outputs=(kept,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -21,8 +22,9 @@ from fuzz.orders import ORDERS, InOrder
 from fuzz.reverse import Inflated
 from fuzz.strategies.instances import Instance, expanded_pattern, instances
 from fuzz.strategies.programs import input_tensors, programs
-from ir.errors import InputError
+from ir.errors import GraphwrightError, InputError
 from ir.program import Program
+from ir.verify import verify
 from passes.canonicalize import Canonicalize
 from passes.canonicalize.identity import INFERENCE_RULES
 from passes.fold_batch_norm import FoldBatchNorm, FoldBatchNormPattern
@@ -30,6 +32,8 @@ from passes.manager import Pass
 from passes.pattern import Pattern, instantiate, missing_method
 
 _NUMBERS = st.integers(0, ORDERS - 1)
+_SHRINKING = 60.0
+"""Seconds after which a counterexample is not shrunk further."""
 _ROUNDS, _EACH_ROUND = 10, 100
 """How often, and with how many programs each time, the search goes on for a rule that did not fire."""
 
@@ -296,9 +300,12 @@ def search(
     seen = Soundness()
     last: list[tuple[AnyCase, Finding, Pass]] = []
     first: list[int] = []
+    since: list[float] = []
     strategy = drawn_cases(target, on)
 
     def attempt(data: st.DataObject) -> None:
+        if last and time.monotonic() - since[0] > _SHRINKING:
+            reject()  # nothing is smaller from now on; what was found last counts
         drawn = data.draw(strategy)
         case, program = drawn, None
         operators: Sequence[str] = ()
@@ -308,7 +315,9 @@ def search(
                 raise InputError(
                     f"`on` draws {program!r}, no program", remedy="draw from programs(), instances() or modules()"
                 )
-            inputs = data.draw(input_tensors(program))
+            if on is not None:
+                _verify_drawn(program)
+            inputs = data.draw(input_tensors(program, finite=not target.properties.non_finite))
             case = drawn.case(inputs) if isinstance(drawn, Inflated) else Case.of(program, inputs)
             operators = sorted({op.name for op in program.graph.operations()})
         pass_ = InOrder(target.pass_, data.draw(_NUMBERS)) if target.orders else target.pass_
@@ -318,6 +327,7 @@ def search(
             reject()
         except Finding as finding:
             last[:] = [(case, finding, pass_)]
+            since.append(time.monotonic())
             first.append(seen.examples)  # what is checked from now on is for shrinking
             raise
         seen.examples += 1
@@ -362,6 +372,22 @@ def search(
     finally:
         forget_loaded()
     return seen, None
+
+
+def _verify_drawn(program: Program) -> None:
+    """Check a program of the user's strategy, whose types may be written by hand.
+
+    Raises:
+        InputError: when it is ill-formed.
+    """
+    try:
+        verify(program)
+    except GraphwrightError as error:
+        raise InputError(
+            f"`on` draws a program that is ill-formed: {error.message}",
+            location=error.location,
+            remedy="correct the strategy; `graphwright.ir.verify` says the same of a program",
+        ) from error
 
 
 def _never(rules: Sequence[Pattern], seen: Soundness) -> list[str]:

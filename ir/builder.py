@@ -147,6 +147,7 @@ def bind_arguments(
         elif param.has_default or param.kind is ParamKind.OPTIONAL:
             given = param.default
         else:
+            _refuse_unknown(opdef, kwargs)
             raise InputError(f"{opdef.name} needs its argument {param.name!r}")
         kind = param.kind
         if kind is ParamKind.ATTRIBUTE:
@@ -171,16 +172,33 @@ def bind_arguments(
             segments.append(1)
             types.append(given.type)
         else:
-            raise InputError(f"argument {param.name!r} of {opdef.name} must be a value, not {given!r}")
+            raise InputError(
+                f"argument {param.name!r} of {opdef.name} must be a value, not {given!r}",
+                remedy=_scalar_overload(opdef) if isinstance(given, (bool, int, float)) else None,
+            )
     if used != len(kwargs):
-        names = {p.name for p in params}
-        unknown = [name for name in kwargs if name not in names]
-        raise InputError(
-            f"{opdef.name} has no argument {', '.join(unknown)}; it has {', '.join(p.name for p in params) or 'none'}"
-        )
+        _refuse_unknown(opdef, kwargs)
     for param, given in referring:
         attributes[param.name] = _refer(given, operands)
     return operands, attributes, tuple(segments) if opdef.has_lists else None, tuple(types)
+
+
+def _refuse_unknown(opdef: OpDef, kwargs: Mapping[str, Any]) -> None:
+    """Raise where a keyword is no argument of the operator."""
+    names = [p.name for p in opdef.params]
+    unknown = [name for name in kwargs if name not in names]
+    if unknown:
+        raise InputError(f"{opdef.name} has no argument {', '.join(unknown)}; it has {', '.join(names) or 'none'}")
+
+
+def _scalar_overload(opdef: OpDef) -> str | None:
+    """Return a remedy that names the overload for a number: a short name means the one for tensors."""
+    name = opdef.name.removesuffix(".Tensor") + ".Scalar"
+    try:
+        get_opdef(name)
+    except GraphwrightError:
+        return None
+    return f"name the overload for numbers: `{name}`"
 
 
 def _contains_value(given: Any) -> bool:

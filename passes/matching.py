@@ -141,9 +141,18 @@ def _variants(rule: Pattern) -> tuple[Variant, ...]:
         if isinstance(root, Chain) and not root.minimum:
             raise PatternError("its root is a chain that may be empty", remedy="give the chain `minimum=1`")
         shared = shared_nodes(node)
+        _check_captures(node)
         matcher = _op_matcher(root, shared) if isinstance(root, OpNode) else _chain_root(root, shared)
         result.append(Variant(rule, root, length, order, matcher, _needs(root)))
     return tuple(result)
+
+
+def _check_captures(root: Node) -> None:
+    """Raise where two operations of a pattern have one name: the match could hold one of them only."""
+    named: dict[str, int] = {}
+    for node in op_nodes(root):
+        if node.name and named.setdefault(node.name, id(node)) != id(node):
+            raise PatternError(f"two parts of the pattern are named {node.name!r}", remedy="give each its own name")
 
 
 def _needs(root: OpNode | Chain) -> tuple[tuple[int, frozenset[OpDef]], ...]:
@@ -196,8 +205,15 @@ def _any_matcher(node: AnyValue) -> _ValueMatcher:
             if optional and name:
                 state.captures.setdefault(name, None)
             return optional
-        if where is not None and not where(value):
-            return False
+        if where is not None:
+            answer = where(value)
+            if isinstance(answer, str):
+                raise PatternError(
+                    f"the condition `where` of the value {name!r} returned {answer!r}",
+                    remedy="return True or False: only the condition of an operation returns a reason",
+                )
+            if not answer:
+                return False
         if name:
             captures = state.captures
             known = captures.get(name)
@@ -328,9 +344,11 @@ def _check_names(node: OpNode, opdefs: tuple[OpDef, ...]) -> None:
                 raise PatternError(f"{opdef.name} has no attribute {name!r}; {known_names(name, known)}")
     names = " and ".join(opdef.name for opdef in opdefs)
     last = max((key for key, _ in node.operands if isinstance(key, int)), default=-1)
-    # an argument that is known as an attribute may be a value, which then is an operand after those of the schema
-    if all(last >= len(opdef.params) and not opdef.is_region for opdef in opdefs):
-        raise PatternError(f"{names}: no operator takes {last + 1} operands")
+    if all(last >= len(opdef.operand_params) and not opdef.is_region for opdef in opdefs):
+        raise PatternError(
+            f"{names} takes fewer than {last + 1} operands",
+            remedy='attributes go by keyword and are no values: dim=1, or dim=p.attr("dim") for any',
+        )
     if all(
         node.result >= len(opdef.results) and "list" not in opdef.results and not opdef.is_region for opdef in opdefs
     ):

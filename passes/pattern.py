@@ -99,13 +99,20 @@ def _opdefs(ops: Ops) -> tuple[OpDef, ...] | Trait:
 def _opdef(name: str) -> OpDef:
     is_full = "." in name
     try:
-        return get_opdef(name) if is_full else short_opdef(name)
+        opdef = get_opdef(name) if is_full else short_opdef(name)
+        if not (name.startswith("aten.") and name.count(".") == 1):
+            return opdef
+        usual = short_opdef(opdef.short_name)  # raises where PyTorch's `default` is TorchScript's and there is no other
+        if usual is opdef:
+            return opdef
     except GraphwrightError as error:
         raise PatternError(
             error.message + (nearest_operator(name) if is_full else ""),
             remedy='an operator outside of ATen, or a certain overload, is written `p.op("mylib.myop", ...)` in a '
             'pattern and `b.call("mylib.myop", ...)` in a rewrite; import the library that registers it first',
         ) from error
+
+    raise PatternError(f"{name} is TorchScript's overload, which no program holds", remedy=f"write `{usual.name}`")
 
 
 def _check_nodes(what: str, nodes: Sequence[Any]) -> None:
@@ -126,7 +133,7 @@ class PatternBuilder:
     """
 
     def any(self, name: str = "", *, where: Callable[[Value], bool] | None = None, optional: bool = False) -> AnyValue:
-        """Match any value (with `optional`, an absent one too) and capture it as `name`."""
+        """Match any value (with `optional`, an absent one too) of which `where` is true, and capture it as `name`."""
         return AnyValue(name, where, optional)
 
     def attr(self, name: str) -> AttrCapture:
@@ -222,7 +229,8 @@ class Match:
         try:
             return self.captures[name]
         except KeyError:
-            raise AttributeError(f"the match has no capture named {name!r}") from None
+            known = ", ".join(self.captures) or "none"
+            raise AttributeError(f"the match has no capture named {name!r}; it has {known}") from None
 
     def get(self, name: str) -> Any:
         """Return the capture, or None when the part of the pattern that has it is absent from this match."""

@@ -106,6 +106,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 _HALF_ONE_IN = 10
 _ZEROS_ONE_IN = 6
 _SEEDS = 2**16
+_NON_FINITE = (1e30, float("inf"), -float("inf"), float("nan"))
 
 
 class ProgramSource(Source):
@@ -340,6 +341,8 @@ def _repeat_operation(source: ProgramSource, builder: Builder, op: Operation) ->
     if changed is None or (op.name in NEED_STRIDES and not all(v is None or _is_contiguous(v) for v in values)):
         return
     same = [changed, *(v for v in reversed(source.values) if v.type == changed.type)]
+    if len(set(same)) == 1 and isinstance(changed.type, TensorType) and source.flag():
+        same.append(source._input(changed.type))
     if op.name in NEED_STRIDES:
         same = [v for v in same if _is_contiguous(v)]
     values[place] = changed if source.flag() else source.one_of(same)
@@ -419,10 +422,13 @@ def positional_convention(graph: Graph) -> CallingConvention:
 
 
 @st.composite
-def input_tensors(draw: st.DrawFn, program: Program, *, special: bool = True) -> list[torch.Tensor]:
+def input_tensors(
+    draw: st.DrawFn, program: Program, *, special: bool = True, finite: bool = False
+) -> list[torch.Tensor]:
     """Return a strategy for one tensor per graph input, whose shapes agree on the numbers for symbols.
 
-    With `special`, some floating tensors hold NaN, infinities, zeros of both signs and subnormal numbers.
+    With `special`, some floating tensors hold zeros of both signs and subnormal numbers and, unless `finite`, NaN,
+    infinities and numbers that overflow.
     """
     numbers = {
         symbol: draw(integers(bounds.lower, bounds.upper if bounds.upper is not None else bounds.lower + 7))
@@ -435,7 +441,7 @@ def input_tensors(draw: st.DrawFn, program: Program, *, special: bool = True) ->
         tensor = random_tensor(type_.shape, type_.dtype, seed)
         if special and type_.dtype.is_floating_point and tensor.numel() and chance == 3:
             tiny = torch.finfo(type_.dtype).smallest_normal / 4
-            number = draw(st.sampled_from((0.0, -0.0, tiny, 1e30, float("inf"), -float("inf"), float("nan"))))
+            number = draw(st.sampled_from((0.0, -0.0, tiny, *(() if finite else _NON_FINITE))))
             tensor.view(-1)[draw(integers(0, tensor.numel() - 1))] = number
         tensors.append(tensor)
     return tensors

@@ -15,7 +15,8 @@ from fuzz.__main__ import main
 from fuzz.campaign import Campaign, Unit, run_campaign, run_unit, units
 from fuzz.coverage import condition
 from fuzz.sound import Soundness
-from graphwright import Pattern
+from graphwright import Match, Pattern, PatternBuilder, Rewriter
+from passes.pattern import Node
 
 WRONG = "rule tests.fuzz.test_sound:ViewForCopy"
 RIGHT = "rule NoPermute"
@@ -122,6 +123,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(report.read_text())["coverage"][RIGHT]["examples"] >= 25
     assert main(["--rules", WRONG.removeprefix("rule "), "--examples", "30", "--state", str(tmp_path / "state")]) == 1
     assert "found: " in capsys.readouterr().out
+
+
+class EndsTheProcess(Pattern):
+    def pattern(self, p: PatternBuilder) -> Node:
+        return p.neg(p.neg(p.any("x")))
+
+    def rewrite(self, m: Match, b: Rewriter) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_kernel_that_ends_its_process_is_told_and_ends_nothing_else() -> None:
+    campaign = Campaign()
+    died = "rule tests.fuzz.test_campaign:EndsTheProcess"
+    run_campaign(campaign, [RIGHT, died], examples=40, batch=40, processes=2)
+    (error,) = campaign.errors
+    assert error.startswith(f"{died}, seed 0: the process died")
+    assert error.count("aten.neg") >= 2, "the case it died on is shown"
+    assert campaign.coverage[RIGHT].examples >= 30
 
 
 def test_an_interrupt_that_a_unit_swallows_ends_the_campaign(monkeypatch: pytest.MonkeyPatch) -> None:

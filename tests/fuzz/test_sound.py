@@ -185,7 +185,7 @@ def test_the_text_says_what_happened_and_the_script_shows_it(tmp_path: Path) -> 
     assert found is not None
     text = str(found)
     for part in (
-        "SoftmaxOfAnyDim is not sound. values: ",
+        "SoftmaxOfAnyDim is not sound: the property `values` does not hold: ",
         "the rewrite that does it: number 1 of 1",
         "before:",
         "after:",
@@ -347,6 +347,78 @@ def test_a_search_says_that_nothing_was_tried(subject: Any, text: str) -> None:
         find_counterexample(subject, max_examples=30)
     with pytest.raises(UnsoundError, match=text):
         assert_sound(subject, settings=settings(max_examples=30))
+
+
+ILL_FORMED = """
+program "wrong" {
+  argument "x" = input 0
+  result = output 0
+  graph(%x : f32[2]) {
+    %a = aten.neg(%x) : f32[2]
+    %b = aten.neg(%a) : f32[3]
+    return %b
+  }
+}
+"""
+
+
+def test_programs_of_a_strategy_of_ones_own_are_verified() -> None:
+    with pytest.raises(InputError, match="`on` draws a program that is ill-formed"):
+        assert_sound(NoDoubleNegation, on=st.builds(parse_program, st.just(ILL_FORMED)), settings=QUICK)
+
+
+class ScaledNorm(Pattern):
+    """layer_norm(x, n, w) * s = layer_norm(x, n, w * s); of one number, gradients are 0 here and 1e-15 there"""
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        norm = p.layer_norm(p.any("x"), p.any("w"), None, normalized_shape=p.attr("n"), eps=p.attr("eps"))
+        return p.mul(norm, p.any("s"))
+
+    def check(self, m: Match) -> str | None:
+        w, s = m.w and m.w.tensor_type, m.s.tensor_type
+        same = w is not None and (w.shape, w.dtype) == (s.shape, s.dtype) and s.dtype == m.x.tensor_type.dtype
+        return None if same and m.s.is_weight and m.w.is_weight else "other shapes"
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        return b.layer_norm(m.x, m.n, b.mul(m.w, m.s), None, m.eps)
+
+
+def test_noise_in_a_gradient_of_zero_is_no_difference() -> None:
+    text = """
+program "one" {
+  parameter %w : f32[1] requires_grad
+  parameter %s : f32[1] requires_grad
+  argument "x" = input 0
+  result = output 0
+  graph(%x : f32[4, 1]) {
+    %norm = aten.layer_norm(%x, %w, None) {normalized_shape=[1]} : f32[4, 1]
+    %mul = aten.mul.Tensor(%norm, %s) : f32[4, 1]
+    return %mul
+  }
+}
+"""
+    for seed in range(8):
+        assert check(ScaledNorm, Case.seeded(text, seed=seed)).fired
+
+
+class InfinityTimesZero(Pattern):
+    """x * 0 = 0 of finite numbers alone"""
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.op("aten.mul.Scalar", p.op("aten.relu", p.any("x")), other=0.0)
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        return b.op("aten.mul.Scalar", b.op("aten.clamp", b.relu(m.x), None, 1.0).result, 0.0).result
+
+
+def test_what_is_not_finite_can_be_left_out() -> None:
+    finite = Properties(non_finite=False, strides=False)
+    found = find_counterexample(
+        InfinityTimesZero, max_examples=500, seed=1, properties=attrs.evolve(finite, non_finite=True)
+    )
+    assert found is not None
+    assert "an input holds NaN or infinity" in str(found)
+    assert find_counterexample(InfinityTimesZero, max_examples=300, seed=1, properties=finite) is None
 
 
 class TakesEverySecond(Pattern):

@@ -205,11 +205,14 @@ def test_a_warning_made_an_error_passes_through():
         (lambda p: p.one_of(p.relu(), 3), "3 as an alternative is no pattern"),
         (lambda p: p.softmax(p.any("x"), dimm=1), "no attribute 'dimm'; did you mean 'dim'? known: dim, dtype"),
         (lambda p: p.op("aten.relu", inputt=p.any("x")), "no common operand 'inputt'"),
-        (lambda p: p.relu(p.any("x"), p.any("y")), "aten.relu: no operator takes 2 operands"),
+        (lambda p: p.relu(p.any("x"), p.any("y")), "aten.relu takes fewer than 2 operands"),
         (
             lambda p: p.op(("aten.relu", "aten.neg"), p.any("x"), result=1),
             "aten.relu and aten.neg: there is no result 1",
         ),
+        (lambda p: p.softmax(p.any("x"), p.any("dim")), "aten.softmax.int takes fewer than 2 operands"),
+        (lambda p: p.op("aten.add", p.any("x"), p.any("y")), "aten.add is TorchScript's overload"),
+        (lambda p: p.neg(p.abs(p.any("x"), name="a"), name="a"), "two parts of the pattern are named 'a'"),
         (lambda p: None, "returned None, not a pattern"),
         (lambda p: p.any("x"), "may match without any operation"),
         (lambda p: p.chain(["aten.relu"], p.any("x")), "a chain that may be empty"),
@@ -241,6 +244,16 @@ def test_a_condition_returns_a_reason_or_none(chained):
     error = fault_of(Conditional())
     assert "the condition `where` of aten.relu returned True" in error.message
     assert "return None where it holds" in str(error)
+
+
+def test_a_condition_on_a_value_is_true_or_false():
+    class Conditional(Relu):
+        def pattern(self, p):
+            return p.relu(p.any("x", where=lambda value: None if value.is_weight else "no weight"))
+
+    error = fault_of(Conditional())
+    assert "the condition `where` of the value 'x' returned 'no weight'" in error.message
+    assert "return True or False" in str(error)
 
 
 def test_a_class_that_needs_arguments_is_no_pattern_by_itself():
