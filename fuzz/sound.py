@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -27,9 +28,11 @@ from ir.program import Program
 from ir.verify import verify
 from passes.canonicalize import Canonicalize
 from passes.canonicalize.identity import INFERENCE_RULES
+from passes.canonicalize.respelled import respelled_operators
 from passes.fold_batch_norm import FoldBatchNorm, FoldBatchNormPattern
 from passes.manager import Pass
 from passes.pattern import Pattern, instantiate, missing_method
+from passes.remarks import GraphwrightWarning
 
 _NUMBERS = st.integers(0, ORDERS - 1)
 _SHRINKING = 60.0
@@ -168,6 +171,9 @@ def assert_sound(
     Returns:
         What was seen: how often each rule fired and was refused, and alternatives that never fired.
 
+    Warns:
+        GraphwrightWarning: when a conversion or fusion waits for an operator that canonicalization writes otherwise.
+
     Raises:
         UnsoundError: when a property does not hold. It carries the smallest `Counterexample` that was found; its text
             is a script that shows the failure, the program before and after, and which rewrite did it. Also when a
@@ -177,6 +183,15 @@ def assert_sound(
             say the same of one match.
     """
     target = attrs.evolve(Target.of(subject, properties), orders=orders)
+    for rule in target.rules:
+        respelled = respelled_operators(rule) if rule.is_conversion or rule.is_fusion else {}
+        if respelled:
+            spelled = ", ".join(f"{name} (write {canonical})" for name, canonical in respelled.items())
+            warnings.warn(
+                f"{rule.name} is tried as it is, but matches no canonical program: there is no {spelled} in one",
+                GraphwrightWarning,
+                stacklevel=2,
+            )
     seen, found = search(target, on, settings)
     found = found or _insist_on_all(target, on, seen)
     if found is not None:
