@@ -260,8 +260,10 @@ def find_counterexample(
 
     Raises:
         UnsoundError: when nothing is found because a rule never fired, or a pass changed no program.
-        InputError: when the subject is neither a rule nor a pass, or `on` draws something else.
+        InputError: when the subject is neither a rule nor a pass, `on` draws something else, or no program is asked for.
     """
+    if max_examples < 1:
+        raise InputError(f"max_examples is {max_examples}", remedy="ask for one program at least")
     chosen = settings(max_examples=max_examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     target = Target.of(subject, properties)
     seen, found = search(target, on, chosen, seed=seed)

@@ -430,6 +430,8 @@ def test_requests_that_make_no_sense_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=text):
             assert_sound(Canonicalize(), on=programs(**options))
+    with pytest.raises(InputError, match="max_examples is 0"):
+        find_counterexample(ViewForCopy, max_examples=0)
 
 
 class Unwritten(Pattern):
