@@ -260,7 +260,7 @@ def find_counterexample(
 
     Raises:
         UnsoundError: when nothing is found because a rule never fired, or a pass changed no program.
-        InputError: when the subject is neither a rule nor a pass, `on` draws something else, or no program is asked for.
+        InputError: when the subject is neither a rule nor a pass, `on` draws something else, or nothing is to be drawn.
     """
     if max_examples < 1:
         raise InputError(f"max_examples is {max_examples}", remedy="ask for one program at least")
