@@ -15,6 +15,7 @@ import torch
 from compiler.difference import tensor_difference
 from fuzz.case import Case
 from fuzz.definite import has_definite_gradients, is_definite
+from fuzz.kernels import ends_the_process
 from fuzz.layouts import channels_last, is_standard, transposed
 from fuzz.observation import (
     Observation,
@@ -138,6 +139,8 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
     if program is None:
         program = case.build()
         text = print_program(program)
+    if ends_the_process(program):
+        raise Unusable
     original = copy_program(program)
     context = PassContext()
     kept = _Kept(case)

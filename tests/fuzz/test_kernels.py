@@ -1,0 +1,44 @@
+"""Programs that end the process are left out; those like them are not."""
+
+from __future__ import annotations
+
+import pytest
+
+from fuzz.case import Case
+from fuzz.check import Unusable
+from fuzz.kernels import ends_the_process
+from graphwright.fuzz import check
+from passes.canonicalize.identity import NoAlias
+
+TEXT = """
+program "convolution" {{
+  argument "x" = input 0
+  argument "w" = input 1
+  argument "b" = input 2
+  result = output 0
+  graph(%x : f32[2, 4, 6, {width}], %w : f32[2, 4, 1, 1], %b : f32[2]) {{
+    %y = aten.conv2d(%x, %w, %b) {{stride=[1, {stride}], padding=[0, {padding}], dilation=[1, {dilation}]}} : f32[2, 2, 6, {out}]
+    return %y
+  }}
+}}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("width", "stride", "padding", "dilation", "out", "ends"),
+    [
+        (1, 3, 2, 2, 2, True),
+        (2, 3, 2, 2, 2, False),
+        (1, 1, 2, 2, 5, False),
+        (1, 3, 0, 2, 1, False),
+        (1, 3, 2, 1, 2, False),
+    ],
+)
+def test_what_ends_the_process_is_left_out(
+    width: int, stride: int, padding: int, dilation: int, out: int, ends: bool
+) -> None:
+    case = Case.seeded(TEXT.format(width=width, stride=stride, padding=padding, dilation=dilation, out=out))
+    assert ends_the_process(case.build()) is ends
+    if ends:
+        with pytest.raises(Unusable):
+            check(NoAlias, case)
