@@ -56,6 +56,8 @@ _NEW_COMPOSITES = frozenset(
 )
 NEED_STRIDES = frozenset({"aten.view", "aten._unsafe_view", "aten.view_as"})
 """Views that raise where an operand's strides do not allow them: types know no strides."""
+# They take the shape or dtype of their second operand, and are views of the first at most.
+_LIKE_ANOTHER = frozenset({"aten.view_as", "aten.reshape_as", "aten.expand_as", "aten.type_as", "aten.to.other"})
 _CHANNELS_LAST = (torch.channels_last, torch.channels_last_3d)
 _MAY_ALIAS: dict[OpDef, bool] = {}
 
@@ -83,6 +85,12 @@ def _may_alias(opdef: OpDef) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(opdef.target.name(), "CompositeImplicitAutograd"))
 
 
+def aliased_operands(op: Operation) -> tuple[Value, ...]:
+    """Return the operands that a result of the operation, which may share storage with operands, may share it with."""
+    operands = op.operand_values
+    return operands[:1] if op.name in _LIKE_ANOTHER else operands
+
+
 def is_fresh(value: Value) -> bool:
     """Return whether `value` certainly owns its storage: a result that shares it with no operand."""
     op = value.defining_op
@@ -105,7 +113,7 @@ def may_alias_roots(value: Value) -> tuple[Value, ...]:
         if op is None or is_fresh(current):
             roots.setdefault(current)
             continue
-        for operand in op.operand_values:
+        for operand in aliased_operands(op):
             if operand not in seen:
                 seen.add(operand)
                 worklist.append(operand)

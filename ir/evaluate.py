@@ -8,7 +8,7 @@ from typing import Any
 import sympy
 import torch
 
-from ir.aliasing import statistics_places
+from ir.aliasing import aliased_operands, statistics_places
 from ir.attributes import Ref
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import EvaluationError, InputError
@@ -194,7 +194,7 @@ def _storage_roots(values: Sequence[Value]) -> list[Value]:
             inner = op.body.outputs[value.index]
             sources = [op.operands[v.index] for v in _storage_roots([inner])] if inner is not None else ()
         elif op.opdef.has(Trait.VIEW):
-            sources = op.operand_values
+            sources = aliased_operands(op)
         new = [v for v in dict.fromkeys(sources) if v is not None and v not in seen]
         seen.update(dict.fromkeys(new))
         pending += new
