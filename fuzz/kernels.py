@@ -10,18 +10,24 @@ from ir.types import TensorType
 def ends_the_process(program: Program) -> bool:
     """Return whether a convolution of a program may end the process on the CPU, whatever the rule does.
 
-    It is a segmentation fault of `conv2d` in channels_last, for a map and a kernel of size 1 along a dimension with
-    padding, a stride and a dilation of more than 1, where there is a bias. Layouts are not asked: cases run in several.
+    It is a segmentation fault of `conv2d` in channels_last, for a map and a kernel that are 1 wide, with padding, a
+    stride and a dilation of more than 1 along the width, and a bias. Layouts are not asked: cases run in several.
     """
     return any(op.name == "aten.conv2d" and _may_fault(op) for op in program.graph.operations())
 
 
 def _may_fault(op: Operation) -> bool:
-    x, weight, *_ = op.operands
-    if x is None or weight is None or not isinstance(x.type, TensorType) or not isinstance(weight.type, TensorType):
+    x, weight, bias = op.operands[:3]
+    if (
+        x is None
+        or weight is None
+        or bias is None
+        or not isinstance(x.type, TensorType)
+        or not isinstance(weight.type, TensorType)
+    ):
         return False
     attributes = [op.attributes[name] for name in ("stride", "padding", "dilation")]
     if x.type.shape is None or weight.type.shape is None or not all(isinstance(item, tuple) for item in attributes):
         return False
-    along = zip(x.type.shape[-2:], weight.type.shape[-2:], *attributes, strict=True)
-    return any(size == kernel == 1 and s > 1 and p > 0 and d > 1 for size, kernel, s, p, d in along)
+    stride, padding, dilation = (item[-1] for item in attributes)
+    return x.type.shape[-1] == weight.type.shape[-1] == 1 and stride > 1 and padding > 0 and dilation > 1

@@ -39,6 +39,12 @@ def test_what_ends_the_process_is_left_out(
 ) -> None:
     case = Case.seeded(TEXT.format(width=width, stride=stride, padding=padding, dilation=dilation, out=out))
     assert ends_the_process(case.build()) is ends
+    without_bias = Case.seeded(
+        TEXT.format(width=width, stride=stride, padding=padding, dilation=dilation, out=out).replace(
+            "%w, %b)", "%w, None)"
+        )
+    )
+    assert not ends_the_process(without_bias.build())
     if ends:
         with pytest.raises(Unusable):
             check(NoAlias, case)
