@@ -11,10 +11,13 @@ from fuzz.observation import quiet
 from fuzz.strategies import programs
 from fuzz.strategies.calls import GENERATORS
 from fuzz.strategies.programs import input_tensors
-from ir.aliasing import may_alias_operands
+from ir.aliasing import _LIKE_ANOTHER, aliased_operands, may_alias_operands
+from ir.builder import make_operation
+from ir.core import Graph
 from ir.errors import EvaluationError
 from ir.evaluate import evaluate
 from ir.opdef import get_opdef
+from ir.types import type_of_tensor
 
 # Each of several hundred operators gets a small part of what the profile grants one test.
 SHARE = settings(max_examples=max(6, settings().max_examples // 20))
@@ -41,6 +44,18 @@ def test_new_results_share_no_memory(name: str, data: st.DataObject) -> None:
     for tensor in made:
         if isinstance(tensor, torch.Tensor) and tensor.numel():
             assert tensor.untyped_storage().data_ptr() not in places
+
+
+@pytest.mark.parametrize("name", sorted(_LIKE_ANOTHER))
+def test_what_takes_the_form_of_another_is_no_view_of_it(name: str) -> None:
+    opdef = get_opdef(name)
+    x, like = torch.ones(2, 3), torch.zeros(2, 3)
+    assert opdef.target is not None
+    made = opdef.target(x, like)
+    assert made.data_ptr() == x.data_ptr() != like.data_ptr()
+    graph = Graph([(n, type_of_tensor(t)) for n, t in (("x", x), ("like", like))])
+    op = make_operation(name, *graph.inputs)
+    assert aliased_operands(op) == graph.inputs[:1]
 
 
 def test_what_returns_its_operand_is_known() -> None:
