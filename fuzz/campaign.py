@@ -125,7 +125,9 @@ def run_alone(unit: Unit) -> UnitResult:
         trace = Path(folder) / "case.py"
         start = time.monotonic()
         try:
-            return executor.submit(run_unit, unit, trace).result()
+            with _interrupts_held():
+                future = executor.submit(run_unit, unit, trace)
+            return future.result()
         except BrokenExecutor:
             case = trace.read_text(encoding="utf-8") if trace.exists() else "no case yet"
             text = f"the process died, most likely in a kernel of PyTorch, on\n{case}"
@@ -340,9 +342,8 @@ def run_campaign(
                     # one of them ended its process, and the others with it
                     own.shutdown(wait=False, cancel_futures=True)
                     lost, running = list(running.values()), {}
-                    with _interrupts_held():
-                        for each in lost:
-                            take(run_alone(each))
+                    for each in lost:
+                        take(run_alone(each))
                     own = executor = _processes(processes)
         for future, unit in running.items():
             try:

@@ -44,7 +44,8 @@ class Counterexample:
 
     def __str__(self) -> str:
         lines = [f"{self.subject} is not sound: the property `{self.property}` does not hold: {self.message}"]
-        if any(isinstance(x, torch.Tensor) and not bool(torch.isfinite(x).all()) for x in _tensors(self.case)):
+        inputs = self.case.inputs if isinstance(self.case, Case) else ()
+        if any(isinstance(x, torch.Tensor) and not bool(torch.isfinite(x).all()) for x in inputs):
             lines.append("an input holds NaN or infinity (Properties(non_finite=False) leaves such inputs out)")
         if self.rewrite is not None:
             lines.append(f"the rewrite that does it: {self.rewrite}")
@@ -55,10 +56,6 @@ class Counterexample:
             lines += ["after:", self.after.rstrip(), ""]
         lines += ["a script that shows it:", "", self.script]
         return "\n".join(lines)
-
-
-def _tensors(case: AnyCase) -> Sequence[Any]:
-    return case.inputs if isinstance(case, Case) else ()
 
 
 class UnsoundError(GraphwrightError, AssertionError):

@@ -28,7 +28,7 @@ from ir.program import Program
 from ir.verify import verify
 from passes.canonicalize import Canonicalize
 from passes.canonicalize.identity import INFERENCE_RULES
-from passes.canonicalize.respelled import respelled_operators
+from passes.canonicalize.respelled import respelled_operators, spelled_otherwise
 from passes.fold_batch_norm import FoldBatchNorm, FoldBatchNormPattern
 from passes.manager import Pass
 from passes.pattern import Pattern, instantiate, missing_method
@@ -186,9 +186,9 @@ def assert_sound(
     for rule in target.rules:
         respelled = respelled_operators(rule) if rule.is_conversion or rule.is_fusion else {}
         if respelled:
-            spelled = ", ".join(f"{name} (write {canonical})" for name, canonical in respelled.items())
+            missing = spelled_otherwise(respelled)
             warnings.warn(
-                f"{rule.name} is tried as it is, but matches no canonical program: there is no {spelled} in one",
+                f"{rule.name} is tried as it is, but matches no canonical program: there is no {missing} in one",
                 GraphwrightWarning,
                 stacklevel=2,
             )

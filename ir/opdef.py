@@ -78,7 +78,7 @@ class Param:
 
     @code.default
     def _code_of_type(self) -> Any:
-        return _CODES.get(self.type.removeprefix("Optional[").removesuffix("]"))
+        return _CODES.get(_required(self.type))
 
     def takes(self, value: Attribute) -> bool:
         """Return whether an attribute is what the schema says: a dtype, layout or memory format, or none of them.
@@ -90,6 +90,11 @@ class Param:
         if type(value) is tuple:
             return all(map(self.takes, value))
         return type(value) not in _CODE_TYPES
+
+
+def _required(type_: str) -> str:
+    """Return a schema's type without the `Optional` around it."""
+    return type_.removeprefix("Optional[").removesuffix("]") if type_.startswith("Optional[") else type_
 
 
 _CODES: dict[str, type] = {
@@ -322,7 +327,7 @@ _SCHEMA_CODES: dict[str, tuple[Any, ...]] = {
 
 def _schema_constant(value: Any, text: str) -> Any:
     """Return a schema's default; the schema writes dtypes and memory formats as numbers."""
-    codes = _SCHEMA_CODES.get(text.removeprefix("Optional[").removesuffix("]"))
+    codes = _SCHEMA_CODES.get(_required(text))
     return codes[value] if codes is not None and isinstance(value, int) else value
 
 

@@ -10,7 +10,7 @@ import attrs
 from ir.errors import PatternError
 from ir.program import Program
 from passes.canonicalize import Canonicalize
-from passes.canonicalize.respelled import respelled_operators
+from passes.canonicalize.respelled import respelled_operators, spelled_otherwise
 from passes.driver import run_sweep, run_worklist
 from passes.manager import Pass, PassContext, as_patterns
 from passes.matching import RuleIndex
@@ -53,13 +53,12 @@ def _warn_of_respelled(pass_: Pass, index: RuleIndex, program: Program, context:
             continue
         if any(op.name in respelled for op in program.graph.operations()):
             continue  # of an unknown shape: not respelled here
-        spelled = ", ".join(f"{name} (write {canonical})" for name, canonical in respelled.items())
         context.log.remarks.skip(
             Remark(
                 "skipped",
                 rule.name,
                 program.location,
-                f"it matches nothing after `{Canonicalize.name}`, which leaves no {spelled}",
+                f"it matches nothing after `{Canonicalize.name}`, which leaves no {spelled_otherwise(respelled)}",
                 next(iter(respelled)),
             )
         )

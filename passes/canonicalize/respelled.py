@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ir.opdef import OpDef, Trait
 from passes.canonicalize.permute import PERMUTES
 from passes.canonicalize.reshape import RESHAPES
@@ -53,6 +55,11 @@ def respelled_operators(rule: Pattern) -> dict[str, str]:
         for names in needed:
             found.update(names)
     return found
+
+
+def spelled_otherwise(respelled: Mapping[str, str]) -> str:
+    """Return the operators that `respelled_operators` found in words, with what to write in their place."""
+    return ", ".join(f"{name} (write {canonical})" for name, canonical in respelled.items())
 
 
 def _respelled(node: OpNode | Chain) -> dict[str, str]:

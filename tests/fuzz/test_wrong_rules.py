@@ -19,5 +19,4 @@ def test_a_mistake_is_found(rule: type[Pattern]) -> None:
     chosen = search_settings(MOST)
     seen, found = search(Target.of(rule), None, type(chosen)(chosen, phases=(Phase.generate,)), seed=1)
     assert found is not None, attrs.asdict(seen)
-    assert found.examples < MOST
-    assert found.rewrite is None or rule.__name__ in found.rewrite
+    assert rule.__name__ in (found.rewrite or found.message)
