@@ -106,7 +106,7 @@ def test_what_is_drawn_is_valid() -> None:
         verify(instance.program)
 
 
-# what 65 families of timm 1.0.31 and the torchvision models of the tests lower to
+# what 64 families of timm 1.0.31 and the torchvision models of the tests lower to
 _OF_MODELS = """
 _upsample_bicubic2d_aa.vec adaptive_avg_pool2d add.Scalar add.Tensor addcmul alias amax arange arange.start
 avg_pool2d batch_norm bitwise_not cat chunk clamp clamp_min clone contiguous conv1d conv2d conv2d.padding
