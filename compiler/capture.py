@@ -30,7 +30,7 @@ from compiler.capture_functions import (
     stacks_of_leaves,
     with_parameters_kept,
 )
-from compiler.capture_inputs import check_inputs, check_signature, fresh_copy, sharing, symbol_names, unshared
+from compiler.capture_inputs import bind_inputs, check_inputs, fresh_copy, sharing, symbol_names, unshared
 from compiler.capture_opaque import (
     CallRecord,
     changes_with_mode,
@@ -139,10 +139,10 @@ def capture(
         opaques = chosen_modules(model, leaf_modules)
         traced = trace_symbolically(model, opaques.values())
         return Captured(module=traced, graph_module=traced, opaques=opaques)
-    check_signature(model, args, kwargs)
-    groups = sharing((args, kwargs))
-    args, kwargs = unshared((args, kwargs))
-    captured = _Export(model, args, kwargs, dynamic_shapes).capture(leaf_modules)
+    bound = bind_inputs(model, args, kwargs, dynamic_shapes)
+    groups = sharing((bound.args, bound.kwargs))
+    args, kwargs = unshared((bound.args, bound.kwargs))
+    captured = _Export(model, args, kwargs, bound.dynamic_shapes).capture(leaf_modules)
     return attrs.evolve(captured, sharing=groups)
 
 
