@@ -177,7 +177,7 @@ def transform(
         matches=tuple(log.matches),
         remarks=(*_applied(log), *log.remarks, *_kept(program, log, manager)),
         program=program,
-        parameter_map=emitted.parameter_map,
+        parameter_map=emitted.parameter_map.with_extra_state(captured.module),
         stages=tuple(stages.times),
         operations_before=before,
         operations_after=count_operations(program),

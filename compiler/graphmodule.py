@@ -116,10 +116,11 @@ class SignatureCodeGen(CodeGen):
     def _bind(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the arguments of all parameters, by their names."""
         first = len(self.names) - self.keywords
-        named, bound = dict(keywords), list(args)
-        for number in range(len(args), first):
-            bound.append(named.pop(self.names[number]) if self.names[number] in named else self.defaults[number])
-        return *bound, *(in_order(named, self.names[first:]) if self.variable else ())
+        named = dict(keywords)
+        given = [
+            named.pop(self.names[i]) if self.names[i] in named else self.defaults[i] for i in range(len(args), first)
+        ]
+        return *args, *given, *(in_order(named, self.names[first:]) if self.variable else ())
 
     def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, *, expanded_def: bool = False) -> str:
         """Return the `def` line, and one that takes the arguments out of `**kwargs`."""

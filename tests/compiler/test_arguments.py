@@ -170,5 +170,5 @@ def test_a_transformer_encoder_with_its_mask_after_a_flag() -> None:
 
 def test_what_does_not_fit_the_signature_is_refused() -> None:
     x, y = tensors(2)
-    with pytest.raises(GraphwrightError, match="do not fit Difference.forward"):
+    with pytest.raises(GraphwrightError, match=r"do not fit Difference\.forward"):
         transform(Difference(), (x,), {"b": y, "c": y})
