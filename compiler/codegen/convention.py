@@ -29,7 +29,9 @@ from compiler.codegen.guard import (
     tensor_check,
 )
 from compiler.graphmodule import SignatureCodeGen
+from ir.attributes import UnknownObject
 from ir.errors import CodegenError
+from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
 from ir.program import InputLeaf, Program
 
 _LITERALS = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -68,7 +70,7 @@ class _Argument:
 def parameters_of(program: Program) -> tuple[list[Parameter], str]:
     """Return the parameters of `forward`, positional ones first, and the name of its `**kwargs` if it has such.
 
-    Names and defaults are those of the original's signature where the capture noted it (`meta["signature"]`).
+    Names and defaults are those of the original's signature where the capture knows it.
     """
     convention = program.convention
     leaves = convention.inputs or tuple(InputLeaf(v.name, i) for i, v in enumerate(program.graph.inputs))
@@ -76,23 +78,13 @@ def parameters_of(program: Program) -> tuple[list[Parameter], str]:
         leaf = pytree.tree_structure(0)
         return [Parameter(argument_name(each.name, i), leaf, (each,)) for i, each in enumerate(leaves)], ""
     args, kwargs = _arguments(convention.in_spec, leaves)
-    signature = program.meta.get("signature")
-    variable = ""
-    if isinstance(signature, inspect.Signature):
-        found = list(_from_signature(signature, args, kwargs))
-        if any(parameter.key is not None for parameter in found):
-            names = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
-            variable = "kwargs" if not names or _is_global(names[0]) else names[0]
-    else:
-        names = convention.parameters
-        found = [
-            Parameter(argument_name(names[i] if i < len(names) else f"args_{i}", i), arg.spec, arg.leaves)
-            for i, arg in enumerate(args)
-        ]
-        found.extend(
-            Parameter(argument_name(name, len(args) + i), arg.spec, arg.leaves, keyword_only=True)
-            for i, (name, arg) in enumerate(kwargs.items())
-        )
+    known = convention.parameters or (ParameterSpec("args", ParameterKind.VAR_POSITIONAL),)
+    found = list(_from_signature(known, args, kwargs))
+    variable = next((p.name for p in known if p.kind is ParameterKind.VAR_KEYWORD), "")
+    if all(parameter.key is None for parameter in found):
+        variable = ""
+    elif _is_global(variable):
+        variable = "kwargs"
     return _distinct(found, variable), variable
 
 
@@ -112,31 +104,36 @@ def _arguments(spec: pytree.TreeSpec, leaves: Sequence[InputLeaf]) -> tuple[list
 
 
 def _from_signature(
-    signature: inspect.Signature, args: Sequence[_Argument], kwargs: Mapping[str, _Argument]
+    parameters: Sequence[ParameterSpec], args: Sequence[_Argument], kwargs: Mapping[str, _Argument]
 ) -> Iterator[Parameter]:
     rest = dict(kwargs)
     position = 0
-    for parameter in signature.parameters.values():
+    for parameter in parameters:
         kind, name, default = parameter.kind, parameter.name, parameter.default
-        default = default if isinstance(default, _LITERALS) else _ABSENT
-        if kind is parameter.VAR_POSITIONAL:
+        if default is NO_DEFAULT or isinstance(default, UnknownObject):
+            default = _ABSENT
+        if kind is ParameterKind.VAR_POSITIONAL:
             for i, arg in enumerate(args[position:]):
                 yield Parameter(f"{name}_{i}", arg.spec, arg.leaves, is_ours=True)
             position = len(args)
-        elif kind is not parameter.VAR_KEYWORD:
-            keyword_only, positional_only = kind is parameter.KEYWORD_ONLY, kind is parameter.POSITIONAL_ONLY
+        elif kind is not ParameterKind.VAR_KEYWORD:
+            keyword_only = kind is ParameterKind.KEYWORD_ONLY
+            positional_only = kind is ParameterKind.POSITIONAL_ONLY
             if not keyword_only and position < len(args):
                 arg, name = args[position], argument_name(name, position)
                 yield Parameter(name, arg.spec, arg.leaves, default=default, positional_only=positional_only)
                 position += 1
             elif name in rest and not positional_only:
-                arg = rest.pop(name)
+                arg, name = rest.pop(name), argument_name(name, position)
                 yield Parameter(name, arg.spec, arg.leaves, keyword_only, default)
             elif default is not _ABSENT:
                 yield Parameter(name, None, (), keyword_only, default, positional_only)
+    is_variable = any(parameter.kind is ParameterKind.VAR_KEYWORD for parameter in parameters)
     for i, (key, arg) in enumerate(rest.items()):
         name = argument_name(key, len(args) + i)
-        yield Parameter(name, arg.spec, arg.leaves, keyword_only=True, is_ours=True, key=key)
+        yield Parameter(
+            name, arg.spec, arg.leaves, keyword_only=True, is_ours=is_variable, key=key if is_variable else None
+        )
 
 
 def _distinct(parameters: Sequence[Parameter], variable: str) -> list[Parameter]:
@@ -272,12 +269,22 @@ class Inputs:
 
     def _leaf(self, leaf: InputLeaf, number: int, name: str, path: tuple[Any, ...], accesses: list[_Access]) -> None:
         if leaf.value is None:
+            if isinstance(leaf.constant, UnknownObject):
+                raise unknown_constant(f"argument `{name}`", leaf.constant)
             if isinstance(leaf.constant, _LITERALS):
                 self.checks.append(Check(name, number, path, constant=(leaf.constant,)))
             return
         type_ = self.program.graph.inputs[leaf.value].type
         self.checks.append(tensor_check(name, number, path, type_, self._bound))
         accesses.append((leaf.value, number, path))
+
+
+def unknown_constant(what: str, constant: UnknownObject) -> CodegenError:
+    """Return the error for a constant of which a parsed program has the class alone."""
+    return CodegenError(
+        f"{what} is an object of class {constant.class_name}, and the text of a program has no more than its class",
+        remedy="emit the program itself, or put the object into its calling convention",
+    )
 
 
 def native_structure(spec: pytree.TreeSpec, leaves: Iterator[Any], call: Callable[..., Any]) -> Any:
