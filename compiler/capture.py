@@ -30,7 +30,15 @@ from compiler.capture_functions import (
     stacks_of_leaves,
     with_parameters_kept,
 )
-from compiler.capture_inputs import bind_inputs, check_inputs, fresh_copy, sharing, symbol_names, unshared
+from compiler.capture_inputs import (
+    bind_inputs,
+    check_inputs,
+    check_names,
+    fresh_copy,
+    sharing,
+    symbol_names,
+    unshared,
+)
 from compiler.capture_opaque import (
     CallRecord,
     changes_with_mode,
@@ -110,6 +118,8 @@ def capture(
             f"dynamic_shapes must be a dict by parameter name or a tuple, not a {type(dynamic_shapes).__qualname__}",
             remedy='write {"x": {0: torch.export.Dim("batch")}}',
         )
+    if isinstance(model, (nn.Module, ExportedProgram)):
+        check_names(model)
     if isinstance(model, ExportedProgram):
         if dynamic_shapes is not None or leaf_modules:
             raise InputError("an ExportedProgram is captured already: it takes no dynamic_shapes= or leaf_modules=")

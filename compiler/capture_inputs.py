@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -92,6 +93,34 @@ def bind_inputs(
             dynamic_shapes = {**dict.fromkeys(absent), **dynamic_shapes}
     named = [name for name, p in signature.parameters.items() if name in kwargs and p.kind in _BY_NAME]
     return BoundInputs(args, {name: kwargs[name] for name in dict.fromkeys((*named, *kwargs))}, dynamic_shapes)
+
+
+def check_names(model: nn.Module | ExportedProgram) -> None:
+    """Refuse names of one module that Python's parser takes for one: it normalizes names by NFKC.
+
+    The code of graphs, ours and that of PyTorch, would read one attribute for the other.
+
+    Raises:
+        InputError: when there are such names.
+    """
+    if isinstance(model, nn.Module):
+        held = (model.named_modules, model.named_parameters, model.named_buffers)
+        paths = [path for each in held for path, _ in each(remove_duplicate=False)]
+    else:
+        paths = [*model.state_dict, *model.constants]
+    if all(map(str.isascii, paths)):
+        return
+    found: dict[str, str] = {}
+    for path in paths:
+        parts = path.split(".")
+        for name in (".".join(parts[: i + 1]) for i in range(len(parts))):
+            other = found.setdefault(unicodedata.normalize("NFKC", name), name)
+            if other != name:
+                raise InputError(
+                    f"`{other}` ({other!a}) and `{name}` ({name!a}) are one name in Python code, where names"
+                    " are normalized (NFKC): the code of a graph would take one for the other",
+                    remedy="rename one of them",
+                )
 
 
 def unshared(tree: Any) -> Any:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import json
 import keyword
 import operator
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -149,9 +151,9 @@ class SignatureCodeGen(CodeGen):
         for node in nodes:
             if node.op == "placeholder" and node.name != node.target:
                 _unshadow(code, node.name, node.target)
-            elif node.op in ("call_module", "get_attr") and any(map(keyword.iskeyword, node.target.split("."))):
+            elif node.op in ("call_module", "get_attr") and not all(map(_is_plain, node.target.split("."))):
                 old, new = _format_target(root_module, node.target), _attribute(root_module, node.target)
-                code.src = re.sub(rf"(?<== ){re.escape(old)}(?!\w)", new.replace("\\", r"\\"), code.src)
+                code.src = re.sub(rf"(?<== ){re.escape(old)}(?![\w.])", new.replace("\\", r"\\"), code.src)
         return code
 
 
@@ -196,11 +198,15 @@ def _keywords_of_export(args: tuple[Any, ...]) -> Mapping[str, Any]:
     return keywords if all(a is b for a, b in zip(values, keywords.values(), strict=True)) else {}
 
 
+def _is_plain(name: str) -> bool:
+    """Whether Python code can write an attribute as it is: the parser normalizes names (NFKC), so `µ` becomes `μ`."""
+    return name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
+
+
 def _attribute(root: str, target: str) -> str:
-    """Return the expression for a submodule at a path of which a part is a Python keyword."""
+    """Return the expression for a submodule at a path of which a part is no plain name."""
     for name in target.split("."):
-        plain = name.isidentifier() and not keyword.iskeyword(name)
-        root = f"{root}.{name}" if plain else f'getattr({root}, "{name}")'
+        root = f"{root}.{name}" if _is_plain(name) else f"getattr({root}, {json.dumps(name)})"
     return root
 
 

@@ -9,6 +9,7 @@ import itertools
 import keyword
 import operator
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -157,7 +158,8 @@ def _is_global(name: str) -> bool:
 
 
 def argument_name(name: str, number: int) -> str:
-    """Return `name` if a parameter may have it, or else `input_<number>`."""
+    """Return `name` if a parameter may have it, as Python's parser normalizes it, or else `input_<number>`."""
+    name = unicodedata.normalize("NFKC", name)
     usable = name.isidentifier() and not keyword.iskeyword(name) and name != "self"
     return name if usable else f"input_{number}"
 

@@ -257,3 +257,57 @@ def test_what_the_original_does_not_know_passes_through() -> None:
     converted = result.parameter_map.convert({**model.state_dict(), "layer.bias": torch.zeros(3)})
     with pytest.raises(RuntimeError, match=r"Unexpected key.*layer\.bias"):
         result.model.load_state_dict(converted)
+
+
+# ---- names that Python code cannot write ----
+
+
+class Named(nn.Module):
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = names
+        for name in names:
+            self.add_module(name, nn.Linear(3, 3))
+            self.register_parameter(f"p{name}", weight(3))
+
+    def forward(self, x: Any) -> Any:
+        for name in self.names:
+            x = getattr(self, name)(x).relu() * getattr(self, f"p{name}")
+        return x
+
+
+@pytest.mark.parametrize("patterns", [(), TENSORRT_PATTERNS], ids=["plain", "fused"])
+def test_a_name_that_is_another_when_it_is_normalized(patterns: Any) -> None:
+    """Python's parser normalizes the names in code by NFKC."""
+    model, x = Named("\u00b5\ufb01"), torch.randn(2, 3)
+    for inputs in ((x,), None):
+        result = transform(model, inputs, patterns=patterns)
+        if not patterns:
+            assert result.model.state_dict().keys() == model.state_dict().keys()
+        for module in (result.model, copy.deepcopy(result.model), pickle.loads(pickle.dumps(result.model))):
+            assert torch.equal(module(x), model(x))
+        assert torch.equal(transform(result.model, (x,)).model(x), model(x))
+
+
+@pytest.mark.parametrize("names", ["\u03bc\u00b5", "\u212b\u00c5", ["\ufb01", "fi"]], ids=ascii)
+def test_names_that_are_equal_when_they_are_normalized_are_refused(names: Sequence[str]) -> None:
+    model, x = nn.Sequential(Named(names)), torch.randn(2, 3)
+    for captured in (model, torch.fx.symbolic_trace(model), torch.export.export(model, (x,))):
+        with pytest.raises(InputError, match=r"are one name in Python code") as info:
+            transform(captured, (x,))
+        assert all(ascii(name)[1:-1] in str(info.value) for name in names)
+    model, tensors = nn.Module(), nn.ParameterDict({names[0]: weight(3)})
+    tensors.register_buffer(names[1], torch.ones(3))
+    model.tensors = tensors
+    with pytest.raises(InputError, match="are one name in Python code"):
+        transform(model, (x,))
+
+
+def test_keywords_that_are_equal_when_they_are_normalized() -> None:
+    class Difference(nn.Module):
+        def forward(self, x: Any, **kwargs: Any) -> Any:
+            return x + kwargs["\u00b5"] - 2 * kwargs["\u03bc"]
+
+    x, y, z = torch.randn(3, 2)
+    kwargs = {"\u00b5": y, "\u03bc": z}
+    assert torch.equal(transform(Difference(), (x,), kwargs).model(x, **kwargs), Difference()(x, **kwargs))
