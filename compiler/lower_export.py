@@ -66,6 +66,7 @@ class ExportLowering(RegionLowering):
         names: Mapping[str, str],
         opaques: Mapping[str, Any],
         writers: Collection[str] = (),
+        irregular: Collection[str] = (),
     ) -> None:
         self.exported = exported
         self.graph = Graph()
@@ -75,7 +76,7 @@ class ExportLowering(RegionLowering):
         self.writers = writers
         self.weights = WeightTable(self.program)
         self.module = module
-        self.facts = ModuleFacts(module)
+        self.facts = ModuleFacts(module, irregular)
         self._types: dict[Any, TensorType] = {}
         self._opdefs: dict[Any, OpDef] = {}
         self._reliable_keys = True
