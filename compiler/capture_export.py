@@ -322,7 +322,7 @@ def _type(tensor: torch.Tensor | None) -> str:
 
 
 def _traces_in(model: nn.Module) -> list[str]:
-    """Return the attributes of the user's own modules that hold a value of tracing: what could not be copied is shared."""
+    """Return the attributes of the user's modules that hold a value of tracing: what cannot be copied is shared."""
     return [
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()

@@ -12,6 +12,7 @@ from compiler.lower_fx import FxLowering
 from compiler.lower_mode_steps import UndecidedError, follow_steps
 from compiler.lower_modes import follow_modes, lock
 from ir.errors import CaptureError
+from ir.parameters import parameters_of_signature
 from ir.program import Program
 
 
@@ -68,7 +69,7 @@ def _lower_exported(captured: Captured, exported: ExportedProgram) -> Program:
     ).lower()
     if captured.module is not None:
         program.name = type(captured.module).__qualname__
-        program.meta["signature"] = inspect.signature(captured.module.forward)
+        program.convention.parameters = parameters_of_signature(inspect.signature(captured.module.forward))
     return program
 
 

@@ -17,8 +17,7 @@ def follow_modes(program: Program, opposite: Program | None, error: str, readers
     """Decide for each operation of a module in `readers` whether its training flag follows the mode.
 
     Args:
-        program: the program to set the flags in; `meta["mode_locked"]` says where else
-            the two captures differ.
+        program: the program to set the flags in; its lock on the mode says where else the two captures differ.
         opposite: the model captured with those modules in the opposite mode.
         error: why there is none.
         readers: paths of the modules whose code depends on `self.training`.
@@ -36,8 +35,7 @@ def follow_modes(program: Program, opposite: Program | None, error: str, readers
 
 def lock(program: Program, reason: str) -> None:
     """Keep the emitted module in the mode that it is in, for a reason."""
-    known = program.meta.get("mode_locked")
-    program.meta["mode_locked"] = f"{known}; {reason}" if known else reason
+    program.mode_locked = f"{program.mode_locked}; {reason}" if program.mode_locked else reason
 
 
 def _compare(program: Program, opposite: Program, readers: frozenset[str]) -> str:

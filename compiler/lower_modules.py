@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch import nn
@@ -102,17 +102,15 @@ class ModuleFacts:
             where = op.location.module_path
             self._locked.setdefault(where, f"`{where}` ({type(module).__qualname__}) calls {op.name}")
 
-    def meta(self, dropouts: Sequence[Operation] = ()) -> Mapping[str, Any]:
-        """Return the notes for the emitter.
+    def mode_locked(self, dropouts: Sequence[Operation] = ()) -> str:
+        """Return why the other mode would compute something that no attribute of ours expresses, or an empty text.
 
         Args:
             dropouts: those that return their operand itself in eval mode, which matters to what is written in place.
         """
         reasons = list(self._locked.values())
         reasons += [f"{op.name} at {op.location} shares memory with what is written in place" for op in dropouts]
-        if not reasons:
-            return {}
-        return {"mode_locked": f"what these do depends on train() or eval(): {'; '.join(reasons)}"}
+        return f"what these do depends on train() or eval(): {'; '.join(reasons)}" if reasons else ""
 
 
 def _attention_dropout(op: Operation, probability: float) -> After:

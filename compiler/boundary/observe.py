@@ -145,8 +145,7 @@ class _Observation:
         root = location_of_module("", self.work)
         if outcome.reseeded or record.seeded is not None:
             raise CaptureError(
-                "forward seeds a random generator of PyTorch, so that every call draws the same numbers, and a graph has "
-                "no seed",
+                "forward seeds a random generator of PyTorch: every call draws the same numbers, and a graph has no seed",
                 location=record.seeded or root,
                 remedy="draw the numbers once and keep them in a buffer, or seed outside of forward",
             )
