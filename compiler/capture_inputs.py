@@ -95,6 +95,15 @@ def bind_inputs(
     return BoundInputs(args, {name: kwargs[name] for name in dict.fromkeys((*named, *kwargs))}, dynamic_shapes)
 
 
+def variable_keywords(model: nn.Module, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keywords that `**kwargs` of the forward method takes."""
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return ()
+    return tuple(name for name in kwargs if name not in parameters or parameters[name].kind not in _BY_NAME)
+
+
 def check_names(model: nn.Module | ExportedProgram) -> None:
     """Refuse names of one module that Python's parser takes for one: it normalizes names by NFKC.
 

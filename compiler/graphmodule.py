@@ -14,7 +14,7 @@ import operator
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -28,8 +28,8 @@ from ir.errors import CodegenError, InputError
 _TREE = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 """The attributes that hold an `nn.Module`'s own tree and state."""
 
-_IN_ORDER = "_in_order"
-"""What generated code calls `in_order`."""
+_TAKEN = "_taken"
+"""What generated code calls `taken`."""
 
 _MADE_BY_FX = ("_graph", "_code", "_lineno_map", "_prologue_start", "shape_env", "_tracer_cls", "_tracer_extras")
 
@@ -72,7 +72,8 @@ class SignatureCodeGen(CodeGen):
         defaults: number of a parameter -> its default.
         absent: numbers of the parameters that the capture passed no argument for.
         variable: name of the `**kwargs`.
-        keywords: how many parameters, the last ones, `**kwargs` takes; in the order of their `names`.
+        keywords: how many parameters, the last ones, `**kwargs` takes.
+        keeps_order: whether these have to be given in the order of their `names`.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class SignatureCodeGen(CodeGen):
         absent: tuple[int, ...] = (),
         variable: str = "",
         keywords: int = 0,
+        keeps_order: bool = False,
     ) -> None:
         super().__init__()
         self.positional = positional
@@ -93,11 +95,12 @@ class SignatureCodeGen(CodeGen):
         self.absent = absent
         self.variable = variable
         self.keywords = keywords
+        self.keeps_order = keeps_order
 
     @property
     def data(self) -> tuple[Any, ...]:
         """The arguments that make an equal one."""
-        options = (self.positional_only, self.defaults, self.absent, self.variable, self.keywords)
+        options = (self.positional_only, self.defaults, self.absent, self.variable, self.keywords, self.keeps_order)
         return self.positional, self.names, *options
 
     def process_inputs(self, *args: Any) -> Any:
@@ -123,12 +126,12 @@ class SignatureCodeGen(CodeGen):
         given = [
             named.pop(self.names[i]) if self.names[i] in named else self.defaults[i] for i in range(len(args), first)
         ]
-        return *args, *given, *(in_order(named, self.names[first:]) if self.variable else ())
+        return *args, *given, *(taken(named, self.names[first:], self.keeps_order) if self.variable else ())
 
     def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, *, expanded_def: bool = False) -> str:
         """Return the `def` line, and one that takes the arguments out of `**kwargs`."""
         start = 1 if free_vars and free_vars[0] == "self" else 0
-        taken = free_vars[len(free_vars) - self.keywords :]
+        last = free_vars[len(free_vars) - self.keywords :]
         del free_vars[len(free_vars) - self.keywords :]
         if self.positional_only:
             free_vars.insert(start + self.positional_only, "/")
@@ -140,15 +143,16 @@ class SignatureCodeGen(CodeGen):
         definition = super().gen_fn_def(free_vars, maybe_return_annotation, expanded_def=expanded_def)
         if not self.variable:
             return definition
-        names = ", ".join(re.match(r"\w+", each)[0] for each in taken)  # type: ignore[index]
+        names = ", ".join(re.match(r"\w+", each)[0] for each in last)  # type: ignore[index]
         keys = self.names[len(self.names) - self.keywords :]
-        return f"{definition}\n    [{names}] = {_IN_ORDER}({self.variable}, {keys!r})"
+        order = ", keeps_order=True" if self.keeps_order else ""
+        return f"{definition}\n    [{names}] = {_TAKEN}({self.variable}, {keys!r}{order})"
 
     def _gen_python_code(self, nodes: Any, root_module: str, *args: Any, **kwargs: Any) -> PythonCode:
         code = super()._gen_python_code(nodes, root_module, *args, **kwargs)
         code.src = _SUBSCRIPT.sub(_subscript, _PRIVATE.sub(_public_name, code.src))
         if self.variable:
-            code.globals[_IN_ORDER] = in_order
+            code.globals[_TAKEN] = taken
         for node in nodes:
             if node.op == "placeholder" and node.name != node.target:
                 _unshadow(code, node.name, node.target)
@@ -158,24 +162,35 @@ class SignatureCodeGen(CodeGen):
         return code
 
 
-def in_order(given: Mapping[str, Any], keys: tuple[str, ...]) -> list[Any]:
-    """Return the arguments that `**kwargs` took, which have to come as they were captured: code may walk through them.
+def taken(given: Mapping[str, Any], keys: tuple[str, ...], keeps_order: bool = False) -> list[Any]:
+    """Return the arguments that `**kwargs` took, as they were captured.
+
+    Args:
+        given: what the caller gave.
+        keys: the captured keywords.
+        keeps_order: whether they have to come in this order: the code of the original walks through them.
 
     Raises:
         InputError: when the keywords are others, or come in another order.
     """
-    if isinstance(given, fx.Proxy) or tuple(given) == keys:
+    if isinstance(given, fx.Proxy) or tuple(given) == keys or (not keeps_order and set(given) == set(keys)):
         return [given[key] for key in keys]
     wanted, found = (", ".join(map(repr, each)) for each in (keys, given))
     if set(given) == set(keys):
-        raise InputError(
-            f"the keyword arguments {found} are given in this order, and the model was captured with {wanted}: its"
-            " forward takes them as `**kwargs`, where the order may matter",
-            remedy=f"pass them in the order {wanted}, or transform the model with the other order in the example",
-        )
+        raise other_order("the keyword arguments", given, keys)
     raise InputError(
         f"the keyword arguments are {found or 'none'}, and the model was captured with {wanted}",
         remedy="pass the same ones as in the example inputs",
+    )
+
+
+def other_order(name: str, given: Iterable[Any], keys: Iterable[Any]) -> InputError:
+    """Return the error for a mapping whose keys come in another order than the captured one, where that matters."""
+    wanted, found = (", ".join(map(repr, each)) for each in (keys, given))
+    return InputError(
+        f"{name} came in the order {found}, and the model was captured with {wanted}: it walks through them, so"
+        " another order may give another result",
+        remedy=f"pass them in the order {wanted}, or transform the model with the other order in the example",
     )
 
 

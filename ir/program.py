@@ -122,6 +122,8 @@ class CallingConvention:
     mutations: tuple[Mutation, ...] = ()
     parameters: tuple[ParameterSpec, ...] = ()
     """Parameters of the forward method; empty where the capture does not know them."""
+    keeps_order: bool = False
+    """Whether the keys of mappings among the arguments, `**kwargs` too, have to come in the order of `in_spec`."""
 
 
 @attrs.frozen

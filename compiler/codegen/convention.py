@@ -183,6 +183,7 @@ class Inputs:
             absent=tuple(i for i, p in enumerate(parameters) if p.spec is None),
             variable=variable,
             keywords=sum(p.key is not None for p in parameters),
+            keeps_order=program.convention.keeps_order,
         )
         graph.set_codegen(codegen)
         self.placeholders = [
@@ -253,19 +254,25 @@ class Inputs:
         children = spec.children()
         type_ = spec.type
         keys: list[Any]
+        is_mapping = False
         if type_ in (tuple, list) or type_ is collections.namedtuple or hasattr(type_, "_fields"):
             keys = list(range(len(children)))
             names = [f"{name}[{i}]" for i in keys]
         elif type_ is dict or getattr(type_, "__name__", "") in ("OrderedDict", "defaultdict"):
             keys = list(spec.context[1] if getattr(type_, "__name__", "") == "defaultdict" else spec.context)
             names = [f"{name}[{key!r}]" for key in keys]
+            is_mapping = True
         else:
             flatten = Leaves()
             self.checks.append(Check(name, number, (*path, flatten), length=spec.num_leaves))
+            if any(map(_has_mapping, children)):
+                # its leaves are taken by their numbers, which depend on the order of keys inside
+                self.checks.append(Check(name, number, path, structure=str(spec)))
             for i in range(spec.num_leaves):
                 self._leaf(next(leaves), number, f"{name}.{i}", (*path, flatten, i), accesses)
             return
-        self.checks.append(Check(name, number, path, length=len(children)))
+        order = tuple(keys) if is_mapping and self.program.convention.keeps_order else ()
+        self.checks.append(Check(name, number, path, length=len(children), keys=order))
         for key, child, child_name in zip(keys, children, names, strict=True):
             self._walk(child, number, child_name, (*path, key), leaves, accesses)
 
@@ -287,6 +294,13 @@ def unknown_constant(what: str, constant: UnknownObject) -> CodegenError:
         f"{what} is an object of class {constant.class_name}, and the text of a program has no more than its class",
         remedy="emit the program itself, or put the object into its calling convention",
     )
+
+
+def _has_mapping(spec: pytree.TreeSpec) -> bool:
+    if spec.is_leaf():
+        return False
+    names = [base.__name__ for base in getattr(spec.type, "__mro__", ())]
+    return "dict" in names or any(map(_has_mapping, spec.children()))
 
 
 def native_structure(spec: pytree.TreeSpec, leaves: Iterator[Any], call: Callable[..., Any]) -> Any:

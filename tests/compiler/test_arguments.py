@@ -6,14 +6,20 @@ import copy
 import inspect
 import itertools
 import pickle
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.export import Dim
+from torch.utils import _pytree as pytree
 
 from graphwright import GraphwrightError, InputError, transform
+from ir.compare import programs_equal
+from ir.parser import parse_program
+from ir.printer import print_program
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -89,7 +95,7 @@ def test_the_order_of_variable_keywords_is_kept() -> None:
     result = assert_calls_agree(Features(), ((x,), {"b": b, "a": a}))
     assert str(inspect.signature(result.model.forward)) == "(x, **features)"
     for module in (result.model, copy.deepcopy(result.model)):
-        with pytest.raises(InputError, match=r"'a', 'b' are given in this order, .* captured with 'b', 'a'"):
+        with pytest.raises(InputError, match=r"in the order 'a', 'b', .* captured with 'b', 'a'"):
             module(x, a=a, b=b)
     with pytest.raises(InputError, match="captured with 'b', 'a'"):
         torch.export.export(result.model, (x,), {"a": a, "b": b})
@@ -172,3 +178,107 @@ def test_what_does_not_fit_the_signature_is_refused() -> None:
     x, y = tensors(2)
     with pytest.raises(GraphwrightError, match=r"do not fit Difference\.forward"):
         transform(Difference(), (x,), {"b": y, "c": y})
+
+
+# ---- mappings ----
+
+
+class Batch:
+    """An object with a mapping inside, which pytree takes apart."""
+
+    def __init__(self, tensors: dict[str, Any]) -> None:
+        self.tensors = tensors
+
+
+pytree.register_pytree_node(
+    Batch,
+    lambda b: ([b.tensors], None),
+    lambda xs, _: Batch(*xs),
+    serialized_type_name="tests.test_arguments.Batch",
+    flatten_with_keys_fn=lambda b: ([(pytree.GetAttrKey("tensors"), b.tensors)], None),
+)
+
+
+class Reading(nn.Module):
+    """A forward that is given, of one argument or of keywords."""
+
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.read = read
+        self.fc, self.drop = nn.Linear(3, 3), nn.Dropout(0.5)
+
+    def forward(self, batch: Any = None, **features: Any) -> Any:
+        return self.drop(self.fc(self.read(batch or features)))
+
+
+READERS: dict[str, tuple[Callable[[Any], Any], bool]] = {
+    "by key": (lambda t: t["a"] - 2 * t["b"] + 3 * t["c"], False),
+    "passed on": (lambda t: (lambda a, b, c: a - 2 * b + 3 * c)(**t), False),
+    "a literal": (lambda t: t["a"] * torch.tensor([1.0, 2, 3]) - t["b"] + torch.zeros(3) - 2 * t["c"], False),
+    "sorted": (lambda t: torch.stack([t[key] for key in sorted(t)]).sum(0), False),
+    "sum": (lambda t: sum(t.values()), True),
+    "stacked": (lambda t: torch.stack(list(t.values()))[1], True),
+    "the first": (lambda t: next(iter(t.values())), True),
+    "the second": (lambda t: list(t.values())[1] * 2, True),
+    "the last key": (lambda t: t["a"] if list(t)[-1] == "c" else t["b"], True),
+    "one before another": (lambda t: t["a"] - t["b"] if list(t).index("a") < list(t).index("b") else t["c"], True),
+}
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict, "keywords"], ids=str)
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_the_order_of_keys_is_guarded_where_it_matters(name: str, kind: Any, training: bool) -> None:
+    read, matters = READERS[name]
+    model = Reading(read).train(training)
+    values = dict(zip("abc", tensors(3), strict=True))
+
+    def call(names: Any) -> Call:
+        mapping = {key: values[key] for key in names}
+        return ((), mapping) if kind == "keywords" else ((kind(mapping),), {})
+
+    result = transform(model, *call("abc"), patterns=())
+    assert result.program.convention.keeps_order is matters
+    text = print_program(result.program)
+    assert ("keeps_order" in text) is matters
+    assert programs_equal(parse_program(text), result.program) is None
+    emitted, model = result.model.eval(), model.eval()
+    for names in itertools.permutations("abc"):
+        args, kwargs = call(names)
+        if matters and names != tuple("abc"):
+            with pytest.raises(InputError, match=f"in the order '{names[0]}', .* captured with 'a', 'b', 'c'"):
+                emitted(*args, **kwargs)
+        else:
+            assert torch.equal(emitted(*args, **kwargs), model(*args, **kwargs))
+
+
+def test_a_mapping_inside_of_an_object() -> None:
+    x, y = tensors(2)
+
+    class Model(nn.Module):
+        def forward(self, batch: Batch) -> Any:
+            return batch.tensors["a"] - 2 * batch.tensors["b"]
+
+    emitted = transform(Model(), (Batch({"a": x, "b": y}),)).model
+    assert torch.equal(emitted(Batch({"a": x, "b": y})), x - 2 * y)
+    with pytest.raises(InputError, match="`batch` is a Batch of another structure"):
+        emitted(Batch({"b": y, "a": x}))
+
+
+def test_a_model_is_as_before_after_its_orders_were_tried() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("steps", torch.zeros(()))
+            self.bn = nn.BatchNorm1d(3)
+
+        def forward(self, **features: Any) -> Any:
+            self.steps += 1
+            return self.bn(features["a"] - features["b"])
+
+    model = Counting()
+    before = copy.deepcopy(model.state_dict())
+    x, y = tensors(2)
+    transform(model, (), {"a": x, "b": y})
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert model.training

@@ -357,9 +357,7 @@ HIDDEN: dict[str, Callable[[], nn.Module]] = {
     "random": lambda: Hidden(None, lambda m, x: x * random.random()),
     "numpy.random": lambda: Hidden(None, lambda m, x: x * float(np.random.rand())),
     "manual_seed": lambda: Hidden(None, lambda m, x: (torch.manual_seed(0), x * torch.rand(()))[1]),
-    "generator": lambda: Hidden(
-        None, lambda m, x: x * torch.rand((), generator=torch.Generator().manual_seed(3))
-    ),
+    "generator": lambda: Hidden(None, lambda m, x: x * torch.rand((), generator=torch.Generator().manual_seed(3))),
 }
 
 
