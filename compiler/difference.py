@@ -10,6 +10,13 @@ RELATIVE_BOUND = 1e-9
 """Largest difference of float64 results that counts as rounding, relative to the largest magnitude."""
 
 
+def precision_floor(dtype: torch.dtype) -> float:
+    """Return the relative difference that is allowed in any case: eight units in the last place, 1e-6 at least."""
+    if not dtype.is_floating_point and not dtype.is_complex:
+        return 1e-6
+    return 1e-6 * max(1.0, torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
+
+
 def tensor_difference(a: Any, b: Any, *, exact: bool, bound: float = 0.0) -> str | None:
     """Return how two results differ in dtype, shape or values, or None.
 

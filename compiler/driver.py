@@ -18,7 +18,8 @@ from compiler.lower import lower
 from compiler.parameter_map import ParameterMap
 from compiler.pipeline import pipeline_of
 from compiler.tensorrt import TENSORRT_PATTERNS
-from compiler.validate import EachRewriteValidator, validate_result
+from compiler.validate import validate_result
+from compiler.validate_rewrites import EachRewriteValidator
 from ir.core import Operation
 from ir.errors import InputError
 from ir.opdef import Trait
@@ -186,7 +187,10 @@ def transform(
         args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs
         if args is None and isinstance(model, ExportedProgram) and model.example_inputs is not None:
             args, example_kwargs = model.example_inputs
-        stages.run("validate", lambda: validate_result(model, result.model, args, example_kwargs))
+        stages.run(
+            "validate",
+            lambda: validate_result(model, result.model, args, example_kwargs, parameter_map=result.parameter_map),
+        )
         result.stages = tuple(stages.times)
     return result
 

@@ -14,7 +14,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import attrs
@@ -113,6 +113,7 @@ def observe(
     seed: int = 0,
     gradients: bool = False,
     copies: bool = False,
+    mode: AbstractContextManager[Any] | None = None,
 ) -> Observation:
     """Call a module on copies of its arguments, in the grad mode of the caller, and return what can be seen of it.
 
@@ -123,6 +124,7 @@ def observe(
         seed: seeds what is drawn; the state of the random generators is put back.
         gradients: whether to compute gradients of a random linear form in the results; parameters keep theirs.
         copies: whether to copy also what the call did not write, since somebody will write it later.
+        mode: a mode of PyTorch to call it in.
     """
     args, kwargs = copied_arguments((tuple(args), dict(kwargs or {})))
     given = list({id(t): t for t in pytree.tree_leaves((args, kwargs))}.values())
@@ -134,7 +136,8 @@ def observe(
     error, out = None, None
     with seeded(seed):
         try:
-            out = module(*args, **kwargs)
+            with nullcontext() if mode is None else mode:
+                out = module(*args, **kwargs)
         except Exception as raised:  # noqa: BLE001 - what both modules raise is equal
             error = raised
         drawn = torch.random.get_rng_state()
@@ -146,6 +149,18 @@ def observe(
     results = tuple(_clone(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
     left = tuple(leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in given)
     return Observation(structure, results, looks, left, drawn, after, written, slopes, error)
+
+
+@contextmanager
+def ordinary_call() -> Iterator[None]:
+    """Call modules as the capture does: with gradients, and attention without its fused fast path."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def copied_arguments(tree: Any) -> Any:

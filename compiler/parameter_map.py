@@ -38,6 +38,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         originals: tuple[str, ...] = (),
         persistent: frozenset[str] | None = None,
         constants: Mapping[str, torch.Tensor] | None = None,
+        literals: frozenset[str] = frozenset(),
     ) -> None:
         """Make a map.
 
@@ -46,11 +47,13 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
             originals: every name that the original's tensors have.
             persistent: the keys that are in the emitted module's `state_dict`; None means all.
             constants: sources that no checkpoint has (constants and non-persistent buffers).
+            literals: the keys of tensors that are literals of the original's code.
         """
         self._entries = dict(entries)
         self._originals = dict.fromkeys(originals)
         self._persistent = persistent
         self._constants = dict(constants or {})
+        self.literals = literals
 
     def __getitem__(self, key: str) -> tuple[str, ...]:
         return self._entries[key].sources

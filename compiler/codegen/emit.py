@@ -24,7 +24,7 @@ from ir.aliasing import may_alias_operands
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.nn_ops import decode_call
-from ir.program import Program, Weight
+from ir.program import Program, Weight, WeightKind
 
 _INVENTED = {
     "aten.dropout": "dropout",
@@ -306,4 +306,5 @@ class _Emitter:
             originals=(*self.weights.by_name, *self.tree.opaque_keys.values()),
             persistent=frozenset(persistent),
             constants=constants,
+            literals=frozenset(k for k, w in self.tree.key_weights.items() if w.kind is WeightKind.CONSTANT),
         )
