@@ -192,10 +192,11 @@ class ParametersKept(TorchDispatchMode):
                 if key in self._storages and key not in self._copies:
                     self._copies[key] = self._storages[key].clone()
 
-    def restore(self) -> None:
-        """Put back what was written."""
+    def restore(self) -> bool:
+        """Put back what was written; return whether anything was."""
         for key, copy in self._copies.items():
             self._storages[key].copy_(copy)
+        return bool(self._copies)
 
 
 def with_parameters_kept(model: nn.Module, action: Callable[[], Any]) -> Any:
