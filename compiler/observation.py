@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import copy
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from compiler.boundary.runs import generators_kept
 from compiler.capture_functions import ParametersKept
 from compiler.capture_state import ModuleState
 from compiler.difference import dense, is_plain, tensor_difference
@@ -87,6 +88,7 @@ def state_kept(module: nn.Module) -> Iterator[None]:
     tensors = {id(t): t for t in named_state(module).values()}
     holders = Counter(map(storage_of, tensors.values()))
     clones: dict[int, torch.Tensor] = {}
+    replaced: list[tuple[nn.Module, str, torch.Tensor]] = []
     large: list[torch.Tensor] = []
     for each in module.modules():
         for name, buffer in each._buffers.items():
@@ -94,6 +96,7 @@ def state_kept(module: nn.Module) -> Iterator[None]:
                 continue
             if _is_small(buffer) and holders[storage_of(buffer)] == 1:
                 each._buffers[name] = clones.setdefault(id(buffer), _clone(buffer))
+                replaced.append((each, name, buffer))
             else:
                 large.append(buffer)
     kept = ParametersKept(module, large)
@@ -103,6 +106,8 @@ def state_kept(module: nn.Module) -> Iterator[None]:
     finally:
         kept.restore()
         state.restore()
+        for each, name, buffer in replaced:
+            each._buffers[name] = buffer
 
 
 def observe(
@@ -182,20 +187,11 @@ def copied_arguments(tree: Any) -> Any:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the random numbers of PyTorch, Python and numpy, and put their states back at the end."""
-    numpy = sys.modules.get("numpy")
-    python, arrays = random.getstate(), numpy.random.get_state() if numpy is not None else None
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            if numpy is not None:
-                numpy.random.seed(seed)
-            yield
-    finally:
-        random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(arrays)
+    with generators_kept():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        yield
 
 
 def named_state(module: nn.Module) -> dict[str, torch.Tensor]:
