@@ -164,8 +164,8 @@ def transform(
     program: Program = stages.run("lower", lambda: lower(captured))
     before = count_operations(program)
     log = RewriteLog()
-    if validate == "each":
-        log.hook = EachRewriteValidator()
+    each = EachRewriteValidator() if validate == "each" else None
+    log.hook = each
     context = PassContext(log=log)
     for pass_ in manager.passes:
         name = pass_.name if not isinstance(pass_, Fixpoint) else "+".join(p.name for p in pass_.passes)
@@ -176,7 +176,7 @@ def transform(
     result = TransformResult(
         model=emitted.module,
         matches=tuple(log.matches),
-        remarks=(*_applied(log), *log.remarks, *_kept(program, log, manager)),
+        remarks=(*_applied(log), *log.remarks, *_kept(program, log, manager), *(each.remarks() if each else ())),
         program=program,
         parameter_map=emitted.parameter_map,
         stages=tuple(stages.times),
