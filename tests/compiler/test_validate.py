@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,10 +15,13 @@ from compiler.accuracy import measure_accuracy
 from compiler.driver import transform
 from compiler.validate import validate_result
 from fuzz.module_observation import snapshot
+from ir.core import Value
 from ir.errors import InputError, ValidationError
 from passes.canonicalize import Canonicalize
 from passes.fold_batch_norm import FoldBatchNorm
 from passes.manager import PassManager
+from passes.pattern import Match, Node, Pattern, PatternBuilder
+from passes.rewriter import Rewriter
 from tests.helpers import randomize_batch_norm
 
 X = torch.randn(3, 4)
@@ -221,3 +224,91 @@ def _halved(array: Any) -> Any:
     if array.dtype != "float32":
         raise TypeError("this kernel takes float32")
     return array / 2
+
+
+# ---- each rewrite ----
+
+
+class MergeFactors(Pattern):
+    """(float(x)·0.1)·0.7 = float(x)·0.07"""
+
+    factor: ClassVar[float] = 0.1 * 0.7
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match two factors behind a cast."""
+        cast = p.op("aten.to.dtype", p.any("x"), name="cast")
+        return p.op("aten.mul.Scalar", p.op("aten.mul.Scalar", cast, other=0.1), other=0.7)
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Cast and multiply once."""
+        cast = b.call("aten.to.dtype", m.x, m.cast.attributes["dtype"])
+        return b.call("aten.mul.Scalar", cast, self.factor)
+
+
+class MergeWrongly(MergeFactors):
+    """(float(x)·0.1)·0.7 = float(x)·0.0700001"""
+
+    factor = 0.1 * 0.7 * (1 + 1e-6)
+
+
+class OtherDim(Pattern):
+    """softmax(x, 1) = softmax(x, 0): wrong, and set in place"""
+
+    exact = True
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match a softmax."""
+        return p.op("aten.softmax.int", dim=1)
+
+    def rewrite(self, m: Match, b: Rewriter) -> None:
+        """Set the dimension."""
+        b.set_attribute(m.root, "dim", 0)
+
+
+class Reacosh(Pattern):
+    """acosh(x) = acosh(x·1)"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        """Match one whose operand is no product."""
+        return p.op("aten.acosh", p.op("aten.neg", p.any("x")))
+
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        """Take the operand of the negation with a factor."""
+        return b.call("aten.acosh", b.call("aten.mul.Scalar", m.x, -1))
+
+
+def validated(function: Any, *args: torch.Tensor, patterns: Any = (), **options: Any) -> list[str]:
+    """Validate each rewrite and return what the result says of it."""
+    result = transform(Does(function).eval(), args, patterns=patterns, validate="each", **options)
+    assert result.matches or not patterns
+    return [remark.message for remark in result.remarks if remark.rule == "validate"]
+
+
+def test_a_region_that_casts_to_float32_is_widened() -> None:
+    def cast(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.to(torch.float32) * 0.1 * 0.7
+
+    messages = validated(cast, X.double(), patterns=(MergeFactors,))
+    assert len(messages) == 1 and "rewrites were compared" in messages[0]
+    with pytest.raises(ValidationError, match="MergeWrongly changes the result"):
+        validated(cast, X.double(), patterns=(MergeWrongly,))
+
+
+def test_a_region_that_rounds_on_purpose_is_judged_by_its_rounding() -> None:
+    def cast(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.to(torch.bfloat16) * 0.1 * 0.7
+
+    assert len(validated(cast, X, patterns=(MergeFactors,))) == 1
+
+
+def test_what_a_rule_sets_in_place_is_compared() -> None:
+    messages = validated(lambda m, x: x.softmax(-1), X)
+    assert messages == ["1 of 1 rewrites were compared with what they replaced"]
+    with pytest.raises(ValidationError, match="OtherDim changes the result"):
+        validated(lambda m, x: x.softmax(1), X, patterns=(OtherDim,))
+
+
+def test_what_was_not_compared_is_said() -> None:
+    first, second = validated(lambda m, x: torch.acosh(-x), torch.randn(1), patterns=(Reacosh,))
+    assert first.endswith("rewrites were compared with what they replaced") and first[0] != first[5]
+    assert second.startswith("Reacosh at") and second.endswith("its results are NaN or infinite throughout")
