@@ -104,7 +104,7 @@ def test_weights_that_were_computed_are_computed_in_float64() -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 4, bias=False))
     randomize_batch_norm(model, torch.Generator().manual_seed(1))
     x = torch.randn(2, 4, 4, 4)
-    result = transform(model.eval(), (x,), pipeline=FOLDING, validate="final")
+    result = transform(model.eval(), (x,), pipeline=FOLDING, validate="final", check=False)
     (output,) = measure_accuracy(model, result.model, (x,), parameter_map=result.parameter_map).outputs
     assert output.difference < 1e-12 * output.scale
     # what the weights are is still seen, in their own precision
