@@ -21,7 +21,8 @@ from compiler.lower import lower
 from compiler.parameter_map import ParameterMap
 from compiler.pipeline import pipeline_of
 from compiler.tensorrt import TENSORRT_PATTERNS
-from compiler.validate import EachRewriteValidator, validate_result
+from compiler.validate import validate_result
+from compiler.validate_rewrites import EachRewriteValidator
 from ir.core import Operation
 from ir.errors import InputError
 from ir.opdef import Trait
@@ -193,8 +194,8 @@ def _compiled(
     program: Program = stages.run("lower", lambda: lower(captured))
     before = count_operations(program)
     log = RewriteLog()
-    if validate == "each":
-        log.hook = EachRewriteValidator()
+    each = EachRewriteValidator() if validate == "each" else None
+    log.hook = each
     context = PassContext(log=log)
     for pass_ in manager.passes:
         name = pass_.name if not isinstance(pass_, Fixpoint) else "+".join(p.name for p in pass_.passes)
@@ -219,7 +220,10 @@ def _compiled(
             stages.run("check", lambda: Check(reference, program, emitted, captured.args, captured.kwargs).run())
     if validate != "off":
         args, kwargs = (captured.args, captured.kwargs) if captured.has_example else (None, None)
-        stages.run("validate", lambda: validate_result(model, emitted.module, args, kwargs))
+        names = emitted.parameter_map
+        stages.run("validate", lambda: validate_result(model, emitted.module, args, kwargs, parameter_map=names))
+    if each is not None:
+        remarks.extend(each.remarks())
     return TransformResult(
         model=emitted.module,
         matches=tuple(log.matches),
