@@ -35,6 +35,7 @@ from ir.expressions import format_expression
 from ir.locations import Location
 from ir.opdef import OpDef, get_opdef, opdef_of_overload
 from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, Weight, WeightKind
+from ir.strides import Strides
 from ir.types import OpaqueType, ScalarType, TensorType, Type
 from ir.verify import verify
 
@@ -342,6 +343,7 @@ class ExportLowering(RegionLowering):
         if not self._reliable_keys:
             keys = ()
         before = self.graph.return_op.prev
+        functionalizer.layouts = self._layouts(node) if target._schema.is_mutable else {}
         results = functionalizer.call(opdef, args, kwargs, types, keys, (node.name,))
         last = self.graph.return_op.prev
         if last is not None and last is not before:
@@ -353,6 +355,15 @@ class ExportLowering(RegionLowering):
             self.env[node] = [None if item is None else next(slots) for item in val]
         else:
             self.env[node] = results[0] if results else None
+
+    def _layouts(self, node: fx.Node) -> dict[Handle, Strides]:
+        """Return the strides of the tensors that a call takes."""
+        tensors = [(self.env.get(arg), arg.meta.get("val")) for arg in node.all_input_nodes]
+        return {
+            handle: tuple(self.symbols.dim(step) for step in val.stride())
+            for handle, val in tensors
+            if type(handle) is Handle and isinstance(val, torch.Tensor)
+        }
 
     def module_at(self, location: Location) -> nn.Module | None:
         """Return the module of the original at a location."""

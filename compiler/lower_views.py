@@ -53,11 +53,11 @@ IN_PLACE_VIEWS = {
     "aten.swapaxes_": "aten.transpose.int",
     "aten.swapdims_": "aten.transpose.int",
     "aten.t_": "aten.t",
+    "aten.as_strided_": "aten.as_strided",
 }
 """Operators that change the shape of the tensor object itself and move no data."""
 
 FUNCTIONAL_NAMES = {
-    "aten.bernoulli_.float": "aten.bernoulli.p",
     "aten.normal_": "aten.normal_functional",
     "aten.detach_": "aten.detach",
 }
