@@ -166,9 +166,9 @@ class Functionalizer:
             )
         if storage.kernel_writes is not None:
             raise CaptureError(
-                f"buffer {storage.name!r} is written here and by a normalization in training mode",
+                f"{storage} is written here and by a normalization in training mode",
                 location=self.location,
-                remedy="call eval() on that normalization before the capture",
+                remedy="call eval() on that normalization before the capture, or give it a clone",
             )
         for other in storage.linked:
             other.tainted = self.location
@@ -314,6 +314,8 @@ class Functionalizer:
 
     def _view(self, op: Operation, index: int, parent: Handle, *, certain: bool) -> Handle:
         parent.has_views = True
+        if parent.storage.kernel_writes is not None and parent.storage.kind in ("input", "local"):
+            raise self._seen_as_view(self.location)
         call = ViewCall(op, op.operands.index(parent.value), parent.storage.version, certain)
         return Handle(op.results[index], parent.storage, parent, call, index, parent.key)
 
@@ -329,7 +331,16 @@ class Functionalizer:
                         f"{op.name} in training mode updates {name}, which is a view or was written in forward before",
                         location=op.location,
                     )
+                if handle.storage.kind in ("input", "local") and handle.has_views:
+                    raise self._seen_as_view(op.location)
                 handle.storage.kernel_writes = op.location
+
+    def _seen_as_view(self, location: Location) -> CaptureError:
+        return CaptureError(
+            "a normalization in training mode updates statistics that are no buffers, and of which there is a view",
+            location=location,
+            remedy="register them as buffers, or take the view of a clone",
+        )
 
     # ---- in-place operators ----
 

@@ -223,7 +223,7 @@ class ExportLowering(RegionLowering):
                 leaves[place] = OutputLeaf(len(values))
             values.append(value)
         for storage in self.functionalizer.sources:
-            if storage.kernel_writes is not None:
+            if storage.kernel_writes is not None and storage.kind != "input":
                 self._note_mutated(self.program.weights[storage.name])
         self.convention.outputs = tuple(leaves)
         self.convention.mutations = tuple(mutations)
@@ -335,8 +335,9 @@ class ExportLowering(RegionLowering):
         keys: Sequence[int | None] = ()
         is_list = isinstance(val, (list, tuple))
         if is_list:
-            types = [self._type(item) for item in val if item is not None]
-            keys = [_key(item) for item in val if item is not None]
+            items = [part for item in val for part in (item if isinstance(item, list) else (item,)) if part is not None]
+            types = [self._type(item) for item in items]
+            keys = [_key(item) for item in items]
         elif val is not None:
             types = (self._type(val),)
             keys = (_key(val),)
@@ -351,7 +352,7 @@ class ExportLowering(RegionLowering):
             if after is not None:
                 results = [functionalizer.fresh(after(functionalizer))]
         if is_list:
-            slots = iter(results)
+            slots = iter(opdef.nest(results))
             self.env[node] = [None if item is None else next(slots) for item in val]
         else:
             self.env[node] = results[0] if results else None

@@ -119,7 +119,7 @@ class Calls(Indexing):
             raise
         found = [h.value if isinstance(h.value.type, ScalarType) else h for h in results]
         if "list" in opdef.results or len(opdef.results) > 1:
-            return tuple(found)
+            return tuple(opdef.nest(found))
         return found[0] if found else None
 
     def _pieces(self, opdef: OpDef, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Pieces:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -149,6 +149,14 @@ class OpDef:
     def short_name(self) -> str:
         """The operator's name without dialect and overload: `conv2d`."""
         return self.name.split(".")[1] if "." in self.name else self.name
+
+    def nest(self, items: Sequence[Any]) -> list[Any]:
+        """Return an item for each result as the kernel returns these: a list among several results is one of them."""
+        if "list" not in self.results or len(self.results) == 1:
+            return list(items)
+        start = self.results.index("list")
+        end = start + len(items) - len(self.results) + 1
+        return [*items[:start], list(items[start:end]), *items[end:]]
 
     def has(self, trait: Trait) -> bool:
         """Return whether every flag of `trait` holds."""
