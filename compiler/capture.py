@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from compiler.capture_export import ExportCapture, Stage
-from compiler.capture_inputs import check_inputs, check_signature, sharing, unshared
+from compiler.capture_inputs import check_inputs, check_layouts, check_signature, sharing, unshared
 from compiler.capture_opaque import chosen_modules
 from compiler.capture_symbolic import trace_symbolically
 from compiler.captured import Captured
@@ -88,6 +88,7 @@ def capture(
         traced = run("capture", lambda: trace_symbolically(model, opaques.values()))
         return Captured(module=traced, graph_module=traced, opaques=opaques)
     check_signature(model, args, kwargs)
+    check_layouts(model, args, kwargs)
     groups = sharing((args, kwargs))
     args, kwargs = unshared((args, kwargs))
     captured = ExportCapture(model, args, kwargs, dynamic_shapes).capture(leaf_modules, run)

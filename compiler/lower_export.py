@@ -28,6 +28,7 @@ from compiler.lower_modules import ModuleFacts
 from compiler.lower_regions import RegionLowering, attribute_of
 from compiler.lower_storage import Handle, Storage
 from compiler.lower_symbols import DataDependentSizeError, SymbolTable, restricted
+from compiler.lower_views import may_need_gradient
 from compiler.lower_weights import WeightTable, shares_storage
 from compiler.lower_writes import check_writes
 from ir.core import Graph, Value
@@ -174,6 +175,11 @@ class ExportLowering(RegionLowering):
             if not node.users:
                 return None
             weight = self._constant(node, name)
+        if node.users and node.meta["val"].layout is not torch.strided:
+            raise CaptureError(
+                f"{_KIND_NAMES[kind]} {name!r} is of layout {node.meta['val'].layout}, which is not supported",
+                remedy="make it dense with to_dense()",
+            )
         return self.functionalizer.source(weight.value, _KIND_NAMES[kind], name=weight.name, key=_key(node.meta["val"]))
 
     def _constant(self, node: fx.Node, name: str) -> Weight:
@@ -331,7 +337,7 @@ class ExportLowering(RegionLowering):
             # the fake tensors of these share storage where the real ones do not
             self.env[node] = functionalizer.call(get_opdef("aten.clone"), args, kwargs, (self._type(val),))[0]
             return
-        if name == "aten.detach_" and not self._may_need_gradient(args[0].value):
+        if name == "aten.detach_" and not may_need_gradient(args[0].value):
             self.env[node] = args[0]
             return
         if name == "aten.add_.Tensor" and self.facts.is_batch_counter(args[0], location):
@@ -405,7 +411,7 @@ def _name(target: Any) -> str:
 
 
 def _key(val: Any) -> int | None:
-    return val.untyped_storage()._cdata if isinstance(val, torch.Tensor) else None
+    return val.untyped_storage()._cdata if isinstance(val, torch.Tensor) and val.layout is torch.strided else None
 
 
 def _keys_are_reliable(nodes: Sequence[fx.Node]) -> bool:

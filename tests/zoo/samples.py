@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -37,7 +36,9 @@ class Sample:
 class Call(nn.Module):
     """Calls an operator: its tensors are the inputs, all other arguments are constants."""
 
-    def __init__(self, operator: Callable[..., Any], arguments: Any, before: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self, operator: Callable[..., Any], arguments: Any, before: Callable[[Any], Any] | None = None
+    ) -> None:
         super().__init__()
         leaves, self.spec = pytree.tree_flatten(arguments)
         self.constants = tuple(None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
@@ -73,13 +74,13 @@ def _databases() -> tuple[list[Any], list[Any]]:
     profile = settings.get_current_profile_name()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import torch.testing._internal.common_methods_invocations as invocations
         from torch.testing._internal.common_methods_invocations import op_db
         from torch.testing._internal.common_modules import module_db
-        import torch.testing._internal.common_methods_invocations as invocations
     settings.load_profile(profile)
     # they seed the generator in each call, which is not what is to be traced
     invocations.wrapper_set_seed = lambda operator, *args, **kwargs: operator(*args, **kwargs)
-    setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)  # noqa: B010 - `__` is mangled in a class
+    setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)
     return op_db, module_db
 
 
@@ -93,7 +94,9 @@ def operator_samples(select: Callable[[str], bool]) -> Iterator[Sample]:
         calls = [f"{name}[{i}]" for i in range(PER_OPERATOR)]
         in_place = op.get_inplace()
         if in_place is not None:
-            calls += [f"{name}[{i}] in place{how}" for i in range(IN_PLACE) for how in ("", " through a transposed view")]
+            calls += [
+                f"{name}[{i}] in place{how}" for i in range(IN_PLACE) for how in ("", " through a transposed view")
+            ]
         chosen = [call for call in calls if select(call)]
         if not chosen:
             continue
@@ -140,7 +143,9 @@ def module_samples(select: Callable[[str], bool]) -> Iterator[Sample]:
             for i, sample in enumerate(found):
                 name = f"nn.{info.module_cls.__name__}[{i}] in {mode}"
                 if sample.forward_input is not None and select(name):
-                    yield Sample(name, lambda info=info, sample=sample, n=number, t=training: _module(info, sample, n, t))
+                    yield Sample(
+                        name, lambda info=info, sample=sample, n=number, t=training: _module(info, sample, n, t)
+                    )
 
 
 def _module(info: Any, sample: Any, seed: int, training: bool) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
