@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from compiler.lower_layouts import is_transposed, with_strides
+from compiler.lower_layouts import is_transposed, lies_as_operand, with_strides
 from compiler.lower_mode_sharing import ModeSharing
 from compiler.lower_storage import (
     Handle,
@@ -410,7 +410,7 @@ class Functionalizer:
                 known[before] = wanted
             return with_strides(self.emit, value, wanted, known)
         op = value.defining_op
-        if op is None or op.opdef.has(Trait.ELEMENTWISE) or not is_transposed(target):
+        if op is None or lies_as_operand(op) or not is_transposed(target):
             return value
         return self.emit("aten.copy", target.value, value)
 

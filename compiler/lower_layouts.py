@@ -30,6 +30,15 @@ _TRANSPOSING = frozenset(
 """Views whose dimensions lie in memory in another order."""
 
 
+_CONTIGUOUS = frozenset({"aten.masked_fill.Scalar", "aten.masked_fill.Tensor"})
+"""Pointwise operators whose result is contiguous, and does not lie as their first operand does."""
+
+
+def lies_as_operand(op: Operation) -> bool:
+    """Return whether the result of an operation has the strides of its first operand, where that one is dense."""
+    return op.opdef.has(Trait.ELEMENTWISE) and op.name not in _CONTIGUOUS
+
+
 def is_transposed(handle: Handle) -> bool:
     """Return whether a tensor is seen through a view that orders its dimensions otherwise."""
     while handle.call is not None and handle.parent is not None:

@@ -98,7 +98,13 @@ def _diagonal(emit: Emit, op: Operation, _index: int, whole: Value, part: Value)
 
 
 def _as_strided(emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -> Value:
-    return emit("aten.as_strided_scatter", whole, part, **_attributes(op))
+    attributes = _attributes(op)
+    if not may_need_gradient(whole):
+        return emit("aten.as_strided_scatter", whole, part, **attributes)
+    # PyTorch's derivative of it lets the gradient of what is overwritten through
+    written = emit("aten.as_strided_scatter", emit("aten.detach", whole), part, **attributes)
+    nowhere, everywhere = (emit(f"aten.{n}_like", v, dtype=torch.bool) for n, v in (("zeros", whole), ("ones", part)))
+    return emit("aten.where.self", emit("aten.as_strided_scatter", nowhere, everywhere, **attributes), written, whole)
 
 
 def _narrow(emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -> Value | None:
