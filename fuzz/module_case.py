@@ -166,7 +166,7 @@ def _fields(spec: InputSpec) -> str:
 
 
 def load(source: str) -> types.ModuleType:
-    """Return the Python module that a text is, in a file that tracebacks, `inspect` and errors name; pickle finds it."""
+    """Return the Python module that a text is, in a file that tracebacks, `inspect`, errors and pickle find."""
     name = _name(source)
     if name in sys.modules:
         return sys.modules[name]
