@@ -186,10 +186,11 @@ class ParametersKept(TorchDispatchMode):
         if key in self._parameters and key not in self._copies:
             self._copies[key] = self._parameters[key].detach().clone()
 
-    def restore(self) -> None:
-        """Put back what was written."""
+    def restore(self) -> bool:
+        """Put back what was written; return whether anything was."""
         for key, copy in self._copies.items():
             self._parameters[key].detach().copy_(copy)
+        return bool(self._copies)
 
 
 def with_parameters_kept(model: nn.Module, action: Callable[[], Any]) -> Any:

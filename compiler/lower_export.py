@@ -8,6 +8,7 @@ import operator
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import attrs
 import sympy
 import torch
 from torch import fx, nn
@@ -34,6 +35,7 @@ from ir.errors import CaptureError, GraphwrightError, VerificationError
 from ir.expressions import format_expression
 from ir.locations import Location
 from ir.opdef import OpDef, get_opdef, opdef_of_overload
+from ir.parameters import ParameterKind, ParameterSpec
 from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, Weight, WeightKind
 from ir.types import OpaqueType, ScalarType, TensorType, Type
 from ir.verify import verify
@@ -66,6 +68,7 @@ class ExportLowering(RegionLowering):
         names: Mapping[str, str],
         opaques: Mapping[str, Any],
         writers: Collection[str] = (),
+        irregular: Collection[str] = (),
     ) -> None:
         self.exported = exported
         self.graph = Graph()
@@ -75,7 +78,7 @@ class ExportLowering(RegionLowering):
         self.writers = writers
         self.weights = WeightTable(self.program)
         self.module = module
-        self.facts = ModuleFacts(module)
+        self.facts = ModuleFacts(module, irregular)
         self._types: dict[Any, TensorType] = {}
         self._opdefs: dict[Any, OpDef] = {}
         self._reliable_keys = True
@@ -108,7 +111,8 @@ class ExportLowering(RegionLowering):
         self.program.constraints = self.symbols.constraints()
         self._check_types()
         check_writes(self.graph)
-        self.program.meta.update(self.facts.meta(self.functionalizer.sharing.conflicts(self.functionalizer.sources)))
+        conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
+        self.program.mode_locked = self.facts.mode_locked(conflicts)
         return self.program
 
     def _check_types(self) -> None:
@@ -144,7 +148,13 @@ class ExportLowering(RegionLowering):
         self.convention.inputs = tuple(leaves)
         forward = self.exported.module_call_graph[0].signature
         if forward is not None and forward.forward_arg_names:
-            self.convention.parameters = tuple(forward.forward_arg_names)
+            names = forward.forward_arg_names
+            assert self.convention.in_spec is not None
+            positional = len(self.convention.in_spec.children()[0].children())
+            self.convention.parameters = (
+                *(ParameterSpec(name) for name in names[:positional]),
+                *(ParameterSpec(name, ParameterKind.KEYWORD_ONLY) for name in names[positional:]),
+            )
 
     def _user_input(self, node: fx.Node, arg: Any) -> InputLeaf:
         if isinstance(arg, ConstantArgument):
@@ -178,7 +188,6 @@ class ExportLowering(RegionLowering):
         assert isinstance(results, (tuple, list))
         values: list[Value | None] = []
         leaves: list[OutputLeaf] = []
-        strides: list[Any] = []
         themselves: dict[Storage, list[int]] = {}
         written: list[tuple[Any, Value]] = []
         for result, spec in zip(results, self.exported.graph_signature.output_specs, strict=True):
@@ -190,18 +199,16 @@ class ExportLowering(RegionLowering):
                 if type(handle) is Handle and is_returned_itself(handle):
                     themselves.setdefault(handle.storage, []).append(len(leaves))
                     leaves.append(OutputLeaf(None))
-                    strides.append(None)
                     continue
                 leaf, value = self._user_output(result, spec.arg, len(values))
-                leaves.append(leaf)
-                strides.append(None)
                 if value is not None:
                     values.append(value)
                     assert isinstance(result, fx.Node)
-                    strides[-1] = tuple(self.symbols.dim(s) for s in result.meta["val"].stride())
+                    strides = tuple(self.symbols.dim(s) for s in result.meta["val"].stride())
+                    leaf = attrs.evolve(leaf, strides=strides)
+                leaves.append(leaf)
             else:
                 raise CaptureError(f"the model has an output of kind {spec.kind.name.lower()}")
-        self.program.meta["output_strides"] = tuple(strides)
         mutations: list[Mutation] = []
         for spec, value in written:
             if spec.kind is OutputKind.BUFFER_MUTATION:

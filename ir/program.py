@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -15,8 +15,9 @@ from ir.attributes import Attribute
 from ir.core import Graph, Value
 from ir.errors import VerificationError
 from ir.locations import UNKNOWN_LOCATION, Location
+from ir.parameters import ParameterSpec
 from ir.printer import print_program
-from ir.types import TensorType
+from ir.types import Dim, TensorType
 
 
 class WeightKind(enum.Enum):
@@ -104,6 +105,8 @@ class OutputLeaf:
 
     value: int | None
     constant: Any = None
+    strides: tuple[Dim, ...] | None = None
+    """Strides of the tensor in the original, which the emitted module keeps; None where they are not known."""
 
 
 @attrs.define(eq=False)
@@ -117,8 +120,8 @@ class CallingConvention:
     inputs: tuple[InputLeaf, ...] = ()
     outputs: tuple[OutputLeaf, ...] = ()
     mutations: tuple[Mutation, ...] = ()
-    parameters: tuple[str, ...] = ()
-    """Names of the forward method's parameters, positional ones first."""
+    parameters: tuple[ParameterSpec, ...] = ()
+    """Parameters of the forward method; empty where the capture does not know them."""
 
 
 @attrs.frozen
@@ -148,8 +151,10 @@ class Program:
     location: Location = UNKNOWN_LOCATION
     opaques: dict[str, Any] = attrs.field(factory=dict)
     """Python callables that opaque operations call: name -> module or function."""
-    meta: dict[str, Any] = attrs.field(factory=dict)
-    """Notes of the capture for the emitter: never read by passes."""
+    mode_locked: str = ""
+    """Why the emitted module cannot be put into the other mode; empty where it can."""
+    modes_after: Mapping[str, Mapping[str, bool]] = attrs.field(factory=dict)
+    """Switch (`train`, `eval`) -> module path -> `training` after it, of the modules that do not follow the switch."""
 
     def add_weight(self, weight: Weight) -> Value:
         """Add a weight and return its value.

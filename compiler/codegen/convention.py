@@ -6,7 +6,7 @@ import collections
 import inspect
 import keyword
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -25,7 +25,9 @@ from compiler.codegen.guard import (
     tensor_check,
 )
 from compiler.graphmodule import SignatureCodeGen
+from ir.attributes import UnknownObject
 from ir.errors import CodegenError
+from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
 from ir.program import InputLeaf, Program
 
 _LITERALS = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -49,7 +51,7 @@ class Parameter:
 def parameters_of(program: Program) -> list[Parameter]:
     """Return the parameters of `forward`, positional ones first.
 
-    Names and defaults are those of the original's signature where the capture noted it (`meta["signature"]`).
+    Names and defaults are those of the original's signature where the capture knows it.
     """
     convention = program.convention
     leaf = pytree.tree_structure(0)
@@ -59,16 +61,8 @@ def parameters_of(program: Program) -> list[Parameter]:
     args_spec, kwargs_spec = convention.in_spec.children()
     args = args_spec.children()
     kwargs = dict(zip(kwargs_spec.context, kwargs_spec.children(), strict=True))
-    signature = program.meta.get("signature")
-    if isinstance(signature, inspect.Signature):
-        found = list(_from_signature(signature, args, kwargs))
-    else:
-        names = convention.parameters
-        found = [
-            Parameter(argument_name(names[i] if i < len(names) else f"args_{i}", i), spec)
-            for i, spec in enumerate(args)
-        ]
-        found.extend(Parameter(name, spec, keyword_only=True) for name, spec in kwargs.items())
+    known = convention.parameters or (ParameterSpec("args", ParameterKind.VAR_POSITIONAL),)
+    found = list(_from_signature(known, args, kwargs))
     seen: dict[str, None] = {}
     unique: list[Parameter] = []
     for parameter in found:
@@ -82,19 +76,20 @@ def parameters_of(program: Program) -> list[Parameter]:
 
 
 def _from_signature(
-    signature: inspect.Signature, args: list[pytree.TreeSpec], kwargs: Mapping[str, pytree.TreeSpec]
+    parameters: Sequence[ParameterSpec], args: list[pytree.TreeSpec], kwargs: Mapping[str, pytree.TreeSpec]
 ) -> Iterator[Parameter]:
     rest = dict(kwargs)
     position = 0
-    for parameter in signature.parameters.values():
+    for parameter in parameters:
         kind, name, default = parameter.kind, parameter.name, parameter.default
-        default = default if isinstance(default, _LITERALS) else _ABSENT
-        if kind is parameter.VAR_POSITIONAL:
+        if default is NO_DEFAULT or isinstance(default, UnknownObject):
+            default = _ABSENT
+        if kind is ParameterKind.VAR_POSITIONAL:
             for i, spec in enumerate(args[position:]):
                 yield Parameter(f"{name}_{i}", spec)
             position = len(args)
-        elif kind is not parameter.VAR_KEYWORD:
-            keyword_only = kind is parameter.KEYWORD_ONLY
+        elif kind is not ParameterKind.VAR_KEYWORD:
+            keyword_only = kind is ParameterKind.KEYWORD_ONLY
             if not keyword_only and position < len(args):
                 yield Parameter(argument_name(name, position), args[position], default=default)
                 position += 1
@@ -217,12 +212,22 @@ class Inputs:
         if leaf is None:
             raise CodegenError("the calling convention has fewer input leaves than its structure")
         if leaf.value is None:
+            if isinstance(leaf.constant, UnknownObject):
+                raise unknown_constant(f"argument `{name}`", leaf.constant)
             if isinstance(leaf.constant, _LITERALS):
                 self.checks.append(Check(name, number, path, constant=(leaf.constant,)))
             return
         type_ = self.program.graph.inputs[leaf.value].type
         self.checks.append(tensor_check(name, number, path, type_, self._bound))
         accesses.append((leaf.value, number, path))
+
+
+def unknown_constant(what: str, constant: UnknownObject) -> CodegenError:
+    """Return the error for a constant of which a parsed program has the class alone."""
+    return CodegenError(
+        f"{what} is an object of class {constant.class_name}, and the text of a program has no more than its class",
+        remedy="emit the program itself, or put the object into its calling convention",
+    )
 
 
 def native_structure(spec: pytree.TreeSpec, leaves: Iterator[Any], call: Callable[..., Any]) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from compiler.codegen.convention import Inputs, native_structure
+from compiler.codegen.convention import Inputs, native_structure, unknown_constant
 from compiler.codegen.forms import ModuleForm, own_location
 from compiler.codegen.modules import module_form
 from compiler.codegen.regions import emit_region
@@ -21,6 +21,7 @@ from compiler.fused_modules import ScaledDotProductAttention
 from compiler.graphmodule import EmittedModule
 from compiler.parameter_map import Entry, ParameterMap
 from ir.aliasing import may_alias_operands
+from ir.attributes import UnknownObject
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.nn_ops import decode_call
@@ -206,9 +207,7 @@ class _Emitter:
         module = EmittedModule(root, scope.graph, self._class_name())
         if self.out_spec is not None:
             module.__dict__["_out_spec"] = self.out_spec
-        locked = program.meta.get("mode_locked")
-        if locked:
-            module._mode_locked = locked if isinstance(locked, str) else "the captured graph holds for one mode only"
+        module._mode_locked = program.mode_locked or None
         return Emitted(module, self._parameter_map(module))
 
     def _class_name(self) -> str:
@@ -254,6 +253,8 @@ class _Emitter:
 
     def _constant(self, constant: Any) -> Any:
         """Return what to write for a result that is no tensor: a literal, or a size that an input has."""
+        if isinstance(constant, UnknownObject):
+            raise unknown_constant("a result", constant)
         return self.scope.size(constant) if isinstance(constant, sympy.Basic) else constant
 
     def _written(self, buffer: str | None, number: int | None) -> Value:

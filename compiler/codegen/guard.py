@@ -203,7 +203,7 @@ class InputGuard(nn.Module):
                 raise _mismatch(check, f"has {_count(value)}", f"{check.length} entries")
         elif check.constant:
             value = _untraced(value)
-            if type(value) is not type(check.constant[0]) or value != check.constant[0]:
+            if not _same_constant(value, check.constant[0]):
                 raise InputError(
                     f"argument `{check.name}` is {value!r}, but the program was compiled for {check.constant[0]!r}",
                     remedy="transform the model with this value among the example inputs",
@@ -257,6 +257,16 @@ def _leaf(check: Check, value: Any) -> Any:
                 f"argument `{check.name}` is missing", remedy="pass the same structure as in the example inputs"
             ) from None
     return value
+
+
+def _same_constant(value: Any, constant: Any) -> bool:
+    """Return whether an argument is the constant, of the same type; fx has lists and dicts of its own."""
+    if isinstance(constant, (tuple, list)):
+        same = isinstance(value, list) if isinstance(constant, list) else type(value) is type(constant)
+        return same and len(value) == len(constant) and all(map(_same_constant, value, constant))
+    if isinstance(constant, dict):
+        return isinstance(value, dict) and _same_constant(list(value.items()), list(constant.items()))
+    return type(value) is type(constant) and bool(value == constant or (value != value and constant != constant))
 
 
 def _untraced(value: Any) -> Any:
