@@ -114,9 +114,12 @@ def survey(
 
 def table_of(rows: Sequence[Row]) -> Table:
     """Return a table of what a survey saw."""
-    numbers = ("modules", "wrong", "first", "of its kind", EQUAL, SOME_REFUSED, REFUSED, NOT_TRACED)
+    numbers = ("modules", "wrong", "first", "of kind", "equal", "in part", "refused", "untraced")
     table = Table(
-        Column("kind", overflow="fold"), "wanted", *(Column(name, justify="right") for name in numbers), "found by"
+        Column("kind", overflow="fold", min_width=20),
+        "wanted",
+        *(Column(name, justify="right") for name in numbers),
+        "found by",
     )
     for row in rows:
         found = (row.modules, row.wrong, row.first or "", row.first_of_kind or "")

@@ -71,6 +71,15 @@ def _inputs_for(draw: st.DrawFn, recipe: Recipe, dtype: torch.dtype) -> tuple[In
     return tuple(named) if "x" in recipe.keywords else (first, *named)
 
 
+@st.composite
+def _kind_of(draw: st.DrawFn, kinds: tuple[str, ...]) -> str:
+    """Return one of some kinds: first a family, so that those of few variants are no rarer."""
+    families: dict[str, list[str]] = {}
+    for kind in kinds:
+        families.setdefault(RECIPES[kind].family, []).append(kind)
+    return draw(st.sampled_from(families[draw(st.sampled_from(tuple(families)))]))
+
+
 def _follow(w: Writer, recipe: Recipe) -> str | None:
     """Write a recipe on the newest value that is like the input, or on the input; return the value that it makes."""
     first = w["x"].shape
@@ -138,7 +147,7 @@ def modules(draw: st.DrawFn, max_ops: int = 12, kinds: Sequence[str] = ()) -> Mo
     """
     recipe = None
     if kinds or _seldom(draw, 3):
-        recipe = RECIPES[draw(st.sampled_from(kinds or tuple(RECIPES)))]
+        recipe = RECIPES[draw(_kind_of(tuple(kinds) or tuple(RECIPES)))]
     dtype = draw(st.sampled_from(_DTYPES))
     specs = draw(_inputs(dtype) if recipe is None else _inputs_for(recipe, dtype))
     training = _seldom(draw, 4 if recipe is None else 2)
