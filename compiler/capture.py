@@ -60,8 +60,14 @@ def capture(
     if isinstance(model, ExportedProgram):
         if dynamic_shapes is not None or leaf_modules:
             raise InputError("an ExportedProgram is captured already: it takes no dynamic_shapes= or leaf_modules=")
-        check_inputs(example_inputs, example_kwargs)
-        return run("capture", lambda: Captured(exported=model))  # type: ignore[no-any-return]
+        args, kwargs = check_inputs(example_inputs, example_kwargs)
+        given = example_inputs is not None or example_kwargs is not None
+        if not given and model.example_inputs is not None:
+            args, kwargs = model.example_inputs
+        captured = Captured(
+            exported=model, has_example=given or model.example_inputs is not None, args=args, kwargs=kwargs
+        )
+        return run("capture", lambda: captured)  # type: ignore[no-any-return]
     if not isinstance(model, nn.Module):
         raise InputError(
             f"cannot capture a {type(model).__qualname__}",

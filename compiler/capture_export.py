@@ -118,6 +118,7 @@ class ExportCapture:
             irregular=traced,
             second=lambda: self._second(traced),
             observed=self.observed,
+            has_example=True,
             args=self.args,
             kwargs=self.kwargs,
         )
@@ -234,7 +235,7 @@ class ExportCapture:
             buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
             result = watched(*args, **kwargs)
             # torch.export puts attributes back itself, so they are compared before it does
-            changed.extend(change for change in state.changes() if not _is_average(change))
+            changed.extend(change for change in state.changes() if not (_is_average(change) or self._is_seen(change)))
             _write_assigned(model, buffers)
             return result
 
@@ -256,10 +257,14 @@ class ExportCapture:
             left = [change for change in state.restore() if change[2] != "forward"]
         if failure is not None:
             raise self._explained(failure) from failure
-        changed = [change for change in changed or left if not is_list_of_parameters(change)]
+        changed = [change for change in changed or left if not (is_list_of_parameters(change) or self._is_seen(change))]
         if changed and not may_change:
             raise state_change(changed)
         return result
+
+    def _is_seen(self, change: Change) -> bool:
+        """Return whether a change is one of a mode: real runs showed what comes of it."""
+        return self.observed is not None and change[2] == "training"
 
     def _explained(self, failure: Exception) -> GraphwrightError:
         if isinstance(failure, GraphwrightError):

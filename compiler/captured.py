@@ -36,6 +36,8 @@ class Captured:
     """The capture with those modules in the opposite mode."""
     observed: Observed | None = None
     """What real runs of the model showed; None where there were none."""
+    has_example: bool = False
+    """Whether `args` and `kwargs` are those of an example call."""
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = attrs.field(factory=dict)
     sharing: tuple[frozenset[int], ...] = ()

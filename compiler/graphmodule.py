@@ -13,6 +13,7 @@ import operator
 import re
 import sys
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -168,9 +169,11 @@ class EmittedModule(TreeGraphModule):
 
     _mode_locked: str | None = None
     """Why the module cannot leave its mode, if it cannot."""
+    _modes_after: Mapping[str, tuple[tuple[str, bool], ...]] = MappingProxyType({})
+    """The switch ("train" or "eval") -> paths of modules and the modes that they have afterwards, where not its own."""
 
     def train(self, mode: bool = True) -> EmittedModule:
-        """Set the mode of all submodules, as `nn.Module.train` does.
+        """Set the mode of all submodules, as `train` of the original does.
 
         Raises:
             InputError: when the mode would change and the captured graph holds for one mode only.
@@ -182,6 +185,8 @@ class EmittedModule(TreeGraphModule):
                 remedy=f"put the original model into {then} mode and transform that",
             )
         super().train(mode)
+        for path, flag in self._modes_after.get("train" if mode else "eval", ()):
+            self.get_submodule(path).training = flag
         return self
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> EmittedModule:

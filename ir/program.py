@@ -125,6 +125,18 @@ class CallingConvention:
 
 
 @attrs.frozen
+class Surrounding:
+    """Surroundings in which the program must not be run, since the original does something else there.
+
+    `answers` are those that the original got on the captured call, one for each tensor among the inputs where they
+    differ by input (whether it is contiguous, whether it requires a gradient); `place` is where it asks.
+    """
+
+    answers: tuple[bool, ...] = ()
+    place: str = ""
+
+
+@attrs.frozen
 class SymbolRange:
     """Inclusive range of a symbol; `upper` is None where it is unbounded."""
 
@@ -155,6 +167,8 @@ class Program:
     """Why the emitted module cannot be put into the other mode; empty where it can."""
     modes_after: Mapping[str, Mapping[str, bool]] = attrs.field(factory=dict)
     """Switch (`train`, `eval`) -> module path -> `training` after it, of the modules that do not follow the switch."""
+    surroundings: Mapping[str, Surrounding] = attrs.field(factory=dict)
+    """Name (no_grad, inference_mode, autocast, layout, requires_grad) -> why the program refuses to run there."""
 
     def add_weight(self, weight: Weight) -> Value:
         """Add a weight and return its value.

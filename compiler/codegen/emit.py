@@ -124,10 +124,8 @@ class ProgramScope(Scope):
             home = self.tree.home(form, op.location.parts)
             if home is not None:
                 return home, True
-            # a call of a function has no mode, and F.batch_norm no cumulative average
-            needed = op.name == "nn.multihead_attention" or (
-                op.name == "aten.batch_norm" and form.counter and op.attributes["momentum"] is None
-            )
+            # a call of a function has no mode, and F.batch_norm counts no batches
+            needed = op.name == "nn.multihead_attention" or (op.name == "aten.batch_norm" and form.counter)
         else:
             location = own_location(op, form)
             if location is not None and op.name != "aten.scaled_dot_product_attention":
@@ -199,7 +197,9 @@ class _Emitter:
             node.target = self.tree.weight_key(weight)
         root = nn.Module()
         self.tree.finish(root)
-        root.add_module("_guard", inputs.guard())
+        guard = inputs.guard()
+        guard.surroundings = dict(program.surroundings)
+        root.add_module("_guard", guard)
         root.training = program.module_modes.get("", False)
         root._guard.training = root.training  # type: ignore[union-attr]
         if self.out_spec is not None:
@@ -208,7 +208,16 @@ class _Emitter:
         if self.out_spec is not None:
             module.__dict__["_out_spec"] = self.out_spec
         module._mode_locked = program.mode_locked or None
+        module._modes_after = self._modes_after(module)
         return Emitted(module, self._parameter_map(module))
+
+    def _modes_after(self, module: nn.Module) -> dict[str, tuple[tuple[str, bool], ...]]:
+        """Return for each switch the emitted modules whose mode is then another one than that of the root."""
+        found: dict[str, tuple[tuple[str, bool], ...]] = {}
+        for switch, modes in self.program.modes_after.items():
+            places = [(path, self.tree.origin(path, each)) for path, each in module.named_modules()]
+            found[switch] = tuple((path, modes[origin]) for path, origin in places if origin in modes)
+        return found
 
     def _class_name(self) -> str:
         name = self.program.location.class_name

@@ -53,6 +53,7 @@ class ModuleTree:
         """Key inside a module kept as it is -> the original's name."""
         self.extras: dict[str, tuple[Any, ...]] = {}
         """Path of a region -> symbols whose sizes it takes as further arguments."""
+        self._origins: dict[int, tuple[nn.Module, str]] = {}
         self._prefixes: dict[str, None] = {}
         """Paths below which the original has weights that live."""
         for name in weights.live_names:
@@ -104,7 +105,17 @@ class ModuleTree:
             module.train(form.training)
         else:
             module.train(self.mode(path_of_original))
+        if path_of_original is not None:
+            self._origins[id(module)] = module, path_of_original
         return module
+
+    def origin(self, path: str, module: nn.Module) -> str:
+        """Return the path in the original of the module whose mode decides about an emitted one."""
+        known, modes = self._origins.get(id(module)), self.program.module_modes
+        found = known[1] if known is not None else self._original(path)
+        while found and found not in modes:
+            found = found.rpartition(".")[0]
+        return found
 
     def _hold(self, owner: nn.Module, name: str, weight: Weight) -> None:
         """Give `owner` the tensor: a parameter or a buffer, whatever the class makes of it."""
