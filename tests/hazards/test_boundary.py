@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import collections
 import copy
-import functools
 import itertools
 import random
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +15,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compiler.boundary.surroundings import holds_trace
 from graphwright import CaptureError, InputError, TransformResult, transform
 
 X = torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(0))
