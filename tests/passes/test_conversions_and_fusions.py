@@ -13,7 +13,7 @@ from compiler.driver import transform
 from compiler.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_PATTERNS
 from passes.convert.classifier import FlattenLinearToConv1x1Pattern, FlattenLinearToConvPattern
 from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
-from tests.zoo.equality import assert_equal_outputs
+from tests.zoo.equality import assert_equal_outputs, assert_equal_training
 
 
 class Calls(nn.Module):
@@ -62,6 +62,59 @@ def test_every_spelling_of_flatten_is_converted(spelling):
     assert result.counts()["FlattenLinearToConv1x1Pattern"] == 1
 
 
+class ChannelsNorm(nn.LayerNorm):
+    """The norm of the channels of a map, as ConvNeXt has it: they are moved last for it, and back."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvNeXtHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pool, self.norm, self.flatten = nn.AdaptiveAvgPool2d(1), ChannelsNorm(4), nn.Flatten()
+        self.drop, self.fc = nn.Dropout(0.3), nn.Linear(4, 3)
+        nn.init.normal_(self.norm.bias)
+
+    def forward(self, x):
+        return self.fc(self.drop(self.flatten(self.norm(self.pool(x)))))
+
+
+@pytest.mark.parametrize(
+    ("captured_by", "batch"), [("symbolic", 2), *((by, batch) for by in ("export", "fx", "shapes") for batch in (1, 2))]
+)
+def test_the_classifier_of_convnext_is_converted(captured_by, batch):
+    model, x = ConvNeXtHead().eval(), image(batch, 4, 6, 5)
+    given = torch.fx.symbolic_trace(model) if captured_by in ("fx", "shapes") else model
+    if captured_by == "shapes":
+        torch.fx.passes.shape_prop.ShapeProp(given).propagate(x)
+    symbolic = {"dynamic_shapes": ({0: torch.export.Dim("batch", min=1, max=64)},)} if captured_by == "symbolic" else {}
+    result = transform(given, None if captured_by == "shapes" else (x,), **symbolic)
+    assert result.counts()["FlattenLinearToConv1x1Pattern"] == 1
+    assert_equal_outputs(model, result.model, x)
+    assert_equal_training(result, model, x)
+    if symbolic:
+        assert_equal_outputs(model, result.model, image(5, 4, 6, 5))
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (lambda s, x: s.fc(x.flatten(1)), (2, 1, 1, 4)),
+        (lambda s, x: s.fc(x.reshape(2, 4)), (1, 2, 1, 4)),
+        (lambda s, x: s.fc(x.reshape(2, 4)), (1, 1, 2, 4)),
+        (lambda s, x: s.fc(x.flatten(0, 2)), (2, 1, 1, 4)),
+        (lambda s, x: s.fc(x.permute(2, 1, 0, 3).reshape(2, 4)), (1, 1, 2, 4)),
+        (lambda s, x: s.fc(F.gelu(x.reshape(2, 4))), (2, 1, 4, 1)),
+    ],
+)
+def test_the_sizes_of_1_of_a_pooled_map_may_stand_anywhere(function, shape):
+    patterns = (FlattenLinearToConvPattern, FlattenLinearToConv1x1Pattern)
+    result = run(function, image(*shape), patterns=patterns, fc=nn.Linear(4, 3))
+    assert result.counts() == {"FlattenLinearToConv1x1Pattern": 1}
+    assert tuple(result.model.state_dict()["fc.weight"].shape) == (3, 4, 1, 1)
+
+
 @pytest.mark.parametrize(
     "mean",
     [
@@ -89,6 +142,9 @@ def test_every_spelling_of_global_pooling_is_converted(mean):
         (lambda s, x: s.fc(torch.flatten(x, 1)), (2, 4, 1, 1, 1), 4),
         (lambda s, x: (lambda y: (s.fc(y), y))(torch.flatten(x, 1)), (2, 4, 1, 1), 4),
         (lambda s, x: s.fc(torch.softmax(torch.flatten(x, 1), 1)), (2, 4, 1, 1), 4),
+        (lambda s, x: s.fc(x.reshape(2, 4)), (4, 1, 1, 2), 4),
+        (lambda s, x: s.fc(x.reshape(4, 4)), (2, 1, 2, 4), 4),
+        (lambda s, x: s.fc(x.flatten(1)), (2, 2, 1, 2), 4),
     ],
 )
 def test_look_alikes_of_the_classifier_are_left_alone(function, shape, features):
