@@ -16,6 +16,7 @@ from compiler.difference import tensor_difference
 from fuzz.case import Case
 from fuzz.definite import has_definite_gradients, is_definite
 from fuzz.kernels import ends_the_process
+from fuzz.kinds import other_than_its_kind
 from fuzz.layouts import channels_last, is_standard, transposed
 from fuzz.observation import (
     Observation,
@@ -160,7 +161,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
                 _compare_with_original(pass_, case, properties, program)
                 return outcome
             _hold("verifier", lambda: verify(program))
-            _hold("types", lambda: _compare_types(program, case.inputs))
+            typed = _with_true_types(program, case.inputs)
         except Finding:
             _demand_that_it_runs(case)
             raise
@@ -172,6 +173,9 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             runs.compare(program)
         finally:
             kept.compare("a run")  # what is written explains what else was found
+        other = other_than_its_kind(program, typed)
+        if other is not None:
+            raise Finding("kind", other)
         copy = check_text(program, after) if properties.text else Case.of(program, case.inputs).build()
         _compare_with_original(pass_, case, properties, program)
         if properties.modes:
@@ -183,11 +187,16 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
     return outcome
 
 
-def _compare_types(program: Program, inputs: Sequence[Any]) -> None:
-    """Raise a `Finding` where types that the program says are not those that it has on its inputs."""
-    untrue = untrue_type(program, with_types_of(program, inputs))
+def _with_true_types(program: Program, inputs: Sequence[Any]) -> Program:
+    """Return a program with the types that it has on its inputs; raise a `Finding` where it says others."""
+    try:
+        typed = with_types_of(program, inputs)
+    except InferenceError as error:
+        raise Finding("types", str(error)) from error
+    untrue = untrue_type(program, typed)
     if untrue is not None:
         raise Finding("types", untrue)
+    return typed
 
 
 def _demand_that_it_runs(case: Case) -> None:

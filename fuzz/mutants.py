@@ -34,6 +34,7 @@ from fuzz.mutant_list_canonicalize import CANONICALIZE_MUTANTS
 from fuzz.mutant_list_ir import IR_MUTANTS
 from fuzz.mutant_list_patterns import PATTERN_MUTANTS
 from fuzz.mutant_list_spelling import SPELLING_MUTANTS
+from fuzz.mutant_list_unknown import UNKNOWN_MUTANTS
 from fuzz.mutation import Mutant, StaleMutantError, Subject, mutated
 from fuzz.observation import quiet
 from fuzz.sound import Target
@@ -51,7 +52,13 @@ from ir.printer import print_program
 from ir.program import Program
 from ir.types import TensorType, dims_equal, type_of_tensor
 
-MUTANTS: tuple[Mutant, ...] = (*CANONICALIZE_MUTANTS, *SPELLING_MUTANTS, *PATTERN_MUTANTS, *IR_MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (
+    *CANONICALIZE_MUTANTS,
+    *SPELLING_MUTANTS,
+    *PATTERN_MUTANTS,
+    *UNKNOWN_MUTANTS,
+    *IR_MUTANTS,
+)
 """All mutants."""
 
 _SEED = 20260

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 from hypothesis import strategies as st
 
 from fuzz.retyping import retype
@@ -10,7 +11,7 @@ from ir.errors import InferenceError
 from ir.program import Program
 from ir.types import UNKNOWN_TENSOR, TensorType, Type
 
-ERASED_ONE_IN = 6
+ERASED_ONE_IN = 4
 """One in so many programs loses types."""
 
 
@@ -18,8 +19,9 @@ ERASED_ONE_IN = 6
 def with_erased_types(draw: st.DrawFn, program: Program, *, always: bool = False) -> Program:
     """Return a strategy for a program as it is or, now and then, without types that it had.
 
-    The types of inputs are erased, mostly wholly: all of them, or some; or sizes, the rank, the dtype. The others are
-    inferred anew. Weights keep theirs, and so do inputs whose sizes are symbols, or tell how many results there are.
+    Erased are the types of all inputs, or their first size (the batch), or of each input all or some of its type. What
+    follows is inferred anew. Weights keep their types, and so do inputs whose sizes are symbols, or tell how many
+    results there are.
 
     Args:
         draw: given by hypothesis.
@@ -30,13 +32,8 @@ def with_erased_types(draw: st.DrawFn, program: Program, *, always: bool = False
     if program.symbols or not (always or draw(st.integers(0, ERASED_ONE_IN - 1)) == ERASED_ONE_IN - 1):
         return program
     known: list[Type | None] = [value.type for value in graph.inputs]
-    whole = draw(st.integers(0, 3)) < 2
-    erased: list[Type | None] = []
-    for type_ in known:
-        if not isinstance(type_, TensorType):
-            erased.append(type_)
-        else:
-            erased.append(UNKNOWN_TENSOR if whole or draw(st.booleans()) else draw(forgetful(type_)))
+    how = draw(st.sampled_from(("all", "all", "batch", "some")))
+    erased = [draw(_erased(type_, how)) if isinstance(type_, TensorType) else type_ for type_ in known]
     if _takes(program, erased):
         return program
     kept = list(known)
@@ -46,6 +43,15 @@ def with_erased_types(draw: st.DrawFn, program: Program, *, always: bool = False
             kept = tried
     retype(graph, kept)
     return program
+
+
+@st.composite
+def _erased(draw: st.DrawFn, type_: TensorType, how: str) -> TensorType:
+    if how == "all" or (how == "some" and draw(st.booleans())):
+        return UNKNOWN_TENSOR
+    if how == "batch":
+        return attrs.evolve(type_, shape=(None, *type_.shape[1:])) if type_.shape else type_
+    return draw(forgetful(type_))
 
 
 def _takes(program: Program, types: list[Type | None]) -> bool:
