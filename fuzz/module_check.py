@@ -16,6 +16,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from compiler.driver import TransformResult, transform
 from fuzz.check import Finding, Outcome, Properties, Unusable, check_text
+from fuzz.emission import check_emission
 from fuzz.module_case import ModuleCase
 from fuzz.module_hold import Arguments, Comparison
 from fuzz.module_observation import cast_tree, observe_module, snapshot
@@ -130,7 +131,7 @@ class _Way:
         if self.properties.modes:
             comparison.hold_in_the_other_mode()
         if self.properties.text:
-            check_text(result.program, print_program(result.program))
+            check_emission(result.program, check_text(result.program, print_program(result.program)))
         if self.way == "export":
             self._hold_at_other_sizes(comparison)
             if self.case.seed % SELDOM == 0:

@@ -24,7 +24,8 @@ from ir.errors import GraphwrightError, VerificationError
 from ir.literals import RESERVED_SYMBOLS
 from ir.nn_ops import OPAQUE
 from ir.opdef import ParamKind
-from ir.printer import print_operation_context
+from ir.parameters import are_in_order
+from ir.printer import format_parameters, print_operation_context
 from ir.program import CallingConvention, Program, Weight
 from ir.types import OpaqueType, ScalarType, TensorType, Type, dims_equal, make_symbol
 
@@ -389,6 +390,8 @@ class _Verifier:
         places = [leaf.value for leaf in convention.inputs if leaf.value is not None]
         if convention.inputs and sorted(places) != list(range(num_inputs)):
             self._fail(f"the arguments stand for graph inputs {places}, but the graph has {num_inputs}")
+        if not are_in_order(convention.parameters):
+            self._fail(f"Python does not allow parameters in this order: {format_parameters(convention.parameters)}")
         for leaf in convention.outputs:
             if leaf.value is not None and not 0 <= leaf.value < num_outputs:
                 self._fail(f"the result has output {leaf.value}, but the graph has {num_outputs}")

@@ -389,6 +389,18 @@ def test_errors_point_at_the_place(old: str, new: str, line: int, column: int, m
         'argument "x" = %x',
         'mutation "b" = input 0',
         "modules both",
+        'after test modules eval "x"',
+        'after train eval "x"',
+        "mode_locked",
+        'parameters *"x", *"y"',
+        'parameters *"x", "y", *"z"',
+        'parameters /, "x"',
+        'parameters "x", /, /',
+        'parameters "x", *, /',
+        'parameters **"k", "x"',
+        'parameters "x" = {[1]: 2, list(1): 3}',
+        "result = output 0 strides [?]",
+        "result = output 0 strides",
     ],
 )
 def test_ill_formed_statements_are_refused(statement: str) -> None:
