@@ -269,7 +269,8 @@ class _Parser:
         while True:
             place = lexer.index
             if lexer.accept("/"):
-                if not found or any(each.kind is not ParameterKind.POSITIONAL_OR_KEYWORD for each in found):
+                plain = ParameterKind.POSITIONAL_OR_KEYWORD
+                if not found or {kind, *(each.kind for each in found)} != {plain}:
                     raise lexer.error("`/` follows the parameters that are passed by position alone", index=place)
                 found = [attrs.evolve(each, kind=ParameterKind.POSITIONAL_ONLY) for each in found]
             elif lexer.accept("**"):
