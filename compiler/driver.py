@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -154,7 +154,11 @@ def transform(
         )
     manager = pipeline if pipeline is not None else pipeline_of(patterns)
     # one entry is accepted as it is; the characters of a path are no paths
-    leaves = (leaf_modules,) if isinstance(leaf_modules, (str, nn.Module, type)) else tuple(leaf_modules)
+    leaves = (leaf_modules,) if isinstance(leaf_modules, (str, nn.Module, type)) else _entries(leaf_modules)
+    if progress is not None and not callable(progress):
+        raise InputError(
+            f"progress={progress!r} is no function", remedy="give a function of a stage's name: `progress=print`"
+        )
     stages = _Stages(progress)
     captured = stages.run(
         "capture",
@@ -189,6 +193,15 @@ def transform(
         stages.run("validate", lambda: validate_result(model, result.model, args, example_kwargs))
         result.stages = tuple(stages.times)
     return result
+
+
+def _entries(leaf_modules: Any) -> tuple[Any, ...]:
+    if not isinstance(leaf_modules, Iterable):
+        raise InputError(
+            f"leaf_modules={leaf_modules!r} is no list",
+            remedy="give submodules, their classes or their paths: `leaf_modules=['encoder.norm']`",
+        )
+    return tuple(leaf_modules)
 
 
 def _applied(log: RewriteLog) -> list[Remark]:
