@@ -102,9 +102,12 @@ def normalize_attribute(value: Any) -> Attribute:
         return simplify_dim(value)
     if isinstance(value, str):
         return str.__str__(value)  # `str(member)` of an enum is its name
-    for plain in (int, float, complex):
-        if isinstance(value, plain):
-            return plain(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, complex):
+        return complex(value)
     if isinstance(value, ATTRIBUTE_TYPES):
         return value
     raise TypeError(f"a {type(value).__qualname__} is not an attribute value")

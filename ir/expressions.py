@@ -101,7 +101,7 @@ def _evaluate(what: str, function: Callable[..., Any], args: list[Any]) -> Any:
     try:
         return function(*args)
     except Exception as error:  # what is written may be anything, and so may be what SymPy makes of it
-        raise ValueError(f"{what} does not take these arguments: {error or type(error).__name__}") from error
+        raise ValueError(f"{what} does not take these arguments: {str(error) or type(error).__name__}") from error
 
 
 # Text comes from anywhere, and a short one may stand for a number that fills the memory. These bounds are far from what

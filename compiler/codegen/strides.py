@@ -36,7 +36,9 @@ def restore_output_strides(module: fx.GraphModule, program: Program) -> tuple[in
         return ()
     args, kwargs = arguments
     # without `static_shapes` the sizes of the weights would be symbols that no type of the program has
-    state = {k: context.mode.from_tensor(v, static_shapes=True) for k, v in _tensors_of(module).items()}
+    state: dict[str, torch.Tensor] = {
+        name: context.mode.from_tensor(tensor, static_shapes=True) for name, tensor in _tensors_of(module).items()
+    }
     with context.mode, torch.no_grad(), torch.random.fork_rng(devices=[]):
         results = pytree.tree_leaves(torch.func.functional_call(module, state, args, kwargs))
     output = next(iter(reversed(module.graph.nodes)))

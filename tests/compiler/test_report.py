@@ -125,11 +125,11 @@ def test_operations_of_the_root_are_placed_by_their_line() -> None:
 
 def test_wrong_arguments_are_refused(result: TransformResult) -> None:
     calls: list[tuple[Callable[[], object], str]] = [
-        (lambda: make_report(3), "make_report was given 3"),  # type: ignore[arg-type]
-        (lambda: make_report(result, model=None), "make_report was given None"),  # type: ignore[arg-type]
-        (lambda: make_report(result, accuracy=1.0), "make_report was given 1.0"),  # type: ignore[arg-type]
-        (lambda: make_report(result, accuracy_note=1), "make_report was given 1"),  # type: ignore[arg-type]
-        (lambda: print_report(result), "print_report was given TransformResult"),  # type: ignore[arg-type]
+        (lambda: make_report(3), "make_report was given 3"),
+        (lambda: make_report(result, model=None), "make_report was given None"),
+        (lambda: make_report(result, accuracy=1.0), "make_report was given 1.0"),
+        (lambda: make_report(result, accuracy_note=1), "make_report was given 1"),
+        (lambda: print_report(result), "print_report was given TransformResult"),
     ]
     for call, message in calls:
         with pytest.raises(InputError, match=message) as caught:

@@ -89,6 +89,7 @@ class Turned(nn.Module):
 class Writes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        self.step: Any
         self.register_buffer("step", torch.zeros(()))
 
     def forward(self, x: Any, out: Any, mode: str = "add") -> Any:
@@ -142,6 +143,7 @@ def test_explicit_empty_containers_stay_defaults() -> None:
     assert str(inspect.signature(module.forward)).startswith(shown)
     assert torch.equal(module(X), X)
     assert torch.equal(module(X, None, (), [], {"a": (1, [True])}, size=((2, 3), "same")), X)
+    wrong: Any
     for wrong in ([], (1,)):
         with pytest.raises(InputError, match="`dims` is"):
             module(X, None, wrong)
