@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from compiler.capture_opaque import structural_copy
+from compiler.boundary.copies import structural_copy
 from compiler.functionalize import Functionalizer, is_returned_itself
 from compiler.lower_fx_calls import Calls
 from compiler.lower_fx_index import Pieces, Size
@@ -208,7 +208,7 @@ class FxLowering:
                 outputs[place] = OutputLeaf(len(values))
             values.append(value)
         for storage in self.functionalizer.sources:
-            if storage.kernel_writes is not None:
+            if storage.kernel_writes is not None and storage.kind != "input":
                 self.program.weights[storage.name].is_mutated = True
         self.convention.outputs = tuple(outputs)
         self.convention.mutations = tuple(mutations)

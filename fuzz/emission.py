@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from compiler.codegen import Emitted, emit, restore_output_strides
 from compiler.parameter_map import ParameterMap
@@ -15,12 +15,13 @@ from ir.errors import GraphwrightError
 from ir.program import Program
 
 
-def check_emission(program: Program, parsed: Program) -> None:
+def check_emission(program: Program, parsed: Program, module: fx.GraphModule | None = None) -> None:
     """Emit both programs and compare the modules.
 
     Args:
         program: the program.
         parsed: what its text was parsed to, with the data of the weights; it is given the opaque callables.
+        module: what `transform` made of the program, to be held to it as well.
 
     Raises:
         Finding: when something that can be seen of the modules differs; their weights are not compared.
@@ -34,20 +35,27 @@ def check_emission(program: Program, parsed: Program) -> None:
         other = emit(parsed)
     except GraphwrightError as error:
         raise Finding("text", f"nothing can be emitted from what was printed: {error}") from error
+    whole = emitted.module if module is None else module
+    for (what, mine), (_, theirs) in zip(_of_module(whole), _of_module(other.module), strict=True):
+        if mine != theirs:
+            raise Finding("text", f"what is emitted from what was printed has another {what}: {mine} != {theirs}")
     restored = restore_output_strides(emitted.module, program), restore_output_strides(other.module, parsed)
     if restored[0] != restored[1]:
         raise Finding("text", f"the strides of results {restored[0]} are restored, and {restored[1]} without the text")
-    for (what, mine), (_, theirs) in zip(_features(emitted), _features(other), strict=True):
+    for (what, mine), (_, theirs) in zip(_of_parts(emitted), _of_parts(other), strict=True):
         if mine != theirs:
             raise Finding("text", f"what is emitted from what was printed has another {what}: {mine} != {theirs}")
 
 
-def _features(emitted: Emitted) -> Iterator[tuple[str, object]]:
-    """Yield all that a module has beside the data of its weights."""
-    module = emitted.module
+def _of_module(module: fx.GraphModule) -> Iterator[tuple[str, object]]:
     yield "signature", str(inspect.signature(module.forward))
     yield "lock on the mode", getattr(module, "_mode_locked", None)
     yield "code", module.code
+
+
+def _of_parts(emitted: Emitted) -> Iterator[tuple[str, object]]:
+    """Yield all else that a module has beside the data of its weights."""
+    module = emitted.module
     guard = module.get_submodule("_guard")
     yield "guard", [repr(getattr(guard, name)) for name in ("checks", "ranges", "relations")]
     yield "tree", [(path, part.training, _shown(part)) for path, part in module.named_modules()]
