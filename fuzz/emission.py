@@ -58,6 +58,8 @@ def _of_parts(emitted: Emitted) -> Iterator[tuple[str, object]]:
     module = emitted.module
     guard = module.get_submodule("_guard")
     yield "guard", [repr(getattr(guard, name)) for name in ("checks", "ranges", "relations")]
+    yield "surroundings", getattr(guard, "surroundings", None)
+    yield "modes after a switch", getattr(module, "_modes_after", None)
     yield "tree", [(path, part.training, _shown(part)) for path, part in module.named_modules()]
     yield "parameters", [(name, _described(tensor)) for name, tensor in module.named_parameters(remove_duplicate=False)]
     yield "buffers", [(name, _described(tensor)) for name, tensor in module.named_buffers(remove_duplicate=False)]

@@ -24,6 +24,7 @@ from ir.program import (
     Mutation,
     OutputLeaf,
     Program,
+    Surrounding,
     SymbolRange,
     Weight,
     WeightKind,
@@ -135,6 +136,9 @@ class _Parser:
                 lexer.expect("modules")
                 modes = dict(program.modes_after.get(switch, {}))
                 program.modes_after = {**program.modes_after, switch: modes | self._modes()}
+            case "refuses":
+                name = lexer.expect_string("the name of surroundings")
+                program.surroundings = {**program.surroundings, name: self._surrounding()}
             case "mode_locked":
                 program.mode_locked = lexer.expect_string("why the mode is locked")
             case "parameters":
@@ -251,6 +255,16 @@ class _Parser:
 
     def _strides(self) -> tuple[Dim, ...] | None:
         return tuple(self.literals.dims()) if self.lexer.accept("strides") else None
+
+    def _surrounding(self) -> Surrounding:
+        lexer = self.lexer
+        answers: tuple[bool, ...] = ()
+        if lexer.accept("answers"):
+            place = lexer.index
+            answers = self.literals.attribute()
+            if not isinstance(answers, tuple) or not all(type(answer) is bool for answer in answers):
+                raise lexer.error("the answers are True or False, in brackets", index=place)
+        return Surrounding(answers, lexer.expect_string("the place") if lexer.accept("place") else "")
 
     def _switch(self) -> str:
         place = self.lexer.index
