@@ -205,7 +205,7 @@ def _keywords_of_export(args: tuple[Any, ...]) -> Mapping[str, Any]:
     caller = frame.f_back
     if frame.f_code is not fx.Interpreter.run.__code__ or caller is None:
         return {}
-    if caller.f_globals.get("__name__") != torch.export._trace.__name__:
+    if caller.f_globals.get("__name__") != "torch.export._trace":
         return {}
     keywords = caller.f_locals.get("kwargs")
     if not isinstance(keywords, dict) or not keywords or len(keywords) > len(args):

@@ -7,12 +7,14 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import fx, nn
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from compiler.boundary.copies import structural_copy
+from compiler.capture_symbolic import ASKED_FOR_NONE
 from compiler.functionalize import Functionalizer, is_returned_itself
 from compiler.lower_fx_calls import Calls
 from compiler.lower_fx_index import Pieces, Size
@@ -25,7 +27,7 @@ from compiler.lower_weights import WeightTable
 from ir.core import Graph, Value
 from ir.errors import CaptureError, GraphwrightError, InputError
 from ir.locations import Location
-from ir.nn_ops import encode_call
+from ir.nn_ops import decode_call, encode_call
 from ir.opdef import get_opdef
 from ir.parameters import parameters_of_signature
 from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, WeightKind
@@ -34,11 +36,24 @@ from ir.types import CPU, UNKNOWN_TENSOR, OpaqueType, ScalarType, TensorType, Ty
 _WITH_INPUTS = "pass example inputs, so that it is captured through torch.export"
 
 
-class FxLowering:
-    """Lowers one `fx.GraphModule`."""
+_INDEXING = ("aten.select.int", "aten.slice.Tensor")
+_GETITEM = "_operator.getitem"
 
-    def __init__(self, graph_module: fx.GraphModule, leaves: Mapping[str, nn.Module]) -> None:
+
+class FxLowering:
+    """Lowers one `fx.GraphModule`.
+
+    Args:
+        graph_module: the graph.
+        leaves: modules that are kept as opaque calls, by path.
+        is_traced: whether it is a trace of a module, whose code may have asked what its arguments are.
+    """
+
+    def __init__(
+        self, graph_module: fx.GraphModule, leaves: Mapping[str, nn.Module], *, is_traced: bool = False
+    ) -> None:
         self.root = graph_module
+        self.is_traced = is_traced
         self.graph = Graph()
         self.convention = CallingConvention(None, None)
         self.program = Program("main", self.graph, self.convention)
@@ -72,6 +87,7 @@ class FxLowering:
         for node in root.graph.nodes:
             self._node(node)
         self._drop_weights_of_opaques()
+        self.convention.inputs = tuple(map(self._with_kinds, self.convention.inputs))
         conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
         self.program.mode_locked = self.facts.mode_locked(conflicts)
         self.convention.parameters = parameters_of_signature(inspect.signature(root.forward))
@@ -138,9 +154,11 @@ class FxLowering:
                 f"the graph takes a variable number of arguments ({name})",
                 remedy=_WITH_INPUTS,
             )
-        if node.args and not node.users:
+        fits = not node.meta.get(ASKED_FOR_NONE)
+        if node.args and not node.users and fits:
             self.env[node] = None
-            self.convention.inputs += (InputLeaf(name, None, node.args[0]),)
+            accepts = () if self.is_traced else ("any",)
+            self.convention.inputs += (InputLeaf(name, None, node.args[0], accepts),)
             return
         types = _recorded_types(node, self.device)
         type_: Type = types[0] if types and types[0] is not None else UNKNOWN_TENSOR
@@ -153,7 +171,32 @@ class FxLowering:
         self.env[node] = (
             value if kind is not None and types is None else self.functionalizer.source(value, "input", number=number)
         )
-        self.convention.inputs += (InputLeaf(name, number),)
+        has_none = fits and bool(node.args) and node.args[0] is None
+        self.convention.inputs += (InputLeaf(name, number, accepts=("none",) if has_none else ()),)
+
+    def _with_kinds(self, leaf: InputLeaf) -> InputLeaf:
+        """Add what an argument of unknown type may be, judged by what the graph does with it.
+
+        Functions that are called as they are take anything, and indexing is the same for sequences. Code that was
+        traced may have asked for the class of the argument: only a key tells that it is a mapping.
+        """
+        if leaf.value is None or self.graph.inputs[leaf.value].type != UNKNOWN_TENSOR:
+            return leaf
+        value = self.graph.inputs[leaf.value]
+        users = [user for user in value.users if user is not self.graph.return_op]
+        opaque = [user for user in users if user.name == "nn.opaque"]
+        indexing = [user for user in users if user.name in _INDEXING and user.attributes["dim"] == 0]
+        kinds: tuple[str, ...] = ()
+        if any(mutation.input == leaf.value for mutation in self.convention.mutations):
+            pass
+        elif self.is_traced:
+            if users and all(map(_is_lookup, users)):
+                kinds = ("mapping",)
+        elif len(opaque) == len(users):
+            kinds = ("any",)
+        elif len(opaque) + len(indexing) == len(users):
+            kinds = ("sequence",)
+        return attrs.evolve(leaf, accepts=(*leaf.accepts, *kinds))
 
     def _weight(self, tensor: torch.Tensor) -> Handle:
         found = self.sources.get(id(tensor))
@@ -348,6 +391,14 @@ class FxLowering:
             types,
         )
         return tuple(found) if count else found[0]
+
+
+def _is_lookup(op: Operation) -> bool:
+    """Whether an operation looks up a key that is a text."""
+    if op.name != "nn.opaque" or op.attributes["callee"] != _GETITEM or len(op.operands) != 1:
+        return False
+    args, _ = decode_call(op.attributes["spec"], list(op.operands), lambda leaf: leaf)
+    return isinstance(args[1], str)
 
 
 def _is_no_tensor(node: fx.Node) -> bool:

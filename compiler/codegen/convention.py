@@ -278,13 +278,16 @@ class Inputs:
 
     def _leaf(self, leaf: InputLeaf, number: int, name: str, path: tuple[Any, ...], accesses: list[_Access]) -> None:
         if leaf.value is None:
+            if "any" in leaf.accepts:
+                return
             if isinstance(leaf.constant, UnknownObject):
                 raise unknown_constant(f"argument `{name}`", leaf.constant)
             if isinstance(leaf.constant, _LITERALS):
                 self.checks.append(Check(name, number, path, constant=(leaf.constant,)))
             return
         type_ = self.program.graph.inputs[leaf.value].type
-        self.checks.append(tensor_check(name, number, path, type_, self._bound))
+        check = tensor_check(name, number, path, type_, self._bound)
+        self.checks.append(attrs.evolve(check, accepts=leaf.accepts))
         accesses.append((leaf.value, number, path))
 
 

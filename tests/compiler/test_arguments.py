@@ -267,13 +267,15 @@ def test_a_mapping_inside_of_an_object() -> None:
 
 def test_a_model_is_as_before_after_its_orders_were_tried() -> None:
     class Counting(nn.Module):
+        steps: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("steps", torch.zeros(()))
             self.bn = nn.BatchNorm1d(3)
 
         def forward(self, **features: Any) -> Any:
-            self.steps += 1
+            self.steps.add_(1)
             return self.bn(features["a"] - features["b"])
 
     model = Counting()

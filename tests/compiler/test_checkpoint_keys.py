@@ -296,11 +296,10 @@ def test_names_that_are_equal_when_they_are_normalized_are_refused(names: Sequen
         with pytest.raises(InputError, match=r"are one name in Python code") as info:
             transform(captured, (x,))
         assert all(ascii(name)[1:-1] in str(info.value) for name in names)
-    model, tensors = nn.Module(), nn.ParameterDict({names[0]: weight(3)})
-    tensors.register_buffer(names[1], torch.ones(3))
-    model.tensors = tensors
+    held = nn.ParameterDict({names[0]: weight(3)})
+    held.register_buffer(names[1], torch.ones(3))
     with pytest.raises(InputError, match="are one name in Python code"):
-        transform(model, (x,))
+        transform(nn.Sequential(held), (x,))
 
 
 def test_keywords_that_are_equal_when_they_are_normalized() -> None:
