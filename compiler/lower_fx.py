@@ -7,7 +7,6 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import attrs
 import torch
 from torch import fx, nn
 from torch.fx.graph import CodeGen
@@ -16,6 +15,7 @@ from torch.utils import _pytree as pytree
 from compiler.boundary.copies import structural_copy
 from compiler.capture_symbolic import ASKED_FOR_NONE
 from compiler.functionalize import Functionalizer, is_returned_itself
+from compiler.lower_fx_arguments import with_kinds
 from compiler.lower_fx_calls import Calls
 from compiler.lower_fx_index import Pieces, Size
 from compiler.lower_fx_modules import LeafModules
@@ -27,17 +27,13 @@ from compiler.lower_weights import WeightTable
 from ir.core import Graph, Value
 from ir.errors import CaptureError, GraphwrightError, InputError
 from ir.locations import Location
-from ir.nn_ops import decode_call, encode_call
+from ir.nn_ops import encode_call
 from ir.opdef import get_opdef
 from ir.parameters import parameters_of_signature
 from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, WeightKind
 from ir.types import CPU, UNKNOWN_TENSOR, OpaqueType, ScalarType, TensorType, Type
 
 _WITH_INPUTS = "pass example inputs, so that it is captured through torch.export"
-
-
-_INDEXING = ("aten.select.int", "aten.slice.Tensor")
-_GETITEM = "_operator.getitem"
 
 
 class FxLowering:
@@ -87,7 +83,7 @@ class FxLowering:
         for node in root.graph.nodes:
             self._node(node)
         self._drop_weights_of_opaques()
-        self.convention.inputs = tuple(map(self._with_kinds, self.convention.inputs))
+        self.convention.inputs = with_kinds(self.program, is_traced=self.is_traced)
         conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
         self.program.mode_locked = self.facts.mode_locked(conflicts)
         self.convention.parameters = parameters_of_signature(inspect.signature(root.forward))
@@ -173,30 +169,6 @@ class FxLowering:
         )
         has_none = fits and bool(node.args) and node.args[0] is None
         self.convention.inputs += (InputLeaf(name, number, accepts=("none",) if has_none else ()),)
-
-    def _with_kinds(self, leaf: InputLeaf) -> InputLeaf:
-        """Add what an argument of unknown type may be, judged by what the graph does with it.
-
-        Functions that are called as they are take anything, and indexing is the same for sequences. Code that was
-        traced may have asked for the class of the argument: only a key tells that it is a mapping.
-        """
-        if leaf.value is None or self.graph.inputs[leaf.value].type != UNKNOWN_TENSOR:
-            return leaf
-        value = self.graph.inputs[leaf.value]
-        users = [user for user in value.users if user is not self.graph.return_op]
-        opaque = [user for user in users if user.name == "nn.opaque"]
-        indexing = [user for user in users if user.name in _INDEXING and user.attributes["dim"] == 0]
-        kinds: tuple[str, ...] = ()
-        if any(mutation.input == leaf.value for mutation in self.convention.mutations):
-            pass
-        elif self.is_traced:
-            if users and all(map(_is_lookup, users)):
-                kinds = ("mapping",)
-        elif len(opaque) == len(users):
-            kinds = ("any",)
-        elif len(opaque) + len(indexing) == len(users):
-            kinds = ("sequence",)
-        return attrs.evolve(leaf, accepts=(*leaf.accepts, *kinds))
 
     def _weight(self, tensor: torch.Tensor) -> Handle:
         found = self.sources.get(id(tensor))
@@ -391,14 +363,6 @@ class FxLowering:
             types,
         )
         return tuple(found) if count else found[0]
-
-
-def _is_lookup(op: Operation) -> bool:
-    """Whether an operation looks up a key that is a text."""
-    if op.name != "nn.opaque" or op.attributes["callee"] != _GETITEM or len(op.operands) != 1:
-        return False
-    args, _ = decode_call(op.attributes["spec"], list(op.operands), lambda leaf: leaf)
-    return isinstance(args[1], str)
 
 
 def _is_no_tensor(node: fx.Node) -> bool:

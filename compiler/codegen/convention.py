@@ -29,7 +29,7 @@ from compiler.codegen.guard import (
     drop_unbound,
     tensor_check,
 )
-from compiler.graphmodule import SignatureCodeGen
+from compiler.forward_code import SignatureCodeGen
 from ir.attributes import UnknownObject
 from ir.errors import CodegenError
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec

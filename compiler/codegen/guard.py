@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._sympy import functions as torch_functions
 
 from compiler.boundary.settings import SETTINGS, answers_of
-from compiler.graphmodule import other_order
+from compiler.forward_code import other_order
 from ir.errors import CaptureError, InputError
 from ir.expressions import format_expression
 from ir.program import Surrounding, SymbolRange
