@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from compiler.capture_export import ExportCapture, Stage
-from compiler.capture_inputs import bind_inputs, check_inputs, check_names, sharing, unshared
+from compiler.capture_inputs import bind_inputs, check_inputs, check_layouts, check_names, sharing, unshared
 from compiler.capture_opaque import chosen_modules
 from compiler.capture_symbolic import trace_symbolically
 from compiler.captured import Captured
@@ -96,6 +96,7 @@ def capture(
         traced = run("capture", lambda: trace_symbolically(model, opaques.values()))
         return Captured(module=traced, graph_module=traced, is_traced=True, opaques=opaques)
     bound = bind_inputs(model, args, kwargs, dynamic_shapes)
+    check_layouts(model, bound.args, bound.kwargs)
     groups = sharing((bound.args, bound.kwargs))
     args, kwargs = unshared((bound.args, bound.kwargs))
     captured = ExportCapture(model, args, kwargs, bound.dynamic_shapes).capture(leaf_modules, run)

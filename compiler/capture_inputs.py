@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from ir.errors import InputError
+from ir.errors import CaptureError, InputError
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 """Kinds of parameters that take an argument by its name."""
@@ -42,6 +42,24 @@ def check_inputs(example_inputs: Any, example_kwargs: Any) -> tuple[tuple[Any, .
     if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
         raise InputError(f"example_kwargs must map argument names to values, not be a {type(kwargs).__qualname__}")
     return example_inputs, dict(kwargs)
+
+
+def check_layouts(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Check that weights and arguments are ordinary tensors: types know no other layouts.
+
+    Raises:
+        CaptureError: when one is sparse, or nested.
+    """
+    named = [(f"`{name}`", tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())]
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    named += [(f"tensor number {i} of the arguments", leaf) for i, leaf in enumerate(leaves)]
+    for what, tensor in named:
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            layout = "a nested tensor" if tensor.is_nested else f"of layout {tensor.layout}"
+            raise CaptureError(
+                f"{what} is {layout}, which is not supported",
+                remedy="make it dense: with to_dense(), or as a padded tensor and a mask",
+            )
 
 
 @attrs.frozen(eq=False)
