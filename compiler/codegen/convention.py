@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import enum
 import inspect
 import itertools
 import keyword
@@ -35,7 +36,7 @@ from ir.errors import CodegenError
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
 from ir.program import InputLeaf, Program
 
-_LITERALS = (type(None), bool, int, float, str, torch.dtype, torch.device)
+_LITERALS = (type(None), bool, int, float, str, torch.dtype, torch.device, enum.Enum)
 _ABSENT = inspect.Parameter.empty
 
 _Access = tuple[int, int, tuple[Any, ...]]
