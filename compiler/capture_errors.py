@@ -117,8 +117,9 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
         return CaptureError(
             f"{what} is of a class that torch.export does not know: {name}",
             location=location_of_module("", model),
-            remedy=f"before the transform, register {name} with torch.export.register_dataclass if it is a dataclass, or"
-            " with torch.utils._pytree.register_pytree_node; or take and return tensors, numbers, tuples, lists and dicts",
+            remedy=f"before the transform, register {name} with torch.export.register_dataclass if it is a dataclass,"
+            " else with torch.utils._pytree.register_pytree_node; or take and return tensors, numbers, tuples, lists"
+            " and dicts",
         )
     if "dynamic_shapes" in text:
         return CaptureError(

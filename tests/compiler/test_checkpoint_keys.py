@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from graphwright import InputError, PassManager, pipeline_of, transform
+from fuzz.module_case import ModuleCase
+from fuzz.strategies import modules
+from graphwright import GraphwrightError, InputError, PassManager, pipeline_of, transform
 from graphwright.passes import Canonicalize, FoldBatchNorm
 from graphwright.tensorrt import TENSORRT_PATTERNS
 
@@ -169,6 +173,27 @@ def test_a_key_that_both_have_means_one_thing(name: str, pipeline: str) -> None:
     for key, tensor in loaded.state_dict().items():
         as_it_was = key in report.missing_keys and torch.equal(tensor, mine[key])
         assert as_it_was or torch.equal(tensor, converted[key]), key
+
+
+@settings(max_examples=25)
+@given(modules(), st.sampled_from(sorted(PIPELINES)))
+def test_keys_of_generated_modules(case: ModuleCase, pipeline: str) -> None:
+    model, (args, kwargs) = case.build(), case.arguments()
+    try:
+        result = transform(model, args, kwargs, pipeline=PIPELINES[pipeline](), check=False)
+    except GraphwrightError:
+        return  # other tests say what may be refused
+    theirs = model.state_dict()
+    checkpoint = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in theirs.items()}
+    converted = result.parameter_map.convert(checkpoint)
+    for key, tensor in result.model.state_dict().items():
+        if key in theirs and tensor.shape == theirs[key].shape:
+            assert torch.equal(tensor.nan_to_num(), theirs[key].nan_to_num()), key
+            assert converted[key] is checkpoint[key], key
+    result.model.load_state_dict(converted)
+    again = pickle.loads(pickle.dumps(result.parameter_map)).convert(checkpoint)
+    assert list(again) == list(converted)
+    assert all(torch.equal(again[key].nan_to_num(), tensor.nan_to_num()) for key, tensor in converted.items())
 
 
 def test_what_is_folded_has_a_name_that_says_so() -> None:
