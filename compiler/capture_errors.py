@@ -116,8 +116,10 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
         name = found.group(1) if found else _first_lines(error, 1)
         return CaptureError(
             f"{what} is of a class that torch.export does not know: {name}",
-            remedy="register a dataclass with torch.export.register_dataclass, another container with "
-            "torch.utils._pytree.register_pytree_node; take and return tensors, numbers, tuples, lists and dicts",
+            location=location_of_module("", model),
+            remedy=f"before the transform, register {name} with torch.export.register_dataclass if it is a dataclass,"
+            " else with torch.utils._pytree.register_pytree_node; or take and return tensors, numbers, tuples, lists"
+            " and dicts",
         )
     if "dynamic_shapes" in text:
         return CaptureError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import linecache
 import operator
@@ -165,6 +166,8 @@ class ExportLowering(RegionLowering):
     def _user_input(self, node: fx.Node, arg: Any) -> InputLeaf:
         if isinstance(arg, ConstantArgument):
             return InputLeaf(node.name, None, arg.value)
+        if isinstance(node.meta["val"], enum.Enum) and not node.users:
+            return InputLeaf(node.name, None, node.meta["val"])
         number = len(self.graph.inputs)
         value = self.graph.add_input(self._type(node.meta["val"]), node.name)
         if isinstance(arg, TensorArgument):

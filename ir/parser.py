@@ -18,6 +18,7 @@ from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import OpDef, ParamKind, get_opdef
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec, are_in_order
 from ir.program import (
+    ARGUMENT_KINDS,
     CallingConvention,
     Derivation,
     InputLeaf,
@@ -153,7 +154,7 @@ class _Parser:
                 name = lexer.expect_string("the name of an argument")
                 lexer.expect("=")
                 value, constant = self._leaf("input")
-                convention.inputs += (InputLeaf(name, value, constant),)
+                convention.inputs += (InputLeaf(name, value, constant, self._accepts()),)
             case "result":
                 lexer.expect("=")
                 value, constant = self._leaf("output")
@@ -252,6 +253,16 @@ class _Parser:
         if lexer.accept(keyword):
             return lexer.expect_int(f"the number of an {keyword}"), None
         return None, self.literals.constant()
+
+    def _accepts(self) -> tuple[str, ...]:
+        kinds: list[str] = []
+        while self.lexer.accept("or"):
+            place = self.lexer.index
+            kinds.append(self.lexer.expect_kind("name", "what else the argument may be"))
+            if kinds[-1] not in ARGUMENT_KINDS:
+                known = ", ".join(ARGUMENT_KINDS)
+                raise self.lexer.error(f"an argument is no {kinds[-1]!r}", index=place, remedy=f"write one of {known}")
+        return tuple(kinds)
 
     def _strides(self) -> tuple[Dim, ...] | None:
         return tuple(self.literals.dims()) if self.lexer.accept("strides") else None
