@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compiler.boundary.copies import structural_copy
 from compiler.boundary.observe import Observed, modes_of, observe, set_modes, tracing_left
+from compiler.boundary.orders import order_matters
 from compiler.boundary.questions import direct_calls
 from compiler.boundary.runs import on_meta
 from compiler.boundary.surroundings import Surroundings, holds_trace
@@ -27,7 +28,7 @@ from compiler.capture_functions import (
     stacks_of_leaves,
     with_parameters_kept,
 )
-from compiler.capture_inputs import fresh_copy, symbol_names
+from compiler.capture_inputs import fresh_copy, symbol_names, variable_keywords
 from compiler.capture_opaque import (
     CallRecord,
     changes_with_mode,
@@ -118,8 +119,10 @@ class ExportCapture:
             irregular=traced,
             second=lambda: self._second(traced),
             observed=self.observed,
+            has_example=True,
             args=self.args,
             kwargs=self.kwargs,
+            keeps_order=order_matters(model, self.args, self.kwargs, variable_keywords(model, self.kwargs)),
         )
 
     # ---- opaque modules ----
@@ -234,7 +237,7 @@ class ExportCapture:
             buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
             result = watched(*args, **kwargs)
             # torch.export puts attributes back itself, so they are compared before it does
-            changed.extend(change for change in state.changes() if not _is_average(change))
+            changed.extend(change for change in state.changes() if not (_is_average(change) or self._is_seen(change)))
             _write_assigned(model, buffers)
             return result
 
@@ -256,10 +259,14 @@ class ExportCapture:
             left = [change for change in state.restore() if change[2] != "forward"]
         if failure is not None:
             raise self._explained(failure) from failure
-        changed = [change for change in changed or left if not is_list_of_parameters(change)]
+        changed = [change for change in changed or left if not (is_list_of_parameters(change) or self._is_seen(change))]
         if changed and not may_change:
             raise state_change(changed)
         return result
+
+    def _is_seen(self, change: Change) -> bool:
+        """Return whether a change is one of a mode: real runs showed what comes of it."""
+        return self.observed is not None and change[2] == "training"
 
     def _explained(self, failure: Exception) -> GraphwrightError:
         if isinstance(failure, GraphwrightError):

@@ -36,7 +36,11 @@ class Captured:
     """The capture with those modules in the opposite mode."""
     observed: Observed | None = None
     """What real runs of the model showed; None where there were none."""
+    has_example: bool = False
+    """Whether `args` and `kwargs` are those of an example call."""
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = attrs.field(factory=dict)
+    keeps_order: bool = False
+    """Whether the order of the keys in mappings among the arguments has a meaning."""
     sharing: tuple[frozenset[int], ...] = ()
     """Groups of tensor arguments that overlapped in memory, by their numbers."""

@@ -344,6 +344,9 @@ class ExportLowering(RegionLowering):
             self._note_mutated(self.program.weights[args[0].storage.name])
             self.env[node] = args[0]
             return
+        if name == "aten.batch_norm" and self._inside_no_grad:
+            # its own parameters make it the layer that it is; what it returns loses its gradient instead
+            args = [self._with_gradient(arg) for arg in args]
         types: Sequence[Type] | None = None
         keys: Sequence[int | None] = ()
         is_list = isinstance(val, (list, tuple))
@@ -364,6 +367,8 @@ class ExportLowering(RegionLowering):
             after = self.facts.adjust(last, self.module_at(location))
             if after is not None:
                 results = [functionalizer.fresh(after(functionalizer))]
+        if name == "aten.batch_norm" and self._inside_no_grad:
+            results = [self._without_gradient(result) for result in results]
         if is_list:
             slots = iter(opdef.nest(results))
             self.env[node] = [None if item is None else next(slots) for item in val]

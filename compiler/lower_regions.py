@@ -100,6 +100,13 @@ class RegionLowering:
             return arg
         return self.functionalizer.call(get_opdef("aten.detach"), (arg,), {})[0]
 
+    def _with_gradient(self, arg: Any) -> Any:
+        """Return the parameter itself of which a tensor is what `_without_gradient` made."""
+        if type(arg) is not Handle or arg.parent is None or arg.parent.storage.kind != "parameter":
+            return arg
+        op = arg.value.defining_op
+        return arg.parent if op is not None and op.name == "aten.detach" else arg
+
 
 def attribute_of(root: Any, path: str) -> Any:
     """Return the attribute at a dotted path."""

@@ -122,6 +122,20 @@ class CallingConvention:
     mutations: tuple[Mutation, ...] = ()
     parameters: tuple[ParameterSpec, ...] = ()
     """Parameters of the forward method; empty where the capture does not know them."""
+    keeps_order: bool = False
+    """Whether the keys of mappings among the arguments, `**kwargs` too, have to come in the order of `in_spec`."""
+
+
+@attrs.frozen
+class Surrounding:
+    """Surroundings in which the program must not be run, since the original does something else there.
+
+    `answers` are those that the original got on the captured call, one for each tensor among the inputs where they
+    differ by input (whether it is contiguous, whether it requires a gradient); `place` is where it asks.
+    """
+
+    answers: tuple[bool, ...] = ()
+    place: str = ""
 
 
 @attrs.frozen
@@ -155,6 +169,8 @@ class Program:
     """Why the emitted module cannot be put into the other mode; empty where it can."""
     modes_after: Mapping[str, Mapping[str, bool]] = attrs.field(factory=dict)
     """Switch (`train`, `eval`) -> module path -> `training` after it, of the modules that do not follow the switch."""
+    surroundings: Mapping[str, Surrounding] = attrs.field(factory=dict)
+    """Name (no_grad, inference_mode, autocast, layout, requires_grad) -> why the program refuses to run there."""
 
     def add_weight(self, weight: Weight) -> Value:
         """Add a weight and return its value.
@@ -169,9 +185,10 @@ class Program:
         return weight.value
 
     def unique_weight_name(self, base: str) -> str:
-        """Return `base`, or `base_1`, `base_2`, … where it is taken."""
+        """Return `base`, or `base_1`, `base_2`, … where it is taken, by another name of a tied weight too."""
+        taken = {*self.weights, *(alias for weight in self.weights.values() for alias in weight.aliases)}
         name, number = base, 0
-        while name in self.weights:
+        while name in taken:
             number += 1
             name = f"{base}_{number}"
         return name

@@ -7,7 +7,7 @@ first. The first and the last start from the same state and seed, so they must a
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from compiler.boundary.copies import structural_copy
 from compiler.boundary.outcomes import difference
 from compiler.boundary.questions import Record, Recorder, direct_calls
 from compiler.boundary.runs import Outcome, Twin, generators_kept
+from compiler.boundary.settings import SETTINGS, settings_of
 from compiler.boundary.surroundings import Surroundings
 from compiler.capture_errors import example_fails, state_change
 from compiler.capture_functions import ParametersKept
@@ -38,7 +39,6 @@ class Observed:
     model: nn.Module
     """The copy that was run, as it is after a first call: tables and flags that a first call makes are there."""
     first: Outcome
-    again: Outcome
     records: Mapping[str, list[CallRecord]]
     """Calls of the modules that may be kept as they are."""
     steps: Record
@@ -48,6 +48,8 @@ class Observed:
     other_steps: Record | None = None
     mode_problem: str = ""
     """Why the mode of the emitted module must stay, as far as the runs show it."""
+    unlike: dict[str, Outcome] = attrs.field(factory=dict)
+    """Surroundings in which the model does something else, or may -> what it does there."""
     modes_after: Mapping[str, Modes] = attrs.field(factory=dict)
     """Switch -> the modes that modules have afterwards, where they are others than those of a plain module."""
 
@@ -105,15 +107,12 @@ class _Observation:
                 self._check_first_changes(before, outside)
                 before.restore_tensors()
                 warm = ModuleState(work)
-                found = Observed(work, first, first, records, steps)
+                found = Observed(work, first, records, steps)
                 self._other_mode(found, modes, warm)
                 warm.restore()
                 set_modes(work, modes)
                 twin.reset()
-                found.again, last = self._again(warm)
-                self._check_agreement(first, found.again)
-                for question, place in last.questions.items():
-                    steps.questions.setdefault(question, place)
+                self._repeat(found, warm)
                 warm.restore()
                 set_modes(work, modes)
         except CaptureError:
@@ -125,9 +124,38 @@ class _Observation:
         with direct_calls(self.work), self.recorder.recording() as record:
             return self.twin.call(self.args, self.kwargs), record
 
-    def _again(self, state: ModuleState) -> tuple[Outcome, Record]:
+    def _repeat(self, found: Observed, warm: ModuleState) -> None:
+        """Run the model once more from the same state: in other surroundings, where it asks about them.
+
+        They matter only where they make a difference.
+        """
+        asked = settings_of(found.questions)
+        together = [name for name in asked if not SETTINGS[name].changes_numbers]
+        again = self._again(warm, together)
+        if together and difference(found.first, again) is not None:
+            for name in together:
+                self._reset(warm)
+                outcome = self._again(warm, [name])
+                if difference(found.first, outcome) is not None:
+                    found.unlike[name] = outcome
+            self._reset(warm)
+            again = self._again(warm)
+        self._check_agreement(found.first, again)
+        for name in asked:
+            if name not in together:
+                self._reset(warm)
+                found.unlike[name] = self._again(warm, [name])
+
+    def _reset(self, state: ModuleState) -> None:
+        modes = modes_of(self.work)
+        state.restore()
+        set_modes(self.work, modes)
+        self.twin.reset()
+
+    def _again(self, state: ModuleState, settings: Sequence[str] = ()) -> Outcome:
         outside = Surroundings(self.work)
-        found, record = self._call()
+        with direct_calls(self.work):
+            found = self.twin.call(self.args, self.kwargs, settings)
         changed = [change for change in state.changes() if not is_list_of_parameters(change)]
         if changed:
             raise state_change(changed)
@@ -135,7 +163,7 @@ class _Observation:
         if names:
             outside.restore()
             raise outside_change(names, self.work)
-        return found, record
+        return found
 
     # ---- what no graph can keep ----
 
@@ -145,7 +173,7 @@ class _Observation:
         root = location_of_module("", self.work)
         if outcome.reseeded or record.seeded is not None:
             raise CaptureError(
-                "forward seeds a random generator of PyTorch: every call draws the same numbers, and a graph has no seed",
+                "forward seeds a random generator of PyTorch: all calls draw the same numbers, and a graph has no seed",
                 location=record.seeded or root,
                 remedy="draw the numbers once and keep them in a buffer, or seed outside of forward",
             )

@@ -60,6 +60,9 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
 """Functions that are told whether the model is being trained: the names of their first arguments, in order."""
 MODE_LAYERS = (_BatchNorm, _DropoutNd, _InstanceNorm, nn.MultiheadAttention, nn.RNNBase, nn.RReLU)
 """The layers of PyTorch that compute something else in training."""
+_FUNCTIONS = tuple(
+    os.path.join("torch", *parts) for parts in (("nn", "functional.py"), ("overrides.py",), ("_jit_internal.py",))
+)
 _LAYERS = os.path.join("torch", "nn", "modules") + os.sep
 _TOLD = {"p": 0.5, "training": False, "train": False, "dropout_p": 0.0}
 
@@ -300,10 +303,21 @@ class _Steps(TorchFunctionMode):
         frame = sys._getframe(1)
         if name in _OF_A_TENSOR:
             self.recorder.ask(_OF_A_TENSOR[name], frame)
-        if name not in _ABOUT and not (is_getter and name not in ("T", "mT", "H", "mH", "data", "real", "imag")):
-            of_layer = _LAYERS in frame.f_code.co_filename
+        if (
+            self.recorder.stack
+            and name not in _ABOUT
+            and not (is_getter and name not in ("T", "mT", "H", "mH", "data", "real", "imag"))
+        ):
+            of_layer = _LAYERS in _caller(frame).f_code.co_filename
             self.recorder.record.steps.append(_step(name, self.recorder.place_of_user(frame), of_layer, args, kwargs))
         return func(*args, **kwargs)
+
+
+def _caller(frame: FrameType) -> FrameType:
+    """Return the frame that called a function of `torch.nn.functional`, whose own frame is given; else the frame."""
+    while frame.f_back is not None and frame.f_code.co_filename.endswith(_FUNCTIONS):
+        frame = frame.f_back
+    return frame
 
 
 def _step(name: str, place: Location, of_layer: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:

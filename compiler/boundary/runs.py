@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from compiler.boundary.containers import PLAIN
+from compiler.boundary.settings import inputs_in, surroundings
 from compiler.capture_functions import ParametersKept
 
 SEED = 0x5EED
@@ -81,8 +82,15 @@ class Twin:
                 clones[id(given)] = given.detach().clone().requires_grad_(given.requires_grad)
             each._buffers[name] = clones[id(given)]
 
-    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Outcome:
-        """Call the module once; its buffers keep what the call wrote."""
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Sequence[str] = ()) -> Outcome:
+        """Call the module once; its buffers keep what the call wrote.
+
+        Args:
+            args: positional arguments; a copy is passed.
+            kwargs: keyword arguments.
+            settings: the surroundings of the call, names of `SETTINGS`; those of an ordinary call where there are none.
+        """
+        args, kwargs = inputs_in(settings, args, kwargs)
         before = [
             (each, name, b, b.detach().clone())
             for each in self.module.modules()
@@ -91,12 +99,12 @@ class Twin:
         ]
         # what only a backward pass needs is not kept, so that a run takes no more memory than one without gradients
         with torch.autograd.graph.saved_tensors_hooks(lambda _: None, _missing):
-            outcome = self._call(args, kwargs)
+            outcome = self._call(args, kwargs, settings)
         if isinstance(outcome.error, _NeedsGradientsError):
             for each, name, buffer, copy_ in before:
                 each._buffers[name] = buffer
                 buffer.detach().copy_(copy_)
-            outcome = self._call(args, kwargs)
+            outcome = self._call(args, kwargs, settings)
         copies = {(id(each), name): (buffer, copy_) for each, name, buffer, copy_ in before}
         for path, each in self.module.named_modules(remove_duplicate=False):
             for name, now in each._buffers.items():
@@ -104,7 +112,7 @@ class Twin:
                     outcome.buffers[f"{path}.{name}" if path else name] = now.detach().clone()
         return outcome
 
-    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Outcome:
+    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Sequence[str]) -> Outcome:
         args, kwargs = copy_of_inputs((args, dict(kwargs)))
         outcome = Outcome()
         with generators_kept(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
@@ -113,7 +121,7 @@ class Twin:
             states = random.getstate(), _numpy_state()
             kept = ParametersKept(self.module)
             try:
-                with kept:
+                with kept, surroundings(settings):
                     outcome.results = _detached(self.module(*args, **kwargs))
             except Exception as error:  # noqa: BLE001 - whatever the user's code raises
                 outcome.error = error
@@ -123,7 +131,8 @@ class Twin:
             moved = {"random": random.getstate() != states[0], "numpy.random": _numpy_state() != states[1]}
             outcome.foreign = tuple(name for name, has_moved in moved.items() if has_moved)
             outcome.generator = torch.random.get_rng_state()
-        outcome.inputs = tuple(t.detach() for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        outcome.inputs = tuple(t.detach().clone() if t.is_inference() else t.detach() for t in tensors)
         return outcome
 
 

@@ -15,7 +15,7 @@ from compiler.codegen.forms import ModuleForm, own_location
 from compiler.codegen.modules import module_form
 from compiler.codegen.regions import emit_region
 from compiler.codegen.scope import Scope
-from compiler.codegen.tree import ModuleTree
+from compiler.codegen.tree import ModuleTree, folded_path
 from compiler.codegen.weights import Weights, names_of, weight_of
 from compiler.fused_modules import ScaledDotProductAttention
 from compiler.graphmodule import EmittedModule
@@ -114,7 +114,10 @@ class ProgramScope(Scope):
         key = ("operation", home, form.key)
         path = self.tree.find(key) if own else None
         if path is None:
-            path = self.tree.place(self.tree.make(form, home), home, own=own, key=key if own else None)
+            module, target, same = self.tree.make(form, home), home, own
+            if own and self.tree.is_mistakable(self.tree.safe_path(home), form):
+                target, same = folded_path(home), False
+            path = self.tree.place(module, target, own=same, key=key if own else None)
             self.tree.register_form(path, form, home if own else None)
         return self.call_form(path, form)
 
@@ -124,10 +127,8 @@ class ProgramScope(Scope):
             home = self.tree.home(form, op.location.parts)
             if home is not None:
                 return home, True
-            # a call of a function has no mode, and F.batch_norm no cumulative average
-            needed = op.name == "nn.multihead_attention" or (
-                op.name == "aten.batch_norm" and form.counter and op.attributes["momentum"] is None
-            )
+            # a call of a function has no mode, and F.batch_norm counts no batches
+            needed = op.name == "nn.multihead_attention" or (op.name == "aten.batch_norm" and form.counter)
         else:
             location = own_location(op, form)
             if location is not None and op.name != "aten.scaled_dot_product_attention":
@@ -199,7 +200,9 @@ class _Emitter:
             node.target = self.tree.weight_key(weight)
         root = nn.Module()
         self.tree.finish(root)
-        root.add_module("_guard", inputs.guard())
+        guard = inputs.guard()
+        guard.surroundings = dict(program.surroundings)
+        root.add_module("_guard", guard)
         root.training = program.module_modes.get("", False)
         root._guard.training = root.training  # type: ignore[union-attr]
         if self.out_spec is not None:
@@ -208,7 +211,16 @@ class _Emitter:
         if self.out_spec is not None:
             module.__dict__["_out_spec"] = self.out_spec
         module._mode_locked = program.mode_locked or None
+        module._modes_after = self._modes_after(module)
         return Emitted(module, self._parameter_map(module))
+
+    def _modes_after(self, module: nn.Module) -> dict[str, tuple[tuple[str, bool], ...]]:
+        """Return for each switch the emitted modules whose mode is then another one than that of the root."""
+        found: dict[str, tuple[tuple[str, bool], ...]] = {}
+        for switch, modes in self.program.modes_after.items():
+            places = [(path, self.tree.origin(path, each)) for path, each in module.named_modules()]
+            found[switch] = tuple((path, modes[origin]) for path, origin in places if origin in modes)
+        return found
 
     def _class_name(self) -> str:
         name = self.program.location.class_name
@@ -288,13 +300,12 @@ class _Emitter:
         constants: dict[str, torch.Tensor] = {}
         for key, weight in self.tree.key_weights.items():
             if weight.derivation is not None:
-                entries[key] = Entry(weight.derivation.sources, derivation=weight.derivation)
+                entries[key] = Entry(weight.derivation.sources, weight.derivation)
                 for source in self.weights.sources(weight):
                     if source.data is not None and not self.tree.is_persistent(source):
                         constants[source.name] = source.data
             else:
-                name = self.tree.keys[key]
-                entries[key] = Entry((name,), tuple(n for n in names_of(weight) if n != name))
+                entries[key] = Entry((self.tree.keys[key],))
             if self.tree.is_persistent(weight):
                 persistent[key] = None
         for key, name in self.tree.opaque_keys.items():
@@ -302,9 +313,12 @@ class _Emitter:
             persistent[key] = None
         ordered = dict.fromkeys(name for name, _ in module.named_parameters(remove_duplicate=False))
         ordered.update(dict.fromkeys(name for name, _ in module.named_buffers(remove_duplicate=False)))
+        ordered.update(dict.fromkeys(self.tree.opaque_keys))  # extra state is no tensor
+        tied = [names_of(weight) for weight in self.program.weights.values() if weight.aliases]
         return ParameterMap(
             {key: entries[key] for key in ordered if key in entries},
-            originals=(*self.weights.by_name, *self.tree.opaque_keys.values()),
+            originals=(*self.weights.originals, *self.tree.opaque_keys.values()),
             persistent=frozenset(persistent),
             constants=constants,
+            aliases={name: names for names in tied for name in names},
         )
