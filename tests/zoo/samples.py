@@ -29,6 +29,7 @@ class Sample:
     """A call of an operator or a module."""
 
     name: str
+    is_module: bool
     make: Callable[[], tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]
     """Returns a module with its positional and keyword arguments; the same ones each time."""
 
@@ -126,7 +127,7 @@ def _spread(found: list[Any], count: int) -> list[Any]:
 
 def _call(name: str, module: Call, arguments: Any) -> Sample:
     tensors = [leaf.detach() for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
-    return Sample(name, lambda: (module, tuple(tensor.clone() for tensor in tensors), {}))
+    return Sample(name, False, lambda: (module, tuple(tensor.clone() for tensor in tensors), {}))
 
 
 def module_samples(select: Callable[[str], bool]) -> Iterator[Sample]:
@@ -144,7 +145,7 @@ def module_samples(select: Callable[[str], bool]) -> Iterator[Sample]:
                 name = f"nn.{info.module_cls.__name__}[{i}] in {mode}"
                 if sample.forward_input is not None and select(name):
                     yield Sample(
-                        name, lambda info=info, sample=sample, n=number, t=training: _module(info, sample, n, t)
+                        name, True, lambda info=info, sample=sample, n=number, t=training: _module(info, sample, n, t)
                     )
 
 
