@@ -334,7 +334,7 @@ def _traces_in(model: nn.Module) -> list[str]:
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()
         for name, value in module.__dict__.items()
-        if value and name not in ("_parameters", "_buffers", "_modules") and holds_trace(value)
+        if name not in ("_parameters", "_buffers", "_modules") and holds_trace(value)
     ]
 
 

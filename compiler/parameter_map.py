@@ -45,6 +45,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         constants: Mapping[str, torch.Tensor] | None = None,
         aliases: Mapping[str, tuple[str, ...]] | None = None,
         extra_state: Mapping[str, Any] | None = None,
+        literals: frozenset[str] = frozenset(),
     ) -> None:
         """Make a map.
 
@@ -55,6 +56,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
             constants: sources that no checkpoint has (constants and non-persistent buffers).
             aliases: all names of each tensor that has several: a checkpoint may have it under any of them.
             extra_state: what `get_extra_state` returned for the modules that were captured, by its key.
+            literals: the keys of tensors that are literals of the original's code.
         """
         self._entries = dict(entries)
         self._originals = dict.fromkeys(originals)
@@ -62,6 +64,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         self._constants = dict(constants or {})
         self._aliases = dict(aliases or {})
         self._extra_state = dict(extra_state or {})
+        self.literals = literals
 
     def __getstate__(self) -> dict[str, Any]:
         # operations refer to PyTorch's operators, which cannot be pickled; their text form says the same

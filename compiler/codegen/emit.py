@@ -25,7 +25,7 @@ from ir.attributes import UnknownObject
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.nn_ops import decode_call
-from ir.program import Program, Weight
+from ir.program import Program, Weight, WeightKind
 
 _INVENTED = {
     "aten.dropout": "dropout",
@@ -321,4 +321,5 @@ class _Emitter:
             persistent=frozenset(persistent),
             constants=constants,
             aliases={name: names for names in tied for name in names},
+            literals=frozenset(k for k, w in self.tree.key_weights.items() if w.kind is WeightKind.CONSTANT),
         )
