@@ -162,6 +162,11 @@ def _by_rank(op: Operation, family: str, value: Value) -> type[nn.Module] | None
     return None if suffix is None else getattr(nn, family + suffix)
 
 
+def _without_bias(held: Mapping[str, Weight]) -> dict[str, bool]:
+    """Return the option of a normalization that scales and does not shift."""
+    return {"bias": False} if "weight" in held and "bias" not in held else {}
+
+
 @_form("aten.batch_norm")
 def _make_batch_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
     a = op.attributes
@@ -172,7 +177,7 @@ def _make_batch_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
     affine, tracked = "weight" in held, "running_mean" in held
     if tracked and not (a.get("follows_mode", True) and a.get("counts_batches", True)):
         return None
-    if affine != ("bias" in held) or tracked != ("running_var" in held) or not (affine or tracked):
+    if ("bias" in held and not affine) or tracked != ("running_var" in held) or not (affine or tracked):
         return None
     if not tracked and not a["training"]:
         return None
@@ -185,6 +190,7 @@ def _make_batch_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
         affine=affine,
         track_running_stats=tracked,
         device="meta",
+        **_without_bias(held),
     )
     # without statistics the operation is always in training, and says nothing about the module
     training = bool(a["training"]) if tracked else None
@@ -202,7 +208,7 @@ def _make_instance_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
     held = dict(slots)
     affine, tracked = "weight" in held, "running_mean" in held
     from_module = own_location(op, ModuleForm(cls, ())) is not None
-    if affine != ("bias" in held) or (not tracked and not a["use_input_stats"]) or (tracked and not from_module):
+    if ("bias" in held and not affine) or (not tracked and not a["use_input_stats"]) or (tracked and not from_module):
         return None
     options = _options(
         num_features=_shape(slots[0][1])[0],
@@ -211,6 +217,7 @@ def _make_instance_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
         affine=affine,
         track_running_stats=tracked,
         device="meta",
+        **_without_bias(held),
     )
     training = bool(a["use_input_stats"]) if tracked else None
     return ModuleForm(cls, options, slots, (value,), training=training, counter=tracked)
