@@ -59,6 +59,7 @@ def outcome(sample: Sample) -> str:
         # a view of an input or a buffer that was written: equal, in memory of its own
         if finding.property != "sharing":
             raise
+        return "equal, in memory of its own"
     return "equal"
 
 
