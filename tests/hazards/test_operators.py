@@ -102,6 +102,7 @@ def test_a_write_through_a_detach_that_detaches_nothing() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            self.state: torch.Tensor
             self.register_buffer("state", torch.zeros(2, 4))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
