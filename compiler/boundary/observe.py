@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from compiler.boundary.copies import structural_copy
@@ -94,6 +95,13 @@ class _Observation:
         self.work = structural_copy(model)
         self.twin = Twin(self.work)
         self.recorder = Recorder(self.work)
+        self.empty = [
+            (path, module, name)
+            for path, module in self.work.named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is None
+        ]
+        """Buffers that are None so far: a graph has no place for what the first call puts there."""
 
     def run(self, wanted: Callable[[nn.Module], Mapping[str, Any]]) -> Observed:
         work, twin = self.work, self.twin
@@ -192,6 +200,7 @@ class _Observation:
             for change in state.changes()
             if not is_list_of_parameters(change) and not _is_switch(change[1].__dict__.get(change[2], self))
         ]
+        changed += [change for change in self.empty if change[1]._buffers.get(change[2]) is not None]
         if changed:
             raise state_change(changed)
 
@@ -267,7 +276,11 @@ def modes_of(model: nn.Module) -> dict[str, bool]:
 def set_modes(model: nn.Module, modes: Modes) -> None:
     """Set the mode of each module, past whatever `train()` does."""
     for path, module in model.named_modules():
-        if path in modes:
+        if path not in modes:
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
+            module.training = modes[path]  # it has it in C++
+        else:
             module.__dict__["training"] = modes[path]
 
 
