@@ -132,7 +132,8 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
             "axes that the tensor has",
         )
     if "fake tensor in the exported program constant" in text:
-        place = _that_names(model, "autograd", "backward", "jacrev", "jacfwd", "hessian") or location
+        place = _that_names(model, "autograd", "backward", "jacrev", "jacfwd", "hessian")
+        place = place or location_of_module("", model)
         return CaptureError(
             "forward computes gradients (torch.autograd.grad), or makes a constant of what depends on its inputs: "
             "torch.export cannot trace it",
@@ -237,13 +238,21 @@ def _unknown_class(error: Exception, model: nn.Module) -> CaptureError:
 
 
 def _that_names(model: nn.Module, *names: str) -> Location | None:
-    """Return the innermost module whose own code names one of `names`."""
+    """Return the innermost module whose own code, or a function that it holds, names one of `names`."""
     found = None
     for path, module in model.named_modules():
-        for code in _methods(type(module)):
-            if is_user_file(code.co_filename) and not set(names).isdisjoint(code.co_names):
-                found = location_of_module(path, module)
+        held = (item.__code__ for item in module.__dict__.values() if isinstance(item, FunctionType))
+        for code in (*_methods(type(module)), *held):
+            if is_user_file(code.co_filename) and not set(names).isdisjoint(_names_in(code)):
+                found = attrs.evolve(location_of_module(path, module), file=code.co_filename, line=code.co_firstlineno)
     return found
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
 
 
 def no_operator(target: Any, location: Location, model: nn.Module | None) -> CaptureError:
