@@ -145,14 +145,14 @@ def transform(
         leaf_modules: submodules (as objects, classes or module paths) to keep as opaque calls; a single one may
             stand alone.
         check: whether the emitted module is called beside the original on the example inputs before it is returned: as
-            it is, after a switch of its mode, and once more. With the runs in which the model is observed before it is
-            captured these are six forward passes. Left out where there are no example inputs or no numbers (meta device).
+            it is, after a switch of its mode, and once more. With the runs in which the model is observed before the
+            capture these are six forward passes. Left out without example inputs, and on the meta device.
         validate: "off"; "final" compares original and result on random inputs; "each" validates every rewrite.
         progress: called with the name of each stage as it begins.
 
     Raises:
         GraphwrightError: InputError for wrong arguments, CaptureError when the model cannot be captured, PatternError
-            and PassError for faulty patterns and passes, ValidationError when the check or a validation finds a difference.
+            and PassError for faulty patterns and passes, ValidationError when a check finds a difference.
 
     May be called from several threads: one call works at a time, since tracing patches PyTorch. Other threads must not
     run models meanwhile: `torch.export` takes their calls for those of the traced model.

@@ -111,7 +111,7 @@ def _plan_of(opdef: OpDef) -> _Plan | None:
         elif param.kind is ParamKind.OPTIONAL and param.default is None:
             absent += 1
         elif param.kind is ParamKind.ATTRIBUTE and param.has_default:
-            attributes[param.name] = _coerce(opdef, param, param.default)
+            attributes[param.name] = coerce_attribute(opdef, param, param.default)
         else:
             return None
     return _Plan(tensors, (None,) * absent, attributes)
@@ -166,7 +166,7 @@ def bind_arguments(
             if isinstance(given, Value) or (isinstance(given, (list, tuple)) and _contains_value(given)):
                 referring.append((param, given))
             else:
-                attributes[param.name] = _coerce(opdef, param, given)
+                attributes[param.name] = coerce_attribute(opdef, param, given)
         elif kind is ParamKind.LIST:
             if given is None:
                 given = ()
@@ -228,7 +228,7 @@ def _refer(given: Any, operands: list[Value | None]) -> Attribute:
     return normalize_attribute(given)
 
 
-def _coerce(opdef: OpDef, param: Param, given: Any) -> Attribute:
+def coerce_attribute(opdef: OpDef, param: Param, given: Any) -> Attribute:
     """Return an attribute in the one form its schema type has: tuples for lists, floats for floats."""
     try:
         value = normalize_attribute(given)
