@@ -14,17 +14,8 @@ from torch.utils import _pytree as pytree
 
 from compiler.accuracy import compare_output
 from compiler.difference import tensor_difference
-from compiler.observation import (
-    Judge,
-    Observation,
-    Pick,
-    differences,
-    meaningful_strides,
-    observe,
-    ordinary_call,
-    state_kept,
-    within,
-)
+from compiler.observation import Observation, meaningful_strides, observe, ordinary_call, state_kept
+from compiler.observation_differences import Judge, Pick, differences, within
 from compiler.parameter_map import ParameterMap
 from compiler.unit_strides import OtherUnitStrides
 from compiler.widened import ALL_FLOATS, double_twin, is_float, precision_of, widened

@@ -19,6 +19,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from compiler.codegen import emit
 from compiler.driver import TransformResult, transform
+from compiler.observation import foreign_seeded, foreign_state, seeded
 from compiler.parameter_map import ParameterMap
 from fuzz.check import Finding, Outcome, Properties, Unusable, check_text
 from fuzz.module_case import ModuleCase
@@ -26,7 +27,7 @@ from fuzz.module_hold import Arguments, Comparison
 from fuzz.module_kinds import family_of
 from fuzz.module_observation import Reference, Seen, cast_tree, module_differences, observe_module, snapshot
 from fuzz.module_outside import globals_of, left_by_tracing
-from fuzz.observation import foreign_seeded, foreign_state, quiet, seeded
+from fuzz.observation import quiet
 from ir.errors import GraphwrightError, ValidationError
 from ir.printer import print_program
 from ir.program import Program
