@@ -57,7 +57,7 @@ class Widened(TorchFunctionMode):
     """
 
     def __init__(self, narrow: frozenset[torch.dtype], spoken: torch.dtype = torch.float32) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.narrow = narrow
         self.spoken = spoken
         self.has_kept = False
