@@ -198,11 +198,11 @@ class Wrong(Pattern):
 
 def test_validation_finds_a_wrong_rule():
     model = Small().eval()
-    assert transform(model, X, patterns=(Wrong,)).counts() == {"Wrong": 1}
+    assert transform(model, X, patterns=(Wrong,), check=False).counts() == {"Wrong": 1}
     with pytest.raises(ValidationError, match=r"Wrong changes the result"):
         transform(model, X, patterns=(Wrong,), validate="each")
     with pytest.raises(ValidationError, match=r"emitted module differs"):
-        transform(model, X, patterns=(Wrong,), validate="final")
+        transform(model, X, patterns=(Wrong,), validate="final", check=False)
 
 
 @pytest.mark.parametrize("mode", ["final", "each"])
