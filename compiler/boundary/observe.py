@@ -102,7 +102,7 @@ class _Observation:
             if buffer is None
         ]
         """Buffers that are None so far: a graph has no place for what the first call puts there."""
-        self.buffers = {id(module): frozenset(module._buffers) for module in self.work.modules()}
+        self.buffers = {id(module): frozenset(_names(module)) for module in self.work.modules()}
 
     def run(self, wanted: Callable[[nn.Module], Mapping[str, Any]]) -> Observed:
         work, twin = self.work, self.twin
@@ -205,7 +205,7 @@ class _Observation:
         changed += [
             (path, module, name)
             for path, module, _ in before.modules
-            for name in module._buffers
+            for name in _names(module)
             if name not in self.buffers[id(module)]
         ]
         if changed:
@@ -273,6 +273,11 @@ class _Observation:
             path, module, name = changed[0]
             where = f"`{path}.{name}`" if path else f"`{name}`"
             found.mode_problem = f"train() or eval() of the model changes {where} of {type(module).__qualname__}"
+
+
+def _names(module: nn.Module) -> list[str]:
+    """Return the names of a module's own buffers; those of a TorchScript module are in no dict."""
+    return [name for name, _ in module._buffers.items()]  # noqa: PERF102
 
 
 def modes_of(model: nn.Module) -> dict[str, bool]:
