@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx.passes.shape_prop import ShapeProp
 
 from compiler.driver import TransformResult, transform
+from compiler.observation import foreign_seeded, foreign_state, seeded
 from compiler.parameter_map import ParameterMap
 from fuzz.check import Finding, Outcome, Properties, Unusable, check_text
 from fuzz.emission import check_emission
@@ -25,7 +26,7 @@ from fuzz.module_hold import Arguments, Comparison
 from fuzz.module_kinds import family_of
 from fuzz.module_observation import Reference, Seen, cast_tree, module_differences, observe_module, snapshot
 from fuzz.module_outside import globals_of, left_by_tracing
-from fuzz.observation import foreign_seeded, foreign_state, quiet, seeded
+from fuzz.observation import quiet
 from ir.errors import GraphwrightError, ValidationError
 from ir.printer import print_program
 from ir.program import Program

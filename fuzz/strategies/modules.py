@@ -9,8 +9,8 @@ import attrs
 import torch
 from hypothesis import strategies as st
 
+from compiler.observation import foreign_seeded, seeded
 from fuzz.module_case import WAYS, InputSpec, ModuleCase
-from fuzz.observation import foreign_seeded, seeded
 from fuzz.strategies import module_recipes_layers, module_recipes_memory, module_recipes_python
 from fuzz.strategies.module_recipes import Recipe, follow
 from fuzz.strategies.module_steps import STEPS
