@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from compiler.capture_export import ExportCapture, Stage
-from compiler.capture_inputs import check_inputs, check_signature, sharing, unshared
+from compiler.capture_inputs import bind_inputs, check_inputs, check_layouts, check_names, sharing, unshared
 from compiler.capture_opaque import chosen_modules
 from compiler.capture_symbolic import trace_symbolically
 from compiler.captured import Captured
@@ -57,6 +57,8 @@ def capture(
             f"dynamic_shapes must be a dict by parameter name or a tuple, not a {type(dynamic_shapes).__qualname__}",
             remedy='write {"x": {0: torch.export.Dim("batch")}}',
         )
+    if isinstance(model, (nn.Module, ExportedProgram)):
+        check_names(model)
     if isinstance(model, ExportedProgram):
         if dynamic_shapes is not None or leaf_modules:
             raise InputError("an ExportedProgram is captured already: it takes no dynamic_shapes= or leaf_modules=")
@@ -93,8 +95,9 @@ def capture(
         opaques = chosen_modules(model, leaf_modules)
         traced = run("capture", lambda: trace_symbolically(model, opaques.values()))
         return Captured(module=traced, graph_module=traced, opaques=opaques)
-    check_signature(model, args, kwargs)
-    groups = sharing((args, kwargs))
-    args, kwargs = unshared((args, kwargs))
-    captured = ExportCapture(model, args, kwargs, dynamic_shapes).capture(leaf_modules, run)
+    bound = bind_inputs(model, args, kwargs, dynamic_shapes)
+    check_layouts(model, bound.args, bound.kwargs)
+    groups = sharing((bound.args, bound.kwargs))
+    args, kwargs = unshared((bound.args, bound.kwargs))
+    captured = ExportCapture(model, args, kwargs, bound.dynamic_shapes).capture(leaf_modules, run)
     return attrs.evolve(captured, sharing=groups)

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compiler.boundary.copies import structural_copy
 from compiler.boundary.observe import Observed, modes_of, observe, set_modes, tracing_left
+from compiler.boundary.orders import order_matters
 from compiler.boundary.questions import direct_calls
 from compiler.boundary.runs import on_meta
 from compiler.boundary.surroundings import Surroundings, holds_trace
@@ -27,7 +28,7 @@ from compiler.capture_functions import (
     stacks_of_leaves,
     with_parameters_kept,
 )
-from compiler.capture_inputs import fresh_copy, symbol_names
+from compiler.capture_inputs import fresh_copy, symbol_names, variable_keywords
 from compiler.capture_opaque import (
     CallRecord,
     changes_with_mode,
@@ -121,6 +122,7 @@ class ExportCapture:
             has_example=True,
             args=self.args,
             kwargs=self.kwargs,
+            keeps_order=order_matters(model, self.args, self.kwargs, variable_keywords(model, self.kwargs)),
         )
 
     # ---- opaque modules ----
@@ -332,7 +334,7 @@ def _traces_in(model: nn.Module) -> list[str]:
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()
         for name, value in module.__dict__.items()
-        if value and name not in ("_parameters", "_buffers", "_modules") and holds_trace(value)
+        if name not in ("_parameters", "_buffers", "_modules") and holds_trace(value)
     ]
 
 

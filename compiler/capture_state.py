@@ -24,7 +24,7 @@ Change = tuple[str, nn.Module, str]
 """(module path, module, attribute)"""
 
 
-def _plain_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+def plain_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     """Yield the tensors in attributes and containers of modules that are no parameters or buffers, nor share theirs."""
     seen = {_memory(t) for t in (*model.parameters(), *model.buffers())}
     pending: list[Any] = [value for module in model.modules() for value in module.__dict__.values()]
@@ -57,7 +57,7 @@ class ModuleState:
         self.modules = [(path, module, dict(module.__dict__)) for path, module in root.named_modules()]
         self.requires_grad = [(p, p.requires_grad) for p in root.parameters()]
         # tracing writes to tensors that are no buffers; a copy costs little, since few models have such tensors
-        self.tensors = [(tensor, tensor.detach().clone()) for tensor in _plain_tensors(root)]
+        self.tensors = [(tensor, tensor.detach().clone()) for tensor in plain_tensors(root)]
         self.containers: list[tuple[str, nn.Module, Container]] = []
         self.tables: list[tuple[str, nn.Module, str, Any]] = []
         seen: set[int] = set()

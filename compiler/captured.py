@@ -40,5 +40,7 @@ class Captured:
     """Whether `args` and `kwargs` are those of an example call."""
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = attrs.field(factory=dict)
+    keeps_order: bool = False
+    """Whether the order of the keys in mappings among the arguments has a meaning."""
     sharing: tuple[frozenset[int], ...] = ()
     """Groups of tensor arguments that overlapped in memory, by their numbers."""

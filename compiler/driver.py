@@ -21,7 +21,8 @@ from compiler.lower import lower
 from compiler.parameter_map import ParameterMap
 from compiler.pipeline import pipeline_of
 from compiler.tensorrt import TENSORRT_PATTERNS
-from compiler.validate import EachRewriteValidator, validate_result
+from compiler.validate import validate_result
+from compiler.validate_rewrites import EachRewriteValidator
 from ir.core import Operation
 from ir.errors import InputError
 from ir.opdef import Trait
@@ -144,14 +145,14 @@ def transform(
         leaf_modules: submodules (as objects, classes or module paths) to keep as opaque calls; a single one may
             stand alone.
         check: whether the emitted module is called beside the original on the example inputs before it is returned: as
-            it is, after a switch of its mode, and once more. With the runs in which the model is observed before it is
-            captured these are six forward passes. Left out where there are no example inputs or no numbers (meta device).
+            it is, after a switch of its mode, and once more. With the runs in which the model is observed before the
+            capture these are six forward passes. Left out without example inputs, and on the meta device.
         validate: "off"; "final" compares original and result on random inputs; "each" validates every rewrite.
         progress: called with the name of each stage as it begins.
 
     Raises:
         GraphwrightError: InputError for wrong arguments, CaptureError when the model cannot be captured, PatternError
-            and PassError for faulty patterns and passes, ValidationError when the check or a validation finds a difference.
+            and PassError for faulty patterns and passes, ValidationError when a check finds a difference.
 
     May be called from several threads: one call works at a time, since tracing patches PyTorch. Other threads must not
     run models meanwhile: `torch.export` takes their calls for those of the traced model.
@@ -193,8 +194,8 @@ def _compiled(
     program: Program = stages.run("lower", lambda: lower(captured))
     before = count_operations(program)
     log = RewriteLog()
-    if validate == "each":
-        log.hook = EachRewriteValidator()
+    each = EachRewriteValidator() if validate == "each" else None
+    log.hook = each
     context = PassContext(log=log)
     for pass_ in manager.passes:
         name = pass_.name if not isinstance(pass_, Fixpoint) else "+".join(p.name for p in pass_.passes)
@@ -219,13 +220,16 @@ def _compiled(
             stages.run("check", lambda: Check(reference, program, emitted, captured.args, captured.kwargs).run())
     if validate != "off":
         args, kwargs = (captured.args, captured.kwargs) if captured.has_example else (None, None)
-        stages.run("validate", lambda: validate_result(model, emitted.module, args, kwargs))
+        names = emitted.parameter_map
+        stages.run("validate", lambda: validate_result(model, emitted.module, args, kwargs, parameter_map=names))
+    if each is not None:
+        remarks.extend(each.remarks())
     return TransformResult(
         model=emitted.module,
         matches=tuple(log.matches),
         remarks=tuple(remarks),
         program=program,
-        parameter_map=emitted.parameter_map,
+        parameter_map=emitted.parameter_map.with_extra_state(captured.module),
         stages=tuple(stages.times),
         operations_before=before,
         operations_after=count_operations(program),

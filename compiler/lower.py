@@ -70,6 +70,7 @@ def _lower_exported(captured: Captured, exported: ExportedProgram) -> Program:
     if captured.module is not None:
         program.name = type(captured.module).__qualname__
         program.convention.parameters = parameters_of_signature(inspect.signature(captured.module.forward))
+        program.convention.keeps_order = captured.keeps_order
     return program
 
 

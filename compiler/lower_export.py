@@ -28,6 +28,7 @@ from compiler.lower_modules import ModuleFacts
 from compiler.lower_regions import RegionLowering, attribute_of
 from compiler.lower_storage import Handle, Storage
 from compiler.lower_symbols import DataDependentSizeError, SymbolTable, restricted
+from compiler.lower_views import may_need_gradient
 from compiler.lower_weights import WeightTable, shares_storage
 from compiler.lower_writes import check_writes
 from ir.core import Graph, Value
@@ -37,6 +38,7 @@ from ir.locations import Location
 from ir.opdef import OpDef, get_opdef, opdef_of_overload
 from ir.parameters import ParameterKind, ParameterSpec
 from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, Weight, WeightKind
+from ir.strides import Strides
 from ir.types import OpaqueType, ScalarType, TensorType, Type
 from ir.verify import verify
 
@@ -173,6 +175,11 @@ class ExportLowering(RegionLowering):
             if not node.users:
                 return None
             weight = self._constant(node, name)
+        if node.users and node.meta["val"].layout is not torch.strided:
+            raise CaptureError(
+                f"{_KIND_NAMES[kind]} {name!r} is of layout {node.meta['val'].layout}, which is not supported",
+                remedy="make it dense with to_dense()",
+            )
         return self.functionalizer.source(weight.value, _KIND_NAMES[kind], name=weight.name, key=_key(node.meta["val"]))
 
     def _constant(self, node: fx.Node, name: str) -> Weight:
@@ -229,7 +236,7 @@ class ExportLowering(RegionLowering):
                 leaves[place] = OutputLeaf(len(values))
             values.append(value)
         for storage in self.functionalizer.sources:
-            if storage.kernel_writes is not None:
+            if storage.kernel_writes is not None and storage.kind != "input":
                 self._note_mutated(self.program.weights[storage.name])
         self.convention.outputs = tuple(leaves)
         self.convention.mutations = tuple(mutations)
@@ -330,7 +337,7 @@ class ExportLowering(RegionLowering):
             # the fake tensors of these share storage where the real ones do not
             self.env[node] = functionalizer.call(get_opdef("aten.clone"), args, kwargs, (self._type(val),))[0]
             return
-        if name == "aten.detach_" and not self._may_need_gradient(args[0].value):
+        if name == "aten.detach_" and not may_need_gradient(args[0].value):
             self.env[node] = args[0]
             return
         if name == "aten.add_.Tensor" and self.facts.is_batch_counter(args[0], location):
@@ -344,14 +351,16 @@ class ExportLowering(RegionLowering):
         keys: Sequence[int | None] = ()
         is_list = isinstance(val, (list, tuple))
         if is_list:
-            types = [self._type(item) for item in val if item is not None]
-            keys = [_key(item) for item in val if item is not None]
+            items = [part for item in val for part in (item if isinstance(item, list) else (item,)) if part is not None]
+            types = [self._type(item) for item in items]
+            keys = [_key(item) for item in items]
         elif val is not None:
             types = (self._type(val),)
             keys = (_key(val),)
         if not self._reliable_keys:
             keys = ()
         before = self.graph.return_op.prev
+        functionalizer.layouts = self._layouts(node) if target._schema.is_mutable else {}
         results = functionalizer.call(opdef, args, kwargs, types, keys, (node.name,))
         last = self.graph.return_op.prev
         if last is not None and last is not before:
@@ -361,10 +370,19 @@ class ExportLowering(RegionLowering):
         if name == "aten.batch_norm" and self._inside_no_grad:
             results = [self._without_gradient(result) for result in results]
         if is_list:
-            slots = iter(results)
+            slots = iter(opdef.nest(results))
             self.env[node] = [None if item is None else next(slots) for item in val]
         else:
             self.env[node] = results[0] if results else None
+
+    def _layouts(self, node: fx.Node) -> dict[Handle, Strides]:
+        """Return the strides of the tensors that a call takes."""
+        tensors = [(self.env.get(arg), arg.meta.get("val")) for arg in node.all_input_nodes]
+        return {
+            handle: tuple(self.symbols.dim(step) for step in val.stride())
+            for handle, val in tensors
+            if type(handle) is Handle and isinstance(val, torch.Tensor)
+        }
 
     def module_at(self, location: Location) -> nn.Module | None:
         """Return the module of the original at a location."""
@@ -398,7 +416,7 @@ def _name(target: Any) -> str:
 
 
 def _key(val: Any) -> int | None:
-    return val.untyped_storage()._cdata if isinstance(val, torch.Tensor) else None
+    return val.untyped_storage()._cdata if isinstance(val, torch.Tensor) and val.layout is torch.strided else None
 
 
 def _keys_are_reliable(nodes: Sequence[fx.Node]) -> bool:

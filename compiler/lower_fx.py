@@ -208,7 +208,7 @@ class FxLowering:
                 outputs[place] = OutputLeaf(len(values))
             values.append(value)
         for storage in self.functionalizer.sources:
-            if storage.kernel_writes is not None:
+            if storage.kernel_writes is not None and storage.kind != "input":
                 self.program.weights[storage.name].is_mutated = True
         self.convention.outputs = tuple(outputs)
         self.convention.mutations = tuple(mutations)

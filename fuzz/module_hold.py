@@ -15,8 +15,8 @@ from torch import nn
 from compiler.difference import tensor_difference
 from compiler.driver import TransformResult
 from compiler.parameter_map import ParameterMap
+from compiler.unit_strides import OtherUnitStrides
 from fuzz.check import Finding, Properties, Unusable
-from fuzz.definite import OtherUnitStrides
 from fuzz.layouts import channels_last, transposed
 from fuzz.module_case import randomize
 from fuzz.module_observation import Reference, Seen, cast_tree, is_computed, module_differences, observe_module

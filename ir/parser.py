@@ -138,6 +138,8 @@ class _Parser:
                 program.mode_locked = lexer.expect_string("why the mode is locked")
             case "parameters":
                 convention.parameters = self._parameters()
+            case "keeps_order":
+                convention.keeps_order = True
             case "in_spec":
                 convention.in_spec = self._spec()
             case "out_spec":

@@ -372,6 +372,8 @@ def _convention_lines(convention: CallingConvention, indent: str) -> list[str]:
     lines: list[str] = []
     if convention.parameters:
         lines.append(f"{indent}parameters {format_parameters(convention.parameters)}")
+    if convention.keeps_order:
+        lines.append(f"{indent}keeps_order")
     for keyword, spec in (("in_spec", convention.in_spec), ("out_spec", convention.out_spec)):
         if spec is not None:
             lines.append(f"{indent}{keyword} {format_spec(spec)}")

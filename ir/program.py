@@ -122,6 +122,8 @@ class CallingConvention:
     mutations: tuple[Mutation, ...] = ()
     parameters: tuple[ParameterSpec, ...] = ()
     """Parameters of the forward method; empty where the capture does not know them."""
+    keeps_order: bool = False
+    """Whether the keys of mappings among the arguments, `**kwargs` too, have to come in the order of `in_spec`."""
 
 
 @attrs.frozen
@@ -183,9 +185,10 @@ class Program:
         return weight.value
 
     def unique_weight_name(self, base: str) -> str:
-        """Return `base`, or `base_1`, `base_2`, … where it is taken."""
+        """Return `base`, or `base_1`, `base_2`, … where it is taken, by another name of a tied weight too."""
+        taken = {*self.weights, *(alias for weight in self.weights.values() for alias in weight.aliases)}
         name, number = base, 0
-        while name in self.weights:
+        while name in taken:
             number += 1
             name = f"{base}_{number}"
         return name

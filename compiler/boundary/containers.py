@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, torch.memory_format)
-CODE = (type, types.FunctionType, types.MethodType, types.ModuleType, types.BuiltinFunctionType)
+_OPERATORS = (torch._ops.OpOverloadPacket, torch._ops.OpOverload)  # they cache what they dispatch to
+CODE = (type, types.FunctionType, types.MethodType, types.ModuleType, types.BuiltinFunctionType, *_OPERATORS)
 OPAQUE = (*CODE, nn.Module, torch.Tensor)
 _DEPTH = 5
 _PYTHON = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))

@@ -58,7 +58,7 @@ class _Copier:
                 self.memo[id(value)] = value
             elif isinstance(value, nn.Module):
                 found.append(value)
-                self.memo[id(value)] = value.__class__.__new__(value.__class__)
+                self.memo[id(value)] = object.__new__(value.__class__)  # a GraphModule's own makes a new class
                 pending.extend(value.__dict__.values())
             elif isinstance(value, Mapping):
                 pending.extend(value.values())

@@ -93,7 +93,7 @@ class Surroundings:
         elif isinstance(value, torch.Tensor):
             self._seen.add(id(value))
             self._tensor(label, value)
-        elif hasattr(value, "cache_info") and hasattr(value, "__wrapped__"):
+        elif isinstance(value, functools._lru_cache_wrapper):
             self._seen.add(id(value))
             self.caches.append((label, value))
             self._visit(label, value.__wrapped__)
@@ -144,7 +144,7 @@ class Surroundings:
         names = []
         for name, item in vars(cls).items():
             function = getattr(item, "__func__", getattr(item, "fget", getattr(item, "func", item)))
-            if isinstance(function, types.FunctionType) or hasattr(function, "cache_info"):
+            if isinstance(function, (types.FunctionType, functools._lru_cache_wrapper)):
                 self._pending.append((f"{cls.__qualname__}.{name}", function))
             elif not (name.startswith("__") and name.endswith("__")):
                 names.append(name)

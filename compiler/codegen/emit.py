@@ -15,7 +15,7 @@ from compiler.codegen.forms import ModuleForm, own_location
 from compiler.codegen.modules import module_form
 from compiler.codegen.regions import emit_region
 from compiler.codegen.scope import Scope
-from compiler.codegen.tree import ModuleTree
+from compiler.codegen.tree import ModuleTree, folded_path
 from compiler.codegen.weights import Weights, names_of, weight_of
 from compiler.fused_modules import ScaledDotProductAttention
 from compiler.graphmodule import EmittedModule
@@ -25,7 +25,7 @@ from ir.attributes import UnknownObject
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.nn_ops import decode_call
-from ir.program import Program, Weight
+from ir.program import Program, Weight, WeightKind
 
 _INVENTED = {
     "aten.dropout": "dropout",
@@ -114,7 +114,10 @@ class ProgramScope(Scope):
         key = ("operation", home, form.key)
         path = self.tree.find(key) if own else None
         if path is None:
-            path = self.tree.place(self.tree.make(form, home), home, own=own, key=key if own else None)
+            module, target, same = self.tree.make(form, home), home, own
+            if own and self.tree.is_mistakable(self.tree.safe_path(home), form):
+                target, same = folded_path(home), False
+            path = self.tree.place(module, target, own=same, key=key if own else None)
             self.tree.register_form(path, form, home if own else None)
         return self.call_form(path, form)
 
@@ -297,13 +300,12 @@ class _Emitter:
         constants: dict[str, torch.Tensor] = {}
         for key, weight in self.tree.key_weights.items():
             if weight.derivation is not None:
-                entries[key] = Entry(weight.derivation.sources, derivation=weight.derivation)
+                entries[key] = Entry(weight.derivation.sources, weight.derivation)
                 for source in self.weights.sources(weight):
                     if source.data is not None and not self.tree.is_persistent(source):
                         constants[source.name] = source.data
             else:
-                name = self.tree.keys[key]
-                entries[key] = Entry((name,), tuple(n for n in names_of(weight) if n != name))
+                entries[key] = Entry((self.tree.keys[key],))
             if self.tree.is_persistent(weight):
                 persistent[key] = None
         for key, name in self.tree.opaque_keys.items():
@@ -311,9 +313,13 @@ class _Emitter:
             persistent[key] = None
         ordered = dict.fromkeys(name for name, _ in module.named_parameters(remove_duplicate=False))
         ordered.update(dict.fromkeys(name for name, _ in module.named_buffers(remove_duplicate=False)))
+        ordered.update(dict.fromkeys(self.tree.opaque_keys))  # extra state is no tensor
+        tied = [names_of(weight) for weight in self.program.weights.values() if weight.aliases]
         return ParameterMap(
             {key: entries[key] for key in ordered if key in entries},
-            originals=(*self.weights.by_name, *self.tree.opaque_keys.values()),
+            originals=(*self.weights.originals, *self.tree.opaque_keys.values()),
             persistent=frozenset(persistent),
             constants=constants,
+            aliases={name: names for names in tied for name in names},
+            literals=frozenset(k for k, w in self.tree.key_weights.items() if w.kind is WeightKind.CONSTANT),
         )

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._sympy import functions as torch_functions
 
 from compiler.boundary.settings import SETTINGS, answers_of
+from compiler.graphmodule import other_order
 from ir.errors import CaptureError, InputError
 from ir.expressions import format_expression
 from ir.program import Surrounding, SymbolRange
@@ -123,6 +124,10 @@ class Check:
     dtype: torch.dtype | None = None
     length: int | None = None
     """For a container instead of a tensor: how many entries it has."""
+    keys: tuple[Any, ...] = ()
+    """For a mapping whose order matters: its keys."""
+    structure: str = ""
+    """For an object that only pytree can take apart: the text of its structure."""
     constant: tuple[Any, ...] = ()
     """For an argument that is no tensor: the value the capture fixed, as a tuple of one."""
     scalar: bool = False
@@ -216,6 +221,11 @@ class InputGuard(nn.Module):
         if check.length is not None:
             if not hasattr(value, "__len__") or len(value) != check.length:
                 raise _mismatch(check, f"has {_count(value)}", f"{check.length} entries")
+            if check.keys and tuple(value) != check.keys and set(value) == set(check.keys):
+                raise other_order(f"the keys of argument `{check.name}`", value, check.keys)
+        elif check.structure:
+            if str(pytree.tree_structure(value)) != check.structure:
+                raise _mismatch(check, f"is a {type(value).__name__} of another structure", "that of the example")
         elif check.constant:
             value = _untraced(value)
             if not _same_constant(value, check.constant[0]):

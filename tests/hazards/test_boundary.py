@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import collections
 import copy
-import functools
 import itertools
 import random
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +15,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compiler.boundary.surroundings import holds_trace
 from graphwright import CaptureError, InputError, TransformResult, transform
 
 X = torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -125,17 +122,17 @@ def test_a_forward_of_the_instance() -> None:
     assert follows(hold(model.eval(), X))
 
 
+def _without_gradients(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return m(x)
+
+
 DIRECT = {
     "forward": lambda m, x: m.forward(x),
     "of the class": lambda m, x: type(m).forward(m, x),
     "functional_call": lambda m, x: torch.func.functional_call(m, dict(m.named_parameters()), (x,)),
-    "no_grad": lambda m, x: _without_gradients(m, x),
+    "no_grad": _without_gradients,
 }
-
-
-def _without_gradients(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return m(x)
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -319,7 +316,7 @@ def _global_array(m: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _global_number(m: Any, x: torch.Tensor) -> torch.Tensor:
-    global NUMBER
+    global NUMBER  # noqa: PLW0603 - that is the hazard
     NUMBER += 1
     return x * NUMBER
 
@@ -357,9 +354,7 @@ HIDDEN: dict[str, Callable[[], nn.Module]] = {
     "random": lambda: Hidden(None, lambda m, x: x * random.random()),
     "numpy.random": lambda: Hidden(None, lambda m, x: x * float(np.random.rand())),
     "manual_seed": lambda: Hidden(None, lambda m, x: (torch.manual_seed(0), x * torch.rand(()))[1]),
-    "generator": lambda: Hidden(
-        None, lambda m, x: x * torch.rand((), generator=torch.Generator().manual_seed(3))
-    ),
+    "generator": lambda: Hidden(None, lambda m, x: x * torch.rand((), generator=torch.Generator().manual_seed(3))),
 }
 
 
