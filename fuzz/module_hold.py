@@ -164,6 +164,10 @@ class Comparison:
         """Compare a call with other weights, which come to the result through the parameter map."""
         other, emitted = copy.deepcopy(self.model), copy.deepcopy(self.result.model)
         randomize(other, seed)
+        kept = dict(self.model.named_buffers())
+        for name, buffer in other.named_buffers():
+            if name not in other.state_dict():  # no checkpoint carries it
+                buffer.data.copy_(kept[name])
         try:
             emitted.load_state_dict(self.result.parameter_map.convert(other.state_dict()))
         except (GraphwrightError, RuntimeError) as error:
