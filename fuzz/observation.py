@@ -97,8 +97,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 def foreign_state() -> tuple[Any, ...]:
     """Return the states of the random numbers of Python and numpy."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    return random.getstate(), kind, keys.tobytes(), *rest
+    numpy: Any = np.random.get_state(legacy=True)
+    return random.getstate(), numpy[1].tobytes(), *numpy[2:]
 
 
 @contextmanager

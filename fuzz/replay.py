@@ -35,9 +35,9 @@ def replay(path: Path) -> None:
     refused = names.get("REFUSED")
     if refused is not None and not any(refused in reason for rule, reason in outcome.refused if rule == "transform"):
         raise Finding("it is refused", f"no refusal names {refused!r}: {dict(outcome.refused)}")
-    fates = names.get("FATES")
-    for _, fate in outcome.fates if fates is not None else ():
-        if fate not in fates:
+    fates: Sequence[str] = names.get("FATES") or ()
+    for _, fate in outcome.fates:
+        if fates and fate not in fates:
             reasons = [reason for rule, reason in outcome.refused if rule == "transform"]
             raise Finding("what becomes of it", f"it is {fate}, not {' or '.join(fates)}: {'; '.join(reasons)}")
     fires = names.get("FIRES")

@@ -9,7 +9,7 @@ from fuzz.check import Properties
 from fuzz.module_case import InputSpec, ModuleCase
 from fuzz.sound import check
 
-tables = {}
+tables: dict[int, torch.Tensor] = {}
 
 
 class Net(nn.Module):

@@ -8,7 +8,7 @@ from fuzz.check import Properties
 from fuzz.module_case import InputSpec, ModuleCase
 from fuzz.sound import check
 
-kept = []
+kept: list[object] = []
 
 
 class Net(nn.Module):
