@@ -244,10 +244,14 @@ class _Way:
         result: TransformResult | str
         try:
             result = transform(given, *arguments, pipeline=self.manager, **options)
+        except ValidationError as error:
+            result = _reason(error)
+            if _is_taken(given, *copy.deepcopy(arguments), **options):  # so the pass did it: here it is told how
+                result = transform(given, *arguments, pipeline=self.manager, check=False, **options)
         except GraphwrightError as error:
-            if self.watch.before and not isinstance(error, ValidationError):
+            if self.watch.before:
                 raise Finding("no error", f"{type(error).__name__}: {error}") from error
-            result = f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+            result = _reason(error)
         except Exception as error:
             self._run_original()
             raise Finding("no error", f"{type(error).__name__}: {error}") from error
@@ -314,6 +318,19 @@ def _note_shapes(model: nn.Module, arguments: Arguments) -> None:
     found = {node.name: node.meta for node in twin.graph.nodes}  # without the nodes that nothing uses
     for node in model.graph.nodes:
         node.meta = found.get(node.name, node.meta)
+
+
+def _reason(error: GraphwrightError) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+
+
+def _is_taken(*arguments: Any, **options: Any) -> bool:
+    """Return whether the compiler takes a module when no pass is applied."""
+    try:
+        transform(*arguments, pipeline=PassManager(()), **options)
+    except GraphwrightError:
+        return False
+    return True
 
 
 def _unlike(a: Seen, b: Seen) -> Iterator[tuple[str, str]]:

@@ -81,6 +81,25 @@ def observe(
     return Observation(tuple(results), _sharing(inputs, weights, results), written, slopes, drawn)
 
 
+def foreign_state() -> tuple[Any, ...]:
+    """Return the states of the random numbers of Python and numpy."""
+    numpy: Any = np.random.get_state(legacy=True)
+    return random.getstate(), numpy[1].tobytes(), *numpy[2:]
+
+
+@contextmanager
+def foreign_seeded(seed: int) -> Iterator[None]:
+    """Seed the random numbers of Python and numpy, and put the states back at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
 _NO_SLOPE = 1e-12
 """What counts as no gradient in float64: the last places of numbers of usual size."""
 
