@@ -17,7 +17,7 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from compiler.capture_state import Change, location_of_module
-from compiler.lower_locations import is_user_file
+from compiler.lower_locations import callers, is_user_file
 from ir.errors import CaptureError
 from ir.locations import Location
 
@@ -200,9 +200,12 @@ def _first_user_location(shape_env: ShapeEnv) -> Location | None:
     places: list[Any] = [sloc for symbol, sloc in slocs.items() if getattr(replaced.get(symbol), "is_number", False)]
     places += [guard.sloc for guard in getattr(shape_env, "guards", ())]
     places += slocs.values()
+    outside = callers()
     for place in places:
         frame = getattr(place, "framework_loc", None)
-        if isinstance(frame, FrameSummary) and frame.lineno is not None and is_user_file(frame.filename):
+        if not isinstance(frame, FrameSummary) or frame.lineno is None or not is_user_file(frame.filename):
+            continue
+        if (frame.filename, frame.lineno) not in outside:
             return Location(file=frame.filename, line=frame.lineno)
     return None
 

@@ -49,6 +49,7 @@ def programs_equal(a: Program, b: Program, *, locations: bool = True) -> Differe
         or _differ("module modes", list(a.module_modes.items()), list(b.module_modes.items()))
         or _differ("lock on the mode", a.mode_locked, b.mode_locked)
         or _differ("modes after a switch", _modes_after(a), _modes_after(b))
+        or _differ("refused surroundings", list(a.surroundings.items()), list(b.surroundings.items()))
         or _compare_conventions(a.convention, b.convention)
         or _differ("weight names", list(a.weights), list(b.weights))
     )

@@ -268,6 +268,10 @@ class _Printer:
             lines.append(f"{inner}mode_locked {json.dumps(program.mode_locked)}")
         for switch, modes in program.modes_after.items():
             lines += _mode_lines(modes, f"{inner}after {switch} modules")
+        for name, surrounding in program.surroundings.items():
+            answers = f" answers {format_attribute(surrounding.answers)}" if surrounding.answers else ""
+            place = f" place {json.dumps(surrounding.place)}" if surrounding.place else ""
+            lines.append(f"{inner}refuses {json.dumps(name)}{answers}{place}")
         lines += _convention_lines(program.convention, inner)
         lines += self.graph(program.graph, names, "graph", inner)
         lines.append(f"{indent}}}")
