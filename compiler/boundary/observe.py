@@ -277,7 +277,7 @@ class _Observation:
 
 def _names(module: nn.Module) -> list[str]:
     """Return the names of a module's own buffers; those of a TorchScript module are in no dict."""
-    return [name for name, _ in module._buffers.items()]  # noqa: PERF102
+    return [name for name, _ in module._buffers.items()]
 
 
 def modes_of(model: nn.Module) -> dict[str, bool]:
