@@ -122,9 +122,7 @@ def _holds_constants(item: Any) -> bool:
     if isinstance(item, types.ModuleType):
         return True
     kind = item if isinstance(item, type) else type(item)
-    return kind.__module__ not in ("builtins", "types", "typing", "functools", "torch") and not isinstance(
-        item, Pattern
-    )
+    return kind.__module__ not in ("builtins", "typing", "functools", "torch") and not isinstance(item, Pattern)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
