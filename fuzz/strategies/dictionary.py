@@ -7,7 +7,7 @@ import functools
 import inspect
 import itertools
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -34,7 +34,7 @@ def dictionary_of(rule: Pattern) -> list[Any]:
     return list(found.values())
 
 
-def around(dictionary: list[Any]) -> list[Any]:
+def around(dictionary: Sequence[Any]) -> list[Any]:
     """Return numbers next to those of a dictionary, on both sides: code may ask for more, or less."""
     found: dict[Any, Any] = {}
     for number in dictionary[:_MOST]:

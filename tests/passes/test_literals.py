@@ -6,7 +6,7 @@ import pytest
 import sympy
 import torch
 
-from graphwright import Pattern
+from graphwright import Match, Pattern
 from ir.types import TensorType
 from passes.canonicalize import Canonicalize
 from passes.driver import RewriteLog, run_worklist
@@ -31,7 +31,7 @@ def matches(node, p):
         def rewrite(self, m, b):
             raise AssertionError
 
-    found = []
+    found: list[Match] = []
     run_worklist(p, RuleIndex((Rule(),)), RewriteLog())
     return bool(found)
 
