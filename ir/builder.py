@@ -13,10 +13,10 @@ import torch
 from ir.attributes import Attribute, Ref, normalize_attribute
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import GraphwrightError, InferenceError, InputError
-from ir.fake import infer_with_fakes
+from ir.fake import infer_with_fakes, strides_with_fakes
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import OpDef, Param, ParamKind, get_opdef, nearest_operator
-from ir.types import Type
+from ir.types import Dim, Type
 
 # What `b.add` means where the schema's `default` overload is missing.
 _PREFERRED_OVERLOADS = ("Tensor", "int", "dim", "using_ints", "self", "input", "dim_IntList", "Scalar", "dtype")
@@ -64,6 +64,18 @@ def infer_operation(op: Operation) -> tuple[Type, ...]:
     types = tuple([_types_of(entry) for entry in grouped])
     extra = tuple([v.type for v in op.operands[op.num_schema_operands :] if v is not None])
     return infer_types(op.opdef, types, op.attributes, extra, op.body)
+
+
+def infer_strides(op: Operation, strides: Mapping[Value, Sequence[Dim]]) -> Sequence[Dim | None] | None:
+    """Return the strides of an operation's only result, given those of its operands; None where they are not known."""
+    grouped = op.grouped_operands()
+    types = tuple([_types_of(entry) for entry in grouped])
+    extra = tuple([v.type for v in op.operands[op.num_schema_operands :] if v is not None])
+
+    def look_up(entry: Any) -> Any:
+        return tuple(map(look_up, entry)) if isinstance(entry, tuple) else strides.get(entry)
+
+    return strides_with_fakes(op.opdef, types, op.attributes, extra, look_up(grouped))
 
 
 def _types_of(entry: Any) -> Any:
