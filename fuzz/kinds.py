@@ -46,11 +46,8 @@ def _difference(
     except EvaluationError as error:
         return f"{op.name} at `{op.location.where}` does not run: {error}"
     names = [value.name for value in body.inputs]
-    rounded = any(
-        isinstance(leaf, torch.dtype)
-        for inner in body.operations()
-        for leaf in iter_leaves(tuple(inner.attributes.values()))
-    )
+    leaves = [leaf for inner in body.operations() for leaf in iter_leaves(tuple(inner.attributes.values()))]
+    rounded = any(isinstance(leaf, torch.dtype) for leaf in leaves)
     problems = []
     for meaning in meanings:
         given = {name: x.clone() for name, x in zip(names, operands, strict=True)}

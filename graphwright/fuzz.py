@@ -7,6 +7,7 @@ from fuzz.module_case import InputSpec, ModuleCase
 from fuzz.reverse import inflated
 from fuzz.sound import Soundness, assert_sound, check, find_counterexample
 from fuzz.strategies import inputs, instances, modules, programs
+from passes.fuse.kinds import Region, register_kind
 
 __all__ = [
     "Case",
@@ -15,6 +16,7 @@ __all__ = [
     "InputSpec",
     "ModuleCase",
     "Properties",
+    "Region",
     "Soundness",
     "UnsoundError",
     "assert_sound",
@@ -25,4 +27,5 @@ __all__ = [
     "instances",
     "modules",
     "programs",
+    "register_kind",
 ]

@@ -99,6 +99,8 @@ def stem(source: MatchSource) -> Value:
     """Convolve 3 channels by a 7x7 window, then batch norm, activation, max pooling."""
     channels = 3 if not seldom(source) else source.one_of((1, 2, 6))
     groups = 1 if not seldom(source) else channels
+    if channels == 6:
+        groups = source.one_of((1, 2, 6))
     kernel = (7, 7) if not seldom(source) else source.one_of(((5, 7), (3, 3), (7, 1)))
     out = groups * source.integer(1, 2)
     x = entry(source, source.integer(1, 2), channels, 8, source.one_of((8, 7)))
@@ -305,6 +307,12 @@ def written_out_attention(source: MatchSource) -> Value:
         mask = source.make((tokens, others))
         scores = emit(source, "aten.add.Tensor", scores, mask, alpha=2 if seldom(source) else 1)
         intermediate.append(scores)
+        if source.flag():
+            windows = emit(source, "aten.reshape", scores, (1, *lead, tokens, others))
+            mask = source.make((batch, *(1,) * (len(lead) - 1), tokens, others))
+            windows = emit(source, "aten.add.Tensor", windows, mask, alpha=2 if seldom(source) else 1)
+            scores = emit(source, "aten.reshape", windows, (*lead, tokens, others))
+            intermediate += [windows, scores]
     elif kind == 4:
         mask = source.make((tokens, others), torch.bool)
         scores = emit(source, "aten.masked_fill.Scalar", scores, mask, source.one_of((-1e9, float("-inf"))))
