@@ -55,6 +55,13 @@ KIND_MUTANTS: tuple[Mutant, ...] = (
     ),
     _rule(
         _CLASS,
+        "ScaledDotProductAttentionPattern: scores that come back in another shape",
+        _ATTENTION + "_other_shape",
+        "if apart is None or back is None:",
+        "if True:",
+    ),
+    _rule(
+        _CLASS,
         "MHAInProjectionPattern: query and key under each other's names",
         _ATTENTION + "fuse_in_projection",
         '("q_proj", "k_proj", "v_proj")',

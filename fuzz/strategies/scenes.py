@@ -292,7 +292,7 @@ def written_out_attention(source: MatchSource) -> Value:
         query = emit(source, "aten.mul.Scalar", query, source.one_of((0.5, 0.25)))
     if seldom(source):
         turned = emit(source, "aten.reshape", key, (*lead, dim, others))
-    elif source.flag():
+    elif seldom(source):  # canonicalization leaves permutes
         turned = emit(source, "aten.transpose.int", key, source.one_of((-2, rank - 2)), source.one_of((-1, rank - 1)))
     else:
         turned = emit(source, "aten.permute", key, (*range(rank - 2), rank - 1, rank - 2))
@@ -302,16 +302,17 @@ def written_out_attention(source: MatchSource) -> Value:
         name = source.one_of(("aten.mul.Scalar", "aten.div.Scalar"))
         scores = emit(source, name, scores, source.one_of((0.5, 2.0, 8)))
         intermediate.append(scores)
-    kind = source.integer(0, 4)
-    if kind == 3:
+    kind = source.integer(0, 5)
+    if kind in (3, 5):
         mask = source.make((tokens, others))
-        scores = emit(source, "aten.add.Tensor", scores, mask, alpha=2 if seldom(source) else 1)
+        scores = emit(source, "aten.add.Tensor", scores, mask, alpha=source.one_of((1, 1, 2)))
         intermediate.append(scores)
         if source.flag():
             windows = emit(source, "aten.reshape", scores, (1, *lead, tokens, others))
             mask = source.make((batch, *(1,) * (len(lead) - 1), tokens, others))
-            windows = emit(source, "aten.add.Tensor", windows, mask, alpha=2 if seldom(source) else 1)
-            scores = emit(source, "aten.reshape", windows, (*lead, tokens, others))
+            windows = emit(source, "aten.add.Tensor", windows, mask, alpha=source.one_of((1, 1, 2)))
+            ends = (tokens, others) if not seldom(source) else (others, tokens)
+            scores = emit(source, "aten.reshape", windows, (*lead, *ends))
             intermediate += [windows, scores]
     elif kind == 4:
         mask = source.make((tokens, others), torch.bool)

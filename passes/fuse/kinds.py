@@ -188,11 +188,12 @@ def scaled_dot_product_attention(region: Region) -> torch.Tensor:
     return torch.dropout(torch.softmax(scores, -1), attributes["dropout_p"], attributes["dropout_p"] > 0) @ value
 
 
-def _scale(body: Graph) -> float:
-    scale = 1.0
+def _scale(body: Graph) -> torch.Tensor:
+    """Return the product of the numbers that query, key or scores are multiplied by."""
+    scale = torch.ones((), dtype=torch.float64)  # a tensor can be divided by 0
     for op in body.operations():
         if op.name in ("aten.mul.Scalar", "aten.div.Scalar"):
-            number = float(op.attributes["other"])
+            number = op.attributes["other"]
             scale = scale * number if op.name == "aten.mul.Scalar" else scale / number
     return scale
 
@@ -210,7 +211,7 @@ def _masked(region: Region, scores: torch.Tensor) -> torch.Tensor:
     shapes = [op.attributes["shape"] for op in region.body.operations() if op.name == "aten.reshape"]
     if not shapes:
         raise region.error("adds two masks to one shape")
-    return (masked.reshape(shapes[0]) + region.operand("mask2")).reshape(scores.shape)
+    return (masked.reshape(shapes[0]) + region.operand("mask2")).reshape(masked.shape)
 
 
 def batch_first_projection(region: Region) -> tuple[torch.Tensor, ...]:
