@@ -6,7 +6,6 @@ kernel gives results of the shapes that a real run of the model on its example i
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -213,8 +212,9 @@ class _FunctionLog(TorchFunctionMode):
 # ---- the real run ----
 
 
-def record_calls(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict[str, list[CallRecord]]:
-    """Run the model by `run`, and return the calls of `modules`, in order."""
+@contextmanager
+def recorded_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[CallRecord]]]:
+    """Record the calls of `modules` inside of the `with` block, in order."""
     records: dict[str, list[CallRecord]] = {path: [] for path in modules}
     removed = []
     for path, module in modules.items():
@@ -231,12 +231,10 @@ def record_calls(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> di
 
         module.__dict__["forward"] = recording
     try:
-        with torch.no_grad():
-            run()
+        yield records
     finally:
         for module, forward in removed:
             _put_back(module, forward)
-    return records
 
 
 def _versions(tree: Any) -> list[int | None]:
@@ -327,32 +325,3 @@ def _describe(
         )
     device = str(tensors[0].device) if tensors else "cpu"
     return {"shape": list(result.shape), "strides": list(result.stride()), "dtype": dtype, "device": device}
-
-
-# ---- what is kept ----
-
-
-def structural_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of a module that has the same tensors, not copies of them."""
-    memo: dict[int, Any] = {}
-    for each in module.modules():
-        for tensor in _tensors(each.__dict__, set()):
-            memo[id(tensor)] = tensor
-    return copy.deepcopy(module, memo)
-
-
-def _tensors(item: Any, seen: set[int]) -> Iterator[torch.Tensor]:
-    if isinstance(item, torch.Tensor):
-        yield item
-        return
-    if id(item) in seen or isinstance(item, (str, bytes, nn.Module)):
-        return
-    seen.add(id(item))
-    if isinstance(item, Mapping):
-        for part in item.values():
-            yield from _tensors(part, seen)
-    elif isinstance(item, (list, tuple, set)):
-        for part in item:
-            yield from _tensors(part, seen)
-    elif isinstance(getattr(item, "__dict__", None), dict) and not isinstance(item, (type, FunctionType)):
-        yield from _tensors(item.__dict__, seen)

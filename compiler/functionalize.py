@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from compiler.lower_layouts import is_transposed, lies_as_operand, with_strides
 from compiler.lower_mode_sharing import ModeSharing
 from compiler.lower_storage import (
     Handle,
@@ -41,6 +42,7 @@ from ir.core import Graph, Operation, Value
 from ir.errors import CaptureError, GraphwrightError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import OpDef, Trait, get_opdef
+from ir.strides import Strides
 from ir.types import TensorType, Type, shapes_equal
 
 OPAQUE_CALL = "nn.opaque"
@@ -56,6 +58,8 @@ class Functionalizer:
         self.location = UNKNOWN_LOCATION
         self.sources: list[Storage] = []
         self.sharing = ModeSharing()
+        self.layouts: Mapping[Handle, Strides] = {}
+        """Strides of the tensors that the next call takes, where the tracer knows them; asked for in-place calls."""
 
     # ---- tensors ----
 
@@ -162,9 +166,9 @@ class Functionalizer:
             )
         if storage.kernel_writes is not None:
             raise CaptureError(
-                f"buffer {storage.name!r} is written here and by a normalization in training mode",
+                f"{storage} is written here and by a normalization in training mode",
                 location=self.location,
-                remedy="call eval() on that normalization before the capture",
+                remedy="call eval() on that normalization before the capture, or give it a clone",
             )
         for other in storage.linked:
             other.tainted = self.location
@@ -310,6 +314,8 @@ class Functionalizer:
 
     def _view(self, op: Operation, index: int, parent: Handle, *, certain: bool) -> Handle:
         parent.has_views = True
+        if parent.storage.kernel_writes is not None and parent.storage.kind in ("input", "local"):
+            raise self._seen_as_view(self.location)
         call = ViewCall(op, op.operands.index(parent.value), parent.storage.version, certain)
         return Handle(op.results[index], parent.storage, parent, call, index, parent.key)
 
@@ -325,7 +331,16 @@ class Functionalizer:
                         f"{op.name} in training mode updates {name}, which is a view or was written in forward before",
                         location=op.location,
                     )
+                if handle.storage.kind in ("input", "local") and handle.has_views:
+                    raise self._seen_as_view(op.location)
                 handle.storage.kernel_writes = op.location
+
+    def _seen_as_view(self, location: Location) -> CaptureError:
+        return CaptureError(
+            "a normalization in training mode updates statistics that are no buffers, and of which there is a view",
+            location=location,
+            remedy="register them as buffers, or take the view of a clone",
+        )
 
     # ---- in-place operators ----
 
@@ -345,7 +360,7 @@ class Functionalizer:
                         location=self.location,
                         remedy="make `out` of the size of the result, or leave it out",
                     )
-                self.write(out, self._cast(result, out.value.type))
+                self.write(out, self._laid_out(out, self._cast(result, out.value.type)))
                 return out
         if len(written) != 1 or written[0].name != opdef.params[0].name or type(target) is not Handle:
             names = ", ".join(argument.name for argument in written)
@@ -368,15 +383,36 @@ class Functionalizer:
                 location=self.location,
                 remedy="use the out-of-place operator, or keep the module as it is with leaf_modules=",
             )
-        functional = scalar_overload(get_opdef(name), values)
+        functional = get_opdef(name)
+        if functional.params[0].name != opdef.params[0].name and opdef.params[0].name in functional.operand_index:
+            # polygamma(n, self)
+            given = {p.name: value for p, value in zip(opdef.params, values, strict=False)} | dict(named)
+            order = [p.name for p in functional.params if p.name in given and not p.keyword_only]
+            values, named = [given.pop(name) for name in order], given
+        functional = scalar_overload(functional, values)
         old = target.value.type
         named = with_defaults(opdef, functional, values, named)
+        before = None
         if functional.name in WITHOUT_DERIVATIVE:
-            values = [self.emit("aten.detach", values[0]), *values[1:]]
+            before = self.emit("aten.detach", values[0])
+            values = [before, *values[1:]]
         quick = functional.has(Trait.ACTIVATION) or functional.name.startswith(("aten.fill", "aten.zero"))
         result = self._create(functional, values, named, (old,) if quick else None).result
-        self.write(target, self._cast(result, old))
+        self.write(target, self._laid_out(target, self._cast(result, old), before))
         return target
+
+    def _laid_out(self, target: Handle, value: Value, before: Value | None = None) -> Value:
+        """An in-place operator keeps the strides of the tensor it writes; `before` is that one without gradient."""
+        wanted = self.layouts.get(target)
+        if wanted is not None:
+            known = {handle.value: strides for handle, strides in self.layouts.items()}
+            if before is not None:
+                known[before] = wanted
+            return with_strides(self.emit, value, wanted, known)
+        op = value.defining_op
+        if op is None or lies_as_operand(op) or not is_transposed(target):
+            return value
+        return self.emit("aten.copy", target.value, value)
 
     def _cast(self, value: Value, like: Type) -> Value:
         """An in-place operator keeps the dtype of the tensor it writes."""
@@ -399,7 +435,8 @@ class Functionalizer:
         if value.tensor_type.shape != old.shape:
             value = self.emit("aten.expand", value, old.shape)
             is_fresh = False
-        self.write(target, value, is_fresh=is_fresh)
+        laid_out = self._laid_out(target, value)
+        self.write(target, laid_out, is_fresh=is_fresh or laid_out is not value)
 
     def _reshape_in_place(self, opdef: OpDef, target: Handle, values: list[Any], named: Mapping[str, Any]) -> Handle:
         """`x.unsqueeze_(0)`: the object becomes a view of what it was."""

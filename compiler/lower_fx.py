@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from compiler.capture_opaque import structural_copy
+from compiler.boundary.copies import structural_copy
 from compiler.functionalize import Functionalizer, is_returned_itself
 from compiler.lower_fx_calls import Calls
 from compiler.lower_fx_index import Pieces, Size
@@ -27,6 +27,7 @@ from ir.errors import CaptureError, GraphwrightError, InputError
 from ir.locations import Location
 from ir.nn_ops import encode_call
 from ir.opdef import get_opdef
+from ir.parameters import parameters_of_signature
 from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, WeightKind
 from ir.types import CPU, UNKNOWN_TENSOR, OpaqueType, ScalarType, TensorType, Type
 
@@ -71,8 +72,9 @@ class FxLowering:
         for node in root.graph.nodes:
             self._node(node)
         self._drop_weights_of_opaques()
-        self.program.meta.update(self.facts.meta(self.functionalizer.sharing.conflicts(self.functionalizer.sources)))
-        self.program.meta["signature"] = inspect.signature(root.forward)
+        conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
+        self.program.mode_locked = self.facts.mode_locked(conflicts)
+        self.convention.parameters = parameters_of_signature(inspect.signature(root.forward))
         return self.program
 
     def _drop_weights_of_opaques(self) -> None:
@@ -183,7 +185,6 @@ class FxLowering:
                 raise CaptureError(f"a result of the graph is not known: {error}", remedy=_WITH_INPUTS) from None
             flat, self.convention.out_spec = pytree.tree_flatten(nested, is_leaf=is_runtime)
         self.convention.in_spec = pytree.tree_structure(((0,) * len(self.convention.inputs), {}))
-        self.convention.parameters = tuple(leaf.name for leaf in self.convention.inputs)
         values: list[Value | None] = []
         outputs: list[OutputLeaf] = []
         themselves: dict[Storage, list[int]] = {}
@@ -207,7 +208,7 @@ class FxLowering:
                 outputs[place] = OutputLeaf(len(values))
             values.append(value)
         for storage in self.functionalizer.sources:
-            if storage.kernel_writes is not None:
+            if storage.kernel_writes is not None and storage.kind != "input":
                 self.program.weights[storage.name].is_mutated = True
         self.convention.outputs = tuple(outputs)
         self.convention.mutations = tuple(mutations)

@@ -16,6 +16,7 @@ from compiler.difference import tensor_difference
 from fuzz.case import Case
 from fuzz.definite import has_definite_gradients, is_definite
 from fuzz.kernels import ends_the_process
+from fuzz.kinds import other_than_its_kind
 from fuzz.layouts import channels_last, is_standard, transposed
 from fuzz.observation import (
     Observation,
@@ -26,11 +27,12 @@ from fuzz.observation import (
     observe,
     quiet,
 )
+from fuzz.retyping import untrue_type, with_types_of
 from fuzz.rounding import Rounding
 from fuzz.training_mode import put_in_training
 from ir.compare import programs_equal
 from ir.copying import copy_program
-from ir.errors import EvaluationError, GraphwrightError
+from ir.errors import EvaluationError, GraphwrightError, InferenceError
 from ir.parser import parse_program
 from ir.printer import print_program
 from ir.program import Program
@@ -93,6 +95,8 @@ class Outcome:
     """Whether the program is another one."""
     operators: tuple[str, ...] = ()
     """The operators of a module's programs; empty for a program, whose operators are known."""
+    fates: Counter[tuple[str, str]] = attrs.field(factory=Counter)
+    """(kind, what became of it) of a module, over its captures; see `fuzz.module_check`."""
 
 
 @attrs.frozen
@@ -117,6 +121,8 @@ class Properties:
     """Whether programs that are equal by construction must become one text, where the case says so."""
     non_finite: bool = True
     """Whether it must hold for inputs that hold NaN or infinity, and numbers that overflow on the way."""
+    unknown: bool = True
+    """Whether it must hold for programs whose types are not all known, as of FX graphs without example inputs."""
 
 
 def check_case(pass_: Pass, case: Case, properties: Properties, program: Program | None = None) -> Outcome:
@@ -139,8 +145,11 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
     if program is None:
         program = case.build()
         text = print_program(program)
-    if ends_the_process(program):
-        raise Unusable
+    try:
+        if ends_the_process(with_types_of(program, case.inputs)):
+            raise Unusable
+    except InferenceError as error:
+        raise Unusable from error
     original = copy_program(program)
     context = PassContext()
     kept = _Kept(case)
@@ -154,6 +163,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
                 _compare_with_original(pass_, case, properties, program)
                 return outcome
             _hold("verifier", lambda: verify(program))
+            typed = _with_true_types(program, case.inputs)
         except Finding:
             _demand_that_it_runs(case)
             raise
@@ -165,6 +175,9 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             runs.compare(program)
         finally:
             kept.compare("a run")  # what is written explains what else was found
+        other = other_than_its_kind(program, typed)
+        if other is not None:
+            raise Finding("kind", other)
         copy = check_text(program, after) if properties.text else Case.of(program, case.inputs).build()
         _compare_with_original(pass_, case, properties, program)
         if properties.modes:
@@ -174,6 +187,18 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             if print_program(program) != after:
                 raise Finding("idempotence", "a second application changes the program again")
     return outcome
+
+
+def _with_true_types(program: Program, inputs: Sequence[Any]) -> Program:
+    """Return a program with the types that it has on its inputs; raise a `Finding` where it says others."""
+    try:
+        typed = with_types_of(program, inputs)
+    except InferenceError as error:
+        raise Finding("types", str(error)) from error
+    untrue = untrue_type(program, typed)
+    if untrue is not None:
+        raise Finding("types", untrue)
+    return typed
 
 
 def _demand_that_it_runs(case: Case) -> None:
@@ -293,7 +318,8 @@ class _Runs:
         self.case = case
         self.properties = properties
         self.weights = set(program.weights)
-        self.budgeted = fixes_dtypes(program)
+        self.typed = with_types_of(program, case.inputs)
+        self.budgeted = fixes_dtypes(self.typed)
         self.double = not properties.exact and not self.budgeted
         self.layouts: list[tuple[Sequence[Any], Observation]] = []
         self.slopes: Observation | None = None
@@ -319,7 +345,7 @@ class _Runs:
         """Raise a `Finding` for the first property that a changed program does not have."""
         properties = self.properties
         new = [weight for name, weight in program.weights.items() if name not in self.weights]
-        if new or fixes_dtypes(program):
+        if new or fixes_dtypes(with_types_of(program, self.case.inputs)):
             self.budgeted = True  # new weights were computed in the precision of the old ones
         if any(weight.derivation is not None for weight in new):
             # for inference: gradients flow to what was derived, and no further
@@ -393,7 +419,7 @@ class _Runs:
             lambda: observe(original, inputs, gradients=gradients),
             exact=lambda: observe(original, inputs, double=True, gradients=gradients),
         )
-        for name, message in budgeted_differences(before, after, exact, rounding, coarsest_dtype(original)):
+        for name, message in budgeted_differences(before, after, exact, rounding, coarsest_dtype(self.typed)):
             if not self._counts(name, inputs) or (name == "strides" and not is_definite(original, inputs)):
                 continue
             if name == "gradients" and not has_definite_gradients(original, inputs):

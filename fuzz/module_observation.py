@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -13,7 +15,16 @@ from torch.utils import _pytree as pytree
 
 from compiler.difference import RELATIVE_BOUND, tensor_difference
 from compiler.parameter_map import ParameterMap
-from fuzz.observation import is_no_slope, meaningful_strides, own_error, rounding_limit, seeded
+from fuzz.module_outside import plain_state
+from fuzz.observation import (
+    foreign_seeded,
+    foreign_state,
+    is_no_slope,
+    meaningful_strides,
+    own_error,
+    rounding_limit,
+    seeded,
+)
 from fuzz.rounding import Rounding
 
 
@@ -49,10 +60,21 @@ class Seen:
     """The names of those that the call changed."""
     slopes: Mapping[str, torch.Tensor | None]
     """Gradients of inputs (by "input 0") and parameters; empty where they were not asked for."""
+    drawn_elsewhere: Any = None
+    """The states of Python's and numpy's random generators afterwards."""
+    effects: bool = False
+    """Whether the call changed numbers or the sizes of containers outside of the state; see `fuzz.module_outside`."""
 
 
 def observe_module(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, gradients: bool = False, seed: int = 7
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    gradients: bool = False,
+    seed: int = 7,
+    surroundings: Callable[[], AbstractContextManager[Any]] | None = None,
+    outside: Any = None,
 ) -> Seen:
     """Call a module on copies of its arguments and return what can be seen of the call.
 
@@ -62,6 +84,8 @@ def observe_module(
         kwargs: keyword arguments; not written.
         gradients: whether to compute gradients of a random linear form in the results; parameters keep theirs.
         seed: seeds what is drawn.
+        surroundings: what the call is made under; by default gradients are off unless they are asked for.
+        outside: what `effects` are looked for in, beside the module; None to look for none.
     """
     args, kwargs = copy.deepcopy((args, dict(kwargs)))
     inputs = list({id(t): t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}.values())
@@ -69,9 +93,12 @@ def observe_module(
         for tensor in inputs:
             tensor.requires_grad_(tensor.is_floating_point())
     before = {name: t.detach().clone() for name, t in named_state(module).items()}
-    with torch.set_grad_enabled(gradients), seeded(seed):
+    around = partial(torch.set_grad_enabled, gradients) if surroundings is None else surroundings
+    notes = None if outside is None else plain_state(module, outside)
+    with around(), seeded(seed), foreign_seeded(seed):
         out = module(*args, **kwargs)
-        drawn = torch.random.get_rng_state()
+        drawn, elsewhere = torch.random.get_rng_state(), foreign_state()
+    effects = notes is not None and plain_state(module, outside) != notes
     leaves, structure = pytree.tree_flatten(out)
     state = named_state(module)
     looks = _looks(leaves, inputs, state)
@@ -80,7 +107,8 @@ def observe_module(
     clones: dict[int, torch.Tensor] = {}
     after = {name: clones.setdefault(id(t), t.detach().clone()) for name, t in state.items()}
     written = frozenset(n for n, t in after.items() if n not in before or not _same_bits(before[n], t))
-    return Seen(structure, kept, looks, tuple(t.detach().clone() for t in inputs), drawn, after, written, slopes)
+    left = tuple(t.detach().clone() for t in inputs)
+    return Seen(structure, kept, looks, left, drawn, after, written, slopes, elsewhere, effects)
 
 
 def named_state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -201,8 +229,16 @@ def module_differences(a: Seen, b: Seen, names: ParameterMap, reference: Referen
             yield "inputs", f"input {i} afterwards: {problem}"
     if not torch.equal(a.drawn, b.drawn):
         yield "random numbers", "another count is drawn"
+    if a.drawn_elsewhere != b.drawn_elsewhere:
+        yield "random numbers", "another count of Python's or numpy's is drawn"
+    if a.effects != b.effects:
+        yield "effects", f"outside of its state, the module {_changes(a)}, and now {_changes(b)}"
     yield from _unlike_state(a, b, names, reference)
     yield from _unlike_slopes(a, b, names, reference)
+
+
+def _changes(seen: Seen) -> str:
+    return "changes something" if seen.effects else "changes nothing"
 
 
 def _unlike_looks(index: int, a: Look, b: Look, names: ParameterMap) -> Iterator[tuple[str, str]]:

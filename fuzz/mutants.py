@@ -34,9 +34,11 @@ from fuzz.mutant_list_canonicalize import CANONICALIZE_MUTANTS
 from fuzz.mutant_list_ir import IR_MUTANTS
 from fuzz.mutant_list_patterns import PATTERN_MUTANTS
 from fuzz.mutant_list_spelling import SPELLING_MUTANTS
+from fuzz.mutant_list_unknown import UNKNOWN_MUTANTS
 from fuzz.mutation import Mutant, StaleMutantError, Subject, mutated
 from fuzz.observation import quiet
 from fuzz.sound import Target
+from fuzz.strategies.erasure import with_erased_types
 from fuzz.strategies.instances import instances
 from fuzz.strategies.modules import modules
 from fuzz.strategies.programs import input_tensors, programs
@@ -50,7 +52,13 @@ from ir.printer import print_program
 from ir.program import Program
 from ir.types import TensorType, dims_equal, type_of_tensor
 
-MUTANTS: tuple[Mutant, ...] = (*CANONICALIZE_MUTANTS, *SPELLING_MUTANTS, *PATTERN_MUTANTS, *IR_MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (
+    *CANONICALIZE_MUTANTS,
+    *SPELLING_MUTANTS,
+    *PATTERN_MUTANTS,
+    *UNKNOWN_MUTANTS,
+    *IR_MUTANTS,
+)
 """All mutants."""
 
 _SEED = 20260
@@ -110,7 +118,9 @@ def _draw_case(subject: Subject) -> Draw:
     def draw(data: st.DataObject) -> Run:
         drawn = data.draw(strategy)
         program: Program = drawn if isinstance(drawn, Program) else drawn.program
-        case = Case.of(program, data.draw(input_tensors(program)))
+        inputs = data.draw(input_tensors(program))
+        data.draw(with_erased_types(program))
+        case = Case.of(program, inputs)
         return lambda: _usable(lambda: check_case(target.pass_, case, properties))
 
     return draw

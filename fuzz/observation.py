@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 
 from compiler.difference import tensor_difference
@@ -91,6 +93,25 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.default_generator.set_state(state)
+
+
+def foreign_state() -> tuple[Any, ...]:
+    """Return the states of the random numbers of Python and numpy."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return random.getstate(), kind, keys.tobytes(), *rest
+
+
+@contextmanager
+def foreign_seeded(seed: int) -> Iterator[None]:
+    """Seed the random numbers of Python and numpy, and put the states back at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 _NO_SLOPE = 1e-12

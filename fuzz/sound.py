@@ -21,6 +21,7 @@ from fuzz.judge import AnyCase, judge
 from fuzz.module_case import ModuleCase, forget_loaded
 from fuzz.orders import ORDERS, InOrder
 from fuzz.reverse import Inflated
+from fuzz.strategies.erasure import with_erased_types
 from fuzz.strategies.instances import Instance, expanded_pattern, instances
 from fuzz.strategies.programs import input_tensors, programs
 from ir.errors import GraphwrightError, InputError
@@ -335,6 +336,8 @@ def search(
             if on is not None:
                 _verify_drawn(program)
             inputs = data.draw(input_tensors(program, finite=not target.properties.non_finite))
+            if target.properties.unknown and not isinstance(drawn, Inflated):
+                data.draw(with_erased_types(program))
             case = drawn.case(inputs) if isinstance(drawn, Inflated) else Case.of(program, inputs)
             operators = sorted({op.name for op in program.graph.operations()})
         pass_ = InOrder(target.pass_, data.draw(_NUMBERS)) if target.orders else target.pass_

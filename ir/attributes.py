@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import NoneType
 from typing import Any
 
 import attrs
@@ -25,7 +26,7 @@ class Ref:
 
 @attrs.frozen(slots=True)
 class UnknownObject:
-    """Stands, in a parsed program, for a Python object of which the text only has the name of its class."""
+    """Stands for a Python object of which the text only has the name of its class."""
 
     class_name: str
 
@@ -47,6 +48,44 @@ ATTRIBUTE_TYPES = (
     Ref,
     type(None),
 )
+
+
+LITERAL_TYPES = frozenset(
+    {
+        NoneType,
+        bool,
+        int,
+        float,
+        complex,
+        str,
+        torch.dtype,
+        torch.device,
+        torch.layout,
+        torch.memory_format,
+    }
+)
+"""Exact types of the constants that text and Python code can hold; a subclass, such as an enum, is another thing."""
+
+
+def literal_of(value: Any) -> Any:
+    """Return a literal, or a plain tuple, list or dict of literals, as it is; an `UnknownObject` for anything else."""
+    return value if _is_literal(value) else unknown_object(value)
+
+
+def _is_literal(value: Any) -> bool:
+    if type(value) in (tuple, list):
+        return all(map(_is_literal, value))
+    if type(value) is dict:
+        return all(_is_literal(key) and _is_literal(item) for key, item in value.items())
+    return type(value) in LITERAL_TYPES
+
+
+def unknown_object(value: Any) -> UnknownObject:
+    """Return what stands for an object in text."""
+    if isinstance(value, UnknownObject):
+        return value
+    kind = type(value)
+    return UnknownObject(f"{kind.__module__}.{kind.__qualname__}")
 
 
 def normalize_attribute(value: Any) -> Attribute:

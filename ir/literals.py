@@ -142,6 +142,18 @@ class Literals:
 
     # Types
 
+    def dims(self) -> list[Dim]:
+        """Return known dimensions in brackets."""
+        self.lexer.expect("[")
+        return self._list("]", self._known_dim)
+
+    def _known_dim(self) -> Dim:
+        place = self.lexer.index
+        dim = self.dim()
+        if dim is None:
+            raise self.lexer.error("expected an int or an expression over symbols", index=place)
+        return dim
+
     def dim(self) -> Dim | None:
         """Return a dimension, None for `?`."""
         lexer = self.lexer
@@ -254,6 +266,27 @@ class Literals:
         if not isinstance(value, int | float | sympy.Expr | Relational):
             raise lexer.error(f"{value} is not an attribute value", index=place)
         return value
+
+    def constant(self) -> Any:
+        """Return a constant of the calling convention: an attribute value, `list(...)` or `{key: value}`."""
+        lexer = self.lexer
+        if lexer.accept("["):
+            return tuple(self._list("]", self.constant))
+        if lexer.accept("{"):
+            place = lexer.index
+            try:
+                return dict(self._list("}", self._item))
+            except TypeError as error:
+                raise lexer.error(f"not a dict: {error}", index=place) from error
+        if lexer.at("list") and lexer.texts[lexer.index + 1] == "(":
+            lexer.index += 2
+            return self._list(")", self.constant)
+        return self.attribute()
+
+    def _item(self) -> tuple[Any, Any]:
+        key = self.constant()
+        self.lexer.expect(":")
+        return key, self.constant()
 
     def _torch_constant(self) -> Any:
         lexer = self.lexer

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 from typing import Any
 
+import attrs
 import sympy
 from torch.utils import _pytree as pytree
 
@@ -16,6 +17,7 @@ from ir.lexer import Lexer
 from ir.literals import RESERVED_SYMBOLS, Literals, expect_end, parse_attribute, parse_type
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import OpDef, ParamKind, get_opdef
+from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
 from ir.program import (
     CallingConvention,
     Derivation,
@@ -27,7 +29,8 @@ from ir.program import (
     Weight,
     WeightKind,
 )
-from ir.types import TensorType, Type, make_symbol
+from ir.specs import SpecError, read_spec
+from ir.types import Dim, TensorType, Type, make_symbol
 
 __all__ = ["parse_attribute", "parse_program", "parse_type"]
 
@@ -125,13 +128,18 @@ class _Parser:
             case "opaque":
                 program.opaques[lexer.expect_string("the name of an opaque callable")] = None
             case "modules":
-                training = lexer.accept("train")
-                if not training:
-                    lexer.expect("eval")
-                for path in self._strings("a module path"):
-                    program.module_modes[path] = training
+                program.module_modes.update(self._modes())
+            case "after":
+                switch = self._switch()
+                lexer.expect("modules")
+                modes = dict(program.modes_after.get(switch, {}))
+                program.modes_after = {**program.modes_after, switch: modes | self._modes()}
+            case "mode_locked":
+                program.mode_locked = lexer.expect_string("why the mode is locked")
             case "parameters":
-                convention.parameters = self._strings("the name of a parameter")
+                convention.parameters = self._parameters()
+            case "keeps_order":
+                convention.keeps_order = True
             case "in_spec":
                 convention.in_spec = self._spec()
             case "out_spec":
@@ -143,7 +151,8 @@ class _Parser:
                 convention.inputs += (InputLeaf(name, value, constant),)
             case "result":
                 lexer.expect("=")
-                convention.outputs += (OutputLeaf(*self._leaf("output")),)
+                value, constant = self._leaf("output")
+                convention.outputs += (OutputLeaf(value, constant, self._strides()),)
             case "mutation":
                 convention.mutations += (self._mutation(),)
             case _:
@@ -226,11 +235,9 @@ class _Parser:
                 remedy="register the class with torch.export.register_dataclass or register_pytree_node, "
                 "with a serialized_type_name",
             )
-        start = lexer.start(place)
         try:
-            _, end = json.JSONDecoder().raw_decode(lexer.source, start)
-            spec = pytree.treespec_loads(lexer.source[start:end])
-        except Exception as error:
+            spec, end = read_spec(lexer.source, lexer.start(place))
+        except SpecError as error:
             raise lexer.error(f"not a tree specification: {error}", index=place) from error
         lexer.skip_to(end)
         return spec
@@ -239,7 +246,54 @@ class _Parser:
         lexer = self.lexer
         if lexer.accept(keyword):
             return lexer.expect_int(f"the number of an {keyword}"), None
-        return None, self.literals.attribute()
+        return None, self.literals.constant()
+
+    def _strides(self) -> tuple[Dim, ...] | None:
+        return tuple(self.literals.dims()) if self.lexer.accept("strides") else None
+
+    def _switch(self) -> str:
+        place = self.lexer.index
+        switch = self.lexer.expect_kind("name", "`train` or `eval`")
+        if switch not in ("train", "eval"):
+            raise self.lexer.error(f"there is no mode {switch!r}", index=place, remedy="write `train` or `eval`")
+        return switch
+
+    def _modes(self) -> dict[str, bool]:
+        training = self._switch() == "train"
+        return dict.fromkeys(self._strings("a module path"), training)
+
+    def _parameters(self) -> tuple[ParameterSpec, ...]:
+        lexer = self.lexer
+        found: list[ParameterSpec] = []
+        kind = ParameterKind.POSITIONAL_OR_KEYWORD
+        while True:
+            place = lexer.index
+            if lexer.accept("/"):
+                if kind is not ParameterKind.POSITIONAL_OR_KEYWORD or not found:
+                    raise lexer.error("`/` follows the parameters that are passed by position alone", index=place)
+                found = [attrs.evolve(each, kind=ParameterKind.POSITIONAL_ONLY) for each in found]
+            elif lexer.accept("**"):
+                found.append(ParameterSpec(self._parameter_name(), ParameterKind.VAR_KEYWORD))
+            elif lexer.accept("*"):
+                kind = ParameterKind.KEYWORD_ONLY
+                if lexer.kind == "string":
+                    found.append(ParameterSpec(self._parameter_name(), ParameterKind.VAR_POSITIONAL))
+            else:
+                name = self._parameter_name()
+                default = self.literals.constant() if lexer.accept("=") else NO_DEFAULT
+                found.append(ParameterSpec(name, kind, default))
+            if not lexer.accept(","):
+                break
+        try:
+            inspect.Signature(
+                [inspect.Parameter(each.name, getattr(inspect.Parameter, each.kind.name)) for each in found]
+            )
+        except ValueError as error:
+            raise lexer.error(f"not the parameters of a function: {error}") from error
+        return tuple(found)
+
+    def _parameter_name(self) -> str:
+        return self.lexer.expect_string("the name of a parameter")
 
     def _mutation(self) -> Mutation:
         lexer = self.lexer

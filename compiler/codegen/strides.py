@@ -18,9 +18,9 @@ from ir.types import Dim, ScalarType, TensorType, simplify_dim
 def restore_output_strides(module: fx.GraphModule, program: Program) -> tuple[int, ...]:
     """Compare the strides of an emitted module's results with the original's, and restore those that differ.
 
-    The module is run once on fake tensors: on contiguous inputs, as the strides in `program.meta["output_strides"]`
-    are those of the capture's example. Where the strides of a result differ, a copy in the original's layout is added
-    before the return. It costs about as much as one capture, so `emit` leaves it to the caller.
+    The module is run once on fake tensors: on contiguous inputs, as the strides of the results in the calling
+    convention are those of the capture's example. Where the strides of a result differ, a copy in the original's
+    layout is added before the return. It costs about as much as one capture, so `emit` leaves it to the caller.
 
     Args:
         module: the emitted module; changed in place.
@@ -30,9 +30,9 @@ def restore_output_strides(module: fx.GraphModule, program: Program) -> tuple[in
         The numbers of the output leaves that were restored. Dimensions of size 1 have no stride to compare; a result
         whose elements overlap (an expanded one) is left as it is.
     """
-    expected = program.meta.get("output_strides")
-    arguments = _fake_arguments(program, context := FakeContext())
-    if expected is None or arguments is None:
+    expected = [leaf.strides for leaf in program.convention.outputs]
+    arguments = _fake_arguments(program, context := FakeContext()) if any(expected) else None
+    if arguments is None:
         return ()
     args, kwargs = arguments
     state: dict[str, torch.Tensor] = {k: context.mode.from_tensor(v) for k, v in _tensors_of(module).items()}

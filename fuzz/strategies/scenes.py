@@ -29,21 +29,30 @@ from ir.locations import UNKNOWN_LOCATION, Location
 
 
 def _classifier(source: MatchSource, *, pooled: bool) -> Value:
-    batch, channels = source.integer(1, 3), source.integer(1, 4)
+    batch, channels = source.integer(1, 3), source.one_of((2, 1, 3, 4))
     height, width = (1, 1) if pooled != seldom(source) else (source.integer(1, 3), source.integer(1, 3))
-    if source.flag():
-        x = emit(source, "aten.adaptive_avg_pool2d", entry(source, batch, channels, 4, 3), (height, width))
+    alone = source.integer(0, 3) == 3  # a map without a batch, which has a rank less
+    lead = () if alone else (batch,)
+    if source.integer(0, 3):
+        x = emit(source, "aten.adaptive_avg_pool2d", entry(source, *lead, channels, 4, 3), (height, width))
     else:
-        x = entry(source, batch, channels, height, width)
-    if seldom(source):
+        x = entry(source, *lead, channels, height, width)
+    if not alone and seldom(source):
         x = emit(source, "aten.permute", x, (1, 0, 2, 3))
         batch, channels = channels, batch
     features = channels * height * width
     kind = source.integer(0, 7)
-    if kind < 3:
-        dims = (0, source.one_of((2, -2))) if seldom(source) else (source.one_of((1, -3)), source.one_of((-1, 3)))
+    if pooled and not alone and not source.integer(0, 3):
+        # the sizes of 1 stand elsewhere: a norm of the channels leaves them before these
+        orders = ((batch, 1, 1, features), (1, batch, features, 1), (batch, 1, features, 1), (1, 1, batch, features))
+        x = emit(source, "aten.reshape", x, source.one_of(orders))
+        kind = 3
+    if alone:
+        flat = emit(source, "aten.flatten.using_ints", x, source.one_of((1, 1, 1, 0)), -1)
+    elif kind < 3:
+        dims = (0, source.one_of((2, -2))) if seldom(source) else (source.one_of((1, 1, -3)), source.one_of((-1, 3)))
         flat = emit(source, "aten.flatten.using_ints", x, *dims)
-    elif kind < 7:
+    elif kind < 6:
         flat = emit(source, "aten.reshape", x, source.one_of(((batch, features), (batch, -1), (-1, features))))
     else:
         flat = emit(source, "aten.reshape", x, (features, batch))

@@ -268,9 +268,9 @@ def _attention(b: Rewriter, query: Value, key: Value, value: Value, mask: Value 
 
 
 def _shows(value: Value) -> bool:
-    """Whether a caller may see the strides of a result of rank 3."""
+    """Whether a caller may see the strides of a result of rank 3, or of a rank that is not known."""
     type_ = value.type
-    return isinstance(type_, TensorType) and type_.rank == 3 and reaches_output(value)
+    return isinstance(type_, TensorType) and type_.rank in (3, None) and reaches_output(value)
 
 
 def _merge_heads(
@@ -282,9 +282,9 @@ def _merge_heads(
     sees the strides (`keep_strides`), and computes (B, N, E) elsewhere.
     """
     if keep_strides:
-        merged = b.op("aten.permute", attended, (2, 0, 1, 3)).result
+        merged = b.op("aten.movedim.int", attended, -2, 0).result
     else:
         merged = b.op("aten.transpose.int", attended, -3, -2).result
     flat = b.op("aten.flatten.using_ints", merged, -2, -1).result
     result: Value = b.op("aten.linear", flat, weight, bias).result
-    return b.op("aten.permute", result, (1, 0, 2)).result if batch_first == keep_strides else result
+    return b.op("aten.movedim.int", result, 0, -2).result if batch_first == keep_strides else result

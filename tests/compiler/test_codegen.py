@@ -369,7 +369,7 @@ def test_modes_of_submodules_are_those_of_the_original() -> None:
 
 def test_a_program_that_holds_for_one_mode_refuses_the_other() -> None:
     d = Draft(nn.Identity().eval(), x=f32(3))
-    d.program.meta["mode_locked"] = "`rnn` (LSTM) calls aten.lstm.input"
+    d.program.mode_locked = "`rnn` (LSTM) calls aten.lstm.input"
     emitted = d.emit(d.b.relu(d["x"])).module
     emitted.eval()
     for module in (emitted, copy.deepcopy(emitted), pickle.loads(pickle.dumps(emitted)), copy.copy(emitted)):

@@ -227,8 +227,9 @@ def test_emitting_twice_gives_the_same_code() -> None:
 )
 def test_strides_of_results_are_restored(strides: tuple[int, ...], restored: tuple[int, ...], expression: str) -> None:
     d = Draft(None, x=f32(2, 3, 4, 5))
-    d.program.convention = CallingConvention(None, torch.utils._pytree.tree_structure([0]), outputs=(OutputLeaf(0),))
-    d.program.meta["output_strides"] = (strides,)
+    d.program.convention = CallingConvention(
+        None, torch.utils._pytree.tree_structure([0]), outputs=(OutputLeaf(0, strides=strides),)
+    )
     module = d.emit(d.b.relu(d["x"])).module
     assert restore_output_strides(module, d.program) == restored
     assert expression in module.code
@@ -242,8 +243,7 @@ def test_strides_of_results_are_restored(strides: tuple[int, ...], restored: tup
 def test_strides_with_symbolic_sizes() -> None:
     batch = make_symbol("batch")
     d = Draft(None, x=f32(batch, 3, 4))
-    d.program.convention = CallingConvention(None, None, outputs=(OutputLeaf(0),))
-    d.program.meta["output_strides"] = ((4, 4 * batch, 1),)
+    d.program.convention = CallingConvention(None, None, outputs=(OutputLeaf(0, strides=(4, 4 * batch, 1)),))
     module = d.emit(d.b.relu(d["x"])).module
     assert restore_output_strides(module, d.program) == (0,)
     assert module(torch.randn(5, 3, 4)).stride() == (4, 20, 1)

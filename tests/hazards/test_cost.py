@@ -208,8 +208,9 @@ def test_folded_copies_are_in_the_parameter_map():
     model = Tied().eval()
     result = transform(model, (IMAGES,), pipeline=PassManager([Canonicalize(), FoldBatchNorm()]))
     folded = {key: sources for key, sources in result.parameter_map.items() if len(sources) > 1}
-    assert set(folded["conv.weight"]) == {"conv.weight", "bn.weight", "bn.running_var"}
-    assert list(folded) == ["conv.weight", "conv.bias", "depthwise.weight", "depthwise.bias"]
+    assert set(folded["conv_folded.weight"]) == {"conv.weight", "bn.weight", "bn.running_var"}
+    layers = ("conv_folded", "depthwise_folded")
+    assert list(folded) == [f"{layer}.{slot}" for layer in layers for slot in ("weight", "bias")]
     assert folded.keys() <= result.parameter_map.renamed().keys()
     assert_shares(model, result, tuple(folded))
     state = result.model.state_dict()

@@ -19,7 +19,6 @@ from tests.ir.test_compare import CHANGES
 def test_a_copy_is_equal() -> None:
     program = rich_program()
     program.weights["bn.var"].data = torch.ones(4)
-    program.meta["note"] = 1
     program.graph.revision = 0
     copy = copy_program(program)
     verify(copy)
@@ -27,7 +26,6 @@ def test_a_copy_is_equal() -> None:
     assert print_program(copy) == print_program(program)
     assert copy.weights["bn.var"].data is program.weights["bn.var"].data
     assert copy.opaques["roi"] is program.opaques["roi"]
-    assert copy.meta == program.meta
     assert program.graph.revision == 0
 
 
@@ -56,8 +54,6 @@ def test_users_are_those_of_the_copy() -> None:
 def test_notes_are_separate() -> None:
     program = rich_program()
     copy = copy_program(program)
-    copy.meta["note"] = 1
     copy.constraints = (*copy.constraints, *copy.constraints)
     copy.weights["bn.var"].data = torch.zeros(4)
-    assert program.meta == {}
     assert program.weights["bn.var"].data is None

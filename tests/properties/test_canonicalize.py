@@ -14,6 +14,7 @@ from fuzz.case import Case
 from fuzz.check import Unusable, check_case
 from fuzz.sound import Target
 from fuzz.strategies import input_tensors, programs
+from fuzz.strategies.erasure import with_erased_types
 from passes.canonicalize import Canonicalize
 from passes.cse import EliminateCommonSubexpressions
 from passes.dce import EliminateDeadCode
@@ -48,7 +49,9 @@ def _quiet_kernels():
 
 def check(data, program, pass_):
     """Hold the pass to every property of the fuzzer's, bit for bit; the program is changed."""
-    case = Case.of(program, data.draw(input_tensors(program)))
+    inputs = data.draw(input_tensors(program))
+    data.draw(with_erased_types(program))
+    case = Case.of(program, inputs)
     demanded = attrs.evolve(Target.of(pass_).properties, exact=True, idempotent=True)
     try:
         check_case(pass_, case, demanded, program)

@@ -1,0 +1,113 @@
+"""Whether regions are what their kind says: their bodies against the meaning of the kind, on random operands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from compiler.difference import tensor_difference
+from fuzz.observation import seeded
+from ir.attributes import iter_leaves
+from ir.core import Graph, Operation, Value
+from ir.errors import EvaluationError, PatternError
+from ir.evaluate import evaluate_graph
+from ir.program import Program
+from ir.types import TensorType
+from passes.fuse.kinds import Meaning, Region, meanings_of
+
+_ROUNDED = 1e-5
+"""What is allowed beside rounding in float64, of numbers of usual size, where a body fixes another dtype."""
+
+
+def other_than_its_kind(program: Program, typed: Program) -> str | None:
+    """Return the first region that is not what its kind means, and how; None where all are.
+
+    Args:
+        program: the program, with the types that its rules saw.
+        typed: the same with the types that it has on some inputs; regions whose sizes are open are left out.
+    """
+    for op, twin in zip(program.graph.operations(), typed.graph.operations(), strict=True):
+        meanings = meanings_of(op) if op.results else ()  # dead code has no results
+        operands = _stand_ins(twin) if meanings else None
+        if operands is not None and twin.body is not None:
+            problem = _difference(op, twin.body, operands, meanings)
+            if problem is not None:
+                return problem
+    return None
+
+
+def _difference(
+    op: Operation, body: Graph, operands: Sequence[torch.Tensor], meanings: Sequence[Meaning]
+) -> str | None:
+    try:
+        with seeded(0), torch.no_grad():
+            results = evaluate_graph(body, [x.clone() for x in operands], {}, {})
+    except EvaluationError as error:
+        return f"{op.name} at `{op.location.where}` does not run: {error}"
+    names = [value.name for value in body.inputs]
+    rounded = any(
+        isinstance(leaf, torch.dtype)
+        for inner in body.operations()
+        for leaf in iter_leaves(tuple(inner.attributes.values()))
+    )
+    problems = []
+    for meaning in meanings:
+        given = {name: x.clone() for name, x in zip(names, operands, strict=True)}
+        try:
+            with seeded(0), torch.no_grad():
+                wanted = meaning(Region(op, given, [result.shape for result in results]))
+        except PatternError as error:
+            problems.append(error.message)
+            continue
+        except (EvaluationError, RuntimeError) as error:
+            problems.append(f"{op.name} at `{op.location.where}`: its kind does not take its operands: {error}")
+            continue
+        expected = [wanted] if isinstance(wanted, torch.Tensor) else list(wanted)
+        found = _compare(expected, results, _ROUNDED if rounded else 0.0)
+        if found is None:
+            return None
+        said = (meaning.__doc__ or "").strip().partition("\n")[0]
+        problems.append(f"{op.name} at `{op.location.where}` is not {said}: {found}")
+    return problems[0]
+
+
+def _compare(expected: Sequence[torch.Tensor], results: Sequence[torch.Tensor], bound: float) -> str | None:
+    if len(expected) != len(results):
+        return f"it has {len(results)} results, not {len(expected)}"
+    for i, (a, b) in enumerate(zip(expected, results, strict=True)):
+        problem = tensor_difference(a, b.to(a.dtype) if bound else b, exact=False, bound=bound)
+        if problem is not None:
+            return f"result {i}: {problem}"
+    return None
+
+
+def _stand_ins(op: Operation) -> list[torch.Tensor] | None:
+    """Return a random tensor for each operand of a region, the same for the same value; None where sizes are open."""
+    assert op.body is not None
+    positive = {
+        inner.operand("running_var") for inner in op.body.operations() if "running_var" in inner.opdef.operand_index
+    }
+    generator = torch.Generator().manual_seed(len(op.operands))
+    made: dict[Value, torch.Tensor] = {}
+    for value, inner in zip(op.operands, op.body.inputs, strict=True):
+        type_ = None if value is None else value.type
+        if value is None or not isinstance(type_, TensorType) or not type_.is_static or type_.numel == 0:
+            return None
+        if value not in made:
+            made[value] = _random(type_, generator, positive=inner in positive)
+    return [made[value] for value in op.operands if value is not None]
+
+
+def _random(type_: TensorType, generator: torch.Generator, *, positive: bool) -> torch.Tensor:
+    shape = [size for size in type_.shape or () if isinstance(size, int)]
+    if type_.dtype is torch.bool:
+        mask = torch.rand(shape, generator=generator) < 0.5
+        if shape:
+            mask[..., 0] = True  # what is masked throughout is no number
+        return mask
+    if type_.dtype is None or not (type_.dtype.is_floating_point or type_.dtype.is_complex):
+        return torch.zeros(shape, dtype=type_.dtype)
+    dtype = torch.complex128 if type_.dtype.is_complex else torch.float64
+    tensor = torch.randn(shape, generator=generator, dtype=dtype)
+    return tensor.abs() + 0.5 if positive else tensor

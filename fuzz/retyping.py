@@ -1,0 +1,65 @@
+"""Types inferred anew from other types of the inputs: what is known of a program changes, and nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ir.builder import infer_operation
+from ir.copying import copy_program
+from ir.core import Graph
+from ir.errors import InferenceError
+from ir.fake import is_unknown
+from ir.program import Program
+from ir.types import Type, type_of_tensor
+from ir.verify import compatible
+
+
+def retype(graph: Graph, types: Sequence[Type | None]) -> None:
+    """Give the inputs of a graph other types, and infer all others from them.
+
+    Args:
+        graph: the graph; it is changed.
+        types: one for each input; None where it stays as it is.
+
+    Raises:
+        InferenceError: when an operation does not take them, or their number of results hangs on what is unknown.
+    """
+    for value, type_ in zip(graph.inputs, types, strict=True):
+        value.type = value.type if type_ is None else type_
+    for op in graph.operations():
+        if op.body is not None:
+            retype(op.body, [None if value is None else value.type for value in op.operands])
+        inferred = infer_operation(op)
+        if len(inferred) != len(op.results):
+            raise InferenceError(f"{op.name} has {len(op.results)} results, and {len(inferred)} for these types")
+        for result, type_ in zip(op.results, inferred, strict=True):
+            result.type = type_
+
+
+def with_types_of(program: Program, inputs: Sequence[Any]) -> Program:
+    """Return a program with the types that its values have on these inputs: itself where all types are known.
+
+    Raises:
+        InferenceError: when an operation does not take them.
+    """
+    if not any(is_unknown(value.type) for value in program.graph.inputs):
+        return program
+    typed = copy_program(program)
+    retype(typed.graph, [type_of_tensor(x) if isinstance(x, torch.Tensor) else None for x in inputs])
+    return typed
+
+
+def untrue_type(program: Program, typed: Program) -> str | None:
+    """Return the first value that has another type on some inputs than the program says of it, or None.
+
+    Args:
+        program: the program.
+        typed: the same with the types that it has on these inputs.
+    """
+    for said, found in zip(program.values(), typed.values(), strict=True):
+        if not compatible(said.type, found.type):
+            return f"{said!r} is {found.type}"
+    return None

@@ -1,0 +1,275 @@
+"""What each kind of region means: a function of its operands that what the region holds is compared with.
+
+A region computes its body, so that fusing changes no number, whatever is fused. But who reads `conv_bn_act` (a
+quantizer, a runtime, a person) takes it for an activation of a batch norm of a convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import attrs
+import torch
+
+from ir.copying import copy_into
+from ir.core import Graph, Operation, Value
+from ir.errors import InputError, PatternError
+from ir.evaluate import evaluate_graph
+from ir.opdef import Trait
+from ir.types import TensorType, shapes_equal
+from passes.fuse.base import FUSED_ACTIVATIONS
+from passes.region_names import check_kind
+
+
+@attrs.frozen(eq=False)
+class Region:
+    """A region as the meaning of its kind sees it: operands by name, and parts to apply to them."""
+
+    op: Operation
+    operands: Mapping[str, torch.Tensor]
+    shapes: Sequence[torch.Size]
+    """Those of its results."""
+
+    def operand(self, name: str) -> torch.Tensor:
+        """Return an operand by its name in the body.
+
+        Raises:
+            PatternError: when there is none.
+        """
+        if name not in self.operands:
+            raise self.error(f"has no operand {name!r}, but {', '.join(self.operands)}")
+        return self.operands[name]
+
+    def has(self, part: str) -> bool:
+        """Return whether an operation of the body is a part of this name."""
+        return part in self.op.attributes["parts"]
+
+    def part(self, name: str, *operators: str | Trait) -> Operation:
+        """Return a part, which must be one of these operators.
+
+        Raises:
+            PatternError: when it is another one, or there is none.
+        """
+        found = [
+            op for op, part in zip(self.body.operations(), self.op.attributes["parts"], strict=True) if part == name
+        ]
+        if len(found) != 1:
+            raise self.error(f"has {len(found)} parts {name!r}")
+        op = found[0]
+        if not any(op.opdef.has(o) if isinstance(o, Trait) else op.name == o for o in operators):
+            raise self.error(f"has {op.name} for its part {name!r}")
+        return op
+
+    def apply(self, op: Operation, x: torch.Tensor) -> torch.Tensor:
+        """Return an operation of the body on `x` in place of its first operand; the others are operands of the region.
+
+        Raises:
+            PatternError: when they are not.
+        """
+        graph = Graph([("x", UNTYPED)])
+        entering: list[Value | None] = [graph.inputs[0]]
+        tensors = [x]
+        for value in op.operands[1:]:
+            if value is None:
+                entering.append(None)
+                continue
+            if value.owner is not self.body:
+                raise self.error(f"computes an operand of its {op.name}")
+            entering.append(graph.add_input(value.type, value.name))
+            tensors.append(self.operands[value.name])
+        twin = copy_into(op, graph, {}, entering)
+        graph.set_outputs([twin.results[0]])
+        result: torch.Tensor = evaluate_graph(graph, tensors, {}, {})[0]
+        return result
+
+    @property
+    def body(self) -> Graph:
+        """The body."""
+        assert self.op.body is not None
+        return self.op.body
+
+    def error(self, what: str) -> PatternError:
+        """Return an error about the region."""
+        return PatternError(
+            f"the region {self.op.name} at `{self.op.location.where}` {what}",
+            location=self.op.location,
+            remedy="fuse what the kind means, or name another kind",
+        )
+
+
+UNTYPED = TensorType()
+
+Meaning = Callable[[Region], torch.Tensor | Sequence[torch.Tensor]]
+"""Computes the results of a region from its operands; raises a `PatternError` where it cannot be of the kind."""
+
+
+# --- convolutions -------------------------------------------------------------------------------------------
+
+
+def conv_bn(region: Region) -> torch.Tensor:
+    """[batch_norm](conv(input))"""
+    y = region.apply(region.part("conv", Trait.CONV), region.operand("input"))
+    return region.apply(region.part("bn", "aten.batch_norm"), y) if region.has("bn") else y
+
+
+def conv_bn_act(region: Region) -> torch.Tensor:
+    """act([batch_norm](conv(input)))"""
+    return _act(region, conv_bn(region))
+
+
+def conv_bn_add_act(region: Region) -> torch.Tensor:
+    """[act]([batch_norm](conv(input)) + residual), the residual of the shape and dtype of the sum"""
+    total = conv_bn(region) + region.operand("residual")
+    for op in region.body.operations():
+        types = [value.type for value in (*op.operand_values, *op.results)]
+        if op.name == "aten.add.Tensor" and all(isinstance(t, TensorType) and t.is_known for t in types):
+            first, *others = (t for t in types if isinstance(t, TensorType))
+            if not all(shapes_equal(first.shape, t.shape) and first.dtype == t.dtype for t in others):
+                raise region.error(f"broadcasts or promotes what it adds: {', '.join(map(str, types))}")
+    return _act(region, total) if region.has("act") else total
+
+
+def conv_bn_act_max_pool(region: Region) -> torch.Tensor:
+    """max_pool2d(act([batch_norm](conv(input)))), the window 7x7 on 3 channels"""
+    weight = region.part("conv", Trait.CONV).input("weight")
+    if weight.name in region.operands and region.operands[weight.name].shape[1:] != (3, 7, 7):
+        raise region.error(f"has a convolution with {weight.type}, which is no stem")
+    return region.apply(region.part("pool", "aten.max_pool2d"), conv_bn_act(region))
+
+
+def _act(region: Region, x: torch.Tensor) -> torch.Tensor:
+    return region.apply(region.part("act", *FUSED_ACTIVATIONS), x)
+
+
+# --- one layer ----------------------------------------------------------------------------------------------
+
+
+def linear(region: Region) -> torch.Tensor:
+    """linear(input)"""
+    return region.apply(region.part("linear", "aten.linear"), region.operand("input"))
+
+
+def linear_act(region: Region) -> torch.Tensor:
+    """act(linear(input))"""
+    return _act(region, linear(region))
+
+
+def layer_norm(region: Region) -> torch.Tensor:
+    """layer_norm(input)"""
+    return region.apply(region.part("norm", "aten.layer_norm"), region.operand("input"))
+
+
+def adaptive_avg_pool2d(region: Region) -> torch.Tensor:
+    """adaptive_avg_pool2d(input)"""
+    return region.apply(region.part("pool", "aten.adaptive_avg_pool2d"), region.operand("input"))
+
+
+# --- attention ----------------------------------------------------------------------------------------------
+
+
+def scaled_dot_product_attention(region: Region) -> torch.Tensor:
+    """[dropout](softmax(query · keyᵀ · scale [+ mask [+ mask2]])) · value, the softmax over the last dimension"""
+    query, key, value = (region.operand(name) for name in ("query", "key", "value"))
+    if not region.has("attention"):
+        weights = torch.softmax(_masked(region, query @ key.mT * _scale(region.body)), -1)
+        drop = region.part("drop", "aten.dropout") if region.has("drop") else None
+        return (weights if drop is None else region.apply(drop, weights)) @ value
+    attributes = region.part("attention", "aten.scaled_dot_product_attention").attributes
+    if attributes["enable_gqa"]:
+        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    scale = attributes["scale"]
+    scores = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    mask = region.operands.get("mask")
+    if attributes["is_causal"]:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
+    return torch.dropout(torch.softmax(scores, -1), attributes["dropout_p"], attributes["dropout_p"] > 0) @ value
+
+
+def _scale(body: Graph) -> float:
+    scale = 1.0
+    for op in body.operations():
+        if op.name in ("aten.mul.Scalar", "aten.div.Scalar"):
+            number = float(op.attributes["other"])
+            scale = scale * number if op.name == "aten.mul.Scalar" else scale / number
+    return scale
+
+
+def _masked(region: Region, scores: torch.Tensor) -> torch.Tensor:
+    """Return scores with the masks: added, the second one under the shape that it has, or filled in."""
+    if "mask" not in region.operands:
+        return scores
+    filled = [op for op in region.body.operations() if op.name == "aten.masked_fill.Scalar"]
+    if filled:
+        return scores.masked_fill(region.operand("mask"), filled[0].attributes["value"])
+    masked = scores + region.operand("mask")
+    if "mask2" not in region.operands:
+        return masked
+    shapes = [op.attributes["shape"] for op in region.body.operations() if op.name == "aten.reshape"]
+    if not shapes:
+        raise region.error("adds two masks to one shape")
+    return (masked.reshape(shapes[0]) + region.operand("mask2")).reshape(scores.shape)
+
+
+def batch_first_projection(region: Region) -> tuple[torch.Tensor, ...]:
+    """(heads(query), heads(key), heads(value)) of linear projections of one input, (batch, tokens, width)"""
+    return tuple([heads.transpose(-3, -2) for heads in _projected(region)])
+
+
+def tokens_first_projection(region: Region) -> tuple[torch.Tensor, ...]:
+    """The same of an input (tokens, batch, width)"""
+    return tuple([heads.permute(1, 2, 0, 3) for heads in _projected(region)])
+
+
+def _projected(region: Region) -> list[torch.Tensor]:
+    x = region.operand("input")
+    if region.has("in_proj"):
+        parts = list(region.apply(region.part("in_proj", "aten.linear"), x).chunk(3, -1))
+    else:
+        parts = [region.apply(region.part(f"{name}_proj", "aten.linear"), x) for name in "qkv"]
+    heads, head_dim = region.shapes[0][-3], region.shapes[0][-1]
+    if any(part.shape[-1] != heads * head_dim for part in parts):
+        raise region.error(f"does not split {parts[0].shape[-1]} numbers into {heads} heads of {head_dim}")
+    return [part.unflatten(-1, (heads, head_dim)) for part in parts]
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+
+KINDS: dict[str, tuple[Meaning, ...]] = {
+    "conv_bn": (conv_bn,),
+    "conv_bn_act": (conv_bn_act,),
+    "conv_bn_add_act": (conv_bn_add_act,),
+    "conv_bn_act_max_pool": (conv_bn_act_max_pool,),
+    "linear": (linear,),
+    "linear_act": (linear_act,),
+    "layer_norm": (layer_norm,),
+    "adaptive_avg_pool2d": (adaptive_avg_pool2d,),
+    "scaled_dot_product_attention": (scaled_dot_product_attention,),
+    "mha_in_projection": (batch_first_projection, tokens_first_projection),
+}
+"""Kind -> what it means: one of these readings holds of a region."""
+
+
+def register_kind(kind: str, *meanings: Meaning) -> None:
+    """Say what a kind of region means, so that the fuzzer holds regions of the kind to it.
+
+    Args:
+        kind: the kind.
+        meanings: functions that compute the results from the operands; a region must agree with one of them.
+
+    Raises:
+        PatternError: when the kind is no identifier.
+        InputError: when there is no meaning, or the kind has others.
+    """
+    check_kind(kind)
+    if not meanings or not all(map(callable, meanings)):
+        raise InputError(f"the meanings of kind {kind!r} are {meanings!r}", remedy="pass a function of a `Region`")
+    if KINDS.setdefault(kind, meanings) != meanings:
+        raise InputError(f"the kind {kind!r} has a meaning already", remedy="name another kind")
+
+
+def meanings_of(op: Operation) -> Collection[Meaning]:
+    """Return what the kind of an operation means; nothing where it is no region, or of a kind that says nothing."""
+    return KINDS.get(op.attributes.get("kind", ""), ()) if op.body is not None else ()
