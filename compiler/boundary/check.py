@@ -155,7 +155,7 @@ class Check:
         for name, expected in self.reference.unlike.items():
             twin.reset()
             outcome = twin.call(self.args, self.kwargs, [name])
-            if difference(expected, outcome, self.names) is not None:
+            if difference(expected, outcome, self.names) is not None or expected.looks != outcome.looks:
                 place = self.reference.questions.get(SETTINGS[name].question)
                 found[name] = Surrounding(answers_of(name, (self.args, self.kwargs)), str(place or ""))
         self.program.surroundings = found

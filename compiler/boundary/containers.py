@@ -111,7 +111,7 @@ def collect(
     seen.add(id(value))
     children: list[tuple[str, Any]] = []
     if isinstance(value, dict):
-        found.append(_of_dict(label, value))
+        found.append(of_dict(label, value))
         children = [(f"{label}[{key!r}]", item) for key, item in dict.items(value)]
     elif isinstance(value, (list, collections.deque)):
         found.append(_of_list(label, value))
@@ -127,7 +127,7 @@ def collect(
     elif not is_library_object(value):
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
-            found.append(_of_dict(label, attributes, joint="."))
+            found.append(of_dict(label, attributes, joint="."))
             children = [(f"{label}.{key}", item) for key, item in attributes.items()]
         slots = _slots(value)
         if slots:
@@ -137,7 +137,8 @@ def collect(
         yield from collect(name, item, found, seen, depth - 1)
 
 
-def _of_dict(label: str, target: dict[Any, Any], joint: str = "") -> Container:
+def of_dict(label: str, target: dict[Any, Any], joint: str = "") -> Container:
+    """Return a dict as it is."""
     saved = _items(target)
 
     def restore() -> None:

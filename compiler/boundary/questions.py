@@ -152,9 +152,13 @@ class Recorder:
 
     def place_of_user(self, frame: FrameType | None) -> Location:
         """Return the innermost place in the user's code that leads to a frame."""
+        return self.place(self.frame_of_user(frame))
+
+    def frame_of_user(self, frame: FrameType | None) -> FrameType | None:
+        """Return the innermost frame of the user's code that leads to a frame."""
         while frame is not None and not is_user_file(frame.f_code.co_filename):
             frame = frame.f_back
-        return self.place(frame)
+        return frame
 
     def ask(self, question: str, frame: FrameType) -> None:
         """Note a question."""
@@ -304,13 +308,22 @@ class _Steps(TorchFunctionMode):
         if is_getter:
             name = getattr(getattr(func, "__self__", None), "__name__", "")
         frame = sys._getframe(1)
+        if name == "_set_grad_enabled" and args and args[0]:
+            # what is computed there has a gradient wherever the model is called
+            self.recorder.ask("grad", self.recorder.frame_of_user(frame) or frame)
         if name in _OF_A_TENSOR:
             self.recorder.ask(_OF_A_TENSOR[name], frame)
         is_query = name in _ABOUT or (is_getter and name not in ("T", "mT", "H", "mH", "data", "real", "imag"))
         if self.recorder.stack and not is_query and not frame.f_code.co_filename.startswith(_OURS):
-            of_layer = _LAYERS in _caller(frame).f_code.co_filename
+            of_layer = _LAYERS in _caller(frame).f_code.co_filename or self._counts(args)
             self.recorder.record.steps.append(_step(name, self.recorder.place_of_user(frame), of_layer, args, kwargs))
         return func(*args, **kwargs)
+
+    def _counts(self, args: tuple[Any, ...]) -> bool:
+        """Return whether a normalization counts its batches, be it in code of its own."""
+        module = self.recorder.stack[-1]
+        counter = module._buffers.get("num_batches_tracked") if isinstance(module, _BatchNorm) else None
+        return counter is not None and bool(args) and args[0] is counter
 
 
 def _caller(frame: FrameType) -> FrameType:

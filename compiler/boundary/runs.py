@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from compiler.boundary.containers import PLAIN
 from compiler.boundary.settings import inputs_in, surroundings
 from compiler.capture_functions import ParametersKept
+from compiler.observation import meaningful_strides
 
 SEED = 0x5EED
 """Of every real run, so that two of them draw the same numbers."""
@@ -33,6 +34,8 @@ class Outcome:
 
     results: Any = None
     """As the call returned it; tensors are detached copies."""
+    looks: tuple[tuple[bool, tuple[int, ...]], ...] = ()
+    """Of each tensor among the results: whether it requires a gradient, and its strides as far as they mean something."""
     inputs: tuple[torch.Tensor, ...] = ()
     """The tensors among the arguments, after the call."""
     buffers: dict[str, torch.Tensor] = attrs.field(factory=dict)
@@ -122,7 +125,9 @@ class Twin:
             kept = ParametersKept(self.module)
             try:
                 with kept, surroundings(settings):
-                    outcome.results = _detached(self.module(*args, **kwargs))
+                    results = self.module(*args, **kwargs)
+                outcome.looks = _looks(results)
+                outcome.results = _detached(results)
             except Exception as error:  # noqa: BLE001 - whatever the user's code raises
                 outcome.error = error
             finally:
@@ -166,6 +171,11 @@ def _copied(leaf: Any) -> Any:
         return copy.deepcopy(leaf)
     except Exception:  # noqa: BLE001 - whatever an object of the user's raises
         return leaf
+
+
+def _looks(results: Any) -> tuple[tuple[bool, tuple[int, ...]], ...]:
+    tensors = [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]
+    return tuple((t.requires_grad, tuple(meaningful_strides(t))) for t in tensors)
 
 
 def _detached(results: Any) -> Any:

@@ -25,6 +25,7 @@ from compiler.boundary.containers import (
     collect,
     is_library_file,
     of_class,
+    of_dict,
     of_names,
     same_content,
 )
@@ -112,6 +113,7 @@ class Surroundings:
         if not _is_code_of_user(function.__code__.co_filename) or self._functions > _MAX_FUNCTIONS:
             return
         self._functions += 1
+        self.containers.append(of_dict(label, function.__dict__, joint="."))
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             for inner, item in collect(f"{label}'s {name}", cell, self.containers, self._seen):
                 if not isinstance(item, types.CellType):

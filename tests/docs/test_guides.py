@@ -23,7 +23,7 @@ def test_guide_runs_and_shows_what_it_prints(path: Path) -> None:
 
 
 def test_there_is_a_guide_for_each_subject() -> None:
-    subjects = ["README", "fuzzing", "getting-started", "ir", "pass-manager", "writing-a-pattern"]
+    subjects = ["README", "fuzzing", "getting-started", "guarantees", "ir", "pass-manager", "writing-a-pattern"]
     assert [path.stem for path in guides()] == subjects
 
 
