@@ -234,7 +234,8 @@ def location_of_module(path: str, module: nn.Module) -> Location:
     """Return the location of a module: its class, and the first line of its forward method."""
     class_ = type(module)
     name = f"{class_.__module__}.{class_.__qualname__}"
-    code = getattr(inspect.unwrap(class_.forward), "__code__", None)
+    # not `class_.forward`: that of a TorchScript module asks for an instance
+    code = getattr(inspect.unwrap(inspect.getattr_static(class_, "forward")), "__code__", None)
     if code is None:
         return Location(path, name)
     return Location(path, name, code.co_filename, code.co_firstlineno)

@@ -144,7 +144,7 @@ class _Parser(BoundaryParser):
                 name = lexer.expect_string("the name of an argument")
                 lexer.expect("=")
                 value, constant = self._leaf("input")
-                convention.inputs += (InputLeaf(name, value, constant),)
+                convention.inputs += (InputLeaf(name, value, constant, self._accepts()),)
             case "result":
                 lexer.expect("=")
                 value, constant = self._leaf("output")

@@ -12,7 +12,7 @@ from ir.attributes import Ref
 from ir.lexer import Lexer
 from ir.literals import Literals
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec, are_in_order
-from ir.program import Mutation, Surrounding
+from ir.program import ARGUMENT_KINDS, Mutation, Surrounding
 from ir.specs import SpecError, read_spec
 from ir.types import Dim
 
@@ -60,6 +60,16 @@ class BoundaryParser:
         if lexer.accept(keyword):
             return lexer.expect_int(f"the number of an {keyword}"), None
         return None, self.literals.constant()
+
+    def _accepts(self) -> tuple[str, ...]:
+        kinds: list[str] = []
+        while self.lexer.accept("or"):
+            place = self.lexer.index
+            kinds.append(self.lexer.expect_kind("name", "what else the argument may be"))
+            if kinds[-1] not in ARGUMENT_KINDS:
+                known = ", ".join(ARGUMENT_KINDS)
+                raise self.lexer.error(f"an argument is no {kinds[-1]!r}", index=place, remedy=f"write one of {known}")
+        return tuple(kinds)
 
     def _strides(self) -> tuple[Dim, ...] | None:
         return tuple(self.literals.dims()) if self.lexer.accept("strides") else None

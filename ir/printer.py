@@ -385,7 +385,8 @@ def _convention_lines(convention: CallingConvention, indent: str) -> list[str]:
             lines.append(f"{indent}{keyword} {format_spec(spec)}")
     for leaf in convention.inputs:
         place = f"input {leaf.value}" if leaf.value is not None else format_attribute(leaf.constant)
-        lines.append(f"{indent}argument {json.dumps(leaf.name)} = {place}")
+        accepts = "".join(f" or {kind}" for kind in leaf.accepts)
+        lines.append(f"{indent}argument {json.dumps(leaf.name)} = {place}{accepts}")
     for result in convention.outputs:
         place = f"output {result.value}" if result.value is not None else format_attribute(result.constant)
         strides = "" if result.strides is None else f" strides [{', '.join(map(format_dim, result.strides))}]"

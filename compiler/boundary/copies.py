@@ -107,6 +107,7 @@ class _Copier:
         """Return a function whose closure holds copies, or the function itself where that makes no difference."""
         cells = function.__closure__ or ()
         contents = [_content(cell) for cell in cells]
+        self.memo[id(function)] = function  # one that calls itself is in its own closure
         copied = [self.memo.get(id(item), item) if _may_hold(item) else item for item in contents]
         copied = [
             self.copy_of(item) if type(item) in (FunctionType, functools.partial, MethodType) else other
@@ -114,8 +115,13 @@ class _Copier:
         ]
         if all(a is b for a, b in zip(contents, copied, strict=True)):
             return function
-        closure = tuple(cell if a is b else CellType(b) for cell, a, b in zip(cells, contents, copied, strict=True))
+        itself = CellType()
+        closure = tuple(
+            itself if a is function else cell if a is b else CellType(b)
+            for cell, a, b in zip(cells, contents, copied, strict=True)
+        )
         made = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, closure)
+        itself.cell_contents = made
         made.__kwdefaults__ = function.__kwdefaults__
         made.__dict__.update(function.__dict__)
         made.__qualname__ = function.__qualname__

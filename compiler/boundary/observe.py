@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from compiler.boundary.copies import structural_copy
@@ -94,6 +95,14 @@ class _Observation:
         self.work = structural_copy(model)
         self.twin = Twin(self.work)
         self.recorder = Recorder(self.work)
+        self.empty = [
+            (path, module, name)
+            for path, module in self.work.named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is None
+        ]
+        """Buffers that are None so far: a graph has no place for what the first call puts there."""
+        self.buffers = {id(module): frozenset(_names(module)) for module in self.work.modules()}
 
     def run(self, wanted: Callable[[nn.Module], Mapping[str, Any]]) -> Observed:
         work, twin = self.work, self.twin
@@ -104,7 +113,7 @@ class _Observation:
                 with recorded_calls(wanted(work)) as records:
                     first, steps = self._call()
                 self._check_run(first, steps)
-                self._check_first_changes(before, outside)
+                self._check_first_changes(before)
                 before.restore_tensors()
                 warm = ModuleState(work)
                 found = Observed(work, first, records, steps)
@@ -185,12 +194,19 @@ class _Observation:
                 remedy="draw them with PyTorch (torch.rand, torch.randint), or pass them in as an input",
             )
 
-    def _check_first_changes(self, state: ModuleState, outside: Surroundings) -> None:
+    def _check_first_changes(self, before: ModuleState) -> None:
         """Accept what a first call puts in place for all later ones: flags, hooks, tables that are made once."""
         changed = [
             change
-            for change in state.changes()
+            for change in before.changes()
             if not is_list_of_parameters(change) and not _is_switch(change[1].__dict__.get(change[2], self))
+        ]
+        changed += [change for change in self.empty if change[1]._buffers.get(change[2]) is not None]
+        changed += [
+            (path, module, name)
+            for path, module, _ in before.modules
+            for name in _names(module)
+            if name not in self.buffers[id(module)]
         ]
         if changed:
             raise state_change(changed)
@@ -259,6 +275,11 @@ class _Observation:
             found.mode_problem = f"train() or eval() of the model changes {where} of {type(module).__qualname__}"
 
 
+def _names(module: nn.Module) -> list[str]:
+    """Return the names of a module's own buffers; those of a TorchScript module are in no dict."""
+    return [name for name, _ in module._buffers.items()]
+
+
 def modes_of(model: nn.Module) -> dict[str, bool]:
     """Return the mode of each module, by path."""
     return {path: module.training for path, module in model.named_modules()}
@@ -267,7 +288,11 @@ def modes_of(model: nn.Module) -> dict[str, bool]:
 def set_modes(model: nn.Module, modes: Modes) -> None:
     """Set the mode of each module, past whatever `train()` does."""
     for path, module in model.named_modules():
-        if path in modes:
+        if path not in modes:
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
+            module.training = modes[path]  # it has it in C++
+        else:
             module.__dict__["training"] = modes[path]
 
 

@@ -79,7 +79,7 @@ def scale_of(tensor: torch.Tensor) -> float:
     """Return the largest finite magnitude of a tensor."""
     if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
         return 0.0
-    magnitudes = tensor.detach().abs()
+    magnitudes = (tensor.float() if tensor.dtype.itemsize == 1 else tensor).detach().abs()
     finite = magnitudes[magnitudes.isfinite()]
     return float(finite.max()) if finite.numel() else 0.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import random
 import sys
@@ -63,6 +64,7 @@ MODE_LAYERS = (_BatchNorm, _DropoutNd, _InstanceNorm, nn.MultiheadAttention, nn.
 _FUNCTIONS = tuple(
     os.path.join("torch", *parts) for parts in (("nn", "functional.py"), ("overrides.py",), ("_jit_internal.py",))
 )
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LAYERS = os.path.join("torch", "nn", "modules") + os.sep
 _TOLD = {"p": 0.5, "training": False, "train": False, "dropout_p": 0.0}
 
@@ -250,7 +252,8 @@ def is_plain(module: nn.Module) -> bool:
     """Return whether what runs when a module is called is the code of a layer of PyTorch's, unchanged."""
     if "forward" in module.__dict__ or "__call__" in vars(type(module)):
         return False
-    home = getattr(type(module).forward, "__module__", "") or ""
+    # not `type(module).forward`: that of a TorchScript module asks for an instance
+    home = getattr(inspect.getattr_static(type(module), "forward"), "__module__", "") or ""
     return home.startswith(("torch.nn.modules.", "torch.ao.nn."))
 
 
@@ -303,11 +306,8 @@ class _Steps(TorchFunctionMode):
         frame = sys._getframe(1)
         if name in _OF_A_TENSOR:
             self.recorder.ask(_OF_A_TENSOR[name], frame)
-        if (
-            self.recorder.stack
-            and name not in _ABOUT
-            and not (is_getter and name not in ("T", "mT", "H", "mH", "data", "real", "imag"))
-        ):
+        is_query = name in _ABOUT or (is_getter and name not in ("T", "mT", "H", "mH", "data", "real", "imag"))
+        if self.recorder.stack and not is_query and not frame.f_code.co_filename.startswith(_OURS):
             of_layer = _LAYERS in _caller(frame).f_code.co_filename
             self.recorder.record.steps.append(_step(name, self.recorder.place_of_user(frame), of_layer, args, kwargs))
         return func(*args, **kwargs)

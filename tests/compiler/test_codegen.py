@@ -95,6 +95,7 @@ def module_cases() -> list[Any]:
         (nn.BatchNorm1d(4), f32(5, 4), batch_norm),
         (nn.BatchNorm2d(4, momentum=None), image, batch_norm),
         (nn.BatchNorm2d(4, affine=False), image, batch_norm),
+        (nn.BatchNorm2d(4, bias=False), image, batch_norm),
         (nn.BatchNorm2d(4, track_running_stats=False), image, batch_norm),
         (nn.BatchNorm3d(4), vol, batch_norm),
         (nn.InstanceNorm2d(4, affine=True), image, instance_norm),

@@ -69,6 +69,15 @@ def change_parameter(number: int, **changes: object) -> Callable[[Program], None
     return change
 
 
+def change_argument(number: int, **changes: object) -> Callable[[Program], None]:
+    def change(p: Program) -> None:
+        arguments = list(p.convention.inputs)
+        arguments[number] = attrs.evolve(arguments[number], **changes)
+        p.convention.inputs = tuple(arguments)
+
+    return change
+
+
 CHANGES: list[tuple[Callable[[Program], object], str]] = [
     (set_on(lambda p: p, "name", "Other"), "program name: Net != Other"),
     (set_on(lambda p: p, "location", Location("x")), "program location"),
@@ -91,6 +100,7 @@ CHANGES: list[tuple[Callable[[Program], object], str]] = [
         lambda p: setattr(p, "surroundings", {**p.surroundings, "autocast": Surrounding((False,))}),
         "refused surroundings, number 1",
     ),
+    (change_argument(0, accepts=("none", "mapping")), "kinds of arguments, number 0"),
     (set_on(lambda p: p, "mode_locked", ""), "lock on the mode"),
     (set_on(lambda p: p, "modes_after", {}), "modes after a switch, count: 4 != 0"),
     (set_on(lambda p: p, "modes_after", {"train": {"conv": True}}), "modes after a switch, number 0"),

@@ -6,7 +6,7 @@ import copy
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import attrs
@@ -15,7 +15,8 @@ from hypothesis import settings
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fuzz.observation import quiet, seeded
+from compiler.observation import seeded
+from fuzz.observation import quiet
 
 PER_OPERATOR = 5
 """Samples of one operator; some have hundreds, most of them alike."""
@@ -29,6 +30,7 @@ class Sample:
     """A call of an operator or a module."""
 
     name: str
+    is_module: bool
     make: Callable[[], tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]
     """Returns a module with its positional and keyword arguments; the same ones each time."""
 
@@ -79,7 +81,7 @@ def _databases() -> tuple[list[Any], list[Any]]:
         from torch.testing._internal.common_modules import module_db
     settings.load_profile(profile)
     # they seed the generator in each call, which is not what is to be traced
-    invocations.wrapper_set_seed = lambda operator, *args, **kwargs: operator(*args, **kwargs)
+    vars(invocations)["wrapper_set_seed"] = lambda operator, *args, **kwargs: operator(*args, **kwargs)
     setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)
     return op_db, module_db
 
@@ -126,7 +128,7 @@ def _spread(found: list[Any], count: int) -> list[Any]:
 
 def _call(name: str, module: Call, arguments: Any) -> Sample:
     tensors = [leaf.detach() for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
-    return Sample(name, lambda: (module, tuple(tensor.clone() for tensor in tensors), {}))
+    return Sample(name, False, lambda: (module, tuple(tensor.clone() for tensor in tensors), {}))
 
 
 def module_samples(select: Callable[[str], bool]) -> Iterator[Sample]:
@@ -143,9 +145,7 @@ def module_samples(select: Callable[[str], bool]) -> Iterator[Sample]:
             for i, sample in enumerate(found):
                 name = f"nn.{info.module_cls.__name__}[{i}] in {mode}"
                 if sample.forward_input is not None and select(name):
-                    yield Sample(
-                        name, lambda info=info, sample=sample, n=number, t=training: _module(info, sample, n, t)
-                    )
+                    yield Sample(name, True, partial(_module, info, sample, number, training))
 
 
 def _module(info: Any, sample: Any, seed: int, training: bool) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
