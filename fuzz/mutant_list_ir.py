@@ -308,8 +308,8 @@ IR_MUTANTS: tuple[Mutant, ...] = (
         "text: floats are rounded",
         "lost attribute",
         "ir.printer:format_attribute",
-        "if isinstance(value, float):\n        return repr(value)",
-        'if isinstance(value, float):\n        return repr(float(f"{value:.3g}"))',
+        "if type(value) is float:\n        return repr(value)",
+        'if type(value) is float:\n        return repr(float(f"{value:.3g}"))',
         _TEXT,
     ),
     Mutant(

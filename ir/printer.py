@@ -109,7 +109,9 @@ def format_attribute(value: Attribute, refer: Callable[[int], str] = lambda inde
     """Return the text of an attribute, or of a constant in the calling convention; `refer` gives that of a `Ref`."""
     if isinstance(value, tuple):
         return f"[{', '.join([format_attribute(item, refer) for item in value])}]"
-    if value is None or type(value) in (bool, int, float):
+    if value is None or type(value) in (bool, int):
+        return repr(value)
+    if type(value) is float:
         return repr(value)
     if type(value) is str:
         return json.dumps(value)

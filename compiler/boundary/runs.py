@@ -35,7 +35,7 @@ class Outcome:
     results: Any = None
     """As the call returned it; tensors are detached copies."""
     looks: tuple[tuple[bool, tuple[int, ...]], ...] = ()
-    """Of each tensor among the results: whether it requires a gradient, and its strides as far as they mean something."""
+    """Of each tensor among the results: whether it requires a gradient, and the strides that mean something."""
     inputs: tuple[torch.Tensor, ...] = ()
     """The tensors among the arguments, after the call."""
     buffers: dict[str, torch.Tensor] = attrs.field(factory=dict)

@@ -50,7 +50,12 @@ def rich_program() -> Program:
         CallingConvention(
             in_spec,
             out_spec,
-            inputs=(InputLeaf("x", 0), InputLeaf("n", 1), InputLeaf("flag", None, True), InputLeaf("scale", 2)),
+            inputs=(
+                InputLeaf("x", 0),
+                InputLeaf("n", 1),
+                InputLeaf("flag", None, True),
+                InputLeaf("scale", 2, accepts=("none", "any")),
+            ),
             keeps_order=True,
             outputs=(OutputLeaf(0, strides=(64, n)), OutputLeaf(1), OutputLeaf(None, 2 * n)),
             mutations=(Mutation(2, buffer="bn.count"), Mutation(3, input=2)),

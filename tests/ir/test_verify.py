@@ -13,7 +13,7 @@ from ir.core import Graph
 from ir.errors import VerificationError
 from ir.locations import Location
 from ir.opdef import OpDef, get_opdef
-from ir.program import Program
+from ir.program import OutputLeaf, Program
 from ir.types import UNKNOWN_TENSOR, OpaqueType, ScalarType, TensorType, Type, make_symbol, types_agree
 from ir.verify import verify
 from tests.ir.broken import BREAKAGES, the_op
@@ -106,3 +106,30 @@ def test_slow_inference_is_asked_once_for_equal_questions() -> None:
     calls.clear()
     verify(program_of(graph))
     assert len(calls) == 2
+
+
+def parameters_in_disorder(p: Program) -> None:
+    p.convention.parameters = p.convention.parameters[::-1]
+
+
+def result_of_unknown_size(p: Program) -> None:
+    p.convention.outputs = (*p.convention.outputs[:2], OutputLeaf(None, make_symbol("elsewhere")))
+
+
+def result_of_unknown_strides(p: Program) -> None:
+    p.convention.outputs = (OutputLeaf(0, strides=(make_symbol("elsewhere"), 1)), *p.convention.outputs[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (parameters_in_disorder, "Python does not allow parameters in this order"),
+        (result_of_unknown_size, "the result uses symbol elsewhere, which the program does not declare"),
+        (result_of_unknown_strides, "the result uses symbol elsewhere, which the program does not declare"),
+    ],
+)
+def test_a_broken_convention_is_refused(change: Callable[[Program], None], message: str) -> None:
+    program = rich_program()
+    change(program)
+    with pytest.raises(VerificationError, match=message):
+        verify(program)

@@ -1,0 +1,139 @@
+"""Parsing of what a program has beside its graph: how it is called, its modes, and where it refuses to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from torch.utils import _pytree as pytree
+
+from ir.attributes import Ref
+from ir.lexer import Lexer
+from ir.literals import Literals
+from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec, are_in_order
+from ir.program import ARGUMENT_KINDS, Mutation, Surrounding
+from ir.specs import SpecError, read_spec
+from ir.types import Dim
+
+
+class BoundaryParser:
+    """Reads the statements of a program that are neither weights, symbols nor the graph."""
+
+    def __init__(self, text: str, refer: Callable[[], Ref]) -> None:
+        self.lexer = Lexer(text)
+        self.literals = Literals(self.lexer, refer)
+
+    def _strings(self, meaning: str) -> tuple[str, ...]:
+        found = [self.lexer.expect_string(meaning)]
+        while self.lexer.accept(","):
+            found.append(self.lexer.expect_string(meaning))
+        return tuple(found)
+
+    def _bracketed_strings(self) -> tuple[str, ...]:
+        self.lexer.expect("[")
+        if self.lexer.accept("]"):
+            return ()
+        found = self._strings("the name of a weight")
+        self.lexer.expect("]")
+        return found
+
+    def _spec(self) -> pytree.TreeSpec:
+        """Return the tree specification whose JSON starts at the next token."""
+        lexer = self.lexer
+        place = lexer.index
+        if lexer.at("unserializable"):
+            raise lexer.error(
+                "the structure holds a class that PyTorch cannot write as text",
+                remedy="register the class with torch.export.register_dataclass or register_pytree_node, "
+                "with a serialized_type_name",
+            )
+        try:
+            spec, end = read_spec(lexer.source, lexer.start(place))
+        except SpecError as error:
+            raise lexer.error(f"not a tree specification: {error}", index=place) from error
+        lexer.skip_to(end)
+        return spec
+
+    def _leaf(self, keyword: str) -> tuple[int | None, Any]:
+        lexer = self.lexer
+        if lexer.accept(keyword):
+            return lexer.expect_int(f"the number of an {keyword}"), None
+        return None, self.literals.constant()
+
+    def _accepts(self) -> tuple[str, ...]:
+        kinds: list[str] = []
+        while self.lexer.accept("or"):
+            place = self.lexer.index
+            kinds.append(self.lexer.expect_kind("name", "what else the argument may be"))
+            if kinds[-1] not in ARGUMENT_KINDS:
+                known = ", ".join(ARGUMENT_KINDS)
+                raise self.lexer.error(f"an argument is no {kinds[-1]!r}", index=place, remedy=f"write one of {known}")
+        return tuple(kinds)
+
+    def _strides(self) -> tuple[Dim, ...] | None:
+        return tuple(self.literals.dims()) if self.lexer.accept("strides") else None
+
+    def _surrounding(self) -> Surrounding:
+        lexer = self.lexer
+        answers: tuple[bool, ...] = ()
+        if lexer.accept("answers"):
+            place = lexer.index
+            answers = self.literals.attribute()
+            if not isinstance(answers, tuple) or not all(type(answer) is bool for answer in answers):
+                raise lexer.error("the answers are True or False, in brackets", index=place)
+        return Surrounding(answers, lexer.expect_string("the place") if lexer.accept("place") else "")
+
+    def _switch(self) -> str:
+        place = self.lexer.index
+        switch = self.lexer.expect_kind("name", "`train` or `eval`")
+        if switch not in ("train", "eval"):
+            raise self.lexer.error(f"there is no mode {switch!r}", index=place, remedy="write `train` or `eval`")
+        return switch
+
+    def _modes(self) -> dict[str, bool]:
+        training = self._switch() == "train"
+        return dict.fromkeys(self._strings("a module path"), training)
+
+    def _parameters(self) -> tuple[ParameterSpec, ...]:
+        lexer = self.lexer
+        found: list[ParameterSpec] = []
+        kind = ParameterKind.POSITIONAL_OR_KEYWORD
+        first = lexer.index
+        while True:
+            place = lexer.index
+            if lexer.accept("/"):
+                plain = ParameterKind.POSITIONAL_OR_KEYWORD
+                if not found or {kind, *(each.kind for each in found)} != {plain}:
+                    raise lexer.error("`/` follows the parameters that are passed by position alone", index=place)
+                found = [attrs.evolve(each, kind=ParameterKind.POSITIONAL_ONLY) for each in found]
+            elif lexer.accept("**"):
+                found.append(ParameterSpec(self._parameter_name(), ParameterKind.VAR_KEYWORD))
+            elif lexer.accept("*"):
+                kind = ParameterKind.KEYWORD_ONLY
+                if lexer.kind == "string":
+                    found.append(ParameterSpec(self._parameter_name(), ParameterKind.VAR_POSITIONAL))
+            else:
+                name = self._parameter_name()
+                default = self.literals.constant() if lexer.accept("=") else NO_DEFAULT
+                found.append(ParameterSpec(name, kind, default))
+            if not lexer.accept(","):
+                break
+        if not are_in_order(found):
+            raise lexer.error("parameters stand in an order that Python does not allow", index=first)
+        return tuple(found)
+
+    def _parameter_name(self) -> str:
+        return self.lexer.expect_string("the name of a parameter")
+
+    def _mutation(self) -> Mutation:
+        lexer = self.lexer
+        buffer: str | None = None
+        input_: int | None = None
+        if lexer.accept("input"):
+            input_ = lexer.expect_int("the number of an input")
+        else:
+            buffer = lexer.expect_string("the name of a buffer, or `input`")
+        lexer.expect("=")
+        lexer.expect("output")
+        return Mutation(lexer.expect_int("the number of an output"), buffer, input_)
