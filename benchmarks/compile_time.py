@@ -81,6 +81,11 @@ def resident() -> int:
     return _status("VmRSS")
 
 
+def _name(stage: str) -> str:
+    """Return a stage's name in the table; what follows the first canonicalization and converts is `convert`."""
+    return "convert" if stage.startswith("convert") else stage
+
+
 class _Meter:
     """Receives the name of each stage as it begins; measures the one before."""
 
@@ -96,14 +101,14 @@ class _Meter:
         self._start = 0.0
         self._resident = 0
 
-    def begin(self, name: str) -> None:
+    def begin(self, stage: str) -> None:
         """End the running stage and begin another."""
         now = time.process_time()
         if self._name:
             self.times[self._name] = self.times.get(self._name, 0.0) + now - self._start
         if self._memory:
             self._begin_memory()
-        self._name = name
+        self._name = _name(stage)
         self._start = time.process_time()
 
     def _begin_memory(self) -> None:
@@ -114,11 +119,6 @@ class _Meter:
         _trim()
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
         self._resident = _status("VmRSS")
-
-
-def _name(stage: str) -> str:
-    """Return a stage's name in the table; what follows the first canonicalization and converts is `convert`."""
-    return "convert" if stage.startswith("convert") else stage
 
 
 def build(name: str, batch: int) -> tuple[Any, Any]:
@@ -133,7 +133,7 @@ def build(name: str, batch: int) -> tuple[Any, Any]:
     import timm
 
     torch.manual_seed(0)
-    model = timm.create_model(name).eval()
+    model: Any = timm.create_model(name).eval()
     return model, torch.randn(batch, *model.pretrained_cfg["input_size"])
 
 
@@ -171,11 +171,12 @@ def measure(model_name: str, batch: int, rounds: int, limit: float, cold: bool) 
         tiny = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.ReLU()).eval()
         transform(tiny, (x,))  # so are torch.export and our tables
         torch.export.export(tiny, (x,))
-    exports, times = [_cpu_seconds(export)], []
+    exports = [_cpu_seconds(export)]
+    times: list[dict[str, float]] = []
     tensors = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in (*model.parameters(), *model.buffers())}
     meter = _Meter(memory=True)
     start = time.perf_counter()
-    result = transform(model, (x,), progress=lambda stage: meter.begin(_name(stage)))
+    result = transform(model, (x,), progress=meter.begin)
     meter.begin("")
     seconds = time.perf_counter() - start
     growth = resident() - meter.base
@@ -188,7 +189,7 @@ def measure(model_name: str, batch: int, rounds: int, limit: float, cold: bool) 
         exports.append(_cpu_seconds(export))
         gc.collect()
         round_ = _Meter(memory=False)
-        transform(model, (x,), progress=lambda stage, begin=round_.begin: begin(_name(stage)))  # type: ignore[misc]
+        transform(model, (x,), progress=round_.begin)
         round_.begin("")
         times.append(round_.times)
     return {
