@@ -94,7 +94,7 @@ def capture(
             raise InputError("dynamic_shapes= needs example inputs")
         opaques = chosen_modules(model, leaf_modules)
         traced = run("capture", lambda: trace_symbolically(model, opaques.values()))
-        return Captured(module=traced, graph_module=traced, opaques=opaques)
+        return Captured(module=traced, graph_module=traced, is_traced=True, opaques=opaques)
     bound = bind_inputs(model, args, kwargs, dynamic_shapes)
     check_layouts(model, bound.args, bound.kwargs)
     groups = sharing((bound.args, bound.kwargs))

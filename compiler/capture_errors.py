@@ -17,7 +17,7 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from compiler.capture_state import Change, location_of_module
-from compiler.lower_locations import is_user_file
+from compiler.lower_locations import callers, is_user_file
 from ir.errors import CaptureError
 from ir.locations import Location
 
@@ -116,8 +116,10 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
         name = found.group(1) if found else _first_lines(error, 1)
         return CaptureError(
             f"{what} is of a class that torch.export does not know: {name}",
-            remedy="register a dataclass with torch.export.register_dataclass, another container with "
-            "torch.utils._pytree.register_pytree_node; take and return tensors, numbers, tuples, lists and dicts",
+            location=location_of_module("", model),
+            remedy=f"before the transform, register {name} with torch.export.register_dataclass if it is a dataclass,"
+            " else with torch.utils._pytree.register_pytree_node; or take and return tensors, numbers, tuples, lists"
+            " and dicts",
         )
     if "dynamic_shapes" in text:
         return CaptureError(
@@ -198,9 +200,12 @@ def _first_user_location(shape_env: ShapeEnv) -> Location | None:
     places: list[Any] = [sloc for symbol, sloc in slocs.items() if getattr(replaced.get(symbol), "is_number", False)]
     places += [guard.sloc for guard in getattr(shape_env, "guards", ())]
     places += slocs.values()
+    outside = callers()
     for place in places:
         frame = getattr(place, "framework_loc", None)
-        if isinstance(frame, FrameSummary) and frame.lineno is not None and is_user_file(frame.filename):
+        if not isinstance(frame, FrameSummary) or frame.lineno is None or not is_user_file(frame.filename):
+            continue
+        if (frame.filename, frame.lineno) not in outside:
             return Location(file=frame.filename, line=frame.lineno)
     return None
 

@@ -134,10 +134,10 @@ def reads_training(class_: type) -> bool:
     found = _READS_TRAINING.get(class_)
     if found is None:
         found = _READS_TRAINING[class_] = any(
-            "training" in _names(function.__code__)
+            "training" in code_names(function.__code__)
             for base in class_.__mro__
             if not _is_layer(base)
-            for function in _functions_of(base)
+            for function in functions_of(base)
         )
     return found
 
@@ -148,7 +148,8 @@ def _is_layer(class_: type) -> bool:
     return home == "builtins" or (home.split(".")[0] == "torch" and not home.startswith("torch.nn.utils."))
 
 
-def _functions_of(class_: type) -> Iterator[FunctionType]:
+def functions_of(class_: type) -> Iterator[FunctionType]:
+    """Yield the functions that a class itself defines, apart from those that no call runs."""
     for name, item in vars(class_).items():
         item = getattr(item, "__func__", getattr(item, "fget", item))
         item = getattr(item, "__wrapped__", item)
@@ -156,11 +157,12 @@ def _functions_of(class_: type) -> Iterator[FunctionType]:
             yield item
 
 
-def _names(code: CodeType) -> Iterator[str]:
+def code_names(code: CodeType) -> Iterator[str]:
+    """Yield the names that code uses, those in functions inside of it too, and `training` where it is a text."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names(constant)
+            yield from code_names(constant)
         elif constant == "training":
             yield constant
 

@@ -24,6 +24,8 @@ class Captured:
     exported: ExportedProgram | None = None
     graph_module: fx.GraphModule | None = None
     """An FX graph that is lowered as it is, without `torch.export`."""
+    is_traced: bool = False
+    """Whether that graph is our trace of a module, in which every argument was a tensor."""
     symbol_names: Mapping[str, str] = attrs.field(factory=dict)
     """Torch's name of a symbol -> the user's."""
     opaques: Mapping[str, nn.Module] = attrs.field(factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -168,7 +168,11 @@ def transform(
         )
     manager = pipeline if pipeline is not None else pipeline_of(patterns)
     # one entry is accepted as it is; the characters of a path are no paths
-    leaves = (leaf_modules,) if isinstance(leaf_modules, (str, nn.Module, type)) else tuple(leaf_modules)
+    leaves = (leaf_modules,) if isinstance(leaf_modules, (str, nn.Module, type)) else _entries(leaf_modules)
+    if progress is not None and not callable(progress):
+        raise InputError(
+            f"progress={progress!r} is no function", remedy="give a function of a stage's name: `progress=print`"
+        )
     with _ONE_AT_A_TIME:
         stages = _Stages(progress)
         captured = capture(
@@ -234,6 +238,15 @@ def _compiled(
         operations_before=before,
         operations_after=count_operations(program),
     )
+
+
+def _entries(leaf_modules: Any) -> tuple[Any, ...]:
+    if not isinstance(leaf_modules, Iterable):
+        raise InputError(
+            f"leaf_modules={leaf_modules!r} is no list",
+            remedy="give submodules, their classes or their paths: `leaf_modules=['encoder.norm']`",
+        )
+    return tuple(leaf_modules)
 
 
 def _applied(log: RewriteLog) -> list[Remark]:

@@ -25,7 +25,7 @@ def lower(captured: Captured) -> Program:
     if captured.exported is None:
         if captured.graph_module is None:
             raise CaptureError("nothing was captured")
-        program = FxLowering(captured.graph_module, captured.opaques).lower()
+        program = FxLowering(captured.graph_module, captured.opaques, is_traced=captured.is_traced).lower()
         program.name = captured.graph_module._get_name()
         return program
     program = _lower_exported(captured, captured.exported)

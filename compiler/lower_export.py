@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import linecache
 import operator
@@ -24,6 +25,7 @@ from torch.export.graph_signature import (
 )
 
 from compiler.functionalize import Functionalizer, is_returned_itself
+from compiler.lower_export_modes import lock_of_exported, mode_of_exported
 from compiler.lower_modules import ModuleFacts
 from compiler.lower_regions import RegionLowering, attribute_of
 from compiler.lower_storage import Handle, Storage
@@ -115,6 +117,9 @@ class ExportLowering(RegionLowering):
         check_writes(self.graph)
         conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
         self.program.mode_locked = self.facts.mode_locked(conflicts)
+        if self.module is None:
+            self.program.module_modes[""] = mode_of_exported(self.program)
+            self.program.mode_locked = self.program.mode_locked or lock_of_exported(self.program, self.exported)
         return self.program
 
     def _check_types(self) -> None:
@@ -161,6 +166,8 @@ class ExportLowering(RegionLowering):
     def _user_input(self, node: fx.Node, arg: Any) -> InputLeaf:
         if isinstance(arg, ConstantArgument):
             return InputLeaf(node.name, None, arg.value)
+        if isinstance(node.meta["val"], enum.Enum) and not node.users:
+            return InputLeaf(node.name, None, node.meta["val"])
         number = len(self.graph.inputs)
         value = self.graph.add_input(self._type(node.meta["val"]), node.name)
         if isinstance(arg, TensorArgument):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import io
 import re
 from collections import Counter
@@ -17,10 +16,10 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.fx.passes.shape_prop import ShapeProp
 
-from compiler.codegen import emit
 from compiler.driver import TransformResult, transform
 from compiler.parameter_map import ParameterMap
 from fuzz.check import Finding, Outcome, Properties, Unusable, check_text
+from fuzz.emission import check_emission
 from fuzz.module_case import ModuleCase
 from fuzz.module_hold import Arguments, Comparison
 from fuzz.module_kinds import family_of
@@ -287,18 +286,7 @@ class _Way:
     def _hold_text(self, result: TransformResult) -> None:
         """Hold the text form to parsing, and what is parsed to becoming the same module."""
         parsed = check_text(result.program, print_program(result.program))
-        parsed.opaques.update(result.program.opaques)  # Python callables have no text
-        try:
-            again = emit(parsed).module
-        except GraphwrightError as error:
-            raise Finding("text", f"what is parsed is not emitted: {error}") from error
-        for what, one, other in (
-            ("code", result.model.code, again.code),
-            ("parameters", inspect.signature(result.model.forward), inspect.signature(again.forward)),
-            ("lock on the mode", result.model._mode_locked, again._mode_locked),
-        ):
-            if one != other:
-                raise Finding("text", f"what is parsed is emitted with another {what}: {one!r} became {other!r}")
+        check_emission(result.program, parsed, result.model)
 
     def _hold_at_other_sizes(self, comparison: Comparison) -> None:
         """Compare at other sizes, where the compiler left a size open; it may refuse one by an error of ours."""

@@ -89,15 +89,25 @@ def unknown_object(value: Any) -> UnknownObject:
 
 
 def normalize_attribute(value: Any) -> Attribute:
-    """Return `value` with lists as tuples and constant expressions as ints.
+    """Return `value` with lists as tuples, constant expressions as ints, and enums and NumPy's numbers as plain ones.
 
     Raises:
         TypeError: when the value (or an element) is of no attribute type.
     """
+    if type(value) in LITERAL_TYPES:
+        return value
     if isinstance(value, (list, tuple)):
         return tuple(normalize_attribute(item) for item in value)
     if isinstance(value, sympy.Expr):
         return simplify_dim(value)
+    if isinstance(value, str):
+        return str.__str__(value)  # `str(member)` of an enum is its name
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, complex):
+        return complex(value)
     if isinstance(value, ATTRIBUTE_TYPES):
         return value
     raise TypeError(f"a {type(value).__qualname__} is not an attribute value")
@@ -128,6 +138,10 @@ def attribute_key(value: Attribute) -> Any:
     """Return a hashable key that tells apart what `==` does not: 1, 1.0 and True; 0.0 and -0.0; NaN equals itself."""
     if isinstance(value, tuple):
         return tuple(map(attribute_key, value))
+    if isinstance(value, list):
+        return ("list", *map(attribute_key, value))
+    if isinstance(value, dict):
+        return ("dict", *((attribute_key(key), attribute_key(item)) for key, item in value.items()))
     if isinstance(value, float):
         return ("float", value.hex())
     if isinstance(value, complex):

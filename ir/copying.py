@@ -87,4 +87,5 @@ def copy_program(program: Program) -> Program:
         dict(program.opaques),
         program.mode_locked,
         {switch: dict(modes) for switch, modes in program.modes_after.items()},
+        dict(program.surroundings),
     )

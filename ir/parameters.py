@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -54,3 +55,10 @@ def parameters_of_signature(signature: inspect.Signature) -> tuple[ParameterSpec
         )
         for name, parameter in signature.parameters.items()
     )
+
+
+def are_in_order(parameters: Sequence[ParameterSpec]) -> bool:
+    """Return whether Python allows parameters of these kinds in this order."""
+    kinds = [parameter.kind for parameter in parameters]
+    once = all(kinds.count(kind) <= 1 for kind in (ParameterKind.VAR_POSITIONAL, ParameterKind.VAR_KEYWORD))
+    return once and kinds == sorted(kinds, key=lambda kind: kind.value)

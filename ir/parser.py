@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import attrs
@@ -17,14 +16,16 @@ from ir.lexer import Lexer
 from ir.literals import RESERVED_SYMBOLS, Literals, expect_end, parse_attribute, parse_type
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import OpDef, ParamKind, get_opdef
-from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
+from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec, are_in_order
 from ir.program import (
+    ARGUMENT_KINDS,
     CallingConvention,
     Derivation,
     InputLeaf,
     Mutation,
     OutputLeaf,
     Program,
+    Surrounding,
     SymbolRange,
     Weight,
     WeightKind,
@@ -98,6 +99,7 @@ class _Parser:
 
     def program(self) -> Program:
         lexer = self.lexer
+        lexer.enter()
         outer, self.scope = self.scope, _Scope()
         lexer.expect("program")
         name = lexer.expect_string("the program's name in quotes")
@@ -111,6 +113,7 @@ class _Parser:
         program.graph = self._graph(Graph())
         lexer.expect("}")
         self.scope = outer
+        lexer.leave()
         return program
 
     def _statement(self, program: Program) -> None:
@@ -134,6 +137,9 @@ class _Parser:
                 lexer.expect("modules")
                 modes = dict(program.modes_after.get(switch, {}))
                 program.modes_after = {**program.modes_after, switch: modes | self._modes()}
+            case "refuses":
+                name = lexer.expect_string("the name of surroundings")
+                program.surroundings = {**program.surroundings, name: self._surrounding()}
             case "mode_locked":
                 program.mode_locked = lexer.expect_string("why the mode is locked")
             case "parameters":
@@ -148,7 +154,7 @@ class _Parser:
                 name = lexer.expect_string("the name of an argument")
                 lexer.expect("=")
                 value, constant = self._leaf("input")
-                convention.inputs += (InputLeaf(name, value, constant),)
+                convention.inputs += (InputLeaf(name, value, constant, self._accepts()),)
             case "result":
                 lexer.expect("=")
                 value, constant = self._leaf("output")
@@ -248,8 +254,28 @@ class _Parser:
             return lexer.expect_int(f"the number of an {keyword}"), None
         return None, self.literals.constant()
 
+    def _accepts(self) -> tuple[str, ...]:
+        kinds: list[str] = []
+        while self.lexer.accept("or"):
+            place = self.lexer.index
+            kinds.append(self.lexer.expect_kind("name", "what else the argument may be"))
+            if kinds[-1] not in ARGUMENT_KINDS:
+                known = ", ".join(ARGUMENT_KINDS)
+                raise self.lexer.error(f"an argument is no {kinds[-1]!r}", index=place, remedy=f"write one of {known}")
+        return tuple(kinds)
+
     def _strides(self) -> tuple[Dim, ...] | None:
         return tuple(self.literals.dims()) if self.lexer.accept("strides") else None
+
+    def _surrounding(self) -> Surrounding:
+        lexer = self.lexer
+        answers: tuple[bool, ...] = ()
+        if lexer.accept("answers"):
+            place = lexer.index
+            answers = self.literals.attribute()
+            if not isinstance(answers, tuple) or not all(type(answer) is bool for answer in answers):
+                raise lexer.error("the answers are True or False, in brackets", index=place)
+        return Surrounding(answers, lexer.expect_string("the place") if lexer.accept("place") else "")
 
     def _switch(self) -> str:
         place = self.lexer.index
@@ -266,10 +292,12 @@ class _Parser:
         lexer = self.lexer
         found: list[ParameterSpec] = []
         kind = ParameterKind.POSITIONAL_OR_KEYWORD
+        first = lexer.index
         while True:
             place = lexer.index
             if lexer.accept("/"):
-                if kind is not ParameterKind.POSITIONAL_OR_KEYWORD or not found:
+                plain = ParameterKind.POSITIONAL_OR_KEYWORD
+                if not found or {kind, *(each.kind for each in found)} != {plain}:
                     raise lexer.error("`/` follows the parameters that are passed by position alone", index=place)
                 found = [attrs.evolve(each, kind=ParameterKind.POSITIONAL_ONLY) for each in found]
             elif lexer.accept("**"):
@@ -284,12 +312,8 @@ class _Parser:
                 found.append(ParameterSpec(name, kind, default))
             if not lexer.accept(","):
                 break
-        try:
-            inspect.Signature(
-                [inspect.Parameter(each.name, getattr(inspect.Parameter, each.kind.name)) for each in found]
-            )
-        except ValueError as error:
-            raise lexer.error(f"not the parameters of a function: {error}") from error
+        if not are_in_order(found):
+            raise lexer.error("parameters stand in an order that Python does not allow", index=first)
         return tuple(found)
 
     def _parameter_name(self) -> str:
@@ -311,6 +335,7 @@ class _Parser:
 
     def _graph(self, graph: Graph) -> Graph:
         lexer = self.lexer
+        lexer.enter()
         lexer.expect("(")
         while not lexer.accept(")"):
             place = lexer.index
@@ -333,6 +358,7 @@ class _Parser:
         graph.set_outputs(outputs)
         graph.return_op.location = self._location()
         lexer.expect("}")
+        lexer.leave()
         return graph
 
     def _operation(self, graph: Graph) -> None:
@@ -393,6 +419,8 @@ class _Parser:
             types = infer_operation(op)
         except GraphwrightError as error:
             raise self.lexer.error(error.message, index=place) from error
+        except Exception as error:  # rules of inference rely on attributes of the schema's types, and text has any
+            raise self.lexer.error(f"{op.name} does not take these attributes: {error}", index=place) from error
         if len(types) != count:
             raise self.lexer.error(f"{op.name} has {len(types)} results, but {count} are named", index=place)
         return types

@@ -268,6 +268,10 @@ class _Printer:
             lines.append(f"{inner}mode_locked {json.dumps(program.mode_locked)}")
         for switch, modes in program.modes_after.items():
             lines += _mode_lines(modes, f"{inner}after {switch} modules")
+        for name, surrounding in program.surroundings.items():
+            answers = f" answers {format_attribute(surrounding.answers)}" if surrounding.answers else ""
+            place = f" place {json.dumps(surrounding.place)}" if surrounding.place else ""
+            lines.append(f"{inner}refuses {json.dumps(name)}{answers}{place}")
         lines += _convention_lines(program.convention, inner)
         lines += self.graph(program.graph, names, "graph", inner)
         lines.append(f"{indent}}}")
@@ -379,7 +383,8 @@ def _convention_lines(convention: CallingConvention, indent: str) -> list[str]:
             lines.append(f"{indent}{keyword} {format_spec(spec)}")
     for leaf in convention.inputs:
         place = f"input {leaf.value}" if leaf.value is not None else format_attribute(leaf.constant)
-        lines.append(f"{indent}argument {json.dumps(leaf.name)} = {place}")
+        accepts = "".join(f" or {kind}" for kind in leaf.accepts)
+        lines.append(f"{indent}argument {json.dumps(leaf.name)} = {place}{accepts}")
     for result in convention.outputs:
         place = f"output {result.value}" if result.value is not None else format_attribute(result.constant)
         strides = "" if result.strides is None else f" strides [{', '.join(map(format_dim, result.strides))}]"

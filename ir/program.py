@@ -84,6 +84,10 @@ class Mutation:
     """Number of the graph input."""
 
 
+ARGUMENT_KINDS = ("none", "sequence", "mapping", "any")
+"""What an argument of unknown type may be besides a tensor."""
+
+
 @attrs.frozen
 class InputLeaf:
     """One leaf of the flattened arguments of a call.
@@ -94,6 +98,8 @@ class InputLeaf:
     name: str
     value: int | None
     constant: Attribute | Any = None
+    accepts: tuple[str, ...] = ()
+    """What the argument may be besides a tensor, of `ARGUMENT_KINDS`; only where its type is unknown."""
 
 
 @attrs.frozen

@@ -121,8 +121,8 @@ class Check:
         return ValidationError(
             f"the emitted module does not do what the original does: {problem}{where}",
             location=place.location if place is not None else None,
-            remedy='`validate="each"` tells whether a rewrite did it, leaf_modules= keeps a module as it is, check=False '
-            "returns the result all the same; please report it",
+            remedy='`validate="each"` tells whether a rewrite did it; leaf_modules= keeps a module as it is, '
+            "check=False skips the check; please report it",
         )
 
     def _check_keys(self) -> None:

@@ -94,6 +94,7 @@ class _Observation:
         self.work = structural_copy(model)
         self.twin = Twin(self.work)
         self.recorder = Recorder(self.work)
+        self.buffers = {id(module): frozenset(module._buffers) for module in self.work.modules()}
 
     def run(self, wanted: Callable[[nn.Module], Mapping[str, Any]]) -> Observed:
         work, twin = self.work, self.twin
@@ -104,7 +105,7 @@ class _Observation:
                 with recorded_calls(wanted(work)) as records:
                     first, steps = self._call()
                 self._check_run(first, steps)
-                self._check_first_changes(before, outside)
+                self._check_first_changes(before)
                 before.restore_tensors()
                 warm = ModuleState(work)
                 found = Observed(work, first, records, steps)
@@ -185,12 +186,18 @@ class _Observation:
                 remedy="draw them with PyTorch (torch.rand, torch.randint), or pass them in as an input",
             )
 
-    def _check_first_changes(self, state: ModuleState, outside: Surroundings) -> None:
+    def _check_first_changes(self, before: ModuleState) -> None:
         """Accept what a first call puts in place for all later ones: flags, hooks, tables that are made once."""
         changed = [
             change
-            for change in state.changes()
+            for change in before.changes()
             if not is_list_of_parameters(change) and not _is_switch(change[1].__dict__.get(change[2], self))
+        ]
+        changed += [
+            (path, module, name)
+            for path, module, _ in before.modules
+            for name in module._buffers
+            if name not in self.buffers[id(module)]
         ]
         if changed:
             raise state_change(changed)

@@ -63,6 +63,7 @@ MODE_LAYERS = (_BatchNorm, _DropoutNd, _InstanceNorm, nn.MultiheadAttention, nn.
 _FUNCTIONS = tuple(
     os.path.join("torch", *parts) for parts in (("nn", "functional.py"), ("overrides.py",), ("_jit_internal.py",))
 )
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LAYERS = os.path.join("torch", "nn", "modules") + os.sep
 _TOLD = {"p": 0.5, "training": False, "train": False, "dropout_p": 0.0}
 
@@ -303,11 +304,8 @@ class _Steps(TorchFunctionMode):
         frame = sys._getframe(1)
         if name in _OF_A_TENSOR:
             self.recorder.ask(_OF_A_TENSOR[name], frame)
-        if (
-            self.recorder.stack
-            and name not in _ABOUT
-            and not (is_getter and name not in ("T", "mT", "H", "mH", "data", "real", "imag"))
-        ):
+        is_query = name in _ABOUT or (is_getter and name not in ("T", "mT", "H", "mH", "data", "real", "imag"))
+        if self.recorder.stack and not is_query and not frame.f_code.co_filename.startswith(_OURS):
             of_layer = _LAYERS in _caller(frame).f_code.co_filename
             self.recorder.record.steps.append(_step(name, self.recorder.place_of_user(frame), of_layer, args, kwargs))
         return func(*args, **kwargs)

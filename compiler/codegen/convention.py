@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import enum
 import inspect
 import itertools
 import keyword
@@ -29,13 +30,13 @@ from compiler.codegen.guard import (
     drop_unbound,
     tensor_check,
 )
-from compiler.graphmodule import SignatureCodeGen
+from compiler.forward_code import SignatureCodeGen
 from ir.attributes import UnknownObject
 from ir.errors import CodegenError
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
 from ir.program import InputLeaf, Program
 
-_LITERALS = (type(None), bool, int, float, str, torch.dtype, torch.device)
+_LITERALS = (type(None), bool, int, float, str, torch.dtype, torch.device, enum.Enum)
 _ABSENT = inspect.Parameter.empty
 
 _Access = tuple[int, int, tuple[Any, ...]]
@@ -278,13 +279,16 @@ class Inputs:
 
     def _leaf(self, leaf: InputLeaf, number: int, name: str, path: tuple[Any, ...], accesses: list[_Access]) -> None:
         if leaf.value is None:
+            if "any" in leaf.accepts:
+                return
             if isinstance(leaf.constant, UnknownObject):
                 raise unknown_constant(f"argument `{name}`", leaf.constant)
             if isinstance(leaf.constant, _LITERALS):
                 self.checks.append(Check(name, number, path, constant=(leaf.constant,)))
             return
         type_ = self.program.graph.inputs[leaf.value].type
-        self.checks.append(tensor_check(name, number, path, type_, self._bound))
+        check = tensor_check(name, number, path, type_, self._bound)
+        self.checks.append(attrs.evolve(check, accepts=leaf.accepts))
         accesses.append((leaf.value, number, path))
 
 

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._sympy import functions as torch_functions
 
 from compiler.boundary.settings import SETTINGS, answers_of
-from compiler.graphmodule import other_order
+from compiler.forward_code import other_order
 from ir.errors import CaptureError, InputError
 from ir.expressions import format_expression
 from ir.program import Surrounding, SymbolRange
@@ -132,6 +132,16 @@ class Check:
     """For an argument that is no tensor: the value the capture fixed, as a tuple of one."""
     scalar: bool = False
     """Whether the leaf is a number that the program takes at run time."""
+    accepts: tuple[str, ...] = ()
+    """What it may be besides a tensor."""
+
+
+_ACCEPTED: dict[str, Callable[[Any], bool]] = {
+    "none": lambda value: value is None,
+    "sequence": lambda value: isinstance(value, (tuple, list)),
+    "mapping": lambda value: isinstance(value, Mapping),
+    "any": lambda value: True,
+}
 
 
 def _kind(dtype: torch.dtype) -> str:
@@ -245,6 +255,8 @@ class InputGuard(nn.Module):
         if isinstance(value, fx.Proxy):
             return
         if not isinstance(value, torch.Tensor):
+            if any(_ACCEPTED[kind](value) for kind in check.accepts):
+                return
             raise _mismatch(check, f"is a {type(value).__name__}", check.expected)
         if check.dtype is not None and value.dtype != check.dtype and _kind(value.dtype) != _kind(check.dtype):
             raise _mismatch(check, f"has dtype {value.dtype}", check.expected)

@@ -17,7 +17,7 @@ from compiler.codegen.forms import ModuleForm
 from compiler.codegen.functions import emit_function
 from compiler.codegen.guard import linear_solution
 from compiler.codegen.tree import ModuleTree
-from compiler.graphmodule import SignatureCodeGen
+from compiler.forward_code import SignatureCodeGen
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.program import Weight

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sympy
@@ -10,6 +11,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from compiler.codegen.guard import InputGuard
 from ir.fake import FakeContext
 from ir.program import Program
 from ir.types import Dim, ScalarType, TensorType, simplify_dim
@@ -35,8 +37,11 @@ def restore_output_strides(module: fx.GraphModule, program: Program) -> tuple[in
     if arguments is None:
         return ()
     args, kwargs = arguments
-    state: dict[str, torch.Tensor] = {k: context.mode.from_tensor(v) for k, v in _tensors_of(module).items()}
-    with context.mode, torch.no_grad(), torch.random.fork_rng(devices=[]):
+    # without `static_shapes` the sizes of the weights would be symbols that no type of the program has
+    state: dict[str, torch.Tensor] = {
+        name: context.mode.from_tensor(tensor, static_shapes=True) for name, tensor in _tensors_of(module).items()
+    }
+    with _anywhere(module), context.mode, torch.no_grad(), torch.random.fork_rng(devices=[]):
         results = pytree.tree_leaves(torch.func.functional_call(module, state, args, kwargs))
     output = next(iter(reversed(module.graph.nodes)))
     nodes = pytree.tree_leaves(_result_of(output))
@@ -57,6 +62,20 @@ def restore_output_strides(module: fx.GraphModule, program: Program) -> tuple[in
     if restored:
         module.recompile()
     return tuple(restored)
+
+
+@contextmanager
+def _anywhere(module: torch.nn.Module) -> Iterator[None]:
+    """Let the module run in surroundings that it refuses: its results do not matter here, only their strides."""
+    guard = getattr(module, "_guard", None)
+    if not isinstance(guard, InputGuard):
+        yield
+        return
+    saved, guard.surroundings = guard.surroundings, {}
+    try:
+        yield
+    finally:
+        guard.surroundings = saved
 
 
 def _tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -70,13 +70,12 @@ class ModuleTree:
         first, dot, rest = path.partition(".")
         if first not in _RESERVED:
             return path
-        renamed = self._renamed.get(first)
-        if renamed is None:
+        if first not in self._renamed:
             number = 1
-            while (renamed := f"{first}_{number}") in self._top:
+            while f"{first}_{number}" in self._top:
                 number += 1
-            self._renamed[first] = renamed
-        return f"{renamed}{dot}{rest}"
+            self._renamed[first] = f"{first}_{number}"
+        return f"{self._renamed[first]}{dot}{rest}"
 
     def home(self, form: ModuleForm, locations: tuple[Location, ...]) -> str | None:
         """Return the path at which all weights of `form` have their own names, or None.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import enum
 import inspect
 import itertools
 import pickle
@@ -267,13 +269,15 @@ def test_a_mapping_inside_of_an_object() -> None:
 
 def test_a_model_is_as_before_after_its_orders_were_tried() -> None:
     class Counting(nn.Module):
+        steps: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("steps", torch.zeros(()))
             self.bn = nn.BatchNorm1d(3)
 
         def forward(self, **features: Any) -> Any:
-            self.steps += 1
+            self.steps.add_(1)
             return self.bn(features["a"] - features["b"])
 
     model = Counting()
@@ -282,3 +286,69 @@ def test_a_model_is_as_before_after_its_orders_were_tried() -> None:
     transform(model, (), {"a": x, "b": y})
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert model.training
+
+
+@dataclasses.dataclass
+class Pair:
+    a: Any
+    b: Any = None
+
+
+def test_a_dataclass_is_refused_with_its_place_and_a_remedy_that_works() -> None:
+    class Swapping(nn.Module):
+        def forward(self, pair: Pair) -> Any:
+            return Pair(pair.b * 2, pair.a)
+
+    class Making(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return {"pair": Pair(x, x * 2)}
+
+    x, y = tensors(2)
+    for model, argument in ((Swapping(), Pair(x, y)), (Making(), x)):
+        with pytest.raises(GraphwrightError, match=r"Pair\n.*Making|Pair\n.*Swapping") as info:
+            transform(model, (argument,))
+        assert "test_arguments.py:" in str(info.value)
+        assert "register_dataclass" in str(info.value)
+    torch.export.register_dataclass(Pair, serialized_type_name="tests.test_arguments.Pair")
+    swapped = transform(Swapping(), (Pair(x, y),)).model(Pair(x, y))
+    assert type(swapped) is Pair
+    assert torch.equal(swapped.a, y * 2)
+    assert torch.equal(swapped.b, x)
+    made = transform(Making(), (x,)).model(x)
+    assert type(made["pair"]) is Pair
+    assert torch.equal(made["pair"].b, x * 2)
+
+
+@pytest.mark.parametrize("default", [(), [], {}, (1, 2), [1.5], {"a": None}], ids=repr)
+def test_a_structured_default_stays_in_the_signature(default: Any) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Any, sizes: Any = default, scale: Any = 2.0) -> Any:
+            return x * scale + len(sizes)
+
+    x = torch.randn(2)
+    for args, kwargs in (((x,), {}), ((x, default), {}), ((x,), {"scale": 2.0, "sizes": default})):
+        emitted = transform(Model(), args, kwargs).model
+        assert str(inspect.signature(emitted.forward)) == f"(x, sizes={default!r}, scale=2.0)"
+        for module in (emitted, copy.deepcopy(emitted), pickle.loads(pickle.dumps(emitted))):
+            for again in ((x,), (x, default), (x, copy.deepcopy(default), 2.0)):
+                assert torch.equal(module(*again), Model()(*again))
+            with pytest.raises(InputError, match="sizes"):
+                module(x, (1, 2, 3))
+            assert torch.equal(torch.export.export(module, (x,)).module()(x), Model()(x))
+
+
+class Mode(enum.Enum):
+    ADD = 1
+    SUBTRACT = 2
+
+
+def test_a_member_of_an_enumeration_is_a_constant() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Any, y: Any, mode: Mode = Mode.ADD) -> Any:
+            return x + y if mode is Mode.ADD else x - y
+
+    x, y = tensors(2)
+    emitted = transform(Model(), (x, y, Mode.SUBTRACT)).model
+    assert torch.equal(emitted(x, y, Mode.SUBTRACT), x - y)
+    with pytest.raises(InputError, match="`mode` is"):
+        emitted(x, y, Mode.ADD)

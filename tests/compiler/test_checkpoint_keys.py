@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from graphwright import InputError, PassManager, pipeline_of, transform
@@ -171,6 +173,67 @@ def test_a_key_that_both_have_means_one_thing(name: str, pipeline: str) -> None:
         assert as_it_was or torch.equal(tensor, converted[key]), key
 
 
+STEPS = ("matrix", "transposed", "reshaped", "linear", "linear of a transpose", "conv and norm", "linear and norm")
+
+
+class Steps(nn.Module):
+    """Steps on f32[2, 3, 3], each with parameters of its own or those of an earlier step."""
+
+    def __init__(self, steps: Sequence[tuple[str, int, bool]]) -> None:
+        super().__init__()
+        self.steps: list[tuple[str, str]] = []
+        for number, (kind, owner, folded) in enumerate(steps):
+            name = f"m{owner}_folded" if folded else f"m{number}"
+            layers = {"conv and norm": nn.Conv1d(3, 3, 1), "linear and norm": nn.Linear(3, 3, bias=False)}
+            if not hasattr(self, name):
+                module = nn.Module()
+                module.layer = layers.get(kind) or nn.Linear(3, 3)
+                module.norm, module.W = nn.BatchNorm1d(3), weight(3, 3)
+                nn.init.uniform_(module.norm.weight, 0.5, 2)
+                self.add_module(name, module)
+            self.steps.append((kind, name))
+
+    def forward(self, x: Any) -> Any:
+        for kind, name in self.steps:
+            module: Any = getattr(self, name)
+            if kind == "matrix":
+                x = x @ module.W
+            elif kind == "transposed":
+                x = x @ module.W.t()
+            elif kind == "reshaped":
+                x = x + module.W.reshape(9)[None].reshape(1, 3, 3)
+            elif kind == "linear of a transpose":
+                x = nn.functional.linear(x, module.layer.weight.squeeze(-1).t(), module.layer.bias)
+            elif kind == "linear" or isinstance(module.layer, nn.Conv1d):
+                x = module.layer(x)
+            else:
+                x = module.norm(module.layer(x))
+        return x.relu()
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 3), st.booleans()), min_size=1, max_size=5),
+    st.sampled_from(sorted(PIPELINES)),
+    st.booleans(),
+)
+def test_keys_of_generated_modules(steps: list[tuple[str, int, bool]], pipeline: str, frozen: bool) -> None:
+    model, other = (Steps(steps).eval().requires_grad_(not frozen) for _ in range(2))
+    x = torch.randn(2, 3, 3)
+    result = transform(model, (x,), pipeline=PIPELINES[pipeline](), check=False)
+    theirs, checkpoint = model.state_dict(), other.state_dict()
+    converted = result.parameter_map.convert(checkpoint)
+    for key, tensor in result.model.state_dict().items():
+        if key in theirs and tensor.shape == theirs[key].shape:
+            assert torch.equal(tensor, theirs[key]), key
+            assert converted[key] is checkpoint[key], key
+    loaded = copy.deepcopy(result.model)
+    loaded.load_state_dict(converted)
+    torch.testing.assert_close(loaded(x), other(x), rtol=1e-4, atol=1e-4)
+    again = pickle.loads(pickle.dumps(result.parameter_map)).convert(checkpoint)
+    assert all(torch.equal(again[key], tensor) for key, tensor in converted.items())
+
+
 def test_what_is_folded_has_a_name_that_says_so() -> None:
     result = transform(make("square transposed", 0), (inputs_of("square transposed"),))
     assert list(result.model.state_dict()) == ["W_folded"]
@@ -296,11 +359,10 @@ def test_names_that_are_equal_when_they_are_normalized_are_refused(names: Sequen
         with pytest.raises(InputError, match=r"are one name in Python code") as info:
             transform(captured, (x,))
         assert all(ascii(name)[1:-1] in str(info.value) for name in names)
-    model, tensors = nn.Module(), nn.ParameterDict({names[0]: weight(3)})
-    tensors.register_buffer(names[1], torch.ones(3))
-    model.tensors = tensors
+    held = nn.ParameterDict({names[0]: weight(3)})
+    held.register_buffer(names[1], torch.ones(3))
     with pytest.raises(InputError, match="are one name in Python code"):
-        transform(model, (x,))
+        transform(nn.Sequential(held), (x,))
 
 
 def test_keywords_that_are_equal_when_they_are_normalized() -> None:

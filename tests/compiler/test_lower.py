@@ -334,7 +334,7 @@ def test_code_that_does_something_else_in_training_locks_the_mode() -> None:
             return y if self.training else y.softmax(-1)
 
     program = lowered(nn.Sequential(Head()).eval(), torch.randn(1, 2))
-    assert "`0` read self.training" in program.mode_locked
+    assert "`0` computes something else in the other mode" in program.mode_locked
     assert "softmax" in program.mode_locked
 
 

@@ -348,6 +348,10 @@ def result_out_of_range(p: Program) -> None:
     p.convention.outputs = (OutputLeaf(4), *p.convention.outputs[1:])
 
 
+def parameters_in_disorder(p: Program) -> None:
+    p.convention.parameters = p.convention.parameters[::-1]
+
+
 def result_of_unknown_size(p: Program) -> None:
     p.convention.outputs = (*p.convention.outputs[:2], OutputLeaf(None, make_symbol("elsewhere")))
 
@@ -457,6 +461,7 @@ BREAKAGES: list[tuple[Callable[[Program], None], str]] = [
     (argument_out_of_range, "the arguments stand for graph inputs [0, 1, 3], but the graph has 3"),
     (argument_twice, "the arguments stand for graph inputs [0, 1, 1]"),
     (result_out_of_range, "the result has output 4, but the graph has 4"),
+    (parameters_in_disorder, "Python does not allow parameters in this order"),
     (result_of_unknown_size, "the result uses symbol elsewhere, which the program does not declare"),
     (result_of_unknown_strides, "the result uses symbol elsewhere, which the program does not declare"),
     (mutation_out_of_range, "a mutation writes output 4"),

@@ -19,6 +19,7 @@ from ir.program import (
     Mutation,
     OutputLeaf,
     Program,
+    Surrounding,
     SymbolRange,
     Weight,
     WeightKind,
@@ -50,7 +51,8 @@ def rich_program() -> Program:
             in_spec,
             out_spec,
             inputs=(InputLeaf("x", 0), InputLeaf("n", 1), InputLeaf("flag", None, True), InputLeaf("scale", 2)),
-            outputs=(OutputLeaf(0, strides=(64, n)), OutputLeaf(1), OutputLeaf(None, None)),
+            keeps_order=True,
+            outputs=(OutputLeaf(0, strides=(64, n)), OutputLeaf(1), OutputLeaf(None, 2 * n)),
             mutations=(Mutation(2, buffer="bn.count"), Mutation(3, input=2)),
             parameters=(
                 ParameterSpec("x", ParameterKind.POSITIONAL_ONLY),
@@ -68,6 +70,11 @@ def rich_program() -> Program:
         location=Location("", "user.Net", "net.py", 1),
         opaques={"roi": torch.nn.Identity()},
         mode_locked="`rnn` reads\n self.training",
+        surroundings={
+            "no_grad": Surrounding((True, False), "net.py:3"),
+            "autocast": Surrounding(),
+            "layout": Surrounding((), "net.py:4"),
+        },
         modes_after={"train": {"conv": False, "drop": True, "bn": True}, "eval": {"drop": True}},
     )
     weight = program.add_weight(

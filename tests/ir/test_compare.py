@@ -13,7 +13,7 @@ from ir.compare import graphs_equal, programs_equal
 from ir.core import Operation
 from ir.locations import Location
 from ir.parameters import NO_DEFAULT, ParameterKind
-from ir.program import InputLeaf, OutputLeaf, Program, SymbolRange, WeightKind
+from ir.program import InputLeaf, OutputLeaf, Program, Surrounding, SymbolRange, WeightKind
 from ir.types import make_symbol
 from tests.ir.programs import f32, rich_program
 
@@ -69,6 +69,15 @@ def change_parameter(number: int, **changes: object) -> Callable[[Program], None
     return change
 
 
+def change_argument(number: int, **changes: object) -> Callable[[Program], None]:
+    def change(p: Program) -> None:
+        arguments = list(p.convention.inputs)
+        arguments[number] = attrs.evolve(arguments[number], **changes)
+        p.convention.inputs = tuple(arguments)
+
+    return change
+
+
 CHANGES: list[tuple[Callable[[Program], object], str]] = [
     (set_on(lambda p: p, "name", "Other"), "program name: Net != Other"),
     (set_on(lambda p: p, "location", Location("x")), "program location"),
@@ -85,6 +94,13 @@ CHANGES: list[tuple[Callable[[Program], object], str]] = [
     (change_parameter(4, default=1), "parameters"),
     (change_parameter(4, name="mode"), "parameters"),
     (change_parameter(6, default=None), "parameters"),
+    (set_on(lambda p: p.convention, "keeps_order", False), "order of keys: True != False"),
+    (set_on(lambda p: p, "surroundings", {}), "refused surroundings, count: 3 != 0"),
+    (
+        lambda p: setattr(p, "surroundings", {**p.surroundings, "autocast": Surrounding((False,))}),
+        "refused surroundings, number 1",
+    ),
+    (change_argument(0, accepts=("none", "mapping")), "kinds of arguments, number 0"),
     (set_on(lambda p: p, "mode_locked", ""), "lock on the mode"),
     (set_on(lambda p: p, "modes_after", {}), "modes after a switch, count: 4 != 0"),
     (set_on(lambda p: p, "modes_after", {"train": {"conv": True}}), "modes after a switch, number 0"),
