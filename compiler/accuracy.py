@@ -14,9 +14,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from compiler.difference import RELATIVE_BOUND, dense, precision_floor, tensor_difference
-from compiler.observation import copied_arguments, flatten, ordinary_call, seeded
+from compiler.observation import copied_arguments, flatten, foreign_seeded, ordinary_call, seeded
 from compiler.parameter_map import ParameterMap
-from compiler.widened import ALL_FLOATS, copied_module, double_twin, is_float, precision_of, widened
+from compiler.widened import ALL_FLOATS, Precision, copied_module, double_twin, is_float, precision_of, widened
 from ir.errors import GraphwrightError
 
 
@@ -145,26 +145,24 @@ def _run_both_double(
     original: nn.Module, emitted: nn.Module, arguments: Any, parameter_map: ParameterMap | None, seed: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
     """Return the results of both modules in float64, and whether one rounds on purpose to another precision."""
-    own = precision_of(original, arguments)
+    precision = precision_of(original, arguments)
     wide = widened(arguments)
-    # where operands of two precisions do not go together, all are widened
-    for precision in (own, attrs.evolve(own, narrow=ALL_FLOATS)):
+
+    def run(precision: Precision) -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
         modes = precision.mode(), precision.mode()
         twins = (
-            ("the original", partial(double_twin, original, precision)),
-            ("the emitted module", partial(double_twin, emitted, precision, original, parameter_map)),
+            partial(double_twin, original, precision),
+            partial(double_twin, emitted, precision, original, parameter_map),
         )
-        try:
-            reference, new = (
-                _run(what, "in float64", make, wide, seed, mode)
-                for (what, make), mode in zip(twins, modes, strict=True)
-            )
-        except MeasurementError:
-            if precision is not own:
-                raise
-        else:
-            break
-    return reference, new, any(mode.has_kept for mode in modes)
+        reference = _run("the original", "in float64", twins[0], wide, seed, modes[0])
+        new = _run("the emitted module", "in float64", twins[1], wide, seed, modes[1])
+        return reference, new, any(mode.has_kept for mode in modes)
+
+    try:
+        return run(precision)
+    except MeasurementError:
+        # where operands of two precisions do not go together, all are widened
+        return run(attrs.evolve(precision, narrow=ALL_FLOATS))
 
 
 def _run(
@@ -178,7 +176,7 @@ def _run(
     try:
         twin = make()
         args, kwargs = copied_arguments(arguments)
-        with ordinary_call(), seeded(seed), nullcontext() if mode is None else mode:
+        with ordinary_call(), seeded(seed), foreign_seeded(seed), nullcontext() if mode is None else mode:
             result = twin(*args, **kwargs)
     except Exception as error:
         raise MeasurementError(f"{what} does not run {how}: {type(error).__name__}: {error}") from error

@@ -36,6 +36,7 @@ from compiler.capture_opaque import (
     mode_readers,
     opaque_calls,
     recorded_calls,
+    script_objects_hidden,
 )
 from compiler.capture_state import (
     Change,
@@ -179,7 +180,8 @@ class ExportCapture:
         outside = Surroundings(self.model)
         exported: ExportedProgram | None = None
         try:
-            exported = self._guarded(self._export)
+            with script_objects_hidden(self.opaques.values()):
+                exported = self._guarded(self._export)
         finally:
             left = outside.remove_traces()
             left += _traces_in(self.original)

@@ -25,6 +25,7 @@ after `y = dropout2d(x)`, each use of `x` would be one of `y`."""
 
 _GET_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+_MISTAKEN = _RETURN_THEIR_INPUT | {_GET_DATA, _SET_DATA, torch.Tensor.register_hook}
 
 
 class TracedFunctions(TorchFunctionMode):
@@ -38,6 +39,8 @@ class TracedFunctions(TorchFunctionMode):
         Raises:
             CaptureError: when the memory of a tensor is replaced, or a hook registered.
         """
+        if func not in _MISTAKEN:  # nearly always: PyTorch itself asks for sizes and strides by the thousand
+            return func(*args, **(kwargs or {}))
         kwargs = dict(kwargs or {})
         if func in _RETURN_THEIR_INPUT and not kwargs.get("inplace") and True not in args[3:]:
             if args:

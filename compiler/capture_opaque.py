@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from compiler.capture_errors import check_no_packed
 from compiler.capture_state import location_of_module
 from ir.errors import CaptureError, InputError
 from ir.nn_ops import encode_call
@@ -224,9 +225,11 @@ def recorded_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[
         original = module.forward
 
         def recording(*args: Any, _path: str = path, _original: Callable[..., Any] = original, **kwargs: Any) -> Any:
+            check_no_packed((args, kwargs), _path, modules[_path])
             before = _as_meta((args, kwargs))
             versions = _versions((args, kwargs))
             result = _original(*args, **kwargs)
+            check_no_packed(result, _path, modules[_path])
             writes = versions != _versions((args, kwargs))
             records[_path].append(CallRecord(before[0], before[1], _as_meta(result), writes))
             return result
@@ -273,6 +276,24 @@ def opaque_calls(modules: Mapping[str, nn.Module], records: Mapping[str, Sequenc
             _put_back(module, forward)
             for name, table in hooks.items():
                 module.__dict__[name].update(table)
+
+
+@contextmanager
+def script_objects_hidden(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Take out the packed weights of quantized layers, which torch.export would trace though it never calls these."""
+    hidden = []
+    for module in modules:
+        for each in module.modules():
+            found = {name: item for name, item in each.__dict__.items() if isinstance(item, torch.ScriptObject)}
+            hidden += [(each, dict(each.__dict__))] if found else []
+            for name in found:
+                del each.__dict__[name]
+    try:
+        yield
+    finally:
+        for each, attributes in hidden:
+            each.__dict__.clear()
+            each.__dict__.update(attributes)
 
 
 def _stub(path: str, module: nn.Module, records: Iterator[CallRecord]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from compiler.boundary.containers import CODE, OPAQUE, PLAIN, Container, collect, differences, same_content
+from compiler.lean_tracing import lean_tracing
 from compiler.lower_locations import is_user_file
 from ir.locations import Location
 
@@ -192,35 +193,22 @@ def is_about_strides(shape_env: ShapeEnv, number: int) -> bool:
 _ORIGINAL_USER_FRAME = getattr(ShapeEnv, "_get_user_frame", None)
 
 
-class _UserFrames(set[tuple[str, str]]):
-    """Every (file, function) that is the user's."""
-
-    def __contains__(self, frame: object) -> bool:
-        return isinstance(frame, tuple) and is_user_file(frame[0])
-
-
 @contextmanager
 def tracing_mode() -> Iterator[None]:
     """Gradients on, no inference mode, attention without its fused fast path: all restored at the end.
 
-    The tracer keeps the frames of all of the user's functions, where it would keep those called `forward`, and guards
-    on sizes know the user's line.
+    Nodes and guards on sizes know the user's line, in whatever function it is.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    anchors = getattr(torch.fx.proxy, "_STACK_TRACE_ANCHORS", None)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        if anchors is not None:
-            torch.fx.proxy._STACK_TRACE_ANCHORS = _UserFrames(anchors)
         if _ORIGINAL_USER_FRAME is not None:
             ShapeEnv._get_user_frame = _user_frame  # type: ignore[assignment, method-assign]
-        with torch.inference_mode(False), torch.enable_grad():
+        with lean_tracing(), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         if _ORIGINAL_USER_FRAME is not None:
             ShapeEnv._get_user_frame = _ORIGINAL_USER_FRAME  # type: ignore[method-assign]
-        if anchors is not None:
-            torch.fx.proxy._STACK_TRACE_ANCHORS = anchors
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
@@ -234,7 +222,8 @@ def location_of_module(path: str, module: nn.Module) -> Location:
     """Return the location of a module: its class, and the first line of its forward method."""
     class_ = type(module)
     name = f"{class_.__module__}.{class_.__qualname__}"
-    code = getattr(inspect.unwrap(class_.forward), "__code__", None)
+    # not `class_.forward`: that of a TorchScript module asks for an instance
+    code = getattr(inspect.unwrap(inspect.getattr_static(class_, "forward")), "__code__", None)
     if code is None:
         return Location(path, name)
     return Location(path, name, code.co_filename, code.co_firstlineno)

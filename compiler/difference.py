@@ -78,7 +78,8 @@ def _are_equal(a: Any, b: Any) -> bool:
         return False
     if _is_array(a):
         return bool(a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes())
-    if type(a).__eq__ is object.__eq__ and not isinstance(a, type):
+    equality: Any = type(a).__eq__
+    if equality is object.__eq__ and not isinstance(a, type):
         return True  # each call makes one of its own
     return bool(a == b) or bool(a != a and b != b)
 

@@ -24,6 +24,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
+from compiler.capture_errors import no_operator
 from compiler.functionalize import Functionalizer, is_returned_itself
 from compiler.lower_export_modes import lock_of_exported, mode_of_exported
 from compiler.lower_modules import ModuleFacts
@@ -306,10 +307,7 @@ class ExportLowering(RegionLowering):
                 self._higher_order(node, target, location)
                 return
             if not isinstance(target, torch._ops.OpOverload):
-                raise CaptureError(
-                    f"the graph calls {getattr(target, '__name__', target)!r}, which is no operator",
-                    location=location,
-                )
+                raise no_operator(target, location, self.module)
             self._call_operator(node, target, val, location)
         except DataDependentSizeError as error:
             raise CaptureError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
+@functools.cache
 def is_user_file(path: str) -> bool:
     """Return whether a frame's file is neither PyTorch's nor ours nor generated."""
     return not path.startswith((_TORCH, _OURS, "<")) and not path.startswith("torch/")

@@ -14,17 +14,8 @@ from torch.utils import _pytree as pytree
 
 from compiler.accuracy import compare_output
 from compiler.difference import tensor_difference
-from compiler.observation import (
-    Judge,
-    Observation,
-    Pick,
-    differences,
-    meaningful_strides,
-    observe,
-    ordinary_call,
-    state_kept,
-    within,
-)
+from compiler.observation import Observation, meaningful_strides, observe, ordinary_call, state_kept
+from compiler.observation_differences import Judge, Pick, differences, within
 from compiler.parameter_map import ParameterMap
 from compiler.unit_strides import OtherUnitStrides
 from compiler.widened import ALL_FLOATS, double_twin, is_float, precision_of, widened
@@ -83,13 +74,21 @@ def validate_result(
 
 
 def _can_switch(module: nn.Module) -> bool:
-    """Return whether a module can be put into the other mode, by its own `train()`."""
+    """Return whether a module can be put into the other mode, by its own `train()` or `eval()`."""
     with state_kept(module):
         try:
-            module.train(not module.training)
+            _put_into(module, mode=not module.training)
         except Exception:  # noqa: BLE001 - a module may refuse it in any way
             return False
     return True
+
+
+def _put_into(module: nn.Module, *, mode: bool) -> None:
+    """Switch a module as its user does: a module may override either method."""
+    if mode:
+        module.train()
+    else:
+        module.eval()
 
 
 @attrs.frozen(eq=False)
@@ -141,9 +140,9 @@ class _Comparison:
             calls["second call"] = call()
             if self.switches:
                 usual = module.training
-                module.train(not usual)
+                _put_into(module, mode=not usual)
                 calls[f"put into {'eval' if usual else 'training'} mode"] = call()
-                module.train(usual)
+                _put_into(module, mode=usual)
                 calls[f"put back into {'training' if usual else 'eval'} mode"] = call()
         return calls
 

@@ -23,7 +23,7 @@ _CASTS = {
     torch.Tensor.float: torch.float32,
     torch.Tensor.half: torch.float16,
     torch.Tensor.bfloat16: torch.bfloat16,
-    torch.Tensor.cfloat: torch.complex64,
+    torch.Tensor.cfloat: torch.complex64,  # type: ignore[attr-defined]
     torch.Tensor.chalf: torch.complex32,
 }
 _TYPES = {"FloatTensor": torch.float32, "HalfTensor": torch.float16, "BFloat16Tensor": torch.bfloat16}
@@ -57,7 +57,7 @@ class Widened(TorchFunctionMode):
     """
 
     def __init__(self, narrow: frozenset[torch.dtype], spoken: torch.dtype = torch.float32) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.narrow = narrow
         self.spoken = spoken
         self.has_kept = False
@@ -81,7 +81,7 @@ class Widened(TorchFunctionMode):
             if found is not _UNKNOWN:
                 return found
         if func in _CASTS and _CASTS[func] in self.narrow:
-            func = torch.Tensor.cdouble if _CASTS[func].is_complex else torch.Tensor.double
+            func = torch.Tensor.cdouble if _CASTS[func].is_complex else torch.Tensor.double  # type: ignore[attr-defined]
         result = func(*pytree.tree_map(self._wide, args), **pytree.tree_map(self._wide, kwargs))
         return pytree.tree_map_only(torch.Tensor, self._noted, result)
 
@@ -264,7 +264,8 @@ class _WideState(Mapping[str, torch.Tensor]):
         self.state |= module.named_buffers(remove_duplicate=False)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return widened(self.state[name].detach())
+        tensor: torch.Tensor = widened(self.state[name].detach())
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.state)

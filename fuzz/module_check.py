@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx.passes.shape_prop import ShapeProp
 
 from compiler.driver import TransformResult, transform
+from compiler.observation import foreign_seeded, foreign_state, seeded
 from compiler.parameter_map import ParameterMap
 from fuzz.check import Finding, Outcome, Properties, Unusable, check_text
 from fuzz.emission import check_emission
@@ -25,7 +26,7 @@ from fuzz.module_hold import Arguments, Comparison
 from fuzz.module_kinds import family_of
 from fuzz.module_observation import Reference, Seen, cast_tree, module_differences, observe_module, snapshot
 from fuzz.module_outside import globals_of, left_by_tracing
-from fuzz.observation import foreign_seeded, foreign_state, quiet, seeded
+from fuzz.observation import quiet
 from ir.errors import GraphwrightError, ValidationError
 from ir.printer import print_program
 from ir.program import Program
@@ -243,10 +244,14 @@ class _Way:
         result: TransformResult | str
         try:
             result = transform(given, *arguments, pipeline=self.manager, **options)
+        except ValidationError as error:
+            result = _reason(error)
+            if _is_taken(given, *copy.deepcopy(arguments), **options):  # so the pass did it: here it is told how
+                result = transform(given, *arguments, pipeline=self.manager, check=False, **options)
         except GraphwrightError as error:
-            if self.watch.before and not isinstance(error, ValidationError):
+            if self.watch.before:
                 raise Finding("no error", f"{type(error).__name__}: {error}") from error
-            result = f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+            result = _reason(error)
         except Exception as error:
             self._run_original()
             raise Finding("no error", f"{type(error).__name__}: {error}") from error
@@ -313,6 +318,19 @@ def _note_shapes(model: nn.Module, arguments: Arguments) -> None:
     found = {node.name: node.meta for node in twin.graph.nodes}  # without the nodes that nothing uses
     for node in model.graph.nodes:
         node.meta = found.get(node.name, node.meta)
+
+
+def _reason(error: GraphwrightError) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+
+
+def _is_taken(*arguments: Any, **options: Any) -> bool:
+    """Return whether the compiler takes a module when no pass is applied."""
+    try:
+        transform(*arguments, pipeline=PassManager(()), **options)
+    except GraphwrightError:
+        return False
+    return True
 
 
 def _unlike(a: Seen, b: Seen) -> Iterator[tuple[str, str]]:

@@ -164,6 +164,10 @@ class Comparison:
         """Compare a call with other weights, which come to the result through the parameter map."""
         other, emitted = copy.deepcopy(self.model), copy.deepcopy(self.result.model)
         randomize(other, seed)
+        kept = dict(self.model.named_buffers())
+        for name, buffer in other.named_buffers():
+            if name not in other.state_dict():  # no checkpoint carries it
+                buffer.data.copy_(kept[name])
         try:
             emitted.load_state_dict(self.result.parameter_map.convert(other.state_dict()))
         except (GraphwrightError, RuntimeError) as error:
@@ -178,8 +182,8 @@ class Comparison:
             if not self._original_exports():
                 return
             raise Finding("export", f"the emitted module: {type(error).__name__}: {error}") from error
-        emitted = observe_module(copy.deepcopy(self.result.model), *self.arguments)
-        exported = observe_module(program.module(), *self.arguments)
+        emitted = observe_module(copy.deepcopy(self.result.model), *self.arguments, surroundings=torch.enable_grad)
+        exported = observe_module(program.module(), *self.arguments, surroundings=torch.enable_grad)
         for i, (x, y) in enumerate(zip(emitted.results, exported.results, strict=True)):
             problem = tensor_difference(x, y, exact=False)
             if problem is not None:
@@ -279,7 +283,7 @@ def _under(surroundings: Callable[[], AbstractContextManager[Any]]) -> Run:
 
 
 def _once(module: nn.Module, arguments: Arguments) -> Runs:
-    return {"": observe_module(module, *arguments)}
+    return {"": observe_module(module, *arguments, surroundings=torch.enable_grad)}
 
 
 def _strides_are_definite(model: nn.Module, arguments: Arguments) -> bool:

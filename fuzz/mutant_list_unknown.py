@@ -83,18 +83,10 @@ UNKNOWN_MUTANTS: tuple[Mutant, ...] = (
     ),
     _rule(
         _CLASS,
-        "MergeReshapes: sizes that are not known are 1",
+        "WriteOutReshape: sizes that are not known are 1",
         _BASE + "shape_of",
         "if type_ is None or type_.shape is None or None in type_.shape:\n        return None\n    return type_.shape",
         "if type_ is None or type_.shape is None:\n        return None\n"
         "    return tuple(1 if size is None else size for size in type_.shape)",
-    ),
-    _rule(
-        _CLASS,
-        "RemoveIdentityAdaptiveAvgPoolPattern: sizes that are not known are equal",
-        "passes.convert.pooling:RemoveIdentityAdaptiveAvgPoolPattern.check",
-        "if sizes is None or any(d is None and s is not None for d, s in zip(sizes, m.size, strict=True)):",
-        "sizes = m.size if sizes is None else tuple(s if d is None else d for d, s in zip(sizes, m.size))\n"
-        "        if False:",
     ),
 )

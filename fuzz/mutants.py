@@ -32,6 +32,7 @@ from fuzz.check import Finding, Properties, Unusable, check_case
 from fuzz.module_check import check_module
 from fuzz.mutant_list_canonicalize import CANONICALIZE_MUTANTS
 from fuzz.mutant_list_ir import IR_MUTANTS
+from fuzz.mutant_list_kinds import KIND_MUTANTS
 from fuzz.mutant_list_patterns import PATTERN_MUTANTS
 from fuzz.mutant_list_spelling import SPELLING_MUTANTS
 from fuzz.mutant_list_unknown import UNKNOWN_MUTANTS
@@ -57,6 +58,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *SPELLING_MUTANTS,
     *PATTERN_MUTANTS,
     *UNKNOWN_MUTANTS,
+    *KIND_MUTANTS,
     *IR_MUTANTS,
 )
 """All mutants."""

@@ -119,11 +119,11 @@ def _written_out(op: Operation, sizes: Attribute) -> tuple[Dim | None, ...] | No
     if shape is None or not isinstance(sizes, tuple) or len(sizes) != len(shape):
         return None
     left_out = shape
-    if op.name == "aten.expand":  # the size that the operand has
+    if op.name == "aten.expand":  # the size that the operand has; of a new dimension, it must be written
         given = _shape(op.operands[0])
         if given is None:
             return None
-        left_out = (*shape[: len(shape) - len(given)], *given)
+        left_out = (*(None,) * (len(shape) - len(given)), *given)
     for asked, size, known in zip(sizes, shape, left_out, strict=True):
         wanted = known if type(asked) is int and asked == -1 else asked
         if type(wanted) is bool or not isinstance(wanted, Dim) or not dims_equal(wanted, size):

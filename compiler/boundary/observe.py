@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from compiler.boundary.copies import structural_copy
@@ -94,7 +95,14 @@ class _Observation:
         self.work = structural_copy(model)
         self.twin = Twin(self.work)
         self.recorder = Recorder(self.work)
-        self.buffers = {id(module): frozenset(module._buffers) for module in self.work.modules()}
+        self.empty = [
+            (path, module, name)
+            for path, module in self.work.named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is None
+        ]
+        """Buffers that are None so far: a graph has no place for what the first call puts there."""
+        self.buffers = {id(module): frozenset(_names(module)) for module in self.work.modules()}
 
     def run(self, wanted: Callable[[nn.Module], Mapping[str, Any]]) -> Observed:
         work, twin = self.work, self.twin
@@ -193,10 +201,11 @@ class _Observation:
             for change in before.changes()
             if not is_list_of_parameters(change) and not _is_switch(change[1].__dict__.get(change[2], self))
         ]
+        changed += [change for change in self.empty if change[1]._buffers.get(change[2]) is not None]
         changed += [
             (path, module, name)
             for path, module, _ in before.modules
-            for name in module._buffers
+            for name in _names(module)
             if name not in self.buffers[id(module)]
         ]
         if changed:
@@ -266,6 +275,11 @@ class _Observation:
             found.mode_problem = f"train() or eval() of the model changes {where} of {type(module).__qualname__}"
 
 
+def _names(module: nn.Module) -> list[str]:
+    """Return the names of a module's own buffers; those of a TorchScript module are in no dict."""
+    return [name for name, _ in module._buffers.items()]
+
+
 def modes_of(model: nn.Module) -> dict[str, bool]:
     """Return the mode of each module, by path."""
     return {path: module.training for path, module in model.named_modules()}
@@ -274,7 +288,11 @@ def modes_of(model: nn.Module) -> dict[str, bool]:
 def set_modes(model: nn.Module, modes: Modes) -> None:
     """Set the mode of each module, past whatever `train()` does."""
     for path, module in model.named_modules():
-        if path in modes:
+        if path not in modes:
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
+            module.training = modes[path]  # it has it in C++
+        else:
             module.__dict__["training"] = modes[path]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import random
 import sys
@@ -251,7 +252,8 @@ def is_plain(module: nn.Module) -> bool:
     """Return whether what runs when a module is called is the code of a layer of PyTorch's, unchanged."""
     if "forward" in module.__dict__ or "__call__" in vars(type(module)):
         return False
-    home = getattr(type(module).forward, "__module__", "") or ""
+    # not `type(module).forward`: that of a TorchScript module asks for an instance
+    home = getattr(inspect.getattr_static(type(module), "forward"), "__module__", "") or ""
     return home.startswith(("torch.nn.modules.", "torch.ao.nn."))
 
 

@@ -9,8 +9,8 @@ import attrs
 import torch
 from hypothesis import strategies as st
 
+from compiler.observation import foreign_seeded, seeded
 from fuzz.module_case import WAYS, InputSpec, ModuleCase
-from fuzz.observation import foreign_seeded, seeded
 from fuzz.strategies import module_recipes_layers, module_recipes_memory, module_recipes_python
 from fuzz.strategies.module_recipes import Recipe, follow
 from fuzz.strategies.module_steps import STEPS
@@ -154,7 +154,7 @@ def modules(draw: st.DrawFn, max_ops: int = 12, kinds: Sequence[str] = ()) -> Mo
     wanted = None
     with warnings.catch_warnings(), seeded(0), foreign_seeded(0):
         warnings.simplefilter("ignore")
-        writer = Writer(draw, specs, dtype, training, writes_inputs=recipe is None and _seldom(draw, 4))
+        writer = Writer(draw, specs, dtype, training, writes_inputs=recipe is None and _seldom(draw, 3))
         if recipe is None:
             _grow(writer, max_ops)
         else:

@@ -104,6 +104,8 @@ def stem(source: MatchSource) -> Value:
     """Convolve 3 channels by a 7x7 window, then batch norm, activation, max pooling."""
     channels = 3 if not seldom(source) else source.one_of((1, 2, 6))
     groups = 1 if not seldom(source) else channels
+    if channels == 6:
+        groups = source.one_of((1, 2, 6))
     kernel = (7, 7) if not seldom(source) else source.one_of(((5, 7), (3, 3), (7, 1)))
     out = groups * source.integer(1, 2)
     x = entry(source, source.integer(1, 2), channels, 8, source.one_of((8, 7)))
@@ -295,7 +297,7 @@ def written_out_attention(source: MatchSource) -> Value:
         query = emit(source, "aten.mul.Scalar", query, source.one_of((0.5, 0.25)))
     if seldom(source):
         turned = emit(source, "aten.reshape", key, (*lead, dim, others))
-    elif source.flag():
+    elif seldom(source):  # canonicalization leaves permutes
         turned = emit(source, "aten.transpose.int", key, source.one_of((-2, rank - 2)), source.one_of((-1, rank - 1)))
     else:
         turned = emit(source, "aten.permute", key, (*range(rank - 2), rank - 1, rank - 2))
@@ -305,11 +307,18 @@ def written_out_attention(source: MatchSource) -> Value:
         name = source.one_of(("aten.mul.Scalar", "aten.div.Scalar"))
         scores = emit(source, name, scores, source.one_of((0.5, 2.0, 8)))
         intermediate.append(scores)
-    kind = source.integer(0, 4)
-    if kind == 3:
+    kind = source.integer(0, 5)
+    if kind in (3, 5):
         mask = source.make((tokens, others))
-        scores = emit(source, "aten.add.Tensor", scores, mask, alpha=2 if seldom(source) else 1)
+        scores = emit(source, "aten.add.Tensor", scores, mask, alpha=source.one_of((1, 1, 2)))
         intermediate.append(scores)
+        if source.flag():
+            windows = emit(source, "aten.reshape", scores, (1, *lead, tokens, others))
+            mask = source.make((batch, *(1,) * (len(lead) - 1), tokens, others))
+            windows = emit(source, "aten.add.Tensor", windows, mask, alpha=source.one_of((1, 1, 2)))
+            ends = (tokens, others) if not seldom(source) else (others, tokens)
+            scores = emit(source, "aten.reshape", windows, (*lead, *ends))
+            intermediate += [windows, scores]
     elif kind == 4:
         mask = source.make((tokens, others), torch.bool)
         scores = emit(source, "aten.masked_fill.Scalar", scores, mask, source.one_of((-1e9, float("-inf"))))

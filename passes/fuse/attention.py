@@ -6,7 +6,7 @@ import itertools
 from typing import ClassVar
 
 from ir.core import Operation, Value
-from ir.types import TensorType
+from ir.types import TensorType, shapes_equal
 from passes.attention import InProjection, find_in_projection
 from passes.fuse.base import FusionPattern
 from passes.pattern import Match, Node, Pattern, PatternBuilder
@@ -43,7 +43,8 @@ class ScaledDotProductAttentionPattern(FusionPattern):
         scores: Node = p.one_of(p.op(_SCALINGS, product), product)
         mask = p.any("mask")
         masked = p.op("aten.add.Tensor", scores, mask, alpha=1)
-        reshaped = p.reshape(p.op("aten.add.Tensor", p.reshape(masked), p.any("mask2"), alpha=1))
+        windows = p.op("aten.add.Tensor", p.reshape(masked, name="apart"), p.any("mask2"), alpha=1)
+        reshaped = p.reshape(windows, name="back")
         filled = p.op("aten.masked_fill.Scalar", scores, mask)
         logits = p.one_of(reshaped, masked, filled, scores)
         weights: Node = p.op("aten.softmax.int", logits, where=_over_last_dim)
@@ -75,7 +76,17 @@ class ScaledDotProductAttentionPattern(FusionPattern):
         inner = {result for op in m.ops for result in op.results}
         if any(value in inner for value in (m.query, m.key, m.value, *names) if value is not None):
             return "an operand of the attention is computed inside of it"
+        return _other_shape(m.get("apart"), m.get("back"))
+
+
+def _other_shape(apart: Operation | None, back: Operation | None) -> str | None:
+    """Return why scores that are reshaped for a mask are not provably of their own shape again."""
+    if apart is None or back is None:
         return None
+    before, after = apart.operand_values[0].type, back.result.type
+    if isinstance(before, TensorType) and isinstance(after, TensorType) and shapes_equal(before.shape, after.shape):
+        return None
+    return f"reshape at `{back.location.where}` does not provably give the scores their shape {before} back"
 
 
 def _has_matrices(op: Operation) -> str | None:

@@ -17,7 +17,7 @@ from ir.core import Graph, Operation, Value
 from ir.errors import InputError, PatternError
 from ir.evaluate import evaluate_graph
 from ir.opdef import Trait
-from ir.types import TensorType, shapes_equal
+from ir.types import UNKNOWN_TENSOR, TensorType, shapes_equal
 from passes.fuse.base import FUSED_ACTIVATIONS
 from passes.region_names import check_kind
 
@@ -67,7 +67,7 @@ class Region:
         Raises:
             PatternError: when they are not.
         """
-        graph = Graph([("x", UNTYPED)])
+        graph = Graph([("x", UNKNOWN_TENSOR)])
         entering: list[Value | None] = [graph.inputs[0]]
         tensors = [x]
         for value in op.operands[1:]:
@@ -97,8 +97,6 @@ class Region:
             remedy="fuse what the kind means, or name another kind",
         )
 
-
-UNTYPED = TensorType()
 
 Meaning = Callable[[Region], torch.Tensor | Sequence[torch.Tensor]]
 """Computes the results of a region from its operands; raises a `PatternError` where it cannot be of the kind."""
@@ -132,10 +130,12 @@ def conv_bn_add_act(region: Region) -> torch.Tensor:
 
 def conv_bn_act_max_pool(region: Region) -> torch.Tensor:
     """max_pool2d(act([batch_norm](conv(input)))), the window 7x7 on 3 channels"""
-    weight = region.part("conv", Trait.CONV).input("weight")
-    if weight.name in region.operands and region.operands[weight.name].shape[1:] != (3, 7, 7):
-        raise region.error(f"has a convolution with {weight.type}, which is no stem")
-    return region.apply(region.part("pool", "aten.max_pool2d"), conv_bn_act(region))
+    conv = region.part("conv", Trait.CONV)
+    y = conv_bn_act(region)
+    weight = region.operand(conv.input("weight").name)
+    if weight.shape[1:] != (3, 7, 7) or conv.attributes["groups"] != 1:
+        raise region.error(f"has a convolution by {tuple(weight.shape)} in {conv.attributes['groups']} groups")
+    return region.apply(region.part("pool", "aten.max_pool2d"), y)
 
 
 def _act(region: Region, x: torch.Tensor) -> torch.Tensor:
@@ -188,11 +188,12 @@ def scaled_dot_product_attention(region: Region) -> torch.Tensor:
     return torch.dropout(torch.softmax(scores, -1), attributes["dropout_p"], attributes["dropout_p"] > 0) @ value
 
 
-def _scale(body: Graph) -> float:
-    scale = 1.0
+def _scale(body: Graph) -> torch.Tensor:
+    """Return the product of the numbers that query, key or scores are multiplied by."""
+    scale = torch.ones((), dtype=torch.float64)  # a tensor can be divided by 0
     for op in body.operations():
         if op.name in ("aten.mul.Scalar", "aten.div.Scalar"):
-            number = float(op.attributes["other"])
+            number = op.attributes["other"]
             scale = scale * number if op.name == "aten.mul.Scalar" else scale / number
     return scale
 
@@ -210,7 +211,7 @@ def _masked(region: Region, scores: torch.Tensor) -> torch.Tensor:
     shapes = [op.attributes["shape"] for op in region.body.operations() if op.name == "aten.reshape"]
     if not shapes:
         raise region.error("adds two masks to one shape")
-    return (masked.reshape(shapes[0]) + region.operand("mask2")).reshape(scores.shape)
+    return (masked.reshape(shapes[0]) + region.operand("mask2")).reshape(masked.shape)
 
 
 def batch_first_projection(region: Region) -> tuple[torch.Tensor, ...]:

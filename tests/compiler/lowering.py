@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.capture import capture
 from compiler.lower import lower
-from fuzz.observation import meaningful_strides
+from compiler.observation import meaningful_strides
 from ir.evaluate import evaluate
 from ir.program import Program
 from ir.verify import verify

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from compiler.observation import Observation, differences, observe, state_kept, within
+from compiler.observation import Observation, observe, state_kept
+from compiler.observation_differences import differences, within
 from fuzz.module_observation import snapshot
 from ir.errors import InputError
 
@@ -24,6 +25,8 @@ class Counter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(3)
+        self.step: torch.Tensor
+        self.large: torch.Tensor
         self.register_buffer("step", torch.zeros(()))
         self.register_buffer("large", torch.zeros(1 << 19))
         self.calls: list[int] = []

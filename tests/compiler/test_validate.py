@@ -177,6 +177,23 @@ def test_what_the_mode_undoes_is_found_after_it_was_put_back() -> None:
         validate_result(model(), plain, (X,))
 
 
+def test_modules_are_switched_as_a_user_does() -> None:
+    class Uncertain(Does):
+        """Its dropout stays on in eval mode (Monte Carlo dropout)."""
+
+        def eval(self) -> Uncertain:
+            """Put all but the dropout into eval mode."""
+            super().eval()
+            self.drop.train()
+            return self
+
+    transform(Uncertain(dropping).eval(), (X,), validate="final")
+    uncertain, plain = Uncertain(dropping), Does(dropping)
+    plain.load_state_dict(uncertain.state_dict())
+    with pytest.raises(ValidationError, match="put into eval mode"):
+        validate_result(uncertain, plain, (X,))
+
+
 def test_both_modules_are_as_they_were() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
     result = transform(model, (X,))

@@ -116,7 +116,7 @@ def test_a_fake_tensor_is_found_wherever_it_was_left(where: str) -> None:
         cached(3)
         TABLE.clear()
     else:
-        model.kept = {  # type: ignore[assignment]
+        model.kept = {
             "attribute": fake,
             "list": [[fake]],
             "dict": {"a": {1: fake}},
@@ -280,7 +280,7 @@ def test_an_exported_program_that_is_another_module_is_no_fault_of_the_compiler(
     class Counts(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = nn.Module()
+            self.inner: Any = nn.Module()
             self.inner.register_buffer("step", torch.zeros(()))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ ISSUE_CLASSES = {
     "merged random call",
     "dead write removed",
 }
+OWN_CLASSES = {"unknown type", "another kind"}
 
 
 def by_name(name: str) -> Mutant:
@@ -51,7 +52,7 @@ def test_there_are_enough_of_every_class() -> None:
     names = Counter(m.name for m in MUTANTS)
     assert [name for name, count in names.items() if count > 1] == []
     assert sum(not m.equivalent for m in MUTANTS) >= 100
-    assert {m.class_ for m in MUTANTS} == ISSUE_CLASSES
+    assert {m.class_ for m in MUTANTS} == ISSUE_CLASSES | OWN_CLASSES
 
 
 def test_a_mutant_changes_the_code_and_is_undone() -> None:
@@ -99,6 +100,8 @@ def test_a_stale_mutant_says_so(changes: dict[str, str], message: str) -> None:
         "eliminate-common-subexpressions: attributes do not count",
         "text: operands in the reverse order",
         "types: keepdim is lost",
+        "SpellPermute: a rank that is not known is 2",
+        "LinearActPattern: what is no activation",
     ],
 )
 def test_representative_mutants_are_found(name: str) -> None:

@@ -23,6 +23,8 @@ class WrongRule(Pattern):
     def check(self, m: Match) -> str | None:
         """Demand floats, and what is wanted."""
         types = [value.tensor_type for value in m.captures.values() if isinstance(value, Value)]
+        if not all(t.is_known for t in types):
+            return "the types are not known"
         floats = {t.dtype for t in types if t.dtype is not None and t.dtype.is_floating_point}
         if len(floats) != 1 or not floats <= {torch.float32, torch.float64}:
             return "not of one dtype"

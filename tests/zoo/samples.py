@@ -15,7 +15,8 @@ from hypothesis import settings
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fuzz.observation import quiet, seeded
+from compiler.observation import seeded
+from fuzz.observation import quiet
 
 PER_OPERATOR = 5
 """Samples of one operator; some have hundreds, most of them alike."""

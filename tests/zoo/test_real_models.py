@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from compiler.realmodels import import_torchvision
-from graphwright import TransformResult, transform
+from graphwright import Pattern, TransformResult, transform
 from graphwright.tensorrt import TENSORRT_CONVERSION_PATTERNS
 from tests.helpers import REAL_MODELS, example_input, quick_model, randomize_batch_norm, real_model
 from tests.zoo.equality import assert_equal_outputs, assert_equal_training
@@ -177,6 +177,25 @@ def test_the_classifier_of_convnext_of_timm_is_converted():
     x = example_input(size=64)
     result = transform(model, (x,))
     assert result.counts()["FlattenLinearToConv1x1Pattern"] == 1
+    assert_equal_outputs(model, result.model, x)
+
+
+class LogSoftmax(Pattern):
+    """softmax(x, -1) = exp(log_softmax(x, -1)): the guide's example of a literal"""
+
+    is_conversion = True
+
+    def pattern(self, p):
+        return p.softmax(p.any("x"), dim=-1, name="softmax")
+
+    def rewrite(self, m, b):
+        return b.exp(b.log_softmax(m.x, -1))
+
+
+def test_a_literal_dimension_that_is_counted_from_the_back_matches_a_real_model():
+    model, x = quick_model("swin_t")
+    result = transform(model, (x,), patterns=(LogSoftmax,))
+    assert result.counts() == {"LogSoftmax": 12}
     assert_equal_outputs(model, result.model, x)
 
 
