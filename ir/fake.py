@@ -119,6 +119,9 @@ class FakeContext:
 
 _STATIC: list[FakeContext] = []
 
+_FOR_THE_BACKWARD = frozenset({"aten.embedding_bag", "aten.embedding_bag.padding_idx"})
+"""Of these all results but the first are for the backward, and have other shapes where no gradient is wanted."""
+
 
 def is_unknown(type_: Any) -> bool:
     """Return whether any part of a type (or of a tuple of types) is unknown."""
@@ -281,6 +284,8 @@ def _run(
         flat: list[Type] = []
         for item in result:
             flat.extend(map(context.type_of, item) if isinstance(item, (tuple, list)) else (context.type_of(item),))
+        if opdef.name in _FOR_THE_BACKWARD:
+            flat[1:] = [UNKNOWN_TENSOR] * (len(flat) - 1)
         return tuple(flat)
     return (context.type_of(result),)
 

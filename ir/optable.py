@@ -193,7 +193,6 @@ def _layers() -> None:
     _rows("addmm", _fast(linear.addmm), _FIXED)
     _rows("baddbmm", _fast(linear.baddbmm), _FIXED)
     _rows("embedding", _fast(linear.embedding), _FIXED)
-    _rows("embedding_bag embedding_bag.padding_idx", _fast(linear.embedding_bag))
     _rows(
         "scaled_dot_product_attention",
         _fast(linear.attention),

@@ -210,20 +210,6 @@ def embedding(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
     return (TensorType((*indices.shape, width), weight.dtype, device),)
 
 
-def embedding_bag(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """[n, width], indices [m], offsets [bags] -> [bags, width] and what the backward needs.
-
-    Of the latter the kernel makes other shapes where no gradient is wanted, and other ones on each device.
-    """
-    weight, indices, offsets, _ = types
-    device = common_device(types[:3])
-    (count,) = _ranked(offsets, 1)
-    bags = count if count is None or not attributes["include_last_offset"] else simplify_dim(count - 1)
-    _ranked(indices, 1)
-    rest = TensorType(None, None, device)
-    return TensorType((bags, _ranked(weight, 2)[1]), weight.dtype, device), rest, rest, rest
-
-
 def _ranked(type_: TensorType, rank: int) -> Shape:
     if type_.shape is None:
         return (None,) * rank

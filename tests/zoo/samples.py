@@ -20,6 +20,8 @@ from fuzz.observation import quiet
 
 PER_OPERATOR = 5
 """Samples of one operator; some have hundreds, most of them alike."""
+PER_MODULE = 10
+"""Samples of one module in each mode."""
 IN_PLACE = 2
 """Of these, those that are called in place as well."""
 _DTYPES = (torch.float32, torch.int64, torch.bool, torch.complex64)
@@ -142,7 +144,7 @@ def module_samples(select: Callable[[str], bool]) -> Iterator[Sample]:
                 found = info.module_inputs_func(
                     info, device="cpu", dtype=torch.float32, requires_grad=False, training=training
                 )
-            for i, sample in enumerate(found):
+            for i, sample in enumerate(_spread(found, PER_MODULE)):
                 name = f"nn.{info.module_cls.__name__}[{i}] in {mode}"
                 if sample.forward_input is not None and select(name):
                     yield Sample(name, True, partial(_module, info, sample, number, training))
