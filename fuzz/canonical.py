@@ -14,6 +14,7 @@ from fuzz.check import Unusable
 from fuzz.counterexample import UnsoundError
 from fuzz.observation import quiet
 from fuzz.soundness import Soundness
+from ir.types import TensorType
 from passes.canonicalize import Canonicalize
 from passes.canonicalize.respelled import respelled_operators
 from passes.manager import PassContext, run_pass
@@ -46,6 +47,8 @@ def hold_canonical(
     if not rules:
         return
     canonical = canonical_case(case)
+    if canonical is None:
+        return
     if canonical.program != case.program:
         try:
             fired = held(canonical)
@@ -58,9 +61,12 @@ def hold_canonical(
             seen.miss(rule.name, case.program, canonical.program)
 
 
-def canonical_case(case: Case) -> Case:
-    """Return the case of the canonical program, on the same inputs."""
+def canonical_case(case: Case) -> Case | None:
+    """Return the case of the canonical program, on the same inputs; None where types are unknown, which leaves much."""
     program = case.build()
+    types = [value.type for value in program.graph.inputs]
+    if any(isinstance(type_, TensorType) and not type_.is_known for type_ in types):
+        return None
     with quiet():
         run_pass(Canonicalize(), program, PassContext())
     return Case.of(program, case.inputs)
