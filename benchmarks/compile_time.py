@@ -1,15 +1,21 @@
-"""Time and memory of each stage of `transform` on the real models, each model in a process of its own.
+"""Time and memory of each stage of `transform` on real models, each model in a process of its own.
 
-Every stage is timed by wall clock and in CPU time (which a busy machine disturbs less), in milliseconds and as a share
-of capture. Memory is the peak of resident memory that a stage adds to what it found; a copy of the weights would show
-there as their size. The last columns: the peak of the whole compilation above the built model that has run once, what
-of it is still held at the end beside the old and the new module, and the bytes of the new module's weights that share
-no storage with the old ones (folded constants).
+Time is a ratio: the CPU time of each stage (which a busy machine disturbs less than the wall clock) to that of
+`torch.export.export` on the same model, called in turns with `transform` in the same process after one of each; the
+minimum of several. Runs of the model on real numbers are stages of their own, and are not part of the sum: what they
+take is the model's.
 
-A small model is compiled first, unless `--cold` asks for the first compilation of a process, in which torch.export
-and our tables of operators are loaded as well.
+Memory is the peak of resident memory that a stage adds to what it found; a copy of the weights would show there as
+their size. The last columns: the peak of the whole compilation above the built model that has run once, what of it is
+still held at the end beside the old and the new module, and the bytes of the new module's weights that share no storage
+with the old ones (folded constants).
 
-    python benchmarks/compile_time.py [--models resnet18 ...] [--repeats 3] [--batch 2] [--cold] [--json FILE]
+A small model is compiled and exported first, unless `--cold` asks for the first calls of a process: `torch.export`,
+then `transform`.
+
+    python benchmarks/compile_time.py [--models resnet18 ...] [--zoo FILE] [--rounds 3] [--cold] [--json FILE]
+
+`--zoo` names the models in a file, one a line: those of torchvision, or of timm, which must be installed then.
 """
 
 from __future__ import annotations
@@ -19,11 +25,13 @@ import ctypes
 import gc
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +53,8 @@ MODELS = (
     "vit_b_16",
     "swin_t",
 )
-STAGES = ("capture", "lower", "canonicalize", "convert", "fuse", "verify", "emit")
+REAL_RUNS = ("observe", "check", "run")
+"""Stages that run the model on real numbers."""
 MIB = 2**20
 
 
@@ -75,31 +84,36 @@ def resident() -> int:
 class _Meter:
     """Receives the name of each stage as it begins; measures the one before."""
 
-    def __init__(self) -> None:
-        self.stages: dict[str, dict[str, float]] = {}
-        self.base = resident()
+    def __init__(self, *, memory: bool) -> None:
+        self.times: dict[str, float] = {}
+        """Stage -> CPU seconds."""
+        self.peaks: dict[str, int] = {}
         self.peak = 0
         """Peak of resident memory above the base."""
+        self.base = resident() if memory else 0
+        self._memory = memory
         self._name = ""
-        self._wall = self._cpu = 0.0
+        self._start = 0.0
         self._resident = 0
 
     def begin(self, name: str) -> None:
         """End the running stage and begin another."""
-        cpu, wall = time.process_time(), time.perf_counter()
+        now = time.process_time()
+        if self._name:
+            self.times[self._name] = self.times.get(self._name, 0.0) + now - self._start
+        if self._memory:
+            self._begin_memory()
+        self._name = name
+        self._start = time.process_time()
+
+    def _begin_memory(self) -> None:
         if self._name:
             peak = _status("VmHWM")
             self.peak = max(self.peak, peak - self.base)
-            self.stages[self._name] = {
-                "wall": wall - self._wall,
-                "cpu": cpu - self._cpu,
-                "peak": peak - self._resident,
-            }
-        self._name = name
+            self.peaks[self._name] = max(self.peaks.get(self._name, 0), peak - self._resident)
         _trim()
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
         self._resident = _status("VmRSS")
-        self._cpu, self._wall = time.process_time(), time.perf_counter()
 
 
 def _name(stage: str) -> str:
@@ -107,36 +121,87 @@ def _name(stage: str) -> str:
     return "convert" if stage.startswith("convert") else stage
 
 
-def measure(model_name: str, batch: int, cold: bool) -> dict[str, Any]:
-    """Compile one model once in this process; return sizes, and time and memory of the stages."""
+def build(name: str, batch: int) -> tuple[Any, Any]:
+    """Make a model of torchvision or timm with random weights in eval mode, and its input."""
+    import torch
+
+    from compiler.realmodels import REAL_MODELS, example_input, import_torchvision, real_model
+
+    if name in REAL_MODELS:
+        return real_model(name), example_input(batch=batch)
+    import_torchvision()  # also where its extension does not fit this PyTorch, which timm's import would not survive
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    return model, torch.randn(batch, *model.pretrained_cfg["input_size"])
+
+
+def _cpu_seconds(action: Callable[[], Any]) -> float:
+    gc.collect()
+    start = time.process_time()
+    action()
+    return time.process_time() - start
+
+
+def measure(model_name: str, batch: int, rounds: int, limit: float, cold: bool) -> dict[str, Any]:
+    """Compile one model in this process; return sizes, memory of the stages, and their CPU time beside torch.export's.
+
+    Args:
+        model_name: a model of torchvision or timm.
+        batch: size of the batch.
+        rounds: how often `torch.export` and `transform` take turns.
+        limit: seconds; a model that takes longer to compile has one round only.
+        cold: measure the first calls in this process.
+    """
     import torch
 
     from compiler.driver import transform
-    from compiler.realmodels import example_input, real_model
 
-    model, x = real_model(model_name), example_input(batch=batch)
+    model, x = build(model_name, batch)
     with torch.no_grad():
         model(x)  # PyTorch's kernels are loaded and have their buffers
-    if not cold:
+
+    def export() -> None:
+        torch.export.export(model, (x,))
+
+    if cold:
+        rounds = 1
+    else:
         tiny = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.ReLU()).eval()
         transform(tiny, (x,))  # so are torch.export and our tables
+        torch.export.export(tiny, (x,))
+    exports, times = [_cpu_seconds(export)], []
     tensors = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in (*model.parameters(), *model.buffers())}
-    meter = _Meter()
+    meter = _Meter(memory=True)
+    start = time.perf_counter()
     result = transform(model, (x,), progress=lambda stage: meter.begin(_name(stage)))
     meter.begin("")
+    seconds = time.perf_counter() - start
     growth = resident() - meter.base
     own = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
         for t in (*result.model.parameters(), *result.model.buffers())
     }
+    times.append(meter.times)
+    for _ in range(rounds - 1 if seconds <= limit else 0):
+        exports.append(_cpu_seconds(export))
+        gc.collect()
+        round_ = _Meter(memory=False)
+        transform(model, (x,), progress=lambda stage, begin=round_.begin: begin(_name(stage)))  # type: ignore[misc]
+        round_.begin("")
+        times.append(round_.times)
     return {
         "model": model_name,
         "weights": sum(storage.nbytes() for storage in tensors.values()),
         "copied": sum(size for pointer, size in own.items() if pointer not in tensors),
         "operations": sum(result.operations_before.values()),
+        "seconds": seconds,
         "peak": meter.peak,
         "growth": growth,
-        "stages": meter.stages,
+        "peaks": meter.peaks,
+        "export": min(exports),
+        "times": {stage: min(each[stage] for each in times) for stage in meter.times},
     }
 
 
@@ -145,77 +210,95 @@ def measure(model_name: str, batch: int, cold: bool) -> dict[str, Any]:
 
 @attrs.frozen
 class Summary:
-    """One model: medians of the repeats."""
+    """One model as it was measured."""
 
     model: str
     weights: int
     copied: int
     operations: int
-    peak: float
-    growth: float
-    stages: dict[str, dict[str, float]]
+    seconds: float
+    """Of one `transform`, by the wall clock."""
+    peak: int
+    growth: int
+    peaks: dict[str, int]
+    export: float
+    """CPU seconds of torch.export."""
+    times: dict[str, float]
+    """Stage -> CPU seconds."""
 
-    def after_capture(self, what: str) -> float:
-        """Return the seconds of everything but capture."""
-        return sum(values[what] for stage, values in self.stages.items() if stage != "capture")
+    def ratio(self, stage: str) -> float:
+        """Return the time of a stage as a multiple of torch.export's."""
+        return self.times.get(stage, 0.0) / self.export
+
+    @property
+    def total(self) -> float:
+        """All stages but real runs of the model, as a multiple of torch.export's time."""
+        return sum(self.ratio(stage) for stage in self.times if stage not in REAL_RUNS)
 
 
-def summarize(runs: Sequence[dict[str, Any]]) -> Summary:
-    """Return the medians of several runs of one model."""
-    first = runs[0]
-    stages = {
-        stage: {what: statistics.median([r["stages"][stage][what] for r in runs]) for what in values}
-        for stage, values in first["stages"].items()
-    }
-    peak, growth = (statistics.median([r[what] for r in runs]) for what in ("peak", "growth"))
-    return Summary(first["model"], first["weights"], first["copied"], first["operations"], peak, growth, stages)
+def _stages(summaries: Sequence[Summary]) -> list[str]:
+    return list(dict.fromkeys(stage for summary in summaries for stage in summary.times))
 
 
-def time_table(summaries: Sequence[Summary], what: str) -> Table:
-    """Return the table of milliseconds, with the share of capture in percent in brackets."""
-    clock = {"wall": "wall clock", "cpu": "CPU time"}[what]
-    table = Table(title=f"milliseconds of each stage, {clock} (percent of capture)", title_justify="left")
-    table.add_column("model")
-    table.add_column("operations", justify="right")
-    for stage in (*STAGES, "all after capture"):
-        table.add_column(stage, justify="right")
+def time_table(summaries: Sequence[Summary]) -> Table:
+    """Return the table of CPU time: torch.export's in milliseconds, all else as multiples of that."""
+    table = Table(title="CPU time of each stage, torch.export's on the same model = 1", title_justify="left")
+    stages = _stages(summaries)
+    names = [f"({stage})" if stage in REAL_RUNS else stage for stage in stages]
+    for name in ("model", "operations", "torch.export, ms", *names, "sum"):
+        table.add_column(name, justify="left" if name == "model" else "right")
     for summary in summaries:
-        capture = summary.stages["capture"][what]
-        times = [summary.stages[stage][what] if stage in summary.stages else 0.0 for stage in STAGES[1:]]
-        cells = [f"{t * 1e3:.0f} ({t / capture:.1%})" for t in (*times, summary.after_capture(what))]
-        table.add_row(summary.model, str(summary.operations), f"{capture * 1e3:.0f}", *cells)
+        cells = [f"{ratio:.2f}" for ratio in (*map(summary.ratio, stages), summary.total)]
+        table.add_row(summary.model, str(summary.operations), f"{summary.export * 1e3:.0f}", *cells)
+    for what, function in (("median", statistics.median), ("worst", max)):
+        columns = [[summary.ratio(stage) for summary in summaries] for stage in stages]
+        cells = [f"{function(c):.2f}" for c in (*columns, [summary.total for summary in summaries])]
+        table.add_row(what, "", "", *cells, style="bold")
     return table
 
 
 def memory_table(summaries: Sequence[Summary]) -> Table:
     """Return the table of peak memory, in MiB."""
     table = Table(title="peak memory that each stage adds to what it found, MiB", title_justify="left")
-    for name in ("model", "weights", *STAGES, "peak of all", "kept at the end", "new weights"):
+    stages = _stages(summaries)
+    for name in ("model", "weights", *stages, "peak of all", "kept at the end", "new weights"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for summary in summaries:
-        peaks = [f"{summary.stages[s]['peak'] / MIB:.1f}" if s in summary.stages else "" for s in STAGES]
+        sizes = (summary.peak, summary.growth, summary.copied)
         table.add_row(
             summary.model,
             f"{summary.weights / MIB:.1f}",
-            *peaks,
-            f"{summary.peak / MIB:.1f}",
-            f"{summary.growth / MIB:.1f}",
-            f"{summary.copied / MIB:.1f}",
+            *(f"{summary.peaks[stage] / MIB:.1f}" if stage in summary.peaks else "" for stage in stages),
+            *(f"{size / MIB:.1f}" for size in sizes),
         )
     return table
 
 
-def _run(model: str, batch: int, cold: bool) -> dict[str, Any]:
+def host() -> str:
+    """Return what the numbers were measured on."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    load = os.getloadavg()[0]
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{platform.node()}: {cpu}, {os.cpu_count()} cores, load {load:.1f}; {versions}"
+
+
+def _run(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure one model in a process of its own; where that fails, the result says why under `error`."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        [sys.executable, __file__, "--worker", model, "--batch", str(batch), *(["--cold"] if cold else [])],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    options = ["--batch", str(arguments.batch), "--rounds", str(arguments.rounds), "--limit", str(arguments.limit)]
+    command = [sys.executable, __file__, "--worker", model, *options, *(["--cold"] if arguments.cold else [])]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False, timeout=10 * arguments.limit
+        )
+    except subprocess.TimeoutExpired:
+        return {"model": model, "error": f"not done after {10 * arguments.limit:.0f} seconds"}
     if done.returncode:
-        raise RuntimeError(f"compiling {model} failed:\n{done.stderr}")
+        return {"model": model, "error": done.stderr.strip()}
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -223,27 +306,39 @@ def _run(model: str, batch: int, cold: bool) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="models of torchvision or timm")
+    parser.add_argument("--zoo", type=Path, help="take the names of the models from this file; # begins a comment")
+    parser.add_argument("--rounds", type=int, default=3, help="how often torch.export and transform take turns")
+    parser.add_argument("--limit", type=float, default=60.0, help="leave out models that take more seconds to compile")
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--cold", action="store_true", help="measure the first compilation of a process")
+    parser.add_argument("--cold", action="store_true", help="measure the first calls in a process")
     parser.add_argument("--json", type=Path, help="write all measurements to this file")
-    parser.add_argument("--worker", choices=MODELS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        print(json.dumps(measure(arguments.worker, arguments.batch, arguments.cold)))
+        warnings.simplefilter("ignore")
+        measured = measure(arguments.worker, arguments.batch, arguments.rounds, arguments.limit, arguments.cold)
+        print(json.dumps(measured))
         return
-    jobs = [model for _ in range(arguments.repeats) for model in arguments.models]
-    runs = [_run(job, arguments.batch, arguments.cold) for job in track(jobs, description="compiling", transient=True)]
-    summaries = [summarize([run for run in runs if run["model"] == model]) for model in arguments.models]
+    models = list(arguments.models)
+    if arguments.zoo is not None:
+        names = [line.partition("#")[0].strip() for line in arguments.zoo.read_text().splitlines()]
+        models = [name for name in names if name]
     console = Console(width=None if sys.stdout.isatty() else 170)
-    for what in ("wall", "cpu"):
-        console.print(time_table(summaries, what))
-    console.print(memory_table(summaries))
-    slow = [s.model for s in summaries if s.after_capture("cpu") >= s.stages["capture"]["cpu"]]
-    console.print(f"everything after capture takes longer than capture on: {', '.join(slow) or 'no model'}")
+    console.print(host())
+    runs = [_run(model, arguments) for model in track(models, description="compiling", transient=True)]
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(runs, indent=1) + "\n")
+    measured_runs = [Summary(**run) for run in runs if "error" not in run]
+    summaries = [summary for summary in measured_runs if summary.seconds <= arguments.limit]
+    if summaries:
+        console.print(time_table(summaries))
+        console.print(memory_table(summaries))
+    for run in runs:
+        if "error" in run:
+            console.print(f"{run['model']} failed: {run['error'].splitlines()[-1] if run['error'] else 'no message'}")
+        elif run["seconds"] > arguments.limit:
+            console.print(f"{run['model']} left out: it took {run['seconds']:.0f} seconds")
 
 
 if __name__ == "__main__":

@@ -336,7 +336,9 @@ def _compile(
         if measured:
             begin("measure")
             try:
-                accuracy = measure_accuracy(user.module, result.model, user.args or (), user.kwargs)
+                accuracy = measure_accuracy(
+                    user.module, result.model, user.args or (), user.kwargs, parameter_map=result.parameter_map
+                )
             except MeasurementError as error:
                 note = error.message
     return result, make_report(result, model=options.model, accuracy=accuracy, accuracy_note=note)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import attrs
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
+from compiler.difference import RELATIVE_BOUND, dense, precision_floor, tensor_difference
+from compiler.observation import copied_arguments, flatten, foreign_seeded, ordinary_call, seeded
+from compiler.parameter_map import ParameterMap
+from compiler.widened import ALL_FLOATS, Precision, copied_module, double_twin, is_float, precision_of, widened
 from ir.errors import GraphwrightError
 
 
@@ -38,16 +41,25 @@ class OutputAccuracy:
     """The emitted module in float64 against the reference."""
     same_nonfinite: bool
     """Whether NaN and infinity sit in the same places."""
+    floor: float = 1e-6
+    """What is allowed in any case, relative to the scale: eight units in the last place, 1e-6 at least."""
+    is_mixed: bool = False
+    """Whether a module rounds on purpose to a precision that is not its own, in float64 too."""
 
     @property
     def allowed(self) -> float:
         """The bound for `emitted_error`: twice the original's own error, and 1e-6 of the scale."""
-        return 2 * self.original_error + 1e-6 * self.scale
+        return 2 * self.original_error + self.floor * self.scale
 
     @property
     def is_within_bound(self) -> bool:
         """Whether the emitted module is as exact as the original, up to `allowed`."""
         return self.same_nonfinite and self.emitted_error <= self.allowed
+
+    @property
+    def difference_allowed(self) -> float:
+        """The bound for `difference`: 1e-9 of the scale, where all of the way is in float64."""
+        return self.allowed if self.is_mixed else RELATIVE_BOUND * max(self.scale, 1e-30)
 
 
 @attrs.frozen
@@ -85,28 +97,32 @@ def measure_accuracy(
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
     *,
+    parameter_map: ParameterMap | None = None,
     seed: int = 0,
 ) -> Accuracy:
     """Run both modules on one input, as they are and in float64, and compare the results.
 
-    Each run is on a deep copy that is freed before the next, and starts from the same random state; the modules, the
-    inputs and the global random state stay as they are.
+    In float64 also what the code casts to the modules' own precision is in float64 (`x.float()`). Each run is on a deep
+    copy that is freed before the next, and starts from the same random state; the modules, the inputs and the global
+    random state stay as they are.
 
     Args:
         original: the module that was compiled.
         emitted: the module that it became.
         args: positional arguments of the call.
         kwargs: keyword arguments of the call.
+        parameter_map: of the emitted module. With it, weights that were computed from the original's are computed anew
+            in float64 for the run in float64, so that their rounding is no difference.
         seed: seeds what the modules draw.
 
     Raises:
-        MeasurementError: when a module cannot be copied or run, in float64 for example because it names float32.
+        MeasurementError: when a module cannot be copied or run.
     """
     source = original.module() if isinstance(original, ExportedProgram) else original
-    reference = _run("the original", source, args, kwargs, seed, double=True)
-    own = _run("the original", source, args, kwargs, seed, double=False)
-    new = _run("the emitted module", emitted, args, kwargs, seed, double=False)
-    new_double = _run("the emitted module", emitted, args, kwargs, seed, double=True)
+    arguments = (tuple(args), dict(kwargs or {}))
+    own = _run("the original", "as it is", lambda: copied_module(source), arguments, seed)
+    new = _run("the emitted module", "as it is", lambda: copied_module(emitted), arguments, seed)
+    reference, new_double, is_mixed = _run_both_double(source, emitted, arguments, parameter_map, seed)
     if not len(reference) == len(own) == len(new) == len(new_double):
         raise MeasurementError(f"the original returns {len(own)} tensors, the emitted module {len(new)}")
     outputs, others_equal, dtypes = [], True, []
@@ -115,56 +131,77 @@ def measure_accuracy(
             raise MeasurementError(
                 f"an output of the original has shape {tuple(a.shape)}, of the emitted {tuple(b.shape)}"
             )
-        if exact.is_floating_point() or exact.is_complex():
-            outputs.append(_compare(exact, a, b, c))
+        if is_float(exact.dtype):
+            outputs.append(compare_output(exact, a, b, c, is_mixed=is_mixed))
             dtypes.append(str(a.dtype).removeprefix("torch."))
         else:
-            others_equal &= torch.equal(a, b) and torch.equal(exact, c)
+            others_equal &= (
+                tensor_difference(a, b, exact=True) is None and tensor_difference(exact, c, exact=True) is None
+            )
     return Accuracy(", ".join(dict.fromkeys(dtypes)) or "no floating-point output", tuple(outputs), others_equal)
 
 
-def _run(
-    what: str, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, seed: int, *, double: bool
-) -> list[torch.Tensor]:
-    precision = "in float64" if double else "as it is"
-    try:
-        twin = _copied(module)
-        if double:
-            twin = twin.double()
-        inputs, named = pytree.tree_map_only(
-            torch.Tensor,
-            lambda tensor: _widened(tensor) if double else tensor.clone(),
-            (tuple(args), dict(kwargs or {})),
+def _run_both_double(
+    original: nn.Module, emitted: nn.Module, arguments: Any, parameter_map: ParameterMap | None, seed: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
+    """Return the results of both modules in float64, and whether one rounds on purpose to another precision."""
+    precision = precision_of(original, arguments)
+    wide = widened(arguments)
+
+    def run(precision: Precision) -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
+        modes = precision.mode(), precision.mode()
+        twins = (
+            partial(double_twin, original, precision),
+            partial(double_twin, emitted, precision, original, parameter_map),
         )
-        with torch.no_grad(), torch.random.fork_rng(devices=_devices(twin)):
-            torch.manual_seed(seed)
-            result = twin(*inputs, **named)
+        reference = _run("the original", "in float64", twins[0], wide, seed, modes[0])
+        new = _run("the emitted module", "in float64", twins[1], wide, seed, modes[1])
+        return reference, new, any(mode.has_kept for mode in modes)
+
+    try:
+        return run(precision)
+    except MeasurementError:
+        # where operands of two precisions do not go together, all are widened
+        return run(attrs.evolve(precision, narrow=ALL_FLOATS))
+
+
+def _run(
+    what: str,
+    how: str,
+    make: Callable[[], nn.Module],
+    arguments: Any,
+    seed: int,
+    mode: AbstractContextManager[Any] | None = None,
+) -> list[torch.Tensor]:
+    try:
+        twin = make()
+        args, kwargs = copied_arguments(arguments)
+        with ordinary_call(), seeded(seed), foreign_seeded(seed), nullcontext() if mode is None else mode:
+            result = twin(*args, **kwargs)
     except Exception as error:
-        raise MeasurementError(f"{what} does not run {precision}: {type(error).__name__}: {error}") from error
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        raise MeasurementError(f"{what} does not run {how}: {type(error).__name__}: {error}") from error
+    return [leaf.detach() for leaf in flatten(result)[0] if isinstance(leaf, torch.Tensor)]
 
 
-def _copied(module: nn.Module) -> nn.Module:
-    with warnings.catch_warnings():
-        # The specs inside an exported module warn of their own class when they are copied.
-        warnings.simplefilter("ignore", FutureWarning)
-        return copy.deepcopy(module)
-
-
-def _devices(module: nn.Module) -> list[torch.device]:
-    """Return the devices other than the CPU whose random state a run may advance."""
-    return list(dict.fromkeys(p.device for p in module.parameters() if p.device.type != "cpu"))
-
-
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_complex():
-        return tensor.detach().to(torch.complex128)
-    return tensor.detach().double() if tensor.is_floating_point() else tensor.clone()
-
-
-def _compare(
-    exact: torch.Tensor, original: torch.Tensor, emitted: torch.Tensor, emitted_double: torch.Tensor
+def compare_output(
+    exact: torch.Tensor,
+    original: torch.Tensor,
+    emitted: torch.Tensor,
+    emitted_double: torch.Tensor,
+    *,
+    is_mixed: bool = False,
 ) -> OutputAccuracy:
+    """Return the errors of one output.
+
+    Args:
+        exact: of the original, in float64.
+        original: of the original, in its own precision.
+        emitted: of the emitted module, in its own precision.
+        emitted_double: of the emitted module, in float64.
+        is_mixed: whether either rounds to another precision on purpose, in float64 too.
+    """
+    floor = precision_floor(original.dtype)
+    exact, original, emitted, emitted_double = map(dense, (exact, original, emitted, emitted_double))
     finite = exact.isfinite()
     values = exact[finite]
     return OutputAccuracy(
@@ -173,6 +210,8 @@ def _compare(
         emitted_error=_largest(emitted[finite] - values),
         difference=_largest(emitted_double[finite] - values),
         same_nonfinite=_same_nonfinite(original, emitted) and _same_nonfinite(exact, emitted_double),
+        floor=floor,
+        is_mixed=is_mixed,
     )
 
 

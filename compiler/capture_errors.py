@@ -13,11 +13,14 @@ from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
 
 from compiler.capture_state import Change, location_of_module
-from compiler.lower_locations import is_user_file
+from compiler.lower_locations import callers, is_user_file
 from ir.errors import CaptureError
 from ir.locations import Location
 
@@ -80,6 +83,8 @@ def _keep(path: str, module: nn.Module) -> str:
 
 def example_fails(error: Exception, model: nn.Module) -> CaptureError:
     """Return the error for a model that fails on its example inputs without any capture."""
+    if isinstance(error, CaptureError):
+        return error
     return CaptureError(
         f"the model itself fails on the example inputs: {type(error).__name__}: {_first_lines(error)}",
         location=location_of_error(error, model),
@@ -92,14 +97,22 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
     if isinstance(error, CaptureError):
         return error
     location = location_of_error(error, model)
-    leaf = _keep(location.module_path, model)
     text = str(error)
+    foreign = foreign_modules(model)
+    if foreign and (location.module_path in foreign or "script" in text.lower() or "__obj_flatten__" in text):
+        return _foreign(error, foreign)
+    leaf = _keep(_around_packed(error, location.module_path, model), model)
     if isinstance(error, GuardOnDataDependentSymNode) or "data-dependent" in text:
         return CaptureError(
             "data-dependent control flow: Python decides by a value in a tensor (`if`, `while`, `int()`, `.item()`), "
             f"which is not known when the model is captured: {_first_lines(error, 1)}",
             location=location,
             remedy=f"write it with torch.where or torch.cond, or {leaf}",
+        )
+    if "Static shape constraint" in text:
+        return CaptureError(
+            f"dynamic_shapes fixes a size that the example has not: {_SIZE_OF.sub(_as_shape, _first_lines(error, 1))}",
+            remedy='a number is the size itself; write torch.export.Dim("batch") for one that may change',
         )
     # the last is how torch's solver ends where a limit is no whole number
     if "Constraints violated" in text or "specialized" in text or "Expected op to be" in text:
@@ -111,18 +124,21 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
         modules = dict(model.named_modules())
         return state_change([(path, modules.get(path, model), name.rpartition(".")[2])])
     if "Unsupported input type" in text or "which is not a known type" in text:
-        what = "an argument" if "input type" in text else "a result"
-        found = re.search(r"<class '([^']*)'>", text)
-        name = found.group(1) if found else _first_lines(error, 1)
-        return CaptureError(
-            f"{what} is of a class that torch.export does not know: {name}",
-            remedy="register a dataclass with torch.export.register_dataclass, another container with "
-            "torch.utils._pytree.register_pytree_node; take and return tensors, numbers, tuples, lists and dicts",
-        )
-    if "dynamic_shapes" in text:
+        return _unknown_class(error, model)
+    if "dynamic_shapes" in text or _raised_in(error, _ABOUT_DYNAMIC_SHAPES):
         return CaptureError(
             f"dynamic_shapes does not fit the inputs: {_first_lines(error, 3)}",
-            remedy="give it as in torch.export.export: a dict by parameter name, or a tuple, with {axis: Dim(...)}",
+            remedy="give it as in torch.export.export: a dict by parameter name, or a tuple, with {axis: Dim(...)} for "
+            "axes that the tensor has",
+        )
+    if "fake tensor in the exported program constant" in text:
+        place = _that_names(model, "autograd", "backward", "jacrev", "jacfwd", "hessian")
+        place = place or location_of_module("", model)
+        return CaptureError(
+            "forward computes gradients (torch.autograd.grad), or makes a constant of what depends on its inputs: "
+            "torch.export cannot trace it",
+            location=place,
+            remedy=_keep(place.module_path, model),
         )
     return CaptureError(
         f"torch.export cannot trace the model: {type(error).__name__}: {_first_lines(error, 3)}",
@@ -131,41 +147,177 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
     )
 
 
+_ABOUT_DYNAMIC_SHAPES = ("torch/export/dynamic_shapes.py", "torch/_export/non_strict_utils.py")
+
+
+def _raised_in(error: BaseException, files: tuple[str, ...]) -> bool:
+    """Return whether an error was raised by the code of certain files of PyTorch."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and last.tb_frame.f_code.co_filename.replace("\\", "/").endswith(files)
+
+
+def foreign_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the outermost modules, by path, that torch.export cannot look into: TorchScript, packed weights."""
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        inside = any(path.startswith(f"{other}.") for other in found)
+        held = isinstance(module, torch.jit.ScriptModule) or any(
+            isinstance(item, torch.ScriptObject) for item in module.__dict__.values()
+        )
+        if path and held and not inside:
+            holder = _holder(path, model)
+            found[holder] = model.get_submodule(holder)
+    return found
+
+
+def _holder(path: str, model: nn.Module) -> str:
+    """Return the path of the layer whose packed weights a module is."""
+    parent = path.rpartition(".")[0]
+    packed = type(model.get_submodule(path)).__name__ == "LinearPackedParams"
+    return parent if packed and parent else path
+
+
+def _foreign(error: Exception, modules: dict[str, nn.Module]) -> CaptureError:
+    path, module = next(iter(modules.items()))
+    kind = "a TorchScript module" if isinstance(module, torch.jit.ScriptModule) else "a layer with packed weights"
+    names = ", ".join(f"`{each}`" for each in list(modules)[:_MAX_NAMES])
+    return CaptureError(
+        f"{names} is {kind}, which torch.export cannot trace: {type(error).__name__}: {_first_lines(error, 1)}",
+        location=location_of_module(path, module),
+        remedy=f"keep it as it is with leaf_modules={list(modules)!r}, or transform the model as it was before",
+    )
+
+
+def _around_packed(error: BaseException, path: str, model: nn.Module) -> str:
+    """Return the module to keep: where it is given a packed sequence, the one around it, which packs and unpacks."""
+    for frame, _ in _frames(error):
+        held = frame.f_locals
+        if held.get("self") is model.get_submodule(path) and any(isinstance(v, PackedSequence) for v in held.values()):
+            return path.rpartition(".")[0]
+    return path
+
+
+def check_no_packed(tree: Any, path: str, module: nn.Module) -> None:
+    """Check the arguments, or the result, of a module that is kept as it is.
+
+    Raises:
+        CaptureError: when there is a packed sequence among them.
+    """
+    if not any(isinstance(item, PackedSequence) for item in pytree.tree_leaves(tree, is_leaf=_is_packed)):
+        return
+    around = path.rpartition(".")[0]
+    raise CaptureError(
+        f"`{path}` is given or returns a PackedSequence, and what is kept as it is takes and returns tensors",
+        location=location_of_module(path, module),
+        remedy=f"keep the module around it, which packs and unpacks the sequence, with leaf_modules=[{around!r}]"
+        if around
+        else "move what packs and unpacks the sequence into a submodule with it, and name that one in leaf_modules=",
+    )
+
+
+def _is_packed(item: Any) -> bool:
+    return isinstance(item, PackedSequence)
+
+
+def _unknown_class(error: Exception, model: nn.Module) -> CaptureError:
+    """Return the error for an argument or a result of a class that no pytree knows."""
+    text = str(error)
+    what = "an argument" if "input type" in text else "a result"
+    found = re.search(r"<class '([^']*)'>", text)
+    name = found.group(1) if found else _first_lines(error, 1)
+    simple = name.rpartition(".")[2]
+    return CaptureError(
+        f"{what} of forward is of a class that torch.export does not know: {name}",
+        location=location_of_module("", model),
+        remedy=f"call torch.export.register_dataclass({simple}) once if it is a dataclass, "
+        f"torch.utils._pytree.register_pytree_node({simple}, ...) if it is another container; or take and return "
+        "tensors, numbers, tuples, lists and dicts",
+    )
+
+
+def _that_names(model: nn.Module, *names: str) -> Location | None:
+    """Return the innermost module whose own code, or a function that it holds, names one of `names`."""
+    found = None
+    for path, module in model.named_modules():
+        held = (item.__code__ for item in module.__dict__.values() if isinstance(item, FunctionType))
+        for code in (*_methods(type(module)), *held):
+            if is_user_file(code.co_filename) and not set(names).isdisjoint(_names_in(code)):
+                found = attrs.evolve(location_of_module(path, module), file=code.co_filename, line=code.co_firstlineno)
+    return found
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+def no_operator(target: Any, location: Location, model: nn.Module | None) -> CaptureError:
+    """Return the error for a function in a graph that is no operator."""
+    name = getattr(target, "__name__", repr(target))
+    home = getattr(target, "__module__", "") or ""
+    path = location.module_path
+    keep = f"keep `{path}` as it is with leaf_modules=[{path!r}]" if path or model is None else _keep("", model)
+    if "functorch" in home:
+        return CaptureError(
+            "forward calls torch.vmap or another transformation of functions, which torch.export leaves in the graph: "
+            f"no operators ({name})",
+            location=location,
+            remedy=f"write it with operators on the stacked tensors, or {keep}",
+        )
+    return CaptureError(f"the graph calls {name!r}, which is no operator", location=location, remedy=keep)
+
+
 def state_change(changed: Sequence[Change]) -> CaptureError:
     """Return the error for a model that changes attributes of its modules in forward."""
     path, module, _ = changed[0]
     every = list(dict.fromkeys(f"`{p}.{n}`" if p else f"`{n}`" for p, _, n in changed))
     names = ", ".join(every[:_MAX_NAMES]) + (", …" if len(every) > _MAX_NAMES else "")
     remedy = f"keep it in a buffer (register_buffer), or {_keep(path, module)}"
+    if changed[0][2] in module._buffers:
+        remedy = (
+            f"let the buffer {changed[0][2]!r} be a tensor, of one shape and dtype, from __init__ on; "
+            f"or {_keep(path, module)}"
+        )
     if any(type(hook).__module__.startswith("torch.nn.utils.") for hook in module._forward_pre_hooks.values()):
         remedy = (
             "use torch.nn.utils.parametrizations in place of the older weight_norm and spectral_norm, and make a "
             "pruning permanent with torch.nn.utils.prune.remove"
         )
+    kind = "what buffers are" if changed[0][2] in module._buffers else "Python state"
     return CaptureError(
-        f"forward changes Python state: {names}; a captured graph would change it never again",
+        f"forward changes {kind}: {names}; a captured graph would change it never again",
         location=location_of_module(path, module),
         remedy=remedy,
     )
 
 
-def _first_lines(error: BaseException, count: int = 3) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return " ".join(lines[:count])
-
-
 _ADVICE = re.compile(
     r"For more information, run with TORCH_LOGS=\S+ ?|The error above occurred when calling .*|"
-    r"If you're using mark_dynamic, .*?Dim\.AUTO\. ?"
+    r"If you're using mark_dynamic, .*?Dim\.AUTO\. ?|For more information about this error, see: \S+ ?"
 )
-_SIZE_OF = re.compile(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]")
+
+
+def _first_lines(error: BaseException, count: int = 3) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return _ADVICE.sub("", " ".join(lines[:count])).strip()
+
+
+_SIZE_OF = re.compile(r"L\['(\w+)'\]((?:\[\w+\])*)\.size\(\)\[(\d+)\]")
 _ONE = re.compile(r"specialized it to be a constant \(1\)")
+
+
+def _as_shape(found: re.Match[str]) -> str:
+    return f"{found[1]}{found[2]}.shape[{found[3]}]"
 
 
 def _restricted(error: Exception, model: nn.Module, location: Location) -> CaptureError:
     """Return the error for a dimension that is marked as dynamic, and which not every size fits."""
     where = _specialization(error, model) or location
-    text = _SIZE_OF.sub(r"\1.shape[\2]", _ADVICE.sub("", _first_lines(error, 8))).strip()
+    text = _SIZE_OF.sub(_as_shape, _first_lines(error, 8))
     line = linecache.getline(where.file, where.line).strip()
     by = f" by `{line}`" if line else " by the model"
     if _ONE.search(text):
@@ -198,9 +350,12 @@ def _first_user_location(shape_env: ShapeEnv) -> Location | None:
     places: list[Any] = [sloc for symbol, sloc in slocs.items() if getattr(replaced.get(symbol), "is_number", False)]
     places += [guard.sloc for guard in getattr(shape_env, "guards", ())]
     places += slocs.values()
+    outside = callers()
     for place in places:
         frame = getattr(place, "framework_loc", None)
-        if isinstance(frame, FrameSummary) and frame.lineno is not None and is_user_file(frame.filename):
+        if not isinstance(frame, FrameSummary) or frame.lineno is None or not is_user_file(frame.filename):
+            continue
+        if (frame.filename, frame.lineno) not in outside:
             return Location(file=frame.filename, line=frame.lineno)
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ after `y = dropout2d(x)`, each use of `x` would be one of `y`."""
 
 _GET_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+_MISTAKEN = _RETURN_THEIR_INPUT | {_GET_DATA, _SET_DATA, torch.Tensor.register_hook}
 
 
 class TracedFunctions(TorchFunctionMode):
@@ -38,6 +39,8 @@ class TracedFunctions(TorchFunctionMode):
         Raises:
             CaptureError: when the memory of a tensor is replaced, or a hook registered.
         """
+        if func not in _MISTAKEN:  # nearly always: PyTorch itself asks for sizes and strides by the thousand
+            return func(*args, **(kwargs or {}))
         kwargs = dict(kwargs or {})
         if func in _RETURN_THEIR_INPUT and not kwargs.get("inplace") and True not in args[3:]:
             if args:
@@ -159,12 +162,18 @@ def mode_reads() -> Iterator[Mapping[int, nn.Module]]:
 
 
 class ParametersKept(TorchDispatchMode):
-    """Puts back at the end what is written to the parameters of a model; only those that are written are copied."""
+    """Puts back at the end what is written to the parameters of a model; only those that are written are copied.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: the model.
+        others: tensors that are kept as well.
+    """
+
+    def __init__(self, model: nn.Module, others: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._parameters = {p.untyped_storage()._cdata: p for p in model.parameters()}
-        self._copies: dict[int, torch.Tensor] = {}
+        kept = [t for t in (*model.parameters(), *others) if t.layout is torch.strided]
+        self._storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in kept}
+        self._copies: dict[int, torch.UntypedStorage] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -179,17 +188,18 @@ class ParametersKept(TorchDispatchMode):
             self._keep(kwargs.get("out"))
         return func(*args, **kwargs)
 
-    def _keep(self, tensor: Any) -> None:
-        if not isinstance(tensor, torch.Tensor):
-            return
-        key = tensor.untyped_storage()._cdata
-        if key in self._parameters and key not in self._copies:
-            self._copies[key] = self._parameters[key].detach().clone()
+    def _keep(self, given: Any) -> None:
+        for tensor in given if isinstance(given, (list, tuple)) else (given,):
+            if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
+                key = tensor.untyped_storage()._cdata
+                if key in self._storages and key not in self._copies:
+                    self._copies[key] = self._storages[key].clone()
 
-    def restore(self) -> None:
-        """Put back what was written."""
+    def restore(self) -> bool:
+        """Put back what was written; return whether anything was."""
         for key, copy in self._copies.items():
-            self._parameters[key].detach().copy_(copy)
+            self._storages[key].copy_(copy)
+        return bool(self._copies)
 
 
 def with_parameters_kept(model: nn.Module, action: Callable[[], Any]) -> Any:

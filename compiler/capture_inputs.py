@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from ir.errors import InputError
+from ir.errors import CaptureError, InputError
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+"""Kinds of parameters that take an argument by its name."""
 
 
 def check_inputs(example_inputs: Any, example_kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -39,23 +44,110 @@ def check_inputs(example_inputs: Any, example_kwargs: Any) -> tuple[tuple[Any, .
     return example_inputs, dict(kwargs)
 
 
-def check_signature(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Check that the example inputs fit the forward method's parameters.
+def check_layouts(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Check that weights and arguments are ordinary tensors: types know no other layouts.
 
     Raises:
-        InputError: when they do not.
+        CaptureError: when one is sparse, or nested.
+    """
+    named = [(f"`{name}`", tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())]
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    named += [(f"tensor number {i} of the arguments", leaf) for i, leaf in enumerate(leaves)]
+    for what, tensor in named:
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            layout = "a nested tensor" if tensor.is_nested else f"of layout {tensor.layout}"
+            raise CaptureError(
+                f"{what} is {layout}, which is not supported",
+                remedy="make it dense: with to_dense(), or as a padded tensor and a mask",
+            )
+
+
+@attrs.frozen(eq=False)
+class BoundInputs:
+    """The arguments of the example call as the capture passes them."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    """Those of named parameters first, in the order of the signature; then those of `**kwargs`, in the order given."""
+    dynamic_shapes: Any
+
+
+def bind_inputs(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any = None
+) -> BoundInputs:
+    """Bind the example inputs to the parameters of the forward method.
+
+    The order in which named parameters are given means nothing, so equal calls are captured in one order. The values
+    for an FX graph are completed by the defaults: `torch.export` interprets it with all of them by position.
+
+    Raises:
+        InputError: when the inputs do not fit the parameters, or position and name would be confused.
     """
     try:
         signature = inspect.signature(model.forward)
     except (TypeError, ValueError):
-        return
+        return BoundInputs(args, dict(kwargs), dynamic_shapes)
     try:
-        signature.bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise InputError(
             f"the example inputs do not fit {type(model).__qualname__}.forward{signature}: {error}",
             remedy="pass the arguments of one call as example_inputs=(...) and example_kwargs={...}",
         ) from None
+    if kwargs and isinstance(model, fx.GraphModule):
+        starred = [n.target for n in model.graph.nodes if n.op == "placeholder" and str(n.target).startswith("*")]
+        if starred:
+            raise InputError(
+                f"the graph takes {starred[0]}, and torch.export would pass it the keyword arguments by position",
+                remedy="pass the model that the graph was traced from",
+            )
+        if isinstance(dynamic_shapes, (list, tuple)):
+            dynamic_shapes = dict(zip(bound.arguments, dynamic_shapes, strict=False))
+        bound.apply_defaults()
+        absent = [name for name in bound.arguments if name in signature.parameters and name not in kwargs]
+        absent = [n for n in absent[len(args) :] if signature.parameters[n].kind in _BY_NAME]
+        kwargs = {**kwargs, **{name: bound.arguments[name] for name in absent}}
+        if isinstance(dynamic_shapes, dict):
+            dynamic_shapes = {**dict.fromkeys(absent), **dynamic_shapes}
+    named = [name for name, p in signature.parameters.items() if name in kwargs and p.kind in _BY_NAME]
+    return BoundInputs(args, {name: kwargs[name] for name in dict.fromkeys((*named, *kwargs))}, dynamic_shapes)
+
+
+def variable_keywords(model: nn.Module, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keywords that `**kwargs` of the forward method takes."""
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return ()
+    return tuple(name for name in kwargs if name not in parameters or parameters[name].kind not in _BY_NAME)
+
+
+def check_names(model: nn.Module | ExportedProgram) -> None:
+    """Refuse names of one module that Python's parser takes for one: it normalizes names by NFKC.
+
+    The code of graphs, ours and that of PyTorch, would read one attribute for the other.
+
+    Raises:
+        InputError: when there are such names.
+    """
+    if isinstance(model, nn.Module):
+        held = (model.named_modules, model.named_parameters, model.named_buffers)
+        paths = [path for each in held for path, _ in each(remove_duplicate=False)]
+    else:
+        paths = [*model.state_dict, *model.constants]
+    if all(map(str.isascii, paths)):
+        return
+    found: dict[str, str] = {}
+    for path in paths:
+        parts = path.split(".")
+        for name in (".".join(parts[: i + 1]) for i in range(len(parts))):
+            other = found.setdefault(unicodedata.normalize("NFKC", name), name)
+            if other != name:
+                raise InputError(
+                    f"`{other}` ({other!a}) and `{name}` ({name!a}) are one name in Python code, where names"
+                    " are normalized (NFKC): the code of a graph would take one for the other",
+                    remedy="rename one of them",
+                )
 
 
 def unshared(tree: Any) -> Any:
@@ -113,7 +205,7 @@ def symbol_names(
     """Return the user's name of each of torch's symbols that has one."""
     if not dynamic_shapes:
         return {}
-    specs = list(_flat_specs((args, dict(kwargs)), _positional(model, args, kwargs, dynamic_shapes)))
+    specs = list(_flat_specs((args, dict(kwargs)), _by_argument(model, args, kwargs, dynamic_shapes)))
     vals = [
         node.meta.get("val")
         for node, spec in zip(exported.graph.nodes, exported.graph_signature.input_specs, strict=False)
@@ -134,29 +226,28 @@ def symbol_names(
     return names
 
 
-def _positional(
+def _by_argument(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any
 ) -> tuple[Any, Any]:
     """Return dynamic shapes in the structure (args, kwargs), from a dict by parameter name or a sequence."""
+    parameters = inspect.signature(model.forward).parameters
+    arguments = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     if isinstance(dynamic_shapes, (list, tuple)):
-        count = len(args)
-        return tuple(dynamic_shapes[:count]), dict(zip(kwargs, dynamic_shapes[count:], strict=False))
-    if not isinstance(dynamic_shapes, dict):
-        return (), {}
-    flat: list[Any] = []
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    for i in range(len(args)):
-        parameter = parameters[min(i, len(parameters) - 1)]
-        for candidate in parameters:
-            if candidate.kind is inspect.Parameter.VAR_POSITIONAL and i >= parameters.index(candidate):
-                parameter = candidate
-                break
-        spec = dynamic_shapes.get(parameter.name)
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            start = parameters.index(parameter)
-            spec = spec[i - start] if isinstance(spec, (list, tuple)) and i - start < len(spec) else None
-        flat.append(spec)
-    return tuple(flat), {name: dynamic_shapes.get(name) for name in kwargs}
+        dynamic_shapes = dict(zip(arguments, dynamic_shapes, strict=False))
+    positional: list[Any] = []
+    keywords: dict[str, Any] = {}
+    for name, argument in arguments.items():
+        kind, spec = parameters[name].kind, dynamic_shapes.get(name)
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            found = spec if isinstance(spec, (list, tuple)) else ()
+            positional += [found[i] if i < len(found) else None for i in range(len(argument))]
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            keywords.update(spec if isinstance(spec, Mapping) else {})
+        elif len(positional) < len(args):
+            positional.append(spec)
+        else:
+            keywords[name] = spec
+    return tuple(positional), keywords
 
 
 def _flat_specs(tree: Any, spec: Any) -> Iterator[Any]:

@@ -6,10 +6,9 @@ kernel gives results of the shapes that a real run of the model on its example i
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
@@ -20,6 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from compiler.capture_errors import check_no_packed
 from compiler.capture_state import location_of_module
 from ir.errors import CaptureError, InputError
 from ir.nn_ops import encode_call
@@ -135,10 +135,10 @@ def reads_training(class_: type) -> bool:
     found = _READS_TRAINING.get(class_)
     if found is None:
         found = _READS_TRAINING[class_] = any(
-            "training" in _names(function.__code__)
+            "training" in code_names(function.__code__)
             for base in class_.__mro__
             if not _is_layer(base)
-            for function in _functions_of(base)
+            for function in functions_of(base)
         )
     return found
 
@@ -149,7 +149,8 @@ def _is_layer(class_: type) -> bool:
     return home == "builtins" or (home.split(".")[0] == "torch" and not home.startswith("torch.nn.utils."))
 
 
-def _functions_of(class_: type) -> Iterator[FunctionType]:
+def functions_of(class_: type) -> Iterator[FunctionType]:
+    """Yield the functions that a class itself defines, apart from those that no call runs."""
     for name, item in vars(class_).items():
         item = getattr(item, "__func__", getattr(item, "fget", item))
         item = getattr(item, "__wrapped__", item)
@@ -157,11 +158,12 @@ def _functions_of(class_: type) -> Iterator[FunctionType]:
             yield item
 
 
-def _names(code: CodeType) -> Iterator[str]:
+def code_names(code: CodeType) -> Iterator[str]:
+    """Yield the names that code uses, those in functions inside of it too, and `training` where it is a text."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names(constant)
+            yield from code_names(constant)
         elif constant == "training":
             yield constant
 
@@ -213,8 +215,9 @@ class _FunctionLog(TorchFunctionMode):
 # ---- the real run ----
 
 
-def record_calls(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict[str, list[CallRecord]]:
-    """Run the model by `run`, and return the calls of `modules`, in order."""
+@contextmanager
+def recorded_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[CallRecord]]]:
+    """Record the calls of `modules` inside of the `with` block, in order."""
     records: dict[str, list[CallRecord]] = {path: [] for path in modules}
     removed = []
     for path, module in modules.items():
@@ -222,21 +225,21 @@ def record_calls(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> di
         original = module.forward
 
         def recording(*args: Any, _path: str = path, _original: Callable[..., Any] = original, **kwargs: Any) -> Any:
+            check_no_packed((args, kwargs), _path, modules[_path])
             before = _as_meta((args, kwargs))
             versions = _versions((args, kwargs))
             result = _original(*args, **kwargs)
+            check_no_packed(result, _path, modules[_path])
             writes = versions != _versions((args, kwargs))
             records[_path].append(CallRecord(before[0], before[1], _as_meta(result), writes))
             return result
 
         module.__dict__["forward"] = recording
     try:
-        with torch.no_grad():
-            run()
+        yield records
     finally:
         for module, forward in removed:
             _put_back(module, forward)
-    return records
 
 
 def _versions(tree: Any) -> list[int | None]:
@@ -273,6 +276,24 @@ def opaque_calls(modules: Mapping[str, nn.Module], records: Mapping[str, Sequenc
             _put_back(module, forward)
             for name, table in hooks.items():
                 module.__dict__[name].update(table)
+
+
+@contextmanager
+def script_objects_hidden(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Take out the packed weights of quantized layers, which torch.export would trace though it never calls these."""
+    hidden = []
+    for module in modules:
+        for each in module.modules():
+            found = {name: item for name, item in each.__dict__.items() if isinstance(item, torch.ScriptObject)}
+            hidden += [(each, dict(each.__dict__))] if found else []
+            for name in found:
+                del each.__dict__[name]
+    try:
+        yield
+    finally:
+        for each, attributes in hidden:
+            each.__dict__.clear()
+            each.__dict__.update(attributes)
 
 
 def _stub(path: str, module: nn.Module, records: Iterator[CallRecord]) -> Callable[..., Any]:
@@ -327,32 +348,3 @@ def _describe(
         )
     device = str(tensors[0].device) if tensors else "cpu"
     return {"shape": list(result.shape), "strides": list(result.stride()), "dtype": dtype, "device": device}
-
-
-# ---- what is kept ----
-
-
-def structural_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of a module that has the same tensors, not copies of them."""
-    memo: dict[int, Any] = {}
-    for each in module.modules():
-        for tensor in _tensors(each.__dict__, set()):
-            memo[id(tensor)] = tensor
-    return copy.deepcopy(module, memo)
-
-
-def _tensors(item: Any, seen: set[int]) -> Iterator[torch.Tensor]:
-    if isinstance(item, torch.Tensor):
-        yield item
-        return
-    if id(item) in seen or isinstance(item, (str, bytes, nn.Module)):
-        return
-    seen.add(id(item))
-    if isinstance(item, Mapping):
-        for part in item.values():
-            yield from _tensors(part, seen)
-    elif isinstance(item, (list, tuple, set)):
-        for part in item:
-            yield from _tensors(part, seen)
-    elif isinstance(getattr(item, "__dict__", None), dict) and not isinstance(item, (type, FunctionType)):
-        yield from _tensors(item.__dict__, seen)

@@ -5,72 +5,34 @@ from __future__ import annotations
 import inspect
 import random
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import attrs
 import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from compiler.boundary.containers import CODE, OPAQUE, PLAIN, Container, collect, differences, same_content
+from compiler.lean_tracing import lean_tracing
 from compiler.lower_locations import is_user_file
 from ir.locations import Location
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_CODE = (type, types.FunctionType, types.MethodType, types.ModuleType, types.BuiltinFunctionType)
-_OPAQUE = (*_CODE, nn.Module, torch.Tensor)
-_DEPTH = 4
 _HIDDEN = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
-Restore = Callable[[], None]
 Change = tuple[str, nn.Module, str]
 """(module path, module, attribute)"""
 
 
-@attrs.define(eq=False)
-class _Container:
-    """A mutable container (or the attributes of an object) as it was."""
-
-    label: str
-    target: Any
-    saved: Any
-    restore: Restore
-    current: Callable[[], Any]
-
-
-def _same(old: Any, new: Any) -> bool:
-    """Return whether an attribute is what it was (`torch.export` puts equal containers in place of others)."""
-    if old is new:
-        return True
-    if type(old) is not type(new):
-        return False
-    if isinstance(old, (list, tuple)):
-        return len(old) == len(new) and all(map(_same, old, new))
-    if isinstance(old, dict):
-        return list(old) == list(new) and all(map(_same, old.values(), new.values()))
-    return isinstance(old, _PLAIN) and bool(old == new or old != old)
-
-
-def _differences(saved: Any, current: Any) -> list[str]:
-    if isinstance(saved, dict):
-        keys = list(saved) + [key for key in current if key not in saved]
-        return [str(k) for k in keys if k not in saved or k not in current or not _same(saved[k], current[k])]
-    if isinstance(saved, list):
-        same = len(saved) == len(current) and all(map(_same, saved, current))
-        return [] if same else [""]
-    return [] if saved == current else [""]
-
-
-def _plain_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+def plain_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     """Yield the tensors in attributes and containers of modules that are no parameters or buffers, nor share theirs."""
     seen = {_memory(t) for t in (*model.parameters(), *model.buffers())}
     pending: list[Any] = [value for module in model.modules() for value in module.__dict__.values()]
     visited: set[int] = set()
     while pending:
         value = pending.pop()
-        if id(value) in visited or isinstance(value, (*_PLAIN, *_CODE, nn.Module)):
+        if id(value) in visited or isinstance(value, (*PLAIN, *CODE, nn.Module)):
             continue
         visited.add(id(value))
         if isinstance(value, torch.Tensor):
@@ -89,49 +51,6 @@ def _memory(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
-def _containers(label: str, value: Any, found: list[_Container], seen: set[int], depth: int) -> None:
-    """Collect what lies below an attribute and can be changed in place."""
-    if depth == 0 or isinstance(value, (*_PLAIN, *_OPAQUE)) or id(value) in seen:
-        return
-    seen.add(id(value))
-    children: list[tuple[str, Any]]
-    if isinstance(value, dict):
-        found.append(_dict_container(label, value))
-        children = [(f"{label}[{key!r}]", item) for key, item in value.items()]
-    elif isinstance(value, list):
-        copy = list(value)
-        found.append(_Container(label, value, copy, lambda: value.__setitem__(slice(None), copy), lambda: list(value)))
-        children = [(f"{label}[{i}]", item) for i, item in enumerate(value)]
-    elif isinstance(value, set):
-        members = set(value)
-
-        def refill() -> None:
-            value.clear()
-            value.update(members)
-
-        found.append(_Container(label, value, members, refill, lambda: set(value)))
-        return
-    elif isinstance(value, tuple):
-        children = [(f"{label}[{i}]", item) for i, item in enumerate(value)]
-    elif isinstance(getattr(value, "__dict__", None), dict):
-        found.append(_dict_container(label, value.__dict__, joint="."))
-        children = [(f"{label}.{key}", item) for key, item in value.__dict__.items()]
-    else:
-        return
-    for name, item in children:
-        _containers(name, item, found, seen, depth - 1)
-
-
-def _dict_container(label: str, target: dict[Any, Any], joint: str = "") -> _Container:
-    copy = dict(target)
-
-    def restore() -> None:
-        target.clear()
-        target.update(copy)
-
-    return _Container(f"{label}{joint}", target, copy, restore, lambda: dict(target))
-
-
 class ModuleState:
     """The attributes of a module and its submodules as they are now."""
 
@@ -139,17 +58,18 @@ class ModuleState:
         self.modules = [(path, module, dict(module.__dict__)) for path, module in root.named_modules()]
         self.requires_grad = [(p, p.requires_grad) for p in root.parameters()]
         # tracing writes to tensors that are no buffers; a copy costs little, since few models have such tensors
-        self.tensors = [(tensor, tensor.detach().clone()) for tensor in _plain_tensors(root)]
-        self.containers: list[tuple[str, nn.Module, _Container]] = []
+        self.tensors = [(tensor, tensor.detach().clone()) for tensor in plain_tensors(root)]
+        self.containers: list[tuple[str, nn.Module, Container]] = []
         self.tables: list[tuple[str, nn.Module, str, Any]] = []
         seen: set[int] = set()
         for path, module, attributes in self.modules:
             for name, value in attributes.items():
                 if name in _HIDDEN or name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
                     self.tables.append((path, module, name, _copy_table(value)))
-                elif not isinstance(value, (*_PLAIN, *_OPAQUE)):
-                    found: list[_Container] = []
-                    _containers(name, value, found, seen, _DEPTH)
+                elif not isinstance(value, (*PLAIN, *OPAQUE)):
+                    found: list[Container] = []
+                    for _ in collect(name, value, found, seen):
+                        pass
                     self.containers.extend((path, module, each) for each in found)
 
     def changes(self) -> list[Change]:
@@ -157,31 +77,45 @@ class ModuleState:
         changed: list[Change] = []
         for path, module, attributes in self.modules:
             now = module.__dict__
-            for name in _differences(attributes, now):
+            for name in differences(attributes, now):
                 values = attributes.get(name), now.get(name)
                 if name != "forward" and not any(isinstance(value, torch.Tensor) for value in values):
                     changed.append((path, module, name))
         for path, module, container in self.containers:
-            names = _differences(container.saved, container.current())
-            changed.extend((path, module, f"{container.label}{name}") for name in names)
+            changed.extend((path, module, f"{container.label}{name}") for name in container.differences())
         return changed
 
     def tensors_written(self) -> bool:
         """Return whether tensors that are no parameters or buffers have other numbers now."""
-        return any(not _same_content(tensor, copy) for tensor, copy in self.tensors)
+        return any(not same_content(tensor, copy) for tensor, copy in self.tensors)
 
     def restore(self) -> list[Change]:
         """Put everything back; return what had changed."""
+        changed = self.restore_attributes()
+        self.restore_tensors()
+        for parameter, flag in self.requires_grad:
+            if parameter.requires_grad is not flag:
+                parameter.requires_grad_(flag)
+        return changed
+
+    def restore_tensors(self) -> None:
+        """Put back the numbers of tensors that are no parameters or buffers."""
+        for tensor, copy in self.tensors:
+            if not same_content(tensor, copy):
+                tensor.detach().copy_(copy)
+
+    def restore_attributes(self) -> list[Change]:
+        """Put back attributes and what they hold, tables of buffers and modes too; return what had changed."""
         changed: list[Change] = []
         for path, module, attributes in self.modules:
-            changed.extend((path, module, name) for name in _differences(attributes, module.__dict__))
+            changed.extend((path, module, name) for name in differences(attributes, module.__dict__))
             if not _identical_items(attributes, module.__dict__):
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
         for path, module, name, saved in self.tables:
             table = module.__dict__[name]
             if isinstance(saved, dict):
-                names = _differences(saved, dict(table))
+                names = differences(saved, dict(table))
             else:
                 names = [] if saved == table else [name]
             if names:
@@ -189,25 +123,11 @@ class ModuleState:
                 table.clear()
                 table.update(saved)
         for path, module, container in self.containers:
-            names = _differences(container.saved, container.current())
+            names = container.differences()
             if names:
                 container.restore()
                 changed.extend((path, module, f"{container.label}{name}") for name in names)
-        for tensor, copy in self.tensors:
-            if not _same_content(tensor, copy):
-                tensor.detach().copy_(copy)
-        for parameter, flag in self.requires_grad:
-            if parameter.requires_grad is not flag:
-                parameter.requires_grad_(flag)
         return changed
-
-
-def _same_content(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether two tensors hold the same numbers, NaN equal to NaN."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return True  # replaced as a whole, which the attributes tell
-    equal = (a == b) | ((a != a) & (b != b))
-    return bool(equal.all())
 
 
 def _identical_items(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -273,43 +193,37 @@ def is_about_strides(shape_env: ShapeEnv, number: int) -> bool:
 _ORIGINAL_USER_FRAME = getattr(ShapeEnv, "_get_user_frame", None)
 
 
-class _UserFrames(set[tuple[str, str]]):
-    """Every (file, function) that is the user's."""
-
-    def __contains__(self, frame: object) -> bool:
-        return isinstance(frame, tuple) and is_user_file(frame[0])
-
-
 @contextmanager
 def tracing_mode() -> Iterator[None]:
     """Gradients on, no inference mode, attention without its fused fast path: all restored at the end.
 
-    The tracer keeps the frames of all of the user's functions, where it would keep those called `forward`, and guards
-    on sizes know the user's line.
+    Nodes and guards on sizes know the user's line, in whatever function it is.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    anchors = getattr(torch.fx.proxy, "_STACK_TRACE_ANCHORS", None)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        if anchors is not None:
-            torch.fx.proxy._STACK_TRACE_ANCHORS = _UserFrames(anchors)
         if _ORIGINAL_USER_FRAME is not None:
             ShapeEnv._get_user_frame = _user_frame  # type: ignore[assignment, method-assign]
-        with torch.inference_mode(False), torch.enable_grad():
+        with lean_tracing(), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         if _ORIGINAL_USER_FRAME is not None:
             ShapeEnv._get_user_frame = _ORIGINAL_USER_FRAME  # type: ignore[method-assign]
-        if anchors is not None:
-            torch.fx.proxy._STACK_TRACE_ANCHORS = anchors
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def is_list_of_parameters(change: Change) -> bool:
+    """Return whether it is the list that a recurrent module of torch keeps of its own parameters."""
+    _, module, name = change
+    return isinstance(module, nn.RNNBase) and name.startswith("_flat_weight")
 
 
 def location_of_module(path: str, module: nn.Module) -> Location:
     """Return the location of a module: its class, and the first line of its forward method."""
     class_ = type(module)
     name = f"{class_.__module__}.{class_.__qualname__}"
-    code = getattr(inspect.unwrap(class_.forward), "__code__", None)
+    # not `class_.forward`: that of a TorchScript module asks for an instance
+    code = getattr(inspect.unwrap(inspect.getattr_static(class_, "forward")), "__code__", None)
     if code is None:
         return Location(path, name)
     return Location(path, name, code.co_filename, code.co_firstlineno)

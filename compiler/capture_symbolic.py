@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx._symbolic_trace import _assert_is_none
 
 from compiler.capture_errors import state_change
 from compiler.capture_functions import functions_refused
@@ -16,6 +17,9 @@ from compiler.capture_state import ModuleState, location_of_module, random_state
 from ir.errors import CaptureError, InputError
 
 _EXAMPLES = "pass example inputs: `transform(model, (x,))` captures it with torch.export"
+
+ASKED_FOR_NONE = "graphwright_asked_for_none"
+"""Note on a placeholder: the code does something else where the argument is None, as it is by default."""
 
 
 class _Tracer(fx.Tracer):
@@ -79,6 +83,7 @@ def trace_symbolically(model: nn.Module, opaques: Collection[nn.Module]) -> fx.G
             numbers = torch.random.get_rng_state(), random.getstate()
             with functions_refused():
                 graph = tracer.trace(model)
+                _note_asked(model, graph, lambda: _Tracer((*opaques, *small)))
             _check_effects(model, state, tracer, numbers, graph)
             _make_anew(graph, [name for name in tracer.tensor_attrs.values() if "." not in name and name not in names])
             traced = fx.GraphModule(model, graph, type(model).__name__)
@@ -96,6 +101,41 @@ def trace_symbolically(model: nn.Module, opaques: Collection[nn.Module]) -> fx.G
     _add_unused(traced, model)
     traced.training = model.training
     return traced
+
+
+def _note_asked(model: nn.Module, graph: fx.Graph, make_tracer: Callable[[], fx.Tracer]) -> None:
+    """Note the arguments for which the code does something else where they are None, by tracing it with None.
+
+    That it asks `mask is None` of what stands for a tensor leaves no trace.
+    """
+    optional = [node for node in graph.nodes if node.op == "placeholder" and node.args and node.args[0] is None]
+    together = [optional] if len(optional) > 1 else []
+    for absent in [*([node] for node in optional), *together]:
+        try:
+            other = make_tracer().trace(model, concrete_args={str(node.target): None for node in absent})
+        except Exception:  # noqa: BLE001 - whatever the code does with None
+            other = fx.Graph()
+        if not _agree(graph, other, absent):
+            for node in absent:
+                node.meta[ASKED_FOR_NONE] = True
+
+
+def _agree(graph: fx.Graph, other: fx.Graph, absent: Collection[fx.Node]) -> bool:
+    """Return whether two graphs are equal where the nodes `absent` of the first stand for None."""
+    nodes = [node for node in graph.nodes if node.op != "placeholder"]
+    others = [node for node in other.nodes if node.op != "placeholder" and node.target is not _assert_is_none]
+    names, twins = (
+        {node: f"%{node.target}" for node in each.nodes if node.op == "placeholder"} for each in (graph, other)
+    )
+    if len(nodes) != len(others):
+        return False
+    for number, (node, twin) in enumerate(zip(nodes, others, strict=True)):
+        arguments = fx.map_arg((node.args, node.kwargs), lambda arg: None if arg in absent else names[arg])
+        given = fx.map_arg((twin.args, twin.kwargs), lambda arg: twins[arg])
+        if (node.op, node.target, str(arguments)) != (twin.op, twin.target, str(given)):
+            return False
+        names[node] = twins[twin] = f"%{number}"
+    return True
 
 
 def _check_effects(

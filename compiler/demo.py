@@ -36,7 +36,7 @@ def compile_and_report(name: str, title: str, console: Console) -> Report:
         result = transform(model, (images,), pipeline=pipeline, progress=begin)
         begin("measure")
         try:
-            accuracy = measure_accuracy(model, result.model, (images,))
+            accuracy = measure_accuracy(model, result.model, (images,), parameter_map=result.parameter_map)
         except MeasurementError as error:
             note = error.message
     return make_report(result, model=title, accuracy=accuracy, accuracy_note=note)

@@ -10,6 +10,13 @@ RELATIVE_BOUND = 1e-9
 """Largest difference of float64 results that counts as rounding, relative to the largest magnitude."""
 
 
+def precision_floor(dtype: torch.dtype) -> float:
+    """Return the relative difference that is allowed in any case: eight units in the last place, 1e-6 at least."""
+    if not dtype.is_floating_point and not dtype.is_complex:
+        return 1e-6
+    return 1e-6 * max(1.0, torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
+
+
 def tensor_difference(a: Any, b: Any, *, exact: bool, bound: float = 0.0) -> str | None:
     """Return how two results differ in dtype, shape or values, or None.
 
@@ -20,11 +27,18 @@ def tensor_difference(a: Any, b: Any, *, exact: bool, bound: float = 0.0) -> str
         bound: an absolute difference that is allowed beside that of `RELATIVE_BOUND`.
     """
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
-        return None if type(a) is type(b) and (a == b or (a != a and b != b)) else f"{a!r} became {b!r}"
+        return None if _are_equal(a, b) else f"{a!r} became {b!r}"
     if a.dtype != b.dtype or a.shape != b.shape:
         return f"{a.dtype} {tuple(a.shape)} became {b.dtype} {tuple(b.shape)}"
+    if a.layout is not b.layout or a.device != b.device:
+        return f"{a.layout} on {a.device} became {b.layout} on {b.device}"
+    if a.device.type == "meta":
+        return None  # it has no values
+    a, b = dense(a), dense(b)
     if a.is_complex():
         a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
+    if a.is_floating_point() and a.dtype.itemsize == 1:
+        a, b = a.float(), b.float()  # eight bits are not computed with
     # most are equal, and found to be so by one operation
     equal = torch.equal(a, b)
     if not a.is_floating_point():
@@ -44,3 +58,37 @@ def tensor_difference(a: Any, b: Any, *, exact: bool, bound: float = 0.0) -> str
         return None
     scale, error = float(a[finite].abs().max()), float((a[finite] - b[finite]).abs().max())
     return f"values differ by {error:.3g} of {scale:.3g}" if error > RELATIVE_BOUND * scale + bound else None
+
+
+_PLAIN = (torch.Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value is compared as a whole: a tensor, a number, a text."""
+    return isinstance(value, _PLAIN) or _is_array(value)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "tobytes") and hasattr(value, "shape")
+
+
+def _are_equal(a: Any, b: Any) -> bool:
+    """Return whether two things that are no tensors are equal, as far as can be told: NaN is equal to NaN."""
+    if type(a) is not type(b):
+        return False
+    if _is_array(a):
+        return bool(a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes())
+    equality: Any = type(a).__eq__
+    if equality is object.__eq__ and not isinstance(a, type):
+        return True  # each call makes one of its own
+    return bool(a == b) or bool(a != a and b != b)
+
+
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the numbers of a tensor in a layout and a dtype that every comparison takes."""
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    small = tensor.is_floating_point() and tensor.element_size() == 1  # float8 has few operators
+    return tensor.float() if small else tensor

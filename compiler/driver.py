@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -12,13 +13,16 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from compiler.boundary.check import Check, reference_of
 from compiler.capture import capture
+from compiler.captured import Captured
 from compiler.codegen import emit
 from compiler.lower import lower
 from compiler.parameter_map import ParameterMap
 from compiler.pipeline import pipeline_of
 from compiler.tensorrt import TENSORRT_PATTERNS
-from compiler.validate import EachRewriteValidator, validate_result
+from compiler.validate import validate_result
+from compiler.validate_rewrites import EachRewriteValidator
 from ir.core import Operation
 from ir.errors import InputError
 from ir.opdef import Trait
@@ -34,6 +38,9 @@ VALIDATE_MODES = ("off", "final", "each")
 
 _DEFAULT_PATTERNS = (*TENSORRT_PATTERNS,)
 """A tuple of its own: by its identity `transform` knows that no patterns were given."""
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Held while a model is compiled: `torch.export`, and what is recorded of runs, patch PyTorch."""
 
 Progress = Callable[[str], None]
 """Called with the name of each stage when it begins: capture, lower, canonicalize, …, emit."""
@@ -118,6 +125,7 @@ def transform(
     pipeline: PassManager | None = None,
     dynamic_shapes: Any = None,
     leaf_modules: Sequence[Any] | str | nn.Module | type[nn.Module] = (),
+    check: bool = True,
     validate: str = "off",
     progress: Progress | None = None,
 ) -> TransformResult:
@@ -136,12 +144,18 @@ def transform(
         dynamic_shapes: as in `torch.export.export`.
         leaf_modules: submodules (as objects, classes or module paths) to keep as opaque calls; a single one may
             stand alone.
+        check: whether the emitted module is called beside the original on the example inputs before it is returned: as
+            it is, after a switch of its mode, and once more. With the runs in which the model is observed before the
+            capture these are six forward passes. Left out without example inputs, and on the meta device.
         validate: "off"; "final" compares original and result on random inputs; "each" validates every rewrite.
         progress: called with the name of each stage as it begins.
 
     Raises:
         GraphwrightError: InputError for wrong arguments, CaptureError when the model cannot be captured, PatternError
-            and PassError for faulty patterns and passes, ValidationError when validation finds a difference.
+            and PassError for faulty patterns and passes, ValidationError when a check finds a difference.
+
+    May be called from several threads: one call works at a time, since tracing patches PyTorch. Other threads must not
+    run models meanwhile: `torch.export` takes their calls for those of the traced model.
     """
     if validate not in VALIDATE_MODES:
         raise InputError(f"validate={validate!r}", remedy=f"use one of {', '.join(map(repr, VALIDATE_MODES))}")
@@ -154,17 +168,38 @@ def transform(
         )
     manager = pipeline if pipeline is not None else pipeline_of(patterns)
     # one entry is accepted as it is; the characters of a path are no paths
-    leaves = (leaf_modules,) if isinstance(leaf_modules, (str, nn.Module, type)) else tuple(leaf_modules)
-    stages = _Stages(progress)
-    captured = stages.run(
-        "capture",
-        lambda: capture(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, leaf_modules=leaves),
-    )
+    leaves = (leaf_modules,) if isinstance(leaf_modules, (str, nn.Module, type)) else _entries(leaf_modules)
+    if progress is not None and not callable(progress):
+        raise InputError(
+            f"progress={progress!r} is no function", remedy="give a function of a stage's name: `progress=print`"
+        )
+    with _ONE_AT_A_TIME:
+        stages = _Stages(progress)
+        captured = capture(
+            model,
+            example_inputs,
+            example_kwargs,
+            dynamic_shapes=dynamic_shapes,
+            leaf_modules=leaves,
+            run=stages.run,
+        )
+        return _compiled(model, captured, manager, stages, check=check, validate=validate)
+
+
+def _compiled(
+    model: nn.Module | ExportedProgram | GraphModule,
+    captured: Captured,
+    manager: PassManager,
+    stages: _Stages,
+    *,
+    check: bool,
+    validate: str,
+) -> TransformResult:
     program: Program = stages.run("lower", lambda: lower(captured))
     before = count_operations(program)
     log = RewriteLog()
-    if validate == "each":
-        log.hook = EachRewriteValidator()
+    each = EachRewriteValidator() if validate == "each" else None
+    log.hook = each
     context = PassContext(log=log)
     for pass_ in manager.passes:
         name = pass_.name if not isinstance(pass_, Fixpoint) else "+".join(p.name for p in pass_.passes)
@@ -172,23 +207,46 @@ def transform(
         stages.run(name, lambda single=single: single(program, context))  # type: ignore[misc]
     stages.run("verify", lambda: verify(program))
     emitted = stages.run("emit", lambda: emit(program))
-    result = TransformResult(
+    remarks = [*_applied(log), *log.remarks, *_kept(program, log, manager)]
+    if check:
+        reference = reference_of(model, captured)
+        if reference is None:
+            remarks.append(
+                Remark(
+                    "unchecked",
+                    "check",
+                    program.location,
+                    "the result was not compared with the original: "
+                    "there are no example inputs, or they have no numbers",
+                )
+            )
+        else:
+            stages.run("check", lambda: Check(reference, program, emitted, captured.args, captured.kwargs).run())
+    if validate != "off":
+        args, kwargs = (captured.args, captured.kwargs) if captured.has_example else (None, None)
+        names = emitted.parameter_map
+        stages.run("validate", lambda: validate_result(model, emitted.module, args, kwargs, parameter_map=names))
+    if each is not None:
+        remarks.extend(each.remarks())
+    return TransformResult(
         model=emitted.module,
         matches=tuple(log.matches),
-        remarks=(*_applied(log), *log.remarks, *_kept(program, log, manager)),
+        remarks=tuple(remarks),
         program=program,
-        parameter_map=emitted.parameter_map,
+        parameter_map=emitted.parameter_map.with_extra_state(captured.module),
         stages=tuple(stages.times),
         operations_before=before,
         operations_after=count_operations(program),
     )
-    if validate != "off":
-        args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs
-        if args is None and isinstance(model, ExportedProgram) and model.example_inputs is not None:
-            args, example_kwargs = model.example_inputs
-        stages.run("validate", lambda: validate_result(model, result.model, args, example_kwargs))
-        result.stages = tuple(stages.times)
-    return result
+
+
+def _entries(leaf_modules: Any) -> tuple[Any, ...]:
+    if not isinstance(leaf_modules, Iterable):
+        raise InputError(
+            f"leaf_modules={leaf_modules!r} is no list",
+            remedy="give submodules, their classes or their paths: `leaf_modules=['encoder.norm']`",
+        )
+    return tuple(leaf_modules)
 
 
 def _applied(log: RewriteLog) -> list[Remark]:

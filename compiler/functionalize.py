@@ -13,16 +13,15 @@ from typing import Any
 
 import attrs
 
-from compiler.lower_mode_sharing import ModeSharing
+from compiler.functional_tensors import FunctionalTensors
+from compiler.lower_layouts import is_transposed, lies_as_operand, with_strides
 from compiler.lower_storage import (
     Handle,
     Storage,
     ViewCall,
-    copy_of_view,
     functional_of_out,
     is_copy,
     makes_views,
-    place_of,
     scalar_overload,
     with_defaults,
 )
@@ -30,16 +29,13 @@ from compiler.lower_views import (
     COPY_OR_VIEW,
     FUNCTIONAL_NAMES,
     IN_PLACE_VIEWS,
-    PARTS,
     RETURNS_INPUT_IN_EVAL,
     WITHOUT_DERIVATIVE,
-    write_through,
 )
 from ir.aliasing import may_alias_operands
-from ir.builder import bind_arguments, infer_types
-from ir.core import Graph, Operation, Value
-from ir.errors import CaptureError, GraphwrightError
-from ir.locations import UNKNOWN_LOCATION, Location
+from ir.core import Operation, Value
+from ir.errors import CaptureError
+from ir.locations import Location
 from ir.opdef import OpDef, Trait, get_opdef
 from ir.types import TensorType, Type, shapes_equal
 
@@ -48,185 +44,8 @@ Argument = Any
 """A handle, an attribute value, or a list of arguments."""
 
 
-class Functionalizer:
+class Functionalizer(FunctionalTensors):
     """Appends operations to a graph, and makes in-place ones functional."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.location = UNKNOWN_LOCATION
-        self.sources: list[Storage] = []
-        self.sharing = ModeSharing()
-
-    # ---- tensors ----
-
-    def source(self, value: Value, kind: str, *, number: int = 0, name: str = "", key: int | None = None) -> Handle:
-        """Return the handle of an input or a weight."""
-        storage = Storage(kind=kind, number=number, name=name)
-        storage.owner = Handle(value, storage, key=key)
-        self.sources.append(storage)
-        return storage.owner
-
-    def fresh(self, value: Value, key: int | None = None, linked: Sequence[Handle] = ()) -> Handle:
-        """Return the handle of a new tensor; `linked` are tensors that it may be a view of."""
-        storage = Storage()
-        storage.owner = Handle(value, storage, key=key)
-        for other in linked:
-            if other.storage not in storage.linked:
-                storage.linked.append(other.storage)
-                other.storage.linked.append(storage)
-        return storage.owner
-
-    def read(self, handle: Handle) -> Value:
-        """Return the current value of a tensor that the model reads.
-
-        Raises:
-            CaptureError: when a write may or may not have reached it.
-        """
-        self.sharing.read(handle)
-        return self._current(handle)
-
-    def _current(self, handle: Handle) -> Value:
-        storage = handle.storage
-        if storage.tainted is not None:
-            raise self._unsure(storage.tainted)
-        if handle.version != storage.version:
-            self._regenerate(handle)
-        return handle.value
-
-    def read_result(self, handle: Handle) -> Value:
-        """Return the current value of a tensor that the model returns.
-
-        Where the model wrote to a view of a part and returns it, it is made anew from the whole: the caller sees from
-        its strides, and from the memory it shares, that it is one.
-
-        Raises:
-            CaptureError: when a write may or may not have reached it.
-        """
-        value = self.read(handle)
-        views = [handle]
-        while views[-1].parent is not None:
-            views.append(views[-1].parent)
-        owner = views.pop()
-        calls = [view.call for view in views if view.call is not None]
-        written = any(call.version != handle.storage.version for call in calls)
-        if not written or not all(c.certain for c in calls) or not any(c.op.name in PARTS for c in calls):
-            return value
-        value = self._current(owner)
-        for view in reversed(views):
-            assert view.call is not None
-            operands = list(view.call.op.operands)
-            operands[view.call.position] = value
-            value = self._append(copy_of_view(view.call.op, operands)).results[view.index]
-        return value
-
-    def _regenerate(self, handle: Handle) -> None:
-        storage = handle.storage
-        stale: list[Handle] = []
-        current = handle
-        while current.version != storage.version:
-            if current.parent is None or current.call is None or not current.call.certain:
-                raise self._unsure(storage.written_at)
-            stale.append(current)
-            current = current.parent
-        for view in reversed(stale):
-            parent, call = view.parent, view.call
-            assert parent is not None and call is not None
-            if call.version != storage.version:
-                operands = list(call.op.operands)
-                operands[call.position] = parent.value
-                call.results = self._append(copy_of_view(call.op, operands)).results
-                call.version = storage.version
-            view.value = call.results[view.index]
-            view.version = storage.version
-
-    def _unsure(self, location: Location) -> CaptureError:
-        return CaptureError(
-            "a tensor is read after an in-place operator wrote to another one, and whether the two share memory "
-            "cannot be known here",
-            location=self.location if location.is_unknown else location,
-            remedy="write it out of place, or pass example inputs so that strides are known",
-        )
-
-    def write(self, handle: Handle, value: Value, *, is_fresh: bool = True) -> None:
-        """Make `value` the content of the tensor, seen through all views of its memory.
-
-        Raises:
-            CaptureError: when the view cannot be written through.
-        """
-        storage = handle.storage
-        if storage.kind == "parameter":
-            raise CaptureError(
-                f"parameter {storage.name!r} is written in forward",
-                location=self.location,
-                remedy="register it as a buffer, or update it outside of forward",
-            )
-        if storage.kernel_writes is not None:
-            raise CaptureError(
-                f"buffer {storage.name!r} is written here and by a normalization in training mode",
-                location=self.location,
-                remedy="call eval() on that normalization before the capture",
-            )
-        for other in storage.linked:
-            other.tainted = self.location
-        if handle.parent is None and storage.kind == "local" and not is_fresh:
-            # the tensor stays its own memory: a caller who gets it may write to it
-            value = self.emit("aten.clone", value)
-        path: list[tuple[Handle, Value]] = [(handle, value)]
-        current = handle
-        while current.parent is not None:
-            call, parent = current.call, current.parent
-            assert call is not None
-            if not call.certain:
-                break
-            whole = self._current(parent)
-            try:
-                new = write_through(self.emit, call.op, current.index, whole, path[-1][1])
-            except GraphwrightError as error:
-                raise CaptureError(
-                    f"cannot write through the view that {call.op.name} made: {error.message}", location=self.location
-                ) from error
-            if new is None:
-                raise CaptureError(
-                    f"an in-place operator writes through the view that {call.op.name} made"
-                    f"{place_of(call.op.location)}, which no functional operator can express",
-                    location=self.location,
-                    remedy="write to the tensor itself, or out of place",
-                )
-            path.append((parent, new))
-            current = parent
-        self.sharing.wrote(handle)
-        storage.version += 1
-        storage.written_at = self.location
-        for each, new in path:
-            each.value = new
-            each.version = storage.version
-
-    # ---- operations ----
-
-    def emit(self, opdef: OpDef | str, *args: Any, **kwargs: Any) -> Value:
-        """Append an operation on values and return its only result, its type inferred."""
-        return self._create(get_opdef(opdef) if isinstance(opdef, str) else opdef, args, kwargs, None).result
-
-    def _create(
-        self,
-        opdef: OpDef,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        types: Sequence[Type] | None,
-        names: Sequence[str] = (),
-    ) -> Operation:
-        operands, attributes, segments, operand_types = bind_arguments(opdef, args, kwargs)
-        if types is None:
-            count = len(operand_types) if segments is None else sum(segments)
-            extra = tuple([v.type for v in operands[count:] if v is not None])
-            types = infer_types(opdef, operand_types, attributes, extra)
-        return self._append(
-            Operation(opdef, operands, attributes, types, location=self.location, segments=segments, names=names)
-        )
-
-    def _append(self, op: Operation) -> Operation:
-        self.graph.append(op)
-        return op
 
     def call(
         self,
@@ -310,6 +129,8 @@ class Functionalizer:
 
     def _view(self, op: Operation, index: int, parent: Handle, *, certain: bool) -> Handle:
         parent.has_views = True
+        if parent.storage.kernel_writes is not None and parent.storage.kind in ("input", "local"):
+            raise self._seen_as_view(self.location)
         call = ViewCall(op, op.operands.index(parent.value), parent.storage.version, certain)
         return Handle(op.results[index], parent.storage, parent, call, index, parent.key)
 
@@ -325,7 +146,16 @@ class Functionalizer:
                         f"{op.name} in training mode updates {name}, which is a view or was written in forward before",
                         location=op.location,
                     )
+                if handle.storage.kind in ("input", "local") and handle.has_views:
+                    raise self._seen_as_view(op.location)
                 handle.storage.kernel_writes = op.location
+
+    def _seen_as_view(self, location: Location) -> CaptureError:
+        return CaptureError(
+            "a normalization in training mode updates statistics that are no buffers, and of which there is a view",
+            location=location,
+            remedy="register them as buffers, or take the view of a clone",
+        )
 
     # ---- in-place operators ----
 
@@ -345,7 +175,7 @@ class Functionalizer:
                         location=self.location,
                         remedy="make `out` of the size of the result, or leave it out",
                     )
-                self.write(out, self._cast(result, out.value.type))
+                self.write(out, self._laid_out(out, self._cast(result, out.value.type)))
                 return out
         if len(written) != 1 or written[0].name != opdef.params[0].name or type(target) is not Handle:
             names = ", ".join(argument.name for argument in written)
@@ -368,15 +198,36 @@ class Functionalizer:
                 location=self.location,
                 remedy="use the out-of-place operator, or keep the module as it is with leaf_modules=",
             )
-        functional = scalar_overload(get_opdef(name), values)
+        functional = get_opdef(name)
+        if functional.params[0].name != opdef.params[0].name and opdef.params[0].name in functional.operand_index:
+            # polygamma(n, self)
+            given = {p.name: value for p, value in zip(opdef.params, values, strict=False)} | dict(named)
+            order = [p.name for p in functional.params if p.name in given and not p.keyword_only]
+            values, named = [given.pop(name) for name in order], given
+        functional = scalar_overload(functional, values)
         old = target.value.type
         named = with_defaults(opdef, functional, values, named)
+        before = None
         if functional.name in WITHOUT_DERIVATIVE:
-            values = [self.emit("aten.detach", values[0]), *values[1:]]
+            before = self.emit("aten.detach", values[0])
+            values = [before, *values[1:]]
         quick = functional.has(Trait.ACTIVATION) or functional.name.startswith(("aten.fill", "aten.zero"))
         result = self._create(functional, values, named, (old,) if quick else None).result
-        self.write(target, self._cast(result, old))
+        self.write(target, self._laid_out(target, self._cast(result, old), before))
         return target
+
+    def _laid_out(self, target: Handle, value: Value, before: Value | None = None) -> Value:
+        """An in-place operator keeps the strides of the tensor it writes; `before` is that one without gradient."""
+        wanted = self.layouts.get(target)
+        if wanted is not None:
+            known = {handle.value: strides for handle, strides in self.layouts.items()}
+            if before is not None:
+                known[before] = wanted
+            return with_strides(self.emit, value, wanted, known)
+        op = value.defining_op
+        if op is None or lies_as_operand(op) or not is_transposed(target):
+            return value
+        return self.emit("aten.copy", target.value, value)
 
     def _cast(self, value: Value, like: Type) -> Value:
         """An in-place operator keeps the dtype of the tensor it writes."""
@@ -399,7 +250,8 @@ class Functionalizer:
         if value.tensor_type.shape != old.shape:
             value = self.emit("aten.expand", value, old.shape)
             is_fresh = False
-        self.write(target, value, is_fresh=is_fresh)
+        laid_out = self._laid_out(target, value)
+        self.write(target, laid_out, is_fresh=is_fresh or laid_out is not value)
 
     def _reshape_in_place(self, opdef: OpDef, target: Handle, values: list[Any], named: Mapping[str, Any]) -> Handle:
         """`x.unsqueeze_(0)`: the object becomes a view of what it was."""

@@ -8,120 +8,22 @@ from __future__ import annotations
 
 import builtins
 import importlib
-import keyword
 import operator
-import re
-import sys
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.graph import CodeGen, PythonCode, _format_target
 from torch.utils import _pytree as pytree
 
+from compiler.forward_code import SignatureCodeGen
 from ir.errors import CodegenError, InputError
 
 _TREE = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 """The attributes that hold an `nn.Module`'s own tree and state."""
 
 _MADE_BY_FX = ("_graph", "_code", "_lineno_map", "_prologue_start", "shape_env", "_tracer_cls", "_tracer_extras")
-
-
-# fx writes functions under the name of the module that they say they are from
-_HOMES: dict[str, Any] = {"torch._C._nn": nn.functional, "torch.functional": torch}
-_PRIVATE = re.compile(r"\b(torch\._C\._nn|torch\.functional)\.(\w+)")
-_SUBSCRIPT = re.compile(r"^(    \w+ = \w+)\[(.*?slice\(.*?)\](;  .*)?$", re.MULTILINE)
-_SLICE = re.compile(r"slice\(([^(),]+), ([^(),]+), ([^(),]+)\)")
-
-
-def _public_name(found: re.Match[str]) -> str:
-    """Return the public name of the function that fx wrote as `torch._C._nn.gelu`."""
-    home = _HOMES[found[1]]
-    function = getattr(home, found[2], None)
-    same = function is not None and function is getattr(sys.modules[found[1]], found[2], None)
-    return f"{home.__name__}.{found[2]}" if same else found[0]
-
-
-def _subscript(found: re.Match[str]) -> str:
-    """Return `x[:, 1:3]` for what fx wrote as `x[(slice(None, None, None), slice(1, 3, None))]`."""
-    inner = found[2]
-    if inner.startswith("(") and inner.endswith(")"):
-        inner = inner[1:-1]
-    return f"{found[1]}[{_SLICE.sub(_colons, inner)}]{found[3] or ''}"
-
-
-def _colons(found: re.Match[str]) -> str:
-    start, stop, step = ("" if part == "None" else part for part in found.groups())
-    return f"{start}:{stop}:{step}" if step else f"{start}:{stop}"
-
-
-class SignatureCodeGen(CodeGen):
-    """Writes a `forward` whose parameters after the first `positional` ones are keyword-only.
-
-    `parameters` is their number, and `absent` maps the numbers of those that the capture passed no argument for to
-    their defaults.
-    """
-
-    def __init__(self, positional: int, parameters: int = 0, absent: Mapping[int, Any] | None = None) -> None:
-        super().__init__()
-        self.positional = positional
-        self.parameters = parameters
-        self.absent = dict(absent or {})
-
-    def process_inputs(self, *args: Any) -> Any:
-        """Return the arguments of all parameters, for an interpreter.
-
-        `torch.export` interprets an `fx.GraphModule` with the values of all keyword arguments passed by position.
-        As many arguments as the capture had are taken for the same parameters; the guard checks them.
-        """
-        missing = self.absent
-        if not missing or len(args) != self.parameters - len(missing):
-            return args
-        rest = iter(args)
-        return tuple(missing[i] if i in missing else next(rest) for i in range(self.parameters))
-
-    def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, *, expanded_def: bool = False) -> str:
-        """Return the `def` line."""
-        start = 1 if free_vars and free_vars[0] == "self" else 0
-        cut = start + self.positional
-        if cut < len(free_vars):
-            free_vars[cut:cut] = ["*"]
-        return super().gen_fn_def(free_vars, maybe_return_annotation, expanded_def=expanded_def)
-
-    def _gen_python_code(self, nodes: Any, root_module: str, *args: Any, **kwargs: Any) -> PythonCode:
-        code = super()._gen_python_code(nodes, root_module, *args, **kwargs)
-        code.src = _SUBSCRIPT.sub(_subscript, _PRIVATE.sub(_public_name, code.src))
-        for node in nodes:
-            if node.op == "placeholder" and node.name != node.target:
-                _unshadow(code, node.name, node.target)
-            elif node.op in ("call_module", "get_attr") and any(map(keyword.iskeyword, node.target.split("."))):
-                old, new = _format_target(root_module, node.target), _attribute(root_module, node.target)
-                code.src = re.sub(rf"(?<== ){re.escape(old)}(?!\w)", new.replace("\\", r"\\"), code.src)
-        return code
-
-
-def _attribute(root: str, target: str) -> str:
-    """Return the expression for a submodule at a path of which a part is a Python keyword."""
-    for name in target.split("."):
-        plain = name.isidentifier() and not keyword.iskeyword(name)
-        root = f"{root}.{name}" if plain else f'getattr({root}, "{name}")'
-    return root
-
-
-def _unshadow(code: PythonCode, name: str, parameter: str) -> None:
-    """Give a global that the code uses another name, where a parameter of `forward` hides it (`torch`, `device`)."""
-    head, assignment, body = code.src.partition(f"    {name} = {parameter}\n")
-    used = re.compile(rf"(?<![\w.'\"]){re.escape(parameter)}\b(?!\s*=(?!=))")
-    if parameter in code.globals:
-        hidden = code.globals[parameter]
-    elif hasattr(builtins, parameter):
-        hidden = getattr(builtins, parameter)
-    else:
-        return
-    if used.search(body):
-        code.globals[f"_global_{parameter}"] = hidden
-        code.src = head + assignment + used.sub(f"_global_{parameter}", body)
 
 
 class TreeGraphModule(fx.GraphModule):
@@ -168,9 +70,11 @@ class EmittedModule(TreeGraphModule):
 
     _mode_locked: str | None = None
     """Why the module cannot leave its mode, if it cannot."""
+    _modes_after: Mapping[str, tuple[tuple[str, bool], ...]] = MappingProxyType({})
+    """The switch ("train" or "eval") -> paths of modules and the modes that they have afterwards, where not its own."""
 
     def train(self, mode: bool = True) -> EmittedModule:
-        """Set the mode of all submodules, as `nn.Module.train` does.
+        """Set the mode of all submodules, as `train` of the original does.
 
         Raises:
             InputError: when the mode would change and the captured graph holds for one mode only.
@@ -182,6 +86,8 @@ class EmittedModule(TreeGraphModule):
                 remedy=f"put the original model into {then} mode and transform that",
             )
         super().train(mode)
+        for path, flag in self._modes_after.get("train" if mode else "eval", ()):
+            self.get_submodule(path).training = flag
         return self
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> EmittedModule:
@@ -282,9 +188,7 @@ def _encode_graph(graph: fx.Graph) -> tuple[Any, ...]:
         target = _encode_function(node.target) if node.op == "call_function" else node.target
         nodes.append((node.name, node.op, target, _encode_argument(node.args), _encode_argument(node.kwargs)))
     codegen = graph._codegen
-    if not isinstance(codegen, SignatureCodeGen):
-        return nodes, None
-    return nodes, (codegen.positional, codegen.parameters, codegen.absent)
+    return nodes, codegen.data if isinstance(codegen, SignatureCodeGen) else None
 
 
 def _encode_argument(item: Any) -> Any:

@@ -6,11 +6,13 @@ import inspect
 
 from torch.export import ExportedProgram
 
-from compiler.capture import Captured
+from compiler.captured import Captured
 from compiler.lower_export import ExportLowering
 from compiler.lower_fx import FxLowering
-from compiler.lower_modes import follow_modes
+from compiler.lower_mode_steps import UndecidedError, follow_steps
+from compiler.lower_modes import follow_modes, lock
 from ir.errors import CaptureError
+from ir.parameters import parameters_of_signature
 from ir.program import Program
 
 
@@ -23,29 +25,52 @@ def lower(captured: Captured) -> Program:
     if captured.exported is None:
         if captured.graph_module is None:
             raise CaptureError("nothing was captured")
-        program = FxLowering(captured.graph_module, captured.opaques).lower()
+        program = FxLowering(captured.graph_module, captured.opaques, is_traced=captured.is_traced).lower()
         program.name = captured.graph_module._get_name()
         return program
     program = _lower_exported(captured, captured.exported)
     _check_sharing(captured, program)
-    if captured.mode_readers:
-        opposite, problem = None, captured.opposite_error
-        if captured.opposite is not None:
-            try:
-                opposite = _lower_exported(captured, captured.opposite)
-            except CaptureError as error:
-                problem = error.message
-        follow_modes(program, opposite, problem, captured.mode_readers)
+    _follow_modes(captured, program)
     return program
+
+
+def _follow_modes(captured: Captured, program: Program) -> None:
+    """Decide what follows the mode where other code than a layer's own asks for it."""
+    seen = captured.observed
+    if seen is not None:
+        program.modes_after = seen.modes_after
+        if seen.mode_problem:
+            lock(program, seen.mode_problem)
+            return
+    if captured.second is None or (not captured.irregular and (seen is None or seen.other is not None)):
+        return
+    if seen is not None and seen.other is not None and seen.other.error is None and seen.other_steps is not None:
+        try:
+            follow_steps(program, captured.irregular, captured.opaques, seen.steps, seen.other_steps)
+        except UndecidedError:
+            pass
+        else:
+            return
+    if not captured.irregular:
+        return
+    exported, problem = captured.second()
+    opposite = None
+    if exported is not None:
+        try:
+            opposite = _lower_exported(captured, exported)
+        except CaptureError as error:
+            problem = error.message
+    follow_modes(program, opposite, problem, sorted(captured.irregular))
 
 
 def _lower_exported(captured: Captured, exported: ExportedProgram) -> Program:
     program = ExportLowering(
-        exported, captured.module, captured.symbol_names, captured.opaques, captured.writers
+        exported, captured.module, captured.symbol_names, captured.opaques, captured.writers, captured.irregular
     ).lower()
     if captured.module is not None:
         program.name = type(captured.module).__qualname__
-        program.meta["signature"] = inspect.signature(captured.module.forward)
+        program.convention.parameters = parameters_of_signature(inspect.signature(captured.module.forward))
+        program.convention.keeps_order = captured.keeps_order
     return program
 
 

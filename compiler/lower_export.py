@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import linecache
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import attrs
 import sympy
 import torch
 from torch import fx, nn
@@ -22,11 +24,14 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
+from compiler.capture_errors import no_operator
 from compiler.functionalize import Functionalizer, is_returned_itself
+from compiler.lower_export_modes import lock_of_exported, mode_of_exported
 from compiler.lower_modules import ModuleFacts
 from compiler.lower_regions import RegionLowering, attribute_of
 from compiler.lower_storage import Handle, Storage
 from compiler.lower_symbols import DataDependentSizeError, SymbolTable, restricted
+from compiler.lower_views import may_need_gradient
 from compiler.lower_weights import WeightTable, shares_storage
 from compiler.lower_writes import check_writes
 from ir.core import Graph, Value
@@ -34,7 +39,9 @@ from ir.errors import CaptureError, GraphwrightError, VerificationError
 from ir.expressions import format_expression
 from ir.locations import Location
 from ir.opdef import OpDef, get_opdef, opdef_of_overload
+from ir.parameters import ParameterKind, ParameterSpec
 from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, Weight, WeightKind
+from ir.strides import Strides
 from ir.types import OpaqueType, ScalarType, TensorType, Type
 from ir.verify import verify
 
@@ -66,6 +73,7 @@ class ExportLowering(RegionLowering):
         names: Mapping[str, str],
         opaques: Mapping[str, Any],
         writers: Collection[str] = (),
+        irregular: Collection[str] = (),
     ) -> None:
         self.exported = exported
         self.graph = Graph()
@@ -75,7 +83,7 @@ class ExportLowering(RegionLowering):
         self.writers = writers
         self.weights = WeightTable(self.program)
         self.module = module
-        self.facts = ModuleFacts(module)
+        self.facts = ModuleFacts(module, irregular)
         self._types: dict[Any, TensorType] = {}
         self._opdefs: dict[Any, OpDef] = {}
         self._reliable_keys = True
@@ -108,7 +116,11 @@ class ExportLowering(RegionLowering):
         self.program.constraints = self.symbols.constraints()
         self._check_types()
         check_writes(self.graph)
-        self.program.meta.update(self.facts.meta(self.functionalizer.sharing.conflicts(self.functionalizer.sources)))
+        conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
+        self.program.mode_locked = self.facts.mode_locked(conflicts)
+        if self.module is None:
+            self.program.module_modes[""] = mode_of_exported(self.program)
+            self.program.mode_locked = self.program.mode_locked or lock_of_exported(self.program, self.exported)
         return self.program
 
     def _check_types(self) -> None:
@@ -144,11 +156,19 @@ class ExportLowering(RegionLowering):
         self.convention.inputs = tuple(leaves)
         forward = self.exported.module_call_graph[0].signature
         if forward is not None and forward.forward_arg_names:
-            self.convention.parameters = tuple(forward.forward_arg_names)
+            names = forward.forward_arg_names
+            assert self.convention.in_spec is not None
+            positional = len(self.convention.in_spec.children()[0].children())
+            self.convention.parameters = (
+                *(ParameterSpec(name) for name in names[:positional]),
+                *(ParameterSpec(name, ParameterKind.KEYWORD_ONLY) for name in names[positional:]),
+            )
 
     def _user_input(self, node: fx.Node, arg: Any) -> InputLeaf:
         if isinstance(arg, ConstantArgument):
             return InputLeaf(node.name, None, arg.value)
+        if isinstance(node.meta["val"], enum.Enum) and not node.users:
+            return InputLeaf(node.name, None, node.meta["val"])
         number = len(self.graph.inputs)
         value = self.graph.add_input(self._type(node.meta["val"]), node.name)
         if isinstance(arg, TensorArgument):
@@ -163,6 +183,11 @@ class ExportLowering(RegionLowering):
             if not node.users:
                 return None
             weight = self._constant(node, name)
+        if node.users and node.meta["val"].layout is not torch.strided:
+            raise CaptureError(
+                f"{_KIND_NAMES[kind]} {name!r} is of layout {node.meta['val'].layout}, which is not supported",
+                remedy="make it dense with to_dense()",
+            )
         return self.functionalizer.source(weight.value, _KIND_NAMES[kind], name=weight.name, key=_key(node.meta["val"]))
 
     def _constant(self, node: fx.Node, name: str) -> Weight:
@@ -178,7 +203,6 @@ class ExportLowering(RegionLowering):
         assert isinstance(results, (tuple, list))
         values: list[Value | None] = []
         leaves: list[OutputLeaf] = []
-        strides: list[Any] = []
         themselves: dict[Storage, list[int]] = {}
         written: list[tuple[Any, Value]] = []
         for result, spec in zip(results, self.exported.graph_signature.output_specs, strict=True):
@@ -190,18 +214,16 @@ class ExportLowering(RegionLowering):
                 if type(handle) is Handle and is_returned_itself(handle):
                     themselves.setdefault(handle.storage, []).append(len(leaves))
                     leaves.append(OutputLeaf(None))
-                    strides.append(None)
                     continue
                 leaf, value = self._user_output(result, spec.arg, len(values))
-                leaves.append(leaf)
-                strides.append(None)
                 if value is not None:
                     values.append(value)
                     assert isinstance(result, fx.Node)
-                    strides[-1] = tuple(self.symbols.dim(s) for s in result.meta["val"].stride())
+                    strides = tuple(self.symbols.dim(s) for s in result.meta["val"].stride())
+                    leaf = attrs.evolve(leaf, strides=strides)
+                leaves.append(leaf)
             else:
                 raise CaptureError(f"the model has an output of kind {spec.kind.name.lower()}")
-        self.program.meta["output_strides"] = tuple(strides)
         mutations: list[Mutation] = []
         for spec, value in written:
             if spec.kind is OutputKind.BUFFER_MUTATION:
@@ -222,7 +244,7 @@ class ExportLowering(RegionLowering):
                 leaves[place] = OutputLeaf(len(values))
             values.append(value)
         for storage in self.functionalizer.sources:
-            if storage.kernel_writes is not None:
+            if storage.kernel_writes is not None and storage.kind != "input":
                 self._note_mutated(self.program.weights[storage.name])
         self.convention.outputs = tuple(leaves)
         self.convention.mutations = tuple(mutations)
@@ -285,10 +307,7 @@ class ExportLowering(RegionLowering):
                 self._higher_order(node, target, location)
                 return
             if not isinstance(target, torch._ops.OpOverload):
-                raise CaptureError(
-                    f"the graph calls {getattr(target, '__name__', target)!r}, which is no operator",
-                    location=location,
-                )
+                raise no_operator(target, location, self.module)
             self._call_operator(node, target, val, location)
         except DataDependentSizeError as error:
             raise CaptureError(
@@ -323,36 +342,52 @@ class ExportLowering(RegionLowering):
             # the fake tensors of these share storage where the real ones do not
             self.env[node] = functionalizer.call(get_opdef("aten.clone"), args, kwargs, (self._type(val),))[0]
             return
-        if name == "aten.detach_" and not self._may_need_gradient(args[0].value):
+        if name == "aten.detach_" and not may_need_gradient(args[0].value):
             self.env[node] = args[0]
             return
         if name == "aten.add_.Tensor" and self.facts.is_batch_counter(args[0], location):
             self._note_mutated(self.program.weights[args[0].storage.name])
             self.env[node] = args[0]
             return
+        if name == "aten.batch_norm" and self._inside_no_grad:
+            # its own parameters make it the layer that it is; what it returns loses its gradient instead
+            args = [self._with_gradient(arg) for arg in args]
         types: Sequence[Type] | None = None
         keys: Sequence[int | None] = ()
         is_list = isinstance(val, (list, tuple))
         if is_list:
-            types = [self._type(item) for item in val if item is not None]
-            keys = [_key(item) for item in val if item is not None]
+            items = [part for item in val for part in (item if isinstance(item, list) else (item,)) if part is not None]
+            types = [self._type(item) for item in items]
+            keys = [_key(item) for item in items]
         elif val is not None:
             types = (self._type(val),)
             keys = (_key(val),)
         if not self._reliable_keys:
             keys = ()
         before = self.graph.return_op.prev
+        functionalizer.layouts = self._layouts(node) if target._schema.is_mutable else {}
         results = functionalizer.call(opdef, args, kwargs, types, keys, (node.name,))
         last = self.graph.return_op.prev
         if last is not None and last is not before:
             after = self.facts.adjust(last, self.module_at(location))
             if after is not None:
                 results = [functionalizer.fresh(after(functionalizer))]
+        if name == "aten.batch_norm" and self._inside_no_grad:
+            results = [self._without_gradient(result) for result in results]
         if is_list:
-            slots = iter(results)
+            slots = iter(opdef.nest(results))
             self.env[node] = [None if item is None else next(slots) for item in val]
         else:
             self.env[node] = results[0] if results else None
+
+    def _layouts(self, node: fx.Node) -> dict[Handle, Strides]:
+        """Return the strides of the tensors that a call takes."""
+        tensors = [(self.env.get(arg), arg.meta.get("val")) for arg in node.all_input_nodes]
+        return {
+            handle: tuple(self.symbols.dim(step) for step in val.stride())
+            for handle, val in tensors
+            if type(handle) is Handle and isinstance(val, torch.Tensor)
+        }
 
     def module_at(self, location: Location) -> nn.Module | None:
         """Return the module of the original at a location."""
@@ -386,7 +421,7 @@ def _name(target: Any) -> str:
 
 
 def _key(val: Any) -> int | None:
-    return val.untyped_storage()._cdata if isinstance(val, torch.Tensor) else None
+    return val.untyped_storage()._cdata if isinstance(val, torch.Tensor) and val.layout is torch.strided else None
 
 
 def _keys_are_reliable(nodes: Sequence[fx.Node]) -> bool:

@@ -12,8 +12,10 @@ from torch import fx, nn
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from compiler.capture_opaque import structural_copy
+from compiler.boundary.copies import structural_copy
+from compiler.capture_symbolic import ASKED_FOR_NONE
 from compiler.functionalize import Functionalizer, is_returned_itself
+from compiler.lower_fx_arguments import with_kinds
 from compiler.lower_fx_calls import Calls
 from compiler.lower_fx_index import Pieces, Size
 from compiler.lower_fx_modules import LeafModules
@@ -27,6 +29,7 @@ from ir.errors import CaptureError, GraphwrightError, InputError
 from ir.locations import Location
 from ir.nn_ops import encode_call
 from ir.opdef import get_opdef
+from ir.parameters import parameters_of_signature
 from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, WeightKind
 from ir.types import CPU, UNKNOWN_TENSOR, OpaqueType, ScalarType, TensorType, Type
 
@@ -34,10 +37,19 @@ _WITH_INPUTS = "pass example inputs, so that it is captured through torch.export
 
 
 class FxLowering:
-    """Lowers one `fx.GraphModule`."""
+    """Lowers one `fx.GraphModule`.
 
-    def __init__(self, graph_module: fx.GraphModule, leaves: Mapping[str, nn.Module]) -> None:
+    Args:
+        graph_module: the graph.
+        leaves: modules that are kept as opaque calls, by path.
+        is_traced: whether it is a trace of a module, whose code may have asked what its arguments are.
+    """
+
+    def __init__(
+        self, graph_module: fx.GraphModule, leaves: Mapping[str, nn.Module], *, is_traced: bool = False
+    ) -> None:
         self.root = graph_module
+        self.is_traced = is_traced
         self.graph = Graph()
         self.convention = CallingConvention(None, None)
         self.program = Program("main", self.graph, self.convention)
@@ -71,8 +83,10 @@ class FxLowering:
         for node in root.graph.nodes:
             self._node(node)
         self._drop_weights_of_opaques()
-        self.program.meta.update(self.facts.meta(self.functionalizer.sharing.conflicts(self.functionalizer.sources)))
-        self.program.meta["signature"] = inspect.signature(root.forward)
+        self.convention.inputs = with_kinds(self.program, is_traced=self.is_traced)
+        conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
+        self.program.mode_locked = self.facts.mode_locked(conflicts)
+        self.convention.parameters = parameters_of_signature(inspect.signature(root.forward))
         return self.program
 
     def _drop_weights_of_opaques(self) -> None:
@@ -136,9 +150,11 @@ class FxLowering:
                 f"the graph takes a variable number of arguments ({name})",
                 remedy=_WITH_INPUTS,
             )
-        if node.args and not node.users:
+        fits = not node.meta.get(ASKED_FOR_NONE)
+        if node.args and not node.users and fits:
             self.env[node] = None
-            self.convention.inputs += (InputLeaf(name, None, node.args[0]),)
+            accepts = () if self.is_traced else ("any",)
+            self.convention.inputs += (InputLeaf(name, None, node.args[0], accepts),)
             return
         types = _recorded_types(node, self.device)
         type_: Type = types[0] if types and types[0] is not None else UNKNOWN_TENSOR
@@ -151,7 +167,8 @@ class FxLowering:
         self.env[node] = (
             value if kind is not None and types is None else self.functionalizer.source(value, "input", number=number)
         )
-        self.convention.inputs += (InputLeaf(name, number),)
+        has_none = fits and bool(node.args) and node.args[0] is None
+        self.convention.inputs += (InputLeaf(name, number, accepts=("none",) if has_none else ()),)
 
     def _weight(self, tensor: torch.Tensor) -> Handle:
         found = self.sources.get(id(tensor))
@@ -183,7 +200,6 @@ class FxLowering:
                 raise CaptureError(f"a result of the graph is not known: {error}", remedy=_WITH_INPUTS) from None
             flat, self.convention.out_spec = pytree.tree_flatten(nested, is_leaf=is_runtime)
         self.convention.in_spec = pytree.tree_structure(((0,) * len(self.convention.inputs), {}))
-        self.convention.parameters = tuple(leaf.name for leaf in self.convention.inputs)
         values: list[Value | None] = []
         outputs: list[OutputLeaf] = []
         themselves: dict[Storage, list[int]] = {}
@@ -207,7 +223,7 @@ class FxLowering:
                 outputs[place] = OutputLeaf(len(values))
             values.append(value)
         for storage in self.functionalizer.sources:
-            if storage.kernel_writes is not None:
+            if storage.kernel_writes is not None and storage.kind != "input":
                 self.program.weights[storage.name].is_mutated = True
         self.convention.outputs = tuple(outputs)
         self.convention.mutations = tuple(mutations)

@@ -119,7 +119,7 @@ class Calls(Indexing):
             raise
         found = [h.value if isinstance(h.value.type, ScalarType) else h for h in results]
         if "list" in opdef.results or len(opdef.results) > 1:
-            return tuple(found)
+            return tuple(opdef.nest(found))
         return found[0] if found else None
 
     def _pieces(self, opdef: OpDef, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Pieces:
@@ -129,9 +129,9 @@ class Calls(Indexing):
         return Pieces(opdef.name, bound["self"], None if number is None else bound[number], bound["dim"])
 
     def plain(self, arg: Any) -> Any:
-        """Return an argument with sizes as lists of dimensions, and FX's own lists as lists."""
+        """Return an argument with sizes as tuples of dimensions, as Python sees them, and FX's own lists as lists."""
         if type(arg) is Size:
-            return self.dims(arg)
+            return tuple(self.dims(arg))
         if type(arg) is Pieces:
             raise UnknownCallError("the number of pieces is not known")
         if isinstance(arg, slice):

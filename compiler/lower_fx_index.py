@@ -77,7 +77,7 @@ class Indexing:
         if type(owner) is Size:
             if isinstance(index, int):
                 return self.dim(owner.handle, index)
-            return self.dims(owner)[index]
+            return tuple(self.dims(owner))[index]  # which Python adds to tuples, as it does the part of a torch.Size
         if type(owner) is Pieces and isinstance(index, int):
             return self._piece(owner, index)
         if type(owner) is not Handle:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import sys
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import torch
@@ -18,15 +21,30 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
+@functools.cache
 def is_user_file(path: str) -> bool:
     """Return whether a frame's file is neither PyTorch's nor ours nor generated."""
     return not path.startswith((_TORCH, _OURS, "<")) and not path.startswith("torch/")
+
+
+def callers() -> frozenset[tuple[str, int]]:
+    """Return the lines that the compiler is being called from.
+
+    They are no places in the model, though the stack of an `nn.Sequential` has no others of the user's.
+    """
+    found: list[tuple[str, int]] = []
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        found.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    return frozenset(found)
 
 
 class Locator:
     """Makes the location of each node, memoised: many nodes share a module and a line."""
 
     def __init__(self) -> None:
+        self._callers = callers()
         self._traces: dict[str, tuple[str, int]] = {}
         self._locations: dict[tuple[str, str, str, int], Location] = {}
 
@@ -44,8 +62,8 @@ class Locator:
     def _source(self, trace: str) -> tuple[str, int]:
         found = self._traces.get(trace)
         if found is None:
-            frames = [(file, line) for file, line in _FRAME.findall(trace) if is_user_file(file)]
-            found = (frames[-1][0], int(frames[-1][1])) if frames else ("", 0)
+            places = [(file, int(line)) for file, line in _FRAME.findall(trace) if is_user_file(file)]
+            found = next((place for place in reversed(places) if place not in self._callers), ("", 0))
             self._traces[trace] = found
         return found
 

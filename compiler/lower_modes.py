@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from ir.attributes import attributes_equal
+from ir.attributes import Attribute, attributes_equal
 from ir.core import Operation, Value
 from ir.program import Program
 
@@ -17,8 +17,7 @@ def follow_modes(program: Program, opposite: Program | None, error: str, readers
     """Decide for each operation of a module in `readers` whether its training flag follows the mode.
 
     Args:
-        program: the program to set the flags in; `meta["mode_locked"]` says where else
-            the two captures differ.
+        program: the program to set the flags in; its lock on the mode says where else the two captures differ.
         opposite: the model captured with those modules in the opposite mode.
         error: why there is none.
         readers: paths of the modules whose code depends on `self.training`.
@@ -27,16 +26,16 @@ def follow_modes(program: Program, opposite: Program | None, error: str, readers
     if len(readers) > 5:
         names += ", …"
     if opposite is None:
-        _lock(program, f"{names} read self.training, and could not be captured in the other mode: {error}")
+        lock(program, f"{names} read self.training, and could not be captured in the other mode: {error}")
         return
     problem = _compare(program, opposite, frozenset(readers))
     if problem:
-        _lock(program, f"{names} read self.training, and compute something else in the other mode: {problem}")
+        lock(program, f"{names} read self.training, and compute something else in the other mode: {problem}")
 
 
-def _lock(program: Program, reason: str) -> None:
-    known = program.meta.get("mode_locked")
-    program.meta["mode_locked"] = f"{known}; {reason}" if known else reason
+def lock(program: Program, reason: str) -> None:
+    """Keep the emitted module in the mode that it is in, for a reason."""
+    program.mode_locked = f"{program.mode_locked}; {reason}" if program.mode_locked else reason
 
 
 def _compare(program: Program, opposite: Program, readers: frozenset[str]) -> str:
@@ -55,7 +54,7 @@ def _compare(program: Program, opposite: Program, readers: frozenset[str]) -> st
         same = op.opdef is other.opdef and op.segments == other.segments
         if not same or not _operands_match(op, other, matches):
             return f"{op.name}{_where(op)} is {other.name} there"
-        found = _attributes(op, other, readers)
+        found = flags_that_follow(op, other.attributes, readers)
         if found is None:
             return f"{op.name}{_where(op)} has other arguments there"
         changes.extend((op, name, value) for name, value in found.items())
@@ -87,16 +86,24 @@ def _operands_match(op: Operation, other: Operation, matches: dict[Value, Value]
     return True
 
 
-def _attributes(op: Operation, other: Operation, readers: frozenset[str]) -> dict[str, object] | None:
-    """Return the attributes to set so that `op` follows its mode, or None where none would do."""
-    differing = [name for name, value in op.attributes.items() if not attributes_equal(value, other.attributes[name])]
+def flags_that_follow(
+    op: Operation, other: Mapping[str, Attribute], readers: Collection[str]
+) -> dict[str, Attribute] | None:
+    """Return the attributes to set so that `op` follows its mode, or None where none would do.
+
+    Args:
+        op: the operation as it was captured.
+        other: its attributes in the opposite mode.
+        readers: paths of the modules whose mode is read by other code than that of a layer about itself.
+    """
+    differing = [name for name, value in op.attributes.items() if not attributes_equal(value, other[name])]
     flag = _FLAGS.get(op.name)
     if flag is not None:
         if not differing:
             return {"follows_mode": False} if op.location.module_path in readers else {}
         if differing == [flag]:
             return {"follows_mode": True}
-        here, there = op.attributes, other.attributes
+        here, there = op.attributes, other
         if op.name in _DROPOUTS and differing == ["p"] and here["train"] and 0 in (here["p"], there["p"]):
             # `dropout(x, p if self.training else 0.0)`
             return {
@@ -106,6 +113,6 @@ def _attributes(op: Operation, other: Operation, readers: frozenset[str]) -> dic
             }
         return None
     if op.name == _ATTENTION and differing == ["dropout_p"]:
-        here, there = op.attributes["dropout_p"], other.attributes["dropout_p"]
+        here, there = op.attributes["dropout_p"], other["dropout_p"]
         return {"train_dropout_p": here or there} if 0 in (here, there) else None
     return {} if not differing else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from compiler.boundary.questions import is_plain
 from compiler.functionalize import Functionalizer
 from compiler.lower_storage import Handle
 from ir.core import Operation, Value
@@ -29,10 +30,21 @@ class ModuleFacts:
     Without the original (an `ExportedProgram` alone) only the classes in the locations are known.
     """
 
-    def __init__(self, module: nn.Module | None) -> None:
+    def __init__(self, module: nn.Module | None, irregular: Collection[str] = ()) -> None:
+        """Look at the original.
+
+        Args:
+            module: the original, None for an ExportedProgram.
+            irregular: paths of the modules whose mode other code reads or sets than that of the layer itself.
+        """
         self.modules: dict[str, nn.Module] = (
             {} if module is None else dict(module.named_modules(remove_duplicate=False))
         )
+        own = {id(self.modules[path]) for path in irregular if path in self.modules}
+        self.irregular = frozenset(
+            path for path, each in self.modules.items() if id(each) in own or (path and not is_plain(each))
+        )
+        """What their code does in each mode is found by looking at both, not by their class."""
         self._locked: dict[str, str] = {}
 
     def is_batch_counter(self, target: Any, location: Location) -> bool:
@@ -50,6 +62,12 @@ class ModuleFacts:
     def adjust(self, op: Operation, module: nn.Module | None) -> After | None:
         """Set what the schema does not say; return what is to come after the operation, if anything."""
         name = op.name
+        if op.location.module_path in self.irregular:
+            if name == "aten.batch_norm" or name in _DROPOUTS:
+                op.attributes["follows_mode"] = False
+            if name == "aten.batch_norm":
+                op.attributes["counts_batches"] = False
+            return None
         if name == "aten.batch_norm":
             self._adjust_batch_norm(op, module)
         elif name in _DROPOUTS:
@@ -84,17 +102,15 @@ class ModuleFacts:
             where = op.location.module_path
             self._locked.setdefault(where, f"`{where}` ({type(module).__qualname__}) calls {op.name}")
 
-    def meta(self, dropouts: Sequence[Operation] = ()) -> Mapping[str, Any]:
-        """Return the notes for the emitter.
+    def mode_locked(self, dropouts: Sequence[Operation] = ()) -> str:
+        """Return why the other mode would compute something that no attribute of ours expresses, or an empty text.
 
         Args:
             dropouts: those that return their operand itself in eval mode, which matters to what is written in place.
         """
         reasons = list(self._locked.values())
         reasons += [f"{op.name} at {op.location} shares memory with what is written in place" for op in dropouts]
-        if not reasons:
-            return {}
-        return {"mode_locked": f"what these do depends on train() or eval(): {'; '.join(reasons)}"}
+        return f"what these do depends on train() or eval(): {'; '.join(reasons)}" if reasons else ""
 
 
 def _attention_dropout(op: Operation, probability: float) -> After:

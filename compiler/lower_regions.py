@@ -12,12 +12,10 @@ from compiler.functionalize import Functionalizer
 from compiler.lower_locations import Locator
 from compiler.lower_storage import Handle
 from compiler.lower_symbols import SymbolTable
-from ir.core import Value
+from compiler.lower_views import may_need_gradient
 from ir.errors import CaptureError
 from ir.locations import Location
 from ir.opdef import get_opdef
-from ir.program import weight_of
-from ir.types import TensorType
 
 
 class RegionLowering:
@@ -98,32 +96,16 @@ class RegionLowering:
         """Return a tensor as it is seen inside of torch.no_grad(): without gradient, if it may have one."""
         if isinstance(arg, list):
             return [self._without_gradient(item) for item in arg]
-        if type(arg) is not Handle or not self._may_need_gradient(arg.value):
+        if type(arg) is not Handle or not may_need_gradient(arg.value):
             return arg
         return self.functionalizer.call(get_opdef("aten.detach"), (arg,), {})[0]
 
-    def _may_need_gradient(self, value: Value) -> bool:
-        """Return whether a value may depend on a parameter or a floating-point input."""
-        pending, seen = [value], {value}
-        while pending:
-            current = pending.pop()
-            type_ = current.type
-            if isinstance(type_, TensorType) and type_.dtype is not None and not _differentiable(type_.dtype):
-                continue
-            op = current.defining_op
-            if op is None:
-                weight = weight_of(current)
-                if weight is None or weight.requires_grad:
-                    return True
-            elif op.name != "aten.detach":
-                new = [v for v in op.operand_values if v not in seen]
-                seen.update(new)
-                pending.extend(new)
-        return False
-
-
-def _differentiable(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point or dtype.is_complex
+    def _with_gradient(self, arg: Any) -> Any:
+        """Return the parameter itself of which a tensor is what `_without_gradient` made."""
+        if type(arg) is not Handle or arg.parent is None or arg.parent.storage.kind != "parameter":
+            return arg
+        op = arg.value.defining_op
+        return arg.parent if op is not None and op.name == "aten.detach" else arg
 
 
 def attribute_of(root: Any, path: str) -> Any:

@@ -35,6 +35,11 @@ class Storage:
     kernel_writes: Location | None = None
     """Where a kernel in training mode writes it (running statistics)."""
 
+    def __str__(self) -> str:
+        if self.kind == "local":
+            return "a tensor"
+        return f"{self.kind} {self.number if self.kind == 'input' else repr(self.name)}"
+
 
 class ViewCall:
     """An operation that made views, and can make them anew from a later version."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from ir.core import Operation, Value
+from ir.program import weight_of
 from ir.types import TensorType
 
 Emit = Callable[..., Value]
@@ -53,11 +56,11 @@ IN_PLACE_VIEWS = {
     "aten.swapaxes_": "aten.transpose.int",
     "aten.swapdims_": "aten.transpose.int",
     "aten.t_": "aten.t",
+    "aten.as_strided_": "aten.as_strided",
 }
 """Operators that change the shape of the tensor object itself and move no data."""
 
 FUNCTIONAL_NAMES = {
-    "aten.bernoulli_.float": "aten.bernoulli.p",
     "aten.normal_": "aten.normal_functional",
     "aten.detach_": "aten.detach",
 }
@@ -95,7 +98,13 @@ def _diagonal(emit: Emit, op: Operation, _index: int, whole: Value, part: Value)
 
 
 def _as_strided(emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -> Value:
-    return emit("aten.as_strided_scatter", whole, part, **_attributes(op))
+    attributes = _attributes(op)
+    if not may_need_gradient(whole):
+        return emit("aten.as_strided_scatter", whole, part, **attributes)
+    # PyTorch's derivative of it lets the gradient of what is overwritten through
+    written = emit("aten.as_strided_scatter", emit("aten.detach", whole), part, **attributes)
+    nowhere, everywhere = (emit(f"aten.{n}_like", v, dtype=torch.bool) for n, v in (("zeros", whole), ("ones", part)))
+    return emit("aten.where.self", emit("aten.as_strided_scatter", nowhere, everywhere, **attributes), written, whole)
 
 
 def _narrow(emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -> Value | None:
@@ -159,8 +168,33 @@ def _expand(_emit: Emit, op: Operation, _index: int, whole: Value, part: Value) 
     return part if same else None  # otherwise several elements are one: PyTorch refuses such a write too
 
 
-def _detach(_emit: Emit, _op: Operation, _index: int, _whole: Value, _part: Value) -> None:
-    return None  # the write changes the data and not the gradient, which no functional operator expresses
+def _detach(_emit: Emit, _op: Operation, _index: int, whole: Value, part: Value) -> Value | None:
+    # elsewhere the write changes the data and not the gradient, which no functional operator expresses
+    return None if may_need_gradient(whole) or may_need_gradient(part) else part
+
+
+def may_need_gradient(value: Value) -> bool:
+    """Return whether a value may depend on a parameter or a floating-point input."""
+    pending, seen = [value], {value}
+    while pending:
+        current = pending.pop()
+        type_ = current.type
+        if isinstance(type_, TensorType) and type_.dtype is not None and not _differentiable(type_.dtype):
+            continue
+        op = current.defining_op
+        if op is None:
+            weight = weight_of(current)
+            if weight is None or weight.requires_grad:
+                return True
+        elif op.name != "aten.detach":
+            new = [v for v in op.operand_values if v not in seen]
+            seen.update(new)
+            pending.extend(new)
+    return False
+
+
+def _differentiable(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def _view_dtype(emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -> Value | None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
 import torch
+from torch import nn
+from torch.utils import _pytree as pytree
 
 from ir.errors import InputError
 from ir.evaluate import evaluate
+from ir.parser import parse_program
+from ir.printer import print_program
 from ir.program import Derivation
+
+_EXTRA_STATE = nn.modules.module._EXTRA_STATE_KEY_SUFFIX
 
 
 @attrs.frozen(eq=False)
@@ -19,8 +26,6 @@ class Entry:
 
     sources: tuple[str, ...]
     """Names in the original."""
-    aliases: tuple[str, ...] = ()
-    """Other names of the same tensor, where there is one source: a checkpoint may have it under any of them."""
     derivation: Derivation | None = None
     """How it is computed from the sources; None where it is the source itself."""
 
@@ -38,6 +43,9 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         originals: tuple[str, ...] = (),
         persistent: frozenset[str] | None = None,
         constants: Mapping[str, torch.Tensor] | None = None,
+        aliases: Mapping[str, tuple[str, ...]] | None = None,
+        extra_state: Mapping[str, Any] | None = None,
+        literals: frozenset[str] = frozenset(),
     ) -> None:
         """Make a map.
 
@@ -46,11 +54,43 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
             originals: every name that the original's tensors have.
             persistent: the keys that are in the emitted module's `state_dict`; None means all.
             constants: sources that no checkpoint has (constants and non-persistent buffers).
+            aliases: all names of each tensor that has several: a checkpoint may have it under any of them.
+            extra_state: what `get_extra_state` returned for the modules that were captured, by its key.
+            literals: the keys of tensors that are literals of the original's code.
         """
         self._entries = dict(entries)
         self._originals = dict.fromkeys(originals)
         self._persistent = persistent
         self._constants = dict(constants or {})
+        self._aliases = dict(aliases or {})
+        self._extra_state = dict(extra_state or {})
+        self.literals = literals
+
+    def __getstate__(self) -> dict[str, Any]:
+        # operations refer to PyTorch's operators, which cannot be pickled; their text form says the same
+        entries = {
+            key: (entry.sources, None if entry.derivation is None else print_program(entry.derivation.program))
+            for key, entry in self._entries.items()
+        }
+        return {**self.__dict__, "_entries": entries}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._entries = {
+            key: Entry(sources, None if text is None else Derivation(sources, parse_program(text)))
+            for key, (sources, text) in state["_entries"].items()
+        }
+
+    def with_extra_state(self, module: nn.Module | None) -> ParameterMap:
+        """Return a map that knows the extra state of the module that was captured."""
+        found = {
+            f"{path}.{_EXTRA_STATE}".lstrip("."): copy.deepcopy(each.get_extra_state())
+            for path, each in (() if module is None else module.named_modules(remove_duplicate=False))
+            if type(each).get_extra_state is not nn.Module.get_extra_state
+        }
+        twin = copy.copy(self)
+        twin._extra_state = found
+        return twin
 
     def __getitem__(self, key: str) -> tuple[str, ...]:
         return self._entries[key].sources
@@ -77,18 +117,23 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         """Return the emitted module's `state_dict` for a checkpoint of the original.
 
         Tensors are those of the checkpoint, not copies; computed ones are computed anew. What the original does not
-        know passes through, so that `load_state_dict(strict=True)` reports it.
+        know passes through, so that `load_state_dict(strict=True)` reports it. Extra state (`get_extra_state`) goes
+        to the modules that are kept as they are; of others it is left out, since their code is gone: what it says is
+        in the emitted module as constants.
 
         Raises:
-            InputError: when the checkpoint lacks a tensor.
+            InputError: when the checkpoint lacks a tensor, or its extra state is not that of the captured model.
         """
         converted: dict[str, Any] = {}
         for key in self._entries:
             if self._persistent is not None and key not in self._persistent:
                 continue
             converted[key] = self.heir(key, state_dict)
+        kept = {source for entry in self._entries.values() for source in entry.sources}
         for name, value in state_dict.items():
-            if name not in self._originals and name not in converted:
+            if name in self._extra_state and name not in kept:
+                _check_extra_state(name, value, self._extra_state[name])
+            elif name not in self._originals and name not in converted:
                 converted[name] = value
         return converted
 
@@ -103,16 +148,15 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
             InputError: when one is missing.
         """
         entry = self._entries[key]
-        sources = [self._look_up(tensors, key, entry, source) for source in entry.sources]
+        sources = [self._look_up(tensors, key, source) for source in entry.sources]
         if entry.derivation is None:
             return sources[0]
         with torch.no_grad():
             (result,) = evaluate(entry.derivation.program, sources)
         return result
 
-    def _look_up(self, state_dict: Mapping[str, Any], key: str, entry: Entry, source: str) -> Any:
-        names = (source, *entry.aliases) if len(entry.sources) == 1 else (source,)
-        for name in names:
+    def _look_up(self, state_dict: Mapping[str, Any], key: str, source: str) -> Any:
+        for name in (source, *self._aliases.get(source, ())):
             if name in state_dict:
                 return state_dict[name]
         if source in self._constants:
@@ -121,3 +165,28 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
             f"the checkpoint has no {source!r}, which {key!r} comes from",
             remedy="pass the state_dict of the original model, as it was when it was transformed",
         )
+
+
+def _check_extra_state(name: str, value: Any, captured: Any) -> None:
+    """Refuse extra state that is not what the emitted module was made with.
+
+    Raises:
+        InputError: when it is something else, or cannot be compared.
+    """
+    leaves, spec = pytree.tree_flatten(value)
+    others, other_spec = pytree.tree_flatten(captured)
+    if spec != other_spec or not all(_same(a, b) for a, b in zip(leaves, others, strict=True)):
+        raise InputError(
+            f"the checkpoint's {name!r} is not what the module had when it was transformed, and the emitted module"
+            " holds what it said as constants",
+            remedy="load the checkpoint into the original model, and transform that",
+        )
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return type(a) is type(b) and a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu())
+    try:
+        return type(a) is type(b) and bool(a == b)
+    except Exception:  # noqa: BLE001 - whatever the user's class does
+        return False

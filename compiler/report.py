@@ -18,6 +18,7 @@ from rich.text import Text
 
 from compiler.accuracy import Accuracy
 from compiler.driver import StageTime, TransformResult
+from ir.errors import InputError
 from ir.locations import Location
 from passes.remarks import MatchRecord, Remark
 
@@ -95,7 +96,14 @@ def make_report(
         model: the model's name, for the title.
         accuracy: what `measure_accuracy` measured.
         accuracy_note: why nothing was measured.
+
+    Raises:
+        InputError: when an argument is something else.
     """
+    _expect("make_report", result, TransformResult, "pass what `transform` returned")
+    _expect("make_report", model, str, "pass the name of the model: `make_report(result, model='resnet50')`")
+    _expect("make_report", accuracy, Accuracy | None, "pass what `measure_accuracy` returned")
+    _expect("make_report", accuracy_note, str, "pass a text that says why nothing was measured")
     return Report(
         model=model,
         rewrites=count_rewrites(result.matches),
@@ -108,6 +116,11 @@ def make_report(
         matches=tuple(result.matches),
         remarks=tuple(result.remarks),
     )
+
+
+def _expect(function: str, given: Any, wanted: Any, remedy: str) -> None:
+    if not isinstance(given, wanted):
+        raise InputError(f"{function} was given {given!r}", remedy=remedy)
 
 
 def _ranked(counts: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
@@ -220,7 +233,12 @@ def render(report: Report, width: int = 80) -> RenderableType:
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print the report to a console (by default to standard output)."""
+    """Print the report to a console (by default to standard output).
+
+    Raises:
+        InputError: when it is no report.
+    """
+    _expect("print_report", report, Report, "pass what `make_report(result)` returned")
     (console or Console()).print(report)
 
 

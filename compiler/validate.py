@@ -1,31 +1,34 @@
-"""Validation: the whole result against the original, and each single rewrite at the boundary of its region."""
+"""Validation of a whole result: the emitted module beside the original, in several calls, modes and precisions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import attrs
-import sympy
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from compiler.accuracy import measure_accuracy
-from compiler.difference import RELATIVE_BOUND, tensor_difference
-from ir.copying import copy_into, copy_operation
-from ir.core import Graph, Operation, Value
+from compiler.accuracy import compare_output
+from compiler.difference import tensor_difference
+from compiler.observation import Observation, meaningful_strides, observe, ordinary_call, state_kept
+from compiler.observation_differences import Judge, Pick, differences, within
+from compiler.parameter_map import ParameterMap
+from compiler.unit_strides import OtherUnitStrides
+from compiler.widened import ALL_FLOATS, double_twin, is_float, precision_of, widened
 from ir.errors import InputError, ValidationError
-from ir.evaluate import evaluate_graph
-from ir.opdef import Trait
-from ir.program import Program, Weight
-from ir.types import TensorType, symbols_of
-from passes.driver import Replacements
-from passes.pattern import Match, Pattern
 
-# How far a region is widened backwards so that the match and its replacement start from the same values.
-_MAX_WIDENING = 256
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments."""
+Calls = dict[str, Observation]
+"""What is seen of several calls in a row, by what they are."""
+
+_REMEDY = '`validate="each"` names the rewrite that did it, if it was one; please report it'
+_OF_NUMBERS = frozenset({"values", "inputs", "state", "structure", "errors"})
+"""The properties that a run in float64 shows; the others are those of the run in the modules' own precision."""
 
 
 def validate_result(
@@ -34,11 +37,23 @@ def validate_result(
     args: Sequence[Any] | None,
     kwargs: Mapping[str, Any] | None = None,
     *,
+    parameter_map: ParameterMap | None = None,
     trials: int = 2,
 ) -> None:
     """Compare the emitted module with the original on random inputs of the example's types.
 
-    Floating-point inputs are drawn anew; others are permuted, so that indices stay in range.
+    Floating-point inputs are drawn anew; others are permuted, so that indices stay in range. The first trial makes two
+    calls in a row, one in the other mode where the emitted module has it, and one after the mode was put back. Compared
+    are results (structure, types, strides, shared memory, values), what was written to inputs and buffers, random
+    numbers, and errors; in the modules' own precision and in float64.
+
+    Args:
+        original: the module that was compiled.
+        emitted: the module that it became.
+        args: the example's positional arguments.
+        kwargs: its keyword arguments.
+        parameter_map: of the emitted module.
+        trials: how many inputs are tried.
 
     Raises:
         InputError: when there are no example inputs.
@@ -46,22 +61,196 @@ def validate_result(
     """
     if args is None and kwargs is None:
         raise InputError('validate="final" needs example inputs', remedy="pass `example_inputs` to transform")
+    source = original.module() if isinstance(original, ExportedProgram) else original
+    names = ParameterMap({}) if parameter_map is None else parameter_map
+    # what is computed of several weights is for inference
+    trains = all(len(sources) == 1 for sources in names.values())
+    switches = trains and source is original and _can_switch(source) and _can_switch(emitted)
     for trial in range(trials):
-        inputs, named = _draw((tuple(args or ()), dict(kwargs or {})), seed=trial)
-        accuracy = measure_accuracy(original, emitted, inputs, named, seed=trial)
-        for i, output in enumerate(accuracy.outputs):
-            if not output.is_within_bound or output.difference > RELATIVE_BOUND * max(output.scale, 1e-30):
-                raise ValidationError(
-                    f"output {i} of the emitted module differs: float64 results by {output.difference:.3g} (largest "
-                    f"magnitude {output.scale:.3g}); error in {accuracy.dtype} {output.emitted_error:.3g}, the "
-                    f"original's own {output.original_error:.3g}; NaN and infinity in place: {output.same_nonfinite}",
-                    remedy='`validate="each"` names the rewrite that did it; please report it',
-                )
-        if not accuracy.others_equal:
-            raise ValidationError(
-                "an integer or bool output of the emitted module differs",
-                remedy='`validate="each"` names the rewrite that did it; please report it',
-            )
+        arguments = _draw((tuple(args or ()), dict(kwargs or {})), seed=trial)
+        comparison = _Comparison(source, emitted, names, arguments, trial, trial == 0, switches, trains)
+        for label, property_, message in comparison.differences():
+            raise ValidationError(f"the emitted module differs ({property_}, {label}): {message}", remedy=_REMEDY)
+
+
+def _can_switch(module: nn.Module) -> bool:
+    """Return whether a module can be put into the other mode, by its own `train()` or `eval()`."""
+    with state_kept(module):
+        try:
+            _put_into(module, mode=not module.training)
+        except Exception:  # noqa: BLE001 - a module may refuse it in any way
+            return False
+    return True
+
+
+def _put_into(module: nn.Module, *, mode: bool) -> None:
+    """Switch a module as its user does: a module may override either method."""
+    if mode:
+        module.train()
+    else:
+        module.eval()
+
+
+@attrs.frozen(eq=False)
+class _Comparison:
+    """Two modules and the arguments of their calls."""
+
+    original: nn.Module
+    emitted: nn.Module
+    names: ParameterMap
+    arguments: Arguments
+    seed: int
+    several: bool
+    """Whether more than one call is made."""
+    switches: bool
+    """Whether one is made in the other mode."""
+    trains: bool
+
+    def differences(self) -> Iterator[tuple[str, str, str]]:
+        """Yield (call, property, message) for each difference."""
+        own, new = self._calls(self.original, self.arguments), self._calls(self.emitted, self.arguments)
+        double = self._calls_in_double(own)
+        for label, seen in own.items():
+            if double is None:
+                judge = within(torch.finfo(precision_of(self.original, self.arguments).spoken).eps ** 0.5)
+            else:
+                judge = _beside(double.reference[label])
+            for property_, message in differences(seen, new[label], judge=judge, names=self.names):
+                if self._is_promised(property_, seen):
+                    yield label, property_, message
+            if double is None:
+                continue
+            judge = _in_double(seen, is_mixed=double.is_mixed)
+            for property_, message in differences(
+                double.reference[label], double.emitted[label], judge=judge, names=self.names
+            ):
+                if property_ in _OF_NUMBERS:
+                    yield f"{label}, in float64", property_, message
+
+    def _calls(self, module: nn.Module, arguments: Arguments, mode: AbstractContextManager[Any] | None = None) -> Calls:
+        """Observe calls in a row; the module is put back afterwards."""
+
+        def call() -> Observation:
+            return observe(module, *arguments, seed=self.seed, mode=mode)
+
+        with state_kept(module), ordinary_call():
+            calls = {"first call": call()}
+            if not self.several:
+                return calls
+            calls["second call"] = call()
+            if self.switches:
+                usual = module.training
+                _put_into(module, mode=not usual)
+                calls[f"put into {'eval' if usual else 'training'} mode"] = call()
+                _put_into(module, mode=usual)
+                calls[f"put back into {'training' if usual else 'eval'} mode"] = call()
+        return calls
+
+    def _calls_in_double(self, own: Calls) -> _Double | None:
+        """Observe the calls of both modules in float64; None where the original does not run in it."""
+        precision = precision_of(self.original, self.arguments)
+        arguments = widened(self.arguments)
+        # where operands of two precisions do not go together, all are widened
+        for narrow in (precision.narrow, ALL_FLOATS):
+            precision = attrs.evolve(precision, narrow=narrow)
+            modes = precision.mode(), precision.mode()
+            try:
+                twin = double_twin(self.original, precision)
+            except Exception:  # noqa: BLE001 - a module that cannot be copied, or converted
+                return None
+            reference = self._calls(twin, arguments, modes[0])
+            del twin
+            if any(reference[label].error is not None and seen.error is None for label, seen in own.items()):
+                continue
+            twin = double_twin(self.emitted, precision, self.original, self.names)
+            emitted = self._calls(twin, arguments, modes[1])
+            if narrow is ALL_FLOATS or all(seen.error is None for seen in emitted.values()):
+                return _Double(reference, emitted, any(mode.has_kept for mode in modes))
+        return None
+
+    def _is_promised(self, property_: str, seen: Observation) -> bool:
+        """Return whether the emitted module has to be like the original in a property."""
+        if property_ == "gradients":
+            return self.trains
+        return property_ not in ("strides", "sharing") or self._has_definite_strides(seen)
+
+    def _has_definite_strides(self, seen: Observation) -> bool:
+        """Return whether the strides of the results are more than an accident.
+
+        They are one where they change with the strides of dimensions of size 1 on the way, which mean nothing.
+        """
+        for level in OtherUnitStrides.LEVELS:
+            with state_kept(self.original), ordinary_call():
+                mode = OtherUnitStrides(level)
+                other = observe(self.original, *self.arguments, seed=self.seed, mode=mode)
+            if list(map(_strides, other.results)) != list(map(_strides, seen.results)):
+                return False
+        return True
+
+
+@attrs.frozen(eq=False)
+class _Double:
+    """What is seen of the calls of both modules in float64."""
+
+    reference: Calls
+    emitted: Calls
+    is_mixed: bool
+    """Whether either rounds to another precision on purpose."""
+
+
+def _strides(result: Any) -> list[int] | None:
+    return meaningful_strides(result) if isinstance(result, torch.Tensor) else None
+
+
+def _beside(reference: Observation) -> Judge:
+    """Return the judge of runs in the modules' own precision: the emitted module may err as the original does, twice.
+
+    Args:
+        reference: of the original, in float64.
+    """
+
+    def judge(a: Any, b: Any, pick: Pick) -> str | None:
+        exact = pick(reference)
+        if not _are_comparable(a, b, exact):
+            return tensor_difference(a, b, exact=False)
+        output = compare_output(exact, a, b, exact)
+        if output.is_within_bound:
+            return None
+        return (
+            f"its error in {str(a.dtype).removeprefix('torch.')} is {output.emitted_error:.3g}, the original's own "
+            f"{output.original_error:.3g} (largest magnitude {output.scale:.3g}); NaN and infinity in place: "
+            f"{output.same_nonfinite}"
+        )
+
+    return judge
+
+
+def _in_double(own: Observation, *, is_mixed: bool) -> Judge:
+    """Return the judge of runs in float64: they are equal, or as far apart as rounding on purpose explains.
+
+    Args:
+        own: of the original, in its own precision.
+        is_mixed: whether a module rounds on purpose to a precision that the run in float64 keeps.
+    """
+
+    def judge(a: Any, b: Any, pick: Pick) -> str | None:
+        narrow = pick(own)
+        if not _are_comparable(a, b, narrow):
+            return tensor_difference(a, b, exact=False)
+        bound = 0.0
+        if is_mixed:
+            bound = compare_output(a, narrow, narrow, b, is_mixed=True).difference_allowed
+        return tensor_difference(a, b, exact=False, bound=bound)
+
+    return judge
+
+
+def _are_comparable(*tensors: Any) -> bool:
+    """Return whether all are floating-point tensors of one shape."""
+    first, *others = tensors
+    if not isinstance(first, torch.Tensor) or not is_float(first.dtype) or first.device.type == "meta":
+        return False
+    return all(isinstance(t, torch.Tensor) and t.shape == first.shape and is_float(t.dtype) for t in others)
 
 
 def _draw(tree: Any, seed: int) -> Any:
@@ -70,10 +259,13 @@ def _draw(tree: Any, seed: int) -> Any:
     drawn: dict[int, torch.Tensor] = {}
 
     def draw(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+            return tensor
         if id(tensor) not in drawn:
             if tensor.is_floating_point():
                 noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
                 drawn[id(tensor)] = torch.empty_like(tensor, requires_grad=False).copy_(noise)
+                drawn[id(tensor)].requires_grad_(tensor.requires_grad)
             else:
                 flat = tensor.reshape(-1)
                 order = torch.randperm(flat.numel(), generator=generator).to(tensor.device)
@@ -81,226 +273,3 @@ def _draw(tree: Any, seed: int) -> Any:
         return drawn[id(tensor)]
 
     return pytree.tree_map_only(torch.Tensor, draw, tree)
-
-
-@attrs.define(eq=False)
-class EachRewriteValidator:
-    """The hook of `validate="each"`: evaluates every match and its replacement on random tensors and compares them.
-
-    Exact rules must agree bit for bit, numeric ones to 1e-9 in float64. `checked` counts the rewrites that were
-    compared, `skipped` those that could not be (unknown types, weights without data, opaque calls), with the reason.
-    """
-
-    checked: int = 0
-    skipped: list[str] = attrs.field(factory=list)
-
-    def __call__(self, rule: Pattern, match: Match, program: Program) -> Callable[[Replacements], None]:
-        """Remember the matched region before it is rewritten; the returned function compares."""
-        before = _Snapshot(match.ops or [match.root])
-        existing = set(program.graph.operations())
-
-        def compare(replacements: Replacements) -> None:
-            reason = self._compare(rule, match, program, before, replacements, existing)
-            if reason is None:
-                self.checked += 1
-            else:
-                self.skipped.append(f"{rule.name} at {match.root.location.where}: {reason}")
-
-        return compare
-
-    def _compare(
-        self,
-        rule: Pattern,
-        match: Match,
-        program: Program,
-        before: _Snapshot,
-        replacements: Replacements,
-        existing: set[Operation],
-    ) -> str | None:
-        pairs = [(old, new) for old, new in replacements if old in before.results]
-        if not pairs:
-            return "it replaced no value"
-        new_ops = _created_behind([new for _, new in pairs], existing)
-        leaves = _leaves_of(before.ops_operands(), before.results) | _leaves_of(
-            [v for op in new_ops for v in op.operand_values], {r for op in new_ops for r in op.results}
-        )
-        leaves |= {new for _, new in pairs if new.defining_op not in new_ops}
-        widened = _common_leaves(leaves)
-        if widened is None:
-            return "its region could not be cut out"
-        boundary, shared = widened
-        old_graph, new_graph = Graph(), Graph()
-        names = {}
-        for graph in (old_graph, new_graph):
-            names[graph] = {value: graph.add_input(value.type, f"v{i}") for i, value in enumerate(boundary)}
-            for op in shared:
-                copy_into(op, graph, names[graph])
-        before.copy_into(old_graph, names[old_graph])
-        for op in new_ops:
-            copy_into(op, new_graph, names[new_graph])
-        old_graph.set_outputs([names[old_graph][before.results[old]] for old, _ in pairs])
-        new_graph.set_outputs([names[new_graph][new] for _, new in pairs])
-        return _run_both(rule, match, program, boundary, old_graph, new_graph)
-
-
-class _Snapshot:
-    """A copy of operations whose originals may be erased: their operands are kept as they were."""
-
-    def __init__(self, ops: Sequence[Operation]) -> None:
-        self.copies: list[Operation] = []
-        self.results: dict[Value, Value] = {}
-        for op in ops:
-            copy = copy_operation(op, op.operands)
-            # the copy must not count as a user
-            for value in op.operand_values:
-                value._drop_use(copy)
-            self.copies.append(copy)
-            self.results.update(zip(op.results, copy.results, strict=True))
-
-    def ops_operands(self) -> list[Value]:
-        return [value for copy in self.copies for value in copy.operand_values]
-
-    def copy_into(self, graph: Graph, mapping: dict[Value, Value]) -> None:
-        for copy in self.copies:
-            copy_into(copy, graph, mapping)
-            for old, mine in self.results.items():
-                if mine in mapping:
-                    mapping[old] = mapping[mine]
-
-
-def _created_behind(values: Sequence[Value], existing: set[Operation]) -> list[Operation]:
-    """Return the operations that are new and that `values` depend on, operands first."""
-    order: dict[Operation, None] = {}
-    stack = [(op, False) for v in reversed(values) if (op := v.defining_op) is not None]
-    while stack:
-        op, expanded = stack.pop()
-        if op in order or op in existing:
-            continue
-        if expanded:
-            order[op] = None
-            continue
-        stack.append((op, True))
-        stack.extend((d, False) for v in op.operand_values if (d := v.defining_op) is not None)
-    return list(order)
-
-
-def _leaves_of(operands: Sequence[Value], inner: Any) -> set[Value]:
-    return {value for value in operands if value not in inner}
-
-
-def _common_leaves(leaves: set[Value]) -> tuple[list[Value], list[Operation]] | None:
-    """Widen the region backwards until no leaf depends on another one.
-
-    Returns:
-        The leaves in a fixed order, and the operations between them and the region, in graph order.
-    """
-    shared: dict[Operation, None] = {}
-    current = set(leaves)
-    for leaf in sorted(leaves, key=_order_key, reverse=True):
-        # walk back from the leaf: does it reach another leaf within a few operations?
-        seen: set[Operation] = set()
-        stack = [leaf]
-        reached = False
-        inside: list[Operation] = []
-        while stack and len(seen) < _MAX_WIDENING:
-            op = stack.pop().defining_op
-            if op is None or op in seen:
-                continue
-            seen.add(op)
-            inside.append(op)
-            for value in op.operand_values:
-                if value in leaves and value is not leaf:
-                    reached = True
-                else:
-                    stack.append(value)
-        if not reached:
-            continue
-        if stack:
-            return None
-        # only layout and other pure operations may be run twice
-        if not all(op.is_pure for op in inside):
-            return None
-        current.discard(leaf)
-        for op in inside:
-            shared[op] = None
-            current.update(v for v in op.operand_values if v.defining_op is None)
-    defined = {r for op in shared for r in op.results}
-    boundary = sorted(current - defined, key=_order_key)
-    ordered = sorted(shared, key=_op_key)
-    return boundary, ordered
-
-
-def _op_key(op: Operation) -> int:
-    assert op.graph is not None
-    op.graph._ensure_order()
-    return op._order
-
-
-def _order_key(value: Value) -> tuple[int, int, int, str]:
-    op = value.defining_op
-    if op is not None and op.graph is not None:
-        return 2, _op_key(op), value.index, ""
-    return (1 if value.is_input else 0), 0, value.index, value.name
-
-
-def _run_both(
-    rule: Pattern, match: Match, program: Program, boundary: Sequence[Value], old: Graph, new: Graph
-) -> str | None:
-    for graph in (old, new):
-        for op in graph.operations():
-            if op.opdef.has(Trait.OPAQUE):
-                return f"it contains {op.name}"
-    symbols = _choose_symbols(program, boundary)
-    double = not rule.exact
-    tensors: list[torch.Tensor] = []
-    generator = torch.Generator().manual_seed(len(boundary))
-    for value in boundary:
-        tensor = _random_tensor(value, symbols, generator)
-        if isinstance(tensor, str):
-            return tensor
-        tensors.append(tensor.double() if double and tensor.is_floating_point() else tensor)
-    results = []
-    for graph in (old, new):
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            results.append(evaluate_graph(graph, [t.clone() for t in tensors], {}, symbols, opaques=program.opaques))
-    for before, after in zip(*results, strict=True):
-        problem = tensor_difference(before, after, exact=rule.exact)
-        if problem is not None:
-            raise ValidationError(
-                f"{rule.name} changes the result: {problem}\n  equation: {rule.equation}",
-                location=match.root.location,
-                remedy="the rule is wrong for this match: its check must refuse it, or its rewrite be corrected",
-            )
-    return None
-
-
-def _choose_symbols(program: Program, boundary: Sequence[Value]) -> dict[sympy.Symbol, int]:
-    symbols: dict[sympy.Symbol, int] = {}
-    dims = [d for v in boundary if isinstance(v.type, TensorType) for d in v.type.shape or ()]
-    for i, symbol in enumerate(symbols_of([*dims, *program.symbols])):
-        bounds = program.symbols.get(symbol)
-        size = (2, 3, 5, 7)[i % 4]
-        if bounds is not None:
-            size = max(size, bounds.lower)
-            size = size if bounds.upper is None else min(size, bounds.upper)
-        symbols[symbol] = size
-    return symbols
-
-
-def _random_tensor(value: Value, symbols: Mapping[sympy.Symbol, int], generator: torch.Generator) -> torch.Tensor | str:
-    owner = value.owner
-    if isinstance(owner, Weight):
-        if owner.data is None or owner.data.is_meta:
-            return f"weight {owner.name!r} has no data"
-        return owner.data.detach()
-    type_ = value.type
-    if not isinstance(type_, TensorType) or not type_.is_known:
-        return f"the type {type_} of a value at its boundary is not known"
-    assert type_.shape is not None and type_.dtype is not None
-    sizes = [d if isinstance(d, int) else int(d.subs(symbols)) for d in type_.shape if d is not None]
-    if type_.dtype.is_floating_point or type_.dtype.is_complex:
-        return torch.randn(sizes, generator=generator).to(type_.dtype)
-    if type_.dtype == torch.bool:
-        return torch.randint(0, 2, sizes, generator=generator).bool()
-    return torch.randint(0, 2, sizes, generator=generator).to(type_.dtype)

@@ -23,6 +23,7 @@ from fuzz.ray_campaign import RayExecutor
 from fuzz.replay import replay_all
 from fuzz.sound import Target
 from fuzz.strategies.instances import expanded_pattern
+from fuzz.survey import kinds_named, survey, table_of, write_found
 from fuzz.targets import PASSES, RULES, VARIANTS, resolve
 from ir.errors import GraphwrightError, InputError
 
@@ -40,6 +41,7 @@ examples:
   graphwright-fuzz --rules ConvBNPattern,mine.rules:MyRule  two rules, one of your own
   graphwright-fuzz --passes all --time 2h --processes 4 --state campaign
   graphwright-fuzz --pipeline "canonicalize,fuse{patterns=ConvBNPattern}" --examples 5000
+  graphwright-fuzz kinds --kind "hidden state"              modules of one kind, and what becomes of them
   graphwright-fuzz replay                                   the corpus of what was found before
   graphwright-fuzz determinism --examples 500               two processes must write the same bytes
 """
@@ -57,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _replay(options.files, console)
         if options.command == "determinism":
             return _determinism(options, console)
+        if options.command == "kinds":
+            return _kinds(options, console)
         return _search(options, console)
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -73,7 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "command", nargs="?", choices=("search", "replay", "determinism"), default="search", help="search by default"
+        "command",
+        nargs="?",
+        choices=("search", "replay", "determinism", "kinds"),
+        default="search",
+        help="search by default",
     )
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="for replay: files, all by default")
     what = parser.add_argument_group("what is tried")
@@ -83,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--inflated", action="store_true", help="passes also on programs with rules applied in reverse")
     what.add_argument("--reordered", action="store_true", help="passes also with their rules in other orders")
     what.add_argument("--modules", action="store_true", help="passes also on whole modules, through both captures")
+    what.add_argument(
+        "--kind", metavar="NAME", action="append", default=[], help="for kinds: modules of this kind or family alone"
+    )
     effort = parser.add_argument_group("how long")
     effort.add_argument("--examples", type=int, metavar="N", help="programs for each target (1000 without --time)")
     effort.add_argument("--time", metavar="T", help="90s, 15m, 2h: of wall time")
@@ -274,6 +285,23 @@ def _determinism(options: argparse.Namespace, console: Console) -> int:
         return 1
     console.print(f"two processes write the same of {count} programs: text, passes, reports and code")
     return 0
+
+
+def _kinds(options: argparse.Namespace, console: Console) -> int:
+    count, folder = 300 if options.examples is None else options.examples, options.state
+    if count < 1:
+        raise InputError(f"--examples {count} is less than 1")
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder} is no folder: {error}", remedy="name another one") from error
+    target = resolve("standard")
+    rows = survey(target, kinds_named(options.kind), examples=count, seed=options.seed, seconds=_seconds(options.time))
+    console.print(table_of(rows))
+    if folder is not None:
+        write_found(rows, target, folder)
+    return 1 if any(row.wrong for row in rows) else 0
 
 
 def _replay(files: Sequence[Path], console: Console) -> int:

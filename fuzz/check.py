@@ -71,6 +71,8 @@ class Outcome:
     """Whether the program is another one."""
     operators: tuple[str, ...] = ()
     """The operators of a module's programs; empty for a program, whose operators are known."""
+    fates: Counter[tuple[str, str]] = attrs.field(factory=Counter)
+    """(kind, what became of it) of a module, over its captures; see `fuzz.module_check`."""
 
 
 @attrs.frozen

@@ -59,14 +59,22 @@ class Counterexample:
 
 
 class UnsoundError(GraphwrightError, AssertionError):
-    """A rule or pass changes what programs mean, or a rule never fires.
+    """A rule or pass changes what programs mean, or a rule never fires, or on no canonical program.
 
     Attributes:
         counterexample: the smallest one that was found; None where a rule never fired.
         seen: what the run saw, where a rule never fired.
     """
 
-    def __init__(self, counterexample: Counterexample | None, message: str = "", seen: Any = None) -> None:
+    def __init__(
+        self,
+        counterexample: Counterexample | None,
+        message: str = "",
+        seen: Any = None,
+        *,
+        details: str = "",
+        remedy: str = "relax its conditions, or pass programs on which it fires: `on=` a strategy for them",
+    ) -> None:
         self.counterexample = counterexample
         self.seen = seen
         if counterexample is not None:
@@ -75,9 +83,7 @@ class UnsoundError(GraphwrightError, AssertionError):
         reasons = [f"{rule}: {reason} ({count} times)" for (rule, reason), count in seen.refused.most_common(5)]
         if reasons:
             message += "; it was refused: " + "; ".join(reasons)
-        super().__init__(
-            message, remedy="relax its conditions, or pass programs on which it fires: `on=` a strategy for them"
-        )
+        super().__init__(message + details, remedy=remedy)
 
 
 def explain(

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from fuzz.sound import Soundness
+from fuzz.soundness import Soundness
 
 _REASONS = 200
 """How many reasons are kept for one target; places and types in them make them many."""

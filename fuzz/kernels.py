@@ -10,10 +10,11 @@ from ir.types import TensorType
 def ends_the_process(program: Program) -> bool:
     """Return whether a convolution of a program may end the process on the CPU, whatever the rule does.
 
-    It is a segmentation fault of `conv2d` in channels_last, for a map and a kernel that are 1 wide, with padding, a
-    stride and a dilation of more than 1 along the width, and a bias. Layouts are not asked: cases run in several.
+    It is a segmentation fault of `conv2d` in channels_last, and of `conv1d`, which calls it, for a map and a kernel
+    that are 1 wide, with padding, a stride and a dilation of more than 1 along the width, and a bias. Layouts are not
+    asked: cases run in several.
     """
-    return any(op.name == "aten.conv2d" and _may_fault(op) for op in program.graph.operations())
+    return any(op.name in ("aten.conv1d", "aten.conv2d") and _may_fault(op) for op in program.graph.operations())
 
 
 def _may_fault(op: Operation) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from compiler.difference import tensor_difference
-from fuzz.observation import seeded
+from compiler.observation import seeded
 from ir.attributes import iter_leaves
 from ir.core import Graph, Operation, Value
 from ir.errors import EvaluationError, PatternError

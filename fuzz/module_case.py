@@ -6,9 +6,12 @@ import hashlib
 import inspect
 import linecache
 import sys
+import tempfile
 import textwrap
 import types
 import warnings
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -18,6 +21,7 @@ from torch import nn
 HEADER = "import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"
 
 WAYS = ("export", "fx")
+"""The captures that a module is taken through."""
 
 SPECIAL = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0)
 """What an input of special values has among ordinary ones."""
@@ -78,7 +82,10 @@ class ModuleCase:
     dynamic: tuple[tuple[str, int], ...] = ()
     """(name of an argument, dimension): sizes that `torch.export` may leave open."""
     ways: tuple[str, ...] = WAYS
-    """The captures: "export" (`torch.export`), "fx" (`torch.fx.symbolic_trace`)."""
+    """The captures: "export" (the module itself), "fx" (what `torch.fx.symbolic_trace` makes of it), "exported" (its
+    `ExportedProgram`), "decomposed" (that after `run_decompositions`)."""
+    kind: str = ""
+    """What it has of Python around its graph, as `family: variant` (`fuzz.module_kinds`); it says what is wanted."""
 
     @property
     def source(self) -> str:
@@ -129,6 +136,11 @@ class ModuleCase:
             module.get_submodule(path).train(mode)
         return module
 
+    def renew(self) -> None:
+        """Forget what a module of source text keeps outside of itself: the next one that is built starts anew."""
+        if isinstance(self.module, str):
+            _forget(_name(self.module))
+
     @property
     def program(self) -> str:
         """The text that tells cases apart."""
@@ -154,12 +166,13 @@ def _fields(spec: InputSpec) -> str:
 
 
 def load(source: str) -> types.ModuleType:
-    """Return the Python module that a text is; tracebacks, `inspect` and pickle find it."""
-    name = f"fuzz_module_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    """Return the Python module that a text is, in a file that tracebacks, `inspect`, errors and pickle find."""
+    name = _name(source)
     if name in sys.modules:
         return sys.modules[name]
-    filename = f"<{name}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    path = Path(_folder().name) / f"{name}.py"
+    path.write_text(source, encoding="utf-8")
+    filename = str(path)
     module = types.ModuleType(name)
     module.__file__ = filename
     exec(compile(source, filename, "exec"), module.__dict__)
@@ -170,8 +183,24 @@ def load(source: str) -> types.ModuleType:
 def forget_loaded() -> None:
     """Forget the modules that `load` made: a campaign draws many."""
     for name in [name for name in sys.modules if name.startswith("fuzz_module_")]:
-        linecache.cache.pop(f"<{name}>", None)
-        del sys.modules[name]
+        _forget(name)
+
+
+def _forget(name: str) -> None:
+    sys.modules.pop(name, None)
+    path = Path(_folder().name) / f"{name}.py"
+    linecache.cache.pop(str(path), None)
+    path.unlink(missing_ok=True)
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Return the folder of this process's modules, which ends with the process."""
+    return tempfile.TemporaryDirectory(prefix="fuzz_modules_")
+
+
+def _name(source: str) -> str:
+    return f"fuzz_module_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
 def randomize(module: nn.Module, seed: int) -> None:

@@ -6,27 +6,36 @@ import copy
 import io
 import re
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import redirect_stderr, suppress
 from typing import Any, ClassVar
 
 import attrs
 import torch
 from torch import fx, nn
+from torch.export import ExportedProgram
 from torch.fx.passes.shape_prop import ShapeProp
 
 from compiler.driver import TransformResult, transform
+from compiler.observation import foreign_seeded, foreign_state, seeded
+from compiler.parameter_map import ParameterMap
 from fuzz.check import Finding, Outcome, Properties, Unusable, check_text
+from fuzz.emission import check_emission
 from fuzz.module_case import ModuleCase
 from fuzz.module_hold import Arguments, Comparison
-from fuzz.module_observation import cast_tree, observe_module, snapshot
-from fuzz.observation import quiet, seeded
-from ir.errors import GraphwrightError
+from fuzz.module_kinds import family_of
+from fuzz.module_observation import Reference, Seen, cast_tree, module_differences, observe_module, snapshot
+from fuzz.module_outside import globals_of, left_by_tracing
+from fuzz.observation import quiet
+from ir.errors import GraphwrightError, ValidationError
 from ir.printer import print_program
 from ir.program import Program
 from ir.types import TensorType
 from passes.driver import RewriteLog
 from passes.manager import Pass, PassContext, PassManager
 
+EQUAL, SOME_REFUSED, REFUSED, NOT_TRACED = "equal", "equal, some calls refused", "refused", "not traced by PyTorch"
+"""What becomes of a module, beside a `Finding`."""
 SELDOM = 8
 """One of this many cases, by its seed, is also exported again, pickled, loaded with other weights and made twice."""
 OTHER_SIZES = (1, 3, 5)
@@ -53,10 +62,12 @@ class Watch(Pass):
 def check_module(pass_: Pass, case: ModuleCase, properties: Properties) -> Outcome:
     """Transform a module through both captures, and hold each result to it.
 
-    Compared are two calls, one with gradients, one after a step of training, and one in the other mode: structure,
-    values, dtypes, shapes, strides, shared memory, inputs and state afterwards, random numbers; the text form; where
-    sizes are open, other sizes. The user's module and the random state must be as they were. Modules in float32 and
-    float64 are compared in float64; others may be twice as far from float64 as the original is.
+    Compared are calls: two with gradients on, two with them off, one that takes gradients, one after a step of
+    training, one in the other mode and one after the way back, and, where the module asks for it, calls under
+    autocast, in inference mode, of inputs with other strides: structure, values, dtypes, shapes, strides, shared
+    memory, inputs and state afterwards, random numbers, effects outside; the text form; the checkpoint; where sizes are
+    open, other sizes. The user's module, what it reaches, and the states of random numbers must be as they were.
+    Modules in float32 and float64 are compared in float64; others may be twice as far from float64 as the original is.
 
     Args:
         pass_: what is applied to the program of the module.
@@ -64,7 +75,8 @@ def check_module(pass_: Pass, case: ModuleCase, properties: Properties) -> Outco
         properties: what must hold; `exact` and `idempotent` do not apply to modules.
 
     Returns:
-        What the pass did, in all captures together, and what the compiler refused before, as of the rule "transform".
+        What the pass did, in all captures together, what the compiler refused before, as of the rule "transform", and
+        what became of its kind in each capture.
 
     Raises:
         Finding: when a property does not hold.
@@ -73,8 +85,9 @@ def check_module(pass_: Pass, case: ModuleCase, properties: Properties) -> Outco
     if not properties.modes and (case.training or case.modes):
         raise Unusable
     outcome = Outcome(Counter(), Counter(), Counter(), changed=False)
-    with quiet(), seeded(0):
+    with quiet(), seeded(0), foreign_seeded(0):
         for way in case.ways:
+            case.renew()
             try:
                 done = _Way(way, pass_, case, properties).check()
             except Finding as finding:
@@ -85,6 +98,7 @@ def check_module(pass_: Pass, case: ModuleCase, properties: Properties) -> Outco
                 refused=outcome.refused + done.refused,
                 variants=outcome.variants + done.variants,
                 changed=outcome.changed or done.changed,
+                fates=outcome.fates + done.fates,
                 operators=tuple(sorted({*outcome.operators, *done.operators})),
             )
     return outcome
@@ -118,19 +132,48 @@ class _Way:
 
     def check(self) -> Outcome:
         """Transform the module and compare; raise a `Finding` where something differs."""
-        model = self._original()
-        if model is None:
-            return self._outcome("torch.fx does not trace it")
-        result = self._transformed(model)
+        # nothing runs the module before: what it keeps outside of itself is to be filled by the compiler
+        model = self.case.build().to(self.dtype)
+        given = self._given(copy.deepcopy(model) if self.way == "fx" else model)
+        if given is None:
+            self._run_original()
+            return self._outcome(
+                f"{'torch.fx' if self.way == 'fx' else 'torch.export'} does not take it", fate=NOT_TRACED
+            )
+        result = self._transformed(given, model)
+        self._run_original()
         if isinstance(result, str):
             return self._outcome(result)
+        if isinstance(given, ExportedProgram):
+            self.case.renew()  # torch.export itself leaves fake tensors in caches
+            model = self.case.build().to(self.dtype)
+        elif self.way == "fx":
+            model = given
         mixed = _ROUNDS_ON_ITS_WAY.search(self.case.source) is not None
-        comparison = Comparison(model, result, self.arguments, self.properties, double=self.wide, mixed=mixed)
-        comparison.hold_calls()
+        comparison = Comparison(
+            model,
+            result,
+            self.arguments,
+            self.properties,
+            double=self.wide,
+            mixed=mixed,
+            guarded=family_of(self.case.kind).guarded,
+            witness=given.module() if isinstance(given, ExportedProgram) else None,
+        )
+        try:
+            comparison.hold_ordinary_calls()
+        except Unusable:
+            if comparison.witness is None:
+                raise
+            return self._outcome("torch.export makes another module of it", fate=NOT_TRACED)
+        comparison.hold_checkpoint()
+        if comparison.witness is None:
+            comparison.hold_calls()
+            comparison.hold_in_other_surroundings(self.case.source)
         if self.properties.modes:
             comparison.hold_in_the_other_mode()
         if self.properties.text:
-            check_text(result.program, print_program(result.program))
+            self._hold_text(result)
         if self.way == "export":
             self._hold_at_other_sizes(comparison)
             if self.case.seed % SELDOM == 0:
@@ -138,16 +181,17 @@ class _Way:
                 comparison.hold_saved()
                 comparison.hold_with_other_weights(self.case.seed + 1)
                 comparison.hold_exported()
-        return self._outcome(None, result)
+        return self._outcome(None, result, SOME_REFUSED if comparison.refused else EQUAL)
 
-    def _outcome(self, refusal: str | None, result: TransformResult | None = None) -> Outcome:
+    def _outcome(self, refusal: str | None, result: TransformResult | None = None, fate: str = REFUSED) -> Outcome:
         log = self.watch.logs[0] if self.watch.logs else RewriteLog()
         fired = Counter({name: count for name, count in log.counts.items() if not name.endswith(" refused")})
         refused = Counter((remark.rule, remark.message) for remark in log.remarks)
         if refusal is not None:
             refused["transform", f"{self.way}: {refusal}"] += 1
         changed = result is not None and print_program(result.program) != self.watch.before[0]
-        return Outcome(fired, refused, log.variants, changed, tuple(self.watch.operators))
+        fates = Counter({(self.case.kind, fate): 1})
+        return Outcome(fired, refused, log.variants, changed, tuple(self.watch.operators), fates)
 
     # ---- the original ----
 
@@ -155,45 +199,99 @@ class _Way:
         args, kwargs = cast_tree(self.case.arguments(sizes), self.dtype)
         return args, kwargs
 
-    def _original(self) -> nn.Module | None:
-        """Return the module that is to be transformed: as it is, or traced with torch.fx (None where that fails)."""
-        model = self.case.build().to(self.dtype)
+    def _run_original(self) -> None:
+        """Run the module, on state of its own.
+
+        Raises:
+            Unusable: when it does not run.
+        """
+        self.case.renew()
         try:
-            observe_module(copy.deepcopy(model), *self.arguments, gradients=self.properties.gradients)
+            observe_module(self.case.build().to(self.dtype), *self.arguments, gradients=self.properties.gradients)
         except Exception as error:
             raise Unusable from error
+
+    def _given(self, model: nn.Module) -> nn.Module | ExportedProgram | None:
+        """Return what the compiler is given: the module, or what a tracer makes of it; None where that fails."""
         if self.way == "export":
             return model
+        # the tracers cannot follow all modules, and say so in many ways
+        if self.way == "fx":
+            try:
+                return fx.symbolic_trace(model)  # which runs what is written to buffers
+            except Exception:  # noqa: BLE001
+                return None
+        args, kwargs = copy.deepcopy(self.arguments)
         try:
-            return fx.symbolic_trace(copy.deepcopy(model))  # tracing runs what is written to buffers
-        except Exception:  # noqa: BLE001 - the tracer cannot follow it, and says so in many ways
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=self.case.dynamic_shapes)
+            return program.run_decompositions() if self.way == "decomposed" else program
+        except Exception:  # noqa: BLE001
             return None
 
     # ---- the result ----
 
-    def _transformed(self, model: nn.Module) -> TransformResult | str:
+    def _transformed(self, given: nn.Module | ExportedProgram, model: nn.Module) -> TransformResult | str:
         """Return the result, or why the compiler does not take the module."""
-        given: tuple[Any, ...] = ()
+        arguments: tuple[Any, ...] = ()
         options: dict[str, Any] = {}
         if self.way == "export":
-            given = copy.deepcopy(self.arguments)
+            arguments = copy.deepcopy(self.arguments)
             options["dynamic_shapes"] = self.case.dynamic_shapes
-        elif self.case.seed % 4:  # else types are unknown
-            _note_shapes(model, self.arguments)
-        before, random = snapshot(model), torch.random.get_rng_state()
+        elif isinstance(given, fx.GraphModule) and self.case.seed % 4:  # else types are unknown
+            _note_shapes(given, self.arguments)
+        watched = given if isinstance(given, nn.Module) else model
+        before, randomness = snapshot(watched), (torch.random.get_rng_state(), foreign_state())
+        result: TransformResult | str
         try:
-            result = transform(model, *given, pipeline=self.manager, **options)
+            result = transform(given, *arguments, pipeline=self.manager, **options)
+        except ValidationError as error:
+            result = _reason(error)
+            if _is_taken(given, *copy.deepcopy(arguments), **options):  # so the pass did it: here it is told how
+                result = transform(given, *arguments, pipeline=self.manager, check=False, **options)
         except GraphwrightError as error:
             if self.watch.before:
                 raise Finding("no error", f"{type(error).__name__}: {error}") from error
-            return f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+            result = _reason(error)
         except Exception as error:
+            self._run_original()
             raise Finding("no error", f"{type(error).__name__}: {error}") from error
-        if snapshot(model) != before:
+        if snapshot(watched) != before:
             raise Finding("the module is left alone", "it was changed")
-        if not torch.equal(random, torch.random.get_rng_state()):
+        if not torch.equal(randomness[0], torch.random.get_rng_state()) or foreign_state() != randomness[1]:
             raise Finding("random numbers", "transform drew some")
+        if self.way == "export":
+            self._hold_original(model)
         return result
+
+    def _hold_original(self, model: nn.Module) -> None:
+        """Hold the user's module to giving what it gave, and what it reaches to being free of what tracing makes."""
+        left = left_by_tracing(model, globals_of(model))
+        if left:
+            raise Finding("the user's objects", f"tracing left {', '.join(left)} in what the module reaches")
+        try:
+            after = observe_module(copy.deepcopy(model), *self.arguments, surroundings=torch.enable_grad)
+        except Exception as error:
+            self._run_original()
+            raise Finding("the user's objects", f"the original raises after it: {error}") from error
+        if not isinstance(self.case.module, str):
+            return  # what its file keeps cannot be made anew
+        self.case.renew()
+        try:
+            fresh = self.case.build().to(self.dtype)
+            usual = [
+                observe_module(copy.deepcopy(fresh), *self.arguments, surroundings=torch.enable_grad) for _ in range(2)
+            ]
+        except Exception as error:
+            raise Unusable from error
+        if any(_unlike(*usual)):
+            return  # it keeps something outside of itself, and gives another result each time
+        for property_, message in _unlike(usual[0], after):
+            raise Finding("the user's objects", f"the original is another one after it: {property_}: {message}")
+
+    def _hold_text(self, result: TransformResult) -> None:
+        """Hold the text form to parsing, and what is parsed to becoming the same module."""
+        parsed = check_text(result.program, print_program(result.program))
+        check_emission(result.program, parsed, result.model)
 
     def _hold_at_other_sizes(self, comparison: Comparison) -> None:
         """Compare at other sizes, where the compiler left a size open; it may refuse one by an error of ours."""
@@ -220,6 +318,23 @@ def _note_shapes(model: nn.Module, arguments: Arguments) -> None:
     found = {node.name: node.meta for node in twin.graph.nodes}  # without the nodes that nothing uses
     for node in model.graph.nodes:
         node.meta = found.get(node.name, node.meta)
+
+
+def _reason(error: GraphwrightError) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+
+
+def _is_taken(*arguments: Any, **options: Any) -> bool:
+    """Return whether the compiler takes a module when no pass is applied."""
+    try:
+        transform(*arguments, pipeline=PassManager(()), **options)
+    except GraphwrightError:
+        return False
+    return True
+
+
+def _unlike(a: Seen, b: Seen) -> Iterator[tuple[str, str]]:
+    return module_differences(a, b, ParameterMap({}), Reference())
 
 
 def _is_open(result: TransformResult, case: ModuleCase, name: str, dim: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import attrs
@@ -14,10 +14,13 @@ from torch import nn
 
 from compiler.difference import tensor_difference
 from compiler.driver import TransformResult
+from compiler.parameter_map import ParameterMap
+from compiler.unit_strides import OtherUnitStrides
 from fuzz.check import Finding, Properties, Unusable
-from fuzz.definite import OtherUnitStrides
+from fuzz.layouts import channels_last, transposed
 from fuzz.module_case import randomize
 from fuzz.module_observation import Reference, Seen, cast_tree, is_computed, module_differences, observe_module
+from fuzz.module_outside import globals_of
 from fuzz.rounding import Rounding
 from ir.errors import GraphwrightError, InputError
 
@@ -51,10 +54,52 @@ class Comparison:
     """Whether the module is in float64."""
     mixed: bool = False
     """Whether it rounds to another precision on its way."""
+    guarded: bool = False
+    """Whether the result may refuse, by an InputError, a call in other surroundings than those of the example."""
+    witness: nn.Module | None = None
+    """What the result was made of, where that is not the module itself: where it shows the ordinary calls otherwise,
+    nothing is compared."""
+    refused: list[str] = attrs.field(factory=list)
+    """The runs that the result refused."""
+
+    def hold_ordinary_calls(self) -> None:
+        """Compare two calls in a row as users write them: gradients are on, and no input requires one.
+
+        Raises:
+            Unusable: also where the witness is another module than the original.
+        """
+        outside = globals_of(self.model)
+
+        def run(module: nn.Module, arguments: Arguments) -> Runs:
+            first = observe_module(module, *arguments, surroundings=torch.enable_grad)
+            # the first call may fill a cache
+            return {
+                "call 1": first,
+                "call 2": observe_module(module, *arguments, surroundings=torch.enable_grad, outside=outside),
+            }
+
+        if self.witness is not None and self._is_unlike_the_witness(run):
+            raise Unusable
+        self.hold("in an ordinary call", run)
 
     def hold_calls(self) -> None:
-        """Compare two calls in a row, one with gradients, and one after a step of training."""
-        self.hold("", self.run)
+        """Compare two calls in a row without gradients, one with them, and one after a step of training."""
+        self.hold("", self.run, may_refuse=self.guarded)
+
+    def hold_in_other_surroundings(self, source: str) -> None:
+        """Compare calls under what the source asks for: autocast, inference mode, strides, the order of keywords."""
+        if "is_autocast" in source:
+            self.hold("under autocast", _under(_autocast), may_refuse=self.guarded)
+        if "is_inference" in source:
+            self.hold("in inference mode", _under(torch.inference_mode), may_refuse=self.guarded)
+        args, kwargs = self.arguments
+        if "is_contiguous(" in source or ".stride(" in source:
+            for name, change in (("channels_last", channels_last), ("transposed", transposed), ("contiguous", _packed)):
+                given = tuple(map(change, args)), {key: change(value) for key, value in kwargs.items()}
+                self.hold(f"of {name} inputs", _under(torch.enable_grad), arguments=given, may_refuse=self.guarded)
+        if len(kwargs) > 1:
+            given = args, dict(reversed(kwargs.items()))
+            self.hold("keywords in reverse", _under(torch.enable_grad), arguments=given, may_refuse=self.guarded)
 
     def run(self, model: nn.Module, arguments: Arguments) -> Runs:
         """Observe two calls in a row, one with gradients, and one after a step of training."""
@@ -72,11 +117,21 @@ class Comparison:
         return runs
 
     def hold_in_the_other_mode(self) -> None:
-        """Compare a call after `train()` or `eval()`, where the result has both modes."""
+        """Compare a call after `train()` or `eval()`, and one after the way back; the result may refuse to switch."""
         mode = not self.model.training
-        if self.result.model._mode_locked is None:
-            with suppress(Unusable):  # batch norm wants more than one value per channel in training
-                self.hold(f"in {'training' if mode else 'eval'} mode", lambda m, a: _once(m.train(mode), a))
+        name = "training" if mode else "eval"
+
+        def there(module: nn.Module, arguments: Arguments) -> Runs:
+            return _once(module.train() if mode else module.eval(), arguments)
+
+        def back(module: nn.Module, arguments: Arguments) -> Runs:
+            module = module.train() if mode else module.eval()
+            return _once(module.eval() if mode else module.train(), arguments)
+
+        with suppress(Unusable):  # batch norm wants more than one value per channel in training
+            self.hold(f"in {name} mode", there, may_refuse=True)
+        with suppress(Unusable):
+            self.hold(f"in {name} mode and back", back, may_refuse=True)
 
     def hold_at(self, arguments: Arguments) -> None:
         """Compare a call with other arguments; the result may refuse them by an InputError."""
@@ -85,7 +140,18 @@ class Comparison:
         def run(module: nn.Module, arguments: Arguments) -> Runs:
             return {"": observe_module(module, *arguments, gradients=self.properties.gradients)}
 
-        self.hold(f"at {shapes}", run, arguments=arguments)
+        self.hold(f"at {shapes}", run, arguments=arguments, may_refuse=True)
+
+    def hold_checkpoint(self) -> None:
+        """Hold the tensors that both have under one key and of one shape to being equal: a checkpoint loads either."""
+        original = self.model.state_dict()
+        for key, value in self.result.model.state_dict().items():
+            other = original.get(key)
+            if not isinstance(other, torch.Tensor) or other.shape != value.shape:
+                continue  # loading a checkpoint reports it
+            problem = tensor_difference(other, value, exact=True)
+            if problem is not None:
+                raise Finding("checkpoint", f"{key} is not what the original has under this key: {problem}")
 
     def hold_saved(self) -> None:
         """Compare a call of the result when it was saved and loaded."""
@@ -98,6 +164,10 @@ class Comparison:
         """Compare a call with other weights, which come to the result through the parameter map."""
         other, emitted = copy.deepcopy(self.model), copy.deepcopy(self.result.model)
         randomize(other, seed)
+        kept = dict(self.model.named_buffers())
+        for name, buffer in other.named_buffers():
+            if name not in other.state_dict():  # no checkpoint carries it
+                buffer.data.copy_(kept[name])
         try:
             emitted.load_state_dict(self.result.parameter_map.convert(other.state_dict()))
         except (GraphwrightError, RuntimeError) as error:
@@ -112,8 +182,8 @@ class Comparison:
             if not self._original_exports():
                 return
             raise Finding("export", f"the emitted module: {type(error).__name__}: {error}") from error
-        emitted = observe_module(copy.deepcopy(self.result.model), *self.arguments)
-        exported = observe_module(program.module(), *self.arguments)
+        emitted = observe_module(copy.deepcopy(self.result.model), *self.arguments, surroundings=torch.enable_grad)
+        exported = observe_module(program.module(), *self.arguments, surroundings=torch.enable_grad)
         for i, (x, y) in enumerate(zip(emitted.results, exported.results, strict=True)):
             problem = tensor_difference(x, y, exact=False)
             if problem is not None:
@@ -135,13 +205,15 @@ class Comparison:
         arguments: Arguments | None = None,
         model: nn.Module | None = None,
         emitted: nn.Module | None = None,
+        may_refuse: bool = False,
     ) -> None:
         """Run the module and the result, and raise a `Finding` where they differ.
 
         Args:
             what: which run it is.
             run: is given a copy of a module.
-            arguments: others than usual; the result may refuse them by an InputError, which ends the comparison.
+            arguments: others than usual.
+            may_refuse: whether the result may refuse the run by an InputError, which ends the comparison.
             model: takes the place of the module.
             emitted: takes the place of the result's module.
         """
@@ -155,7 +227,8 @@ class Comparison:
         try:
             after = run(copy.deepcopy(emitted), given)
         except Exception as error:
-            if arguments is not None and isinstance(error, InputError):
+            if may_refuse and isinstance(error, InputError):
+                self.refused.append(what)
                 return
             raise Finding("it still runs", f"{what}: {type(error).__name__}: {error}".removeprefix(": ")) from error
         for label, seen in before.items():
@@ -169,6 +242,19 @@ class Comparison:
                     continue
                 place = ", ".join(filter(None, (what, label)))
                 raise Finding(property_, f"{place}: {message}")
+
+    def _is_unlike_the_witness(self, run: Run) -> bool:
+        """Return whether what the result was made of is another module already."""
+        assert self.witness is not None
+        try:
+            before = run(copy.deepcopy(self.model), self.arguments)
+            shown = run(copy.deepcopy(self.witness), self.arguments)
+        except _NOT_OF_THE_MODULE:
+            return True
+        reference = Reference(double=self.double)
+        return any(
+            any(module_differences(seen, shown[label], ParameterMap({}), reference)) for label, seen in before.items()
+        )
 
     def _reference(self, run: Run, label: str, model: nn.Module, arguments: Arguments) -> Reference:
         other_dtype = torch.float32 if self.double else torch.float64
@@ -184,8 +270,20 @@ class Comparison:
         )
 
 
+def _autocast() -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def _packed(x: Any) -> Any:
+    return x.contiguous() if isinstance(x, torch.Tensor) else x
+
+
+def _under(surroundings: Callable[[], AbstractContextManager[Any]]) -> Run:
+    return lambda module, arguments: {"": observe_module(module, *arguments, surroundings=surroundings)}
+
+
 def _once(module: nn.Module, arguments: Arguments) -> Runs:
-    return {"": observe_module(module, *arguments)}
+    return {"": observe_module(module, *arguments, surroundings=torch.enable_grad)}
 
 
 def _strides_are_definite(model: nn.Module, arguments: Arguments) -> bool:

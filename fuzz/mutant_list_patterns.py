@@ -22,7 +22,7 @@ PATTERN_MUTANTS: tuple[Mutant, ...] = (
     ),
     _rule(
         "wrong axis",
-        "FlattenLinearToConv1x1Pattern: the first three dimensions are merged",
+        "FlattenLinearToConvPattern: the first three dimensions are merged",
         _CLASSIFIER + "_keeps_batch_first",
         "return _start_dim(flatten) == 1",
         "return True",

@@ -6,6 +6,7 @@ from fuzz.mutation import Mutant
 from fuzz.mutation import rule_mutant as _rule
 
 _SPELLING = "passes.canonicalize.spelling:"
+_LITERALS = "passes.literals:"
 _SPLIT = "passes.canonicalize.split:"
 
 
@@ -120,35 +121,35 @@ SPELLING_MUTANTS: tuple[Mutant, ...] = (
     _rule(
         "wrong axis",
         "CountDimsFromFront: one too far",
-        _SPELLING + "_dims_from_front",
+        _LITERALS + "dims_from_front",
         "return wrap(given, rank)",
         "return (given + 1) % rank if given < 0 and rank else wrap(given, rank)",
     ),
     _rule(
         "wrong axis",
         "CountDimsFromFront: stack has one dimension more",
-        _SPELLING + "_dims_from_front",
+        _LITERALS + "_rank",
         "rank += 1",
         "rank += 0",
     ),
     _rule(
         "wrong axis",
         "CountDimsFromFront: the first of several dimensions is lost",
-        _SPELLING + "_dims_from_front",
-        "return tuple(sorted(d for d in dims if d is not None))",
-        "return tuple(sorted(d for d in dims if d is not None)[-1:])",
+        _LITERALS + "dims_from_front",
+        "tuple(sorted(counted)",
+        "tuple(sorted(counted)[-1:]",
     ),
     _rule(
         "wrong axis",
         "SelectFromFront: one too far",
-        _SPELLING + "SelectFromFront.rewrite",
-        'm.root.attributes["index"] + size',
-        'max(m.root.attributes["index"] + size - 1, 0)',
+        _LITERALS + "index_from_front",
+        "index + size",
+        "max(index + size - 1, 0)",
     ),
     _rule(
         "wrong axis",
         "SelectFromFront: the size of the first dimension",
-        _SPELLING + "_selected_size",
+        _LITERALS + "index_from_front",
         "else shape[dim]",
         "else shape[0]",
     ),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 
-from compiler.difference import tensor_difference
+from compiler.difference import precision_floor, tensor_difference
+from compiler.observation import meaningful_strides, seeded
+from compiler.observation_differences import is_no_slope
 from fuzz.rounding import Rounding
 from ir.errors import EvaluationError
 from ir.evaluate import evaluate
@@ -79,18 +83,23 @@ def observe(
     return Observation(tuple(results), _sharing(inputs, weights, results), written, slopes, drawn)
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the random numbers of the CPU, and put the state back at the end.
+def foreign_state() -> tuple[Any, ...]:
+    """Return the states of the random numbers of Python and numpy."""
+    numpy: Any = np.random.get_state(legacy=True)
+    return random.getstate(), numpy[1].tobytes(), *numpy[2:]
 
-    As `torch.random.fork_rng` and `torch.manual_seed` do, at a hundredth of their cost: these seed all devices.
-    """
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
+
+@contextmanager
+def foreign_seeded(seed: int) -> Iterator[None]:
+    """Seed the random numbers of Python and numpy, and put the states back at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
     try:
         yield
     finally:
-        torch.default_generator.set_state(state)
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 _NO_SLOPE = 1e-12
@@ -242,11 +251,6 @@ def _pairs(
         yield name, before.get(name), after.get(name)
 
 
-def is_no_slope(slope: torch.Tensor | None) -> bool:
-    """Return whether a gradient is absent or zero throughout: what is overwritten has one or the other."""
-    return slope is None or not bool((slope != 0).any())
-
-
 def _is_noise(slope: torch.Tensor | None) -> bool:
     """Return whether a gradient that should be zero throughout is.
 
@@ -362,16 +366,6 @@ def rounding_limit(dtype: torch.dtype) -> float:
     that what rounding does to the original is all there is to go by.
     """
     return math.inf if dtype.itemsize < 4 else precision_floor(dtype)
-
-
-def precision_floor(dtype: torch.dtype) -> float:
-    """Return the relative difference that is allowed in any case: eight units in the last place, 1e-6 at least."""
-    return 1e-6 * max(1.0, torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
-
-
-def meaningful_strides(tensor: torch.Tensor) -> list[int]:
-    """Return the strides of the dimensions where they mean something."""
-    return [s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1] if tensor.numel() else []
 
 
 def coarsest_dtype(program: Program) -> torch.dtype:

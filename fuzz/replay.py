@@ -35,6 +35,11 @@ def replay(path: Path) -> None:
     refused = names.get("REFUSED")
     if refused is not None and not any(refused in reason for rule, reason in outcome.refused if rule == "transform"):
         raise Finding("it is refused", f"no refusal names {refused!r}: {dict(outcome.refused)}")
+    fates: Sequence[str] = names.get("FATES") or ()
+    for _, fate in outcome.fates:
+        if fates and fate not in fates:
+            reasons = [reason for rule, reason in outcome.refused if rule == "transform"]
+            raise Finding("what becomes of it", f"it is {fate}, not {' or '.join(fates)}: {'; '.join(reasons)}")
     fires = names.get("FIRES")
     if fires is not None and bool(outcome.changed) != fires:
         raise Finding("it fires" if fires else "it does not fire", f"rewrites: {dict(outcome.fired)}")

@@ -13,8 +13,7 @@ from ir.core import Graph
 from ir.errors import InferenceError
 from ir.fake import is_unknown
 from ir.program import Program
-from ir.types import Type, type_of_tensor
-from ir.verify import compatible
+from ir.types import Type, type_of_tensor, types_agree
 
 
 def retype(graph: Graph, types: Sequence[Type | None]) -> None:
@@ -60,6 +59,6 @@ def untrue_type(program: Program, typed: Program) -> str | None:
         typed: the same with the types that it has on these inputs.
     """
     for said, found in zip(program.values(), typed.values(), strict=True):
-        if not compatible(said.type, found.type):
+        if not types_agree(said.type, found.type):
             return f"{said!r} is {found.type}"
     return None

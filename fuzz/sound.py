@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -14,6 +13,7 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, FlakyStrategyDefinition, Unsatisfiable
 
+from fuzz.canonical import TRIED, fires_on_none, hold_canonical, meets_canonical
 from fuzz.case import Case
 from fuzz.check import Finding, Outcome, Properties, Unusable
 from fuzz.counterexample import Counterexample, UnsoundError, explain
@@ -22,6 +22,7 @@ from fuzz.module_case import ModuleCase, forget_loaded
 from fuzz.orders import ORDERS, InOrder
 from fuzz.reverse import Inflated
 from fuzz.rule_pass import ApplyRules, index_of
+from fuzz.soundness import Soundness
 from fuzz.strategies.erasure import with_erased_types
 from fuzz.strategies.instances import Instance, expanded_pattern, instances
 from fuzz.strategies.programs import input_tensors, programs
@@ -43,49 +44,6 @@ _ROUNDS, _EACH_ROUND = 10, 100
 """How often, and with how many programs each time, the search goes on for a rule that did not fire."""
 
 Subject = type[Pattern] | Pattern | Sequence[type[Pattern] | Pattern] | Pass
-
-
-@attrs.define(eq=False)
-class Soundness:
-    """What a run of `assert_sound` saw."""
-
-    examples: int = 0
-    """Programs that were checked."""
-    instances: int = 0
-    """Programs among them that were built to match."""
-    changed: int = 0
-    """Programs that the subject changed."""
-    fired: Counter[str] = attrs.field(factory=Counter)
-    """Rewrites by rule."""
-    refused: Counter[tuple[str, str]] = attrs.field(factory=Counter)
-    """Matches that were refused, by (rule, reason)."""
-    variants: Counter[tuple[str, int]] = attrs.field(factory=Counter)
-    """Rewrites by (rule, number of the alternative of its pattern)."""
-    operators: Counter[str] = attrs.field(factory=Counter)
-    """Programs that had an operator."""
-    changed_operators: Counter[str] = attrs.field(factory=Counter)
-    """Programs among them that were changed."""
-    never: tuple[str, ...] = ()
-    """The alternatives of the patterns that never fired."""
-
-    def merge(self, other: Soundness) -> None:
-        """Add what another search saw."""
-        for field in attrs.fields(Soundness):
-            if isinstance(getattr(self, field.name), Counter):
-                getattr(self, field.name).update(getattr(other, field.name))
-        self.examples += other.examples
-        self.instances += other.instances
-        self.changed += other.changed
-
-    def add(self, outcome: Outcome, operators: Iterable[str]) -> None:
-        """Count what happened to one program with these operators."""
-        self.operators.update(operators)
-        if outcome.changed:
-            self.changed_operators.update(operators)
-        self.changed += outcome.changed
-        self.fired += outcome.fired
-        self.refused += outcome.refused
-        self.variants += outcome.variants
 
 
 @attrs.frozen(eq=False)
@@ -159,7 +117,8 @@ def assert_sound(
     """Hold a rule, several, or a pass to meaning what they replace.
 
     A pattern is tried on programs that are built from it (`fuzz.instances`): those that it must match, and near misses
-    that differ in one point. A pass is tried on whole programs. Every change is compared with the original as
+    that differ in one point. Of a conversion or fusion, the canonical forms of some of them are tried as well, since
+    these are what it will meet. A pass is tried on whole programs. Every change is compared with the original as
     `Properties` says: values, dtypes, shapes, strides, sharing, gradients, statistics, random numbers, the text form.
 
     Args:
@@ -180,7 +139,7 @@ def assert_sound(
         UnsoundError: when a property does not hold. It carries the smallest `Counterexample` that was found; its text
             is a script that shows the failure, the program before and after, and which rewrite did it. Also when a
             rule never fired (of several, none on what `on` draws), or a pass changed no program: one that cannot
-            fire is an error.
+            fire is an error. And when a conversion or fusion fires, but on no program that is canonical.
         InputError: when the subject is neither a rule nor a pass, `on` draws something else, or a rule does not always
             say the same of one match.
     """
@@ -227,18 +186,26 @@ def _insist_on_all(target: Target, on: st.SearchStrategy[Any] | None, seen: Soun
         if not seen.instances:
             message += ": none could be built from its pattern that runs"
         raise UnsoundError(None, message, seen)
+    for rule in filter(meets_canonical, target.rules):
+        found = None if seen.canonical[rule.name] else _insist(rule, target, seen, canonical=True)
+        if found is not None:
+            return found
+        if not seen.canonical[rule.name]:
+            raise fires_on_none(rule, seen)
     return None
 
 
-def _insist(rule: Pattern, target: Target, seen: Soundness) -> Counterexample | None:
+def _insist(rule: Pattern, target: Target, seen: Soundness, *, canonical: bool = False) -> Counterexample | None:
     """Search on, without near misses, until a rule fires; the rarest of ours fires once in some hundred programs.
 
-    Where no program could be built with one seed, there is no other try.
+    With `canonical`, until it fires on a canonical program. Where no program could be built with one seed, there is no
+    other try.
     """
+    counts = seen.canonical if canonical else seen.fired
     for seed in range(_ROUNDS):
-        more, found = search(target, instances(rule, near=False), search_settings(_EACH_ROUND), seed=seed)
+        more, found = search(target, None, search_settings(_EACH_ROUND), seed=seed, drawing=instances(rule, near=False))
         seen.merge(more)
-        if found is not None or seen.fired[rule.name] or not more.examples:
+        if found is not None or counts[rule.name] or not more.examples or seen.fired[rule.name] > TRIED:
             return found
     return None
 
@@ -304,7 +271,12 @@ def drawn_cases(target: Target, on: st.SearchStrategy[Any] | None) -> st.SearchS
 
 
 def search(
-    target: Target, on: st.SearchStrategy[Any] | None, chosen: settings | None, *, seed: int | None = None
+    target: Target,
+    on: st.SearchStrategy[Any] | None,
+    chosen: settings | None,
+    *,
+    seed: int | None = None,
+    drawing: st.SearchStrategy[Any] | None = None,
 ) -> tuple[Soundness, Counterexample | None]:
     """Try a target on drawn programs; return what was seen, and the smallest counterexample.
 
@@ -313,6 +285,7 @@ def search(
         on: the strategy to draw from; None for the target's own.
         chosen: settings of hypothesis; None for the active profile.
         seed: of the search; None leaves it to the settings.
+        drawing: a strategy of ours in place of the target's own.
     """
     if on is not None and not isinstance(on, st.SearchStrategy):
         raise InputError(f"`on` is {on!r}, no strategy", remedy="call it: on=modules(), on=programs()")
@@ -320,7 +293,16 @@ def search(
     last: list[tuple[AnyCase, Finding, Pass]] = []
     first: list[int] = []
     since: list[float] = []
-    strategy = drawn_cases(target, on)
+    strategy = drawn_cases(target, on) if drawing is None else drawing
+
+    def held(pass_: Pass, case: AnyCase, program: Program | None = None) -> Outcome:
+        try:
+            return judge(pass_, case, target.properties, program)
+        except Finding as finding:
+            last[:] = [(case, finding, pass_)]
+            since.append(time.monotonic())
+            first.append(seen.examples)  # what is checked from now on is for shrinking
+            raise
 
     def attempt(data: st.DataObject) -> None:
         if last and time.monotonic() - since[0] > _SHRINKING:
@@ -343,14 +325,11 @@ def search(
             operators = sorted({op.name for op in program.graph.operations()})
         pass_ = InOrder(target.pass_, data.draw(_NUMBERS)) if target.orders else target.pass_
         try:
-            outcome = judge(pass_, case, target.properties, program)
+            outcome = held(pass_, case, program)
         except Unusable:
             reject()
-        except Finding as finding:
-            last[:] = [(case, finding, pass_)]
-            since.append(time.monotonic())
-            first.append(seen.examples)  # what is checked from now on is for shrinking
-            raise
+        if isinstance(drawn, Instance):
+            hold_canonical(target.rules, case, outcome.fired, seen, lambda canonical: held(pass_, canonical).fired)
         seen.examples += 1
         seen.add(outcome, operators or outcome.operators)
         if isinstance(drawn, Instance) and drawn.change is None:

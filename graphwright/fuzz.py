@@ -5,7 +5,8 @@ from fuzz.check import Finding, Properties
 from fuzz.counterexample import Counterexample, UnsoundError
 from fuzz.module_case import InputSpec, ModuleCase
 from fuzz.reverse import inflated
-from fuzz.sound import Soundness, assert_sound, check, find_counterexample
+from fuzz.sound import assert_sound, check, find_counterexample
+from fuzz.soundness import Soundness
 from fuzz.strategies import inputs, instances, modules, programs
 from passes.fuse.kinds import Region, register_kind
 

@@ -208,7 +208,7 @@ def is_written(value: Value) -> bool:
         for user, index in worklist.pop().uses:
             if user.opdef is RETURN:
                 continue
-            if _writes_operand(user, index):
+            if writes_operand(user, index):
                 return True
             reached = list(user.results) if user.body is not None or may_alias_operands(user.opdef) else []
             if user.body is not None:
@@ -220,7 +220,8 @@ def is_written(value: Value) -> bool:
     return False
 
 
-def _writes_operand(op: Operation, index: int) -> bool:
+def writes_operand(op: Operation, index: int) -> bool:
+    """Return whether an operation may write to the operand of that number, now or when `train()` is called."""
     opdef = op.opdef
     if opdef.has(Trait.OPAQUE):
         return bool(op.attributes.get("writes", False))

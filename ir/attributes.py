@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import NoneType
 from typing import Any
 
 import attrs
@@ -25,7 +26,7 @@ class Ref:
 
 @attrs.frozen(slots=True)
 class UnknownObject:
-    """Stands, in a parsed program, for a Python object of which the text only has the name of its class."""
+    """Stands for a Python object of which the text only has the name of its class."""
 
     class_name: str
 
@@ -49,16 +50,64 @@ ATTRIBUTE_TYPES = (
 )
 
 
+LITERAL_TYPES = frozenset(
+    {
+        NoneType,
+        bool,
+        int,
+        float,
+        complex,
+        str,
+        torch.dtype,
+        torch.device,
+        torch.layout,
+        torch.memory_format,
+    }
+)
+"""Exact types of the constants that text and Python code can hold; a subclass, such as an enum, is another thing."""
+
+
+def literal_of(value: Any) -> Any:
+    """Return a literal, or a plain tuple, list or dict of literals, as it is; an `UnknownObject` for anything else."""
+    return value if _is_literal(value) else unknown_object(value)
+
+
+def _is_literal(value: Any) -> bool:
+    if type(value) in (tuple, list):
+        return all(map(_is_literal, value))
+    if type(value) is dict:
+        return all(_is_literal(key) and _is_literal(item) for key, item in value.items())
+    return type(value) in LITERAL_TYPES
+
+
+def unknown_object(value: Any) -> UnknownObject:
+    """Return what stands for an object in text."""
+    if isinstance(value, UnknownObject):
+        return value
+    kind = type(value)
+    return UnknownObject(f"{kind.__module__}.{kind.__qualname__}")
+
+
 def normalize_attribute(value: Any) -> Attribute:
-    """Return `value` with lists as tuples and constant expressions as ints.
+    """Return `value` with lists as tuples, constant expressions as ints, and enums and NumPy's numbers as plain ones.
 
     Raises:
         TypeError: when the value (or an element) is of no attribute type.
     """
+    if type(value) in LITERAL_TYPES:
+        return value
     if isinstance(value, (list, tuple)):
         return tuple(normalize_attribute(item) for item in value)
     if isinstance(value, sympy.Expr):
         return simplify_dim(value)
+    if isinstance(value, str):
+        return str.__str__(value)  # `str(member)` of an enum is its name
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, complex):
+        return complex(value)
     if isinstance(value, ATTRIBUTE_TYPES):
         return value
     raise TypeError(f"a {type(value).__qualname__} is not an attribute value")
@@ -89,6 +138,10 @@ def attribute_key(value: Attribute) -> Any:
     """Return a hashable key that tells apart what `==` does not: 1, 1.0 and True; 0.0 and -0.0; NaN equals itself."""
     if isinstance(value, tuple):
         return tuple(map(attribute_key, value))
+    if isinstance(value, list):
+        return ("list", *map(attribute_key, value))
+    if isinstance(value, dict):
+        return ("dict", *((attribute_key(key), attribute_key(item)) for key, item in value.items()))
     if isinstance(value, float):
         return ("float", value.hex())
     if isinstance(value, complex):

@@ -13,10 +13,10 @@ import torch
 from ir.attributes import Attribute, Ref, normalize_attribute
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import GraphwrightError, InferenceError, InputError
-from ir.fake import infer_with_fakes
+from ir.fake import infer_with_fakes, strides_with_fakes
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import OpDef, Param, ParamKind, get_opdef, nearest_operator
-from ir.types import Type
+from ir.types import Dim, Type
 
 # What `b.add` means where the schema's `default` overload is missing.
 _PREFERRED_OVERLOADS = ("Tensor", "int", "dim", "using_ints", "self", "input", "dim_IntList", "Scalar", "dtype")
@@ -66,6 +66,18 @@ def infer_operation(op: Operation) -> tuple[Type, ...]:
     return infer_types(op.opdef, types, op.attributes, extra, op.body)
 
 
+def infer_strides(op: Operation, strides: Mapping[Value, Sequence[Dim]]) -> Sequence[Dim | None] | None:
+    """Return the strides of an operation's only result, given those of its operands; None where they are not known."""
+    grouped = op.grouped_operands()
+    types = tuple([_types_of(entry) for entry in grouped])
+    extra = tuple([v.type for v in op.operands[op.num_schema_operands :] if v is not None])
+
+    def look_up(entry: Any) -> Any:
+        return tuple(map(look_up, entry)) if isinstance(entry, tuple) else strides.get(entry)
+
+    return strides_with_fakes(op.opdef, types, op.attributes, extra, look_up(grouped))
+
+
 def _types_of(entry: Any) -> Any:
     if entry is None:
         return None
@@ -99,7 +111,7 @@ def _plan_of(opdef: OpDef) -> _Plan | None:
         elif param.kind is ParamKind.OPTIONAL and param.default is None:
             absent += 1
         elif param.kind is ParamKind.ATTRIBUTE and param.has_default:
-            attributes[param.name] = _coerce(opdef, param, param.default)
+            attributes[param.name] = coerce_attribute(opdef, param, param.default)
         else:
             return None
     return _Plan(tensors, (None,) * absent, attributes)
@@ -154,7 +166,7 @@ def bind_arguments(
             if isinstance(given, Value) or (isinstance(given, (list, tuple)) and _contains_value(given)):
                 referring.append((param, given))
             else:
-                attributes[param.name] = _coerce(opdef, param, given)
+                attributes[param.name] = coerce_attribute(opdef, param, given)
         elif kind is ParamKind.LIST:
             if given is None:
                 given = ()
@@ -216,7 +228,7 @@ def _refer(given: Any, operands: list[Value | None]) -> Attribute:
     return normalize_attribute(given)
 
 
-def _coerce(opdef: OpDef, param: Param, given: Any) -> Attribute:
+def coerce_attribute(opdef: OpDef, param: Param, given: Any) -> Attribute:
     """Return an attribute in the one form its schema type has: tuples for lists, floats for floats."""
     try:
         value = normalize_attribute(given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -11,8 +10,8 @@ import sympy
 from ir.attributes import Attribute, Ref, attributes_equal
 from ir.core import Graph, Operation, Value
 from ir.expressions import format_expression
-from ir.printer import format_attribute
-from ir.program import CallingConvention, Program, Weight
+from ir.printer import format_attribute, format_parameters
+from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program, Weight
 from ir.types import OpaqueType, ScalarType, TensorType, Type, dims_equal
 
 
@@ -34,7 +33,7 @@ def programs_equal(a: Program, b: Program, *, locations: bool = True) -> Differe
 
     Equal means equal structure: the same operations on the same values in the same order, the same types (provably
     equal where they are symbolic), weights, symbols and calling convention. The data of weights, the objects behind
-    opaque names, the notes in `meta`, and the names of results are not compared.
+    opaque names, and the names of results are not compared.
 
     Args:
         a: one program.
@@ -48,6 +47,9 @@ def programs_equal(a: Program, b: Program, *, locations: bool = True) -> Differe
         or _differ("constraints", *(list(map(format_expression, p.constraints)) for p in (a, b)))
         or _differ("opaque names", list(a.opaques), list(b.opaques))
         or _differ("module modes", list(a.module_modes.items()), list(b.module_modes.items()))
+        or _differ("lock on the mode", a.mode_locked, b.mode_locked)
+        or _differ("modes after a switch", _modes_after(a), _modes_after(b))
+        or _differ("refused surroundings", list(a.surroundings.items()), list(b.surroundings.items()))
         or _compare_conventions(a.convention, b.convention)
         or _differ("weight names", list(a.weights), list(b.weights))
     )
@@ -104,20 +106,26 @@ def _symbols(program: Program) -> list[str]:
     return [f"{symbol.name} in {bounds}" for symbol, bounds in program.symbols.items()]
 
 
+def _modes_after(program: Program) -> list[tuple[str, str, bool]]:
+    return [(switch, *item) for switch, modes in program.modes_after.items() for item in modes.items()]
+
+
 def _compare_conventions(a: CallingConvention, b: CallingConvention) -> Difference | None:
     return (
         _differ("in_spec", a.in_spec, b.in_spec)
         or _differ("out_spec", a.out_spec, b.out_spec)
-        or _differ("parameters", a.parameters, b.parameters)
-        or _differ("arguments", _leaves(a.inputs), _leaves(b.inputs))
-        or _differ("results", _leaves(a.outputs), _leaves(b.outputs))
+        or _differ("parameters", format_parameters(a.parameters), format_parameters(b.parameters))
+        or _differ("order of keys", a.keeps_order, b.keeps_order)
+        or _differ("arguments", *([(x.name, *_place(x)) for x in c.inputs] for c in (a, b)))
+        or _differ("kinds of arguments", *([x.accepts for x in c.inputs] for c in (a, b)))
+        or _differ("results", *([(*_place(x), format_attribute(x.strides)) for x in c.outputs] for c in (a, b)))
         or _differ("mutations", list(a.mutations), list(b.mutations))
     )
 
 
-def _leaves(leaves: Iterable[Any]) -> list[tuple[str, int | None, str]]:
+def _place(leaf: InputLeaf | OutputLeaf) -> tuple[int | None, str]:
     # constants are compared by their text: it tells 1 from 1.0 and True, and names the class of any other object
-    return [(getattr(leaf, "name", ""), leaf.value, format_attribute(leaf.constant)) for leaf in leaves]
+    return leaf.value, format_attribute(leaf.constant)
 
 
 class _Comparison:

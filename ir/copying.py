@@ -65,7 +65,7 @@ def copy_graph(graph: Graph, mapping: dict[Value, Value]) -> Graph:
 def copy_program(program: Program) -> Program:
     """Return a copy of a program: whatever is done to one, the other stays as it is.
 
-    The tensors that weights hold, what opaque names stand for and what `meta` notes are the same objects.
+    The tensors that weights hold and what opaque names stand for are the same objects.
     """
     mapping: dict[Value, Value] = {}
     weights: dict[str, Weight] = {}
@@ -85,5 +85,7 @@ def copy_program(program: Program) -> Program:
         dict(program.module_modes),
         program.location,
         dict(program.opaques),
-        dict(program.meta),
+        program.mode_locked,
+        {switch: dict(modes) for switch, modes in program.modes_after.items()},
+        dict(program.surroundings),
     )

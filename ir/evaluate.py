@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -19,6 +19,8 @@ from ir.printer import print_operation_context
 from ir.program import Program
 from ir.types import Dim, ScalarType, TensorType, simplify_dim
 
+Watch = Callable[[Operation, Sequence[Any]], None]
+
 
 def evaluate(
     program: Program,
@@ -26,6 +28,7 @@ def evaluate(
     weights: Mapping[str, torch.Tensor] | None = None,
     *,
     written: dict[str, torch.Tensor] | None = None,
+    watch: Watch | None = None,
 ) -> list[Any]:
     """Run a program and return the outputs of its graph: the results, then what mutations write back.
 
@@ -63,7 +66,7 @@ def evaluate(
                 written[value.name] = values[value.name]
         elif isinstance(inputs[value.index], torch.Tensor):
             inputs[value.index] = inputs[value.index].clone()
-    return evaluate_graph(program.graph, inputs, values, symbols, opaques=program.opaques)
+    return evaluate_graph(program.graph, inputs, values, symbols, opaques=program.opaques, watch=watch)
 
 
 def evaluate_graph(
@@ -73,6 +76,7 @@ def evaluate_graph(
     symbols: Mapping[sympy.Symbol, int],
     *,
     opaques: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
 ) -> list[Any]:
     """Run a graph and return its outputs.
 
@@ -84,6 +88,7 @@ def evaluate_graph(
         weight_values: the tensors of the weights that the graph uses, by name.
         symbols: the number that each symbol stands for.
         opaques: the callables of opaque operations, by name.
+        watch: called with each operation, those in bodies too, and its results.
 
     Raises:
         InputError: when the number of inputs is wrong or a weight is missing.
@@ -91,7 +96,7 @@ def evaluate_graph(
     """
     if len(inputs) != len(graph.inputs):
         raise InputError(f"the graph takes {len(graph.inputs)} inputs, {len(inputs)} given")
-    return _Run(weight_values, symbols, opaques or {}).graph(graph, inputs)
+    return _Run(weight_values, symbols, opaques or {}, watch).graph(graph, inputs)
 
 
 def bind_symbols(program: Program, args: Sequence[Any]) -> dict[sympy.Symbol, int]:
@@ -205,8 +210,13 @@ class _Run:
     """One evaluation: what stands for weights, symbols and opaque names."""
 
     def __init__(
-        self, weights: Mapping[str, torch.Tensor], symbols: Mapping[sympy.Symbol, int], opaques: Mapping[str, Any]
+        self,
+        weights: Mapping[str, torch.Tensor],
+        symbols: Mapping[sympy.Symbol, int],
+        opaques: Mapping[str, Any],
+        watch: Watch | None,
     ) -> None:
+        self._watch = watch
         self._weights = weights
         self._numbers = {symbol: sympy.Integer(number) for symbol, number in symbols.items()}
         self._opaques = opaques
@@ -233,6 +243,8 @@ class _Run:
                     raise EvaluationError(f"{op.name} gave {len(results)} results, not {len(op.results)}")
             except Exception as error:
                 raise self._failure(op, operands, error) from error
+            if self._watch is not None:
+                self._watch(op, results)
             del operands
             for operand in op.operands:
                 if operand is not None and operand in uses_left:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -60,39 +61,119 @@ def apply_function(name: str, args: list[Any]) -> Any:
     """Return the expression `name(*args)`.
 
     Raises:
-        ValueError: when no function has that name, or it does not take the arguments.
+        ValueError: when no function has that name, it does not take the arguments, or the result would be too large.
     """
     function = EXPRESSION_FUNCTIONS.get(name)
     if function is None:
         raise ValueError(f"there is no function {name!r} on symbolic sizes")
+    if len(args) > _MAX_ARGUMENTS:
+        raise ValueError(f"{name} has more than {_MAX_ARGUMENTS} arguments")
+    given = [sympy.sympify(arg) for arg in args]
+    if any(map(_is_unevaluated, given)) or (name in _GROW and not all(map(_is_small, given[_GROW[name] :]))):
+        raise ValueError(f"{name} of these arguments is too large a number")
+    return check_size(_evaluate(name, function, given))
+
+
+def apply_operator(name: str, a: Any, b: Any) -> Any:
+    """Return the expression `a <name> b`.
+
+    Raises:
+        ValueError: when the operator does not take the operands, or the result would be too large.
+    """
+    a, b = (sympy.sympify(operand) if name not in _PLAIN else operand for operand in (a, b))
+    if name == "**" and (_is_unevaluated(a) or not _is_small(b)):
+        raise ValueError("the power is too large")
+    if name in ("/", "//") and b == 0:
+        raise ValueError("division by zero")
+    return check_size(_evaluate(f"operator {name!r}", BINARY_OPERATORS[name][1], [a, b]))
+
+
+def negate(value: Any) -> Any:
+    """Return `-value`.
+
+    Raises:
+        ValueError: when it is no number.
+    """
+    return _evaluate("operator '-'", operator.neg, [value])
+
+
+def _evaluate(what: str, function: Callable[..., Any], args: list[Any]) -> Any:
     try:
-        return function(*map(sympy.sympify, args))
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"{name} does not take these arguments: {error}") from error
+        return function(*args)
+    except Exception as error:  # what is written may be anything, and so may be what SymPy makes of it
+        raise ValueError(f"{what} does not take these arguments: {str(error) or type(error).__name__}") from error
 
 
-def _compare(relation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    return lambda a, b: relation(sympy.sympify(a), sympy.sympify(b))
+# Text comes from anywhere, and a short one may stand for a number that fills the memory. These bounds are far from what
+# occurs: sizes are below 2**63, and have a few terms.
+MAX_BITS = 256
+"""Length of the numbers in an expression."""
+_MAX_POWER = 64
+"""The highest number in an exponent."""
+_MAX_TERMS = 500
+"""Number of terms of an expression when it is expanded, and of its nodes as it is."""
+_MAX_ARGUMENTS = 64
+_GROW = {"exp": 0, "LShift": 1, "RShift": 1, "PowByNatural": 1, "FloatPow": 1, "RoundDecimal": 1}
+"""Functions whose result is much larger than their arguments from this one on."""
 
 
-def _divide(a: Any, b: Any) -> Any:
-    if b == 0:
-        raise ZeroDivisionError("division by zero")
-    return sympy.sympify(a) / b
+def check_size(value: Any) -> Any:
+    """Return a number or expression.
+
+    Raises:
+        ValueError: when it is too large to compute with.
+    """
+    if type(value) is int:
+        if value.bit_length() > MAX_BITS:
+            raise ValueError(f"a number of more than {MAX_BITS} bits")
+    elif isinstance(value, sympy.Basic) and max(_measure(value)) > _MAX_TERMS:
+        raise ValueError(f"an expression of more than {_MAX_TERMS} terms")
+    return value
+
+
+@functools.lru_cache(maxsize=4096)
+def _measure(expr: sympy.Basic) -> tuple[int, int]:
+    """Return how many terms an expression has when it is expanded, at most, and how many nodes as it is."""
+    parts = [_measure(arg) for arg in expr.args]
+    nodes = 1 + sum(part[1] for part in parts)
+    if expr.is_Rational:
+        return (1 if max(expr.p.bit_length(), expr.q.bit_length()) <= MAX_BITS else _MAX_TERMS + 1), nodes
+    terms = [part[0] for part in parts]
+    if expr.is_Add:
+        return sum(terms), nodes
+    if expr.is_Mul:
+        return math.prod(terms), nodes
+    if expr.is_Pow and expr.exp.is_Integer:
+        power = abs(int(expr.exp))
+        return math.comb(power + terms[0] - 1, power) if power <= _MAX_POWER else _MAX_TERMS + 1, nodes
+    return max(terms, default=1), nodes
+
+
+def _is_small(exponent: sympy.Basic) -> bool:
+    """Whether no number in an exponent is large."""
+    numbers = exponent.atoms(sympy.Number)
+    return not _is_unevaluated(exponent) and all(n.is_finite and abs(n) <= _MAX_POWER for n in numbers)
+
+
+def _is_unevaluated(expr: sympy.Basic) -> bool:
+    """Whether an expression is a number that is written as a formula, such as `exp(3)`: it may have any size."""
+    return not expr.free_symbols and not expr.is_Atom
 
 
 BINARY_OPERATORS: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {
-    "<": (1, _compare(sympy.Lt)),
-    "<=": (1, _compare(sympy.Le)),
-    ">": (1, _compare(sympy.Gt)),
-    ">=": (1, _compare(sympy.Ge)),
+    "<": (1, sympy.Lt),
+    "<=": (1, sympy.Le),
+    ">": (1, sympy.Gt),
+    ">=": (1, sympy.Ge),
     "+": (2, operator.add),
     "-": (2, operator.sub),
     "*": (3, operator.mul),
-    "/": (3, _divide),
-    "//": (3, lambda a, b: torch_functions.FloorDiv(sympy.sympify(a), sympy.sympify(b))),
-    "**": (5, lambda a, b: sympy.sympify(a) ** b),
+    "/": (3, operator.truediv),
+    "//": (3, torch_functions.FloorDiv),
+    "**": (5, operator.pow),
 }
 """Operator -> (binding power, meaning); `**` is right-associative and binds tighter than unary minus."""
+_PLAIN = ("+", "-", "*")
+"""Operators on Python's numbers as they are; the others take SymPy's."""
 
 UNARY_POWER = 4

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -92,13 +93,16 @@ class FakeContext:
         # a symbol of this context alone stands for a number that only the data tells, as in `nonzero`
         return simplify_dim(expr) if expr.free_symbols <= self._symbols.keys() else None
 
-    def tensor(self, type_: TensorType) -> torch.Tensor:
-        """Return a fake tensor of a known type, contiguous."""
+    def tensor(self, type_: TensorType, strides: Sequence[Dim] | None = None) -> torch.Tensor:
+        """Return a fake tensor of a known type; contiguous, where no strides are given."""
         if type_.shape is None or type_.dtype is None:
             raise InferenceError(f"type {type_} is not fully known")
         sizes = [self.size(d) for d in type_.shape if d is not None]
         with self.mode:
-            return torch.empty(sizes, dtype=type_.dtype, device=type_.device or "cpu")
+            if strides is None:
+                return torch.empty(sizes, dtype=type_.dtype, device=type_.device or "cpu")
+            steps = [self.size(s) for s in strides]
+            return torch.empty_strided(sizes, steps, dtype=type_.dtype, device=type_.device or "cpu")
 
     def type_of(self, result: Any) -> Type:
         """Return the type of what an operator on fake tensors returned."""
@@ -242,6 +246,27 @@ def _same_type(a: Type, b: Type) -> bool:
     return a == b
 
 
+def strides_with_fakes(
+    opdef: OpDef,
+    types: tuple[Any, ...],
+    attributes: Mapping[str, Attribute],
+    extra: tuple[Type, ...],
+    strides: tuple[Any, ...],
+) -> tuple[Dim | None, ...] | None:
+    """Return the strides of an operator's only result; None where they are not known.
+
+    `strides` has, for each tensor parameter, what `types` has: the strides of an operand, None, or a tuple of those.
+    """
+    if is_unknown(types) or is_unknown(extra):
+        return None
+    context = FakeContext()
+    try:
+        result = _results(context, opdef, types, attributes, extra, strides)
+    except InferenceError:
+        return None
+    return tuple(map(context.dim, result.stride())) if isinstance(result, torch.Tensor) else None
+
+
 def _run(
     context: FakeContext,
     opdef: OpDef,
@@ -249,10 +274,29 @@ def _run(
     attributes: Mapping[str, Attribute],
     extra: tuple[Type, ...],
 ) -> tuple[Type, ...]:
-    def fake(item: Any) -> Any:
+    result = _results(context, opdef, types, attributes, extra)
+    if result is None:
+        return ()
+    if isinstance(result, (tuple, list)):
+        flat: list[Type] = []
+        for item in result:
+            flat.extend(map(context.type_of, item) if isinstance(item, (tuple, list)) else (context.type_of(item),))
+        return tuple(flat)
+    return (context.type_of(result),)
+
+
+def _results(
+    context: FakeContext,
+    opdef: OpDef,
+    types: tuple[Any, ...],
+    attributes: Mapping[str, Attribute],
+    extra: tuple[Type, ...],
+    strides: tuple[Any, ...] | None = None,
+) -> Any:
+    def fake(item: Any, steps: Any) -> Any:
         if isinstance(item, tuple):
-            return tuple(map(fake, item))
-        return context.tensor(item) if isinstance(item, TensorType) else item
+            return tuple(map(fake, item, itertools.repeat(None) if steps is None else steps))
+        return context.tensor(item, steps) if isinstance(item, TensorType) else item
 
     def resolve(leaf: Any) -> Any:
         if isinstance(leaf, sympy.Expr):
@@ -265,7 +309,7 @@ def _run(
         return leaf
 
     count = sum(len(t) if isinstance(t, tuple) else 1 for t in types)
-    args, kwargs = call_arguments(opdef, fake(types), attributes, resolve)
+    args, kwargs = call_arguments(opdef, fake(types, strides), attributes, resolve)
     kernel = opdef.target
     if opdef.evaluate is not None:
         kernel = opdef.evaluate
@@ -279,11 +323,4 @@ def _run(
         shown = ", ".join(str(t) for t in types)
         raise InferenceError(f"{opdef.name} does not take operands ({shown}): {error}") from error
     context.check_general(opdef.name)
-    if result is None:
-        return ()
-    if isinstance(result, (tuple, list)):
-        flat: list[Type] = []
-        for item in result:
-            flat.extend(map(context.type_of, item) if isinstance(item, (tuple, list)) else (context.type_of(item),))
-        return tuple(flat)
-    return (context.type_of(result),)
+    return result

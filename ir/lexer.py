@@ -26,6 +26,11 @@ _TOKEN = re.compile(
     re.VERBOSE | re.ASCII,
 )
 
+MAX_DEPTH = 100
+"""How deep brackets and the like may be nested."""
+_MAX_DIGITS = 77
+"""Digits of a number below 2**256, which is more than what any size or attribute has."""
+
 END = "end"
 """Kind of the token after the last."""
 _KINDS = {
@@ -53,6 +58,7 @@ class Lexer:
             kind if (kind := find(text[:1], END)) != "int" or text.isdigit() else "float" for text in texts
         ]
         self.index = 0
+        self._depth = 0
         self._matches = _TOKEN.finditer(source)
         self._starts: list[int] = []
         wrong = [self.kinds.index(END), *(texts.index(mark) for mark in ("%", '"') if mark in texts)]
@@ -135,7 +141,37 @@ class Lexer:
             ParseError: when something else is next.
         """
         sign = -1 if self.accept("-") else 1
-        return sign * int(self.expect_kind("int", meaning))
+        self.expect_kind("int", meaning)
+        return sign * self._int(self.index - 1)
+
+    def next_int(self) -> int:
+        """Step over the next token, an int, and return it.
+
+        Raises:
+            ParseError: when it is too long to be of use.
+        """
+        self.index += 1
+        return self._int(self.index - 1)
+
+    def _int(self, index: int) -> int:
+        text = self.texts[index]
+        if len(text) > _MAX_DIGITS:
+            raise self.error(f"a number of more than {_MAX_DIGITS} digits", index=index)
+        return int(text)
+
+    def enter(self) -> None:
+        """Note that what follows is nested in what came before, until `leave`.
+
+        Raises:
+            ParseError: when that is so deep that reading it on would overflow the stack.
+        """
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise self.error(f"nested more than {MAX_DEPTH} deep")
+
+    def leave(self) -> None:
+        """End what `enter` began."""
+        self._depth -= 1
 
     def expect_value(self) -> str:
         """Step over the name of a value and return it without `%` and quotes.

@@ -12,7 +12,7 @@ from sympy.core.relational import Relational
 from torch.utils._sympy.numbers import int_oo
 
 from ir.attributes import Attribute, Ref, UnknownObject
-from ir.expressions import BINARY_OPERATORS, UNARY_POWER, apply_function
+from ir.expressions import BINARY_OPERATORS, UNARY_POWER, apply_function, apply_operator, negate
 from ir.lexer import END, Lexer
 from ir.locations import Location
 from ir.types import (
@@ -84,31 +84,40 @@ class Literals:
         lexer = self.lexer
         left = self._operand()
         while lexer.kind == "mark" and lexer.text in BINARY_OPERATORS:
-            strength, meaning = BINARY_OPERATORS[lexer.text]
+            strength = BINARY_OPERATORS[lexer.text][0]
             if strength < power:
                 break
             place = lexer.index
             operator = lexer.next()
+            lexer.enter()
             right = self.expression(strength if operator == "**" else strength + 1)
+            lexer.leave()
             try:
-                left = meaning(left, right)
-            except (TypeError, ValueError, ArithmeticError) as error:
-                raise lexer.error(
-                    f"operator {operator!r} does not take these operands: {error}", index=place
-                ) from error
+                left = apply_operator(operator, left, right)
+            except ValueError as error:
+                raise lexer.error(str(error), index=place) from error
         return int(left) if isinstance(left, sympy.Integer) else left
 
     def _operand(self) -> Any:
         lexer = self.lexer
         kind = lexer.kind
         if kind == "int":
-            return int(lexer.next())
+            return lexer.next_int()
         if kind == "float":
             return float(lexer.next())
         if lexer.accept("-"):
-            return -self.expression(UNARY_POWER)
+            place = lexer.index - 1
+            lexer.enter()
+            value = self.expression(UNARY_POWER)
+            lexer.leave()
+            try:
+                return negate(value)
+            except ValueError as error:
+                raise lexer.error(str(error), index=place) from error
         if lexer.accept("("):
+            lexer.enter()
             value = self.expression()
+            lexer.leave()
             lexer.expect(")")
             return value
         if kind == "name":
@@ -133,14 +142,28 @@ class Literals:
         items: list[Any] = []
         if lexer.accept(end):
             return items
+        lexer.enter()
         while True:
             items.append(element())
             if lexer.accept(end):
+                lexer.leave()
                 return items
             if not lexer.accept(","):
                 raise lexer.error(f"expected ',' or {end!r}, found {lexer.describe()}")
 
     # Types
+
+    def dims(self) -> list[Dim]:
+        """Return known dimensions in brackets."""
+        self.lexer.expect("[")
+        return self._list("]", self._known_dim)
+
+    def _known_dim(self) -> Dim:
+        place = self.lexer.index
+        dim = self.dim()
+        if dim is None:
+            raise self.lexer.error("expected an int or an expression over symbols", index=place)
+        return dim
 
     def dim(self) -> Dim | None:
         """Return a dimension, None for `?`."""
@@ -149,6 +172,8 @@ class Literals:
             return None
         place = lexer.index
         value = self.expression()
+        if type(value) is int and value < 0:
+            raise lexer.error("a dimension cannot be negative", index=place)
         if type(value) is int or (isinstance(value, sympy.Expr) and value.free_symbols):
             return value
         raise lexer.error("expected a dimension: an int, an expression over symbols, or '?'", index=place)
@@ -215,7 +240,7 @@ class Literals:
             text += ":" + lexer.expect_kind("int", "the number of a device")
         try:
             return torch.device(text)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, OverflowError) as error:
             raise lexer.error(f"there is no device {text!r}", index=place) from error
 
     # Attributes
@@ -225,7 +250,7 @@ class Literals:
         lexer = self.lexer
         kind, text = lexer.kind, lexer.text
         if kind == "int" and lexer.texts[lexer.index + 1] in (",", "]", "}"):
-            return int(lexer.next())
+            return lexer.next_int()
         if text == "[":
             lexer.next()
             return tuple(self._list("]", self.attribute))
@@ -247,7 +272,7 @@ class Literals:
                 args = self._list(")", self.attribute)
                 try:
                     return _CONSTRUCTORS[text](*args)
-                except (TypeError, ValueError, RuntimeError) as error:
+                except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
                     raise lexer.error(f"{text} does not take these arguments: {error}", index=place) from error
         place = lexer.index
         value = self.expression()
@@ -255,11 +280,32 @@ class Literals:
             raise lexer.error(f"{value} is not an attribute value", index=place)
         return value
 
+    def constant(self) -> Any:
+        """Return a constant of the calling convention: an attribute value, `list(...)` or `{key: value}`."""
+        lexer = self.lexer
+        if lexer.accept("["):
+            return tuple(self._list("]", self.constant))
+        if lexer.accept("{"):
+            place = lexer.index
+            try:
+                return dict(self._list("}", self._item))
+            except TypeError as error:
+                raise lexer.error(f"not a dict: {error}", index=place) from error
+        if lexer.at("list") and lexer.texts[lexer.index + 1] == "(":
+            lexer.index += 2
+            return self._list(")", self.constant)
+        return self.attribute()
+
+    def _item(self) -> tuple[Any, Any]:
+        key = self.constant()
+        self.lexer.expect(":")
+        return key, self.constant()
+
     def _torch_constant(self) -> Any:
         lexer = self.lexer
         place = lexer.index
         text = lexer.next()
-        value = getattr(torch, text.removeprefix("torch."), None)
+        value = vars(torch).get(text.removeprefix("torch."))  # asked with `getattr`, torch would import
         if not isinstance(value, torch.dtype | torch.layout | torch.memory_format):
             raise lexer.error(f"{text} is no dtype, layout or memory format", index=place)
         return value
@@ -289,17 +335,25 @@ class Literals:
 
 
 def _dtype(name: str) -> torch.dtype | None:
-    found = DTYPES_BY_NAME.get(name) or getattr(torch, name, None)
+    found = DTYPES_BY_NAME.get(name) or vars(torch).get(name)
     return found if isinstance(found, torch.dtype) else None
 
 
 def _expression_constant(value: Any) -> sympy.Expr:
+    if not isinstance(value, int | float | sympy.Expr):
+        raise TypeError("expected a number")  # of a text, SymPy would run the code
     return sympy.sympify(value)
+
+
+def _unknown(class_name: Any) -> UnknownObject:
+    if not isinstance(class_name, str):
+        raise TypeError("expected the name of a class in quotes")
+    return UnknownObject(class_name)
 
 
 _CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "complex": complex,
     "device": torch.device,
     "expr": _expression_constant,
-    "opaque": UnknownObject,
+    "opaque": _unknown,
 }

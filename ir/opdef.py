@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -150,6 +150,14 @@ class OpDef:
         """The operator's name without dialect and overload: `conv2d`."""
         return self.name.split(".")[1] if "." in self.name else self.name
 
+    def nest(self, items: Sequence[Any]) -> list[Any]:
+        """Return an item for each result as the kernel returns these: a list among several results is one of them."""
+        if "list" not in self.results or len(self.results) == 1:
+            return list(items)
+        start = self.results.index("list")
+        end = start + len(items) - len(self.results) + 1
+        return [*items[:start], list(items[start:end]), *items[end:]]
+
     def has(self, trait: Trait) -> bool:
         """Return whether every flag of `trait` holds."""
         return trait in self.traits
@@ -260,6 +268,8 @@ def _resolve(name: str) -> torch._ops.OpOverload:
     )
 
 
+_MADE_OF_A_SUM = frozenset({"aten::mvlgamma"})
+"""Tagged pointwise in PyTorch; but the kernel sums along a new dimension, and its result is contiguous."""
 _RESULT_KINDS = {"Tensor": "tensor", "int": "int", "SymInt": "int", "float": "float", "bool": "bool", "number": "float"}
 
 
@@ -274,7 +284,7 @@ def _from_torch(name: str, overload: torch._ops.OpOverload) -> OpDef:
         results.append("list" if text == "List[Tensor]" else _RESULT_KINDS.get(text, "opaque"))
         aliases |= ret.alias_info is not None and not schema.is_mutable
     traits = row.traits
-    if torch.Tag.pointwise in overload.tags and len(results) == 1:
+    if torch.Tag.pointwise in overload.tags and len(results) == 1 and schema.name not in _MADE_OF_A_SUM:
         traits |= Trait.ELEMENTWISE
     if aliases:
         traits |= Trait.VIEW
@@ -332,14 +342,30 @@ def _schema_constant(value: Any, text: str) -> Any:
 
 
 def _functional_name(overload: torch._ops.OpOverload) -> str | None:
-    """Return the functional counterpart of an in-place operator: relu_ -> relu, add_.Tensor -> add.Tensor."""
+    """Return the functional counterpart of an in-place operator: relu_ -> relu, pow_.Tensor -> pow.Tensor_Tensor."""
     namespace, _, packet = overload._schema.name.partition("::")
     if not packet.endswith("_") or packet.startswith("__"):
         return None
     functional = getattr(getattr(torch.ops, namespace), packet[:-1], None)
     if functional is None:
         return None
-    overload_name = overload._overloadname
-    if overload_name not in functional.overloads():
-        return None
-    return name_of_overload(getattr(functional, overload_name))
+    own_name = overload._overloadname
+    arguments = _arguments(overload)
+    for name in sorted(functional.overloads(), key=lambda name: name != own_name):
+        candidate = getattr(functional, name)
+        found = _arguments(candidate)
+        # the namesake may call its tensor `input`, or take it second; but `aten.ldexp` is Python's, on numbers
+        is_alike = name == own_name and any(_tensors(found, by) == _tensors(arguments, by) for by in (0, 1))
+        if not candidate._schema.is_mutable and (is_alike or found == arguments):
+            return name_of_overload(candidate)
+    return None
+
+
+def _arguments(overload: torch._ops.OpOverload) -> list[tuple[str, int, str]]:
+    """Return the name, the place and the type of each argument."""
+    return [(a.name, i, str(a.real_type)) for i, a in enumerate(overload._schema.arguments)]
+
+
+def _tensors(arguments: list[tuple[str, int, str]], by: int) -> dict[str | int, str]:
+    """Return the types of those that are tensors, by name (0) or by place (1)."""
+    return {argument[by]: argument[2] for argument in arguments if "Tensor" in argument[2]}

@@ -193,6 +193,7 @@ def _layers() -> None:
     _rows("addmm", _fast(linear.addmm), _FIXED)
     _rows("baddbmm", _fast(linear.baddbmm), _FIXED)
     _rows("embedding", _fast(linear.embedding), _FIXED)
+    _rows("embedding_bag embedding_bag.padding_idx", _fast(linear.embedding_bag))
     _rows(
         "scaled_dot_product_attention",
         _fast(linear.attention),
@@ -262,7 +263,8 @@ def _layouts() -> None:
     _rows("topk", _fast(slicing.topk))
     _rows("glu", _fast(slicing.glu))
     # views that the schema does not tell of (all others were looked for by running PyTorch's own samples of operators)
-    _rows("einsum atleast_1d atleast_2d atleast_3d meshgrid meshgrid.indexing sum_to_size", None, _VIEW)
+    _rows("einsum", _fast(linear.einsum), _VIEW)
+    _rows("atleast_1d atleast_2d atleast_3d meshgrid meshgrid.indexing sum_to_size", None, _VIEW)
     _rows("atleast_1d.Sequence atleast_2d.Sequence atleast_3d.Sequence", None, _VIEW)
     _rows("unsafe_split.Tensor unsafe_split_with_sizes unsafe_chunk", None, _VIEW)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+import attrs
 import sympy
 from torch.utils import _pytree as pytree
 
@@ -16,18 +16,22 @@ from ir.lexer import Lexer
 from ir.literals import RESERVED_SYMBOLS, Literals, expect_end, parse_attribute, parse_type
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import OpDef, ParamKind, get_opdef
+from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec, are_in_order
 from ir.program import (
+    ARGUMENT_KINDS,
     CallingConvention,
     Derivation,
     InputLeaf,
     Mutation,
     OutputLeaf,
     Program,
+    Surrounding,
     SymbolRange,
     Weight,
     WeightKind,
 )
-from ir.types import TensorType, Type, make_symbol
+from ir.specs import SpecError, read_spec
+from ir.types import Dim, TensorType, Type, make_symbol
 
 __all__ = ["parse_attribute", "parse_program", "parse_type"]
 
@@ -95,6 +99,7 @@ class _Parser:
 
     def program(self) -> Program:
         lexer = self.lexer
+        lexer.enter()
         outer, self.scope = self.scope, _Scope()
         lexer.expect("program")
         name = lexer.expect_string("the program's name in quotes")
@@ -108,6 +113,7 @@ class _Parser:
         program.graph = self._graph(Graph())
         lexer.expect("}")
         self.scope = outer
+        lexer.leave()
         return program
 
     def _statement(self, program: Program) -> None:
@@ -125,13 +131,21 @@ class _Parser:
             case "opaque":
                 program.opaques[lexer.expect_string("the name of an opaque callable")] = None
             case "modules":
-                training = lexer.accept("train")
-                if not training:
-                    lexer.expect("eval")
-                for path in self._strings("a module path"):
-                    program.module_modes[path] = training
+                program.module_modes.update(self._modes())
+            case "after":
+                switch = self._switch()
+                lexer.expect("modules")
+                modes = dict(program.modes_after.get(switch, {}))
+                program.modes_after = {**program.modes_after, switch: modes | self._modes()}
+            case "refuses":
+                name = lexer.expect_string("the name of surroundings")
+                program.surroundings = {**program.surroundings, name: self._surrounding()}
+            case "mode_locked":
+                program.mode_locked = lexer.expect_string("why the mode is locked")
             case "parameters":
-                convention.parameters = self._strings("the name of a parameter")
+                convention.parameters = self._parameters()
+            case "keeps_order":
+                convention.keeps_order = True
             case "in_spec":
                 convention.in_spec = self._spec()
             case "out_spec":
@@ -140,10 +154,11 @@ class _Parser:
                 name = lexer.expect_string("the name of an argument")
                 lexer.expect("=")
                 value, constant = self._leaf("input")
-                convention.inputs += (InputLeaf(name, value, constant),)
+                convention.inputs += (InputLeaf(name, value, constant, self._accepts()),)
             case "result":
                 lexer.expect("=")
-                convention.outputs += (OutputLeaf(*self._leaf("output")),)
+                value, constant = self._leaf("output")
+                convention.outputs += (OutputLeaf(value, constant, self._strides()),)
             case "mutation":
                 convention.mutations += (self._mutation(),)
             case _:
@@ -226,11 +241,9 @@ class _Parser:
                 remedy="register the class with torch.export.register_dataclass or register_pytree_node, "
                 "with a serialized_type_name",
             )
-        start = lexer.start(place)
         try:
-            _, end = json.JSONDecoder().raw_decode(lexer.source, start)
-            spec = pytree.treespec_loads(lexer.source[start:end])
-        except Exception as error:
+            spec, end = read_spec(lexer.source, lexer.start(place))
+        except SpecError as error:
             raise lexer.error(f"not a tree specification: {error}", index=place) from error
         lexer.skip_to(end)
         return spec
@@ -239,7 +252,72 @@ class _Parser:
         lexer = self.lexer
         if lexer.accept(keyword):
             return lexer.expect_int(f"the number of an {keyword}"), None
-        return None, self.literals.attribute()
+        return None, self.literals.constant()
+
+    def _accepts(self) -> tuple[str, ...]:
+        kinds: list[str] = []
+        while self.lexer.accept("or"):
+            place = self.lexer.index
+            kinds.append(self.lexer.expect_kind("name", "what else the argument may be"))
+            if kinds[-1] not in ARGUMENT_KINDS:
+                known = ", ".join(ARGUMENT_KINDS)
+                raise self.lexer.error(f"an argument is no {kinds[-1]!r}", index=place, remedy=f"write one of {known}")
+        return tuple(kinds)
+
+    def _strides(self) -> tuple[Dim, ...] | None:
+        return tuple(self.literals.dims()) if self.lexer.accept("strides") else None
+
+    def _surrounding(self) -> Surrounding:
+        lexer = self.lexer
+        answers: tuple[bool, ...] = ()
+        if lexer.accept("answers"):
+            place = lexer.index
+            answers = self.literals.attribute()
+            if not isinstance(answers, tuple) or not all(type(answer) is bool for answer in answers):
+                raise lexer.error("the answers are True or False, in brackets", index=place)
+        return Surrounding(answers, lexer.expect_string("the place") if lexer.accept("place") else "")
+
+    def _switch(self) -> str:
+        place = self.lexer.index
+        switch = self.lexer.expect_kind("name", "`train` or `eval`")
+        if switch not in ("train", "eval"):
+            raise self.lexer.error(f"there is no mode {switch!r}", index=place, remedy="write `train` or `eval`")
+        return switch
+
+    def _modes(self) -> dict[str, bool]:
+        training = self._switch() == "train"
+        return dict.fromkeys(self._strings("a module path"), training)
+
+    def _parameters(self) -> tuple[ParameterSpec, ...]:
+        lexer = self.lexer
+        found: list[ParameterSpec] = []
+        kind = ParameterKind.POSITIONAL_OR_KEYWORD
+        first = lexer.index
+        while True:
+            place = lexer.index
+            if lexer.accept("/"):
+                plain = ParameterKind.POSITIONAL_OR_KEYWORD
+                if not found or {kind, *(each.kind for each in found)} != {plain}:
+                    raise lexer.error("`/` follows the parameters that are passed by position alone", index=place)
+                found = [attrs.evolve(each, kind=ParameterKind.POSITIONAL_ONLY) for each in found]
+            elif lexer.accept("**"):
+                found.append(ParameterSpec(self._parameter_name(), ParameterKind.VAR_KEYWORD))
+            elif lexer.accept("*"):
+                kind = ParameterKind.KEYWORD_ONLY
+                if lexer.kind == "string":
+                    found.append(ParameterSpec(self._parameter_name(), ParameterKind.VAR_POSITIONAL))
+            else:
+                name = self._parameter_name()
+                default = self.literals.constant() if lexer.accept("=") else NO_DEFAULT
+                found.append(ParameterSpec(name, kind, default))
+            if not lexer.accept(","):
+                break
+        if not are_in_order(found):
+            raise lexer.error("parameters stand in an order that Python does not allow", index=first)
+        return tuple(found)
+
+    def _parameter_name(self) -> str:
+        return self.lexer.expect_string("the name of a parameter")
 
     def _mutation(self) -> Mutation:
         lexer = self.lexer
@@ -257,6 +335,7 @@ class _Parser:
 
     def _graph(self, graph: Graph) -> Graph:
         lexer = self.lexer
+        lexer.enter()
         lexer.expect("(")
         while not lexer.accept(")"):
             place = lexer.index
@@ -279,6 +358,7 @@ class _Parser:
         graph.set_outputs(outputs)
         graph.return_op.location = self._location()
         lexer.expect("}")
+        lexer.leave()
         return graph
 
     def _operation(self, graph: Graph) -> None:
@@ -339,6 +419,8 @@ class _Parser:
             types = infer_operation(op)
         except GraphwrightError as error:
             raise self.lexer.error(error.message, index=place) from error
+        except Exception as error:  # rules of inference rely on attributes of the schema's types, and text has any
+            raise self.lexer.error(f"{op.name} does not take these attributes: {error}", index=place) from error
         if len(types) != count:
             raise self.lexer.error(f"{op.name} has {len(types)} results, but {count} are named", index=place)
         return types

@@ -18,19 +18,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import sympy
 import torch
-from torch.utils import _pytree as pytree
 
-from ir.attributes import Attribute, Ref, UnknownObject, attributes_equal
+from ir.attributes import Attribute, Ref, attributes_equal, unknown_object
 from ir.core import RETURN, Graph, Operation, Value
 from ir.expressions import format_expression
 from ir.locations import Location
 from ir.opdef import ParamKind
-from ir.types import Type
+from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
+from ir.specs import format_spec
+from ir.types import Type, format_dim
 
 if TYPE_CHECKING:
     from ir.program import CallingConvention, Program, Weight
@@ -105,18 +106,20 @@ def format_location(location: Location) -> str:
 
 
 def format_attribute(value: Attribute, refer: Callable[[int], str] = lambda index: f"&{index}") -> str:
-    """Return the text of an attribute; `refer` gives that of a `Ref`."""
+    """Return the text of an attribute, or of a constant in the calling convention; `refer` gives that of a `Ref`."""
     if isinstance(value, tuple):
         return f"[{', '.join([format_attribute(item, refer) for item in value])}]"
-    if value is None or isinstance(value, bool | int):
+    if value is None or type(value) in (bool, int, float):
         return repr(value)
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, str):
+    if type(value) is str:
         return json.dumps(value)
+    if isinstance(value, list):
+        return f"list({', '.join(map(format_attribute, value))})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{format_attribute(key)}: {format_attribute(item)}' for key, item in value.items())}}}"
     if isinstance(value, Ref):
         return refer(value.index)
-    if isinstance(value, complex):
+    if type(value) is complex:
         return f"complex({value.real!r}, {value.imag!r})"
     if isinstance(value, sympy.Basic):
         text = format_expression(value)
@@ -125,9 +128,26 @@ def format_attribute(value: Attribute, refer: Callable[[int], str] = lambda inde
         return str(value)
     if isinstance(value, torch.device):
         return f'device("{value}")'
-    kind = type(value)
-    class_name = value.class_name if isinstance(value, UnknownObject) else f"{kind.__module__}.{kind.__qualname__}"
-    return f"opaque({json.dumps(class_name)})"
+    return f"opaque({json.dumps(unknown_object(value).class_name)})"
+
+
+def format_parameters(parameters: Sequence[ParameterSpec]) -> str:
+    """Return the text of a signature as Python writes it, names in quotes: `"x", /, "scale" = 2.0, *, "flag"`."""
+    parts: list[str] = []
+    before: ParameterKind | None = None
+    for parameter in parameters:
+        kind = parameter.kind
+        if before is ParameterKind.POSITIONAL_ONLY and kind is not before:
+            parts.append("/")
+        if kind is ParameterKind.KEYWORD_ONLY and before not in (kind, ParameterKind.VAR_POSITIONAL):
+            parts.append("*")
+        mark = {ParameterKind.VAR_POSITIONAL: "*", ParameterKind.VAR_KEYWORD: "**"}.get(kind, "")
+        default = "" if parameter.default is NO_DEFAULT else f" = {format_attribute(parameter.default)}"
+        parts.append(f"{mark}{json.dumps(parameter.name)}{default}")
+        before = kind
+    if before is ParameterKind.POSITIONAL_ONLY:
+        parts.append("/")
+    return ", ".join(parts)
 
 
 class _Names:
@@ -243,7 +263,15 @@ class _Printer:
         for weight in program.weights.values():
             lines += self.weight(weight, names, inner)
         lines += (f"{inner}opaque {json.dumps(name)}" for name in program.opaques)
-        lines += _mode_lines(program.module_modes, inner)
+        lines += _mode_lines(program.module_modes, f"{inner}modules")
+        if program.mode_locked:
+            lines.append(f"{inner}mode_locked {json.dumps(program.mode_locked)}")
+        for switch, modes in program.modes_after.items():
+            lines += _mode_lines(modes, f"{inner}after {switch} modules")
+        for name, surrounding in program.surroundings.items():
+            answers = f" answers {format_attribute(surrounding.answers)}" if surrounding.answers else ""
+            place = f" place {json.dumps(surrounding.place)}" if surrounding.place else ""
+            lines.append(f"{inner}refuses {json.dumps(name)}{answers}{place}")
         lines += _convention_lines(program.convention, inner)
         lines += self.graph(program.graph, names, "graph", inner)
         lines.append(f"{indent}}}")
@@ -330,7 +358,7 @@ def _attribute_texts(op: Operation, names: _Names) -> list[str]:
     ]
 
 
-def _mode_lines(modes: dict[str, bool], indent: str) -> list[str]:
+def _mode_lines(modes: Mapping[str, bool], start: str) -> list[str]:
     """Return one statement for each run of modules in one mode, on lines of limited width."""
     lines: list[str] = []
     current: bool | None = None
@@ -339,7 +367,7 @@ def _mode_lines(modes: dict[str, bool], indent: str) -> list[str]:
         if training is current and len(lines[-1]) + len(name) < _MODES_WIDTH:
             lines[-1] += f", {name}"
         else:
-            lines.append(f"{indent}modules {'train' if training else 'eval'} {name}")
+            lines.append(f"{start} {'train' if training else 'eval'} {name}")
             current = training
     return lines
 
@@ -347,25 +375,21 @@ def _mode_lines(modes: dict[str, bool], indent: str) -> list[str]:
 def _convention_lines(convention: CallingConvention, indent: str) -> list[str]:
     lines: list[str] = []
     if convention.parameters:
-        lines.append(f"{indent}parameters {', '.join(map(json.dumps, convention.parameters))}")
+        lines.append(f"{indent}parameters {format_parameters(convention.parameters)}")
+    if convention.keeps_order:
+        lines.append(f"{indent}keeps_order")
     for keyword, spec in (("in_spec", convention.in_spec), ("out_spec", convention.out_spec)):
         if spec is not None:
-            lines.append(f"{indent}{keyword} {_spec_text(spec)}")
+            lines.append(f"{indent}{keyword} {format_spec(spec)}")
     for leaf in convention.inputs:
         place = f"input {leaf.value}" if leaf.value is not None else format_attribute(leaf.constant)
-        lines.append(f"{indent}argument {json.dumps(leaf.name)} = {place}")
+        accepts = "".join(f" or {kind}" for kind in leaf.accepts)
+        lines.append(f"{indent}argument {json.dumps(leaf.name)} = {place}{accepts}")
     for result in convention.outputs:
         place = f"output {result.value}" if result.value is not None else format_attribute(result.constant)
-        lines.append(f"{indent}result = {place}")
+        strides = "" if result.strides is None else f" strides [{', '.join(map(format_dim, result.strides))}]"
+        lines.append(f"{indent}result = {place}{strides}")
     for mutation in convention.mutations:
         target = f"input {mutation.input}" if mutation.buffer is None else json.dumps(mutation.buffer)
         lines.append(f"{indent}mutation {target} = output {mutation.output}")
     return lines
-
-
-def _spec_text(spec: Any) -> str:
-    """Return a tree specification as JSON; a class that PyTorch cannot write is only named."""
-    try:
-        return str(pytree.treespec_dumps(spec))
-    except (NotImplementedError, ValueError, TypeError):
-        return f"unserializable {json.dumps(' '.join(str(spec).split()))}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -15,8 +15,9 @@ from ir.attributes import Attribute
 from ir.core import Graph, Value
 from ir.errors import VerificationError
 from ir.locations import UNKNOWN_LOCATION, Location
+from ir.parameters import ParameterSpec
 from ir.printer import print_program
-from ir.types import TensorType
+from ir.types import Dim, TensorType
 
 
 class WeightKind(enum.Enum):
@@ -83,6 +84,10 @@ class Mutation:
     """Number of the graph input."""
 
 
+ARGUMENT_KINDS = ("none", "sequence", "mapping", "any")
+"""What an argument of unknown type may be besides a tensor."""
+
+
 @attrs.frozen
 class InputLeaf:
     """One leaf of the flattened arguments of a call.
@@ -93,6 +98,8 @@ class InputLeaf:
     name: str
     value: int | None
     constant: Attribute | Any = None
+    accepts: tuple[str, ...] = ()
+    """What the argument may be besides a tensor, of `ARGUMENT_KINDS`; only where its type is unknown."""
 
 
 @attrs.frozen
@@ -104,6 +111,8 @@ class OutputLeaf:
 
     value: int | None
     constant: Any = None
+    strides: tuple[Dim, ...] | None = None
+    """Strides of the tensor in the original, which the emitted module keeps; None where they are not known."""
 
 
 @attrs.define(eq=False)
@@ -117,8 +126,22 @@ class CallingConvention:
     inputs: tuple[InputLeaf, ...] = ()
     outputs: tuple[OutputLeaf, ...] = ()
     mutations: tuple[Mutation, ...] = ()
-    parameters: tuple[str, ...] = ()
-    """Names of the forward method's parameters, positional ones first."""
+    parameters: tuple[ParameterSpec, ...] = ()
+    """Parameters of the forward method; empty where the capture does not know them."""
+    keeps_order: bool = False
+    """Whether the keys of mappings among the arguments, `**kwargs` too, have to come in the order of `in_spec`."""
+
+
+@attrs.frozen
+class Surrounding:
+    """Surroundings in which the program must not be run, since the original does something else there.
+
+    `answers` are those that the original got on the captured call, one for each tensor among the inputs where they
+    differ by input (whether it is contiguous, whether it requires a gradient); `place` is where it asks.
+    """
+
+    answers: tuple[bool, ...] = ()
+    place: str = ""
 
 
 @attrs.frozen
@@ -148,8 +171,12 @@ class Program:
     location: Location = UNKNOWN_LOCATION
     opaques: dict[str, Any] = attrs.field(factory=dict)
     """Python callables that opaque operations call: name -> module or function."""
-    meta: dict[str, Any] = attrs.field(factory=dict)
-    """Notes of the capture for the emitter: never read by passes."""
+    mode_locked: str = ""
+    """Why the emitted module cannot be put into the other mode; empty where it can."""
+    modes_after: Mapping[str, Mapping[str, bool]] = attrs.field(factory=dict)
+    """Switch (`train`, `eval`) -> module path -> `training` after it, of the modules that do not follow the switch."""
+    surroundings: Mapping[str, Surrounding] = attrs.field(factory=dict)
+    """Name (no_grad, inference_mode, autocast, layout, requires_grad) -> why the program refuses to run there."""
 
     def add_weight(self, weight: Weight) -> Value:
         """Add a weight and return its value.
@@ -164,9 +191,10 @@ class Program:
         return weight.value
 
     def unique_weight_name(self, base: str) -> str:
-        """Return `base`, or `base_1`, `base_2`, … where it is taken."""
+        """Return `base`, or `base_1`, `base_2`, … where it is taken, by another name of a tied weight too."""
+        taken = {*self.weights, *(alias for weight in self.weights.values() for alias in weight.aliases)}
         name, number = base, 0
-        while name in self.weights:
+        while name in taken:
             number += 1
             name = f"{base}_{number}"
         return name

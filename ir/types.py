@@ -141,6 +141,31 @@ def shapes_equal(a: tuple[Dim | None, ...] | None, b: tuple[Dim | None, ...] | N
     return all(dims_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def types_agree(a: Type, b: Type) -> bool:
+    """Return whether two types are the same as far as both are known; an opaque type is one of which nothing is."""
+    if isinstance(a, OpaqueType) or isinstance(b, OpaqueType):
+        return True
+    if isinstance(a, ScalarType) and isinstance(b, ScalarType):
+        return a.kind == b.kind and _dims_agree(a.value, b.value)
+    if not isinstance(a, TensorType) or not isinstance(b, TensorType):
+        return False
+    if a == b:
+        return True
+    return (
+        (a.dtype is None or b.dtype is None or a.dtype == b.dtype)
+        and (a.device is None or b.device is None or a.device == b.device)
+        and (
+            a.shape is None
+            or b.shape is None
+            or (len(a.shape) == len(b.shape) and all(map(_dims_agree, a.shape, b.shape)))
+        )
+    )
+
+
+def _dims_agree(a: Dim | None, b: Dim | None) -> bool:
+    return a is None or b is None or dims_equal(a, b)
+
+
 def make_symbol(name: str) -> sympy.Symbol:
     """Return the symbol `name`; two symbols of one name are the same symbol."""
     return sympy.Symbol(name, integer=True, nonnegative=True)

@@ -24,9 +24,10 @@ from ir.errors import GraphwrightError, VerificationError
 from ir.literals import RESERVED_SYMBOLS
 from ir.nn_ops import OPAQUE
 from ir.opdef import ParamKind
-from ir.printer import print_operation_context
+from ir.parameters import are_in_order
+from ir.printer import format_parameters, print_operation_context
 from ir.program import CallingConvention, Program, Weight
-from ir.types import OpaqueType, ScalarType, TensorType, Type, dims_equal, make_symbol
+from ir.types import OpaqueType, ScalarType, TensorType, Type, make_symbol, types_agree
 
 _ELEMENT_MAY_BE_ABSENT = "List[Optional[Tensor]]"
 
@@ -39,28 +40,6 @@ def verify(program: Program) -> None:
             either side, and the line of the user's source that it comes from.
     """
     _Verifier(program).run()
-
-
-def compatible(recorded: Type, inferred: Type) -> bool:
-    """Return whether two types agree wherever both are known."""
-    if isinstance(recorded, OpaqueType) or isinstance(inferred, OpaqueType):
-        return True
-    if isinstance(recorded, ScalarType) and isinstance(inferred, ScalarType):
-        return recorded.kind == inferred.kind and _dims_agree(recorded.value, inferred.value)
-    if not isinstance(recorded, TensorType) or not isinstance(inferred, TensorType):
-        return False
-    if recorded == inferred:
-        return True
-    a, b = recorded.shape, inferred.shape
-    return (
-        (recorded.dtype is None or inferred.dtype is None or recorded.dtype == inferred.dtype)
-        and (recorded.device is None or inferred.device is None or recorded.device == inferred.device)
-        and (a is None or b is None or (len(a) == len(b) and all(map(_dims_agree, a, b))))
-    )
-
-
-def _dims_agree(a: Any, b: Any) -> bool:
-    return a is None or b is None or dims_equal(a, b)
 
 
 class _Verifier:
@@ -147,7 +126,7 @@ class _Verifier:
                 f"{len(weight.derivation.sources)} sources"
             )
         outputs = inner.graph.outputs
-        if len(outputs) != 1 or outputs[0] is None or not compatible(outputs[0].type, weight.type):
+        if len(outputs) != 1 or outputs[0] is None or not types_agree(outputs[0].type, weight.type):
             self._fail(f"the derivation of weight {weight.name!r} does not return one tensor of type {weight.type}")
         verify(inner)
 
@@ -315,7 +294,7 @@ class _Verifier:
         for value, inside in zip(op.operands, inputs, strict=True):
             if value is None:
                 self._fail(f"operand {inside.name!r} of {op.name} is absent", op)
-            if not compatible(value.type, inside.type):
+            if not types_agree(value.type, inside.type):
                 self._fail(
                     f"operand {inside.name!r} of {op.name} is {value.type}, but the body takes {inside.type}", op
                 )
@@ -335,7 +314,7 @@ class _Verifier:
         if len(inferred) != len(op.results):
             self._fail(f"{op.name} has {len(op.results)} results, inference gives {len(inferred)}", op)
         for value, type_ in zip(op.results, inferred, strict=True):
-            if not compatible(value.type, type_):
+            if not types_agree(value.type, type_):
                 self._fail(f"result {value.index} of {op.name} has type {value.type}, inference gives {type_}", op)
 
     def _infer(self, op: Operation) -> tuple[Type, ...]:
@@ -389,9 +368,14 @@ class _Verifier:
         places = [leaf.value for leaf in convention.inputs if leaf.value is not None]
         if convention.inputs and sorted(places) != list(range(num_inputs)):
             self._fail(f"the arguments stand for graph inputs {places}, but the graph has {num_inputs}")
+        if not are_in_order(convention.parameters):
+            self._fail(f"Python does not allow parameters in this order: {format_parameters(convention.parameters)}")
         for leaf in convention.outputs:
             if leaf.value is not None and not 0 <= leaf.value < num_outputs:
                 self._fail(f"the result has output {leaf.value}, but the graph has {num_outputs}")
+            for part in (leaf.constant, *(leaf.strides or ())):
+                if isinstance(part, sympy.Expr):
+                    self._expression(part, "the result", None)
         if convention.in_spec is not None and convention.in_spec.num_leaves != len(convention.inputs):
             self._fail(f"in_spec has {convention.in_spec.num_leaves} leaves for {len(convention.inputs)} arguments")
         if convention.out_spec is not None and convention.out_spec.num_leaves != len(convention.outputs):

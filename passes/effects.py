@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ir.aliasing import writes_operand
 from ir.core import RETURN, Operation, Value
 from ir.opdef import Trait
 from ir.program import weight_of
@@ -59,7 +60,10 @@ def is_foldable(op: Operation) -> bool:
 
 def _is_written(value: Value) -> bool:
     weight = weight_of(value)
-    return weight is not None and weight.is_mutated
+    if weight is not None:
+        return weight.is_mutated
+    # statistics that are no weights: the lowering lets nobody see them through a view
+    return any(writes_operand(op, index) for op, index in value.uses)
 
 
 def crossed_effect(ops: Sequence[Operation]) -> str | None:

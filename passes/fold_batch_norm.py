@@ -235,7 +235,7 @@ def _free_name(program: Program, name: str, op: Operation) -> str:
     """Return `name` where its weight has no other user than what is being replaced, else a new name."""
     weight = program.weights.get(name)
     if weight is None:
-        return name
+        return program.unique_weight_name(name)  # a tied weight may have it as its second name
     found = [_slice(v) for v in (op.operands[1], op.operands[2]) if v is not None and v.defining_op is not None]
     inside = {o for part in found if part is not None for o in part[0]}
     if not weight.aliases and all(user in inside for user in weight.value.users):

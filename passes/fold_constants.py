@@ -152,7 +152,7 @@ def _fold(op: Operation, known: dict[Value, _Constant]) -> list[_Constant] | Non
     follows = any(c is not None and c.follows for c in operands)
     tensors = [None if c is None else c.tensor for c in operands]
     results = _evaluate(op, tensors)
-    if results is None or not _as_inferred(op, results):
+    if results is None or not _as_inferred(op, results) or any(made.is_meta for made in results):
         return None
     given = {t.untyped_storage().data_ptr() for t in tensors if t is not None}
     for value, made in zip(op.results, results, strict=True):

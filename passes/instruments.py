@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 
-from ir.errors import GraphwrightError
+from ir.errors import GraphwrightError, InputError
 from ir.printer import print_program
 from ir.program import Program
 from ir.verify import verify
@@ -61,11 +62,22 @@ def count_operations(program: Program) -> Counter[str]:
 class DumpIR(Instrument):
     """Writes the text of the program after each pass that changed it, to files in a folder or to a function."""
 
-    target: Path | str | Callable[[str, str], None]
+    target: Path | str | Callable[[str, str], None] = attrs.field()
     number: int = 0
 
+    @target.validator
+    def _check_target(self, attribute: Any, value: Any) -> None:
+        if not (isinstance(value, (Path, str)) or callable(value)):
+            raise InputError(
+                f"IR cannot be dumped to {value!r}", remedy="name a folder, or give a function of a title and a text"
+            )
+
     def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
-        """Write one dump, named `NNN-pass.gw`."""
+        """Write one dump, named `NNN-pass.gw`.
+
+        Raises:
+            InputError: when the folder cannot be written.
+        """
         if not result.changed or isinstance(pass_, PassManager):
             return
         title = f"{self.number:03d}-{pass_.name}"
@@ -75,8 +87,14 @@ class DumpIR(Instrument):
             self.target(title, text)
         else:
             folder = Path(self.target)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{title}.gw").write_text(text)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{title}.gw").write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise InputError(
+                    f"the IR cannot be dumped to the folder {folder}: {error.strerror or error}",
+                    remedy="name a folder that can be made and written",
+                ) from error
 
 
 @attrs.define(eq=False)

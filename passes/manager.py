@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, ClassVar, Self
 
@@ -64,6 +65,8 @@ class Pass:
 
     def __attrs_post_init__(self) -> None:
         _name_of(type(self))
+        for field in attrs.fields(type(self)):
+            _check_option(self, field)
 
     def run(self, program: Program, context: PassContext) -> None:
         """Change the program in place.
@@ -91,6 +94,31 @@ class Pass:
             if value != field.default:
                 options.append(f"{field.name.replace('_', '-')}={_format_option(value)}")
         return self.name + (f"{{{' '.join(options)}}}" if options else "")
+
+
+_PLAIN_OPTIONS: dict[Any, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "True or False"),
+    "int": ((int,), "an int"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a text"),
+}
+"""Annotation of a field -> the types of its values, and their name in messages; other fields check themselves."""
+
+
+def _check_option(pass_: Pass, field: Any) -> None:
+    """Check an option by its annotation, which is text or a class.
+
+    Raises:
+        InputError: when the value is of another type.
+    """
+    wanted = _PLAIN_OPTIONS.get(getattr(field.type, "__name__", field.type))
+    value = getattr(pass_, field.name)
+    if wanted is None or (isinstance(value, wanted[0]) and (type(value) is not bool or bool in wanted[0])):
+        return
+    raise InputError(
+        f"the option `{field.name}` of pass `{pass_.name}` is {value!r}, not {wanted[1]}",
+        remedy=f"write `{type(pass_).__name__}({field.name}=...)` with {wanted[1]}, or leave it out",
+    )
 
 
 def _name_of(cls: type[Pass]) -> str:
@@ -131,7 +159,8 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
     if reason is not None:
         raise PassError(f"pass `{pass_.name}` cannot run: {reason}", location=program.location)
     for instrument in context.instruments:
-        instrument.before(pass_, program)
+        with _blamed(instrument, "before", pass_):
+            instrument.before(pass_, program)
     graph = program.graph
     revision, before, start = graph.revision, graph.num_operations, time.perf_counter()
     try:
@@ -160,8 +189,32 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
     result = PassResult(pass_.name, graph.revision != revision, seconds, before, graph.num_operations)
     context.results.append(result)
     for instrument in context.instruments:
-        instrument.after(pass_, program, result)
+        with _blamed(instrument, "after", pass_):
+            instrument.after(pass_, program, result)
     return result
+
+
+@contextmanager
+def _blamed(instrument: Instrument, when: str, pass_: Pass) -> Iterator[None]:
+    """Name the instrument in what it raises, which the manager around it would take for an error of its pass."""
+    try:
+        yield
+    except (GraphwrightError, GraphwrightWarning):
+        raise
+    except Exception as error:
+        raise PassError(
+            f"the instrument {type(instrument).__qualname__} raised {type(error).__name__} {when} pass "
+            f"`{pass_.name}`: {error}{_raised_at(error)}",
+            remedy="correct the instrument, or run without it; the pass is not at fault",
+        ) from error
+
+
+def _raised_at(error: BaseException) -> str:
+    """Return the line of the instrument's own method in a traceback, for a message."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return f" (at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
 
 
 # A bare `tuple` as converter would lose the element type for the type checker.

@@ -15,6 +15,7 @@ from ir.errors import PatternError
 from ir.opdef import OpDef, ParamKind, Trait
 from passes.expansion import expand, num_operations, op_nodes, shared_nodes
 from passes.faults import rule_raised
+from passes.literals import has_value
 from passes.pattern import (
     AnyOf,
     AnyValue,
@@ -380,7 +381,7 @@ def _attribute_matcher(name: str, expected: Any) -> Callable[[Operation, _State]
 
     def compare(op: Operation, state: _State) -> str | None:
         value = op.attributes[name]
-        if value is expected or attributes_equal(value, expected):
+        if value is expected or has_value(op, name, expected):
             return None
         return f"{name} of {op.name} at `{op.location.where}` is {value}, not {expected}"
 

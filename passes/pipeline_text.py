@@ -13,6 +13,9 @@ import attrs
 
 from ir.errors import GraphwrightError, ParseError
 
+_MAX_DEPTH = 50
+"""How deep managers may be nested, far below what would overflow the stack when they are run."""
+
 PATTERNS: Mapping[str, bool] = {"patterns": True}
 """Metadata of a field whose text form is a list of pattern names."""
 
@@ -45,6 +48,7 @@ class PipelineParser:
     ) -> None:
         self.text, self.passes, self.patterns, self.holds_passes = text, passes, patterns, holds_passes
         self.at = 0
+        self.depth = 0
 
     def parse(self) -> list[Any]:
         """Return the passes that the text describes.
@@ -99,7 +103,11 @@ class PipelineParser:
             if self._peek() != "(":
                 raise self._error(f"`{name}` needs its passes in parentheses: `{name}(canonicalize)`")
             self.at += 1
+            self.depth += 1
+            if self.depth > _MAX_DEPTH:
+                raise self._error(f"passes are nested more than {_MAX_DEPTH} deep")
             args = (self._sequence(),)
+            self.depth -= 1
             if self._peek() != ")":
                 raise self._error("expected `)`")
             self.at += 1
@@ -133,6 +141,8 @@ class PipelineParser:
                 raise self._error(f"pass `{cls.name}` has no option {key!r}; {known_names(key, fields)}", at)
             if not equals:
                 raise self._error(f"option {key!r} has no value: write `{key}=...`, without spaces", at)
+            if field.name in options:
+                raise self._error(f"option {key!r} is given twice", at)
             options[field.name] = self._option(field, value, at + len(key) + 1)
             at = stop
         self.at = end + 1

@@ -31,7 +31,8 @@ class Remark:
     """One statement of a rule about one place."""
 
     kind: str
-    """`applied`, `missed` (a near miss), `skipped` (not decidable; a Python warning went out) or `kept`."""
+    """`applied`, `missed` (a near miss), `skipped` (not decidable; a Python warning went out) or `kept`;
+    of `validate="each"` also `validated` and `unvalidated`."""
     rule: str
     location: Location
     message: str

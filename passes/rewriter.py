@@ -13,7 +13,7 @@ from ir.errors import PatternError
 from ir.locations import merge_locations
 from ir.opdef import get_opdef
 from ir.program import Program, Weight
-from ir.types import TensorType, dims_equal
+from ir.types import types_agree
 from passes.region_names import check_inputs, check_kind, check_parts
 
 
@@ -237,25 +237,6 @@ def _check_names(
     check_parts(parts.values())
     check_inputs([n for given in inputs.values() for n in ((given,) if isinstance(given, str) else given)])
     check_inputs(points, "quantization points")
-
-
-def types_agree(a: Any, b: Any) -> bool:
-    """Return whether two types are the same where both are known."""
-    if a == b:
-        return True
-    if type(a) is not type(b):
-        return False
-    if not isinstance(a, TensorType):
-        return True
-    if a.dtype is not None and b.dtype is not None and a.dtype != b.dtype:
-        return False
-    if a.device is not None and b.device is not None and a.device != b.device:
-        return False
-    if a.shape is None or b.shape is None:
-        return True
-    if len(a.shape) != len(b.shape):
-        return False
-    return all(x is None or y is None or dims_equal(x, y) for x, y in zip(a.shape, b.shape, strict=True))
 
 
 def _position(op: Operation) -> int:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import builtins
 import collections
+import enum
 import inspect
+import itertools
 import keyword
 import operator
-from collections.abc import Callable, Iterator, Mapping
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 import sympy
 import torch
 from torch import fx
+from torch.fx.graph import _custom_builtins
 from torch.utils import _pytree as pytree
 
 from compiler.codegen.guard import (
@@ -24,11 +30,13 @@ from compiler.codegen.guard import (
     drop_unbound,
     tensor_check,
 )
-from compiler.graphmodule import SignatureCodeGen
+from compiler.forward_code import SignatureCodeGen
+from ir.attributes import UnknownObject
 from ir.errors import CodegenError
+from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
 from ir.program import InputLeaf, Program
 
-_LITERALS = (type(None), bool, int, float, str, torch.dtype, torch.device)
+_LITERALS = (type(None), bool, int, float, str, torch.dtype, torch.device, enum.Enum)
 _ABSENT = inspect.Parameter.empty
 
 _Access = tuple[int, int, tuple[Any, ...]]
@@ -37,77 +45,122 @@ _Access = tuple[int, int, tuple[Any, ...]]
 
 @attrs.frozen(eq=False)
 class Parameter:
-    """One parameter of `forward`."""
+    """One parameter of `forward`, or one argument of its `**kwargs`."""
 
     name: str
     spec: pytree.TreeSpec | None
     """Structure of the argument; None where the capture passed none, and the default counts."""
+    leaves: tuple[InputLeaf, ...] = ()
+    """The leaves of that structure."""
     keyword_only: bool = False
     default: Any = _ABSENT
+    positional_only: bool = False
+    is_ours: bool = False
+    """Whether the name is no parameter's of the original, so that no caller gives it."""
+    key: str | None = None
+    """The keyword of an argument that `**kwargs` takes."""
 
 
-def parameters_of(program: Program) -> list[Parameter]:
-    """Return the parameters of `forward`, positional ones first.
+@attrs.frozen(eq=False)
+class _Argument:
+    """One argument of the captured call."""
 
-    Names and defaults are those of the original's signature where the capture noted it (`meta["signature"]`).
+    spec: pytree.TreeSpec
+    leaves: tuple[InputLeaf, ...]
+
+
+def parameters_of(program: Program) -> tuple[list[Parameter], str]:
+    """Return the parameters of `forward`, positional ones first, and the name of its `**kwargs` if it has such.
+
+    Names and defaults are those of the original's signature where the capture knows it.
     """
     convention = program.convention
-    leaf = pytree.tree_structure(0)
+    leaves = convention.inputs or tuple(InputLeaf(v.name, i) for i, v in enumerate(program.graph.inputs))
     if convention.in_spec is None:
-        leaves = convention.inputs or tuple(InputLeaf(v.name, i) for i, v in enumerate(program.graph.inputs))
-        return [Parameter(argument_name(leaf_.name, i), leaf) for i, leaf_ in enumerate(leaves)]
-    args_spec, kwargs_spec = convention.in_spec.children()
-    args = args_spec.children()
-    kwargs = dict(zip(kwargs_spec.context, kwargs_spec.children(), strict=True))
-    signature = program.meta.get("signature")
-    if isinstance(signature, inspect.Signature):
-        found = list(_from_signature(signature, args, kwargs))
-    else:
-        names = convention.parameters
-        found = [
-            Parameter(argument_name(names[i] if i < len(names) else f"args_{i}", i), spec)
-            for i, spec in enumerate(args)
-        ]
-        found.extend(Parameter(name, spec, keyword_only=True) for name, spec in kwargs.items())
-    seen: dict[str, None] = {}
+        leaf = pytree.tree_structure(0)
+        return [Parameter(argument_name(each.name, i), leaf, (each,)) for i, each in enumerate(leaves)], ""
+    args, kwargs = _arguments(convention.in_spec, leaves)
+    known = convention.parameters or (ParameterSpec("args", ParameterKind.VAR_POSITIONAL),)
+    found = list(_from_signature(known, args, kwargs))
+    variable = next((p.name for p in known if p.kind is ParameterKind.VAR_KEYWORD), "")
+    if all(parameter.key is None for parameter in found):
+        variable = ""
+    elif _is_global(variable):
+        variable = "kwargs"
+    return _distinct(found, variable), variable
+
+
+def _arguments(spec: pytree.TreeSpec, leaves: Sequence[InputLeaf]) -> tuple[list[_Argument], dict[str, _Argument]]:
+    """Return the arguments of the captured call, each with its own leaves."""
+    if spec.num_leaves != len(leaves):
+        raise CodegenError(
+            f"the calling convention has {len(leaves)} input leaves, and structure for {spec.num_leaves}"
+        )
+    rest = iter(leaves)
+    args_spec, kwargs_spec = spec.children()
+    args, kwargs = (
+        [_Argument(child, tuple(itertools.islice(rest, child.num_leaves))) for child in each.children()]
+        for each in (args_spec, kwargs_spec)
+    )
+    return args, dict(zip(kwargs_spec.context, kwargs, strict=True))
+
+
+def _from_signature(
+    parameters: Sequence[ParameterSpec], args: Sequence[_Argument], kwargs: Mapping[str, _Argument]
+) -> Iterator[Parameter]:
+    rest = dict(kwargs)
+    position = 0
+    for parameter in parameters:
+        kind, name, default = parameter.kind, parameter.name, parameter.default
+        if default is NO_DEFAULT or isinstance(default, UnknownObject):
+            default = _ABSENT
+        if kind is ParameterKind.VAR_POSITIONAL:
+            for i, arg in enumerate(args[position:]):
+                yield Parameter(f"{name}_{i}", arg.spec, arg.leaves, is_ours=True)
+            position = len(args)
+        elif kind is not ParameterKind.VAR_KEYWORD:
+            keyword_only = kind is ParameterKind.KEYWORD_ONLY
+            positional_only = kind is ParameterKind.POSITIONAL_ONLY
+            if not keyword_only and position < len(args):
+                arg, name = args[position], argument_name(name, position)
+                yield Parameter(name, arg.spec, arg.leaves, default=default, positional_only=positional_only)
+                position += 1
+            elif name in rest and not positional_only:
+                arg, name = rest.pop(name), argument_name(name, position)
+                yield Parameter(name, arg.spec, arg.leaves, keyword_only, default)
+            elif default is not _ABSENT:
+                yield Parameter(name, None, (), keyword_only, default, positional_only)
+    is_variable = any(parameter.kind is ParameterKind.VAR_KEYWORD for parameter in parameters)
+    for i, (key, arg) in enumerate(rest.items()):
+        name = argument_name(key, len(args) + i)
+        yield Parameter(
+            name, arg.spec, arg.leaves, keyword_only=True, is_ours=is_variable, key=key if is_variable else None
+        )
+
+
+def _distinct(parameters: Sequence[Parameter], variable: str) -> list[Parameter]:
+    """Number the names that occur twice; those by which a caller passes arguments stay."""
+    given = {p.name for p in parameters if not p.is_ours}
+    taken = {variable}
     unique: list[Parameter] = []
-    for parameter in found:
+    for parameter in parameters:
         name, number = parameter.name, 0
-        while name in seen:
+        while name in taken or (parameter.is_ours and name in given):
             number += 1
             name = f"{parameter.name}_{number}"
-        seen[name] = None
+        taken.add(name)
         unique.append(attrs.evolve(parameter, name=name))
     return unique
 
 
-def _from_signature(
-    signature: inspect.Signature, args: list[pytree.TreeSpec], kwargs: Mapping[str, pytree.TreeSpec]
-) -> Iterator[Parameter]:
-    rest = dict(kwargs)
-    position = 0
-    for parameter in signature.parameters.values():
-        kind, name, default = parameter.kind, parameter.name, parameter.default
-        default = default if isinstance(default, _LITERALS) else _ABSENT
-        if kind is parameter.VAR_POSITIONAL:
-            for i, spec in enumerate(args[position:]):
-                yield Parameter(f"{name}_{i}", spec)
-            position = len(args)
-        elif kind is not parameter.VAR_KEYWORD:
-            keyword_only = kind is parameter.KEYWORD_ONLY
-            if not keyword_only and position < len(args):
-                yield Parameter(argument_name(name, position), args[position], default=default)
-                position += 1
-            elif name in rest:
-                yield Parameter(name, rest.pop(name), keyword_only, default)
-            elif default is not _ABSENT:
-                yield Parameter(name, None, keyword_only, default)
-    for name, spec in rest.items():
-        yield Parameter(name, spec, keyword_only=True)
+def _is_global(name: str) -> bool:
+    """Whether generated code may need what `name` means outside of the function."""
+    return hasattr(builtins, name) or name in _custom_builtins or name in sys.modules
 
 
 def argument_name(name: str, number: int) -> str:
-    """Return `name` if a parameter may have it, or else `input_<number>`."""
+    """Return `name` if a parameter may have it, as Python's parser normalizes it, or else `input_<number>`."""
+    name = unicodedata.normalize("NFKC", name)
     usable = name.isidentifier() and not keyword.iskeyword(name) and name != "self"
     return name if usable else f"input_{number}"
 
@@ -118,20 +171,25 @@ class Inputs:
     def __init__(self, program: Program, graph: fx.Graph) -> None:
         self.program = program
         self.graph = graph
-        self.parameters = parameters_of(program)
+        self.parameters, variable = parameters_of(program)
         self.checks: list[Check] = []
-        convention = program.convention
-        self._pending = iter(
-            convention.inputs or tuple(InputLeaf(v.name, i) for i, v in enumerate(program.graph.inputs))
-        )
         self._bound: dict[sympy.Symbol, None] = {}
         self._constant_defaults()
-        positional = sum(not p.keyword_only for p in self.parameters)
-        absent = {i: p.default for i, p in enumerate(self.parameters) if p.spec is None}
-        graph.set_codegen(SignatureCodeGen(positional, len(self.parameters), absent))
+        parameters = self.parameters
+        codegen = SignatureCodeGen(
+            sum(not p.keyword_only for p in parameters),
+            names=tuple(p.name if p.key is None else p.key for p in parameters),
+            positional_only=sum(p.positional_only for p in parameters),
+            defaults={i: p.default for i, p in enumerate(parameters) if p.default is not _ABSENT},
+            absent=tuple(i for i, p in enumerate(parameters) if p.spec is None),
+            variable=variable,
+            keywords=sum(p.key is not None for p in parameters),
+            keeps_order=program.convention.keeps_order,
+        )
+        graph.set_codegen(codegen)
         self.placeholders = [
             graph.placeholder(p.name, default_value=p.default if p.default is not _ABSENT else inspect.Signature.empty)
-            for p in self.parameters
+            for p in parameters
         ]
 
     def _constant_defaults(self) -> None:
@@ -153,7 +211,7 @@ class Inputs:
             if parameter.spec is None:
                 self.checks.append(Check(parameter.name, number, constant=(parameter.default,), expected=""))
                 continue
-            self._walk(parameter.spec, number, parameter.name, (), accesses)
+            self._walk(parameter.spec, number, parameter.name, (), iter(parameter.leaves), accesses)
         self.graph.create_node("call_module", "_guard", tuple(self.placeholders), name="_guard")
         flattened: dict[tuple[int, tuple[Any, ...]], Any] = {}
         for value, number, path in accesses:
@@ -188,41 +246,65 @@ class Inputs:
         number: int,
         name: str,
         path: tuple[Any, ...],
+        leaves: Iterator[InputLeaf],
         accesses: list[_Access],
     ) -> None:
         if spec.is_leaf():
-            self._leaf(number, name, path, accesses)
+            self._leaf(next(leaves), number, name, path, accesses)
             return
         children = spec.children()
         type_ = spec.type
         keys: list[Any]
+        is_mapping = False
         if type_ in (tuple, list) or type_ is collections.namedtuple or hasattr(type_, "_fields"):
             keys = list(range(len(children)))
             names = [f"{name}[{i}]" for i in keys]
         elif type_ is dict or getattr(type_, "__name__", "") in ("OrderedDict", "defaultdict"):
             keys = list(spec.context[1] if getattr(type_, "__name__", "") == "defaultdict" else spec.context)
             names = [f"{name}[{key!r}]" for key in keys]
+            is_mapping = True
         else:
             flatten = Leaves()
             self.checks.append(Check(name, number, (*path, flatten), length=spec.num_leaves))
+            if any(map(_has_mapping, children)):
+                # its leaves are taken by their numbers, which depend on the order of keys inside
+                self.checks.append(Check(name, number, path, structure=str(spec)))
             for i in range(spec.num_leaves):
-                self._leaf(number, f"{name}.{i}", (*path, flatten, i), accesses)
+                self._leaf(next(leaves), number, f"{name}.{i}", (*path, flatten, i), accesses)
             return
-        self.checks.append(Check(name, number, path, length=len(children)))
+        order = tuple(keys) if is_mapping and self.program.convention.keeps_order else ()
+        self.checks.append(Check(name, number, path, length=len(children), keys=order))
         for key, child, child_name in zip(keys, children, names, strict=True):
-            self._walk(child, number, child_name, (*path, key), accesses)
+            self._walk(child, number, child_name, (*path, key), leaves, accesses)
 
-    def _leaf(self, number: int, name: str, path: tuple[Any, ...], accesses: list[_Access]) -> None:
-        leaf = next(self._pending, None)
-        if leaf is None:
-            raise CodegenError("the calling convention has fewer input leaves than its structure")
+    def _leaf(self, leaf: InputLeaf, number: int, name: str, path: tuple[Any, ...], accesses: list[_Access]) -> None:
         if leaf.value is None:
+            if "any" in leaf.accepts:
+                return
+            if isinstance(leaf.constant, UnknownObject):
+                raise unknown_constant(f"argument `{name}`", leaf.constant)
             if isinstance(leaf.constant, _LITERALS):
                 self.checks.append(Check(name, number, path, constant=(leaf.constant,)))
             return
         type_ = self.program.graph.inputs[leaf.value].type
-        self.checks.append(tensor_check(name, number, path, type_, self._bound))
+        check = tensor_check(name, number, path, type_, self._bound)
+        self.checks.append(attrs.evolve(check, accepts=leaf.accepts))
         accesses.append((leaf.value, number, path))
+
+
+def unknown_constant(what: str, constant: UnknownObject) -> CodegenError:
+    """Return the error for a constant of which a parsed program has the class alone."""
+    return CodegenError(
+        f"{what} is an object of class {constant.class_name}, and the text of a program has no more than its class",
+        remedy="emit the program itself, or put the object into its calling convention",
+    )
+
+
+def _has_mapping(spec: pytree.TreeSpec) -> bool:
+    if spec.is_leaf():
+        return False
+    names = [base.__name__ for base in getattr(spec.type, "__mro__", ())]
+    return "dict" in names or any(map(_has_mapping, spec.children()))
 
 
 def native_structure(spec: pytree.TreeSpec, leaves: Iterator[Any], call: Callable[..., Any]) -> Any:

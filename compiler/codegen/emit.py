@@ -10,21 +10,22 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from compiler.codegen.convention import Inputs, native_structure
+from compiler.codegen.convention import Inputs, native_structure, unknown_constant
 from compiler.codegen.forms import ModuleForm, own_location
 from compiler.codegen.modules import module_form
 from compiler.codegen.regions import emit_region
 from compiler.codegen.scope import Scope
-from compiler.codegen.tree import ModuleTree
+from compiler.codegen.tree import ModuleTree, folded_path
 from compiler.codegen.weights import Weights, names_of, weight_of
 from compiler.fused_modules import ScaledDotProductAttention
 from compiler.graphmodule import EmittedModule
 from compiler.parameter_map import Entry, ParameterMap
 from ir.aliasing import may_alias_operands
+from ir.attributes import UnknownObject
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.nn_ops import decode_call
-from ir.program import Program, Weight
+from ir.program import Program, Weight, WeightKind
 
 _INVENTED = {
     "aten.dropout": "dropout",
@@ -113,7 +114,10 @@ class ProgramScope(Scope):
         key = ("operation", home, form.key)
         path = self.tree.find(key) if own else None
         if path is None:
-            path = self.tree.place(self.tree.make(form, home), home, own=own, key=key if own else None)
+            module, target, same = self.tree.make(form, home), home, own
+            if own and self.tree.is_mistakable(self.tree.safe_path(home), form):
+                target, same = folded_path(home), False
+            path = self.tree.place(module, target, own=same, key=key if own else None)
             self.tree.register_form(path, form, home if own else None)
         return self.call_form(path, form)
 
@@ -123,10 +127,8 @@ class ProgramScope(Scope):
             home = self.tree.home(form, op.location.parts)
             if home is not None:
                 return home, True
-            # a call of a function has no mode, and F.batch_norm no cumulative average
-            needed = op.name == "nn.multihead_attention" or (
-                op.name == "aten.batch_norm" and form.counter and op.attributes["momentum"] is None
-            )
+            # a call of a function has no mode, and F.batch_norm counts no batches
+            needed = op.name == "nn.multihead_attention" or (op.name == "aten.batch_norm" and form.counter)
         else:
             location = own_location(op, form)
             if location is not None and op.name != "aten.scaled_dot_product_attention":
@@ -198,7 +200,9 @@ class _Emitter:
             node.target = self.tree.weight_key(weight)
         root = nn.Module()
         self.tree.finish(root)
-        root.add_module("_guard", inputs.guard())
+        guard = inputs.guard()
+        guard.surroundings = dict(program.surroundings)
+        root.add_module("_guard", guard)
         root.training = program.module_modes.get("", False)
         root._guard.training = root.training  # type: ignore[union-attr]
         if self.out_spec is not None:
@@ -206,10 +210,17 @@ class _Emitter:
         module = EmittedModule(root, scope.graph, self._class_name())
         if self.out_spec is not None:
             module.__dict__["_out_spec"] = self.out_spec
-        locked = program.meta.get("mode_locked")
-        if locked:
-            module._mode_locked = locked if isinstance(locked, str) else "the captured graph holds for one mode only"
+        module._mode_locked = program.mode_locked or None
+        module._modes_after = self._modes_after(module)
         return Emitted(module, self._parameter_map(module))
+
+    def _modes_after(self, module: nn.Module) -> dict[str, tuple[tuple[str, bool], ...]]:
+        """Return for each switch the emitted modules whose mode is then another one than that of the root."""
+        found: dict[str, tuple[tuple[str, bool], ...]] = {}
+        for switch, modes in self.program.modes_after.items():
+            places = [(path, self.tree.origin(path, each)) for path, each in module.named_modules()]
+            found[switch] = tuple((path, modes[origin]) for path, origin in places if origin in modes)
+        return found
 
     def _class_name(self) -> str:
         name = self.program.location.class_name
@@ -254,6 +265,8 @@ class _Emitter:
 
     def _constant(self, constant: Any) -> Any:
         """Return what to write for a result that is no tensor: a literal, or a size that an input has."""
+        if isinstance(constant, UnknownObject):
+            raise unknown_constant("a result", constant)
         return self.scope.size(constant) if isinstance(constant, sympy.Basic) else constant
 
     def _written(self, buffer: str | None, number: int | None) -> Value:
@@ -287,13 +300,12 @@ class _Emitter:
         constants: dict[str, torch.Tensor] = {}
         for key, weight in self.tree.key_weights.items():
             if weight.derivation is not None:
-                entries[key] = Entry(weight.derivation.sources, derivation=weight.derivation)
+                entries[key] = Entry(weight.derivation.sources, weight.derivation)
                 for source in self.weights.sources(weight):
                     if source.data is not None and not self.tree.is_persistent(source):
                         constants[source.name] = source.data
             else:
-                name = self.tree.keys[key]
-                entries[key] = Entry((name,), tuple(n for n in names_of(weight) if n != name))
+                entries[key] = Entry((self.tree.keys[key],))
             if self.tree.is_persistent(weight):
                 persistent[key] = None
         for key, name in self.tree.opaque_keys.items():
@@ -301,9 +313,13 @@ class _Emitter:
             persistent[key] = None
         ordered = dict.fromkeys(name for name, _ in module.named_parameters(remove_duplicate=False))
         ordered.update(dict.fromkeys(name for name, _ in module.named_buffers(remove_duplicate=False)))
+        ordered.update(dict.fromkeys(self.tree.opaque_keys))  # extra state is no tensor
+        tied = [names_of(weight) for weight in self.program.weights.values() if weight.aliases]
         return ParameterMap(
             {key: entries[key] for key in ordered if key in entries},
-            originals=(*self.weights.by_name, *self.tree.opaque_keys.values()),
+            originals=(*self.weights.originals, *self.tree.opaque_keys.values()),
             persistent=frozenset(persistent),
             constants=constants,
+            aliases={name: names for names in tied for name in names},
+            literals=frozenset(k for k, w in self.tree.key_weights.items() if w.kind is WeightKind.CONSTANT),
         )

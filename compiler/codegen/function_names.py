@@ -23,7 +23,9 @@ any.dim all all.dim var.correction std.correction clamp clamp.Tensor clamp_min c
 where.ScalarSelf where.ScalarOther where.Scalar pow.Tensor_Tensor pow.Scalar atan2 gather index_select
 masked_fill.Scalar masked_fill.Tensor tril triu roll flip sort topk tile movedim.int movedim.intlist
 pixel_shuffle pixel_unshuffle channel_shuffle zeros_like ones_like full_like arange arange.start
-arange.start_step zeros ones full linspace prelu rms_norm conv1d conv2d conv3d conv1d.padding conv2d.padding
+arange.start_step zeros ones full linspace linspace.Tensor_Tensor linspace.Tensor_Scalar linspace.Scalar_Tensor
+logspace logspace.Tensor_Tensor logspace.Tensor_Scalar logspace.Scalar_Tensor
+prelu rms_norm conv1d conv2d conv3d conv1d.padding conv2d.padding
 conv3d.padding conv_transpose1d conv_transpose2d.input conv_transpose3d.input embedding dot mv diff
 nan_to_num atan tan asin acos sinh cosh trunc frac lerp.Scalar lerp.Tensor addcmul addcdiv scatter.src
 scatter.value scatter_add broadcast_to lstm.input gru.input rnn_tanh.input rnn_relu.input

@@ -14,9 +14,11 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._sympy import functions as torch_functions
 
+from compiler.boundary.settings import SETTINGS, answers_of
+from compiler.forward_code import other_order
 from ir.errors import CaptureError, InputError
 from ir.expressions import format_expression
-from ir.program import SymbolRange
+from ir.program import Surrounding, SymbolRange
 from ir.types import Dim, ScalarType, TensorType, Type
 
 Formula = tuple[Any, ...]
@@ -122,10 +124,24 @@ class Check:
     dtype: torch.dtype | None = None
     length: int | None = None
     """For a container instead of a tensor: how many entries it has."""
+    keys: tuple[Any, ...] = ()
+    """For a mapping whose order matters: its keys."""
+    structure: str = ""
+    """For an object that only pytree can take apart: the text of its structure."""
     constant: tuple[Any, ...] = ()
     """For an argument that is no tensor: the value the capture fixed, as a tuple of one."""
     scalar: bool = False
     """Whether the leaf is a number that the program takes at run time."""
+    accepts: tuple[str, ...] = ()
+    """What it may be besides a tensor."""
+
+
+_ACCEPTED: dict[str, Callable[[Any], bool]] = {
+    "none": lambda value: value is None,
+    "sequence": lambda value: isinstance(value, (tuple, list)),
+    "mapping": lambda value: isinstance(value, Mapping),
+    "any": lambda value: True,
+}
 
 
 def _kind(dtype: torch.dtype) -> str:
@@ -155,6 +171,8 @@ class InputGuard(nn.Module):
         self.checks = tuple(checks)
         self.ranges = tuple(ranges)
         self.relations = tuple(relations)
+        self.surroundings: Mapping[str, Surrounding] = {}
+        """Where the module must not be run: the original does something else there."""
         # Everything that is one tensor of one known shape goes through a loop as short as can be.
         self._static = tuple(
             (c.parameter, c.shape, c.dtype, c) for c in self.checks if c.shape is not None and not c.path
@@ -167,6 +185,8 @@ class InputGuard(nn.Module):
         Raises:
             InputError: naming the argument, what was expected and what was given.
         """
+        if self.surroundings:
+            self._check_surroundings(parameters)
         for number, shape, dtype, check in self._static:
             value = parameters[number]
             if not isinstance(value, torch.Tensor) or value.shape != shape or value.dtype != dtype:
@@ -193,6 +213,16 @@ class InputGuard(nn.Module):
                 if check.dims:
                     self._check_dims(check, parameters, sizes)
 
+    def _check_surroundings(self, parameters: tuple[Any, ...]) -> None:
+        for name, surrounding in self.surroundings.items():
+            if _is_in(name, surrounding, parameters):
+                place = f" ({surrounding.place})" if surrounding.place else ""
+                setting = SETTINGS[name]
+                raise InputError(
+                    f"the model was captured {setting.text}: it asks{place}, and computes something else otherwise",
+                    remedy=setting.remedy,
+                )
+
     def _check(self, check: Check, parameters: tuple[Any, ...], sizes: dict[str, Any]) -> None:
         value = parameters[check.parameter]
         if isinstance(value, fx.Proxy):
@@ -201,9 +231,14 @@ class InputGuard(nn.Module):
         if check.length is not None:
             if not hasattr(value, "__len__") or len(value) != check.length:
                 raise _mismatch(check, f"has {_count(value)}", f"{check.length} entries")
+            if check.keys and tuple(value) != check.keys and set(value) == set(check.keys):
+                raise other_order(f"the keys of argument `{check.name}`", value, check.keys)
+        elif check.structure:
+            if str(pytree.tree_structure(value)) != check.structure:
+                raise _mismatch(check, f"is a {type(value).__name__} of another structure", "that of the example")
         elif check.constant:
             value = _untraced(value)
-            if type(value) is not type(check.constant[0]) or value != check.constant[0]:
+            if not _same_constant(value, check.constant[0]):
                 raise InputError(
                     f"argument `{check.name}` is {value!r}, but the program was compiled for {check.constant[0]!r}",
                     remedy="transform the model with this value among the example inputs",
@@ -220,6 +255,8 @@ class InputGuard(nn.Module):
         if isinstance(value, fx.Proxy):
             return
         if not isinstance(value, torch.Tensor):
+            if any(_ACCEPTED[kind](value) for kind in check.accepts):
+                return
             raise _mismatch(check, f"is a {type(value).__name__}", check.expected)
         if check.dtype is not None and value.dtype != check.dtype and _kind(value.dtype) != _kind(check.dtype):
             raise _mismatch(check, f"has dtype {value.dtype}", check.expected)
@@ -248,6 +285,17 @@ class InputGuard(nn.Module):
         return ", ".join(f"{c.name}: {c.expected}" for c in self.checks if c.expected)
 
 
+def _is_in(name: str, surrounding: Surrounding, parameters: tuple[Any, ...]) -> bool:
+    """Return whether a call is made in surroundings."""
+    if name == "no_grad":
+        return not torch.is_grad_enabled()
+    if name == "inference_mode":
+        return torch.is_inference_mode_enabled()
+    if name == "autocast":
+        return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return answers_of(name, parameters) != surrounding.answers
+
+
 def _leaf(check: Check, value: Any) -> Any:
     for key in check.path:
         try:
@@ -257,6 +305,16 @@ def _leaf(check: Check, value: Any) -> Any:
                 f"argument `{check.name}` is missing", remedy="pass the same structure as in the example inputs"
             ) from None
     return value
+
+
+def _same_constant(value: Any, constant: Any) -> bool:
+    """Return whether an argument is the constant, of the same type; fx has lists and dicts of its own."""
+    if isinstance(constant, (tuple, list)):
+        same = isinstance(value, list) if isinstance(constant, list) else type(value) is type(constant)
+        return same and len(value) == len(constant) and all(map(_same_constant, value, constant))
+    if isinstance(constant, dict):
+        return isinstance(value, dict) and _same_constant(list(value.items()), list(constant.items()))
+    return type(value) is type(constant) and bool(value == constant or (value != value and constant != constant))
 
 
 def _untraced(value: Any) -> Any:

@@ -162,6 +162,22 @@ def _by_rank(op: Operation, family: str, value: Value) -> type[nn.Module] | None
     return None if suffix is None else getattr(nn, family + suffix)
 
 
+def _norm_options(op: Operation, slots: tuple[tuple[str, Weight], ...]) -> tuple[tuple[str, Any], ...] | None:
+    """Return the options of a normalization over channels; None where it shifts and does not scale."""
+    held = dict(slots)
+    if "bias" in held and "weight" not in held:
+        return None
+    return _options(
+        num_features=_shape(slots[0][1])[0],
+        eps=op.attributes["eps"],
+        momentum=op.attributes["momentum"],
+        affine="weight" in held,
+        track_running_stats="running_mean" in held,
+        device="meta",
+        **({"bias": False} if "weight" in held and "bias" not in held else {}),
+    )
+
+
 @_form("aten.batch_norm")
 def _make_batch_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
     a = op.attributes
@@ -169,23 +185,16 @@ def _make_batch_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
     if slots is None:
         return None
     held = dict(slots)
-    affine, tracked = "weight" in held, "running_mean" in held
+    tracked = "running_mean" in held
     if tracked and not (a.get("follows_mode", True) and a.get("counts_batches", True)):
         return None
-    if affine != ("bias" in held) or tracked != ("running_var" in held) or not (affine or tracked):
+    options = _norm_options(op, slots)
+    if options is None or tracked != ("running_var" in held) or not ("weight" in held or tracked):
         return None
     if not tracked and not a["training"]:
         return None
     value = op.input("input")
     cls = _by_rank(op, "BatchNorm", value) or AnyBatchNorm
-    options = _options(
-        num_features=_shape(slots[0][1])[0],
-        eps=a["eps"],
-        momentum=a["momentum"],
-        affine=affine,
-        track_running_stats=tracked,
-        device="meta",
-    )
     # without statistics the operation is always in training, and says nothing about the module
     training = bool(a["training"]) if tracked else None
     return ModuleForm(cls, options, slots, (value,), training=training, counter=tracked)
@@ -199,19 +208,11 @@ def _make_instance_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
     cls = _by_rank(op, "InstanceNorm", value)
     if not slots or cls is None:
         return None
-    held = dict(slots)
-    affine, tracked = "weight" in held, "running_mean" in held
+    tracked = "running_mean" in dict(slots)
     from_module = own_location(op, ModuleForm(cls, ())) is not None
-    if affine != ("bias" in held) or (not tracked and not a["use_input_stats"]) or (tracked and not from_module):
+    options = _norm_options(op, slots)
+    if options is None or (not tracked and not a["use_input_stats"]) or (tracked and not from_module):
         return None
-    options = _options(
-        num_features=_shape(slots[0][1])[0],
-        eps=a["eps"],
-        momentum=a["momentum"],
-        affine=affine,
-        track_running_stats=tracked,
-        device="meta",
-    )
     training = bool(a["use_input_stats"]) if tracked else None
     return ModuleForm(cls, options, slots, (value,), training=training, counter=tracked)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
@@ -17,7 +17,7 @@ from compiler.codegen.forms import ModuleForm
 from compiler.codegen.functions import emit_function
 from compiler.codegen.guard import linear_solution
 from compiler.codegen.tree import ModuleTree
-from compiler.graphmodule import SignatureCodeGen
+from compiler.forward_code import SignatureCodeGen
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.program import Weight
@@ -123,15 +123,21 @@ class Scope:
         if len(op.results) == 1 and op.opdef.results != ("list",):
             self.env[op.results[0]] = node
         else:
-            for result in op.results:
-                if not result.is_unused and result not in self.env:
-                    plain = isinstance(node, tuple)
-                    self.env[result] = (
-                        node[result.index] if plain else self.call(operator.getitem, (node, result.index))
-                    )
+            self._unpack(op.opdef.nest(op.results), node)
         for result in op.results:
             if result in self.env:
                 self._define_symbols(result, bare_only=False)
+
+    def _unpack(self, results: Sequence[Any], node: Any) -> None:
+        for place, result in enumerate(results):
+            inner = result if isinstance(result, list) else [result]
+            if all(value.is_unused or value in self.env for value in inner):
+                continue
+            item = node[place] if isinstance(node, tuple) else self.call(operator.getitem, (node, place))
+            if isinstance(result, list):
+                self._unpack(result, item)
+            else:
+                self.env[result] = item
 
     def operation(self, op: Operation) -> None:
         """Add one operation."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sympy
@@ -10,6 +11,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from compiler.codegen.guard import InputGuard
 from ir.fake import FakeContext
 from ir.program import Program
 from ir.types import Dim, ScalarType, TensorType, simplify_dim
@@ -18,9 +20,9 @@ from ir.types import Dim, ScalarType, TensorType, simplify_dim
 def restore_output_strides(module: fx.GraphModule, program: Program) -> tuple[int, ...]:
     """Compare the strides of an emitted module's results with the original's, and restore those that differ.
 
-    The module is run once on fake tensors: on contiguous inputs, as the strides in `program.meta["output_strides"]`
-    are those of the capture's example. Where the strides of a result differ, a copy in the original's layout is added
-    before the return. It costs about as much as one capture, so `emit` leaves it to the caller.
+    The module is run once on fake tensors: on contiguous inputs, as the strides of the results in the calling
+    convention are those of the capture's example. Where the strides of a result differ, a copy in the original's
+    layout is added before the return. It costs about as much as one capture, so `emit` leaves it to the caller.
 
     Args:
         module: the emitted module; changed in place.
@@ -30,13 +32,16 @@ def restore_output_strides(module: fx.GraphModule, program: Program) -> tuple[in
         The numbers of the output leaves that were restored. Dimensions of size 1 have no stride to compare; a result
         whose elements overlap (an expanded one) is left as it is.
     """
-    expected = program.meta.get("output_strides")
-    arguments = _fake_arguments(program, context := FakeContext())
-    if expected is None or arguments is None:
+    expected = [leaf.strides for leaf in program.convention.outputs]
+    arguments = _fake_arguments(program, context := FakeContext()) if any(expected) else None
+    if arguments is None:
         return ()
     args, kwargs = arguments
-    state: dict[str, torch.Tensor] = {k: context.mode.from_tensor(v) for k, v in _tensors_of(module).items()}
-    with context.mode, torch.no_grad(), torch.random.fork_rng(devices=[]):
+    # without `static_shapes` the sizes of the weights would be symbols that no type of the program has
+    state: dict[str, torch.Tensor] = {
+        name: context.mode.from_tensor(tensor, static_shapes=True) for name, tensor in _tensors_of(module).items()
+    }
+    with _anywhere(module), context.mode, torch.no_grad(), torch.random.fork_rng(devices=[]):
         results = pytree.tree_leaves(torch.func.functional_call(module, state, args, kwargs))
     output = next(iter(reversed(module.graph.nodes)))
     nodes = pytree.tree_leaves(_result_of(output))
@@ -57,6 +62,20 @@ def restore_output_strides(module: fx.GraphModule, program: Program) -> tuple[in
     if restored:
         module.recompile()
     return tuple(restored)
+
+
+@contextmanager
+def _anywhere(module: torch.nn.Module) -> Iterator[None]:
+    """Let the module run in surroundings that it refuses: its results do not matter here, only their strides."""
+    guard = getattr(module, "_guard", None)
+    if not isinstance(guard, InputGuard):
+        yield
+        return
+    saved, guard.surroundings = guard.surroundings, {}
+    try:
+        yield
+    finally:
+        guard.surroundings = saved
 
 
 def _tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:

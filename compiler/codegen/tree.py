@@ -12,28 +12,31 @@ from torch import fx, nn
 
 from compiler.codegen.forms import ModuleForm, build, declared_names, homes
 from compiler.codegen.weights import Weights, names_of, share
+from ir.errors import CodegenError
 from ir.locations import Location
 from ir.program import Program, Weight, WeightKind
 
 _RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | {"_guard", "_in_spec", "_out_spec"}
 """Attributes of every GraphModule: a submodule of such a name could not be reached."""
 
+_FOLDED = "_folded"
+"""Ends the path of a layer, or the name of a weight, that holds other values than the original's of that name."""
 
 _LAYER_SLOTS = ("weight", "bias", "running_mean")
 """Names of weights by which a path is one where a layer may be placed."""
 
 
-def safe_path(path: str) -> str:
-    """Return the path in the emitted module of what the original has at `path`."""
-    first, dot, rest = path.partition(".")
-    return f"{first}_1{dot}{rest}" if first in _RESERVED else path
+def folded_path(path: str) -> str:
+    """Return the path of a layer that holds other values than the original's at `path`."""
+    return f"{path}{_FOLDED}"
 
 
 class ModuleTree:
     """Places modules at paths and weights under keys, and builds the tree in the order of the original.
 
     Paths are those of the original where that is possible: a module whose weights the original has at `conv1` stands
-    at `conv1`. Whatever comes second to a path that is taken gets a number.
+    at `conv1`. Whatever comes second to a path that is taken gets a number. A key that the original has too holds the
+    same tensor, or one of another shape, for which a checkpoint of the original fails to load.
     """
 
     def __init__(self, program: Program, weights: Weights) -> None:
@@ -53,11 +56,26 @@ class ModuleTree:
         """Key inside a module kept as it is -> the original's name."""
         self.extras: dict[str, tuple[Any, ...]] = {}
         """Path of a region -> symbols whose sizes it takes as further arguments."""
+        self._origins: dict[int, tuple[nn.Module, str]] = {}
         self._prefixes: dict[str, None] = {}
-        """Paths below which the original has weights that live."""
-        for name in weights.live_names:
+        """Paths below which the original has weights."""
+        for name in weights.originals:
             while name := name.rpartition(".")[0]:
                 self._prefixes[name] = None
+        self._top = {path.partition(".")[0] for path in (*weights.originals, *program.module_modes)}
+        self._renamed: dict[str, str] = {}
+
+    def safe_path(self, path: str) -> str:
+        """Return the path in the emitted module of what the original has at `path`."""
+        first, dot, rest = path.partition(".")
+        if first not in _RESERVED:
+            return path
+        if first not in self._renamed:
+            number = 1
+            while f"{first}_{number}" in self._top:
+                number += 1
+            self._renamed[first] = f"{first}_{number}"
+        return f"{self._renamed[first]}{dot}{rest}"
 
     def home(self, form: ModuleForm, locations: tuple[Location, ...]) -> str | None:
         """Return the path at which all weights of `form` have their own names, or None.
@@ -89,6 +107,10 @@ class ModuleTree:
         owner = self.weights.live_names.get(name)
         return owner is weight or (owner is None and self.weights.is_free(weight))
 
+    def is_mistakable(self, path: str, form: ModuleForm) -> bool:
+        """Whether the original has the keys of a module built for `form` at `path`, for tensors that are others."""
+        return any(self.weights.is_mistakable(f"{path}.{slot}", weight) for slot, weight in form.slots)
+
     def make(self, form: ModuleForm, path_of_original: str | None = None) -> nn.Module:
         """Return a new module for `form`, holding the emitted module's tensors."""
         module = build(form)
@@ -104,7 +126,17 @@ class ModuleTree:
             module.train(form.training)
         else:
             module.train(self.mode(path_of_original))
+        if path_of_original is not None:
+            self._origins[id(module)] = module, path_of_original
         return module
+
+    def origin(self, path: str, module: nn.Module) -> str:
+        """Return the path in the original of the module whose mode decides about an emitted one."""
+        known, modes = self._origins.get(id(module)), self.program.module_modes
+        found = known[1] if known is not None else self._original(path)
+        while found and found not in modes:
+            found = found.rpartition(".")[0]
+        return found
 
     def _hold(self, owner: nn.Module, name: str, weight: Weight) -> None:
         """Give `owner` the tensor: a parameter or a buffer, whatever the class makes of it."""
@@ -139,7 +171,7 @@ class ModuleTree:
 
     def is_original(self, path: str) -> bool:
         """Whether the original has a weight, or modules with weights, at `path`."""
-        return path in self._prefixes or path in self.weights.live_names
+        return path in self._prefixes or path in self.weights.originals
 
     def find(self, key: tuple[Any, ...]) -> str | None:
         """Return where a module placed under an equal key stands."""
@@ -154,7 +186,7 @@ class ModuleTree:
             own: whether the original has this very module there; otherwise the path must be new.
             key: equal keys share a module (see `find`).
         """
-        target = self._free(safe_path(path if own else self._beside(path)), own)
+        target = self._free(self.safe_path(path if own else self._beside(path)), own)
         self._modules[target] = module
         if not own or target != path:
             self._invented[target] = path
@@ -172,7 +204,7 @@ class ModuleTree:
         modes, parent = self.program.module_modes, path.rpartition(".")[0]
 
         def taken(candidate: str) -> bool:
-            if candidate in self._modules or candidate in self.weights.live_names:
+            if candidate in self._modules or candidate in self.weights.originals:
                 return True
             if own and candidate == path:
                 return False
@@ -233,7 +265,7 @@ class ModuleTree:
 
     def container(self, path: str) -> str:
         """Make sure that there is a module at `path` of the original, and return its path here."""
-        target = safe_path(path)
+        target = self.safe_path(path)
         if target:
             self._containers[target] = None
         return target
@@ -242,29 +274,45 @@ class ModuleTree:
         """Return the key under which `weight` is found; call it when all modules are placed."""
         key = self._covered.get(weight.name)
         if key is None:
-            name = self._free_name(weight)
-            key = safe_path(name)
+            key, name = self._free_key(weight)
             self.register(key, weight, name)
         return key
 
-    def _free_name(self, weight: Weight) -> str:
-        """Return the name of a weight that no module holds: a derived one takes its only dropped source's."""
+    def _free_key(self, weight: Weight) -> tuple[str, str]:
+        """Return a key for a weight that no module holds, and the original's name of it."""
         sources = self.weights.sources(weight)
-        if len(sources) == 1 and sources[0] in self.weights.dropped:
-            name = sources[0].name
-            if name not in self.weights.live_names and safe_path(name) not in self.key_weights:
-                return name
-        # a name is a path, and its parts are attribute names
-        return re.sub(r"[^\w.]", "_", weight.name) if weight.kind is WeightKind.CONSTANT else weight.name
+        name = weight.name
+        if len(sources) == 1 and sources[0] in self.weights.dropped and sources[0].name not in self.weights.live_names:
+            name = sources[0].name  # a derived weight takes the place of its only source
+        if weight.kind is WeightKind.CONSTANT:
+            name = re.sub(r"[^\w.]", "_", name)  # a name is a path, and its parts are attribute names
+        base = self.safe_path(name)
+        if self.weights.is_mistakable(base, weight):
+            base += _FOLDED
+        number, key = 0, base
+        while self._is_taken(key, weight):
+            number += 1
+            key = f"{base}_{number}"
+        return key, name
+
+    def _is_taken(self, key: str, weight: Weight) -> bool:
+        if key in self.key_weights or self.weights.is_mistakable(key, weight):
+            return True
+        owner = self.weights.live_names.get(key)
+        is_module = key in self._modules or key in self._containers or key in self._prefixes
+        return is_module or (owner is not None and owner is not weight)
 
     def finish(self, root: nn.Module) -> None:
         """Build the tree below `root`: every weight has a key now, and every module its place."""
         for weight in self.weights.live:
             for name in names_of(weight):
                 if name not in self._covered:
-                    key = self.weight_key(weight) if name == weight.name else safe_path(name)
+                    key = self.weight_key(weight) if name == weight.name else self.safe_path(name)
                     if key not in self.key_weights:
                         self.register(key, weight, name)
+        for key, weight in self.key_weights.items():
+            if self.weights.is_mistakable(key, weight):
+                raise CodegenError(f"the key {key!r} would hold another tensor than in the original")
         placed = {f"{path}.{key}" for path, module in self._modules.items() for key in _own_keys(module)}
         leaves = [(key, weight) for key, weight in self.key_weights.items() if key not in placed]
         paths = dict(self._modules)
@@ -312,13 +360,13 @@ class ModuleTree:
 
     def _order(self, paths: dict[str, nn.Module]) -> dict[str, tuple[float, int]]:
         """Return sort keys: the place of the module in the original, or else of the first weight below the path."""
-        modes = {safe_path(path): i for i, path in enumerate(self.program.module_modes)}
+        modes = {self.safe_path(path): i for i, path in enumerate(self.program.module_modes)}
         positions = {name: i for i, name in enumerate(self.weights.by_name)}
         first: dict[str, tuple[float, int]] = {}
         for key, weight in self.key_weights.items():
             sources = self.weights.sources(weight)
             name = sources[0].name if sources else self.keys[key]
-            owner = safe_path(name).rpartition(".")[0]
+            owner = self.safe_path(name).rpartition(".")[0]
             place = (modes.get(owner, positions[name]), positions[name])
             path = key.rpartition(".")[0]
             while path:

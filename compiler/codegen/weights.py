@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import attrs
 import torch
 from torch import nn
 
 from ir.core import Value
 from ir.program import Program, Weight, WeightKind
+from ir.types import Dim
 
 
 def weight_of(value: Value | None) -> Weight | None:
@@ -28,6 +30,8 @@ class Weights:
         for weight in program.weights.values():
             for name in names_of(weight):
                 self.by_name.setdefault(name, weight)
+        self.originals = _originals(program)
+        """Every name that a tensor of the original has, with its shape and the weight that is that tensor still."""
         self._tensors: dict[Weight, torch.Tensor] = {}
         used = {w: None for w in program.weights.values() if not w.value.is_unused}
         derived = [w for w in program.weights.values() if w.derivation is not None]
@@ -54,6 +58,18 @@ class Weights:
         found = (self.by_name.get(name) for name in weight.derivation.sources)
         return tuple(source for source in found if source is not None and source is not weight)
 
+    def is_mistakable(self, key: str, weight: Weight) -> bool:
+        """Whether a checkpoint of the original has something else under `key`, and would load all the same.
+
+        What is another tensor than the original's may have the same key where its shape is another: loading fails.
+        """
+        original = self.originals.get(key)
+        if original is None or original.weight is weight:
+            return False
+        # load_state_dict takes the first element of a vector for a tensor of rank 0
+        shape, had = weight.type.shape, original.shape
+        return shape == had or (shape == () and had is not None and len(had) == 1)
+
     def is_free(self, weight: Weight) -> bool:
         """Whether the weight has no name in the original module, and so may be put anywhere."""
         return weight.derivation is not None
@@ -78,6 +94,27 @@ class Weights:
         if found is None:
             found = self._tensors[weight] = _share(weight)
         return found
+
+
+@attrs.frozen(eq=False)
+class Original:
+    """One tensor of the original."""
+
+    shape: tuple[Dim | None, ...] | None
+    weight: Weight | None
+    """The weight that is this tensor; None where another one was computed from it and took its place."""
+
+
+def _originals(program: Program) -> dict[str, Original]:
+    found: dict[str, Original] = {}
+    for weight in program.weights.values():
+        if weight.derivation is None:
+            found.update(dict.fromkeys(names_of(weight), Original(weight.type.shape, weight)))
+    for weight in program.weights.values():
+        if weight.derivation is not None:
+            for name, value in zip(weight.derivation.sources, weight.derivation.program.graph.inputs, strict=True):
+                found.setdefault(name, Original(value.tensor_type.shape, None))
+    return found
 
 
 def names_of(weight: Weight) -> tuple[str, ...]:

@@ -254,7 +254,7 @@ def addmm(source: Source, opdef: OpDef) -> Arguments:
 
 def attention(source: Source, opdef: OpDef) -> Arguments:
     """Self- and cross-attention, causal or with a mask."""
-    query = source.tensor(3, 4, zero=False)
+    query = source.tensor(3, 5, zero=False)
     shape = shape_of(query)
     keys = shape[-2] if source.flag() else source.size()
     same = source.flag()

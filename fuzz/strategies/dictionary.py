@@ -1,70 +1,165 @@
-"""The literals in the code of a rule: drawn more often than others, they meet its conditions."""
+"""The numbers in the code of a rule: drawn more often than others, they meet its conditions."""
 
 from __future__ import annotations
 
+import enum
+import functools
+import inspect
+import itertools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from passes.pattern import Pattern
 
+_MOST = 64
+"""Numbers of one table, or around which others are drawn, that are used."""
+_METHODS = ("pattern", "check", "rewrite")
+
 
 def dictionary_of(rule: Pattern) -> list[Any]:
-    """Return the numbers in the code of a rule (and of the functions of its module that it names), in order."""
+    """Return the numbers that a rule's code (and that of the functions it calls) names, in order.
+
+    These are literals first, then what it takes from globals, closures, defaults, and attributes.
+    """
     found: dict[Any, Any] = {}
-    for code in _codes(rule):
-        for literal in _literals(code):
-            found.setdefault((type(literal), repr(literal)), literal)
-            if literal == 0:
-                found.setdefault((float, "-0.0"), -0.0)  # a zero in the code may mean one sign only
+    functions = list(_functions(rule))
+    literals = (number for function in functions for number in _literals(function.__code__))
+    named = (number for function in functions for item in _named(function, rule) for number in _numbers(item))
+    for literal in itertools.chain(literals, named):
+        found.setdefault((type(literal), repr(literal)), literal)
+        if literal == 0:
+            found.setdefault((float, "-0.0"), -0.0)  # a zero in the code may mean one sign only
     return list(found.values())
+
+
+def around(dictionary: Sequence[Any]) -> list[Any]:
+    """Return numbers next to those of a dictionary, on both sides: code may ask for more, or less."""
+    found: dict[Any, Any] = {}
+    for number in dictionary[:_MOST]:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            continue
+        beside = (number - 1, number + 1) if isinstance(number, int) else (number * 0.75, number * 1.5)
+        for near in beside:
+            found.setdefault((type(near), repr(near)), near)
+    known = {(type(number), repr(number)) for number in dictionary}
+    return [number for key, number in found.items() if key not in known]
 
 
 def operators_named_by(rule: Pattern) -> frozenset[str]:
     """Return the texts in the code of a rule that may name an operator, such as `aten.stack`: it treats these apart."""
     return frozenset(
         text
-        for code in _codes(rule)
-        for constant in code.co_consts
+        for function in _functions(rule)
+        for constant in function.__code__.co_consts
         for text in (constant if isinstance(constant, (tuple, frozenset)) else (constant,))
         if isinstance(text, str) and text.startswith("aten.")
     )
 
 
-def _codes(rule: Pattern) -> Iterator[types.CodeType]:
-    """Yield the code of a rule, and of the functions of its module that it names."""
+def _functions(rule: Pattern) -> Iterator[types.FunctionType]:
+    """Yield a rule's methods, and the functions of its module, its class and their closures that they name."""
     pending: list[Any] = []
     for base in type(rule).__mro__:
         if base is not object and base is not Pattern:
-            pending += [vars(base).get(name) for name in ("pattern", "check", "rewrite")]
+            pending += [vars(base).get(name) for name in _METHODS]
     seen: set[types.CodeType] = set()
     while pending:
-        item = pending.pop(0)
-        code, names = (item.__code__, item.__globals__) if isinstance(item, types.FunctionType) else (None, {})
-        if code is None or code in seen:
+        function = _function(pending.pop(0))
+        if function is None or function.__code__ in seen:
             continue
-        seen.add(code)
-        yield code
-        home = names.get("__name__")
+        seen.add(function.__code__)
+        yield function
+        homes = {function.__globals__.get("__name__"), type(rule).__module__}
         pending += [
-            function
-            for name in code.co_names
-            if isinstance(function := names.get(name), types.FunctionType) and function.__module__ == home
+            item
+            for item in _named(function, rule)
+            if (inner := _function(item)) is not None and inner.__module__ in homes
         ]
+
+
+def _function(item: Any) -> types.FunctionType | None:
+    """Return the Python function behind an object that is one: a method, a property, or one that is wrapped."""
+    if isinstance(item, (staticmethod, classmethod)):
+        item = item.__func__
+    elif isinstance(item, property):
+        item = item.fget
+    elif isinstance(item, functools.cached_property):
+        item = item.func
+    while hasattr(item, "__wrapped__") and not isinstance(item, types.FunctionType):
+        item = item.__wrapped__
+    return item if isinstance(item, types.FunctionType) else None
+
+
+def _named(function: types.FunctionType, rule: Pattern) -> Iterator[Any]:
+    """Yield what a function takes by name, without running it: from globals, its closure, defaults, attributes."""
+    names = list(dict.fromkeys(_names(function.__code__)))
+    found: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it is not assigned yet
+            found.append(cell.cell_contents)
+    found += [function.__globals__[name] for name in names if name in function.__globals__]
+    pending, seen = [rule, *found], set()
+    while pending:
+        holder = pending.pop(0)
+        if id(holder) in seen or not (holder is rule or _holds_constants(holder)):
+            continue
+        seen.add(id(holder))
+        items = [item for name in names if (item := _attribute(holder, name)) is not None]
+        found += items
+        pending += items
+    yield from found
+
+
+def _attribute(holder: Any, name: str) -> Any:
+    item = inspect.getattr_static(holder, name, None)
+    return getattr(holder, name, None) if isinstance(item, types.MemberDescriptorType) else item
+
+
+def _holds_constants(item: Any) -> bool:
+    """Return whether an object may be one that numbers are kept on: a module, a class, an object of a user's class."""
+    if isinstance(item, types.ModuleType):
+        return True
+    kind = item if isinstance(item, type) else type(item)
+    return kind.__module__ not in ("builtins", "typing", "functools", "torch") and not isinstance(item, Pattern)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
 
 
 def _literals(code: types.CodeType) -> Iterator[Any]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _literals(constant)
-        elif isinstance(constant, (int, float)):
-            yield constant
-        elif isinstance(constant, (tuple, frozenset)):
-            items = sorted(constant, key=repr) if isinstance(constant, frozenset) else list(constant)
-            numbers = [item for item in items if isinstance(item, (int, float)) and not isinstance(item, bool)]
-            yield from numbers
-            if numbers and len(numbers) == len(items):
-                yield tuple(numbers)
+        else:
+            yield from _numbers(constant, booleans=True)
+
+
+def _numbers(item: Any, *, booleans: bool = False) -> Iterator[Any]:
+    """Yield a number, or those of a table; a row of numbers as a whole, too."""
+    if isinstance(item, enum.Enum):
+        item = None if isinstance(item, enum.Flag) else item.value  # a flag is no number that is meant
+    if isinstance(item, bool):
+        if booleans:
+            yield item
+    elif isinstance(item, (int, float)):
+        yield item
+    elif isinstance(item, Mapping):
+        yield from itertools.islice(_numbers([*item, *item.values()]), _MOST)
+    elif isinstance(item, (tuple, list, set, frozenset, range)):
+        items = sorted(item, key=repr) if isinstance(item, (set, frozenset)) else list(item[:_MOST])
+        numbers = [each for each in items if isinstance(each, (int, float)) and not isinstance(each, bool)]
+        yield from numbers[:_MOST]
+        if numbers and len(numbers) == len(items):
+            yield tuple(numbers)
+        yield from itertools.islice(
+            (n for row in items if isinstance(row, (tuple, list)) for n in _numbers(row)), _MOST
+        )
 
 
 def neutral_like(value: Any, name: str = "") -> tuple[Any, ...]:

@@ -49,7 +49,8 @@ def draw_attributes(
         code = source.integer(0, 8 ** len(names) - 1)
         for place, name in enumerate(names):
             value, kind = drawn[name], code // 8**place % 8
-            others = [n for n in source.dictionary if is_alike(n, value)] if kind > 4 else []
+            pool = () if kind < 5 else source.around if kind == 7 and source.flag() else source.dictionary
+            others = [n for n in pool if is_alike(n, value)]
             if not others and kind == 4:
                 others = list(neutral_like(value, name))
             elif not others and kind and name in _SCALES:
@@ -89,7 +90,24 @@ def made_of_sizes(captures: Mapping[str, Any]) -> list[int | float]:
 def _meeting(source: MatchSource, predicate: Callable[[Any], bool], drawn: Any) -> Any:
     if holds(predicate, normalize_attribute(drawn)) and source.flag():
         return drawn
-    pool = [drawn, *source.dictionary, None, True, False, 0, 1, -1, 0.0, 1.0, (), (0,), (1, 1), (0, 1), (1, 0)]
+    pool = [
+        drawn,
+        *source.dictionary,
+        *source.around,
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        0.0,
+        1.0,
+        (),
+        (0,),
+        (1, 1),
+        (0, 1),
+        (1, 0),
+    ]
     meeting = [value for value in pool if holds(predicate, normalize_attribute(value))]
     if not meeting:
         raise Unavailable

@@ -9,6 +9,7 @@ import torch
 from hypothesis import strategies as st
 
 from fuzz.strategies.calls import generate_call
+from fuzz.strategies.dictionary import around
 from fuzz.strategies.programs import ProgramSource
 from fuzz.strategies.source import Condition, Unavailable
 from fuzz.strategies.types import FLOATS
@@ -21,6 +22,10 @@ from ir.types import Dim, TensorType
 _PREFIXES = tuple(
     f"aten.{name}" for name in ("transpose.int", "permute", "slice.Tensor", "expand", "relu", "clone", "mul.Scalar")
 )
+_LARGEST = 1024
+"""The largest number that a size is drawn from."""
+_ROOM = 4096
+"""What the product of the sizes above 9 in a program may be: tensors stay small."""
 
 
 class MatchSource(ProgramSource):
@@ -32,7 +37,11 @@ class MatchSource(ProgramSource):
         self.dictionary = dictionary
         self.named = named
         """The names of operators that the rule's code treats apart."""
-        self.sizes = sorted({n for n in self.dictionary if type(n) is int and 0 < n <= 9})
+        self.around = around(dictionary)
+        """Numbers next to those of the dictionary."""
+        self.sizes = sorted({n for n in dictionary if type(n) is int and 0 < n <= _LARGEST})
+        self.near_sizes = sorted({n for n in self.around if type(n) is int and 0 < n <= _LARGEST})
+        self._room = _ROOM
         self.pinned: list[Value] = []
         """The operands that the pattern fixes and that no place has taken yet."""
         self.places: Mapping[int, Any] = {}
@@ -47,8 +56,13 @@ class MatchSource(ProgramSource):
         """What the program returns although it may be used."""
 
     def size(self) -> Dim:
-        """Draw a size, often one that the rule's code names."""
-        return self.hinted(1, 9) if self.sizes and self.integer(0, 3) == 3 else super().size()
+        """Draw a size, often one that the rule's code names, or one beside it; few of them large."""
+        if not self.sizes or self.integer(0, 3) < 3:
+            return super().size()
+        size = self.hinted(1, max(9, self._room))
+        if size > 9:
+            self._room //= size
+        return size
 
     def extent(self, lower: int, upper: int) -> int:
         """Draw the size of a window, often one that the rule's code names."""
@@ -56,9 +70,10 @@ class MatchSource(ProgramSource):
         return self.one_of(fitting) if fitting and self.flag() else super().extent(lower, upper)
 
     def hinted(self, lower: int, upper: int) -> int:
-        """Draw an int from a closed range, often one that the rule's code names."""
-        fitting = [n for n in self.sizes if lower <= n <= upper]
-        return self.one_of(fitting) if fitting and self.flag() else self.integer(lower, upper)
+        """Draw an int from a closed range, often one that the rule's code names, or one beside it."""
+        kind = self.integer(0, 7)
+        fitting = [n for n in (self.near_sizes if kind > 5 else self.sizes) if lower <= n <= upper]
+        return self.one_of(fitting) if fitting and kind > 2 else self.integer(lower, min(upper, max(9, lower)))
 
     def tensor(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any, TypeVar
 
 import torch
@@ -70,8 +71,16 @@ class Writer:
         for spec in inputs:
             made[spec.name] = made[spec.same_as] if spec.same_as is not None else spec.build()
         self.scope.update(made)
+        self.definitions: list[str] = []
+        """Statements of the Python module, in front of the class."""
         self.setup: list[str] = []
         self.body: list[str] = []
+        self.methods: list[str] = []
+        """Further methods of the class."""
+        self.base = ""
+        """The class that it derives from and leaves as it is, with the constructor's arguments; empty for a new one."""
+        self.signature = ""
+        """The parameters of `forward`; empty for the inputs in order."""
         self.values = list(made)
         """Names of tensors, oldest first."""
         self.layers: list[str] = []
@@ -152,6 +161,12 @@ class Writer:
         self.values += [n for n in names if isinstance(self.scope[n], torch.Tensor)]
         return True
 
+    def define(self, text: str) -> None:
+        """Put statements in front of the class, once."""
+        if text not in self.definitions:
+            exec(text, self.scope)
+            self.definitions.append(text)
+
     def set_up(self, line: str) -> bool:
         """Append a statement of `__init__` that makes a layer, a weight or a buffer; return whether it runs."""
         try:
@@ -189,14 +204,22 @@ class Writer:
 
     def text(self, returned: str) -> str:
         """Return the source of the module, whose `forward` returns an expression."""
+        if self.base:
+            name, _, arguments = self.base.partition("(")
+            return f"{HEADER}\n\nclass Net({name}):\n    def __init__(self):\n        super().__init__({arguments}\n"
         names = [spec.name for spec in self.inputs if not spec.keyword]
         names += [f"{spec.name}=None" for spec in self.inputs if spec.keyword]
         lines = "\n".join(self.setup)
         classes = "".join(f"\n\n{text}" for name, text in CLASSES.items() if f"{name}(" in lines)
-        setup = "".join(f"        {line}\n" for line in self.setup)
-        body = "".join(f"        {line}\n" for line in self.body)
+        classes += "".join(f"\n\n{text}\n" for text in self.definitions)
+        setup, body = (_indented(part, 8) for part in (self.setup, self.body))
+        methods = "".join(f"{_indented([method], 4)}\n" for method in self.methods)
         return (
             f"{HEADER}{classes}\n\nclass Net(nn.Module):\n"
-            f"    def __init__(self):\n        super().__init__()\n{setup}\n"
-            f"    def forward(self, {', '.join(names)}):\n{body}        return {returned}\n"
+            f"    def __init__(self):\n        super().__init__()\n{setup}\n{methods}"
+            f"    def forward(self, {self.signature or ', '.join(names)}):\n{body}        return {returned}\n"
         )
+
+
+def _indented(statements: list[str], depth: int) -> str:
+    return "".join(f"{textwrap.indent(text, ' ' * depth)}\n" for text in statements)

@@ -42,6 +42,11 @@ def _classifier(source: MatchSource, *, pooled: bool) -> Value:
         batch, channels = channels, batch
     features = channels * height * width
     kind = source.integer(0, 7)
+    if pooled and not alone and not source.integer(0, 3):
+        # the sizes of 1 stand elsewhere: a norm of the channels leaves them before these
+        orders = ((batch, 1, 1, features), (1, batch, features, 1), (batch, 1, features, 1), (1, 1, batch, features))
+        x = emit(source, "aten.reshape", x, source.one_of(orders))
+        kind = 3
     if alone:
         flat = emit(source, "aten.flatten.using_ints", x, source.one_of((1, 1, 1, 0)), -1)
     elif kind < 3:

@@ -17,7 +17,7 @@ from ir.inference.support import (
     require_equal,
     require_rank,
 )
-from ir.types import OpaqueType, TensorType, Type, dims_equal, simplify_dim
+from ir.types import Dim, OpaqueType, TensorType, Type, dims_equal, simplify_dim
 
 
 def linear(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
@@ -96,6 +96,26 @@ def _added(types: tuple[Any, ...], product: tuple[Type, ...]) -> tuple[Type, ...
     return (TensorType(result.shape, dtype, device),)
 
 
+def einsum(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """`"ab,bc->ac"`: the sizes of the letters after the arrow, which must be there."""
+    (operands,) = types
+    equation = str(attributes["equation"]).replace(" ", "")
+    inputs, arrow, output = equation.partition("->")
+    letters = inputs.split(",")
+    require(attributes["path"] is None and bool(arrow) and equation.isascii())
+    require(all(part.isalpha() for part in letters) and (output.isalpha() or not output))
+    require(len(set(output)) == len(output) and set(output) <= set("".join(letters)))
+    require(len(letters) == len(operands) and all(type(operand) is TensorType for operand in operands))
+    sizes: dict[str, Dim | None] = {}
+    for part, operand in zip(letters, operands, strict=True):
+        shape = operand.shape
+        # a letter that occurs twice in one operand takes a diagonal, and sizes of 1 broadcast: the operator knows how
+        require(shape is not None and len(shape) == len(part) == len(set(part)) and None not in shape)
+        for letter, size in zip(part, shape, strict=True):
+            require(dims_equal(sizes.setdefault(letter, size), size))
+    return (TensorType(tuple([sizes[letter] for letter in output]), float_dtype(operands), common_device(operands)),)
+
+
 def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[*, L, E], [*, S, E], [*, S, Ev] -> [*, L, Ev]."""
     query, key, value, mask = types
@@ -105,7 +125,7 @@ def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
     q, k, v = query.shape, key.shape, value.shape
     if q is None or k is None or v is None:
         return (TensorType(None, dtype, device),)
-    require(len(q) == len(k) == len(v) and len(q) in (3, 4) and 0 not in (*q, *k, *v))
+    require(len(q) == len(k) == len(v) >= 3 and 0 not in (*q, *k, *v))
     for a, b, c in zip(q[:-2], k[:-2], v[:-2], strict=True):
         # sizes of 1 broadcast and groups of heads are repeated: the operator knows how
         require(a is None or b is None or dims_equal(a, b))
@@ -188,6 +208,20 @@ def embedding(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
         return (TensorType(None, weight.dtype, device),)
     width = None if weight.shape is None else weight.shape[1]
     return (TensorType((*indices.shape, width), weight.dtype, device),)
+
+
+def embedding_bag(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """[n, width], indices [m], offsets [bags] -> [bags, width] and what the backward needs.
+
+    Of the latter the kernel makes other shapes where no gradient is wanted, and other ones on each device.
+    """
+    weight, indices, offsets, _ = types
+    device = common_device(types[:3])
+    (count,) = _ranked(offsets, 1)
+    bags = count if count is None or not attributes["include_last_offset"] else simplify_dim(count - 1)
+    _ranked(indices, 1)
+    rest = TensorType(None, None, device)
+    return TensorType((bags, _ranked(weight, 2)[1]), weight.dtype, device), rest, rest, rest
 
 
 def _ranked(type_: TensorType, rank: int) -> Shape:

@@ -67,11 +67,3 @@ def is_integral(value: Value) -> bool:
 
 
 _QUANTIZED = frozenset({torch.qint8, torch.quint8, torch.qint32})
-
-
-def wrap(dim: object, rank: int) -> int | None:
-    """Return a dimension's number counted from the front, or None where it is no int in range."""
-    bound = max(rank, 1)
-    if type(dim) is not int or not -bound <= dim < bound:
-        return None
-    return dim % bound

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ir.core import Operation, Value
 from ir.strides import merge_keeps_strides
 from ir.types import Dim, dims_equal, simplify_dim
-from passes.canonicalize.base import Rule, first, rank_of, shape_of, wrap
+from passes.canonicalize.base import Rule, first, rank_of, shape_of
+from passes.literals import wrap
 from passes.pattern import Match, Node, PatternBuilder
 from passes.rewriter import Rewriter
 

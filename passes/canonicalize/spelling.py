@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ir.aliasing import reaches_format
-from ir.attributes import attributes_equal, has_ref
+from ir.attributes import attributes_equal
 from ir.core import RETURN, Operation, Value
 from ir.opdef import ParamKind
-from passes.canonicalize.base import Rule, first, is_floating, rank_of, shape_of, tensor, wrap
+from passes.canonicalize.base import Rule, first, is_floating, shape_of, tensor
+from passes.literals import REDUCTIONS, dims_from_front, index_from_front, wrap
 from passes.pattern import Match, Node, PatternBuilder
 from passes.rewriter import Rewriter
 
@@ -150,7 +151,8 @@ class WriteOutPoolStride(Rule):
 
     def pattern(self, p: PatternBuilder) -> Node:
         """Match a pool without a stride."""
-        return p.op(tuple(f"aten.{name}" for name in (*_POOLS, *_INDEXED_POOLS)), stride=())
+        stride = p.attr_where(lambda given: given == (), "left out")
+        return p.op(tuple(f"aten.{name}" for name in (*_POOLS, *_INDEXED_POOLS)), stride=stride)
 
     def rewrite(self, m: Match, b: Rewriter) -> None:
         """Write the stride."""
@@ -214,19 +216,6 @@ class SpellExpand(Rule):
         return b.op("aten.expand", first(m.root), shape_of(m.root.result)).result
 
 
-_REDUCTIONS = (
-    "aten.mean.dim",
-    "aten.sum.dim_IntList",
-    "aten.amax",
-    "aten.amin",
-    "aten.logsumexp",
-    "aten.var.dim",
-    "aten.var.correction",
-    "aten.std.dim",
-    "aten.std.correction",
-    "aten.var_mean.correction",
-    "aten.linalg_vector_norm",
-)
 _ALONG_A_DIM = (
     "aten.softmax.int",
     "aten.log_softmax.int",
@@ -256,37 +245,18 @@ class CountDimsFromFront(Rule):
 
     def pattern(self, p: PatternBuilder) -> Node:
         """Match operators along dimensions."""
-        return p.op((*_REDUCTIONS, *_ALONG_A_DIM))
+        return p.op((*REDUCTIONS, *_ALONG_A_DIM))
 
     def check(self, m: Match) -> str | None:
         """Demand dimensions written otherwise, and a known rank."""
-        dims = _dims_from_front(m.root)
+        dims = dims_from_front(m.root, "dim", m.root.attributes["dim"])
         if dims is None:
             return "there are no dimensions, or the rank is not known"
         return "this is the one spelling" if attributes_equal(dims, m.root.attributes["dim"]) else None
 
     def rewrite(self, m: Match, b: Rewriter) -> None:
         """Write the dimensions."""
-        b.set_attribute(m.root, "dim", _dims_from_front(m.root))
-
-
-def _dims_from_front(op: Operation) -> int | tuple[int, ...] | None:
-    given = op.attributes["dim"]
-    if given is None or has_ref(given) or not op.operands:
-        return None
-    # an empty 1-d tensor may be concatenated with tensors of any rank
-    ranks = [rank_of(value) for value in op.operands] if op.name == "aten.cat" else [rank_of(op.operands[0])]
-    rank = ranks[0]
-    if rank is None or any(other != rank for other in ranks):
-        return None
-    if op.name == "aten.stack":
-        rank += 1
-    if not isinstance(given, tuple):
-        return wrap(given, rank)
-    dims = [wrap(d, rank) for d in given]
-    if not dims or None in dims:
-        return None
-    return tuple(sorted(d for d in dims if d is not None))
+        b.set_attribute(m.root, "dim", dims_from_front(m.root, "dim", m.root.attributes["dim"]))
 
 
 class SelectFromFront(Rule):
@@ -298,22 +268,15 @@ class SelectFromFront(Rule):
 
     def check(self, m: Match) -> str | None:
         """Demand a negative index into a dimension of known size."""
-        index, size = m.root.attributes["index"], _selected_size(m.root)
+        index = m.root.attributes["index"]
         if type(index) is not int or index >= 0:
             return "the index is counted from the front"
-        return None if type(size) is int else "the size of the dimension is not known"
+        known = index_from_front(m.root, index) is not None
+        return None if known else "the size of the dimension is not known"
 
     def rewrite(self, m: Match, b: Rewriter) -> None:
         """Write the index."""
-        size = _selected_size(m.root)
-        assert type(size) is int
-        b.set_attribute(m.root, "index", m.root.attributes["index"] + size)
-
-
-def _selected_size(op: Operation) -> object:
-    shape = shape_of(first(op))
-    dim = None if not shape else wrap(op.attributes["dim"], len(shape))
-    return None if dim is None or shape is None else shape[dim]
+        b.set_attribute(m.root, "index", index_from_front(m.root, m.root.attributes["index"]))
 
 
 SPELLING_RULES = (

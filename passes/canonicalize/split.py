@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ir.core import Operation, Value
-from passes.canonicalize.base import Rule, first, shape_of, wrap
+from passes.canonicalize.base import Rule, first, shape_of
+from passes.literals import wrap
 from passes.pattern import Match, Node, PatternBuilder
 from passes.rewriter import Rewriter
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ir.core import Operation, Value
 from ir.opdef import Trait
 from ir.types import Dim, TensorType, dims_equal, shapes_equal
+from passes.canonicalize.base import shape_of
 from passes.pattern import Match, Node, Pattern, PatternBuilder
 from passes.remarks import Refusal
 from passes.rewriter import Rewriter
@@ -38,6 +39,21 @@ def _keeps_batch_first(flatten: Operation) -> bool | None:
     return dims_equal(first, second)
 
 
+def _drops_units(flatten: Operation) -> bool:
+    """Whether the operation certainly makes a 4-d map into (N, C) by leaving out its sizes of 1, wherever they are.
+
+    A norm of the channels of a pooled map moves them last, and canonicalization leaves them there: (N, 1, 1, C).
+    """
+    source, target = shape_of(flatten.operands[0]), shape_of(flatten.result)
+    if source is None or target is None or len(source) != 4 or len(target) != 2:
+        return False
+    return shapes_equal(_without_units(source), _without_units(target))
+
+
+def _without_units(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    return tuple(size for size in shape if not dims_equal(size, 1))
+
+
 def _start_dim(flatten: Operation) -> int:
     start, end = flatten.attributes["start_dim"], flatten.attributes["end_dim"]
     return int(start) if end in (-1, 3) and start >= 0 else -1
@@ -67,10 +83,10 @@ def _in_features(m: Match) -> Dim | None:
 
 
 def _refusal(m: Match, window: str) -> str | Refusal | None:
-    """Return why the flattened map is not (N, C, H, W), or None when it certainly is."""
+    """Return why the flattened map is no map of a batch, or None when it certainly is."""
     flatten: Operation = m.flatten
     where = f"`{flatten.location.where}`"
-    batch_first = _keeps_batch_first(flatten)
+    batch_first = _drops_units(flatten) or _keeps_batch_first(flatten)
     if batch_first is False:
         return Refusal(f"{flatten.name} at {where} does not flatten a 4-d map to 2-d", near=False)
     if _in_features(m) is None:
@@ -93,9 +109,8 @@ def _refusal(m: Match, window: str) -> str | Refusal | None:
     return None
 
 
-def _rebuild(m: Match, b: Rewriter, kernel: tuple[Dim, Dim, Dim]) -> Value:
-    """Build links → conv2d → flatten on the unflattened map; the weight is a view of the linear's."""
-    x: Value = m.x
+def _rebuild(m: Match, b: Rewriter, x: Value, kernel: tuple[Dim, Dim, Dim]) -> Value:
+    """Build links → conv2d → flatten on the map `x`; the weight is a view of the linear's."""
     for link in m.links:
         operation = Operation(
             link.opdef,
@@ -124,7 +139,8 @@ def _with_shape_of(link: Operation, x: Value) -> TensorType:
 class FlattenLinearToConv1x1Pattern(Pattern):
     """linear(links(flatten(x)), w, b) = flatten(conv2d(links(x), w[:, :, None, None], b)), x: f[N, C, 1, 1]
 
-    `links` are elementwise activations and dropout: they commute with flattening a 1x1 map.
+    A map of shape (N, 1, 1, C), or with its sizes of 1 elsewhere, is reshaped first. `links` are elementwise
+    activations and dropout: they commute with flattening a 1x1 map.
     """
 
     is_conversion = True
@@ -137,7 +153,7 @@ class FlattenLinearToConv1x1Pattern(Pattern):
     def check(self, m: Match) -> str | Refusal | None:
         """Demand a map of C x 1 x 1, flattened to (N, C)."""
         refusal = _refusal(m, "C x 1 x 1")
-        if refusal is not None:
+        if refusal is not None or _drops_units(m.flatten):
             return refusal
         known = _map_of(m.x)
         if known is None or known[1] is None or known[2] is None:
@@ -152,7 +168,13 @@ class FlattenLinearToConv1x1Pattern(Pattern):
         """Build the 1x1 convolution."""
         channels = _in_features(m)
         assert channels is not None
-        return _rebuild(m, b, (channels, 1, 1))
+        x: Value = m.x
+        if _drops_units(m.flatten):
+            wanted = (m.flatten.result.tensor_type.shape[0], channels, 1, 1)
+            if not shapes_equal(x.tensor_type.shape, wanted):
+                with b.at(m.flatten, m.flatten.location):
+                    x = b.op("aten.reshape", x, wanted).result
+        return _rebuild(m, b, x, (channels, 1, 1))
 
 
 class FlattenLinearToConvPattern(Pattern):
@@ -177,7 +199,7 @@ class FlattenLinearToConvPattern(Pattern):
         known = _map_of(m.x)
         if known is None or not all(type(d) is int for d in known):
             return Refusal(f"the map flattened at `{m.flatten.location.where}` is {m.x.type}: its size is not static")
-        if known[1:] == (1, 1):
+        if _drops_units(m.flatten) or known[1:] == (1, 1):
             return "the map is C x 1 x 1: FlattenLinearToConv1x1Pattern converts it"
         return None
 
@@ -187,4 +209,4 @@ class FlattenLinearToConvPattern(Pattern):
         assert known is not None
         channels, height, width = known
         assert channels is not None and height is not None and width is not None
-        return _rebuild(m, b, (channels, height, width))
+        return _rebuild(m, b, m.x, (channels, height, width))

@@ -13,6 +13,7 @@ from compiler.codegen import Emitted, emit
 from ir.builder import Builder
 from ir.core import Graph, Value
 from ir.locations import Location
+from ir.parameters import ParameterSpec
 from ir.program import (
     CallingConvention,
     InputLeaf,
@@ -96,7 +97,7 @@ def flat_convention(
             inputs.append(InputLeaf(f"arg{i}", None, leaf))
     out_leaves, out_spec = pytree.tree_flatten(result)
     outputs = tuple(OutputLeaf(x.number) if isinstance(x, Out) else OutputLeaf(None, x) for x in out_leaves)
-    return CallingConvention(in_spec, out_spec, tuple(inputs), outputs, parameters=names)
+    return CallingConvention(in_spec, out_spec, tuple(inputs), outputs, parameters=tuple(map(ParameterSpec, names)))
 
 
 class Out:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.capture import capture
 from compiler.lower import lower
+from compiler.observation import meaningful_strides
 from ir.evaluate import evaluate
 from ir.program import Program
 from ir.verify import verify
@@ -71,6 +72,7 @@ def assert_same(program: Program, model: nn.Module, *args: torch.Tensor) -> None
             assert results[leaf.value] == value
         else:
             _assert_bits(results[leaf.value], value)
+            assert meaningful_strides(results[leaf.value]) == meaningful_strides(value)
     for mutation in program.convention.mutations:
         if mutation.buffer is not None:
             written[mutation.buffer] = results[mutation.output]

@@ -101,6 +101,19 @@ def dict_of_inputs():
     return Net(), {"x": torch.randn(2, 3, 8, 8)}
 
 
+def plain():
+    return nn.Sequential(nn.Linear(3, 4), nn.Hardshrink(), nn.ReLU()), torch.randn(2, 3)
+
+
+def plain_traced():
+    model, x = plain()
+    return symbolic_trace(model), x
+
+
+def flattened():
+    return nn.Sequential(nn.Flatten(0), nn.Linear(6, 2)), torch.randn(2, 3)
+
+
 def broken():
     return Net(depth=3)
 """
@@ -169,6 +182,23 @@ def test_json_goes_to_a_file_or_alone_to_standard_output(net: str, capsys: pytes
     printed = json.loads(capsys.readouterr().out)
     assert [match["pattern"] for match in printed["matches"]] == [match["pattern"] for match in saved["matches"]]
     assert printed["accuracy"]["is_within_bound"]
+
+
+@pytest.mark.parametrize("function", ["plain", "plain_traced"])
+def test_whoever_calls_is_no_line_of_the_model(net: str, capsys: pytest.CaptureFixture[str], function: str) -> None:
+    """All that a stack has of an `nn.Sequential` is the script that called us; here, that is this test."""
+    assert main([f"{net}:{function}", "--json", "-"]) == 0
+    printed = capsys.readouterr().out
+    assert "aten.hardshrink" in printed
+    assert Path(__file__).name not in printed
+    assert "net.py:" not in printed.replace(f"net.py:{function}", "")
+
+
+def test_whoever_calls_is_not_blamed_for_a_size(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{net}:flattened", "--dynamic-batch"]) == 1
+    err = capsys.readouterr().err
+    assert "fixed by the model" in err
+    assert Path(__file__).name not in err
 
 
 def test_quiet_prints_nothing(net: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,7 @@ def module_cases() -> list[Any]:
         (nn.BatchNorm1d(4), f32(5, 4), batch_norm),
         (nn.BatchNorm2d(4, momentum=None), image, batch_norm),
         (nn.BatchNorm2d(4, affine=False), image, batch_norm),
+        (nn.BatchNorm2d(4, bias=False), image, batch_norm),
         (nn.BatchNorm2d(4, track_running_stats=False), image, batch_norm),
         (nn.BatchNorm3d(4), vol, batch_norm),
         (nn.InstanceNorm2d(4, affine=True), image, instance_norm),
@@ -369,7 +370,7 @@ def test_modes_of_submodules_are_those_of_the_original() -> None:
 
 def test_a_program_that_holds_for_one_mode_refuses_the_other() -> None:
     d = Draft(nn.Identity().eval(), x=f32(3))
-    d.program.meta["mode_locked"] = "`rnn` (LSTM) calls aten.lstm.input"
+    d.program.mode_locked = "`rnn` (LSTM) calls aten.lstm.input"
     emitted = d.emit(d.b.relu(d["x"])).module
     emitted.eval()
     for module in (emitted, copy.deepcopy(emitted), pickle.loads(pickle.dumps(emitted)), copy.copy(emitted)):

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.codegen.guard import InputGuard
 from ir.errors import InputError
+from ir.parameters import parameters_of_signature
 from ir.program import (
     CallingConvention,
     Mutation,
@@ -58,7 +59,7 @@ def test_the_original_signature_gives_names_order_and_defaults() -> None:
 
     d = Draft(None, a=f32(2), m=f32(2))
     d.program.convention = flat_convention((torch.zeros(2),), {"mask": torch.zeros(2)}, Out(0), ("x", "mask"))
-    d.program.meta["signature"] = inspect.signature(forward)
+    d.program.convention.parameters = parameters_of_signature(inspect.signature(forward))
     emitted = d.emit(d.b.add(d["a"], d["m"])).module
     assert str(inspect.signature(emitted.forward)) == "(x, scale=2.0, mask=None, *, flag=False)"
     a, m = torch.randn(2, 2)

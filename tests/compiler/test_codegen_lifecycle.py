@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from compiler.codegen import Emitted, restore_output_strides
 from compiler.graphmodule import EmittedModule
-from ir.program import CallingConvention, OutputLeaf
+from ir.errors import InputError
+from ir.program import CallingConvention, OutputLeaf, Surrounding
 from ir.types import make_symbol
 from passes.rewriter import Rewriter
 from tests.compiler.drafts import Draft, f32, randomize
@@ -227,8 +228,9 @@ def test_emitting_twice_gives_the_same_code() -> None:
 )
 def test_strides_of_results_are_restored(strides: tuple[int, ...], restored: tuple[int, ...], expression: str) -> None:
     d = Draft(None, x=f32(2, 3, 4, 5))
-    d.program.convention = CallingConvention(None, torch.utils._pytree.tree_structure([0]), outputs=(OutputLeaf(0),))
-    d.program.meta["output_strides"] = (strides,)
+    d.program.convention = CallingConvention(
+        None, torch.utils._pytree.tree_structure([0]), outputs=(OutputLeaf(0, strides=strides),)
+    )
     module = d.emit(d.b.relu(d["x"])).module
     assert restore_output_strides(module, d.program) == restored
     assert expression in module.code
@@ -239,11 +241,21 @@ def test_strides_of_results_are_restored(strides: tuple[int, ...], restored: tup
         assert result.stride() == strides
 
 
+def test_strides_are_restored_where_there_are_weights_and_refused_surroundings() -> None:
+    d = Draft(nn.ModuleDict({"conv": nn.Conv2d(3, 4, 1)}), x=f32(2, 3, 4, 5))
+    d.program.convention = CallingConvention(None, None, outputs=(OutputLeaf(0, strides=(80, 1, 20, 4)),))
+    d.program.surroundings = {"no_grad": Surrounding()}
+    module = d.emit(d.at("conv").conv2d(d["x"], d["conv.weight"], d["conv.bias"])).module
+    assert restore_output_strides(module, d.program) == (0,)
+    assert module(torch.randn(2, 3, 4, 5)).stride() == (80, 1, 20, 4)
+    with torch.no_grad(), pytest.raises(InputError, match="with gradients enabled"):
+        module(torch.randn(2, 3, 4, 5))
+
+
 def test_strides_with_symbolic_sizes() -> None:
     batch = make_symbol("batch")
     d = Draft(None, x=f32(batch, 3, 4))
-    d.program.convention = CallingConvention(None, None, outputs=(OutputLeaf(0),))
-    d.program.meta["output_strides"] = ((4, 4 * batch, 1),)
+    d.program.convention = CallingConvention(None, None, outputs=(OutputLeaf(0, strides=(4, 4 * batch, 1)),))
     module = d.emit(d.b.relu(d["x"])).module
     assert restore_output_strides(module, d.program) == (0,)
     assert module(torch.randn(5, 3, 4)).stride() == (4, 20, 1)

@@ -17,6 +17,7 @@ from compiler.lower import lower
 from ir.core import Operation
 from ir.errors import CaptureError
 from ir.evaluate import evaluate
+from ir.parameters import NO_DEFAULT
 from ir.program import Program, SymbolRange, WeightKind
 from ir.types import make_symbol
 from ir.verify import verify
@@ -36,7 +37,7 @@ def the(program: Program, name: str) -> Operation:
 def test_real_models_keep_their_bits(name: str) -> None:
     model, x = quick_model(name)
     program = lowered(model, x)
-    assert "mode_locked" not in program.meta
+    assert program.mode_locked == ""
     with torch.no_grad(), slow_attention():
         assert torch.equal(evaluate(program, (x,))[0], model(x))
     for op in program.graph.operations():
@@ -192,7 +193,12 @@ def test_structures_of_arguments_and_results() -> None:
     program = lower(capture(Model(), (x, {"a": [a], "unused": torch.ones(1)}), {"scale": scale}))
     verify(program)
     assert [leaf.value for leaf in program.convention.inputs] == [0, 1, 2, 3]
-    assert program.convention.parameters == ("x", "extra", "scale")
+    assert [(each.name, each.default) for each in program.convention.parameters] == [
+        ("x", NO_DEFAULT),
+        ("extra", NO_DEFAULT),
+        ("flag", True),
+        ("scale", None),
+    ]
     results = evaluate(program, (x, a, torch.ones(1), scale))
     values = [leaf.constant if leaf.value is None else results[leaf.value] for leaf in program.convention.outputs]
     assert program.convention.out_spec is not None
@@ -200,7 +206,7 @@ def test_structures_of_arguments_and_results() -> None:
     assert isinstance(built["pair"], Pair) and built["n"] == 3 and built["none"] is None and built["text"] == "t"
     assert torch.equal(built["pair"].first, x + a) and built["pair"].second is x
     assert built["same"][0] is built["same"][1] is built["pair"].first
-    assert len(program.meta["output_strides"]) == len(values)
+    assert [leaf.strides for leaf in program.convention.outputs] == [(1,), (1,), None, (1,), (1,), None, None, (1,)]
 
 
 def test_a_constant_argument_is_no_input() -> None:
@@ -302,7 +308,7 @@ def test_a_functional_dropout_follows_where_the_code_reads_its_mode() -> None:
             {"p": 0.25, "train": mode, "follows_mode": True},
             {"p": 0.125, "train": False, "follows_mode": False},
         ]
-        assert "mode_locked" not in program.meta
+        assert program.mode_locked == ""
 
 
 def test_attention_dropout_that_the_code_switches() -> None:
@@ -328,8 +334,8 @@ def test_code_that_does_something_else_in_training_locks_the_mode() -> None:
             return y if self.training else y.softmax(-1)
 
     program = lowered(nn.Sequential(Head()).eval(), torch.randn(1, 2))
-    assert "`0` read self.training" in program.meta["mode_locked"]
-    assert "softmax" in program.meta["mode_locked"]
+    assert "`0` computes something else in the other mode" in program.mode_locked
+    assert "softmax" in program.mode_locked
 
 
 @pytest.mark.parametrize("need_weights", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -17,6 +18,7 @@ from compiler.accuracy import MeasurementError, measure_accuracy
 from compiler.driver import TransformResult, transform
 from compiler.pipeline import STANDARD_PATTERNS
 from compiler.report import KeptGroup, Report, RewriteCount, group_kept, make_report, print_remarks, print_report
+from ir.errors import InputError
 from ir.locations import Location
 from passes.remarks import Remark
 from tests.helpers import randomize_batch_norm
@@ -119,6 +121,20 @@ def test_operations_of_the_root_are_placed_by_their_line() -> None:
         [Remark("kept", "fuse", Location("", "a.b.Net", "/x/net.py", 7), "", "aten.add", "it is alone")]
     )
     assert group.places == ("Net, net.py:7",)
+
+
+def test_wrong_arguments_are_refused(result: TransformResult) -> None:
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: make_report(3), "make_report was given 3"),
+        (lambda: make_report(result, model=None), "make_report was given None"),
+        (lambda: make_report(result, accuracy=1.0), "make_report was given 1.0"),
+        (lambda: make_report(result, accuracy_note=1), "make_report was given 1"),
+        (lambda: print_report(result), "print_report was given TransformResult"),
+    ]
+    for call, message in calls:
+        with pytest.raises(InputError, match=message) as caught:
+            call()
+        assert caught.value.remedy
 
 
 def test_the_report_is_plain_data(net: Net, images: torch.Tensor, result: TransformResult) -> None:
@@ -268,9 +284,14 @@ def test_measuring_leaves_no_trace() -> None:
     assert model[0].weight.dtype is torch.float32
 
 
-def test_what_cannot_run_in_float64_is_not_measured() -> None:
+def test_what_names_float32_runs_in_float64_too() -> None:
     model = Scaled(nn.Identity(), lambda x: x @ torch.eye(3))
-    with pytest.raises(MeasurementError, match=r"the original does not run in float64: RuntimeError"):
+    assert measure_accuracy(model, model, (torch.randn(3, 3),)).is_within_bound
+
+
+def test_what_cannot_run_in_float64_is_not_measured() -> None:
+    model = Scaled(nn.Identity(), lambda x: x * math.sqrt(x.numpy().dtype.itemsize == 4 or -1))
+    with pytest.raises(MeasurementError, match=r"the original does not run in float64: ValueError"):
         measure_accuracy(model, model, (torch.randn(3, 3),))
 
 

@@ -61,7 +61,8 @@ def test_result_has_all_it_promises():
     assert result.parameter_map["conv.conv.weight"] == ("conv.weight",)
     assert result.model.state_dict()["fc.conv.weight"].shape == (4, 8, 1, 1)
     assert result.model.state_dict()["fc.conv.weight"].data_ptr() == model.fc.weight.data_ptr()
-    assert [stage.name for stage in result.stages][:2] == ["capture", "lower"]
+    names = [stage.name for stage in result.stages]
+    assert names[:3] == ["observe", "capture", "lower"] and names[-2:] == ["emit", "check"]
     assert_equal_outputs(model, result.model, X)
     assert_equal_training(result, model, X)
 
@@ -106,6 +107,9 @@ def test_conversions_run_before_fusions_whatever_the_order_of_the_list():
             InputError,
             "similar paths: drop$",
         ),
+        (lambda: transform(Small(), (X,), leaf_modules=3), InputError, "leaf_modules=3 is no list"),
+        (lambda: transform(Small(), (X,), leaf_modules=None), InputError, "leaf_modules=None is no list"),
+        (lambda: transform(Small(), (X,), progress=3), InputError, "progress=3 is no function"),
         (lambda: transform(Small(), (X,), leaf_modules=[""]), InputError, "the model itself, Small"),
         (
             lambda: transform(Small(), (X,), patterns=TENSORRT_PATTERNS, pipeline=PassManager([])),
@@ -198,11 +202,13 @@ class Wrong(Pattern):
 
 def test_validation_finds_a_wrong_rule():
     model = Small().eval()
-    assert transform(model, X, patterns=(Wrong,)).counts() == {"Wrong": 1}
+    assert transform(model, X, patterns=(Wrong,), check=False).counts() == {"Wrong": 1}
+    with pytest.raises(ValidationError, match=r"does not do what the original does"):
+        transform(model, X, patterns=(Wrong,))
     with pytest.raises(ValidationError, match=r"Wrong changes the result"):
         transform(model, X, patterns=(Wrong,), validate="each")
     with pytest.raises(ValidationError, match=r"emitted module differs"):
-        transform(model, X, patterns=(Wrong,), validate="final")
+        transform(model, X, patterns=(Wrong,), check=False, validate="final")
 
 
 @pytest.mark.parametrize("mode", ["final", "each"])

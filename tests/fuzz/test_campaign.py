@@ -14,7 +14,7 @@ import pytest
 from fuzz.__main__ import main
 from fuzz.campaign import Campaign, Unit, run_campaign, run_unit, units
 from fuzz.coverage import condition
-from fuzz.sound import Soundness
+from fuzz.soundness import Soundness
 from graphwright import Match, Pattern, PatternBuilder, Rewriter
 from passes.pattern import Node
 

@@ -48,3 +48,20 @@ def test_what_ends_the_process_is_left_out(
     if ends:
         with pytest.raises(Unusable):
             check(NoAlias, case)
+
+
+def test_one_dimension_is_computed_as_two() -> None:
+    # contiguous, it runs; case by case the layouts differ
+    text = TEXT.format(width=1, stride=3, padding=2, dilation=2, out=2)
+    for old, new in (
+        ("conv2d", "conv1d"),
+        ("[1, 3]", "[3]"),
+        ("[0, 2]", "[2]"),
+        ("[1, 2]", "[2]"),
+        ("4, 6, 1]", "4, 1]"),
+    ):
+        text = text.replace(old, new)
+    text = text.replace("f32[2, 4, 1, 1]", "f32[2, 4, 1]").replace("f32[2, 2, 6, 2]", "f32[2, 2, 2]")
+    case = Case.seeded(text)
+    assert ends_the_process(case.build())
+    assert not ends_the_process(Case.seeded(text.replace("%w, %b)", "%w, None)")).build())

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from compiler.unit_strides import OtherUnitStrides
 from fuzz.case import Case
-from fuzz.definite import OtherUnitStrides, has_definite_gradients
+from fuzz.definite import has_definite_gradients
 from graphwright import Match, Pattern, PatternBuilder
 from graphwright.fuzz import Properties, UnsoundError, assert_sound
 from ir.program import weight_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import sys
 from types import FrameType
 
@@ -10,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from compiler.capture import capture
 from graphwright import CaptureError, PassManager, TransformResult, transform
 from graphwright.passes import Canonicalize, FoldBatchNorm
 
@@ -206,8 +208,9 @@ def test_folded_copies_are_in_the_parameter_map():
     model = Tied().eval()
     result = transform(model, (IMAGES,), pipeline=PassManager([Canonicalize(), FoldBatchNorm()]))
     folded = {key: sources for key, sources in result.parameter_map.items() if len(sources) > 1}
-    assert set(folded["conv.weight"]) == {"conv.weight", "bn.weight", "bn.running_var"}
-    assert list(folded) == ["conv.weight", "conv.bias", "depthwise.weight", "depthwise.bias"]
+    assert set(folded["conv_folded.weight"]) == {"conv.weight", "bn.weight", "bn.running_var"}
+    layers = ("conv_folded", "depthwise_folded")
+    assert list(folded) == [f"{layer}.{slot}" for layer in layers for slot in ("weight", "bias")]
     assert folded.keys() <= result.parameter_map.renamed().keys()
     assert_shares(model, result, tuple(folded))
     state = result.model.state_dict()
@@ -216,3 +219,22 @@ def test_folded_copies_are_in_the_parameter_map():
     other.bn.running_mean.fill_(0.3)
     result.model.load_state_dict(result.parameter_map.convert(other.state_dict()))
     torch.testing.assert_close(result.model(IMAGES), other(IMAGES))
+
+
+def test_tracing_reads_no_source_line_for_a_node_and_writes_code_of_graphs_once(monkeypatch):
+    """The tracer would format the whole stack for each node, and compile the graph's code after each of its passes."""
+    read, written = [], []
+    getline, python_code = linecache.getline, fx.Graph.python_code
+    monkeypatch.setattr(linecache, "getline", lambda *args: read.append(args) or getline(*args))
+    monkeypatch.setattr(fx.Graph, "python_code", lambda *args, **kw: written.append(args) or python_code(*args, **kw))
+    before = torch.fx.proxy.CapturedTraceback
+    capture(nested(1), (X,))
+    few = len(read)  # of the log, with the level that pytest gives it
+    written.clear()
+    captured = capture(nested(20), (X,))
+    assert len(read) == 2 * few and len(written) == 1
+    calls = [node for node in captured.exported.graph.nodes if node.op == "call_function"]
+    assert len(calls) > 20 and all(node.stack_trace.count("File") == 1 for node in calls)
+    assert torch.fx.proxy.CapturedTraceback is before
+    fx.symbolic_trace(nested(1))
+    assert len(written) == 2

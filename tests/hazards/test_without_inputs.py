@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from graphwright import GraphwrightError, transform
+from ir.compare import programs_equal
+from ir.parser import parse_program
+from ir.printer import print_program
 
 
 class Inner(nn.Module):
@@ -222,3 +226,127 @@ def test_lazy_modules_are_refused_until_they_are_initialized(layer: nn.Module) -
             transform(model, args)
     model(x)
     assert torch.equal(transform(model.eval(), x).model(x), model(x))
+
+
+# ---- arguments that are no tensors ----
+
+X = torch.randn(2, 3, 4, 8)
+
+
+def attends(x: Any, mask: Any = None) -> Any:
+    return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+
+def attends_or_not(x: Any, mask: Any = None) -> Any:
+    return F.scaled_dot_product_attention(x.relu() if mask is None else x, x, x, attn_mask=mask)
+
+
+def asks_only(x: Any, mask: Any = None) -> Any:
+    return x if mask is None else x.relu()
+
+
+def asks_for_both(x: Any, mask: Any = None, bias: Any = None) -> Any:
+    y = x.relu() if mask is None and bias is None else x
+    return F.scaled_dot_product_attention(y, x, x, attn_mask=mask) + F.linear(x, x[0, 0], bias).sum()
+
+
+def subtracts(pair: Any) -> Any:
+    return pair[0] - pair[1]
+
+
+def looks_up(batch: Any) -> Any:
+    return batch["a"] - batch["b"]
+
+
+def concatenates(pieces: Any) -> Any:
+    return torch.cat(pieces, 1)
+
+
+def nested(pair: Any) -> Any:
+    return pair[0][1] - pair[1:][0]
+
+
+def scales(x: Any, unused: Any = None) -> Any:
+    return x * 2
+
+
+def writes_an_item(pair: Any) -> Any:
+    return pair[0].add_(1)
+
+
+@pytest.mark.parametrize(
+    ("function", "calls"),
+    [
+        (attends, [(X,), (X, None), (X, torch.zeros(4, 4))]),
+        (subtracts, [((X, X + 1),), ([X, X + 1],), (X,)]),
+        (looks_up, [({"b": X, "a": X + 1},)]),
+        (concatenates, [((X, X),), ([X, X + 1],)]),
+        (nested, [((X, X),), (((X, X + 1), X),), ([[X, X + 1], X],)]),
+        (scales, [(X,), (X, None), (X, 3), (X, X)]),
+    ],
+)
+def test_a_graph_takes_what_its_code_takes(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
+    graph = torch.fx.symbolic_trace(function)
+    result = transform(graph)
+    for emitted in (result.model, copy.deepcopy(result.model), pickle.loads(pickle.dumps(result.model))):
+        for args in calls:
+            assert torch.equal(emitted(*args), graph(*args))
+    text = print_program(result.program)
+    assert programs_equal(parse_program(text), result.program) is None
+
+
+@pytest.mark.parametrize(
+    ("function", "args"), [(writes_an_item, ([X, X],)), (subtracts, ({0: X, 1: X},)), (attends, (X, (X, X)))]
+)
+def test_a_graph_refuses_what_its_code_may_take_otherwise(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    emitted = transform(torch.fx.symbolic_trace(function)).model
+    with pytest.raises(GraphwrightError, match="but the program was compiled for"):
+        emitted(*args)
+
+
+class Traced(nn.Module):
+    """Calls a function of one, two or three arguments."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+
+class OfOne(Traced):
+    def forward(self, a: Any) -> Any:
+        return self.function(a)
+
+
+class OfTwo(Traced):
+    def forward(self, a: Any, b: Any = None) -> Any:
+        return self.function(a, b)
+
+
+class OfThree(Traced):
+    def forward(self, a: Any, b: Any = None, c: Any = None) -> Any:
+        return self.function(a, b, c)
+
+
+@pytest.mark.parametrize(
+    ("model", "calls", "equal"),
+    [
+        (OfTwo(attends), [(X,), (X, None), (X, torch.zeros(4, 4))], 3),
+        (OfTwo(attends_or_not), [(X, torch.zeros(4, 4)), (X,), (X, None)], 1),
+        (OfTwo(asks_only), [(X, X), (X,), (X, None)], 1),
+        (OfThree(asks_for_both), [(X, X[0, 0, :, :4], X[0, 0, 0, :4]), (X,), (X, None, X[0, 0, 0, :4])], 1),
+        (OfOne(looks_up), [({"b": X, "a": X + 1},)], 1),
+        (OfOne(subtracts), [(X,), ((X, X + 1),)], 1),
+        (OfTwo(scales), [(X,), (X, None)], 2),
+    ],
+)
+def test_a_trace_takes_none_where_the_code_did_not_ask_for_it(
+    model: nn.Module, calls: list[tuple[Any, ...]], equal: int
+) -> None:
+    """A branch on `mask is None` is decided when the module is traced, without a word."""
+    emitted = transform(model).model
+    for number, args in enumerate(calls):
+        if number < equal:
+            assert torch.equal(emitted(*args), model(*args))
+        else:
+            with pytest.raises(GraphwrightError, match="but the program was compiled for"):
+                emitted(*args)

@@ -348,6 +348,18 @@ def result_out_of_range(p: Program) -> None:
     p.convention.outputs = (OutputLeaf(4), *p.convention.outputs[1:])
 
 
+def parameters_in_disorder(p: Program) -> None:
+    p.convention.parameters = p.convention.parameters[::-1]
+
+
+def result_of_unknown_size(p: Program) -> None:
+    p.convention.outputs = (*p.convention.outputs[:2], OutputLeaf(None, make_symbol("elsewhere")))
+
+
+def result_of_unknown_strides(p: Program) -> None:
+    p.convention.outputs = (OutputLeaf(0, strides=(make_symbol("elsewhere"), 1)), *p.convention.outputs[1:])
+
+
 def mutation_out_of_range(p: Program) -> None:
     p.convention.mutations = (Mutation(4, buffer="bn.count"),)
 
@@ -449,6 +461,9 @@ BREAKAGES: list[tuple[Callable[[Program], None], str]] = [
     (argument_out_of_range, "the arguments stand for graph inputs [0, 1, 3], but the graph has 3"),
     (argument_twice, "the arguments stand for graph inputs [0, 1, 1]"),
     (result_out_of_range, "the result has output 4, but the graph has 4"),
+    (parameters_in_disorder, "Python does not allow parameters in this order"),
+    (result_of_unknown_size, "the result uses symbol elsewhere, which the program does not declare"),
+    (result_of_unknown_strides, "the result uses symbol elsewhere, which the program does not declare"),
     (mutation_out_of_range, "a mutation writes output 4"),
     (mutation_of_nothing, "a mutation writes either a buffer or an input"),
     (mutation_of_unknown, "a mutation writes 'count', which is no weight"),

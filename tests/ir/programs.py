@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch.utils import _pytree as pytree
 
+from ir.attributes import UnknownObject
 from ir.builder import Builder
 from ir.core import Graph, Operation
 from ir.locations import Location, merge_locations
 from ir.opdef import get_opdef
+from ir.parameters import ParameterKind, ParameterSpec
 from ir.parser import parse_program
 from ir.program import (
     CallingConvention,
@@ -17,6 +19,7 @@ from ir.program import (
     Mutation,
     OutputLeaf,
     Program,
+    Surrounding,
     SymbolRange,
     Weight,
     WeightKind,
@@ -37,7 +40,8 @@ def program_of(graph: Graph, name: str = "p") -> Program:
 def rich_program() -> Program:
     """A program with one of everything that the text form has."""
     batch = make_symbol("batch")
-    graph = Graph([("x", f32(batch, 3, 8, 8)), ("n", ScalarType("int", make_symbol("n"))), ("x", f32(4))])
+    n = make_symbol("n")
+    graph = Graph([("x", f32(batch, 3, 8, 8)), ("n", ScalarType("int", n)), ("x", f32(4))])
     _, in_spec = pytree.tree_flatten(((0, 0), {"flag": True, "scale": 0}))
     _, out_spec = pytree.tree_flatten({"y": 0, "rest": (0, [None])})
     program = Program(
@@ -47,14 +51,31 @@ def rich_program() -> Program:
             in_spec,
             out_spec,
             inputs=(InputLeaf("x", 0), InputLeaf("n", 1), InputLeaf("flag", None, True), InputLeaf("scale", 2)),
-            outputs=(OutputLeaf(0), OutputLeaf(1), OutputLeaf(None, None)),
+            keeps_order=True,
+            outputs=(OutputLeaf(0, strides=(64, n)), OutputLeaf(1), OutputLeaf(None, 2 * n)),
             mutations=(Mutation(2, buffer="bn.count"), Mutation(3, input=2)),
-            parameters=("x", "n", "flag", "scale"),
+            parameters=(
+                ParameterSpec("x", ParameterKind.POSITIONAL_ONLY),
+                ParameterSpec("n"),
+                ParameterSpec("dims", default=()),
+                ParameterSpec("rest", ParameterKind.VAR_POSITIONAL),
+                ParameterSpec("flag", ParameterKind.KEYWORD_ONLY, True),
+                ParameterSpec("scale", ParameterKind.KEYWORD_ONLY, [1.0, (None, {"a": torch.int8, 1: "b"})]),
+                ParameterSpec("sizes", ParameterKind.KEYWORD_ONLY, UnknownObject("user.Sizes")),
+                ParameterSpec("options", ParameterKind.VAR_KEYWORD),
+            ),
         ),
-        symbols={batch: SymbolRange(1, 32), make_symbol("n"): SymbolRange()},
+        symbols={batch: SymbolRange(1, 32), n: SymbolRange()},
         module_modes={"": False, "conv": False, "drop": True},
         location=Location("", "user.Net", "net.py", 1),
         opaques={"roi": torch.nn.Identity()},
+        mode_locked="`rnn` reads\n self.training",
+        surroundings={
+            "no_grad": Surrounding((True, False), "net.py:3"),
+            "autocast": Surrounding(),
+            "layout": Surrounding((), "net.py:4"),
+        },
+        modes_after={"train": {"conv": False, "drop": True, "bn": True}, "eval": {"drop": True}},
     )
     weight = program.add_weight(
         Weight("conv.weight", WeightKind.PARAMETER, f32(4, 3, 3, 3), requires_grad=True, aliases=("twin.weight",))

@@ -12,7 +12,8 @@ from ir.builder import Builder
 from ir.compare import graphs_equal, programs_equal
 from ir.core import Operation
 from ir.locations import Location
-from ir.program import InputLeaf, OutputLeaf, Program, SymbolRange, WeightKind
+from ir.parameters import NO_DEFAULT, ParameterKind
+from ir.program import InputLeaf, OutputLeaf, Program, Surrounding, SymbolRange, WeightKind
 from ir.types import make_symbol
 from tests.ir.programs import f32, rich_program
 
@@ -59,6 +60,24 @@ def drop_source(p: Program) -> None:
     weight.derivation = attrs.evolve(weight.derivation, sources=())
 
 
+def change_parameter(number: int, **changes: object) -> Callable[[Program], None]:
+    def change(p: Program) -> None:
+        parameters = list(p.convention.parameters)
+        parameters[number] = attrs.evolve(parameters[number], **changes)
+        p.convention.parameters = tuple(parameters)
+
+    return change
+
+
+def change_argument(number: int, **changes: object) -> Callable[[Program], None]:
+    def change(p: Program) -> None:
+        arguments = list(p.convention.inputs)
+        arguments[number] = attrs.evolve(arguments[number], **changes)
+        p.convention.inputs = tuple(arguments)
+
+    return change
+
+
 CHANGES: list[tuple[Callable[[Program], object], str]] = [
     (set_on(lambda p: p, "name", "Other"), "program name: Net != Other"),
     (set_on(lambda p: p, "location", Location("x")), "program location"),
@@ -68,6 +87,24 @@ CHANGES: list[tuple[Callable[[Program], object], str]] = [
     (set_on(lambda p: p.convention, "in_spec", None), "in_spec"),
     (set_on(lambda p: p.convention, "out_spec", None), "out_spec"),
     (set_on(lambda p: p.convention, "parameters", ()), "parameters"),
+    (change_parameter(0, kind=ParameterKind.POSITIONAL_OR_KEYWORD), "parameters"),
+    (change_parameter(1, kind=ParameterKind.POSITIONAL_ONLY), "parameters"),
+    (change_parameter(2, default=[]), "parameters"),
+    (change_parameter(2, default=NO_DEFAULT), "parameters"),
+    (change_parameter(4, default=1), "parameters"),
+    (change_parameter(4, name="mode"), "parameters"),
+    (change_parameter(6, default=None), "parameters"),
+    (set_on(lambda p: p.convention, "keeps_order", False), "order of keys: True != False"),
+    (set_on(lambda p: p, "surroundings", {}), "refused surroundings, count: 3 != 0"),
+    (
+        lambda p: setattr(p, "surroundings", {**p.surroundings, "autocast": Surrounding((False,))}),
+        "refused surroundings, number 1",
+    ),
+    (change_argument(0, accepts=("none", "mapping")), "kinds of arguments, number 0"),
+    (set_on(lambda p: p, "mode_locked", ""), "lock on the mode"),
+    (set_on(lambda p: p, "modes_after", {}), "modes after a switch, count: 4 != 0"),
+    (set_on(lambda p: p, "modes_after", {"train": {"conv": True}}), "modes after a switch, number 0"),
+    (set_on(lambda p: p, "modes_after", {"train": {"conv": False}}), "modes after a switch, count: 4 != 1"),
     (set_on(lambda p: p.convention, "mutations", ()), "mutations, count: 2 != 0"),
     (
         lambda p: setattr(
@@ -78,6 +115,10 @@ CHANGES: list[tuple[Callable[[Program], object], str]] = [
     (
         lambda p: setattr(p.convention, "outputs", (*p.convention.outputs[:2], OutputLeaf(None, 0.0))),
         "results, number 2",
+    ),
+    (
+        lambda p: setattr(p.convention, "outputs", (OutputLeaf(0, strides=(65, 1)), *p.convention.outputs[1:])),
+        "results, number 0",
     ),
     (lambda p: p.weights.pop("bn.mean"), "weight names, number 1: bn.mean != bn.var"),
     (set_on(lambda p: p.weights["bn.var"], "type", f32(5)), "weight bn.var, type: f32[4] != f32[5]"),
@@ -124,7 +165,6 @@ def test_what_is_not_compared() -> None:
     program = rich_program()
     program.weights["bn.var"].data = torch.zeros(4)
     program.opaques["roi"] = None
-    program.meta["note"] = 1
     op(program, "aten.cat").result.name = "other"
     assert programs_equal(rich_program(), program) is None
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import attrs
 import pytest
+import sympy
 import torch
 
 from ir.compare import programs_equal
 from ir.copying import copy_program
+from ir.parameters import ParameterSpec
+from ir.parser import parse_program
 from ir.printer import print_program
-from ir.program import Program
+from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, Surrounding, Weight
+from ir.types import make_symbol
 from ir.verify import verify
 from tests.ir.programs import rich_program
 from tests.ir.test_compare import CHANGES
@@ -19,7 +25,6 @@ from tests.ir.test_compare import CHANGES
 def test_a_copy_is_equal() -> None:
     program = rich_program()
     program.weights["bn.var"].data = torch.ones(4)
-    program.meta["note"] = 1
     program.graph.revision = 0
     copy = copy_program(program)
     verify(copy)
@@ -27,7 +32,6 @@ def test_a_copy_is_equal() -> None:
     assert print_program(copy) == print_program(program)
     assert copy.weights["bn.var"].data is program.weights["bn.var"].data
     assert copy.opaques["roi"] is program.opaques["roi"]
-    assert copy.meta == program.meta
     assert program.graph.revision == 0
 
 
@@ -56,8 +60,42 @@ def test_users_are_those_of_the_copy() -> None:
 def test_notes_are_separate() -> None:
     program = rich_program()
     copy = copy_program(program)
-    copy.meta["note"] = 1
     copy.constraints = (*copy.constraints, *copy.constraints)
     copy.weights["bn.var"].data = torch.zeros(4)
-    assert program.meta == {}
     assert program.weights["bn.var"].data is None
+
+
+ELSEWHERE = {"graph", "convention", "weights", "derivation", "inputs", "outputs"}
+"""Fields whose parts are looked at, or that are compared as graphs."""
+WITHOUT_TEXT = {"data", "opaques"}
+
+
+def parts_of(program: Program) -> dict[type, list[Any]]:
+    convention = program.convention
+    return {
+        Program: [program],
+        CallingConvention: [convention],
+        InputLeaf: list(convention.inputs),
+        OutputLeaf: list(convention.outputs),
+        ParameterSpec: list(convention.parameters),
+        Mutation: list(convention.mutations),
+        Surrounding: list(program.surroundings.values()),
+        Weight: list(program.weights.values()),
+    }
+
+
+def test_no_field_is_left_behind() -> None:
+    """Whoever adds a field has to print, parse, compare and copy it, and to give it a value in `rich_program`."""
+    program = rich_program()
+    program.constraints = (sympy.Eq(make_symbol("n"), 2),)
+    others = (copy_program(program), parse_program(print_program(program)))
+    for cls, parts in parts_of(program).items():
+        fields = [f for f in attrs.fields(cls) if f.init and f.name not in ELSEWHERE | WITHOUT_TEXT]
+        for field in fields:
+            mine = [getattr(part, field.name) for part in parts]
+            if field.default is not attrs.NOTHING:
+                default = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default
+                assert any(value != default for value in mine), f"rich_program has no {cls.__name__}.{field.name}"
+            for other in others:
+                theirs = [getattr(part, field.name) for part in parts_of(other)[cls]]
+                assert mine == theirs, f"{cls.__name__}.{field.name} is lost"

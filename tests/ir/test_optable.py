@@ -327,6 +327,17 @@ def test_fallback_refuses_what_holds_for_some_sizes_only() -> None:
         infer_with_fakes(get_opdef("aten.adaptive_max_pool1d"), vectors, {"output_size": (S,)})
 
 
+def test_rules_decide_what_is_slow_on_fake_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention within windows, and a transformer's relative positions: milliseconds each, in every check."""
+    monkeypatch.setattr("ir.inference.support.infer_with_fakes", None)  # the rule alone decides
+    windows, table = TensorType((2, 4, 9, 6, 8), F32), TensorType((9, 5, 8), F32)
+    assert infer("aten.scaled_dot_product_attention", windows, windows, windows) == (windows,)
+    einsum = get_opdef("aten.einsum").infer
+    assert einsum is not None
+    equation = {"equation": "bhqkc, qrc -> bhqr", "path": None}
+    assert einsum(((TensorType((S, 4, 9, 6, 8), F32), table),), equation) == (TensorType((S, 4, 9, 5), F32),)
+
+
 @pytest.mark.parametrize("name", ["aten.conv2d.padding", "aten.conv2d", "aten.conv_transpose2d.input"])
 def test_convolutions_refuse_numbers_for_other_dimensions(name: str) -> None:
     """The kernels refuse them; on fake tensors the operators take them, and rules would trip over them."""

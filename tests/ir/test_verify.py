@@ -14,8 +14,8 @@ from ir.errors import VerificationError
 from ir.locations import Location
 from ir.opdef import OpDef, get_opdef
 from ir.program import Program
-from ir.types import UNKNOWN_TENSOR, OpaqueType, ScalarType, TensorType, Type, make_symbol
-from ir.verify import compatible, verify
+from ir.types import UNKNOWN_TENSOR, OpaqueType, ScalarType, TensorType, Type, make_symbol, types_agree
+from ir.verify import verify
 from tests.ir.broken import BREAKAGES, the_op
 from tests.ir.programs import conv_net, f32, program_of, rich_program
 
@@ -76,8 +76,9 @@ def test_errors_show_the_operation_and_the_line_of_the_source(tmp_path: Path) ->
         (f32(2), OpaqueType(), True),
     ],
 )
-def test_unknown_parts_are_compatible(recorded: Type, inferred: Type, expected: bool) -> None:
-    assert compatible(recorded, inferred) is expected
+def test_unknown_parts_agree(recorded: Type, inferred: Type, expected: bool) -> None:
+    assert types_agree(recorded, inferred) is expected
+    assert types_agree(inferred, recorded) is expected
 
 
 def test_unknown_types_pass() -> None:

@@ -10,121 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from compiler.driver import transform
-from compiler.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_PATTERNS
-from passes.convert.classifier import FlattenLinearToConv1x1Pattern, FlattenLinearToConvPattern
+from compiler.tensorrt import TENSORRT_CONVERSION_PATTERNS
 from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
+from tests.passes.compiled import Calls, image, run
 from tests.zoo.equality import assert_equal_outputs
 
-
-class Calls(nn.Module):
-    """A module whose forward is a function of itself and its inputs."""
-
-    def __init__(self, function, **children):
-        super().__init__()
-        for name, child in children.items():
-            setattr(self, name, child)
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(self, *args)
-
-
-def run(function, *args, patterns=TENSORRT_PATTERNS, **children):
-    model = Calls(function, **children).eval()
-    result = transform(model, args, patterns=patterns, validate="each")
-    assert_equal_outputs(model, result.model, *args)
-    return result
-
-
-def image(*shape):
-    return torch.randn(shape or (2, 4, 6, 6))
-
-
 # --- conversions ------------------------------------------------------------------------------------------
-
-FLATTENS = {
-    "flatten": lambda s, x: s.fc(torch.flatten(x, 1)),
-    "reshape": lambda s, x: s.fc(x.reshape(x.shape[0], -1)),
-    "view": lambda s, x: s.fc(x.view(-1, 4)),
-    "squeeze": lambda s, x: s.fc(x.squeeze(3).squeeze(2)),
-    "squeeze twice": lambda s, x: s.fc(x.squeeze(-1).squeeze(-1)),
-    "flatten in two steps": lambda s, x: s.fc(x.flatten(2).flatten(1)),
-    "links": lambda s, x: s.fc(F.dropout(F.gelu(torch.flatten(x, 1)), 0.3, s.training)),
-    "inplace": lambda s, x: s.fc(F.relu(torch.flatten(x, 1), inplace=True)),
-}
-
-
-@pytest.mark.parametrize("spelling", FLATTENS)
-def test_every_spelling_of_flatten_is_converted(spelling):
-    result = run(
-        lambda s, x: FLATTENS[spelling](s, s.pool(x)), image(), pool=nn.AdaptiveAvgPool2d(1), fc=nn.Linear(4, 3)
-    )
-    assert result.counts()["FlattenLinearToConv1x1Pattern"] == 1
-
-
-@pytest.mark.parametrize(
-    "mean",
-    [
-        lambda s, x: s.fc(x.mean([2, 3])),
-        lambda s, x: s.fc(x.mean((-1, -2))),
-        lambda s, x: s.fc(x.mean([2, 3], keepdim=True).flatten(1)),
-        lambda s, x: s.fc(F.adaptive_avg_pool2d(x, (1, 1)).flatten(1)),
-    ],
-)
-def test_every_spelling_of_global_pooling_is_converted(mean):
-    result = run(mean, image(), fc=nn.Linear(4, 3))
-    assert result.counts()["FlattenLinearToConv1x1Pattern"] == 1
-    assert result.counts()["AdaptiveAvgPoolPattern"] == 1
-
-
-@pytest.mark.parametrize(
-    ("function", "shape", "features"),
-    [
-        (lambda s, x: s.fc(torch.flatten(x, 1)), (2, 4, 2, 2), 16),
-        (lambda s, x: s.fc(torch.flatten(x, 2)), (2, 4, 1, 4), 4),
-        (lambda s, x: s.fc(torch.flatten(x, 0, 2)), (2, 3, 1, 4), 4),
-        (lambda s, x: s.fc(x.reshape(1, 8)), (2, 4, 1, 1), 8),
-        (lambda s, x: s.fc(x.reshape(4, 2)), (2, 4, 1, 1), 2),
-        (lambda s, x: s.fc(torch.flatten(x, 1)), (2, 4, 1), 4),
-        (lambda s, x: s.fc(torch.flatten(x, 1)), (2, 4, 1, 1, 1), 4),
-        (lambda s, x: (lambda y: (s.fc(y), y))(torch.flatten(x, 1)), (2, 4, 1, 1), 4),
-        (lambda s, x: s.fc(torch.softmax(torch.flatten(x, 1), 1)), (2, 4, 1, 1), 4),
-    ],
-)
-def test_look_alikes_of_the_classifier_are_left_alone(function, shape, features):
-    result = run(function, image(*shape), fc=nn.Linear(features, 3))
-    assert "FlattenLinearToConv1x1Pattern" not in result.counts()
-
-
-def test_a_larger_map_becomes_a_full_window_when_asked_for():
-    layers = {"fc": nn.Linear(4 * 3 * 2, 5), "second": nn.Linear(5, 2, bias=False), "drop": nn.Dropout(0.5)}
-
-    def forward(s, x):
-        return s.second(s.drop(F.relu(s.fc(torch.flatten(x, 1)))))
-
-    patterns = (FlattenLinearToConvPattern, FlattenLinearToConv1x1Pattern)
-    result = run(forward, image(2, 4, 3, 2), patterns=patterns, **layers)
-    assert result.counts() == {"FlattenLinearToConvPattern": 1, "FlattenLinearToConv1x1Pattern": 1}
-    assert tuple(result.model.state_dict()["fc.weight"].shape) == (5, 4, 3, 2)
-    result = run(forward, image(2, 4, 3, 2), **layers)
-    assert "FlattenLinearToConvPattern" not in result.counts()
-
-
-def test_a_tied_classifier_weight_stays_tied():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
-            self.b.weight = self.a.weight
-
-        def forward(self, x):
-            return self.b(self.a(torch.flatten(x, 1)).relu())
-
-    model = Tied().eval()
-    result = transform(model, (image(2, 4, 1, 1),), validate="each")
-    assert_equal_outputs(model, result.model, image(2, 4, 1, 1))
-    storages = {p.untyped_storage().data_ptr() for p in result.model.parameters()}
-    assert model.a.weight.untyped_storage().data_ptr() in storages and len(storages) == 3
 
 
 @pytest.mark.parametrize(

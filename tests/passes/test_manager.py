@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
@@ -18,9 +19,11 @@ from ir.errors import (
     VerificationError,
 )
 from passes.apply import Convert, Fuse
+from passes.canonicalize import Canonicalize
+from passes.dce import EliminateDeadCode
 from passes.driver import RewriteLog
 from passes.instruments import DumpIR, Statistics, Timing, VerifyEach
-from passes.manager import Fixpoint, Pass, PassContext, PassManager, Verify, run_pass
+from passes.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, Verify, run_pass
 from passes.rewriter import Rewriter
 from tests.passes.building import f32, names, program
 from tests.passes.test_patterns import ReluRelu
@@ -100,6 +103,11 @@ def test_text_round_trip():
         ("fixpoint?", "in parentheses"),
         ("fixpoint(append-neg){?passes=1}", "no option 'passes'; known: max-rounds"),
         ("?fixpoint(append-neg){max-rounds=0}", "at least one round"),
+        ("append-neg{times=1 ?times=2}", "option 'times' is given twice"),
+        ("append-neg{times=1 loud=true ?times=1}", "option 'times' is given twice"),
+        ("fixpoint(append-neg){max-rounds=3 ?max_rounds=4}", "option 'max_rounds' is given twice"),
+        ("fixpoint(" * 50 + "fixpoint(?" + "fixpoint(" * 20_000, "nested more than 50 deep"),
+        (f"append-neg{{times=?{'9' * 5000}}}", "is not of type int"),
         ("append-neg?)", "unexpected text"),
         ("append-neg,?", "the name of a pass is missing"),
         ("convert{patterns=?Nope}", "no pattern is named 'Nope'; known: ReluRelu"),
@@ -269,6 +277,65 @@ def test_a_pass_that_raises_or_returns_is_named():
         PassManager([PassManager([Raises()])])(chain())
     # both managers have the text of the pass, which the message names already
     assert caught.value.__notes__ == ["in pass `raises`"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_instrument_that_raises_is_named_and_not_the_pass(when):
+    class Counts(Instrument):
+        pass
+
+    def fail(self, *args):
+        raise KeyError("lost")
+
+    setattr(Counts, when, fail)
+    for manager in (PassManager([Nothing()]), PassManager([PassManager([Nothing()])])):
+        with pytest.raises(PassError, match=f"Counts raised KeyError {when} pass `[a-z]+`: 'lost'") as caught:
+            manager.with_instruments(Counts())(chain())
+        assert f"{Path(__file__).name}:{fail.__code__.co_firstlineno + 1}" in caught.value.message
+        assert "bug in the pass" not in str(caught.value)
+        assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_dump_that_cannot_be_written_names_the_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken" / "000-append-neg.gw").mkdir(parents=True)
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "taken"):
+        manager = PassManager([PassManager([AppendNeg()])]).with_instruments(DumpIR(folder))
+        with pytest.raises(InputError, match=f"to the folder {folder}: ") as caught:
+            manager(chain())
+        assert caught.value.remedy
+        assert "bug" not in str(caught.value)
+    for target in (3, None):
+        with pytest.raises(InputError, match=f"cannot be dumped to {target}"):
+            DumpIR(target)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Canonicalize(inference="x"), "option `inference` of pass `canonicalize` is 'x', not True or False"),
+        (lambda: Canonicalize(fold_parameter_views=1), "`fold_parameter_views` .* is 1, not True or False"),
+        (lambda: EliminateDeadCode(inference=None), "option `inference` of pass `eliminate-dead-code` is None"),
+        (lambda: AppendNeg(times=True), "option `times` of pass `append-neg` is True, not an int"),
+        (lambda: AppendNeg(times=1.0), "option `times` of pass `append-neg` is 1.0, not an int"),
+    ],
+)
+def test_options_of_another_type_are_refused(make, message):
+    with pytest.raises(InputError, match=message) as caught:
+        make()
+    assert caught.value.remedy
+
+
+def test_options_with_annotations_of_their_own_are_left_alone():
+    @attrs.frozen
+    class Free(Nothing):
+        name: ClassVar[str] = "free"
+        limit: int | None = 3
+        scale: float = 1.0
+
+    assert Free(limit=None, scale=2).limit is None
+    with pytest.raises(InputError, match="`scale` of pass `free` is '2', not a number"):
+        Free(scale="2")
 
 
 def test_verify_each_catches_a_pass_that_breaks_the_ir():

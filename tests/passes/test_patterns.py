@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from ir.errors import DidNotConverge, PatternError
 from ir.opdef import Trait
-from ir.types import TensorType
+from ir.printer import print_program
+from ir.types import ScalarType, TensorType, make_symbol
 from passes.driver import RewriteLog, UnfusedReasons, run_sweep, run_worklist
 from passes.matching import RuleIndex, compile_rule
 from passes.pattern import Pattern, instantiate
+from passes.rewriter import Rewriter
 from tests.passes.building import f32, names, program
 
 
@@ -285,6 +289,24 @@ def test_replacement_of_another_type_is_refused():
     p = program([f32(2)], lambda b, x: b.relu(x))
     with pytest.raises(PatternError, match=r"type f32\[2\] cannot be replaced by one of type f32\[\]"):
         apply(Wrong(), p)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (ScalarType("int"), ScalarType("float")),
+        (ScalarType("int"), ScalarType("bool")),
+        (ScalarType("int", make_symbol("s0")), ScalarType("int", make_symbol("s1"))),
+        (ScalarType("float"), f32()),
+    ],
+)
+def test_a_scalar_of_another_type_is_refused(old, new):
+    p = program([f32(2), old, new], lambda b, x, n, m: b.repeat(x, [n]))
+    before = print_program(p)
+    _, first, second = p.graph.inputs
+    with pytest.raises(PatternError, match=f"type {re.escape(str(old))} cannot be replaced by one of type"):
+        Rewriter(p).replace_value(first, second)
+    assert print_program(p) == before
 
 
 @pytest.mark.parametrize("method", ["check", "rewrite", "pattern"])

@@ -12,17 +12,17 @@ import pytest
 import torch
 from hypothesis import find, given, settings
 
+from compiler.observation import named_state
 from compiler.pipeline import pipeline_of
 from compiler.tensorrt import TENSORRT_PATTERNS
 from fuzz.check import Properties, Unusable
 from fuzz.module_case import ModuleCase, load
 from fuzz.module_check import check_module
-from fuzz.module_observation import named_state
 from fuzz.observation import quiet
 from fuzz.strategies import modules
 from tests.drawn import draws
 
-_COUNT = 400
+_COUNT = 600
 
 
 @settings(max_examples=30)
@@ -61,7 +61,7 @@ def test_drawing_a_module_leaves_the_generator_alone() -> None:
 
 @pytest.fixture(scope="module")
 def drawn() -> list[ModuleCase]:
-    return draws(modules(), _COUNT)
+    return [case for case in draws(modules(), _COUNT) if not case.kind]
 
 
 def _calls(case: ModuleCase) -> Counter[str]:
@@ -131,7 +131,7 @@ HARD: dict[str, tuple[Callable[[ModuleCase], bool], float]] = {
     "dropout": (_has("ropout("), 0.1),
     "an input that is written": (_has("x += ", "x *= ", "x.add_(", "x.mul_(", "x[", "x.relu_("), 0.01),
 }
-"""How often each hard case is reached at least, as a share of all modules."""
+"""How often each hard case is reached at least, as a share of the modules that have no Python around their graphs."""
 
 
 @pytest.mark.parametrize("name", HARD)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from graphwright import TransformResult, transform
+from compiler.realmodels import import_torchvision
+from graphwright import Pattern, TransformResult, transform
 from graphwright.tensorrt import TENSORRT_CONVERSION_PATTERNS
-from tests.helpers import REAL_MODELS, quick_model, real_model
+from tests.helpers import REAL_MODELS, example_input, quick_model, randomize_batch_norm, real_model
 from tests.zoo.equality import assert_equal_outputs, assert_equal_training
 
 # Stochastic depth and dropout draw the same numbers in both modules, since the order of the draws is kept.
@@ -159,6 +160,43 @@ def test_symbolic_batch(name):
     assert "batch" in str(result.program)
     for size in (1, 2, 5):
         assert_equal_outputs(model, result.model, torch.randn(size, 3, 64, 64))
+
+
+@pytest.mark.parametrize("captured_by", ["export", "shapes"])
+@pytest.mark.parametrize("name", ["convnext_tiny"])
+def test_the_classifier_of_convnext_is_converted(name, captured_by):
+    _, _, result = compiled(name, captured_by)
+    assert result.counts()["FlattenLinearToConv1x1Pattern"] == 1
+    assert result.operations_after["aten.linear"] == 0
+
+
+def test_the_classifier_of_convnext_of_timm_is_converted():
+    import_torchvision()
+    model = pytest.importorskip("timm").create_model("test_convnext").eval()
+    randomize_batch_norm(model, torch.Generator().manual_seed(0))
+    x = example_input(size=64)
+    result = transform(model, (x,))
+    assert result.counts()["FlattenLinearToConv1x1Pattern"] == 1
+    assert_equal_outputs(model, result.model, x)
+
+
+class LogSoftmax(Pattern):
+    """softmax(x, -1) = exp(log_softmax(x, -1)): the guide's example of a literal"""
+
+    is_conversion = True
+
+    def pattern(self, p):
+        return p.softmax(p.any("x"), dim=-1, name="softmax")
+
+    def rewrite(self, m, b):
+        return b.exp(b.log_softmax(m.x, -1))
+
+
+def test_a_literal_dimension_that_is_counted_from_the_back_matches_a_real_model():
+    model, x = quick_model("swin_t")
+    result = transform(model, (x,), patterns=(LogSoftmax,))
+    assert result.counts() == {"LogSoftmax": 12}
+    assert_equal_outputs(model, result.model, x)
 
 
 def test_no_inputs_at_all_still_converts_the_classifier_of_resnet50():

@@ -1,0 +1,170 @@
+"""The check of every result: original and emitted module are called on the example inputs, and must do the same."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from compiler.accuracy import MeasurementError, measure_accuracy
+from compiler.boundary.containers import same_content
+from compiler.boundary.observe import modes_of, set_modes
+from compiler.boundary.outcomes import difference
+from compiler.boundary.parting import first_parting
+from compiler.boundary.runs import Outcome, Twin, on_meta
+from compiler.boundary.settings import SETTINGS, answers_of
+from compiler.captured import Captured
+from compiler.codegen import Emitted
+from compiler.lower_modes import lock
+from ir.errors import ValidationError
+from ir.locations import Location
+from ir.program import Program, Surrounding
+
+
+@attrs.frozen(eq=False)
+class Reference:
+    """What the original did, and the original itself for more."""
+
+    model: nn.Module
+    first: Outcome
+    other: Outcome | None = None
+    """After a switch of the mode, from the state that the first call left."""
+    unlike: Mapping[str, Outcome] = attrs.field(factory=dict)
+    """Surroundings in which the original may do something else -> what it does there."""
+    questions: Mapping[str, Location] = attrs.field(factory=dict)
+    """What it asked -> where."""
+
+
+def reference_of(model: nn.Module | ExportedProgram, captured: Captured) -> Reference | None:
+    """Return what the original did in its runs, or None where there was none to look at."""
+    seen = captured.observed
+    if seen is not None:
+        return Reference(seen.model, seen.first, seen.other, seen.unlike, seen.questions)
+    if not isinstance(model, ExportedProgram) or not captured.has_example:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of guards, and of classes of PyTorch's own
+        module = model.module()
+    if on_meta(module, captured.args, captured.kwargs):
+        return None
+    twin = Twin(module)
+    with twin.own_buffers():
+        return Reference(module, twin.call(captured.args, captured.kwargs))
+
+
+class Check:
+    """The comparison of one emitted module with its original."""
+
+    def __init__(
+        self,
+        reference: Reference,
+        program: Program,
+        emitted: Emitted,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self.reference = reference
+        self.program = program
+        self.emitted = emitted.module
+        self.args = args
+        self.kwargs = kwargs
+        names = emitted.parameter_map
+        self.names = {key: names[key][0] for key in names if len(names[key]) == 1}
+
+    def run(self) -> None:
+        """Compare three calls: as it is, after a switch of the mode, and after the switch back.
+
+        Where the module computes something else after the switch, its mode is locked; where it does in surroundings
+        that the original asks about, it refuses these. Both are noted in the program as well.
+
+        Raises:
+            ValidationError: when a call differs, or a key of the `state_dict` that both have holds other values.
+        """
+        self._check_keys()
+        reference, emitted, twin = self.reference, self.emitted, Twin(self.emitted)
+        modes = modes_of(emitted)
+        try:
+            with twin.own_buffers():
+                self._compare(twin.call(self.args, self.kwargs), "")
+                if reference.other is not None and not self.program.mode_locked:
+                    self._switch(twin, reference.other)
+                set_modes(emitted, modes)
+                twin.reset()
+                self._compare(twin.call(self.args, self.kwargs), "in a second call, ")
+                self._guard(twin)
+        finally:
+            set_modes(emitted, modes)
+
+    def _compare(self, found: Outcome, when: str) -> None:
+        problem = difference(self.reference.first, found, self.names)
+        if problem is not None and not self._is_rounding(problem):
+            raise self._error(f"{when}{problem}")
+
+    def _is_rounding(self, problem: str) -> bool:
+        """Judge a small difference of values against float64: deep models amplify rounding."""
+        if "values differ by" not in problem:
+            return False
+        try:
+            accuracy = measure_accuracy(self.reference.model, self.emitted, self.args, self.kwargs)
+        except MeasurementError:
+            return False
+        return accuracy.is_within_bound
+
+    def _error(self, problem: str) -> ValidationError:
+        place = first_parting(self.reference.model, self.program, self.args, self.kwargs)
+        where = f"; they part at {place.name}" if place is not None else ""
+        return ValidationError(
+            f"the emitted module does not do what the original does: {problem}{where}",
+            location=place.location if place is not None else None,
+            remedy='`validate="each"` tells whether a rewrite did it; leaf_modules= keeps a module as it is, '
+            "check=False skips the check; please report it",
+        )
+
+    def _check_keys(self) -> None:
+        theirs = self.reference.model.state_dict(keep_vars=True)
+        for key, tensor in self.emitted.state_dict(keep_vars=True).items():
+            other = theirs.get(key)
+            if not isinstance(tensor, torch.Tensor) or not isinstance(other, torch.Tensor):
+                continue
+            if tensor.shape == other.shape and not _is_same(tensor.detach(), other.detach()):
+                raise ValidationError(
+                    f"the key {key!r} of the emitted module's state_dict holds other values than the original's",
+                    remedy="please report it: what is changed has a key of its own",
+                )
+
+    # ---- other modes, other surroundings ----
+
+    def _switch(self, twin: Twin, other: Outcome) -> None:
+        """Call the module in the other mode; lock its mode where it then computes something else."""
+        mode = self.emitted.training
+        self.emitted.train(not mode)
+        problem = difference(other, twin.call(self.args, self.kwargs), self.names)
+        if problem is not None:
+            name = "eval" if mode else "training"
+            lock(self.program, f"in {name} mode it would differ from the original: {problem}")
+            self.emitted._mode_locked = self.program.mode_locked
+
+    def _guard(self, twin: Twin) -> None:
+        """Try the module in the surroundings that matter to the original; where it does not follow, it refuses them."""
+        found: dict[str, Surrounding] = {}
+        for name, expected in self.reference.unlike.items():
+            twin.reset()
+            outcome = twin.call(self.args, self.kwargs, [name])
+            if difference(expected, outcome, self.names) is not None:
+                place = self.reference.questions.get(SETTINGS[name].question)
+                found[name] = Surrounding(answers_of(name, (self.args, self.kwargs)), str(place or ""))
+        self.program.surroundings = found
+        self.emitted._guard.surroundings = found  # type: ignore[union-attr]
+
+
+def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.dtype != b.dtype or a.device != b.device:
+        return False
+    if a.is_meta or (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()):
+        return True
+    return same_content(a, b)

@@ -1,0 +1,308 @@
+"""Things that code can change in place, as they are now: to be compared, and put back."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import random
+import sys
+import sysconfig
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import nn
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, torch.memory_format)
+_OPERATORS = (torch._ops.OpOverloadPacket, torch._ops.OpOverload)  # they cache what they dispatch to
+CODE = (type, types.FunctionType, types.MethodType, types.ModuleType, types.BuiltinFunctionType, *_OPERATORS)
+OPAQUE = (*CODE, nn.Module, torch.Tensor)
+_DEPTH = 5
+_PYTHON = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+_STANDARD = tuple(f"{path}/" for path in (*_PYTHON, *np.__path__, *torch.__path__))
+_HELD_BY_LIBRARIES = frozenset(
+    {"collections", "itertools", "builtins", "types", "random", "array", "dataclasses", "enum", "contextvars"}
+)
+"""Homes of classes whose instances are the user's state; of other libraries of Python's they are not (a logger)."""
+
+
+@attrs.define(eq=False)
+class Container:
+    """A mutable object as it was."""
+
+    label: str
+    target: Any
+    saved: Any
+    restore: Callable[[], None]
+    current: Callable[[], Any]
+
+    def differences(self) -> list[str]:
+        """Return the entries that are no longer what they were, as they are written behind the label."""
+        return differences(self.saved, self.current())
+
+
+def same(old: Any, new: Any) -> bool:
+    """Return whether a value is what it was; equal containers count as one (`torch.export` puts copies of them)."""
+    if old is new:
+        return True
+    if type(old) is not type(new):
+        return False
+    if isinstance(old, (list, tuple)):
+        return len(old) == len(new) and all(map(same, old, new))
+    if isinstance(old, dict):
+        return list(old) == list(new) and all(map(same, old.values(), new.values()))
+    if isinstance(old, np.ndarray):
+        return old.dtype == new.dtype and old.shape == new.shape and old.tobytes() == new.tobytes()
+    if isinstance(old, torch.Tensor):
+        return old.dtype == new.dtype and old.shape == new.shape and same_content(old, new)
+    if isinstance(old, (types.MethodType, types.BuiltinMethodType)):
+        return bool(old == new)
+    return isinstance(old, PLAIN) and bool(old == new or old != old)
+
+
+def same_content(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two tensors of one shape and dtype hold the same numbers, NaN equal to NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return True  # replaced as a whole, which the attributes tell
+    if torch.equal(a, b):
+        return True
+    equal = (a == b) | ((a != a) & (b != b))
+    return bool(equal.all())
+
+
+def differences(saved: Any, current: Any) -> list[str]:
+    """Return the keys under which two dicts differ; `[""]` where things of other kinds do."""
+    if isinstance(saved, dict):
+        keys = list(saved) + [key for key in current if key not in saved]
+        return [str(k) for k in keys if k not in saved or k not in current or not same(saved[k], current[k])]
+    if isinstance(saved, set):
+        return [] if saved == current else [""]
+    return [] if same(saved, current) else [""]
+
+
+def is_library_object(value: Any) -> bool:
+    """Return whether a thing belongs to a library of Python's, to numpy or to PyTorch: no state of the user's."""
+    home = getattr(type(value), "__module__", "") or ""
+    root = home.partition(".")[0]
+    if root in _HELD_BY_LIBRARIES or isinstance(value, (np.ndarray, torch.Generator)) or root == "numpy":
+        return False
+    if root == "torch":
+        return True
+    file = getattr(sys.modules.get(home), "__file__", None)
+    return file is None or is_library_file(file)
+
+
+def is_library_file(path: str) -> bool:
+    """Return whether a file is of Python's library, numpy or PyTorch."""
+    return path.startswith(_STANDARD) and ("site-packages" not in path or path.startswith(_STANDARD[2:]))
+
+
+def collect(
+    label: str, value: Any, found: list[Container], seen: set[int], depth: int = _DEPTH, kept: list[Any] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Add what lies below a value and can be changed in place to `found`; yield all that is met, with its label."""
+    yield label, value
+    if depth == 0 or isinstance(value, (*PLAIN, *OPAQUE)) or id(value) in seen:
+        return
+    seen.add(id(value))
+    children: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        found.append(_of_dict(label, value))
+        children = [(f"{label}[{key!r}]", item) for key, item in dict.items(value)]
+    elif isinstance(value, (list, collections.deque)):
+        found.append(_of_list(label, value))
+        children = [(f"{label}[{i}]", item) for i, item in enumerate(value)]
+    elif isinstance(value, set):
+        found.append(_of_set(label, value))
+    elif isinstance(value, tuple):
+        children = [(f"{label}[{i}]", item) for i, item in enumerate(value)]
+    elif isinstance(value, types.CellType):
+        children = _of_cell(label, value, found)
+    elif (state := _state_of(value)) is not None:
+        found.append(state(label, value))
+    elif not is_library_object(value):
+        attributes = getattr(value, "__dict__", None)
+        if isinstance(attributes, dict):
+            found.append(_of_dict(label, attributes, joint="."))
+            children = [(f"{label}.{key}", item) for key, item in attributes.items()]
+        slots = _slots(value)
+        if slots:
+            found.append(_of_slots(label, value, slots))
+            children += [(f"{label}.{key}", item) for key, item in _read_slots(value, slots).items()]
+    for name, item in children:
+        yield from collect(name, item, found, seen, depth - 1)
+
+
+def _of_dict(label: str, target: dict[Any, Any], joint: str = "") -> Container:
+    saved = _items(target)
+
+    def restore() -> None:
+        for key in _items(target):
+            dict.pop(target, key)
+        dict.update(target, saved)
+
+    return Container(f"{label}{joint}", target, saved, restore, lambda: _items(target))
+
+
+def _items(target: dict[Any, Any]) -> dict[Any, Any]:
+    """Return what a dict holds; a class of the user's may give something else when it is asked (`__getitem__`)."""
+    return dict(dict.items(target))
+
+
+def of_names(label: str, target: dict[str, Any], names: list[str]) -> Container:
+    """Return some entries of a namespace as they are."""
+    saved = {name: target[name] for name in names if name in target}
+
+    def current() -> dict[str, Any]:
+        return {name: target[name] for name in names if name in target}
+
+    def restore() -> None:
+        for name in names:
+            target.pop(name, None)
+        target.update(saved)
+
+    return Container(label, target, saved, restore, current)
+
+
+def of_class(label: str, target: type, names: list[str]) -> Container:
+    """Return some attributes of a class as they are."""
+    saved = {name: vars(target)[name] for name in names}
+
+    def current() -> dict[str, Any]:
+        return {name: vars(target)[name] for name in names if name in vars(target)}
+
+    def restore() -> None:
+        for name, value in saved.items():
+            if vars(target).get(name) is not value:
+                setattr(target, name, value)
+
+    return Container(label, target, saved, restore, current)
+
+
+def _of_list(label: str, target: Any) -> Container:
+    saved = list(target)
+
+    def restore() -> None:
+        target.clear()
+        target.extend(saved)
+
+    return Container(label, target, saved, restore, lambda: list(target))
+
+
+def _of_set(label: str, target: set[Any]) -> Container:
+    saved = set(target)
+
+    def restore() -> None:
+        target.clear()
+        target.update(saved)
+
+    return Container(label, target, saved, restore, lambda: set(target))
+
+
+def _of_cell(label: str, cell: types.CellType, found: list[Container]) -> list[tuple[str, Any]]:
+    try:
+        saved = cell.cell_contents
+    except ValueError:
+        return []
+
+    def restore() -> None:
+        cell.cell_contents = saved
+
+    found.append(Container(label, cell, [saved], restore, lambda: [cell.cell_contents]))
+    return [(label, saved)]
+
+
+def _slots(value: Any) -> list[str]:
+    found: list[str] = []
+    for base in type(value).__mro__:
+        slots = vars(base).get("__slots__", ())
+        found.extend((slots,) if isinstance(slots, str) else slots)
+    return [name for name in found if name not in ("__dict__", "__weakref__")]
+
+
+def _read_slots(value: Any, names: list[str]) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+
+def _of_slots(label: str, target: Any, names: list[str]) -> Container:
+    saved = _read_slots(target, names)
+
+    def restore() -> None:
+        for name, item in saved.items():
+            object.__setattr__(target, name, item)
+
+    return Container(f"{label}.", target, saved, restore, lambda: _read_slots(target, names))
+
+
+# ---- things that have a state which is no container ----
+
+
+def _state_of(value: Any) -> Callable[[str, Any], Container] | None:
+    if isinstance(value, np.ndarray):
+        return _of_array
+    if isinstance(value, random.Random):
+        return _reading(lambda v: v.getstate(), lambda v, s: v.setstate(s))
+    if isinstance(value, np.random.RandomState):
+        return _reading(lambda v: v.get_state(legacy=True), lambda v, s: v.set_state(s))
+    if isinstance(value, np.random.Generator):
+        return _reading(lambda v: _flat(v.bit_generator.state), _set_bits)
+    if isinstance(value, torch.Generator):
+        return _reading(lambda v: v.get_state(), lambda v, s: v.set_state(s))
+    if isinstance(value, types.GeneratorType):
+        return _reading(_frame_of, None)
+    if hasattr(value, "__next__") and type(value).__module__ in ("itertools", "builtins"):
+        return _reading(_position, None)
+    if type(value).__module__ == "_contextvars" or type(value).__name__ == "ContextVar":
+        return _reading(lambda v: v.get(None), None)
+    return None
+
+
+def _reading(read: Callable[[Any], Any], write: Callable[[Any, Any], None] | None) -> Callable[[str, Any], Container]:
+    def make(label: str, target: Any) -> Container:
+        saved = read(target)
+        restore = (lambda: write(target, saved)) if write is not None else (lambda: None)
+        return Container(label, target, [saved], restore, lambda: [read(target)])
+
+    return make
+
+
+def _of_array(label: str, target: Any) -> Container:
+    saved = target.copy()
+
+    def restore() -> None:
+        if not same(saved, target):
+            target[...] = saved
+
+    return Container(label, target, [saved], restore, lambda: [target])
+
+
+def _flat(state: Any) -> Any:
+    return repr(state)
+
+
+def _set_bits(generator: Any, _saved: Any) -> None:
+    """Leave it as it is: a copy of the user's generator was moved."""
+
+
+def _frame_of(generator: Any) -> Any:
+    frame = generator.gi_frame
+    return None if frame is None else (frame.f_lasti, {k: v for k, v in frame.f_locals.items() if isinstance(v, PLAIN)})
+
+
+def _position(iterator: Any) -> Any:
+    """Return what tells how far an iterator is."""
+    if isinstance(iterator, itertools.count):
+        return repr(iterator)
+    hint = getattr(iterator, "__length_hint__", None)
+    if hint is not None:
+        return hint()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return repr(iterator.__reduce__())
+        except Exception:  # noqa: BLE001 - not every iterator can say
+            return None

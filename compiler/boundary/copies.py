@@ -1,0 +1,142 @@
+"""A copy of a module that may be run, traced and changed: the user's own stays as it is, its tensors are shared."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import OrderedDict
+from collections.abc import Mapping
+from types import CellType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+_ATOMIC = (str, bytes, int, float, complex, type(None), type, torch.dtype, torch.device, torch.Size)
+_PLAIN = frozenset({*_ATOMIC, bool})
+_SHARED = (fx.Graph, torch.jit.ScriptModule)
+"""What is never written by a run, and costs much to copy."""
+
+
+def structural_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of a module that has the same tensors, not copies of them.
+
+    Modules, containers and objects in attributes are new; functions too, where they hold one of these (a hook, a
+    `forward` put into the instance). What cannot be copied (a lock, an open file) is shared.
+    """
+    found = _Copier(module).copy_of(module)
+    assert isinstance(found, nn.Module)
+    return found
+
+
+class _Copier:
+    """One copy of a tree of modules."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.memo: dict[int, Any] = {}
+        self.kept: list[Any] = []
+        """What the memo names by id must live as long as it does."""
+        modules = self._shells(root)
+        for module in modules:
+            # not through setattr: nn.Module registers what is set
+            self.memo[id(module)].__dict__.update({name: self.copy_of(item) for name, item in module.__dict__.items()})
+
+    def _shells(self, root: nn.Module) -> list[nn.Module]:
+        """Return the modules of a tree, and those in plain attributes and containers of theirs; the memo has all.
+
+        Tensors stand in it for themselves.
+        """
+        found: list[nn.Module] = []
+        pending: list[Any] = [root]
+        seen: set[int] = set()
+        while pending:
+            value = pending.pop()
+            if isinstance(value, _ATOMIC) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            if isinstance(value, (torch.Tensor, *_SHARED)):
+                self.memo[id(value)] = value
+            elif isinstance(value, nn.Module):
+                found.append(value)
+                self.memo[id(value)] = object.__new__(value.__class__)  # a GraphModule's own makes a new class
+                pending.extend(value.__dict__.values())
+            elif isinstance(value, Mapping):
+                pending.extend(value.values())
+            elif isinstance(value, (list, tuple, set)):
+                pending.extend(value)
+            elif isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, FunctionType):
+                pending.extend(value.__dict__.values())
+        return found
+
+    def copy_of(self, value: Any) -> Any:
+        """Return the copy of anything that a module holds."""
+        kind = type(value)
+        if kind in _PLAIN or isinstance(value, torch.Tensor):
+            return value
+        found = self.memo.get(id(value))
+        if found is not None:
+            return found
+        made: Any
+        if kind in (dict, OrderedDict):
+            made = self.memo[id(value)] = kind()
+            for key, item in value.items():
+                made[key] = self.copy_of(item)
+        elif kind is list:
+            made = self.memo[id(value)] = []
+            made.extend(map(self.copy_of, value))
+        elif kind is tuple:
+            made = tuple(map(self.copy_of, value))
+        elif kind is FunctionType:
+            made = self._function(value)
+        elif kind is MethodType:
+            made = MethodType(value.__func__, self.copy_of(value.__self__))
+        elif kind is functools.partial:
+            made = functools.partial(
+                self.copy_of(value.func), *map(self.copy_of, value.args), **self.copy_of(value.keywords)
+            )
+        else:
+            try:
+                made = copy.deepcopy(value, self.memo)
+            except Exception:  # noqa: BLE001 - whatever an object of the user's raises
+                made = value
+        self.kept.append(value)
+        self.memo[id(value)] = made
+        return made
+
+    def _function(self, function: FunctionType) -> FunctionType:
+        """Return a function whose closure holds copies, or the function itself where that makes no difference."""
+        cells = function.__closure__ or ()
+        contents = [_content(cell) for cell in cells]
+        self.memo[id(function)] = function  # one that calls itself is in its own closure
+        copied = [self.memo.get(id(item), item) if _may_hold(item) else item for item in contents]
+        copied = [
+            self.copy_of(item) if type(item) in (FunctionType, functools.partial, MethodType) else other
+            for item, other in zip(contents, copied, strict=True)
+        ]
+        if all(a is b for a, b in zip(contents, copied, strict=True)):
+            return function
+        itself = CellType()
+        closure = tuple(
+            itself if a is function else cell if a is b else CellType(b)
+            for cell, a, b in zip(cells, contents, copied, strict=True)
+        )
+        made = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, closure)
+        itself.cell_contents = made
+        made.__kwdefaults__ = function.__kwdefaults__
+        made.__dict__.update(function.__dict__)
+        made.__qualname__ = function.__qualname__
+        return made
+
+
+_EMPTY = object()
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _EMPTY
+
+
+def _may_hold(item: Any) -> bool:
+    return not isinstance(item, _ATOMIC)

@@ -1,0 +1,325 @@
+"""A model is run for real before it is captured: what it does beside computing is seen there, and judged.
+
+It runs three times on copies of the example inputs: as it is, after a switch of its mode, and once more as it was at
+first. The first and the last start from the same state and seed, so they must agree.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from compiler.boundary.copies import structural_copy
+from compiler.boundary.outcomes import difference
+from compiler.boundary.questions import Record, Recorder, direct_calls
+from compiler.boundary.runs import Outcome, Twin, generators_kept
+from compiler.boundary.settings import SETTINGS, settings_of
+from compiler.boundary.surroundings import Surroundings
+from compiler.capture_errors import example_fails, state_change
+from compiler.capture_functions import ParametersKept
+from compiler.capture_opaque import CallRecord, recorded_calls
+from compiler.capture_state import ModuleState, is_list_of_parameters, location_of_module
+from ir.errors import CaptureError
+from ir.locations import Location
+
+SWITCHES = ("train", "eval")
+Modes = Mapping[str, bool]
+"""Module path -> `training`."""
+
+
+@attrs.define(eq=False)
+class Observed:
+    """What the runs of a model showed."""
+
+    model: nn.Module
+    """The copy that was run, as it is after a first call: tables and flags that a first call makes are there."""
+    first: Outcome
+    records: Mapping[str, list[CallRecord]]
+    """Calls of the modules that may be kept as they are."""
+    steps: Record
+    """What the first run asked and did."""
+    other: Outcome | None = None
+    """The run after a switch of the mode; None where there was none."""
+    other_steps: Record | None = None
+    mode_problem: str = ""
+    """Why the mode of the emitted module must stay, as far as the runs show it."""
+    unlike: dict[str, Outcome] = attrs.field(factory=dict)
+    """Surroundings in which the model does something else, or may -> what it does there."""
+    modes_after: Mapping[str, Modes] = attrs.field(factory=dict)
+    """Switch -> the modes that modules have afterwards, where they are others than those of a plain module."""
+
+    @property
+    def questions(self) -> Mapping[str, Location]:
+        """What was asked of the surroundings in any of the runs -> where."""
+        other = self.other_steps.questions if self.other_steps is not None else {}
+        return {**other, **self.steps.questions}
+
+    @property
+    def irregular(self) -> frozenset[str]:
+        """Paths of the modules whose mode is read or set by other code than that of the layer itself."""
+        found = {*self.steps.readers, *self.steps.switched}
+        if self.other_steps is not None:
+            found |= {*self.other_steps.readers, *self.other_steps.switched}
+        return frozenset(found)
+
+
+def observe(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Callable[[nn.Module], Mapping[str, Any]]
+) -> Observed:
+    """Run a copy of a model on copies of its inputs.
+
+    Args:
+        model: the model; it and what it holds stay as they are.
+        args: positional arguments of the example call.
+        kwargs: its keyword arguments.
+        wanted: returns the modules of the copy whose calls are recorded, by path.
+
+    Raises:
+        CaptureError: when the model fails on the inputs, or does something that no graph can keep: it changes Python
+            state, seeds a random generator, draws numbers that are not PyTorch's, or depends on the calls before.
+    """
+    return _Observation(model, args, kwargs).run(wanted)
+
+
+class _Observation:
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.original = model
+        self.args = args
+        self.kwargs = kwargs
+        self.work = structural_copy(model)
+        self.twin = Twin(self.work)
+        self.recorder = Recorder(self.work)
+        self.empty = [
+            (path, module, name)
+            for path, module in self.work.named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is None
+        ]
+        """Buffers that are None so far: a graph has no place for what the first call puts there."""
+        self.buffers = {id(module): frozenset(_names(module)) for module in self.work.modules()}
+
+    def run(self, wanted: Callable[[nn.Module], Mapping[str, Any]]) -> Observed:
+        work, twin = self.work, self.twin
+        modes = modes_of(work)
+        before, outside = ModuleState(work), Surroundings(work)
+        try:
+            with twin.own_buffers():
+                with recorded_calls(wanted(work)) as records:
+                    first, steps = self._call()
+                self._check_run(first, steps)
+                self._check_first_changes(before)
+                before.restore_tensors()
+                warm = ModuleState(work)
+                found = Observed(work, first, records, steps)
+                self._other_mode(found, modes, warm)
+                warm.restore()
+                set_modes(work, modes)
+                twin.reset()
+                self._repeat(found, warm)
+                warm.restore()
+                set_modes(work, modes)
+        except CaptureError:
+            outside.restore()
+            raise
+        return found
+
+    def _call(self) -> tuple[Outcome, Record]:
+        with direct_calls(self.work), self.recorder.recording() as record:
+            return self.twin.call(self.args, self.kwargs), record
+
+    def _repeat(self, found: Observed, warm: ModuleState) -> None:
+        """Run the model once more from the same state: in other surroundings, where it asks about them.
+
+        They matter only where they make a difference.
+        """
+        asked = settings_of(found.questions)
+        together = [name for name in asked if not SETTINGS[name].changes_numbers]
+        again = self._again(warm, together)
+        if together and difference(found.first, again) is not None:
+            for name in together:
+                self._reset(warm)
+                outcome = self._again(warm, [name])
+                if difference(found.first, outcome) is not None:
+                    found.unlike[name] = outcome
+            self._reset(warm)
+            again = self._again(warm)
+        self._check_agreement(found.first, again)
+        for name in asked:
+            if name not in together:
+                self._reset(warm)
+                found.unlike[name] = self._again(warm, [name])
+
+    def _reset(self, state: ModuleState) -> None:
+        modes = modes_of(self.work)
+        state.restore()
+        set_modes(self.work, modes)
+        self.twin.reset()
+
+    def _again(self, state: ModuleState, settings: Sequence[str] = ()) -> Outcome:
+        outside = Surroundings(self.work)
+        with direct_calls(self.work):
+            found = self.twin.call(self.args, self.kwargs, settings)
+        changed = [change for change in state.changes() if not is_list_of_parameters(change)]
+        if changed:
+            raise state_change(changed)
+        names = outside.changes()
+        if names:
+            outside.restore()
+            raise outside_change(names, self.work)
+        return found
+
+    # ---- what no graph can keep ----
+
+    def _check_run(self, outcome: Outcome, record: Record) -> None:
+        if outcome.error is not None:
+            raise example_fails(outcome.error, self.work)
+        root = location_of_module("", self.work)
+        if outcome.reseeded or record.seeded is not None:
+            raise CaptureError(
+                "forward seeds a random generator of PyTorch: all calls draw the same numbers, and a graph has no seed",
+                location=record.seeded or root,
+                remedy="draw the numbers once and keep them in a buffer, or seed outside of forward",
+            )
+        if outcome.foreign:
+            name = outcome.foreign[0]
+            raise CaptureError(
+                f"forward draws random numbers from {name}, which would be the same ones in every call of a graph",
+                location=record.foreign or root,
+                remedy="draw them with PyTorch (torch.rand, torch.randint), or pass them in as an input",
+            )
+
+    def _check_first_changes(self, before: ModuleState) -> None:
+        """Accept what a first call puts in place for all later ones: flags, hooks, tables that are made once."""
+        changed = [
+            change
+            for change in before.changes()
+            if not is_list_of_parameters(change) and not _is_switch(change[1].__dict__.get(change[2], self))
+        ]
+        changed += [change for change in self.empty if change[1]._buffers.get(change[2]) is not None]
+        changed += [
+            (path, module, name)
+            for path, module, _ in before.modules
+            for name in _names(module)
+            if name not in self.buffers[id(module)]
+        ]
+        if changed:
+            raise state_change(changed)
+
+    def _check_agreement(self, first: Outcome, again: Outcome) -> None:
+        problem = difference(first, again)
+        if problem is not None:
+            raise CaptureError(
+                f"two calls on the same inputs, from the same state and seed, differ: {problem}; the model depends on "
+                "hidden state (a counter, a file, the time, a generator of its own)",
+                location=location_of_module("", self.work),
+                remedy="keep what changes from call to call in a buffer (register_buffer), or pass it in as an input",
+            )
+
+    # ---- the other mode ----
+
+    def _other_mode(self, found: Observed, modes: Modes, warm: ModuleState) -> None:
+        work, mode = self.work, self.work.training
+        after: dict[str, Modes] = {}
+        try:
+            with self._switching(found):
+                for name in ("eval", "train") if mode else ("train", "eval"):
+                    getattr(work, name)()
+                    after[name] = modes_of(work)
+                    if len(after) == 1:
+                        found.other, found.other_steps = self._run_there(found)
+        except CaptureError as error:
+            found.mode_problem = error.message
+        if found.mode_problem:
+            return
+        found.modes_after = {
+            name: exceptions for name, flags in after.items() if (exceptions := _exceptions(flags, name == "train"))
+        }
+
+    def _run_there(self, found: Observed) -> tuple[Outcome | None, Record | None]:
+        outside, state = Surroundings(self.work), ModuleState(self.work)
+        outcome, record = self._call()
+        changed = [
+            change for change in state.changes() if change[2] != "training" and not is_list_of_parameters(change)
+        ]
+        names = outside.changes()
+        if changed or names or outcome.foreign or outcome.reseeded or record.seeded is not None:
+            outside.restore()
+            label = names[0] if names else f"`{changed[0][0]}.{changed[0][2]}`" if changed else "a random generator"
+            found.mode_problem = f"the model changes {label} in the other mode"
+        state.restore_attributes()
+        return outcome, record
+
+    @contextmanager
+    def _switching(self, found: Observed) -> Iterator[None]:
+        """Call the user's own `train()` and `eval()`: parameters that they write are put back."""
+        state, kept = ModuleState(self.work), ParametersKept(self.work)
+        try:
+            with generators_kept(), kept:
+                yield
+        except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+            found.mode_problem = f"train() or eval() of the model raises {type(error).__name__}: {error}"
+        finally:
+            written = kept.restore()
+        changed = [change for change in state.changes() if change[2] != "training"]
+        if written and not found.mode_problem:
+            found.mode_problem = "train() or eval() of the model writes to its parameters"
+        elif changed and not found.mode_problem:
+            path, module, name = changed[0]
+            where = f"`{path}.{name}`" if path else f"`{name}`"
+            found.mode_problem = f"train() or eval() of the model changes {where} of {type(module).__qualname__}"
+
+
+def _names(module: nn.Module) -> list[str]:
+    """Return the names of a module's own buffers; those of a TorchScript module are in no dict."""
+    return [name for name, _ in module._buffers.items()]
+
+
+def modes_of(model: nn.Module) -> dict[str, bool]:
+    """Return the mode of each module, by path."""
+    return {path: module.training for path, module in model.named_modules()}
+
+
+def set_modes(model: nn.Module, modes: Modes) -> None:
+    """Set the mode of each module, past whatever `train()` does."""
+    for path, module in model.named_modules():
+        if path not in modes:
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
+            module.training = modes[path]  # it has it in C++
+        else:
+            module.__dict__["training"] = modes[path]
+
+
+def _exceptions(modes: Modes, mode: bool) -> Modes:
+    return {path: flag for path, flag in modes.items() if flag != mode}
+
+
+def _is_switch(value: Any) -> bool:
+    """Return whether a value may be what a first call sets for good: it holds no number of that call."""
+    return isinstance(value, (bool, str, type(None), type, types.FunctionType, types.MethodType))
+
+
+def outside_change(names: list[str], model: nn.Module) -> CaptureError:
+    """Return the error for a model whose call changes what lies outside of it."""
+    shown = ", ".join(f"`{name}`" for name in names[:5]) + (", …" if len(names) > 5 else "")
+    return CaptureError(
+        f"a call of the model changes Python state outside of it: {shown}; a graph would change it never again",
+        location=location_of_module("", model),
+        remedy="keep it in a buffer of the module (register_buffer), or take it out of forward and of the hooks",
+    )
+
+
+def tracing_left(names: list[str], model: nn.Module) -> CaptureError:
+    """Return the error for a model whose code keeps values of tracing."""
+    shown = ", ".join(f"`{name}`" for name in names[:5])
+    return CaptureError(
+        f"the code of the model keeps tensors of the call in {shown}; those of tracing have been taken out again",
+        location=location_of_module("", model),
+        remedy="fill it before the capture (in __init__, or by a call with these sizes), or do not keep tensors there",
+    )

@@ -1,0 +1,336 @@
+"""What a run of a model asks of its surroundings, and what it does in each mode: recorded while it goes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import random
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from compiler.lower_locations import is_user_file
+from ir.locations import Location
+
+_OF_THE_THREAD = {
+    "is_grad_enabled": "grad",
+    "is_inference_mode_enabled": "inference",
+    "is_autocast_enabled": "autocast",
+    "is_autocast_cpu_enabled": "autocast",
+    "is_autocast_xla_enabled": "autocast",
+    "get_autocast_dtype": "autocast",
+    "get_autocast_cpu_dtype": "autocast",
+    "get_autocast_gpu_dtype": "autocast",
+}
+"""Functions that answer with what is set for the thread, and what is asked with them."""
+_OF_A_TENSOR = {
+    "is_contiguous": "layout",
+    "stride": "layout",
+    "suggest_memory_format": "layout",
+    "requires_grad": "requires_grad",
+    "grad_fn": "requires_grad",
+    "is_leaf": "requires_grad",
+    "is_inference": "inference",
+}
+_ABOUT = frozenset(
+    {"size", "dim", "ndimension", "nelement", "numel", "stride", "storage_offset", "is_contiguous", "data_ptr", "type"}
+    | {"element_size", "__len__", "get_device", "is_floating_point", "is_complex", "__hash__", "__repr__", "__format__"}
+    | {"untyped_storage", "is_same_size", "is_inference"}
+)
+"""Questions about a tensor, which are no part of what a module computes."""
+FLAGS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), ("input", "p", "training")),
+    **dict.fromkeys(("alpha_dropout", "feature_alpha_dropout", "feature_dropout"), ("input", "p", "training")),
+    "batch_norm": ("input", "running_mean", "running_var", "weight", "bias", "training"),
+    "scaled_dot_product_attention": ("query", "key", "value", "attn_mask", "dropout_p"),
+}
+"""Functions that are told whether the model is being trained: the names of their first arguments, in order."""
+MODE_LAYERS = (_BatchNorm, _DropoutNd, _InstanceNorm, nn.MultiheadAttention, nn.RNNBase, nn.RReLU)
+"""The layers of PyTorch that compute something else in training."""
+_FUNCTIONS = tuple(
+    os.path.join("torch", *parts) for parts in (("nn", "functional.py"), ("overrides.py",), ("_jit_internal.py",))
+)
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_LAYERS = os.path.join("torch", "nn", "modules") + os.sep
+_TOLD = {"p": 0.5, "training": False, "train": False, "dropout_p": 0.0}
+
+
+@attrs.frozen
+class Step:
+    """One call of a function of PyTorch by the model."""
+
+    name: str
+    location: Location
+    of_layer: bool
+    """Whether a layer of PyTorch itself makes it."""
+    arguments: tuple[Any, ...] = attrs.field(repr=False)
+    """All but tensors, and but what `flags` has."""
+    flags: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    """Of a function in `FLAGS`: how it is told of the mode."""
+
+    def is_in(self, path: str) -> bool:
+        """Return whether the call was made in a module or below it."""
+        where = self.location.module_path
+        return where == path or where.startswith(f"{path}.")
+
+
+@attrs.define(eq=False)
+class Record:
+    """What was seen of a run."""
+
+    questions: dict[str, Location] = attrs.field(factory=dict)
+    """What was asked by code that is not PyTorch's -> where first."""
+    steps: list[Step] = attrs.field(factory=list)
+    readers: dict[str, Location] = attrs.field(factory=dict)
+    """Paths of the modules whose mode was read otherwise than by a layer of PyTorch about itself -> where."""
+    switched: dict[str, None] = attrs.field(factory=dict)
+    """Paths of the modules whose mode was set in the run."""
+    seeded: Location | None = None
+    foreign: Location | None = None
+    """Where Python's own generator was asked for numbers."""
+
+
+class Recorder:
+    """Records runs of one model, in the thread that it is used in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.paths: dict[int, str] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            self.paths.setdefault(id(module), path)
+        self.stack: list[nn.Module] = []
+        self.record = Record()
+
+    @contextmanager
+    def recording(self) -> Iterator[Record]:
+        """Record the run inside of the `with` block."""
+        self.record, self.stack = Record(), []
+        thread = threading.get_ident()
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if threading.get_ident() == thread:
+                self.stack.append(module)
+
+        def leave(module: nn.Module, args: Any, result: Any) -> None:
+            if threading.get_ident() == thread and self.stack:
+                self.stack.pop()
+
+        with ExitStack() as stack:
+            for handle in (
+                register_module_forward_pre_hook(enter),
+                register_module_forward_hook(leave, always_call=True),
+            ):
+                stack.callback(handle.remove)
+            stack.enter_context(_training_watched(self))
+            stack.enter_context(_Steps(self))
+            stack.callback(sys.setprofile, sys.getprofile())
+            sys.setprofile(self._profile)
+            yield self.record
+
+    def place(self, frame: FrameType | None) -> Location:
+        """Return where a frame of the user's code is, and in which module."""
+        module = self.stack[-1] if self.stack else None
+        path = self.paths.get(id(module), "") if module is not None else ""
+        name = f"{type(module).__module__}.{type(module).__qualname__}" if module is not None else ""
+        if frame is None:
+            return Location(path, name)
+        return Location(path, name, frame.f_code.co_filename, frame.f_lineno)
+
+    def place_of_user(self, frame: FrameType | None) -> Location:
+        """Return the innermost place in the user's code that leads to a frame."""
+        while frame is not None and not is_user_file(frame.f_code.co_filename):
+            frame = frame.f_back
+        return self.place(frame)
+
+    def ask(self, question: str, frame: FrameType) -> None:
+        """Note a question."""
+        if question not in self.record.questions and is_user_file(frame.f_code.co_filename):
+            self.record.questions[question] = self.place(frame)
+
+    def mode_read(self, module: nn.Module, frame: FrameType) -> None:
+        """Note that the mode of a module was read, unless a layer of PyTorch did it about itself."""
+        path = self.paths.get(id(module))
+        if path is None or path in self.record.readers:
+            return
+        is_own = bool(self.stack) and self.stack[-1] is module
+        if not is_code_of_torch(frame) or not (is_own and is_plain(module)):
+            if frame.f_code.co_filename.endswith("torch/nn/modules/transformer.py"):
+                return  # it asks whether its fast path may be taken, which computes the same
+            self.record.readers[path] = self.place(frame)
+
+    def mode_set(self, module: nn.Module) -> None:
+        """Note that the mode of a module was set."""
+        path = self.paths.get(id(module))
+        if path is not None and self.stack:
+            self.record.switched[path] = None
+
+    def _profile(self, frame: FrameType, event: str, function: Any) -> None:
+        if event != "c_call":
+            return
+        name = getattr(function, "__name__", "")
+        if name in _OF_THE_THREAD:
+            self.ask(_OF_THE_THREAD[name], frame)
+        elif name == "manual_seed" and isinstance(getattr(function, "__self__", None), torch.Generator) and self.stack:
+            self.record.seeded = self.record.seeded or self.place_of_user(frame)
+        elif self.stack and isinstance(getattr(function, "__self__", None), random.Random):
+            self.record.foreign = self.record.foreign or self.place_of_user(frame)
+
+
+@contextmanager
+def direct_calls(model: nn.Module) -> Iterator[None]:
+    """Let `layer.forward(x)` be a call of the layer, where that is the same: a layer of PyTorch's without hooks.
+
+    Tracers see calls of modules only; what such a layer does in each mode would get lost.
+    """
+    mine = {id(module) for module in model.modules()}
+    stack: list[nn.Module] = []
+    thread = threading.get_ident()
+    classes: dict[type, Any] = {}
+    for module in model.modules():
+        for base in type(module).__mro__:
+            if issubclass(base, MODE_LAYERS) and "forward" in vars(base) and base.__module__.startswith("torch.nn."):
+                classes[base] = vars(base)["forward"]
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if threading.get_ident() == thread:
+            stack.append(module)
+
+    def leave(module: nn.Module, args: Any, result: Any) -> None:
+        if threading.get_ident() == thread and stack:
+            stack.pop()
+
+    def rerouted(original: Any) -> Any:
+        @functools.wraps(original)
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            is_direct = id(self) in mine and threading.get_ident() == thread and not (stack and stack[-1] is self)
+            if is_direct and is_plain(self) and not _has_hooks(self):
+                return self(*args, **kwargs)
+            return original(self, *args, **kwargs)
+
+        return forward
+
+    if not classes:
+        yield
+        return
+    handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
+    try:
+        for base, original in classes.items():
+            base.forward = rerouted(original)  # type: ignore[attr-defined]
+        yield
+    finally:
+        for base, original in classes.items():
+            base.forward = original  # type: ignore[attr-defined]
+        for handle in handles:
+            handle.remove()
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(module.__dict__.get(name) for name in ("_forward_hooks", "_forward_pre_hooks"))
+
+
+def is_code_of_torch(frame: FrameType) -> bool:
+    """Return whether a frame runs code of PyTorch's."""
+    file = frame.f_code.co_filename
+    return not is_user_file(file) and not file.startswith("<")
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Return whether what runs when a module is called is the code of a layer of PyTorch's, unchanged."""
+    if "forward" in module.__dict__ or "__call__" in vars(type(module)):
+        return False
+    # not `type(module).forward`: that of a TorchScript module asks for an instance
+    home = getattr(inspect.getattr_static(type(module), "forward"), "__module__", "") or ""
+    return home.startswith(("torch.nn.modules.", "torch.ao.nn."))
+
+
+@contextmanager
+def _training_watched(recorder: Recorder) -> Iterator[None]:
+    thread = threading.get_ident()
+
+    class Watched:
+        """Stands in the way of `module.training`."""
+
+        def __get__(self, module: nn.Module | None, owner: type) -> Any:
+            if module is None:
+                return self
+            try:
+                mode = module.__dict__["training"]
+            except KeyError:
+                raise AttributeError("training") from None
+            if threading.get_ident() == thread:
+                recorder.mode_read(module, sys._getframe(1))
+            return mode
+
+        def __set__(self, module: nn.Module, mode: bool) -> None:
+            module.__dict__["training"] = mode
+            if threading.get_ident() == thread:
+                recorder.mode_set(module)
+
+    nn.Module.training = Watched()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del nn.Module.training
+
+
+class _Steps(TorchFunctionMode):
+    """Records the functions of PyTorch that a model calls, and what it asks of tensors."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Note a call and make it."""
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        is_getter = name == "__get__"
+        if is_getter:
+            name = getattr(getattr(func, "__self__", None), "__name__", "")
+        frame = sys._getframe(1)
+        if name in _OF_A_TENSOR:
+            self.recorder.ask(_OF_A_TENSOR[name], frame)
+        is_query = name in _ABOUT or (is_getter and name not in ("T", "mT", "H", "mH", "data", "real", "imag"))
+        if self.recorder.stack and not is_query and not frame.f_code.co_filename.startswith(_OURS):
+            of_layer = _LAYERS in _caller(frame).f_code.co_filename
+            self.recorder.record.steps.append(_step(name, self.recorder.place_of_user(frame), of_layer, args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _caller(frame: FrameType) -> FrameType:
+    """Return the frame that called a function of `torch.nn.functional`, whose own frame is given; else the frame."""
+    while frame.f_back is not None and frame.f_code.co_filename.endswith(_FUNCTIONS):
+        frame = frame.f_back
+    return frame
+
+
+def _step(name: str, place: Location, of_layer: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
+    flags: dict[str, Any] = {}
+    if name in FLAGS:
+        named = {**dict(zip(FLAGS[name], args, strict=False)), **kwargs}
+        flags = {key: named.pop(key) for key in _TOLD if key in named and not isinstance(named[key], torch.Tensor)}
+        args, kwargs = tuple(named.values()), {}
+    leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda item: item is None)
+    return Step(name, place, of_layer, tuple(_summary(leaf) for leaf in leaves), flags)
+
+
+def _summary(leaf: Any) -> Any:
+    if isinstance(leaf, (bool, int, float, str, type(None), torch.dtype)):
+        return leaf
+    return "tensor" if isinstance(leaf, torch.Tensor) else type(leaf).__qualname__

@@ -1,0 +1,211 @@
+"""Real runs of a module on copies of its inputs, and what a caller sees of them.
+
+A run changes nothing that lasts: buffers are clones while it goes, written parameters are put back, the random
+generators of PyTorch, Python and numpy are as before.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from compiler.boundary.containers import PLAIN
+from compiler.boundary.settings import inputs_in, surroundings
+from compiler.capture_functions import ParametersKept
+
+SEED = 0x5EED
+"""Of every real run, so that two of them draw the same numbers."""
+
+
+@attrs.define(eq=False)
+class Outcome:
+    """What a caller sees of one call; an error instead of results where it raised one."""
+
+    results: Any = None
+    """As the call returned it; tensors are detached copies."""
+    inputs: tuple[torch.Tensor, ...] = ()
+    """The tensors among the arguments, after the call."""
+    buffers: dict[str, torch.Tensor] = attrs.field(factory=dict)
+    """Those that the call changed, after it."""
+    error: Exception | None = None
+    generator: torch.Tensor | None = None
+    """The state of PyTorch's generator afterwards."""
+    reseeded: bool = False
+    """Whether the call seeded PyTorch's generator."""
+    foreign: tuple[str, ...] = ()
+    """The other generators that it drew from: `random`, `numpy.random`."""
+
+    @property
+    def leaves(self) -> list[Any]:
+        """The results, flat."""
+        return pytree.tree_leaves(self.results)
+
+
+class Twin:
+    """A module whose buffers are its own while it is run, and then again what they were.
+
+    Args:
+        module: the module; it may share tensors with the user's.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._places = [(each, name) for each in module.modules() for name, b in each._buffers.items() if b is not None]
+        self._given = [each._buffers[name] for each, name in self._places]
+
+    @contextmanager
+    def own_buffers(self) -> Iterator[None]:
+        """Give the module clones of its buffers inside of the `with` block."""
+        try:
+            self.reset()
+            yield
+        finally:
+            for (each, name), given in zip(self._places, self._given, strict=True):
+                each._buffers[name] = given
+
+    def reset(self) -> None:
+        """Begin anew with clones of the given buffers."""
+        clones: dict[int, torch.Tensor] = {}
+        for (each, name), given in zip(self._places, self._given, strict=True):
+            assert given is not None
+            if id(given) not in clones:
+                clones[id(given)] = given.detach().clone().requires_grad_(given.requires_grad)
+            each._buffers[name] = clones[id(given)]
+
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Sequence[str] = ()) -> Outcome:
+        """Call the module once; its buffers keep what the call wrote.
+
+        Args:
+            args: positional arguments; a copy is passed.
+            kwargs: keyword arguments.
+            settings: the surroundings of the call, names of `SETTINGS`; those of an ordinary call where there are none.
+        """
+        args, kwargs = inputs_in(settings, args, kwargs)
+        before = [
+            (each, name, b, b.detach().clone())
+            for each in self.module.modules()
+            for name, b in each._buffers.items()
+            if b is not None
+        ]
+        # what only a backward pass needs is not kept, so that a run takes no more memory than one without gradients
+        with torch.autograd.graph.saved_tensors_hooks(lambda _: None, _missing):
+            outcome = self._call(args, kwargs, settings)
+        if isinstance(outcome.error, _NeedsGradientsError):
+            for each, name, buffer, copy_ in before:
+                each._buffers[name] = buffer
+                buffer.detach().copy_(copy_)
+            outcome = self._call(args, kwargs, settings)
+        copies = {(id(each), name): (buffer, copy_) for each, name, buffer, copy_ in before}
+        for path, each in self.module.named_modules(remove_duplicate=False):
+            for name, now in each._buffers.items():
+                if now is not None and _was_changed(*copies.get((id(each), name), (None, None)), now):
+                    outcome.buffers[f"{path}.{name}" if path else name] = now.detach().clone()
+        return outcome
+
+    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Sequence[str]) -> Outcome:
+        args, kwargs = copy_of_inputs((args, dict(kwargs)))
+        outcome = Outcome()
+        with generators_kept(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
+            warnings.simplefilter("ignore")  # the user's own calls warn
+            torch.manual_seed(SEED)
+            states = random.getstate(), _numpy_state()
+            kept = ParametersKept(self.module)
+            try:
+                with kept, surroundings(settings):
+                    outcome.results = _detached(self.module(*args, **kwargs))
+            except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+                outcome.error = error
+            finally:
+                kept.restore()
+            outcome.reseeded = torch.initial_seed() != SEED
+            moved = {"random": random.getstate() != states[0], "numpy.random": _numpy_state() != states[1]}
+            outcome.foreign = tuple(name for name, has_moved in moved.items() if has_moved)
+            outcome.generator = torch.random.get_rng_state()
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        outcome.inputs = tuple(t.detach().clone() if t.is_inference() else t.detach() for t in tensors)
+        return outcome
+
+
+class _NeedsGradientsError(Exception):
+    """A backward pass inside of the model asked for a tensor that was not kept."""
+
+
+def _missing(_: Any) -> torch.Tensor:
+    raise _NeedsGradientsError
+
+
+def copy_of_inputs(tree: Any) -> Any:
+    """Return arguments with every tensor cloned; an object that occurs twice stays one object."""
+    made: dict[int, Any] = {}
+
+    def clone(leaf: Any) -> Any:
+        if isinstance(leaf, PLAIN):
+            return leaf
+        if id(leaf) not in made:
+            if isinstance(leaf, torch.Tensor):
+                made[id(leaf)] = leaf.detach().clone().requires_grad_(leaf.requires_grad)
+            else:
+                made[id(leaf)] = _copied(leaf)
+        return made[id(leaf)]
+
+    return pytree.tree_map(clone, tree)
+
+
+def _copied(leaf: Any) -> Any:
+    try:
+        return copy.deepcopy(leaf)
+    except Exception:  # noqa: BLE001 - whatever an object of the user's raises
+        return leaf
+
+
+def _detached(results: Any) -> Any:
+    def detach(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        # a copy, since a later call may write to what was returned
+        return leaf.detach().clone()
+
+    return pytree.tree_map(detach, results)
+
+
+def _was_changed(tensor: torch.Tensor | None, copy_: torch.Tensor | None, now: torch.Tensor) -> bool:
+    if copy_ is None:
+        return True
+    if tensor is not now and (now.shape != copy_.shape or now.dtype != copy_.dtype):
+        return True
+    equal = torch.equal(now, copy_) or bool(((now == copy_) | ((now != now) & (copy_ != copy_))).all())
+    return not equal
+
+
+def _numpy_state() -> Any:
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return name, keys.tobytes(), rest
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Restore the random generators of Python, numpy and PyTorch at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def on_meta(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether some tensor has no numbers, so that a real run says nothing."""
+    tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, dict(kwargs))))
+    return any(isinstance(t, torch.Tensor) and (t.is_meta or type(t).__name__ == "FakeTensor") for t in tensors)

@@ -1,0 +1,346 @@
+"""One capture of an `nn.Module` through `torch.export`: the model is observed, and a copy of it is traced."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compiler.boundary.copies import structural_copy
+from compiler.boundary.observe import Observed, modes_of, observe, set_modes, tracing_left
+from compiler.boundary.orders import order_matters
+from compiler.boundary.questions import direct_calls
+from compiler.boundary.runs import on_meta
+from compiler.boundary.surroundings import Surroundings, holds_trace
+from compiler.capture_errors import example_fails, explain, location_of_error, partial_graphs_unprinted, state_change
+from compiler.capture_functions import (
+    TracedFunctions,
+    check_hooks,
+    functions_refused,
+    inference_mode_as_no_grad,
+    mode_reads,
+    stacks_of_leaves,
+    with_parameters_kept,
+)
+from compiler.capture_inputs import fresh_copy, symbol_names, variable_keywords
+from compiler.capture_opaque import (
+    CallRecord,
+    changes_with_mode,
+    chosen_modules,
+    mode_readers,
+    opaque_calls,
+    recorded_calls,
+    script_objects_hidden,
+)
+from compiler.capture_state import (
+    Change,
+    ModuleState,
+    is_list_of_parameters,
+    location_of_module,
+    random_state_kept,
+    run_with_copied_buffers,
+    tracing_mode,
+)
+from compiler.captured import Captured
+from ir.errors import CaptureError, GraphwrightError
+
+
+class Stage(Protocol):
+    """Runs a part of the work under a name."""
+
+    def __call__(self, name: str, function: Callable[[], Any], /) -> Any:
+        """Return what the function does."""
+
+
+class ExportCapture:
+    """The capture of one model on example inputs."""
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> None:
+        self.original = model
+        self.args = args
+        self.kwargs = kwargs
+        self.dynamic_shapes = dynamic_shapes
+        self.observed: Observed | None = None
+        self.model = model
+        """The copy that is traced."""
+        self.opaques: dict[str, nn.Module] = {}
+        self.records: Mapping[str, list[CallRecord]] = {}
+
+    def capture(self, leaf_modules: Sequence[Any], run: Stage) -> Captured:
+        """Observe the model and trace it.
+
+        Args:
+            leaf_modules: what `capture` takes.
+            run: runs the observation and the rest, each under its name.
+        """
+        chosen_modules(self.original, leaf_modules)
+        if on_meta(self.original, self.args, self.kwargs):
+            self.model = structural_copy(self.original)
+        else:
+            self.observed = run("observe", lambda: self._observe(leaf_modules))
+            assert self.observed is not None
+            self.model = self.observed.model
+        captured: Captured = run("capture", lambda: self._capture(leaf_modules))
+        return captured
+
+    def _observe(self, leaf_modules: Sequence[Any]) -> Observed:
+        def wanted(model: nn.Module) -> dict[str, nn.Module]:
+            chosen = chosen_modules(model, self._paths(leaf_modules))
+            return {**chosen, **_candidates(model, chosen)}
+
+        return observe(self.original, self.args, self.kwargs, wanted)
+
+    def _paths(self, leaf_modules: Sequence[Any]) -> list[str]:
+        """Return the paths of the chosen modules; objects are those of the user's model, not of its copy."""
+        return list(chosen_modules(self.original, leaf_modules))
+
+    def _capture(self, leaf_modules: Sequence[Any]) -> Captured:
+        model = self.model
+        chosen = chosen_modules(model, self._paths(leaf_modules))
+        self._choose(chosen, _candidates(model, chosen))
+        check_hooks(model, self.opaques)
+        with mode_reads() as read_of:
+            exported = self._traced()
+        irregular = {path for path, module in model.named_modules() if id(module) in read_of}
+        irregular |= set(mode_readers(model)) if self.observed is None else self.observed.irregular
+        inside = tuple(f"{path}." for path in self.opaques)
+        traced = frozenset(path for path in irregular if path not in self.opaques and not path.startswith(inside))
+        return Captured(
+            module=model,
+            exported=exported,
+            symbol_names=symbol_names(exported, model, self.args, self.kwargs, self.dynamic_shapes),
+            opaques={path: structural_copy(module) for path, module in self.opaques.items()},
+            writers=frozenset(p for p in self.opaques if any(record.writes for record in self.records.get(p, ()))),
+            irregular=traced,
+            second=lambda: self._second(traced),
+            observed=self.observed,
+            has_example=True,
+            args=self.args,
+            kwargs=self.kwargs,
+            keeps_order=order_matters(model, self.args, self.kwargs, variable_keywords(model, self.kwargs)),
+        )
+
+    # ---- opaque modules ----
+
+    def _choose(self, chosen: Mapping[str, nn.Module], candidates: Mapping[str, nn.Module]) -> None:
+        """Decide which modules are opaque, by what they did in the observed runs."""
+        wanted = {**chosen, **candidates}
+        if not wanted:
+            return
+        self.records = self._records(wanted)
+        with random_state_kept():
+            opaque = dict(chosen) | {
+                path: module for path, module in candidates.items() if self._changes_with_mode(path, module)
+            }
+        paths = tuple(opaque)
+        self.opaques = {
+            path: module for path, module in opaque.items() if not any(path.startswith(f"{other}.") for other in paths)
+        }
+
+    def _records(self, wanted: Mapping[str, nn.Module]) -> Mapping[str, list[CallRecord]]:
+        if self.observed is not None:
+            return self.observed.records
+
+        def run() -> Mapping[str, list[CallRecord]]:
+            with recorded_calls(wanted) as records:
+                self._run()
+            return records
+
+        with torch.no_grad():
+            records: Mapping[str, list[CallRecord]] = self._guarded(run, may_change=True)
+        return records
+
+    def _changes_with_mode(self, path: str, module: nn.Module) -> bool:
+        """Return whether a module calls other functions in the other mode."""
+        records = self.records[path]
+        seen = self.observed
+        if seen is not None and seen.other is not None and seen.other.error is None and seen.other_steps is not None:
+            calls = [
+                [(step.name, step.location.source) for step in steps.steps if step.is_in(path)]
+                for steps in (seen.steps, seen.other_steps)
+            ]
+            if calls[0] == calls[1] or not records:
+                return False
+        return bool(records) and changes_with_mode(module, records)
+
+    # ---- tracing ----
+
+    def _run(self) -> Any:
+        args, kwargs = fresh_copy((self.args, self.kwargs))
+        return with_parameters_kept(self.model, lambda: run_with_copied_buffers(self.model, args, kwargs))
+
+    def _traced(self) -> ExportedProgram:
+        """Trace the copy; what tracing leaves outside of it is taken out again, and refused."""
+        outside = Surroundings(self.model)
+        exported: ExportedProgram | None = None
+        try:
+            with script_objects_hidden(self.opaques.values()):
+                exported = self._guarded(self._export)
+        finally:
+            left = outside.remove_traces()
+            left += _traces_in(self.original)
+        if left:
+            raise tracing_left(left, self.model)
+        assert exported is not None
+        return exported
+
+    def _export(self) -> ExportedProgram:
+        # a cumulative average reads its counter, which tracing cannot; the lowering puts None back
+        cumulative = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.momentum is None]
+        for module in cumulative:
+            module.momentum = 0.0
+        try:
+            with (
+                opaque_calls(self.opaques, self.records),
+                direct_calls(self.model),
+                partial_graphs_unprinted(),
+                inference_mode_as_no_grad(),
+                TracedFunctions(),
+                functions_refused(),
+                stacks_of_leaves(self.model),
+            ):
+                return torch.export.export(self.model, self.args, self.kwargs, dynamic_shapes=self.dynamic_shapes)
+        finally:
+            for module in cumulative:
+                module.momentum = None
+
+    def _second(self, irregular: frozenset[str]) -> tuple[ExportedProgram | None, str]:
+        """Capture in the opposite mode, as the user's own `train()` and `eval()` reach it."""
+        model = self.model
+        modes = modes_of(model)
+        if self.observed is None:
+            other = {path: (not mode if path in irregular else mode) for path, mode in modes.items()}
+        else:
+            after = self.observed.modes_after.get("eval" if model.training else "train", {})
+            other = {path: after.get(path, not model.training) for path in modes}
+        try:
+            set_modes(model, other)
+            return self._traced(), ""
+        except GraphwrightError as error:
+            return None, error.message
+        finally:
+            set_modes(model, modes)
+
+    def _guarded(self, action: Callable[[], Any], *, may_change: bool = False) -> Any:
+        """Run an action that calls the model; explain its failure, and leave the model as it was."""
+        model = self.model
+        state = ModuleState(model)
+        changed: list[Change] = []
+        watched = model.forward
+
+        @functools.wraps(watched)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+            result = watched(*args, **kwargs)
+            # torch.export puts attributes back itself, so they are compared before it does
+            changed.extend(change for change in state.changes() if not (_is_average(change) or self._is_seen(change)))
+            _write_assigned(model, buffers)
+            return result
+
+        failure: Exception | None = None
+        result = None
+        try:
+            with random_state_kept(), tracing_mode(), warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*assigned during export")
+                # a recurrent module of torch keeps its own list of its parameters, which export parametrizes
+                own = r"(self\.(\w+\.)*_flat_weights\[\d+\](, )?)+"
+                warnings.filterwarnings(
+                    "ignore", message=f"The tensor attributes? {own} w(as|ere) assigned during export"
+                )
+                model.__dict__["forward"] = forward
+                result = action()
+        except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+            failure = error
+        finally:
+            left = [change for change in state.restore() if change[2] != "forward"]
+        if failure is not None:
+            raise self._explained(failure) from failure
+        changed = [change for change in changed or left if not (is_list_of_parameters(change) or self._is_seen(change))]
+        if changed and not may_change:
+            raise state_change(changed)
+        return result
+
+    def _is_seen(self, change: Change) -> bool:
+        """Return whether a change is one of a mode: real runs showed what comes of it."""
+        return self.observed is not None and change[2] == "training"
+
+    def _explained(self, failure: Exception) -> GraphwrightError:
+        if isinstance(failure, GraphwrightError):
+            if failure.location is None:
+                location = location_of_error(failure, self.model)
+                return type(failure)(failure.message, location=location, remedy=failure.remedy)
+            return failure
+        if self.observed is None:
+            state = ModuleState(self.model)
+            try:
+                with random_state_kept():
+                    self._run()
+            except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+                return example_fails(error, self.model)
+            finally:
+                state.restore()
+        return explain(failure, self.model)
+
+
+def _candidates(model: nn.Module, chosen: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the modules without parameters and buffers whose code names their mode, but none in a chosen one."""
+    inside = tuple(f"{path}." for path in chosen)
+    return {
+        path: module
+        for path, module in mode_readers(model).items()
+        if path
+        and path not in chosen
+        and not path.startswith(inside)
+        and next(module.parameters(), None) is None
+        and next(module.buffers(), None) is None
+    }
+
+
+def _write_assigned(model: nn.Module, before: Sequence[tuple[nn.Module, Mapping[str, torch.Tensor | None]]]) -> None:
+    """Make a write of each assignment to a buffer: a graph keeps writes, and loses what is put in a buffer's place.
+
+    Raises:
+        CaptureError: when the new tensor is of another type than the buffer.
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    for module, buffers in before:
+        for name, old in buffers.items():
+            new = module._buffers.get(name)
+            if new is old:
+                continue
+            if old is None or new is None or new.shape != old.shape or new.dtype != old.dtype:
+                raise CaptureError(
+                    f"forward assigns to the buffer {name!r} what is no tensor of its shape and dtype: "
+                    f"{_type(old)} became {_type(new)}",
+                    location=location_of_module(paths.get(id(module), ""), module),
+                    remedy="let the buffer have the shape and dtype that it gets, from __init__ on",
+                )
+            module._buffers[name] = old
+            with torch.no_grad():
+                old.copy_(new.detach())
+
+
+def _type(tensor: torch.Tensor | None) -> str:
+    return "None" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _traces_in(model: nn.Module) -> list[str]:
+    """Return the attributes of the user's modules that hold a value of tracing: what cannot be copied is shared."""
+    return [
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name, value in module.__dict__.items()
+        if name not in ("_parameters", "_buffers", "_modules") and holds_trace(value)
+    ]
+
+
+def _is_average(change: Change) -> bool:
+    """Return whether a change is the one that `_export` makes to a cumulative average."""
+    _, module, name = change
+    return isinstance(module, _BatchNorm) and name == "momentum"

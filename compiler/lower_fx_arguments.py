@@ -1,0 +1,54 @@
+"""What the arguments of an FX graph may be besides tensors, where nothing is known of their types."""
+
+from __future__ import annotations
+
+import attrs
+
+from ir.core import Operation, Value
+from ir.nn_ops import decode_call
+from ir.program import InputLeaf, Program
+from ir.types import UNKNOWN_TENSOR
+
+_INDEXING = ("aten.select.int", "aten.slice.Tensor")
+_GETITEM = "_operator.getitem"
+
+
+def with_kinds(program: Program, *, is_traced: bool) -> tuple[InputLeaf, ...]:
+    """Return the arguments of a program, with what those of unknown type may be, judged by what the graph does.
+
+    Functions that are called as they are take anything, and indexing is the same for sequences.
+
+    Args:
+        program: the program.
+        is_traced: whether the graph is a trace of a module: its code may have asked for the class of the argument, and
+            only a key that is a text tells that it is a mapping.
+    """
+    written = {mutation.input for mutation in program.convention.mutations}
+
+    def with_kind(leaf: InputLeaf) -> InputLeaf:
+        if leaf.value is None or leaf.value in written:
+            return leaf
+        value = program.graph.inputs[leaf.value]
+        if value.type != UNKNOWN_TENSOR:
+            return leaf
+        users = [user for user in value.users if user is not program.graph.return_op]
+        return attrs.evolve(leaf, accepts=(*leaf.accepts, *_kinds(value, users, is_traced)))
+
+    return tuple(map(with_kind, program.convention.inputs))
+
+
+def _kinds(value: Value, users: list[Operation], is_traced: bool) -> tuple[str, ...]:
+    if is_traced:
+        return ("mapping",) if users and all(_is_lookup(user, value) for user in users) else ()
+    rest = [user for user in users if user.name != "nn.opaque"]
+    if not rest:
+        return ("any",)
+    return ("sequence",) if all(user.name in _INDEXING and user.attributes["dim"] == 0 for user in rest) else ()
+
+
+def _is_lookup(op: Operation, owner: Value) -> bool:
+    """Whether an operation looks up a key of `owner` that is a text."""
+    if op.name != "nn.opaque" or op.attributes["callee"] != _GETITEM or op.operands != (owner,):
+        return False
+    args, _ = decode_call(op.attributes["spec"], list(op.operands), lambda leaf: leaf)
+    return isinstance(args[1], str)

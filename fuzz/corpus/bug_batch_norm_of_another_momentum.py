@@ -1,0 +1,40 @@
+"""A subclass of a batch norm with another momentum: the emitted one counted batches, and used its own."""
+
+from torch import nn
+from torch.nn import functional as F
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Slow(nn.BatchNorm1d):
+    def forward(self, x):
+        stats = self.running_mean, self.running_var
+        return F.batch_norm(x, *stats, self.weight, self.bias, self.training, 0.01, self.eps)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = Slow(3)
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("equal", "equal, some calls refused")
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    ways=("export",),
+    kind="own layer: batch norm of another momentum",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

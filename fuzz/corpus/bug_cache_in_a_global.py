@@ -1,0 +1,33 @@
+"""A table in a global dict: the original returned fake tensors after it was transformed."""
+
+import torch
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+tables: dict[int, torch.Tensor] = {}
+
+
+class Net(nn.Module):
+    def forward(self, x):
+        if 3 not in tables:
+            tables[3] = torch.arange(3) * 0.5
+        return x + tables[3]
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    ways=("export",),
+    kind="cache: global dict",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,32 @@
+"""Keywords in another order than the signature's were bound by position: a and b were swapped."""
+
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def forward(self, a, b):
+        return a - 2 * b
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("equal", "equal, some calls refused")
+CASE = ModuleCase(
+    Net,
+    (
+        InputSpec("b", (4, 3), seed=1, keyword=True),
+        InputSpec("a", (4, 3), seed=2, keyword=True),
+    ),
+    seed=1,
+    ways=("export",),
+    kind="keywords: two in another order",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,29 @@
+"""`if torch.compiler.is_compiling()`: the emitted module took the way of tracing."""
+
+import torch
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def forward(self, x):
+        return x * 2 if torch.compiler.is_compiling() else x * 3
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (2, 3, 4, 4)),),
+    seed=1,
+    ways=("export",),
+    kind="question that matters: is_compiling",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,28 @@
+"""`if x.requires_grad` was answered once for all calls."""
+
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.requires_grad else x * 3
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (2, 3, 4, 4)),),
+    seed=1,
+    ways=("export",),
+    kind="question that matters: requires_grad",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,31 @@
+"""`random.random()` in `forward` was one number for all calls."""
+
+import random
+
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def forward(self, x):
+        return x * random.random()
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("refused",)
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    ways=("export",),
+    kind="foreign randomness: random",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,31 @@
+"""`torch.manual_seed` in `forward` was lost."""
+
+import torch
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def forward(self, x):
+        torch.manual_seed(0)
+        return x * torch.rand_like(x)
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("refused",)
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    ways=("export",),
+    kind="foreign randomness: seed",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

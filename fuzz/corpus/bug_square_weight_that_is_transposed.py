@@ -1,0 +1,35 @@
+"""`x @ self.weight.t()`: the emitted weight was the transpose under the same key, so that a checkpoint of the original
+loaded, and was wrong."""
+
+import torch
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x):
+        return x @ self.weight.t()
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("equal", "equal, some calls refused")
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    ways=("export",),
+    kind="transposed weight: t()",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,34 @@
+"""A `RandomState` of the module was frozen."""
+
+import numpy as np
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.noise = np.random.RandomState(3)
+
+    def forward(self, x):
+        return x + float(self.noise.rand())
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("refused",)
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    ways=("export",),
+    kind="hidden state: RandomState",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,32 @@
+"""A global dict that `forward` counts in was frozen."""
+
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+calls = {"count": 0}
+
+
+class Net(nn.Module):
+    def forward(self, x):
+        calls["count"] += 1
+        return x * calls["count"]
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("refused",)
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    ways=("export",),
+    kind="hidden state: global dict",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

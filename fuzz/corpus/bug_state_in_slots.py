@@ -1,0 +1,41 @@
+"""An object with `__slots__` that `forward` counts in was frozen."""
+
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Meter:
+    __slots__ = ("count",)
+
+    def __init__(self):
+        self.count = 0
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.meter = Meter()
+
+    def forward(self, x):
+        self.meter.count += 1
+        return x * self.meter.count
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("refused",)
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    ways=("export",),
+    kind="hidden state: slots",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,32 @@
+"""`y.t().index_add_(...)`: the result had the strides of the view."""
+
+import torch
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def forward(self, x):
+        y = x * 1.5
+        y.t().index_add_(0, torch.tensor([0]), torch.ones(1, 4, dtype=x.dtype))
+        return y
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("equal", "equal, some calls refused")
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    ways=("export",),
+    kind="in place through a view: index_add_",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,44 @@
+"""The kinds of Python around a graph that a module is more than one by: what is wanted of each."""
+
+from __future__ import annotations
+
+import attrs
+
+
+@attrs.frozen
+class Family:
+    """What is wanted of modules of a kind: equal, or refused by name; never silently different."""
+
+    want: str
+    """"equal": a refusal is one too many, and counted; "refused"; "either": both are right."""
+    guarded: bool = False
+    """Whether the emitted module may refuse a call in other surroundings than those of the example."""
+
+
+FAMILIES: dict[str, Family] = {
+    "keywords": Family("equal"),
+    "variadic keywords": Family("either", guarded=True),
+    "re-assigned buffer": Family("equal"),
+    "own layer": Family("equal"),
+    "overridden mode": Family("equal"),
+    "forward without call": Family("equal"),
+    "asked mode": Family("equal"),
+    "batch norm elsewhere": Family("equal"),
+    "foreign randomness": Family("refused"),
+    "hidden state": Family("refused"),
+    "question that matters": Family("either", guarded=True),
+    "idle question": Family("equal"),
+    "grad region": Family("either", guarded=True),
+    "cache": Family("either"),
+    "hook with effects": Family("refused"),
+    "pure hook": Family("equal"),
+    "transposed weight": Family("equal"),
+    "in place through a view": Family("equal"),
+    "names": Family("refused"),
+}
+"""Family -> what is wanted; a kind is written `family: variant`."""
+
+
+def family_of(kind: str) -> Family:
+    """Return what is wanted of a kind; of a module without one, that it comes out equal."""
+    return FAMILIES[kind.partition(":")[0]] if kind else Family("equal")

@@ -1,0 +1,144 @@
+"""The one form of an attribute, in which literals of patterns are compared: that of canonical programs.
+
+A dimension may be counted from the back, a size be left to be computed: what is meant depends on the operands' types.
+"""
+
+from __future__ import annotations
+
+from ir.attributes import Attribute, attributes_equal
+from ir.builder import coerce_attribute
+from ir.core import Operation, Value
+from ir.errors import InputError
+from ir.opdef import OpDef
+from ir.types import Dim, TensorType, dims_equal
+
+REDUCTIONS = (
+    "aten.mean.dim",
+    "aten.sum.dim_IntList",
+    "aten.amax",
+    "aten.amin",
+    "aten.logsumexp",
+    "aten.var.dim",
+    "aten.var.correction",
+    "aten.std.dim",
+    "aten.std.correction",
+    "aten.var_mean.correction",
+    "aten.linalg_vector_norm",
+)
+"""Operators for which the order of several dimensions means nothing: canonicalization sorts them."""
+
+_DIMS = frozenset(
+    {"dim", "dims", "dim0", "dim1", "dim2", "dims_self", "dims_other", "dimension", "start_dim", "end_dim"}
+    | {"axis", "axis0", "axis1", "ch_axis", "source", "destination"}
+)
+"""Parameters of PyTorch's schemas that number dimensions."""
+_REPEATS = frozenset({"aten.tile"})
+"""Operators whose `dims` are no numbers of dimensions."""
+_ADDING = frozenset({"aten.stack", "aten.unsqueeze", "aten.unsqueeze_copy", "aten.diag_embed"})
+"""Operators whose `dim` counts the dimensions of the result, which has one more."""
+_SIZES = {"aten.reshape": "shape", "aten.view": "size", "aten.expand": "size"}
+"""Operators whose attribute is the shape of the result, of which sizes may be left out (-1)."""
+
+
+def wrap(dim: object, rank: int) -> int | None:
+    """Return a dimension's number counted from the front, or None where it is no int in range."""
+    bound = max(rank, 1)
+    if type(dim) is not int or not -bound <= dim < bound:
+        return None
+    return dim % bound
+
+
+def has_value(op: Operation, name: str, literal: Attribute) -> bool:
+    """Return whether an attribute of an operation is what a literal means for it.
+
+    For a tensor of rank 3, softmax has `dim=-1` and `dim=2` alike; where the rank is unknown, as it is written.
+    """
+    value = op.attributes[name]
+    if attributes_equal(value, literal):
+        return True
+    literal = _of_schema(op.opdef, name, literal)
+    return attributes_equal(one_form(op, name, value), one_form(op, name, literal))
+
+
+def one_form(op: Operation, name: str, value: Attribute) -> Attribute:
+    """Return what canonicalization writes for `value` as an attribute of an operation, where the types tell it."""
+    form: Attribute = None
+    if name in _DIMS and op.name.startswith("aten.") and op.name not in _REPEATS:
+        form = dims_from_front(op, name, value)
+    elif name == "index" and op.name == "aten.select.int":
+        form = index_from_front(op, value)
+    elif name == "stride" and value == ():
+        form = op.attributes.get("kernel_size")
+    elif _SIZES.get(op.name) == name:
+        form = _written_out(op, value)
+    return value if form is None else form
+
+
+def dims_from_front(op: Operation, name: str, given: Attribute) -> int | tuple[int, ...] | None:
+    """Return dimensions counted from the front, those of a reduction sorted; None where that is not known."""
+    rank = _rank(op, name)
+    if rank is None:
+        return None
+    if not isinstance(given, tuple):
+        return wrap(given, rank)
+    dims = [wrap(d, rank) for d in given]
+    if not dims or None in dims:
+        return None
+    counted = [d for d in dims if d is not None]
+    return tuple(sorted(counted) if op.name in REDUCTIONS else counted)
+
+
+def index_from_front(op: Operation, index: Attribute) -> int | None:
+    """Return the index of a selection counted from the front; None where the size or the index is no number."""
+    shape = _shape(op.operands[0])
+    dim = None if not shape else wrap(op.attributes["dim"], len(shape))
+    size = None if dim is None or shape is None else shape[dim]
+    if type(size) is not int or type(index) is not int:
+        return None
+    return index + size if index < 0 else index
+
+
+def _rank(op: Operation, name: str) -> int | None:
+    if not op.operands:
+        return None
+    # an empty 1-d tensor may be concatenated with tensors of any rank
+    several = op.name == "aten.cat"
+    operands = op.operands if several else op.operands[1:2] if name == "dims_other" else op.operands[:1]
+    ranks = {value.type.rank if value and isinstance(value.type, TensorType) else None for value in operands}
+    rank = ranks.pop()
+    if rank is None or ranks:
+        return None
+    if op.name in _ADDING:
+        rank += 1
+    return rank
+
+
+def _written_out(op: Operation, sizes: Attribute) -> tuple[Dim | None, ...] | None:
+    """Return the shape of the result where it is what `sizes` asks for."""
+    shape = _shape(op.result)
+    if shape is None or not isinstance(sizes, tuple) or len(sizes) != len(shape):
+        return None
+    left_out = shape
+    if op.name == "aten.expand":  # the size that the operand has; of a new dimension, it must be written
+        given = _shape(op.operands[0])
+        if given is None:
+            return None
+        left_out = (*(None,) * (len(shape) - len(given)), *given)
+    for asked, size, known in zip(sizes, shape, left_out, strict=True):
+        wanted = known if type(asked) is int and asked == -1 else asked
+        if type(wanted) is bool or not isinstance(wanted, Dim) or not dims_equal(wanted, size):
+            return None
+    return shape
+
+
+def _shape(value: Value | None) -> tuple[Dim | None, ...] | None:
+    return value.type.shape if value is not None and isinstance(value.type, TensorType) else None
+
+
+def _of_schema(opdef: OpDef, name: str, literal: Attribute) -> Attribute:
+    """Return a literal as operations of an operator hold it: `dim=-1` of a list of dimensions is `(-1,)`."""
+    param = next((p for p in opdef.params if p.name == name), None)
+    try:
+        return literal if param is None else coerce_attribute(opdef, param, literal)
+    except InputError:
+        return literal
