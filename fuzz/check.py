@@ -6,8 +6,8 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache, partial
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 import attrs
 import torch
@@ -37,10 +37,8 @@ from ir.parser import parse_program
 from ir.printer import print_program
 from ir.program import Program
 from ir.verify import verify
-from passes.driver import RewriteLog, run_sweep, run_worklist
+from passes.driver import RewriteLog
 from passes.manager import Pass, PassContext, run_pass
-from passes.matching import RuleIndex
-from passes.pattern import Pattern
 
 _COPIES_CHECKED_ONE_IN = 8
 
@@ -57,28 +55,6 @@ class Finding(AssertionError):  # noqa: N818 - what was found, not what failed
 
 class Unusable(Exception):  # noqa: N818 - control flow: nothing is wrong with the rule
     """The program does not run on these inputs as it is, so there is nothing to compare."""
-
-
-@cache
-def index_of(rules: tuple[Pattern, ...]) -> RuleIndex:
-    """Return the index of rules, made once: a pattern with many alternatives takes longer to expand than to match."""
-    return RuleIndex(rules)
-
-
-@attrs.frozen
-class ApplyRules(Pass):
-    """Applies rules alone: fusions in a sweep, others until none matches."""
-
-    name: ClassVar[str] = "apply"
-    rules: tuple[Pattern, ...] = ()
-
-    def run(self, program: Program, context: PassContext) -> None:
-        """Apply the rules and record what they did."""
-        index = index_of(self.rules)
-        if all(rule.is_fusion for rule in self.rules):
-            run_sweep(program, index, context.log)
-        else:
-            run_worklist(program, index, context.log, record=True, report_misses=True)
 
 
 @attrs.frozen

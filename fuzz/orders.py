@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 import attrs
 
-from fuzz.check import ApplyRules
+from fuzz.rule_pass import ApplyRules
 from ir.program import Program
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize

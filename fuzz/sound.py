@@ -15,12 +15,13 @@ from hypothesis.errors import Flaky, FlakyStrategyDefinition, Unsatisfiable
 
 from fuzz.canonical import TRIED, fires_on_none, hold_canonical, meets_canonical
 from fuzz.case import Case
-from fuzz.check import ApplyRules, Finding, Outcome, Properties, Unusable, index_of
+from fuzz.check import Finding, Outcome, Properties, Unusable
 from fuzz.counterexample import Counterexample, UnsoundError, explain
 from fuzz.judge import AnyCase, judge
 from fuzz.module_case import ModuleCase, forget_loaded
 from fuzz.orders import ORDERS, InOrder
 from fuzz.reverse import Inflated
+from fuzz.rule_pass import ApplyRules, index_of
 from fuzz.soundness import Soundness
 from fuzz.strategies.erasure import with_erased_types
 from fuzz.strategies.instances import Instance, expanded_pattern, instances

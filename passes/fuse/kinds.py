@@ -7,7 +7,7 @@ quantizer, a runtime, a person) takes it for an activation of a batch norm of a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import torch
@@ -271,6 +271,6 @@ def register_kind(kind: str, *meanings: Meaning) -> None:
         raise InputError(f"the kind {kind!r} has a meaning already", remedy="name another kind")
 
 
-def meanings_of(op: Operation) -> Collection[Meaning]:
+def meanings_of(op: Operation) -> Sequence[Meaning]:
     """Return what the kind of an operation means; nothing where it is no region, or of a kind that says nothing."""
     return KINDS.get(op.attributes.get("kind", ""), ()) if op.body is not None else ()

@@ -18,11 +18,12 @@ from torch import nn
 from compiler.observation import named_state
 from compiler.parameter_map import Entry, ParameterMap
 from compiler.pipeline import pipeline_of
-from fuzz.check import ApplyRules, Finding, Properties, Unusable
+from fuzz.check import Finding, Properties, Unusable
 from fuzz.judge import write_script
 from fuzz.module_case import InputSpec, ModuleCase
 from fuzz.module_check import check_module
 from fuzz.module_observation import Reference, module_differences, observe_module
+from fuzz.rule_pass import ApplyRules
 from fuzz.sound import assert_sound, check, find_counterexample
 from fuzz.strategies import modules
 from ir.errors import GraphwrightError

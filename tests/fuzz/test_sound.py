@@ -14,8 +14,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from fuzz.check import ApplyRules
 from fuzz.counterexample import bisect
+from fuzz.rule_pass import ApplyRules
 from fuzz.targets import RULES
 from graphwright import Fixpoint, Match, Pass, PassContext, PassManager, Pattern, PatternBuilder, Rewriter
 from graphwright.fuzz import (

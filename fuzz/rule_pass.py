@@ -1,0 +1,36 @@
+"""A pass that applies rules alone, so that they can be held to what a pass is."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import ClassVar
+
+import attrs
+
+from ir.program import Program
+from passes.driver import run_sweep, run_worklist
+from passes.manager import Pass, PassContext
+from passes.matching import RuleIndex
+from passes.pattern import Pattern
+
+
+@cache
+def index_of(rules: tuple[Pattern, ...]) -> RuleIndex:
+    """Return the index of rules, made once: a pattern with many alternatives takes longer to expand than to match."""
+    return RuleIndex(rules)
+
+
+@attrs.frozen
+class ApplyRules(Pass):
+    """Applies rules alone: fusions in a sweep, others until none matches."""
+
+    name: ClassVar[str] = "apply"
+    rules: tuple[Pattern, ...] = ()
+
+    def run(self, program: Program, context: PassContext) -> None:
+        """Apply the rules and record what they did."""
+        index = index_of(self.rules)
+        if all(rule.is_fusion for rule in self.rules):
+            run_sweep(program, index, context.log)
+        else:
+            run_worklist(program, index, context.log, record=True, report_misses=True)
