@@ -1,0 +1,104 @@
+"""Hazards of exported programs: which of them may change their mode."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from graphwright import InputError, transform
+from tests.hazards.holding import FLAT, X, run, same
+from tests.hazards.test_boundary_modes import FrozenNorm, MCDropout, NormsStay, OtherMomentum
+
+# ---- exported programs ----
+
+
+class Reads(nn.Module):
+    def __init__(self, act: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.fc, self.act = nn.Linear(4, 4), act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self, self.fc(x))
+
+
+def _scaled_in_training(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x * 2 if m.training else x
+
+
+class OnlyInTraining(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rand_like(x) if self.training else x
+
+
+EXPORTED: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
+    "self.training": (lambda: Reads(lambda m, x: x * 2 if m.training else x), FLAT),
+    "a function": (lambda: Reads(_scaled_in_training), FLAT),
+    "a module without a trace": (lambda: nn.Sequential(nn.Linear(4, 4), OnlyInTraining(), nn.ReLU()), FLAT),
+    "F.dropout": (lambda: Reads(lambda m, x: F.dropout(x, 0.5, m.training)), FLAT),
+    "always": (lambda: MCDropout(0.5), FLAT),
+    "LSTM": (lambda: nn.LSTM(6, 3, 2, dropout=0.5), X[0]),
+    "attention": (lambda: nn.TransformerEncoderLayer(6, 2, 8, dropout=0.5), X[0]),
+    "RReLU": (nn.RReLU, FLAT),
+    "frozen norm": (lambda: nn.Sequential(FrozenNorm(4)), X),
+    "other momentum": (lambda: nn.Sequential(OtherMomentum(4)), X),
+    "train() of its own": (NormsStay, X),
+}
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exported_programs_switch_only_where_it_is_known_what_follows(name: str, mode: bool) -> None:
+    make, x = EXPORTED[name]
+    model = make().train(mode)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*assigned during export")  # an LSTM's own list of its weights
+        exported = torch.export.export(model, (x,))
+    result = transform(exported)
+    assert result.model.training in (mode, False)
+    same(run(result.model, x), run(exported.module(), x))
+    with pytest.raises(InputError, match="cannot be put into"):
+        result.model.train(not result.model.training)
+
+
+class UnderNoGrad(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.bn(x)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)),
+        lambda: nn.BatchNorm2d(4),
+        UnderNoGrad,
+    ],
+)
+def test_layers_of_exported_programs_follow(make: Callable[[], nn.Module], mode: bool) -> None:
+    model = make().train(mode)
+    result = transform(torch.export.export(model, (X,)))
+    assert result.model.training is mode
+    for switch in (mode, not mode, mode):
+        model.train(switch)
+        result.model.train(switch)
+        same(run(result.model, X), run(model, X))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_decomposed_program_follows_no_mode() -> None:
+    exported = torch.export.export(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).eval(), (FLAT,))
+    result = transform(exported.run_decompositions())
+    same(result.model(FLAT), exported.module()(FLAT))
+    with pytest.raises(InputError, match="decomposed"):
+        result.model.train()

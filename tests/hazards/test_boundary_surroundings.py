@@ -1,0 +1,229 @@
+"""Hazards of what surrounds a call: questions, the user's objects afterwards, threads, the check."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from compiler.boundary.surroundings import holds_trace
+from graphwright import CaptureError, InputError, ValidationError, transform
+from tests.hazards.holding import FLAT, X, hold, same
+
+# ---- questions ----
+
+
+class Asking(nn.Module):
+    def __init__(self, ask: Callable[[torch.Tensor], bool], matters: bool) -> None:
+        super().__init__()
+        self.fc, self.ask, self.matters = nn.Linear(6, 6), ask, matters
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        if self.ask(x):
+            return y * 2 if self.matters else y
+        return y
+
+
+def _no_grad() -> Any:
+    return torch.no_grad()
+
+
+def _plain() -> Any:
+    return contextlib.nullcontext()
+
+
+def _autocast() -> Any:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+QUESTIONS: dict[
+    str, tuple[Callable[[torch.Tensor], bool], Callable[[], Any], Callable[[torch.Tensor], torch.Tensor]]
+] = {
+    "is_grad_enabled": (lambda x: torch.is_grad_enabled(), _no_grad, lambda x: x),
+    "not grad": (lambda x: not torch.is_grad_enabled(), _no_grad, lambda x: x),
+    "is_autocast_enabled": (lambda x: torch.is_autocast_enabled("cpu"), _autocast, lambda x: x),
+    "is_inference_mode_enabled": (
+        lambda x: torch.is_inference_mode_enabled(),
+        torch.inference_mode,
+        lambda x: x,
+    ),
+    "requires_grad": (lambda x: x.requires_grad, _plain, lambda x: x.detach().requires_grad_()),
+    "is_contiguous": (
+        lambda x: x.is_contiguous(),
+        _plain,
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+    ),
+    "stride": (lambda x: x.stride(-1) == 1, _plain, lambda x: x.contiguous(memory_format=torch.channels_last)),
+}
+
+
+@pytest.mark.parametrize("matters", [True, False])
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_questions_to_the_surroundings(name: str, matters: bool) -> None:
+    ask, enter, change = QUESTIONS[name]
+    model = Asking(ask, matters)
+    result = transform(model, (X,))
+    same(result.model(X), model(X))
+    other = change(X)
+    with enter():
+        if not matters:
+            torch.testing.assert_close(result.model(other), model(other), rtol=2e-2, atol=2e-2)
+        else:
+            with pytest.raises(InputError, match="it asks") as raised:
+                result.model(other)
+            assert "test_boundary.py" in str(raised.value)
+    # the remedy: an ordinary call, on inputs as in the example
+    same(copy.deepcopy(result.model)(X), model(X))
+
+
+def test_is_compiling_has_the_answer_of_export_where_both_ways_agree() -> None:
+    class Branch(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not torch.compiler.is_compiling() and x.sum() > 1e9:
+                raise ValueError("too much")
+            return x + 1
+
+    result = transform(Branch(), (FLAT,))
+    same(result.model(FLAT), FLAT + 1)
+
+    class Differs(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 if torch.compiler.is_compiling() else x + 1
+
+    with pytest.raises(ValidationError, match="output"):
+        transform(Differs(), (FLAT,))
+
+
+# ---- the user's objects afterwards ----
+
+
+@functools.cache
+def _table(n: int) -> torch.Tensor:
+    return torch.arange(n, dtype=torch.float32)
+
+
+TABLES: dict[int, torch.Tensor] = {}
+SEEN: list[torch.Tensor] = []
+
+
+def _cached(n: int) -> torch.Tensor:
+    if n not in TABLES:
+        TABLES[n] = torch.arange(n, dtype=torch.float32)
+    return TABLES[n]
+
+
+class Adds(nn.Module):
+    def __init__(self, table: Callable[[int], torch.Tensor]) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.table(x.shape[-1])
+
+
+@pytest.mark.parametrize("table", [_table, _cached])
+def test_caches_outside_of_the_module_hold_real_tensors(table: Callable[[int], torch.Tensor]) -> None:
+    _table.cache_clear()
+    TABLES.clear()
+    model = Adds(table)
+    result = transform(model, (FLAT,))
+    same(result.model(FLAT), model(FLAT))
+    assert type(model(FLAT)) is torch.Tensor
+    assert not holds_trace(TABLES) and type(_table(4)) is torch.Tensor
+
+
+def test_a_list_that_forward_fills_is_refused_and_left_empty() -> None:
+    class Keeps(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            SEEN.append(x * 2)
+            return x + 1
+
+    with pytest.raises(CaptureError, match="SEEN"):
+        transform(Keeps(), (FLAT,))
+    assert not SEEN
+
+
+def test_hooks_with_effects_are_refused_and_others_kept() -> None:
+    seen: list[Any] = []
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    handle = model[0].register_forward_hook(lambda module, args, result: seen.append(result))
+    with pytest.raises(CaptureError, match="a hook"):
+        transform(model, (FLAT,))
+    assert not seen
+    handle.remove()  # the remedy
+    model[0].register_forward_hook(lambda module, args, result: result * 2)
+    result = transform(model, (FLAT,))
+    same(result.model(FLAT), model(FLAT))
+
+
+def test_a_hook_that_holds_its_model_is_one_of_the_copy() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].register_forward_hook(lambda module, args, result: result + model[1].weight.sum())
+    result = hold(model, FLAT)
+    result.model(FLAT).sum().backward()
+    model(FLAT).sum().backward()
+    (key,) = (key for key, names in result.parameter_map.items() if names == ("1.weight",))
+    same(result.model.get_parameter(key).grad, model[1].weight.grad)
+
+
+def test_parameters_and_buffers_of_the_user_stay() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).train()
+    before = {key: (id(t), t.clone(), t._version) for key, t in model.state_dict(keep_vars=True).items()}
+    transform(model, (X,))
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        identity, copied, version = before[key]
+        assert id(tensor) == identity and tensor._version == version and torch.equal(tensor, copied)
+    assert model.training
+
+
+def test_eight_threads() -> None:
+    models = [nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)).eval() for _ in range(8)]
+    expected = [model(X) for model in models]
+    results: list[Any] = [None] * 8
+
+    def work(i: int) -> None:
+        results[i] = transform(models[i], (X,)).model(X)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for found, wanted in zip(results, expected, strict=True):
+        same(found, wanted)
+
+
+# ---- the check ----
+
+
+def test_the_check_names_where_result_and_original_part() -> None:
+    class Differs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.fc(x)
+            y = y * (3 if torch.compiler.is_compiling() else 2)
+            return y.relu()
+
+    with pytest.raises(ValidationError, match=r"they part at aten\.mul") as raised:
+        transform(Differs(), (FLAT,))
+    assert raised.value.location is not None and raised.value.location.file == __file__
+    assert transform(Differs(), (FLAT,), check=False).model is not None
+
+
+def test_no_check_without_numbers_is_said() -> None:
+    with torch.device("meta"):
+        model, x = nn.Linear(4, 4), torch.empty(2, 4)
+    result = transform(model, (x,))
+    assert any(remark.kind == "unchecked" for remark in result.remarks)
+    assert not any(stage.name in ("observe", "check") for stage in result.stages)
