@@ -19,7 +19,7 @@ CHANNELS = 23
 TABLE = {"head": 29, "tail": (31, 37)}
 SETTINGS = SimpleNamespace(width=41)
 SLOPE = 0.37
-MOST = 1000
+EACH, SEEDS = 100, 30
 
 
 class Sizes(enum.Enum):
@@ -48,7 +48,7 @@ class Wrong(Pattern):
 
     def check(self, m: Match) -> str | None:
         shape = m.x.tensor_type.shape
-        return None if shape and self.wanted(shape[-1]) else "another size"
+        return None if shape and type(shape[-1]) is int and self.wanted(shape[-1]) else "another size"
 
     def wanted(self, size: Any) -> bool:
         return False
@@ -147,10 +147,13 @@ RULES: dict[type[Pattern], set[Any]] = {
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_a_wrong_rule_with_a_named_constant_is_found(rule: type[Pattern]) -> None:
     assert RULES[rule] <= set(dictionary_of(rule()))
-    chosen = search_settings(MOST)
-    seen, found = search(Target.of(rule), None, type(chosen)(chosen, phases=(Phase.generate,)), seed=1)
-    assert found is not None, attrs.asdict(seen)
-    assert found.property == "values"
+    chosen = search_settings(EACH)
+    chosen = type(chosen)(chosen, phases=(Phase.generate,))
+    # several seeds, as `assert_sound` goes on: what one search draws is much alike
+    searches = (search(Target.of(rule), None, chosen, seed=seed)[1] for seed in range(SEEDS))
+    found = next((each for each in searches if each is not None), None)
+    assert found is not None
+    assert found.property in ("values", "gradients")
     assert rule.__name__ in (found.rewrite or "")
 
 
