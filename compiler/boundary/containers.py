@@ -56,7 +56,7 @@ def same(old: Any, new: Any) -> bool:
     if isinstance(old, dict):
         return list(old) == list(new) and all(map(same, old.values(), new.values()))
     if isinstance(old, np.ndarray):
-        return old.dtype == new.dtype and old.shape == new.shape and old.tobytes() == new.tobytes()
+        return bool(old.dtype == new.dtype and old.shape == new.shape and old.tobytes() == new.tobytes())
     if isinstance(old, torch.Tensor):
         return old.dtype == new.dtype and old.shape == new.shape and same_content(old, new)
     if isinstance(old, (types.MethodType, types.BuiltinMethodType)):

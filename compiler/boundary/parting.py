@@ -81,7 +81,8 @@ def first_parting(
 
 def _recorded(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[_Key, list[torch.Tensor]]:
     recorder, twin = Recorder(model), Twin(model)
-    with twin.own_buffers(), recorder.recording(), _Results(recorder) as results:
+    results = _Results(recorder)
+    with twin.own_buffers(), recorder.recording(), results:
         twin.call(args, kwargs)
     return results.found
 

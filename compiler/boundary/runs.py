@@ -108,10 +108,12 @@ class Twin:
                 each._buffers[name] = buffer
                 buffer.detach().copy_(copy_)
             outcome = self._call(args, kwargs, settings)
-        copies = {(id(each), name): (buffer, copy_) for each, name, buffer, copy_ in before}
+        copies: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]] = {
+            (id(each), name): (buffer, copy_) for each, name, buffer, copy_ in before
+        }
         for path, each in self.module.named_modules(remove_duplicate=False):
             for name, now in each._buffers.items():
-                if now is not None and _was_changed(*copies.get((id(each), name), (None, None)), now):
+                if now is not None and _was_changed(copies.get((id(each), name)), now):
                     outcome.buffers[f"{path}.{name}" if path else name] = now.detach().clone()
         return outcome
 
@@ -188,13 +190,14 @@ def _detached(results: Any) -> Any:
     return pytree.tree_map(detach, results)
 
 
-def _was_changed(tensor: torch.Tensor | None, copy_: torch.Tensor | None, now: torch.Tensor) -> bool:
-    if copy_ is None:
+def _was_changed(known: tuple[torch.Tensor, torch.Tensor] | None, now: torch.Tensor) -> bool:
+    """Return whether a buffer is another one than before, given as (itself, a copy)."""
+    if known is None:
         return True
-    if tensor is not now and (now.shape != copy_.shape or now.dtype != copy_.dtype):
+    tensor, copied = known
+    if tensor is not now and (now.shape != copied.shape or now.dtype != copied.dtype):
         return True
-    equal = torch.equal(now, copy_) or bool(((now == copy_) | ((now != now) & (copy_ != copy_))).all())
-    return not equal
+    return not torch.equal(now, copied) and not bool(((now == copied) | ((now != now) & (copied != copied))).all())
 
 
 def _numpy_state() -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -71,6 +73,8 @@ class ProgramScope(Scope):
         self.program = program
         self.targets: list[tuple[fx.Node, Weight]] = []
         """Reads of weights, whose keys are known when all modules are placed."""
+        self._tensors: dict[Weight, fx.Node] = {}
+        self._read_and_written = dict.fromkeys(_read_and_written(program))
 
     def find(self, value: Value | None) -> Weight | None:
         """Return the weight that a value is, or None."""
@@ -86,7 +90,14 @@ class ProgramScope(Scope):
             return self._derive(weight)
         node = self.graph.create_node("get_attr", weight.name, name=weight.name.replace(".", "_"))
         self.targets.append((node, weight))
-        return node
+        self._tensors[weight] = node
+        # a backward pass may need what the buffer was before the call wrote it
+        return self.method("clone", (node,)) if weight in self._read_and_written else node
+
+    def tensor(self, weight: Weight) -> Any:
+        """Return the node of a weight's own tensor, to be written."""
+        node = self.value(weight.value)
+        return self._tensors.get(weight, node)
 
     def _derive(self, weight: Weight) -> Any:
         """Compute a derived weight in `forward`, since its source is trained as well."""
@@ -176,6 +187,17 @@ class ProgramScope(Scope):
         return node if returns == "items" else self.call(pytree.tree_leaves, (node,))
 
 
+def _read_and_written(program: Program) -> Iterator[Weight]:
+    """Yield the buffers that are written at the end of a call, and read by more than what makes their new value."""
+    for mutation in program.convention.mutations:
+        weight = program.weights.get(mutation.buffer or "")
+        new = program.graph.outputs[mutation.output]
+        if weight is not None and new is not None:
+            makers = {new.defining_op, program.graph.return_op}
+            if any(user not in makers for user in weight.value.users):
+                yield weight
+
+
 class _Emitter:
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -195,6 +217,7 @@ class _Emitter:
             else:
                 scope.operation(op)
         result = self._outputs()
+        self._count_batches()
         scope.graph.output(result)
         for node, weight in scope.targets:
             node.target = self.tree.weight_key(weight)
@@ -243,7 +266,8 @@ class _Emitter:
             if mutation.buffer is not None:
                 value = self.scope.method("detach", (value,))
             # an operator, not a method: fx must see that it has an effect
-            written_node = self.scope.value(target)
+            weight = weight_of(target)
+            written_node = self.scope.value(target) if weight is None else self.scope.tensor(weight)
             self.scope.call(torch.ops.aten.copy_.default, (written_node, value))
             returned[mutation.output] = written_node
         if convention.outputs:
@@ -262,6 +286,17 @@ class _Emitter:
             spec = self.scope.graph.create_node("get_attr", "_out_spec")
             result = self.scope.call(pytree.tree_unflatten, (leaves, spec))
         return result
+
+    def _count_batches(self) -> None:
+        """Count the batches of normalizations that are no modules, which do it themselves."""
+        for op, mean in self.tree.counting:
+            counter = self.weights.by_name.get(f"{mean.name.removesuffix('running_mean')}num_batches_tracked")
+            if counter is None or counter is mean:
+                continue
+            node = self.scope.tensor(counter)
+            training = self.scope.training_flag(op) if op.attributes.get("follows_mode", True) else True
+            counted = self.scope.call(operator.add, (node, training))
+            self.scope.call(torch.ops.aten.copy_.default, (node, counted))
 
     def _constant(self, constant: Any) -> Any:
         """Return what to write for a result that is no tensor: a literal, or a size that an input has."""

@@ -38,6 +38,9 @@ class CallScope(Protocol):
     def attribute_like(self, op: Operation, name: str) -> Any:
         """Return what to write for the `device` or `dtype` of a tensor that `op` creates."""
 
+    def count_batches(self, op: Operation, running_mean: Value) -> None:
+        """Note a normalization that is no module, and so has to be told to count its batches."""
+
     def training_flag(self, op: Operation) -> Any:
         """Return what to write for a training flag that follows the mode of the module."""
 
@@ -346,6 +349,8 @@ def _emit_batch_norm(scope: CallScope, op: Operation) -> Any:
     training = scope.training_flag(op) if a.get("follows_mode", True) and values[1] is not None else a["training"]
     if a["momentum"] is None:
         return NotImplemented
+    if values[1] is not None and a.get("counts_batches", True) and (a.get("follows_mode", True) or a["training"]):
+        scope.count_batches(op, values[1])
     kwargs = {"training": training, "momentum": a["momentum"], "eps": a["eps"]}
     return scope.call(F.batch_norm, tuple(args), kwargs)
 

@@ -91,6 +91,12 @@ class Scope:
         """Return a call of a module that computes `op`, or None where it is emitted as a function."""
         raise NotImplementedError
 
+    def count_batches(self, op: Operation, running_mean: Value) -> None:
+        """Note a normalization that is no module, and so has to be told to count its batches."""
+        weight = self.find(running_mean)
+        if weight is not None:
+            self.tree.counting.append((op, weight))
+
     def training_flag(self, op: Operation) -> Any:
         """Return what to write for a training flag that follows the mode of the module."""
         raise NotImplementedError

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from compiler.codegen.forms import ModuleForm, build, declared_names, homes
 from compiler.codegen.weights import Weights, names_of, share
+from ir.core import Operation
 from ir.errors import CodegenError
 from ir.locations import Location
 from ir.program import Program, Weight, WeightKind
@@ -56,6 +57,8 @@ class ModuleTree:
         """Key inside a module kept as it is -> the original's name."""
         self.extras: dict[str, tuple[Any, ...]] = {}
         """Path of a region -> symbols whose sizes it takes as further arguments."""
+        self.counting: list[tuple[Operation, Weight]] = []
+        """Normalizations that are no modules and count their batches, and their running means."""
         self._origins: dict[int, tuple[nn.Module, str]] = {}
         self._prefixes: dict[str, None] = {}
         """Paths below which the original has weights."""

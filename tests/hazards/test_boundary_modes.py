@@ -176,3 +176,33 @@ def test_train_that_does_more_is_no_switch() -> None:
     same(result.model(FLAT), model(FLAT))
     with pytest.raises(InputError, match="train\\(\\) or eval\\(\\) of the model"):
         result.model.eval()
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(self.conv(x)).relu()
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_block_called_with_computed_parameters(mode: bool) -> None:
+    def call(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(block, {name: p * 2 for name, p in block.named_parameters()}, (x,))
+
+    assert follows(hold(Parent(Block(), call).train(mode), X))
+
+
+def test_a_norm_with_counting_code_of_its_own_follows() -> None:
+    class Own(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                self.num_batches_tracked.add_(1)
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+            )
+
+    for mode in (True, False):
+        assert follows(hold(nn.Sequential(nn.Conv2d(4, 4, 1), Own(4)).train(mode), X))

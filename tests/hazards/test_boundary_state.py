@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from graphwright import CaptureError, transform
-from tests.hazards.holding import FLAT, hold
+from tests.hazards.holding import FLAT, hold, same
 from tests.hazards.test_boundary_modes import Parent
 
 # ---- state ----
@@ -169,3 +169,22 @@ def test_hidden_state_and_foreign_randomness(name: str, depth: int) -> None:
     assert np.random.get_state()[1].tobytes() == states[1]
     assert torch.equal(torch.random.get_rng_state(), states[2])
     assert COUNT["n"] == 5 and ARRAY[0] == 5
+
+
+def test_backward_through_a_buffer_that_is_assigned_afterwards() -> None:
+    class After(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.register_buffer("scale", torch.ones(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.fc(x) * self.scale
+            self.scale = self.scale * 0.5
+            return y
+
+    model = After()
+    result = hold(model, FLAT)
+    for module in (model, result.model):
+        module(FLAT).sum().backward()
+    same(result.model.get_parameter("fc.weight").grad, model.fc.weight.grad)
