@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.forward_code import SignatureCodeGen
 from ir.errors import CodegenError, InputError
+from ir.program import Surrounding
 
 _TREE = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 """The attributes that hold an `nn.Module`'s own tree and state."""
@@ -72,6 +73,14 @@ class EmittedModule(TreeGraphModule):
     """Why the module cannot leave its mode, if it cannot."""
     _modes_after: Mapping[str, tuple[tuple[str, bool], ...]] = MappingProxyType({})
     """The switch ("train" or "eval") -> paths of modules and the modes that they have afterwards, where not its own."""
+
+    def lock_mode(self, reason: str) -> None:
+        """Keep the module in its mode: `train()` and `eval()` raise where they would change it."""
+        self._mode_locked = reason
+
+    def refuse(self, surroundings: Mapping[str, Surrounding]) -> None:
+        """Let calls in surroundings raise."""
+        self.get_submodule("_guard").surroundings = dict(surroundings)  # type: ignore[assignment]
 
     def train(self, mode: bool = True) -> EmittedModule:
         """Set the mode of all submodules, as `train` of the original does.

@@ -20,6 +20,7 @@ from compiler.boundary.runs import Outcome, Twin, on_meta
 from compiler.boundary.settings import SETTINGS, answers_of
 from compiler.captured import Captured
 from compiler.codegen import Emitted
+from compiler.graphmodule import EmittedModule
 from compiler.lower_modes import lock
 from ir.errors import ValidationError
 from ir.locations import Location
@@ -70,7 +71,7 @@ class Check:
     ) -> None:
         self.reference = reference
         self.program = program
-        self.emitted = emitted.module
+        self.emitted: EmittedModule = emitted.module
         self.args = args
         self.kwargs = kwargs
         names = emitted.parameter_map
@@ -147,7 +148,7 @@ class Check:
         if problem is not None:
             name = "eval" if mode else "training"
             lock(self.program, f"in {name} mode it would differ from the original: {problem}")
-            self.emitted._mode_locked = self.program.mode_locked
+            self.emitted.lock_mode(self.program.mode_locked)
 
     def _guard(self, twin: Twin) -> None:
         """Try the module in the surroundings that matter to the original; where it does not follow, it refuses them."""
@@ -159,7 +160,7 @@ class Check:
                 place = self.reference.questions.get(SETTINGS[name].question)
                 found[name] = Surrounding(answers_of(name, (self.args, self.kwargs)), str(place or ""))
         self.program.surroundings = found
-        self.emitted._guard.surroundings = found  # type: ignore[union-attr]
+        self.emitted.refuse(found)
 
 
 def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:

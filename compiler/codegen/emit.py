@@ -45,7 +45,7 @@ _INVENTED = {
 class Emitted:
     """What a program was emitted as."""
 
-    module: fx.GraphModule
+    module: EmittedModule
     parameter_map: ParameterMap
 
 

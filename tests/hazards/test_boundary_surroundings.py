@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from compiler.boundary.runs import Twin
 from compiler.boundary.surroundings import holds_trace
 from graphwright import CaptureError, InputError, ValidationError, transform
 from tests.hazards.holding import FLAT, X, hold, same
@@ -227,3 +228,21 @@ def test_no_check_without_numbers_is_said() -> None:
     result = transform(model, (x,))
     assert any(remark.kind == "unchecked" for remark in result.remarks)
     assert not any(stage.name in ("observe", "check") for stage in result.stages)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(4, 4), nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5))])
+def test_a_transform_takes_six_forward_passes(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[nn.Module] = []
+    known = Twin._call
+
+    def counted(self: Twin, *args: Any) -> Any:
+        calls.append(self.module)
+        return known(self, *args)
+
+    monkeypatch.setattr(Twin, "_call", counted)
+    stages = [stage.name for stage in transform(model, (FLAT,)).stages]
+    assert len(calls) == 6
+    assert stages[0] == "observe" and stages[-1] == "check"
+    calls.clear()
+    assert "check" not in [stage.name for stage in transform(model, (FLAT,), check=False).stages]
+    assert len(calls) == 3
