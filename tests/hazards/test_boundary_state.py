@@ -154,6 +154,12 @@ HIDDEN: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def _numpy_numbers() -> bytes:
+    state: Any = np.random.get_state()
+    numbers: bytes = state[1].tobytes()
+    return numbers
+
+
 @pytest.mark.parametrize("name", HIDDEN)
 @pytest.mark.parametrize("depth", [0, 1])
 def test_hidden_state_and_foreign_randomness(name: str, depth: int) -> None:
@@ -161,12 +167,12 @@ def test_hidden_state_and_foreign_randomness(name: str, depth: int) -> None:
     model = HIDDEN[name]()
     if depth:
         model = nn.Sequential(nn.Linear(4, 4), model)
-    states = random.getstate(), np.random.get_state()[1].tobytes(), torch.random.get_rng_state()
+    states = random.getstate(), _numpy_numbers(), torch.random.get_rng_state()
     with pytest.raises(CaptureError) as raised:
         transform(model, (FLAT,))
     assert raised.value.location is not None and raised.value.remedy, raised.value
     assert random.getstate() == states[0]
-    assert np.random.get_state()[1].tobytes() == states[1]
+    assert _numpy_numbers() == states[1]
     assert torch.equal(torch.random.get_rng_state(), states[2])
     assert COUNT["n"] == 5 and ARRAY[0] == 5
 

@@ -225,9 +225,19 @@ def test_tracing_reads_no_source_line_for_a_node_and_writes_code_of_graphs_once(
     """The tracer would format the whole stack for each node, and compile the graph's code after each of its passes."""
     read, written = [], []
     getline, python_code = linecache.getline, fx.Graph.python_code
-    monkeypatch.setattr(linecache, "getline", lambda *args: read.append(args) or getline(*args))
-    monkeypatch.setattr(fx.Graph, "python_code", lambda *args, **kw: written.append(args) or python_code(*args, **kw))
-    before = torch.fx.proxy.CapturedTraceback
+
+    def reads(*args):
+        read.append(args)
+        return getline(*args)
+
+    def writes(*args, **kwargs):
+        written.append(args)
+        return python_code(*args, **kwargs)
+
+    monkeypatch.setattr(linecache, "getline", reads)
+    monkeypatch.setattr(fx.Graph, "python_code", writes)
+    proxy = vars(torch.fx.proxy)
+    before = proxy["CapturedTraceback"]
     capture(nested(1), (X,))
     few = len(read)  # of the log, with the level that pytest gives it
     written.clear()
@@ -235,6 +245,6 @@ def test_tracing_reads_no_source_line_for_a_node_and_writes_code_of_graphs_once(
     assert len(read) == 2 * few and len(written) == 1
     calls = [node for node in captured.exported.graph.nodes if node.op == "call_function"]
     assert len(calls) > 20 and all(node.stack_trace.count("File") == 1 for node in calls)
-    assert torch.fx.proxy.CapturedTraceback is before
+    assert proxy["CapturedTraceback"] is before
     fx.symbolic_trace(nested(1))
     assert len(written) == 2

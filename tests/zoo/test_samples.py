@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from compiler.capture_errors import partial_graphs_unprinted
+from compiler.observation import seeded
 from fuzz.check import Finding, Properties, Unusable
 from fuzz.module_hold import Comparison
-from fuzz.observation import quiet, seeded
+from fuzz.observation import quiet
 from graphwright import GraphwrightError, ValidationError, transform
 from tests.zoo.samples import Sample, module_samples, number_of, operator_samples
 
