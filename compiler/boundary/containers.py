@@ -102,9 +102,23 @@ def is_library_file(path: str) -> bool:
 
 
 def collect(
-    label: str, value: Any, found: list[Container], seen: set[int], depth: int = _DEPTH, kept: list[Any] | None = None
+    label: str,
+    value: Any,
+    found: list[Container],
+    seen: set[int],
+    depth: int = _DEPTH,
+    is_foreign: Callable[[Any], bool] = is_library_object,
 ) -> Iterator[tuple[str, Any]]:
-    """Add what lies below a value and can be changed in place to `found`; yield all that is met, with its label."""
+    """Add what lies below a value and can be changed in place to `found`; yield all that is met, with its label.
+
+    Args:
+        label: how the value is called.
+        value: where to begin.
+        found: receives the containers.
+        seen: ids of what was looked at before.
+        depth: how many steps to go.
+        is_foreign: whether an object's attributes are none of the user's state.
+    """
     yield label, value
     if depth == 0 or isinstance(value, (*PLAIN, *OPAQUE)) or id(value) in seen:
         return
@@ -124,7 +138,7 @@ def collect(
         children = _of_cell(label, value, found)
     elif (state := _state_of(value)) is not None:
         found.append(state(label, value))
-    elif not is_library_object(value):
+    elif not is_foreign(value):
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
             found.append(of_dict(label, attributes, joint="."))
@@ -134,7 +148,7 @@ def collect(
             found.append(_of_slots(label, value, slots))
             children += [(f"{label}.{key}", item) for key, item in _read_slots(value, slots).items()]
     for name, item in children:
-        yield from collect(name, item, found, seen, depth - 1)
+        yield from collect(name, item, found, seen, depth - 1, is_foreign)
 
 
 def of_dict(label: str, target: dict[Any, Any], joint: str = "") -> Container:

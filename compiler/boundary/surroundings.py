@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
+import sys
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import attrs
@@ -24,6 +26,7 @@ from compiler.boundary.containers import (
     Container,
     collect,
     is_library_file,
+    is_library_object,
     of_class,
     of_dict,
     of_names,
@@ -33,6 +36,8 @@ from compiler.lower_locations import is_user_file
 
 _MAX_FUNCTIONS = 1000
 """Those that are called first are looked at first."""
+_STEPS = 4
+_INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 _TRACING = (FakeTensor, FunctionalTensor, fx.Proxy, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
@@ -56,6 +61,12 @@ class Surroundings:
         self._names: dict[int, _Namespace] = {}
         self._pending: deque[tuple[str, Any]] = deque()
         self._functions = 0
+        self._homes = frozenset(
+            _package_of(getattr(sys.modules.get(base.__module__), "__file__", None) or "")
+            for module in model.modules()
+            for base in type(module).__mro__
+        )
+        """Installed packages that the model's own classes come from; others are tools."""
         self._roots(model)
         while self._pending:
             self._visit(*self._pending.popleft())
@@ -103,19 +114,21 @@ class Surroundings:
         elif callable(getattr(value, "__wrapped__", None)):
             self._visit(label, value.__wrapped__)
         else:
-            for name, item in collect(label, value, self.containers, self._seen):
+            for name, item in collect(label, value, self.containers, self._seen, is_foreign=self._is_foreign):
                 if isinstance(item, (types.FunctionType, types.MethodType, functools.partial, torch.Tensor)):
                     self._pending.append((name, item))
-                elif not isinstance(item, (*PLAIN, type)) and _is_users(type(item)):
+                elif not isinstance(item, (*PLAIN, type)) and self._is_users(type(item)):
                     self._pending.append((type(item).__qualname__, type(item)))
 
     def _function(self, label: str, function: types.FunctionType) -> None:
-        if not _is_code_of_user(function.__code__.co_filename) or self._functions > _MAX_FUNCTIONS:
+        if not self._is_code_of_user(function.__code__.co_filename) or self._functions > _MAX_FUNCTIONS:
             return
         self._functions += 1
         self.containers.append(of_dict(label, function.__dict__, joint="."))
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            for inner, item in collect(f"{label}'s {name}", cell, self.containers, self._seen):
+            for inner, item in collect(
+                f"{label}'s {name}", cell, self.containers, self._seen, is_foreign=self._is_foreign
+            ):
                 if not isinstance(item, types.CellType):
                     self._pending.append((inner, item))
         for item in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
@@ -127,7 +140,7 @@ class Surroundings:
                 continue
             value = space[name]
             if isinstance(value, types.ModuleType):
-                if _is_code_of_user(getattr(value, "__file__", None) or "<"):
+                if self._is_code_of_user(getattr(value, "__file__", None) or "<"):
                     for attribute in names:
                         if attribute in vars(value):
                             self._name(value.__name__, vars(value), attribute)
@@ -141,7 +154,7 @@ class Surroundings:
             self._pending.append((f"{home}.{name}", space[name]))
 
     def _class(self, cls: type) -> None:
-        if not _is_users(cls):
+        if not self._is_users(cls):
             return
         names = []
         for name, item in vars(cls).items():
@@ -157,6 +170,26 @@ class Surroundings:
     def _tensor(self, label: str, tensor: torch.Tensor) -> None:
         if not isinstance(tensor, _TRACING) and tensor.layout is torch.strided and tensor.device.type != "meta":
             self.tensors.append((label, tensor, tensor.detach().clone()))
+
+    # ---- whose it is ----
+
+    def _is_code_of_user(self, path: str) -> bool:
+        return is_user_file(path) and not is_library_file(path) and _package_of(path) in (*self._homes, "")
+
+    def _is_users(self, cls: type) -> bool:
+        """Return whether a class was written by the user, or by the library that the model is from."""
+        for item in vars(cls).values():
+            function = getattr(item, "__func__", getattr(item, "fget", item))
+            if isinstance(function, types.FunctionType):
+                return self._is_code_of_user(function.__code__.co_filename)
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        return cls.__module__ == "__main__" or (file is not None and self._is_code_of_user(file))
+
+    def _is_foreign(self, value: Any) -> bool:
+        if is_library_object(value):
+            return True
+        file = getattr(sys.modules.get(type(value).__module__), "__file__", None)
+        return file is not None and _package_of(file) not in (*self._homes, "")
 
     # ---- what became of it ----
 
@@ -178,36 +211,53 @@ class Surroundings:
     def remove_traces(self) -> list[str]:
         """Take out what tracing left, and return where it was."""
         found: list[str] = []
+        clean: dict[int, Any] = {}
         for each in self.containers:
             current = each.current()
             items = current.items() if isinstance(current, dict) else enumerate(current)
-            traces = [key for key, item in items if holds_trace(item)]
+            traces = [key for key, item in items if holds_trace(item, clean)]
             if traces:
                 each.restore()
                 found.extend(f"{each.label}{key}" if isinstance(current, dict) else each.label for key in traces)
         for label, cache in self.caches:
-            if any(holds_trace(item) for item in gc.get_referents(cache)):
+            if any(holds_trace(item, clean) for item in gc.get_referents(cache)):
                 cache.cache_clear()
                 found.append(f"the cache of {label}")
         return list(dict.fromkeys(found))
 
 
-def holds_trace(value: Any, depth: int = 4) -> bool:
-    """Return whether a value is one of tracing, or a container that holds one."""
-    if isinstance(value, _TRACING):
-        return True
-    if depth == 0 or isinstance(value, PLAIN):
-        return False
-    if isinstance(value, torch.Tensor):
-        return value.grad is not None and isinstance(value.grad, _TRACING)
-    if isinstance(value, dict):
-        return any(holds_trace(item, depth - 1) for pair in list(value.items()) for item in pair)
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return any(holds_trace(item, depth - 1) for item in list(value))
-    attributes = getattr(value, "__dict__", None)
-    if isinstance(attributes, dict) and not isinstance(value, (type, types.ModuleType, types.FunctionType, nn.Module)):
-        return any(holds_trace(item, depth - 1) for item in list(attributes.values()))
+def holds_trace(value: Any, clean: dict[int, Any] | None = None) -> bool:
+    """Return whether a value is one of tracing, or holds one at a few steps' distance.
+
+    Args:
+        value: anything.
+        clean: what is known to hold none, by id; what is looked at is added.
+    """
+    clean = {} if clean is None else clean
+    pending: list[tuple[Any, int]] = [(value, 0)]
+    seen: dict[int, Any] = {}
+    while pending:
+        item, depth = pending.pop()
+        if isinstance(item, PLAIN) or id(item) in clean or id(item) in seen:
+            continue
+        if isinstance(item, _TRACING) or (isinstance(item, torch.Tensor) and isinstance(item.grad, _TRACING)):
+            return True
+        seen[id(item)] = item
+        if depth < _STEPS:
+            pending.extend((part, depth + 1) for part in _parts(item))
+    clean.update(seen)
     return False
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return [*dict.keys(value), *dict.values(value)]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    attributes = getattr(value, "__dict__", None)
+    if not isinstance(attributes, dict) or isinstance(value, (type, types.ModuleType, types.FunctionType, nn.Module)):
+        return ()
+    return () if is_library_object(value) else list(attributes.values())
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -221,14 +271,10 @@ def _name(function: Any) -> str:
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
-def _is_code_of_user(path: str) -> bool:
-    return is_user_file(path) and not is_library_file(path)
-
-
-def _is_users(cls: type) -> bool:
-    """Return whether a class was written by the user, or by a library of models."""
-    for item in vars(cls).values():
-        function = getattr(item, "__func__", getattr(item, "fget", item))
-        if isinstance(function, types.FunctionType):
-            return _is_code_of_user(function.__code__.co_filename)
-    return cls.__module__ == "__main__" or not cls.__module__.startswith(("torch", "builtins", "numpy", "typing"))
+def _package_of(path: str) -> str:
+    """Return the installed package that a file is of; empty for what is not installed."""
+    for folder in _INSTALLED:
+        _, found, rest = path.partition(folder)
+        if found:
+            return rest.partition(os.sep)[0]
+    return ""
