@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -146,14 +147,15 @@ def run_with_copied_buffers(model: nn.Module, args: tuple[Any, ...], kwargs: dic
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Restore the state of Python's and PyTorch's random number generators at the end."""
-    python = random.getstate()
+    """Restore the state of Python's, numpy's and PyTorch's random number generators at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _user_frame(shape_env: Any) -> types.FrameType | None:

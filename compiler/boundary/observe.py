@@ -18,13 +18,13 @@ from torch import nn
 from compiler.boundary.copies import structural_copy
 from compiler.boundary.outcomes import difference
 from compiler.boundary.questions import Record, Recorder, direct_calls
-from compiler.boundary.runs import Outcome, Twin, generators_kept
+from compiler.boundary.runs import Outcome, Twin
 from compiler.boundary.settings import SETTINGS, settings_of
 from compiler.boundary.surroundings import Surroundings
 from compiler.capture_errors import example_fails, state_change
 from compiler.capture_functions import ParametersKept
 from compiler.capture_opaque import CallRecord, recorded_calls
-from compiler.capture_state import ModuleState, is_list_of_parameters, location_of_module
+from compiler.capture_state import ModuleState, is_list_of_parameters, location_of_module, random_state_kept
 from ir.errors import CaptureError
 from ir.locations import Location
 
@@ -268,7 +268,7 @@ class _Observation:
         """Call the user's own `train()` and `eval()`: parameters that they write are put back."""
         state, kept = ModuleState(self.work), ParametersKept(self.work)
         try:
-            with generators_kept(), kept:
+            with random_state_kept(), kept:
                 yield
         except Exception as error:  # noqa: BLE001 - whatever the user's code raises
             found.mode_problem = f"train() or eval() of the model raises {type(error).__name__}: {error}"

@@ -17,9 +17,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from compiler.boundary.runs import Twin, copy_of_inputs, generators_kept
+from compiler.boundary.runs import Twin, copy_of_inputs
 from compiler.capture_functions import ParametersKept
-from compiler.capture_state import ModuleState
+from compiler.capture_state import ModuleState, random_state_kept
 
 _MAPPINGS = (dict, OrderedDict, defaultdict)
 _MAX_LITERAL = 4096
@@ -86,7 +86,7 @@ def _computed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     twin, state, kept = Twin(model), ModuleState(model), ParametersKept(model)
     with ExitStack() as stack:
         stack.enter_context(twin.own_buffers())
-        stack.enter_context(generators_kept())
+        stack.enter_context(random_state_kept())
         stack.callback(state.restore)
         stack.callback(kept.restore)
         log = _Log()

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from compiler.boundary.outcomes import value_difference
 from compiler.boundary.questions import Recorder
-from compiler.boundary.runs import SEED, Twin, copy_of_inputs, generators_kept
+from compiler.boundary.runs import SEED, Twin, copy_of_inputs
+from compiler.capture_state import random_state_kept
 from ir.core import Operation
 from ir.evaluate import evaluate
 from ir.program import Program
@@ -71,7 +72,7 @@ def first_parting(
     try:
         recorded = _recorded(model, args, kwargs)
         inputs = _inputs_of(program, args, kwargs)
-        with generators_kept(), torch.no_grad():
+        with random_state_kept(), torch.no_grad():
             torch.manual_seed(SEED)
             evaluate(program, inputs, watch=watch)
     except Exception:  # noqa: BLE001 - this adds to an error: whatever goes wrong here must not hide it

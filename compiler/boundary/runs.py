@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from compiler.boundary.containers import PLAIN
 from compiler.boundary.settings import inputs_in, surroundings
 from compiler.capture_functions import ParametersKept
+from compiler.capture_state import random_state_kept
 from compiler.observation import meaningful_strides
 
 SEED = 0x5EED
@@ -120,7 +121,7 @@ class Twin:
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Sequence[str]) -> Outcome:
         args, kwargs = copy_of_inputs((args, dict(kwargs)))
         outcome = Outcome()
-        with generators_kept(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
+        with random_state_kept(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
             warnings.simplefilter("ignore")  # the user's own calls warn
             torch.manual_seed(SEED)
             states = random.getstate(), _numpy_state()
@@ -201,21 +202,9 @@ def _was_changed(known: tuple[torch.Tensor, torch.Tensor] | None, now: torch.Ten
 
 
 def _numpy_state() -> Any:
-    name, keys, *rest = np.random.get_state(legacy=True)
+    state: Any = np.random.get_state(legacy=True)
+    name, keys, *rest = state
     return name, keys.tobytes(), rest
-
-
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """Restore the random generators of Python, numpy and PyTorch at the end."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def on_meta(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

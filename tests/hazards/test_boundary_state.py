@@ -179,6 +179,8 @@ def test_hidden_state_and_foreign_randomness(name: str, depth: int) -> None:
 
 def test_backward_through_a_buffer_that_is_assigned_afterwards() -> None:
     class After(nn.Module):
+        scale: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(4, 4)
