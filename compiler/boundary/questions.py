@@ -8,7 +8,7 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
@@ -137,8 +137,7 @@ class Recorder:
                 stack.callback(handle.remove)
             stack.enter_context(_training_watched(self))
             stack.enter_context(_Steps(self))
-            stack.callback(sys.setprofile, sys.getprofile())
-            sys.setprofile(self._profile)
+            stack.enter_context(_profiled(self._profile))
             yield self.record
 
     def place(self, frame: FrameType | None) -> Location:
@@ -244,6 +243,23 @@ def direct_calls(model: nn.Module) -> Iterator[None]:
 
 def _has_hooks(module: nn.Module) -> bool:
     return any(module.__dict__.get(name) for name in ("_forward_hooks", "_forward_pre_hooks"))
+
+
+@contextmanager
+def _profiled(function: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
+    """Call a function at each call of a C function; a profiler of the user's (cProfile) rests meanwhile."""
+    known: Any = sys.getprofile()
+    if known is not None and not callable(known):
+        known.disable()
+    sys.setprofile(function)
+    try:
+        yield
+    finally:
+        if known is None or callable(known):
+            sys.setprofile(known)
+        else:
+            sys.setprofile(None)
+            known.enable()
 
 
 def is_code_of_torch(frame: FrameType) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import cProfile
 import functools
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -246,3 +248,22 @@ def test_a_transform_takes_six_forward_passes(model: nn.Module, monkeypatch: pyt
     calls.clear()
     assert "check" not in [stage.name for stage in transform(model, (FLAT,), check=False).stages]
     assert len(calls) == 3
+
+
+def test_a_profiler_of_the_user_goes_on() -> None:
+    profiler = cProfile.Profile()
+    profiler.enable()
+    try:
+        transform(nn.Linear(4, 4), (FLAT,))
+    finally:
+        profiler.disable()
+    names = {str(entry.code) for entry in profiler.getstats()}
+    assert any("lower" in name for name in names)
+    events: list[str] = []
+    sys.setprofile(lambda frame, event, argument: events.append(event))
+    try:
+        transform(nn.Linear(4, 4), (FLAT,))
+        assert sys.getprofile() is not None
+    finally:
+        sys.setprofile(None)
+    assert events
