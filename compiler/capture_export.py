@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 from compiler.boundary.copies import structural_copy
 from compiler.boundary.observe import Observed, modes_of, observe, set_modes, tracing_left
 from compiler.boundary.orders import order_matters
 from compiler.boundary.questions import direct_calls
-from compiler.boundary.runs import on_meta
+from compiler.boundary.runs import copy_of_inputs, on_meta
 from compiler.boundary.surroundings import Surroundings, holds_trace
 from compiler.capture_errors import example_fails, explain, location_of_error, partial_graphs_unprinted, state_change
 from compiler.capture_functions import (
@@ -63,6 +65,9 @@ class ExportCapture:
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> None:
         self.original = model
+        if any(isinstance(leaf, torch.Tensor) and leaf.is_inference() for leaf in pytree.tree_leaves((args, kwargs))):
+            with torch.inference_mode(False):
+                args, kwargs = copy_of_inputs((args, kwargs))
         self.args = args
         self.kwargs = kwargs
         self.dynamic_shapes = dynamic_shapes
@@ -237,7 +242,8 @@ class ExportCapture:
         @functools.wraps(watched)
         def forward(*args: Any, **kwargs: Any) -> Any:
             buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
-            result = watched(*args, **kwargs)
+            with _assignments_unseen():
+                result = watched(*args, **kwargs)
             # torch.export puts attributes back itself, so they are compared before it does
             changed.extend(change for change in state.changes() if not (_is_average(change) or self._is_seen(change)))
             _write_assigned(model, buffers)
@@ -302,6 +308,18 @@ def _candidates(model: nn.Module, chosen: Mapping[str, nn.Module]) -> dict[str, 
     }
 
 
+@contextmanager
+def _assignments_unseen() -> Iterator[None]:
+    """Let `torch.export` see no assignments to buffers: it knows those of the root only, and swaps them wrongly."""
+    hooks: dict[int, Any] = getattr(torch.nn.modules.module, "_global_buffer_registration_hooks", {})
+    saved = dict(hooks)
+    hooks.clear()
+    try:
+        yield
+    finally:
+        hooks.update(saved)
+
+
 def _write_assigned(model: nn.Module, before: Sequence[tuple[nn.Module, Mapping[str, torch.Tensor | None]]]) -> None:
     """Make a write of each assignment to a buffer: a graph keeps writes, and loses what is put in a buffer's place.
 
@@ -309,6 +327,7 @@ def _write_assigned(model: nn.Module, before: Sequence[tuple[nn.Module, Mapping[
         CaptureError: when the new tensor is of another type than the buffer.
     """
     paths = {id(module): path for path, module in model.named_modules()}
+    written: list[tuple[torch.Tensor, torch.Tensor]] = []
     for module, buffers in before:
         for name, old in buffers.items():
             new = module._buffers.get(name)
@@ -322,8 +341,10 @@ def _write_assigned(model: nn.Module, before: Sequence[tuple[nn.Module, Mapping[
                     remedy="let the buffer have the shape and dtype that it gets, from __init__ on",
                 )
             module._buffers[name] = old
-            with torch.no_grad():
-                old.copy_(new.detach())
+            # all are read before one is written: two may have been swapped
+            written.append((old, new.detach().clone()))
+    for old, new in written:
+        old.copy_(new)
 
 
 def _type(tensor: torch.Tensor | None) -> str:

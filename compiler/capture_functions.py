@@ -229,3 +229,10 @@ def check_hooks(model: nn.Module, opaque: Mapping[str, nn.Module]) -> None:
                 "not run",
                 remedy="remove it before the capture (the handle's remove()), or keep the module with leaf_modules=",
             )
+    for name, parameter in model.named_parameters():
+        hooks = {**(parameter._backward_hooks or {}), **(getattr(parameter, "_post_accumulate_grad_hooks", None) or {})}
+        if hooks and not name.startswith(inside):
+            raise CaptureError(
+                f"parameter {name!r} has a hook on its gradient, which the emitted module would not run",
+                remedy="remove it before the capture (the handle's remove()), and register it on the emitted module",
+            )

@@ -173,7 +173,8 @@ def transform(
         raise InputError(
             f"progress={progress!r} is no function", remedy="give a function of a stage's name: `progress=print`"
         )
-    with _ONE_AT_A_TIME:
+    # in inference mode every tensor made here would be one that no backward pass may use
+    with _ONE_AT_A_TIME, torch.inference_mode(False):
         stages = _Stages(progress)
         captured = capture(
             model,

@@ -59,6 +59,8 @@ def _reason_of(op: Operation) -> str:
         return "may depend on it: no layer of PyTorch made it"
     if op.name == "aten.batch_norm" and not op.attributes["follows_mode"] and op.operand("running_mean") is not None:
         return "may depend on it: no layer of PyTorch made it"
+    if op.name == "aten.batch_norm" and op.attributes["follows_mode"] and op.attributes["momentum"] == 0:
+        return "has no momentum, or one of None: the graph does not tell which"
     if op.name == "aten.scaled_dot_product_attention" and (op.attributes["dropout_p"] or home == _ATTENTION):
         return "drops weights in one of the modes, and the other one is not known"
     if home.startswith(_RECURRENT) and op.opdef.training is not None and op.attributes.get("dropout"):

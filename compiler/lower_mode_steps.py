@@ -66,7 +66,7 @@ def follow_steps(
         if pair.here.flags == pair.there.flags:
             continue
         other = {**op.attributes, **_attributes(op, pair)}
-        found = flags_that_follow(op, other, irregular)
+        found = flags_that_follow(op, other, irregular, program.module_modes.get(op.location.module_path))
         if found is None:
             lock(program, _parting(pair.here.location, f"gives {op.name} other arguments"))
             return

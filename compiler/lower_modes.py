@@ -54,7 +54,8 @@ def _compare(program: Program, opposite: Program, readers: frozenset[str]) -> st
         same = op.opdef is other.opdef and op.segments == other.segments
         if not same or not _operands_match(op, other, matches):
             return f"{op.name}{_where(op)} is {other.name} there"
-        found = flags_that_follow(op, other.attributes, readers)
+        mode = program.module_modes.get(op.location.module_path)
+        found = flags_that_follow(op, other.attributes, readers, mode)
         if found is None:
             return f"{op.name}{_where(op)} has other arguments there"
         changes.extend((op, name, value) for name, value in found.items())
@@ -87,14 +88,17 @@ def _operands_match(op: Operation, other: Operation, matches: dict[Value, Value]
 
 
 def flags_that_follow(
-    op: Operation, other: Mapping[str, Attribute], readers: Collection[str]
+    op: Operation, other: Mapping[str, Attribute], readers: Collection[str], mode: bool | None
 ) -> dict[str, Attribute] | None:
     """Return the attributes to set so that `op` follows its mode, or None where none would do.
+
+    What trains where its module does not (`dropout(x, p, not self.training)`) follows nothing.
 
     Args:
         op: the operation as it was captured.
         other: its attributes in the opposite mode.
         readers: paths of the modules whose mode is read by other code than that of a layer about itself.
+        mode: the mode of the operation's module in the capture.
     """
     differing = [name for name, value in op.attributes.items() if not attributes_equal(value, other[name])]
     flag = _FLAGS.get(op.name)
@@ -102,10 +106,12 @@ def flags_that_follow(
         if not differing:
             return {"follows_mode": False} if op.location.module_path in readers else {}
         if differing == [flag]:
-            return {"follows_mode": True}
+            return {"follows_mode": True} if op.attributes[flag] is mode or mode is None else None
         here, there = op.attributes, other
         if op.name in _DROPOUTS and differing == ["p"] and here["train"] and 0 in (here["p"], there["p"]):
             # `dropout(x, p if self.training else 0.0)`
+            if mode is not None and (here["p"] != 0) is not mode:
+                return None
             return {
                 "p": here["p"] or there["p"],
                 "train": here["p"] != 0,
@@ -114,5 +120,7 @@ def flags_that_follow(
         return None
     if op.name == _ATTENTION and differing == ["dropout_p"]:
         here, there = op.attributes["dropout_p"], other["dropout_p"]
+        if mode is not None and (here != 0) is not mode:
+            return None
         return {"train_dropout_p": here or there} if 0 in (here, there) else None
     return {} if not differing else None

@@ -105,6 +105,9 @@ class Check:
         problem = difference(self.reference.first, found, self.names)
         if problem is not None and not self._is_rounding(problem):
             raise self._error(f"{when}{problem}")
+        pairs = zip(self.reference.first.looks, found.looks, strict=False)
+        if any(expected and not actual for (expected, _), (actual, _) in pairs):
+            raise self._error(f"{when}a result has no gradient, and the original's has one")
 
     def _is_rounding(self, problem: str) -> bool:
         """Judge a small difference of values against float64: deep models amplify rounding."""

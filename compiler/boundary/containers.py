@@ -42,7 +42,8 @@ class Container:
 
     def differences(self) -> list[str]:
         """Return the entries that are no longer what they were, as they are written behind the label."""
-        return differences(self.saved, self.current())
+        found = differences(self.saved, self.current())
+        return found if self.label.endswith(".") else [f"[{name!r}]" if name else "" for name in found]
 
 
 def same(old: Any, new: Any) -> bool:

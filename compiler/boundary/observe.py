@@ -107,7 +107,7 @@ class _Observation:
     def run(self, wanted: Callable[[nn.Module], Mapping[str, Any]]) -> Observed:
         work, twin = self.work, self.twin
         modes = modes_of(work)
-        before, outside = ModuleState(work), Surroundings(work)
+        before, outside, original = ModuleState(work), Surroundings(work), ModuleState(self.original)
         try:
             with twin.own_buffers():
                 with recorded_calls(wanted(work)) as records:
@@ -124,9 +124,17 @@ class _Observation:
                 self._repeat(found, warm)
                 warm.restore()
                 set_modes(work, modes)
+            if twin.written:
+                raise written_elsewhere(twin.written[0], work)
         except CaptureError:
+            before.restore()
             outside.restore()
             raise
+        finally:
+            reached = original.restore()
+        if reached:
+            # by a hook that holds its handle, or by an object that cannot be copied
+            raise state_change(reached)
         return found
 
     def _call(self) -> tuple[Outcome, Record]:
@@ -188,6 +196,12 @@ class _Observation:
         if outcome.error is not None:
             raise example_fails(outcome.error, self.work)
         root = location_of_module("", self.work)
+        if outcome.rearranged:
+            raise CaptureError(
+                "forward changes a list or dict among its arguments, which the caller would not see of a graph",
+                location=root,
+                remedy="return what is new, or write into the tensors (`copy_`)",
+            )
         if outcome.reseeded or record.seeded is not None:
             raise CaptureError(
                 "forward seeds a random generator of PyTorch: all calls draw the same numbers, and a graph has no seed",
@@ -261,7 +275,23 @@ class _Observation:
             label = names[0] if names else f"`{changed[0][0]}.{changed[0][2]}`" if changed else "a random generator"
             found.mode_problem = f"the model changes {label} in the other mode"
         state.restore_attributes()
+        asked = [name for name in settings_of(record.questions) if not SETTINGS[name].changes_numbers]
+        if asked and not found.mode_problem and outcome.error is None:
+            self._ask_there(found, outcome, record, asked)
         return outcome, record
+
+    def _ask_there(self, found: Observed, outcome: Outcome, record: Record, asked: Sequence[str]) -> None:
+        """Keep the mode where the model asks about its surroundings in the other one, and minds the answer there."""
+        modes = modes_of(self.work)
+        self.twin.reset()
+        with direct_calls(self.work):
+            first = self.twin.call(self.args, self.kwargs)
+            self.twin.reset()
+            other = self.twin.call(self.args, self.kwargs, asked)
+        set_modes(self.work, modes)
+        if difference(first, other) is not None:
+            place = next(iter(record.questions.values()))
+            found.mode_problem = f"in the other mode it asks about its surroundings at {place}, and minds the answer"
 
     @contextmanager
     def _switching(self, found: Observed) -> Iterator[None]:
@@ -311,6 +341,16 @@ def _exceptions(modes: Modes, mode: bool) -> Modes:
 def _is_switch(value: Any) -> bool:
     """Return whether a value may be what a first call sets for good: it holds no number of that call."""
     return isinstance(value, (bool, str, type(None), type, types.FunctionType, types.MethodType))
+
+
+def written_elsewhere(name: str, model: nn.Module) -> CaptureError:
+    """Return the error for a model that writes to a weight of its own past the module that has it."""
+    return CaptureError(
+        f"forward replaces or writes {name!r} by another way than as an attribute of its module (`.data`, a view or a "
+        "list that holds it), which no graph can express",
+        location=location_of_module("", model),
+        remedy="write to the buffer itself: `self.name.copy_(...)`, and update parameters outside of forward",
+    )
 
 
 def outside_change(names: list[str], model: nn.Module) -> CaptureError:

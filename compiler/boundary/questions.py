@@ -324,7 +324,7 @@ class _Steps(TorchFunctionMode):
         if is_getter:
             name = getattr(getattr(func, "__self__", None), "__name__", "")
         frame = sys._getframe(1)
-        if name == "_set_grad_enabled" and args and args[0]:
+        if name == "_set_grad_enabled" and args and args[0] and self.recorder.stack:
             # what is computed there has a gradient wherever the model is called
             self.recorder.ask("grad", self.recorder.frame_of_user(frame) or frame)
         if name in _OF_A_TENSOR:

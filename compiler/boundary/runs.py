@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from compiler.boundary.containers import PLAIN
+from compiler.boundary.containers import PLAIN, same_content
 from compiler.boundary.settings import inputs_in, surroundings
 from compiler.capture_functions import ParametersKept
 from compiler.capture_state import random_state_kept
@@ -39,6 +39,8 @@ class Outcome:
     """Of each tensor among the results: whether it requires a gradient, and the strides that mean something."""
     inputs: tuple[torch.Tensor, ...] = ()
     """The tensors among the arguments, after the call."""
+    rearranged: bool = False
+    """Whether a list or dict among the arguments holds other things after the call."""
     buffers: dict[str, torch.Tensor] = attrs.field(factory=dict)
     """Those that the call changed, after it."""
     error: Exception | None = None
@@ -66,16 +68,28 @@ class Twin:
         self.module = module
         self._places = [(each, name) for each in module.modules() for name, b in each._buffers.items() if b is not None]
         self._given = [each._buffers[name] for each, name in self._places]
+        self.written: list[str] = []
+        """Parameters and buffers that a run changed by another way than through the module: they are put back."""
 
     @contextmanager
     def own_buffers(self) -> Iterator[None]:
         """Give the module clones of its buffers inside of the `with` block."""
+        paths = {id(module): path for path, module in self.module.named_modules()}
+        copies = [None if given is None or given.is_meta else given.detach().clone() for given in self._given]
+        data = [(name, parameter, parameter.data) for name, parameter in self.module.named_parameters()]
         try:
             self.reset()
             yield
         finally:
-            for (each, name), given in zip(self._places, self._given, strict=True):
+            for (each, name), given, copied in zip(self._places, self._given, copies, strict=True):
                 each._buffers[name] = given
+                if given is not None and copied is not None and not same_content(given.detach(), copied):
+                    given.detach().copy_(copied)
+                    self.written.append(f"{paths[id(each)]}.{name}".lstrip("."))
+            for name, parameter, saved in data:
+                if parameter.data_ptr() != saved.data_ptr():
+                    parameter.data = saved
+                    self.written.append(name)
 
     def reset(self) -> None:
         """Begin anew with clones of the given buffers."""
@@ -119,7 +133,9 @@ class Twin:
         return outcome
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Sequence[str]) -> Outcome:
-        args, kwargs = copy_of_inputs((args, dict(kwargs)))
+        with torch.inference_mode(False):
+            args, kwargs = copy_of_inputs((args, dict(kwargs)))
+        leaves, structure = pytree.tree_flatten((args, kwargs))
         outcome = Outcome()
         with random_state_kept(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
             warnings.simplefilter("ignore")  # the user's own calls warn
@@ -139,7 +155,11 @@ class Twin:
             moved = {"random": random.getstate() != states[0], "numpy.random": _numpy_state() != states[1]}
             outcome.foreign = tuple(name for name, has_moved in moved.items() if has_moved)
             outcome.generator = torch.random.get_rng_state()
-        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        after, now = pytree.tree_flatten((args, kwargs))
+        outcome.rearranged = now != structure or any(
+            a is not b for a, b in zip(leaves, after, strict=True) if isinstance(a, torch.Tensor)
+        )
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         outcome.inputs = tuple(t.detach().clone() if t.is_inference() else t.detach() for t in tensors)
         return outcome
 

@@ -163,9 +163,9 @@ def _by_rank(op: Operation, family: str, value: Value) -> type[nn.Module] | None
 
 
 def _norm_options(op: Operation, slots: tuple[tuple[str, Weight], ...]) -> tuple[tuple[str, Any], ...] | None:
-    """Return the options of a normalization over channels; None where it shifts and does not scale."""
+    """Return the options of a normalization over channels; None without weights, and where it shifts alone."""
     held = dict(slots)
-    if "bias" in held and "weight" not in held:
+    if not slots or ("bias" in held and "weight" not in held):
         return None
     return _options(
         num_features=_shape(slots[0][1])[0],

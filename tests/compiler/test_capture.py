@@ -158,7 +158,7 @@ class Stateful(nn.Module):
         (lambda m: setattr(m, "n", m.n + 1), "n"),
         (lambda m: m.items.append(3), "items"),
         (lambda m: m.table["a"].append(2), r"table\['a'\]"),
-        (lambda m: m.table.update(b=1), "tableb"),
+        (lambda m: m.table.update(b=1), r"table\['b'\]"),
         (lambda m: m.seen.add(1), "seen"),
         (lambda m: setattr(m, "new", 1), "new"),
         (lambda m: setattr(m, "tensor", torch.ones(2)), "tensor"),
