@@ -99,7 +99,7 @@ class ExportCapture:
             chosen = chosen_modules(model, self._paths(leaf_modules))
             return {**chosen, **_candidates(model, chosen)}
 
-        return observe(self.original, self.args, self.kwargs, wanted)
+        return observe(self.original, self.args, self.kwargs, wanted, self._paths(leaf_modules))
 
     def _paths(self, leaf_modules: Sequence[Any]) -> list[str]:
         """Return the paths of the chosen modules; objects are those of the user's model, not of its copy."""

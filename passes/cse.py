@@ -11,7 +11,7 @@ from ir.attributes import attribute_key
 from ir.core import Operation, Value
 from ir.locations import merge_locations
 from ir.program import Program
-from passes.effects import is_mergeable
+from passes.effects import is_mergeable, reads_written
 from passes.manager import Pass, PassContext
 from passes.rewriter import Rewriter
 
@@ -44,7 +44,7 @@ def eliminate_common_subexpressions(program: Program) -> int:
             continue
         key = operation_key(op)
         earlier = seen.setdefault(key, op)
-        if earlier is op or not all(map(_may_merge, earlier.results, op.results)):
+        if earlier is op or reads_written(op) or not all(map(_may_merge, earlier.results, op.results)):
             continue
         earlier.location = merge_locations((earlier.location, op.location))
         rewriter.replace(op, *earlier.results)

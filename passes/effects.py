@@ -47,15 +47,18 @@ def is_removable(op: Operation) -> bool:
 
 
 def is_mergeable(op: Operation) -> bool:
-    """Return whether the operation may be replaced by an equal one that comes before it."""
-    if op.body is not None or not op.opdef.has(Trait.PURE) or may_train(op) or op.name in _UNINITIALIZED:
-        return False
-    return not any(map(_is_written, op.operand_values))
+    """Return whether the operation may be replaced by an equal one before it, unless what it reads is written."""
+    return not (op.body is not None or not op.opdef.has(Trait.PURE) or may_train(op) or op.name in _UNINITIALIZED)
 
 
 def is_foldable(op: Operation) -> bool:
     """Return whether the results depend on nothing but the operands and attributes."""
-    return is_mergeable(op)
+    return is_mergeable(op) and not reads_written(op)
+
+
+def reads_written(op: Operation) -> bool:
+    """Return whether an operand is written by some operation: what is read depends on when."""
+    return any(map(_is_written, op.operand_values))
 
 
 def _is_written(value: Value) -> bool:

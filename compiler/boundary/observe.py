@@ -24,7 +24,7 @@ from compiler.boundary.surroundings import Surroundings
 from compiler.capture_errors import example_fails, state_change
 from compiler.capture_functions import ParametersKept
 from compiler.capture_opaque import CallRecord, recorded_calls
-from compiler.capture_state import ModuleState, is_list_of_parameters, location_of_module, random_state_kept
+from compiler.capture_state import Change, ModuleState, is_list_of_parameters, location_of_module, random_state_kept
 from ir.errors import CaptureError
 from ir.locations import Location
 
@@ -70,7 +70,11 @@ class Observed:
 
 
 def observe(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Callable[[nn.Module], Mapping[str, Any]]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    wanted: Callable[[nn.Module], Mapping[str, Any]],
+    kept: Sequence[str] = (),
 ) -> Observed:
     """Run a copy of a model on copies of its inputs.
 
@@ -79,17 +83,19 @@ def observe(
         args: positional arguments of the example call.
         kwargs: its keyword arguments.
         wanted: returns the modules of the copy whose calls are recorded, by path.
+        kept: paths of the modules that are kept as they are: what they change in themselves, they go on to change.
 
     Raises:
         CaptureError: when the model fails on the inputs, or does something that no graph can keep: it changes Python
             state, seeds a random generator, draws numbers that are not PyTorch's, or depends on the calls before.
     """
-    return _Observation(model, args, kwargs).run(wanted)
+    return _Observation(model, args, kwargs, kept).run(wanted)
 
 
 class _Observation:
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], kept: Sequence[str]) -> None:
         self.original = model
+        self.kept = tuple(kept)
         self.args = args
         self.kwargs = kwargs
         self.work = structural_copy(model)
@@ -181,7 +187,7 @@ class _Observation:
         outside = Surroundings(self.work)
         with direct_calls(self.work):
             found = self.twin.call(self.args, self.kwargs, settings)
-        changed = [change for change in state.changes() if not is_list_of_parameters(change)]
+        changed = [change for change in state.changes() if not self._is_fine(change)]
         if changed:
             raise state_change(changed)
         names = outside.changes()
@@ -190,12 +196,22 @@ class _Observation:
             raise outside_change(names, self.work)
         return found
 
+    def _is_fine(self, change: Change) -> bool:
+        path = change[0]
+        return is_list_of_parameters(change) or any(path == kept or path.startswith(f"{kept}.") for kept in self.kept)
+
     # ---- what no graph can keep ----
 
     def _check_run(self, outcome: Outcome, record: Record) -> None:
         if outcome.error is not None:
             raise example_fails(outcome.error, self.work)
         root = location_of_module("", self.work)
+        if outcome.replaced:
+            raise CaptureError(
+                f"forward assigns to `.data` of parameter {outcome.replaced[0]!r}, which no graph can express",
+                location=root,
+                remedy="update parameters outside of forward; keep what changes in a buffer, and write it with copy_()",
+            )
         if outcome.rearranged:
             raise CaptureError(
                 "forward changes a list or dict among its arguments, which the caller would not see of a graph",
@@ -221,7 +237,7 @@ class _Observation:
         changed = [
             change
             for change in before.changes()
-            if not is_list_of_parameters(change) and not _is_switch(change[1].__dict__.get(change[2], self))
+            if not self._is_fine(change) and not _is_switch(change[1].__dict__.get(change[2], self))
         ]
         changed += [change for change in self.empty if change[1]._buffers.get(change[2]) is not None]
         changed += [

@@ -39,6 +39,8 @@ class Outcome:
     """Of each tensor among the results: whether it requires a gradient, and the strides that mean something."""
     inputs: tuple[torch.Tensor, ...] = ()
     """The tensors among the arguments, after the call."""
+    replaced: tuple[str, ...] = ()
+    """Parameters whose `.data` the call assigned."""
     rearranged: bool = False
     """Whether a list or dict among the arguments holds other things after the call."""
     buffers: dict[str, torch.Tensor] = attrs.field(factory=dict)
@@ -86,10 +88,7 @@ class Twin:
                 if given is not None and copied is not None and not same_content(given.detach(), copied):
                     given.detach().copy_(copied)
                     self.written.append(f"{paths[id(each)]}.{name}".lstrip("."))
-            for name, parameter, saved in data:
-                if parameter.data_ptr() != saved.data_ptr():
-                    parameter.data = saved
-                    self.written.append(name)
+            _put_back(data)
 
     def reset(self) -> None:
         """Begin anew with clones of the given buffers."""
@@ -141,6 +140,7 @@ class Twin:
             warnings.simplefilter("ignore")  # the user's own calls warn
             torch.manual_seed(SEED)
             states = random.getstate(), _numpy_state()
+            data = [(name, parameter, parameter.data) for name, parameter in self.module.named_parameters()]
             kept = ParametersKept(self.module)
             try:
                 with kept, surroundings(settings):
@@ -151,6 +151,7 @@ class Twin:
                 outcome.error = error
             finally:
                 kept.restore()
+            outcome.replaced = _put_back(data)
             outcome.reseeded = torch.initial_seed() != SEED
             moved = {"random": random.getstate() != states[0], "numpy.random": _numpy_state() != states[1]}
             outcome.foreign = tuple(name for name, has_moved in moved.items() if has_moved)
@@ -219,6 +220,14 @@ def _was_changed(known: tuple[torch.Tensor, torch.Tensor] | None, now: torch.Ten
     if tensor is not now and (now.shape != copied.shape or now.dtype != copied.dtype):
         return True
     return not torch.equal(now, copied) and not bool(((now == copied) | ((now != now) & (copied != copied))).all())
+
+
+def _put_back(data: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> tuple[str, ...]:
+    """Give parameters the memory that they had; return the names of those that had other memory."""
+    replaced = [(name, p, saved) for name, p, saved in data if not p.is_meta and p.data_ptr() != saved.data_ptr()]
+    for _, parameter, saved in replaced:
+        parameter.data = saved
+    return tuple(name for name, _, _ in replaced)
 
 
 def _numpy_state() -> Any:

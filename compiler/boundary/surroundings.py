@@ -240,7 +240,9 @@ def holds_trace(value: Any, clean: dict[int, Any] | None = None) -> bool:
         item, depth = pending.pop()
         if isinstance(item, PLAIN) or id(item) in clean or id(item) in seen:
             continue
-        if isinstance(item, _TRACING) or (isinstance(item, torch.Tensor) and isinstance(item.grad, _TRACING)):
+        if isinstance(item, torch.Tensor) and item.is_leaf and item.grad is not None:
+            item = item.grad
+        if isinstance(item, _TRACING):
             return True
         seen[id(item)] = item
         if depth < _STEPS:

@@ -355,9 +355,9 @@ class ReturnsRecord(nn.Module):
 
 
 def test_unknown_classes_are_refused_by_name_with_the_remedy() -> None:
-    text = refused(TakesRecord(), Record(torch.randn(2)), message=r"an argument is of a class .*Record")
+    text = refused(TakesRecord(), Record(torch.randn(2)), message=r"an argument of forward is of a class .*Record")
     assert "register_dataclass" in text
-    text = refused(ReturnsRecord(), torch.randn(2), message=r"a result is of a class .*Record")
+    text = refused(ReturnsRecord(), torch.randn(2), message=r"a result of forward is of a class .*Record")
     assert "register_dataclass" in text
 
 

@@ -176,7 +176,7 @@ def own_backward(m: Inner, x: torch.Tensor) -> Any:
         (writes_a_view, "writes to a tensor that is no buffer"),
         (writes_an_attribute, "writes to a tensor that is no buffer"),
         (changes_state, r"changes Python state: `inner\.calls`"),
-        (assigns_a_buffer, r"changes Python state: `inner\.b`"),
+        (assigns_a_buffer, r"changes what buffers are: `inner\.b`"),
         (draws, "draws random numbers"),
         (without_gradient, "no_grad"),
         (inference, "no_grad"),
