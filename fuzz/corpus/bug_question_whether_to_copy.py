@@ -1,0 +1,28 @@
+"""`x if x.is_contiguous() else x.contiguous()`: of an input with other strides the result had the input's."""
+
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def forward(self, x):
+        return x if x.is_contiguous() else x.contiguous()
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (2, 3, 4, 4)),),
+    seed=1,
+    ways=("export",),
+    kind="question that matters: contiguous()",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)
