@@ -101,7 +101,7 @@ def _strides_of_result(op: Operation, known: Mapping[Value, Strides], wanted: St
     layouts = [(s, known[operand]) for s, operand in zip(shapes, operands, strict=True) if s is not None]
     if all(_same(s, strides, contiguous_strides(s)) for s, strides in layouts):
         return contiguous_strides(shape)
-    if op.opdef.has(Trait.ELEMENTWISE) and all(s == shape and _same(s, t, wanted) for s, t in layouts):
+    if lies_as_operand(op) and all(s == shape and _same(s, t, wanted) for s, t in layouts):
         return wanted
 
     return infer_strides(op, known)
