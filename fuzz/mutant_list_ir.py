@@ -358,8 +358,8 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "codegen: the eps of batch norm",
         "lost attribute",
-        _MODULES + "_make_batch_norm",
-        'eps=a["eps"],',
+        _MODULES + "_norm_options",
+        'eps=op.attributes["eps"],',
         "eps=0.1,",
         _COMPILED,
     ),

@@ -70,9 +70,9 @@ UNKNOWN_MUTANTS: tuple[Mutant, ...] = (
     _rule(
         _CLASS,
         "CountDimsFromFront: a rank that is not known is 3",
-        "passes.canonicalize.spelling:_dims_from_front",
-        "rank = ranks[0]",
-        "rank = ranks[0] = 3 if ranks[0] is None else ranks[0]",
+        "passes.literals:dims_from_front",
+        "rank = _rank(op, name)\n",
+        "rank = 3 if (known := _rank(op, name)) is None else known\n",
     ),
     _rule(
         _CLASS,

@@ -9,6 +9,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from compiler.codegen.guard import InputGuard
@@ -66,16 +67,25 @@ def restore_output_strides(module: fx.GraphModule, program: Program) -> tuple[in
 
 @contextmanager
 def _anywhere(module: torch.nn.Module) -> Iterator[None]:
-    """Let the module run in surroundings that it refuses: its results do not matter here, only their strides."""
+    """Let the module run in surroundings and at sizes that it refuses: no result matters here, only its strides.
+
+    Nor does it matter by how much a batch norm follows a batch; one without a momentum asks its counter, and the number
+    in a fake tensor is not known.
+    """
     guard = getattr(module, "_guard", None)
-    if not isinstance(guard, InputGuard):
-        yield
-        return
-    saved, guard.surroundings = guard.surroundings, {}
+    changed: list[tuple[torch.nn.Module, str, object]] = []
+    if isinstance(guard, InputGuard):
+        changed += [(guard, "surroundings", {}), (guard, "ranges", ()), (guard, "relations", ())]
+    norms = [part for part in module.modules() if isinstance(part, _NormBase) and part.momentum is None]
+    changed += [(norm, "momentum", 0.0) for norm in norms]
+    saved = [getattr(owner, name) for owner, name, _ in changed]
+    for owner, name, value in changed:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        guard.surroundings = saved
+        for (owner, name, _), value in zip(changed, saved, strict=True):
+            setattr(owner, name, value)
 
 
 def _tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -6,18 +6,15 @@ import attrs
 from hypothesis import strategies as st
 
 from fuzz.retyping import retype
-from fuzz.strategies.types import forgetful
+from fuzz.strategies.types import ONE_IN_FOUR, forgetful
 from ir.errors import InferenceError
 from ir.program import Program
 from ir.types import UNKNOWN_TENSOR, TensorType, Type
 
-ERASED_ONE_IN = 4
-"""One in so many programs loses types."""
-
 
 @st.composite
 def with_erased_types(draw: st.DrawFn, program: Program, *, always: bool = False) -> Program:
-    """Return a strategy for a program as it is or, now and then, without types that it had.
+    """Return a strategy for a program as it is or, once in four times, without types that it had.
 
     Erased are the types of all inputs, or their first size (the batch), or of each input all or some of its type. What
     follows is inferred anew. Weights keep their types, and so do inputs whose sizes are symbols, or tell how many
@@ -29,10 +26,10 @@ def with_erased_types(draw: st.DrawFn, program: Program, *, always: bool = False
         always: whether types are erased each time.
     """
     graph = program.graph
-    if program.symbols or not (always or draw(st.integers(0, ERASED_ONE_IN - 1)) == ERASED_ONE_IN - 1):
+    if program.symbols or not (always or draw(ONE_IN_FOUR)):
         return program
     known: list[Type | None] = [value.type for value in graph.inputs]
-    how = draw(st.sampled_from(("all", "all", "batch", "some")))
+    how = draw(st.sampled_from(("all", "batch", "some", "some")))  # the first is drawn most often
     erased = [draw(_erased(type_, how)) if isinstance(type_, TensorType) else type_ for type_ in known]
     if _takes(program, erased):
         return program

@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from compiler.codegen import Emitted, restore_output_strides
+from compiler.driver import transform
 from compiler.graphmodule import EmittedModule
 from ir.errors import InputError
 from ir.program import CallingConvention, OutputLeaf, Surrounding
@@ -250,6 +251,23 @@ def test_strides_are_restored_where_there_are_weights_and_refused_surroundings()
     assert module(torch.randn(2, 3, 4, 5)).stride() == (80, 1, 20, 4)
     with torch.no_grad(), pytest.raises(InputError, match="with gradients enabled"):
         module(torch.randn(2, 3, 4, 5))
+
+
+def test_strides_are_restored_whatever_a_norm_counts_and_a_guard_says_of_sizes() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4, momentum=None)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.norm(x)
+            return y if x.shape[0] % 2 == 0 else y + 1
+
+    result = transform(Net(), (torch.randn(4, 4),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    assert restore_output_strides(result.model, result.program) == ()
+    assert result.model.norm.momentum is None
+    with pytest.raises(InputError, match="the model was captured for those where"):
+        result.model(torch.randn(3, 4))
 
 
 def test_strides_with_symbolic_sizes() -> None:

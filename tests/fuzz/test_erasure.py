@@ -48,7 +48,7 @@ def test_an_erased_program_is_valid_and_computes_the_same(data: st.DataObject) -
 def test_types_are_erased_wholly_and_in_part() -> None:
     seen: Counter[str] = Counter()
 
-    @GENERATE
+    @settings(GENERATE, max_examples=800)
     @given(st.data())
     def count(data: st.DataObject) -> None:
         program = data.draw(programs())

@@ -21,7 +21,7 @@ from compiler.pipeline import pipeline_of
 from fuzz.check import Finding, Properties, Unusable
 from fuzz.judge import write_script
 from fuzz.module_case import InputSpec, ModuleCase
-from fuzz.module_check import check_module
+from fuzz.module_check import check_module, lowered_and_changed
 from fuzz.module_observation import Reference, module_differences, observe_module
 from fuzz.rule_pass import ApplyRules
 from fuzz.sound import assert_sound, check, find_counterexample
@@ -125,6 +125,12 @@ def test_a_wrong_rewrite_is_found_and_named(tmp_path: Path) -> None:
     )
     assert ran.returncode == 1
     assert f"Finding: {found.property}: " in ran.stderr
+
+
+def test_what_a_wrong_rewrite_leaves_is_shown() -> None:
+    before, after = lowered_and_changed(PIPELINE, SIMPLE)
+    assert "aten.sigmoid" in before
+    assert "aten.tanh" in after
 
 
 def test_a_script_of_a_pipeline_names_its_text() -> None:
