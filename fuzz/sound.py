@@ -16,6 +16,7 @@ from hypothesis.errors import Flaky, FlakyStrategyDefinition, Unsatisfiable
 from fuzz.canonical import TRIED, fires_on_none, hold_canonical, meets_canonical
 from fuzz.case import Case
 from fuzz.check import Finding, Outcome, Properties, Unusable
+from fuzz.constants import only_common_constants
 from fuzz.counterexample import Counterexample, UnsoundError, explain
 from fuzz.judge import AnyCase, judge
 from fuzz.module_case import ModuleCase, forget_loaded
@@ -355,7 +356,8 @@ def search(
     if seed is not None:
         test = hypothesis_seed(seed)(test)
     try:
-        test()
+        with only_common_constants():
+            test()
     except (Finding, Flaky) as error:
         # a subject that is wrong now and then, or keeps something between runs, is flaky: what was found counts
         if not last and isinstance(error, FlakyStrategyDefinition) and on is None and target.rules:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -64,6 +65,15 @@ def test_two_processes_do_the_work_of_one() -> None:
     run_campaign(two, [RIGHT, WRONG], examples=20, batch=10, processes=2)
     assert one.found.keys() == two.found.keys()
     assert one.coverage[RIGHT].to_json() == two.coverage[RIGHT].to_json()
+
+
+def test_what_a_process_has_imported_changes_no_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "constants_of_a_user.py"
+    path.write_text(f"NUMBERS = {[*range(-900, 900), *(n / 7 for n in range(100))]}\n")
+    before = run_unit(Unit(RIGHT, 1, 40)).coverage.to_json()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module(path.stem)
+    assert run_unit(Unit(RIGHT, 1, 40)).coverage.to_json() == before
 
 
 class NowAndThen(Pattern):
