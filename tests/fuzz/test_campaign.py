@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis.internal.conjecture import providers
 
 from fuzz.__main__ import main
 from fuzz.campaign import Campaign, Unit, run_campaign, run_unit, units
@@ -67,13 +67,15 @@ def test_two_processes_do_the_work_of_one() -> None:
     assert one.coverage[RIGHT].to_json() == two.coverage[RIGHT].to_json()
 
 
-def test_what_a_process_has_imported_changes_no_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "constants_of_a_user.py"
-    path.write_text(f"NUMBERS = {[*range(-900, 900), *(n / 7 for n in range(100))]}\n")
-    before = run_unit(Unit(RIGHT, 1, 40)).coverage.to_json()
-    monkeypatch.syspath_prepend(str(tmp_path))
-    importlib.import_module(path.stem)
-    assert run_unit(Unit(RIGHT, 1, 40)).coverage.to_json() == before
+def test_what_a_process_has_imported_changes_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for numbers in (range(0), range(-900, 900)):
+        constants = providers.Constants(integers=set(numbers), floats={number / 7 for number in numbers})
+        monkeypatch.setattr(providers, "_get_local_constants", lambda constants=constants: constants)
+        providers.CONSTANTS_CACHE.cache.clear()
+        seen.append(run_unit(Unit(RIGHT, 1, 40)).coverage.to_json())
+    providers.CONSTANTS_CACHE.cache.clear()
+    assert seen[0] == seen[1]
 
 
 class NowAndThen(Pattern):
