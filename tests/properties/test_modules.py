@@ -153,7 +153,12 @@ def test_sizes_of_modules(drawn: list[ModuleCase]) -> None:
 )
 def test_modules_shrink_to_a_handful_of_statements(text: str, most: int) -> None:
     chosen = settings(max_examples=1000, database=None, deadline=None)
-    case = find(modules(), lambda case: text in case.source.lower() or text in case.source, settings=chosen)
+
+    def wanted(case: ModuleCase) -> bool:
+        # what is around a graph is written as a whole, and does not shrink
+        return not case.kind and (text in case.source.lower() or text in case.source)
+
+    case = find(modules(), wanted, settings=chosen)
     (forward,) = [
         node
         for node in ast.walk(ast.parse(case.source))
