@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import inspect
 import linecache
+import shutil
 import sys
 import tempfile
 import textwrap
@@ -170,7 +172,7 @@ def load(source: str) -> types.ModuleType:
     name = _name(source)
     if name in sys.modules:
         return sys.modules[name]
-    path = Path(_folder().name) / f"{name}.py"
+    path = _folder() / f"{name}.py"
     path.write_text(source, encoding="utf-8")
     filename = str(path)
     module = types.ModuleType(name)
@@ -188,15 +190,17 @@ def forget_loaded() -> None:
 
 def _forget(name: str) -> None:
     sys.modules.pop(name, None)
-    path = Path(_folder().name) / f"{name}.py"
+    path = _folder() / f"{name}.py"
     linecache.cache.pop(str(path), None)
     path.unlink(missing_ok=True)
 
 
 @cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
+def _folder() -> Path:
     """Return the folder of this process's modules, which ends with the process."""
-    return tempfile.TemporaryDirectory(prefix="fuzz_modules_")
+    folder = tempfile.mkdtemp(prefix="fuzz_modules_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _name(source: str) -> str:
