@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import attrs
-import numpy as np
 import torch
 
 from compiler.difference import precision_floor, tensor_difference
@@ -81,25 +79,6 @@ def observe(
     results = [r.detach() if isinstance(r, torch.Tensor) else r for r in results]
     written = {name: w.detach() for name, w in written.items()}
     return Observation(tuple(results), _sharing(inputs, weights, results), written, slopes, drawn)
-
-
-def foreign_state() -> tuple[Any, ...]:
-    """Return the states of the random numbers of Python and numpy."""
-    numpy: Any = np.random.get_state(legacy=True)
-    return random.getstate(), numpy[1].tobytes(), *numpy[2:]
-
-
-@contextmanager
-def foreign_seeded(seed: int) -> Iterator[None]:
-    """Seed the random numbers of Python and numpy, and put the states back at the end."""
-    python, numpy = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 _NO_SLOPE = 1e-12
