@@ -30,7 +30,7 @@ from compiler.capture_functions import (
     stacks_of_leaves,
     with_parameters_kept,
 )
-from compiler.capture_inputs import fresh_copy, symbol_names, variable_keywords
+from compiler.capture_inputs import symbol_names, variable_keywords
 from compiler.capture_opaque import (
     CallRecord,
     changes_with_mode,
@@ -177,7 +177,7 @@ class ExportCapture:
     # ---- tracing ----
 
     def _run(self) -> Any:
-        args, kwargs = fresh_copy((self.args, self.kwargs))
+        args, kwargs = copy_of_inputs((self.args, self.kwargs))
         return with_parameters_kept(self.model, lambda: run_with_copied_buffers(self.model, args, kwargs))
 
     def _traced(self) -> ExportedProgram:

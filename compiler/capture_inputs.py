@@ -194,11 +194,6 @@ def _span(tensor: torch.Tensor) -> tuple[Any, int, int]:
     return (tensor.device, tensor.untyped_storage().data_ptr()), first, first + (reach + 1) * size
 
 
-def fresh_copy(tree: Any) -> Any:
-    """Return the inputs with every tensor cloned, for a run that may write to them."""
-    return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
-
-
 def symbol_names(
     exported: ExportedProgram, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any
 ) -> dict[str, str]:
