@@ -7,14 +7,12 @@ generators of PyTorch, Python and numpy are as before.
 from __future__ import annotations
 
 import copy
-import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import attrs
-import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -23,7 +21,7 @@ from compiler.boundary.containers import PLAIN, same_content
 from compiler.boundary.settings import inputs_in, surroundings
 from compiler.capture_functions import ParametersKept
 from compiler.capture_state import random_state_kept
-from compiler.observation import meaningful_strides
+from compiler.observation import foreign_state, meaningful_strides
 
 SEED = 0x5EED
 """Of every real run, so that two of them draw the same numbers."""
@@ -139,7 +137,7 @@ class Twin:
         with random_state_kept(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
             warnings.simplefilter("ignore")  # the user's own calls warn
             torch.manual_seed(SEED)
-            states = random.getstate(), _numpy_state()
+            before = foreign_state()
             data = [(name, parameter, parameter.data) for name, parameter in self.module.named_parameters()]
             kept = ParametersKept(self.module)
             try:
@@ -153,7 +151,8 @@ class Twin:
                 kept.restore()
             outcome.replaced = _put_back(data)
             outcome.reseeded = torch.initial_seed() != SEED
-            moved = {"random": random.getstate() != states[0], "numpy.random": _numpy_state() != states[1]}
+            now = foreign_state()
+            moved = {"random": now[0] != before[0], "numpy.random": now[1:] != before[1:]}
             outcome.foreign = tuple(name for name, has_moved in moved.items() if has_moved)
             outcome.generator = torch.random.get_rng_state()
         after, now = pytree.tree_flatten((args, kwargs))
@@ -228,12 +227,6 @@ def _put_back(data: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> tuple[s
     for _, parameter, saved in replaced:
         parameter.data = saved
     return tuple(name for name, _, _ in replaced)
-
-
-def _numpy_state() -> Any:
-    state: Any = np.random.get_state(legacy=True)
-    name, keys, *rest = state
-    return name, keys.tobytes(), rest
 
 
 def on_meta(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
