@@ -137,7 +137,7 @@ class Twin:
         with random_state_kept(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
             warnings.simplefilter("ignore")  # the user's own calls warn
             torch.manual_seed(SEED)
-            before = foreign_state()
+            foreign = foreign_state()
             data = [(name, parameter, parameter.data) for name, parameter in self.module.named_parameters()]
             kept = ParametersKept(self.module)
             try:
@@ -151,8 +151,8 @@ class Twin:
                 kept.restore()
             outcome.replaced = _put_back(data)
             outcome.reseeded = torch.initial_seed() != SEED
-            now = foreign_state()
-            moved = {"random": now[0] != before[0], "numpy.random": now[1:] != before[1:]}
+            drawn = foreign_state()
+            moved = {"random": drawn[0] != foreign[0], "numpy.random": drawn[1:] != foreign[1:]}
             outcome.foreign = tuple(name for name, has_moved in moved.items() if has_moved)
             outcome.generator = torch.random.get_rng_state()
         after, now = pytree.tree_flatten((args, kwargs))
