@@ -246,8 +246,7 @@ class ExportCapture:
                 result = watched(*args, **kwargs)
             # torch.export puts attributes back itself, so they are compared before it does
             changed.extend(change for change in state.changes() if not (_is_average(change) or self._is_seen(change)))
-            _write_assigned(model, buffers)
-            return result
+            return _write_assigned(model, buffers, result)
 
         failure: Exception | None = None
         result = None
@@ -320,8 +319,13 @@ def _assignments_unseen() -> Iterator[None]:
         hooks.update(saved)
 
 
-def _write_assigned(model: nn.Module, before: Sequence[tuple[nn.Module, Mapping[str, torch.Tensor | None]]]) -> None:
+def _write_assigned(
+    model: nn.Module, before: Sequence[tuple[nn.Module, Mapping[str, torch.Tensor | None]]], result: Any
+) -> Any:
     """Make a write of each assignment to a buffer: a graph keeps writes, and loses what is put in a buffer's place.
+
+    Returns:
+        the result of the call; what lies in the memory of such a buffer is copied before it is written.
 
     Raises:
         CaptureError: when the new tensor is of another type than the buffer.
@@ -342,9 +346,18 @@ def _write_assigned(model: nn.Module, before: Sequence[tuple[nn.Module, Mapping[
                 )
             module._buffers[name] = old
             # all are read before one is written: two may have been swapped
-            written.append((old, new.detach().clone()))
+            written.append((old, new.clone()))
+    replaced = [old for old, _ in written]
+
+    def kept(leaf: Any) -> Any:
+        is_old = isinstance(leaf, torch.Tensor) and any(torch._C._is_alias_of(leaf, old) for old in replaced)
+        return leaf.clone() if is_old else leaf
+
+    if replaced:
+        result = pytree.tree_map(kept, result)
     for old, new in written:
         old.copy_(new)
+    return result
 
 
 def _type(tensor: torch.Tensor | None) -> str:

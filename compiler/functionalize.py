@@ -289,14 +289,6 @@ class Functionalizer(FunctionalTensors):
 
 
 def is_returned_itself(handle: Handle) -> bool:
-    """Return whether a result is a written input or buffer itself, rather than a tensor of its own.
-
-    Of buffers only those that carry no gradient: where a buffer was assigned anew, its value would keep its history.
-    """
+    """Return whether a result is a written input or buffer itself, rather than a tensor of its own."""
     storage = handle.storage
-    if storage.owner is not handle or not storage.version:
-        return False
-    type_ = handle.value.type
-    dtype = type_.dtype if isinstance(type_, TensorType) else None
-    is_exact = dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
-    return storage.kind == "input" or (storage.kind in ("buffer", "constant") and is_exact)
+    return storage.owner is handle and bool(storage.version) and storage.kind in ("input", "buffer", "constant")

@@ -67,6 +67,8 @@ class Observation:
     """Parameters and buffers afterwards, by all their names; what is tied is one tensor."""
     written: frozenset[str]
     """The names of those that the call changed."""
+    attached: frozenset[str]
+    """The names of those among them that carry a gradient to what the next call reads."""
     slopes: Mapping[str, torch.Tensor | None]
     """Gradients of inputs (by "input 0") and parameters; empty where they were not asked for."""
     drawn_elsewhere: Any = None
@@ -154,7 +156,8 @@ def observe(
     written, after = before.compare(state)
     results = tuple(_clone(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
     left = tuple(_clone(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in given)
-    return Observation(structure, results, looks, left, drawn, after, written, slopes, elsewhere, error)
+    attached = frozenset(name for name in written if state[name].grad_fn is not None)
+    return Observation(structure, results, looks, left, drawn, after, written, attached, slopes, elsewhere, error)
 
 
 @contextmanager
@@ -345,5 +348,6 @@ def _slopes(leaves: list[Any], inputs: list[torch.Tensor], module: nn.Module) ->
     sources |= {name: p for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if not wanted or not sources:
         return dict.fromkeys(sources)
-    slopes = torch.autograd.grad(wanted, list(sources.values()), directions, allow_unused=True)
+    # what a buffer keeps of this call is needed by the next one
+    slopes = torch.autograd.grad(wanted, list(sources.values()), directions, allow_unused=True, retain_graph=True)
     return dict(zip(sources, slopes, strict=True))

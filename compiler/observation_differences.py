@@ -125,6 +125,8 @@ def _unlike_state(
         problem = judge(heir(names, key, a.state), value, _state(names, key))
         if problem is not None:
             yield "state", f"{key} afterwards: {problem}"
+        elif (key in b.attached) is a.attached.isdisjoint(sources):
+            yield "gradients", f"{key} afterwards: {'one' if key in b.attached else 'none'} to what the next call reads"
     kept = {id(a.state[name]) for name in covered & set(a.state)}  # what is tied may have lost some of its names
     for name in sorted(a.written - covered):
         if id(a.state[name]) not in kept:

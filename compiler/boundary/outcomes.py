@@ -87,11 +87,15 @@ def scale_of(tensor: torch.Tensor) -> float:
 def _buffer_differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None) -> Iterator[str]:
     keys = {name: name for name in b.buffers} if names is None else names
     changed = {keys[key]: value for key, value in b.buffers.items() if key in keys}
+    attached = {keys[key] for key in b.attached if key in keys}
     for name, value in a.buffers.items():
         if name in changed:
             problem = value_difference(value, changed[name])
             if problem is not None:
                 yield f"buffer {name!r} after the call: {problem}"
+            elif (name in a.attached) is not (name in attached):
+                here, there = ("a", "none") if name in a.attached else ("no", "one")
+                yield f"buffer {name!r} after the call has {here} gradient from this call, and {there} in the other"
         else:
             yield f"buffer {name!r} is written by the original, and not by the other"
     for name in changed:

@@ -43,6 +43,8 @@ class Outcome:
     """Whether a list or dict among the arguments holds other things after the call."""
     buffers: dict[str, torch.Tensor] = attrs.field(factory=dict)
     """Those that the call changed, after it."""
+    attached: tuple[str, ...] = ()
+    """Those of them that carry a gradient to what the next call reads."""
     error: Exception | None = None
     generator: torch.Tensor | None = None
     """The state of PyTorch's generator afterwards."""
@@ -126,7 +128,10 @@ class Twin:
         for path, each in self.module.named_modules(remove_duplicate=False):
             for name, now in each._buffers.items():
                 if now is not None and _was_changed(copies.get((id(each), name)), now):
-                    outcome.buffers[f"{path}.{name}" if path else name] = now.detach().clone()
+                    key = f"{path}.{name}" if path else name
+                    outcome.buffers[key] = now.detach().clone()
+                    if now.grad_fn is not None:
+                        outcome.attached += (key,)
         return outcome
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Sequence[str]) -> Outcome:

@@ -263,9 +263,7 @@ class _Emitter:
         for mutation in convention.mutations:
             target = self._written(mutation.buffer, mutation.input)
             value = nodes[mutation.output]
-            if mutation.buffer is not None:
-                value = self.scope.method("detach", (value,))
-            # an operator, not a method: fx must see that it has an effect
+            # an operator, not a method: fx must see that it has an effect; with its gradient, which the next call has
             weight = weight_of(target)
             written_node = self.scope.value(target) if weight is None else self.scope.tensor(weight)
             self.scope.call(torch.ops.aten.copy_.default, (written_node, value))
