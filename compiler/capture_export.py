@@ -350,7 +350,7 @@ def _write_assigned(
     replaced = [old for old, _ in written]
 
     def kept(leaf: Any) -> Any:
-        is_old = isinstance(leaf, torch.Tensor) and any(torch._C._is_alias_of(leaf, old) for old in replaced)
+        is_old = isinstance(leaf, torch.Tensor) and any(_shares_memory(leaf, old) for old in replaced)
         return leaf.clone() if is_old else leaf
 
     if replaced:
@@ -358,6 +358,10 @@ def _write_assigned(
     for old, new in written:
         old.copy_(new)
     return result
+
+
+def _shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(torch._C._is_alias_of(a, b))  # type: ignore[attr-defined]
 
 
 def _type(tensor: torch.Tensor | None) -> str:

@@ -11,7 +11,7 @@ import importlib
 import operator
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -20,6 +20,9 @@ from torch.utils import _pytree as pytree
 from compiler.forward_code import SignatureCodeGen
 from ir.errors import CodegenError, InputError
 from ir.program import Surrounding
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # noqa: UP035 - Python 3.10 has none
 
 _TREE = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 """The attributes that hold an `nn.Module`'s own tree and state."""
@@ -61,7 +64,70 @@ class TreeGraphModule(fx.GraphModule):
         return _unpickle, (_public_class(self), type(self).__name__, state, _encode_graph(self.graph))
 
 
-class EmittedModule(TreeGraphModule):
+class SwitchedModule(nn.Module):
+    """A module whose `train()` and `eval()` do what those of the original do, or raise."""
+
+    _mode_locked: str | None = None
+    """Why the modes of the whole module cannot change, if they cannot."""
+    _modes_after: Mapping[str, tuple[tuple[str, bool], ...]] = MappingProxyType({})
+    """The switch (of `ir.program.SWITCHES`) -> paths of modules in it and the modes that they have afterwards, where
+    not its own."""
+    _unlike_after: frozenset[str] = frozenset()
+    """The switches after which some module of the original is in another mode than in the capture."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all submodules, as `train` of the original does.
+
+        Raises:
+            InputError: when a mode would change and the captured graph holds for one mode only.
+        """
+        off = "train_false" if "train_false" in self._modes_after else "eval"
+        return self._switch(bool(mode), "train" if mode else off)
+
+    def eval(self) -> Self:
+        """Set the mode of all submodules, as `eval` of the original does; raises as `train` does."""
+        return self._switch(False, "eval")
+
+    def _switch(self, mode: bool, switch: str) -> Self:
+        if self._mode_locked is not None:
+            if mode != self.training:
+                now, then = ("training", "eval") if self.training else ("eval", "training")
+                raise InputError(
+                    f"this module holds for {now} mode only and cannot be put into {then} mode: {self._mode_locked}",
+                    remedy=f"put the original model into {then} mode and transform that",
+                )
+            after = dict(self._modes_after.get(switch, ()))
+            containers = [(path, m) for path, m in self.named_modules() if isinstance(m, SwitchedModule)]
+            if switch in self._unlike_after or any(m.training != after.get(path, mode) for path, m in containers):
+                raise InputError(
+                    "this module holds for the modes that its modules had when it was captured, and "
+                    f"{'train' if mode else 'eval'}() would change some of them: {self._mode_locked}",
+                    remedy="put the original model into the modes that are wanted and transform that",
+                )
+        _set_mode(self, mode)
+        for path, flag in self._modes_after.get(switch, ()):
+            self.get_submodule(path).training = flag
+        return self
+
+
+def _set_mode(module: SwitchedModule, mode: bool) -> None:
+    """Set the mode of a module and of all below, past the `train()` of containers."""
+    module.training = mode
+    for child in module.children():
+        if isinstance(child, Container):
+            _set_mode(child, mode)
+        else:
+            child.train(mode)
+
+
+class Container(SwitchedModule):
+    """A module of the original as a place for names: it holds what the original has below a path, and a mode."""
+
+    def _get_name(self) -> str:
+        return "Module"
+
+
+class EmittedModule(SwitchedModule, TreeGraphModule):
     """The module that a program is emitted as.
 
     Its parameters are new `nn.Parameter` objects over the storage of the original ones. So no memory is spent on
@@ -69,35 +135,15 @@ class EmittedModule(TreeGraphModule):
     writes the storage that it shares; `copy.deepcopy` it first where the original has to stay as it is.
     """
 
-    _mode_locked: str | None = None
-    """Why the module cannot leave its mode, if it cannot."""
-    _modes_after: Mapping[str, tuple[tuple[str, bool], ...]] = MappingProxyType({})
-    """The switch ("train" or "eval") -> paths of modules and the modes that they have afterwards, where not its own."""
-
     def lock_mode(self, reason: str) -> None:
-        """Keep the module in its mode: `train()` and `eval()` raise where they would change it."""
-        self._mode_locked = reason
+        """Keep the module in its mode: `train()` and `eval()` raise where they would change it, below the root too."""
+        for module in self.modules():
+            if isinstance(module, SwitchedModule):
+                module._mode_locked = reason
 
     def refuse(self, surroundings: Mapping[str, Surrounding]) -> None:
         """Let calls in surroundings raise."""
         self.get_submodule("_guard").surroundings = dict(surroundings)  # type: ignore[assignment]
-
-    def train(self, mode: bool = True) -> EmittedModule:
-        """Set the mode of all submodules, as `train` of the original does.
-
-        Raises:
-            InputError: when the mode would change and the captured graph holds for one mode only.
-        """
-        if self._mode_locked is not None and bool(mode) != self.training:
-            now, then = ("training", "eval") if self.training else ("eval", "training")
-            raise InputError(
-                f"this module holds for {now} mode only and cannot be put into {then} mode: {self._mode_locked}",
-                remedy=f"put the original model into {then} mode and transform that",
-            )
-        super().train(mode)
-        for path, flag in self._modes_after.get("train" if mode else "eval", ()):
-            self.get_submodule(path).training = flag
-        return self
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> EmittedModule:
         # nn.Module converts each buffer where it is registered, which would part buffers that are registered twice

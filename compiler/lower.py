@@ -6,6 +6,7 @@ import inspect
 
 from torch.export import ExportedProgram
 
+from compiler.boundary.observe import Observed
 from compiler.captured import Captured
 from compiler.lower_export import ExportLowering
 from compiler.lower_fx import FxLowering
@@ -50,8 +51,12 @@ def _follow_modes(captured: Captured, program: Program) -> None:
         except UndecidedError:
             pass
         else:
+            _follow_back(captured, program, seen)
             return
     if not captured.irregular:
+        return
+    if seen is not None and seen.back is not None:
+        lock(program, "its modules were in several modes, and code of the model asks for them")
         return
     exported, problem = captured.second()
     opposite = None
@@ -61,6 +66,16 @@ def _follow_modes(captured: Captured, program: Program) -> None:
         except CaptureError as error:
             problem = error.message
     follow_modes(program, opposite, problem, sorted(captured.irregular))
+
+
+def _follow_back(captured: Captured, program: Program, seen: Observed) -> None:
+    """Hold what was found to follow the mode to the run after the switch back, where its modes are others again."""
+    if seen.back is None or seen.back.error is not None or seen.back_steps is None or program.mode_locked:
+        return
+    try:
+        follow_steps(program, captured.irregular, captured.opaques, seen.steps, seen.back_steps)
+    except UndecidedError:
+        lock(program, "its modules were in several modes, and what each of them decides was not seen")
 
 
 def _lower_exported(captured: Captured, exported: ExportedProgram) -> Program:

@@ -17,6 +17,7 @@ from ir.program import Program
 _DROPOUTS = frozenset({"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"})
 _ATTENTION = "torch.nn.modules.activation.MultiheadAttention"
 _RECURRENT = "torch.nn.modules.rnn."
+_SEQUENTIAL = "torch.nn.modules.container.Sequential"
 _MAX_FUNCTIONS = 200
 
 
@@ -37,8 +38,13 @@ def lock_of_exported(program: Program, exported: ExportedProgram) -> str:
             if reason:
                 return f"{inner.name} at {inner.location} {reason}"
     modules, children = _modules(exported)
+    called = [entry.fqn for entry in exported.module_call_graph if entry.fqn]
     for path, name in modules.items():
         reason = _reason_of_class(name, children.get(path, set()))
+        if not reason and name == _SEQUENTIAL:
+            hidden = [fqn for fqn in called if fqn.rpartition(".")[0] == path and fqn not in modules]
+            names = {fqn.rpartition(".")[2] for fqn in hidden} - children.get(path, set())
+            reason = _hidden(min(names)) if names else ""
         if reason:
             return f"`{path}` ({name}) {reason}" if path else f"the root module ({name}) {reason}"
     return ""
@@ -89,6 +95,10 @@ def _modules(exported: ExportedProgram) -> tuple[dict[str, str], dict[str, set[s
     return found, children
 
 
+def _hidden(name: str) -> str:
+    return f"has a module {name!r} of which the graph shows nothing in this mode"
+
+
 def _reason_of_class(name: str, children: set[str]) -> str:
     """Return why what a module does may depend on the mode.
 
@@ -96,9 +106,9 @@ def _reason_of_class(name: str, children: set[str]) -> str:
         name: its class.
         children: the names of the modules in it that the graph shows.
     """
-    if name == "torch.nn.modules.container.Sequential":
+    if name == _SEQUENTIAL:
         hidden = set(map(str, range(len(children)))) - children
-        return f"has a module {min(hidden)!r} of which the graph shows nothing in this mode" if hidden else ""
+        return _hidden(min(hidden)) if hidden else ""
     if not name or name.startswith("torch."):
         return ""
     cls = _find(name)

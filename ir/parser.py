@@ -124,6 +124,8 @@ class _Parser(BoundaryParser):
                 program.module_modes.update(self._modes())
             case "after":
                 switch = self._switch()
+                if lexer.accept("of"):
+                    switch = f"{lexer.expect_string('a module path')}.{switch}"
                 lexer.expect("modules")
                 modes = dict(program.modes_after.get(switch, {}))
                 program.modes_after = {**program.modes_after, switch: modes | self._modes()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -12,7 +12,7 @@ from ir.attributes import Ref
 from ir.lexer import Lexer
 from ir.literals import Literals
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec, are_in_order
-from ir.program import ARGUMENT_KINDS, Mutation, Surrounding
+from ir.program import ARGUMENT_KINDS, SWITCHES, Mutation, Surrounding
 from ir.specs import SpecError, read_spec
 from ir.types import Dim
 
@@ -84,15 +84,16 @@ class BoundaryParser:
                 raise lexer.error("the answers are True or False, in brackets", index=place)
         return Surrounding(answers, lexer.expect_string("the place") if lexer.accept("place") else "")
 
-    def _switch(self) -> str:
+    def _switch(self, names: Sequence[str] = SWITCHES) -> str:
         place = self.lexer.index
-        switch = self.lexer.expect_kind("name", "`train` or `eval`")
-        if switch not in ("train", "eval"):
-            raise self.lexer.error(f"there is no mode {switch!r}", index=place, remedy="write `train` or `eval`")
+        expected = " or ".join(f"`{name}`" for name in names)
+        switch = self.lexer.expect_kind("name", expected)
+        if switch not in names:
+            raise self.lexer.error(f"there is no mode {switch!r}", index=place, remedy=f"write {expected}")
         return switch
 
     def _modes(self) -> dict[str, bool]:
-        training = self._switch() == "train"
+        training = self._switch(("train", "eval")) == "train"
         return dict.fromkeys(self._strings("a module path"), training)
 
     def _parameters(self) -> tuple[ParameterSpec, ...]:

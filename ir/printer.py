@@ -269,7 +269,9 @@ class _Printer:
         if program.mode_locked:
             lines.append(f"{inner}mode_locked {json.dumps(program.mode_locked)}")
         for switch, modes in program.modes_after.items():
-            lines += _mode_lines(modes, f"{inner}after {switch} modules")
+            path, dot, name = switch.rpartition(".")
+            of = f" of {json.dumps(path)}" if dot else ""
+            lines += _mode_lines(modes, f"{inner}after {name}{of} modules")
         for name, surrounding in program.surroundings.items():
             answers = f" answers {format_attribute(surrounding.answers)}" if surrounding.answers else ""
             place = f" place {json.dumps(surrounding.place)}" if surrounding.place else ""

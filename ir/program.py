@@ -155,6 +155,11 @@ class SymbolRange:
         return f"[{self.lower}, {'inf' if self.upper is None else self.upper}]"
 
 
+SWITCHES = ("train", "eval", "train_false")
+"""What switches modes: `train()`, `eval()`, and `train(False)` where an `eval()` of the model's own does something
+else."""
+
+
 @attrs.define(eq=False)
 class Program:
     """A graph with its weights, its calling convention and the ranges of its symbols."""
@@ -174,7 +179,10 @@ class Program:
     mode_locked: str = ""
     """Why the emitted module cannot be put into the other mode; empty where it can."""
     modes_after: Mapping[str, Mapping[str, bool]] = attrs.field(factory=dict)
-    """Switch (`train`, `eval`) -> module path -> `training` after it, of the modules that do not follow the switch."""
+    """Switch -> module path -> `training` after it, of the modules that do not follow the switch.
+
+    A switch is one of `SWITCHES`, of the root or, as in `backbone.train`, of a module with methods of its own.
+    """
     surroundings: Mapping[str, Surrounding] = attrs.field(factory=dict)
     """Name (no_grad, inference_mode, autocast, layout, requires_grad) -> why the program refuses to run there."""
 

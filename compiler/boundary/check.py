@@ -35,6 +35,8 @@ class Reference:
     first: Outcome
     other: Outcome | None = None
     """After a switch of the mode, from the state that the first call left."""
+    back: Outcome | None = None
+    """After the switch back, where modules were in several modes."""
     unlike: Mapping[str, Outcome] = attrs.field(factory=dict)
     """Surroundings in which the original may do something else -> what it does there."""
     questions: Mapping[str, Location] = attrs.field(factory=dict)
@@ -45,7 +47,7 @@ def reference_of(model: nn.Module | ExportedProgram, captured: Captured) -> Refe
     """Return what the original did in its runs, or None where there was none to look at."""
     seen = captured.observed
     if seen is not None:
-        return Reference(seen.model, seen.first, seen.other, seen.unlike, seen.questions)
+        return Reference(seen.model, seen.first, seen.other, seen.back, seen.unlike, seen.questions)
     if not isinstance(model, ExportedProgram) or not captured.has_example:
         return None
     with warnings.catch_warnings():
@@ -94,8 +96,12 @@ class Check:
         try:
             with twin.own_buffers():
                 self._compare(twin.call(self.args, self.kwargs), "")
+                mode = emitted.training
                 if reference.other is not None and not self.program.mode_locked:
-                    self._switch(twin, reference.other)
+                    self._switch(twin, not mode, reference.other)
+                if reference.back is not None and not self.program.mode_locked:
+                    twin.reset()
+                    self._switch(twin, mode, reference.back)
                 set_modes(emitted, modes)
                 twin.reset()
                 self._compare(twin.call(self.args, self.kwargs), "in a second call, ")
@@ -147,13 +153,12 @@ class Check:
 
     # ---- other modes, other surroundings ----
 
-    def _switch(self, twin: Twin, other: Outcome) -> None:
-        """Call the module in the other mode; lock its mode where it then computes something else."""
-        mode = self.emitted.training
-        self.emitted.train(not mode)
-        problem = difference(other, twin.call(self.args, self.kwargs), self.names)
+    def _switch(self, twin: Twin, mode: bool, expected: Outcome) -> None:
+        """Call the module after a switch; lock its mode where it then computes something else."""
+        (self.emitted.train if mode else self.emitted.eval)()
+        problem = difference(expected, twin.call(self.args, self.kwargs), self.names)
         if problem is not None:
-            name = "eval" if mode else "training"
+            name = "training" if mode else "eval"
             lock(self.program, f"in {name} mode it would differ from the original: {problem}")
             self.emitted.lock_mode(self.program.mode_locked)
 

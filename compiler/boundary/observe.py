@@ -28,7 +28,6 @@ from compiler.capture_state import Change, ModuleState, is_list_of_parameters, l
 from ir.errors import CaptureError
 from ir.locations import Location
 
-SWITCHES = ("train", "eval")
 Modes = Mapping[str, bool]
 """Module path -> `training`."""
 
@@ -47,25 +46,32 @@ class Observed:
     other: Outcome | None = None
     """The run after a switch of the mode; None where there was none."""
     other_steps: Record | None = None
+    back: Outcome | None = None
+    """The run after the switch back; None where that only puts the modes of the first run in place again."""
+    back_steps: Record | None = None
     mode_problem: str = ""
     """Why the mode of the emitted module must stay, as far as the runs show it."""
     unlike: dict[str, Outcome] = attrs.field(factory=dict)
     """Surroundings in which the model does something else, or may -> what it does there."""
     modes_after: Mapping[str, Modes] = attrs.field(factory=dict)
-    """Switch -> the modes that modules have afterwards, where they are others than those of a plain module."""
+    """Switch (of `ir.program.SWITCHES`) -> the modes that modules have afterwards, where they are others than those of
+    a plain module."""
 
     @property
     def questions(self) -> Mapping[str, Location]:
         """What was asked of the surroundings in any of the runs -> where."""
-        other = self.other_steps.questions if self.other_steps is not None else {}
-        return {**other, **self.steps.questions}
+        found: dict[str, Location] = {}
+        for steps in (self.back_steps, self.other_steps, self.steps):
+            found |= steps.questions if steps is not None else {}
+        return found
 
     @property
     def irregular(self) -> frozenset[str]:
         """Paths of the modules whose mode is read or set by other code than that of the layer itself."""
-        found = {*self.steps.readers, *self.steps.switched}
-        if self.other_steps is not None:
-            found |= {*self.other_steps.readers, *self.other_steps.switched}
+        found: set[str] = set()
+        for steps in (self.steps, self.other_steps, self.back_steps):
+            if steps is not None:
+                found |= {*steps.readers, *steps.switched}
         return frozenset(found)
 
 
@@ -218,6 +224,12 @@ class _Observation:
                 location=root,
                 remedy="return what is new, or write into the tensors (`copy_`)",
             )
+        if not self.kept and any(before != after for before, after in outcome.tracked):
+            raise CaptureError(
+                "forward sets whether an input requires gradients (requires_grad_), which the caller would not see of a graph",
+                location=root,
+                remedy="call requires_grad_() on the input before the call, or on its detach() in forward",
+            )
         if outcome.reseeded or record.seeded is not None:
             raise CaptureError(
                 "forward seeds a random generator of PyTorch: all calls draw the same numbers, and a graph has no seed",
@@ -271,13 +283,14 @@ class _Observation:
                     after[name] = modes_of(work)
                     if len(after) == 1:
                         found.other, found.other_steps = self._run_there(found)
+                    elif after[name] != modes and not found.mode_problem:
+                        self.twin.reset()
+                        found.back, found.back_steps = self._run_there(found)
+                found.modes_after = {**_modes_after(work, "", after), **_modes_below(work)}
         except CaptureError as error:
             found.mode_problem = error.message
         if found.mode_problem:
-            return
-        found.modes_after = {
-            name: exceptions for name, flags in after.items() if (exceptions := _exceptions(flags, name == "train"))
-        }
+            found.modes_after = {}
 
     def _run_there(self, found: Observed) -> tuple[Outcome | None, Record | None]:
         outside, state = Surroundings(self.work), ModuleState(self.work)
@@ -350,7 +363,37 @@ def set_modes(model: nn.Module, modes: Modes) -> None:
             module.__dict__["training"] = modes[path]
 
 
-def _exceptions(modes: Modes, mode: bool) -> Modes:
+def _modes_below(model: nn.Module) -> dict[str, Modes]:
+    """Return what the switches of submodules do that have a `train()` or `eval()` of their own."""
+    found: dict[str, Modes] = {}
+    for path, module in model.named_modules():
+        if path and (type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval):
+            after: dict[str, Modes] = {}
+            for name in ("eval", "train"):
+                getattr(module, name)()
+                after[name] = modes_of(module)
+            found |= _modes_after(module, f"{path}.", after)
+    return found
+
+
+def _modes_after(module: nn.Module, prefix: str, after: Mapping[str, Modes]) -> dict[str, Modes]:
+    """Return switch -> exceptions, from the modes of all modules after each switch."""
+    exceptions = {name: _exceptions(flags, name == "train") for name, flags in after.items()}
+    if type(module).eval is not nn.Module.eval:
+        module.train()
+        module.train(False)
+        plain = modes_of(module)
+        if plain != after["eval"]:
+            # it is there, even with no exception
+            exceptions["train_false"] = {"": plain[""], **_exceptions(plain, False)}
+    return {
+        f"{prefix}{name}": {f"{prefix}{path}".rstrip("."): flag for path, flag in modes.items()}
+        for name, modes in exceptions.items()
+        if modes
+    }
+
+
+def _exceptions(modes: Modes, mode: bool) -> dict[str, bool]:
     return {path: flag for path, flag in modes.items() if flag != mode}
 
 

@@ -52,6 +52,8 @@ def differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) 
         problem = value_difference(x, y)
         if problem is not None:
             yield f"input {i} after the call: {problem}"
+    if a.tracked != b.tracked:
+        yield "another input requires gradients after the call"
     yield from _buffer_differences(a, b, names)
 
 

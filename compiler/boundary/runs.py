@@ -37,6 +37,8 @@ class Outcome:
     """Of each tensor among the results: whether it requires a gradient, and the strides that mean something."""
     inputs: tuple[torch.Tensor, ...] = ()
     """The tensors among the arguments, after the call."""
+    tracked: tuple[tuple[bool, bool], ...] = ()
+    """Of each of them: whether it required a gradient before the call, and whether it does so afterwards."""
     replaced: tuple[str, ...] = ()
     """Parameters whose `.data` the call assigned."""
     rearranged: bool = False
@@ -139,6 +141,7 @@ class Twin:
             args, kwargs = copy_of_inputs((args, dict(kwargs)))
         leaves, structure = pytree.tree_flatten((args, kwargs))
         outcome = Outcome()
+        tracked = [leaf.requires_grad for leaf in leaves if isinstance(leaf, torch.Tensor)]
         with random_state_kept(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
             warnings.simplefilter("ignore")  # the user's own calls warn
             torch.manual_seed(SEED)
@@ -165,6 +168,13 @@ class Twin:
             a is not b for a, b in zip(leaves, after, strict=True) if isinstance(a, torch.Tensor)
         )
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        outcome.tracked = tuple(
+            zip(
+                tracked,
+                [t.requires_grad if t.is_leaf else was for t, was in zip(tensors, tracked, strict=True)],
+                strict=True,
+            )
+        )
         outcome.inputs = tuple(t.detach().clone() if t.is_inference() else t.detach() for t in tensors)
         return outcome
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -20,14 +20,14 @@ from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree, folded_path
 from compiler.codegen.weights import Weights, names_of, weight_of
 from compiler.fused_modules import ScaledDotProductAttention
-from compiler.graphmodule import EmittedModule
+from compiler.graphmodule import EmittedModule, SwitchedModule
 from compiler.parameter_map import Entry, ParameterMap
 from ir.aliasing import may_alias_operands
 from ir.attributes import UnknownObject
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.nn_ops import decode_call
-from ir.program import Program, Weight, WeightKind
+from ir.program import SWITCHES, Program, Weight, WeightKind
 
 _INVENTED = {
     "aten.dropout": "dropout",
@@ -198,6 +198,14 @@ def _read_and_written(program: Program) -> Iterator[Weight]:
                 yield weight
 
 
+def _unlike_after(program: Program) -> Iterator[str]:
+    """Yield the switches after which a module of the original is in another mode than in the capture."""
+    for switch in SWITCHES:
+        exceptions = program.modes_after.get(switch, {})
+        if any(exceptions.get(path, switch == "train") != mode for path, mode in program.module_modes.items()):
+            yield switch
+
+
 class _Emitter:
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -233,17 +241,30 @@ class _Emitter:
         module = EmittedModule(root, scope.graph, self._class_name())
         if self.out_spec is not None:
             module.__dict__["_out_spec"] = self.out_spec
-        module._mode_locked = program.mode_locked or None
-        module._modes_after = self._modes_after(module)
+        self._set_modes_after(module)
+        module._unlike_after = frozenset(_unlike_after(program))
+        if program.mode_locked:
+            module.lock_mode(program.mode_locked)
         return Emitted(module, self._parameter_map(module))
 
-    def _modes_after(self, module: nn.Module) -> dict[str, tuple[tuple[str, bool], ...]]:
-        """Return for each switch the emitted modules whose mode is then another one than that of the root."""
-        found: dict[str, tuple[tuple[str, bool], ...]] = {}
-        for switch, modes in self.program.modes_after.items():
-            places = [(path, self.tree.origin(path, each)) for path, each in module.named_modules()]
-            found[switch] = tuple((path, modes[origin]) for path, origin in places if origin in modes)
-        return found
+    def _set_modes_after(self, root: EmittedModule) -> None:
+        """Tell root and scopes of the emitted modules whose mode is another one than their own after a switch."""
+        switched: dict[str, dict[str, Mapping[str, bool]]] = {}
+        for key, modes in self.program.modes_after.items():
+            owner, _, switch = key.rpartition(".")
+            switched.setdefault(self.tree.safe_path(owner), {})[switch] = modes
+        for owner, switches in switched.items():
+            module = next((m for path, m in root.named_modules() if path == owner), None)
+            if not isinstance(module, SwitchedModule):
+                continue
+            prefix = f"{owner}." if owner else ""
+            places = [
+                (path, self.tree.origin(f"{prefix}{path}".rstrip("."), each)) for path, each in module.named_modules()
+            ]
+            module._modes_after = {
+                switch: tuple((path, modes[origin]) for path, origin in places if origin in modes)
+                for switch, modes in switches.items()
+            }
 
     def _class_name(self) -> str:
         name = self.program.location.class_name

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from compiler.codegen.forms import ModuleForm, build, declared_names, homes
 from compiler.codegen.weights import Weights, names_of, share
+from compiler.graphmodule import Container
 from ir.core import Operation
 from ir.errors import CodegenError
 from ir.locations import Location
@@ -321,12 +322,12 @@ class ModuleTree:
         paths = dict(self._modules)
         for path in [*paths, *self._containers, *(key.rpartition(".")[0] for key, _ in leaves)]:
             while path and path not in paths:
-                paths[path] = nn.Module()
+                paths[path] = Container()
                 path = path.rpartition(".")[0]
         for path in [p for p in paths if "." in p]:
             parent = path.rpartition(".")[0]
             while parent and parent not in paths:
-                paths[parent] = nn.Module()
+                paths[parent] = Container()
                 parent = parent.rpartition(".")[0]
         order = self._order(paths)
         made = {"": root}
