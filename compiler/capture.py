@@ -30,6 +30,7 @@ def capture(
     *,
     dynamic_shapes: Any = None,
     leaf_modules: Sequence[Any] = (),
+    training: bool | None = None,
     run: Stage = _run,
 ) -> Captured:
     """Capture a model in the modes that its submodules are in; the model is left as it was, also on failure.
@@ -41,6 +42,7 @@ def capture(
         example_kwargs: its keyword arguments.
         dynamic_shapes: as in `torch.export.export`.
         leaf_modules: submodules (objects, classes, paths) that are kept as opaque calls.
+        training: the mode that an `ExportedProgram` was captured in, where no layer of its graph tells.
         run: runs the real runs of the model ("observe") and the rest ("capture"), each under its name.
 
     Raises:
@@ -57,6 +59,11 @@ def capture(
             f"dynamic_shapes must be a dict by parameter name or a tuple, not a {type(dynamic_shapes).__qualname__}",
             remedy='write {"x": {0: torch.export.Dim("batch")}}',
         )
+    if training is not None and (not isinstance(training, bool) or not isinstance(model, ExportedProgram)):
+        raise InputError(
+            f"training={training!r} says the mode of an ExportedProgram: True or False",
+            remedy="call train() or eval() of the model before the capture",
+        )
     if isinstance(model, (nn.Module, ExportedProgram)):
         check_names(model)
     if isinstance(model, ExportedProgram):
@@ -67,7 +74,11 @@ def capture(
         if not given and model.example_inputs is not None:
             args, kwargs = model.example_inputs
         captured = Captured(
-            exported=model, has_example=given or model.example_inputs is not None, args=args, kwargs=kwargs
+            exported=model,
+            has_example=given or model.example_inputs is not None,
+            args=args,
+            kwargs=kwargs,
+            training=training,
         )
         return run("capture", lambda: captured)  # type: ignore[no-any-return]
     if not isinstance(model, nn.Module):

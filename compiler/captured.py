@@ -46,3 +46,5 @@ class Captured:
     """Whether the order of the keys in mappings among the arguments has a meaning."""
     sharing: tuple[frozenset[int], ...] = ()
     """Groups of tensor arguments that overlapped in memory, by their numbers."""
+    training: bool | None = None
+    """The mode of an ExportedProgram, where the user says it."""

@@ -125,6 +125,7 @@ def transform(
     pipeline: PassManager | None = None,
     dynamic_shapes: Any = None,
     leaf_modules: Sequence[Any] | str | nn.Module | type[nn.Module] = (),
+    training: bool | None = None,
     check: bool = True,
     validate: str = "off",
     progress: Progress | None = None,
@@ -144,6 +145,8 @@ def transform(
         dynamic_shapes: as in `torch.export.export`.
         leaf_modules: submodules (as objects, classes or module paths) to keep as opaque calls; a single one may
             stand alone.
+        training: the mode that an `ExportedProgram` was captured in, where no layer of its graph tells: without it,
+            `train()` and `eval()` of the result raise then, if its code asks for the mode.
         check: whether the emitted module is called beside the original on the example inputs before it is returned: as
             it is, after a switch of its mode, and once more. With the runs in which the model is observed before the
             capture these are six forward passes. Left out without example inputs, and on the meta device.
@@ -182,6 +185,7 @@ def transform(
             example_kwargs,
             dynamic_shapes=dynamic_shapes,
             leaf_modules=leaves,
+            training=training,
             run=stages.run,
         )
         return _compiled(model, captured, manager, stages, check=check, validate=validate)

@@ -69,6 +69,8 @@ class SwitchedModule(nn.Module):
 
     _mode_locked: str | None = None
     """Why the modes of the whole module cannot change, if they cannot."""
+    _mode_unknown: bool = False
+    """Whether they are not known, of a module that cannot change them."""
     _modes_after: Mapping[str, tuple[tuple[str, bool], ...]] = MappingProxyType({})
     """The switch (of `ir.program.SWITCHES`) -> paths of modules in it and the modes that they have afterwards, where
     not its own."""
@@ -90,6 +92,12 @@ class SwitchedModule(nn.Module):
 
     def _switch(self, mode: bool, switch: str) -> Self:
         if self._mode_locked is not None:
+            if self._mode_unknown:
+                raise InputError(
+                    "this module holds for the mode that it was exported in, which the graph does not tell: "
+                    f"{self._mode_locked}",
+                    remedy="`transform(exported, training=...)` says it: then only the switch to the other mode raises",
+                )
             if mode != self.training:
                 now, then = ("training", "eval") if self.training else ("eval", "training")
                 raise InputError(
@@ -135,11 +143,17 @@ class EmittedModule(SwitchedModule, TreeGraphModule):
     writes the storage that it shares; `copy.deepcopy` it first where the original has to stay as it is.
     """
 
-    def lock_mode(self, reason: str) -> None:
-        """Keep the module in its mode: `train()` and `eval()` raise where they would change it, below the root too."""
+    def lock_mode(self, reason: str, *, is_unknown: bool = False) -> None:
+        """Keep the module in its mode: `train()` and `eval()` raise where they would change it, below the root too.
+
+        Args:
+            reason: why.
+            is_unknown: whether it is not known which mode that is, so that each switch raises.
+        """
         for module in self.modules():
             if isinstance(module, SwitchedModule):
                 module._mode_locked = reason
+                module._mode_unknown = is_unknown
 
     def refuse(self, surroundings: Mapping[str, Surrounding]) -> None:
         """Let calls in surroundings raise."""

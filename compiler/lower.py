@@ -80,7 +80,13 @@ def _follow_back(captured: Captured, program: Program, seen: Observed) -> None:
 
 def _lower_exported(captured: Captured, exported: ExportedProgram) -> Program:
     program = ExportLowering(
-        exported, captured.module, captured.symbol_names, captured.opaques, captured.writers, captured.irregular
+        exported,
+        captured.module,
+        captured.symbol_names,
+        captured.opaques,
+        captured.writers,
+        captured.irregular,
+        captured.training,
     ).lower()
     if captured.module is not None:
         program.name = type(captured.module).__qualname__

@@ -17,6 +17,7 @@ from ir.program import Program
 _DROPOUTS = frozenset({"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"})
 _ATTENTION = "torch.nn.modules.activation.MultiheadAttention"
 _RECURRENT = "torch.nn.modules.rnn."
+_RRELU = "torch.nn.modules.activation.RReLU"
 _SEQUENTIAL = "torch.nn.modules.container.Sequential"
 _MAX_FUNCTIONS = 200
 
@@ -50,13 +51,21 @@ def lock_of_exported(program: Program, exported: ExportedProgram) -> str:
     return ""
 
 
-def mode_of_exported(program: Program) -> bool:
-    """Return the mode that an exported program was captured in, as far as its layers tell."""
-    return any(
-        bool(op.attributes.get("train" if op.name in _DROPOUTS else "training"))
+def mode_of_exported(program: Program) -> bool | None:
+    """Return the mode that an exported program was captured in, or None where no layer tells."""
+    modes = [
+        bool(op.attributes["train" if op.name in _DROPOUTS else op.opdef.training])  # type: ignore[index]
         for op in program.graph.operations()
-        if (op.name in _DROPOUTS or op.name == "aten.batch_norm") and op.attributes.get("follows_mode")
-    )
+        if _tells_the_mode(op)
+    ]
+    return any(modes) if modes else None
+
+
+def _tells_the_mode(op: Operation) -> bool:
+    if op.name in _DROPOUTS or op.name == "aten.batch_norm":
+        return bool(op.attributes.get("follows_mode"))
+    of_layer = op.location.module_class.startswith((_RECURRENT, _RRELU))
+    return of_layer and op.opdef.training in op.attributes
 
 
 def _reason_of(op: Operation) -> str:
@@ -117,6 +126,8 @@ def _reason_of_class(name: str, children: set[str]) -> str:
     for function in _reached(cls):
         if "training" in set(code_names(function.__code__)):
             return f"asks for the mode in {function.__qualname__}"
+        if not {"train", "eval"}.isdisjoint(code_names(function.__code__)):
+            return f"sets a mode in {function.__qualname__}"
     if any(method in vars(base) for base in cls.__mro__ for method in ("train", "eval") if not _is_torchs(base)):
         return "has a train() or eval() of its own"
     methods = {name for base in cls.__mro__ for name in vars(base)}

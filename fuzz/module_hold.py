@@ -132,6 +132,24 @@ class Comparison:
             self.hold(f"in {name} mode", there, may_refuse=True)
         with suppress(Unusable):
             self.hold(f"in {name} mode and back", back, may_refuse=True)
+        for path in self._containers()[:2]:
+            self._hold_switch_of(path)
+
+    def _containers(self) -> list[str]:
+        """Return the paths of modules with children that the result has as well."""
+        paths = {path for path, _ in self.result.model.named_modules()}
+        return [p for p, m in self.model.named_modules() if p and p in paths and next(m.children(), None) is not None]
+
+    def _hold_switch_of(self, path: str) -> None:
+        """Compare a call after `train()` or `eval()` of a module in it; the result may refuse to switch."""
+
+        def below(module: nn.Module, arguments: Arguments) -> Runs:
+            inner = module.get_submodule(path)
+            inner.train(not inner.training)
+            return _once(module, arguments)
+
+        with suppress(Unusable):
+            self.hold(f"after a switch of {path}", below, may_refuse=True)
 
     def hold_at(self, arguments: Arguments) -> None:
         """Compare a call with other arguments; the result may refuse them by an InputError."""

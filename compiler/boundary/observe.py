@@ -226,7 +226,7 @@ class _Observation:
             )
         if not self.kept and any(before != after for before, after in outcome.tracked):
             raise CaptureError(
-                "forward sets whether an input requires gradients (requires_grad_), which the caller would not see of a graph",
+                "forward sets whether an input requires gradients, which the caller would not see of a graph",
                 location=root,
                 remedy="call requires_grad_() on the input before the call, or on its detach() in forward",
             )

@@ -244,7 +244,7 @@ class _Emitter:
         self._set_modes_after(module)
         module._unlike_after = frozenset(_unlike_after(program))
         if program.mode_locked:
-            module.lock_mode(program.mode_locked)
+            module.lock_mode(program.mode_locked, is_unknown="" not in program.module_modes)
         return Emitted(module, self._parameter_map(module))
 
     def _set_modes_after(self, root: EmittedModule) -> None:

@@ -57,6 +57,13 @@ def _outside(statement: str) -> dict[str, str]:
     }
 
 
+def _gained(statement: str) -> dict[str, str]:
+    """Return a recipe whose buffer may carry a gradient to the next call."""
+    fields = _stepper(statement)
+    parameter = "        self.gain = nn.Parameter(torch.full((), 0.7))\n"
+    return {**fields, "define": fields["define"].replace("\n\n    def forward", f"\n{parameter}\n    def forward")}
+
+
 BUFFERS = variants(
     "re-assigned buffer",
     {
@@ -93,6 +100,19 @@ BUFFERS = variants(
             ),
             "body": "self.holder$n.v = self.holder$n.v + 1",
             "result": "$x + self.holder$n.v",
+        },
+        "with a gradient": _gained("self.step = self.step * 0.5 + (x * self.gain).mean()"),
+        "written with a gradient": _gained("self.step.copy_(self.step * 0.5 + (x * self.gain).mean())"),
+        "written without a gradient": _gained(
+            "with torch.no_grad():\n            self.step.mul_(0.5).add_((x * self.gain).mean())"
+        ),
+        "its old value": {
+            "setup": 'self.register_buffer("v$n", torch.zeros(()))',
+            "body": "$y = self.v$n\nself.v$n = self.v$n + $x.mean()",
+        },
+        "itself": {
+            "setup": 'self.register_buffer("v$n", torch.zeros(()))',
+            "body": "$y = self.v$n.add_($x.detach().mean())",
         },
         "called twice": {**_stepper("self.step = self.step + 1"), "result": "self.stepper$n(self.stepper$n($x))"},
     },

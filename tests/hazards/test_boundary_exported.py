@@ -59,11 +59,54 @@ def test_exported_programs_switch_only_where_it_is_known_what_follows(name: str,
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*assigned during export")  # an LSTM's own list of its weights
         exported = torch.export.export(model, (x,))
-    result = transform(exported)
-    assert result.model.training in (mode, False)
-    same(run(result.model, x), run(exported.module(), x))
-    with pytest.raises(InputError, match="cannot be put into"):
-        result.model.train(not result.model.training)
+    unsaid, said = transform(exported), transform(exported, training=mode)
+    for result in (unsaid, said):
+        same(run(result.model, x), run(exported.module(), x))
+        with pytest.raises(InputError, match="holds for"):
+            result.model.train(not mode)
+    said.model.train(mode)
+    try:
+        unsaid.model.train(mode)
+    except InputError as error:
+        assert "training=" in str(error)  # noqa: PT017 - whether a layer tells is the layer's
+    else:
+        with pytest.raises(InputError, match="training="):
+            transform(exported, training=not mode)
+
+
+def test_only_exported_programs_are_told_their_mode() -> None:
+    with pytest.raises(InputError, match="training="):
+        transform(nn.Linear(4, 4), (FLAT,), training=False)
+
+
+class Doubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if self.training else x
+
+
+def test_modules_at_the_end_of_a_sequential_that_compute_nothing() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), Doubled())).eval()
+    result = transform(torch.export.export(model, (FLAT,)), training=False)
+    result.model.eval()
+    with pytest.raises(InputError, match="'1' of which the graph shows nothing"):
+        result.model.train()
+
+
+class Frozen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.bn.eval()
+        y: torch.Tensor = self.bn(x)
+        return y
+
+
+def test_an_exported_program_that_sets_modes_itself() -> None:
+    result = transform(torch.export.export(Frozen(), (X,)))
+    with pytest.raises(InputError, match="sets a mode in Frozen.forward"):
+        result.model.train()
 
 
 class UnderNoGrad(nn.Module):
