@@ -105,7 +105,7 @@ class Frozen(nn.Module):
 
 def test_an_exported_program_that_sets_modes_itself() -> None:
     result = transform(torch.export.export(Frozen(), (X,)))
-    with pytest.raises(InputError, match="sets a mode in Frozen.forward"):
+    with pytest.raises(InputError, match=r"sets a mode in Frozen\.forward"):
         result.model.train()
 
 

@@ -1,0 +1,112 @@
+"""Hazards of modes that are not one: mixed before the capture, switched below the root, another eval()."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from graphwright import InputError, transform
+from ir.parser import parse_program
+from ir.printer import print_program
+from tests.hazards.holding import FLAT, hold, run, same
+
+
+class Head(nn.Module):
+    def __init__(self, act: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.fc, self.bn, self.act = nn.Linear(4, 4), nn.BatchNorm1d(4), act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self, self.bn(self.fc(x)))
+
+
+def _dropout(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return F.dropout(x, 0.5, m.training)
+
+
+def _other(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x if m.training else x.softmax(-1)
+
+
+def _two(a: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(Head(_dropout), Head(a))
+
+
+SWITCHES: list[Callable[[nn.Module], object]] = [
+    lambda m: m.train(),
+    lambda m: m.eval(),
+    lambda m: m.get_submodule("0").train(),
+    lambda m: m.get_submodule("1").train(),
+    lambda m: m.get_submodule("1").eval(),
+    lambda m: m.get_submodule("1.bn").eval(),
+]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("frozen", ["", "1", "1.bn"])
+@pytest.mark.parametrize("act", [_dropout, _other])
+def test_modules_in_several_modes(act: Callable[..., torch.Tensor], frozen: str, training: bool) -> None:
+    model = _two(act).train(training)
+    if frozen:
+        model.get_submodule(frozen).train(not training)
+    result = transform(model, (FLAT,))
+    same(run(result.model, FLAT), run(copy.deepcopy(model), FLAT))
+    refused = 0
+    for switch in SWITCHES:
+        original, emitted = copy.deepcopy(model), pickle.loads(pickle.dumps(result.model))
+        try:
+            switch(emitted)
+        except InputError:
+            refused += 1
+            continue
+        switch(original)
+        same(run(emitted, FLAT), run(original, FLAT))
+    assert bool(refused) is (act is _other)
+
+
+def test_a_lock_holds_below_the_root() -> None:
+    result = transform(_two(_other).eval(), (FLAT,))
+    for path in ("0", "1"):
+        with pytest.raises(InputError, match="it calls softmax in one mode only"):
+            result.model.get_submodule(path).train()
+    result.model.get_submodule("1").eval()
+    result.model.get_submodule("1.bn").train()  # a layer follows by itself
+    assert result.model.get_submodule("1.bn").training
+
+
+class OwnEval(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.drop = nn.Linear(4, 4), nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.drop(self.fc(x))
+        return y
+
+    def eval(self) -> OwnEval:
+        super().eval()
+        self.drop.train()
+        return self
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("wrap", [lambda m: m, nn.Sequential])
+def test_eval_of_ones_own_beside_train_false(wrap: Callable[[nn.Module], nn.Module], training: bool) -> None:
+    model = wrap(OwnEval()).train() if training else wrap(OwnEval()).eval()
+    result = hold(model, FLAT)
+    program = parse_program(print_program(result.program))
+    assert program.modes_after == result.program.modes_after
+    below: list[Callable[[nn.Module], nn.Module]] = [lambda m: m] if wrap is not nn.Sequential else []
+    below += [lambda m: m.get_submodule("0")] if wrap is nn.Sequential else []
+    for part in below:
+        for switch in (lambda m: m.eval(), lambda m: m.train(False), lambda m: m.train(), lambda m: m.eval()):
+            switch(part(model))
+            switch(part(result.model))
+            same(run(result.model, FLAT), run(model, FLAT))
