@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from compiler.lower_locations import is_user_file
 from ir.errors import CaptureError
@@ -89,11 +90,17 @@ def functions_refused() -> Iterator[None]:
     """Refuse calls of the user's `torch.autograd.Function`s: a graph of what their forward does has another backward.
 
     Raises:
-        CaptureError: when one is called.
+        CaptureError: when one is called, or that of a reentrant checkpoint.
     """
     known = torch.autograd.Function.__dict__["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls is CheckpointFunction:
+            raise CaptureError(
+                "forward calls a reentrant torch.utils.checkpoint, whose backward a graph would lose: it gives gradients "
+                "only where an argument of the checkpoint requires one",
+                remedy="pass use_reentrant=False, or keep the module that calls it as it is with leaf_modules=",
+            )
         if cls.__module__.partition(".")[0] == "torch":
             return known.__get__(None, cls)(*args, **kwargs)
         raise CaptureError(
