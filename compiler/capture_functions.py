@@ -97,8 +97,8 @@ def functions_refused() -> Iterator[None]:
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if cls is CheckpointFunction:
             raise CaptureError(
-                "forward calls a reentrant torch.utils.checkpoint, whose backward a graph would lose: it gives gradients "
-                "only where an argument of the checkpoint requires one",
+                "forward calls a reentrant torch.utils.checkpoint, whose backward a graph would lose: it gives "
+                "gradients only where an argument of the checkpoint requires one",
                 remedy="pass use_reentrant=False, or keep the module that calls it as it is with leaf_modules=",
             )
         if cls.__module__.partition(".")[0] == "torch":

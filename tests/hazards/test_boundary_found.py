@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from graphwright import CaptureError, GraphwrightError, transform
-from tests.hazards.holding import FLAT, X, hold, run, same
+from graphwright import CaptureError, transform
+from tests.hazards.holding import FLAT, X, hold, line_of, refused, run, same
 
 
 class Swapped(nn.Module):
@@ -104,21 +103,6 @@ def test_a_list_that_holds_a_buffer_is_left_as_it_was() -> None:
     else:
         raise AssertionError("a graph cannot express it")
     assert not model.get_buffer("a").any()
-
-
-def line_of(code: Any, text: str) -> str:
-    """Return the place of the first line with a text in the source of a class or function, as messages give it."""
-    lines, first = inspect.getsourcelines(code)
-    return f"{__file__}:{first + next(i for i, line in enumerate(lines) if text in line)}"
-
-
-def refused(model: nn.Module, *args: Any, message: str, place: str = "") -> GraphwrightError:
-    """Hold that a model is refused with a place and a remedy, and never with a plea to report it."""
-    with pytest.raises(GraphwrightError, match=message) as caught:
-        transform(model, args)
-    assert caught.value.remedy and "report" not in caught.value.remedy
-    assert place in str(caught.value)
-    return caught.value
 
 
 # ---- gradients ----
