@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.capture_state import Change, location_of_module
 from compiler.lower_locations import callers, is_user_file
-from ir.errors import CaptureError
+from ir.errors import CaptureError, GraphwrightError, InferenceError
 from ir.locations import Location
 
 _MAX_NAMES = 5
@@ -89,6 +89,15 @@ def example_fails(error: Exception, model: nn.Module) -> CaptureError:
         f"the model itself fails on the example inputs: {type(error).__name__}: {_first_lines(error)}",
         location=location_of_error(error, model),
         remedy="pass example inputs on which the model runs",
+    )
+
+
+def exported_fails(error: Exception) -> CaptureError:
+    """Return the error for an exported program that fails on the inputs that it was exported with."""
+    return CaptureError(
+        f"the exported program itself fails on its example inputs: {type(error).__name__}: {_first_lines(error)}; it "
+        "has every call that was traced, one that raised and was caught (`try:`) as well",
+        remedy="transform the model that it was exported from, or export one whose forward catches no exceptions",
     )
 
 
@@ -269,6 +278,16 @@ def no_operator(target: Any, location: Location, model: nn.Module | None) -> Cap
             remedy=f"write it with operators on the stacked tensors, or {keep}",
         )
     return CaptureError(f"the graph calls {name!r}, which is no operator", location=location, remedy=keep)
+
+
+def at_operation(error: GraphwrightError, location: Location) -> GraphwrightError:
+    """Return an error with the operation that it is about, and with a remedy where it is one of types."""
+    place, remedy = error.location or location, error.remedy
+    if remedy is None and isinstance(error, InferenceError):
+        path = place.module_path
+        what = f"leaf_modules=[{path!r}]" if path else "leaf_modules=, in a submodule of its own"
+        remedy = f"write it with other operators, or keep the code that calls it as it is with {what}"
+    return type(error)(error.message, location=place, remedy=remedy)
 
 
 def state_change(changed: Sequence[Change]) -> CaptureError:

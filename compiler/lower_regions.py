@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from compiler.functionalize import Functionalizer
 from compiler.lower_locations import Locator
@@ -86,7 +87,7 @@ class RegionLowering:
                 self.env[node] = next(rest)
             elif node.op == "get_attr":
                 self.env[node] = attribute_of(body, str(node.target))
-            elif node.op == "call_function":
+            elif node.op == "call_function" and not has_raised(node):
                 self._call(node)
             elif node.op == "output":
                 return self._argument(node.args[0])
@@ -106,6 +107,12 @@ class RegionLowering:
             return arg
         op = arg.value.defining_op
         return arg.parent if op is not None and op.name == "aten.detach" else arg
+
+
+def has_raised(node: fx.Node) -> bool:
+    """Return whether a call of an operator raised while the model was traced, and the model went on (`try:`)."""
+    made = node.meta.get("val", node)
+    return made is None and not node.users and isinstance(node.target, OpOverload) and bool(node.target._schema.returns)
 
 
 def attribute_of(root: Any, path: str) -> Any:
