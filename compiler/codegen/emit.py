@@ -210,6 +210,14 @@ def _may_be_itself(value: Value, target: Value) -> bool:
     return False
 
 
+def _counters(program: Program) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the counts of batches as they are now, by all their names."""
+    for weight in program.weights.values():
+        if weight.name.rpartition(".")[2] == "num_batches_tracked" and weight.data is not None:
+            count = torch.zeros_like(weight.data, device="cpu") if weight.data.is_meta else weight.data.detach().clone()
+            yield from ((name, count) for name in names_of(weight))
+
+
 class _Emitter:
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -373,5 +381,6 @@ class _Emitter:
             persistent=frozenset(persistent),
             constants=constants,
             aliases={name: names for names in tied for name in names},
+            counters=dict(_counters(self.program)),
             literals=frozenset(k for k, w in self.tree.key_weights.items() if w.kind is WeightKind.CONSTANT),
         )
