@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import attrs
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
@@ -14,8 +15,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
+from compiler.capture_state import location_of_module
 from compiler.lower_locations import is_user_file
 from ir.errors import CaptureError
+from ir.locations import Location
 
 _RETURN_THEIR_INPUT = frozenset(
     {F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
@@ -219,6 +222,12 @@ def with_parameters_kept(model: nn.Module, action: Callable[[], Any]) -> Any:
         kept.restore()
 
 
+def place_of_hook(hook: Any, location: Location) -> Location:
+    """Return the location of a module with the file and line of a hook that runs for it."""
+    code = getattr(hook, "__code__", None)
+    return location if code is None else attrs.evolve(location, file=code.co_filename, line=code.co_firstlineno)
+
+
 def check_hooks(model: nn.Module, opaque: Mapping[str, nn.Module]) -> None:
     """Refuse hooks that run in the backward pass: a graph has none.
 
@@ -226,6 +235,16 @@ def check_hooks(model: nn.Module, opaque: Mapping[str, nn.Module]) -> None:
         CaptureError: when a module that is traced has one.
     """
     inside = tuple(f"{path}." for path in opaque)
+    everywhere = [*nn.modules.module._global_backward_pre_hooks.values()]
+    everywhere += nn.modules.module._global_backward_hooks.values()
+    if everywhere:
+        name = getattr(everywhere[0], "__qualname__", "a hook")
+        raise CaptureError(
+            f"all modules have a backward hook ({name}, registered for all modules), which the emitted module would "
+            "not run for those that are traced",
+            location=place_of_hook(everywhere[0], location_of_module("", model)),
+            remedy="remove it before the capture (the handle's remove()), and register it on the result's modules",
+        )
     for path, module in model.named_modules():
         hooks = {**module._backward_hooks, **getattr(module, "_backward_pre_hooks", {})}
         if hooks and path not in opaque and not path.startswith(inside):
