@@ -230,6 +230,9 @@ def _is_packed(item: Any) -> bool:
     return isinstance(item, PackedSequence)
 
 
+_OF_TENSORS = ("torch.dtype", "torch.device", "torch.layout")
+
+
 def _unknown_class(error: Exception, model: nn.Module) -> CaptureError:
     """Return the error for an argument or a result of a class that no pytree knows."""
     text = str(error)
@@ -237,6 +240,14 @@ def _unknown_class(error: Exception, model: nn.Module) -> CaptureError:
     found = re.search(r"<class '([^']*)'>", text)
     name = found.group(1) if found else _first_lines(error, 1)
     simple = name.rpartition(".")[2]
+    if name in _OF_TENSORS:
+        return CaptureError(
+            f"{what} of forward is a {name}, which torch.export does not know",
+            location=location_of_module("", model),
+            remedy=f"leave it out of the result: the caller has it as `y.{simple}` of a tensor `y` there"
+            if what == "a result"
+            else f"ask a tensor for it in forward (`x.{simple}`), or keep it in an attribute of the module",
+        )
     return CaptureError(
         f"{what} of forward is of a class that torch.export does not know: {name}",
         location=location_of_module("", model),
