@@ -120,6 +120,29 @@ def functions_refused() -> Iterator[None]:
 
 
 @contextmanager
+def autocast_refused() -> Iterator[None]:
+    """Refuse regions of `torch.autocast` where the code enters them: the graph has them without a place.
+
+    Raises:
+        CaptureError: when one is entered.
+    """
+    known = torch.autocast.__enter__
+
+    def enter(self: Any) -> Any:
+        raise CaptureError(
+            "forward enters torch.autocast, and such a region (wrap_with_autocast) is not supported in a graph",
+            remedy="leave the region out of forward and call the result inside of torch.autocast, cast in forward "
+            "(`x.to(torch.bfloat16)`), or keep the module that enters it as it is with leaf_modules=",
+        )
+
+    torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__ = known  # type: ignore[method-assign]
+
+
+@contextmanager
 def stacks_of_leaves(model: nn.Module) -> Iterator[None]:
     """Let the tracer see the submodules of a module that an FX graph calls as a leaf.
 

@@ -110,3 +110,218 @@ def test_statistics_that_forward_resets() -> None:
     for _ in range(2):
         same(kept(X), original(X))
     same(kept.state_dict(), original.state_dict())
+
+
+# ---- random numbers that are drawn again ----
+
+
+class Forks(nn.Module):
+    def __init__(self, *, draws: bool) -> None:
+        super().__init__()
+        self.draws = draws
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.random.fork_rng():
+            y = F.dropout(x, 0.5, self.draws) * 2
+        return y + torch.rand_like(x)
+
+
+class SetsBack(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = torch.get_rng_state()
+        y = torch.rand_like(x)
+        torch.set_rng_state(state)
+        return x + y
+
+
+@pytest.mark.parametrize(("model", "line"), [(Forks(draws=True), "with torch"), (SetsBack(), "torch.set_rng_state")])
+def test_random_numbers_that_are_drawn_again(model: nn.Module, line: str) -> None:
+    model = nn.Sequential(model)
+    place = f"at `0` ({type(model[0]).__name__}), {line_of(type(model[0]), line)}"
+    refused(model, FLAT, message="forward sets back a random generator", place=place)
+    # the remedies
+    emitted = transform(model, (FLAT,), leaf_modules=["0"]).model
+    for module in (emitted, model):
+        torch.manual_seed(0)
+        module(FLAT)
+    torch.manual_seed(0)
+    ours = [emitted(FLAT), emitted(FLAT)]
+    torch.manual_seed(0)
+    same(ours, [model(FLAT), model(FLAT)])
+    hold(nn.Sequential(Forks(draws=False)), FLAT)
+
+
+def test_random_numbers_that_are_drawn_again_in_the_other_mode() -> None:
+    class InTraining(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                with torch.random.fork_rng():
+                    return x + torch.rand_like(x)
+            return x * 2
+
+    hold(nn.Sequential(nn.Linear(4, 4), InTraining()).eval(), FLAT)
+
+
+# ---- hooks of all modules ----
+
+EVERY = nn.modules.module
+
+
+def doubles(module: nn.Module, *given: Any) -> Any:
+    if isinstance(module, nn.Linear):
+        return given[-1] * 2 if isinstance(given[-1], torch.Tensor) else (given[-1][0] * 2,)
+    return None
+
+
+def same_object(module: nn.Module, *given: Any) -> Any:
+    return given[-1]
+
+
+@pytest.mark.parametrize("name", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_of_all_modules(name: str) -> None:
+    register = getattr(EVERY, name.replace("register", "register_module"))
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    known = dict(EVERY._global_forward_hooks), dict(EVERY._global_forward_pre_hooks)
+    handle = register(doubles)
+    try:
+        refused(
+            model, FLAT, message=r"a hook of all modules \(doubles", place=f"at `0` (Linear), {line_of(doubles, '')}"
+        )
+        expected = model(FLAT)
+    finally:
+        handle.remove()
+    getattr(model[0], name)(doubles)  # the remedy
+    result = transform(model, (FLAT,))
+    same(result.model(FLAT), expected)
+    handle = register(same_object)
+    try:
+        same(transform(model, (FLAT,)).model(FLAT), expected)
+    finally:
+        handle.remove()
+    assert known == (dict(EVERY._global_forward_hooks), dict(EVERY._global_forward_pre_hooks))
+
+
+def test_backward_hooks_of_all_modules() -> None:
+    seen: list[Any] = []
+
+    def sees(module: nn.Module, *gradients: Any) -> None:
+        seen.append(module)
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    for register in (EVERY.register_module_full_backward_hook, EVERY.register_module_full_backward_pre_hook):
+        handle = register(sees)
+        try:
+            refused(model, FLAT, message="all modules have a backward hook", place=line_of(sees, ""))
+        finally:
+            handle.remove()
+    result = transform(model, (FLAT,))  # the remedy
+    result.model.register_full_backward_hook(sees)
+    result.model(FLAT.clone().requires_grad_()).sum().backward()
+    assert seen == [result.model]
+
+
+# ---- modules in plain lists ----
+
+
+class Listed(nn.Module):
+    def __init__(self, container: type) -> None:
+        super().__init__()
+        self.norms = container([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for norm in self.norms:
+            x = norm(x)
+        return x
+
+
+class Refers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.layers = [self.fc]
+        self.aside = [nn.Dropout(0.5).eval()]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.aside[0](self.layers[0](x)) + nn.LayerNorm(4)(x)
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_modules_in_plain_lists(mode: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), Listed(list))
+    model[1].norms[0].train(mode)
+    place = f"at `1` (Listed), {line_of(Listed, 'x = norm(x)')}"
+    refused(model, X, message=r"forward calls a BatchNorm2d in `1\.norms`", place=place)
+    # the remedies
+    hold(nn.Sequential(nn.Conv2d(4, 4, 1), Listed(nn.ModuleList)), X)
+    kept = transform(model, (X,), leaf_modules=["1"]).model
+    same(kept(X), copy.deepcopy(model)(X))
+    for norm in model[1].norms:
+        norm.eval().requires_grad_(False)
+    same(transform(model, (X,)).model(X), model(X))
+
+
+def test_modules_in_lists_that_learn_nothing_or_are_submodules_too() -> None:
+    hold(Refers(), FLAT)
+
+
+# ---- results and arguments that say something of tensors ----
+
+
+class Tells(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return x + 1, getattr(x, self.name)
+
+
+class IsTold(nn.Module):
+    def forward(self, x: torch.Tensor, y: Any) -> Any:
+        return x.to(y.dtype if isinstance(y, torch.Tensor) else y)
+
+
+@pytest.mark.parametrize("name", ["dtype", "device", "layout"])
+def test_a_result_that_is_no_tensor_but_said_by_one(name: str) -> None:
+    place = line_of(Tells, "def forward")
+    error = refused(Tells(name), FLAT, message=f"a result of forward is a torch.{name}", place=place)
+    assert f"the caller has it as `y.{name}`" in str(error)
+    result = transform(Tells("real"), (FLAT,)).model  # the remedy
+    assert getattr(result(FLAT)[0], name) == Tells(name)(FLAT)[1]
+
+
+def test_an_argument_that_is_no_tensor_but_said_by_one() -> None:
+    error = refused(IsTold(), FLAT, torch.float64, message="an argument of forward is a torch.dtype", place=__file__)
+    assert "ask a tensor for it in forward (`x.dtype`)" in str(error)
+    same(transform(IsTold(), (FLAT, FLAT.double())).model(FLAT, FLAT.double()), FLAT.double())  # the remedy
+
+
+# ---- autocast ----
+
+
+class Casts(nn.Module):
+    def __init__(self, region: Any) -> None:
+        super().__init__()
+        self.fc, self.region = nn.Linear(4, 4), region
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with self.region():
+            y = self.fc(x)
+        return y.relu()
+
+
+def autocast() -> Any:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def test_a_region_of_autocast_is_refused_where_it_is_entered() -> None:
+    model = nn.Sequential(nn.ReLU(), Casts(autocast))
+    place = f"at `1` (Casts), {line_of(Casts, 'with self.region')}"
+    refused(model, FLAT, message="forward enters torch.autocast", place=place)
+    # the remedies
+    kept = transform(model, (FLAT,), leaf_modules=["1"]).model
+    same(kept(FLAT), model(FLAT))
+    model[1].region = torch.enable_grad
+    emitted = transform(model, (FLAT,)).model
+    with autocast():
+        same(emitted(FLAT), model(FLAT))
