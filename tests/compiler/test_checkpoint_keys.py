@@ -275,7 +275,7 @@ def normalized(**held: Any) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4, momentum=None))
 
 
-def uncounted(model: nn.Module) -> nn.Module:
+def uncounted(model: nn.Sequential) -> nn.Sequential:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.num_batches_tracked = None
@@ -314,7 +314,9 @@ def test_a_model_that_counts_no_batches_loads_its_own_checkpoint(training: bool)
     torch.manual_seed(0)
     model, other, x = uncounted(normalized()), uncounted(normalized(seed=1)), torch.randn(4, 4, 3, 3)
     for each in (model, other):
-        each[3].momentum = 0.1
+        last = each[3]
+        assert isinstance(last, nn.BatchNorm2d)
+        last.momentum = 0.1
         each(x)
     result = transform(model.train(training), (x,))
     checkpoint = result.parameter_map.convert(other.state_dict())
