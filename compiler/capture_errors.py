@@ -291,10 +291,18 @@ def no_operator(target: Any, location: Location, model: nn.Module | None) -> Cap
     return CaptureError(f"the graph calls {name!r}, which is no operator", location=location, remedy=keep)
 
 
-def at_operation(error: GraphwrightError, location: Location) -> GraphwrightError:
-    """Return an error with the operation that it is about, and with a remedy where it is one of types."""
+def at_operation(error: GraphwrightError, location: Location, advice: str = "") -> GraphwrightError:
+    """Return an error with the operation that it is about, and with a remedy where it is one of types.
+
+    Args:
+        error: what was raised for the operation.
+        location: of the operation.
+        advice: the remedy of an error of types; the general one where it is empty.
+    """
     place, remedy = error.location or location, error.remedy
-    if remedy is None and isinstance(error, InferenceError):
+    if remedy is None and isinstance(error, InferenceError) and advice:
+        remedy = advice
+    elif remedy is None and isinstance(error, InferenceError):
         path = place.module_path
         what = f"leaf_modules=[{path!r}]" if path else "leaf_modules=, in a submodule of its own"
         remedy = f"write it with other operators, or keep the code that calls it as it is with {what}"
