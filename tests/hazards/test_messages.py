@@ -226,7 +226,7 @@ def test_backward_hooks_of_all_modules() -> None:
 class Listed(nn.Module):
     def __init__(self, container: type) -> None:
         super().__init__()
-        self.norms = container([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+        self.norms: Any = container([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for norm in self.norms:
@@ -247,15 +247,16 @@ class Refers(nn.Module):
 
 @pytest.mark.parametrize("mode", [False, True])
 def test_modules_in_plain_lists(mode: bool) -> None:
-    model = nn.Sequential(nn.Conv2d(4, 4, 1), Listed(list))
-    model[1].norms[0].train(mode)
+    listed = Listed(list)
+    listed.norms[0].train(mode)
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), listed)
     place = f"at `1` (Listed), {line_of(Listed, 'x = norm(x)')}"
     refused(model, X, message=r"forward calls a BatchNorm2d in `1\.norms`", place=place)
     # the remedies
     hold(nn.Sequential(nn.Conv2d(4, 4, 1), Listed(nn.ModuleList)), X)
     kept = transform(model, (X,), leaf_modules=["1"]).model
     same(kept(X), copy.deepcopy(model)(X))
-    for norm in model[1].norms:
+    for norm in listed.norms:
         norm.eval().requires_grad_(False)
     same(transform(model, (X,)).model(X), model(X))
 
@@ -302,7 +303,8 @@ def test_an_argument_that_is_no_tensor_but_said_by_one() -> None:
 class Casts(nn.Module):
     def __init__(self, region: Any) -> None:
         super().__init__()
-        self.fc, self.region = nn.Linear(4, 4), region
+        self.fc = nn.Linear(4, 4)
+        self.region: Any = region
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with self.region():
@@ -315,13 +317,64 @@ def autocast() -> Any:
 
 
 def test_a_region_of_autocast_is_refused_where_it_is_entered() -> None:
-    model = nn.Sequential(nn.ReLU(), Casts(autocast))
+    casts = Casts(autocast)
+    model = nn.Sequential(nn.ReLU(), casts)
     place = f"at `1` (Casts), {line_of(Casts, 'with self.region')}"
     refused(model, FLAT, message="forward enters torch.autocast", place=place)
     # the remedies
     kept = transform(model, (FLAT,), leaf_modules=["1"]).model
     same(kept(FLAT), model(FLAT))
-    model[1].region = torch.enable_grad
+    casts.region = torch.enable_grad
     emitted = transform(model, (FLAT,)).model
     with autocast():
         same(emitted(FLAT), model(FLAT))
+
+
+class CastsPlainly(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + 1
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            x = x * 2
+            if x.dim() == 2:
+                return torch.as_tensor(self.fc(x))
+        return x
+
+
+class CastsAll(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    @torch.autocast("cpu", dtype=torch.bfloat16)  # type: ignore[untyped-decorator]
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.fc(x)
+
+
+@pytest.mark.parametrize(("model", "line"), [(CastsPlainly(), "with torch"), (CastsAll(), "@torch")])
+def test_a_region_of_autocast_in_an_exported_program(model: nn.Module, line: str) -> None:
+    exported = torch.export.export(nn.Sequential(nn.ReLU(), model), (FLAT,))
+    name = type(model).__name__
+    refused(exported, message="wrap_with_autocast", place=f"at `1` ({name}), {line_of(type(model), line)}")
+
+
+# ---- no example inputs ----
+
+
+class DoesNotFit(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(4, 4, 1), nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.fc(self.conv(x).reshape(-1, 6))
+
+
+def test_layers_that_do_not_fit_each_other_without_example_inputs() -> None:
+    place = f"at `fc` (Linear), {__file__}"
+    error = refused(DoesNotFit(), message="the last size of the input is 6, not 7", place=place)
+    assert "pass example inputs" in str(error)
+    refused(DoesNotFit(), X, message="the model itself fails on the example inputs")  # the remedy
