@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.capture_state import Change, location_of_module
 from compiler.lower_locations import callers, is_user_file
-from ir.errors import CaptureError
+from ir.errors import CaptureError, GraphwrightError, InferenceError
 from ir.locations import Location
 
 _MAX_NAMES = 5
@@ -89,6 +89,15 @@ def example_fails(error: Exception, model: nn.Module) -> CaptureError:
         f"the model itself fails on the example inputs: {type(error).__name__}: {_first_lines(error)}",
         location=location_of_error(error, model),
         remedy="pass example inputs on which the model runs",
+    )
+
+
+def exported_fails(error: Exception) -> CaptureError:
+    """Return the error for an exported program that fails on the inputs that it was exported with."""
+    return CaptureError(
+        f"the exported program itself fails on its example inputs: {type(error).__name__}: {_first_lines(error)}; it "
+        "has every call that was traced, one that raised and was caught (`try:`) as well",
+        remedy="transform the model that it was exported from, or export one whose forward catches no exceptions",
     )
 
 
@@ -221,6 +230,9 @@ def _is_packed(item: Any) -> bool:
     return isinstance(item, PackedSequence)
 
 
+_OF_TENSORS = ("torch.dtype", "torch.device", "torch.layout")
+
+
 def _unknown_class(error: Exception, model: nn.Module) -> CaptureError:
     """Return the error for an argument or a result of a class that no pytree knows."""
     text = str(error)
@@ -228,6 +240,14 @@ def _unknown_class(error: Exception, model: nn.Module) -> CaptureError:
     found = re.search(r"<class '([^']*)'>", text)
     name = found.group(1) if found else _first_lines(error, 1)
     simple = name.rpartition(".")[2]
+    if name in _OF_TENSORS:
+        return CaptureError(
+            f"{what} of forward is a {name}, which torch.export does not know",
+            location=location_of_module("", model),
+            remedy=f"leave it out of the result: the caller has it as `y.{simple}` of a tensor `y` there"
+            if what == "a result"
+            else f"ask a tensor for it in forward (`x.{simple}`), or keep it in an attribute of the module",
+        )
     return CaptureError(
         f"{what} of forward is of a class that torch.export does not know: {name}",
         location=location_of_module("", model),
@@ -269,6 +289,24 @@ def no_operator(target: Any, location: Location, model: nn.Module | None) -> Cap
             remedy=f"write it with operators on the stacked tensors, or {keep}",
         )
     return CaptureError(f"the graph calls {name!r}, which is no operator", location=location, remedy=keep)
+
+
+def at_operation(error: GraphwrightError, location: Location, advice: str = "") -> GraphwrightError:
+    """Return an error with the operation that it is about, and with a remedy where it is one of types.
+
+    Args:
+        error: what was raised for the operation.
+        location: of the operation.
+        advice: the remedy of an error of types; the general one where it is empty.
+    """
+    place, remedy = error.location or location, error.remedy
+    if remedy is None and isinstance(error, InferenceError) and advice:
+        remedy = advice
+    elif remedy is None and isinstance(error, InferenceError):
+        path = place.module_path
+        what = f"leaf_modules=[{path!r}]" if path else "leaf_modules=, in a submodule of its own"
+        remedy = f"write it with other operators, or keep the code that calls it as it is with {what}"
+    return type(error)(error.message, location=place, remedy=remedy)
 
 
 def state_change(changed: Sequence[Change]) -> CaptureError:

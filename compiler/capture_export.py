@@ -23,6 +23,7 @@ from compiler.boundary.surroundings import Surroundings, holds_trace
 from compiler.capture_errors import example_fails, explain, location_of_error, partial_graphs_unprinted, state_change
 from compiler.capture_functions import (
     TracedFunctions,
+    autocast_refused,
     check_hooks,
     functions_refused,
     inference_mode_as_no_grad,
@@ -208,6 +209,7 @@ class ExportCapture:
                 inference_mode_as_no_grad(),
                 TracedFunctions(),
                 functions_refused(),
+                autocast_refused(),
                 stacks_of_leaves(self.model),
             ):
                 return torch.export.export(self.model, self.args, self.kwargs, dynamic_shapes=self.dynamic_shapes)

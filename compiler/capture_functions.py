@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import attrs
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction
 
+from compiler.capture_state import location_of_module
 from compiler.lower_locations import is_user_file
 from ir.errors import CaptureError
+from ir.locations import Location
 
 _RETURN_THEIR_INPUT = frozenset(
     {F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
@@ -89,11 +93,17 @@ def functions_refused() -> Iterator[None]:
     """Refuse calls of the user's `torch.autograd.Function`s: a graph of what their forward does has another backward.
 
     Raises:
-        CaptureError: when one is called.
+        CaptureError: when one is called, or that of a reentrant checkpoint.
     """
     known = torch.autograd.Function.__dict__["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls is CheckpointFunction:
+            raise CaptureError(
+                "forward calls a reentrant torch.utils.checkpoint, whose backward a graph would lose: it gives "
+                "gradients only where an argument of the checkpoint requires one",
+                remedy="pass use_reentrant=False, or keep the module that calls it as it is with leaf_modules=",
+            )
         if cls.__module__.partition(".")[0] == "torch":
             return known.__get__(None, cls)(*args, **kwargs)
         raise CaptureError(
@@ -107,6 +117,29 @@ def functions_refused() -> Iterator[None]:
         yield
     finally:
         torch.autograd.Function.apply = known  # type: ignore[method-assign]
+
+
+@contextmanager
+def autocast_refused() -> Iterator[None]:
+    """Refuse regions of `torch.autocast` where the code enters them: the graph has them without a place.
+
+    Raises:
+        CaptureError: when one is entered.
+    """
+    known = torch.autocast.__enter__
+
+    def enter(self: Any) -> Any:
+        raise CaptureError(
+            "forward enters torch.autocast, and such a region (wrap_with_autocast) is not supported in a graph",
+            remedy="leave the region out of forward and call the result inside of torch.autocast, cast in forward "
+            "(`x.to(torch.bfloat16)`), or keep the module that enters it as it is with leaf_modules=",
+        )
+
+    torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__ = known  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -212,6 +245,12 @@ def with_parameters_kept(model: nn.Module, action: Callable[[], Any]) -> Any:
         kept.restore()
 
 
+def place_of_hook(hook: Any, location: Location) -> Location:
+    """Return the location of a module with the file and line of a hook that runs for it."""
+    code = getattr(hook, "__code__", None)
+    return location if code is None else attrs.evolve(location, file=code.co_filename, line=code.co_firstlineno)
+
+
 def check_hooks(model: nn.Module, opaque: Mapping[str, nn.Module]) -> None:
     """Refuse hooks that run in the backward pass: a graph has none.
 
@@ -219,6 +258,16 @@ def check_hooks(model: nn.Module, opaque: Mapping[str, nn.Module]) -> None:
         CaptureError: when a module that is traced has one.
     """
     inside = tuple(f"{path}." for path in opaque)
+    everywhere = [*nn.modules.module._global_backward_pre_hooks.values()]
+    everywhere += nn.modules.module._global_backward_hooks.values()
+    if everywhere:
+        name = getattr(everywhere[0], "__qualname__", "a hook")
+        raise CaptureError(
+            f"all modules have a backward hook ({name}, registered for all modules), which the emitted module would "
+            "not run for those that are traced",
+            location=place_of_hook(everywhere[0], location_of_module("", model)),
+            remedy="remove it before the capture (the handle's remove()), and register it on the result's modules",
+        )
     for path, module in model.named_modules():
         hooks = {**module._backward_hooks, **getattr(module, "_backward_pre_hooks", {})}
         if hooks and path not in opaque and not path.startswith(inside):

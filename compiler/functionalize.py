@@ -142,10 +142,7 @@ class Functionalizer(FunctionalTensors):
                 if handle.value is not value:
                     continue
                 if handle.parent is not None or handle.storage.version:
-                    raise CaptureError(
-                        f"{op.name} in training mode updates {name}, which is a view or was written in forward before",
-                        location=op.location,
-                    )
+                    raise _written_statistics(f"{op.name} in training mode updates {name}", handle, op.location)
                 if handle.storage.kind in ("input", "local") and handle.has_views:
                     raise self._seen_as_view(op.location)
                 handle.storage.kernel_writes = op.location
@@ -292,3 +289,19 @@ def is_returned_itself(handle: Handle) -> bool:
     """Return whether a result is a written input or buffer itself, rather than a tensor of its own."""
     storage = handle.storage
     return storage.owner is handle and bool(storage.version) and storage.kind in ("input", "buffer", "constant")
+
+
+def _written_statistics(what: str, handle: Handle, location: Location) -> CaptureError:
+    """Return the error for a normalization that updates what is no buffer as it was at the start of the call."""
+    if handle.storage.version:
+        return CaptureError(
+            f"{what}, which was written in forward before (reset_running_stats(), or a write of its own)",
+            location=location,
+            remedy="make the layer with track_running_stats=False if it shall forget earlier calls, write to the "
+            "statistics outside of forward, or keep the module that writes and normalizes with leaf_modules=",
+        )
+    return CaptureError(
+        f"{what}, which is a view",
+        location=location,
+        remedy="register the statistics as buffers of their own, or keep the module as it is with leaf_modules=",
+    )

@@ -305,6 +305,12 @@ def _decode_graph(encoded: tuple[Any, ...]) -> fx.Graph:
     return graph
 
 
+@fx.has_side_effect
+def write_unless_itself(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Write `value` into `target`; nothing is written, and no leaf refuses it, where an operator returned `target`."""
+    return target if value is target else torch.ops.aten.copy_.default(target, value)
+
+
 def _encode_function(function: Any) -> Any:
     """Return the path of a function where one leads to it, or else the function itself, for pickle to judge."""
     if isinstance(function, torch._ops.OpOverload):

@@ -24,11 +24,11 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
-from compiler.capture_errors import no_operator
+from compiler.capture_errors import at_operation, no_operator
 from compiler.functionalize import Functionalizer, is_returned_itself
 from compiler.lower_export_modes import lock_of_exported, mode_of_exported
 from compiler.lower_modules import ModuleFacts
-from compiler.lower_regions import RegionLowering, attribute_of
+from compiler.lower_regions import RegionLowering, attribute_of, has_raised
 from compiler.lower_storage import Handle, Storage
 from compiler.lower_symbols import DataDependentSizeError, SymbolTable, restricted
 from compiler.lower_views import may_need_gradient
@@ -105,7 +105,7 @@ class ExportLowering(RegionLowering):
                 self.program.module_modes[path] = each.training
         else:
             self.weights.add_exported(self.exported)
-        nodes = list(self.exported.graph.nodes)
+        nodes = [node for node in self.exported.graph.nodes if not has_raised(node)]
         self._reliable_keys = _keys_are_reliable(nodes)
         self._placeholders([node for node in nodes if node.op == "placeholder"])
         for node in nodes:
@@ -334,8 +334,8 @@ class ExportLowering(RegionLowering):
                 remedy="keep the module as it is with leaf_modules=, or compute with a mask of fixed size",
             ) from None
         except GraphwrightError as error:
-            if error.location is None:
-                raise type(error)(error.message, location=location, remedy=error.remedy) from error
+            if error.location is None or error.remedy is None:
+                raise at_operation(error, location) from error
             raise
 
     def _opdef(self, target: torch._ops.OpOverload) -> OpDef:

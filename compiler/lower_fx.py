@@ -13,6 +13,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from compiler.boundary.copies import structural_copy
+from compiler.capture_errors import at_operation
 from compiler.capture_symbolic import ASKED_FOR_NONE
 from compiler.functionalize import Functionalizer, is_returned_itself
 from compiler.lower_fx_arguments import with_kinds
@@ -112,8 +113,8 @@ class FxLowering:
                 self.env[node] = self._call(node)
                 self._adjust(node, before, location)
         except GraphwrightError as error:
-            if error.location is None:
-                raise type(error)(error.message, location=location, remedy=error.remedy) from error
+            if error.location is None or error.remedy is None:
+                raise at_operation(error, location, _WITH_INPUTS) from error
             raise
 
     def _location(self, node: fx.Node) -> Location:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -23,8 +24,8 @@ _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 @functools.cache
 def is_user_file(path: str) -> bool:
-    """Return whether a frame's file is neither PyTorch's nor ours nor generated."""
-    return not path.startswith((_TORCH, _OURS, "<")) and not path.startswith("torch/")
+    """Return whether a frame's file is neither PyTorch's nor ours nor generated, nor what enters a `with` block."""
+    return not path.startswith((_TORCH, _OURS, "<", "torch/", contextlib.__file__))
 
 
 def callers() -> frozenset[tuple[str, int]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import linecache
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from compiler.functionalize import Functionalizer
-from compiler.lower_locations import Locator
+from compiler.lower_locations import Locator, module_of
 from compiler.lower_storage import Handle
 from compiler.lower_symbols import SymbolTable
 from compiler.lower_views import may_need_gradient
@@ -75,7 +78,7 @@ class RegionLowering:
             if isinstance(body, fx.GraphModule) and not location.file:
                 for inner in body.graph.nodes:
                     if inner.op == "call_function" and (found := self.locate(inner)).file:
-                        return found
+                        return _entry(found, inner)
         return location
 
     def _inline(self, body: fx.GraphModule, inputs: Sequence[Any]) -> Any:
@@ -86,7 +89,7 @@ class RegionLowering:
                 self.env[node] = next(rest)
             elif node.op == "get_attr":
                 self.env[node] = attribute_of(body, str(node.target))
-            elif node.op == "call_function":
+            elif node.op == "call_function" and not has_raised(node):
                 self._call(node)
             elif node.op == "output":
                 return self._argument(node.args[0])
@@ -106,6 +109,44 @@ class RegionLowering:
             return arg
         op = arg.value.defining_op
         return arg.parent if op is not None and op.name == "aten.detach" else arg
+
+
+def _entry(inside: Location, node: fx.Node) -> Location:
+    """Return the `with` or the decorator that enters the region of autocast in which a node was traced.
+
+    Where it is not around the line of the node itself, what is known is the node.
+    """
+    found: ast.AST | None = None
+    try:
+        tree = ast.parse("".join(linecache.getlines(inside.file)))
+    except SyntaxError:
+        return inside
+    for each in ast.walk(tree):  # outer ones first
+        if isinstance(each, ast.With | ast.AsyncWith):
+            places: list[ast.expr] = [item.context_expr for item in each.items]
+        elif isinstance(each, ast.FunctionDef):
+            places = each.decorator_list
+        else:
+            continue
+        entering = [place for place in places if "autocast" in ast.unparse(place)]
+        if entering and each.lineno <= inside.line <= (each.end_lineno or 0):
+            found = entering[0]
+    if found is None:
+        return inside
+    stack = node.meta.get("nn_module_stack") or {}
+    own = {key: entry for key, entry in stack.items() if not _name(entry[1]).startswith("torch.nn.")}
+    path, class_name = module_of({"nn_module_stack": own})
+    return Location(path, class_name, inside.file, found.lineno)  # type: ignore[attr-defined]
+
+
+def _name(class_: Any) -> str:
+    return f"{class_.__module__}.{class_.__qualname__}" if isinstance(class_, type) else str(class_)
+
+
+def has_raised(node: fx.Node) -> bool:
+    """Return whether a call of an operator raised while the model was traced, and the model went on (`try:`)."""
+    made = node.meta.get("val", node)
+    return made is None and not node.users and isinstance(node.target, OpOverload) and bool(node.target._schema.returns)
 
 
 def attribute_of(root: Any, path: str) -> Any:

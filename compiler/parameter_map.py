@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from ir.parser import parse_program
 from ir.printer import print_program
 from ir.program import Derivation
 
+_COUNTED_SINCE = 2
+"""The version of a BatchNorm's state from which on it has a count of batches."""
 _EXTRA_STATE = nn.modules.module._EXTRA_STATE_KEY_SUFFIX
 
 
@@ -46,6 +49,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         aliases: Mapping[str, tuple[str, ...]] | None = None,
         extra_state: Mapping[str, Any] | None = None,
         literals: frozenset[str] = frozenset(),
+        counters: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Make a map.
 
@@ -57,6 +61,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
             aliases: all names of each tensor that has several: a checkpoint may have it under any of them.
             extra_state: what `get_extra_state` returned for the modules that were captured, by its key.
             literals: the keys of tensors that are literals of the original's code.
+            counters: the counts of batches of the original's normalizations, which old checkpoints do not have.
         """
         self._entries = dict(entries)
         self._originals = dict.fromkeys(originals)
@@ -64,6 +69,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         self._constants = dict(constants or {})
         self._aliases = dict(aliases or {})
         self._extra_state = dict(extra_state or {})
+        self._counters = dict(counters or {})
         self.literals = literals
 
     def __getstate__(self) -> dict[str, Any]:
@@ -119,16 +125,19 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         Tensors are those of the checkpoint, not copies; computed ones are computed anew. What the original does not
         know passes through, so that `load_state_dict(strict=True)` reports it. Extra state (`get_extra_state`) goes
         to the modules that are kept as they are; of others it is left out, since their code is gone: what it says is
-        in the emitted module as constants.
+        in the emitted module as constants. Old checkpoints have no counts of batches (`num_batches_tracked`): they
+        stay what they were, as in the original.
 
         Raises:
             InputError: when the checkpoint lacks a tensor, or its extra state is not that of the captured model.
         """
-        converted: dict[str, Any] = {}
+        converted: OrderedDict[str, Any] = OrderedDict()
         for key in self._entries:
             if self._persistent is not None and key not in self._persistent:
                 continue
             converted[key] = self.heir(key, state_dict)
+        if hasattr(state_dict, "_metadata"):
+            converted._metadata = self._versions(state_dict._metadata)  # type: ignore[attr-defined]
         kept = {source for entry in self._entries.values() for source in entry.sources}
         for name, value in state_dict.items():
             if name in self._extra_state and name not in kept:
@@ -136,6 +145,16 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
             elif name not in self._originals and name not in converted:
                 converted[name] = value
         return converted
+
+    def _versions(self, metadata: Mapping[str, Any]) -> OrderedDict[str, Any]:
+        """Return what a checkpoint says of the versions of modules, for those that hold their tensors now."""
+        found: OrderedDict[str, Any] = OrderedDict()
+        for key, entry in self._entries.items():
+            path, _, name = key.rpartition(".")
+            source, _, old_name = entry.sources[0].rpartition(".")
+            if entry.derivation is None and name == old_name and source in metadata:
+                found.setdefault(path, dict(metadata[source]))
+        return found
 
     def heir(self, key: str, tensors: Mapping[str, Any]) -> Any:
         """Return what one tensor of the emitted module is, for these tensors of the original.
@@ -161,10 +180,18 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
                 return state_dict[name]
         if source in self._constants:
             return self._constants[source]
+        if source in self._counters and _version(state_dict, source) < _COUNTED_SINCE:
+            return self._counters[source].clone()
         raise InputError(
             f"the checkpoint has no {source!r}, which {key!r} comes from",
             remedy="pass the state_dict of the original model, as it was when it was transformed",
         )
+
+
+def _version(state_dict: Mapping[str, Any], name: str) -> int:
+    """Return the version of the module that has a name, as a checkpoint says; 0 where it says nothing."""
+    metadata: Mapping[str, Any] = getattr(state_dict, "_metadata", {})
+    return metadata.get(name.rpartition(".")[0], {}).get("version") or 0
 
 
 def _check_extra_state(name: str, value: Any, captured: Any) -> None:

@@ -18,6 +18,7 @@ from compiler.boundary.outcomes import difference
 from compiler.boundary.parting import first_parting
 from compiler.boundary.runs import Outcome, Twin, on_meta
 from compiler.boundary.settings import SETTINGS, answers_of
+from compiler.capture_errors import exported_fails
 from compiler.captured import Captured
 from compiler.codegen import Emitted
 from compiler.graphmodule import EmittedModule
@@ -57,7 +58,10 @@ def reference_of(model: nn.Module | ExportedProgram, captured: Captured) -> Refe
         return None
     twin = Twin(module)
     with twin.own_buffers():
-        return Reference(module, twin.call(captured.args, captured.kwargs))
+        first = twin.call(captured.args, captured.kwargs)
+    if first.error is not None:
+        raise exported_fails(first.error)
+    return Reference(module, first)
 
 
 class Check:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
@@ -29,6 +29,33 @@ def structural_copy(module: nn.Module) -> nn.Module:
     return found
 
 
+def held_modules(root: nn.Module) -> list[nn.Module]:
+    """Return the modules of a tree, and those in plain attributes and containers of theirs."""
+    return [value for value in _held(root) if isinstance(value, nn.Module)]
+
+
+def _held(root: nn.Module) -> Iterator[Any]:
+    """Yield the modules, tensors and shared objects in the attributes and containers of a module, and below them."""
+    pending: list[Any] = [root]
+    seen: set[int] = set()
+    while pending:
+        value = pending.pop()
+        if isinstance(value, _ATOMIC) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, (torch.Tensor, *_SHARED)):
+            yield value
+        elif isinstance(value, nn.Module):
+            yield value
+            pending.extend(value.__dict__.values())
+        elif isinstance(value, Mapping):
+            pending.extend(value.values())
+        elif isinstance(value, (list, tuple, set)):
+            pending.extend(value)
+        elif isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, FunctionType):
+            pending.extend(value.__dict__.values())
+
+
 class _Copier:
     """One copy of a tree of modules."""
 
@@ -47,25 +74,12 @@ class _Copier:
         Tensors stand in it for themselves.
         """
         found: list[nn.Module] = []
-        pending: list[Any] = [root]
-        seen: set[int] = set()
-        while pending:
-            value = pending.pop()
-            if isinstance(value, _ATOMIC) or id(value) in seen:
-                continue
-            seen.add(id(value))
-            if isinstance(value, (torch.Tensor, *_SHARED)):
-                self.memo[id(value)] = value
-            elif isinstance(value, nn.Module):
+        for value in _held(root):
+            if isinstance(value, nn.Module) and not isinstance(value, _SHARED):
                 found.append(value)
                 self.memo[id(value)] = object.__new__(value.__class__)  # a GraphModule's own makes a new class
-                pending.extend(value.__dict__.values())
-            elif isinstance(value, Mapping):
-                pending.extend(value.values())
-            elif isinstance(value, (list, tuple, set)):
-                pending.extend(value)
-            elif isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, FunctionType):
-                pending.extend(value.__dict__.values())
+            else:
+                self.memo[id(value)] = value
         return found
 
     def copy_of(self, value: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import nn
 
 from compiler.boundary.copies import structural_copy
 from compiler.boundary.outcomes import difference
+from compiler.boundary.outsiders import check_hooks_of_all_modules, check_members, hooks_of_all_modules_watched, is_in
 from compiler.boundary.questions import Record, Recorder, direct_calls
 from compiler.boundary.runs import Outcome, Twin
 from compiler.boundary.settings import SETTINGS, settings_of
@@ -122,9 +123,11 @@ class _Observation:
         before, outside, original = ModuleState(work), Surroundings(work), ModuleState(self.original)
         try:
             with twin.own_buffers():
-                with recorded_calls(wanted(work)) as records:
+                with hooks_of_all_modules_watched() as acting, recorded_calls(wanted(work)) as records:
                     first, steps = self._call()
                 self._check_run(first, steps)
+                check_hooks_of_all_modules(acting, work)
+                check_members(steps, work, self.kept)
                 self._check_first_changes(before)
                 before.restore_tensors()
                 warm = ModuleState(work)
@@ -236,6 +239,13 @@ class _Observation:
                 location=record.seeded or root,
                 remedy="draw the numbers once and keep them in a buffer, or seed outside of forward",
             )
+        if record.rewound is not None and not is_in(record.rewound, self.kept):
+            raise CaptureError(
+                "forward sets back a random generator of PyTorch (torch.random.fork_rng, set_rng_state): what is drawn "
+                "afterwards is the same again, and a graph draws each number anew",
+                location=record.rewound,
+                remedy="draw numbers without it in forward; or keep the module as it is with leaf_modules=",
+            )
         if outcome.foreign:
             name = outcome.foreign[0]
             raise CaptureError(
@@ -299,7 +309,8 @@ class _Observation:
             change for change in state.changes() if change[2] != "training" and not is_list_of_parameters(change)
         ]
         names = outside.changes()
-        if changed or names or outcome.foreign or outcome.reseeded or record.seeded is not None:
+        drawn = outcome.foreign or outcome.reseeded or record.seeded is not None or record.rewound is not None
+        if changed or names or drawn:
             outside.restore()
             label = names[0] if names else f"`{changed[0][0]}.{changed[0][2]}`" if changed else "a random generator"
             found.mode_problem = f"the model changes {label} in the other mode"

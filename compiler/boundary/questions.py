@@ -102,6 +102,10 @@ class Record:
     seeded: Location | None = None
     foreign: Location | None = None
     """Where Python's own generator was asked for numbers."""
+    rewound: Location | None = None
+    """Where the state of a generator of PyTorch was set to another one."""
+    strangers: dict[int, tuple[nn.Module, Location]] = attrs.field(factory=dict)
+    """Modules that were called and are none of the model's, by id, and where first."""
 
 
 class Recorder:
@@ -114,6 +118,8 @@ class Recorder:
             self.paths.setdefault(id(module), path)
         self.stack: list[nn.Module] = []
         self.record = Record()
+        self._setting: tuple[torch.Generator, torch.Tensor] | None = None
+        """A generator whose state is being set, and that state before."""
 
     @contextmanager
     def recording(self) -> Iterator[Record]:
@@ -123,6 +129,8 @@ class Recorder:
 
         def enter(module: nn.Module, args: Any) -> None:
             if threading.get_ident() == thread:
+                if id(module) not in self.paths and id(module) not in self.record.strangers:
+                    self.record.strangers[id(module)] = module, self.place_of_user(sys._getframe(1))
                 self.stack.append(module)
 
         def leave(module: nn.Module, args: Any, result: Any) -> None:
@@ -183,12 +191,18 @@ class Recorder:
 
     def _profile(self, frame: FrameType, event: str, function: Any) -> None:
         if event != "c_call":
+            if event == "c_return" and self._setting is not None and getattr(function, "__name__", "") == "set_state":
+                (generator, before), self._setting = self._setting, None
+                if not torch.equal(generator.get_state(), before):
+                    self.record.rewound = self.record.rewound or self.place_of_user(frame)
             return
         name = getattr(function, "__name__", "")
         if name in _OF_THE_THREAD:
             self.ask(_OF_THE_THREAD[name], frame)
         elif name == "manual_seed" and isinstance(getattr(function, "__self__", None), torch.Generator) and self.stack:
             self.record.seeded = self.record.seeded or self.place_of_user(frame)
+        elif name == "set_state" and isinstance(getattr(function, "__self__", None), torch.Generator) and self.stack:
+            self._setting = function.__self__, function.__self__.get_state()
         elif self.stack and isinstance(getattr(function, "__self__", None), random.Random):
             self.record.foreign = self.record.foreign or self.place_of_user(frame)
 

@@ -20,7 +20,8 @@ from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree, folded_path
 from compiler.codegen.weights import Weights, names_of, weight_of
 from compiler.fused_modules import ScaledDotProductAttention
-from compiler.graphmodule import EmittedModule, SwitchedModule
+from compiler.graphmodule import EmittedModule, SwitchedModule, write_unless_itself
+from compiler.lower_views import RETURNS_INPUT_IN_EVAL
 from compiler.parameter_map import Entry, ParameterMap
 from ir.aliasing import may_alias_operands
 from ir.attributes import UnknownObject
@@ -206,6 +207,25 @@ def _unlike_after(program: Program) -> Iterator[str]:
             yield switch
 
 
+def _may_be_itself(value: Value, target: Value) -> bool:
+    """Return whether a value is either the target, by operators that return what they are given, or a new tensor."""
+    op = value.defining_op
+    while op is not None and op.name in RETURNS_INPUT_IN_EVAL:
+        operand = op.operands[0]
+        if operand is target:
+            return True
+        op = None if operand is None else operand.defining_op
+    return False
+
+
+def _counters(program: Program) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the counts of batches as they are now, by all their names."""
+    for weight in program.weights.values():
+        if weight.name.rpartition(".")[2] == "num_batches_tracked" and weight.data is not None:
+            count = torch.zeros_like(weight.data, device="cpu") if weight.data.is_meta else weight.data.detach().clone()
+            yield from ((name, count) for name in names_of(weight))
+
+
 class _Emitter:
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -276,18 +296,25 @@ class _Emitter:
         """Add the writes to buffers and inputs, and return the structure of the result."""
         convention, outputs = self.program.convention, self.program.graph.outputs
         written: dict[Value, None] = {}
+        themselves: dict[int, Any] = {}
         for mutation in convention.mutations:
             target = self._written(mutation.buffer, mutation.input)
             written[target] = None
-        nodes = [None if v is None else self._before_writes(v, written) for v in outputs]
+            value = outputs[mutation.output]
+            if value is not None and _may_be_itself(value, target):
+                themselves[mutation.output] = self.scope.value(value)
+        nodes = [
+            None if v is None else themselves.get(number) or self._before_writes(v, written)
+            for number, v in enumerate(outputs)
+        ]
         returned: dict[int, Any] = {}
         for mutation in convention.mutations:
             target = self._written(mutation.buffer, mutation.input)
-            value = nodes[mutation.output]
+            write: Any = write_unless_itself if mutation.output in themselves else torch.ops.aten.copy_.default
             # an operator, not a method: fx must see that it has an effect; with its gradient, which the next call has
             weight = weight_of(target)
             written_node = self.scope.value(target) if weight is None else self.scope.tensor(weight)
-            self.scope.call(torch.ops.aten.copy_.default, (written_node, value))
+            self.scope.call(write, (written_node, nodes[mutation.output]))
             returned[mutation.output] = written_node
         if convention.outputs:
             # a result that is the output of a write is the written tensor itself
@@ -375,5 +402,6 @@ class _Emitter:
             persistent=frozenset(persistent),
             constants=constants,
             aliases={name: names for names in tied for name in names},
+            counters=dict(_counters(self.program)),
             literals=frozenset(k for k, w in self.tree.key_weights.items() if w.kind is WeightKind.CONSTANT),
         )

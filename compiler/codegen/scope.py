@@ -24,6 +24,7 @@ from ir.program import Weight
 from ir.types import ScalarType, TensorType
 
 _CONSTANT_FILLS = ("aten.zeros", "aten.ones", "aten.empty.memory_format")
+_SAMPLING = ("aten.fractional_max_pool2d", "aten.fractional_max_pool3d")
 
 
 class _SizeFunctions(PythonReferenceAnalysis):
@@ -222,9 +223,12 @@ class Scope:
         """Return what to write for the device or dtype of a new tensor, or None for the literal.
 
         A tensor made on the device of an input follows that input, so the emitted module can be moved; a constant
-        fill of the dtype of an input follows it too (its elements are exact in every dtype).
+        fill of the dtype of an input follows it too (its elements are exact in every dtype), and so do samples for a
+        pooling, which takes them in the dtype of its operand only.
         """
         wanted = op.attributes.get(name)
+        if name == "dtype" and (pooled := self._sampled_for(op)) is not None:
+            return self.call(getattr, (pooled, "dtype"))
         if wanted is None or any(v is not None for v in op.operands[: op.num_schema_operands]):
             return None
         if name == "dtype" and (op.name not in _CONSTANT_FILLS or not wanted.is_floating_point):
@@ -236,4 +240,15 @@ class Scope:
                 if node is None:
                     node = self._attributes[name] = self.call(getattr, (self.value(value), name))
                 return node
+        return None
+
+    def _sampled_for(self, op: Operation) -> Any:
+        """Return the node of what is pooled at the places that `op` draws, or None where it draws none."""
+        if op.name != "aten.rand" or any(user.name not in _SAMPLING for user in op.results[0].users):
+            return None
+        wanted = op.results[0].type
+        for user in op.results[0].users:
+            pooled = user.operands[0]
+            if pooled in self.env and isinstance(pooled.type, TensorType) and isinstance(wanted, TensorType):
+                return self.env[pooled] if pooled.type.dtype == wanted.dtype else None
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -264,6 +265,67 @@ def test_a_checkpoint_may_leave_out_names_of_tied_weights() -> None:
         result = transform(model, (x,), pipeline=PIPELINES["folded"]())
         result.model.load_state_dict(result.parameter_map.convert(checkpoint))
         torch.testing.assert_close(result.model(x), other(x))
+
+
+# ---- counts of batches ----
+
+
+def normalized(**held: Any) -> nn.Sequential:
+    torch.manual_seed(len(held))
+    return nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4, momentum=None))
+
+
+def uncounted(model: nn.Sequential) -> nn.Sequential:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.num_batches_tracked = None
+    return model
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("pipeline", [None, *PIPELINES])
+def test_an_old_checkpoint_has_no_counts_of_batches(training: bool, pipeline: str | None) -> None:
+    torch.manual_seed(0)
+    model, other, x = normalized(), normalized(seed=1), torch.randn(4, 4, 3, 3)
+    model(x)
+    result = transform(model.train(training), (x,), pipeline=PIPELINES[pipeline]() if pipeline else None)
+    other(x)
+    checkpoint = {key: t for key, t in other.state_dict().items() if not key.endswith("num_batches_tracked")}
+    for parameter_map in (result.parameter_map, pickle.loads(pickle.dumps(result.parameter_map))):
+        emitted, original = copy.deepcopy(result.model), copy.deepcopy(model)
+        emitted.load_state_dict(parameter_map.convert(checkpoint))
+        original.load_state_dict(checkpoint)
+        for _ in range(2):
+            torch.testing.assert_close(emitted(x), original(x))
+
+
+def test_a_checkpoint_of_now_has_the_counts_of_batches() -> None:
+    model, x = normalized(), torch.randn(4, 4, 3, 3)
+    result = transform(model, (x,))
+    checkpoint = uncounted(normalized()).state_dict()
+    with pytest.raises(RuntimeError, match="num_batches_tracked"):
+        model.load_state_dict(checkpoint)
+    with pytest.raises(InputError, match=r"the checkpoint has no '1\.num_batches_tracked'"):
+        result.parameter_map.convert(checkpoint)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_that_counts_no_batches_loads_its_own_checkpoint(training: bool) -> None:
+    torch.manual_seed(0)
+    model, other, x = uncounted(normalized()), uncounted(normalized(seed=1)), torch.randn(4, 4, 3, 3)
+    for each in (model, other):
+        last = each[3]
+        assert isinstance(last, nn.BatchNorm2d)
+        last.momentum = 0.1
+        each(x)
+    result = transform(model.train(training), (x,))
+    checkpoint = result.parameter_map.convert(other.state_dict())
+    stored = io.BytesIO()
+    torch.save(checkpoint, stored)
+    stored.seek(0)
+    result.model.load_state_dict(torch.load(stored))
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(result.model(x), model(x))
 
 
 # ---- extra state ----

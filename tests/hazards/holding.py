@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
-from graphwright import InputError, TransformResult, transform
+from graphwright import GraphwrightError, InputError, TransformResult, transform
 
 X = torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 FLAT = X[:, :, 0, 0].contiguous()
@@ -47,3 +49,18 @@ def hold(model: nn.Module, *args: Any, calls: int = 2, kwargs: dict[str, Any] | 
 
 def follows(result: TransformResult) -> bool:
     return not result.program.mode_locked
+
+
+def line_of(code: Any, text: str) -> str:
+    """Return the place of the first line with a text in the source of a class or function, as messages give it."""
+    lines, first = inspect.getsourcelines(code)
+    return f"{inspect.getsourcefile(code)}:{first + next(i for i, line in enumerate(lines) if text in line)}"
+
+
+def refused(model: Any, *args: Any, message: str, place: str = "") -> GraphwrightError:
+    """Hold that a model is refused with a place and a remedy, and never with a plea to report it."""
+    with pytest.raises(GraphwrightError, match=message) as caught:
+        transform(model, args or None)
+    assert caught.value.remedy and "report" not in caught.value.remedy
+    assert place in str(caught.value)
+    return caught.value

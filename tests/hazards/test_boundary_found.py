@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from graphwright import CaptureError, transform
-from tests.hazards.holding import FLAT, X, hold, run, same
+from tests.hazards.holding import FLAT, X, hold, line_of, refused, run, same
 
 
 class Swapped(nn.Module):
@@ -99,3 +103,90 @@ def test_a_list_that_holds_a_buffer_is_left_as_it_was() -> None:
     else:
         raise AssertionError("a graph cannot express it")
     assert not model.get_buffer("a").any()
+
+
+# ---- gradients ----
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.fc, self.reentrant = nn.Linear(4, 4), reentrant
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return checkpoint(self.fc, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_a_reentrant_checkpoint_is_refused_by_name(requires_grad: bool) -> None:
+    x = FLAT.clone().requires_grad_(requires_grad)
+    place = line_of(Checkpointed, "return checkpoint")
+    model = nn.Sequential(nn.Linear(4, 4), Checkpointed(reentrant=True))
+    refused(model, x, message="a reentrant torch.utils.checkpoint", place=f"at `1` (Checkpointed), {place}")
+    # the remedies
+    hold(nn.Sequential(nn.Linear(4, 4), Checkpointed(reentrant=False)), FLAT)
+    kept = transform(model, (x,), leaf_modules=["1"]).model
+    for module in (model, kept):
+        module(x).sum().backward()
+    same(kept.get_parameter("1.fc.weight").grad, model[1].fc.weight.grad)
+
+
+def test_hooks_on_gradients_of_parameters_are_refused() -> None:
+    for name in ("register_hook", "register_post_accumulate_grad_hook"):
+        seen: list[Any] = []
+        model = nn.Sequential(nn.Linear(4, 4))
+        handle = getattr(model[0].weight, name)(seen.append)
+        refused(model, FLAT, message="parameter '0.weight' has a hook on its gradient")
+        handle.remove()  # the remedy
+        result = transform(model, (FLAT,))
+        (key,) = (key for key, names in result.parameter_map.items() if names == ("0.weight",))
+        getattr(result.model.get_parameter(key), name)(seen.append)
+        result.model(FLAT).sum().backward()
+        assert len(seen) == 1
+
+
+# ---- arguments ----
+
+
+class Appends(nn.Module):
+    def forward(self, x: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
+        kept.append(x * 2)
+        return x + 1
+
+
+class Replaces(nn.Module):
+    def forward(self, x: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
+        kept[0] = kept[0] + x
+        return x + kept[0]
+
+
+class Enters(nn.Module):
+    def forward(self, x: torch.Tensor, kept: dict[str, torch.Tensor]) -> torch.Tensor:
+        kept["new"] = x * 2
+        return x + kept["old"]
+
+
+class Pops(nn.Module):
+    def forward(self, x: torch.Tensor, kept: dict[str, torch.Tensor]) -> torch.Tensor:
+        return x + kept.pop("old")
+
+
+class Writes(nn.Module):
+    def forward(self, x: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
+        kept[0].add_(x)
+        return x + kept[0]
+
+
+@pytest.mark.parametrize("model", [Appends(), Replaces(), Enters(), Pops()])
+def test_lists_and_dicts_among_the_arguments_that_forward_changes_are_refused(model: nn.Module) -> None:
+    given: Any = {"old": FLAT.clone()} if isinstance(model, (Enters, Pops)) else [FLAT.clone()]
+    refused(model, FLAT, given, message="forward changes a list or dict among its arguments", place=__file__)
+    assert len(given) == 1
+    same(given["old"] if isinstance(given, dict) else given[0], FLAT)
+
+
+def test_a_tensor_in_a_list_among_the_arguments_may_be_written() -> None:
+    emitted = transform(Writes(), (FLAT, [FLAT.clone()])).model
+    ours, theirs = [FLAT.clone()], [FLAT.clone()]
+    same(emitted(FLAT, ours), Writes()(FLAT, theirs))
+    same(ours, theirs)

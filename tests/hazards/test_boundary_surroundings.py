@@ -87,6 +87,31 @@ def test_questions_to_the_surroundings(name: str, matters: bool) -> None:
     same(copy.deepcopy(result.model)(X), model(X))
 
 
+class AsksInTheOtherMode(nn.Module):
+    def __init__(self, captured: bool, matters: bool) -> None:
+        super().__init__()
+        self.fc, self.captured, self.matters = nn.Linear(6, 6), captured, matters
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        if self.training != self.captured and torch.is_grad_enabled() and self.matters:
+            return y * 2
+        return y
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_question_in_the_other_mode_only(mode: bool) -> None:
+    model = nn.Sequential(AsksInTheOtherMode(mode, matters=True)).train(mode)
+    result = transform(model, (X,))
+    same(result.model(X), model(X))
+    with pytest.raises(InputError, match="in the other mode it asks about its surroundings at `0`") as raised:
+        result.model.train(not mode)
+    assert __file__ in str(raised.value)
+    model.train(not mode)  # the remedy
+    same(transform(model, (X,)).model(X), model(X))
+    hold(nn.Sequential(AsksInTheOtherMode(mode, matters=False)).train(mode), X)
+
+
 def test_is_compiling_has_the_answer_of_export_where_both_ways_agree() -> None:
     class Branch(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
