@@ -21,6 +21,7 @@ from compiler.observation import foreign_seeded, foreign_state, seeded
 from compiler.parameter_map import ParameterMap
 from fuzz.check import Finding, Outcome, Properties, Unusable, check_text
 from fuzz.emission import check_emission
+from fuzz.kinds import other_than_its_kind
 from fuzz.module_case import ModuleCase
 from fuzz.module_hold import Arguments, Comparison
 from fuzz.module_kinds import family_of
@@ -150,6 +151,9 @@ class _Way:
         self._run_original()
         if isinstance(result, str):
             return self._outcome(result)
+        other = other_than_its_kind(result.program, result.program)
+        if other is not None:
+            raise Finding("kind", other)
         if isinstance(given, ExportedProgram):
             self.case.renew()  # torch.export itself leaves fake tensors in caches
             model = self.case.build().to(self.dtype)
