@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ from compiler.capture_opaque import (
 from compiler.capture_state import (
     Change,
     ModuleState,
+    attribute_of,
     is_list_of_parameters,
     location_of_module,
     random_state_kept,
@@ -100,7 +102,8 @@ class ExportCapture:
             chosen = chosen_modules(model, self._paths(leaf_modules))
             return {**chosen, **_candidates(model, chosen)}
 
-        return observe(self.original, self.args, self.kwargs, wanted, self._paths(leaf_modules))
+        kept = self._paths(leaf_modules)
+        return observe(self.original, self.args, self.kwargs, wanted, kept, of_one_size=self.dynamic_shapes is None)
 
     def _paths(self, leaf_modules: Sequence[Any]) -> list[str]:
         """Return the paths of the chosen modules; objects are those of the user's model, not of its copy."""
@@ -260,6 +263,12 @@ class ExportCapture:
                 warnings.filterwarnings(
                     "ignore", message=f"The tensor attributes? {own} w(as|ere) assigned during export"
                 )
+                if self.observed is not None and self.observed.memos:
+                    names = (f"self.{path}.{name}".replace("..", ".") for path, name in self.observed.memos)
+                    memo = rf"({'|'.join(map(re.escape, names))})[^,]*"
+                    warnings.filterwarnings(
+                        "ignore", message=rf"The tensor attributes? {memo}(, {memo})* w(as|ere) ass"
+                    )
                 model.__dict__["forward"] = forward
                 result = action()
         except Exception as error:  # noqa: BLE001 - whatever the user's code raises
@@ -274,8 +283,10 @@ class ExportCapture:
         return result
 
     def _is_seen(self, change: Change) -> bool:
-        """Return whether a change is one of a mode: real runs showed what comes of it."""
-        return self.observed is not None and change[2] == "training"
+        """Return whether real runs showed what comes of a change: of a mode, or of what no other call depends on."""
+        if self.observed is None:
+            return False
+        return change[2] == "training" or (change[0], attribute_of(change[2])) in self.observed.memos
 
     def _explained(self, failure: Exception) -> GraphwrightError:
         if isinstance(failure, GraphwrightError):

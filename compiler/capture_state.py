@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import random
+import re
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from compiler.boundary.containers import CODE, OPAQUE, PLAIN, Container, collect, differences, same_content
+from compiler.boundary.containers import CODE, OPAQUE, PLAIN, Container, collect, differences, same, same_content
 from compiler.lean_tracing import lean_tracing
 from compiler.lower_locations import is_user_file
 from ir.locations import Location
@@ -86,6 +87,34 @@ class ModuleState:
             changed.extend((path, module, f"{container.label}{name}") for name in container.differences())
         return changed
 
+    def assigned_tensors(self) -> list[Change]:
+        """Return the attributes that hold a tensor now, and did not hold that one."""
+        return [
+            (path, module, name)
+            for path, module, attributes in self.modules
+            for name, value in module.__dict__.items()
+            if isinstance(value, torch.Tensor) and attributes.get(name) is not value
+        ]
+
+    def unlike_tensors(self) -> list[Change]:
+        """Return the attributes that hold another tensor now, of another type or with other numbers."""
+        before = {path: attributes for path, _, attributes in self.modules}
+        return [
+            change for change in self.assigned_tensors() if not same(before[change[0]].get(change[2]), _value(change))
+        ]
+
+    def forget(self, names: Collection[tuple[str, str]]) -> None:
+        """Put back some attributes, given as (module path, name), and what they held."""
+        for path, module, attributes in self.modules:
+            for name in [name for where, name in names if where == path]:
+                if name in attributes:
+                    module.__dict__[name] = attributes[name]
+                else:
+                    module.__dict__.pop(name, None)
+        for path, _, container in self.containers:
+            if (path, attribute_of(container.label)) in names:
+                container.restore()
+
     def tensors_written(self) -> bool:
         """Return whether tensors that are no parameters or buffers have other numbers now."""
         return any(not same_content(tensor, copy) for tensor, copy in self.tensors)
@@ -129,6 +158,15 @@ class ModuleState:
                 container.restore()
                 changed.extend((path, module, f"{container.label}{name}") for name in names)
         return changed
+
+
+def attribute_of(label: str) -> str:
+    """Return the attribute of a module that a label of something in it begins with: `cache` of `cache['cos'].x`."""
+    return re.split(r"[.\[]", label, maxsplit=1)[0]
+
+
+def _value(change: Change) -> Any:
+    return change[1].__dict__.get(change[2])
 
 
 def _identical_items(a: dict[str, Any], b: dict[str, Any]) -> bool:

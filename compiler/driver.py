@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 from compiler.boundary.check import Check, reference_of
 from compiler.capture import capture
+from compiler.capture_state import location_of_module
 from compiler.captured import Captured
 from compiler.codegen import emit
 from compiler.lower import lower
@@ -212,7 +213,7 @@ def _compiled(
         stages.run(name, lambda single=single: single(program, context))  # type: ignore[misc]
     stages.run("verify", lambda: verify(program))
     emitted = stages.run("emit", lambda: emit(program))
-    remarks = [*_applied(log), *log.remarks, *_kept(program, log, manager)]
+    remarks = [*_applied(log), *log.remarks, *_kept(program, log, manager), *_left_out(captured)]
     if check:
         reference = reference_of(model, captured)
         if reference is None:
@@ -252,6 +253,21 @@ def _entries(leaf_modules: Any) -> tuple[Any, ...]:
             remedy="give submodules, their classes or their paths: `leaf_modules=['encoder.norm']`",
         )
     return tuple(leaf_modules)
+
+
+def _left_out(captured: Captured) -> list[Remark]:
+    """Say what forward keeps in the model's attributes, and the result does not."""
+    return [
+        Remark(
+            "left out",
+            "capture",
+            location_of_module(path, captured.module.get_submodule(path)),
+            f"what forward keeps in `{f'{path}.{name}'.lstrip('.')}` is computed in each call, and kept nowhere: no "
+            "call depends on it",
+        )
+        for path, name in sorted(captured.observed.memos if captured.observed is not None else ())
+        if captured.module is not None
+    ]
 
 
 def _applied(log: RewriteLog) -> list[Remark]:

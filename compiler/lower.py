@@ -58,8 +58,12 @@ def _follow_modes(captured: Captured, program: Program) -> None:
     if seen is not None and seen.back is not None:
         lock(program, "its modules were in several modes, and code of the model asks for them")
         return
-    exported, problem = captured.second()
     opposite = None
+    if seen is not None and seen.other is not None and seen.other.error is not None:
+        error = seen.other.error
+        exported, problem = None, f"it raises {type(error).__name__}: {error}"
+    else:
+        exported, problem = captured.second()
     if exported is not None:
         try:
             opposite = _lower_exported(captured, exported)

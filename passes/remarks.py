@@ -32,7 +32,7 @@ class Remark:
 
     kind: str
     """`applied`, `missed` (a near miss), `skipped` (not decidable; a Python warning went out) or `kept`;
-    of `validate="each"` also `validated` and `unvalidated`."""
+    of `validate="each"` also `validated` and `unvalidated`; of the capture and the check `left out`, `unchecked`."""
     rule: str
     location: Location
     message: str

@@ -19,13 +19,20 @@ from compiler.boundary.copies import structural_copy
 from compiler.boundary.outcomes import difference
 from compiler.boundary.outsiders import check_hooks_of_all_modules, check_members, hooks_of_all_modules_watched, is_in
 from compiler.boundary.questions import Record, Recorder, direct_calls
-from compiler.boundary.runs import Outcome, Twin
+from compiler.boundary.runs import Outcome, Twin, other_numbers
 from compiler.boundary.settings import SETTINGS, settings_of
 from compiler.boundary.surroundings import Surroundings
 from compiler.capture_errors import example_fails, state_change
 from compiler.capture_functions import ParametersKept
 from compiler.capture_opaque import CallRecord, recorded_calls
-from compiler.capture_state import Change, ModuleState, is_list_of_parameters, location_of_module, random_state_kept
+from compiler.capture_state import (
+    Change,
+    ModuleState,
+    attribute_of,
+    is_list_of_parameters,
+    location_of_module,
+    random_state_kept,
+)
 from ir.errors import CaptureError
 from ir.locations import Location
 
@@ -54,6 +61,8 @@ class Observed:
     """Why the mode of the emitted module must stay, as far as the runs show it."""
     unlike: dict[str, Outcome] = attrs.field(factory=dict)
     """Surroundings in which the model does something else, or may -> what it does there."""
+    memos: frozenset[tuple[str, str]] = frozenset()
+    """(module path, attribute) of what calls keep in the model and no other call depends on: as before a first call."""
     modes_after: Mapping[str, Modes] = attrs.field(factory=dict)
     """Switch (of `ir.program.SWITCHES`) -> the modes that modules have afterwards, where they are others than those of
     a plain module."""
@@ -82,6 +91,8 @@ def observe(
     kwargs: dict[str, Any],
     wanted: Callable[[nn.Module], Mapping[str, Any]],
     kept: Sequence[str] = (),
+    *,
+    of_one_size: bool = True,
 ) -> Observed:
     """Run a copy of a model on copies of its inputs.
 
@@ -91,18 +102,24 @@ def observe(
         kwargs: its keyword arguments.
         wanted: returns the modules of the copy whose calls are recorded, by path.
         kept: paths of the modules that are kept as they are: what they change in themselves, they go on to change.
+        of_one_size: whether the sizes of inputs are those of the example in all calls: else what a call keeps may
+            depend on the sizes of those before.
 
     Raises:
         CaptureError: when the model fails on the inputs, or does something that no graph can keep: it changes Python
             state, seeds a random generator, draws numbers that are not PyTorch's, or depends on the calls before.
     """
-    return _Observation(model, args, kwargs, kept).run(wanted)
+    return _Observation(model, args, kwargs, kept, of_one_size).run(wanted)
 
 
 class _Observation:
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], kept: Sequence[str]) -> None:
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], kept: Sequence[str], of_one_size: bool
+    ) -> None:
         self.original = model
         self.kept = tuple(kept)
+        self.of_one_size = of_one_size
+        self.memos: frozenset[tuple[str, str]] = frozenset()
         self.args = args
         self.kwargs = kwargs
         self.work = structural_copy(model)
@@ -128,10 +145,10 @@ class _Observation:
                 self._check_run(first, steps)
                 check_hooks_of_all_modules(acting, work)
                 check_members(steps, work, self.kept)
-                self._check_first_changes(before)
+                self._check_first_changes(before, first, modes)
                 before.restore_tensors()
                 warm = ModuleState(work)
-                found = Observed(work, first, records, steps)
+                found = Observed(work, first, records, steps, memos=self.memos)
                 self._other_mode(found, modes, warm)
                 warm.restore()
                 set_modes(work, modes)
@@ -139,6 +156,7 @@ class _Observation:
                 self._repeat(found, warm)
                 warm.restore()
                 set_modes(work, modes)
+                before.forget(self.memos)
             if twin.written:
                 raise written_elsewhere(twin.written[0], work)
         except CaptureError:
@@ -196,7 +214,10 @@ class _Observation:
         outside = Surroundings(self.work)
         with direct_calls(self.work):
             found = self.twin.call(self.args, self.kwargs, settings)
-        changed = [change for change in state.changes() if not self._is_fine(change)]
+        # what calls on equal numbers keep is equal: a counter is not, whether or not something depends on it yet
+        changed = [change for change in state.changes() if not self._is_fine(change) or self._is_memo(change)]
+        if not settings:
+            changed += [change for change in state.unlike_tensors() if self._is_memo(change)]
         if changed:
             raise state_change(changed)
         names = outside.changes()
@@ -207,7 +228,12 @@ class _Observation:
 
     def _is_fine(self, change: Change) -> bool:
         path = change[0]
+        if self._is_memo(change):
+            return True
         return is_list_of_parameters(change) or any(path == kept or path.startswith(f"{kept}.") for kept in self.kept)
+
+    def _is_memo(self, change: Change) -> bool:
+        return (change[0], attribute_of(change[2])) in self.memos
 
     # ---- what no graph can keep ----
 
@@ -254,13 +280,17 @@ class _Observation:
                 remedy="draw them with PyTorch (torch.rand, torch.randint), or pass them in as an input",
             )
 
-    def _check_first_changes(self, before: ModuleState) -> None:
-        """Accept what a first call puts in place for all later ones: flags, hooks, tables that are made once."""
+    def _check_first_changes(self, before: ModuleState, first: Outcome, modes: Modes) -> None:
+        """Accept what a first call puts in place for all later ones, flags and hooks, and what no other depends on."""
         changed = [
             change
-            for change in before.changes()
+            for change in (*before.changes(), *before.assigned_tensors())
             if not self._is_fine(change) and not _is_switch(change[1].__dict__.get(change[2], self))
         ]
+        memos = {(path, attribute_of(name)) for path, _, name in changed}
+        if changed and self.of_one_size and self._keep_apart(before, first, modes):
+            self.memos = frozenset(memos)
+            changed = []
         changed += [change for change in self.empty if change[1]._buffers.get(change[2]) is not None]
         changed += [
             (path, module, name)
@@ -270,6 +300,25 @@ class _Observation:
         ]
         if changed:
             raise state_change(changed)
+
+    def _keep_apart(self, before: ModuleState, first: Outcome, modes: Modes) -> bool:
+        """Return whether calls do not depend on what other calls kept: a call before, on other numbers, is not seen."""
+        warm = ModuleState(self.work)
+        args, kwargs = other_numbers(self.args, self.kwargs)
+        try:
+            self.twin.reset()
+            second = self.twin.call(args, kwargs)
+            before.restore()
+            set_modes(self.work, modes)
+            self.twin.reset()
+            alone = self.twin.call(args, kwargs)
+            self.twin.reset()
+            after = self.twin.call(self.args, self.kwargs)
+        finally:
+            warm.restore()
+            set_modes(self.work, modes)
+            self.twin.reset()
+        return second.error is None and difference(alone, second) is None and difference(first, after) is None
 
     def _check_agreement(self, first: Outcome, again: Outcome) -> None:
         problem = difference(first, again)
@@ -305,9 +354,7 @@ class _Observation:
     def _run_there(self, found: Observed) -> tuple[Outcome | None, Record | None]:
         outside, state = Surroundings(self.work), ModuleState(self.work)
         outcome, record = self._call()
-        changed = [
-            change for change in state.changes() if change[2] != "training" and not is_list_of_parameters(change)
-        ]
+        changed = [change for change in state.changes() if change[2] != "training" and not self._is_fine(change)]
         names = outside.changes()
         drawn = outcome.foreign or outcome.reseeded or record.seeded is not None or record.rewound is not None
         if changed or names or drawn:
@@ -344,7 +391,7 @@ class _Observation:
             found.mode_problem = f"train() or eval() of the model raises {type(error).__name__}: {error}"
         finally:
             written = kept.restore()
-        changed = [change for change in state.changes() if change[2] != "training"]
+        changed = [change for change in state.changes() if change[2] != "training" and not self._is_memo(change)]
         if written and not found.mode_problem:
             found.mode_problem = "train() or eval() of the model writes to its parameters"
         elif changed and not found.mode_problem:

@@ -204,6 +204,25 @@ def copy_of_inputs(tree: Any) -> Any:
     return pytree.tree_map(clone, tree)
 
 
+def other_numbers(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return arguments of the same types with other numbers in them: the same ones in another order, and scaled.
+
+    What stands in a tensor of integers stands there still, or beside it, since it may be an index.
+    """
+
+    def change(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.dtype == torch.bool or leaf.layout is not torch.strided:
+            return leaf
+        turned = leaf.detach().flip(tuple(range(leaf.dim())))
+        if leaf.is_floating_point() or leaf.is_complex():
+            turned = turned * 0.75 + 0.25
+        elif torch.equal(turned, leaf):
+            turned = torch.where(leaf > 0, leaf - 1, leaf + 1)
+        return turned.to(leaf.dtype).requires_grad_(leaf.requires_grad)
+
+    return pytree.tree_map(change, (args, dict(kwargs)))
+
+
 def _copied(leaf: Any) -> Any:
     try:
         return copy.deepcopy(leaf)

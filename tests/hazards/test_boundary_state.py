@@ -197,3 +197,97 @@ def test_backward_through_a_buffer_that_is_assigned_afterwards() -> None:
         module(FLAT).sum().backward()
     (key,) = (key for key, names in result.parameter_map.items() if names == ("fc.weight",))
     same(result.model.get_parameter(key).grad, model.fc.weight.grad)
+
+
+class Keeps(nn.Module):
+    def __init__(self, keep: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.fc, self.keep = nn.Linear(4, 4), keep
+        self.bias = nn.Parameter(torch.randn(9))
+        self.register_buffer("index", torch.arange(16).view(4, 4) % 9)
+        self.table: torch.Tensor | None = None
+        self.tables: dict[str, torch.Tensor] = {}
+        self.largest = 0.0
+
+    def train(self, mode: bool = True) -> Keeps:
+        if mode:
+            self.tables = {}
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.keep(self, self.fc(x))
+
+
+def _positions(m: Any, x: torch.Tensor) -> torch.Tensor:
+    if m.table is None or len(m.table) < x.shape[-1]:
+        m.table = torch.arange(x.shape[-1]).float().cos()
+    return x * m.table
+
+
+def _table_of_weights(m: Any, x: torch.Tensor) -> torch.Tensor:
+    key = str(x.device)
+    if key not in m.tables:
+        m.tables[key] = m.bias[m.index]
+    return x + m.tables[key]
+
+
+def _attention_map(m: Any, x: torch.Tensor) -> torch.Tensor:
+    m.attention = x.softmax(-1)
+    return x * m.attention
+
+
+def _pyramid(m: Any, x: torch.Tensor) -> torch.Tensor:
+    m.levels = [x]
+    m.levels.append(x * 2)
+    m.height, m.width = x.shape
+    return m.levels[0] + m.levels[1].reshape(m.height, m.width)
+
+
+@pytest.mark.parametrize("keep", [_positions, _table_of_weights, _attention_map, _pyramid])
+def test_what_calls_keep_and_no_other_depends_on(keep: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+    model = Keeps(keep).eval()
+    attributes = dict(model.__dict__)
+    result = transform(model, (FLAT,))
+    assert model.__dict__ == attributes and not model.tables
+    for i in range(2):
+        same(result.model(FLAT * i), model(FLAT * i))
+    (remark, *_) = [remark for remark in result.remarks if remark.kind == "left out"]
+    assert "no call depends on it" in remark.message
+    other = Keeps(keep).eval()  # what is made of weights follows those of a checkpoint
+    result.model.load_state_dict(result.parameter_map.convert(other.state_dict()))
+    same(result.model(FLAT), other(FLAT))
+
+
+def _of_the_first(m: Any, x: torch.Tensor) -> torch.Tensor:
+    if m.table is None:
+        m.table = x.mean().detach()
+    return x - m.table
+
+
+def _of_the_last(m: Any, x: torch.Tensor) -> torch.Tensor:
+    before, m.table = m.table, x.detach()
+    return x if before is None else x - before
+
+
+def _of_the_largest(m: Any, x: torch.Tensor) -> torch.Tensor:
+    m.largest = max(m.largest, float(x.detach().max()))
+    return x * m.largest
+
+
+def _counts(m: Any, x: torch.Tensor) -> torch.Tensor:
+    m.table = torch.zeros(()) if m.table is None else m.table + 1
+    return x
+
+
+@pytest.mark.parametrize("keep", [_of_the_first, _of_the_last, _of_the_largest, _counts])
+def test_what_calls_keep_for_later_ones(keep: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+    model = Keeps(keep)
+    with pytest.raises(CaptureError, match=r"changes Python state: `(table|largest)`"):
+        transform(model, (FLAT,))
+    assert model.table is None and model.largest == 0
+
+
+def test_tables_that_depend_on_the_sizes_before() -> None:
+    sizes = {"x": {0: torch.export.Dim("batch", min=2)}}
+    with pytest.raises(CaptureError, match="changes Python state: `table`"):
+        transform(Keeps(_positions), (FLAT,), dynamic_shapes=sizes)

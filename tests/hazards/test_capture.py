@@ -209,10 +209,21 @@ def test_the_spectral_norm_iterates_in_training_only(training: bool) -> None:
         result.model.train(not training)
 
 
-def test_the_older_weight_hooks_are_refused_with_their_successors() -> None:
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("hook", [lambda m: prune.l1_unstructured(m, "weight", 0.5), nn.utils.weight_norm])
+def test_the_older_weight_hooks(hook: Callable[[nn.Module], object]) -> None:
     model = Lambda(lambda m, x: m.layer(x))
-    prune.l1_unstructured(model.layer, "weight", 0.5)
-    assert "prune.remove" in refused(model, torch.randn(3, 4), message="`layer.weight`")
+    hook(model.layer)
+    other = Lambda(lambda m, x: m.layer(x))
+    hook(other.layer)
+    result = transform(model, (torch.randn(3, 4),))
+    for module in (model, result.model):
+        module(torch.ones(3, 4)).sum().backward()
+    slopes = [[p.grad for p in module.parameters()] for module in (model, result.model)]
+    torch.testing.assert_close(slopes[1], slopes[0])
+    result.model.load_state_dict(result.parameter_map.convert(other.state_dict()))
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(result.model(x), other(x))
 
 
 class CallsTwice(nn.Linear):
