@@ -97,6 +97,20 @@ HIDDEN_STATE = variants(
             "body": "self.last$n.rotate(1)",
             "result": "$x * self.last$n[0]",
         },
+        "the last input": {
+            "setup": "self.last$n = None",
+            "body": "$y = $x if self.last$n is None else $x - self.last$n\nself.last$n = $x.detach()",
+        },
+        "the largest so far": {
+            "setup": "self.most$n = 0.0",
+            "body": "self.most$n = max(self.most$n, float($x.detach().abs().sum()))",
+            "result": "$x * self.most$n",
+        },
+        "a count that nothing reads": {
+            "setup": "self.calls$n = 0",
+            "body": "self.calls$n += 1",
+            "result": "$x * 2 if self.calls$n < 9 else $x",
+        },
         "list of tensors": {
             "setup": "self.kept$n = [torch.zeros(())]",
             "body": "self.kept$n[0] = self.kept$n[0] + 1",
@@ -260,6 +274,17 @@ CACHES = variants(
             "define": "made$n = []",
             "body": "if not made$n:\n    made$n.append(torch.arange($last) * 0.5)",
             "result": "$x + made$n[0]",
+        },
+        "attention map": {"body": "self.map$n = $x.sigmoid()", "result": "$x * self.map$n"},
+        "sizes": {"body": "self.size$n = $x.shape[-1]", "result": "$x * self.size$n"},
+        "pyramid": {
+            "body": "self.levels$n = [$x]\nself.levels$n.append($x * 2)",
+            "result": "self.levels$n[0] + self.levels$n[1]",
+        },
+        "of weights": {
+            "setup": "self.bias$n = nn.Parameter(torch.randn(5))\nself.tables$n = {}",
+            "body": ("if $last not in self.tables$n:\n    self.tables$n[$last] = self.bias$n[torch.arange($last) % 5]"),
+            "result": "$x + self.tables$n[$last]",
         },
     },
 )
