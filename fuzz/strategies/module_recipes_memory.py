@@ -110,10 +110,6 @@ BUFFERS = variants(
             "setup": 'self.register_buffer("v$n", torch.zeros(()))',
             "body": "$y = self.v$n\nself.v$n = self.v$n + $x.mean()",
         },
-        "itself": {
-            "setup": 'self.register_buffer("v$n", torch.zeros(()))',
-            "body": "$y = self.v$n.add_($x.detach().mean())",
-        },
         "called twice": {**_stepper("self.step = self.step + 1"), "result": "self.stepper$n(self.stepper$n($x))"},
     },
 )
