@@ -79,6 +79,24 @@ def test_only_exported_programs_are_told_their_mode() -> None:
         transform(nn.Linear(4, 4), (FLAT,), training=False)
 
 
+class Both(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = x * 2
+        return self.drop(h), h
+
+
+def test_a_dropout_beside_what_it_was_given() -> None:
+    result = transform(torch.export.export(Both().eval(), (FLAT,)))  # torch.export returns the dropout twice
+    with pytest.raises(InputError, match="is returned twice"):
+        result.model.train()
+    result = transform(torch.export.export(Both(), (FLAT,)))
+    same(run(result.model.train(), FLAT), run(Both(), FLAT))
+
+
 class Doubled(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * 2 if self.training else x
