@@ -19,7 +19,7 @@ from compiler.boundary.copies import structural_copy
 from compiler.boundary.observe import Observed, modes_of, observe, set_modes, tracing_left
 from compiler.boundary.orders import order_matters
 from compiler.boundary.questions import direct_calls
-from compiler.boundary.runs import copy_of_inputs, on_meta
+from compiler.boundary.runs import copy_of_inputs, on_meta, type_text
 from compiler.boundary.surroundings import Surroundings, holds_trace
 from compiler.capture_errors import example_fails, explain, location_of_error, partial_graphs_unprinted, state_change
 from compiler.capture_functions import (
@@ -352,8 +352,8 @@ def _write_assigned(
                 continue
             if old is None or new is None or new.shape != old.shape or new.dtype != old.dtype:
                 raise CaptureError(
-                    f"forward assigns to the buffer {name!r} what is no tensor of its shape and dtype: "
-                    f"{_type(old)} became {_type(new)}",
+                    f"forward gives the buffer {name!r} another shape or dtype: "
+                    f"{type_text(old)} became {type_text(new)}",
                     location=location_of_module(paths.get(id(module), ""), module),
                     remedy="let the buffer have the shape and dtype that it gets, from __init__ on",
                 )
@@ -375,10 +375,6 @@ def _write_assigned(
 
 def _shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(torch._C._is_alias_of(a, b))  # type: ignore[attr-defined]
-
-
-def _type(tensor: torch.Tensor | None) -> str:
-    return "None" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
 def _traces_in(model: nn.Module) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -105,8 +105,8 @@ class SwitchedModule(nn.Module):
                     remedy=f"put the original model into {then} mode and transform that",
                 )
             after = dict(self._modes_after.get(switch, ()))
-            containers = [(path, m) for path, m in self.named_modules() if isinstance(m, SwitchedModule)]
-            if switch in self._unlike_after or any(m.training != after.get(path, mode) for path, m in containers):
+            changes = any(m.training != after.get(path, mode) for path, m in self.named_modules())
+            if switch in self._unlike_after or changes:
                 raise InputError(
                     "this module holds for the modes that its modules had when it was captured, and "
                     f"{'train' if mode else 'eval'}() would change some of them: {self._mode_locked}",
@@ -142,6 +142,18 @@ class EmittedModule(SwitchedModule, TreeGraphModule):
     a second copy, while gradients, `requires_grad` and what `.to()` assigns are its own. An optimizer step on it
     writes the storage that it shares; `copy.deepcopy` it first where the original has to stay as it is.
     """
+
+    _order: Mapping[str, int] = MappingProxyType({})
+    """Key of a parameter -> its place among those of the original, in whose order parameters are listed."""
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters in the order of the original's: an optimizer's state knows them by their number."""
+        found = list(super().named_parameters(prefix, recurse, remove_duplicate))
+        start = len(prefix) + 1 if prefix else 0
+        found.sort(key=lambda item: self._order.get(item[0][start:], len(self._order)))
+        return iter(found)
 
     def lock_mode(self, reason: str, *, is_unknown: bool = False) -> None:
         """Keep the module in its mode: `train()` and `eval()` raise where they would change it, below the root too.

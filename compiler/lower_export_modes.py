@@ -40,9 +40,11 @@ def lock_of_exported(program: Program, exported: ExportedProgram) -> str:
                 return f"{inner.name} at {inner.location} {reason}"
     returned = [value for value in program.graph.outputs if value is not None]
     for value in returned:
-        op = value.defining_op
-        if op is not None and op.name in _DROPOUTS and returned.count(value) > 1 and not op.attributes["train"]:
-            return f"{op.name} at {op.location} is returned twice: one of the two may be what it was given"
+        maker = value.defining_op
+        if maker is None or maker.name not in _DROPOUTS or maker.attributes["train"]:
+            continue
+        if returned.count(value) > 1:
+            return f"{maker.name} at {maker.location} is returned twice: one of the two may be what it was given"
     modules, children = _modules(exported)
     called = [entry.fqn for entry in exported.module_call_graph if entry.fqn]
     for path, name in modules.items():

@@ -19,7 +19,7 @@ from compiler.boundary.copies import structural_copy
 from compiler.boundary.outcomes import difference
 from compiler.boundary.outsiders import check_hooks_of_all_modules, check_members, hooks_of_all_modules_watched, is_in
 from compiler.boundary.questions import Record, Recorder, direct_calls
-from compiler.boundary.runs import Outcome, Twin, other_numbers
+from compiler.boundary.runs import Outcome, Twin, other_numbers, type_text
 from compiler.boundary.settings import SETTINGS, settings_of
 from compiler.boundary.surroundings import Surroundings
 from compiler.capture_errors import example_fails, state_change
@@ -145,6 +145,7 @@ class _Observation:
                 self._check_run(first, steps)
                 check_hooks_of_all_modules(acting, work)
                 check_members(steps, work, self.kept)
+                self._check_resized()
                 self._check_first_changes(before, first, modes)
                 before.restore_tensors()
                 warm = ModuleState(work)
@@ -280,6 +281,19 @@ class _Observation:
                 remedy="draw them with PyTorch (torch.rand, torch.randint), or pass them in as an input",
             )
 
+    def _check_resized(self) -> None:
+        for name, module, before, now in self.twin.resized():
+            path = next((path for path, each in self.work.named_modules() if each is module), "")
+            if any(path == kept or path.startswith(f"{kept}.") for kept in self.kept):
+                continue
+            raise CaptureError(
+                f"forward gives the buffer {name!r} another shape or dtype: "
+                f"{type_text(before)} became {type_text(now)}",
+                location=location_of_module(path, module),
+                remedy="let the buffer have the shape and dtype that it gets from __init__ on, or call the model once "
+                "before transform, where only the first call does so",
+            )
+
     def _check_first_changes(self, before: ModuleState, first: Outcome, modes: Modes) -> None:
         """Accept what a first call puts in place for all later ones, flags and hooks, and what no other depends on."""
         changed = [
@@ -287,6 +301,9 @@ class _Observation:
             for change in (*before.changes(), *before.assigned_tensors())
             if not self._is_fine(change) and not _is_switch(change[1].__dict__.get(change[2], self))
         ]
+        losses = [change for change in changed if _is_loss(change)]
+        if losses:
+            raise kept_loss(losses[0])
         memos = {(path, attribute_of(name)) for path, _, name in changed}
         if changed and self.of_one_size and self._keep_apart(before, first, modes):
             self.memos = frozenset(memos)
@@ -306,18 +323,17 @@ class _Observation:
         warm = ModuleState(self.work)
         args, kwargs = other_numbers(self.args, self.kwargs)
         try:
-            self.twin.reset()
-            second = self.twin.call(args, kwargs)
-            before.restore()
-            set_modes(self.work, modes)
-            self.twin.reset()
-            alone = self.twin.call(args, kwargs)
-            self.twin.reset()
-            after = self.twin.call(self.args, self.kwargs)
+            with self.twin.meanwhile():
+                second = self.twin.call(args, kwargs)
+                before.restore()
+                set_modes(self.work, modes)
+                self.twin.reset()
+                alone = self.twin.call(args, kwargs)
+                self.twin.reset()
+                after = self.twin.call(self.args, self.kwargs)
         finally:
             warm.restore()
             set_modes(self.work, modes)
-            self.twin.reset()
         return second.error is None and difference(alone, second) is None and difference(first, after) is None
 
     def _check_agreement(self, first: Outcome, again: Outcome) -> None:
@@ -458,6 +474,23 @@ def _exceptions(modes: Modes, mode: bool) -> dict[str, bool]:
 def _is_switch(value: Any) -> bool:
     """Return whether a value may be what a first call sets for good: it holds no number of that call."""
     return isinstance(value, (bool, str, type(None), type, types.FunctionType, types.MethodType))
+
+
+def _is_loss(change: Change) -> bool:
+    """Return whether a call keeps a number with a gradient in an attribute: somebody will train with it."""
+    value = change[1].__dict__.get(change[2])
+    return isinstance(value, torch.Tensor) and value.numel() == 1 and value.grad_fn is not None
+
+
+def kept_loss(change: Change) -> CaptureError:
+    """Return the error for a model that keeps a loss in an attribute."""
+    path, module, name = change
+    return CaptureError(
+        f"forward keeps a number with a gradient in `{f'{path}.{name}'.lstrip('.')}` (a loss to be added?), which the "
+        "result would not have",
+        location=location_of_module(path, module),
+        remedy="return it beside the result, or keep its detach(), which is to look at only",
+    )
 
 
 def written_elsewhere(name: str, model: nn.Module) -> CaptureError:

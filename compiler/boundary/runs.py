@@ -92,6 +92,13 @@ class Twin:
                     self.written.append(f"{paths[id(each)]}.{name}".lstrip("."))
             _put_back(data)
 
+    def resized(self) -> Iterator[tuple[str, nn.Module, torch.Tensor, torch.Tensor | None]]:
+        """Yield the buffers that have another shape or dtype now, or are gone: name, module, tensors before and now."""
+        for (each, name), given in zip(self._places, self._given, strict=True):
+            now = each._buffers.get(name)
+            if given is not None and (now is None or now.shape != given.shape or now.dtype != given.dtype):
+                yield name, each, given, now
+
     def reset(self) -> None:
         """Begin anew with clones of the given buffers."""
         clones: dict[int, torch.Tensor] = {}
@@ -100,6 +107,17 @@ class Twin:
             if id(given) not in clones:
                 clones[id(given)] = given.detach().clone().requires_grad_(given.requires_grad)
             each._buffers[name] = clones[id(given)]
+
+    @contextmanager
+    def meanwhile(self) -> Iterator[None]:
+        """Begin anew inside of the `with` block, and have the buffers as they are now at its end."""
+        now = [each._buffers.get(name) for each, name in self._places]
+        self.reset()
+        try:
+            yield
+        finally:
+            for (each, name), buffer in zip(self._places, now, strict=True):
+                each._buffers[name] = buffer
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Sequence[str] = ()) -> Outcome:
         """Call the module once; its buffers keep what the call wrote.
@@ -124,9 +142,7 @@ class Twin:
                 each._buffers[name] = buffer
                 buffer.detach().copy_(copy_)
             outcome = self._call(args, kwargs, settings)
-        copies: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]] = {
-            (id(each), name): (buffer, copy_) for each, name, buffer, copy_ in before
-        }
+        copies = {(id(each), name): copy_ for each, name, _, copy_ in before}
         for path, each in self.module.named_modules(remove_duplicate=False):
             for name, now in each._buffers.items():
                 if now is not None and _was_changed(copies.get((id(each), name)), now):
@@ -245,12 +261,9 @@ def _detached(results: Any) -> Any:
     return pytree.tree_map(detach, results)
 
 
-def _was_changed(known: tuple[torch.Tensor, torch.Tensor] | None, now: torch.Tensor) -> bool:
-    """Return whether a buffer is another one than before, given as (itself, a copy)."""
-    if known is None:
-        return True
-    tensor, copied = known
-    if tensor is not now and (now.shape != copied.shape or now.dtype != copied.dtype):
+def _was_changed(copied: torch.Tensor | None, now: torch.Tensor) -> bool:
+    """Return whether a buffer is another one than before, given as a copy."""
+    if copied is None or now.shape != copied.shape or now.dtype != copied.dtype:
         return True
     return not torch.equal(now, copied) and not bool(((now == copied) | ((now != now) & (copied != copied))).all())
 
@@ -261,6 +274,11 @@ def _put_back(data: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> tuple[s
     for _, parameter, saved in replaced:
         parameter.data = saved
     return tuple(name for name, _, _ in replaced)
+
+
+def type_text(tensor: torch.Tensor | None) -> str:
+    """Return dtype and shape of a tensor for a message."""
+    return "None" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
 def on_meta(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

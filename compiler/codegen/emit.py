@@ -21,7 +21,7 @@ from compiler.codegen.tree import ModuleTree, folded_path
 from compiler.codegen.weights import Weights, names_of, weight_of
 from compiler.fused_modules import ScaledDotProductAttention
 from compiler.graphmodule import EmittedModule, SwitchedModule, write_unless_itself
-from compiler.lower_views import RETURNS_INPUT_IN_EVAL
+from compiler.lower_views import RETURNS_INPUT_IN_EVAL, may_need_gradient
 from compiler.parameter_map import Entry, ParameterMap
 from ir.aliasing import may_alias_operands
 from ir.attributes import UnknownObject
@@ -265,7 +265,17 @@ class _Emitter:
         module._unlike_after = frozenset(_unlike_after(program))
         if program.mode_locked:
             module.lock_mode(program.mode_locked, is_unknown="" not in program.module_modes)
-        return Emitted(module, self._parameter_map(module))
+        names = self._parameter_map(module)
+        module._order = self._order(names)
+        return Emitted(module, names)
+
+    def _order(self, names: ParameterMap) -> dict[str, int]:
+        """Return key -> place of the parameter among those of the original."""
+        places = {name: i for i, weight in enumerate(self.weights.by_name.values()) for name in names_of(weight)}
+        return {
+            key: min((places[name] for name in sources if name in places), default=len(places))
+            for key, sources in names.items()
+        }
 
     def _set_modes_after(self, root: EmittedModule) -> None:
         """Tell root and scopes of the emitted modules whose mode is another one than their own after a switch."""
@@ -314,6 +324,10 @@ class _Emitter:
             # an operator, not a method: fx must see that it has an effect; with its gradient, which the next call has
             weight = weight_of(target)
             written_node = self.scope.value(target) if weight is None else self.scope.tensor(weight)
+            value = outputs[mutation.output]
+            if weight is not None and value is not None and may_need_gradient(value):
+                # without the history of the call before, which the new value has if it needs it
+                self.scope.call(torch.ops.aten.detach_.default, (written_node,))
             self.scope.call(write, (written_node, nodes[mutation.output]))
             returned[mutation.output] = written_node
         if convention.outputs:

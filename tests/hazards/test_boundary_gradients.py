@@ -68,6 +68,23 @@ def test_gradients_through_a_buffer(write: Callable[[Any, torch.Tensor], None], 
     same(slopes[1], slopes[0])
 
 
+@pytest.mark.parametrize("write", [_assigned, _detached])
+def test_a_call_without_gradients_ends_the_history(write: Callable[[Any, torch.Tensor], None]) -> None:
+    torch.manual_seed(0)
+    model = Recurrent(write)
+    result = transform(model, (FLAT,))
+    slopes = []
+    for module in (copy.deepcopy(model), result.model):
+        module(FLAT)
+        for _ in range(2):
+            with torch.no_grad():
+                module(FLAT)
+            module.zero_grad()
+            module(FLAT).sum().backward()
+        slopes.append([p.grad for p in module.parameters()])
+    same(slopes[1], slopes[0])
+
+
 class Kept(nn.Module):
     c: torch.Tensor
 

@@ -291,3 +291,52 @@ def test_tables_that_depend_on_the_sizes_before() -> None:
     sizes = {"x": {0: torch.export.Dim("batch", min=2)}}
     with pytest.raises(CaptureError, match="changes Python state: `table`"):
         transform(Keeps(_positions), (FLAT,), dynamic_shapes=sizes)
+
+
+class Shaped(nn.Module):
+    """Keeps something in each call, beside a batch norm that counts: looking at the one must not touch the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.bn = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.shape = x.shape
+        y: torch.Tensor = self.bn(self.fc(x))
+        return y
+
+
+def test_what_is_kept_beside_statistics() -> None:
+    result = hold(Shaped(), FLAT)
+    assert not result.program.mode_locked
+
+
+class Resized(nn.Module):
+    m: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("m", torch.empty(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.m.numel():
+            self.m.resize_(4).fill_(2.0)
+        return x * self.m
+
+
+def test_a_buffer_that_is_resized() -> None:
+    model = Resized()
+    with pytest.raises(CaptureError, match="gives the buffer 'm' another shape or dtype"):
+        transform(model, (FLAT,))
+    model(FLAT)  # what the remedy says
+    hold(model, FLAT)
+
+
+def test_a_loss_that_is_kept() -> None:
+    def keep(m: Any, x: torch.Tensor) -> torch.Tensor:
+        m.loss = x.square().mean()
+        return x
+
+    with pytest.raises(CaptureError, match="keeps a number with a gradient in `loss`"):
+        transform(Keeps(keep), (FLAT,))
+    transform(Keeps(lambda m, x: keep(m, x.detach()) + x), (FLAT,))
