@@ -250,8 +250,8 @@ class Comparison:
                 return
             raise Finding("it still runs", f"{what}: {type(error).__name__}: {error}".removeprefix(": ")) from error
         for label, seen in before.items():
-            if label == "after a step" and is_computed(self.result.parameter_map):
-                continue  # what is computed from weights does not follow them
+            if label == "after a step" and (is_computed(self.result.parameter_map) or self._keeps_tables()):
+                continue  # what is computed from weights does not follow them, here or in the original
             reference = self._reference(run, label, model, given)
             for property_, message in module_differences(seen, after[label], self.result.parameter_map, reference):
                 if property_ in ("strides", "sharing") and not self.properties.strides:
@@ -260,6 +260,10 @@ class Comparison:
                     continue
                 place = ", ".join(filter(None, (what, label)))
                 raise Finding(property_, f"{place}: {message}")
+
+    def _keeps_tables(self) -> bool:
+        """Return whether the original keeps what it computed, maybe of weights that are others by now."""
+        return any(remark.kind == "left out" for remark in self.result.remarks)
 
     def _is_unlike_the_witness(self, run: Run) -> bool:
         """Return whether what the result was made of is another module already."""

@@ -108,7 +108,7 @@ BUFFERS = variants(
         ),
         "its old value": {
             "setup": 'self.register_buffer("v$n", torch.zeros(()))',
-            "body": "$y = self.v$n\nself.v$n = self.v$n + $x.mean()",
+            "body": "$y = self.v$n\nself.v$n = self.v$n + $x.detach().mean()",
         },
         "called twice": {**_stepper("self.step = self.step + 1"), "result": "self.stepper$n(self.stepper$n($x))"},
     },

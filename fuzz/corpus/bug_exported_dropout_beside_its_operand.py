@@ -1,0 +1,34 @@
+"""A dropout of channels is returned beside its operand: in eval, torch.export takes the two for one."""
+
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout2d(0.5)
+
+    def forward(self, x):
+        y = x * 2
+        return self.drop(y), y
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("equal, some calls refused",)
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (2, 3, 4, 4)),),
+    seed=1,
+    ways=("exported",),
+    kind="asked mode: dropout",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,35 @@
+"""An exported program whose forward puts a norm into eval: train() put it into training."""
+
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        self.norm.eval()
+        return self.norm(x)
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("equal, some calls refused",)
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (2, 3, 4, 4)),),
+    seed=1,
+    training=True,
+    ways=("exported",),
+    kind="overridden mode: eval() in forward",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,30 @@
+"""An exported program whose code asks for the mode, and in which no layer shows it: eval() was taken for no change."""
+
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def forward(self, x):
+        return x * 2 if self.training else x * 3
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("equal, some calls refused",)
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    training=True,
+    ways=("exported",),
+    kind="asked mode: if self.training",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,36 @@
+"""The value that a buffer had before it was assigned is returned: it was taken for the new one."""
+
+import torch
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("state", torch.zeros(()))
+
+    def forward(self, x):
+        before = self.state
+        self.state = self.state + x.detach().mean()
+        return before
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("equal", "equal, some calls refused")
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    ways=("export",),
+    kind="re-assigned buffer: its old value",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,37 @@
+"""A table that a call makes of weights and keeps: each call of the result makes it anew."""
+
+import torch
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(5))
+        self.tables = {}
+
+    def forward(self, x):
+        if 3 not in self.tables:
+            self.tables[3] = self.bias[torch.arange(3) % 5]
+        return x + self.tables[3]
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("equal", "equal, some calls refused")
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    ways=("export",),
+    kind="cache: of weights",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)
