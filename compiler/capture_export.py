@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from compiler.boundary.copies import structural_copy
-from compiler.boundary.observe import Observed, modes_of, observe, set_modes
+from compiler.boundary.modes import modes_of, set_modes
+from compiler.boundary.observe import Observed, observe
 from compiler.boundary.orders import order_matters
 from compiler.boundary.questions import direct_calls
 from compiler.boundary.refusals import tracing_left

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from compiler.accuracy import MeasurementError, measure_accuracy
 from compiler.boundary.containers import same_content
-from compiler.boundary.observe import modes_of, set_modes
+from compiler.boundary.modes import modes_of, set_modes
 from compiler.boundary.outcomes import difference
 from compiler.boundary.parting import first_parting
 from compiler.boundary.runs import Outcome, Twin, on_meta

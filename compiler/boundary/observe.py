@@ -17,6 +17,7 @@ from torch import nn
 
 from compiler.boundary.copies import structural_copy
 from compiler.boundary.fast_path import REMEDY, padding_tried, slow_path
+from compiler.boundary.modes import Modes, modes_after, modes_below, modes_of, set_modes
 from compiler.boundary.outcomes import difference
 from compiler.boundary.outsiders import check_hooks_of_all_modules, check_members, hooks_of_all_modules_watched, is_in
 from compiler.boundary.questions import Record, Recorder, direct_calls
@@ -45,9 +46,6 @@ from compiler.capture_state import (
 )
 from ir.errors import CaptureError
 from ir.locations import Location
-
-Modes = Mapping[str, bool]
-"""Module path -> `training`."""
 
 
 @attrs.define(eq=False)
@@ -340,7 +338,7 @@ class _Observation:
                     elif after[name] != modes and not found.mode_problem:
                         self.twin.reset()
                         found.back, found.back_steps = self._run_there(found)
-                found.modes_after = {**_modes_after(work, "", after), **_modes_below(work)}
+                found.modes_after = {**modes_after(work, "", after), **modes_below(work)}
         except CaptureError as error:
             found.mode_problem = error.message
         if found.mode_problem:
@@ -410,56 +408,6 @@ class _Observation:
 def _names(module: nn.Module) -> list[str]:
     """Return the names of a module's own buffers; those of a TorchScript module are in no dict."""
     return [name for name, _ in module._buffers.items()]
-
-
-def modes_of(model: nn.Module) -> dict[str, bool]:
-    """Return the mode of each module, by path."""
-    return {path: module.training for path, module in model.named_modules()}
-
-
-def set_modes(model: nn.Module, modes: Modes) -> None:
-    """Set the mode of each module, past whatever `train()` does."""
-    for path, module in model.named_modules():
-        if path not in modes:
-            continue
-        if isinstance(module, torch.jit.ScriptModule):
-            module.training = modes[path]  # it has it in C++
-        else:
-            module.__dict__["training"] = modes[path]
-
-
-def _modes_below(model: nn.Module) -> dict[str, Modes]:
-    """Return what the switches of submodules do that have a `train()` or `eval()` of their own."""
-    found: dict[str, Modes] = {}
-    for path, module in model.named_modules():
-        if path and (type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval):
-            after: dict[str, Modes] = {}
-            for name in ("eval", "train"):
-                getattr(module, name)()
-                after[name] = modes_of(module)
-            found |= _modes_after(module, f"{path}.", after)
-    return found
-
-
-def _modes_after(module: nn.Module, prefix: str, after: Mapping[str, Modes]) -> dict[str, Modes]:
-    """Return switch -> exceptions, from the modes of all modules after each switch."""
-    exceptions = {name: _exceptions(flags, name == "train") for name, flags in after.items()}
-    if type(module).eval is not nn.Module.eval:
-        module.train()
-        module.train(False)
-        plain = modes_of(module)
-        if plain != after["eval"]:
-            # it is there, even with no exception
-            exceptions["train_false"] = {"": plain[""], **_exceptions(plain, False)}
-    return {
-        f"{prefix}{name}": {f"{prefix}{path}".rstrip("."): flag for path, flag in modes.items()}
-        for name, modes in exceptions.items()
-        if modes
-    }
-
-
-def _exceptions(modes: Modes, mode: bool) -> dict[str, bool]:
-    return {path: flag for path, flag in modes.items() if flag != mode}
 
 
 def _is_switch(value: Any) -> bool:

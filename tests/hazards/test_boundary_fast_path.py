@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -56,8 +57,8 @@ def test_an_encoder_that_makes_nested_tensors_is_guarded_without_gradients(mask:
     for model in (Encoder(enable_nested_tensor=False).eval(), switched, switched.requires_grad_(False)):
         result = transform(model, (WORDS, mask))
         assert not result.program.surroundings
-        for enter in enters:
-            with enter():
+        for surroundings in enters:
+            with surroundings():
                 same(result.model(WORDS, pads), model(WORDS, pads))
 
 
@@ -122,3 +123,12 @@ def test_masks_that_the_fast_path_takes_otherwise(mask: torch.Tensor) -> None:
         same(transform(layer, (WORDS,), named).model(WORDS, **named), layer(WORDS, **named))
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
+
+
+def test_an_encoder_that_is_kept_as_it_is_takes_its_fast_path() -> None:
+    model = Encoder().eval()
+    result = transform(model, (WORDS, PADS), leaf_modules=["encoder"])
+    assert not result.program.surroundings
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nested tensors are a prototype
+        same(result.model(WORDS, PADS), model(WORDS, PADS))
