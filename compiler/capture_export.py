@@ -16,9 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from compiler.boundary.copies import structural_copy
-from compiler.boundary.observe import Observed, modes_of, observe, set_modes, tracing_left
+from compiler.boundary.modes import modes_of, set_modes
+from compiler.boundary.observe import Observed, observe
 from compiler.boundary.orders import order_matters
 from compiler.boundary.questions import direct_calls
+from compiler.boundary.refusals import tracing_left
 from compiler.boundary.runs import copy_of_inputs, on_meta, type_text
 from compiler.boundary.surroundings import Surroundings, holds_trace
 from compiler.capture_errors import example_fails, explain, location_of_error, partial_graphs_unprinted, state_change

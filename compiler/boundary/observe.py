@@ -16,13 +16,24 @@ import torch
 from torch import nn
 
 from compiler.boundary.copies import structural_copy
+from compiler.boundary.fast_path import REMEDY, padding_tried, slow_path
+from compiler.boundary.modes import Modes, modes_after, modes_below, modes_of, set_modes
 from compiler.boundary.outcomes import difference
 from compiler.boundary.outsiders import check_hooks_of_all_modules, check_members, hooks_of_all_modules_watched, is_in
 from compiler.boundary.questions import Record, Recorder, direct_calls
-from compiler.boundary.runs import Outcome, Twin, other_numbers, type_text
+from compiler.boundary.refusals import (
+    check_resized,
+    check_run,
+    fast_path_differs,
+    kept_loss,
+    outside_change,
+    padded_to_zeros,
+    written_elsewhere,
+)
+from compiler.boundary.runs import Outcome, Twin, other_numbers
 from compiler.boundary.settings import SETTINGS, settings_of
 from compiler.boundary.surroundings import Surroundings
-from compiler.capture_errors import example_fails, state_change
+from compiler.capture_errors import state_change
 from compiler.capture_functions import ParametersKept
 from compiler.capture_opaque import CallRecord, recorded_calls
 from compiler.capture_state import (
@@ -35,9 +46,6 @@ from compiler.capture_state import (
 )
 from ir.errors import CaptureError
 from ir.locations import Location
-
-Modes = Mapping[str, bool]
-"""Module path -> `training`."""
 
 
 @attrs.define(eq=False)
@@ -124,7 +132,7 @@ class _Observation:
         self.kwargs = kwargs
         self.work = structural_copy(model)
         self.twin = Twin(self.work)
-        self.recorder = Recorder(self.work)
+        self.recorder = Recorder(self.work, self.twin)
         self.empty = [
             (path, module, name)
             for path, module in self.work.named_modules()
@@ -142,10 +150,10 @@ class _Observation:
             with twin.own_buffers():
                 with hooks_of_all_modules_watched() as acting, recorded_calls(wanted(work)) as records:
                     first, steps = self._call()
-                self._check_run(first, steps)
+                check_run(first, steps, work, self.kept)
                 check_hooks_of_all_modules(acting, work)
                 check_members(steps, work, self.kept)
-                self._check_resized()
+                check_resized(twin, self.kept)
                 self._check_first_changes(before, first, modes)
                 before.restore_tensors()
                 warm = ModuleState(work)
@@ -180,6 +188,11 @@ class _Observation:
 
         They matter only where they make a difference.
         """
+        if self._minds_padding(found.steps, warm):
+            place = found.steps.questions["nested"]
+            if "always nested" in found.steps.questions:
+                raise padded_to_zeros(place)
+            found.unlike["nested"] = found.first
         asked = settings_of(found.questions)
         together = [name for name in asked if not SETTINGS[name].changes_numbers]
         again = self._again(warm, together)
@@ -192,11 +205,27 @@ class _Observation:
                     found.unlike[name] = outcome
             self._reset(warm)
             again = self._again(warm)
-        self._check_agreement(found.first, again)
+        self._check_agreement(found.first, again, warm)
         for name in asked:
             if name not in together:
                 self._reset(warm)
-                found.unlike[name] = self._again(warm, [name])
+                try:
+                    found.unlike[name] = self._again(warm, [name])
+                except CaptureError as error:  # what it would keep of these surroundings is no part of a graph
+                    found.unlike[name] = Outcome(error=error)
+
+    def _minds_padding(self, steps: Record, state: ModuleState) -> bool:
+        """Return whether callers see what an encoder that makes nested tensors returns at padded positions."""
+        place = steps.questions.get("nested")
+        if place is None or is_in(place, self.kept):
+            return False
+        with padding_tried(zeros=False):
+            plain = self._again(state)
+        self._reset(state)
+        with padding_tried(zeros=True):
+            zeroed = self._again(state)
+        self._reset(state)
+        return difference(plain, zeroed) is not None
 
     def _matter(self, first: Outcome, outcome: Outcome, settings: Sequence[str]) -> bool:
         """Return whether surroundings may have made a difference to the caller."""
@@ -237,62 +266,6 @@ class _Observation:
         return (change[0], attribute_of(change[2])) in self.memos
 
     # ---- what no graph can keep ----
-
-    def _check_run(self, outcome: Outcome, record: Record) -> None:
-        if outcome.error is not None:
-            raise example_fails(outcome.error, self.work)
-        root = location_of_module("", self.work)
-        if outcome.replaced:
-            raise CaptureError(
-                f"forward assigns to `.data` of parameter {outcome.replaced[0]!r}, which no graph can express",
-                location=root,
-                remedy="update parameters outside of forward; keep what changes in a buffer, and write it with copy_()",
-            )
-        if outcome.rearranged:
-            raise CaptureError(
-                "forward changes a list or dict among its arguments, which the caller would not see of a graph",
-                location=root,
-                remedy="return what is new, or write into the tensors (`copy_`)",
-            )
-        if not self.kept and any(before != after for before, after in outcome.tracked):
-            raise CaptureError(
-                "forward sets whether an input requires gradients, which the caller would not see of a graph",
-                location=root,
-                remedy="call requires_grad_() on the input before the call, or on its detach() in forward",
-            )
-        if outcome.reseeded or record.seeded is not None:
-            raise CaptureError(
-                "forward seeds a random generator of PyTorch: all calls draw the same numbers, and a graph has no seed",
-                location=record.seeded or root,
-                remedy="draw the numbers once and keep them in a buffer, or seed outside of forward",
-            )
-        if record.rewound is not None and not is_in(record.rewound, self.kept):
-            raise CaptureError(
-                "forward sets back a random generator of PyTorch (torch.random.fork_rng, set_rng_state): what is drawn "
-                "afterwards is the same again, and a graph draws each number anew",
-                location=record.rewound,
-                remedy="draw numbers without it in forward; or keep the module as it is with leaf_modules=",
-            )
-        if outcome.foreign:
-            name = outcome.foreign[0]
-            raise CaptureError(
-                f"forward draws random numbers from {name}, which would be the same ones in every call of a graph",
-                location=record.foreign or root,
-                remedy="draw them with PyTorch (torch.rand, torch.randint), or pass them in as an input",
-            )
-
-    def _check_resized(self) -> None:
-        for name, module, before, now in self.twin.resized():
-            path = next((path for path, each in self.work.named_modules() if each is module), "")
-            if any(path == kept or path.startswith(f"{kept}.") for kept in self.kept):
-                continue
-            raise CaptureError(
-                f"forward gives the buffer {name!r} another shape or dtype: "
-                f"{type_text(before)} became {type_text(now)}",
-                location=location_of_module(path, module),
-                remedy="let the buffer have the shape and dtype that it gets from __init__ on, or call the model once "
-                "before transform, where only the first call does so",
-            )
 
     def _check_first_changes(self, before: ModuleState, first: Outcome, modes: Modes) -> None:
         """Accept what a first call puts in place for all later ones, flags and hooks, and what no other depends on."""
@@ -336,9 +309,13 @@ class _Observation:
             set_modes(self.work, modes)
         return second.error is None and difference(alone, second) is None and difference(first, after) is None
 
-    def _check_agreement(self, first: Outcome, again: Outcome) -> None:
+    def _check_agreement(self, first: Outcome, again: Outcome, state: ModuleState) -> None:
         problem = difference(first, again)
         if problem is not None:
+            self._reset(state)
+            with slow_path():
+                if difference(first, self._again(state)) is None:
+                    raise fast_path_differs(problem, self.work)
             raise CaptureError(
                 f"two calls on the same inputs, from the same state and seed, differ: {problem}; the model depends on "
                 "hidden state (a counter, a file, the time, a generator of its own)",
@@ -361,7 +338,7 @@ class _Observation:
                     elif after[name] != modes and not found.mode_problem:
                         self.twin.reset()
                         found.back, found.back_steps = self._run_there(found)
-                found.modes_after = {**_modes_after(work, "", after), **_modes_below(work)}
+                found.modes_after = {**modes_after(work, "", after), **modes_below(work)}
         except CaptureError as error:
             found.mode_problem = error.message
         if found.mode_problem:
@@ -378,10 +355,22 @@ class _Observation:
             label = names[0] if names else f"`{changed[0][0]}.{changed[0][2]}`" if changed else "a random generator"
             found.mode_problem = f"the model changes {label} in the other mode"
         state.restore_attributes()
+        if not found.mode_problem and outcome.error is None and self._minds_padding_there(record):
+            found.mode_problem = (
+                f"in the other mode an nn.TransformerEncoder ({record.questions['nested']}) returns zeros at padded "
+                f"positions where no gradients are asked for; {REMEDY}"
+            )
         asked = [name for name in settings_of(record.questions) if not SETTINGS[name].changes_numbers]
         if asked and not found.mode_problem and outcome.error is None:
             self._ask_there(found, outcome, record, asked)
         return outcome, record
+
+    def _minds_padding_there(self, record: Record) -> bool:
+        if "nested" not in record.questions:
+            return False
+        state = ModuleState(self.work)
+        self.twin.reset()
+        return self._minds_padding(record, state)
 
     def _ask_there(self, found: Observed, outcome: Outcome, record: Record, asked: Sequence[str]) -> None:
         """Keep the mode where the model asks about its surroundings in the other one, and minds the answer there."""
@@ -421,56 +410,6 @@ def _names(module: nn.Module) -> list[str]:
     return [name for name, _ in module._buffers.items()]
 
 
-def modes_of(model: nn.Module) -> dict[str, bool]:
-    """Return the mode of each module, by path."""
-    return {path: module.training for path, module in model.named_modules()}
-
-
-def set_modes(model: nn.Module, modes: Modes) -> None:
-    """Set the mode of each module, past whatever `train()` does."""
-    for path, module in model.named_modules():
-        if path not in modes:
-            continue
-        if isinstance(module, torch.jit.ScriptModule):
-            module.training = modes[path]  # it has it in C++
-        else:
-            module.__dict__["training"] = modes[path]
-
-
-def _modes_below(model: nn.Module) -> dict[str, Modes]:
-    """Return what the switches of submodules do that have a `train()` or `eval()` of their own."""
-    found: dict[str, Modes] = {}
-    for path, module in model.named_modules():
-        if path and (type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval):
-            after: dict[str, Modes] = {}
-            for name in ("eval", "train"):
-                getattr(module, name)()
-                after[name] = modes_of(module)
-            found |= _modes_after(module, f"{path}.", after)
-    return found
-
-
-def _modes_after(module: nn.Module, prefix: str, after: Mapping[str, Modes]) -> dict[str, Modes]:
-    """Return switch -> exceptions, from the modes of all modules after each switch."""
-    exceptions = {name: _exceptions(flags, name == "train") for name, flags in after.items()}
-    if type(module).eval is not nn.Module.eval:
-        module.train()
-        module.train(False)
-        plain = modes_of(module)
-        if plain != after["eval"]:
-            # it is there, even with no exception
-            exceptions["train_false"] = {"": plain[""], **_exceptions(plain, False)}
-    return {
-        f"{prefix}{name}": {f"{prefix}{path}".rstrip("."): flag for path, flag in modes.items()}
-        for name, modes in exceptions.items()
-        if modes
-    }
-
-
-def _exceptions(modes: Modes, mode: bool) -> dict[str, bool]:
-    return {path: flag for path, flag in modes.items() if flag != mode}
-
-
 def _is_switch(value: Any) -> bool:
     """Return whether a value may be what a first call sets for good: it holds no number of that call."""
     return isinstance(value, (bool, str, type(None), type, types.FunctionType, types.MethodType))
@@ -480,44 +419,3 @@ def _is_loss(change: Change) -> bool:
     """Return whether a call keeps a number with a gradient in an attribute: somebody will train with it."""
     value = change[1].__dict__.get(change[2])
     return isinstance(value, torch.Tensor) and value.numel() == 1 and value.grad_fn is not None
-
-
-def kept_loss(change: Change) -> CaptureError:
-    """Return the error for a model that keeps a loss in an attribute."""
-    path, module, name = change
-    return CaptureError(
-        f"forward keeps a number with a gradient in `{f'{path}.{name}'.lstrip('.')}` (a loss to be added?), which the "
-        "result would not have",
-        location=location_of_module(path, module),
-        remedy="return it beside the result, or keep its detach(), which is to look at only",
-    )
-
-
-def written_elsewhere(name: str, model: nn.Module) -> CaptureError:
-    """Return the error for a model that writes to a weight of its own past the module that has it."""
-    return CaptureError(
-        f"forward replaces or writes {name!r} by another way than as an attribute of its module (`.data`, a view or a "
-        "list that holds it), which no graph can express",
-        location=location_of_module("", model),
-        remedy="write to the buffer itself: `self.name.copy_(...)`, and update parameters outside of forward",
-    )
-
-
-def outside_change(names: list[str], model: nn.Module) -> CaptureError:
-    """Return the error for a model whose call changes what lies outside of it."""
-    shown = ", ".join(f"`{name}`" for name in names[:5]) + (", …" if len(names) > 5 else "")
-    return CaptureError(
-        f"a call of the model changes Python state outside of it: {shown}; a graph would change it never again",
-        location=location_of_module("", model),
-        remedy="keep it in a buffer of the module (register_buffer), or take it out of forward and of the hooks",
-    )
-
-
-def tracing_left(names: list[str], model: nn.Module) -> CaptureError:
-    """Return the error for a model whose code keeps values of tracing."""
-    shown = ", ".join(f"`{name}`" for name in names[:5])
-    return CaptureError(
-        f"the code of the model keeps tensors of the call in {shown}; those of tracing have been taken out again",
-        location=location_of_module("", model),
-        remedy="fill it before the capture (in __init__, or by a call with these sizes), or do not keep tensors there",
-    )

@@ -23,6 +23,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from compiler.boundary.fast_path import is_fast, questions_of
+from compiler.boundary.runs import Twin
 from compiler.lower_locations import is_user_file
 from ir.locations import Location
 
@@ -46,6 +48,19 @@ _OF_A_TENSOR = {
     "is_leaf": "requires_grad",
     "is_inference": "inference",
 }
+_OF_A_DTYPE = frozenset(
+    {"dtype", "float", "half", "bfloat16", "double", "to", "type", "type_as", "is_floating_point", "element_size"}
+    | {f"{name}_like" for name in ("zeros", "ones", "empty", "full", "rand", "randn", "randint")}
+    | {f"new_{name}" for name in ("zeros", "ones", "empty", "full", "tensor", "empty_strided")}
+)
+"""Functions whose result depends on the dtype of a tensor, which autocast may have made another one."""
+_WRITES = frozenset(
+    {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow")}
+    | {f"{name}_" for name in ("add", "sub", "subtract", "mul", "multiply", "div", "divide", "pow", "copy", "lerp")}
+    | {f"{name}_" for name in ("addcmul", "addcdiv", "index_add", "index_copy", "masked_scatter", "scatter_add")}
+    | {"__setitem__"}
+)
+"""Functions that write numbers of other tensors to a tensor, in its own dtype."""
 _ABOUT = frozenset(
     {"size", "dim", "ndimension", "nelement", "numel", "stride", "storage_offset", "is_contiguous", "data_ptr", "type"}
     | {"element_size", "__len__", "get_device", "is_floating_point", "is_complex", "__hash__", "__repr__", "__format__"}
@@ -111,20 +126,23 @@ class Record:
 class Recorder:
     """Records runs of one model, in the thread that it is used in."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, twin: Twin | None = None) -> None:
         self.model = model
+        self.twin = twin
         self.paths: dict[int, str] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             self.paths.setdefault(id(module), path)
         self.stack: list[nn.Module] = []
         self.record = Record()
+        self._given: frozenset[int] | None = None
+        """What the run is given: parameters, buffers, inputs; by id, once it was looked for."""
         self._setting: tuple[torch.Generator, torch.Tensor] | None = None
         """A generator whose state is being set, and that state before."""
 
     @contextmanager
     def recording(self) -> Iterator[Record]:
         """Record the run inside of the `with` block."""
-        self.record, self.stack = Record(), []
+        self.record, self.stack, self._given = Record(), [], None
         thread = threading.get_ident()
 
         def enter(module: nn.Module, args: Any) -> None:
@@ -167,20 +185,58 @@ class Recorder:
             frame = frame.f_back
         return frame
 
+    def frame_of_model(self, frame: FrameType | None) -> FrameType | None:
+        """Return the innermost frame of the user's code that leads to a frame, in the model itself; else None."""
+        found = frame
+        while found is not None and not is_user_file(found.f_code.co_filename):
+            if found.f_code.co_filename.startswith(_OURS):
+                return None
+            found = found.f_back
+        return found
+
     def ask(self, question: str, frame: FrameType) -> None:
         """Note a question."""
         if question not in self.record.questions and is_user_file(frame.f_code.co_filename):
             self.record.questions[question] = self.place(frame)
 
+    def is_computed(self, value: Any) -> bool:
+        """Return whether a value is a floating tensor that autocast may give another dtype: no input, no weight."""
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return False
+        if self._given is None:
+            tensors = (*self.model.parameters(), *self.model.buffers(), *(self.twin.inputs if self.twin else ()))
+            self._given = frozenset(map(id, tensors))
+        return id(value) not in self._given and id(value._base) not in self._given
+
+    def ask_dtype(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType) -> None:
+        """Note where code that is not PyTorch's depends on the dtype that autocast gave a tensor."""
+        if "autocast" in self.record.questions or not self.stack or not is_user_file(frame.f_code.co_filename):
+            return
+        first, others = args[:1], (*args[1:], *kwargs.values())
+        if name in _WRITES:
+            tensors = [value for value in others if isinstance(value, torch.Tensor) and value.is_floating_point()]
+            asks = bool(tensors) and any(map(self.is_computed, first)) and not all(map(self.is_computed, tensors))
+        elif name == "to" and not any(isinstance(value, (torch.dtype, torch.Tensor)) for value in others):
+            asks = False
+        elif name.endswith("_like") or name.startswith("new_"):
+            asks = kwargs.get("dtype") is None and any(map(self.is_computed, (*first, kwargs.get("input"))))
+        else:
+            asks = any(map(self.is_computed, (*first, *others)))
+        if asks:
+            self.ask("autocast", frame)
+
     def mode_read(self, module: nn.Module, frame: FrameType) -> None:
         """Note that the mode of a module was read, unless a layer of PyTorch did it about itself."""
+        if is_fast(frame.f_code):
+            for question in questions_of(frame.f_code, frame.f_locals):
+                self.record.questions.setdefault(question, self.place(self.frame_of_model(frame)))
         path = self.paths.get(id(module))
         if path is None or path in self.record.readers:
             return
         is_own = bool(self.stack) and self.stack[-1] is module
         if not is_code_of_torch(frame) or not (is_own and is_plain(module)):
             if frame.f_code.co_filename.endswith("torch/nn/modules/transformer.py"):
-                return  # it asks whether its fast path may be taken, which computes the same
+                return  # it asks whether its fast path may be taken: what differs there is a question of its own
             self.record.readers[path] = self.place(frame)
 
     def mode_set(self, module: nn.Module) -> None:
@@ -341,6 +397,8 @@ class _Steps(TorchFunctionMode):
         if name == "_set_grad_enabled" and args and args[0] and self.recorder.stack:
             # what is computed there has a gradient wherever the model is called
             self.recorder.ask("grad", self.recorder.frame_of_user(frame) or frame)
+        if name in _OF_A_DTYPE or name in _WRITES:
+            self.recorder.ask_dtype(name, args, kwargs, frame)
         if name in _OF_A_TENSOR:
             self.recorder.ask(_OF_A_TENSOR[name], frame)
         is_query = name in _ABOUT or (is_getter and name not in ("T", "mT", "H", "mH", "data", "real", "imag"))

@@ -72,6 +72,8 @@ class Twin:
         self.module = module
         self._places = [(each, name) for each in module.modules() for name, b in each._buffers.items() if b is not None]
         self._given = [each._buffers[name] for each, name in self._places]
+        self.inputs: list[Any] = []
+        """The arguments of the call that goes on, flat."""
         self.written: list[str] = []
         """Parameters and buffers that a run changed by another way than through the module: they are put back."""
 
@@ -165,6 +167,7 @@ class Twin:
             data = [(name, parameter, parameter.data) for name, parameter in self.module.named_parameters()]
             kept = ParametersKept(self.module)
             try:
+                self.inputs = leaves
                 with kept, surroundings(settings):
                     results = self.module(*args, **kwargs)
                 outcome.looks = _looks(results)
@@ -172,6 +175,7 @@ class Twin:
             except Exception as error:  # noqa: BLE001 - whatever the user's code raises
                 outcome.error = error
             finally:
+                self.inputs = []
                 kept.restore()
             outcome.replaced = _put_back(data)
             outcome.reseeded = torch.initial_seed() != SEED

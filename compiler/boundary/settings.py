@@ -10,6 +10,8 @@ import attrs
 import torch
 from torch.utils import _pytree as pytree
 
+from compiler.boundary.fast_path import REMEDY
+
 
 def _same(tree: Any) -> Any:
     return tree
@@ -29,6 +31,8 @@ class Setting:
     """Returns (args, kwargs) as they are in these surroundings."""
     changes_numbers: bool = False
     """Whether operators compute otherwise there, so that results differ though nothing was asked."""
+    is_decided: bool = False
+    """Whether the runs of the original decide, since that on the example may not show the difference."""
 
 
 @contextmanager
@@ -65,6 +69,7 @@ def _other_gradients(tree: Any) -> Any:
 
 SETTINGS: Mapping[str, Setting] = {
     "no_grad": Setting("grad", "with gradients enabled", "call it with gradients enabled", torch.no_grad),
+    "nested": Setting("nested", "with gradients enabled", REMEDY, torch.no_grad, is_decided=True),
     "inference_mode": Setting(
         "inference", "outside of torch.inference_mode()", "use torch.no_grad() in its place", _inference
     ),
@@ -92,8 +97,8 @@ SETTINGS: Mapping[str, Setting] = {
 
 
 def settings_of(questions: Mapping[str, Any]) -> list[str]:
-    """Return the surroundings in which a model that asks these questions may do something else."""
-    found = [name for name, setting in SETTINGS.items() if setting.question in questions]
+    """Return the surroundings to try, in which a model that asks these questions may do something else."""
+    found = [name for name, setting in SETTINGS.items() if setting.question in questions and not setting.is_decided]
     if "requires_grad" in questions and "no_grad" not in found:
         found.insert(0, "no_grad")  # what is computed there requires no gradient
     return found

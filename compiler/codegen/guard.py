@@ -287,7 +287,7 @@ class InputGuard(nn.Module):
 
 def _is_in(name: str, surrounding: Surrounding, parameters: tuple[Any, ...]) -> bool:
     """Return whether a call is made in surroundings."""
-    if name == "no_grad":
+    if name in ("no_grad", "nested"):
         return not torch.is_grad_enabled()
     if name == "inference_mode":
         return torch.is_inference_mode_enabled()

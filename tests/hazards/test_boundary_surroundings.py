@@ -130,6 +130,111 @@ def test_is_compiling_has_the_answer_of_export_where_both_ways_agree() -> None:
         transform(Differs(), (FLAT,))
 
 
+# ---- what autocast makes of dtypes ----
+
+
+class Computes(nn.Module):
+    def __init__(self, use: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.f, self.use = nn.Linear(4, 4), use
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.use(self.f, self.f(x), x)
+
+
+def _adds(f: nn.Module, q: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    q += x
+    return q
+
+
+def _adds_computed(f: nn.Module, q: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    q += f(x * 2)
+    return q
+
+
+AUTOCAST: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "float": lambda f, q, x: q.float().logsumexp(1),
+    "to": lambda f, q, x: q.to(torch.float32).logsumexp(1),
+    "dtype": lambda f, q, x: torch.cat([q, torch.zeros(4, 2, dtype=q.dtype)], 1),
+    "new_ones": lambda f, q, x: torch.cat([q, q.new_ones(4, 2)], 1),
+    "type_as": lambda f, q, x: x.type_as(q),
+    "to a tensor": lambda f, q, x: x.to(q),
+    "type": lambda f, q, x: x.type(q.type()),
+    "finfo": lambda f, q, x: q.masked_fill(x > 0, torch.finfo(q.dtype).min),
+    "in place": _adds,
+}
+AUTOCAST_FOLLOWED: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "double": lambda f, q, x: q.double(),
+    "zeros_like": lambda f, q, x: torch.cat([q, torch.zeros_like(q)], 1),
+    "dtype": lambda f, q, x: q if q.dtype != torch.float64 else q * 2,
+    "to": lambda f, q, x: f(q.float()),
+}
+AUTOCAST_NOT_TRIED: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "input": lambda f, q, x: q + torch.zeros(4, dtype=x.dtype),
+    "view": lambda f, q, x: q + x[:, :2].float().sum(),
+    "device": lambda f, q, x: q.to("cpu"),
+    "explicit": lambda f, q, x: torch.cat([q.sin(), q.new_ones(4, 2, dtype=torch.float32)], 1),
+    "in place": _adds_computed,
+    "library": lambda f, q, x: nn.functional.gelu(nn.functional.layer_norm(q, (4,))),
+}
+
+
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_dtypes_of_what_is_computed_are_questions_about_autocast(name: str) -> None:
+    model = Computes(AUTOCAST[name])
+    result = transform(model, (FLAT,))
+    same(result.model(FLAT), model(FLAT))
+    with _autocast(), pytest.raises(InputError, match=r"outside of torch\.autocast: it asks") as raised:
+        result.model(FLAT)
+    assert __file__ in str(raised.value)
+    same(copy.deepcopy(result.model)(FLAT), model(FLAT))  # the remedy
+
+
+@pytest.mark.parametrize("name", AUTOCAST_FOLLOWED)
+def test_what_follows_autocast_is_not_guarded(name: str) -> None:
+    model = Computes(AUTOCAST_FOLLOWED[name])
+    result = transform(model, (FLAT,))
+    assert not result.program.surroundings
+    with _autocast():
+        same(result.model(FLAT), model(FLAT))
+        assert result.model(FLAT).dtype == model(FLAT).dtype
+
+
+@pytest.mark.parametrize("name", AUTOCAST_NOT_TRIED)
+def test_autocast_is_tried_once_and_only_where_it_may_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+    known = Twin.call
+
+    def counted(self: Twin, args: Any, kwargs: Any, settings: Any = ()) -> Any:
+        tried.extend(settings)
+        return known(self, args, kwargs, settings)
+
+    monkeypatch.setattr(Twin, "call", counted)
+    transform(Computes(AUTOCAST_NOT_TRIED[name]), (FLAT,))
+    assert not tried
+    transform(Computes(lambda f, q, x: f(q.float()) + f(q.to(torch.float32)).type_as(q).float()), (FLAT,))
+    assert tried == ["autocast", "autocast"]  # the original, and the result
+
+
+def test_state_that_is_kept_under_autocast_only_is_no_fault_of_the_model() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = nn.Linear(4, 4)
+            self.tables: dict[torch.dtype, int] = {torch.float32: 1}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.f(x)
+            return y * self.tables.setdefault(y.dtype, 2)
+
+    model = Keeps()
+    result = transform(model, (FLAT,))
+    same(result.model(FLAT), model(FLAT))
+    assert list(model.tables) == [torch.float32]
+    with _autocast(), pytest.raises(InputError, match=r"outside of torch\.autocast"):
+        result.model(FLAT)
+
+
 # ---- the user's objects afterwards ----
 
 
