@@ -35,7 +35,7 @@ from compiler.lower_views import may_need_gradient
 from compiler.lower_weights import WeightTable, shares_storage
 from compiler.lower_writes import check_writes
 from ir.core import Graph, Value
-from ir.errors import CaptureError, GraphwrightError, InputError, VerificationError
+from ir.errors import CaptureError, GraphwrightError, VerificationError
 from ir.expressions import format_expression
 from ir.locations import Location
 from ir.opdef import OpDef, get_opdef, opdef_of_overload
@@ -122,21 +122,11 @@ class ExportLowering(RegionLowering):
         conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
         self.program.mode_locked = self.facts.mode_locked(conflicts)
         if self.module is None:
-            mode = self._mode_of_exported()
+            mode = mode_of_exported(self.program, self.training)
             self.program.mode_locked = self.program.mode_locked or lock_of_exported(self.program, self.exported)
             if mode is not None or not self.program.mode_locked:
                 self.program.module_modes[""] = bool(mode)
         return self.program
-
-    def _mode_of_exported(self) -> bool | None:
-        shown = mode_of_exported(self.program)
-        if self.training is not None and shown is not None and shown is not self.training:
-            raise InputError(
-                f"training={self.training}, and layers of the exported program are in "
-                f"{'training' if shown else 'eval'} mode",
-                remedy=f"leave out training=, or export the model in {'training' if self.training else 'eval'} mode",
-            )
-        return self.training if shown is None else shown
 
     def _check_types(self) -> None:
         """Refuse a program whose types hold only under its constraints: they say less than sizes that are ints.

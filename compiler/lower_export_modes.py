@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from compiler.capture_opaque import code_names, functions_of
 from compiler.lower_locations import is_user_file, module_of
 from ir.core import Operation
+from ir.errors import InputError
 from ir.program import Program
 
 _DROPOUTS = frozenset({"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"})
@@ -58,14 +59,28 @@ def lock_of_exported(program: Program, exported: ExportedProgram) -> str:
     return ""
 
 
-def mode_of_exported(program: Program) -> bool | None:
-    """Return the mode that an exported program was captured in, or None where no layer tells."""
+def mode_of_exported(program: Program, said: bool | None) -> bool | None:
+    """Return the mode that an exported program was captured in, or None where nobody tells.
+
+    Args:
+        program: as it was lowered.
+        said: what the user says of it.
+
+    Raises:
+        InputError: when a layer tells otherwise than the user.
+    """
     modes = [
         bool(op.attributes["train" if op.name in _DROPOUTS else op.opdef.training])  # type: ignore[index]
         for op in program.graph.operations()
         if _tells_the_mode(op)
     ]
-    return any(modes) if modes else None
+    if modes and said is not None and any(modes) is not said:
+        shown, other = ("training", "eval") if any(modes) else ("eval", "training")
+        raise InputError(
+            f"training={said}, and layers of the exported program are in {shown} mode",
+            remedy=f"leave out training=, or export the model in {other} mode",
+        )
+    return any(modes) if modes else said
 
 
 def _tells_the_mode(op: Operation) -> bool:
