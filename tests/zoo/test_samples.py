@@ -50,7 +50,8 @@ def outcome(sample: Sample) -> str:
         raise
     except GraphwrightError as error:
         return f"refused: {error.message}" if _is_exported(module, args, kwargs) else "torch.export does not take it"
-    comparison = Comparison(module, result, (args, kwargs), Properties(gradients=False), double=False)
+    guarded = bool(result.program.surroundings)
+    comparison = Comparison(module, result, (args, kwargs), Properties(gradients=False), double=False, guarded=guarded)
     try:
         with quiet():
             comparison.hold_calls()
