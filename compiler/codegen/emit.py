@@ -48,6 +48,8 @@ class Emitted:
 
     module: EmittedModule
     parameter_map: ParameterMap
+    kept: tuple[str, ...] = ()
+    """Paths of the modules that are kept as they are."""
 
 
 def emit(program: Program) -> Emitted:
@@ -265,7 +267,7 @@ class _Emitter:
         module._unlike_after = frozenset(_unlike_after(program))
         if program.mode_locked:
             module.lock_mode(program.mode_locked, is_unknown="" not in program.module_modes)
-        return Emitted(module, self._parameter_map(module))
+        return Emitted(module, self._parameter_map(module), tuple(self.tree.opaques))
 
     def _set_modes_after(self, root: EmittedModule) -> None:
         """Tell root and scopes of the emitted modules whose mode is another one than their own after a switch."""

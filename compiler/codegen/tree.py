@@ -54,6 +54,8 @@ class ModuleTree:
         self._containers: dict[str, None] = {}
         self._invented: dict[str, str] = {}
         self._adopted: dict[int, torch.Tensor] = {}
+        self.opaques: list[str] = []
+        """Paths of modules kept as they are."""
         self.opaque_keys: dict[str, str] = {}
         """Key inside a module kept as it is -> the original's name."""
         self.extras: dict[str, tuple[Any, ...]] = {}
@@ -264,6 +266,7 @@ class ModuleTree:
 
     def register_opaque(self, path: str, original: str, module: nn.Module) -> None:
         """Record the state of a module that is kept as it is."""
+        self.opaques.append(path)
         for key in module.state_dict(keep_vars=True):
             self.opaque_keys[f"{path}.{key}"] = f"{original}.{key}"
 
