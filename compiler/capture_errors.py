@@ -127,12 +127,13 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
             remedy=f"write it with torch.where or torch.cond, or {leaf}",
         )
     if _is_transformation(error):
-        place = location if location.file else _that_names(model, *_TRANSFORMERS) or location_of_module("", model)
+        if not location.file:
+            location = _that_names(model, *_TRANSFORMERS) or location_of_module("", model)
         return CaptureError(
             "forward calls torch.func.grad, torch.vmap or another transformation of functions, which torch.export "
             f"cannot trace: {type(error).__name__}: {_first_lines(error, 1)[:_MAX_TEXT]}",
-            location=place,
-            remedy=f"write it with operators, or {_keep(place.module_path, model)}",
+            location=location,
+            remedy=f"write it with operators, or {_keep(location.module_path, model)}",
         )
     if "Static shape constraint" in text:
         return CaptureError(

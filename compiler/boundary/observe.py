@@ -144,7 +144,7 @@ class _Observation:
         try:
             with twin.own_buffers():
                 with hooks_of_all_modules_watched() as acting, recorded_calls(wanted(work)) as records:
-                    twin.on_restart = lambda: [calls.clear() for calls in records.values()] and None
+                    twin.on_restart = lambda: _clear(records)
                     first, steps = self._call()
                     twin.on_restart = lambda: None
                 self._check_run(first, steps)
@@ -416,6 +416,11 @@ class _Observation:
             path, module, name = changed[0]
             where = f"`{path}.{name}`" if path else f"`{name}`"
             found.mode_problem = f"train() or eval() of the model changes {where} of {type(module).__qualname__}"
+
+
+def _clear(records: Mapping[str, list[CallRecord]]) -> None:
+    for calls in records.values():
+        calls.clear()
 
 
 def _names(module: nn.Module) -> list[str]:

@@ -54,6 +54,8 @@ class ModuleTree:
         self._containers: dict[str, None] = {}
         self._invented: dict[str, str] = {}
         self._adopted: dict[int, torch.Tensor] = {}
+        self._memo: dict[int, Any] = {}
+        """Of the copies of modules kept as they are: what several of them hold stays one object."""
         self.opaques: list[str] = []
         """Paths of modules kept as they are."""
         self.opaque_keys: dict[str, str] = {}
@@ -247,7 +249,7 @@ class ModuleTree:
 
     def adopt(self, module: nn.Module) -> nn.Module:
         """Return a copy of a module that is kept as it is: new parameters and buffers over the same storage."""
-        memo: dict[int, Any] = {}
+        memo = self._memo
         ours = {id(w.data): w for w in self.weights.live if w.data is not None}
         for each in module.modules():
             for tensor in each.__dict__.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import itertools
+import pickle
 import random
 from collections.abc import Callable
 from typing import Any
@@ -348,7 +349,7 @@ class Accumulates(nn.Module):
         self.count += 1
         self.sum += x.detach().mean(0)
         y = x + self.sum / self.count + self.last
-        self.last = x.detach()[0]
+        self.last: torch.Tensor = x.detach()[0]
         return y
 
 
@@ -380,6 +381,26 @@ def test_a_kept_module_goes_on_from_the_state_of_the_user(keeper: Callable[[], n
             getattr(emitted, switch)()
             getattr(original, switch)()
         same(emitted(FLAT * (i + 1)), original(FLAT * (i + 1)))
+
+
+class Shares(nn.Module):
+    def __init__(self, counts: list[int]) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.counts.append(1)
+        return x * len(self.counts)
+
+
+def test_kept_modules_that_share_what_they_change() -> None:
+    counts: list[int] = []
+    model = nn.Sequential(Shares(counts), nn.Linear(4, 4), Shares(counts))
+    emitted = transform(model, (FLAT,), leaf_modules=[Shares]).model
+    assert not counts
+    emitted = pickle.loads(pickle.dumps(emitted))
+    for _ in range(2):
+        same(emitted(FLAT), model(FLAT))
 
 
 class InSeveralModes(nn.Module):

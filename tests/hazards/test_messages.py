@@ -375,7 +375,7 @@ def test_a_compiled_module_is_refused_by_its_path(args: tuple[torch.Tensor, ...]
     model = nn.Sequential(nn.Sequential(nn.ReLU(), compiled))
     error = refused(model, *args, message=r"`0\.1` is what torch.compile returned")
     assert "`model.set_submodule('0.1', model.get_submodule('0.1')._orig_mod)`" in str(error)
-    model.set_submodule("0.1", model.get_submodule("0.1")._orig_mod)  # type: ignore[arg-type]
+    model.set_submodule("0.1", model.get_submodule("0.1")._orig_mod)
     hold(model, FLAT)
 
 
