@@ -6,7 +6,7 @@ import io
 import linecache
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from traceback import FrameSummary
 from types import CodeType, FrameType, FunctionType, TracebackType
@@ -354,8 +354,13 @@ def at_operation(error: GraphwrightError, location: Location, advice: str = "") 
     return type(error)(error.message, location=place, remedy=remedy)
 
 
-def state_change(changed: Sequence[Change]) -> CaptureError:
-    """Return the error for a model that changes attributes of its modules in forward."""
+def state_change(changed: Sequence[Change], opaques: Collection[str] = ()) -> CaptureError:
+    """Return the error for a model that changes attributes of its modules in forward.
+
+    Args:
+        changed: what it changes.
+        opaques: paths of the modules that are kept as they are, whose own code was not called.
+    """
     path, module, _ = changed[0]
     every = list(dict.fromkeys(f"`{p}.{n}`" if p else f"`{n}`" for p, _, n in changed))
     names = ", ".join(every[:_MAX_NAMES]) + (", …" if len(every) > _MAX_NAMES else "")
@@ -369,6 +374,11 @@ def state_change(changed: Sequence[Change]) -> CaptureError:
         remedy = (
             "use torch.nn.utils.parametrizations in place of the older weight_norm and spectral_norm, and make a "
             "pruning permanent with torch.nn.utils.prune.remove"
+        )
+    if any(path == kept or path.startswith(f"{kept}.") for kept in opaques):
+        remedy = (
+            f"keep the module that sets it as it is with leaf_modules=, not `{path}` alone; or, where it is set once "
+            "for good, call the model once before it is transformed"
         )
     kind = "what buffers are" if changed[0][2] in module._buffers else "Python state"
     return CaptureError(

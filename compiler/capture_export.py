@@ -289,7 +289,7 @@ class ExportCapture:
             raise self._explained(failure) from failure
         changed = [change for change in changed or left if not (is_list_of_parameters(change) or self._is_seen(change))]
         if changed and not may_change:
-            raise state_change(changed)
+            raise state_change(changed, self.opaques)
         return result
 
     def _is_seen(self, change: Change) -> bool:

@@ -380,7 +380,7 @@ def test_a_kept_module_goes_on_from_the_state_of_the_user(keeper: Callable[[], n
         if switch is not None:
             getattr(emitted, switch)()
             getattr(original, switch)()
-        same(emitted(FLAT * (i + 1)), original(FLAT * (i + 1)))
+        same(emitted(FLAT * (i + 3)), original(FLAT * (i + 3)))
 
 
 class Shares(nn.Module):
@@ -401,6 +401,28 @@ def test_kept_modules_that_share_what_they_change() -> None:
     emitted = pickle.loads(pickle.dumps(emitted))
     for _ in range(2):
         same(emitted(FLAT), model(FLAT))
+
+
+class Flagged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if self.ready else x
+
+
+def test_a_flag_of_a_kept_module_that_others_set() -> None:
+    def call(inner: Any, x: torch.Tensor) -> torch.Tensor:
+        inner.ready = True
+        return torch.as_tensor(inner(x))
+
+    model = Parent(Flagged(), call)
+    with pytest.raises(CaptureError, match=r"changes Python state: `inner\.ready`") as caught:
+        transform(model, (FLAT,), leaf_modules=["inner"])
+    assert "call the model once before" in str(caught.value.remedy)
+    model(FLAT)  # the remedy
+    same(transform(model, (FLAT,), leaf_modules=["inner"]).model(FLAT), model(FLAT))
 
 
 class InSeveralModes(nn.Module):
