@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from compiler.capture_export import ExportCapture, Stage
 from compiler.capture_inputs import bind_inputs, check_inputs, check_layouts, check_names, sharing, unshared
@@ -86,6 +88,13 @@ def capture(
             f"cannot capture a {type(model).__qualname__}",
             remedy="pass an nn.Module, an ExportedProgram or an fx.GraphModule",
         )
+    if parametrize._cache_enabled:
+        raise CaptureError(
+            "a model cannot be captured inside of torch.nn.utils.parametrize.cached(): its parametrized weights would "
+            "be constants",
+            remedy="leave the `with parametrize.cached()` block; the result calls each parametrization once for itself",
+        )
+    _check_not_compiled(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("a TorchScript module cannot be captured", remedy="pass the nn.Module it was made from")
     lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
@@ -112,3 +121,25 @@ def capture(
     args, kwargs = unshared((bound.args, bound.kwargs))
     captured = ExportCapture(model, args, kwargs, bound.dynamic_shapes).capture(leaf_modules, run)
     return attrs.evolve(captured, sharing=groups)
+
+
+def _check_not_compiled(model: nn.Module) -> None:
+    """Check that neither a model nor a submodule is what `torch.compile` returned.
+
+    Raises:
+        InputError: when one is.
+    """
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # it takes long to import, and without it there is none
+    for path, module in model.named_modules():
+        if dynamo is None or not isinstance(module, dynamo.OptimizedModule):
+            continue
+        if not path:
+            raise InputError(
+                "the model is what torch.compile returned, which cannot be captured",
+                remedy="pass the module it was made from, `model._orig_mod`, and compile the result",
+            )
+        raise InputError(
+            f"`{path}` is what torch.compile returned, which cannot be captured",
+            remedy=f"put the module it was made from in its place, `model.set_submodule({path!r}, "
+            f"model.get_submodule({path!r})._orig_mod)`, and compile the result",
+        )

@@ -6,7 +6,7 @@ import io
 import linecache
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from traceback import FrameSummary
 from types import CodeType, FrameType, FunctionType, TracebackType
@@ -20,11 +20,12 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from compiler.capture_state import Change, location_of_module
-from compiler.lower_locations import callers, is_user_file
+from compiler.lower_locations import callers, is_user_file, kept_with
 from ir.errors import CaptureError, GraphwrightError, InferenceError
 from ir.locations import Location
 
 _MAX_NAMES = 5
+_MAX_TEXT = 100
 _ASSIGNED = re.compile(r"tensor attributes? self\.(\S+)")
 
 
@@ -76,7 +77,7 @@ def location_of_error(error: BaseException, model: nn.Module) -> Location:
 def _keep(path: str, module: nn.Module) -> str:
     """Return the remedy of keeping a module as an opaque call; the model itself cannot be one."""
     if path:
-        return f"keep `{path}` as it is with leaf_modules=[{path!r}]"
+        return kept_with(path)
     name = type(module).__name__
     return f"move that part of {name}.forward into a submodule and keep that one as it is with leaf_modules="
 
@@ -112,11 +113,27 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
         return _foreign(error, foreign)
     leaf = _keep(_around_packed(error, location.module_path, model), model)
     if isinstance(error, GuardOnDataDependentSymNode) or "data-dependent" in text:
+        if _raised_in_distributions(error):
+            return CaptureError(
+                "data-dependent control flow: a distribution of torch.distributions checks its arguments, and values "
+                "that are drawn or looked up, by numbers that are not known when the model is captured",
+                location=location,
+                remedy=f"make the distribution with validate_args=False, or {leaf}",
+            )
         return CaptureError(
             "data-dependent control flow: Python decides by a value in a tensor (`if`, `while`, `int()`, `.item()`), "
             f"which is not known when the model is captured: {_first_lines(error, 1)}",
             location=location,
             remedy=f"write it with torch.where or torch.cond, or {leaf}",
+        )
+    if _is_transformation(error):
+        if not location.file:
+            location = _that_names(model, *_TRANSFORMERS) or location_of_module("", model)
+        return CaptureError(
+            "forward calls torch.func.grad, torch.vmap or another transformation of functions, which torch.export "
+            f"cannot trace: {type(error).__name__}: {_first_lines(error, 1)[:_MAX_TEXT]}",
+            location=location,
+            remedy=f"write it with operators, or {_keep(location.module_path, model)}",
         )
     if "Static shape constraint" in text:
         return CaptureError(
@@ -157,6 +174,19 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
 
 
 _ABOUT_DYNAMIC_SHAPES = ("torch/export/dynamic_shapes.py", "torch/_export/non_strict_utils.py")
+
+
+def _raised_in_distributions(error: BaseException) -> bool:
+    """Return whether the innermost code that Python ran above the tracer is that of a distribution."""
+    home = "torch/distributions/"
+    found = False
+    for frame, _ in _frames(error):
+        file = frame.f_code.co_filename.replace("\\", "/")
+        if home in file:
+            found = True
+        elif is_user_file(frame.f_code.co_filename):
+            found = False
+    return found
 
 
 def _raised_in(error: BaseException, files: tuple[str, ...]) -> bool:
@@ -275,18 +305,33 @@ def _names_in(code: CodeType) -> Iterator[str]:
             yield from _names_in(constant)
 
 
+def is_of_functorch(target: Any) -> bool:
+    """Return whether a function in a graph is one by which functorch (torch.vmap, torch.func) does its work."""
+    return "functorch" in (getattr(target, "__module__", "") or "")
+
+
+def _is_transformation(error: BaseException) -> bool:
+    """Return whether the tracer failed in a transformation of functions."""
+    if "functorch tensor" in str(error):
+        return True
+    return any(frame.f_code.co_filename.replace("\\", "/").endswith(_TRANSFORMATIONS) for frame, _ in _frames(error))
+
+
+_TRANSFORMERS = ("vmap", "grad", "grad_and_value", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "linearize")
+_TRANSFORMATIONS = ("torch/_functorch/eager_transforms.py", "torch/_functorch/vmap.py", "torch/_functorch/apis.py")
+
+
 def no_operator(target: Any, location: Location, model: nn.Module | None) -> CaptureError:
     """Return the error for a function in a graph that is no operator."""
     name = getattr(target, "__name__", repr(target))
-    home = getattr(target, "__module__", "") or ""
     path = location.module_path
-    keep = f"keep `{path}` as it is with leaf_modules=[{path!r}]" if path or model is None else _keep("", model)
-    if "functorch" in home:
+    keep = kept_with(path) if path or model is None else _keep("", model)
+    if is_of_functorch(target):
         return CaptureError(
-            "forward calls torch.vmap or another transformation of functions, which torch.export leaves in the graph: "
-            f"no operators ({name})",
+            "forward calls torch.vmap, torch.func.grad or another transformation of functions, which torch.export "
+            f"leaves in the graph: no operators ({name})",
             location=location,
-            remedy=f"write it with operators on the stacked tensors, or {keep}",
+            remedy=f"write it with operators (on the stacked tensors, for vmap), or {keep}",
         )
     return CaptureError(f"the graph calls {name!r}, which is no operator", location=location, remedy=keep)
 
@@ -309,8 +354,13 @@ def at_operation(error: GraphwrightError, location: Location, advice: str = "") 
     return type(error)(error.message, location=place, remedy=remedy)
 
 
-def state_change(changed: Sequence[Change]) -> CaptureError:
-    """Return the error for a model that changes attributes of its modules in forward."""
+def state_change(changed: Sequence[Change], opaques: Collection[str] = ()) -> CaptureError:
+    """Return the error for a model that changes attributes of its modules in forward.
+
+    Args:
+        changed: what it changes.
+        opaques: paths of the modules that are kept as they are, whose own code was not called.
+    """
     path, module, _ = changed[0]
     every = list(dict.fromkeys(f"`{p}.{n}`" if p else f"`{n}`" for p, _, n in changed))
     names = ", ".join(every[:_MAX_NAMES]) + (", …" if len(every) > _MAX_NAMES else "")
@@ -324,6 +374,11 @@ def state_change(changed: Sequence[Change]) -> CaptureError:
         remedy = (
             "use torch.nn.utils.parametrizations in place of the older weight_norm and spectral_norm, and make a "
             "pruning permanent with torch.nn.utils.prune.remove"
+        )
+    if any(path == kept or path.startswith(f"{kept}.") for kept in opaques):
+        remedy = (
+            f"keep the module that sets it as it is with leaf_modules=, not `{path}` alone; or, where it is set once "
+            "for good, call the model once before it is transformed"
         )
     kind = "what buffers are" if changed[0][2] in module._buffers else "Python state"
     return CaptureError(

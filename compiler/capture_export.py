@@ -126,7 +126,7 @@ class ExportCapture:
             module=model,
             exported=exported,
             symbol_names=symbol_names(exported, model, self.args, self.kwargs, self.dynamic_shapes),
-            opaques={path: structural_copy(module) for path, module in self.opaques.items()},
+            opaques=self._kept_modules(chosen),
             writers=frozenset(p for p in self.opaques if any(record.writes for record in self.records.get(p, ()))),
             irregular=traced,
             second=lambda: self._second(traced),
@@ -152,6 +152,14 @@ class ExportCapture:
         paths = tuple(opaque)
         self.opaques = {
             path: module for path, module in opaque.items() if not any(path.startswith(f"{other}.") for other in paths)
+        }
+
+    def _kept_modules(self, chosen: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """Return copies of the opaque modules: those that were chosen have the user's state, not that after a call."""
+        user = structural_copy(self.original) if self.observed is not None and chosen else None
+        return {
+            path: user.get_submodule(path) if user is not None and path in chosen else structural_copy(module)
+            for path, module in self.opaques.items()
         }
 
     def _records(self, wanted: Mapping[str, nn.Module]) -> Mapping[str, list[CallRecord]]:
@@ -260,6 +268,8 @@ class ExportCapture:
         try:
             with random_state_kept(), tracing_mode(), warnings.catch_warnings():
                 warnings.filterwarnings("error", message=".*assigned during export")
+                # torch.export looks at the gradients of tensors that functorch (torch.func.grad) made
+                warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
                 # a recurrent module of torch keeps its own list of its parameters, which export parametrizes
                 own = r"(self\.(\w+\.)*_flat_weights\[\d+\](, )?)+"
                 warnings.filterwarnings(
@@ -281,7 +291,7 @@ class ExportCapture:
             raise self._explained(failure) from failure
         changed = [change for change in changed or left if not (is_list_of_parameters(change) or self._is_seen(change))]
         if changed and not may_change:
-            raise state_change(changed)
+            raise state_change(changed, self.opaques)
         return result
 
     def _is_seen(self, change: Change) -> bool:

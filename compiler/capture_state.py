@@ -160,6 +160,34 @@ class ModuleState:
         return changed
 
 
+class KeptState:
+    """The attributes of modules that are kept as they are, which go on with what they change in themselves."""
+
+    def __init__(self, root: nn.Module, paths: Collection[str]) -> None:
+        """Take the state as it is now.
+
+        Args:
+            root: the module that they are in.
+            paths: where they are in it.
+        """
+        self._root = root
+        self._states = [ModuleState(root.get_submodule(path)) for path in paths]
+
+    def restore(self) -> None:
+        """Put all of it back but the modes: tables of buffers too, which hold the very buffers of then."""
+        modes = [(module, module.training) for module in self._root.modules()] if self._states else []
+        for state in self._states:
+            state.restore()
+        for module, mode in modes:
+            if module.training is not mode:
+                module.training = mode
+
+    def restore_tensors(self) -> None:
+        """Put back the numbers of tensors that are no parameters or buffers."""
+        for state in self._states:
+            state.restore_tensors()
+
+
 def attribute_of(label: str) -> str:
     """Return the attribute of a module that a label of something in it begins with: `cache` of `cache['cos'].x`."""
     return re.split(r"[.\[]", label, maxsplit=1)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from compiler.lower_locations import kept_with
 from compiler.lower_mode_sharing import ModeSharing
 from compiler.lower_storage import Handle, Storage, copy_of_view, place_of
 from compiler.lower_views import PARTS, write_through
@@ -129,7 +130,8 @@ class FunctionalTensors:
             raise CaptureError(
                 f"parameter {storage.name!r} is written in forward",
                 location=self.location,
-                remedy="register it as a buffer, or update it outside of forward",
+                remedy="register it as a buffer, update it outside of forward, or "
+                f"{kept_with(self.location.module_path)}",
             )
         if storage.kernel_writes is not None:
             raise CaptureError(

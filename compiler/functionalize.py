@@ -15,6 +15,7 @@ import attrs
 
 from compiler.functional_tensors import FunctionalTensors
 from compiler.lower_layouts import is_transposed, lies_as_operand, with_strides
+from compiler.lower_locations import kept_with
 from compiler.lower_storage import (
     Handle,
     Storage,
@@ -161,6 +162,8 @@ class Functionalizer(FunctionalTensors):
     ) -> Handle:
         written = [a for a in opdef.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]  # type: ignore[union-attr]
         target = args[0] if args else None
+        if opdef.name == "aten.embedding_renorm_" and type(target) is Handle and target.storage.kind == "parameter":
+            raise self._renormalized(target.storage.name)
         if len(written) == 1 and written[0].name == "out" and type(out) is Handle:
             functional = functional_of_out(opdef)
             if functional is not None:
@@ -235,6 +238,14 @@ class Functionalizer(FunctionalTensors):
             if new.shape is None and like.shape is not None:
                 value.type = attrs.evolve(new, shape=like.shape)
         return value
+
+    def _renormalized(self, name: str) -> CaptureError:
+        return CaptureError(
+            f"parameter {name!r} is written in forward: `max_norm=` of an embedding scales down the rows that are read",
+            location=self.location,
+            remedy=f"{kept_with(self.location.module_path)}; or leave max_norm= out, and scale the rows outside of "
+            "forward",
+        )
 
     def _copy_into(self, target: Handle, values: list[Any], named: Mapping[str, Any]) -> None:
         source = values[1] if len(values) > 1 else named["src"]

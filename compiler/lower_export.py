@@ -24,7 +24,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
-from compiler.capture_errors import at_operation, no_operator
+from compiler.capture_errors import at_operation, is_of_functorch, no_operator
 from compiler.functionalize import Functionalizer, is_returned_itself
 from compiler.lower_export_modes import lock_of_exported, mode_of_exported
 from compiler.lower_modules import ModuleFacts
@@ -106,6 +106,7 @@ class ExportLowering(RegionLowering):
         else:
             self.weights.add_exported(self.exported)
         nodes = [node for node in self.exported.graph.nodes if not has_raised(node)]
+        self._check_functions(nodes)
         self._reliable_keys = _keys_are_reliable(nodes)
         self._placeholders([node for node in nodes if node.op == "placeholder"])
         for node in nodes:
@@ -327,6 +328,12 @@ class ExportLowering(RegionLowering):
             if error.location is None or error.remedy is None:
                 raise at_operation(error, location) from error
             raise
+
+    def _check_functions(self, nodes: Sequence[fx.Node]) -> None:
+        """Refuse what functorch (torch.func.grad) left in the graph, before its tensors are looked at."""
+        for node in nodes:
+            if node.op == "call_function" and is_of_functorch(node.target):
+                raise no_operator(node.target, self.locate(node), self.module)
 
     def _opdef(self, target: torch._ops.OpOverload) -> OpDef:
         found = self._opdefs.get(target)

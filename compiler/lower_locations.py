@@ -82,3 +82,10 @@ def module_of(meta: Mapping[str, Any]) -> tuple[str, str]:
     if "@" in path:
         path = _REPEAT.sub("", path)
     return path.removeprefix("L__self__.").removeprefix("L['self']."), str(class_)
+
+
+def kept_with(path: str) -> str:
+    """Return the remedy of keeping the module at a path as it is; the model itself cannot be kept so."""
+    if path:
+        return f"keep `{path}` as it is with leaf_modules=[{path!r}]"
+    return "move what does it into a submodule and keep that one as it is with leaf_modules="

@@ -174,6 +174,13 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
             (result,) = evaluate(entry.derivation.program, sources)
         return result
 
+    def _renamed(self, state_dict: Mapping[str, Any]) -> str:
+        others = [name for name in state_dict if name not in self._originals and name not in self._extra_state]
+        if not others:
+            return ""
+        shown = ", ".join(map(repr, others[:3])) + (", …" if len(others) > 3 else "")
+        return f"; it has {shown}, which the model has not: a state_dict hook of the model may rename keys"
+
     def _look_up(self, state_dict: Mapping[str, Any], key: str, source: str) -> Any:
         for name in (source, *self._aliases.get(source, ())):
             if name in state_dict:
@@ -183,8 +190,10 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         if source in self._counters and _version(state_dict, source) < _COUNTED_SINCE:
             return self._counters[source].clone()
         raise InputError(
-            f"the checkpoint has no {source!r}, which {key!r} comes from",
-            remedy="pass the state_dict of the original model, as it was when it was transformed",
+            f"the checkpoint has no {source!r}, which {key!r} comes from{self._renamed(state_dict)}",
+            remedy="pass the state_dict of the original model, as it was when it was transformed; where a hook of the "
+            "model renames keys or leaves them out, pass `{**dict(model.named_parameters()), "
+            "**dict(model.named_buffers())}`",
         )
 
 

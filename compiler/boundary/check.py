@@ -19,6 +19,7 @@ from compiler.boundary.parting import first_parting
 from compiler.boundary.runs import Outcome, Twin, on_meta
 from compiler.boundary.settings import SETTINGS, answers_of
 from compiler.capture_errors import exported_fails
+from compiler.capture_state import KeptState
 from compiler.captured import Captured
 from compiler.codegen import Emitted
 from compiler.graphmodule import EmittedModule
@@ -78,6 +79,9 @@ class Check:
         self.reference = reference
         self.program = program
         self.emitted: EmittedModule = emitted.module
+        self.kept = emitted.kept
+        self.start = KeptState(self.emitted, self.kept)
+        """What kept modules change in themselves is the user's, and begins with the user's first call."""
         self.args = args
         self.kwargs = kwargs
         names = emitted.parameter_map
@@ -104,13 +108,16 @@ class Check:
                 if reference.other is not None and not self.program.mode_locked:
                     self._switch(twin, not mode, reference.other)
                 if reference.back is not None and not self.program.mode_locked:
+                    self.start.restore()
                     twin.reset()
                     self._switch(twin, mode, reference.back)
                 set_modes(emitted, modes)
+                self.start.restore()
                 twin.reset()
                 self._compare(twin.call(self.args, self.kwargs), "in a second call, ")
                 self._guard(twin)
         finally:
+            self.start.restore()
             set_modes(emitted, modes)
 
     def _compare(self, found: Outcome, when: str) -> None:
@@ -127,10 +134,14 @@ class Check:
         """Judge a small difference of values against float64: deep models amplify rounding."""
         if "values differ by" not in problem:
             return False
+        now = KeptState(self.emitted, self.kept)
+        self.start.restore()
         try:
             accuracy = measure_accuracy(self.reference.model, self.emitted, self.args, self.kwargs)
         except MeasurementError:
             return False
+        finally:
+            now.restore()
         return accuracy.is_within_bound
 
     def _error(self, problem: str) -> ValidationError:
@@ -171,6 +182,7 @@ class Check:
         found: dict[str, Surrounding] = {}
         for name, expected in self.reference.unlike.items():
             if not SETTINGS[name].is_decided:
+                self.start.restore()
                 twin.reset()
                 outcome = twin.call(self.args, self.kwargs, [name])
                 if difference(expected, outcome, self.names) is None and expected.looks == outcome.looks:

@@ -38,6 +38,7 @@ from compiler.capture_functions import ParametersKept
 from compiler.capture_opaque import CallRecord, recorded_calls
 from compiler.capture_state import (
     Change,
+    KeptState,
     ModuleState,
     attribute_of,
     is_list_of_parameters,
@@ -131,6 +132,8 @@ class _Observation:
         self.args = args
         self.kwargs = kwargs
         self.work = structural_copy(model)
+        self.start = KeptState(self.work, self.kept)
+        """Of the modules that are kept as they are: where the calls begin that must do what the first one did."""
         self.twin = Twin(self.work)
         self.recorder = Recorder(self.work, self.twin)
         self.empty = [
@@ -149,23 +152,28 @@ class _Observation:
         try:
             with twin.own_buffers():
                 with hooks_of_all_modules_watched() as acting, recorded_calls(wanted(work)) as records:
+                    twin.on_restart = lambda: _clear(records)
                     first, steps = self._call()
+                    twin.on_restart = lambda: None
                 check_run(first, steps, work, self.kept)
                 check_hooks_of_all_modules(acting, work)
                 check_members(steps, work, self.kept)
                 check_resized(twin, self.kept)
                 self._check_first_changes(before, first, modes)
+                after = KeptState(work, self.kept)
                 before.restore_tensors()
+                after.restore_tensors()
                 warm = ModuleState(work)
                 found = Observed(work, first, records, steps, memos=self.memos)
                 self._other_mode(found, modes, warm)
                 warm.restore()
                 set_modes(work, modes)
-                twin.reset()
+                self._begin()
                 self._repeat(found, warm)
                 warm.restore()
                 set_modes(work, modes)
                 before.forget(self.memos)
+                self._begin()
             if twin.written:
                 raise written_elsewhere(twin.written[0], work)
         except CaptureError:
@@ -238,6 +246,11 @@ class _Observation:
         modes = modes_of(self.work)
         state.restore()
         set_modes(self.work, modes)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin anew with the first state of buffers, and of the modules that are kept as they are."""
+        self.start.restore()
         self.twin.reset()
 
     def _again(self, state: ModuleState, settings: Sequence[str] = ()) -> Outcome:
@@ -297,12 +310,13 @@ class _Observation:
         args, kwargs = other_numbers(self.args, self.kwargs)
         try:
             with self.twin.meanwhile():
+                self._begin()
                 second = self.twin.call(args, kwargs)
                 before.restore()
                 set_modes(self.work, modes)
-                self.twin.reset()
+                self._begin()
                 alone = self.twin.call(args, kwargs)
-                self.twin.reset()
+                self._begin()
                 after = self.twin.call(self.args, self.kwargs)
         finally:
             warm.restore()
@@ -329,16 +343,18 @@ class _Observation:
         work, mode = self.work, self.work.training
         after: dict[str, Modes] = {}
         try:
-            with self._switching(found):
+            with self._switching(found) as kept:
                 for name in ("eval", "train") if mode else ("train", "eval"):
-                    getattr(work, name)()
+                    with kept:
+                        getattr(work, name)()
                     after[name] = modes_of(work)
                     if len(after) == 1:
                         found.other, found.other_steps = self._run_there(found)
                     elif after[name] != modes and not found.mode_problem:
-                        self.twin.reset()
+                        self._begin()
                         found.back, found.back_steps = self._run_there(found)
-                found.modes_after = {**modes_after(work, "", after), **modes_below(work)}
+                with kept:
+                    found.modes_after = {**modes_after(work, "", after), **modes_below(work)}
         except CaptureError as error:
             found.mode_problem = error.message
         if found.mode_problem:
@@ -375,10 +391,10 @@ class _Observation:
     def _ask_there(self, found: Observed, outcome: Outcome, record: Record, asked: Sequence[str]) -> None:
         """Keep the mode where the model asks about its surroundings in the other one, and minds the answer there."""
         modes = modes_of(self.work)
-        self.twin.reset()
+        self._begin()
         with direct_calls(self.work):
             first = self.twin.call(self.args, self.kwargs)
-            self.twin.reset()
+            self._begin()
             other = self.twin.call(self.args, self.kwargs, asked)
         set_modes(self.work, modes)
         if difference(first, other) is not None:
@@ -386,12 +402,15 @@ class _Observation:
             found.mode_problem = f"in the other mode it asks about its surroundings at {place}, and minds the answer"
 
     @contextmanager
-    def _switching(self, found: Observed) -> Iterator[None]:
-        """Call the user's own `train()` and `eval()`: parameters that they write are put back."""
+    def _switching(self, found: Observed) -> Iterator[ParametersKept]:
+        """Call the user's own `train()` and `eval()` inside of what is yielded: what they write is put back.
+
+        A call of the model is no part of that: a module that is kept as it is may write to its own parameters.
+        """
         state, kept = ModuleState(self.work), ParametersKept(self.work)
         try:
-            with random_state_kept(), kept:
-                yield
+            with random_state_kept():
+                yield kept
         except Exception as error:  # noqa: BLE001 - whatever the user's code raises
             found.mode_problem = f"train() or eval() of the model raises {type(error).__name__}: {error}"
         finally:
@@ -403,6 +422,11 @@ class _Observation:
             path, module, name = changed[0]
             where = f"`{path}.{name}`" if path else f"`{name}`"
             found.mode_problem = f"train() or eval() of the model changes {where} of {type(module).__qualname__}"
+
+
+def _clear(records: Mapping[str, list[CallRecord]]) -> None:
+    for calls in records.values():
+        calls.clear()
 
 
 def _names(module: nn.Module) -> list[str]:

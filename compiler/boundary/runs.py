@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,6 +76,8 @@ class Twin:
         """The arguments of the call that goes on, flat."""
         self.written: list[str] = []
         """Parameters and buffers that a run changed by another way than through the module: they are put back."""
+        self.on_restart: Callable[[], None] = lambda: None
+        """Called where a call has to be made anew, with what its backward pass needs."""
 
     @contextmanager
     def own_buffers(self) -> Iterator[None]:
@@ -139,7 +141,8 @@ class Twin:
         # what only a backward pass needs is not kept, so that a run takes no more memory than one without gradients
         with torch.autograd.graph.saved_tensors_hooks(lambda _: None, _missing):
             outcome = self._call(args, kwargs, settings)
-        if isinstance(outcome.error, _NeedsGradientsError):
+        if isinstance(outcome.error, _NeedsGradientsError) or _is_about_hooks(outcome.error):
+            self.on_restart()
             for each, name, buffer, copy_ in before:
                 each._buffers[name] = buffer
                 buffer.detach().copy_(copy_)
@@ -201,6 +204,11 @@ class Twin:
 
 class _NeedsGradientsError(Exception):
     """A backward pass inside of the model asked for a tensor that was not kept."""
+
+
+def _is_about_hooks(error: Exception | None) -> bool:
+    """Return whether a call failed since functorch (torch.func.grad) takes no hooks of saved tensors: ours."""
+    return isinstance(error, RuntimeError) and "saved tensor hooks" in str(error)
 
 
 def _missing(_: Any) -> torch.Tensor:

@@ -48,6 +48,8 @@ class Emitted:
 
     module: EmittedModule
     parameter_map: ParameterMap
+    kept: tuple[str, ...] = ()
+    """Paths of the modules that are kept as they are."""
 
 
 def emit(program: Program) -> Emitted:
@@ -267,7 +269,7 @@ class _Emitter:
             module.lock_mode(program.mode_locked, is_unknown="" not in program.module_modes)
         names = self._parameter_map(module)
         module._order = self._order(names)
-        return Emitted(module, names)
+        return Emitted(module, names, tuple(self.tree.opaques))
 
     def _order(self, names: ParameterMap) -> dict[str, int]:
         """Return key -> place of the parameter among those of the original."""

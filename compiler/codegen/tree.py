@@ -54,6 +54,10 @@ class ModuleTree:
         self._containers: dict[str, None] = {}
         self._invented: dict[str, str] = {}
         self._adopted: dict[int, torch.Tensor] = {}
+        self._memo: dict[int, Any] = {}
+        """Of the copies of modules kept as they are: what several of them hold stays one object."""
+        self.opaques: list[str] = []
+        """Paths of modules kept as they are."""
         self.opaque_keys: dict[str, str] = {}
         """Key inside a module kept as it is -> the original's name."""
         self.extras: dict[str, tuple[Any, ...]] = {}
@@ -245,7 +249,7 @@ class ModuleTree:
 
     def adopt(self, module: nn.Module) -> nn.Module:
         """Return a copy of a module that is kept as it is: new parameters and buffers over the same storage."""
-        memo: dict[int, Any] = {}
+        memo = self._memo
         ours = {id(w.data): w for w in self.weights.live if w.data is not None}
         for each in module.modules():
             for tensor in each.__dict__.values():
@@ -264,6 +268,7 @@ class ModuleTree:
 
     def register_opaque(self, path: str, original: str, module: nn.Module) -> None:
         """Record the state of a module that is kept as it is."""
+        self.opaques.append(path)
         for key in module.state_dict(keep_vars=True):
             self.opaque_keys[f"{path}.{key}"] = f"{original}.{key}"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import copy
 import itertools
+import pickle
 import random
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from graphwright import CaptureError, transform
-from tests.hazards.holding import FLAT, hold, same
+from graphwright import CaptureError, InputError, transform
+from tests.hazards.holding import FLAT, hold, run, same
 from tests.hazards.test_boundary_modes import Parent
 
 # ---- state ----
@@ -285,6 +287,171 @@ def test_what_calls_keep_for_later_ones(keep: Callable[[Any, torch.Tensor], torc
     with pytest.raises(CaptureError, match=r"changes Python state: `(table|largest)`"):
         transform(model, (FLAT,))
     assert model.table is None and model.largest == 0
+
+
+# ---- state of modules that are kept as they are ----
+
+
+class Reference(nn.Module):
+    """The first of its inputs is what it takes off the later ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.first is None:
+            self.first = x.detach().clone()
+        return x - self.first
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        return x * self.count
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(4, 4)
+        self.hidden: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.hidden = self.cell(x, self.hidden)
+        return self.hidden
+
+
+class DelayLine(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = [torch.zeros(4, 4), torch.ones(4, 4)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.line.append(x.detach().clone())
+        return x + self.line.pop(0)
+
+
+class Accumulates(nn.Module):
+    """What it keeps is a tensor that is no buffer, written in place; and one that is, beside a count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = torch.zeros(4)
+        self.count = 0
+        self.register_buffer("last", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        self.sum += x.detach().mean(0)
+        y = x + self.sum / self.count + self.last
+        self.last: torch.Tensor = x.detach()[0]
+        return y
+
+
+class CountsInTraining(Counter):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if self.training else x * (self.count + 1)
+
+
+KEEPERS = [Reference, Counter, Recurrent, DelayLine, Accumulates, CountsInTraining]
+
+
+def _around(kept: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), kept, nn.BatchNorm1d(4), nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize("keeper", KEEPERS)
+@pytest.mark.parametrize("calls", [0, 2])
+def test_a_kept_module_goes_on_from_the_state_of_the_user(keeper: Callable[[], nn.Module], calls: int) -> None:
+    model = _around(keeper())
+    with torch.no_grad():
+        for i in range(calls):
+            model(FLAT + i)
+    before = copy.deepcopy(model)
+    emitted = transform(model, (FLAT,), leaf_modules=["1"]).model
+    same(before(FLAT), copy.deepcopy(model)(FLAT))  # transform left no call in it
+    emitted, original = copy.deepcopy(emitted), copy.deepcopy(model)
+    for i, switch in enumerate((None, None, "eval", None, "train", None)):
+        if switch is not None:
+            getattr(emitted, switch)()
+            getattr(original, switch)()
+        same(emitted(FLAT * (i + 3)), original(FLAT * (i + 3)))
+
+
+class Shares(nn.Module):
+    def __init__(self, counts: list[int]) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.counts.append(1)
+        return x * len(self.counts)
+
+
+def test_kept_modules_that_share_what_they_change() -> None:
+    counts: list[int] = []
+    model = nn.Sequential(Shares(counts), nn.Linear(4, 4), Shares(counts))
+    emitted = transform(model, (FLAT,), leaf_modules=[Shares]).model
+    assert not counts
+    emitted = pickle.loads(pickle.dumps(emitted))
+    for _ in range(2):
+        same(emitted(FLAT), model(FLAT))
+
+
+class Flagged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if self.ready else x
+
+
+def test_a_flag_of_a_kept_module_that_others_set() -> None:
+    def call(inner: Any, x: torch.Tensor) -> torch.Tensor:
+        inner.ready = True
+        return torch.as_tensor(inner(x))
+
+    model = Parent(Flagged(), call)
+    with pytest.raises(CaptureError, match=r"changes Python state: `inner\.ready`") as caught:
+        transform(model, (FLAT,), leaf_modules=["inner"])
+    assert "call the model once before" in str(caught.value.remedy)
+    model(FLAT)  # the remedy
+    same(transform(model, (FLAT,), leaf_modules=["inner"]).model(FLAT), model(FLAT))
+
+
+class InSeveralModes(nn.Module):
+    def __init__(self, kept: nn.Module) -> None:
+        super().__init__()
+        self.frozen, self.kept, self.drop = nn.BatchNorm1d(4), kept, nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.drop(self.kept(self.frozen(x)))
+        return y if torch.is_grad_enabled() else y + 1
+
+
+@pytest.mark.parametrize("keeper", KEEPERS)
+def test_a_kept_module_in_other_modes_and_surroundings(keeper: Callable[[], nn.Module]) -> None:
+    model = InSeveralModes(keeper())
+    model.frozen.eval()
+    emitted = transform(model, (FLAT,), leaf_modules=["kept"], validate="final").model
+    emitted, original = copy.deepcopy(emitted), copy.deepcopy(model)
+    for i in range(3):
+        same(run(emitted, FLAT * (i + 1)), run(original, FLAT * (i + 1)))
+    with torch.no_grad(), pytest.raises(InputError, match="captured with gradients enabled"):
+        emitted(FLAT)
+
+
+@pytest.mark.parametrize("keeper", [Counter, Recurrent])
+def test_hidden_state_is_refused_with_a_remedy_that_works(keeper: Callable[[], nn.Module]) -> None:
+    with pytest.raises(CaptureError, match="changes Python state: `1") as caught:
+        transform(_around(keeper()), (FLAT,))
+    assert "leaf_modules=['1']" in str(caught.value.remedy)
 
 
 def test_tables_that_depend_on_the_sizes_before() -> None:
