@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import io
-import linecache
 import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from traceback import FrameSummary
-from types import CodeType, FrameType, FunctionType, TracebackType
+from types import CodeType, FunctionType
 from typing import Any
 
 import attrs
 import torch
 from torch import nn
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from compiler.capture_state import Change, location_of_module
-from compiler.lower_locations import callers, is_user_file, kept_with
+from compiler.error_text import first_lines, frames_of
+from compiler.lower_locations import is_user_file, kept_with
+from compiler.restricted_sizes import methods_of, size_restricted, with_shapes
 from ir.errors import CaptureError, GraphwrightError, InferenceError
 from ir.locations import Location
 
@@ -44,26 +44,12 @@ def partial_graphs_unprinted() -> Iterator[None]:
         sys.stderr.write(held.getvalue().replace(graph, "") if graph.strip() else held.getvalue())
 
 
-def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
-    """Yield the frames of an error's traceback, and of those it came from, outermost first."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    for each in reversed(chain):
-        traceback: TracebackType | None = each.__traceback__
-        while traceback is not None:
-            yield traceback.tb_frame, traceback.tb_lineno
-            traceback = traceback.tb_next
-
-
 def location_of_error(error: BaseException, model: nn.Module) -> Location:
     """Return the innermost place in the user's code that a traceback passed through, and its module."""
     paths = {id(module): path for path, module in model.named_modules()}
     path, class_name, file, line = "", "", "", 0
     found = False
-    for frame, number in _frames(error):
+    for frame, number in frames_of(error):
         owner = frame.f_locals.get("self")
         if isinstance(owner, nn.Module) and id(owner) in paths:
             path, class_name = paths[id(owner)], f"{type(owner).__module__}.{type(owner).__qualname__}"
@@ -87,7 +73,7 @@ def example_fails(error: Exception, model: nn.Module) -> CaptureError:
     if isinstance(error, CaptureError):
         return error
     return CaptureError(
-        f"the model itself fails on the example inputs: {type(error).__name__}: {_first_lines(error)}",
+        f"the model itself fails on the example inputs: {type(error).__name__}: {first_lines(error)}",
         location=location_of_error(error, model),
         remedy="pass example inputs on which the model runs",
     )
@@ -96,7 +82,7 @@ def example_fails(error: Exception, model: nn.Module) -> CaptureError:
 def exported_fails(error: Exception) -> CaptureError:
     """Return the error for an exported program that fails on the inputs that it was exported with."""
     return CaptureError(
-        f"the exported program itself fails on its example inputs: {type(error).__name__}: {_first_lines(error)}; it "
+        f"the exported program itself fails on its example inputs: {type(error).__name__}: {first_lines(error)}; it "
         "has every call that was traced, one that raised and was caught (`try:`) as well",
         remedy="transform the model that it was exported from, or export one whose forward catches no exceptions",
     )
@@ -122,7 +108,7 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
             )
         return CaptureError(
             "data-dependent control flow: Python decides by a value in a tensor (`if`, `while`, `int()`, `.item()`), "
-            f"which is not known when the model is captured: {_first_lines(error, 1)}",
+            f"which is not known when the model is captured: {first_lines(error, 1)}",
             location=location,
             remedy=f"write it with torch.where or torch.cond, or {leaf}",
         )
@@ -131,18 +117,18 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
             location = _that_names(model, *_TRANSFORMERS) or location_of_module("", model)
         return CaptureError(
             "forward calls torch.func.grad, torch.vmap or another transformation of functions, which torch.export "
-            f"cannot trace: {type(error).__name__}: {_first_lines(error, 1)[:_MAX_TEXT]}",
+            f"cannot trace: {type(error).__name__}: {first_lines(error, 1)[:_MAX_TEXT]}",
             location=location,
             remedy=f"write it with operators, or {_keep(location.module_path, model)}",
         )
     if "Static shape constraint" in text:
         return CaptureError(
-            f"dynamic_shapes fixes a size that the example has not: {_SIZE_OF.sub(_as_shape, _first_lines(error, 1))}",
+            f"dynamic_shapes fixes a size that the example has not: {with_shapes(first_lines(error, 1))}",
             remedy='a number is the size itself; write torch.export.Dim("batch") for one that may change',
         )
     # the last is how torch's solver ends where a limit is no whole number
     if "Constraints violated" in text or "specialized" in text or "Expected op to be" in text:
-        return _restricted(error, model, location)
+        return size_restricted(error, model, location)
     if "assigned during export" in text:
         found = _ASSIGNED.search(text)
         name = found.group(1).rstrip(",") if found else ""
@@ -153,7 +139,7 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
         return _unknown_class(error, model)
     if "dynamic_shapes" in text or _raised_in(error, _ABOUT_DYNAMIC_SHAPES):
         return CaptureError(
-            f"dynamic_shapes does not fit the inputs: {_first_lines(error, 3)}",
+            f"dynamic_shapes does not fit the inputs: {first_lines(error, 3)}",
             remedy="give it as in torch.export.export: a dict by parameter name, or a tuple, with {axis: Dim(...)} for "
             "axes that the tensor has",
         )
@@ -167,7 +153,7 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
             remedy=_keep(place.module_path, model),
         )
     return CaptureError(
-        f"torch.export cannot trace the model: {type(error).__name__}: {_first_lines(error, 3)}",
+        f"torch.export cannot trace the model: {type(error).__name__}: {first_lines(error, 3)}",
         location=location,
         remedy=leaf,
     )
@@ -180,7 +166,7 @@ def _raised_in_distributions(error: BaseException) -> bool:
     """Return whether the innermost code that Python ran above the tracer is that of a distribution."""
     home = "torch/distributions/"
     found = False
-    for frame, _ in _frames(error):
+    for frame, _ in frames_of(error):
         file = frame.f_code.co_filename.replace("\\", "/")
         if home in file:
             found = True
@@ -223,7 +209,7 @@ def _foreign(error: Exception, modules: dict[str, nn.Module]) -> CaptureError:
     kind = "a TorchScript module" if isinstance(module, torch.jit.ScriptModule) else "a layer with packed weights"
     names = ", ".join(f"`{each}`" for each in list(modules)[:_MAX_NAMES])
     return CaptureError(
-        f"{names} is {kind}, which torch.export cannot trace: {type(error).__name__}: {_first_lines(error, 1)}",
+        f"{names} is {kind}, which torch.export cannot trace: {type(error).__name__}: {first_lines(error, 1)}",
         location=location_of_module(path, module),
         remedy=f"keep it as it is with leaf_modules={list(modules)!r}, or transform the model as it was before",
     )
@@ -231,7 +217,7 @@ def _foreign(error: Exception, modules: dict[str, nn.Module]) -> CaptureError:
 
 def _around_packed(error: BaseException, path: str, model: nn.Module) -> str:
     """Return the module to keep: where it is given a packed sequence, the one around it, which packs and unpacks."""
-    for frame, _ in _frames(error):
+    for frame, _ in frames_of(error):
         held = frame.f_locals
         if held.get("self") is model.get_submodule(path) and any(isinstance(v, PackedSequence) for v in held.values()):
             return path.rpartition(".")[0]
@@ -268,7 +254,7 @@ def _unknown_class(error: Exception, model: nn.Module) -> CaptureError:
     text = str(error)
     what = "an argument" if "input type" in text else "a result"
     found = re.search(r"<class '([^']*)'>", text)
-    name = found.group(1) if found else _first_lines(error, 1)
+    name = found.group(1) if found else first_lines(error, 1)
     simple = name.rpartition(".")[2]
     if name in _OF_TENSORS:
         return CaptureError(
@@ -292,7 +278,7 @@ def _that_names(model: nn.Module, *names: str) -> Location | None:
     found = None
     for path, module in model.named_modules():
         held = (item.__code__ for item in module.__dict__.values() if isinstance(item, FunctionType))
-        for code in (*_methods(type(module)), *held):
+        for code in (*methods_of(type(module)), *held):
             if is_user_file(code.co_filename) and not set(names).isdisjoint(_names_in(code)):
                 found = attrs.evolve(location_of_module(path, module), file=code.co_filename, line=code.co_firstlineno)
     return found
@@ -314,7 +300,7 @@ def _is_transformation(error: BaseException) -> bool:
     """Return whether the tracer failed in a transformation of functions."""
     if "functorch tensor" in str(error):
         return True
-    return any(frame.f_code.co_filename.replace("\\", "/").endswith(_TRANSFORMATIONS) for frame, _ in _frames(error))
+    return any(frame.f_code.co_filename.replace("\\", "/").endswith(_TRANSFORMATIONS) for frame, _ in frames_of(error))
 
 
 _TRANSFORMERS = ("vmap", "grad", "grad_and_value", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "linearize")
@@ -386,96 +372,3 @@ def state_change(changed: Sequence[Change], opaques: Collection[str] = ()) -> Ca
         location=location_of_module(path, module),
         remedy=remedy,
     )
-
-
-_ADVICE = re.compile(
-    r"For more information, run with TORCH_LOGS=\S+ ?|The error above occurred when calling .*|"
-    r"If you're using mark_dynamic, .*?Dim\.AUTO\. ?|For more information about this error, see: \S+ ?"
-)
-
-
-def _first_lines(error: BaseException, count: int = 3) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return _ADVICE.sub("", " ".join(lines[:count])).strip()
-
-
-_SIZE_OF = re.compile(r"L\['(\w+)'\]((?:\[\w+\])*)\.size\(\)\[(\d+)\]")
-_ONE = re.compile(r"specialized it to be a constant \(1\)")
-
-
-def _as_shape(found: re.Match[str]) -> str:
-    return f"{found[1]}{found[2]}.shape[{found[3]}]"
-
-
-def _restricted(error: Exception, model: nn.Module, location: Location) -> CaptureError:
-    """Return the error for a dimension that is marked as dynamic, and which not every size fits."""
-    where = _specialization(error, model) or location
-    text = _SIZE_OF.sub(_as_shape, _first_lines(error, 8))
-    line = linecache.getline(where.file, where.line).strip()
-    by = f" by `{line}`" if line else " by the model"
-    if _ONE.search(text):
-        remedy = "pass example inputs with 2 or more there: torch.export takes a size of 1 as fixed, as it broadcasts"
-    elif "specialized" not in text:
-        remedy = (
-            "give dynamic_shapes= what the model allows: a range (Dim(name, min=, max=)), 2*n, or the same Dim twice"
-        )
-    else:
-        remedy = "leave that dimension out of dynamic_shapes=, or make the model independent of its size"
-    verb = "fixed" if "specialized" in text else "restricted"
-    return CaptureError(f"a dimension marked as dynamic is {verb}{by}: {text}", location=where, remedy=remedy)
-
-
-def _specialization(error: BaseException, model: nn.Module) -> Location | None:
-    """Return the user's line that fixed a symbolic size, from the shape environment in the traceback."""
-    for frame, _ in _frames(error):
-        for value in list(frame.f_locals.values()):
-            if isinstance(value, ShapeEnv):
-                found = _first_user_location(value)
-                if found is not None:
-                    return _with_module(found, model)
-    return None
-
-
-def _first_user_location(shape_env: ShapeEnv) -> Location | None:
-    replaced = shape_env.replacements
-    slocs = getattr(shape_env, "replacements_slocs", {})
-    # a symbol that became a number, before one that became another symbol
-    places: list[Any] = [sloc for symbol, sloc in slocs.items() if getattr(replaced.get(symbol), "is_number", False)]
-    places += [guard.sloc for guard in getattr(shape_env, "guards", ())]
-    places += slocs.values()
-    outside = callers()
-    for place in places:
-        frame = getattr(place, "framework_loc", None)
-        if not isinstance(frame, FrameSummary) or frame.lineno is None or not is_user_file(frame.filename):
-            continue
-        if (frame.filename, frame.lineno) not in outside:
-            return Location(file=frame.filename, line=frame.lineno)
-    return None
-
-
-def _with_module(location: Location, model: nn.Module) -> Location:
-    """Return a location with the module whose class has that line in a method, where it is the only one."""
-    found = {
-        path: module
-        for path, module in model.named_modules()
-        if any(
-            code.co_filename == location.file and code.co_firstlineno <= location.line <= _last_line(code)
-            for code in _methods(type(module))
-        )
-    }
-    if len(found) != 1:
-        return location
-    ((path, module),) = found.items()
-    return attrs.evolve(
-        location, module_path=path, module_class=f"{type(module).__module__}.{type(module).__qualname__}"
-    )
-
-
-def _methods(class_: type) -> Iterator[CodeType]:
-    for base in class_.__mro__:
-        if base is not nn.Module:
-            yield from (item.__code__ for item in vars(base).values() if isinstance(item, FunctionType))
-
-
-def _last_line(code: CodeType) -> int:
-    return max((line for *_, line in code.co_lines() if line is not None), default=code.co_firstlineno)

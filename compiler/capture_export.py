@@ -81,6 +81,8 @@ class ExportCapture:
         """The copy that is traced."""
         self.opaques: dict[str, nn.Module] = {}
         self.records: Mapping[str, list[CallRecord]] = {}
+        self.assigned: set[str] = set()
+        """Buffers in whose place forward puts new tensors."""
 
     def capture(self, leaf_modules: Sequence[Any], run: Stage) -> Captured:
         """Observe the model and trace it.
@@ -131,6 +133,7 @@ class ExportCapture:
             irregular=traced,
             second=lambda: self._second(traced),
             observed=self.observed,
+            assigned=frozenset(self.assigned),
             has_example=True,
             args=self.args,
             kwargs=self.kwargs,
@@ -261,7 +264,9 @@ class ExportCapture:
                 result = watched(*args, **kwargs)
             # torch.export puts attributes back itself, so they are compared before it does
             changed.extend(change for change in state.changes() if not (_is_average(change) or self._is_seen(change)))
-            return _write_assigned(model, buffers, result)
+            result, assigned = _write_assigned(model, buffers, result)
+            self.assigned.update(assigned)
+            return result
 
         failure: Exception | None = None
         result = None
@@ -346,17 +351,19 @@ def _assignments_unseen() -> Iterator[None]:
 
 def _write_assigned(
     model: nn.Module, before: Sequence[tuple[nn.Module, Mapping[str, torch.Tensor | None]]], result: Any
-) -> Any:
+) -> tuple[Any, list[str]]:
     """Make a write of each assignment to a buffer: a graph keeps writes, and loses what is put in a buffer's place.
 
     Returns:
-        the result of the call; what lies in the memory of such a buffer is copied before it is written.
+        the result of the call, what lies in the memory of such a buffer copied before it is written; and the names of
+        these buffers.
 
     Raises:
         CaptureError: when the new tensor is of another type than the buffer.
     """
     paths = {id(module): path for path, module in model.named_modules()}
     written: list[tuple[torch.Tensor, torch.Tensor]] = []
+    names: list[str] = []
     for module, buffers in before:
         for name, old in buffers.items():
             new = module._buffers.get(name)
@@ -370,6 +377,7 @@ def _write_assigned(
                     remedy="let the buffer have the shape and dtype that it gets, from __init__ on",
                 )
             module._buffers[name] = old
+            names.append(f"{paths[id(module)]}.{name}".lstrip("."))
             # all are read before one is written: two may have been swapped
             written.append((old, new.clone()))
     replaced = [old for old, _ in written]
@@ -382,7 +390,7 @@ def _write_assigned(
         result = pytree.tree_map(kept, result)
     for old, new in written:
         old.copy_(new)
-    return result
+    return result, names
 
 
 def _shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:

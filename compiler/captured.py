@@ -46,5 +46,7 @@ class Captured:
     """Whether the order of the keys in mappings among the arguments has a meaning."""
     sharing: tuple[frozenset[int], ...] = ()
     """Groups of tensor arguments that overlapped in memory, by their numbers."""
+    assigned: frozenset[str] = frozenset()
+    """Buffers in whose place forward puts new tensors."""
     training: bool | None = None
     """The mode of an ExportedProgram, where the user says it."""

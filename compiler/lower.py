@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import attrs
 from torch.export import ExportedProgram
 
 from compiler.boundary.observe import Observed
@@ -96,6 +97,12 @@ def _lower_exported(captured: Captured, exported: ExportedProgram) -> Program:
         program.name = type(captured.module).__qualname__
         program.convention.parameters = parameters_of_signature(inspect.signature(captured.module.forward))
         program.convention.keeps_order = captured.keeps_order
+        for name, weight in program.weights.items():
+            if not captured.assigned.isdisjoint((name, *weight.aliases)):
+                program.convention.mutations = tuple(
+                    attrs.evolve(mutation, is_assigned=True) if mutation.buffer == name else mutation
+                    for mutation in program.convention.mutations
+                )
     return program
 
 

@@ -32,7 +32,7 @@ from compiler.lower_regions import RegionLowering, attribute_of, has_raised
 from compiler.lower_storage import Handle, Storage
 from compiler.lower_symbols import DataDependentSizeError, SymbolTable, restricted
 from compiler.lower_views import may_need_gradient
-from compiler.lower_weights import WeightTable, shares_storage
+from compiler.lower_weights import WeightTable, is_one_tensor, shares_storage
 from compiler.lower_writes import check_writes
 from ir.core import Graph, Value
 from ir.errors import CaptureError, GraphwrightError, VerificationError
@@ -203,7 +203,7 @@ class ExportLowering(RegionLowering):
         if not isinstance(constant, torch.Tensor):
             raise CaptureError(f"constant {name!r} is not a tensor but a {type(constant).__qualname__}")
         for weight in self.program.weights.values():
-            if weight.data is not None and _is_one_tensor(weight.data, constant):
+            if weight.data is not None and is_one_tensor(weight.data, constant):
                 return weight  # a parameter that code reaches by another way than as an attribute of its module
         return self.weights.add(name, constant, WeightKind.CONSTANT, persistent=False, alias=False)
 
@@ -437,13 +437,6 @@ def _name(target: Any) -> str:
 
 def _key(val: Any) -> int | None:
     return val.untyped_storage()._cdata if isinstance(val, torch.Tensor) and val.layout is torch.strided else None
-
-
-def _is_one_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether two tensor objects are the same numbers in the same memory."""
-    if a.dtype != b.dtype or a.shape != b.shape or a.layout is not torch.strided or b.layout is not torch.strided:
-        return False
-    return not a.is_meta and a.numel() > 0 and a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
 
 
 def _keys_are_reliable(nodes: Sequence[fx.Node]) -> bool:

@@ -103,3 +103,10 @@ def shares_storage(tensor: torch.Tensor, others: Mapping[str, Weight]) -> list[s
         and other.data.numel()
         and other.data.untyped_storage().data_ptr() == where
     ]
+
+
+def is_one_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two tensor objects are the same numbers in the same memory."""
+    if a.dtype != b.dtype or a.shape != b.shape or a.layout is not torch.strided or b.layout is not torch.strided:
+        return False
+    return not a.is_meta and a.numel() > 0 and a.data_ptr() == b.data_ptr() and a.stride() == b.stride()

@@ -137,4 +137,5 @@ class BoundaryParser:
             buffer = lexer.expect_string("the name of a buffer, or `input`")
         lexer.expect("=")
         lexer.expect("output")
-        return Mutation(lexer.expect_int("the number of an output"), buffer, input_)
+        output = lexer.expect_int("the number of an output")
+        return Mutation(output, buffer, input_, bool(lexer.accept("assigned")))

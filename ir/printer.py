@@ -395,5 +395,5 @@ def _convention_lines(convention: CallingConvention, indent: str) -> list[str]:
         lines.append(f"{indent}result = {place}{strides}")
     for mutation in convention.mutations:
         target = f"input {mutation.input}" if mutation.buffer is None else json.dumps(mutation.buffer)
-        lines.append(f"{indent}mutation {target} = output {mutation.output}")
+        lines.append(f"{indent}mutation {target} = output {mutation.output}{' assigned' * mutation.is_assigned}")
     return lines

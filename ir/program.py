@@ -82,6 +82,9 @@ class Mutation:
     """Name of the weight."""
     input: int | None = None
     """Number of the graph input."""
+    is_assigned: bool = False
+    """Whether the original puts a new tensor in the buffer's place: the history of the old one ends, with or without
+    gradients in this call."""
 
 
 ARGUMENT_KINDS = ("none", "sequence", "mapping", "any")

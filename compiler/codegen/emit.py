@@ -327,7 +327,7 @@ class _Emitter:
             weight = weight_of(target)
             written_node = self.scope.value(target) if weight is None else self.scope.tensor(weight)
             value = outputs[mutation.output]
-            if weight is not None and value is not None and may_need_gradient(value):
+            if mutation.is_assigned and value is not None and may_need_gradient(value):
                 # without the history of the call before, which the new value has if it needs it
                 self.scope.call(torch.ops.aten.detach_.default, (written_node,))
             self.scope.call(write, (written_node, nodes[mutation.output]))
