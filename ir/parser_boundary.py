@@ -76,12 +76,12 @@ class BoundaryParser:
 
     def _surrounding(self) -> Surrounding:
         lexer = self.lexer
-        answers: tuple[bool, ...] = ()
+        answers: tuple[bool | tuple[int, ...], ...] = ()
         if lexer.accept("answers"):
             place = lexer.index
             answers = self.literals.attribute()
-            if not isinstance(answers, tuple) or not all(type(answer) is bool for answer in answers):
-                raise lexer.error("the answers are True or False, in brackets", index=place)
+            if not isinstance(answers, tuple) or not all(map(_is_answer, answers)):
+                raise lexer.error("the answers are True, False or dimensions, in brackets", index=place)
         return Surrounding(answers, lexer.expect_string("the place") if lexer.accept("place") else "")
 
     def _switch(self, names: Sequence[str] = SWITCHES) -> str:
@@ -139,3 +139,7 @@ class BoundaryParser:
         lexer.expect("output")
         output = lexer.expect_int("the number of an output")
         return Mutation(output, buffer, input_, bool(lexer.accept("assigned")))
+
+
+def _is_answer(value: Any) -> bool:
+    return type(value) is bool or (isinstance(value, tuple) and all(type(item) is int for item in value))

@@ -140,10 +140,10 @@ class Surrounding:
     """Surroundings in which the program must not be run, since the original does something else there.
 
     `answers` are those that the original got on the captured call, one for each tensor among the inputs where they
-    differ by input (whether it is contiguous, whether it requires a gradient); `place` is where it asks.
+    differ by input (the order of its dimensions in memory, whether it requires a gradient); `place` is where it asks.
     """
 
-    answers: tuple[bool, ...] = ()
+    answers: tuple[bool | tuple[int, ...], ...] = ()
     place: str = ""
 
 

@@ -121,9 +121,32 @@ def inputs_in(names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, 
     return args, kwargs
 
 
-def answers_of(name: str, tree: Any) -> tuple[bool, ...]:
+def answers_of(name: str, tree: Any) -> tuple[Any, ...]:
     """Return the answers that a model gets about each tensor among its arguments, in the surroundings `name`."""
     tensors = [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
     if name == "layout":
-        return tuple(tensor.layout is torch.strided and tensor.is_contiguous() for tensor in tensors)
+        return tuple(map(_order_in_memory, tensors))
     return tuple(tensor.requires_grad for tensor in tensors) if name == "requires_grad" else ()
+
+
+def agree(name: str, captured: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
+    """Return whether a call gets the answers of the captured one; dimensions of size 1 lie anywhere."""
+    if name != "layout" or len(captured) != len(now):
+        return captured == now
+    return all(
+        [d for d in a if d in b or d < 0] == [d for d in b if d in a or d < 0]
+        for a, b in zip(captured, now, strict=True)
+    )
+
+
+def _order_in_memory(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return the dimensions of sizes above 1 by their strides, the largest first; -1 follows where there are gaps."""
+    if tensor.layout is not torch.strided:
+        return (-1,)
+    sizes, strides = tensor.shape, tensor.stride()
+    order = sorted((d for d, n in enumerate(sizes) if n > 1), key=lambda d: (-strides[d], d))
+    expected, gaps = 1, False
+    for d in reversed(order):
+        gaps |= strides[d] != expected
+        expected *= sizes[d]
+    return (*order, -1) if gaps else tuple(order)

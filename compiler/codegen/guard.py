@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._sympy import functions as torch_functions
 
-from compiler.boundary.settings import SETTINGS, answers_of
+from compiler.boundary.settings import SETTINGS, agree, answers_of
 from compiler.forward_code import other_order
 from ir.errors import CaptureError, InputError
 from ir.expressions import format_expression
@@ -293,7 +293,7 @@ def _is_in(name: str, surrounding: Surrounding, parameters: tuple[Any, ...]) -> 
         return torch.is_inference_mode_enabled()
     if name == "autocast":
         return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-    return answers_of(name, parameters) != surrounding.answers
+    return not agree(name, surrounding.answers, answers_of(name, parameters))
 
 
 def _leaf(check: Check, value: Any) -> Any:
