@@ -143,9 +143,10 @@ class Comparison:
     def _hold_switch_of(self, path: str) -> None:
         """Compare a call after `train()` or `eval()` of a module in it; the result may refuse to switch."""
 
+        mode = not self.model.get_submodule(path).training  # what an exported program says of it is a guess
+
         def below(module: nn.Module, arguments: Arguments) -> Runs:
-            inner = module.get_submodule(path)
-            inner.train(not inner.training)
+            module.get_submodule(path).train(mode)
             return _once(module, arguments)
 
         with suppress(Unusable):

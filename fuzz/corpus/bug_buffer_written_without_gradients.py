@@ -1,0 +1,36 @@
+"""A buffer written in place in a call without gradients: it keeps its history, which the emitted module ended."""
+
+import torch
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((), 0.7))
+        self.register_buffer("state", torch.zeros(()))
+
+    def forward(self, x):
+        self.state.copy_(self.state * 0.5 + (x * self.gain).mean())
+        return x * self.state
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("equal", "equal, some calls refused")
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    ways=("export", "exported"),
+    kind="re-assigned buffer: written with a gradient",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

@@ -1,0 +1,29 @@
+"""A question about strides of inputs in channels_last: inputs in a third order were not refused."""
+
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.stride(1) == 1 else x * 3
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("equal, some calls refused",)
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (2, 3, 4, 4), channels_last=True),),
+    seed=1,
+    ways=("export",),
+    kind="question that matters: stride of the channels",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)
