@@ -75,7 +75,7 @@ class SwitchedModule(nn.Module):
     """The switch (of `ir.program.SWITCHES`) -> paths of modules in it and the modes that they have afterwards, where
     not its own."""
     _unlike_after: frozenset[str] = frozenset()
-    """The switches after which some module of the original is in another mode than in the capture."""
+    """The switches after which some module is in another mode than in the capture, of the original or here."""
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all submodules, as `train` of the original does.
@@ -105,8 +105,8 @@ class SwitchedModule(nn.Module):
                     remedy=f"put the original model into {then} mode and transform that",
                 )
             after = dict(self._modes_after.get(switch, ()))
-            changes = any(m.training != after.get(path, mode) for path, m in self.named_modules())
-            if switch in self._unlike_after or changes:
+            groups = [(path, m) for path, m in self.named_modules() if isinstance(m, SwitchedModule)]
+            if switch in self._unlike_after or any(m.training != after.get(path, mode) for path, m in groups):
                 raise InputError(
                     "this module holds for the modes that its modules had when it was captured, and "
                     f"{'train' if mode else 'eval'}() would change some of them: {self._mode_locked}",

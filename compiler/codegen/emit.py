@@ -201,11 +201,15 @@ def _read_and_written(program: Program) -> Iterator[Weight]:
                 yield weight
 
 
-def _unlike_after(program: Program) -> Iterator[str]:
-    """Yield the switches after which a module of the original is in another mode than in the capture."""
+def _unlike_after(program: Program, module: EmittedModule) -> Iterator[str]:
+    """Yield the switches after which a module is in another mode than in the capture, of the original or emitted."""
+    emitted = [(path, each.training) for path, each in module.named_modules() if path != "_guard"]
     for switch in SWITCHES:
-        exceptions = program.modes_after.get(switch, {})
-        if any(exceptions.get(path, switch == "train") != mode for path, mode in program.module_modes.items()):
+        mode = switch == "train"
+        after, there = program.modes_after.get(switch, {}), dict(module._modes_after.get(switch, ()))
+        if any(after.get(path, mode) != flag for path, flag in program.module_modes.items()) or any(
+            there.get(path, mode) != flag for path, flag in emitted
+        ):
             yield switch
 
 
@@ -264,7 +268,7 @@ class _Emitter:
         if self.out_spec is not None:
             module.__dict__["_out_spec"] = self.out_spec
         self._set_modes_after(module)
-        module._unlike_after = frozenset(_unlike_after(program))
+        module._unlike_after = frozenset(_unlike_after(program, module))
         if program.mode_locked:
             module.lock_mode(program.mode_locked, is_unknown="" not in program.module_modes)
         names = self._parameter_map(module)
