@@ -58,7 +58,7 @@ def rich_program() -> Program:
             ),
             keeps_order=True,
             outputs=(OutputLeaf(0, strides=(64, n)), OutputLeaf(1), OutputLeaf(None, 2 * n)),
-            mutations=(Mutation(2, buffer="bn.count"), Mutation(3, input=2)),
+            mutations=(Mutation(2, buffer="bn.count", is_assigned=True), Mutation(3, input=2)),
             parameters=(
                 ParameterSpec("x", ParameterKind.POSITIONAL_ONLY),
                 ParameterSpec("n"),
