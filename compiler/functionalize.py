@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from compiler.functional_tensors import FunctionalTensors
-from compiler.lower_layouts import is_transposed, lies_as_operand, with_strides
+from compiler.lower_layouts import comes_transposed, is_transposed, lies_as_operand, with_strides
 from compiler.lower_locations import kept_with
 from compiler.lower_storage import (
     Handle,
@@ -258,7 +258,12 @@ class Functionalizer(FunctionalTensors):
         if value.tensor_type.shape != old.shape:
             value = self.emit("aten.expand", value, old.shape)
             is_fresh = False
-        laid_out = self._laid_out(target, value)
+        if target in self.layouts:
+            laid_out = self._laid_out(target, value)
+        elif is_transposed(target) or comes_transposed(value):
+            laid_out = self.emit("aten.copy", target.value, value)
+        else:
+            laid_out = value
         self.write(target, laid_out, is_fresh=is_fresh or laid_out is not value)
 
     def _reshape_in_place(self, opdef: OpDef, target: Handle, values: list[Any], named: Mapping[str, Any]) -> Handle:

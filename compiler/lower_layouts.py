@@ -48,6 +48,16 @@ def is_transposed(handle: Handle) -> bool:
     return False
 
 
+def comes_transposed(value: Value) -> bool:
+    """Return whether a value lies as a tensor that is seen through such a view."""
+    op = value.defining_op
+    while op is not None and (op.name in _TRANSPOSING or lies_as_operand(op)):
+        if op.name in _TRANSPOSING:
+            return True
+        op = op.operand_values[0].defining_op if op.operand_values else None
+    return False
+
+
 def with_strides(emit: Emit, value: Value, wanted: Strides, known: Mapping[Value, Strides]) -> Value:
     """Return `value`, which an operation has just made, with the strides of the tensor that it takes the place of.
 

@@ -143,7 +143,9 @@ def _unlike_slopes(a: Observation, b: Observation, names: ParameterMap, judge: J
             if not is_no_slope(value):
                 yield "gradients", f"of {key}, which the original has not"
             continue
-        if is_no_slope(a.slopes[source]) and is_no_slope(value):
+        # of what is overwritten it is zero, times what may be infinite: what is finite is compared, as elsewhere
+        finite_slope = None if a.slopes[source] is None else a.slopes[source].nan_to_num(0.0, 0.0, 0.0)  # type: ignore[union-attr]
+        if is_no_slope(finite_slope) and is_no_slope(value):
             continue
         if a.slopes[source] is None or value is None:
             if a.slopes[source] is not value:
