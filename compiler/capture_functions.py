@@ -228,6 +228,10 @@ class ParametersKept(TorchDispatchMode):
                 if key in self._storages and key not in self._copies:
                     self._copies[key] = self._storages[key].clone()
 
+    def written(self) -> frozenset[int]:
+        """Return the storages (`_cdata`) that were written."""
+        return frozenset(self._copies)
+
     def restore(self) -> bool:
         """Put back what was written; return whether anything was."""
         for key, copy in self._copies.items():

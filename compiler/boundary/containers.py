@@ -52,7 +52,7 @@ def same(old: Any, new: Any) -> bool:
         return True
     if type(old) is not type(new):
         return False
-    if isinstance(old, (list, tuple)):
+    if isinstance(old, (list, tuple, collections.deque)):
         return len(old) == len(new) and all(map(same, old, new))
     if isinstance(old, dict):
         return list(old) == list(new) and all(map(same, old.values(), new.values()))
@@ -156,10 +156,13 @@ def of_dict(label: str, target: dict[Any, Any], joint: str = "") -> Container:
     """Return a dict as it is."""
     saved = _items(target)
 
+    # past what a class of the user's does; an OrderedDict keeps its order beside the dict
+    base = collections.OrderedDict if isinstance(target, collections.OrderedDict) else dict
+
     def restore() -> None:
         for key in _items(target):
-            dict.pop(target, key)
-        dict.update(target, saved)
+            base.pop(target, key)
+        base.update(target, saved)
 
     return Container(f"{label}{joint}", target, saved, restore, lambda: _items(target))
 

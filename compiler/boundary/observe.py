@@ -24,6 +24,7 @@ from compiler.boundary.questions import Record, Recorder, direct_calls
 from compiler.boundary.refusals import (
     check_resized,
     check_run,
+    check_weights,
     fast_path_differs,
     kept_loss,
     outside_change,
@@ -213,6 +214,7 @@ class _Observation:
                     found.unlike[name] = outcome
             self._reset(warm)
             again = self._again(warm)
+        check_weights(found.first, again, self.work, self.kept)
         self._check_agreement(found.first, again, warm)
         for name in asked:
             if name not in together:

@@ -52,7 +52,7 @@ def differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) 
         problem = value_difference(x, y)
         if problem is not None:
             yield f"input {i} after the call: {problem}"
-    if a.tracked != b.tracked:
+    if [before is after for before, after in a.tracked] != [before is after for before, after in b.tracked]:
         yield "another input requires gradients after the call"
     yield from _buffer_differences(a, b, names)
 
@@ -95,7 +95,7 @@ def _buffer_differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None)
             problem = value_difference(value, changed[name])
             if problem is not None:
                 yield f"buffer {name!r} after the call: {problem}"
-            elif (name in a.attached) is not (name in attached):
+            elif a.settings == b.settings and (name in a.attached) is not (name in attached):
                 here, there = ("a", "none") if name in a.attached else ("no", "one")
                 yield f"buffer {name!r} after the call has {here} gradient from this call, and {there} in the other"
         else:

@@ -69,6 +69,23 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
         )
 
 
+def check_weights(first: Outcome, again: Outcome, model: nn.Module, kept: tuple[str, ...]) -> None:
+    """Refuse a model whose first call alone writes to parameters: no later one would, and no graph shows it.
+
+    Raises:
+        CaptureError: naming the parameter.
+    """
+    for name in first.rewritten:
+        if name in again.rewritten or any(name.startswith(f"{each}.") for each in kept):
+            continue
+        path = name.rpartition(".")[0]
+        raise CaptureError(
+            f"the first call writes to parameter {name!r} (an initialization by data?), which no graph keeps",
+            location=location_of_module(path, model.get_submodule(path)),
+            remedy="call the model once before transform",
+        )
+
+
 def check_resized(twin: Twin, kept: tuple[str, ...]) -> None:
     """Refuse a model that gives a buffer another shape or dtype.
 

@@ -21,7 +21,7 @@ from compiler.boundary.containers import PLAIN, same_content
 from compiler.boundary.settings import inputs_in, surroundings
 from compiler.capture_functions import ParametersKept
 from compiler.capture_state import random_state_kept
-from compiler.observation import foreign_state, meaningful_strides
+from compiler.observation import foreign_state, meaningful_strides, storage_of
 
 SEED = 0x5EED
 """Of every real run, so that two of them draw the same numbers."""
@@ -45,6 +45,10 @@ class Outcome:
     """Whether a list or dict among the arguments holds other things after the call."""
     buffers: dict[str, torch.Tensor] = attrs.field(factory=dict)
     """Those that the call changed, after it."""
+    settings: tuple[str, ...] = ()
+    """The surroundings of the call, names of `SETTINGS`."""
+    rewritten: tuple[str, ...] = ()
+    """Parameters that the call wrote to; they have been put back."""
     attached: tuple[str, ...] = ()
     """Those of them that carry a gradient to what the next call reads."""
     error: Exception | None = None
@@ -161,7 +165,7 @@ class Twin:
         with torch.inference_mode(False):
             args, kwargs = copy_of_inputs((args, dict(kwargs)))
         leaves, structure = pytree.tree_flatten((args, kwargs))
-        outcome = Outcome()
+        outcome = Outcome(settings=tuple(settings))
         tracked = [leaf.requires_grad for leaf in leaves if isinstance(leaf, torch.Tensor)]
         with random_state_kept(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
             warnings.simplefilter("ignore")  # the user's own calls warn
@@ -179,8 +183,12 @@ class Twin:
                 outcome.error = error
             finally:
                 self.inputs = []
+                written = kept.written()
                 kept.restore()
             outcome.replaced = _put_back(data)
+            outcome.rewritten = tuple(
+                name for name, p in self.module.named_parameters() if written and storage_of(p) in written
+            )
             outcome.reseeded = torch.initial_seed() != SEED
             drawn = foreign_state()
             moved = {"random": drawn[0] != foreign[0], "numpy.random": drawn[1:] != foreign[1:]}

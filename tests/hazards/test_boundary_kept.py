@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import pickle
 from collections.abc import Callable
@@ -322,3 +323,71 @@ def test_a_loss_that_is_kept() -> None:
     with pytest.raises(CaptureError, match="keeps a number with a gradient in `loss`"):
         transform(Keeps(keep), (FLAT,))
     transform(Keeps(lambda m, x: keep(m, x.detach()) + x), (FLAT,))
+
+
+class Initialized(nn.Module):
+    """The first call sets a weight from the data that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.ready = nn.Linear(4, 4), False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.fc(x)
+        if not self.ready:
+            self.ready = True
+            with torch.no_grad():
+                self.fc.weight.mul_(2)
+        return y
+
+
+def test_a_weight_that_the_first_call_writes() -> None:
+    model = Initialized()
+    with pytest.raises(CaptureError, match=r"first call writes to parameter .fc\.weight.") as raised:
+        transform(model, (FLAT,))
+    assert raised.value.remedy == "call the model once before transform"
+    model(FLAT)
+    hold(model, FLAT)
+
+
+def _by_shape_and_device(m: Any, x: torch.Tensor) -> torch.Tensor:
+    key = (x.shape[0], x.device)
+    if key not in m.tables:
+        m.tables[key] = torch.arange(4.0)
+    return x * m.tables[key]
+
+
+def _in_order(m: Any, x: torch.Tensor) -> torch.Tensor:
+    m.ordered["y"] = x * 2
+    m.ordered["z"] = m.ordered["y"] + 1
+    return m.ordered["z"] * 2
+
+
+@pytest.mark.parametrize("keep", [_by_shape_and_device, _in_order])
+def test_containers_of_all_kinds(keep: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+    model = Keeps(keep).eval()
+    model.ordered = collections.OrderedDict()  # type: ignore[assignment]
+    model.last = collections.deque([1, 2])  # type: ignore[assignment]
+    result = transform(model, (FLAT,))
+    assert not model.ordered and not model.tables
+    same(result.model(FLAT), model(FLAT))
+
+
+def test_gradients_that_only_some_modes_have_lock_nothing() -> None:
+    class Decays(nn.Module):
+        v: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.register_buffer("v", torch.zeros(4, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.fc(x)
+            with torch.no_grad():
+                self.v.mul_(0.9)
+            self.v = self.v + y
+            return self.v if y.requires_grad else self.v + 0
+
+    result = hold(Decays(), FLAT)
+    assert not result.program.mode_locked
