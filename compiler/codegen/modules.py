@@ -307,11 +307,12 @@ def _make_dropout(op: Operation, find: WeightOf) -> ModuleForm | None:
         return None
     value = op.input("input")
     classes = _DROPOUTS[op.name]
-    cls = next((c for c in classes if own_location(op, ModuleForm(c, ())) is not None), None)
-    if cls is None:
-        rank = value.type.rank if isinstance(value.type, TensorType) else None
-        cls = classes[0] if len(classes) == 1 else classes[min(max((rank or 4) - 3, 0), 2)]
-    return ModuleForm(cls, _options(p=a["p"]), (), (value,), training=bool(a["train"]))
+    rank = value.type.rank if isinstance(value.type, TensorType) else None
+    if len(classes) > 1:  # of another rank, `Dropout2d` and its like take the input for one without a batch
+        classes = classes if rank is None else classes[rank - 3 : rank - 2] if rank >= 3 else ()
+    own = (c for c in classes if own_location(op, ModuleForm(c, ())) is not None)
+    cls = next(own, classes[len(classes) // 2] if classes else None)
+    return None if cls is None else ModuleForm(cls, _options(p=a["p"]), (), (value,), training=bool(a["train"]))
 
 
 def _plain(name: str, cls: type[nn.Module], *attributes: str, **fixed: Attribute) -> None:
