@@ -54,7 +54,7 @@ from compiler.capture_state import (
     run_with_copied_buffers,
     tracing_mode,
 )
-from compiler.captured import Captured
+from compiler.captured import Captured, Traced
 from ir.errors import CaptureError, GraphwrightError
 
 
@@ -81,8 +81,8 @@ class ExportCapture:
         """The copy that is traced."""
         self.opaques: dict[str, nn.Module] = {}
         self.records: Mapping[str, list[CallRecord]] = {}
-        self.assigned: set[str] = set()
-        """Buffers in whose place forward puts new tensors."""
+        self.assigned: tuple[str, ...] = ()
+        """Buffers in whose place the last traced call put new tensors."""
 
     def capture(self, leaf_modules: Sequence[Any], run: Stage) -> Captured:
         """Observe the model and trace it.
@@ -119,21 +119,21 @@ class ExportCapture:
         self._choose(chosen, _candidates(model, chosen))
         check_hooks(model, self.opaques)
         with mode_reads() as read_of:
-            exported = self._traced()
+            traced = self._traced()
         irregular = {path for path, module in model.named_modules() if id(module) in read_of}
         irregular |= set(mode_readers(model)) if self.observed is None else self.observed.irregular
         inside = tuple(f"{path}." for path in self.opaques)
-        traced = frozenset(path for path in irregular if path not in self.opaques and not path.startswith(inside))
+        outside = frozenset(path for path in irregular if path not in self.opaques and not path.startswith(inside))
         return Captured(
             module=model,
-            exported=exported,
-            symbol_names=symbol_names(exported, model, self.args, self.kwargs, self.dynamic_shapes),
+            exported=traced.exported,
+            assigned=traced.assigned,
+            symbol_names=symbol_names(traced.exported, model, self.args, self.kwargs, self.dynamic_shapes),
             opaques=self._kept_modules(chosen),
             writers=frozenset(p for p in self.opaques if any(record.writes for record in self.records.get(p, ()))),
-            irregular=traced,
-            second=lambda: self._second(traced),
+            irregular=outside,
+            second=lambda: self._second(outside),
             observed=self.observed,
-            assigned=frozenset(self.assigned),
             has_example=True,
             args=self.args,
             kwargs=self.kwargs,
@@ -197,7 +197,7 @@ class ExportCapture:
         args, kwargs = copy_of_inputs((self.args, self.kwargs))
         return with_parameters_kept(self.model, lambda: run_with_copied_buffers(self.model, args, kwargs))
 
-    def _traced(self) -> ExportedProgram:
+    def _traced(self) -> Traced:
         """Trace the copy; what tracing leaves outside of it is taken out again, and refused."""
         outside = Surroundings(self.model)
         exported: ExportedProgram | None = None
@@ -210,7 +210,7 @@ class ExportCapture:
         if left:
             raise tracing_left(left, self.model)
         assert exported is not None
-        return exported
+        return Traced(exported, self.assigned)
 
     def _export(self) -> ExportedProgram:
         # a cumulative average reads its counter, which tracing cannot; the lowering puts None back
@@ -233,7 +233,7 @@ class ExportCapture:
             for module in cumulative:
                 module.momentum = None
 
-    def _second(self, irregular: frozenset[str]) -> tuple[ExportedProgram | None, str]:
+    def _second(self, irregular: frozenset[str]) -> tuple[Traced | None, str]:
         """Capture in the opposite mode, as the user's own `train()` and `eval()` reach it."""
         model = self.model
         modes = modes_of(model)
@@ -264,8 +264,7 @@ class ExportCapture:
                 result = watched(*args, **kwargs)
             # torch.export puts attributes back itself, so they are compared before it does
             changed.extend(change for change in state.changes() if not (_is_average(change) or self._is_seen(change)))
-            result, assigned = _write_assigned(model, buffers, result)
-            self.assigned.update(assigned)
+            result, self.assigned = _with_assigned(model, buffers, result)
             return result
 
         failure: Exception | None = None
@@ -350,21 +349,19 @@ def _assignments_unseen() -> Iterator[None]:
         hooks.update(saved)
 
 
-def _write_assigned(
+def _with_assigned(
     model: nn.Module, before: Sequence[tuple[nn.Module, Mapping[str, torch.Tensor | None]]], result: Any
-) -> tuple[Any, list[str]]:
-    """Make a write of each assignment to a buffer: a graph keeps writes, and loses what is put in a buffer's place.
+) -> tuple[Any, tuple[str, ...]]:
+    """Return what a call put in the place of buffers beside its result, and the names of these buffers.
 
-    Returns:
-        the result of the call, what lies in the memory of such a buffer copied before it is written; and the names of
-        these buffers.
+    A graph keeps results and writes, and loses what is put in a buffer's place; the buffers are as before. A result
+    beside which there is none is returned as it is.
 
     Raises:
         CaptureError: when the new tensor is of another type than the buffer.
     """
     paths = {id(module): path for path, module in model.named_modules()}
-    written: list[tuple[torch.Tensor, torch.Tensor]] = []
-    names: list[str] = []
+    assigned: dict[str, torch.Tensor] = {}
     for module, buffers in before:
         for name, old in buffers.items():
             new = module._buffers.get(name)
@@ -378,24 +375,8 @@ def _write_assigned(
                     remedy="let the buffer have the shape and dtype that it gets, from __init__ on",
                 )
             module._buffers[name] = old
-            names.append(f"{paths[id(module)]}.{name}".lstrip("."))
-            # all are read before one is written: two may have been swapped
-            written.append((old, new.clone()))
-    replaced = [old for old, _ in written]
-
-    def kept(leaf: Any) -> Any:
-        is_old = isinstance(leaf, torch.Tensor) and any(_shares_memory(leaf, old) for old in replaced)
-        return leaf.clone() if is_old else leaf
-
-    if replaced:
-        result = pytree.tree_map(kept, result)
-    for old, new in written:
-        old.copy_(new)
-    return result, names
-
-
-def _shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool(torch._C._is_alias_of(a, b))  # type: ignore[attr-defined]
+            assigned[f"{paths[id(module)]}.{name}".lstrip(".")] = new
+    return (result, tuple(assigned.values())) if assigned else result, tuple(assigned)
 
 
 def _traces_in(model: nn.Module) -> list[str]:

@@ -11,7 +11,17 @@ from torch.export import ExportedProgram
 
 from compiler.boundary.observe import Observed
 
-Second = Callable[[], tuple[ExportedProgram | None, str]]
+
+@attrs.frozen(eq=False)
+class Traced:
+    """A trace of a module."""
+
+    exported: ExportedProgram
+    assigned: tuple[str, ...] = ()
+    """Buffers in whose place forward puts new tensors: these are in a tuple behind the result."""
+
+
+Second = Callable[[], tuple[Traced | None, str]]
 """Captures the model in the opposite mode; returns it, or why that is not possible."""
 
 
@@ -22,6 +32,8 @@ class Captured:
     module: nn.Module | None = None
     """The user's module: its tensors are the program's weights. None for an ExportedProgram."""
     exported: ExportedProgram | None = None
+    assigned: tuple[str, ...] = ()
+    """Buffers in whose place forward puts new tensors: these are in a tuple behind the result of `exported`."""
     graph_module: fx.GraphModule | None = None
     """An FX graph that is lowered as it is, without `torch.export`."""
     is_traced: bool = False
@@ -46,7 +58,5 @@ class Captured:
     """Whether the order of the keys in mappings among the arguments has a meaning."""
     sharing: tuple[frozenset[int], ...] = ()
     """Groups of tensor arguments that overlapped in memory, by their numbers."""
-    assigned: frozenset[str] = frozenset()
-    """Buffers in whose place forward puts new tensors."""
     training: bool | None = None
     """The mode of an ExportedProgram, where the user says it."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 from compiler.forward_code import SignatureCodeGen
@@ -321,6 +322,36 @@ def _decode_graph(encoded: tuple[Any, ...]) -> fx.Graph:
 def write_unless_itself(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Write `value` into `target`; nothing is written, and no leaf refuses it, where an operator returned `target`."""
     return target if value is target else torch.ops.aten.copy_.default(target, value)
+
+
+@fx.has_side_effect
+def assign_buffer(buffers: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
+    """Put `value` in the place of a buffer, as `self.name = value` of the original does: the old tensor stays as it is.
+
+    What traces the module (`torch.export`, `torch.compile`, `torch.jit.trace`, FX) keeps writes to buffers and loses
+    what is put in a buffer's place: for it, the value is written.
+
+    Args:
+        buffers: those of the module that holds it.
+        name: its name there.
+        value: the new tensor.
+    """
+    old = buffers[name]
+    if not _is_traced(value):
+        buffers[name] = value
+    elif value is not old:
+        if old.requires_grad:
+            old.detach_()  # the history of the call before, which the new value has if it needs it
+        torch.ops.aten.copy_.default(old, value)
+
+
+def _is_traced(value: Any) -> bool:
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or isinstance(value, fx.Proxy)
+        or get_proxy_mode() is not None
+    )
 
 
 def _encode_function(function: Any) -> Any:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import inspect
 
-import attrs
-from torch.export import ExportedProgram
-
 from compiler.boundary.observe import Observed
-from compiler.captured import Captured
+from compiler.captured import Captured, Traced
 from compiler.lower_export import ExportLowering
 from compiler.lower_fx import FxLowering
 from compiler.lower_mode_steps import UndecidedError, follow_steps
@@ -30,7 +27,7 @@ def lower(captured: Captured) -> Program:
         program = FxLowering(captured.graph_module, captured.opaques, is_traced=captured.is_traced).lower()
         program.name = captured.graph_module._get_name()
         return program
-    program = _lower_exported(captured, captured.exported)
+    program = _lower_exported(captured, Traced(captured.exported, captured.assigned))
     _check_sharing(captured, program)
     _follow_modes(captured, program)
     return program
@@ -62,12 +59,12 @@ def _follow_modes(captured: Captured, program: Program) -> None:
     opposite = None
     if seen is not None and seen.other is not None and seen.other.error is not None:
         error = seen.other.error
-        exported, problem = None, f"it raises {type(error).__name__}: {error}"
+        traced, problem = None, f"it raises {type(error).__name__}: {error}"
     else:
-        exported, problem = captured.second()
-    if exported is not None:
+        traced, problem = captured.second()
+    if traced is not None:
         try:
-            opposite = _lower_exported(captured, exported)
+            opposite = _lower_exported(captured, traced)
         except CaptureError as error:
             problem = error.message
     follow_modes(program, opposite, problem, sorted(captured.irregular))
@@ -83,26 +80,21 @@ def _follow_back(captured: Captured, program: Program, seen: Observed) -> None:
         lock(program, "its modules were in several modes, and what each of them decides was not seen")
 
 
-def _lower_exported(captured: Captured, exported: ExportedProgram) -> Program:
+def _lower_exported(captured: Captured, traced: Traced) -> Program:
     program = ExportLowering(
-        exported,
+        traced.exported,
         captured.module,
         captured.symbol_names,
         captured.opaques,
         captured.writers,
         captured.irregular,
         captured.training,
+        traced.assigned,
     ).lower()
     if captured.module is not None:
         program.name = type(captured.module).__qualname__
         program.convention.parameters = parameters_of_signature(inspect.signature(captured.module.forward))
         program.convention.keeps_order = captured.keeps_order
-        for name, weight in program.weights.items():
-            if not captured.assigned.isdisjoint((name, *weight.aliases)):
-                program.convention.mutations = tuple(
-                    attrs.evolve(mutation, is_assigned=True) if mutation.buffer == name else mutation
-                    for mutation in program.convention.mutations
-                )
     return program
 
 

@@ -25,7 +25,7 @@ from torch.export.graph_signature import (
 )
 
 from compiler.capture_errors import at_operation, is_of_functorch, no_operator
-from compiler.functionalize import Functionalizer, is_returned_itself
+from compiler.functionalize import Functionalizer, is_returned_itself, is_view_of_written
 from compiler.lower_export_modes import lock_of_exported, mode_of_exported
 from compiler.lower_modules import ModuleFacts
 from compiler.lower_regions import RegionLowering, attribute_of, has_raised
@@ -75,12 +75,16 @@ class ExportLowering(RegionLowering):
         writers: Collection[str] = (),
         irregular: Collection[str] = (),
         training: bool | None = None,
+        assigned: Sequence[str] = (),
     ) -> None:
         self.exported = exported
         self.training = training
         """The mode that a program without its module was captured in; None where it is not known."""
+        self.assigned = assigned
+        """Buffers in whose place new tensors are put: the last results are these."""
         self.graph = Graph()
-        self.convention = CallingConvention(exported.call_spec.in_spec, exported.call_spec.out_spec)
+        out_spec = exported.call_spec.out_spec
+        self.convention = CallingConvention(exported.call_spec.in_spec, out_spec.child(0) if assigned else out_spec)
         self.program = Program("main", self.graph, self.convention, opaques=dict(opaques))
         super().__init__(Functionalizer(self.graph), SymbolTable(names, exported))
         self.writers = writers
@@ -213,6 +217,7 @@ class ExportLowering(RegionLowering):
         values: list[Value | None] = []
         leaves: list[OutputLeaf] = []
         themselves: dict[Storage, list[int]] = {}
+        views: dict[Storage, list[int]] = {}
         written: list[tuple[Any, Value]] = []
         for result, spec in zip(results, self.exported.graph_signature.output_specs, strict=True):
             if spec.kind is OutputKind.BUFFER_MUTATION or spec.kind is OutputKind.USER_INPUT_MUTATION:
@@ -226,6 +231,8 @@ class ExportLowering(RegionLowering):
                     continue
                 leaf, value = self._user_output(result, spec.arg, len(values))
                 if value is not None:
+                    if type(handle) is Handle and is_view_of_written(handle):
+                        views.setdefault(handle.storage, []).append(len(values))
                     values.append(value)
                     assert isinstance(result, fx.Node)
                     strides = tuple(self.symbols.dim(s) for s in result.meta["val"].stride())
@@ -251,7 +258,15 @@ class ExportLowering(RegionLowering):
                 mutations.append(Mutation(len(values), buffer=storage.name))
             for place in themselves.get(storage, ()):
                 leaves[place] = OutputLeaf(len(values))
+            self.convention.views |= dict.fromkeys(views.get(storage, ()), len(values))
             values.append(value)
+        first = len(leaves) - len(self.assigned)
+        for name, leaf in zip(self.assigned, leaves[first:], strict=True):
+            assert leaf.value is not None
+            weight = self.weights.names[name]
+            weight.is_mutated = True
+            mutations.append(Mutation(leaf.value, buffer=weight.name, is_assigned=True))
+        del leaves[first:]
         for storage in self.functionalizer.sources:
             if storage.kernel_writes is not None and storage.kind != "input":
                 self._note_mutated(self.program.weights[storage.name])

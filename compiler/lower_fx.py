@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from compiler.boundary.copies import structural_copy
 from compiler.capture_errors import at_operation
 from compiler.capture_symbolic import ASKED_FOR_NONE
-from compiler.functionalize import Functionalizer, is_returned_itself
+from compiler.functionalize import Functionalizer, is_returned_itself, is_view_of_written
 from compiler.lower_fx_arguments import with_kinds
 from compiler.lower_fx_calls import Calls
 from compiler.lower_fx_index import Pieces, Size
@@ -204,11 +204,14 @@ class FxLowering:
         values: list[Value | None] = []
         outputs: list[OutputLeaf] = []
         themselves: dict[Storage, list[int]] = {}
+        views: dict[Storage, list[int]] = {}
         for item in flat:
             if type(item) is Handle and is_returned_itself(item):
                 themselves.setdefault(item.storage, []).append(len(outputs))
                 outputs.append(OutputLeaf(None))
             elif is_runtime(item):
+                if type(item) is Handle and is_view_of_written(item):
+                    views.setdefault(item.storage, []).append(len(values))
                 outputs.append(OutputLeaf(len(values)))
                 values.append(self.functionalizer.read_result(item) if type(item) is Handle else item)
             else:
@@ -222,6 +225,7 @@ class FxLowering:
                 mutations.append(Mutation(len(values), buffer=storage.name))
             for place in themselves.get(storage, ()):
                 outputs[place] = OutputLeaf(len(values))
+            self.convention.views |= dict.fromkeys(views.get(storage, ()), len(values))
             values.append(value)
         for storage in self.functionalizer.sources:
             if storage.kernel_writes is not None and storage.kind != "input":

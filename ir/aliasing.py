@@ -85,6 +85,22 @@ def _may_alias(opdef: OpDef) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(opdef.target.name(), "CompositeImplicitAutograd"))
 
 
+def makes_view(opdef: OpDef) -> bool:
+    """Return whether the results of the operator are views of its first operand, however that lies in memory.
+
+    A reshape is one where strides allow it, and a copy elsewhere.
+    """
+    if opdef.name == "aten.reshape":
+        return True
+    if opdef.name in NEED_STRIDES or opdef.name == "aten.as_strided" or opdef.has(Trait.RANDOM):
+        return False
+    if not isinstance(opdef.target, torch._ops.OpOverload) or not opdef.operand_params:
+        return False
+    schema = opdef.target._schema
+    first = schema.arguments[0].alias_info
+    return not schema.is_mutable and first is not None and all(each.alias_info is not None for each in schema.returns)
+
+
 def aliased_operands(op: Operation) -> tuple[Value, ...]:
     """Return the operands that a result of the operation, which may share storage with operands, may share it with."""
     operands = op.operand_values

@@ -120,6 +120,7 @@ def _compare_conventions(a: CallingConvention, b: CallingConvention) -> Differen
         or _differ("kinds of arguments", *([x.accepts for x in c.inputs] for c in (a, b)))
         or _differ("results", *([(*_place(x), format_attribute(x.strides)) for x in c.outputs] for c in (a, b)))
         or _differ("mutations", list(a.mutations), list(b.mutations))
+        or _differ("views", dict(a.views), dict(b.views))
     )
 
 

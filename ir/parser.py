@@ -153,6 +153,10 @@ class _Parser(BoundaryParser):
                 convention.outputs += (OutputLeaf(value, constant, self._strides()),)
             case "mutation":
                 convention.mutations += (self._mutation(),)
+            case "view":
+                output = self._output_number()
+                lexer.expect("=")
+                convention.views = {**convention.views, output: self._output_number()}
             case _:
                 raise lexer.error(f"{keyword!r} is no statement of a program", index=place)
 

@@ -136,9 +136,11 @@ class BoundaryParser:
         else:
             buffer = lexer.expect_string("the name of a buffer, or `input`")
         lexer.expect("=")
-        lexer.expect("output")
-        output = lexer.expect_int("the number of an output")
-        return Mutation(output, buffer, input_, bool(lexer.accept("assigned")))
+        return Mutation(self._output_number(), buffer, input_, bool(lexer.accept("assigned")))
+
+    def _output_number(self) -> int:
+        self.lexer.expect("output")
+        return self.lexer.expect_int("the number of an output")
 
 
 def _is_answer(value: Any) -> bool:

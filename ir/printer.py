@@ -396,4 +396,5 @@ def _convention_lines(convention: CallingConvention, indent: str) -> list[str]:
     for mutation in convention.mutations:
         target = f"input {mutation.input}" if mutation.buffer is None else json.dumps(mutation.buffer)
         lines.append(f"{indent}mutation {target} = output {mutation.output}{' assigned' * mutation.is_assigned}")
+    lines.extend(f"{indent}view output {output} = output {written}" for output, written in convention.views.items())
     return lines

@@ -129,6 +129,8 @@ class CallingConvention:
     inputs: tuple[InputLeaf, ...] = ()
     outputs: tuple[OutputLeaf, ...] = ()
     mutations: tuple[Mutation, ...] = ()
+    views: dict[int, int] = attrs.field(factory=dict)
+    """Output -> output of the mutation that writes the buffer or input which it is a view of."""
     parameters: tuple[ParameterSpec, ...] = ()
     """Parameters of the forward method; empty where the capture does not know them."""
     keeps_order: bool = False

@@ -393,3 +393,9 @@ class _Verifier:
                     self._fail(f"a mutation writes weight {mutation.buffer!r}, which is not marked as mutated")
             elif mutation.input is not None and not 0 <= mutation.input < num_inputs:
                 self._fail(f"a mutation writes input {mutation.input}, but the graph has {num_inputs}")
+        written = {mutation.output for mutation in convention.mutations}
+        for output, source in convention.views.items():
+            if not 0 <= output < num_outputs:
+                self._fail(f"output {output} is a view, but the graph has {num_outputs}")
+            if source not in written:
+                self._fail(f"output {output} is a view of output {source}, which no mutation writes")

@@ -20,10 +20,10 @@ from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree, folded_path
 from compiler.codegen.weights import Weights, names_of, weight_of
 from compiler.fused_modules import ScaledDotProductAttention
-from compiler.graphmodule import EmittedModule, SwitchedModule, write_unless_itself
-from compiler.lower_views import RETURNS_INPUT_IN_EVAL, may_need_gradient
+from compiler.graphmodule import EmittedModule, SwitchedModule, assign_buffer, write_unless_itself
+from compiler.lower_views import RETURNS_INPUT_IN_EVAL
 from compiler.parameter_map import Entry, ParameterMap
-from ir.aliasing import may_alias_operands
+from ir.aliasing import makes_view, may_alias_operands
 from ir.attributes import UnknownObject
 from ir.core import Operation, Value
 from ir.errors import CodegenError
@@ -195,7 +195,7 @@ def _read_and_written(program: Program) -> Iterator[Weight]:
     for mutation in program.convention.mutations:
         weight = program.weights.get(mutation.buffer or "")
         new = program.graph.outputs[mutation.output]
-        if weight is not None and new is not None:
+        if weight is not None and new is not None and not mutation.is_assigned:
             makers = {new.defining_op, program.graph.return_op}
             if any(user not in makers for user in weight.value.users):
                 yield weight
@@ -239,6 +239,8 @@ class _Emitter:
         self.tree = ModuleTree(program, self.weights)
         self.scope = ProgramScope(program, self.tree)
         self.out_spec: pytree.TreeSpec | None = None
+        self.assigned: list[tuple[Weight, Any]] = []
+        """Buffers in whose place new tensors are put, and the nodes of these."""
 
     def emit(self) -> Emitted:
         program, scope = self.program, self.scope
@@ -252,11 +254,12 @@ class _Emitter:
                 scope.operation(op)
         result = self._outputs()
         self._count_batches()
-        scope.graph.output(result)
+        output = scope.graph.output(result)
         for node, weight in scope.targets:
             node.target = self.tree.weight_key(weight)
         root = nn.Module()
         self.tree.finish(root)
+        self._assign(output)
         guard = inputs.guard()
         guard.surroundings = dict(program.surroundings)
         root.add_module("_guard", guard)
@@ -313,7 +316,8 @@ class _Emitter:
         convention, outputs = self.program.convention, self.program.graph.outputs
         written: dict[Value, None] = {}
         themselves: dict[int, Any] = {}
-        for mutation in convention.mutations:
+        in_place = [mutation for mutation in convention.mutations if not mutation.is_assigned]
+        for mutation in in_place:
             target = self._written(mutation.buffer, mutation.input)
             written[target] = None
             value = outputs[mutation.output]
@@ -324,18 +328,23 @@ class _Emitter:
             for number, v in enumerate(outputs)
         ]
         returned: dict[int, Any] = {}
-        for mutation in convention.mutations:
+        for mutation in in_place:
             target = self._written(mutation.buffer, mutation.input)
             write: Any = write_unless_itself if mutation.output in themselves else torch.ops.aten.copy_.default
             # an operator, not a method: fx must see that it has an effect; with its gradient, which the next call has
             weight = weight_of(target)
             written_node = self.scope.value(target) if weight is None else self.scope.tensor(weight)
-            value = outputs[mutation.output]
-            if mutation.is_assigned and value is not None and may_need_gradient(value):
-                # without the history of the call before, which the new value has if it needs it
-                self.scope.call(torch.ops.aten.detach_.default, (written_node,))
             self.scope.call(write, (written_node, nodes[mutation.output]))
             returned[mutation.output] = written_node
+        for number, source in convention.views.items():
+            if source in returned:
+                view = self._view_again(outputs[number], outputs[source], returned[source])
+                if view is not None:
+                    returned[number] = view
+        for mutation in convention.mutations:
+            if mutation.is_assigned:
+                new = returned.get(mutation.output, nodes[mutation.output])
+                self.assigned.append((self._weight(mutation.buffer), new))
         if convention.outputs:
             # a result that is the output of a write is the written tensor itself
             leaves = [
@@ -370,14 +379,51 @@ class _Emitter:
             raise unknown_constant("a result", constant)
         return self.scope.size(constant) if isinstance(constant, sympy.Basic) else constant
 
+    def _view_again(self, value: Value | None, source: Value | None, node: Any) -> Any:
+        """Return the node of an output as a view of `node`, what `source` was written to; None where it is no view."""
+        chain: list[tuple[Operation, Value]] = []
+        while value is not None and value is not source:
+            op = value.defining_op
+            if op is None or not makes_view(op.opdef):
+                return None
+            chain.append((op, value))
+            value = op.operands[0]
+        if value is None:
+            return None
+        env = self.scope.env
+        for op, result in reversed(chain):
+            saved = {each: env.pop(each) for each in (value, *op.results) if each in env}
+            env[value] = node
+            self.scope.operation(op)
+            node = env[result]
+            for each in (value, *op.results):
+                env.pop(each, None)
+            env.update(saved)
+            value = result
+        return node
+
     def _written(self, buffer: str | None, number: int | None) -> Value:
         if buffer is not None:
-            weight = self.weights.by_name.get(buffer)
-            if weight is None:
-                raise CodegenError(f"the program writes {buffer!r}, which is no weight of it")
-            return weight.value
+            return self._weight(buffer).value
         assert number is not None
         return self.program.graph.inputs[number]
+
+    def _weight(self, name: str | None) -> Weight:
+        weight = self.weights.by_name.get(name or "")
+        if weight is None:
+            raise CodegenError(f"the program writes {name!r}, which is no weight of it")
+        return weight
+
+    def _assign(self, output: fx.Node) -> None:
+        """Put new tensors in the places of buffers, whose keys are known now."""
+        graph = self.scope.graph
+        with graph.inserting_before(output):
+            for weight, new in self.assigned:
+                for key in [key for key, held in self.tree.key_weights.items() if held is weight]:
+                    holder, _, name = key.rpartition(".")
+                    target = f"{holder}._buffers" if holder else "_buffers"
+                    buffers = graph.create_node("get_attr", target, name=target.replace(".", "_").lstrip("_"))
+                    self.scope.call(assign_buffer, (buffers, name, new))
 
     def _before_writes(self, value: Value, written: dict[Value, None]) -> Any:
         """Return the node of an output; a copy where the value would be changed by a write at the end of the call."""
