@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -120,6 +120,8 @@ class ExportCapture:
         check_hooks(model, self.opaques)
         with mode_reads() as read_of:
             traced = self._traced()
+            if self._untie(traced.assigned):
+                traced = self._traced()
         irregular = {path for path, module in model.named_modules() if id(module) in read_of}
         irregular |= set(mode_readers(model)) if self.observed is None else self.observed.irregular
         inside = tuple(f"{path}." for path in self.opaques)
@@ -211,6 +213,23 @@ class ExportCapture:
             raise tracing_left(left, self.model)
         assert exported is not None
         return Traced(exported, self.assigned)
+
+    def _untie(self, assigned: Collection[str]) -> bool:
+        """Give buffers that are one tensor under several names, one of which is assigned, a tensor for each name.
+
+        An assignment ends the tie. Returns whether there was such a buffer.
+        """
+        places: dict[int, list[tuple[str, nn.Module, str]]] = {}
+        for path, module in self.model.named_modules():
+            for name, buffer in module._buffers.items():
+                places.setdefault(id(buffer), []).append((f"{path}.{name}".lstrip("."), module, name))
+        tied = [group for group in places.values() if len(group) > 1 and any(key in assigned for key, _, _ in group)]
+        for group in tied:
+            for _, module, name in group[1:]:
+                buffer = module._buffers[name]
+                assert buffer is not None
+                module._buffers[name] = buffer.detach().clone().requires_grad_(buffer.requires_grad)
+        return bool(tied)
 
     def _export(self) -> ExportedProgram:
         # a cumulative average reads its counter, which tracing cannot; the lowering puts None back

@@ -301,18 +301,6 @@ class Functionalizer(FunctionalTensors):
         return found
 
 
-def is_returned_itself(handle: Handle) -> bool:
-    """Return whether a result is a written input or buffer itself, rather than a tensor of its own."""
-    storage = handle.storage
-    return storage.owner is handle and bool(storage.version) and storage.kind in ("input", "buffer", "constant")
-
-
-def is_view_of_written(handle: Handle) -> bool:
-    """Return whether a tensor is a view of an input or buffer that was written."""
-    storage = handle.storage
-    return storage.owner is not handle and bool(storage.version) and storage.kind in ("input", "buffer", "constant")
-
-
 def _written_statistics(what: str, handle: Handle, location: Location) -> CaptureError:
     """Return the error for a normalization that updates what is no buffer as it was at the start of the call."""
     if handle.storage.version:

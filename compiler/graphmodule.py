@@ -348,7 +348,7 @@ def assign_buffer(buffers: dict[str, torch.Tensor], name: str, value: torch.Tens
 def _is_traced(value: Any) -> bool:
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
         or isinstance(value, fx.Proxy)
         or get_proxy_mode() is not None
     )

@@ -9,7 +9,6 @@ import operator
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import attrs
 import sympy
 import torch
 from torch import fx, nn
@@ -25,14 +24,15 @@ from torch.export.graph_signature import (
 )
 
 from compiler.capture_errors import at_operation, is_of_functorch, no_operator
-from compiler.functionalize import Functionalizer, is_returned_itself, is_view_of_written
+from compiler.functionalize import Functionalizer
 from compiler.lower_export_modes import lock_of_exported, mode_of_exported
-from compiler.lower_modules import ModuleFacts
+from compiler.lower_modules import ModuleFacts, modules_of
 from compiler.lower_regions import RegionLowering, attribute_of, has_raised
-from compiler.lower_storage import Handle, Storage
+from compiler.lower_results import Results, note_written
+from compiler.lower_storage import Handle
 from compiler.lower_symbols import DataDependentSizeError, SymbolTable, restricted
 from compiler.lower_views import may_need_gradient
-from compiler.lower_weights import WeightTable, is_one_tensor, shares_storage
+from compiler.lower_weights import WeightTable, is_one_tensor
 from compiler.lower_writes import check_writes
 from ir.core import Graph, Value
 from ir.errors import CaptureError, GraphwrightError, VerificationError
@@ -40,7 +40,7 @@ from ir.expressions import format_expression
 from ir.locations import Location
 from ir.opdef import OpDef, get_opdef, opdef_of_overload
 from ir.parameters import ParameterKind, ParameterSpec
-from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, Weight, WeightKind
+from ir.program import CallingConvention, InputLeaf, Program, Weight, WeightKind
 from ir.strides import Strides
 from ir.types import OpaqueType, ScalarType, TensorType, Type
 from ir.verify import verify
@@ -105,8 +105,8 @@ class ExportLowering(RegionLowering):
         """
         if self.module is not None:
             self.weights.add_module(self.module, without=self.program.opaques)
-            for path, each in self.module.named_modules():
-                self.program.module_modes[path] = each.training
+            self.program.module_modes, self.program.module_aliases = modules_of(self.module)
+            self.locate.aliases = self.program.module_aliases
         else:
             self.weights.add_exported(self.exported)
         nodes = [node for node in self.exported.graph.nodes if not has_raised(node)]
@@ -214,80 +214,32 @@ class ExportLowering(RegionLowering):
     def _outputs(self, node: fx.Node) -> None:
         results = node.args[0]
         assert isinstance(results, (tuple, list))
-        values: list[Value | None] = []
-        leaves: list[OutputLeaf] = []
-        themselves: dict[Storage, list[int]] = {}
-        views: dict[Storage, list[int]] = {}
+        found = Results(self.functionalizer)
         written: list[tuple[Any, Value]] = []
         for result, spec in zip(results, self.exported.graph_signature.output_specs, strict=True):
             if spec.kind is OutputKind.BUFFER_MUTATION or spec.kind is OutputKind.USER_INPUT_MUTATION:
                 assert isinstance(result, fx.Node)
                 written.append((spec, self._read(self.env[result])))
             elif spec.kind in (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT):
-                handle = self.env.get(result) if isinstance(result, fx.Node) else None
-                if type(handle) is Handle and is_returned_itself(handle):
-                    themselves.setdefault(handle.storage, []).append(len(leaves))
-                    leaves.append(OutputLeaf(None))
-                    continue
-                leaf, value = self._user_output(result, spec.arg, len(values))
-                if value is not None:
-                    if type(handle) is Handle and is_view_of_written(handle):
-                        views.setdefault(handle.storage, []).append(len(values))
-                    values.append(value)
-                    assert isinstance(result, fx.Node)
-                    strides = tuple(self.symbols.dim(s) for s in result.meta["val"].stride())
-                    leaf = attrs.evolve(leaf, strides=strides)
-                leaves.append(leaf)
+                self._user_output(found, result, spec.arg)
             else:
                 raise CaptureError(f"the model has an output of kind {spec.kind.name.lower()}")
-        mutations: list[Mutation] = []
         for spec, value in written:
             if spec.kind is OutputKind.BUFFER_MUTATION:
-                weight = self.weights.names[spec.target]
-                self._note_mutated(weight)
-                mutations.append(Mutation(len(values), buffer=weight.name))
+                found.write(value, buffer=self.weights.names[spec.target].name)
             else:
                 names = [leaf.name for leaf in self.convention.inputs if leaf.value is not None]
-                mutations.append(Mutation(len(values), input=names.index(spec.target)))
-            values.append(value)
-        for storage, value in self.functionalizer.written_sources():
-            if storage.kind == "input":
-                mutations.append(Mutation(len(values), input=storage.number))
-            else:
-                self._note_mutated(self.program.weights[storage.name])
-                mutations.append(Mutation(len(values), buffer=storage.name))
-            for place in themselves.get(storage, ()):
-                leaves[place] = OutputLeaf(len(values))
-            self.convention.views |= dict.fromkeys(views.get(storage, ()), len(values))
-            values.append(value)
-        first = len(leaves) - len(self.assigned)
-        for name, leaf in zip(self.assigned, leaves[first:], strict=True):
-            assert leaf.value is not None
-            weight = self.weights.names[name]
-            weight.is_mutated = True
-            mutations.append(Mutation(leaf.value, buffer=weight.name, is_assigned=True))
-        del leaves[first:]
-        for storage in self.functionalizer.sources:
-            if storage.kernel_writes is not None and storage.kind != "input":
-                self._note_mutated(self.program.weights[storage.name])
-        self.convention.outputs = tuple(leaves)
-        self.convention.mutations = tuple(mutations)
-        self.graph.set_outputs(values)
+                found.write(value, input=names.index(spec.target))
+        found.finish(self.program, [self.weights.names[name] for name in self.assigned])
 
-    def _note_mutated(self, weight: Weight) -> None:
-        weight.is_mutated = True
-        if weight.data is not None and (others := shares_storage(weight.data, self.program.weights)):
-            raise CaptureError(
-                f"buffer {weight.name!r} is written in forward and shares its memory with {', '.join(others)}",
-                remedy="give the buffer memory of its own, or register one tensor under both names",
-            )
-
-    def _user_output(self, result: Any, arg: Any, number: int) -> tuple[OutputLeaf, Value | None]:
+    def _user_output(self, found: Results, result: Any, arg: Any) -> None:
         if isinstance(arg, TensorArgument):
-            return OutputLeaf(number), self.functionalizer.read_result(self.env[result])
-        if isinstance(arg, SymIntArgument | SymFloatArgument | SymBoolArgument):
-            return OutputLeaf(None, self.env[result] if isinstance(result, fx.Node) else result), None
-        return OutputLeaf(None, arg.value if isinstance(arg, ConstantArgument) else result), None
+            strides = tuple(self.symbols.dim(s) for s in result.meta["val"].stride())
+            found.value(self.env[result], strides)
+        elif isinstance(arg, SymIntArgument | SymFloatArgument | SymBoolArgument):
+            found.constant(self.env[result] if isinstance(result, fx.Node) else result)
+        else:
+            found.constant(arg.value if isinstance(arg, ConstantArgument) else result)
 
     def _read(self, handle: Any) -> Value:
         return self.functionalizer.read(handle)
@@ -376,7 +328,7 @@ class ExportLowering(RegionLowering):
             self.env[node] = args[0]
             return
         if name == "aten.add_.Tensor" and self.facts.is_batch_counter(args[0], location):
-            self._note_mutated(self.program.weights[args[0].storage.name])
+            note_written(self.program, self.program.weights[args[0].storage.name])
             self.env[node] = args[0]
             return
         if name == "aten.batch_norm" and self._inside_no_grad:

@@ -15,15 +15,16 @@ from torch.utils import _pytree as pytree
 from compiler.boundary.copies import structural_copy
 from compiler.capture_errors import at_operation
 from compiler.capture_symbolic import ASKED_FOR_NONE
-from compiler.functionalize import Functionalizer, is_returned_itself, is_view_of_written
+from compiler.functionalize import Functionalizer
 from compiler.lower_fx_arguments import with_kinds
 from compiler.lower_fx_calls import Calls
 from compiler.lower_fx_index import Pieces, Size
 from compiler.lower_fx_modules import LeafModules
 from compiler.lower_fx_overloads import UnknownCallError, is_runtime
 from compiler.lower_locations import Locator
-from compiler.lower_modules import ModuleFacts
-from compiler.lower_storage import Handle, Storage
+from compiler.lower_modules import ModuleFacts, modules_of
+from compiler.lower_results import Results
+from compiler.lower_storage import Handle
 from compiler.lower_weights import WeightTable
 from ir.core import Graph, Value
 from ir.errors import CaptureError, GraphwrightError, InputError
@@ -31,7 +32,7 @@ from ir.locations import Location
 from ir.nn_ops import encode_call
 from ir.opdef import get_opdef
 from ir.parameters import parameters_of_signature
-from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, WeightKind
+from ir.program import CallingConvention, InputLeaf, Program, WeightKind
 from ir.types import CPU, UNKNOWN_TENSOR, OpaqueType, ScalarType, TensorType, Type
 
 _WITH_INPUTS = "pass example inputs, so that it is captured through torch.export"
@@ -80,7 +81,8 @@ class FxLowering:
                 remedy=_WITH_INPUTS,
             )
         self.weights.add_module(root)
-        self.program.module_modes = {path: module.training for path, module in root.named_modules()}
+        self.program.module_modes, self.program.module_aliases = modules_of(root)
+        self.locate.aliases = self.program.module_aliases
         for node in root.graph.nodes:
             self._node(node)
         self._drop_weights_of_opaques()
@@ -201,38 +203,13 @@ class FxLowering:
                 raise CaptureError(f"a result of the graph is not known: {error}", remedy=_WITH_INPUTS) from None
             flat, self.convention.out_spec = pytree.tree_flatten(nested, is_leaf=is_runtime)
         self.convention.in_spec = pytree.tree_structure(((0,) * len(self.convention.inputs), {}))
-        values: list[Value | None] = []
-        outputs: list[OutputLeaf] = []
-        themselves: dict[Storage, list[int]] = {}
-        views: dict[Storage, list[int]] = {}
+        found = Results(self.functionalizer)
         for item in flat:
-            if type(item) is Handle and is_returned_itself(item):
-                themselves.setdefault(item.storage, []).append(len(outputs))
-                outputs.append(OutputLeaf(None))
-            elif is_runtime(item):
-                if type(item) is Handle and is_view_of_written(item):
-                    views.setdefault(item.storage, []).append(len(values))
-                outputs.append(OutputLeaf(len(values)))
-                values.append(self.functionalizer.read_result(item) if type(item) is Handle else item)
+            if is_runtime(item):
+                found.value(item)
             else:
-                outputs.append(OutputLeaf(None, item))
-        mutations: list[Mutation] = []
-        for storage, value in self.functionalizer.written_sources():
-            if storage.kind == "input":
-                mutations.append(Mutation(len(values), input=storage.number))
-            else:
-                self.program.weights[storage.name].is_mutated = True
-                mutations.append(Mutation(len(values), buffer=storage.name))
-            for place in themselves.get(storage, ()):
-                outputs[place] = OutputLeaf(len(values))
-            self.convention.views |= dict.fromkeys(views.get(storage, ()), len(values))
-            values.append(value)
-        for storage in self.functionalizer.sources:
-            if storage.kernel_writes is not None and storage.kind != "input":
-                self.program.weights[storage.name].is_mutated = True
-        self.convention.outputs = tuple(outputs)
-        self.convention.mutations = tuple(mutations)
-        self.graph.set_outputs(values)
+                found.constant(item)
+        found.finish(self.program)
 
     def _result(self, item: Any) -> Any:
         return tuple(self.calls.dims(item)) if type(item) is Size else item

@@ -45,6 +45,8 @@ class Locator:
     """Makes the location of each node, memoised: many nodes share a module and a line."""
 
     def __init__(self) -> None:
+        self.aliases: Mapping[str, str] = {}
+        """Further paths of modules -> their first ones, by which all is known."""
         self._callers = callers()
         self._traces: dict[str, tuple[str, int]] = {}
         self._locations: dict[tuple[str, str, str, int], Location] = {}
@@ -57,7 +59,8 @@ class Locator:
         key = (path, class_name, file, line)
         found = self._locations.get(key)
         if found is None:
-            found = self._locations[key] = Location(*key)
+            place = first_path(path, self.aliases) if self.aliases else path
+            found = self._locations[key] = Location(place, class_name, file, line)
         return found
 
     def _source(self, trace: str) -> tuple[str, int]:
@@ -67,6 +70,16 @@ class Locator:
             found = next((place for place in reversed(places) if place not in self._callers), ("", 0))
             self._traces[trace] = found
         return found
+
+
+def first_path(path: str, aliases: Mapping[str, str]) -> str:
+    """Return the first of the paths that lead to the same module, given those that are not."""
+    parts = path.split(".")
+    for number in range(1, len(parts) + 1):
+        found = aliases.get(".".join(parts[:number]))
+        if found is not None:
+            return first_path(".".join((found, *parts[number:])), aliases)
+    return path
 
 
 def module_of(meta: Mapping[str, Any]) -> tuple[str, str]:

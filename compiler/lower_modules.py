@@ -24,6 +24,18 @@ _ATTENTION = "aten.scaled_dot_product_attention"
 After = Callable[[Functionalizer], Value]
 
 
+def modules_of(root: nn.Module) -> tuple[dict[str, bool], dict[str, str]]:
+    """Return the modes of all modules, by their first paths, and further paths of modules -> their first ones."""
+    first = {module: path for path, module in root.named_modules()}
+    aliases: dict[str, str] = {}
+    for module, path in first.items():
+        for name, child in module._modules.items():
+            alias = f"{path}.{name}" if path else name
+            if child is not None and first[child] != alias:
+                aliases[alias] = first[child]
+    return {path: module.training for module, path in first.items()}, aliases
+
+
 class ModuleFacts:
     """Lays what the original modules know over the operations that came from them.
 

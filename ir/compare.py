@@ -47,6 +47,7 @@ def programs_equal(a: Program, b: Program, *, locations: bool = True) -> Differe
         or _differ("constraints", *(list(map(format_expression, p.constraints)) for p in (a, b)))
         or _differ("opaque names", list(a.opaques), list(b.opaques))
         or _differ("module modes", list(a.module_modes.items()), list(b.module_modes.items()))
+        or _differ("names of one module", list(a.module_aliases.items()), list(b.module_aliases.items()))
         or _differ("lock on the mode", a.mode_locked, b.mode_locked)
         or _differ("modes after a switch", _modes_after(a), _modes_after(b))
         or _differ("refused surroundings", list(a.surroundings.items()), list(b.surroundings.items()))

@@ -78,7 +78,7 @@ def copy_program(program: Program) -> Program:
     return Program(
         program.name,
         copy_graph(program.graph, mapping),
-        attrs.evolve(program.convention),
+        attrs.evolve(program.convention, views=dict(program.convention.views)),
         weights,
         dict(program.symbols),
         program.constraints,
@@ -88,4 +88,5 @@ def copy_program(program: Program) -> Program:
         program.mode_locked,
         {switch: dict(modes) for switch, modes in program.modes_after.items()},
         dict(program.surroundings),
+        module_aliases=dict(program.module_aliases),
     )

@@ -122,6 +122,10 @@ class _Parser(BoundaryParser):
                 program.opaques[lexer.expect_string("the name of an opaque callable")] = None
             case "modules":
                 program.module_modes.update(self._modes())
+            case "same_module":
+                alias = lexer.expect_string("a path of a module")
+                lexer.expect("=")
+                program.module_aliases[alias] = lexer.expect_string("the first path of the module")
             case "after":
                 switch = self._switch()
                 if lexer.accept("of"):

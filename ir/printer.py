@@ -266,6 +266,8 @@ class _Printer:
             lines += self.weight(weight, names, inner)
         lines += (f"{inner}opaque {json.dumps(name)}" for name in program.opaques)
         lines += _mode_lines(program.module_modes, f"{inner}modules")
+        for alias, path in program.module_aliases.items():
+            lines.append(f"{inner}same_module {json.dumps(alias)} = {json.dumps(path)}")
         if program.mode_locked:
             lines.append(f"{inner}mode_locked {json.dumps(program.mode_locked)}")
         for switch, modes in program.modes_after.items():

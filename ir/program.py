@@ -178,6 +178,8 @@ class Program:
     """Relations between symbols that the capture took for granted, beside the ranges: `Eq(Mod(s0, 2), 0)`."""
     module_modes: dict[str, bool] = attrs.field(factory=dict)
     """Module path -> `training`, of every module of the original (the root is '')."""
+    module_aliases: dict[str, str] = attrs.field(factory=dict, kw_only=True)
+    """Another path of a module of the original -> its path in `module_modes`; what is below is found below that one."""
     location: Location = UNKNOWN_LOCATION
     opaques: dict[str, Any] = attrs.field(factory=dict)
     """Python callables that opaque operations call: name -> module or function."""

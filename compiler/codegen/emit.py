@@ -7,24 +7,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
-import sympy
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from compiler.codegen.convention import Inputs, native_structure, unknown_constant
+from compiler.codegen.convention import Inputs
 from compiler.codegen.forms import ModuleForm, own_location
 from compiler.codegen.modules import module_form
 from compiler.codegen.regions import emit_region
+from compiler.codegen.results import Results
 from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree, folded_path
 from compiler.codegen.weights import Weights, names_of, weight_of
 from compiler.fused_modules import ScaledDotProductAttention
-from compiler.graphmodule import EmittedModule, SwitchedModule, assign_buffer, write_unless_itself
-from compiler.lower_views import RETURNS_INPUT_IN_EVAL
+from compiler.graphmodule import EmittedModule, SwitchedModule
 from compiler.parameter_map import Entry, ParameterMap
-from ir.aliasing import makes_view, may_alias_operands
-from ir.attributes import UnknownObject
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.nn_ops import decode_call
@@ -213,17 +210,6 @@ def _unlike_after(program: Program, module: EmittedModule) -> Iterator[str]:
             yield switch
 
 
-def _may_be_itself(value: Value, target: Value) -> bool:
-    """Return whether a value is either the target, by operators that return what they are given, or a new tensor."""
-    op = value.defining_op
-    while op is not None and op.name in RETURNS_INPUT_IN_EVAL:
-        operand = op.operands[0]
-        if operand is target:
-            return True
-        op = None if operand is None else operand.defining_op
-    return False
-
-
 def _counters(program: Program) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the counts of batches as they are now, by all their names."""
     for weight in program.weights.values():
@@ -238,9 +224,7 @@ class _Emitter:
         self.weights = Weights(program)
         self.tree = ModuleTree(program, self.weights)
         self.scope = ProgramScope(program, self.tree)
-        self.out_spec: pytree.TreeSpec | None = None
-        self.assigned: list[tuple[Weight, Any]] = []
-        """Buffers in whose place new tensors are put, and the nodes of these."""
+        self.results = Results(program, self.scope, self.weights, self.scope.tensor)
 
     def emit(self) -> Emitted:
         program, scope = self.program, self.scope
@@ -252,24 +236,24 @@ class _Emitter:
                 emit_region(op, scope)
             else:
                 scope.operation(op)
-        result = self._outputs()
+        result = self.results.emit()
         self._count_batches()
         output = scope.graph.output(result)
         for node, weight in scope.targets:
             node.target = self.tree.weight_key(weight)
         root = nn.Module()
         self.tree.finish(root)
-        self._assign(output)
+        self.results.assign(output)
         guard = inputs.guard()
         guard.surroundings = dict(program.surroundings)
         root.add_module("_guard", guard)
         root.training = program.module_modes.get("", False)
         root._guard.training = root.training  # type: ignore[union-attr]
-        if self.out_spec is not None:
-            root.__dict__["_out_spec"] = self.out_spec
+        if self.results.out_spec is not None:
+            root.__dict__["_out_spec"] = self.results.out_spec
         module = EmittedModule(root, scope.graph, self._class_name())
-        if self.out_spec is not None:
-            module.__dict__["_out_spec"] = self.out_spec
+        if self.results.out_spec is not None:
+            module.__dict__["_out_spec"] = self.results.out_spec
         self._set_modes_after(module)
         module._unlike_after = frozenset(_unlike_after(program, module))
         if program.mode_locked:
@@ -309,59 +293,6 @@ class _Emitter:
         name = self.program.location.class_name
         return name if name.isidentifier() else "GraphModule"
 
-    # ---- results ----
-
-    def _outputs(self) -> Any:
-        """Add the writes to buffers and inputs, and return the structure of the result."""
-        convention, outputs = self.program.convention, self.program.graph.outputs
-        written: dict[Value, None] = {}
-        themselves: dict[int, Any] = {}
-        in_place = [mutation for mutation in convention.mutations if not mutation.is_assigned]
-        for mutation in in_place:
-            target = self._written(mutation.buffer, mutation.input)
-            written[target] = None
-            value = outputs[mutation.output]
-            if value is not None and _may_be_itself(value, target):
-                themselves[mutation.output] = self.scope.value(value)
-        nodes = [
-            None if v is None else themselves.get(number) or self._before_writes(v, written)
-            for number, v in enumerate(outputs)
-        ]
-        returned: dict[int, Any] = {}
-        for mutation in in_place:
-            target = self._written(mutation.buffer, mutation.input)
-            write: Any = write_unless_itself if mutation.output in themselves else torch.ops.aten.copy_.default
-            # an operator, not a method: fx must see that it has an effect; with its gradient, which the next call has
-            weight = weight_of(target)
-            written_node = self.scope.value(target) if weight is None else self.scope.tensor(weight)
-            self.scope.call(write, (written_node, nodes[mutation.output]))
-            returned[mutation.output] = written_node
-        for number, source in convention.views.items():
-            if source in returned:
-                view = self._view_again(outputs[number], outputs[source], returned[source])
-                if view is not None:
-                    returned[number] = view
-        for mutation in convention.mutations:
-            if mutation.is_assigned:
-                new = returned.get(mutation.output, nodes[mutation.output])
-                self.assigned.append((self._weight(mutation.buffer), new))
-        if convention.outputs:
-            # a result that is the output of a write is the written tensor itself
-            leaves = [
-                self._constant(leaf.constant) if leaf.value is None else returned.get(leaf.value, nodes[leaf.value])
-                for leaf in convention.outputs
-            ]
-        else:
-            leaves = nodes[: len(nodes) - len(convention.mutations)]
-        if convention.out_spec is None:
-            return leaves[0] if len(leaves) == 1 else tuple(leaves)
-        result = native_structure(convention.out_spec, iter(leaves), self.scope.call)
-        if result is NotImplemented:
-            self.out_spec = convention.out_spec
-            spec = self.scope.graph.create_node("get_attr", "_out_spec")
-            result = self.scope.call(pytree.tree_unflatten, (leaves, spec))
-        return result
-
     def _count_batches(self) -> None:
         """Count the batches of normalizations that are no modules, which do it themselves."""
         for op, mean in self.tree.counting:
@@ -372,72 +303,6 @@ class _Emitter:
             training = self.scope.training_flag(op) if op.attributes.get("follows_mode", True) else True
             counted = self.scope.call(operator.add, (node, training))
             self.scope.call(torch.ops.aten.copy_.default, (node, counted))
-
-    def _constant(self, constant: Any) -> Any:
-        """Return what to write for a result that is no tensor: a literal, or a size that an input has."""
-        if isinstance(constant, UnknownObject):
-            raise unknown_constant("a result", constant)
-        return self.scope.size(constant) if isinstance(constant, sympy.Basic) else constant
-
-    def _view_again(self, value: Value | None, source: Value | None, node: Any) -> Any:
-        """Return the node of an output as a view of `node`, what `source` was written to; None where it is no view."""
-        chain: list[tuple[Operation, Value]] = []
-        while value is not None and value is not source:
-            op = value.defining_op
-            if op is None or not makes_view(op.opdef):
-                return None
-            chain.append((op, value))
-            value = op.operands[0]
-        if value is None:
-            return None
-        env = self.scope.env
-        for op, result in reversed(chain):
-            saved = {each: env.pop(each) for each in (value, *op.results) if each in env}
-            env[value] = node
-            self.scope.operation(op)
-            node = env[result]
-            for each in (value, *op.results):
-                env.pop(each, None)
-            env.update(saved)
-            value = result
-        return node
-
-    def _written(self, buffer: str | None, number: int | None) -> Value:
-        if buffer is not None:
-            return self._weight(buffer).value
-        assert number is not None
-        return self.program.graph.inputs[number]
-
-    def _weight(self, name: str | None) -> Weight:
-        weight = self.weights.by_name.get(name or "")
-        if weight is None:
-            raise CodegenError(f"the program writes {name!r}, which is no weight of it")
-        return weight
-
-    def _assign(self, output: fx.Node) -> None:
-        """Put new tensors in the places of buffers, whose keys are known now."""
-        graph = self.scope.graph
-        with graph.inserting_before(output):
-            for weight, new in self.assigned:
-                for key in [key for key, held in self.tree.key_weights.items() if held is weight]:
-                    holder, _, name = key.rpartition(".")
-                    target = f"{holder}._buffers" if holder else "_buffers"
-                    buffers = graph.create_node("get_attr", target, name=target.replace(".", "_").lstrip("_"))
-                    self.scope.call(assign_buffer, (buffers, name, new))
-
-    def _before_writes(self, value: Value, written: dict[Value, None]) -> Any:
-        """Return the node of an output; a copy where the value would be changed by a write at the end of the call."""
-        node = self.scope.value(value)
-        pending, seen = [value], {value: None}
-        while pending and written:
-            root = pending.pop()
-            if root in written:
-                return self.scope.method("clone", (node,))
-            op = root.defining_op
-            if op is not None and may_alias_operands(op.opdef):
-                pending.extend(v for v in op.operand_values if v not in seen)
-                seen.update(dict.fromkeys(op.operand_values))
-        return node
 
     # ---- the map ----
 

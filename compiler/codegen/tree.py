@@ -287,6 +287,14 @@ class ModuleTree:
             self.register(key, weight, name)
         return key
 
+    def keys_of(self, weight: Weight) -> list[str]:
+        """Return all keys under which a weight is found; call it when the tree is built.
+
+        A module that is found under several paths counts once.
+        """
+        aliases = tuple(f"{self.safe_path(path)}." for path in self.program.module_aliases)
+        return [key for key, held in self.key_weights.items() if held is weight and not key.startswith(aliases)]
+
     def _free_key(self, weight: Weight) -> tuple[str, str]:
         """Return a key for a weight that no module holds, and the original's name of it."""
         sources = self.weights.sources(weight)
@@ -313,9 +321,10 @@ class ModuleTree:
 
     def finish(self, root: nn.Module) -> None:
         """Build the tree below `root`: every weight has a key now, and every module its place."""
+        aliases = tuple(f"{path}." for path in self.program.module_aliases)
         for weight in self.weights.live:
             for name in names_of(weight):
-                if name not in self._covered:
+                if name not in self._covered and not name.startswith(aliases):
                     key = self.weight_key(weight) if name == weight.name else self.safe_path(name)
                     if key not in self.key_weights:
                         self.register(key, weight, name)
@@ -356,6 +365,32 @@ class ModuleTree:
                 made[parent].register_parameter(name, tensor)
             else:
                 made[parent].register_buffer(name, tensor, persistent=self.is_persistent(weight))
+
+        self._share(made)
+
+    def _share(self, made: dict[str, nn.Module]) -> None:
+        """Let what the original has under several paths be one module here as well."""
+        for alias, first in self.program.module_aliases.items():
+            path, other = self.safe_path(alias), self.safe_path(first)
+            parent, _, name = path.rpartition(".")
+            if other not in made or path in made:
+                continue
+            owner = made[""]
+            for part in filter(None, parent.split(".")):
+                if part not in owner._modules:
+                    owner.add_module(part, Container())
+                owner = owner.get_submodule(part)
+            owner.add_module(name, made[other])
+            if all(each.isdecimal() for each in owner._modules):
+                owner._modules = dict(sorted(owner._modules.items(), key=lambda item: int(item[0])))
+            for keys in (self.keys, self.opaque_keys):
+                found = [(key, source) for key, source in keys.items() if key.startswith(f"{other}.")]
+                for key, source in found:
+                    is_inside = source.startswith(f"{first}.")
+                    keys[f"{path}{key[len(other) :]}"] = f"{alias}{source[len(first) :]}" if is_inside else source
+            for key, weight in list(self.key_weights.items()):
+                if key.startswith(f"{other}."):
+                    self.key_weights[f"{path}{key[len(other) :]}"] = weight
 
     def is_persistent(self, weight: Weight) -> bool:
         """Whether a weight belongs in the `state_dict`: a derived one does if a source did."""

@@ -73,6 +73,7 @@ def rich_program() -> Program:
         ),
         symbols={batch: SymbolRange(1, 32), n: SymbolRange()},
         module_modes={"": False, "conv": False, "drop": True},
+        module_aliases={"twin": "conv"},
         location=Location("", "user.Net", "net.py", 1),
         opaques={"roi": torch.nn.Identity()},
         mode_locked="`rnn` reads\n self.training",
