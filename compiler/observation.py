@@ -69,6 +69,8 @@ class Observation:
     """The names of those that the call changed."""
     attached: frozenset[str]
     """The names of those among them that carry a gradient to what the next call reads."""
+    replaced: frozenset[str]
+    """The names of those in whose place the call put another tensor."""
     slopes: Mapping[str, torch.Tensor | None]
     """Gradients of inputs (by "input 0") and parameters; empty where they were not asked for."""
     drawn_elsewhere: Any = None
@@ -157,7 +159,10 @@ def observe(
     results = tuple(_clone(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
     left = tuple(_clone(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in given)
     attached = frozenset(name for name in written if state[name].grad_fn is not None)
-    return Observation(structure, results, looks, left, drawn, after, written, attached, slopes, elsewhere, error)
+    replaced = frozenset(name for name, t in state.items() if before.state.get(name, t) is not t)
+    return Observation(
+        structure, results, looks, left, drawn, after, written, attached, replaced, slopes, elsewhere, error
+    )
 
 
 @contextmanager

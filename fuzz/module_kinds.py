@@ -19,6 +19,7 @@ FAMILIES: dict[str, Family] = {
     "keywords": Family("equal"),
     "variadic keywords": Family("either", guarded=True),
     "re-assigned buffer": Family("equal"),
+    "shared module": Family("equal"),
     "own layer": Family("equal"),
     "overridden mode": Family("equal"),
     "forward without call": Family("equal"),

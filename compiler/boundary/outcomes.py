@@ -90,6 +90,7 @@ def _buffer_differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None)
     keys = {name: name for name in b.buffers} if names is None else names
     changed = {keys[key]: value for key, value in b.buffers.items() if key in keys}
     attached = {keys[key] for key in b.attached if key in keys}
+    assigned = {keys[key] for key in b.assigned if key in keys}
     for name, value in a.buffers.items():
         if name in changed:
             problem = value_difference(value, changed[name])
@@ -98,6 +99,9 @@ def _buffer_differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None)
             elif a.settings == b.settings and (name in a.attached) is not (name in attached):
                 here, there = ("a", "none") if name in a.attached else ("no", "one")
                 yield f"buffer {name!r} after the call has {here} gradient from this call, and {there} in the other"
+            elif (name in a.assigned) is not (name in assigned):
+                here, there = ("another", "the same") if name in a.assigned else ("the same", "another")
+                yield f"buffer {name!r} after the call is {here} tensor as before, and {there} in the other"
         else:
             yield f"buffer {name!r} is written by the original, and not by the other"
     for name in changed:

@@ -51,6 +51,8 @@ class Outcome:
     """Parameters that the call wrote to; they have been put back."""
     attached: tuple[str, ...] = ()
     """Those of them that carry a gradient to what the next call reads."""
+    assigned: tuple[str, ...] = ()
+    """Those of them in whose place the call put another tensor."""
     error: Exception | None = None
     generator: torch.Tensor | None = None
     """The state of PyTorch's generator afterwards."""
@@ -151,11 +153,14 @@ class Twin:
                 each._buffers[name] = buffer
                 buffer.detach().copy_(copy_)
             outcome = self._call(args, kwargs, settings)
-        copies = {(id(each), name): copy_ for each, name, _, copy_ in before}
+        copies = {(id(each), name): (buffer, copy_) for each, name, buffer, copy_ in before}
         for path, each in self.module.named_modules(remove_duplicate=False):
             for name, now in each._buffers.items():
-                if now is not None and _was_changed(copies.get((id(each), name)), now):
+                old = copies.get((id(each), name))
+                if now is not None and _was_changed(old[1] if old else None, now):
                     key = f"{path}.{name}" if path else name
+                    if old is None or now is not old[0]:
+                        outcome.assigned += (key,)
                     outcome.buffers[key] = now.detach().clone()
                     if now.grad_fn is not None:
                         outcome.attached += (key,)

@@ -24,7 +24,7 @@ _NORMS = {2: "1d", 3: "1d", 4: "2d", 5: "3d"}
 class Recipe:
     """The statements of one variant; `$x` is the value that they work on, `$n` a number that makes names new.
 
-    Other names are `$c` (its channels), `$last` (its last size), `$d` (`1d` or `2d`) and `$y` (a new value).
+    Other names are `$c` (its channels), `$last` (its last size), `$shape`, `$d` (`1d` or `2d`) and `$y` (a new value).
     """
 
     kind: str
@@ -76,6 +76,7 @@ def follow(recipe: Recipe, w: Writer, x: str) -> str | None:
         "c": str(shape[1]) if len(shape) > 1 else "1",
         "last": str(shape[-1]) if shape else "1",
         "d": _NORMS.get(len(shape), "1d"),
+        "shape": str(tuple(shape)),
     }
 
     def text(template: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from fuzz.strategies.module_recipes import ANY, IMAGES, ROWS, SQUARES, TOKENS, Recipe, variants
+from fuzz.strategies.module_recipes import ANY, IMAGES, MAPS, ROWS, SQUARES, TOKENS, Recipe, variants
 from fuzz.strategies.module_writer import Writer
 
 KEYWORDS = (
@@ -64,6 +64,8 @@ def _gained(statement: str) -> dict[str, str]:
     return {**fields, "define": fields["define"].replace("\n\n    def forward", f"\n{parameter}\n    def forward")}
 
 
+_BUFFER = 'self.register_buffer("v$n", torch.zeros(()))'
+
 BUFFERS = variants(
     "re-assigned buffer",
     {
@@ -107,11 +109,75 @@ BUFFERS = variants(
             "with torch.no_grad():\n            self.step.mul_(0.5).add_((x * self.gain).mean())"
         ),
         "its old value": {
-            "setup": 'self.register_buffer("v$n", torch.zeros(()))',
+            "setup": _BUFFER,
             "body": "$y = self.v$n\nself.v$n = self.v$n + $x.detach().mean()",
         },
         "called twice": {**_stepper("self.step = self.step + 1"), "result": "self.stepper$n(self.stepper$n($x))"},
+        "one put in the place of another": {
+            "setup": f"{_BUFFER}\n{_BUFFER.replace('v$n', 'w$n')}",
+            "body": "$y = $x + self.w$n\nself.w$n = self.v$n\nself.v$n = self.v$n * 0.5 + $x.detach().mean()",
+        },
+        "two swapped": {
+            "setup": f"{_BUFFER}\n{_BUFFER.replace('v$n', 'w$n')}",
+            "body": "$y = $x + self.w$n\nself.w$n, self.v$n = self.v$n, self.w$n + $x.detach().mean()",
+        },
+        "written and assigned": {
+            "setup": _BUFFER,
+            "body": "self.v$n.add_($x.detach().mean())\nself.v$n = self.v$n * 0.5",
+            "result": "$x + self.v$n",
+        },
+        "the input": {
+            "setup": 'self.register_buffer("v$n", torch.zeros($shape))',
+            "body": "$y = $x * self.v$n\nself.v$n = $x.detach()",
+        },
+        "tied to another": {
+            "setup": f'{_BUFFER}\nself.holder$n = nn.Module()\nself.holder$n.register_buffer("v", self.v$n)',
+            "body": "self.v$n = self.v$n + $x.detach().mean()",
+            "result": "$x * self.v$n + self.holder$n.v",
+        },
+        "a view of it returned": {
+            "setup": _BUFFER.replace("zeros(())", "zeros(3)"),
+            "body": "self.v$n = self.v$n + $x.detach().mean()",
+            "result": "self.v$n[1:]",
+        },
+        "a view of what is written": {
+            "setup": _BUFFER.replace("zeros(())", "zeros(3)"),
+            "body": "self.v$n.add_($x.detach().mean())",
+            "result": "self.v$n[1:]",
+        },
     },
+)
+
+
+def _shared(layer: str) -> dict[str, str]:
+    return {
+        "setup": f"self.layer$n = {layer}\nself.twin$n = self.layer$n",
+        "result": "self.layer$n($x) + self.twin$n($x * 2)",
+    }
+
+
+SHARED = (
+    *variants("shared module", {"batch norm": _shared("nn.BatchNorm$d($c)")}, shapes=MAPS),
+    *variants(
+        "shared module",
+        {
+            "dropout": _shared("nn.Dropout(0.5)"),
+            "linear": _shared("nn.Linear($last, $last)"),
+            "sequence": _shared("nn.Sequential(nn.Linear($last, $last), nn.ReLU(), nn.Dropout(0.5))"),
+            "of two parents": {
+                "setup": (
+                    "self.left$n = nn.Sequential(nn.Linear($last, $last), nn.Dropout(0.5))\n"
+                    "self.right$n = nn.Sequential(nn.ReLU(), self.left$n)"
+                ),
+                "result": "self.right$n(self.left$n($x))",
+            },
+            "with a buffer": {
+                **_stepper("self.step = self.step + 1"),
+                "setup": "self.stepper$n = Stepper$n()\nself.twin$n = self.stepper$n",
+                "result": "self.twin$n(self.stepper$n($x))",
+            },
+        },
+    ),
 )
 
 _SQUARE = "self.weight$n = nn.Parameter(torch.randn($last, $last))"
@@ -239,4 +305,4 @@ VIEWS = tuple(
     for operator in WRITES
 )
 
-RECIPES = (*KEYWORDS, *BUFFERS, *WEIGHTS, *VIEWS)
+RECIPES = (*KEYWORDS, *BUFFERS, *SHARED, *WEIGHTS, *VIEWS)
