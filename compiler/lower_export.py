@@ -25,7 +25,7 @@ from torch.export.graph_signature import (
 
 from compiler.capture_errors import at_operation, is_of_functorch, no_operator
 from compiler.functionalize import Functionalizer
-from compiler.lower_export_modes import lock_of_exported, mode_of_exported
+from compiler.lower_export_modes import lock_of_exported, mode_of_exported, shared_modules
 from compiler.lower_modules import ModuleFacts, modules_of
 from compiler.lower_regions import RegionLowering, attribute_of, has_raised
 from compiler.lower_results import Results, note_written
@@ -106,9 +106,10 @@ class ExportLowering(RegionLowering):
         if self.module is not None:
             self.weights.add_module(self.module, without=self.program.opaques)
             self.program.module_modes, self.program.module_aliases = modules_of(self.module)
-            self.locate.aliases = self.program.module_aliases
         else:
             self.weights.add_exported(self.exported)
+            self.program.module_aliases = shared_modules(self.program, self.exported)
+        self.locate.aliases = self.program.module_aliases
         nodes = [node for node in self.exported.graph.nodes if not has_raised(node)]
         self._check_functions(nodes)
         self._reliable_keys = _keys_are_reliable(nodes)

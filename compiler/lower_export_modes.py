@@ -13,7 +13,7 @@ from compiler.capture_opaque import code_names, functions_of
 from compiler.lower_locations import is_user_file, module_of
 from ir.core import Operation
 from ir.errors import InputError
-from ir.program import Program
+from ir.program import Program, Weight
 
 _DROPOUTS = frozenset({"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"})
 _ATTENTION = "torch.nn.modules.activation.MultiheadAttention"
@@ -81,6 +81,41 @@ def mode_of_exported(program: Program, said: bool | None) -> bool | None:
             remedy=f"leave out training=, or export the model in {other} mode",
         )
     return any(modes) if modes else said
+
+
+def shared_modules(program: Program, exported: ExportedProgram) -> dict[str, str]:
+    """Return further paths of modules -> their first ones, as far as an exported program tells.
+
+    Paths of one class are taken for one module where all parameters and buffers below them are the same tensors.
+    """
+    tied = [weight for weight in program.weights.values() if weight.aliases]
+    if not tied:
+        return {}
+    below: dict[str, dict[str, Weight]] = {}
+    for weight in program.weights.values():
+        for key in (weight.name, *weight.aliases):
+            path, _, rest = key.rpartition(".")
+            while path:
+                below.setdefault(path, {})[rest] = weight
+                path, _, last = path.rpartition(".")
+                rest = f"{last}.{rest}"
+    classes, _ = _modules(exported)
+    found: dict[str, str] = {}
+    for weight in tied:
+        for alias in weight.aliases:
+            pairs = zip(_paths_above(weight.name), _paths_above(alias), strict=False)
+            for first, path in sorted(pairs, key=lambda pair: len(pair[1])):
+                name = classes.get(path)
+                if first != path and name and name == classes.get(first) and below[first] == below[path]:
+                    found.setdefault(path, first)
+                    break
+    return found
+
+
+def _paths_above(name: str) -> list[str]:
+    """Return the paths of the modules that a tensor is in, the innermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
 
 
 def _tells_the_mode(op: Operation) -> bool:
