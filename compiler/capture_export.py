@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
@@ -55,6 +55,7 @@ from compiler.capture_state import (
     tracing_mode,
 )
 from compiler.captured import Captured, Traced
+from compiler.graphmodule import assignments_seen
 from ir.errors import CaptureError, GraphwrightError
 
 
@@ -276,20 +277,23 @@ class ExportCapture:
         changed: list[Change] = []
         watched = model.forward
 
-        @functools.wraps(watched)
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def seen(call: Callable[[], Any]) -> Any:
             buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
-            with _assignments_unseen():
-                result = watched(*args, **kwargs)
+            with _registrations_unseen(), assignments_seen():
+                result = call()
             # torch.export puts attributes back itself, so they are compared before it does
             changed.extend(change for change in state.changes() if not (_is_average(change) or self._is_seen(change)))
             result, self.assigned = _with_assigned(model, buffers, result)
             return result
 
+        @functools.wraps(watched)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return seen(lambda: watched(*args, **kwargs))
+
         failure: Exception | None = None
         result = None
         try:
-            with random_state_kept(), tracing_mode(), warnings.catch_warnings():
+            with random_state_kept(), tracing_mode(), _interpreted(model, seen), warnings.catch_warnings():
                 warnings.filterwarnings("error", message=".*assigned during export")
                 # torch.export looks at the gradients of tensors that functorch (torch.func.grad) made
                 warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
@@ -357,7 +361,7 @@ def _candidates(model: nn.Module, chosen: Mapping[str, nn.Module]) -> dict[str, 
 
 
 @contextmanager
-def _assignments_unseen() -> Iterator[None]:
+def _registrations_unseen() -> Iterator[None]:
     """Let `torch.export` see no assignments to buffers: it knows those of the root only, and swaps them wrongly."""
     hooks: dict[int, Any] = getattr(torch.nn.modules.module, "_global_buffer_registration_hooks", {})
     saved = dict(hooks)
@@ -366,6 +370,27 @@ def _assignments_unseen() -> Iterator[None]:
         yield
     finally:
         hooks.update(saved)
+
+
+@contextmanager
+def _interpreted(model: nn.Module, seen: Callable[[Callable[[], Any]], Any]) -> Iterator[None]:
+    """Watch the call of a GraphModule: `torch.export` interprets its graph, and does not call `forward`."""
+    original = fx.Interpreter.run
+
+    @functools.wraps(original)
+    def run(interpreter: fx.Interpreter, *args: Any, **kwargs: Any) -> Any:
+        if interpreter.module.__dict__ is not model.__dict__:
+            return original(interpreter, *args, **kwargs)
+        return seen(lambda: original(interpreter, *args, **kwargs))
+
+    if not isinstance(model, fx.GraphModule):
+        yield
+        return
+    fx.Interpreter.run = run  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        fx.Interpreter.run = original  # type: ignore[method-assign]
 
 
 def _with_assigned(

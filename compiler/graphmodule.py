@@ -10,6 +10,8 @@ import builtins
 import importlib
 import operator
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -337,12 +339,25 @@ def assign_buffer(buffers: dict[str, torch.Tensor], name: str, value: torch.Tens
         value: the new tensor.
     """
     old = buffers[name]
-    if not _is_traced(value):
+    if _assignments_seen.get() or not _is_traced(value):
         buffers[name] = value
     elif value is not old:
         if old.requires_grad:
             old.detach_()  # the history of the call before, which the new value has if it needs it
         torch.ops.aten.copy_.default(old, value)
+
+
+_assignments_seen: ContextVar[bool] = ContextVar("assignments_seen", default=False)
+
+
+@contextmanager
+def assignments_seen() -> Iterator[None]:
+    """Let emitted modules assign buffers while they are traced: the tracer looks at what is in their places."""
+    token = _assignments_seen.set(True)
+    try:
+        yield
+    finally:
+        _assignments_seen.reset(token)
 
 
 def _is_traced(value: Any) -> bool:

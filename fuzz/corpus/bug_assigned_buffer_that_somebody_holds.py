@@ -1,0 +1,35 @@
+"""A new tensor was written into the old one instead of taking its place: whoever held that saw it change."""
+
+import torch
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("state", torch.zeros(()))
+
+    def forward(self, x):
+        self.state = self.state + x.detach().mean()
+        return x * self.state
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("equal",)
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    ways=("export",),
+    kind="re-assigned buffer: of the root",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)

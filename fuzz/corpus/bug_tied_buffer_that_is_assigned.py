@@ -1,0 +1,37 @@
+"""One of two names of a buffer is assigned: the other one was refused, where the assignment ends the tie."""
+
+import torch
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from compiler.tensorrt import TENSORRT_PATTERNS
+from fuzz.check import Properties
+from fuzz.module_case import InputSpec, ModuleCase
+from fuzz.sound import check
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("state", torch.zeros(()))
+        self.holder = nn.Module()
+        self.holder.register_buffer("state", self.state)
+
+    def forward(self, x):
+        self.state = self.state + x.detach().mean()
+        return x * self.state + self.holder.state
+
+
+SUBJECT = pipeline_of(TENSORRT_PATTERNS)
+PROPERTIES = Properties()
+FATES = ("equal",)
+CASE = ModuleCase(
+    Net,
+    (InputSpec("x", (4, 3)),),
+    seed=1,
+    ways=("export",),
+    kind="re-assigned buffer: tied to another",
+)
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)
