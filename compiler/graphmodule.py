@@ -7,6 +7,7 @@ pickles by tracing its code anew. Here the tree is given and kept, and the graph
 from __future__ import annotations
 
 import builtins
+import functools
 import importlib
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -136,6 +137,36 @@ class Container(SwitchedModule):
 
     def _get_name(self) -> str:
         return "Module"
+
+
+class SwitchedLayer(SwitchedModule):
+    """A layer of PyTorch whose `train()` and `eval()` are those of the original's class."""
+
+    _layer: type[nn.Module]
+    """The class of PyTorch."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _restored_layer, (self._layer, self.__dict__.copy())
+
+
+@functools.cache
+def _switched_class(layer: Any) -> type[SwitchedLayer]:
+    names = {"__module__": layer.__module__, "__qualname__": layer.__qualname__, "_layer": layer}
+    return type(layer.__name__, (SwitchedLayer, layer), names)
+
+
+def with_switches(layer: nn.Module) -> None:
+    """Give a layer of PyTorch switches that do what those of the original do."""
+    if not isinstance(layer, SwitchedModule):
+        cls: Any = type(layer)
+        layer.__class__ = _switched_class(cls)
+
+
+def _restored_layer(layer: Any, state: dict[str, Any]) -> SwitchedLayer:
+    found = _switched_class(layer)
+    module = found.__new__(found)
+    module.__dict__.update(state)
+    return module
 
 
 class EmittedModule(SwitchedModule, TreeGraphModule):
@@ -345,6 +376,11 @@ def assign_buffer(buffers: dict[str, torch.Tensor], name: str, value: torch.Tens
         if old.requires_grad:
             old.detach_()  # the history of the call before, which the new value has if it needs it
         torch.ops.aten.copy_.default(old, value)
+
+
+def before_assignment(value: torch.Tensor) -> torch.Tensor:
+    """Return what lies in a buffer that is going to be assigned: for what traces the module, which writes, a copy."""
+    return value.clone() if _is_traced(value) and not _assignments_seen.get() else value
 
 
 _assignments_seen: ContextVar[bool] = ContextVar("assignments_seen", default=False)

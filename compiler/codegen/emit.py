@@ -20,7 +20,7 @@ from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree, folded_path
 from compiler.codegen.weights import Weights, names_of, weight_of
 from compiler.fused_modules import ScaledDotProductAttention
-from compiler.graphmodule import EmittedModule, SwitchedModule
+from compiler.graphmodule import EmittedModule, SwitchedModule, with_switches
 from compiler.parameter_map import Entry, ParameterMap
 from ir.core import Operation, Value
 from ir.errors import CodegenError
@@ -275,19 +275,22 @@ class _Emitter:
         switched: dict[str, dict[str, Mapping[str, bool]]] = {}
         for key, modes in self.program.modes_after.items():
             owner, _, switch = key.rpartition(".")
-            switched.setdefault(self.tree.safe_path(owner), {})[switch] = modes
+            switched.setdefault(owner, {})[switch] = modes
         for owner, switches in switched.items():
-            module = next((m for path, m in root.named_modules() if path == owner), None)
-            if not isinstance(module, SwitchedModule):
-                continue
-            prefix = f"{owner}." if owner else ""
-            places = [
-                (path, self.tree.origin(f"{prefix}{path}".rstrip("."), each)) for path, each in module.named_modules()
-            ]
-            module._modes_after = {
-                switch: tuple((path, modes[origin]) for path, origin in places if origin in modes)
-                for switch, modes in switches.items()
-            }
+            for place, module in list(root.named_modules()):
+                if self.tree.is_layer_of(module, owner):
+                    with_switches(module)
+                elif place != self.tree.safe_path(owner) or not isinstance(module, SwitchedModule):
+                    continue
+                prefix = f"{place}." if place else ""
+                origins = [
+                    (path, self.tree.origin(f"{prefix}{path}".rstrip("."), each))
+                    for path, each in module.named_modules()
+                ]
+                module._modes_after = {
+                    switch: tuple((path, modes[origin]) for path, origin in origins if origin in modes)
+                    for switch, modes in switches.items()
+                }
 
     def _class_name(self) -> str:
         name = self.program.location.class_name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from compiler.codegen.convention import native_structure, unknown_constant
 from compiler.codegen.scope import Scope
 from compiler.codegen.weights import Weights, weight_of
-from compiler.graphmodule import assign_buffer, write_unless_itself
+from compiler.graphmodule import assign_buffer, before_assignment, write_unless_itself
 from compiler.lower_views import RETURNS_INPUT_IN_EVAL
 from ir.aliasing import makes_view, may_alias_operands
 from ir.attributes import UnknownObject
@@ -73,14 +73,20 @@ class Results:
                 view = self._view_again(outputs[number], outputs[source], returned[source])
                 if view is not None:
                     returned[number] = view
+        # a result that is the output of a write is the written tensor itself
+        nodes = [returned.get(number, node) for number, node in enumerate(nodes)]
+        assigned = {self._weight(m.buffer).value: None for m in convention.mutations if m.is_assigned}
+        sources = {m.output: self._written(m.buffer, m.input) for m in in_place}
+        for number, value in enumerate(outputs):
+            held = sources.get(convention.views.get(number, number), value)
+            if assigned and held is not None and self._may_lie_in(held, assigned):
+                nodes[number] = self.scope.call(before_assignment, (nodes[number],))
         for mutation in convention.mutations:
             if mutation.is_assigned:
-                new = returned.get(mutation.output, nodes[mutation.output])
-                self._assigned.append((self._weight(mutation.buffer), new))
+                self._assigned.append((self._weight(mutation.buffer), nodes[mutation.output]))
         if convention.outputs:
-            # a result that is the output of a write is the written tensor itself
             leaves = [
-                self._constant(leaf.constant) if leaf.value is None else returned.get(leaf.value, nodes[leaf.value])
+                self._constant(leaf.constant) if leaf.value is None else nodes[leaf.value]
                 for leaf in convention.outputs
             ]
         else:
@@ -137,16 +143,20 @@ class Results:
     def _before_writes(self, value: Value, written: dict[Value, None]) -> Any:
         """Return the node of an output; a copy where the value would be changed by a write at the end of the call."""
         node = self.scope.value(value)
+        return self.scope.method("clone", (node,)) if self._may_lie_in(value, written) else node
+
+    def _may_lie_in(self, value: Value, tensors: Mapping[Value, None]) -> bool:
+        """Return whether a value may share storage with some inputs or weights."""
         pending, seen = [value], {value: None}
-        while pending and written:
+        while pending and tensors:
             root = pending.pop()
-            if root in written:
-                return self.scope.method("clone", (node,))
+            if root in tensors:
+                return True
             op = root.defining_op
             if op is not None and may_alias_operands(op.opdef):
                 pending.extend(v for v in op.operand_values if v not in seen)
                 seen.update(dict.fromkeys(op.operand_values))
-        return node
+        return False
 
     def _written(self, buffer: str | None, number: int | None) -> Value:
         if buffer is not None:

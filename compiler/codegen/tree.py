@@ -146,6 +146,11 @@ class ModuleTree:
             found = found.rpartition(".")[0]
         return found
 
+    def is_layer_of(self, module: nn.Module, path: str) -> bool:
+        """Return whether a module is the layer that the original has at a path."""
+        known = self._origins.get(id(module))
+        return known is not None and known[1] == path
+
     def _hold(self, owner: nn.Module, name: str, weight: Weight) -> None:
         """Give `owner` the tensor: a parameter or a buffer, whatever the class makes of it."""
         tensor = self.weights.tensor(weight)

@@ -108,6 +108,19 @@ def test_what_shares_memory_does_so_after_each_call(name: str) -> None:
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("name", BODIES)
+def test_what_traces_the_result_computes_the_same(name: str) -> None:
+    model = Buffers(BODIES[name]).eval()
+    emitted = transform(copy.deepcopy(model), (ROWS.clone(),)).model
+    exported = torch.export.export(copy.deepcopy(emitted), (ROWS.clone(),)).module()
+    compiled = torch.compile(copy.deepcopy(emitted), backend="eager")
+    with torch.no_grad():
+        for call in range(3):
+            expected = model(ROWS + call)
+            for module in (exported, compiled):
+                torch.testing.assert_close(module(ROWS + call), expected)
+
+
 class Spiking(nn.Module):
     """Assigns a buffer from values that carry a gradient, and one of numbers alone."""
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from graphwright import InputError, transform
 from ir.parser import parse_program
 from ir.printer import print_program
-from tests.hazards.holding import FLAT, hold, run, same
+from tests.hazards.holding import FLAT, X, hold, run, same
 
 
 class Head(nn.Module):
@@ -110,3 +110,37 @@ def test_eval_of_ones_own_beside_train_false(wrap: Callable[[nn.Module], nn.Modu
             switch(part(model))
             switch(part(result.model))
             same(run(result.model, FLAT), run(model, FLAT))
+
+
+class Frozen(nn.BatchNorm2d):
+    """Stays in eval mode, whatever is asked for."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Ask for it."""
+        return super().train(False)
+
+
+class Awake(nn.Dropout):
+    """Stays in training mode."""
+
+    def train(self, mode: bool = True) -> Awake:
+        """Ask for it."""
+        return super().train()
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("first", [0, 1])
+def test_switches_of_a_layer_that_has_its_own(mode: bool, first: int) -> None:
+    layers = [nn.Conv2d(4, 4, 1), Frozen(4), nn.ReLU(), Awake(0.5)]
+    model = nn.Sequential(*layers[first:]).train(mode)
+    emitted = hold(model, X).model
+    for again in (emitted, copy.deepcopy(emitted), pickle.loads(pickle.dumps(emitted))):
+        (norm,) = (m for m in again.modules() if isinstance(m, nn.BatchNorm2d))
+        drop = again.get_submodule(str(len(model) - 1))
+        for switch in ("train", "eval"):
+            for module in (norm, drop):
+                getattr(module, switch)()
+            assert not norm.training
+            assert all(module.training for module in drop.modules())
+        assert repr(norm).startswith("BatchNorm2d(4")
+        torch.export.export(again, (X,))
