@@ -70,7 +70,7 @@ class Observation:
     attached: frozenset[str]
     """The names of those among them that carry a gradient to what the next call reads."""
     replaced: frozenset[str]
-    """The names of those in whose place the call put another tensor."""
+    """The names of those in whose place the call put what lies elsewhere in memory."""
     slopes: Mapping[str, torch.Tensor | None]
     """Gradients of inputs (by "input 0") and parameters; empty where they were not asked for."""
     drawn_elsewhere: Any = None
@@ -159,7 +159,7 @@ def observe(
     results = tuple(_clone(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
     left = tuple(_clone(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in given)
     attached = frozenset(name for name in written if state[name].grad_fn is not None)
-    replaced = frozenset(name for name, t in state.items() if before.state.get(name, t) is not t)
+    replaced = frozenset(name for name, t in state.items() if storage_of(before.state.get(name, t)) != storage_of(t))
     return Observation(
         structure, results, looks, left, drawn, after, written, attached, replaced, slopes, elsewhere, error
     )

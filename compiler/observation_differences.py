@@ -128,7 +128,10 @@ def _unlike_state(
         elif (key in b.attached) is a.attached.isdisjoint(sources):
             yield "gradients", f"{key} afterwards: {'one' if key in b.attached else 'none'} to what the next call reads"
         elif (key in b.replaced) is a.replaced.isdisjoint(sources):
-            yield "sharing", f"{key} afterwards: {'another' if key in b.replaced else 'the same'} tensor as before"
+            yield (
+                "sharing",
+                f"{key} afterwards: {'assigned' if key in b.replaced else 'written'}, unlike the original's",
+            )
     kept = {id(a.state[name]) for name in covered & set(a.state)}  # what is tied may have lost some of its names
     for name in sorted(a.written - covered):
         if id(a.state[name]) not in kept:

@@ -100,8 +100,8 @@ def _buffer_differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None)
                 here, there = ("a", "none") if name in a.attached else ("no", "one")
                 yield f"buffer {name!r} after the call has {here} gradient from this call, and {there} in the other"
             elif (name in a.assigned) is not (name in assigned):
-                here, there = ("another", "the same") if name in a.assigned else ("the same", "another")
-                yield f"buffer {name!r} after the call is {here} tensor as before, and {there} in the other"
+                here, there = ("assigned", "written") if name in a.assigned else ("written", "assigned")
+                yield f"buffer {name!r} is {here} by the original, and {there} by the other"
         else:
             yield f"buffer {name!r} is written by the original, and not by the other"
     for name in changed:

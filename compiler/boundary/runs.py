@@ -52,7 +52,7 @@ class Outcome:
     attached: tuple[str, ...] = ()
     """Those of them that carry a gradient to what the next call reads."""
     assigned: tuple[str, ...] = ()
-    """Those of them in whose place the call put another tensor."""
+    """Those of them in whose place the call put what lies elsewhere in memory."""
     error: Exception | None = None
     generator: torch.Tensor | None = None
     """The state of PyTorch's generator afterwards."""
@@ -159,7 +159,7 @@ class Twin:
                 old = copies.get((id(each), name))
                 if now is not None and _was_changed(old[1] if old else None, now):
                     key = f"{path}.{name}" if path else name
-                    if old is None or now is not old[0]:
+                    if old is None or storage_of(now) != storage_of(old[0]):
                         outcome.assigned += (key,)
                     outcome.buffers[key] = now.detach().clone()
                     if now.grad_fn is not None:

@@ -126,6 +126,11 @@ BUFFERS = variants(
             "body": "self.v$n.add_($x.detach().mean())\nself.v$n = self.v$n * 0.5",
             "result": "$x + self.v$n",
         },
+        "detached and written": {
+            "setup": _BUFFER,
+            "body": "self.v$n = self.v$n.detach()\nself.v$n.mul_(0.5).add_($x.mean())",
+            "result": "$x + self.v$n",
+        },
         "the input": {
             "setup": 'self.register_buffer("v$n", torch.zeros($shape))',
             "body": "$y = $x * self.v$n\nself.v$n = $x.detach()",
