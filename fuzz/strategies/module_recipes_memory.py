@@ -128,7 +128,7 @@ BUFFERS = variants(
         },
         "detached and written": {
             "setup": _BUFFER,
-            "body": "self.v$n = self.v$n.detach()\nself.v$n.mul_(0.5).add_($x.mean())",
+            "body": "self.v$n = self.v$n.detach()\nself.v$n.mul_(0.5).add_($x.detach().mean())",
             "result": "$x + self.v$n",
         },
         "the input": {
