@@ -86,7 +86,8 @@ def chosen_modules(model: nn.Module, leaf_modules: Sequence[Any]) -> dict[str, n
     chosen: dict[str, nn.Module] = {}
     for entry in leaf_modules:
         if isinstance(entry, str):
-            found = {path: module for path, module in modules.items() if path == entry}
+            named = dict(model.named_modules(remove_duplicate=False)).get(entry)  # a shared module has several paths
+            found = {path: module for path, module in modules.items() if module is named}
         elif isinstance(entry, nn.Module):
             found = {path: module for path, module in modules.items() if module is entry}
         elif isinstance(entry, type) and issubclass(entry, nn.Module):

@@ -57,6 +57,21 @@ class FunctionalTensors:
         self.sharing.read(handle)
         return self._current(handle)
 
+    def _inexpressible(self, op: Operation) -> CaptureError:
+        if op.name == "aten.detach":
+            return CaptureError(
+                "an in-place operator writes to a tensor past its gradient (under torch.no_grad(), or through "
+                "detach()), which no functional operator can express",
+                location=self.location,
+                remedy="write out of place: `y = y * 0.5` in place of `y.mul_(0.5)`",
+            )
+        return CaptureError(
+            f"an in-place operator writes through the view that {op.name} made{place_of(op.location)}, which no "
+            "functional operator can express",
+            location=self.location,
+            remedy="write to the tensor itself, or out of place",
+        )
+
     def _current(self, handle: Handle) -> Value:
         storage = handle.storage
         if storage.tainted is not None:
@@ -159,12 +174,7 @@ class FunctionalTensors:
                     f"cannot write through the view that {call.op.name} made: {error.message}", location=self.location
                 ) from error
             if new is None:
-                raise CaptureError(
-                    f"an in-place operator writes through the view that {call.op.name} made"
-                    f"{place_of(call.op.location)}, which no functional operator can express",
-                    location=self.location,
-                    remedy="write to the tensor itself, or out of place",
-                )
+                raise self._inexpressible(call.op)
             path.append((parent, new))
             current = parent
         self.sharing.wrote(handle)

@@ -184,6 +184,12 @@ class Functionalizer(FunctionalTensors):
                 location=self.location,
                 remedy="use the out-of-place operator, or keep the module as it is with leaf_modules=",
             )
+        if opdef.name.startswith("aten.set_."):
+            raise CaptureError(
+                "set_() gives a tensor other memory, which no functional operator can express",
+                location=self.location,
+                remedy="assign the new tensor (`self.v = …`), or write to the old one with copy_()",
+            )
         if opdef.name in IN_PLACE_VIEWS:
             return self._reshape_in_place(get_opdef(IN_PLACE_VIEWS[opdef.name]), target, values, named)
         if opdef.name == "aten.copy_":

@@ -29,8 +29,30 @@ def lower(captured: Captured) -> Program:
         return program
     program = _lower_exported(captured, Traced(captured.exported, captured.assigned))
     _check_sharing(captured, program)
+    _check_joined(captured, program)
     _follow_modes(captured, program)
     return program
+
+
+def _check_joined(captured: Captured, program: Program) -> None:
+    """Refuse a model that makes one tensor of two buffers and writes to it: in a graph they stay two.
+
+    Raises:
+        CaptureError: naming them.
+    """
+    seen = captured.observed
+    written = {m.buffer for m in program.convention.mutations if m.buffer is not None and not m.is_assigned}
+    for outcome in (seen.first, seen.other) if seen is not None else ():
+        for group in outcome.joined if outcome is not None else ():
+            found = [name for name in written if not group.isdisjoint((name, *program.weights[name].aliases))]
+            if found:
+                names = " and ".join(f"`{name}`" for name in sorted(group))
+                raise CaptureError(
+                    f"forward makes one tensor of the buffers {names}, and writes to it in place: the next call writes "
+                    "to both",
+                    location=program.location if not program.location.is_unknown else None,
+                    remedy="put a copy in the place of the other (`self.a = self.b.clone()`), or write out of place",
+                )
 
 
 def _follow_modes(captured: Captured, program: Program) -> None:
@@ -80,6 +102,12 @@ def _follow_back(captured: Captured, program: Program, seen: Observed) -> None:
         lock(program, "its modules were in several modes, and what each of them decides was not seen")
 
 
+def _attached(seen: Observed | None) -> list[str]:
+    """Return the names of the buffers in which a run leaves a value with a gradient."""
+    runs = () if seen is None else (seen.first, seen.other, seen.back)
+    return [name for run in runs if run is not None for name in run.attached]
+
+
 def _lower_exported(captured: Captured, traced: Traced) -> Program:
     program = ExportLowering(
         traced.exported,
@@ -90,6 +118,7 @@ def _lower_exported(captured: Captured, traced: Traced) -> Program:
         captured.irregular,
         captured.training,
         traced.assigned,
+        _attached(captured.observed),
     ).lower()
     if captured.module is not None:
         program.name = type(captured.module).__qualname__

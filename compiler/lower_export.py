@@ -6,7 +6,7 @@ import enum
 import json
 import linecache
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -76,12 +76,15 @@ class ExportLowering(RegionLowering):
         irregular: Collection[str] = (),
         training: bool | None = None,
         assigned: Sequence[str] = (),
+        attached: Iterable[str] = (),
     ) -> None:
         self.exported = exported
         self.training = training
         """The mode that a program without its module was captured in; None where it is not known."""
         self.assigned = assigned
         """Buffers in whose place new tensors are put: the last results are these."""
+        self.attached = attached
+        """Buffers in which calls leave a value with a gradient."""
         self.graph = Graph()
         out_spec = exported.call_spec.out_spec
         self.convention = CallingConvention(exported.call_spec.in_spec, out_spec.child(0) if assigned else out_spec)
@@ -106,6 +109,9 @@ class ExportLowering(RegionLowering):
         if self.module is not None:
             self.weights.add_module(self.module, without=self.program.opaques)
             self.program.module_modes, self.program.module_aliases = modules_of(self.module)
+            for name in self.attached:
+                if name in self.weights.names:
+                    self.weights.names[name].carries_gradient = True
         else:
             self.weights.add_exported(self.exported)
             self.program.module_aliases = shared_modules(self.program, self.exported)
@@ -329,6 +335,13 @@ class ExportLowering(RegionLowering):
             self.env[node] = args[0]
             return
         if name == "aten.add_.Tensor" and self.facts.is_batch_counter(args[0], location):
+            if args[0].storage.version:
+                raise CaptureError(
+                    f"{args[0].storage} is written in forward, and counts the batches of a normalization as well",
+                    location=location,
+                    remedy="set it outside of forward, or keep the module that sets it and normalizes with "
+                    "leaf_modules=",
+                )
             note_written(self.program, self.program.weights[args[0].storage.name])
             self.env[node] = args[0]
             return

@@ -86,7 +86,8 @@ def mode_of_exported(program: Program, said: bool | None) -> bool | None:
 def shared_modules(program: Program, exported: ExportedProgram) -> dict[str, str]:
     """Return further paths of modules -> their first ones, as far as an exported program tells.
 
-    Paths of one class are taken for one module where all parameters and buffers below them are the same tensors.
+    Paths are taken for one module where all parameters and buffers below them are the same tensors, and where the
+    graph shows no two classes.
     """
     tied = [weight for weight in program.weights.values() if weight.aliases]
     if not tied:
@@ -105,8 +106,8 @@ def shared_modules(program: Program, exported: ExportedProgram) -> dict[str, str
         for alias in weight.aliases:
             pairs = zip(_paths_above(weight.name), _paths_above(alias), strict=False)
             for first, path in sorted(pairs, key=lambda pair: len(pair[1])):
-                name = classes.get(path)
-                if first != path and name and name == classes.get(first) and below[first] == below[path]:
+                names = {classes[each] for each in (first, path) if classes.get(each)}
+                if first != path and len(names) == 1 and below[first] == below[path]:
                     found.setdefault(path, first)
                     break
     return found

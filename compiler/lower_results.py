@@ -38,6 +38,8 @@ class Results:
         self.mutations: list[Mutation] = []
         self._themselves: dict[Storage, list[int]] = {}
         self._views: dict[Storage, list[int]] = {}
+        self._handles: dict[int, Handle] = {}
+        """Of the results, by their places."""
 
     def constant(self, constant: Any) -> None:
         """Add a result that is no tensor of the graph."""
@@ -55,6 +57,7 @@ class Results:
             self.values.append(item)
             return
         storage = item.storage
+        self._handles[len(self.leaves)] = item
         is_written = bool(storage.version) and storage.kind in ("input", "buffer", "constant")
         if is_written and storage.owner is item:
             # the written tensor itself
@@ -89,8 +92,16 @@ class Results:
             else:
                 self.write(value, buffer=storage.name)
         first = len(self.leaves) - len(assigned)
-        for weight, leaf in zip(assigned, self.leaves[first:], strict=True):
+        for place, (weight, leaf) in enumerate(zip(assigned, self.leaves[first:], strict=True), first):
             assert leaf.value is not None
+            written = self._handles[place].storage.kernel_writes
+            if written is not None:
+                raise CaptureError(
+                    f"a normalization in training mode updates what forward puts in the place of {weight.name!r}",
+                    location=written,
+                    remedy="set the statistics outside of forward, or keep the module that sets them and normalizes "
+                    "with leaf_modules=",
+                )
             self.mutations.append(Mutation(leaf.value, buffer=weight.name, is_assigned=True))
         for mutation in self.mutations:
             if mutation.buffer is not None and mutation.is_assigned:

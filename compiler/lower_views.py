@@ -184,7 +184,7 @@ def may_need_gradient(value: Value) -> bool:
         op = current.defining_op
         if op is None:
             weight = weight_of(current)
-            if weight is None or weight.requires_grad:
+            if weight is None or weight.requires_grad or weight.carries_gradient:
                 return True
         elif op.name != "aten.detach":
             new = [v for v in op.operand_values if v not in seen]

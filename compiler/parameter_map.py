@@ -67,7 +67,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         self._originals = dict.fromkeys(originals)
         self._persistent = persistent
         self._constants = dict(constants or {})
-        self._aliases = dict(aliases or {})
+        self.aliases = dict(aliases or {})
         self._extra_state = dict(extra_state or {})
         self._counters = dict(counters or {})
         self.literals = literals
@@ -182,7 +182,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         return f"; it has {shown}, which the model has not: a state_dict hook of the model may rename keys"
 
     def _look_up(self, state_dict: Mapping[str, Any], key: str, source: str) -> Any:
-        for name in (source, *self._aliases.get(source, ())):
+        for name in (source, *self.aliases.get(source, ())):
             if name in state_dict:
                 return state_dict[name]
         if source in self._constants:

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from compiler.difference import tensor_difference
 from compiler.driver import TransformResult
@@ -132,17 +133,20 @@ class Comparison:
             self.hold(f"in {name} mode", there, may_refuse=True)
         with suppress(Unusable):
             self.hold(f"in {name} mode and back", back, may_refuse=True)
-        for path in self._containers()[:3]:
+        for path in self._switched():
             self._hold_switch_of(path)
 
-    def _containers(self) -> list[str]:
-        """Return the paths of modules with children, and further paths of shared ones, that the result has as well."""
+    def _switched(self) -> list[str]:
+        """Return the paths of modules that the result has as well: of shared ones further ones, those with children,
+        normalizations."""
         paths = {path for path, _ in self.result.model.named_modules(remove_duplicate=False)}
         modules = [(p, m) for p, m in self.model.named_modules(remove_duplicate=False) if p and p in paths]
         first = dict(self.model.named_modules())
         # an exported program does not tell that two paths lead to one module
         shared = [path for path, _ in modules if path not in first and self.witness is None]
-        return [*shared[:2], *(p for p, m in modules if p in first and next(m.children(), None) is not None)]
+        norms = [p for p, m in modules if p in first and isinstance(m, _BatchNorm)]
+        groups = [p for p, m in modules if p in first and next(m.children(), None) is not None]
+        return [*shared[:2], *groups[:2], *norms[:1]]
 
     def _hold_switch_of(self, path: str) -> None:
         """Compare a call after `train()` or `eval()` of a module in it; the result may refuse to switch."""

@@ -142,7 +142,7 @@ class _Comparison:
         self._partner[a.value] = b.value
         if not types_equal(a.type, b.type):
             return Difference(f"{place}, type", str(a.type), str(b.type))
-        for field in ("kind", "requires_grad", "persistent", "is_mutated", "aliases"):
+        for field in ("kind", "requires_grad", "persistent", "is_mutated", "carries_gradient", "aliases"):
             found = _differ(f"{place}, {field}", getattr(a, field), getattr(b, field))
             if found is not None:
                 return found

@@ -344,9 +344,13 @@ def _schema_constant(value: Any, text: str) -> Any:
 def _functional_name(overload: torch._ops.OpOverload) -> str | None:
     """Return the functional counterpart of an in-place operator: relu_ -> relu, pow_.Tensor -> pow.Tensor_Tensor."""
     namespace, _, packet = overload._schema.name.partition("::")
-    if not packet.endswith("_") or packet.startswith("__"):
+    if packet.startswith("__i") and packet.endswith("__"):
+        name = f"__{packet[3:]}"  # `a |= b` is __ior__
+    elif packet.endswith("_") and not packet.startswith("__"):
+        name = packet[:-1]
+    else:
         return None
-    functional = getattr(getattr(torch.ops, namespace), packet[:-1], None)
+    functional = getattr(getattr(torch.ops, namespace), name, None)
     if functional is None:
         return None
     own_name = overload._overloadname

@@ -205,6 +205,8 @@ class _Parser(BoundaryParser):
                 weight.persistent = False
             elif lexer.accept("mutated"):
                 weight.is_mutated = True
+            elif lexer.accept("carries_gradient"):
+                weight.carries_gradient = True
             elif lexer.accept("aliases"):
                 weight.aliases = self._bracketed_strings()
             elif lexer.accept("derived_from"):

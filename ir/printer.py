@@ -295,6 +295,8 @@ class _Printer:
             text += " non_persistent"
         if weight.is_mutated:
             text += " mutated"
+        if weight.carries_gradient:
+            text += " carries_gradient"
         if weight.aliases:
             text += f" aliases [{', '.join(map(json.dumps, weight.aliases))}]"
         if weight.derivation is None:

@@ -59,6 +59,8 @@ class Weight:
     """Whether the weight is in the `state_dict`."""
     is_mutated: bool = False
     """Whether the program writes it (running statistics, counters, caches): it is then never a constant."""
+    carries_gradient: bool = False
+    """Whether calls leave a value with a gradient in it, which the next call reads."""
     aliases: tuple[str, ...] = ()
     """Other names of the same tensor (tied weights)."""
     derivation: Derivation | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -87,7 +87,15 @@ class Check:
         names = emitted.parameter_map
         # tensors that are no buffers of the original are state as well, and are not seen in its runs
         known = dict(reference.model.named_buffers(remove_duplicate=False))
-        self.names = {key: names[key][0] for key in names if len(names[key]) == 1 and names[key][0] in known}
+        self.first_names = {alias: group[0] for alias, group in names.aliases.items()}
+        """Further names of tied tensors -> the first one, by which they are compared."""
+        self.names = {
+            key: self.first_names.get(names[key][0], names[key][0])
+            for key in names
+            if len(names[key]) == 1 and names[key][0] in known
+        }
+        # what was folded for inference is not trained any more, and says so in the parameter map
+        self.is_folded = any(w.derivation is not None and not w.requires_grad for w in program.weights.values())
 
     def run(self) -> None:
         """Compare three calls: as it is, after a switch of the mode, and after the switch back.
@@ -121,14 +129,25 @@ class Check:
             set_modes(emitted, modes)
 
     def _compare(self, found: Outcome, when: str) -> None:
-        problem = difference(self.reference.first, found, self.names)
+        problem = self._difference(self.reference.first, found)
         if problem is not None and not self._is_rounding(problem):
             raise self._error(f"{when}{problem}")
         pairs = zip(self.reference.first.looks, found.looks, strict=False)
-        # what was folded for inference is not trained any more, and says so in the parameter map
-        folded = any(w.derivation is not None and not w.requires_grad for w in self.program.weights.values())
-        if not folded and any(expected and not actual for (expected, _), (actual, _) in pairs):
+        if not self.is_folded and any(expected and not actual for (expected, _), (actual, _) in pairs):
             raise self._error(f"{when}a result has no gradient, and the original's has one")
+
+    def _difference(self, expected: Outcome, found: Outcome) -> str | None:
+        """Return the first way in which a call differs from the original's, or None."""
+
+        def first(names: Iterable[str]) -> tuple[str, ...]:
+            return tuple(self.first_names.get(name, name) for name in names)
+
+        buffers = dict(zip(first(expected.buffers), expected.buffers.values(), strict=True))
+        attached = () if self.is_folded else first(expected.attached)
+        expected = attrs.evolve(expected, buffers=buffers, attached=attached, assigned=first(expected.assigned))
+        if self.is_folded:
+            found = attrs.evolve(found, attached=())
+        return difference(expected, found, self.names)
 
     def _is_rounding(self, problem: str) -> bool:
         """Judge a small difference of values against float64: deep models amplify rounding."""
@@ -171,7 +190,7 @@ class Check:
     def _switch(self, twin: Twin, mode: bool, expected: Outcome) -> None:
         """Call the module after a switch; lock its mode where it then computes something else."""
         (self.emitted.train if mode else self.emitted.eval)()
-        problem = difference(expected, twin.call(self.args, self.kwargs), self.names)
+        problem = self._difference(expected, twin.call(self.args, self.kwargs))
         if problem is not None:
             name = "training" if mode else "eval"
             lock(self.program, f"in {name} mode it would differ from the original: {problem}")
@@ -185,7 +204,7 @@ class Check:
                 self.start.restore()
                 twin.reset()
                 outcome = twin.call(self.args, self.kwargs, [name])
-                if difference(expected, outcome, self.names) is None and expected.looks == outcome.looks:
+                if self._difference(expected, outcome) is None and expected.looks == outcome.looks:
                     continue
             place = self.reference.questions.get(SETTINGS[name].question)
             found[name] = Surrounding(answers_of(name, (self.args, self.kwargs)), str(place or ""))

@@ -109,6 +109,8 @@ class Record:
 
     questions: dict[str, Location] = attrs.field(factory=dict)
     """What was asked by code that is not PyTorch's -> where first."""
+    asked_of_buffers: dict[str, Location] = attrs.field(factory=dict)
+    """Buffers that were asked whether they have a gradient -> where."""
     steps: list[Step] = attrs.field(factory=list)
     readers: dict[str, Location] = attrs.field(factory=dict)
     """Paths of the modules whose mode was read otherwise than by a layer of PyTorch about itself -> where."""
@@ -198,6 +200,14 @@ class Recorder:
         """Note a question."""
         if question not in self.record.questions and is_user_file(frame.f_code.co_filename):
             self.record.questions[question] = self.place(frame)
+
+    def ask_of_tensor(self, question: str, tensor: Any, frame: FrameType) -> None:
+        """Note a question about a tensor, and the buffer that it is."""
+        self.ask(question, frame)
+        if question == "requires_grad" and is_user_file(frame.f_code.co_filename) and self.stack:
+            for name, buffer in self.model.named_buffers():
+                if buffer is tensor:
+                    self.record.asked_of_buffers.setdefault(name, self.place(frame))
 
     def is_computed(self, value: Any) -> bool:
         """Return whether a value is a floating tensor that autocast may give another dtype: no input, no weight."""
@@ -400,7 +410,7 @@ class _Steps(TorchFunctionMode):
         if name in _OF_A_DTYPE or name in _WRITES:
             self.recorder.ask_dtype(name, args, kwargs, frame)
         if name in _OF_A_TENSOR:
-            self.recorder.ask(_OF_A_TENSOR[name], frame)
+            self.recorder.ask_of_tensor(_OF_A_TENSOR[name], args[0] if args else None, frame)
         is_query = name in _ABOUT or (is_getter and name not in ("T", "mT", "H", "mH", "data", "real", "imag"))
         if self.recorder.stack and not is_query and not frame.f_code.co_filename.startswith(_OURS):
             of_layer = _LAYERS in _caller(frame).f_code.co_filename or self._counts(args)

@@ -47,6 +47,22 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
             location=root,
             remedy="call requires_grad_() on the input before the call, or on its detach() in forward",
         )
+    tracking = [name for name in outcome.tracking if not any(name.startswith(f"{each}.") for each in kept)]
+    if tracking:
+        raise CaptureError(
+            f"forward sets whether the buffer {tracking[0]!r} requires gradients, which the caller would not see of a "
+            "graph",
+            location=root,
+            remedy="make it a parameter, or call requires_grad_() on it before the call",
+        )
+    asked = [name for name in record.asked_of_buffers if name in outcome.attached]
+    if asked:
+        raise CaptureError(
+            f"forward asks whether the buffer {asked[0]!r} has a gradient, and what it leaves there for the next call "
+            "gives another answer",
+            location=record.asked_of_buffers[asked[0]],
+            remedy="do the same in all calls: `self.state = self.state.detach()` needs no question",
+        )
     if outcome.reseeded or record.seeded is not None:
         raise CaptureError(
             "forward seeds a random generator of PyTorch: all calls draw the same numbers, and a graph has no seed",
@@ -100,6 +116,12 @@ def check_resized(twin: Twin, kept: tuple[str, ...]) -> None:
         path = next((path for path, each in twin.module.named_modules() if each is module), "")
         if any(path == each or path.startswith(f"{each}.") for each in kept):
             continue
+        if now is None and name in module._parameters:
+            raise CaptureError(
+                f"forward puts a parameter in the place of the buffer {name!r}, which is no buffer any more",
+                location=location_of_module(path, module),
+                remedy="put a tensor there: `parameter.detach()`, or `parameter * 1` to keep its gradient",
+            )
         raise CaptureError(
             f"forward gives the buffer {name!r} another shape or dtype: {type_text(before)} became {type_text(now)}",
             location=location_of_module(path, module),

@@ -51,6 +51,10 @@ class Outcome:
     """Parameters that the call wrote to; they have been put back."""
     attached: tuple[str, ...] = ()
     """Those of them that carry a gradient to what the next call reads."""
+    joined: tuple[frozenset[str], ...] = ()
+    """Groups of buffers that share memory since the call."""
+    tracking: tuple[str, ...] = ()
+    """Buffers of which the call set whether they require gradients."""
     assigned: tuple[str, ...] = ()
     """Those of them in whose place the call put what lies elsewhere in memory."""
     error: Exception | None = None
@@ -153,6 +157,7 @@ class Twin:
                 each._buffers[name] = buffer
                 buffer.detach().copy_(copy_)
             outcome = self._call(args, kwargs, settings)
+        outcome.joined = _joined({(id(each), name): buffer for each, name, buffer, _ in before}, self.module)
         copies = {(id(each), name): (buffer, copy_) for each, name, buffer, copy_ in before}
         for path, each in self.module.named_modules(remove_duplicate=False):
             for name, now in each._buffers.items():
@@ -172,6 +177,7 @@ class Twin:
         leaves, structure = pytree.tree_flatten((args, kwargs))
         outcome = Outcome(settings=tuple(settings))
         tracked = [leaf.requires_grad for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        buffers = [(name, b, b.requires_grad) for name, b in self.module.named_buffers() if b.is_leaf]
         with random_state_kept(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
             warnings.simplefilter("ignore")  # the user's own calls warn
             torch.manual_seed(SEED)
@@ -199,6 +205,7 @@ class Twin:
             moved = {"random": drawn[0] != foreign[0], "numpy.random": drawn[1:] != foreign[1:]}
             outcome.foreign = tuple(name for name, has_moved in moved.items() if has_moved)
             outcome.generator = torch.random.get_rng_state()
+        outcome.tracking = tuple(name for name, b, flag in buffers if b.is_leaf and b.requires_grad is not flag)
         after, now = pytree.tree_flatten((args, kwargs))
         outcome.rearranged = now != structure or any(
             a is not b for a, b in zip(leaves, after, strict=True) if isinstance(a, torch.Tensor)
@@ -291,6 +298,19 @@ def _was_changed(copied: torch.Tensor | None, now: torch.Tensor) -> bool:
     if copied is None or now.shape != copied.shape or now.dtype != copied.dtype:
         return True
     return not torch.equal(now, copied) and not bool(((now == copied) | ((now != now) & (copied != copied))).all())
+
+
+def _joined(before: Mapping[tuple[int, str], torch.Tensor], module: nn.Module) -> tuple[frozenset[str], ...]:
+    """Return the groups of buffers that share memory now, and did not before."""
+    groups: dict[int, dict[str, int | None]] = {}
+    for path, each in module.named_modules():
+        for name, now in each._buffers.items():
+            if now is not None and now.numel() and not now.is_meta:
+                old = before.get((id(each), name))
+                groups.setdefault(storage_of(now), {})[f"{path}.{name}".lstrip(".")] = (
+                    None if old is None else storage_of(old)
+                )
+    return tuple(frozenset(group) for group in groups.values() if len(group) > 1 and len(set(group.values())) > 1)
 
 
 def _put_back(data: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from compiler.codegen.convention import Inputs
 from compiler.codegen.forms import ModuleForm, own_location
 from compiler.codegen.modules import module_form
 from compiler.codegen.regions import emit_region
-from compiler.codegen.results import Results
+from compiler.codegen.results import Results, is_detached
 from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree, folded_path
 from compiler.codegen.weights import Weights, names_of, weight_of
@@ -192,7 +192,9 @@ def _read_and_written(program: Program) -> Iterator[Weight]:
     for mutation in program.convention.mutations:
         weight = program.weights.get(mutation.buffer or "")
         new = program.graph.outputs[mutation.output]
-        if weight is not None and new is not None and not mutation.is_assigned:
+        if weight is None or mutation.is_assigned or is_detached(new, weight.value):
+            continue
+        if new is not None:
             makers = {new.defining_op, program.graph.return_op}
             if any(user not in makers for user in weight.value.users):
                 yield weight

@@ -19,6 +19,7 @@ from ir.aliasing import makes_view, may_alias_operands
 from ir.attributes import UnknownObject
 from ir.core import Operation, Value
 from ir.errors import CodegenError
+from ir.opdef import OpDef
 from ir.program import Program, Weight
 
 
@@ -51,8 +52,10 @@ class Results:
         in_place = [mutation for mutation in convention.mutations if not mutation.is_assigned]
         for mutation in in_place:
             target = self._written(mutation.buffer, mutation.input)
-            written[target] = None
             value = outputs[mutation.output]
+            if is_detached(value, target):
+                continue  # no number is written
+            written[target] = None
             if value is not None and _may_be_itself(value, target):
                 themselves[mutation.output] = self.scope.value(value)
         nodes = [
@@ -66,7 +69,10 @@ class Results:
             # an operator, not a method: fx must see that it has an effect; with its gradient, which the next call has
             weight = weight_of(target)
             written_node = self.scope.value(target) if weight is None else self.tensor(weight)
-            self.scope.call(write, (written_node, nodes[mutation.output]))
+            if is_detached(outputs[mutation.output], target):
+                self.scope.call(torch.ops.aten.detach_.default, (written_node,))
+            else:
+                self.scope.call(write, (written_node, nodes[mutation.output]))
             returned[mutation.output] = written_node
         for number, source in convention.views.items():
             if source in returned:
@@ -119,26 +125,42 @@ class Results:
 
     def _view_again(self, value: Value | None, source: Value | None, node: Any) -> Any:
         """Return the node of an output as a view of `node`, what `source` was written to; None where it is no view."""
-        chain: list[tuple[Operation, Value]] = []
-        while value is not None and value is not source:
-            op = value.defining_op
-            if op is None or not makes_view(op.opdef):
-                return None
-            chain.append((op, value))
-            value = op.operands[0]
-        if value is None:
+        if value is None or source is None:
             return None
-        env = self.scope.env
+        forward, back = _views(value, makes_view), _views(source, _is_reversible)
+        reached = {value: 0} | {op.operands[0]: number for number, (op, _) in enumerate(forward, 1)}
+        steps = [source, *(op.operands[0] for op, _ in back)]
+        common = next((number for number, each in enumerate(steps) if each in reached), None)
+        if common is None:
+            return None
+        for op, _ in back[:common]:
+            node = self._shaped_back(op, node)
+        chain = forward[: reached[steps[common]]]
+        if not chain and not common:
+            return self.scope.call(torch.ops.aten.alias.default, (node,))
+        env, given = self.scope.env, steps[common]
         for op, result in reversed(chain):
-            saved = {each: env.pop(each) for each in (value, *op.results) if each in env}
-            env[value] = node
+            assert given is not None
+            saved = {each: env.pop(each) for each in (given, *op.results) if each in env}
+            env[given] = node
             self.scope.operation(op)
             node = env[result]
-            for each in (value, *op.results):
+            for each in (given, *op.results):
                 env.pop(each, None)
             env.update(saved)
-            value = result
+            given = result
         return node
+
+    def _shaped_back(self, op: Operation, node: Any) -> Any:
+        """Return the node of what a reshape or permute was given, from that of its result."""
+        if op.name == "aten.permute":
+            dims: Any = op.attributes["dims"]
+            order = [d % len(dims) for d in dims]
+            return self.scope.call(torch.permute, (node, [order.index(d) for d in range(len(order))]))
+        operand = op.operands[0]
+        assert operand is not None
+        shape = [self.scope.size(d) if isinstance(d, sympy.Basic) else d for d in operand.tensor_type.shape or ()]
+        return self.scope.call(torch.reshape, (node, shape))
 
     def _before_writes(self, value: Value, written: dict[Value, None]) -> Any:
         """Return the node of an output; a copy where the value would be changed by a write at the end of the call."""
@@ -169,6 +191,27 @@ class Results:
         if weight is None:
             raise CodegenError(f"the program writes {name!r}, which is no weight of it")
         return weight
+
+
+def _views(value: Value, is_step: Callable[[OpDef], bool]) -> list[tuple[Operation, Value]]:
+    """Return the operations by which a value is a view of others, each with its result, the last one first."""
+    chain: list[tuple[Operation, Value]] = []
+    current: Value | None = value
+    while current is not None and current.defining_op is not None and is_step(current.defining_op.opdef):
+        op = current.defining_op
+        chain.append((op, current))
+        current = op.operands[0]
+    return chain
+
+
+def _is_reversible(opdef: OpDef) -> bool:
+    return opdef.name in ("aten.reshape", "aten.permute")
+
+
+def is_detached(value: Value | None, target: Value) -> bool:
+    """Return whether a value is the target without its gradient: `target.detach_()` makes it of it."""
+    op = None if value is None else value.defining_op
+    return op is not None and op.name == "aten.detach" and op.operands[0] is target
 
 
 def _may_be_itself(value: Value, target: Value) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from compiler.codegen.forms import ModuleForm, build, declared_names, homes
+from compiler.codegen.sharing import part_of, share_modules
 from compiler.codegen.weights import Weights, names_of, share
 from compiler.graphmodule import Container
 from ir.core import Operation
@@ -65,6 +66,8 @@ class ModuleTree:
         self.counting: list[tuple[Operation, Weight]] = []
         """Normalizations that are no modules and count their batches, and their running means."""
         self._origins: dict[int, tuple[nn.Module, str]] = {}
+        self._made: dict[tuple[Any, ...], nn.Module] = {}
+        """The layers that were built: one that is called twice may stand in two regions."""
         self._prefixes: dict[str, None] = {}
         """Paths below which the original has weights."""
         for name in weights.originals:
@@ -120,13 +123,16 @@ class ModuleTree:
         return any(self.weights.is_mistakable(f"{path}.{slot}", weight) for slot, weight in form.slots)
 
     def make(self, form: ModuleForm, path_of_original: str | None = None) -> nn.Module:
-        """Return a new module for `form`, holding the emitted module's tensors."""
+        """Return the module for `form`, holding the emitted module's tensors: one for each layer of the original."""
+        key = (path_of_original, form.key, form.training)
+        if path_of_original is not None and key in self._made:
+            return self._made[key]
         module = build(form)
         for slot, weight in form.slots:
             prefix, _, name = slot.rpartition(".")
             self._hold(module.get_submodule(prefix), name, weight)
         if form.counter:
-            counter = self.counter(form)
+            counter = self.counter(form, path_of_original)
             module._buffers["num_batches_tracked"] = None
             if counter is not None:
                 self._hold(module, "num_batches_tracked", counter)
@@ -136,6 +142,7 @@ class ModuleTree:
             module.train(self.mode(path_of_original))
         if path_of_original is not None:
             self._origins[id(module)] = module, path_of_original
+            self._made[key] = module
         return module
 
     def origin(self, path: str, module: nn.Module) -> str:
@@ -163,8 +170,11 @@ class ModuleTree:
             if not self.is_persistent(weight):
                 owner._non_persistent_buffers_set.add(name)
 
-    def counter(self, form: ModuleForm) -> Weight | None:
-        """Return the weight `num_batches_tracked` beside the running statistics of `form`."""
+    def counter(self, form: ModuleForm, home: str | None) -> Weight | None:
+        """Return the count of batches of the layer at `home`, or that beside the running statistics of `form`."""
+        own = None if home is None else self.weights.live_names.get(f"{home}.num_batches_tracked")
+        if own is not None:
+            return own
         for slot, weight in form.slots:
             if slot == "running_mean":
                 for name in names_of(weight):
@@ -199,13 +209,28 @@ class ModuleTree:
             own: whether the original has this very module there; otherwise the path must be new.
             key: equal keys share a module (see `find`).
         """
-        target = self._free(self.safe_path(path if own else self._beside(path)), own)
+        path = self._outside(path, module) if own else self._beside(path)
+        target = self._free(self.safe_path(path), own)
         self._modules[target] = module
         if not own or target != path:
             self._invented[target] = path
         if key is not None:
             self._at[key] = target
         return target
+
+    def _outside(self, path: str, module: nn.Module) -> str:
+        """Return a path where a module neither replaces a part of one that is placed, nor finds its own parts replaced.
+
+        A layer that is called as a whole has its parts; they may be called on their own, or fused, as well.
+        """
+        for other, placed in self._modules.items():
+            outer, inner, whole = (other, path, placed) if path.startswith(f"{other}.") else (path, other, module)
+            if not inner.startswith(f"{outer}.") or inner == outer:
+                continue
+            name = inner[len(outer) + 1 :].partition(".")[0]
+            if name in whole._modules and not (whole is placed and part_of(placed, inner[len(outer) + 1 :]) is module):
+                return f"{outer}_{inner[len(outer) + 1 :].replace('.', '_')}" if outer == other else f"{path}_whole"
+        return path
 
     def _beside(self, path: str) -> str:
         """Return a path beside a layer for what would stand below it: a fused module runs all of its children."""
@@ -247,7 +272,7 @@ class ModuleTree:
         """Record all weights of a module built by `make` that stands at `path`; in the original it stood at `home`."""
         for slot, weight in form.slots:
             self.register(f"{path}.{slot}", weight, f"{home}.{slot}" if home is not None else None)
-        counter = self.counter(form) if form.counter else None
+        counter = self.counter(form, home) if form.counter else None
         if counter is not None:
             name = f"{home}.num_batches_tracked" if home is not None else None
             self.register(f"{path}.num_batches_tracked", counter, name)
@@ -371,31 +396,7 @@ class ModuleTree:
             else:
                 made[parent].register_buffer(name, tensor, persistent=self.is_persistent(weight))
 
-        self._share(made)
-
-    def _share(self, made: dict[str, nn.Module]) -> None:
-        """Let what the original has under several paths be one module here as well."""
-        for alias, first in self.program.module_aliases.items():
-            path, other = self.safe_path(alias), self.safe_path(first)
-            parent, _, name = path.rpartition(".")
-            if other not in made or path in made:
-                continue
-            owner = made[""]
-            for part in filter(None, parent.split(".")):
-                if part not in owner._modules:
-                    owner.add_module(part, Container())
-                owner = owner.get_submodule(part)
-            owner.add_module(name, made[other])
-            if all(each.isdecimal() for each in owner._modules):
-                owner._modules = dict(sorted(owner._modules.items(), key=lambda item: int(item[0])))
-            for keys in (self.keys, self.opaque_keys):
-                found = [(key, source) for key, source in keys.items() if key.startswith(f"{other}.")]
-                for key, source in found:
-                    is_inside = source.startswith(f"{first}.")
-                    keys[f"{path}{key[len(other) :]}"] = f"{alias}{source[len(first) :]}" if is_inside else source
-            for key, weight in list(self.key_weights.items()):
-                if key.startswith(f"{other}."):
-                    self.key_weights[f"{path}{key[len(other) :]}"] = weight
+        share_modules(self, made)
 
     def is_persistent(self, weight: Weight) -> bool:
         """Whether a weight belongs in the `state_dict`: a derived one does if a source did."""

@@ -108,6 +108,18 @@ BUFFERS = variants(
         "written without a gradient": _gained(
             "with torch.no_grad():\n            self.step.mul_(0.5).add_((x * self.gain).mean())"
         ),
+        "truncated in place": _gained(
+            "self.step.detach_()\n        self.step = self.step * 0.5 + (x * self.gain).mean()"
+        ),
+        "a mask in place": {
+            "setup": _BUFFER.replace("zeros(())", "zeros((), dtype=torch.bool)"),
+            "body": "self.v$n |= ($x.detach() > 0).any()",
+            "result": "$x * self.v$n",
+        },
+        "a view that is written and returned": {
+            "setup": _BUFFER.replace("zeros(())", "zeros(2, 2)"),
+            "body": "$y = self.v$n.view(4)\n$y.add_($x.detach().mean())",
+        },
         "its old value": {
             "setup": _BUFFER,
             "body": "$y = self.v$n\nself.v$n = self.v$n + $x.detach().mean()",
@@ -163,6 +175,24 @@ def _shared(layer: str) -> dict[str, str]:
 
 SHARED = (
     *variants("shared module", {"batch norm": _shared("nn.BatchNorm$d($c)")}, shapes=MAPS),
+    *variants(
+        "shared module",
+        {
+            "behind a convolution and without one": {
+                "setup": "self.conv$n = nn.Conv2d($c, $c, 1, bias=False)\nself.norm$n = nn.BatchNorm2d($c)",
+                "result": "self.norm$n(F.relu(self.norm$n(self.conv$n($x))))",
+            },
+            "behind two convolutions": {
+                "setup": (
+                    "self.norm$n = nn.BatchNorm2d($c)\n"
+                    "self.conv$n = nn.Conv2d($c, $c, 1)\n"
+                    "self.layers$n = nn.Sequential(self.conv$n, self.norm$n, nn.Conv2d($c, $c, 1), self.norm$n)"
+                ),
+                "result": "self.layers$n($x)",
+            },
+        },
+        shapes=IMAGES,
+    ),
     *variants(
         "shared module",
         {

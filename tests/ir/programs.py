@@ -87,7 +87,7 @@ def rich_program() -> Program:
     weight = program.add_weight(
         Weight("conv.weight", WeightKind.PARAMETER, f32(4, 3, 3, 3), requires_grad=True, aliases=("twin.weight",))
     )
-    mean = program.add_weight(Weight("bn.mean", WeightKind.BUFFER, f32(4), is_mutated=True))
+    mean = program.add_weight(Weight("bn.mean", WeightKind.BUFFER, f32(4), is_mutated=True, carries_gradient=True))
     variance = program.add_weight(Weight("bn.var", WeightKind.BUFFER, f32(4), persistent=False))
     count = program.add_weight(Weight("bn.count", WeightKind.BUFFER, TensorType((), torch.int64), is_mutated=True))
     inner = Graph([("weight", f32(4, 3, 3, 3))])
