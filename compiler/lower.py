@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 from compiler.boundary.observe import Observed
+from compiler.capture_state import location_of_module
 from compiler.captured import Captured, Traced
 from compiler.lower_export import ExportLowering
 from compiler.lower_fx import FxLowering
@@ -35,7 +36,7 @@ def lower(captured: Captured) -> Program:
 
 
 def _check_joined(captured: Captured, program: Program) -> None:
-    """Refuse a model that makes one tensor of two buffers and writes to it: in a graph they stay two.
+    """Refuse a model that makes one tensor of two buffers, writes to it and reads both: in a graph they stay two.
 
     Raises:
         CaptureError: naming them.
@@ -44,13 +45,14 @@ def _check_joined(captured: Captured, program: Program) -> None:
     written = {m.buffer for m in program.convention.mutations if m.buffer is not None and not m.is_assigned}
     for outcome in (seen.first, seen.other) if seen is not None else ():
         for group in outcome.joined if outcome is not None else ():
-            found = [name for name in written if not group.isdisjoint((name, *program.weights[name].aliases))]
-            if found:
+            weights = [w for w in program.weights.values() if not group.isdisjoint((w.name, *w.aliases))]
+            others = [w for w in weights if len(weights) > 1 and not w.value.is_unused]
+            if any(w.name in written and others not in ([], [w]) for w in weights):
                 names = " and ".join(f"`{name}`" for name in sorted(group))
                 raise CaptureError(
                     f"forward makes one tensor of the buffers {names}, and writes to it in place: the next call writes "
                     "to both",
-                    location=program.location if not program.location.is_unknown else None,
+                    location=location_of_module("", captured.module) if captured.module is not None else None,
                     remedy="put a copy in the place of the other (`self.a = self.b.clone()`), or write out of place",
                 )
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
 
-from graphwright import transform
+from graphwright import CaptureError, transform
 from ir.parser import parse_program
 from ir.printer import print_program
 
@@ -73,6 +74,12 @@ BODIES: dict[str, Callable[[Buffers, torch.Tensor], Any]] = {
     "pieces of what is written": lambda m, x: (m.v.add_(x), *m.v.split(1))[1:],
     "a view of a written input": lambda m, x: (x.mul_(2), x[1:])[1],
     "a part is written": lambda m, x: (m.v[0].copy_(x[0]), m.v[1:])[1],
+    "a view that is written": lambda m, x: (y := m.v.view(12), y.add_(x.view(12)))[0],
+    "an activation in place, of a view": lambda m, x: (m.v.copy_(x), F.relu(m.v.view(12), inplace=True).view(3, 4))[1],
+    "an activation in place, of a view of the input": lambda m, x: F.relu(x.view(12), inplace=True).view(3, 4),
+    "a view of the same shape": lambda m, x: (m.v.add_(x), m.v.view_as(m.v))[1],
+    "assigned a view of itself, and written": lambda m, x: (_assign(m, v=m.v.view(12).view(3, 4)), m.v.add_(x), x)[2],
+    "assigned without its history, and written": lambda m, x: (_assign(m, v=m.v.detach()), m.v.add_(1), x)[2],
     "copied, and the source returned": lambda m, x: (m.v.copy_(x), x[0])[1],
 }
 
@@ -296,3 +303,161 @@ def test_an_exported_program_tells_of_shared_modules_with_weights(name: str) -> 
     for module in (model, emitted):
         module.get_submodule("second").train()
     torch.testing.assert_close(_call(model), _call(emitted))
+
+
+def _reset(m: Buffers, x: torch.Tensor) -> Any:
+    before = m.v
+    m.v = m.w
+    m.v.add_(x)
+    return before + x
+
+
+TIES: dict[str, Callable[[Buffers, torch.Tensor], Any]] = {
+    "a forgotten clone": _reset,
+    "both written": lambda m, x: (m.w.mul_(2), m.v.add_(m.w), _assign(m, w=m.v), m.v + x)[3],
+    "read before and after": lambda m, x: (y := m.w + 0, m.v.add_(x), y + m.w, _assign(m, w=m.v))[2],
+}
+
+
+@pytest.mark.parametrize("name", TIES)
+def test_buffers_that_forward_ties_and_writes(name: str) -> None:
+    with pytest.raises(CaptureError, match="makes one tensor of the buffers `v` and `w`") as raised:
+        transform(Buffers(TIES[name]).eval(), (ROWS,))
+    assert raised.value.location is not None and "clone()" in str(raised.value.remedy)
+
+
+def test_a_clone_in_the_place_of_a_buffer() -> None:
+    model = Buffers(lambda m, x: (m.v + x, _assign(m, v=m.w.clone()), m.v.add_(x))[0]).eval()
+    emitted = transform(copy.deepcopy(model), (ROWS,)).model
+    for _ in range(3):
+        torch.testing.assert_close(model(ROWS), emitted(ROWS))
+
+
+class TwiceNormed(nn.Module):
+    """Calls one normalization behind a convolution, and once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """One call is fused, the other is not."""
+        found: torch.Tensor = self.norm(F.relu(self.norm(self.conv(x))))
+        return found
+
+
+def _shared_norm() -> nn.Module:
+    norm = nn.BatchNorm2d(3)
+    return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), norm, nn.ReLU(), nn.Conv2d(3, 3, 1), norm)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("make", [TwiceNormed, _shared_norm])
+def test_a_normalization_that_is_called_twice(make: Callable[[], nn.Module], mode: bool) -> None:
+    x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+    model = make().train(mode)
+    result = transform(copy.deepcopy(model), (x,))
+    (norm,) = {m for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
+    (twin,) = {m for m in result.model.modules() if isinstance(m, nn.BatchNorm2d)}
+    for switch in (False, True):
+        norm.train(switch)
+        twin.train(switch)
+        torch.testing.assert_close(model(x), result.model(x))
+        assert torch.equal(norm.num_batches_tracked, twin.num_batches_tracked)
+    model.train(not mode)
+    result.model.train(not mode)
+    torch.testing.assert_close(model(x), result.model(x))
+
+
+class PartOutside(nn.Module):
+    """Calls a part of a module outside of it as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.part = self.block[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Call both."""
+        found: torch.Tensor = self.part(torch.tanh(self.block(x)))
+        return found
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("leaf", ["block", "part"])
+def test_a_part_of_a_kept_module_that_is_called_outside(leaf: str, mode: bool) -> None:
+    model = PartOutside().train(mode)
+    emitted = transform(copy.deepcopy(model), (ROWS,), leaf_modules=leaf).model
+    for path in ("part", "block"):
+        for switch in (not mode, mode):
+            for module in (model, emitted):
+                module.get_submodule(path).train(switch)
+            torch.testing.assert_close(model(ROWS), emitted(ROWS))
+
+
+class Attending(nn.Module):
+    """Calls one attention twice: its weights are asked for once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Attend twice."""
+        y = self.at(x, x, x, need_weights=False)[0]
+        found: torch.Tensor = self.at(y, x, x)[0]
+        return found
+
+
+@pytest.mark.filterwarnings("ignore:.*Pattern skipped")
+def test_a_layer_that_is_taken_apart_in_one_of_two_calls() -> None:
+    x = torch.randn(2, 3, 4)
+    graph = fx.symbolic_trace(Attending().eval())
+    torch.testing.assert_close(transform(graph).model(x), graph(x))
+
+
+class Called(nn.Module):
+    """Calls a block that is somebody else's as well."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Call it."""
+        found: torch.Tensor = self.block(x)
+        return found
+
+
+class Owner(nn.Module):
+    """Has a block, and calls it through others only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.left, self.right = Called(self.block), Called(self.block)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Call it twice."""
+        found: torch.Tensor = self.left(x) + self.right(x + 1)
+        return found
+
+
+@pytest.mark.parametrize("path", ["block.1", "left.block.1", "right.block", "block"])
+def test_an_exported_program_whose_module_is_called_through_others(path: str) -> None:
+    model = Owner().train()
+    emitted = transform(torch.export.export(copy.deepcopy(model), (ROWS,))).model
+    for module in (model, emitted):
+        module.get_submodule(path).eval()
+    torch.testing.assert_close(model(ROWS), emitted(ROWS))
+
+
+def test_normalizations_that_share_statistics_and_count_apart() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Tanh(), nn.BatchNorm1d(4)).train()
+    for name in ("running_mean", "running_var"):
+        setattr(model[2], name, getattr(model[0], name))
+    emitted = transform(copy.deepcopy(model), (ROWS,)).model
+    for _ in range(2):
+        torch.testing.assert_close(model(ROWS), emitted(ROWS))
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(emitted.state_dict()[key], value)

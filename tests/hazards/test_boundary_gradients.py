@@ -152,3 +152,107 @@ def test_inputs_whose_requires_grad_is_set(needs: bool) -> None:
     assert x.requires_grad is not needs
     result = transform(model, (FLAT.clone().requires_grad_(needs),))  # what the remedy says
     same(result.model(FLAT), model(FLAT.clone()))
+
+
+class Truncated(nn.Module):
+    """Keeps a state with a gradient, and does something to it first."""
+
+    state: torch.Tensor
+
+    def __init__(self, before: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.before = before
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("state", torch.zeros(4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Add to what is left of the state."""
+        self.before(self)
+        self.state = self.state * 0.5 + self.fc(x)
+        return self.state * 2
+
+
+def _with_state(module: Any, value: torch.Tensor) -> Any:
+    module.state = value
+    return module
+
+
+def _halved(module: Any) -> None:
+    with torch.no_grad():
+        module.state.mul_(0.5)
+
+
+TRUNCATIONS: dict[str, Callable[[Any], Any]] = {
+    "detach_": lambda m: m.state.detach_(),
+    "detach": lambda m: _with_state(m, m.state.detach()),
+    "detach and add": lambda m: _with_state(m, m.state.detach() + 1),
+}
+
+
+@pytest.mark.parametrize("name", TRUNCATIONS)
+def test_a_history_that_forward_cuts(name: str) -> None:
+    model = Truncated(TRUNCATIONS[name])
+    emitted = transform(copy.deepcopy(model), (FLAT,)).model
+    for module in (model, emitted):
+        for _ in range(3):
+            module(FLAT).sum().backward()
+    (bias,) = (p for key, p in emitted.named_parameters() if key.endswith("bias"))
+    same(bias.grad, model.fc.bias.grad)
+    exported = torch.export.export(transform(Truncated(TRUNCATIONS[name]), (FLAT,)).model, (FLAT,)).module()
+    for _ in range(2):
+        exported(FLAT)
+
+
+REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "requires_grad": (lambda m: m.state.requires_grad and _with_state(m, m.state.detach()), "asks whether the buffer"),
+    "grad_fn": (lambda m: m.state.grad_fn and _with_state(m, m.state.detach()), "asks whether the buffer"),
+    "is_leaf": (lambda m: m.state.is_leaf and _with_state(m, m.state + 1), "asks whether the buffer"),
+    "no_grad": (_halved, "past its gradient"),
+    "set": (lambda m: m.state.set_(m.state + 1), "set_.. gives a tensor other memory"),
+    "flag": (lambda m: m.state.detach_().requires_grad_(), "sets whether the buffer 'state' requires gradients"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_done_to_a_state_and_no_graph_can_do(name: str) -> None:
+    before, message = REFUSED[name]
+    with pytest.raises(CaptureError, match=message) as raised:
+        transform(Truncated(before), (FLAT,))
+    assert raised.value.location is not None and raised.value.remedy
+
+
+def test_masks_that_are_written_by_operators_in_place() -> None:
+    class Masked(nn.Module):
+        seen: torch.Tensor
+        bits: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(4, dtype=torch.bool))
+            self.register_buffer("bits", torch.arange(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen |= (x > 0).any(0)
+            self.seen &= x[0] < 1
+            self.seen ^= x[1] > 0
+            self.bits <<= 1
+            self.bits %= 7
+            return x * self.seen + self.bits
+
+    hold(Masked(), FLAT)
+
+
+def test_a_parameter_in_the_place_of_a_buffer() -> None:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.state: torch.Tensor
+            self.register_buffer("state", torch.zeros(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.state = self.fc.bias
+            return x + self.state
+
+    with pytest.raises(CaptureError, match="puts a parameter in the place of the buffer 'state'"):
+        transform(Weighted(), (FLAT,))
