@@ -143,7 +143,7 @@ class Functionalizer(FunctionalTensors):
                 if handle.value is not value:
                     continue
                 if handle.parent is not None or handle.storage.version:
-                    raise _written_statistics(f"{op.name} in training mode updates {name}", handle, op.location)
+                    raise written_statistics(f"{op.name} in training mode updates {name}", handle, op.location)
                 if handle.storage.kind in ("input", "local") and handle.has_views:
                     raise self._seen_as_view(op.location)
                 handle.storage.kernel_writes = op.location
@@ -307,7 +307,7 @@ class Functionalizer(FunctionalTensors):
         return found
 
 
-def _written_statistics(what: str, handle: Handle, location: Location) -> CaptureError:
+def written_statistics(what: str, handle: Handle, location: Location) -> CaptureError:
     """Return the error for a normalization that updates what is no buffer as it was at the start of the call."""
     if handle.storage.version:
         return CaptureError(

@@ -24,7 +24,7 @@ from torch.export.graph_signature import (
 )
 
 from compiler.capture_errors import at_operation, is_of_functorch, no_operator
-from compiler.functionalize import Functionalizer
+from compiler.functionalize import Functionalizer, written_statistics
 from compiler.lower_export_modes import lock_of_exported, mode_of_exported, shared_modules
 from compiler.lower_modules import ModuleFacts, modules_of
 from compiler.lower_regions import RegionLowering, attribute_of, has_raised
@@ -336,12 +336,7 @@ class ExportLowering(RegionLowering):
             return
         if name == "aten.add_.Tensor" and self.facts.is_batch_counter(args[0], location):
             if args[0].storage.version:
-                raise CaptureError(
-                    f"{args[0].storage} is written in forward, and counts the batches of a normalization as well",
-                    location=location,
-                    remedy="set it outside of forward, or keep the module that sets it and normalizes with "
-                    "leaf_modules=",
-                )
+                raise written_statistics("a normalization counts its batches in a number", args[0], location)
             note_written(self.program, self.program.weights[args[0].storage.name])
             self.env[node] = args[0]
             return

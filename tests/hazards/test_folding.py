@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -261,3 +262,27 @@ def test_batch_norm_behind_a_convolution_without_a_batch_has_another_channel_axi
     model.norm.running_var.uniform_(0.5, 2)
     x = torch.randn(4, 4, 4)
     torch.testing.assert_close(transform(model, (x,), pipeline=pipeline).model(x), model(x))
+
+
+class RecurrentBlock(nn.Module):
+    """A convolution and its norm, whose result is kept for the next call."""
+
+    state: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+        self.register_buffer("state", torch.zeros(2, 3, 6, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.state = torch.relu(self.norm(self.conv(x + self.state)))
+        return self.state + 0
+
+
+def test_folding_for_inference_beside_a_state_with_a_gradient() -> None:
+    model, x = RecurrentBlock().eval(), torch.randn(2, 3, 6, 6)
+    pipeline = pipeline_of(TENSORRT_PATTERNS).insert_before("fuse", FoldBatchNorm())
+    emitted = transform(copy.deepcopy(model), (x,), pipeline=pipeline).model
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(emitted(x), model(x), rtol=1e-4, atol=1e-5)

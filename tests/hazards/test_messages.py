@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -102,9 +103,47 @@ class Forgets(nn.Module):
 def test_statistics_that_forward_resets() -> None:
     model = nn.Sequential(Forgets())
     place = f"at `0.bn` (BatchNorm2d), {line_of(Forgets, 'return self.bn')}"
-    refused(model, X, message="updates running_mean, which was written in forward before", place=place)
+    refused(model, X, message="counts its batches in a number, which was written in forward before", place=place)
     # the remedies
     hold(nn.Sequential(Forgets(track_running_stats=False)), X)
+    kept = transform(model, (X,), leaf_modules=["0"]).model
+    original = copy.deepcopy(model)
+    for _ in range(2):
+        same(kept(X), original(X))
+    same(kept.state_dict(), original.state_dict())
+
+
+class Sets(nn.Module):
+    def __init__(self, act: Callable[[nn.BatchNorm2d], Any]) -> None:
+        super().__init__()
+        self.act, self.bn = act, nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.act(self.bn)
+        return self.bn(x)
+
+
+def _halve(bn: nn.BatchNorm2d) -> None:
+    assert bn.running_mean is not None
+    bn.running_mean = bn.running_mean * 0.5
+
+
+def _count_anew(bn: nn.BatchNorm2d) -> None:
+    assert bn.num_batches_tracked is not None
+    bn.num_batches_tracked.zero_()
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (_halve, "updates what forward puts in the place of '0.bn.running_mean'"),
+        (_count_anew, "counts its batches in a number, which was written in forward before"),
+    ],
+)
+def test_statistics_that_forward_sets(act: Callable[[nn.BatchNorm2d], Any], message: str) -> None:
+    model = nn.Sequential(Sets(act)).train()
+    place = f"at `0.bn` (BatchNorm2d), {line_of(Sets, 'return self.bn')}"
+    refused(model, X, message=message, place=place)
     kept = transform(model, (X,), leaf_modules=["0"]).model
     original = copy.deepcopy(model)
     for _ in range(2):
