@@ -384,9 +384,7 @@ def test_gradients_that_only_some_modes_have_lock_nothing() -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = self.fc(x)
-            with torch.no_grad():
-                self.v.mul_(0.9)
-            self.v = self.v + y
+            self.v = self.v * 0.9 + y
             return self.v if y.requires_grad else self.v + 0
 
     result = hold(Decays(), FLAT)
