@@ -6,7 +6,7 @@ minimum of several. Runs of the model on real numbers are stages of their own, a
 take is the model's.
 
 Memory is the peak of resident memory that a stage adds to what it found; a copy of the weights would show there as
-their size. The last columns: the peak of the whole compilation above the built model that has run once, what of it is
+their size. The last columns: the peak of the whole compilation above the built model, what of it is
 still held at the end beside the old and the new module, and the bytes of the new module's weights that share no storage
 with the old ones (folded constants).
 
@@ -21,6 +21,7 @@ then `transform`.
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import gc
 import json
@@ -160,7 +161,7 @@ def measure(model_name: str, batch: int, rounds: int, limit: float, cold: bool) 
 
     model, x = build(model_name, batch)
     with torch.no_grad():
-        model(x)  # PyTorch's kernels are loaded and have their buffers
+        copy.deepcopy(model)(x)  # PyTorch's kernels are loaded and have their buffers; no table of the model is filled
 
     def export() -> None:
         torch.export.export(model, (x,))
