@@ -25,7 +25,7 @@ from torch.export.graph_signature import (
 
 from compiler.capture_errors import at_operation, is_of_functorch, no_operator
 from compiler.functionalize import Functionalizer, written_statistics
-from compiler.lower_export_modes import lock_of_exported, mode_of_exported, shared_modules
+from compiler.lower_export_modes import lock_of_exported, mode_of_exported, modes_of_exported, shared_modules
 from compiler.lower_modules import ModuleFacts, modules_of
 from compiler.lower_regions import RegionLowering, attribute_of, has_raised
 from compiler.lower_results import Results, note_written
@@ -136,8 +136,8 @@ class ExportLowering(RegionLowering):
         if self.module is None:
             mode = mode_of_exported(self.program, self.training)
             self.program.mode_locked = self.program.mode_locked or lock_of_exported(self.program, self.exported)
-            if mode is not None or not self.program.mode_locked:
-                self.program.module_modes[""] = bool(mode)
+            known = mode if self.program.mode_locked else bool(mode)
+            self.program.module_modes = modes_of_exported(self.program, known)
         return self.program
 
     def _check_types(self) -> None:

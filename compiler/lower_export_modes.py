@@ -69,11 +69,7 @@ def mode_of_exported(program: Program, said: bool | None) -> bool | None:
     Raises:
         InputError: when a layer tells otherwise than the user.
     """
-    modes = [
-        bool(op.attributes["train" if op.name in _DROPOUTS else op.opdef.training])  # type: ignore[index]
-        for op in program.graph.operations()
-        if _tells_the_mode(op)
-    ]
+    modes = [mode for _, mode in _modes_of_layers(program)]
     if modes and said is not None and any(modes) is not said:
         shown, other = ("training", "eval") if any(modes) else ("eval", "training")
         raise InputError(
@@ -81,6 +77,25 @@ def mode_of_exported(program: Program, said: bool | None) -> bool | None:
             remedy=f"leave out training=, or export the model in {other} mode",
         )
     return any(modes) if modes else said
+
+
+def modes_of_exported(program: Program, mode: bool | None) -> dict[str, bool]:
+    """Return module path -> `training`, as far as an exported program tells.
+
+    Args:
+        program: as it was lowered.
+        mode: that of the whole, None where it is not known.
+    """
+    whole = {} if mode is None else {"": mode}
+    return whole | {path: flag for path, flag in _modes_of_layers(program) if path}
+
+
+def _modes_of_layers(program: Program) -> Iterator[tuple[str, bool]]:
+    """Yield the path of each layer that tells its mode, and the mode."""
+    for op in program.graph.operations():
+        if _tells_the_mode(op):
+            flag = op.attributes["train" if op.name in _DROPOUTS else op.opdef.training]  # type: ignore[index]
+            yield op.location.module_path, bool(flag)
 
 
 def shared_modules(program: Program, exported: ExportedProgram) -> dict[str, str]:
