@@ -47,7 +47,8 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
             location=root,
             remedy="call requires_grad_() on the input before the call, or on its detach() in forward",
         )
-    tracking = [name for name in outcome.tracking if not any(name.startswith(f"{each}.") for each in kept)]
+    inside = tuple(f"{path}." for path in kept)
+    tracking = [name for name in outcome.tracking if not name.startswith(inside)]
     if tracking:
         raise CaptureError(
             f"forward sets whether the buffer {tracking[0]!r} requires gradients, which the caller would not see of a "
@@ -55,7 +56,7 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
             location=root,
             remedy="make it a parameter, or call requires_grad_() on it before the call",
         )
-    asked = [name for name in record.asked_of_buffers if name in outcome.attached]
+    asked = [name for name in record.asked_of_buffers if name in outcome.attached and not name.startswith(inside)]
     if asked:
         raise CaptureError(
             f"forward asks whether the buffer {asked[0]!r} has a gradient, and what it leaves there for the next call "
