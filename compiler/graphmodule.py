@@ -106,7 +106,8 @@ class SwitchedModule(nn.Module):
                 now, then = ("training", "eval") if self.training else ("eval", "training")
                 raise InputError(
                     f"this module holds for {now} mode only and cannot be put into {then} mode: {self._mode_locked}",
-                    remedy=f"put the original model into {then} mode and transform that",
+                    remedy=f"put the original model into {then} mode and transform that; leaf_modules= keeps a "
+                    "submodule in both modes",
                 )
             after = dict(self._modes_after.get(switch, ()))
             groups = [(path, m) for path, m in self.named_modules() if isinstance(m, SwitchedModule)]

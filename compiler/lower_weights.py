@@ -67,7 +67,12 @@ class WeightTable:
         """Add the parameters and buffers of an exported program."""
         signature = exported.graph_signature
         parameters = set(signature.parameters)
+        places: dict[int, list[torch.Tensor]] = {}
         for name, tensor in exported.state_dict.items():
+            # a program that was saved and loaded has several objects for what is tied
+            same = places.setdefault(0 if tensor.is_meta else tensor.data_ptr(), [])
+            tensor = next((other for other in same if is_one_tensor(other, tensor)), tensor)
+            same.append(tensor)
             self.add(name, tensor, WeightKind.PARAMETER if name in parameters else WeightKind.BUFFER)
         for spec in signature.input_specs:
             if spec.kind is InputKind.BUFFER and spec.target is not None and spec.target not in self.names:

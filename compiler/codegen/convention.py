@@ -174,6 +174,7 @@ class Inputs:
         self.parameters, variable = parameters_of(program)
         self.checks: list[Check] = []
         self._bound: dict[sympy.Symbol, None] = {}
+        self._written = {mutation.input for mutation in program.convention.mutations}
         self._constant_defaults()
         parameters = self.parameters
         codegen = SignatureCodeGen(
@@ -288,7 +289,7 @@ class Inputs:
             return
         type_ = self.program.graph.inputs[leaf.value].type
         check = tensor_check(name, number, path, type_, self._bound)
-        self.checks.append(attrs.evolve(check, accepts=leaf.accepts))
+        self.checks.append(attrs.evolve(check, accepts=leaf.accepts, written=leaf.value in self._written))
         accesses.append((leaf.value, number, path))
 
 

@@ -134,6 +134,8 @@ class Check:
     """Whether the leaf is a number that the program takes at run time."""
     accepts: tuple[str, ...] = ()
     """What it may be besides a tensor."""
+    written: bool = False
+    """Whether the program writes to the tensor: no other one may share its memory then."""
 
 
 _ACCEPTED: dict[str, Callable[[Any], bool]] = {
@@ -178,6 +180,7 @@ class InputGuard(nn.Module):
             (c.parameter, c.shape, c.dtype, c) for c in self.checks if c.shape is not None and not c.path
         )
         self._others = tuple(c for c in self.checks if c.shape is None or c.path)
+        self._writes = any(c.written for c in self.checks)
 
     def forward(self, *parameters: Any) -> None:
         """Check the arguments of the module's `forward`, in the order of its parameters.
@@ -212,6 +215,8 @@ class InputGuard(nn.Module):
             for check in self._others:
                 if check.dims:
                     self._check_dims(check, parameters, sizes)
+        if self._writes and not torch.compiler.is_compiling():
+            self._check_sharing(parameters)
 
     def _check_surroundings(self, parameters: tuple[Any, ...]) -> None:
         for name, surrounding in self.surroundings.items():
@@ -222,6 +227,18 @@ class InputGuard(nn.Module):
                     f"the model was captured {setting.text}: it asks{place}, and computes something else otherwise",
                     remedy=setting.remedy,
                 )
+
+    def _check_sharing(self, parameters: tuple[Any, ...]) -> None:
+        """Refuse an argument that the program writes and in whose memory another one lies: it takes them for two."""
+        leaves = [(check, _leaf(check, parameters[check.parameter])) for check in self.checks if check.length is None]
+        tensors = [(check, leaf) for check, leaf in leaves if type(leaf) is torch.Tensor]
+        for check, tensor in tensors:
+            for other, leaf in tensors if check.written else ():
+                if other is not check and _overlap(tensor, leaf):
+                    raise InputError(
+                        f"input `{check.name}` is written in forward, and shares its memory with `{other.name}`",
+                        remedy="pass tensors with memory of their own (`.clone()`)",
+                    )
 
     def _check(self, check: Check, parameters: tuple[Any, ...], sizes: dict[str, Any]) -> None:
         value = parameters[check.parameter]
@@ -283,6 +300,17 @@ class InputGuard(nn.Module):
     def extra_repr(self) -> str:
         """Return the expected types."""
         return ", ".join(f"{c.name}: {c.expected}" for c in self.checks if c.expected)
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two tensors may have an element in common."""
+    if a.layout is not torch.strided or b.layout is not torch.strided or not a.numel() or not b.numel():
+        return False
+    if a.untyped_storage()._cdata != b.untyped_storage()._cdata:
+        return False
+    ends = [sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in (a, b)]
+    starts = [int(t.storage_offset()) for t in (a, b)]
+    return starts[0] <= starts[1] + ends[1] and starts[1] <= starts[0] + ends[0]
 
 
 def _is_in(name: str, surrounding: Surrounding, parameters: tuple[Any, ...]) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from graphwright import CaptureError, transform
+from graphwright import CaptureError, InputError, transform
 from ir.parser import parse_program
 from ir.printer import print_program
 
@@ -270,3 +270,25 @@ def test_a_clone_in_the_place_of_a_buffer() -> None:
     emitted = transform(copy.deepcopy(model), (ROWS,)).model
     for _ in range(3):
         torch.testing.assert_close(model(ROWS), emitted(ROWS))
+
+
+class WritesFirst(nn.Module):
+    """Writes to its first argument."""
+
+    def forward(self, a: torch.Tensor, b: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the sum."""
+        a.add_(1)
+        return a + b["x"]
+
+
+def test_an_input_that_is_written_is_alone_in_its_memory() -> None:
+    emitted = transform(WritesFirst(), (ROWS.clone(), {"x": ROWS.clone()})).model
+    shared, rows = ROWS.clone(), torch.zeros(6, 4)
+    for a, b in ((shared, shared), (shared, shared.t().t()), (rows[:3], rows[2:5])):
+        with pytest.raises(InputError, match=r"input `a` is written in forward, and shares its memory with `b\['x'\]`"):
+            emitted(a, {"x": b})
+    apart = rows[:3], {"x": rows[3:]}
+    torch.testing.assert_close(emitted(*apart), torch.ones(3, 4))
+    pickle.loads(pickle.dumps(emitted))(*apart)
+    torch.compile(emitted, backend="eager")(*apart)
+    torch.export.export(emitted, apart)

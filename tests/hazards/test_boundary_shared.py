@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -204,3 +205,11 @@ def test_normalizations_that_share_statistics_and_count_apart() -> None:
         torch.testing.assert_close(model(ROWS), emitted(ROWS))
     for key, value in model.state_dict().items():
         torch.testing.assert_close(emitted.state_dict()[key], value)
+
+
+def test_an_exported_program_that_was_saved_and_loaded(tmp_path: Path) -> None:
+    model = Twins(nn.BatchNorm1d(4)).train()
+    torch.export.save(torch.export.export(copy.deepcopy(model), (ROWS,)), tmp_path / "twins.pt2")
+    emitted = transform(torch.export.load(tmp_path / "twins.pt2")).model
+    for _ in range(2):
+        torch.testing.assert_close(emitted(ROWS), model(ROWS))
