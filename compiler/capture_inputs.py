@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from compiler.overlap import may_overlap
 from ir.errors import CaptureError, InputError
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -175,23 +176,12 @@ def sharing(tree: Any) -> tuple[frozenset[int], ...]:
     Tensors that lie beside each other in one piece of memory do not overlap.
     """
     tensors = [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-    spans = [_span(tensor) for tensor in tensors]
     groups = []
-    for i, (memory, first, last) in enumerate(spans):
-        group = frozenset(j for j, (m, f, t) in enumerate(spans) if m == memory and f < last and first < t) | {i}
+    for i, tensor in enumerate(tensors):
+        group = frozenset(j for j, other in enumerate(tensors) if may_overlap(tensor, other)) | {i}
         if len(group) > 1 and group not in groups:
             groups.append(group)
     return tuple(groups)
-
-
-def _span(tensor: torch.Tensor) -> tuple[Any, int, int]:
-    """Return the memory of a tensor, and the bytes in it that it spans."""
-    if tensor.layout is not torch.strided or tensor.device.type == "meta" or not tensor.numel():
-        return id(tensor), 0, 0
-    size = tensor.element_size()
-    first = int(tensor.storage_offset()) * size
-    reach = sum((int(n) - 1) * int(stride) for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return (tensor.device, tensor.untyped_storage().data_ptr()), first, first + (reach + 1) * size
 
 
 def symbol_names(

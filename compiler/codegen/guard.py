@@ -16,6 +16,7 @@ from torch.utils._sympy import functions as torch_functions
 
 from compiler.boundary.settings import SETTINGS, agree, answers_of
 from compiler.forward_code import other_order
+from compiler.overlap import may_overlap
 from ir.errors import CaptureError, InputError
 from ir.expressions import format_expression
 from ir.program import Surrounding, SymbolRange
@@ -234,7 +235,7 @@ class InputGuard(nn.Module):
         tensors = [(check, leaf) for check, leaf in leaves if type(leaf) is torch.Tensor]
         for check, tensor in tensors:
             for other, leaf in tensors if check.written else ():
-                if other is not check and _overlap(tensor, leaf):
+                if other is not check and may_overlap(tensor, leaf):
                     raise InputError(
                         f"input `{check.name}` is written in forward, and shares its memory with `{other.name}`",
                         remedy="pass tensors with memory of their own (`.clone()`)",
@@ -300,17 +301,6 @@ class InputGuard(nn.Module):
     def extra_repr(self) -> str:
         """Return the expected types."""
         return ", ".join(f"{c.name}: {c.expected}" for c in self.checks if c.expected)
-
-
-def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether two tensors may have an element in common."""
-    if a.layout is not torch.strided or b.layout is not torch.strided or not a.numel() or not b.numel():
-        return False
-    if a.untyped_storage()._cdata != b.untyped_storage()._cdata:
-        return False
-    ends = [sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in (a, b)]
-    starts = [int(t.storage_offset()) for t in (a, b)]
-    return starts[0] <= starts[1] + ends[1] and starts[1] <= starts[0] + ends[0]
 
 
 def _is_in(name: str, surrounding: Surrounding, parameters: tuple[Any, ...]) -> bool:

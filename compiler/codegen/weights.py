@@ -6,6 +6,7 @@ import attrs
 import torch
 from torch import nn
 
+from compiler.overlap import may_overlap
 from ir.core import Value
 from ir.program import Program, Weight, WeightKind
 from ir.types import Dim
@@ -81,7 +82,7 @@ class Weights:
                 continue
             for source in self.sources(weight):
                 others = taken.setdefault(source, [])
-                if source in used or any(_may_overlap(weight, other) for other in others):
+                if source in used or any(_share_elements(weight, other) for other in others):
                     self.inlined[weight] = None
                     # one parameter, then: what took the source before is computed from it too
                     self.inlined.update(dict.fromkeys(others))
@@ -141,20 +142,8 @@ def share(tensor: torch.Tensor) -> torch.Tensor:
     return shared.requires_grad_() if tensor.requires_grad else shared
 
 
-def _may_overlap(a: Weight, b: Weight) -> bool:
-    """Return whether two tensors may share elements: they do not where they are apart in one storage, or have two."""
-    x, y = a.data, b.data
-    if x is None or y is None:
+def _share_elements(a: Weight, b: Weight) -> bool:
+    """Return whether two weights may share elements; of tensors without numbers it is not known."""
+    if a.data is None or b.data is None or a.data.is_meta or b.data.is_meta:
         return True
-    if x.untyped_storage()._cdata != y.untyped_storage()._cdata:
-        return False
-    (x_start, x_end), (y_start, y_end) = _extent(x), _extent(y)
-    return x_start < y_end and y_start < x_end
-
-
-def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return the first element of the storage that a tensor uses, and the one after the last."""
-    start = int(tensor.storage_offset())
-    if tensor.numel() == 0:
-        return start, start
-    return start, start + 1 + sum(int((n - 1) * s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return may_overlap(a.data, b.data)

@@ -1,0 +1,33 @@
+"""Whether tensors have elements in common."""
+
+from __future__ import annotations
+
+import torch
+
+
+def may_overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two tensors may have an element in common: what they span of one piece of memory overlaps.
+
+    Tensors that lie beside each other in one piece of memory do not; a tensor without memory overlaps with none.
+    """
+    if not _has_memory(a) or not _has_memory(b) or _memory(a) != _memory(b):
+        return False
+    (a_first, a_end), (b_first, b_end) = _span(a), _span(b)
+    return a_first < b_end and b_first < a_end
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and tensor.device.type != "meta" and tensor.numel() > 0
+
+
+def _memory(tensor: torch.Tensor) -> tuple[torch.device, int]:
+    # not the storage object: two of them may be over one array of numpy's
+    return tensor.device, tensor.untyped_storage().data_ptr()
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the first byte of the storage that a tensor uses, and the one after the last."""
+    size = tensor.element_size()
+    reach = sum((int(n) - 1) * int(stride) for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = int(tensor.storage_offset()) * size
+    return first, first + (reach + 1) * size
