@@ -223,14 +223,14 @@ class ModuleTree:
 
         A layer that is called as a whole has its parts; they may be called on their own, or fused, as well.
         """
-        for other, placed in self._modules.items():
-            outer, inner, whole = (other, path, placed) if path.startswith(f"{other}.") else (path, other, module)
-            if not inner.startswith(f"{outer}.") or inner == outer:
-                continue
-            name = inner[len(outer) + 1 :].partition(".")[0]
-            if name in whole._modules and not (whole is placed and part_of(placed, inner[len(outer) + 1 :]) is module):
-                return f"{outer}_{inner[len(outer) + 1 :].replace('.', '_')}" if outer == other else f"{path}_whole"
-        return path
+        parts = path.split(".")
+        for end in range(1, len(parts)):
+            outer, rest = ".".join(parts[:end]), parts[end:]
+            placed = self._modules.get(outer)
+            if placed is not None and rest[0] in placed._modules and part_of(placed, ".".join(rest)) is not module:
+                return "_".join((outer, *rest))
+        inner = (other[len(path) + 1 :].partition(".")[0] for other in self._modules if other.startswith(f"{path}."))
+        return f"{path}_whole" if module._modules and any(name in module._modules for name in inner) else path
 
     def _beside(self, path: str) -> str:
         """Return a path beside a layer for what would stand below it: a fused module runs all of its children."""
