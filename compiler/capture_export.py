@@ -229,7 +229,7 @@ class ExportCapture:
             for _, module, name in group[1:]:
                 buffer = module._buffers[name]
                 assert buffer is not None
-                module._buffers[name] = buffer.detach().clone().requires_grad_(buffer.requires_grad)
+                module._buffers[name] = buffer.detach().clone().requires_grad_(buffer.requires_grad and buffer.is_leaf)
         return bool(tied)
 
     def _export(self) -> ExportedProgram:

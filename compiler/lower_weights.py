@@ -48,7 +48,7 @@ class WeightTable:
             kind,
             tensor_type(tensor),
             tensor,
-            requires_grad=tensor.requires_grad,
+            requires_grad=tensor.requires_grad and (tensor.is_leaf or kind is not WeightKind.BUFFER),
             persistent=persistent,
         )
         self.program.add_weight(weight)

@@ -119,7 +119,8 @@ class Twin:
         for (each, name), given in zip(self._places, self._given, strict=True):
             assert given is not None
             if id(given) not in clones:
-                clones[id(given)] = given.detach().clone().requires_grad_(given.requires_grad)
+                # a history of calls before is not gone through again
+                clones[id(given)] = given.detach().clone().requires_grad_(given.requires_grad and given.is_leaf)
             each._buffers[name] = clones[id(given)]
 
     @contextmanager

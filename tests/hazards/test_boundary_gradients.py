@@ -256,3 +256,45 @@ def test_a_parameter_in_the_place_of_a_buffer() -> None:
 
     with pytest.raises(CaptureError, match="puts a parameter in the place of the buffer 'state'"):
         transform(Weighted(), (FLAT,))
+
+
+STATES: dict[str, Callable[[Any, torch.Tensor], Any]] = {
+    "assigned": lambda m, y: _with_state(m, m.state * 0.5 + y),
+    "written": lambda m, y: m.state.copy_(m.state.clone() * 0.5 + y),
+    "detached": lambda m, y: _with_state(m, m.state.detach_() * 0.5 + y),
+}
+
+
+class Stateful(nn.Module):
+    """Keeps a state with a gradient."""
+
+    state: torch.Tensor
+
+    def __init__(self, step: Callable[[Any, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.step = step
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("state", torch.zeros(4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Add to the state."""
+        self.step(self, self.fc(x))
+        return self.state * 2
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("exported", [True, False])
+def test_a_model_whose_state_has_a_history(name: str, exported: bool) -> None:
+    model = Stateful(STATES[name])
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    if exported:
+        program = torch.export.export(model, (FLAT,))
+        program.module()(FLAT)
+        emitted, state = transform(program).model, program.state_dict["state"]
+    else:
+        model(FLAT)
+        emitted, state = transform(model, (FLAT,)).model, model.state
+    twin = Stateful(STATES[name])
+    twin.load_state_dict(weights | {"state": state.detach()})
+    for _ in range(2):
+        same(emitted(FLAT), twin(FLAT))
