@@ -60,7 +60,7 @@ class Graphwright(Tool):
         from passes.pattern import Match, Node, Pattern, PatternBuilder
         from passes.rewriter import Rewriter
 
-        importlib.import_module("ir.optable")  # gives the operators their inference rules
+        importlib.import_module("ir.ops.table")  # gives the operators their inference rules
 
         class ReluRelu(Pattern):
             """relu(relu(x)) = relu(x)"""

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from compiler.capture_errors import check_no_packed
 from compiler.capture_state import location_of_module
 from ir.errors import CaptureError, InputError
-from ir.nn_ops import encode_call
+from ir.ops.nn_ops import encode_call
 from ir.types import DTYPE_NAMES, DTYPES_BY_NAME
 
 _LIBRARY = torch.library.Library("graphwright", "FRAGMENT")

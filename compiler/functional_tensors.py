@@ -13,8 +13,8 @@ from ir.builder import bind_arguments, infer_types
 from ir.core import Graph, Operation, Value
 from ir.errors import CaptureError, GraphwrightError
 from ir.locations import UNKNOWN_LOCATION, Location
+from ir.memory.strides import Strides
 from ir.opdef import OpDef, get_opdef
-from ir.strides import Strides
 from ir.types import Type
 
 

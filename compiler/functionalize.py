@@ -33,10 +33,10 @@ from compiler.lower_views import (
     RETURNS_INPUT_IN_EVAL,
     WITHOUT_DERIVATIVE,
 )
-from ir.aliasing import may_alias_operands
 from ir.core import Operation, Value
 from ir.errors import CaptureError
 from ir.locations import Location
+from ir.memory.aliasing import may_alias_operands
 from ir.opdef import OpDef, Trait, get_opdef
 from ir.types import TensorType, Type, shapes_equal
 

@@ -38,10 +38,10 @@ from ir.core import Graph, Value
 from ir.errors import CaptureError, GraphwrightError, VerificationError
 from ir.expressions import format_expression
 from ir.locations import Location
+from ir.memory.strides import Strides
 from ir.opdef import OpDef, get_opdef, opdef_of_overload
 from ir.parameters import ParameterKind, ParameterSpec
 from ir.program import CallingConvention, InputLeaf, Program, Weight, WeightKind
-from ir.strides import Strides
 from ir.types import OpaqueType, ScalarType, TensorType, Type
 from ir.verify import verify
 

@@ -29,8 +29,8 @@ from compiler.lower_weights import WeightTable
 from ir.core import Graph, Value
 from ir.errors import CaptureError, GraphwrightError, InputError
 from ir.locations import Location
-from ir.nn_ops import encode_call
 from ir.opdef import get_opdef
+from ir.ops.nn_ops import encode_call
 from ir.parameters import parameters_of_signature
 from ir.program import CallingConvention, InputLeaf, Program, WeightKind
 from ir.types import CPU, UNKNOWN_TENSOR, OpaqueType, ScalarType, TensorType, Type

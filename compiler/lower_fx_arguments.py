@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from ir.core import Operation, Value
-from ir.nn_ops import decode_call
+from ir.ops.nn_ops import decode_call
 from ir.program import InputLeaf, Program
 from ir.types import UNKNOWN_TENSOR
 

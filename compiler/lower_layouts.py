@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from compiler.lower_storage import Handle
 from ir.builder import infer_strides
 from ir.core import Operation, Value
+from ir.memory.strides import Strides, contiguous_strides, is_dense_layout, known_shape
 from ir.opdef import Trait
-from ir.strides import Strides, contiguous_strides, is_dense_layout, known_shape
 from ir.types import Dim, dims_equal, simplify_dim
 
 Emit = Callable[..., Value]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ir.aliasing import is_fresh
 from ir.core import Graph, Operation, Value
 from ir.errors import CaptureError
-from ir.nn_ops import OPAQUE
+from ir.memory.aliasing import is_fresh
 from ir.opdef import Trait
+from ir.ops.nn_ops import OPAQUE
 
 
 def check_writes(graph: Graph) -> None:

@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 
 from ir.errors import InputError
 from ir.evaluate import evaluate
-from ir.parser import parse_program
-from ir.printer import print_program
 from ir.program import Derivation
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
 
 _COUNTED_SINCE = 2
 """The version of a BatchNorm's state from which on it has a count of batches."""

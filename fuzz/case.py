@@ -9,9 +9,9 @@ from typing import Any
 import attrs
 import torch
 
-from ir.parser import parse_program
-from ir.printer import print_program
 from ir.program import Program
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
 from ir.types import TensorType
 
 

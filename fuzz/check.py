@@ -33,9 +33,9 @@ from fuzz.training_mode import put_in_training
 from ir.compare import programs_equal
 from ir.copying import copy_program
 from ir.errors import EvaluationError, GraphwrightError, InferenceError
-from ir.parser import parse_program
-from ir.printer import print_program
 from ir.program import Program
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
 from ir.verify import verify
 from passes.driver import RewriteLog
 from passes.manager import Pass, PassContext, run_pass

@@ -26,8 +26,8 @@ from fuzz.case import Case
 from fuzz.observation import quiet
 from fuzz.strategies.programs import programs
 from ir.errors import GraphwrightError, InputError
-from ir.printer import print_program
 from ir.program import Program
+from ir.text.printer import print_program
 from passes.canonicalize import Canonicalize
 from passes.manager import Pass, PassContext, run_pass
 

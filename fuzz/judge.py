@@ -15,8 +15,8 @@ from fuzz.module_check import check_module, lowered_and_changed
 from fuzz.observation import quiet
 from fuzz.orders import InOrder
 from ir.errors import GraphwrightError
-from ir.printer import print_program
 from ir.program import Program
+from ir.text.printer import print_program
 from passes.manager import Pass, PassContext, run_pass
 from passes.pattern import Pattern
 

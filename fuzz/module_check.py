@@ -29,8 +29,8 @@ from fuzz.module_observation import Reference, Seen, cast_tree, module_differenc
 from fuzz.module_outside import globals_of, left_by_tracing
 from fuzz.observation import quiet
 from ir.errors import GraphwrightError, ValidationError
-from ir.printer import print_program
 from ir.program import Program
+from ir.text.printer import print_program
 from ir.types import TensorType
 from passes.driver import RewriteLog
 from passes.manager import Pass, PassContext, PassManager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fuzz.mutation import Mutant, Subject
 
-_INFERENCE = "ir.inference."
+_INFERENCE = "ir.ops.inference."
 _CONSTANTS = "passes.fold_constants:"
 _FUNCTIONS = "compiler.codegen.functions:"
 _MODULES = "compiler.codegen.modules:"
@@ -299,7 +299,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "text: attributes that equal their default but for the type",
         "lost attribute",
-        "ir.printer:_attribute_texts",
+        "ir.text.printer:_attribute_texts",
         "attributes_equal(attributes[name], defaults[name])",
         "attributes[name] == defaults[name]",
         _TEXT,
@@ -307,7 +307,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "text: floats are rounded",
         "lost attribute",
-        "ir.printer:format_attribute",
+        "ir.text.printer:format_attribute",
         "if type(value) is float:\n        return repr(value)",
         'if type(value) is float:\n        return repr(float(f"{value:.3g}"))',
         _TEXT,
@@ -315,7 +315,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "text: attributes are read as their defaults",
         "lost attribute",
-        "ir.parser:_Parser._attributes",
+        "ir.text.parser:_Parser._attributes",
         "attributes[param.name] = given.pop(param.name)",
         "attributes[param.name] = (given.pop(param.name), param.default if param.has_default else None)[1]",
         _TEXT,
@@ -323,7 +323,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "text: operands in the reverse order",
         "swapped operands",
-        "ir.printer:_operand_texts",
+        "ir.text.printer:_operand_texts",
         "return texts[: op.num_schema_operands]",
         "return texts[: op.num_schema_operands][::-1]",
         _TEXT,

@@ -9,7 +9,7 @@ _CLASSIFIER = "passes.convert.classifier:"
 _ATTENTION = "passes.convert.attention:"
 _FOLD = "passes.fold_batch_norm:"
 _LAYOUT = "passes.layout:"
-_STRIDES = "ir.strides:"
+_STRIDES = "ir.memory.strides:"
 
 
 PATTERN_MUTANTS: tuple[Mutant, ...] = (
@@ -315,28 +315,28 @@ PATTERN_MUTANTS: tuple[Mutant, ...] = (
     _rule(
         "view for a copy",
         "NoCopy: inputs are nobody's",
-        "ir.aliasing:may_share_with_caller",
+        "ir.memory.aliasing:may_share_with_caller",
         "root.defining_op is None or not is_fresh(root)",
         "root.defining_op is not None and not is_fresh(root)",
     ),
     _rule(
         "view for a copy",
         "NoCopy: an output may be another one",
-        "ir.aliasing:may_replace",
+        "ir.memory.aliasing:may_replace",
         " and not any(map(aliases_output, roots))",
         "",
     ),
     _rule(
         "view for a copy",
         "NoCopy: statistics are no copy",
-        "ir.aliasing:may_replace",
+        "ir.memory.aliasing:may_replace",
         "if is_written(old) or any(map(is_written, roots)):",
         "if False:",
     ),
     _rule(
         "view for a copy",
         "NoCopy: views of the copy are no copy",
-        "ir.aliasing:aliases_output",
+        "ir.memory.aliasing:aliases_output",
         "if result not in seen:",
         "if False:",
     ),

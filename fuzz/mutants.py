@@ -48,9 +48,9 @@ from ir.compare import programs_equal
 from ir.core import Value
 from ir.errors import EvaluationError, GraphwrightError, InputError
 from ir.evaluate import evaluate
-from ir.parser import parse_program
-from ir.printer import print_program
 from ir.program import Program
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
 from ir.types import TensorType, dims_equal, type_of_tensor
 
 MUTANTS: tuple[Mutant, ...] = (

@@ -21,9 +21,9 @@ from typing import Any
 import attrs
 
 from fuzz.strategies.instances import _EXPANDED
-from ir import aliasing
 from ir.errors import InputError
-from ir.inference import elementwise
+from ir.memory import aliasing
+from ir.ops.inference import elementwise
 from passes import canonicalize, matching
 
 _PACKAGES = ("ir", "passes", "compiler", "fuzz", "graphwright")

@@ -24,8 +24,8 @@ from ir.compare import programs_equal, types_equal
 from ir.core import RETURN, Operation, Value
 from ir.errors import GraphwrightError
 from ir.opdef import OpDef, ParamKind, Trait
-from ir.printer import print_program
 from ir.program import Program
+from ir.text.printer import print_program
 from passes.canonicalize import CANONICALIZATION_RULES
 from passes.canonicalize.identity import CatOfOne, Idempotent, Involution, NoArithmetic, NoCast, NoCopy, NoPad
 from passes.dce import eliminate_dead_code

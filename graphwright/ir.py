@@ -8,9 +8,9 @@ from ir.core import Graph, Operation, Value
 from ir.evaluate import evaluate
 from ir.locations import Location
 from ir.opdef import OpDef, Trait, get_opdef
-from ir.parser import parse_program
-from ir.printer import print_graph, print_operation, print_program
 from ir.program import Program, SymbolRange, Weight, WeightKind
+from ir.text.parser import parse_program
+from ir.text.printer import print_graph, print_operation, print_program
 from ir.types import ScalarType, TensorType
 from ir.verify import verify
 

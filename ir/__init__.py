@@ -4,5 +4,5 @@ Importing any module of this package lays the rows of the op table over the oper
 and defines the operators of our own.
 """
 
-import ir.nn_ops
-import ir.optable  # noqa: F401 - for its effect
+import ir.ops.nn_ops
+import ir.ops.table  # noqa: F401 - for its effect

@@ -8,15 +8,15 @@ from typing import Any
 import sympy
 import torch
 
-from ir.aliasing import aliased_operands, statistics_places
 from ir.attributes import Ref
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import EvaluationError, InputError
 from ir.fake import call_arguments
-from ir.nn_ops import OPAQUE, call_module, decode_call, opaque_results
+from ir.memory.aliasing import aliased_operands, statistics_places
 from ir.opdef import ParamKind, Trait
-from ir.printer import print_operation_context
+from ir.ops.nn_ops import OPAQUE, call_module, decode_call, opaque_results
 from ir.program import Program
+from ir.text.printer import print_operation_context
 from ir.types import Dim, ScalarType, TensorType, simplify_dim
 
 Watch = Callable[[Operation, Sequence[Any]], None]

@@ -2,7 +2,7 @@
 
 Names are `aten.conv2d` for the overload `default` and `aten.add.Tensor` for any other. A definition is made from the
 schema in `torch.ops` when a name is first asked for, so every PyTorch or custom operator has one; the rows of
-`ir/optable.py` add traits, units and type inference.
+`ir/ops/table.py` add traits, units and type inference.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from ir.core import Graph, Value
 from ir.errors import VerificationError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.parameters import ParameterSpec
-from ir.printer import print_program
+from ir.text.printer import print_program
 from ir.types import Dim, TensorType
 
 

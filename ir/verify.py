@@ -21,12 +21,12 @@ from ir.attributes import ATTRIBUTE_TYPES, Attribute, Ref, attribute_key, iter_l
 from ir.builder import infer_operation
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import GraphwrightError, VerificationError
-from ir.literals import RESERVED_SYMBOLS
-from ir.nn_ops import OPAQUE
 from ir.opdef import ParamKind
+from ir.ops.nn_ops import OPAQUE
 from ir.parameters import are_in_order
-from ir.printer import format_parameters, print_operation_context
 from ir.program import CallingConvention, Program, Weight
+from ir.text.literals import RESERVED_SYMBOLS
+from ir.text.printer import format_parameters, print_operation_context
 from ir.types import OpaqueType, ScalarType, TensorType, Type, make_symbol, types_agree
 
 _ELEMENT_MAY_BE_ABSENT = "List[Optional[Tensor]]"

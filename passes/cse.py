@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import attrs
 
-from ir.aliasing import aliases_output, is_written
 from ir.attributes import attribute_key
 from ir.core import Operation, Value
 from ir.locations import merge_locations
+from ir.memory.aliasing import aliases_output, is_written
 from ir.program import Program
 from passes.effects import is_mergeable, reads_written
 from passes.manager import Pass, PassContext

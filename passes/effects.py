@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ir.aliasing import writes_operand
 from ir.core import RETURN, Operation, Value
+from ir.memory.aliasing import writes_operand
 from ir.opdef import Trait
 from ir.program import weight_of
 

@@ -18,11 +18,11 @@ import attrs
 import sympy
 import torch
 
-from ir.aliasing import aliases_output, is_written, may_alias_operands, reaches_output
 from ir.attributes import Ref, iter_leaves
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError
 from ir.fake import call_arguments
+from ir.memory.aliasing import aliases_output, is_written, may_alias_operands, reaches_output
 from ir.opdef import Trait
 from ir.program import Program, Weight, WeightKind, weight_of
 from ir.types import TensorType, type_of_tensor

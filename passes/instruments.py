@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 
 from ir.errors import GraphwrightError, InputError
-from ir.printer import print_program
 from ir.program import Program
+from ir.text.printer import print_program
 from ir.verify import verify
 from passes.manager import Instrument, Pass, PassManager, PassResult
 

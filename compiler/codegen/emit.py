@@ -24,7 +24,7 @@ from compiler.graphmodule import EmittedModule, SwitchedModule, with_switches
 from compiler.parameter_map import Entry, ParameterMap
 from ir.core import Operation, Value
 from ir.errors import CodegenError
-from ir.nn_ops import decode_call
+from ir.ops.nn_ops import decode_call
 from ir.program import SWITCHES, Program, Weight, WeightKind
 
 _INVENTED = {

@@ -15,10 +15,10 @@ from compiler.codegen.scope import Scope
 from compiler.codegen.weights import Weights, weight_of
 from compiler.graphmodule import assign_buffer, before_assignment, write_unless_itself
 from compiler.lower_views import RETURNS_INPUT_IN_EVAL
-from ir.aliasing import makes_view, may_alias_operands
 from ir.attributes import UnknownObject
 from ir.core import Operation, Value
 from ir.errors import CodegenError
+from ir.memory.aliasing import makes_view, may_alias_operands
 from ir.opdef import OpDef
 from ir.program import Program, Weight
 

@@ -1,7 +1,7 @@
 """`aten.lift` returns its operand, which its schema does not say: a copy of its result was taken for one too many.
 
 NoCopy. Found by `sharing`, asking each operator of PyTorch whether its result shares memory with its operand; fixed in
-ir/aliasing.py.
+ir/memory/aliasing.py.
 """
 
 from fuzz.case import Case

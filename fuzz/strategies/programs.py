@@ -15,12 +15,12 @@ from torch.utils import _pytree as pytree
 from fuzz.strategies.calls import GENERATORS, generate_call
 from fuzz.strategies.source import Condition, Source, Unavailable, integers
 from fuzz.strategies.types import FLOATS, SYMBOLS, shapes
-from ir.aliasing import NEED_STRIDES
 from ir.attributes import map_leaves
 from ir.builder import Builder, bind_arguments, infer_types
 from ir.core import Graph, Operation, Value
 from ir.errors import InferenceError, InputError
 from ir.locations import UNKNOWN_LOCATION, Location
+from ir.memory.aliasing import NEED_STRIDES
 from ir.opdef import Trait, get_opdef
 from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program, SymbolRange, Weight, WeightKind, weight_of
 from ir.types import Dim, TensorType, simplify_dim, symbols_of

@@ -11,12 +11,12 @@ import math
 
 import torch
 
-from ir.aliasing import is_written, may_alias_operands, may_alias_roots, may_replace, reaches_format
 from ir.attributes import attributes_equal
 from ir.core import Operation, Value
+from ir.memory.aliasing import is_written, may_alias_operands, may_alias_roots, may_replace, reaches_format
+from ir.memory.strides import has_standard_format, is_contiguous, is_dense
 from ir.opdef import Trait
 from ir.program import weight_of
-from ir.strides import has_standard_format, is_contiguous, is_dense
 from ir.types import shapes_equal
 from passes.canonicalize.base import Rule, first, is_floating, is_integral, same_dtype, shape_of, tensor
 from passes.pattern import Match, Node, PatternBuilder

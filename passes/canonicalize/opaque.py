@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ir.core import Operation, Value
 from ir.errors import InputError
-from ir.nn_ops import OPAQUE, decode_call, opaque_results
+from ir.ops.nn_ops import OPAQUE, decode_call, opaque_results
 from ir.program import Program
 
 

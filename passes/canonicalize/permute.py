@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ir.core import Operation, Value
-from ir.strides import merge_keeps_strides
+from ir.memory.strides import merge_keeps_strides
 from ir.types import Dim, dims_equal, simplify_dim
 from passes.canonicalize.base import Rule, first, rank_of, shape_of
 from passes.literals import wrap

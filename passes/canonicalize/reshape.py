@@ -6,7 +6,7 @@ import torch
 
 from ir.attributes import attribute_key
 from ir.core import Value
-from ir.strides import is_contiguous, merge_keeps_strides, reshape_copies, reshape_views
+from ir.memory.strides import is_contiguous, merge_keeps_strides, reshape_copies, reshape_views
 from ir.types import shapes_equal
 from passes.canonicalize.base import Rule, first, shape_of
 from passes.pattern import Match, Node, PatternBuilder

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ir.aliasing import reaches_format
 from ir.attributes import attributes_equal
 from ir.core import RETURN, Operation, Value
+from ir.memory.aliasing import reaches_format
 from ir.opdef import ParamKind
 from passes.canonicalize.base import Rule, first, is_floating, shape_of, tensor
 from passes.literals import REDUCTIONS, dims_from_front, index_from_front, wrap

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import attrs
 
-from ir.aliasing import reaches_output
 from ir.core import Operation, Value
+from ir.memory.aliasing import reaches_output
 from ir.types import Dim, TensorType
 from passes.attention import InProjection, find_in_projection
 from passes.fuse.attention import SDPA, fuse_in_projection

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ir.aliasing import may_replace, reaches_output, reaches_view
 from ir.core import Value
-from ir.strides import has_standard_format
+from ir.memory.aliasing import may_replace, reaches_output, reaches_view
+from ir.memory.strides import has_standard_format
 from ir.types import TensorType, dims_equal
 from passes.pattern import Match, Node, Pattern, PatternBuilder
 from passes.remarks import Refusal

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-import ir.optable  # noqa: F401 - the facts about operators
+import ir.ops.table  # noqa: F401 - the facts about operators
 from compiler.codegen import Emitted, emit
 from ir.builder import Builder
 from ir.core import Graph, Value

@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 
 from graphwright import GraphwrightError, InputError, transform
 from ir.compare import programs_equal
-from ir.parser import parse_program
-from ir.printer import print_program
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

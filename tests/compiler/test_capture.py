@@ -16,7 +16,7 @@ from compiler.capture import capture
 from compiler.lower import lower
 from ir.errors import CaptureError, GraphwrightError, InputError
 from ir.evaluate import evaluate
-from ir.nn_ops import decode_call
+from ir.ops.nn_ops import decode_call
 from ir.verify import verify
 from tests.compiler.lowering import Function, assert_same, lowered, names
 from tests.helpers import quick_model

@@ -14,8 +14,8 @@ import torch
 from compiler import demo
 from compiler.__main__ import main
 from compiler.pipeline import STANDARD_PATTERNS
-from ir.parser import parse_program
-from ir.printer import print_program
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ir.attributes import Ref
 from ir.core import Value
 from ir.errors import CodegenError
-from ir.nn_ops import encode_call
+from ir.ops.nn_ops import encode_call
 from ir.types import TensorType, make_symbol
 from tests.compiler.drafts import Draft, f32, randomize
 

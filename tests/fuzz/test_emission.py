@@ -18,9 +18,9 @@ from fuzz.check import Finding, check_text
 from fuzz.emission import check_emission
 from ir.attributes import UnknownObject
 from ir.errors import CodegenError, InputError, ParseError
-from ir.parser import parse_program
-from ir.printer import print_program
 from ir.program import InputLeaf, OutputLeaf, Program
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
 from ir.verify import verify
 
 

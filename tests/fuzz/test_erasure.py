@@ -16,8 +16,8 @@ from fuzz.strategies.erasure import with_erased_types
 from graphwright import Match, Pattern, PatternBuilder
 from graphwright.fuzz import Case, Finding, Properties, UnsoundError, assert_sound, check
 from ir.evaluate import evaluate
-from ir.parser import parse_program
-from ir.printer import print_program
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
 from ir.types import UNKNOWN_TENSOR, TensorType
 from ir.verify import verify
 from passes.convert.attention import DecomposeMultiheadAttentionPattern

@@ -15,7 +15,7 @@ from compiler.tensorrt import TENSORRT_PATTERNS
 from fuzz.reverse import COPIES, REVERSIBLE, Inflated, hosts, inflated
 from graphwright.fuzz import UnsoundError, assert_sound, check, programs
 from graphwright.passes import Canonicalize
-from ir.printer import print_program
+from ir.text.printer import print_program
 from passes.canonicalize.identity import NoAlias
 from passes.matching import RuleIndex
 from passes.pattern import Pattern, instantiate

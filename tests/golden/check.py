@@ -10,9 +10,9 @@ import os
 from pathlib import Path
 
 from ir.compare import programs_equal
-from ir.parser import parse_program
-from ir.printer import print_program
 from ir.program import Program
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
 
 FOLDER = Path(__file__).resolve().parent
 

@@ -15,8 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from graphwright import CaptureError, InputError, transform
-from ir.parser import parse_program
-from ir.printer import print_program
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
 
 ROWS = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from graphwright import InputError, transform
-from ir.parser import parse_program
-from ir.printer import print_program
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
 from tests.hazards.holding import FLAT, X, hold, run, same
 
 

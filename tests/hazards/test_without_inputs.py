@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from graphwright import GraphwrightError, transform
 from ir.compare import programs_equal
-from ir.parser import parse_program
-from ir.printer import print_program
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
 
 
 class Inner(nn.Module):

@@ -11,7 +11,6 @@ from ir.core import Graph, Operation
 from ir.locations import Location, merge_locations
 from ir.opdef import get_opdef
 from ir.parameters import ParameterKind, ParameterSpec
-from ir.parser import parse_program
 from ir.program import (
     CallingConvention,
     Derivation,
@@ -24,6 +23,7 @@ from ir.program import (
     Weight,
     WeightKind,
 )
+from ir.text.parser import parse_program
 from ir.types import ScalarType, TensorType, make_symbol
 
 

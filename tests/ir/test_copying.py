@@ -13,9 +13,9 @@ import torch
 from ir.compare import programs_equal
 from ir.copying import copy_program
 from ir.parameters import ParameterSpec
-from ir.parser import parse_program
-from ir.printer import print_program
 from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, Surrounding, Weight
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
 from ir.types import make_symbol
 from ir.verify import verify
 from tests.ir.programs import rich_program

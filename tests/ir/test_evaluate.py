@@ -14,8 +14,8 @@ from ir.errors import EvaluationError, InputError
 from ir.evaluate import bind_symbols, evaluate, evaluate_graph
 from ir.locations import Location
 from ir.opdef import OpDef, Param, ParamKind, get_opdef
-from ir.parser import parse_program
 from ir.program import Program, Weight, WeightKind
+from ir.text.parser import parse_program
 from ir.types import ScalarType, TensorType, make_symbol
 from ir.verify import verify
 from tests.ir.programs import conv_net, f32, program_of

@@ -12,8 +12,8 @@ import pytest
 
 from ir.errors import ParseError
 from ir.expressions import EXPRESSION_FUNCTIONS
-from ir.literals import parse_attribute, parse_type
-from ir.parser import parse_program
+from ir.text.literals import parse_attribute, parse_type
+from ir.text.parser import parse_program
 
 PROGRAM = """program "p" {
   STATEMENT

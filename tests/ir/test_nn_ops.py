@@ -11,9 +11,9 @@ from ir.core import Graph, Value
 from ir.errors import EvaluationError, InferenceError, InputError
 from ir.evaluate import evaluate
 from ir.fake import infer_with_fakes
-from ir.nn_ops import MULTIHEAD_ATTENTION, decode_call, encode_call
-from ir.parser import parse_program
+from ir.ops.nn_ops import MULTIHEAD_ATTENTION, decode_call, encode_call
 from ir.program import Program, Weight, WeightKind
+from ir.text.parser import parse_program
 from ir.types import UNKNOWN_TENSOR, OpaqueType, TensorType, make_symbol, type_of_tensor
 from ir.verify import verify
 from tests.ir.programs import f32, program_of
@@ -56,7 +56,7 @@ def test_types_of_attention_are_those_of_its_kernel(rank, batch_first, weights, 
     }
     expected = infer_with_fakes(MULTIHEAD_ATTENTION, types, attributes)
     with monkeypatch.context() as m:
-        m.setattr("ir.inference.support.infer_with_fakes", None)  # the rule alone decides
+        m.setattr("ir.ops.inference.support.infer_with_fakes", None)  # the rule alone decides
         assert MULTIHEAD_ATTENTION.infer is not None
         assert MULTIHEAD_ATTENTION.infer(types, attributes) == expected
 

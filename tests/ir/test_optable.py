@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-import ir.optable  # noqa: F401 - lays the rows
+import ir.ops.table  # noqa: F401 - lays the rows
 from ir.builder import Builder, bind_arguments, make_operation
 from ir.core import Graph
 from ir.errors import InferenceError
@@ -329,7 +329,7 @@ def test_fallback_refuses_what_holds_for_some_sizes_only() -> None:
 
 def test_rules_decide_what_is_slow_on_fake_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention within windows, and a transformer's relative positions: milliseconds each, in every check."""
-    monkeypatch.setattr("ir.inference.support.infer_with_fakes", None)  # the rule alone decides
+    monkeypatch.setattr("ir.ops.inference.support.infer_with_fakes", None)  # the rule alone decides
     windows, table = TensorType((2, 4, 9, 6, 8), F32), TensorType((9, 5, 8), F32)
     assert infer("aten.scaled_dot_product_attention", windows, windows, windows) == (windows,)
     einsum = get_opdef("aten.einsum").infer

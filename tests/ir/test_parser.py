@@ -13,9 +13,9 @@ from ir.compare import programs_equal
 from ir.core import Graph, Operation
 from ir.errors import ParseError
 from ir.opdef import get_opdef
-from ir.parser import parse_attribute, parse_program, parse_type
-from ir.printer import format_attribute, print_program
 from ir.program import Program
+from ir.text.parser import parse_attribute, parse_program, parse_type
+from ir.text.printer import format_attribute, print_program
 from ir.types import CPU, OpaqueType, ScalarType, TensorType, Type, make_symbol
 from ir.verify import verify
 from tests.ir.programs import conv_net, f32, program_of, rich_program

@@ -13,7 +13,7 @@ from ir.builder import Builder
 from ir.core import Graph, Operation
 from ir.locations import Location
 from ir.opdef import get_opdef
-from ir.printer import print_graph, print_operation, print_operation_context, print_program
+from ir.text.printer import print_graph, print_operation, print_operation_context, print_program
 from ir.types import make_symbol
 from tests.golden.check import check_golden
 from tests.ir.programs import CONV_NET, conv_net, f32, program_of, rich_program

@@ -9,8 +9,8 @@ import torch
 
 from ir.errors import EvaluationError
 from ir.evaluate import evaluate
-from ir.printer import print_program
 from ir.program import Program, SymbolRange, Weight, WeightKind
+from ir.text.printer import print_program
 from ir.types import TensorType, symbols_of, type_of_tensor
 from ir.verify import verify
 from passes.canonicalize import Canonicalize

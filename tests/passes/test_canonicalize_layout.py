@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ir.strides import contiguous_strides, reshape_is_view, view_strides
+from ir.memory.strides import contiguous_strides, reshape_is_view, view_strides
 from ir.types import UNKNOWN_TENSOR, TensorType, make_symbol
 from tests.passes.building import f32, names, program
 from tests.passes.canonical import canonicalize, check, symbolic

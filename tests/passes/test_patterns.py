@@ -9,7 +9,7 @@ import torch
 
 from ir.errors import DidNotConverge, PatternError
 from ir.opdef import Trait
-from ir.printer import print_program
+from ir.text.printer import print_program
 from ir.types import ScalarType, TensorType, make_symbol
 from passes.driver import RewriteLog, UnfusedReasons, run_sweep, run_worklist
 from passes.matching import RuleIndex, compile_rule

@@ -11,11 +11,11 @@ from fuzz.observation import quiet
 from fuzz.strategies import programs
 from fuzz.strategies.calls import GENERATORS
 from fuzz.strategies.programs import input_tensors
-from ir.aliasing import _LIKE_ANOTHER, aliased_operands, may_alias_operands
 from ir.builder import make_operation
 from ir.core import Graph
 from ir.errors import EvaluationError
 from ir.evaluate import evaluate
+from ir.memory.aliasing import _LIKE_ANOTHER, aliased_operands, may_alias_operands
 from ir.opdef import get_opdef
 from ir.types import type_of_tensor
 

@@ -15,11 +15,11 @@ from fuzz.strategies import programs, tensor_types
 from ir.attributes import attributes_equal
 from ir.compare import programs_equal
 from ir.core import Graph
-from ir.literals import parse_type
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
-from ir.parser import parse_program
-from ir.printer import print_program
 from ir.program import CallingConvention, Program
+from ir.text.literals import parse_type
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
 from ir.types import TensorType
 
 

@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from ir.inference import (
+from ir.opdef import InferRule, Param, ParamKind, Trait, add_row
+from ir.ops.inference import (
     convolution,
     creation,
     elementwise,
@@ -33,8 +34,7 @@ from ir.inference import (
     reduction,
     slicing,
 )
-from ir.inference.support import with_fallback
-from ir.opdef import InferRule, Param, ParamKind, Trait, add_row
+from ir.ops.inference.support import with_fallback
 
 RuleFactory = Callable[[str], InferRule]
 

@@ -8,7 +8,8 @@ import torch
 
 from ir.attributes import attribute_key
 from ir.fake import infer_with_fakes
-from ir.inference.support import (
+from ir.opdef import InferRule, get_opdef
+from ir.ops.inference.support import (
     FLOATS_OR_UNKNOWN,
     Attributes,
     Shape,
@@ -17,7 +18,6 @@ from ir.inference.support import (
     common_device,
     with_fallback,
 )
-from ir.opdef import InferRule, get_opdef
 from ir.types import Dim, TensorType, Type, dims_equal
 
 _PROBES: dict[Any, TensorType] = {}

@@ -1,4 +1,4 @@
-"""Parsing of the text form that `ir.printer` writes."""
+"""Parsing of the text form that `ir.text.printer` writes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from ir.attributes import Attribute, Ref
 from ir.builder import infer_operation
 from ir.core import Graph, Operation, Value
 from ir.errors import GraphwrightError
-from ir.literals import RESERVED_SYMBOLS, expect_end, parse_attribute, parse_type
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import OpDef, ParamKind, get_opdef
-from ir.parser_boundary import BoundaryParser
 from ir.program import (
     CallingConvention,
     Derivation,
@@ -22,6 +20,8 @@ from ir.program import (
     Weight,
     WeightKind,
 )
+from ir.text.literals import RESERVED_SYMBOLS, expect_end, parse_attribute, parse_type
+from ir.text.parser_boundary import BoundaryParser
 from ir.types import TensorType, Type, make_symbol
 
 __all__ = ["parse_attribute", "parse_program", "parse_type"]

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ir.inference.support import (
+from ir.opdef import InferRule
+from ir.ops.inference.support import (
     FLOATS_OR_UNKNOWN,
     Attributes,
     Undecided,
@@ -15,7 +16,6 @@ from ir.inference.support import (
     require_not_empty,
     require_rank,
 )
-from ir.opdef import InferRule
 from ir.types import Dim, TensorType, Type, simplify_dim
 
 

@@ -1,4 +1,4 @@
-"""The text form of a program: deterministic, and parsed back by `ir.parser` to an equal program.
+"""The text form of a program: deterministic, and parsed back by `ir.text.parser` to an equal program.
 
     program "Net" {
       symbol batch in [1, 32]
@@ -30,7 +30,7 @@ from ir.expressions import format_expression
 from ir.locations import Location
 from ir.opdef import ParamKind
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
-from ir.specs import format_spec
+from ir.text.specs import format_spec
 from ir.types import Type, format_dim
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import sympy
 import torch
 
-from ir.aliasing import may_alias_operands
 from ir.core import Operation, Value
+from ir.memory.aliasing import may_alias_operands
 from ir.opdef import Trait
 from ir.types import Dim, TensorType, dims_equal, simplify_dim
 

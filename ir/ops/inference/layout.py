@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ir.inference.support import (
+from ir.opdef import InferRule
+from ir.ops.inference.support import (
     Attributes,
     Misfit,
     Shape,
@@ -17,7 +18,6 @@ from ir.inference.support import (
     wrap_dim,
     wrap_dims,
 )
-from ir.opdef import InferRule
 from ir.types import Dim, TensorType, Type, dims_equal, simplify_dim
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ir.inference.support import (
+from ir.opdef import InferRule
+from ir.ops.inference.support import (
     FLOATS,
     FLOATS_OR_UNKNOWN,
     Attributes,
@@ -17,7 +18,6 @@ from ir.inference.support import (
     require_not_empty,
     wrap_dim,
 )
-from ir.opdef import InferRule
 from ir.types import Dim, TensorType, Type
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ir.inference.support import (
+from ir.opdef import InferRule
+from ir.ops.inference.support import (
     FLOATS,
     FLOATS_OR_UNKNOWN,
     Attributes,
@@ -18,7 +19,6 @@ from ir.inference.support import (
     wrap_dim,
     wrap_dims,
 )
-from ir.opdef import InferRule
 from ir.types import Dim, TensorType, Type
 
 

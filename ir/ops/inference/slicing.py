@@ -8,7 +8,7 @@ from typing import Any
 import sympy
 import torch
 
-from ir.inference.support import (
+from ir.ops.inference.support import (
     Attributes,
     Misfit,
     Refusal,

@@ -9,11 +9,11 @@ import attrs
 from torch.utils import _pytree as pytree
 
 from ir.attributes import Ref
-from ir.lexer import Lexer
-from ir.literals import Literals
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec, are_in_order
 from ir.program import ARGUMENT_KINDS, SWITCHES, Mutation, Surrounding
-from ir.specs import SpecError, read_spec
+from ir.text.lexer import Lexer
+from ir.text.literals import Literals
+from ir.text.specs import SpecError, read_spec
 from ir.types import Dim
 
 

@@ -13,8 +13,8 @@ from torch.utils._sympy.numbers import int_oo
 
 from ir.attributes import Attribute, Ref, UnknownObject
 from ir.expressions import BINARY_OPERATORS, UNARY_POWER, apply_function, apply_operator, negate
-from ir.lexer import END, Lexer
 from ir.locations import Location
+from ir.text.lexer import END, Lexer
 from ir.types import (
     CPU,
     DTYPES_BY_NAME,
@@ -47,7 +47,7 @@ def parse_type(text: str) -> Type:
 
 
 def parse_attribute(text: str) -> Attribute:
-    """Return the attribute value that `text` stands for, as `ir.printer.format_attribute` writes it.
+    """Return the attribute value that `text` stands for, as `ir.text.printer.format_attribute` writes it.
 
     Raises:
         ParseError: when it is none; the message points at the place.

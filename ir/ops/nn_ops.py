@@ -13,11 +13,11 @@ from torch.utils import _pytree as pytree
 
 from ir.attributes import ATTRIBUTE_TYPES, Attribute
 from ir.errors import InferenceError, InputError, ParseError
-from ir.inference import linear
-from ir.inference.support import with_fallback
-from ir.literals import parse_attribute, parse_type
 from ir.opdef import OpDef, Param, ParamKind, Trait, register_opdef
-from ir.printer import format_attribute
+from ir.ops.inference import linear
+from ir.ops.inference.support import with_fallback
+from ir.text.literals import parse_attribute, parse_type
+from ir.text.printer import format_attribute
 from ir.types import Type
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ir.inference.support import FLOATS_OR_UNKNOWN, Attributes, require
 from ir.opdef import InferRule
+from ir.ops.inference.support import FLOATS_OR_UNKNOWN, Attributes, require
 from ir.types import CPU, Dim, TensorType, Type
 
 _ANY_RANK = (None, torch.preserve_format, torch.contiguous_format)

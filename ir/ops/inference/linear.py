@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ir.inference.support import (
+from ir.ops.inference.support import (
     Attributes,
     Misfit,
     Shape,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ir.errors import InferenceError
-from ir.inference.support import (
+from ir.opdef import InferRule
+from ir.ops.inference.support import (
     Attributes,
     Misfit,
     Shape,
@@ -18,7 +19,6 @@ from ir.inference.support import (
     require_not_empty,
     require_rank,
 )
-from ir.opdef import InferRule
 from ir.types import Dim, TensorType, Type, simplify_dim
 
 

@@ -1,0 +1,1 @@
+"""Who shares storage, where elements lie."""

@@ -1,0 +1,1 @@
+"""The text form of programs: printed deterministically, parsed back to an equal program."""
