@@ -29,7 +29,7 @@ from fuzz.campaign import freeze_imports
 from fuzz.check import check_case
 from fuzz.strategies.instances import instances
 from fuzz.targets import RULES
-from passes.pattern import Pattern
+from passes.rewrite.pattern import Pattern
 
 GOAL = 100.0
 

@@ -55,10 +55,10 @@ class Graphwright(Tool):
         from ir.core import Graph
         from ir.program import CallingConvention, Program
         from ir.types import TensorType
-        from passes.driver import RewriteLog, run_worklist
-        from passes.matching import RuleIndex
-        from passes.pattern import Match, Node, Pattern, PatternBuilder
-        from passes.rewriter import Rewriter
+        from passes.rewrite.driver import RewriteLog, run_worklist
+        from passes.rewrite.matching import RuleIndex
+        from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
+        from passes.rewrite.rewriter import Rewriter
 
         importlib.import_module("ir.ops.table")  # gives the operators their inference rules
 
@@ -104,7 +104,7 @@ class GraphwrightPass(Graphwright):
     def __init__(self) -> None:
         super().__init__()
         from passes.apply import Convert
-        from passes.manager import PassManager
+        from passes.manager.manager import PassManager
 
         self._rewrite = PassManager([Convert((self.rule,))])
 

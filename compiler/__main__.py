@@ -37,9 +37,9 @@ from compiler.userfile import (
     search_path,
 )
 from ir.errors import GraphwrightError, InputError
-from passes.instruments import DumpIR
-from passes.manager import Fixpoint, Pass, PassManager
-from passes.pattern import Pattern
+from passes.manager.instruments import DumpIR
+from passes.manager.manager import Fixpoint, Pass, PassManager
+from passes.rewrite.pattern import Pattern
 
 TARGETS: dict[str, dict[str, tuple[type[Pattern], ...]]] = {
     "tensorrt": {

@@ -29,11 +29,11 @@ from ir.errors import InputError
 from ir.opdef import Trait
 from ir.program import Program
 from ir.verify import verify
-from passes.driver import RewriteLog, UnfusedReasons, is_computation
-from passes.instruments import count_operations
-from passes.manager import Fixpoint, PassContext, PassManager
-from passes.pattern import Pattern, instantiate
-from passes.remarks import MatchRecord, Remark
+from passes.manager.instruments import count_operations
+from passes.manager.manager import Fixpoint, PassContext, PassManager
+from passes.rewrite.driver import RewriteLog, UnfusedReasons, is_computation
+from passes.rewrite.pattern import Pattern, instantiate
+from passes.rewrite.remarks import MatchRecord, Remark
 
 VALIDATE_MODES = ("off", "final", "each")
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from compiler.tensorrt import OPTIONAL_PATTERNS, TENSORRT_PATTERNS
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
-from passes.cse import EliminateCommonSubexpressions
-from passes.dce import EliminateDeadCode
-from passes.fold_batch_norm import FoldBatchNorm
-from passes.fold_constants import FoldConstants
-from passes.manager import Fixpoint, Pass, PassManager, Verify
-from passes.pattern import Pattern, instantiate
+from passes.cleanup.cse import EliminateCommonSubexpressions
+from passes.cleanup.dce import EliminateDeadCode
+from passes.fold.batch_norm import FoldBatchNorm
+from passes.fold.constants import FoldConstants
+from passes.manager.manager import Fixpoint, Pass, PassManager, Verify
+from passes.rewrite.pattern import Pattern, instantiate
 
 STANDARD_PASSES: tuple[type[Pass], ...] = (
     Canonicalize,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from passes.manager import PassManager
+from passes.manager.manager import PassManager
 
 
 def count_stages(pipeline: PassManager, *, validate: bool = False, measure: bool = False) -> int:

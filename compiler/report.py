@@ -20,7 +20,7 @@ from compiler.accuracy import Accuracy
 from compiler.driver import StageTime, TransformResult
 from ir.errors import InputError
 from ir.locations import Location
-from passes.remarks import MatchRecord, Remark
+from passes.rewrite.remarks import MatchRecord, Remark
 
 _MAX_PLACES = 4
 _MAX_NAMES = 6

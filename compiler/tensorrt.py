@@ -8,7 +8,7 @@ from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
 from passes.fuse.conv import ConvBNActPattern, ConvBNAddActPattern, ConvBNPattern, StemConvBNActMaxPoolPattern
 from passes.fuse.dense import AdaptiveAvgPoolPattern, LayerNormPattern, LinearActPattern, LinearPattern
-from passes.pattern import Pattern
+from passes.rewrite.pattern import Pattern
 
 TENSORRT_CONVERSION_PATTERNS: tuple[type[Pattern], ...] = (
     FlattenLinearToConv1x1Pattern,

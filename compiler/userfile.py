@@ -20,8 +20,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ir.errors import GraphwrightError, InputError
-from passes.manager import Pass
-from passes.pattern import Pattern
+from passes.manager.manager import Pass
+from passes.rewrite.pattern import Pattern
 
 _SIZE_FORM = "write INPUT.DIM=NAME, or INPUT.DIM=NAME:MIN..MAX with the smallest and the largest size: x.0=batch:1..64"
 _WHAT_TO_RETURN = "return (module, example inputs) or (module, example inputs, keyword arguments)"

@@ -23,9 +23,9 @@ from ir.locations import UNKNOWN_LOCATION
 from ir.opdef import Trait
 from ir.program import Program, WeightKind, weight_of
 from ir.types import TensorType, symbols_of
-from passes.driver import Replacements
-from passes.pattern import Match, Pattern
-from passes.remarks import Remark
+from passes.rewrite.driver import Replacements
+from passes.rewrite.pattern import Match, Pattern
+from passes.rewrite.remarks import Remark
 
 # How far a region is widened backwards so that the match and its replacement start from the same values.
 _MAX_WIDENING = 256

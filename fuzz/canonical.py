@@ -17,8 +17,8 @@ from fuzz.soundness import Soundness
 from ir.types import TensorType
 from passes.canonicalize import Canonicalize
 from passes.canonicalize.respelled import respelled_operators
-from passes.manager import PassContext, run_pass
-from passes.pattern import Pattern
+from passes.manager.manager import PassContext, run_pass
+from passes.rewrite.pattern import Pattern
 
 ENOUGH = 10
 """Canonical programs that a rule is held to, of those on which it fires."""

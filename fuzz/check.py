@@ -37,8 +37,8 @@ from ir.program import Program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
 from ir.verify import verify
-from passes.driver import RewriteLog
-from passes.manager import Pass, PassContext, run_pass
+from passes.manager.manager import Pass, PassContext, run_pass
+from passes.rewrite.driver import RewriteLog
 
 _COPIES_CHECKED_ONE_IN = 8
 

@@ -15,9 +15,9 @@ from fuzz.orders import InOrder
 from fuzz.reduce import reduced
 from ir.errors import GraphwrightError
 from ir.program import Program
-from passes.driver import Replacements, RewriteLog
-from passes.manager import Pass, PassContext
-from passes.pattern import Match, Pattern
+from passes.manager.manager import Pass, PassContext
+from passes.rewrite.driver import Replacements, RewriteLog
+from passes.rewrite.pattern import Match, Pattern
 
 
 @attrs.frozen(eq=False)

@@ -29,7 +29,7 @@ from ir.errors import GraphwrightError, InputError
 from ir.program import Program
 from ir.text.printer import print_program
 from passes.canonicalize import Canonicalize
-from passes.manager import Pass, PassContext, run_pass
+from passes.manager.manager import Pass, PassContext, run_pass
 
 STAGES = ("drawn", "canonicalized", "compiled", "report", "emitted", "state")
 """What is written of each program: its text as it was drawn and after passes, what they report, code, and state."""

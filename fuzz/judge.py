@@ -17,8 +17,8 @@ from fuzz.orders import InOrder
 from ir.errors import GraphwrightError
 from ir.program import Program
 from ir.text.printer import print_program
-from passes.manager import Pass, PassContext, run_pass
-from passes.pattern import Pattern
+from passes.manager.manager import Pass, PassContext, run_pass
+from passes.rewrite.pattern import Pattern
 
 AnyCase = Case | ModuleCase
 

@@ -32,8 +32,8 @@ from ir.errors import GraphwrightError, ValidationError
 from ir.program import Program
 from ir.text.printer import print_program
 from ir.types import TensorType
-from passes.driver import RewriteLog
-from passes.manager import Pass, PassContext, PassManager
+from passes.manager.manager import Pass, PassContext, PassManager
+from passes.rewrite.driver import RewriteLog
 
 EQUAL, SOME_REFUSED, REFUSED, NOT_TRACED = "equal", "equal, some calls refused", "refused", "not traced by PyTorch"
 """What becomes of a module, beside a `Finding`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fuzz.mutation import Mutant, Subject
 
 _INFERENCE = "ir.ops.inference."
-_CONSTANTS = "passes.fold_constants:"
+_CONSTANTS = "passes.fold.constants:"
 _FUNCTIONS = "compiler.codegen.functions:"
 _MODULES = "compiler.codegen.modules:"
 _TEXT = Subject("text")
@@ -33,7 +33,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     _pass(
         "lost attribute",
         f"{_CSE}: attributes do not count",
-        "passes.cse:operation_key",
+        "passes.cleanup.cse:operation_key",
         "op.segments, values, len(op.results)",
         "op.segments, len(op.results)",
         ("aten.clamp", "aten.transpose.int", "aten.sum.dim_IntList", "aten.leaky_relu", "aten.relu"),
@@ -41,7 +41,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     _pass(
         "swapped operands",
         f"{_CSE}: operands in any order",
-        "passes.cse:operation_key",
+        "passes.cleanup.cse:operation_key",
         "return op.opdef, op.operands,",
         "return op.opdef, tuple(sorted(op.operands, key=id)),",
         ("aten.sub.Tensor", "aten.div.Tensor", "aten.add.Tensor", "aten.mul.Tensor"),
@@ -49,21 +49,21 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     _pass(
         "dropped condition",
         f"{_CSE}: only the first operand counts",
-        "passes.cse:operation_key",
+        "passes.cleanup.cse:operation_key",
         "return op.opdef, op.operands,",
         "return op.opdef, op.operands[:1],",
     ),
     _pass(
         "view for a copy",
         f"{_CSE}: two outputs become one",
-        "passes.cse:_may_merge",
+        "passes.cleanup.cse:_may_merge",
         "return not (aliases_output(gone) and aliases_output(kept))",
         "return True",
     ),
     _pass(
         "merged random call",
         f"{_CSE}: dropouts are merged",
-        "passes.effects:is_mergeable",
+        "passes.rewrite.effects:is_mergeable",
         "not op.opdef.has(Trait.PURE) or may_train(op) or",
         "",
         _DROPOUTS,
@@ -71,7 +71,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     _pass(
         "merged random call",
         f"{_CSE}: dropouts that draw are merged",
-        "passes.effects:may_train",
+        "passes.rewrite.effects:may_train",
         'if op.in_training or attributes.get("train_dropout_p", 0.0) != 0.0:',
         "if False:",
         _DROPOUTS,
@@ -79,7 +79,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     _pass(
         "merged random call",
         f"{_CSE}: random numbers are drawn once",
-        "passes.effects:is_mergeable",
+        "passes.rewrite.effects:is_mergeable",
         "not op.opdef.has(Trait.PURE)",
         "False",
         ("aten.rand_like", "aten.randn_like", "aten.bernoulli", "aten.dropout"),
@@ -87,7 +87,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     _pass(
         "dead write removed",
         f"{_DCE}: dropouts that nobody uses",
-        "passes.effects:is_removable",
+        "passes.rewrite.effects:is_removable",
         "return op.is_pure and not may_train(op)",
         "return True",
         _DROPOUTS,
@@ -95,7 +95,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     _pass(
         "dead write removed",
         f"{_DCE}: statistics that nobody uses",
-        "passes.effects:may_train",
+        "passes.rewrite.effects:may_train",
         "if op.opdef.training is None:",
         'if op.opdef.training is None or op.name == "aten.batch_norm":',
         ("aten.batch_norm", "aten.relu"),
@@ -103,7 +103,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     _pass(
         "dead write removed",
         f"{_DCE}: operations whose first result nobody uses",
-        "passes.dce:_sweep",
+        "passes.cleanup.dce:_sweep",
         "all(result.is_unused for result in op.results)",
         "op.results and op.results[-1].is_unused and all(r.is_unused for r in op.results[1:])",
     ),
@@ -159,7 +159,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     _pass(
         "skipped use check",
         "canonicalize: a reshaped weight that others use",
-        "passes.rewriter:Rewriter.replace_value",
+        "passes.rewrite.rewriter:Rewriter.replace_value",
         "for user in self.graph.replace_all_uses(old, new):",
         "for user in self.graph.replace_all_uses(new, old) if new.name == old.name else "
         "self.graph.replace_all_uses(old, new):",

@@ -7,8 +7,8 @@ from fuzz.mutation import rule_mutant as _rule
 
 _CLASSIFIER = "passes.convert.classifier:"
 _ATTENTION = "passes.convert.attention:"
-_FOLD = "passes.fold_batch_norm:"
-_LAYOUT = "passes.layout:"
+_FOLD = "passes.fold.batch_norm:"
+_LAYOUT = "ir.memory.layout:"
 _STRIDES = "ir.memory.strides:"
 
 
@@ -162,7 +162,7 @@ PATTERN_MUTANTS: tuple[Mutant, ...] = (
     _rule(
         "skipped use check",
         "ConvBNActPattern: the convolution is used elsewhere",
-        "passes.driver:outside_use",
+        "passes.rewrite.driver:outside_use",
         "if outside:",
         "if False:",
         equivalent="`Rewriter.fuse` makes what is used outside a result of the region: another kind, the same values",
@@ -170,35 +170,35 @@ PATTERN_MUTANTS: tuple[Mutant, ...] = (
     _rule(
         "swapped operands",
         "LinearPattern: input and weight of a region",
-        "passes.rewriter:Rewriter.fuse",
+        "passes.rewrite.rewriter:Rewriter.fuse",
         "tuple(names.values()),\n        {",
         "tuple(reversed(names.values())),\n        {",
     ),
     _rule(
         "swapped operands",
         "ConvBNAddActPattern: what enters a region twice",
-        "passes.rewriter:_entering",
+        "passes.rewrite.rewriter:_entering",
         "uses[op, i] = known[-1]",
         "uses[op, i] = next(iter(names))",
     ),
     _rule(
         "lost attribute",
         "LayerNormPattern: eps",
-        "passes.rewriter:Rewriter.fuse",
+        "passes.rewrite.rewriter:Rewriter.fuse",
         "copy_into(op, body, mapping, operands)",
         'copy_into(op, body, mapping, operands).attributes.update({"eps": 1e-2} if "eps" in op.attributes else {})',
     ),
     _rule(
         "stale type",
         "ConvBNPattern: the region has the type of its input",
-        "passes.rewriter:Rewriter.fuse",
+        "passes.rewrite.rewriter:Rewriter.fuse",
         "[value.type for value in outputs],",
         "[ordered[0].operand_values[0].type for value in outputs],",
     ),
     _rule(
         "skipped use check",
         "StemConvBNActMaxPoolPattern: dropped results",
-        "passes.rewriter:Rewriter.fuse",
+        "passes.rewrite.rewriter:Rewriter.fuse",
         "for old, new in zip(outputs, region.results, strict=True):",
         "for old, new in zip(outputs[:1], region.results):",
         equivalent="the stem's region is closed and has one result",
@@ -206,7 +206,7 @@ PATTERN_MUTANTS: tuple[Mutant, ...] = (
     _rule(
         "lost attribute",
         "StemConvBNActMaxPoolPattern: stride",
-        "passes.rewriter:Rewriter.fuse",
+        "passes.rewrite.rewriter:Rewriter.fuse",
         "copy_into(op, body, mapping, operands)",
         '(a := copy_into(op, body, mapping, operands).attributes).update({k: (2, 2) for k in a if k == "stride"})',
     ),

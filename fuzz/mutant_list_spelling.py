@@ -6,7 +6,7 @@ from fuzz.mutation import Mutant
 from fuzz.mutation import rule_mutant as _rule
 
 _SPELLING = "passes.canonicalize.spelling:"
-_LITERALS = "passes.literals:"
+_LITERALS = "passes.rewrite.literals:"
 _SPLIT = "passes.canonicalize.split:"
 
 

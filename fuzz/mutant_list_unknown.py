@@ -49,7 +49,7 @@ UNKNOWN_MUTANTS: tuple[Mutant, ...] = (
     _rule(
         _CLASS,
         "FoldBatchNormPattern: a result of unknown rank",
-        "passes.fold_batch_norm:FoldBatchNormPattern.check",
+        "passes.fold.batch_norm:FoldBatchNormPattern.check",
         "result.rank is None or result.rank != rank",
         "result.rank not in (None, rank)",
     ),
@@ -70,7 +70,7 @@ UNKNOWN_MUTANTS: tuple[Mutant, ...] = (
     _rule(
         _CLASS,
         "CountDimsFromFront: a rank that is not known is 3",
-        "passes.literals:dims_from_front",
+        "passes.rewrite.literals:dims_from_front",
         "rank = _rank(op, name)\n",
         "rank = 3 if (known := _rank(op, name)) is None else known\n",
     ),

@@ -24,7 +24,8 @@ from fuzz.strategies.instances import _EXPANDED
 from ir.errors import InputError
 from ir.memory import aliasing
 from ir.ops.inference import elementwise
-from passes import canonicalize, matching
+from passes import canonicalize
+from passes.rewrite import matching
 
 _PACKAGES = ("ir", "passes", "compiler", "fuzz", "graphwright")
 

@@ -17,9 +17,9 @@ from fuzz.rule_pass import ApplyRules
 from ir.program import Program
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
-from passes.manager import Fixpoint, Pass, PassContext, PassManager, run_pass
-from passes.matching import RuleIndex
-from passes.pattern import Pattern, instantiate
+from passes.manager.manager import Fixpoint, Pass, PassContext, PassManager, run_pass
+from passes.rewrite.matching import RuleIndex
+from passes.rewrite.pattern import Pattern, instantiate
 
 ORDERS = 32
 """How many orders are tried; number 0 is the one that is written."""

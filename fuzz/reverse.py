@@ -28,11 +28,11 @@ from ir.program import Program
 from ir.text.printer import print_program
 from passes.canonicalize import CANONICALIZATION_RULES
 from passes.canonicalize.identity import CatOfOne, Idempotent, Involution, NoArithmetic, NoCast, NoCopy, NoPad
-from passes.dce import eliminate_dead_code
-from passes.driver import RewriteLog, run_worklist
-from passes.matching import RuleIndex, compile_rule
-from passes.pattern import AnyValue, AttrCapture, AttrWhere, Match, Node, OpNode, Pattern
-from passes.rewriter import Rewriter
+from passes.cleanup.dce import eliminate_dead_code
+from passes.rewrite.driver import RewriteLog, run_worklist
+from passes.rewrite.matching import RuleIndex, compile_rule
+from passes.rewrite.pattern import AnyValue, AttrCapture, AttrWhere, Match, Node, OpNode, Pattern
+from passes.rewrite.rewriter import Rewriter
 
 _ATTEMPTS, _INSTANCES = 4, 16
 """How many programs are verified, and how many instances are grown for each of them."""

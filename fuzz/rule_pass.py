@@ -8,10 +8,10 @@ from typing import ClassVar
 import attrs
 
 from ir.program import Program
-from passes.driver import run_sweep, run_worklist
-from passes.manager import Pass, PassContext
-from passes.matching import RuleIndex
-from passes.pattern import Pattern
+from passes.manager.manager import Pass, PassContext
+from passes.rewrite.driver import run_sweep, run_worklist
+from passes.rewrite.matching import RuleIndex
+from passes.rewrite.pattern import Pattern
 
 
 @cache

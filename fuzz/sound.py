@@ -33,10 +33,10 @@ from ir.verify import verify
 from passes.canonicalize import Canonicalize
 from passes.canonicalize.identity import INFERENCE_RULES
 from passes.canonicalize.respelled import respelled_operators, spelled_otherwise
-from passes.fold_batch_norm import FoldBatchNorm, FoldBatchNormPattern
-from passes.manager import Pass
-from passes.pattern import Pattern, instantiate, missing_method
-from passes.remarks import GraphwrightWarning
+from passes.fold.batch_norm import FoldBatchNorm, FoldBatchNormPattern
+from passes.manager.manager import Pass
+from passes.rewrite.pattern import Pattern, instantiate, missing_method
+from passes.rewrite.remarks import GraphwrightWarning
 
 _NUMBERS = st.integers(0, ORDERS - 1)
 _SHRINKING = 60.0

@@ -15,8 +15,8 @@ from fuzz.strategies.modules import modules
 from ir.errors import InputError
 from passes.canonicalize import CANONICALIZATION_RULES
 from passes.canonicalize.identity import INFERENCE_RULES
-from passes.fold_batch_norm import FoldBatchNormPattern
-from passes.pattern import Pattern
+from passes.fold.batch_norm import FoldBatchNormPattern
+from passes.rewrite.pattern import Pattern
 
 _ALL: tuple[type[Pattern], ...] = (
     *CANONICALIZATION_RULES,

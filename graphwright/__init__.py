@@ -19,10 +19,10 @@ from ir.errors import (
     ValidationError,
     VerificationError,
 )
-from passes.manager import Fixpoint, Pass, PassContext, PassManager
-from passes.pattern import Match, Pattern, PatternBuilder
-from passes.remarks import GraphwrightWarning, MatchRecord, Refusal, Remark
-from passes.rewriter import Rewriter
+from passes.manager.manager import Fixpoint, Pass, PassContext, PassManager
+from passes.rewrite.pattern import Match, Pattern, PatternBuilder
+from passes.rewrite.remarks import GraphwrightWarning, MatchRecord, Refusal, Remark
+from passes.rewrite.rewriter import Rewriter
 
 __all__ = [
     "CaptureError",

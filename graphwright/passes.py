@@ -2,10 +2,10 @@
 
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
-from passes.fold_batch_norm import FoldBatchNorm
-from passes.instruments import DumpIR, Statistics, Timing, VerifyEach
-from passes.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult, Verify
-from passes.rewriter import Rewriter
+from passes.fold.batch_norm import FoldBatchNorm
+from passes.manager.instruments import DumpIR, Statistics, Timing, VerifyEach
+from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult, Verify
+from passes.rewrite.rewriter import Rewriter
 
 __all__ = [
     "Canonicalize",

@@ -11,12 +11,12 @@ from ir.errors import PatternError
 from ir.program import Program
 from passes.canonicalize import Canonicalize
 from passes.canonicalize.respelled import respelled_operators, spelled_otherwise
-from passes.driver import run_sweep, run_worklist
-from passes.manager import Pass, PassContext, as_patterns
-from passes.matching import RuleIndex
-from passes.pattern import Pattern, instantiate
-from passes.pipeline_text import PATTERNS
-from passes.remarks import Remark
+from passes.manager.manager import Pass, PassContext, as_patterns
+from passes.manager.text import PATTERNS
+from passes.rewrite.driver import run_sweep, run_worklist
+from passes.rewrite.matching import RuleIndex
+from passes.rewrite.pattern import Pattern, instantiate
+from passes.rewrite.remarks import Remark
 
 
 def _refuse(kind: str, instead: str, is_kind: Callable[[Pattern], bool]) -> Callable[[Any, Any, Any], None]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import attrs
 
 from ir.core import Operation, Value
+from ir.memory.layout import LayoutMap, apply_path, trace_back
 from ir.types import Dim, TensorType, dims_equal
-from passes.layout import LayoutMap, apply_path, trace_back
 
 
 @attrs.frozen(eq=False)

@@ -6,7 +6,7 @@ FoldBatchNormPattern. Found by `verifier` in a campaign (statistics of rank 4, w
 from fuzz.case import Case
 from fuzz.check import Properties
 from fuzz.sound import check
-from passes.fold_batch_norm import FoldBatchNormPattern
+from passes.fold.batch_norm import FoldBatchNormPattern
 
 SUBJECT = (FoldBatchNormPattern,)
 PROPERTIES = Properties()

@@ -1,7 +1,7 @@
 """An nn.MultiheadAttention that nothing uses was removed in eval mode: after `train()` the original draws numbers for it.
 
 Removal of dead code, by every pass. Found by `training mode` on instances of DecomposeMultiheadAttentionPattern after 391
-programs; fixed in passes/effects.py.
+programs; fixed in passes/rewrite/effects.py.
 """
 
 from compiler.pipeline import parse_pipeline

@@ -6,7 +6,7 @@ FoldBatchNormPattern. Found by `no error` in a campaign of 16,704 programs; batc
 from fuzz.case import Case
 from fuzz.check import Properties
 from fuzz.sound import check
-from passes.fold_batch_norm import FoldBatchNormPattern
+from passes.fold.batch_norm import FoldBatchNormPattern
 
 SUBJECT = (FoldBatchNormPattern,)
 PROPERTIES = Properties(strides=False, modes=False)

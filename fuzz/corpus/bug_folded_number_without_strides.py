@@ -6,7 +6,7 @@ FoldConstants. Found by `no error` in a campaign of inflated programs after 166:
 from fuzz.case import Case
 from fuzz.check import Properties
 from fuzz.sound import check
-from passes.fold_constants import FoldConstants
+from passes.fold.constants import FoldConstants
 
 SUBJECT = FoldConstants()
 PROPERTIES = Properties(exact=True)

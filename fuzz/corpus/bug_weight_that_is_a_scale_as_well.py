@@ -7,7 +7,7 @@ channels, the numbers were wrong.
 from fuzz.case import Case
 from fuzz.check import Properties
 from fuzz.sound import check
-from passes.fold_batch_norm import FoldBatchNormPattern
+from passes.fold.batch_norm import FoldBatchNormPattern
 
 SUBJECT = (FoldBatchNormPattern,)
 PROPERTIES = Properties()

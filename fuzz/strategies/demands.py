@@ -20,7 +20,7 @@ from ir.errors import GraphwrightError
 from ir.opdef import OpDef, ParamKind, Trait
 from ir.program import Weight, WeightKind
 from ir.types import Dim, TensorType
-from passes.pattern import AnyValue, AttrCapture, AttrWhere, OpNode
+from passes.rewrite.pattern import AnyValue, AttrCapture, AttrWhere, OpNode
 
 MAX_RANK = 7
 """The largest rank that an operand is given because something demands it."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from passes.pattern import Pattern
+from passes.rewrite.pattern import Pattern
 
 _MOST = 64
 """Numbers of one table, or around which others are drawn, that are used."""

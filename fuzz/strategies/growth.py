@@ -21,8 +21,8 @@ from ir.core import Operation, Value
 from ir.errors import GraphwrightError
 from ir.opdef import OpDef, ParamKind, Trait, get_opdef
 from ir.types import Dim, TensorType
-from passes.expansion import op_nodes
-from passes.pattern import AnyValue, Chain, Node, OpNode
+from passes.rewrite.expansion import op_nodes
+from passes.rewrite.pattern import AnyValue, Chain, Node, OpNode
 
 NEAR_MISSES = ("literal", "edge", "shape", "operator", "user", "mode", "condition")
 """What a near miss may have changed: literals of the pattern, edges, the shape of an operand, operators, the users of

@@ -24,9 +24,9 @@ from fuzz.strategies.source import Unavailable
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError
 from ir.program import Program
-from passes.expansion import expand
-from passes.matching import compile_rule
-from passes.pattern import Match, Node, Pattern, PatternBuilder
+from passes.rewrite.expansion import expand
+from passes.rewrite.matching import compile_rule
+from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 
 _BEGINNINGS = 4
 """How often a match is begun where there is no scene to take its place."""

@@ -12,7 +12,7 @@ from ir.attributes import normalize_attribute
 from ir.core import Value
 from ir.opdef import OpDef
 from ir.types import TensorType
-from passes.pattern import AttrCapture, AttrWhere, OpNode
+from passes.rewrite.pattern import AttrCapture, AttrWhere, OpNode
 
 _AT_ONCE = 7
 """Attributes that one draw decides about: drawing costs more than computing with what was drawn."""

@@ -15,7 +15,7 @@ from ir.attributes import normalize_attribute
 from ir.core import Operation, Value
 from ir.opdef import Param
 from ir.types import TensorType
-from passes.pattern import Pattern
+from passes.rewrite.pattern import Pattern
 
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "bool": (False, True),

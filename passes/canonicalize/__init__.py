@@ -15,14 +15,14 @@ from passes.canonicalize.permute import PERMUTE_RULES
 from passes.canonicalize.reshape import RESHAPE_RULES
 from passes.canonicalize.spelling import SPELLING_RULES
 from passes.canonicalize.split import SPLIT_RULES
-from passes.cse import eliminate_common_subexpressions
-from passes.dce import eliminate_dead_code
-from passes.driver import run_worklist
-from passes.fold_constants import fold_constants
-from passes.fold_weights import fold_weight_views
-from passes.manager import Pass, PassContext
-from passes.matching import RuleIndex
-from passes.pattern import instantiate
+from passes.cleanup.cse import eliminate_common_subexpressions
+from passes.cleanup.dce import eliminate_dead_code
+from passes.fold.constants import fold_constants
+from passes.fold.weights import fold_weight_views
+from passes.manager.manager import Pass, PassContext
+from passes.rewrite.driver import run_worklist
+from passes.rewrite.matching import RuleIndex
+from passes.rewrite.pattern import instantiate
 
 CANONICALIZATION_RULES = (*IDENTITY_RULES, *RESHAPE_RULES, *PERMUTE_RULES, *SPLIT_RULES, *SPELLING_RULES)
 """The rules that are applied to every program, in their order."""

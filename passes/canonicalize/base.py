@@ -6,7 +6,7 @@ import torch
 
 from ir.core import Operation, Value
 from ir.types import Dim, TensorType
-from passes.pattern import Pattern
+from passes.rewrite.pattern import Pattern
 
 
 class Rule(Pattern):

@@ -19,8 +19,8 @@ from ir.opdef import Trait
 from ir.program import weight_of
 from ir.types import shapes_equal
 from passes.canonicalize.base import Rule, first, is_floating, is_integral, same_dtype, shape_of, tensor
-from passes.pattern import Match, Node, PatternBuilder
-from passes.rewriter import Rewriter
+from passes.rewrite.pattern import Match, Node, PatternBuilder
+from passes.rewrite.rewriter import Rewriter
 
 _PRESERVE = (None, torch.preserve_format)
 DROPOUTS = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout")

@@ -8,9 +8,9 @@ from ir.core import Operation, Value
 from ir.memory.strides import merge_keeps_strides
 from ir.types import Dim, dims_equal, simplify_dim
 from passes.canonicalize.base import Rule, first, rank_of, shape_of
-from passes.literals import wrap
-from passes.pattern import Match, Node, PatternBuilder
-from passes.rewriter import Rewriter
+from passes.rewrite.literals import wrap
+from passes.rewrite.pattern import Match, Node, PatternBuilder
+from passes.rewrite.rewriter import Rewriter
 
 PERMUTES = (
     "aten.transpose.int",

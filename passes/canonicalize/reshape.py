@@ -9,8 +9,8 @@ from ir.core import Value
 from ir.memory.strides import is_contiguous, merge_keeps_strides, reshape_copies, reshape_views
 from ir.types import shapes_equal
 from passes.canonicalize.base import Rule, first, shape_of
-from passes.pattern import Match, Node, PatternBuilder
-from passes.rewriter import Rewriter
+from passes.rewrite.pattern import Match, Node, PatternBuilder
+from passes.rewrite.rewriter import Rewriter
 
 RESHAPES = (
     "aten.view",

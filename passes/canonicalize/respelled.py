@@ -9,9 +9,9 @@ from passes.canonicalize.permute import PERMUTES
 from passes.canonicalize.reshape import RESHAPES
 from passes.canonicalize.spelling import SYNONYMS
 from passes.canonicalize.split import SPLITS
-from passes.expansion import op_nodes
-from passes.matching import compile_rule
-from passes.pattern import Chain, OpNode, Pattern
+from passes.rewrite.expansion import op_nodes
+from passes.rewrite.matching import compile_rule
+from passes.rewrite.pattern import Chain, OpNode, Pattern
 
 RESPELLED: dict[str, str] = {
     **SYNONYMS,

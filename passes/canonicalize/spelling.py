@@ -9,9 +9,9 @@ from ir.core import RETURN, Operation, Value
 from ir.memory.aliasing import reaches_format
 from ir.opdef import ParamKind
 from passes.canonicalize.base import Rule, first, is_floating, shape_of, tensor
-from passes.literals import REDUCTIONS, dims_from_front, index_from_front, wrap
-from passes.pattern import Match, Node, PatternBuilder
-from passes.rewriter import Rewriter
+from passes.rewrite.literals import REDUCTIONS, dims_from_front, index_from_front, wrap
+from passes.rewrite.pattern import Match, Node, PatternBuilder
+from passes.rewrite.rewriter import Rewriter
 
 SYNONYMS = {
     "aten.multiply.Tensor": "aten.mul.Tensor",

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from ir.core import Operation, Value
 from passes.canonicalize.base import Rule, first, shape_of
-from passes.literals import wrap
-from passes.pattern import Match, Node, PatternBuilder
-from passes.rewriter import Rewriter
+from passes.rewrite.literals import wrap
+from passes.rewrite.pattern import Match, Node, PatternBuilder
+from passes.rewrite.rewriter import Rewriter
 
 SPLITS = (
     "aten.chunk",

@@ -6,13 +6,13 @@ import attrs
 
 from ir.core import Operation, Value
 from ir.memory.aliasing import reaches_output
+from ir.memory.layout import LayoutMap, trace_back
 from ir.types import Dim, TensorType
 from passes.attention import InProjection, find_in_projection
 from passes.fuse.attention import SDPA, fuse_in_projection
-from passes.layout import LayoutMap, trace_back
-from passes.pattern import Match, Node, Pattern, PatternBuilder
-from passes.remarks import Refusal
-from passes.rewriter import Rewriter
+from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
+from passes.rewrite.remarks import Refusal
+from passes.rewrite.rewriter import Rewriter
 
 MHA = "nn.multihead_attention"
 

@@ -6,9 +6,9 @@ from ir.core import Operation, Value
 from ir.opdef import Trait
 from ir.types import Dim, TensorType, dims_equal, shapes_equal
 from passes.canonicalize.base import shape_of
-from passes.pattern import Match, Node, Pattern, PatternBuilder
-from passes.remarks import Refusal
-from passes.rewriter import Rewriter
+from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
+from passes.rewrite.remarks import Refusal
+from passes.rewrite.rewriter import Rewriter
 
 _FLATTENS = ("aten.reshape", "aten.flatten.using_ints")
 _DROPOUT = ("aten.dropout",)

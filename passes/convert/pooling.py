@@ -6,9 +6,9 @@ from ir.core import Value
 from ir.memory.aliasing import may_replace, reaches_output, reaches_view
 from ir.memory.strides import has_standard_format
 from ir.types import TensorType, dims_equal
-from passes.pattern import Match, Node, Pattern, PatternBuilder
-from passes.remarks import Refusal
-from passes.rewriter import Rewriter
+from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
+from passes.rewrite.remarks import Refusal
+from passes.rewrite.rewriter import Rewriter
 
 
 def _seen_by_callers(m: Match, where: str) -> str | None:

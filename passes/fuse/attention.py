@@ -9,9 +9,9 @@ from ir.core import Operation, Value
 from ir.types import TensorType, shapes_equal
 from passes.attention import InProjection, find_in_projection
 from passes.fuse.base import FusionPattern
-from passes.pattern import Match, Node, Pattern, PatternBuilder
-from passes.remarks import Refusal
-from passes.rewriter import Rewriter
+from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
+from passes.rewrite.remarks import Refusal
+from passes.rewrite.rewriter import Rewriter
 
 SDPA = "aten.scaled_dot_product_attention"
 FUSED_SDPA = "fused.scaled_dot_product_attention"

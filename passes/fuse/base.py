@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from ir.core import Operation, Value
 from ir.errors import PatternError
-from passes.pattern import Match, Node, Pattern, PatternBuilder
-from passes.region_names import check_inputs, check_kind, check_parts
-from passes.rewriter import Rewriter
+from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
+from passes.rewrite.region_names import check_inputs, check_kind, check_parts
+from passes.rewrite.rewriter import Rewriter
 
 FUSED_ACTIVATIONS = (
     "aten.relu",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ir.opdef import Trait
 from ir.types import TensorType, shapes_equal
 from passes.fuse.base import FusionPattern, activation
-from passes.pattern import Match, Node, PatternBuilder
+from passes.rewrite.pattern import Match, Node, PatternBuilder
 
 
 def conv_bn(p: PatternBuilder) -> Node:

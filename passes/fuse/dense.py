@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from passes.fuse.base import FusionPattern, activation
-from passes.pattern import Node, PatternBuilder
+from passes.rewrite.pattern import Node, PatternBuilder
 
 
 class LinearPattern(FusionPattern):

@@ -19,7 +19,7 @@ from ir.evaluate import evaluate_graph
 from ir.opdef import Trait
 from ir.types import UNKNOWN_TENSOR, TensorType, shapes_equal
 from passes.fuse.base import FUSED_ACTIVATIONS
-from passes.region_names import check_kind
+from passes.rewrite.region_names import check_kind
 
 
 @attrs.frozen(eq=False)

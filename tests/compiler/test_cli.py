@@ -265,7 +265,7 @@ def test_remarks(net: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "[applied] FlattenLinearToConv1x1Pattern" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("default::passes.remarks.GraphwrightWarning")
+@pytest.mark.filterwarnings("default::passes.rewrite.remarks.GraphwrightWarning")
 def test_warnings_are_one_line_on_standard_error(net: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{net}:traced", "--patterns", "conversions"]) == 0
     out, err = capsys.readouterr()

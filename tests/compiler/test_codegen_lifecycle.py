@@ -19,7 +19,7 @@ from compiler.graphmodule import EmittedModule
 from ir.errors import InputError
 from ir.program import CallingConvention, OutputLeaf, Surrounding
 from ir.types import make_symbol
-from passes.rewriter import Rewriter
+from passes.rewrite.rewriter import Rewriter
 from tests.compiler.drafts import Draft, f32, randomize
 
 

@@ -27,7 +27,7 @@ from compiler.fused_modules import (
 from compiler.graphmodule import FusedRegion
 from ir.core import Operation, Value
 from ir.types import make_symbol
-from passes.rewriter import Rewriter
+from passes.rewrite.rewriter import Rewriter
 from tests.compiler.drafts import Draft, f32, randomize
 
 

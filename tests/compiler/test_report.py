@@ -20,7 +20,7 @@ from compiler.pipeline import STANDARD_PATTERNS
 from compiler.report import KeptGroup, Report, RewriteCount, group_kept, make_report, print_remarks, print_report
 from ir.errors import InputError
 from ir.locations import Location
-from passes.remarks import Remark
+from passes.rewrite.remarks import Remark
 from tests.helpers import randomize_batch_norm
 
 

@@ -18,10 +18,10 @@ from fuzz.module_observation import snapshot
 from ir.core import Value
 from ir.errors import InputError, ValidationError
 from passes.canonicalize import Canonicalize
-from passes.fold_batch_norm import FoldBatchNorm
-from passes.manager import PassManager
-from passes.pattern import Match, Node, Pattern, PatternBuilder
-from passes.rewriter import Rewriter
+from passes.fold.batch_norm import FoldBatchNorm
+from passes.manager.manager import PassManager
+from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
+from passes.rewrite.rewriter import Rewriter
 from tests.helpers import randomize_batch_norm
 
 X = torch.randn(3, 4)

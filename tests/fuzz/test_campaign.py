@@ -17,7 +17,7 @@ from fuzz.campaign import Campaign, Unit, run_campaign, run_unit, units
 from fuzz.coverage import condition
 from fuzz.soundness import Soundness
 from graphwright import Match, Pattern, PatternBuilder, Rewriter
-from passes.pattern import Node
+from passes.rewrite.pattern import Node
 
 WRONG = "rule tests.fuzz.test_sound:ViewForCopy"
 RIGHT = "rule NoPermute"

@@ -10,9 +10,9 @@ import torch
 from fuzz.strategies.demands import demanded_ranks
 from fuzz.strategies.instances import expanded_pattern, instances
 from ir.opdef import Trait
-from passes.driver import RewriteLog, run_worklist
-from passes.matching import RuleIndex
-from passes.pattern import Match, Node, OpNode, Pattern, PatternBuilder
+from passes.rewrite.driver import RewriteLog, run_worklist
+from passes.rewrite.matching import RuleIndex
+from passes.rewrite.pattern import Match, Node, OpNode, Pattern, PatternBuilder
 from tests.drawn import draws
 
 DRAWN = 80

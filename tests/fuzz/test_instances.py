@@ -20,7 +20,7 @@ from ir.core import RETURN, Operation, Value
 from ir.verify import verify
 from passes.convert.classifier import FlattenLinearToConv1x1Pattern
 from passes.fuse.conv import StemConvBNActMaxPoolPattern
-from passes.pattern import OpNode, Pattern
+from passes.rewrite.pattern import OpNode, Pattern
 from tests.drawn import draws
 
 EACH = 12

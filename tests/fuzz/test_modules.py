@@ -28,8 +28,8 @@ from fuzz.sound import assert_sound, check, find_counterexample
 from fuzz.strategies import modules
 from ir.errors import GraphwrightError
 from passes.canonicalize import Canonicalize
-from passes.manager import Pass, PassContext, PassManager
-from passes.pattern import Match, Pattern, PatternBuilder
+from passes.manager.manager import Pass, PassContext, PassManager
+from passes.rewrite.pattern import Match, Pattern, PatternBuilder
 
 ROOT = Path(__file__).parents[2]
 STANDARD = pipeline_of(())

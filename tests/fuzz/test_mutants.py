@@ -15,7 +15,7 @@ from fuzz.targets import RULES
 from ir.errors import InputError
 from passes.canonicalize.identity import NoCast
 from passes.canonicalize.permute import MergePermutes
-from passes.fold_batch_norm import FoldBatchNormPattern
+from passes.fold.batch_norm import FoldBatchNormPattern
 
 ISSUE_CLASSES = {
     "dropped condition",
@@ -83,7 +83,7 @@ def test_a_value_is_changed_and_put_back() -> None:
         ({"old": "m"}, r"occurs \d+ times"),
         ({"new": "tuple("}, "does not compile"),
         ({"target": "passes.canonicalize.permute:MergePermutes.gone"}, "there is no"),
-        ({"target": "passes.fold_batch_norm:FoldBatchNormPattern.closed", "old": "False"}, "is True, not False"),
+        ({"target": "passes.fold.batch_norm:FoldBatchNormPattern.closed", "old": "False"}, "is True, not False"),
     ],
 )
 def test_a_stale_mutant_says_so(changes: dict[str, str], message: str) -> None:

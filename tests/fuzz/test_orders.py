@@ -14,7 +14,7 @@ from graphwright import Match, Pattern, PatternBuilder
 from graphwright.fuzz import UnsoundError, assert_sound, check, programs
 from graphwright.passes import Canonicalize
 from passes.apply import Convert
-from passes.manager import Fixpoint, Pass
+from passes.manager.manager import Fixpoint, Pass
 
 QUICK = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 

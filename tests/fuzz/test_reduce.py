@@ -11,7 +11,7 @@ from fuzz.reduce import reduced
 from graphwright import Match, Pattern, PatternBuilder, Rewriter
 from graphwright.fuzz import check
 from graphwright.ir import Value, parse_program
-from passes.pattern import Node
+from passes.rewrite.pattern import Node
 
 
 class ReluForClamp(Pattern):

@@ -17,8 +17,8 @@ from graphwright.fuzz import UnsoundError, assert_sound, check, programs
 from graphwright.passes import Canonicalize
 from ir.text.printer import print_program
 from passes.canonicalize.identity import NoAlias
-from passes.matching import RuleIndex
-from passes.pattern import Pattern, instantiate
+from passes.rewrite.matching import RuleIndex
+from passes.rewrite.pattern import Pattern, instantiate
 
 QUICK = settings(max_examples=25, suppress_health_check=list(HealthCheck))
 

@@ -32,10 +32,10 @@ from graphwright.fuzz import (
 from graphwright.ir import Program, parse_program
 from graphwright.passes import Canonicalize
 from ir.errors import GraphwrightError, InputError
-from passes.driver import run_worklist
-from passes.fold_batch_norm import FoldBatchNorm, FoldBatchNormPattern
-from passes.manager import run_pass
-from passes.matching import RuleIndex
+from passes.fold.batch_norm import FoldBatchNorm, FoldBatchNormPattern
+from passes.manager.manager import run_pass
+from passes.rewrite.driver import run_worklist
+from passes.rewrite.matching import RuleIndex
 
 QUICK = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 

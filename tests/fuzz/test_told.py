@@ -13,7 +13,7 @@ from graphwright import Match, Pattern, PatternBuilder
 from graphwright.fuzz import Case, Properties, assert_sound, check, find_counterexample
 from graphwright.ir import parse_program
 from ir.errors import InputError
-from passes.remarks import GraphwrightWarning
+from passes.rewrite.remarks import GraphwrightWarning
 
 QUICK = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 ILL_FORMED = """

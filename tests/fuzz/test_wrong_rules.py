@@ -7,7 +7,7 @@ import pytest
 from hypothesis import Phase
 
 from fuzz.sound import Target, search, search_settings
-from passes.pattern import Pattern
+from passes.rewrite.pattern import Pattern
 from tests.fuzz.wrong_rules import WRONG_RULES
 
 MOST = 2000

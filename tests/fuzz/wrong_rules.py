@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from ir.core import Value
-from passes.pattern import Match, Node, Pattern, PatternBuilder
-from passes.rewriter import Rewriter
+from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
+from passes.rewrite.rewriter import Rewriter
 
 
 class WrongRule(Pattern):

@@ -14,7 +14,7 @@ from ir.text.printer import print_program
 from ir.types import TensorType, symbols_of, type_of_tensor
 from ir.verify import verify
 from passes.canonicalize import Canonicalize
-from passes.manager import PassContext, run_pass
+from passes.manager.manager import PassContext, run_pass
 from tests.passes.building import names, program
 
 

@@ -9,7 +9,7 @@ from ir.builder import Builder
 from ir.locations import Location
 from ir.program import WeightKind
 from ir.types import UNKNOWN_TENSOR, TensorType
-from passes.cse import eliminate_common_subexpressions
+from passes.cleanup.cse import eliminate_common_subexpressions
 from tests.passes.building import f32, names, program
 from tests.passes.canonical import canonicalize, check, check_program, constant
 

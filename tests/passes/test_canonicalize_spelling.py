@@ -10,7 +10,7 @@ from ir.opdef import get_opdef
 from ir.types import UNKNOWN_TENSOR, TensorType, make_symbol
 from passes.canonicalize import CANONICALIZATION_RULES
 from passes.canonicalize.spelling import SYNONYMS
-from passes.pattern import Pattern
+from passes.rewrite.pattern import Pattern
 from tests.passes.building import f32, names, program
 from tests.passes.canonical import canonicalize, check, symbolic
 

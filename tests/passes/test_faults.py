@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from ir.errors import GraphwrightError, PatternError
-from passes.driver import RewriteLog, run_sweep, run_worklist
 from passes.fuse.base import FusionPattern
-from passes.matching import RuleIndex
-from passes.pattern import Pattern, instantiate
-from passes.remarks import GraphwrightWarning
+from passes.rewrite.driver import RewriteLog, run_sweep, run_worklist
+from passes.rewrite.matching import RuleIndex
+from passes.rewrite.pattern import Pattern, instantiate
+from passes.rewrite.remarks import GraphwrightWarning
 from tests.passes.building import f32, names, program
 
 HERE = Path(__file__).resolve()

@@ -12,7 +12,7 @@ from ir.evaluate import evaluate
 from ir.program import CallingConvention, Program, Weight, WeightKind, weight_of
 from ir.types import make_symbol, type_of_tensor
 from passes.canonicalize import Canonicalize
-from passes.manager import PassContext, run_pass
+from passes.manager.manager import PassContext, run_pass
 from tests.passes.building import f32, names, program
 from tests.passes.canonical import canonicalize, check, check_program, constant, symbolic
 

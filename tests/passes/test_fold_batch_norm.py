@@ -11,8 +11,8 @@ from torch import nn
 from compiler.accuracy import measure_accuracy
 from compiler.driver import transform
 from passes.canonicalize import Canonicalize
-from passes.fold_batch_norm import FoldBatchNorm
-from passes.manager import PassManager
+from passes.fold.batch_norm import FoldBatchNorm
+from passes.manager.manager import PassManager
 from tests.helpers import randomize_batch_norm
 from tests.zoo.equality import assert_equal_outputs
 

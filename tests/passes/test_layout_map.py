@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ir.memory.layout import LayoutMap
 from ir.types import make_symbol
-from passes.layout import LayoutMap
 
 
 def evaluate(layout: LayoutMap, source: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,9 @@ import torch
 from graphwright import Match, Pattern
 from ir.types import TensorType
 from passes.canonicalize import Canonicalize
-from passes.driver import RewriteLog, run_worklist
-from passes.manager import PassContext, run_pass
-from passes.matching import RuleIndex
+from passes.manager.manager import PassContext, run_pass
+from passes.rewrite.driver import RewriteLog, run_worklist
+from passes.rewrite.matching import RuleIndex
 from tests.passes.building import f32, program
 
 

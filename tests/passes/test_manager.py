@@ -20,11 +20,11 @@ from ir.errors import (
 )
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
-from passes.dce import EliminateDeadCode
-from passes.driver import RewriteLog
-from passes.instruments import DumpIR, Statistics, Timing, VerifyEach
-from passes.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, Verify, run_pass
-from passes.rewriter import Rewriter
+from passes.cleanup.dce import EliminateDeadCode
+from passes.manager.instruments import DumpIR, Statistics, Timing, VerifyEach
+from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, Verify, run_pass
+from passes.rewrite.driver import RewriteLog
+from passes.rewrite.rewriter import Rewriter
 from tests.passes.building import f32, names, program
 from tests.passes.test_patterns import ReluRelu
 

@@ -12,10 +12,10 @@ from ir.types import TensorType
 from passes.apply import Convert, Fuse
 from passes.canonicalize import CANONICALIZATION_RULES, Canonicalize
 from passes.canonicalize.respelled import RESPELLED, canonical_name, respelled_operators
-from passes.manager import Fixpoint, PassContext, PassManager
-from passes.matching import compile_rule
-from passes.pattern import Pattern, instantiate
-from passes.remarks import GraphwrightWarning
+from passes.manager.manager import Fixpoint, PassContext, PassManager
+from passes.rewrite.matching import compile_rule
+from passes.rewrite.pattern import Pattern, instantiate
+from passes.rewrite.remarks import GraphwrightWarning
 from tests.passes.building import f32, names, program
 
 

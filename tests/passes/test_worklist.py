@@ -6,9 +6,9 @@ from typing import Any
 
 from ir.builder import Builder
 from ir.core import Value
-from passes.driver import RewriteLog, run_worklist
-from passes.matching import RuleIndex
-from passes.pattern import Match, Node, Pattern, PatternBuilder
+from passes.rewrite.driver import RewriteLog, run_worklist
+from passes.rewrite.matching import RuleIndex
+from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from tests.passes.building import f32, names, program
 
 

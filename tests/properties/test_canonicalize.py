@@ -16,9 +16,9 @@ from fuzz.sound import Target
 from fuzz.strategies import input_tensors, programs
 from fuzz.strategies.erasure import with_erased_types
 from passes.canonicalize import Canonicalize
-from passes.cse import EliminateCommonSubexpressions
-from passes.dce import EliminateDeadCode
-from passes.fold_constants import FoldConstants
+from passes.cleanup.cse import EliminateCommonSubexpressions
+from passes.cleanup.dce import EliminateDeadCode
+from passes.fold.constants import FoldConstants
 
 
 def operators(names: str) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from ir.core import Operation, Value
 from ir.locations import merge_locations
 from ir.memory.aliasing import aliases_output, is_written
 from ir.program import Program
-from passes.effects import is_mergeable, reads_written
-from passes.manager import Pass, PassContext
-from passes.rewriter import Rewriter
+from passes.manager.manager import Pass, PassContext
+from passes.rewrite.effects import is_mergeable, reads_written
+from passes.rewrite.rewriter import Rewriter
 
 # They look at whether two operands are one object, and take another path of equal meaning and other rounding.
 _IDENTITY_SENSITIVE = frozenset({"nn.multihead_attention", "nn.opaque"})

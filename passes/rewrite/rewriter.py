@@ -14,7 +14,7 @@ from ir.locations import merge_locations
 from ir.opdef import get_opdef
 from ir.program import Program, Weight
 from ir.types import types_agree
-from passes.region_names import check_inputs, check_kind, check_parts
+from passes.rewrite.region_names import check_inputs, check_kind, check_parts
 
 
 class Listener:

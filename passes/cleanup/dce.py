@@ -9,8 +9,8 @@ import attrs
 
 from ir.core import Graph
 from ir.program import Program, WeightKind
-from passes.effects import is_removable
-from passes.manager import Pass, PassContext
+from passes.manager.manager import Pass, PassContext
+from passes.rewrite.effects import is_removable
 
 
 @attrs.frozen

@@ -11,8 +11,8 @@ from typing import Any
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError, PatternError
 from ir.locations import Location
-from passes.effects import is_removable
-from passes.pattern import Pattern
+from passes.rewrite.effects import is_removable
+from passes.rewrite.pattern import Pattern
 
 
 def rule_raised(rule: Pattern, method: str, error: Exception, location: Location | None = None) -> PatternError:

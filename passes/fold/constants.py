@@ -26,9 +26,9 @@ from ir.memory.aliasing import aliases_output, is_written, may_alias_operands, r
 from ir.opdef import Trait
 from ir.program import Program, Weight, WeightKind, weight_of
 from ir.types import TensorType, type_of_tensor
-from passes.effects import is_foldable
-from passes.manager import Pass, PassContext
-from passes.rewriter import Rewriter
+from passes.manager.manager import Pass, PassContext
+from passes.rewrite.effects import is_foldable
+from passes.rewrite.rewriter import Rewriter
 
 _MAX_BYTES = 16 << 20
 _MAX_CREATED_BYTES = 1 << 20

@@ -9,7 +9,7 @@ import attrs
 
 from ir.errors import PatternError
 from ir.opdef import Trait
-from passes.pattern import AnyOf, AnyValue, Chain, Node, OpNode
+from passes.rewrite.pattern import AnyOf, AnyValue, Chain, Node, OpNode
 
 _MAX_VARIANTS = 256
 

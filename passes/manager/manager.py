@@ -14,10 +14,10 @@ import attrs
 from ir.errors import DidNotConverge, GraphwrightError, InputError, PassError, PatternError
 from ir.program import Program
 from ir.verify import verify
-from passes.driver import RewriteLog
-from passes.pattern import Pattern, instantiate
-from passes.pipeline_text import PipelineParser
-from passes.remarks import GraphwrightWarning
+from passes.manager.text import PipelineParser
+from passes.rewrite.driver import RewriteLog
+from passes.rewrite.pattern import Pattern, instantiate
+from passes.rewrite.remarks import GraphwrightWarning
 
 # What pipeline text can spell.
 _NAME = re.compile(r"[A-Za-z0-9_-]+")

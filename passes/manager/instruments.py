@@ -13,7 +13,7 @@ from ir.errors import GraphwrightError, InputError
 from ir.program import Program
 from ir.text.printer import print_program
 from ir.verify import verify
-from passes.manager import Instrument, Pass, PassManager, PassResult
+from passes.manager.manager import Instrument, Pass, PassManager, PassResult
 
 
 @attrs.define(eq=False)

@@ -1,7 +1,7 @@
 """Patterns as data.
 
 A pattern is written as ordinary Python over placeholder values (`PatternBuilder`) and becomes a tree of the nodes
-below, which can be printed, indexed by root operator, matched (`passes.matching`) and sampled (`fuzz`).
+below, which can be printed, indexed by root operator, matched (`passes.rewrite.matching`) and sampled (`fuzz`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ir.core import Operation, Value
 from ir.errors import GraphwrightError, PatternError
 from ir.locations import Location, merge_locations
 from ir.opdef import OpDef, Trait, get_opdef, nearest_operator
-from passes.remarks import Refusal
+from passes.rewrite.remarks import Refusal
 
 
 @attrs.frozen(eq=False)

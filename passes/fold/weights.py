@@ -10,7 +10,7 @@ from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
 from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
 from ir.types import TensorType
-from passes.rewriter import Rewriter
+from passes.rewrite.rewriter import Rewriter
 
 _VIEWS = frozenset({"aten.reshape", "aten.permute"})
 

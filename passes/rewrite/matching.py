@@ -13,10 +13,11 @@ from ir.attributes import attributes_equal
 from ir.core import Operation, Value
 from ir.errors import PatternError
 from ir.opdef import OpDef, ParamKind, Trait
-from passes.expansion import expand, num_operations, op_nodes, shared_nodes
-from passes.faults import rule_raised
-from passes.literals import has_value
-from passes.pattern import (
+from ir.spelling import known_names
+from passes.rewrite.expansion import expand, num_operations, op_nodes, shared_nodes
+from passes.rewrite.faults import rule_raised
+from passes.rewrite.literals import has_value
+from passes.rewrite.pattern import (
     AnyOf,
     AnyValue,
     AttrCapture,
@@ -29,7 +30,6 @@ from passes.pattern import (
     PatternBuilder,
     missing_method,
 )
-from passes.pipeline_text import known_names
 
 
 class _State:

@@ -14,12 +14,12 @@ from ir.locations import Location
 from ir.opdef import Trait
 from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
 from ir.types import TensorType, shapes_equal
-from passes.driver import RewriteLog, run_worklist
-from passes.manager import Pass, PassContext
-from passes.matching import RuleIndex
-from passes.pattern import Match, Node, Pattern, PatternBuilder
-from passes.remarks import Remark
-from passes.rewriter import Rewriter
+from passes.manager.manager import Pass, PassContext
+from passes.rewrite.driver import RewriteLog, run_worklist
+from passes.rewrite.matching import RuleIndex
+from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
+from passes.rewrite.remarks import Remark
+from passes.rewrite.rewriter import Rewriter
 
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 

@@ -5,28 +5,19 @@ The parser knows no pass by itself: it is told the classes, and which of them ho
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 
 from ir.errors import GraphwrightError, ParseError
+from ir.spelling import known_names
 
 _MAX_DEPTH = 50
 """How deep managers may be nested, far below what would overflow the stack when they are run."""
 
 PATTERNS: Mapping[str, bool] = {"patterns": True}
 """Metadata of a field whose text form is a list of pattern names."""
-
-
-def known_names(unknown: str, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the nearest known one, and all of them."""
-    names = sorted(known)
-    folded = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(unknown.lower(), folded, n=1)
-    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
-    return f"{hint}known: {', '.join(names) or 'none'}"
 
 
 class PipelineParser:

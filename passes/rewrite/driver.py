@@ -17,12 +17,12 @@ from ir.locations import Location, merge_locations
 from ir.opdef import OpDef, Trait
 from ir.program import Program
 from ir.types import TensorType
-from passes.effects import crossed_effect, is_removable
-from passes.faults import returned_values, rule_fault, rule_raised, without_effect
-from passes.matching import RuleIndex, Variant
-from passes.pattern import Match, Pattern
-from passes.remarks import GraphwrightWarning, MatchRecord, OpSummary, Refusal, Remark, RemarkLog
-from passes.rewriter import Listener, Rewriter
+from passes.rewrite.effects import crossed_effect, is_removable
+from passes.rewrite.faults import returned_values, rule_fault, rule_raised, without_effect
+from passes.rewrite.matching import RuleIndex, Variant
+from passes.rewrite.pattern import Match, Pattern
+from passes.rewrite.remarks import GraphwrightWarning, MatchRecord, OpSummary, Refusal, Remark, RemarkLog
+from passes.rewrite.rewriter import Listener, Rewriter
 
 _LAST_EDITS = 8
 

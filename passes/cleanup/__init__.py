@@ -1,0 +1,1 @@
+"""Dead code and common subexpressions."""

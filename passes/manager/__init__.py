@@ -1,0 +1,1 @@
+"""The pass manager: passes, pipelines as text, instruments."""

@@ -1,0 +1,1 @@
+"""Patterns, and what rewrites a program by them."""
