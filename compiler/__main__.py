@@ -20,14 +20,9 @@ import attrs
 import torch
 from rich.console import Console
 
-from compiler.accuracy import Accuracy, MeasurementError, measure_accuracy
-from compiler.driver import VALIDATE_MODES, TransformResult, transform
-from compiler.pipeline import STANDARD_PASSES, STANDARD_PATTERNS, parse_pipeline, pipeline_of
-from compiler.progress import count_stages, stage_progress
-from compiler.report import Report, make_report, print_remarks, print_report
-from compiler.savefiles import Writer, check_file, check_folder, write_files
-from compiler.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUSION_PATTERNS, TENSORRT_PATTERNS
-from compiler.userfile import (
+from compiler.cli.progress import count_stages, stage_progress
+from compiler.cli.savefiles import Writer, check_file, check_folder, write_files
+from compiler.cli.userfile import (
     DynamicSize,
     UserModel,
     dynamic_shapes_of,
@@ -36,6 +31,11 @@ from compiler.userfile import (
     load_model,
     search_path,
 )
+from compiler.driver import VALIDATE_MODES, TransformResult, transform
+from compiler.equality.accuracy import Accuracy, MeasurementError, measure_accuracy
+from compiler.pipeline import STANDARD_PASSES, STANDARD_PATTERNS, parse_pipeline, pipeline_of
+from compiler.report import Report, make_report, print_remarks, print_report
+from compiler.targets.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUSION_PATTERNS, TENSORRT_PATTERNS
 from ir.errors import GraphwrightError, InputError
 from passes.manager.instruments import DumpIR
 from passes.manager.manager import Fixpoint, Pass, PassManager

@@ -9,13 +9,13 @@ import sys
 
 from rich.console import Console
 
-from compiler.accuracy import MeasurementError, measure_accuracy
+from compiler.cli.progress import count_stages, stage_progress
 from compiler.driver import transform
+from compiler.equality.accuracy import MeasurementError, measure_accuracy
 from compiler.pipeline import pipeline_of
-from compiler.progress import count_stages, stage_progress
 from compiler.realmodels import example_input, real_model
 from compiler.report import Report, make_report, print_report
-from compiler.tensorrt import TENSORRT_PATTERNS
+from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from ir.errors import GraphwrightError
 
 DEMO_MODELS = {"resnet50": "ResNet-50", "convnext_tiny": "ConvNeXt-Tiny", "vit_b_16": "ViT-B/16"}

@@ -13,17 +13,17 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from compiler.boundary.check import Check, reference_of
-from compiler.capture import capture
-from compiler.capture_state import location_of_module
-from compiler.captured import Captured
+from compiler.capture.capture import capture
+from compiler.capture.captured import Captured
 from compiler.codegen import emit
-from compiler.lower import lower
-from compiler.parameter_map import ParameterMap
+from compiler.emitted.parameter_map import ParameterMap
+from compiler.equality.check import Check, reference_of
+from compiler.equality.validate import validate_result
+from compiler.equality.validate_rewrites import EachRewriteValidator
+from compiler.lower.lower import lower
 from compiler.pipeline import pipeline_of
-from compiler.tensorrt import TENSORRT_PATTERNS
-from compiler.validate import validate_result
-from compiler.validate_rewrites import EachRewriteValidator
+from compiler.targets.tensorrt import TENSORRT_PATTERNS
+from compiler.usercode.state import location_of_module
 from ir.core import Operation
 from ir.errors import InputError
 from ir.opdef import Trait

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compiler.tensorrt import OPTIONAL_PATTERNS, TENSORRT_PATTERNS
+from compiler.targets.tensorrt import OPTIONAL_PATTERNS, TENSORRT_PATTERNS
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
 from passes.cleanup.cse import EliminateCommonSubexpressions

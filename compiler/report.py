@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from compiler.accuracy import Accuracy
 from compiler.driver import StageTime, TransformResult
+from compiler.equality.accuracy import Accuracy
 from ir.errors import InputError
 from ir.locations import Location
 from passes.rewrite.remarks import MatchRecord, Remark

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import torch
 
-from compiler.difference import tensor_difference
+from compiler.usercode.difference import tensor_difference
 from fuzz.case import Case
 from fuzz.definite import has_definite_gradients, is_definite
 from fuzz.kernels import ends_the_process

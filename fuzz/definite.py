@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compiler.unit_strides import OtherUnitStrides
+from compiler.equality.unit_strides import OtherUnitStrides
 from fuzz.observation import differences, observe
 from ir.errors import EvaluationError
 from ir.program import Program

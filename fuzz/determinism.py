@@ -21,7 +21,7 @@ from hypothesis import seed as hypothesis_seed
 
 from compiler.codegen.emit import emit
 from compiler.pipeline import pipeline_of
-from compiler.tensorrt import TENSORRT_PATTERNS
+from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.case import Case
 from fuzz.observation import quiet
 from fuzz.strategies.programs import programs

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from compiler.codegen import Emitted, emit, restore_output_strides
-from compiler.parameter_map import ParameterMap
+from compiler.emitted.parameter_map import ParameterMap
 from fuzz.check import Finding
 from ir.errors import GraphwrightError
 from ir.program import Program

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from compiler.difference import tensor_difference
-from compiler.observation import seeded
+from compiler.equality.observation import seeded
+from compiler.usercode.difference import tensor_difference
 from ir.attributes import iter_leaves
 from ir.core import Graph, Operation, Value
 from ir.errors import EvaluationError, PatternError

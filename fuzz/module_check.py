@@ -17,8 +17,9 @@ from torch.export import ExportedProgram
 from torch.fx.passes.shape_prop import ShapeProp
 
 from compiler.driver import TransformResult, transform
-from compiler.observation import foreign_seeded, foreign_state, seeded
-from compiler.parameter_map import ParameterMap
+from compiler.emitted.parameter_map import ParameterMap
+from compiler.equality.observation import foreign_seeded, seeded
+from compiler.usercode.tensors import foreign_state
 from fuzz.check import Finding, Outcome, Properties, Unusable, check_text
 from fuzz.emission import check_emission
 from fuzz.kinds import other_than_its_kind

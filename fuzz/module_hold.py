@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compiler.difference import tensor_difference
 from compiler.driver import TransformResult
-from compiler.parameter_map import ParameterMap
-from compiler.unit_strides import OtherUnitStrides
+from compiler.emitted.parameter_map import ParameterMap
+from compiler.equality.unit_strides import OtherUnitStrides
+from compiler.usercode.difference import tensor_difference
 from fuzz.check import Finding, Properties, Unusable
 from fuzz.layouts import channels_last, transposed
 from fuzz.module_case import randomize

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from compiler.difference import RELATIVE_BOUND, tensor_difference
-from compiler.observation import Observation, observe
-from compiler.observation_differences import differences
-from compiler.parameter_map import ParameterMap
+from compiler.emitted.parameter_map import ParameterMap
+from compiler.equality.observation import Observation, observe
+from compiler.equality.observation_differences import differences
+from compiler.usercode.difference import RELATIVE_BOUND, tensor_difference
 from fuzz.module_outside import plain_state
 from fuzz.observation import own_error, rounding_limit
 from fuzz.rounding import Rounding

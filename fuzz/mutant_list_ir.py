@@ -332,7 +332,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "functionalize: a write leaves views as they were",
         "stale type",
-        "compiler.functionalize:Functionalizer._current",
+        "compiler.lower.functional.functionalizer:Functionalizer._current",
         "if handle.version != storage.version:",
         "if False:",
         _COMPILED,
@@ -340,7 +340,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "functionalize: a write through a view does not reach the whole",
         "dead write removed",
-        "compiler.functionalize:Functionalizer.write",
+        "compiler.lower.functional.functionalizer:Functionalizer.write",
         "path.append((parent, new))",
         "pass",
         _COMPILED,
@@ -349,7 +349,7 @@ IR_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "functionalize: the second write is lost",
         "dead write removed",
-        "compiler.functionalize:Functionalizer.write",
+        "compiler.lower.functional.functionalizer:Functionalizer.write",
         "storage.version += 1\n",
         "storage.version += 1\n    if storage.version > 1:\n        return\n",
         _COMPILED,

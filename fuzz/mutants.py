@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compiler.pipeline import parse_pipeline, pipeline_of
-from compiler.tensorrt import TENSORRT_PATTERNS
+from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.case import Case
 from fuzz.check import Finding, Properties, Unusable, check_case
 from fuzz.module_check import check_module

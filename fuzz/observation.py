@@ -11,9 +11,10 @@ from typing import Any
 import attrs
 import torch
 
-from compiler.difference import precision_floor, tensor_difference
-from compiler.observation import meaningful_strides, seeded
-from compiler.observation_differences import is_no_slope
+from compiler.equality.observation import seeded
+from compiler.equality.observation_differences import is_no_slope
+from compiler.usercode.difference import precision_floor, tensor_difference
+from compiler.usercode.tensors import meaningful_strides
 from fuzz.rounding import Rounding
 from ir.errors import EvaluationError
 from ir.evaluate import evaluate

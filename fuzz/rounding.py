@@ -16,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compiler.difference import RELATIVE_BOUND
+from compiler.usercode.difference import RELATIVE_BOUND
 from ir.errors import EvaluationError
 
 T = TypeVar("T")

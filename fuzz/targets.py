@@ -8,7 +8,7 @@ import importlib
 import attrs
 
 from compiler.pipeline import STANDARD_PATTERNS, parse_pipeline, pipeline_of
-from compiler.tensorrt import TENSORRT_PATTERNS
+from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.reverse import inflated
 from fuzz.sound import Target
 from fuzz.strategies.modules import modules

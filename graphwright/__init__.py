@@ -3,7 +3,7 @@
 import graphwright._rooms  # noqa: F401 - says clearly when another package stands in the way  # isort: skip
 
 from compiler.driver import TransformResult, transform
-from compiler.parameter_map import ParameterMap
+from compiler.emitted.parameter_map import ParameterMap
 from compiler.pipeline import parse_pipeline, pipeline_of
 from ir.errors import (
     CaptureError,

@@ -1,6 +1,6 @@
 """Reports: what a compilation did, and how exact its result is."""
 
-from compiler.accuracy import Accuracy, MeasurementError, OutputAccuracy, measure_accuracy
+from compiler.equality.accuracy import Accuracy, MeasurementError, OutputAccuracy, measure_accuracy
 from compiler.report import Report, make_report, print_report
 
 __all__ = [

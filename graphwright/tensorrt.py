@@ -1,6 +1,6 @@
 """The target TensorRT: ordered tuples of patterns."""
 
-from compiler.tensorrt import (
+from compiler.targets.tensorrt import (
     OPTIONAL_PATTERNS,
     TENSORRT_CONVERSION_PATTERNS,
     TENSORRT_FUSION_PATTERNS,

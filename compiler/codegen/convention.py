@@ -21,7 +21,8 @@ from torch import fx
 from torch.fx.graph import _custom_builtins
 from torch.utils import _pytree as pytree
 
-from compiler.codegen.guard import (
+from compiler.emitted.forward_code import SignatureCodeGen
+from compiler.emitted.guard import (
     Check,
     InputGuard,
     Leaves,
@@ -30,7 +31,6 @@ from compiler.codegen.guard import (
     drop_unbound,
     tensor_check,
 )
-from compiler.forward_code import SignatureCodeGen
 from ir.attributes import UnknownObject
 from ir.errors import CodegenError
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec

@@ -9,7 +9,7 @@ from torch import nn
 
 from compiler.codegen.forms import AnyBatchNorm, ModuleForm, own_location
 from compiler.codegen.weights import weight_of
-from compiler.fused_modules import ScaledDotProductAttention
+from compiler.emitted.fused import ScaledDotProductAttention
 from ir.attributes import Attribute
 from ir.core import Operation, Value
 from ir.program import Weight

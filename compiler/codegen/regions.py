@@ -14,8 +14,8 @@ from compiler.codegen.forms import ModuleForm, depends_on_mode, own_location
 from compiler.codegen.modules import module_form
 from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree
-from compiler.fused_modules import CHAIN_CLASSES, REGION_CLASSES, FusedModule, ScaledDotProductAttention
-from compiler.graphmodule import FusedRegion
+from compiler.emitted.fused import CHAIN_CLASSES, REGION_CLASSES, FusedModule, ScaledDotProductAttention
+from compiler.emitted.graphmodule import FusedRegion
 from ir.attributes import attribute_key, attributes_equal
 from ir.core import Operation, Value
 from ir.program import Weight

@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from compiler.codegen.convention import native_structure, unknown_constant
 from compiler.codegen.scope import Scope
 from compiler.codegen.weights import Weights, weight_of
-from compiler.graphmodule import assign_buffer, before_assignment, write_unless_itself
-from compiler.lower_views import RETURNS_INPUT_IN_EVAL
+from compiler.emitted.graphmodule import assign_buffer, before_assignment, write_unless_itself
+from compiler.lower.functional.views import RETURNS_INPUT_IN_EVAL
 from ir.attributes import UnknownObject
 from ir.core import Operation, Value
 from ir.errors import CodegenError

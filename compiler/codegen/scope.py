@@ -15,9 +15,9 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from compiler.codegen.forms import ModuleForm
 from compiler.codegen.functions import emit_function
-from compiler.codegen.guard import linear_solution
 from compiler.codegen.tree import ModuleTree
-from compiler.forward_code import SignatureCodeGen
+from compiler.emitted.forward_code import SignatureCodeGen
+from compiler.emitted.guard import linear_solution
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.program import Weight

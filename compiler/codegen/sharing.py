@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from compiler.graphmodule import Container
+from compiler.emitted.graphmodule import Container
 
 if TYPE_CHECKING:
     from compiler.codegen.tree import ModuleTree

@@ -12,7 +12,7 @@ from torch import fx
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
-from compiler.codegen.guard import InputGuard
+from compiler.emitted.guard import InputGuard
 from ir.fake import FakeContext
 from ir.program import Program
 from ir.types import Dim, ScalarType, TensorType, simplify_dim

@@ -13,7 +13,7 @@ from torch import fx, nn
 from compiler.codegen.forms import ModuleForm, build, declared_names, homes
 from compiler.codegen.sharing import part_of, share_modules
 from compiler.codegen.weights import Weights, names_of, share
-from compiler.graphmodule import Container
+from compiler.emitted.graphmodule import Container
 from ir.core import Operation
 from ir.errors import CodegenError
 from ir.locations import Location

@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import nn
 
-from compiler.overlap import may_overlap
+from compiler.usercode.overlap import may_overlap
 from ir.core import Value
 from ir.program import Program, Weight, WeightKind
 from ir.types import Dim

@@ -1,12 +1,12 @@
 """A part of a tensor that was written in place and returned came out as a tensor of its own, with other strides.
 
-Lowering of in-place operators. Found by `strides` among modules after 893 of them; fixed in compiler/functionalize.py.
+Lowering of in-place operators. Found by `strides` among modules after 893 of them; fixed in compiler/lower/functional/functionalizer.py.
 """
 
 from torch import nn
 
 from compiler.pipeline import pipeline_of
-from compiler.tensorrt import TENSORRT_PATTERNS
+from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.check import Properties
 from fuzz.module_case import InputSpec, ModuleCase
 from fuzz.sound import check

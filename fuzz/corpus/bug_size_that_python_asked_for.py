@@ -1,13 +1,13 @@
 """With `Dim.AUTO`, torch.export goes the way of the example where Python asks for a size, and its ranges do not say so.
 
 Capture: for odd sizes the emitted module gave the numbers of even ones. Found by hand, after `no error` among modules had
-shown that guards on sizes get lost; fixed in compiler/lower_guards.py: the module refuses such inputs.
+shown that guards on sizes get lost; fixed in compiler/lower/guards.py: the module refuses such inputs.
 """
 
 from torch import nn
 
 from compiler.pipeline import pipeline_of
-from compiler.tensorrt import TENSORRT_PATTERNS
+from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.check import Properties
 from fuzz.module_case import InputSpec, ModuleCase
 from fuzz.sound import check

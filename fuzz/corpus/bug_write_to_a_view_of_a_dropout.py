@@ -1,13 +1,13 @@
 """In eval mode a dropout is its operand; what was written to a view of its result was lost.
 
 Lowering of `torch.export`. Found by `values` among modules; the tracer gives the result memory of its own, and the view was
-taken for a fresh tensor. Fixed in compiler/functionalize.py.
+taken for a fresh tensor. Fixed in compiler/lower/functional/functionalizer.py.
 """
 
 from torch import nn
 
 from compiler.pipeline import pipeline_of
-from compiler.tensorrt import TENSORRT_PATTERNS
+from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.check import Properties
 from fuzz.module_case import InputSpec, ModuleCase
 from fuzz.sound import check

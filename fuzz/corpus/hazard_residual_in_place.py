@@ -3,7 +3,7 @@
 from torch import nn
 
 from compiler.pipeline import pipeline_of
-from compiler.tensorrt import TENSORRT_PATTERNS
+from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.check import Properties
 from fuzz.module_case import InputSpec, ModuleCase
 from fuzz.sound import check

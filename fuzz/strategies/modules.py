@@ -9,7 +9,7 @@ import attrs
 import torch
 from hypothesis import strategies as st
 
-from compiler.observation import foreign_seeded, seeded
+from compiler.equality.observation import foreign_seeded, seeded
 from fuzz.module_case import WAYS, InputSpec, ModuleCase
 from fuzz.strategies import module_recipes_layers, module_recipes_memory, module_recipes_python
 from fuzz.strategies.module_recipes import Recipe, follow

@@ -73,7 +73,7 @@ def _code_of(member: Any) -> CodeType | None:
 
 
 _PATTERN_FILE = Pattern.pattern.__code__.co_filename
-_OURS = str(Path(__file__).parent)
+_OURS = str(Path(__file__).parent.parent)
 
 
 def returned_values(rule: Pattern, returned: Any, location: Location) -> tuple[Value, ...] | None:

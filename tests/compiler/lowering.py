@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from compiler.capture import capture
-from compiler.lower import lower
-from compiler.observation import meaningful_strides
+from compiler.capture.capture import capture
+from compiler.lower.lower import lower
+from compiler.usercode.tensors import meaningful_strides
 from ir.evaluate import evaluate
 from ir.program import Program
 from ir.verify import verify

@@ -12,8 +12,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from compiler.capture import capture
-from compiler.lower import lower
+from compiler.capture.capture import capture
+from compiler.lower.lower import lower
 from ir.errors import CaptureError, GraphwrightError, InputError
 from ir.evaluate import evaluate
 from ir.ops.nn_ops import decode_call

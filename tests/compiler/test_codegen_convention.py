@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from compiler.codegen.guard import InputGuard
+from compiler.emitted.guard import InputGuard
 from ir.errors import InputError
 from ir.parameters import parameters_of_signature
 from ir.program import (

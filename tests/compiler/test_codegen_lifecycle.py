@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from compiler.codegen import Emitted, restore_output_strides
 from compiler.driver import transform
-from compiler.graphmodule import EmittedModule
+from compiler.emitted.graphmodule import EmittedModule
 from ir.errors import InputError
 from ir.program import CallingConvention, OutputLeaf, Surrounding
 from ir.types import make_symbol

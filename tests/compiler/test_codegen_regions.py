@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compiler.fused_modules import (
+from compiler.emitted.fused import (
     FusedAdaptiveAvgPool2d,
     FusedConvBN,
     FusedConvBNAct,
@@ -24,7 +24,7 @@ from compiler.fused_modules import (
     MHAInProjection,
     ScaledDotProductAttention,
 )
-from compiler.graphmodule import FusedRegion
+from compiler.emitted.graphmodule import FusedRegion
 from ir.core import Operation, Value
 from ir.types import make_symbol
 from passes.rewrite.rewriter import Rewriter

@@ -9,8 +9,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from compiler.capture import capture
-from compiler.lower import lower
+from compiler.capture.capture import capture
+from compiler.lower.lower import lower
 from ir.errors import CaptureError
 from ir.verify import verify
 from tests.compiler.inplace_cases import CASES, Case

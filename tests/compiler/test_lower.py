@@ -12,8 +12,8 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-from compiler.capture import capture
-from compiler.lower import lower
+from compiler.capture.capture import capture
+from compiler.lower.lower import lower
 from ir.core import Operation
 from ir.errors import CaptureError
 from ir.evaluate import evaluate

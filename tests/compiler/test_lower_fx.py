@@ -13,8 +13,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from compiler.capture import capture
-from compiler.lower import lower
+from compiler.capture.capture import capture
+from compiler.lower.lower import lower
 from ir.errors import CaptureError
 from ir.program import Program
 from ir.types import TensorType

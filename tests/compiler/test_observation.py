@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from compiler.observation import Observation, observe, state_kept
-from compiler.observation_differences import differences, within
+from compiler.equality.observation import Observation, observe, state_kept
+from compiler.equality.observation_differences import differences, within
 from fuzz.module_observation import snapshot
 from ir.errors import InputError
 

@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from compiler.accuracy import MeasurementError, measure_accuracy
 from compiler.driver import TransformResult, transform
+from compiler.equality.accuracy import MeasurementError, measure_accuracy
 from compiler.pipeline import STANDARD_PATTERNS
 from compiler.report import KeptGroup, Report, RewriteCount, group_kept, make_report, print_remarks, print_report
 from ir.errors import InputError

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compiler.accuracy import measure_accuracy
 from compiler.driver import transform
-from compiler.validate import validate_result
+from compiler.equality.accuracy import measure_accuracy
+from compiler.equality.validate import validate_result
 from fuzz.module_observation import snapshot
 from ir.core import Value
 from ir.errors import InputError, ValidationError

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from compiler.capture import capture
+from compiler.capture.capture import capture
 from compiler.codegen import emit
 from compiler.driver import transform
-from compiler.lower import lower
+from compiler.lower.lower import lower
 from fuzz.check import Finding, check_text
 from fuzz.emission import check_emission
 from ir.attributes import UnknownObject

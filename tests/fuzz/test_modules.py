@@ -15,8 +15,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compiler.observation import named_state
-from compiler.parameter_map import Entry, ParameterMap
+from compiler.emitted.parameter_map import Entry, ParameterMap
+from compiler.equality.observation import named_state
 from compiler.pipeline import pipeline_of
 from fuzz.check import Finding, Properties, Unusable
 from fuzz.judge import write_script

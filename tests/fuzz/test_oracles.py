@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from compiler.unit_strides import OtherUnitStrides
+from compiler.equality.unit_strides import OtherUnitStrides
 from fuzz.case import Case
 from fuzz.definite import has_definite_gradients
 from graphwright import Match, Pattern, PatternBuilder

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from compiler.pipeline import pipeline_of
-from compiler.tensorrt import TENSORRT_PATTERNS
+from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.reverse import COPIES, REVERSIBLE, Inflated, hosts, inflated
 from graphwright.fuzz import UnsoundError, assert_sound, check, programs
 from graphwright.passes import Canonicalize

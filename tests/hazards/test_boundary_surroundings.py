@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from compiler.boundary.runs import Twin
-from compiler.boundary.surroundings import holds_trace
+from compiler.capture.boundary.runs import Twin
+from compiler.capture.boundary.surroundings import holds_trace
 from graphwright import CaptureError, InputError, ValidationError, transform
 from tests.hazards.holding import FLAT, X, hold, same
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from compiler.capture import capture
+from compiler.capture.capture import capture
 from graphwright import CaptureError, PassManager, TransformResult, transform
 from graphwright.passes import Canonicalize, FoldBatchNorm
 

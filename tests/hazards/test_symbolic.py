@@ -13,7 +13,7 @@ from torch import nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-from compiler.codegen.guard import checked_relations
+from compiler.emitted.guard import checked_relations
 from graphwright import CaptureError, InputError, transform
 from graphwright.ir import parse_program, print_program
 from ir.types import make_symbol

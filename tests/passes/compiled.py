@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from compiler.driver import transform
-from compiler.tensorrt import TENSORRT_PATTERNS
+from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from tests.zoo.equality import assert_equal_outputs
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from compiler.driver import transform
-from compiler.tensorrt import TENSORRT_CONVERSION_PATTERNS
+from compiler.targets.tensorrt import TENSORRT_CONVERSION_PATTERNS
 from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
 from tests.passes.compiled import Calls, image, run
 from tests.zoo.equality import assert_equal_outputs

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from compiler.accuracy import measure_accuracy
 from compiler.driver import transform
+from compiler.equality.accuracy import measure_accuracy
 from passes.canonicalize import Canonicalize
 from passes.fold.batch_norm import FoldBatchNorm
 from passes.manager.manager import PassManager

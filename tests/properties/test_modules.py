@@ -13,9 +13,9 @@ import pytest
 import torch
 from hypothesis import find, given, settings
 
-from compiler.observation import named_state
+from compiler.equality.observation import named_state
 from compiler.pipeline import pipeline_of
-from compiler.tensorrt import TENSORRT_PATTERNS
+from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.check import Properties, Unusable
 from fuzz.module_case import ModuleCase, load
 from fuzz.module_check import check_module

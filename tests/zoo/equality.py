@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from compiler.accuracy import measure_accuracy
+from compiler.equality.accuracy import measure_accuracy
 from graphwright import TransformResult
 
 RELATIVE = 1e-9

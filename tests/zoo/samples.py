@@ -15,7 +15,7 @@ from hypothesis import settings
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from compiler.observation import seeded
+from compiler.equality.observation import seeded
 from fuzz.observation import quiet
 
 PER_OPERATOR = 5

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from compiler.accuracy import measure_accuracy
+from compiler.equality.accuracy import measure_accuracy
 from graphwright import PassManager, transform
 from graphwright.passes import Canonicalize, FoldBatchNorm
 from tests.helpers import REAL_MODELS, quick_model

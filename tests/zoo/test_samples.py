@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from compiler.capture_errors import partial_graphs_unprinted
-from compiler.observation import seeded
+from compiler.capture.errors import partial_graphs_unprinted
+from compiler.equality.observation import seeded
 from fuzz.check import Finding, Properties, Unusable
 from fuzz.module_hold import Comparison
 from fuzz.observation import quiet

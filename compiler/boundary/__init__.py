@@ -1,1 +1,0 @@
-"""Where a module is more than its graph: what surrounds it, seen in real runs, and held to what is emitted."""

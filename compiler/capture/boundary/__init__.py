@@ -1,0 +1,1 @@
+"""What a module is beside its graph, as real runs show it."""

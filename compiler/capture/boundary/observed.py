@@ -1,0 +1,59 @@
+"""What real runs of a model showed, as data for what lowers it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+from torch import nn
+
+from compiler.capture.boundary.modes import Modes
+from compiler.capture.boundary.questions import Record
+from compiler.capture.boundary.runs import Outcome
+from compiler.capture.opaque import CallRecord
+from ir.locations import Location
+
+
+@attrs.define(eq=False)
+class Observed:
+    """What the runs of a model showed."""
+
+    model: nn.Module
+    """The copy that was run, as it is after a first call: tables and flags that a first call makes are there."""
+    first: Outcome
+    records: Mapping[str, list[CallRecord]]
+    """Calls of the modules that may be kept as they are."""
+    steps: Record
+    """What the first run asked and did."""
+    other: Outcome | None = None
+    """The run after a switch of the mode; None where there was none."""
+    other_steps: Record | None = None
+    back: Outcome | None = None
+    """The run after the switch back; None where that only puts the modes of the first run in place again."""
+    back_steps: Record | None = None
+    mode_problem: str = ""
+    """Why the mode of the emitted module must stay, as far as the runs show it."""
+    unlike: dict[str, Outcome] = attrs.field(factory=dict)
+    """Surroundings in which the model does something else, or may -> what it does there."""
+    memos: frozenset[tuple[str, str]] = frozenset()
+    """(module path, attribute) of what calls keep in the model and no other call depends on: as before a first call."""
+    modes_after: Mapping[str, Modes] = attrs.field(factory=dict)
+    """Switch (of `ir.program.SWITCHES`) -> the modes that modules have afterwards, where they are others than those of
+    a plain module."""
+
+    @property
+    def questions(self) -> Mapping[str, Location]:
+        """What was asked of the surroundings in any of the runs -> where."""
+        found: dict[str, Location] = {}
+        for steps in (self.back_steps, self.other_steps, self.steps):
+            found |= steps.questions if steps is not None else {}
+        return found
+
+    @property
+    def irregular(self) -> frozenset[str]:
+        """Paths of the modules whose mode is read or set by other code than that of the layer itself."""
+        found: set[str] = set()
+        for steps in (self.steps, self.other_steps, self.back_steps):
+            if steps is not None:
+                found |= {*steps.readers, *steps.switched}
+        return frozenset(found)

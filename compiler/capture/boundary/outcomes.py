@@ -1,0 +1,109 @@
+"""How two calls differ that should be one: structure, results, inputs afterwards, buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from compiler.capture.boundary.runs import Outcome
+from compiler.usercode.difference import RELATIVE_BOUND, tensor_difference
+
+ROUNDING: Mapping[torch.dtype, float] = {
+    torch.float64: RELATIVE_BOUND,
+    torch.complex128: RELATIVE_BOUND,
+    torch.float32: 1e-5,
+    torch.complex64: 1e-5,
+    torch.float16: 4e-3,
+    torch.bfloat16: 3e-2,
+}
+"""What is surely rounding, relative to the largest magnitude; what is more is judged against float64."""
+
+
+def difference(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) -> str | None:
+    """Return the first way in which two outcomes differ by more than rounding, or None.
+
+    Args:
+        a: of the original.
+        b: the one to judge.
+        names: its names of buffers -> those of the original; None where they are the same.
+    """
+    return next(differences(a, b, names), None)
+
+
+def differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Yield each way in which two outcomes differ by more than rounding."""
+    if a.error is not None or b.error is not None:
+        if type(a.error) is not type(b.error):
+            yield f"{_end(a)} became {_end(b)}"
+        return
+    left, structure = pytree.tree_flatten(a.results)
+    right, other = pytree.tree_flatten(b.results)
+    if structure != other:
+        yield f"the result's structure {structure} became {other}"
+        return
+    for i, (x, y) in enumerate(zip(left, right, strict=True)):
+        problem = value_difference(x, y)
+        if problem is not None:
+            yield f"output {i}: {problem}" if len(left) > 1 else f"the output: {problem}"
+    for i, (x, y) in enumerate(zip(a.inputs, b.inputs, strict=True)):
+        problem = value_difference(x, y)
+        if problem is not None:
+            yield f"input {i} after the call: {problem}"
+    if [before is after for before, after in a.tracked] != [before is after for before, after in b.tracked]:
+        yield "another input requires gradients after the call"
+    yield from _buffer_differences(a, b, names)
+
+
+def _end(outcome: Outcome) -> str:
+    error = outcome.error
+    return "a result" if error is None else f"{type(error).__name__} ({error})"
+
+
+def value_difference(a: Any, b: Any) -> str | None:
+    """Return how two results differ by more than rounding in their dtype, or None."""
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        if isinstance(a, (bool, int, float, complex, str, type(None), torch.Size)):
+            return tensor_difference(a, b, exact=False)
+        return None if type(a) is type(b) else f"a {type(a).__qualname__} became a {type(b).__qualname__}"
+    if a.layout is not torch.strided or b.layout is not torch.strided:
+        return tensor_difference(a.to_dense(), b.to_dense(), exact=False)
+    if a.device.type != b.device.type:
+        return f"on {a.device} became on {b.device}"
+    if not a.numel() or a.shape != b.shape or a.dtype != b.dtype:
+        return tensor_difference(a, b, exact=False)
+    return tensor_difference(a, b, exact=False, bound=ROUNDING.get(a.dtype, 0.0) * scale_of(a))
+
+
+def scale_of(tensor: torch.Tensor) -> float:
+    """Return the largest finite magnitude of a tensor."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
+        return 0.0
+    magnitudes = (tensor.float() if tensor.dtype.itemsize == 1 else tensor).detach().abs()
+    finite = magnitudes[magnitudes.isfinite()]
+    return float(finite.max()) if finite.numel() else 0.0
+
+
+def _buffer_differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None) -> Iterator[str]:
+    keys = {name: name for name in b.buffers} if names is None else names
+    changed = {keys[key]: value for key, value in b.buffers.items() if key in keys}
+    attached = {keys[key] for key in b.attached if key in keys}
+    assigned = {keys[key] for key in b.assigned if key in keys}
+    for name, value in a.buffers.items():
+        if name in changed:
+            problem = value_difference(value, changed[name])
+            if problem is not None:
+                yield f"buffer {name!r} after the call: {problem}"
+            elif a.settings == b.settings and (name in a.attached) is not (name in attached):
+                here, there = ("a", "none") if name in a.attached else ("no", "one")
+                yield f"buffer {name!r} after the call has {here} gradient from this call, and {there} in the other"
+            elif (name in a.assigned) is not (name in assigned):
+                here, there = ("assigned", "written") if name in a.assigned else ("written", "assigned")
+                yield f"buffer {name!r} is {here} by the original, and {there} by the other"
+        else:
+            yield f"buffer {name!r} is written by the original, and not by the other"
+    for name in changed:
+        if name not in a.buffers:
+            yield f"buffer {name!r} is written, and not by the original"

@@ -1,0 +1,129 @@
+"""What takes part in a call and is no part of the model: modules in plain lists, hooks of all modules."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from compiler.capture.boundary.questions import Record
+from compiler.capture.patches import place_of_hook
+from compiler.usercode.copies import held_modules
+from compiler.usercode.state import location_of_module
+from ir.errors import CaptureError
+from ir.locations import Location
+
+
+@attrs.frozen(eq=False)
+class ActingHook:
+    """A hook of all modules that put something in the place of what a module takes or returns."""
+
+    hook: Callable[..., Any]
+    module: nn.Module
+    register: str
+    """The function of PyTorch that registers such hooks."""
+
+
+@contextmanager
+def hooks_of_all_modules_watched() -> Iterator[list[ActingHook]]:
+    """Collect the hooks of all modules that act inside of the `with` block; those that are registered there do not."""
+    found: list[ActingHook] = []
+    tables = {
+        "register_module_forward_pre_hook": torch.nn.modules.module._global_forward_pre_hooks,
+        "register_module_forward_hook": torch.nn.modules.module._global_forward_hooks,
+    }
+    known = {name: dict(table) for name, table in tables.items()}
+
+    def watched(hook: Any, register: str) -> Any:
+        @functools.wraps(hook)
+        def call(module: nn.Module, *args: Any) -> Any:
+            result = hook(module, *args)
+            if result is not None and not any(result is each for each in args):
+                found.append(ActingHook(hook, module, register))
+            return result
+
+        return call
+
+    try:
+        for name, table in tables.items():
+            table.update({key: watched(hook, name) for key, hook in known[name].items()})
+        yield found
+    finally:
+        for name, table in tables.items():
+            table.update({key: hook for key, hook in known[name].items() if key in table})
+
+
+def check_hooks_of_all_modules(acting: Sequence[ActingHook], model: nn.Module) -> None:
+    """Refuse hooks of all modules that change what modules compute: they go on to act, on other modules.
+
+    Raises:
+        CaptureError: when there is one.
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    for each in acting:
+        place = place_of_hook(each.hook, location_of_module(paths.get(id(each.module), ""), each.module))
+        name = getattr(each.hook, "__qualname__", type(each.hook).__qualname__)
+        raise CaptureError(
+            f"a hook of all modules ({name}, registered with {each.register}) changes what modules compute; it would "
+            "act on the modules of the result as well, which are others",
+            location=place,
+            remedy="remove it before the capture (the handle's remove()), and register it on the modules that it is "
+            f"for ({each.register.replace('_module', '')}): such a hook becomes a part of the result",
+        )
+
+
+def check_members(record: Record, model: nn.Module, kept: Sequence[str]) -> None:
+    """Refuse calls of modules that the model holds without having them: they learn, and nothing of it is in a graph.
+
+    Args:
+        record: of a run.
+        model: what was run.
+        kept: paths of the modules that are kept as they are.
+
+    Raises:
+        CaptureError: when there was such a call.
+    """
+    called = [item for item in record.strangers.values() if not is_in(item[1], kept)]
+    if not called:
+        return
+    held = {id(module) for module in held_modules(model)}
+    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    for module, place in called:
+        tensors = [*module.parameters(), *(module.buffers() if module.training else ())]
+        learns = any(id(t) not in known and (t.requires_grad or not isinstance(t, nn.Parameter)) for t in tensors)
+        if id(module) in held and learns:
+            where, name = _holder(module, model)
+            inside = f" in {where} (a plain list, dict or attribute)" if where else ""
+            raise CaptureError(
+                f"forward calls a {type(module).__qualname__}{inside} that is no submodule of the model: train(), "
+                "parameters() and state_dict() do not reach it, and a graph would not train it",
+                location=place,
+                remedy=f"make {f'`self.{name}`' if name else 'what holds it'} an nn.ModuleList or nn.ModuleDict; or "
+                "freeze it (eval() and requires_grad_(False)), so that its weights are constants",
+            )
+
+
+def is_in(place: Location, paths: Sequence[str]) -> bool:
+    """Return whether a place is in one of some modules, or below it."""
+    return any(place.module_path == path or place.module_path.startswith(f"{path}.") for path in paths)
+
+
+def _holder(module: nn.Module, model: nn.Module) -> tuple[str, str]:
+    """Return which attribute of which module has another one in its container: with its path, and its name."""
+    for path, owner in model.named_modules():
+        for name, value in owner.__dict__.items():
+            if name not in ("_parameters", "_buffers", "_modules") and _contains(value, module):
+                return (f"`{path}.{name}`" if path else f"`{name}`"), name
+    return "", ""
+
+
+def _contains(value: Any, module: nn.Module) -> bool:
+    if value is module:
+        return True
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple, set)) else ()
+    return any(_contains(item, module) for item in items)

@@ -1,0 +1,333 @@
+"""Real runs of a module on copies of its inputs, and what a caller sees of them.
+
+A run changes nothing that lasts: buffers are clones while it goes, written parameters are put back, the random
+generators of PyTorch, Python and numpy are as before.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from compiler.capture.patches import ParametersKept
+from compiler.emitted.settings import inputs_in, surroundings
+from compiler.usercode.containers import PLAIN, same_content
+from compiler.usercode.state import random_state_kept
+from compiler.usercode.tensors import foreign_state, meaningful_strides, storage_of
+
+SEED = 0x5EED
+"""Of every real run, so that two of them draw the same numbers."""
+
+
+@attrs.define(eq=False)
+class Outcome:
+    """What a caller sees of one call; an error instead of results where it raised one."""
+
+    results: Any = None
+    """As the call returned it; tensors are detached copies."""
+    looks: tuple[tuple[bool, tuple[int, ...]], ...] = ()
+    """Of each tensor among the results: whether it requires a gradient, and the strides that mean something."""
+    inputs: tuple[torch.Tensor, ...] = ()
+    """The tensors among the arguments, after the call."""
+    tracked: tuple[tuple[bool, bool], ...] = ()
+    """Of each of them: whether it required a gradient before the call, and whether it does so afterwards."""
+    replaced: tuple[str, ...] = ()
+    """Parameters whose `.data` the call assigned."""
+    rearranged: bool = False
+    """Whether a list or dict among the arguments holds other things after the call."""
+    buffers: dict[str, torch.Tensor] = attrs.field(factory=dict)
+    """Those that the call changed, after it."""
+    settings: tuple[str, ...] = ()
+    """The surroundings of the call, names of `SETTINGS`."""
+    rewritten: tuple[str, ...] = ()
+    """Parameters that the call wrote to; they have been put back."""
+    attached: tuple[str, ...] = ()
+    """Those of them that carry a gradient to what the next call reads."""
+    joined: tuple[frozenset[str], ...] = ()
+    """Groups of buffers that share memory since the call."""
+    tracking: tuple[str, ...] = ()
+    """Buffers of which the call set whether they require gradients."""
+    assigned: tuple[str, ...] = ()
+    """Those of them in whose place the call put what lies elsewhere in memory."""
+    error: Exception | None = None
+    generator: torch.Tensor | None = None
+    """The state of PyTorch's generator afterwards."""
+    reseeded: bool = False
+    """Whether the call seeded PyTorch's generator."""
+    foreign: tuple[str, ...] = ()
+    """The other generators that it drew from: `random`, `numpy.random`."""
+
+    @property
+    def leaves(self) -> list[Any]:
+        """The results, flat."""
+        return pytree.tree_leaves(self.results)
+
+
+class Twin:
+    """A module whose buffers are its own while it is run, and then again what they were.
+
+    Args:
+        module: the module; it may share tensors with the user's.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._places = [(each, name) for each in module.modules() for name, b in each._buffers.items() if b is not None]
+        self._given = [each._buffers[name] for each, name in self._places]
+        self.inputs: list[Any] = []
+        """The arguments of the call that goes on, flat."""
+        self.written: list[str] = []
+        """Parameters and buffers that a run changed by another way than through the module: they are put back."""
+        self.on_restart: Callable[[], None] = lambda: None
+        """Called where a call has to be made anew, with what its backward pass needs."""
+
+    @contextmanager
+    def own_buffers(self) -> Iterator[None]:
+        """Give the module clones of its buffers inside of the `with` block."""
+        paths = {id(module): path for path, module in self.module.named_modules()}
+        copies = [None if given is None or given.is_meta else given.detach().clone() for given in self._given]
+        data = [(name, parameter, parameter.data) for name, parameter in self.module.named_parameters()]
+        try:
+            self.reset()
+            yield
+        finally:
+            for (each, name), given, copied in zip(self._places, self._given, copies, strict=True):
+                each._buffers[name] = given
+                if given is not None and copied is not None and not same_content(given.detach(), copied):
+                    given.detach().copy_(copied)
+                    self.written.append(f"{paths[id(each)]}.{name}".lstrip("."))
+            _put_back(data)
+
+    def resized(self) -> Iterator[tuple[str, nn.Module, torch.Tensor, torch.Tensor | None]]:
+        """Yield the buffers that have another shape or dtype now, or are gone: name, module, tensors before and now."""
+        for (each, name), given in zip(self._places, self._given, strict=True):
+            now = each._buffers.get(name)
+            if given is not None and (now is None or now.shape != given.shape or now.dtype != given.dtype):
+                yield name, each, given, now
+
+    def reset(self) -> None:
+        """Begin anew with clones of the given buffers."""
+        clones: dict[int, torch.Tensor] = {}
+        for (each, name), given in zip(self._places, self._given, strict=True):
+            assert given is not None
+            if id(given) not in clones:
+                # a history of calls before is not gone through again
+                clones[id(given)] = given.detach().clone().requires_grad_(given.requires_grad and given.is_leaf)
+            each._buffers[name] = clones[id(given)]
+
+    @contextmanager
+    def meanwhile(self) -> Iterator[None]:
+        """Begin anew inside of the `with` block, and have the buffers as they are now at its end."""
+        now = [each._buffers.get(name) for each, name in self._places]
+        self.reset()
+        try:
+            yield
+        finally:
+            for (each, name), buffer in zip(self._places, now, strict=True):
+                each._buffers[name] = buffer
+
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Sequence[str] = ()) -> Outcome:
+        """Call the module once; its buffers keep what the call wrote.
+
+        Args:
+            args: positional arguments; a copy is passed.
+            kwargs: keyword arguments.
+            settings: the surroundings of the call, names of `SETTINGS`; those of an ordinary call where there are none.
+        """
+        args, kwargs = inputs_in(settings, args, kwargs)
+        before = [
+            (each, name, b, b.detach().clone())
+            for each in self.module.modules()
+            for name, b in each._buffers.items()
+            if b is not None
+        ]
+        # what only a backward pass needs is not kept, so that a run takes no more memory than one without gradients
+        with torch.autograd.graph.saved_tensors_hooks(lambda _: None, _missing):
+            outcome = self._call(args, kwargs, settings)
+        if isinstance(outcome.error, _NeedsGradientsError) or _is_about_hooks(outcome.error):
+            self.on_restart()
+            for each, name, buffer, copy_ in before:
+                each._buffers[name] = buffer
+                buffer.detach().copy_(copy_)
+            outcome = self._call(args, kwargs, settings)
+        outcome.joined = _joined({(id(each), name): buffer for each, name, buffer, _ in before}, self.module)
+        copies = {(id(each), name): (buffer, copy_) for each, name, buffer, copy_ in before}
+        for path, each in self.module.named_modules(remove_duplicate=False):
+            for name, now in each._buffers.items():
+                old = copies.get((id(each), name))
+                if now is not None and _was_changed(old[1] if old else None, now):
+                    key = f"{path}.{name}" if path else name
+                    if old is None or storage_of(now) != storage_of(old[0]):
+                        outcome.assigned += (key,)
+                    outcome.buffers[key] = now.detach().clone()
+                    if now.grad_fn is not None:
+                        outcome.attached += (key,)
+        return outcome
+
+    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Sequence[str]) -> Outcome:
+        with torch.inference_mode(False):
+            args, kwargs = copy_of_inputs((args, dict(kwargs)))
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+        outcome = Outcome(settings=tuple(settings))
+        tracked = [leaf.requires_grad for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        buffers = [(name, b, b.requires_grad) for name, b in self.module.named_buffers() if b.is_leaf]
+        with random_state_kept(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
+            warnings.simplefilter("ignore")  # the user's own calls warn
+            torch.manual_seed(SEED)
+            foreign = foreign_state()
+            data = [(name, parameter, parameter.data) for name, parameter in self.module.named_parameters()]
+            kept = ParametersKept(self.module)
+            try:
+                self.inputs = leaves
+                with kept, surroundings(settings):
+                    results = self.module(*args, **kwargs)
+                outcome.looks = _looks(results)
+                outcome.results = _detached(results)
+            except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+                outcome.error = error
+            finally:
+                self.inputs = []
+                written = kept.written()
+                kept.restore()
+            outcome.replaced = _put_back(data)
+            outcome.rewritten = tuple(
+                name for name, p in self.module.named_parameters() if written and storage_of(p) in written
+            )
+            outcome.reseeded = torch.initial_seed() != SEED
+            drawn = foreign_state()
+            moved = {"random": drawn[0] != foreign[0], "numpy.random": drawn[1:] != foreign[1:]}
+            outcome.foreign = tuple(name for name, has_moved in moved.items() if has_moved)
+            outcome.generator = torch.random.get_rng_state()
+        outcome.tracking = tuple(name for name, b, flag in buffers if b.is_leaf and b.requires_grad is not flag)
+        after, now = pytree.tree_flatten((args, kwargs))
+        outcome.rearranged = now != structure or any(
+            a is not b for a, b in zip(leaves, after, strict=True) if isinstance(a, torch.Tensor)
+        )
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        outcome.tracked = tuple(
+            zip(
+                tracked,
+                [t.requires_grad if t.is_leaf else was for t, was in zip(tensors, tracked, strict=True)],
+                strict=True,
+            )
+        )
+        outcome.inputs = tuple(t.detach().clone() if t.is_inference() else t.detach() for t in tensors)
+        return outcome
+
+
+class _NeedsGradientsError(Exception):
+    """A backward pass inside of the model asked for a tensor that was not kept."""
+
+
+def _is_about_hooks(error: Exception | None) -> bool:
+    """Return whether a call failed since functorch (torch.func.grad) takes no hooks of saved tensors: ours."""
+    return isinstance(error, RuntimeError) and "saved tensor hooks" in str(error)
+
+
+def _missing(_: Any) -> torch.Tensor:
+    raise _NeedsGradientsError
+
+
+def copy_of_inputs(tree: Any) -> Any:
+    """Return arguments with every tensor cloned; an object that occurs twice stays one object."""
+    made: dict[int, Any] = {}
+
+    def clone(leaf: Any) -> Any:
+        if isinstance(leaf, PLAIN):
+            return leaf
+        if id(leaf) not in made:
+            if isinstance(leaf, torch.Tensor):
+                made[id(leaf)] = leaf.detach().clone().requires_grad_(leaf.requires_grad)
+            else:
+                made[id(leaf)] = _copied(leaf)
+        return made[id(leaf)]
+
+    return pytree.tree_map(clone, tree)
+
+
+def other_numbers(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return arguments of the same types with other numbers in them: the same ones in another order, and scaled.
+
+    What stands in a tensor of integers stands there still, or beside it, since it may be an index.
+    """
+
+    def change(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.dtype == torch.bool or leaf.layout is not torch.strided:
+            return leaf
+        turned = leaf.detach().flip(tuple(range(leaf.dim())))
+        if leaf.is_floating_point() or leaf.is_complex():
+            turned = turned * 0.75 + 0.25
+        elif torch.equal(turned, leaf):
+            turned = torch.where(leaf > 0, leaf - 1, leaf + 1)
+        return turned.to(leaf.dtype).requires_grad_(leaf.requires_grad)
+
+    return pytree.tree_map(change, (args, dict(kwargs)))
+
+
+def _copied(leaf: Any) -> Any:
+    try:
+        return copy.deepcopy(leaf)
+    except Exception:  # noqa: BLE001 - whatever an object of the user's raises
+        return leaf
+
+
+def _looks(results: Any) -> tuple[tuple[bool, tuple[int, ...]], ...]:
+    tensors = [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]
+    return tuple((t.requires_grad, tuple(meaningful_strides(t))) for t in tensors)
+
+
+def _detached(results: Any) -> Any:
+    def detach(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        # a copy, since a later call may write to what was returned
+        return leaf.detach().clone()
+
+    return pytree.tree_map(detach, results)
+
+
+def _was_changed(copied: torch.Tensor | None, now: torch.Tensor) -> bool:
+    """Return whether a buffer is another one than before, given as a copy."""
+    if copied is None or now.shape != copied.shape or now.dtype != copied.dtype:
+        return True
+    return not torch.equal(now, copied) and not bool(((now == copied) | ((now != now) & (copied != copied))).all())
+
+
+def _joined(before: Mapping[tuple[int, str], torch.Tensor], module: nn.Module) -> tuple[frozenset[str], ...]:
+    """Return the groups of buffers that share memory now, and did not before."""
+    groups: dict[int, dict[str, int | None]] = {}
+    for path, each in module.named_modules():
+        for name, now in each._buffers.items():
+            if now is not None and now.numel() and not now.is_meta:
+                old = before.get((id(each), name))
+                groups.setdefault(storage_of(now), {})[f"{path}.{name}".lstrip(".")] = (
+                    None if old is None else storage_of(old)
+                )
+    return tuple(frozenset(group) for group in groups.values() if len(group) > 1 and len(set(group.values())) > 1)
+
+
+def _put_back(data: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> tuple[str, ...]:
+    """Give parameters the memory that they had; return the names of those that had other memory."""
+    replaced = [(name, p, saved) for name, p, saved in data if not p.is_meta and p.data_ptr() != saved.data_ptr()]
+    for _, parameter, saved in replaced:
+        parameter.data = saved
+    return tuple(name for name, _, _ in replaced)
+
+
+def type_text(tensor: torch.Tensor | None) -> str:
+    """Return dtype and shape of a tensor for a message."""
+    return "None" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def on_meta(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether some tensor has no numbers, so that a real run says nothing."""
+    tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, dict(kwargs))))
+    return any(isinstance(t, torch.Tensor) and (t.is_meta or type(t).__name__ == "FakeTensor") for t in tensors)

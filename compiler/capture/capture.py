@@ -1,0 +1,145 @@
+"""From a model to a graph of PyTorch's: an exported program, or an FX graph as it is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from compiler.capture.captured import Captured
+from compiler.capture.export import ExportCapture, Stage
+from compiler.capture.inputs import bind_inputs, check_inputs, check_layouts, check_names, sharing, unshared
+from compiler.capture.opaque import chosen_modules
+from compiler.capture.symbolic import trace_symbolically
+from ir.errors import CaptureError, InputError
+
+
+def _run(_: str, function: Callable[[], Any]) -> Any:
+    return function()
+
+
+def capture(
+    model: nn.Module | ExportedProgram | fx.GraphModule,
+    example_inputs: tuple[Any, ...] | torch.Tensor | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    leaf_modules: Sequence[Any] = (),
+    training: bool | None = None,
+    run: Stage = _run,
+) -> Captured:
+    """Capture a model in the modes that its submodules are in; the model is left as it was, also on failure.
+
+    Args:
+        model: an `nn.Module`, an `ExportedProgram`, or an `fx.GraphModule`. An `nn.Module` without inputs is traced
+            with torch.fx, and nothing is known of its inputs' types.
+        example_inputs: the positional arguments of one call (a bare tensor is accepted).
+        example_kwargs: its keyword arguments.
+        dynamic_shapes: as in `torch.export.export`.
+        leaf_modules: submodules (objects, classes, paths) that are kept as opaque calls.
+        training: the mode that an `ExportedProgram` was captured in, where no layer of its graph tells.
+        run: runs the real runs of the model ("observe") and the rest ("capture"), each under its name.
+
+    Raises:
+        InputError: when an argument is wrong.
+        CaptureError: when the model cannot be captured, or capturing it would change its meaning; the message names
+            module path, file and line, the construct and the remedy.
+    """
+    if torch.is_autocast_enabled("cpu") or (torch.cuda.is_available() and torch.is_autocast_enabled("cuda")):
+        raise CaptureError(
+            "a model cannot be captured inside an autocast region", remedy="leave the `with torch.autocast(...)` block"
+        )
+    if dynamic_shapes is not None and not isinstance(dynamic_shapes, (dict, list, tuple)):
+        raise InputError(
+            f"dynamic_shapes must be a dict by parameter name or a tuple, not a {type(dynamic_shapes).__qualname__}",
+            remedy='write {"x": {0: torch.export.Dim("batch")}}',
+        )
+    if training is not None and (not isinstance(training, bool) or not isinstance(model, ExportedProgram)):
+        raise InputError(
+            f"training={training!r} says the mode of an ExportedProgram: True or False",
+            remedy="call train() or eval() of the model before the capture",
+        )
+    if isinstance(model, (nn.Module, ExportedProgram)):
+        check_names(model)
+    if isinstance(model, ExportedProgram):
+        if dynamic_shapes is not None or leaf_modules:
+            raise InputError("an ExportedProgram is captured already: it takes no dynamic_shapes= or leaf_modules=")
+        args, kwargs = check_inputs(example_inputs, example_kwargs)
+        given = example_inputs is not None or example_kwargs is not None
+        if not given and model.example_inputs is not None:
+            args, kwargs = model.example_inputs
+        captured = Captured(
+            exported=model,
+            has_example=given or model.example_inputs is not None,
+            args=args,
+            kwargs=kwargs,
+            training=training,
+        )
+        return run("capture", lambda: captured)  # type: ignore[no-any-return]
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"cannot capture a {type(model).__qualname__}",
+            remedy="pass an nn.Module, an ExportedProgram or an fx.GraphModule",
+        )
+    if parametrize._cache_enabled:
+        raise CaptureError(
+            "a model cannot be captured inside of torch.nn.utils.parametrize.cached(): its parametrized weights would "
+            "be constants",
+            remedy="leave the `with parametrize.cached()` block; the result calls each parametrization once for itself",
+        )
+    _check_not_compiled(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("a TorchScript module cannot be captured", remedy="pass the nn.Module it was made from")
+    lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise InputError(
+            f"`{lazy[0]}` is not initialized yet: it belongs to a lazy module",
+            remedy="call the model once on an example before it is transformed",
+        )
+    args, kwargs = check_inputs(example_inputs, example_kwargs)
+    if isinstance(model, fx.GraphModule) and example_inputs is None and example_kwargs is None:
+        if dynamic_shapes is not None:
+            raise InputError("dynamic_shapes= needs example inputs")
+        kept = chosen_modules(model, leaf_modules)
+        return run("capture", lambda: Captured(module=model, graph_module=model, opaques=kept))  # type: ignore[no-any-return]
+    if example_inputs is None and example_kwargs is None:
+        if dynamic_shapes is not None:
+            raise InputError("dynamic_shapes= needs example inputs")
+        opaques = chosen_modules(model, leaf_modules)
+        traced = run("capture", lambda: trace_symbolically(model, opaques.values()))
+        return Captured(module=traced, graph_module=traced, is_traced=True, opaques=opaques)
+    bound = bind_inputs(model, args, kwargs, dynamic_shapes)
+    check_layouts(model, bound.args, bound.kwargs)
+    groups = sharing((bound.args, bound.kwargs))
+    args, kwargs = unshared((bound.args, bound.kwargs))
+    captured = ExportCapture(model, args, kwargs, bound.dynamic_shapes).capture(leaf_modules, run)
+    return attrs.evolve(captured, sharing=groups)
+
+
+def _check_not_compiled(model: nn.Module) -> None:
+    """Check that neither a model nor a submodule is what `torch.compile` returned.
+
+    Raises:
+        InputError: when one is.
+    """
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # it takes long to import, and without it there is none
+    for path, module in model.named_modules():
+        if dynamo is None or not isinstance(module, dynamo.OptimizedModule):
+            continue
+        if not path:
+            raise InputError(
+                "the model is what torch.compile returned, which cannot be captured",
+                remedy="pass the module it was made from, `model._orig_mod`, and compile the result",
+            )
+        raise InputError(
+            f"`{path}` is what torch.compile returned, which cannot be captured",
+            remedy=f"put the module it was made from in its place, `model.set_submodule({path!r}, "
+            f"model.get_submodule({path!r})._orig_mod)`, and compile the result",
+        )

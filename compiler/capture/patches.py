@@ -1,0 +1,291 @@
+"""What of PyTorch behaves otherwise while a model is traced: calls whose meaning tracing would lose."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction
+
+from compiler.usercode.locations import is_user_file
+from compiler.usercode.state import location_of_module
+from ir.errors import CaptureError
+from ir.locations import Location
+
+_RETURN_THEIR_INPUT = frozenset(
+    {F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+    | {torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout}
+)
+"""In eval they return the very object they got, which the tracer takes for a new name of the same value from then on:
+after `y = dropout2d(x)`, each use of `x` would be one of `y`."""
+
+_GET_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+_MISTAKEN = _RETURN_THEIR_INPUT | {_GET_DATA, _SET_DATA, torch.Tensor.register_hook}
+
+
+class TracedFunctions(TorchFunctionMode):
+    """Makes functions traceable that the tracer mistakes."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a function of PyTorch.
+
+        Raises:
+            CaptureError: when the memory of a tensor is replaced, or a hook registered.
+        """
+        if func not in _MISTAKEN:  # nearly always: PyTorch itself asks for sizes and strides by the thousand
+            return func(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        if func in _RETURN_THEIR_INPUT and not kwargs.get("inplace") and True not in args[3:]:
+            if args:
+                args = (torch.ops.aten.alias(args[0]), *args[1:])
+            else:
+                kwargs["input"] = torch.ops.aten.alias(kwargs["input"])
+        if func == _GET_DATA:
+            return args[0].detach()
+        if func == _SET_DATA:
+            raise CaptureError(
+                "forward assigns to `.data` of a tensor, which no graph can express",
+                remedy="write into the tensor with copy_() if it is a buffer, or update it outside of forward",
+            )
+        if func is torch.Tensor.register_hook:
+            raise CaptureError(
+                "forward registers a backward hook on a tensor, which the emitted module would not run",
+                remedy="register it outside of forward, or keep the module with leaf_modules=",
+            )
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def inference_mode_as_no_grad() -> Iterator[None]:
+    """Let `torch.inference_mode` be traced as `torch.no_grad`, which the tracer records."""
+    cls = torch.inference_mode
+    enter, leave = cls.__enter__, cls.__exit__
+    open_: list[ExitStack] = []
+
+    def start(self: Any) -> None:
+        stack = ExitStack()
+        stack.enter_context(torch.set_grad_enabled(not self.mode))
+        open_.append(stack)
+
+    def stop(self: Any, *exception: Any) -> None:
+        open_.pop().close()
+
+    try:
+        cls.__enter__, cls.__exit__ = start, stop  # type: ignore[method-assign]
+        yield
+    finally:
+        cls.__enter__, cls.__exit__ = enter, leave  # type: ignore[method-assign]
+
+
+@contextmanager
+def functions_refused() -> Iterator[None]:
+    """Refuse calls of the user's `torch.autograd.Function`s: a graph of what their forward does has another backward.
+
+    Raises:
+        CaptureError: when one is called, or that of a reentrant checkpoint.
+    """
+    known = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls is CheckpointFunction:
+            raise CaptureError(
+                "forward calls a reentrant torch.utils.checkpoint, whose backward a graph would lose: it gives "
+                "gradients only where an argument of the checkpoint requires one",
+                remedy="pass use_reentrant=False, or keep the module that calls it as it is with leaf_modules=",
+            )
+        if cls.__module__.partition(".")[0] == "torch":
+            return known.__get__(None, cls)(*args, **kwargs)
+        raise CaptureError(
+            f"the graph would lose the backward of {cls.__qualname__}, which is a torch.autograd.Function",
+            remedy="keep the submodule that calls it as it is with leaf_modules=, or make it a custom operator "
+            "(torch.library.custom_op)",
+        )
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = known  # type: ignore[method-assign]
+
+
+@contextmanager
+def autocast_refused() -> Iterator[None]:
+    """Refuse regions of `torch.autocast` where the code enters them: the graph has them without a place.
+
+    Raises:
+        CaptureError: when one is entered.
+    """
+    known = torch.autocast.__enter__
+
+    def enter(self: Any) -> Any:
+        raise CaptureError(
+            "forward enters torch.autocast, and such a region (wrap_with_autocast) is not supported in a graph",
+            remedy="leave the region out of forward and call the result inside of torch.autocast, cast in forward "
+            "(`x.to(torch.bfloat16)`), or keep the module that enters it as it is with leaf_modules=",
+        )
+
+    torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__ = known  # type: ignore[method-assign]
+
+
+@contextmanager
+def stacks_of_leaves(model: nn.Module) -> Iterator[None]:
+    """Let the tracer see the submodules of a module that an FX graph calls as a leaf.
+
+    `torch.export` runs an FX graph node by node, and takes a node's module stack for that of all which it calls: a
+    dropout inside of a leaf would be one of no module, and follow no mode.
+    """
+    graphs = [module.graph for module in model.modules() if isinstance(module, fx.GraphModule)]
+    leaves = [node for graph in graphs for node in graph.nodes if node.op == "call_module"]
+    saved = [(node, dict(node.meta)) for node in leaves if "nn_module_stack" in node.meta]
+    try:
+        for node, _ in saved:
+            del node.meta["nn_module_stack"]
+        yield
+    finally:
+        for node, meta in saved:
+            node.meta.clear()
+            node.meta.update(meta)
+
+
+class _TrainingFlag:
+    """Stands in the way of `module.training`, and notes the modules of which code outside of PyTorch reads it."""
+
+    def __init__(self) -> None:
+        self.read_of: dict[int, nn.Module] = {}
+
+    def __get__(self, module: nn.Module | None, owner: type) -> Any:
+        if module is None:
+            return self
+        try:
+            mode = module.__dict__["training"]
+        except KeyError:
+            raise AttributeError("training") from None
+        if is_user_file(sys._getframe(1).f_code.co_filename):
+            self.read_of[id(module)] = module
+        return mode
+
+    def __set__(self, module: nn.Module, mode: bool) -> None:
+        module.__dict__["training"] = mode
+
+
+@contextmanager
+def mode_reads() -> Iterator[Mapping[int, nn.Module]]:
+    """Collect the modules, by id, whose mode is read by code that is not PyTorch's: `module.training` in a helper."""
+    flag = _TrainingFlag()
+    nn.Module.training = flag  # type: ignore[assignment]
+    try:
+        yield flag.read_of
+    finally:
+        del nn.Module.training
+
+
+class ParametersKept(TorchDispatchMode):
+    """Puts back at the end what is written to the parameters of a model; only those that are written are copied.
+
+    Args:
+        model: the model.
+        others: tensors that are kept as well.
+    """
+
+    def __init__(self, model: nn.Module, others: Iterable[torch.Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        kept = [t for t in (*model.parameters(), *others) if t.layout is torch.strided]
+        self._storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in kept}
+        self._copies: dict[int, torch.UntypedStorage] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Copy the parameters that an operator is about to write."""
+        kwargs = dict(kwargs or {})
+        schema = getattr(func, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            for argument, given in zip(schema.arguments, args, strict=False):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    self._keep(given)
+            self._keep(kwargs.get("out"))
+        return func(*args, **kwargs)
+
+    def _keep(self, given: Any) -> None:
+        for tensor in given if isinstance(given, (list, tuple)) else (given,):
+            if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
+                key = tensor.untyped_storage()._cdata
+                if key in self._storages and key not in self._copies:
+                    self._copies[key] = self._storages[key].clone()
+
+    def written(self) -> frozenset[int]:
+        """Return the storages (`_cdata`) that were written."""
+        return frozenset(self._copies)
+
+    def restore(self) -> bool:
+        """Put back what was written; return whether anything was."""
+        for key, copy in self._copies.items():
+            self._storages[key].copy_(copy)
+        return bool(self._copies)
+
+
+def with_parameters_kept(model: nn.Module, action: Callable[[], Any]) -> Any:
+    """Run an action that calls the model; whatever it writes to parameters is undone."""
+    kept = ParametersKept(model)
+    try:
+        with kept:
+            return action()
+    finally:
+        kept.restore()
+
+
+def place_of_hook(hook: Any, location: Location) -> Location:
+    """Return the location of a module with the file and line of a hook that runs for it."""
+    code = getattr(hook, "__code__", None)
+    return location if code is None else attrs.evolve(location, file=code.co_filename, line=code.co_firstlineno)
+
+
+def check_hooks(model: nn.Module, opaque: Mapping[str, nn.Module]) -> None:
+    """Refuse hooks that run in the backward pass: a graph has none.
+
+    Raises:
+        CaptureError: when a module that is traced has one.
+    """
+    inside = tuple(f"{path}." for path in opaque)
+    everywhere = [*nn.modules.module._global_backward_pre_hooks.values()]
+    everywhere += nn.modules.module._global_backward_hooks.values()
+    if everywhere:
+        name = getattr(everywhere[0], "__qualname__", "a hook")
+        raise CaptureError(
+            f"all modules have a backward hook ({name}, registered for all modules), which the emitted module would "
+            "not run for those that are traced",
+            location=place_of_hook(everywhere[0], location_of_module("", model)),
+            remedy="remove it before the capture (the handle's remove()), and register it on the result's modules",
+        )
+    for path, module in model.named_modules():
+        hooks = {**module._backward_hooks, **getattr(module, "_backward_pre_hooks", {})}
+        if hooks and path not in opaque and not path.startswith(inside):
+            name = getattr(next(iter(hooks.values())), "__qualname__", "a hook")
+            where = f"`{path}`" if path else "the model itself"
+            raise CaptureError(
+                f"{where} ({type(module).__qualname__}) has a backward hook ({name}), which the emitted module would "
+                "not run",
+                remedy="remove it before the capture (the handle's remove()), or keep the module with leaf_modules=",
+            )
+    for name, parameter in model.named_parameters():
+        hooks = {**(parameter._backward_hooks or {}), **(getattr(parameter, "_post_accumulate_grad_hooks", None) or {})}
+        if hooks and not name.startswith(inside):
+            raise CaptureError(
+                f"parameter {name!r} has a hook on its gradient, which the emitted module would not run",
+                remedy="remove it before the capture (the handle's remove()), and register it on the emitted module",
+            )

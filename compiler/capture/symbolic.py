@@ -1,0 +1,230 @@
+"""Capture without example inputs: `torch.fx` traces the module, and nothing is known of its inputs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx._symbolic_trace import _assert_is_none
+
+from compiler.capture.errors import state_change
+from compiler.capture.opaque import mode_readers
+from compiler.capture.patches import functions_refused
+from compiler.usercode.state import ModuleState, location_of_module, random_state_kept
+from ir.errors import CaptureError, InputError
+
+_EXAMPLES = "pass example inputs: `transform(model, (x,))` captures it with torch.export"
+
+ASKED_FOR_NONE = "graphwright_asked_for_none"
+"""Note on a placeholder: the code does something else where the argument is None, as it is by default."""
+
+
+class _Tracer(fx.Tracer):
+    """Keeps the given modules whole, and records the user's lines."""
+
+    record_stack_traces = True
+    proxy_buffer_attributes = True  # what is computed from buffers alone is not to be a constant
+
+    def __init__(self, kept: Collection[nn.Module]) -> None:
+        super().__init__()
+        self.kept = kept
+        self._versions: dict[int, tuple[torch.Tensor, int]] = {}
+        self._grad_mode = torch.is_grad_enabled()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return any(m is module for module in self.kept) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        if kind.startswith("call_"):
+            if torch.is_grad_enabled() != self._grad_mode:
+                raise CaptureError("the graph would lose what forward says of gradients (`no_grad`)", remedy=_EXAMPLES)
+            if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+                raise CaptureError("the graph would lose an autocast region of forward", remedy=_EXAMPLES)
+        return super().create_node(kind, *args, **kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Tensor) and not a.is_inference():
+            self._versions.setdefault(id(a), (a, a._version))
+        return super().create_arg(a)
+
+    def has_late_writes(self) -> bool:
+        """Return whether a tensor was written by the code itself after an operator took it."""
+        return any(tensor._version != version for tensor, version in self._versions.values())
+
+
+def trace_symbolically(model: nn.Module, opaques: Collection[nn.Module]) -> fx.GraphModule:
+    """Return the FX graph of a module, with all of its submodules; the module itself stays as it is.
+
+    Args:
+        model: the module.
+        opaques: submodules to keep as calls, besides those of torch and those whose code depends on the mode.
+
+    Raises:
+        InputError: when code of a module with parameters depends on `self.training`, which one trace cannot show.
+        CaptureError: when the module cannot be traced without example inputs.
+    """
+    readers = {path: module for path, module in mode_readers(model).items() if not _is_opaque(module, opaques)}
+    small = [m for path, m in readers.items() if path and not any(True for _ in m.parameters())]
+    large = [path for path, m in readers.items() if m not in small]
+    if large:
+        raise InputError(
+            f"without example_inputs, the module is traced once, but the code of `{large[0] or 'the root module'}` "
+            "depends on `self.training`",
+            remedy=_EXAMPLES,
+        )
+    state = ModuleState(model)
+    tracer = _Tracer((*opaques, *small))
+    names = set(model.__dict__)
+    try:
+        with random_state_kept():
+            numbers = torch.random.get_rng_state(), random.getstate()
+            with functions_refused():
+                graph = tracer.trace(model)
+                _note_asked(model, graph, lambda: _Tracer((*opaques, *small)))
+            _check_effects(model, state, tracer, numbers, graph)
+            _make_anew(graph, [name for name in tracer.tensor_attrs.values() if "." not in name and name not in names])
+            traced = fx.GraphModule(model, graph, type(model).__name__)
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"the model cannot be traced without example_inputs: {type(error).__name__}: {error}", remedy=_EXAMPLES
+        ) from error
+    finally:
+        changed = [change for change in state.restore() if change[2] not in tracer.tensor_attrs.values()]
+    if changed:
+        raise state_change(changed)
+    _hide_constants(traced, model)
+    _add_unused(traced, model)
+    traced.training = model.training
+    return traced
+
+
+def _note_asked(model: nn.Module, graph: fx.Graph, make_tracer: Callable[[], fx.Tracer]) -> None:
+    """Note the arguments for which the code does something else where they are None, by tracing it with None.
+
+    That it asks `mask is None` of what stands for a tensor leaves no trace.
+    """
+    optional = [node for node in graph.nodes if node.op == "placeholder" and node.args and node.args[0] is None]
+    together = [optional] if len(optional) > 1 else []
+    for absent in [*([node] for node in optional), *together]:
+        try:
+            other = make_tracer().trace(model, concrete_args={str(node.target): None for node in absent})
+        except Exception:  # noqa: BLE001 - whatever the code does with None
+            other = fx.Graph()
+        if not _agree(graph, other, absent):
+            for node in absent:
+                node.meta[ASKED_FOR_NONE] = True
+
+
+def _agree(graph: fx.Graph, other: fx.Graph, absent: Collection[fx.Node]) -> bool:
+    """Return whether two graphs are equal where the nodes `absent` of the first stand for None."""
+    nodes = [node for node in graph.nodes if node.op != "placeholder"]
+    others = [node for node in other.nodes if node.op != "placeholder" and node.target is not _assert_is_none]
+    names, twins = (
+        {node: f"%{node.target}" for node in each.nodes if node.op == "placeholder"} for each in (graph, other)
+    )
+    if len(nodes) != len(others):
+        return False
+    for number, (node, twin) in enumerate(zip(nodes, others, strict=True)):
+        arguments = fx.map_arg((node.args, node.kwargs), lambda arg: None if arg in absent else names[arg])
+        given = fx.map_arg((twin.args, twin.kwargs), lambda arg: twins[arg])
+        if (node.op, node.target, str(arguments)) != (twin.op, twin.target, str(given)):
+            return False
+        names[node] = twins[twin] = f"%{number}"
+    return True
+
+
+def _check_effects(
+    model: nn.Module, state: ModuleState, tracer: _Tracer, numbers: tuple[torch.Tensor, Any], graph: fx.Graph
+) -> None:
+    """Refuse what the code did while it was traced, and the graph would not do again.
+
+    Raises:
+        CaptureError: when it drew random numbers, or wrote to tensors.
+    """
+    problem = None
+    state_names = set(dict(model.named_parameters(remove_duplicate=False)))
+    state_names |= set(dict(model.named_buffers(remove_duplicate=False)))
+    if not torch.equal(numbers[0], torch.random.get_rng_state()) or numbers[1] != random.getstate():
+        problem = "draws random numbers that do not depend on its inputs"
+    elif (
+        state.tensors_written()
+        or tracer.has_late_writes()
+        or any(_writes_constant(node, state_names) for node in graph.nodes)
+    ):
+        problem = "writes to a tensor that is no buffer"
+    if problem is not None:
+        raise CaptureError(
+            f"without example_inputs, the module is traced once, but its forward {problem}",
+            location=location_of_module("", model),
+            remedy=_EXAMPLES,
+        )
+
+
+def _make_anew(graph: fx.Graph, made: Collection[str]) -> None:
+    """Let each call have copies of the tensors that the code makes, since its caller may write to them."""
+    readers: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target in made:
+            readers.setdefault(node.target, []).append(node)
+    for first, *others in readers.values():
+        with graph.inserting_after(first):
+            copy = graph.call_function(torch.clone, (first,))
+        copy.meta.update(first.meta)
+        copy.stack_trace = first.stack_trace
+        first.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)  # type: ignore[misc]
+        for other in others:
+            other.replace_all_uses_with(copy)
+            graph.erase_node(other)
+
+
+def _writes_constant(node: fx.Node, own: Collection[str]) -> bool:
+    """Return whether a node writes to a tensor at hand: the code goes on with it as if nothing were written."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = (name.endswith("_") and not name.endswith("__")) or name in ("setitem", "__setitem__")
+    written = [*(node.args[:1] if in_place else ()), node.kwargs.get("out")]
+    return any(isinstance(arg, fx.Node) and arg.op == "get_attr" and arg.target not in own for arg in written)
+
+
+def _is_opaque(module: nn.Module, opaques: Collection[nn.Module]) -> bool:
+    return any(module is other for opaque in opaques for other in opaque.modules())
+
+
+def _hide_constants(traced: fx.GraphModule, model: nn.Module) -> None:
+    """Make plain attributes of the tensors that are no buffers of the model: its `state_dict` has no such keys."""
+    own = {path for path, _ in model.named_buffers(remove_duplicate=False)}
+    for path, tensor in list(traced.named_buffers(remove_duplicate=False)):
+        if path not in own:
+            parent, _, name = path.rpartition(".")
+            module = traced.get_submodule(parent)
+            delattr(module, name)
+            setattr(module, name, tensor)
+
+
+def _add_unused(traced: fx.GraphModule, model: nn.Module) -> None:
+    """Add what forward does not use, in the order of the model: it belongs to the `state_dict` all the same."""
+    for path, module in model.named_modules():
+        parent_path, _, name = path.rpartition(".")
+        if path and not _has(traced, path):
+            traced.get_submodule(parent_path).add_module(name, module)
+    for path, module in model.named_modules():
+        made = traced.get_submodule(path)
+        if made is module:
+            continue
+        made._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+        for table in ("_parameters", "_buffers", "_modules"):
+            tables = made.__dict__[table], module.__dict__[table]
+            for name, held in tables[1].items():
+                tables[0][name] = tables[0].pop(name, held)
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

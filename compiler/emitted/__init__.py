@@ -1,0 +1,1 @@
+"""What an emitted module needs when it runs."""

@@ -1,0 +1,1 @@
+"""How equality is judged."""

@@ -1,0 +1,228 @@
+"""How exact an emitted module is: its error against float64 beside the original's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from compiler.emitted.parameter_map import ParameterMap
+from compiler.equality.observation import copied_arguments, flatten, foreign_seeded, ordinary_call, seeded
+from compiler.equality.widened import ALL_FLOATS, Precision, copied_module, double_twin, is_float, precision_of, widened
+from compiler.usercode.difference import RELATIVE_BOUND, dense, precision_floor, tensor_difference
+from ir.errors import GraphwrightError
+
+
+class MeasurementError(GraphwrightError):
+    """The error of a module cannot be measured: it does not run as it is, or not in float64."""
+
+
+@attrs.frozen
+class OutputAccuracy:
+    """Errors of one output tensor; the reference is the original module, run in float64.
+
+    All are largest absolute differences over the elements that are finite in the reference.
+    """
+
+    scale: float
+    """Largest magnitude in the reference."""
+    original_error: float
+    """The original module in its own precision against the reference."""
+    emitted_error: float
+    """The emitted module in its own precision against the reference."""
+    difference: float
+    """The emitted module in float64 against the reference."""
+    same_nonfinite: bool
+    """Whether NaN and infinity sit in the same places."""
+    floor: float = 1e-6
+    """What is allowed in any case, relative to the scale: eight units in the last place, 1e-6 at least."""
+    is_mixed: bool = False
+    """Whether a module rounds on purpose to a precision that is not its own, in float64 too."""
+
+    @property
+    def allowed(self) -> float:
+        """The bound for `emitted_error`: twice the original's own error, and 1e-6 of the scale."""
+        return 2 * self.original_error + self.floor * self.scale
+
+    @property
+    def is_within_bound(self) -> bool:
+        """Whether the emitted module is as exact as the original, up to `allowed`."""
+        return self.same_nonfinite and self.emitted_error <= self.allowed
+
+    @property
+    def difference_allowed(self) -> float:
+        """The bound for `difference`: 1e-9 of the scale, where all of the way is in float64."""
+        return self.allowed if self.is_mixed else RELATIVE_BOUND * max(self.scale, 1e-30)
+
+
+@attrs.frozen
+class Accuracy:
+    """Errors of all floating-point outputs of one call, and whether all other outputs are equal."""
+
+    dtype: str
+    """The precision in which the modules ran: that of the inputs and weights, `float32` mostly."""
+    outputs: tuple[OutputAccuracy, ...]
+    others_equal: bool = True
+    """Whether outputs of other types (integers, bools) are equal element by element."""
+
+    @property
+    def worst(self) -> OutputAccuracy | None:
+        """The output with the largest error relative to its bound; None when there is no floating-point output."""
+        return max(self.outputs, key=_strain, default=None)
+
+    @property
+    def is_within_bound(self) -> bool:
+        """Whether every output is."""
+        return self.others_equal and all(output.is_within_bound for output in self.outputs)
+
+
+def _strain(output: OutputAccuracy) -> float:
+    if not output.same_nonfinite or math.isnan(output.emitted_error):
+        return math.inf
+    if output.allowed == 0:
+        return math.inf if output.emitted_error else 0.0
+    return output.emitted_error / output.allowed
+
+
+def measure_accuracy(
+    original: nn.Module | ExportedProgram,
+    emitted: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    parameter_map: ParameterMap | None = None,
+    seed: int = 0,
+) -> Accuracy:
+    """Run both modules on one input, as they are and in float64, and compare the results.
+
+    In float64 also what the code casts to the modules' own precision is in float64 (`x.float()`). Each run is on a deep
+    copy that is freed before the next, and starts from the same random state; the modules, the inputs and the global
+    random state stay as they are.
+
+    Args:
+        original: the module that was compiled.
+        emitted: the module that it became.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        parameter_map: of the emitted module. With it, weights that were computed from the original's are computed anew
+            in float64 for the run in float64, so that their rounding is no difference.
+        seed: seeds what the modules draw.
+
+    Raises:
+        MeasurementError: when a module cannot be copied or run.
+    """
+    source = original.module() if isinstance(original, ExportedProgram) else original
+    arguments = (tuple(args), dict(kwargs or {}))
+    own = _run("the original", "as it is", lambda: copied_module(source), arguments, seed)
+    new = _run("the emitted module", "as it is", lambda: copied_module(emitted), arguments, seed)
+    reference, new_double, is_mixed = _run_both_double(source, emitted, arguments, parameter_map, seed)
+    if not len(reference) == len(own) == len(new) == len(new_double):
+        raise MeasurementError(f"the original returns {len(own)} tensors, the emitted module {len(new)}")
+    outputs, others_equal, dtypes = [], True, []
+    for exact, a, b, c in zip(reference, own, new, new_double, strict=True):
+        if a.shape != b.shape:
+            raise MeasurementError(
+                f"an output of the original has shape {tuple(a.shape)}, of the emitted {tuple(b.shape)}"
+            )
+        if is_float(exact.dtype):
+            outputs.append(compare_output(exact, a, b, c, is_mixed=is_mixed))
+            dtypes.append(str(a.dtype).removeprefix("torch."))
+        else:
+            others_equal &= (
+                tensor_difference(a, b, exact=True) is None and tensor_difference(exact, c, exact=True) is None
+            )
+    return Accuracy(", ".join(dict.fromkeys(dtypes)) or "no floating-point output", tuple(outputs), others_equal)
+
+
+def _run_both_double(
+    original: nn.Module, emitted: nn.Module, arguments: Any, parameter_map: ParameterMap | None, seed: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
+    """Return the results of both modules in float64, and whether one rounds on purpose to another precision."""
+    precision = precision_of(original, arguments)
+    wide = widened(arguments)
+
+    def run(precision: Precision) -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
+        modes = precision.mode(), precision.mode()
+        twins = (
+            partial(double_twin, original, precision),
+            partial(double_twin, emitted, precision, original, parameter_map),
+        )
+        reference = _run("the original", "in float64", twins[0], wide, seed, modes[0])
+        new = _run("the emitted module", "in float64", twins[1], wide, seed, modes[1])
+        return reference, new, any(mode.has_kept for mode in modes)
+
+    try:
+        return run(precision)
+    except MeasurementError:
+        # where operands of two precisions do not go together, all are widened
+        return run(attrs.evolve(precision, narrow=ALL_FLOATS))
+
+
+def _run(
+    what: str,
+    how: str,
+    make: Callable[[], nn.Module],
+    arguments: Any,
+    seed: int,
+    mode: AbstractContextManager[Any] | None = None,
+) -> list[torch.Tensor]:
+    try:
+        twin = make()
+        args, kwargs = copied_arguments(arguments)
+        with ordinary_call(), seeded(seed), foreign_seeded(seed), nullcontext() if mode is None else mode:
+            result = twin(*args, **kwargs)
+    except Exception as error:
+        raise MeasurementError(f"{what} does not run {how}: {type(error).__name__}: {error}") from error
+    return [leaf.detach() for leaf in flatten(result)[0] if isinstance(leaf, torch.Tensor)]
+
+
+def compare_output(
+    exact: torch.Tensor,
+    original: torch.Tensor,
+    emitted: torch.Tensor,
+    emitted_double: torch.Tensor,
+    *,
+    is_mixed: bool = False,
+) -> OutputAccuracy:
+    """Return the errors of one output.
+
+    Args:
+        exact: of the original, in float64.
+        original: of the original, in its own precision.
+        emitted: of the emitted module, in its own precision.
+        emitted_double: of the emitted module, in float64.
+        is_mixed: whether either rounds to another precision on purpose, in float64 too.
+    """
+    floor = precision_floor(original.dtype)
+    exact, original, emitted, emitted_double = map(dense, (exact, original, emitted, emitted_double))
+    finite = exact.isfinite()
+    values = exact[finite]
+    return OutputAccuracy(
+        scale=_largest(values),
+        original_error=_largest(original[finite] - values),
+        emitted_error=_largest(emitted[finite] - values),
+        difference=_largest(emitted_double[finite] - values),
+        same_nonfinite=_same_nonfinite(original, emitted) and _same_nonfinite(exact, emitted_double),
+        floor=floor,
+        is_mixed=is_mixed,
+    )
+
+
+def _same_nonfinite(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
+    marks = [
+        torch.where(t.isfinite(), torch.zeros_like(t), t).nan_to_num(nan=2.0, posinf=1.0, neginf=-1.0) for t in (a, b)
+    ]
+    return torch.equal(*marks)
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0

@@ -1,0 +1,220 @@
+"""The check of every result: original and emitted module are called on the example inputs, and must do the same."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from compiler.capture.boundary.modes import modes_of, set_modes
+from compiler.capture.boundary.outcomes import difference
+from compiler.capture.boundary.runs import Outcome, Twin, on_meta
+from compiler.capture.captured import Captured
+from compiler.capture.errors import exported_fails
+from compiler.codegen import Emitted
+from compiler.emitted.graphmodule import EmittedModule
+from compiler.emitted.settings import SETTINGS, answers_of
+from compiler.equality.accuracy import MeasurementError, measure_accuracy
+from compiler.equality.parting import first_parting
+from compiler.lower.modes import lock
+from compiler.usercode.containers import same_content
+from compiler.usercode.state import KeptState
+from ir.errors import ValidationError
+from ir.locations import Location
+from ir.program import Program, Surrounding
+
+
+@attrs.frozen(eq=False)
+class Reference:
+    """What the original did, and the original itself for more."""
+
+    model: nn.Module
+    first: Outcome
+    other: Outcome | None = None
+    """After a switch of the mode, from the state that the first call left."""
+    back: Outcome | None = None
+    """After the switch back, where modules were in several modes."""
+    unlike: Mapping[str, Outcome] = attrs.field(factory=dict)
+    """Surroundings in which the original may do something else -> what it does there."""
+    questions: Mapping[str, Location] = attrs.field(factory=dict)
+    """What it asked -> where."""
+
+
+def reference_of(model: nn.Module | ExportedProgram, captured: Captured) -> Reference | None:
+    """Return what the original did in its runs, or None where there was none to look at."""
+    seen = captured.observed
+    if seen is not None:
+        return Reference(seen.model, seen.first, seen.other, seen.back, seen.unlike, seen.questions)
+    if not isinstance(model, ExportedProgram) or not captured.has_example:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of guards, and of classes of PyTorch's own
+        module = model.module()
+    if on_meta(module, captured.args, captured.kwargs):
+        return None
+    twin = Twin(module)
+    with twin.own_buffers():
+        first = twin.call(captured.args, captured.kwargs)
+    if first.error is not None:
+        raise exported_fails(first.error)
+    return Reference(module, first)
+
+
+class Check:
+    """The comparison of one emitted module with its original."""
+
+    def __init__(
+        self,
+        reference: Reference,
+        program: Program,
+        emitted: Emitted,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self.reference = reference
+        self.program = program
+        self.emitted: EmittedModule = emitted.module
+        self.kept = emitted.kept
+        self.start = KeptState(self.emitted, self.kept)
+        """What kept modules change in themselves is the user's, and begins with the user's first call."""
+        self.args = args
+        self.kwargs = kwargs
+        names = emitted.parameter_map
+        # tensors that are no buffers of the original are state as well, and are not seen in its runs
+        known = dict(reference.model.named_buffers(remove_duplicate=False))
+        self.first_names = {alias: group[0] for alias, group in names.aliases.items()}
+        """Further names of tied tensors -> the first one, by which they are compared."""
+        self.names = {
+            key: self.first_names.get(names[key][0], names[key][0])
+            for key in names
+            if len(names[key]) == 1 and names[key][0] in known
+        }
+        # what was folded for inference is not trained any more, and says so in the parameter map
+        self.is_folded = any(w.derivation is not None and not w.requires_grad for w in program.weights.values())
+
+    def run(self) -> None:
+        """Compare three calls: as it is, after a switch of the mode, and after the switch back.
+
+        Where the module computes something else after the switch, its mode is locked; where it does in surroundings
+        that the original asks about, it refuses these. Both are noted in the program as well.
+
+        Raises:
+            ValidationError: when a call differs, or a key of the `state_dict` that both have holds other values.
+        """
+        self._check_keys()
+        reference, emitted, twin = self.reference, self.emitted, Twin(self.emitted)
+        modes = modes_of(emitted)
+        try:
+            with twin.own_buffers():
+                self._compare(twin.call(self.args, self.kwargs), "")
+                mode = emitted.training
+                if reference.other is not None and not self.program.mode_locked:
+                    self._switch(twin, not mode, reference.other)
+                if reference.back is not None and not self.program.mode_locked:
+                    self.start.restore()
+                    twin.reset()
+                    self._switch(twin, mode, reference.back)
+                set_modes(emitted, modes)
+                self.start.restore()
+                twin.reset()
+                self._compare(twin.call(self.args, self.kwargs), "in a second call, ")
+                self._guard(twin)
+        finally:
+            self.start.restore()
+            set_modes(emitted, modes)
+
+    def _compare(self, found: Outcome, when: str) -> None:
+        problem = self._difference(self.reference.first, found)
+        if problem is not None and not self._is_rounding(problem):
+            raise self._error(f"{when}{problem}")
+        pairs = zip(self.reference.first.looks, found.looks, strict=False)
+        if not self.is_folded and any(expected and not actual for (expected, _), (actual, _) in pairs):
+            raise self._error(f"{when}a result has no gradient, and the original's has one")
+
+    def _difference(self, expected: Outcome, found: Outcome) -> str | None:
+        """Return the first way in which a call differs from the original's, or None."""
+
+        def first(names: Iterable[str]) -> tuple[str, ...]:
+            return tuple(self.first_names.get(name, name) for name in names)
+
+        buffers = dict(zip(first(expected.buffers), expected.buffers.values(), strict=True))
+        attached = () if self.is_folded else first(expected.attached)
+        expected = attrs.evolve(expected, buffers=buffers, attached=attached, assigned=first(expected.assigned))
+        if self.is_folded:
+            found = attrs.evolve(found, attached=())
+        return difference(expected, found, self.names)
+
+    def _is_rounding(self, problem: str) -> bool:
+        """Judge a small difference of values against float64: deep models amplify rounding."""
+        if "values differ by" not in problem:
+            return False
+        now = KeptState(self.emitted, self.kept)
+        self.start.restore()
+        try:
+            accuracy = measure_accuracy(self.reference.model, self.emitted, self.args, self.kwargs)
+        except MeasurementError:
+            return False
+        finally:
+            now.restore()
+        return accuracy.is_within_bound
+
+    def _error(self, problem: str) -> ValidationError:
+        place = first_parting(self.reference.model, self.program, self.args, self.kwargs)
+        where = f"; they part at {place.name}" if place is not None else ""
+        return ValidationError(
+            f"the emitted module does not do what the original does: {problem}{where}",
+            location=place.location if place is not None else None,
+            remedy='`validate="each"` tells whether a rewrite did it; leaf_modules= keeps a module as it is, '
+            "check=False skips the check; please report it",
+        )
+
+    def _check_keys(self) -> None:
+        theirs = self.reference.model.state_dict(keep_vars=True)
+        for key, tensor in self.emitted.state_dict(keep_vars=True).items():
+            other = theirs.get(key)
+            if not isinstance(tensor, torch.Tensor) or not isinstance(other, torch.Tensor):
+                continue
+            if tensor.shape == other.shape and not _is_same(tensor.detach(), other.detach()):
+                raise ValidationError(
+                    f"the key {key!r} of the emitted module's state_dict holds other values than the original's",
+                    remedy="please report it: what is changed has a key of its own",
+                )
+
+    # ---- other modes, other surroundings ----
+
+    def _switch(self, twin: Twin, mode: bool, expected: Outcome) -> None:
+        """Call the module after a switch; lock its mode where it then computes something else."""
+        (self.emitted.train if mode else self.emitted.eval)()
+        problem = self._difference(expected, twin.call(self.args, self.kwargs))
+        if problem is not None:
+            name = "training" if mode else "eval"
+            lock(self.program, f"in {name} mode it would differ from the original: {problem}")
+            self.emitted.lock_mode(self.program.mode_locked)
+
+    def _guard(self, twin: Twin) -> None:
+        """Try the module in the surroundings that matter to the original; where it does not follow, it refuses them."""
+        found: dict[str, Surrounding] = {}
+        for name, expected in self.reference.unlike.items():
+            if not SETTINGS[name].is_decided:
+                self.start.restore()
+                twin.reset()
+                outcome = twin.call(self.args, self.kwargs, [name])
+                if self._difference(expected, outcome) is None and expected.looks == outcome.looks:
+                    continue
+            place = self.reference.questions.get(SETTINGS[name].question)
+            found[name] = Surrounding(answers_of(name, (self.args, self.kwargs)), str(place or ""))
+        self.program.surroundings = found
+        self.emitted.refuse(found)
+
+
+def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.dtype != b.dtype or a.device != b.device:
+        return False
+    if a.is_meta or (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()):
+        return True
+    return same_content(a, b)

@@ -1,0 +1,341 @@
+"""What a caller can see of calls of a module.
+
+The calls are real ones on copies of the arguments. `state_kept` puts the module back afterwards, so that two calls in
+a row can be seen, the second from the state that the first left, without a copy of the weights:
+
+    with state_kept(module):
+        first, second = (observe(module, args, kwargs) for _ in range(2))
+
+How two of them differ is in `observation_differences`.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from compiler.capture.patches import ParametersKept
+from compiler.usercode.difference import is_plain, tensor_difference
+from compiler.usercode.state import ModuleState
+from compiler.usercode.tensors import foreign_state, meaningful_strides, storage_of
+
+_SMALL = 1 << 20
+"""Bytes up to which a buffer is copied without need. Kernels write statistics that their schemas do not name; what is
+larger is watched instead."""
+_DEPTH = 6
+"""How deep objects lie in each other that are looked into."""
+
+
+@attrs.frozen(eq=False)
+class Look:
+    """How a result looks to the caller, without its values."""
+
+    facts: tuple[Any, ...]
+    """Shape, dtype, strides that mean something, whether it requires a gradient, whether it is a Parameter."""
+    inputs: tuple[int, ...]
+    """The inputs that it shares memory with."""
+    weights: frozenset[str]
+    """The parameters and buffers that it shares memory with, by all their names."""
+    results: tuple[int, ...]
+    """The results that it shares memory with, by their places; itself among them."""
+
+
+@attrs.frozen(eq=False)
+class Observation:
+    """What a caller sees of one call; of a call that raised, no results."""
+
+    structure: Any
+    """The tree that the results form."""
+    results: tuple[Any, ...]
+    """Its leaves: tensors, and all else as it is."""
+    looks: tuple[Look | None, ...]
+    """One for each result; None for what is no tensor."""
+    inputs: tuple[Any, ...]
+    """The leaves of the arguments after the call; a tensor that occurs twice is there once."""
+    drawn: torch.Tensor
+    """The state of the random generator afterwards."""
+    state: Mapping[str, torch.Tensor]
+    """Parameters and buffers afterwards, by all their names; what is tied is one tensor."""
+    written: frozenset[str]
+    """The names of those that the call changed."""
+    attached: frozenset[str]
+    """The names of those among them that carry a gradient to what the next call reads."""
+    replaced: frozenset[str]
+    """The names of those in whose place the call put what lies elsewhere in memory."""
+    slopes: Mapping[str, torch.Tensor | None]
+    """Gradients of inputs (by "input 0") and parameters; empty where they were not asked for."""
+    drawn_elsewhere: Any = None
+    """The states of Python's and numpy's random generators afterwards."""
+    error: Exception | None = None
+    """What the call raised."""
+
+
+# ---- running ----
+
+
+@contextmanager
+def state_kept(module: nn.Module) -> Iterator[None]:
+    """Put back at the end whatever calls do to a module: buffers, parameters, attributes, modes.
+
+    No weight is copied unless it is written, but for small buffers that share no memory: these are replaced by clones
+    meanwhile.
+    """
+    state = ModuleState(module)
+    tensors = {id(t): t for t in named_state(module).values()}
+    holders = Counter(map(storage_of, tensors.values()))
+    clones: dict[int, torch.Tensor] = {}
+    replaced: list[tuple[nn.Module, str, torch.Tensor]] = []
+    large: list[torch.Tensor] = []
+    for each in module.modules():
+        for name, buffer in each._buffers.items():
+            if buffer is None:
+                continue
+            if _is_small(buffer) and holders[storage_of(buffer)] == 1:
+                each._buffers[name] = clones.setdefault(id(buffer), _clone(buffer))
+                replaced.append((each, name, buffer))
+            else:
+                large.append(buffer)
+    kept = ParametersKept(module, large)
+    try:
+        with kept:
+            yield
+    finally:
+        kept.restore()
+        state.restore()
+        for each, name, buffer in replaced:
+            each._buffers[name] = buffer
+
+
+def observe(
+    module: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    gradients: bool = False,
+    copies: bool = False,
+    mode: AbstractContextManager[Any] | None = None,
+) -> Observation:
+    """Call a module on copies of its arguments, in the grad mode of the caller, and return what can be seen of it.
+
+    Args:
+        module: the module; what it writes to itself stays (see `state_kept`).
+        args: positional arguments; not written.
+        kwargs: keyword arguments; not written.
+        seed: seeds what is drawn; the state of the random generators is put back.
+        gradients: whether to compute gradients of a random linear form in the results; parameters keep theirs.
+        copies: whether to copy also what the call did not write, since somebody will write it later.
+        mode: a mode of PyTorch to call it in.
+    """
+    args, kwargs = copied_arguments((tuple(args), dict(kwargs or {})))
+    given = list({id(t): t for t in pytree.tree_leaves((args, kwargs))}.values())
+    inputs = [leaf for leaf in given if isinstance(leaf, torch.Tensor)]
+    if gradients:
+        for tensor in inputs:
+            tensor.requires_grad_(tensor.is_floating_point())
+    before = _Before(module, copies=copies)
+    error, out = None, None
+    with seeded(seed), foreign_seeded(seed):
+        try:
+            with nullcontext() if mode is None else mode:
+                out = module(*args, **kwargs)
+        except Exception as raised:  # noqa: BLE001 - what both modules raise is equal
+            error = raised
+        drawn, elsewhere = torch.random.get_rng_state(), foreign_state()
+    leaves, structure = flatten(out)
+    state = named_state(module)
+    looks = _looks(leaves, inputs, state) if error is None else ()
+    slopes = _slopes(leaves, inputs, module) if gradients and error is None else {}
+    written, after = before.compare(state)
+    results = tuple(_clone(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
+    left = tuple(_clone(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in given)
+    attached = frozenset(name for name in written if state[name].grad_fn is not None)
+    replaced = frozenset(name for name, t in state.items() if storage_of(before.state.get(name, t)) != storage_of(t))
+    return Observation(
+        structure, results, looks, left, drawn, after, written, attached, replaced, slopes, elsewhere, error
+    )
+
+
+@contextmanager
+def ordinary_call() -> Iterator[None]:
+    """Call modules as the capture does: with gradients, and attention without its fused fast path."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def copied_arguments(tree: Any) -> Any:
+    """Return arguments that may be written: what is one object, or one piece of memory, stays one."""
+    memo: dict[int, Any] = {}
+
+    def leaf_only(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_leaf:
+            return tensor
+        return memo.setdefault(id(tensor), tensor.detach().requires_grad_(tensor.requires_grad))  # type: ignore[no-any-return]
+
+    tree = pytree.tree_map_only(torch.Tensor, leaf_only, tree)
+    try:
+        return copy.deepcopy(tree)
+    except Exception:  # noqa: BLE001 - an object that cannot be copied is handed over as it is
+        return pytree.tree_map_only(torch.Tensor, lambda t: _clone(t).requires_grad_(t.requires_grad), tree)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the random numbers of PyTorch, and put their state back at the end.
+
+    As `torch.random.fork_rng` and `torch.manual_seed` do, at a hundredth of their cost where there is the CPU alone.
+    """
+    if torch.cuda.is_initialized():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            yield
+        return
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
+
+
+@contextmanager
+def foreign_seeded(seed: int) -> Iterator[None]:
+    """Seed the random numbers of Python and numpy, and put the states back at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def named_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return parameters and buffers by all their names: what is tied has several."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}
+
+
+def flatten(tree: Any, depth: int = _DEPTH) -> tuple[list[Any], Any]:
+    """Return leaves and structure of a result, as of a pytree; objects of unknown classes are looked into."""
+    leaves, spec = pytree.tree_flatten(tree)
+    found: list[Any] = []
+    inner: list[Any] = []
+    for leaf in leaves:
+        parts = None if is_plain(leaf) or callable(leaf) or depth == 0 else _attributes(leaf)
+        if not parts:
+            found.append(leaf)
+            continue
+        below, structure = flatten(parts, depth - 1)
+        found.extend(below)
+        inner.append((type(leaf), structure))
+    return found, (spec, *inner) if inner else spec
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return what an object holds, in its dict and its slots."""
+    try:
+        state = value.__getstate__()
+    except Exception:  # noqa: BLE001 - it cannot be told
+        return {}
+    states = state if isinstance(state, tuple) else (state,)
+    return {key: item for each in states if isinstance(each, dict) for key, item in each.items()}
+
+
+class _Before:
+    """The state of a module before a call."""
+
+    def __init__(self, module: nn.Module, *, copies: bool) -> None:
+        self.state = named_state(module)
+        buffers = {id(b) for b in module.buffers()}
+        self.marks = {
+            id(t): _clone(t) if copies or (id(t) in buffers and _is_small(t)) else _version(t)
+            for t in self.state.values()
+        }
+
+    def compare(self, state: Mapping[str, torch.Tensor]) -> tuple[frozenset[str], dict[str, torch.Tensor]]:
+        """Return the names of what has changed, and the state as it is now, with copies of that at least."""
+        changed = {id(t) for name, t in state.items() if self._is_changed(name, t)}
+        after: dict[int, torch.Tensor] = {}
+        for t in state.values():
+            if id(t) not in after:
+                needed = id(t) in changed or isinstance(self.marks.get(id(t)), torch.Tensor)
+                after[id(t)] = _clone(t) if needed else t.detach()
+        written = frozenset(name for name, t in state.items() if id(t) in changed)
+        return written, {name: after[id(t)] for name, t in state.items()}
+
+    def _is_changed(self, name: str, tensor: torch.Tensor) -> bool:
+        old = self.state.get(name)
+        mark = None if old is None else self.marks[id(old)]
+        if isinstance(mark, torch.Tensor):
+            return not same_bits(mark, tensor)
+        return old is not tensor or mark != _version(tensor)
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two tensors are equal in dtype, shape and every bit, any NaN equal to any NaN."""
+    return a.shape == b.shape and a.dtype == b.dtype and tensor_difference(a, b, exact=True) is None
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _clone(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone()
+
+
+def _is_small(tensor: torch.Tensor) -> bool:
+    return tensor.numel() * tensor.element_size() <= _SMALL
+
+
+def _looks(leaves: list[Any], inputs: list[torch.Tensor], state: Mapping[str, torch.Tensor]) -> tuple[Look | None, ...]:
+    places = [storage_of(leaf) if isinstance(leaf, torch.Tensor) and leaf.numel() else None for leaf in leaves]
+    given = [storage_of(t) for t in inputs]
+    owned = {name: storage_of(t) for name, t in state.items()}
+
+    def look(index: int, t: Any) -> Look | None:
+        if not isinstance(t, torch.Tensor):
+            return None
+        facts = (tuple(t.shape), t.dtype, meaningful_strides(t), t.requires_grad, isinstance(t, nn.Parameter))
+        place = places[index]
+        if place is None:
+            return Look(facts, (), frozenset(), ())
+        return Look(
+            facts,
+            tuple(i for i, other in enumerate(given) if other == place),
+            frozenset(name for name, other in owned.items() if other == place),
+            tuple(i for i, other in enumerate(places) if other == place),
+        )
+
+    return tuple(look(i, leaf) for i, leaf in enumerate(leaves))
+
+
+def _slopes(leaves: list[Any], inputs: list[torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor | None]:
+    # also where two results are one tensor object: whether they are is not compared, only that they share memory
+    wanted = [t for t in leaves if isinstance(t, torch.Tensor) and t.requires_grad]
+    generator = torch.Generator().manual_seed(0)
+    directions = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in wanted]
+    sources = {f"input {i}": t for i, t in enumerate(inputs) if t.requires_grad and t.is_leaf}
+    sources |= {name: p for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    if not wanted or not sources:
+        return dict.fromkeys(sources)
+    # what a buffer keeps of this call is needed by the next one
+    slopes = torch.autograd.grad(wanted, list(sources.values()), directions, allow_unused=True, retain_graph=True)
+    return dict(zip(sources, slopes, strict=True))

@@ -1,0 +1,191 @@
+"""How two modules differ in what is seen of their calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from compiler.emitted.parameter_map import ParameterMap
+from compiler.equality.observation import Look, Observation
+from compiler.usercode.difference import dense, tensor_difference
+from ir.errors import GraphwrightError
+
+Pick = Callable[[Observation], Any]
+"""Takes one tensor out of what is seen of a call."""
+Judge = Callable[[Any, Any, Pick], str | None]
+"""Says how what is seen (the second) differs from the original's (the first) by more than is allowed, or None."""
+
+
+def within(relative: float) -> Judge:
+    """Return the judge that allows a difference relative to the largest magnitude in the original's tensor."""
+
+    def judge(a: Any, b: Any, pick: Pick) -> str | None:
+        bound = 0.0
+        if isinstance(a, torch.Tensor) and relative and a.numel() and a.device.type != "meta":
+            magnitudes = dense(a.detach()).abs().double()
+            bound = relative * float(magnitudes.nan_to_num(0.0, 0.0, 0.0).max())
+        return tensor_difference(a, b, exact=False, bound=bound)
+
+    return judge
+
+
+def differences(
+    a: Observation,
+    b: Observation,
+    *,
+    judge: Judge,
+    names: ParameterMap | None = None,
+    unwritten: bool = False,
+) -> Iterator[tuple[str, str]]:
+    """Yield (property, message) for each property in which an observation differs from the original's.
+
+    The properties are "errors", "structure", "values", "types", "strides", "gradients", "sharing", "inputs", "random
+    numbers" and "state". Not each of them is promised of each module: the caller chooses.
+
+    Args:
+        a: of the original.
+        b: of the emitted module, run on the same inputs in the same precision.
+        judge: says by how much `b` may differ in values.
+        names: the emitted module's; without it, names are the same in both.
+        unwritten: whether to compare also parameters and buffers that no call wrote.
+    """
+    names = ParameterMap({}) if names is None else names
+    if a.error is not None or b.error is not None:
+        problem = _unlike_errors(a.error, b.error)
+        if problem is not None:
+            yield "errors", problem
+        return
+    if a.structure != b.structure or len(a.results) != len(b.results):
+        yield "structure", f"{a.structure} became {b.structure}"
+        return
+    for i, (x, y) in enumerate(zip(a.results, b.results, strict=True)):
+        problem = judge(x, y, lambda seen, i=i: seen.results[i])  # type: ignore[misc]
+        if problem is not None:
+            yield "values", f"result {i}: {problem}"
+    for i, (p, q) in enumerate(zip(a.looks, b.looks, strict=True)):
+        if p is not None and q is not None:
+            yield from _unlike_looks(i, p, q, names)
+    for i, (x, y) in enumerate(zip(a.inputs, b.inputs, strict=True)):
+        problem = judge(x, y, lambda seen, i=i: seen.inputs[i])  # type: ignore[misc]
+        if problem is not None:
+            yield "inputs", f"input {i} afterwards: {problem}"
+    if not torch.equal(a.drawn, b.drawn):
+        yield "random numbers", "another count is drawn"
+    if a.drawn_elsewhere != b.drawn_elsewhere:
+        yield "random numbers", "another count of Python's or numpy's is drawn"
+    yield from _unlike_state(a, b, names, judge, unwritten=unwritten)
+    yield from _unlike_slopes(a, b, names, judge)
+
+
+def _unlike_errors(a: Exception | None, b: Exception | None) -> str | None:
+    """Return how two calls differ in what they raise; a call that fails may be refused by an error of ours."""
+    if a is not None and b is not None and (type(a) is type(b) or isinstance(b, GraphwrightError)):
+        return None
+    x, y = ("no error" if e is None else f"{type(e).__name__} ({str(e).strip().partition(chr(10))[0]})" for e in (a, b))
+    return f"{x} became {y}"
+
+
+def _unlike_looks(index: int, a: Look, b: Look, names: ParameterMap) -> Iterator[tuple[str, str]]:
+    for what, property_, x, y in zip(
+        ("shape", "dtype", "strides", "requires_grad", "is a Parameter"),
+        ("types", "types", "strides", "gradients", "structure"),
+        a.facts,
+        b.facts,
+        strict=True,
+    ):
+        if x != y:
+            yield property_, f"result {index}: {what}: {x} became {y}"
+    for what, xs, ys in (("inputs", a.inputs, b.inputs), ("results", a.results, b.results)):
+        if xs != ys:
+            yield "sharing", f"result {index} shares memory with {what} {list(xs)}, and now with {list(ys)}"
+    sources = frozenset(source for key in b.weights for source in names.get(key, (key,)))
+    # a tied weight may have lost some of its names
+    if bool(sources) != bool(a.weights) or not sources <= a.weights:
+        yield (
+            "sharing",
+            f"result {index} shares memory with weights {sorted(a.weights)}, and now with {sorted(sources)}",
+        )
+
+
+def _unlike_state(
+    a: Observation, b: Observation, names: ParameterMap, judge: Judge, *, unwritten: bool
+) -> Iterator[tuple[str, str]]:
+    covered: set[str] = set()
+    for key, value in b.state.items():
+        sources = names.get(key, (key,))
+        covered.update(sources)
+        if not set(sources) <= set(a.state):
+            if sources != (key,) or key in b.written:
+                yield "state", f"{key} comes from {sources}, which are not in the original"
+            continue  # a constant
+        if not unwritten and key not in b.written and a.written.isdisjoint(sources):
+            continue
+        problem = judge(heir(names, key, a.state), value, _state(names, key))
+        if problem is not None:
+            yield "state", f"{key} afterwards: {problem}"
+        elif (key in b.attached) is a.attached.isdisjoint(sources):
+            yield "gradients", f"{key} afterwards: {'one' if key in b.attached else 'none'} to what the next call reads"
+        elif (key in b.replaced) is a.replaced.isdisjoint(sources):
+            yield (
+                "sharing",
+                f"{key} afterwards: {'assigned' if key in b.replaced else 'written'}, unlike the original's",
+            )
+    kept = {id(a.state[name]) for name in covered & set(a.state)}  # what is tied may have lost some of its names
+    for name in sorted(a.written - covered):
+        if id(a.state[name]) not in kept:
+            yield "state", f"{name} is written by the original, and gone"
+
+
+def _unlike_slopes(a: Observation, b: Observation, names: ParameterMap, judge: Judge) -> Iterator[tuple[str, str]]:
+    for key, value in b.slopes.items():
+        sources = (key,) if key.startswith("input ") else names.get(key, (key,))
+        if len(sources) > 1:
+            continue  # computed of several, for inference
+        (source,) = sources
+        if source not in a.slopes:
+            if not is_no_slope(value):
+                yield "gradients", f"of {key}, which the original has not"
+            continue
+        # of what is overwritten it is zero, times what may be infinite: what is finite is compared, as elsewhere
+        finite_slope = None if a.slopes[source] is None else a.slopes[source].nan_to_num(0.0, 0.0, 0.0)  # type: ignore[union-attr]
+        if is_no_slope(finite_slope) and is_no_slope(value):
+            continue
+        if a.slopes[source] is None or value is None:
+            if a.slopes[source] is not value:
+                yield "gradients", f"of {key}: there is {'none now' if value is None else 'one now, and none before'}"
+            continue
+        expected = heir(names, key, a.slopes)
+        # where its gradient is infinite, a value with several users gets NaN or not by the order of the sum
+        finite = expected.isfinite()
+        if expected.shape == value.shape:
+            expected, value = expected[finite], value[finite]
+        problem = judge(expected, value, _slope(names, key, finite))
+        if problem is not None:
+            yield "gradients", f"of {key}: {problem}"
+
+
+def heir(names: ParameterMap, key: str, tensors: Mapping[str, torch.Tensor | None]) -> Any:
+    """Return what a tensor of the emitted module should be: a weight may have been transposed or reshaped."""
+    sources = names.get(key, (key,))
+    if key not in names or any(tensors.get(source) is None for source in sources):
+        return tensors.get(sources[0])
+    return names.heir(key, tensors)
+
+
+def is_no_slope(slope: torch.Tensor | None) -> bool:
+    """Return whether a gradient is absent or zero throughout: what is overwritten has one or the other."""
+    return slope is None or not bool((slope != 0).any())
+
+
+def _state(names: ParameterMap, key: str) -> Pick:
+    return lambda seen: heir(names, key, seen.state)
+
+
+def _slope(names: ParameterMap, key: str, finite: torch.Tensor) -> Pick:
+    def pick(seen: Observation) -> Any:
+        slope = heir(names, key, seen.slopes)
+        return None if slope is None or slope.shape != finite.shape else slope[finite]
+
+    return pick

@@ -1,0 +1,276 @@
+"""Validation of a whole result: the emitted module beside the original, in several calls, modes and precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from compiler.emitted.parameter_map import ParameterMap
+from compiler.equality.accuracy import compare_output
+from compiler.equality.observation import Observation, observe, ordinary_call, state_kept
+from compiler.equality.observation_differences import Judge, Pick, differences, within
+from compiler.equality.unit_strides import OtherUnitStrides
+from compiler.equality.widened import ALL_FLOATS, double_twin, is_float, precision_of, widened
+from compiler.usercode.difference import tensor_difference
+from compiler.usercode.tensors import meaningful_strides
+from ir.errors import InputError, ValidationError
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments."""
+Calls = dict[str, Observation]
+"""What is seen of several calls in a row, by what they are."""
+
+_REMEDY = '`validate="each"` names the rewrite that did it, if it was one; please report it'
+_OF_NUMBERS = frozenset({"values", "inputs", "state", "structure", "errors"})
+"""The properties that a run in float64 shows; the others are those of the run in the modules' own precision."""
+
+
+def validate_result(
+    original: nn.Module | ExportedProgram,
+    emitted: nn.Module,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    parameter_map: ParameterMap | None = None,
+    trials: int = 2,
+) -> None:
+    """Compare the emitted module with the original on random inputs of the example's types.
+
+    Floating-point inputs are drawn anew; others are permuted, so that indices stay in range. The first trial makes two
+    calls in a row, one in the other mode where the emitted module has it, and one after the mode was put back. Compared
+    are results (structure, types, strides, shared memory, values), what was written to inputs and buffers, random
+    numbers, and errors; in the modules' own precision and in float64.
+
+    Args:
+        original: the module that was compiled.
+        emitted: the module that it became.
+        args: the example's positional arguments.
+        kwargs: its keyword arguments.
+        parameter_map: of the emitted module.
+        trials: how many inputs are tried.
+
+    Raises:
+        InputError: when there are no example inputs.
+        ValidationError: when a result differs by more than rounding explains.
+    """
+    if args is None and kwargs is None:
+        raise InputError('validate="final" needs example inputs', remedy="pass `example_inputs` to transform")
+    source = original.module() if isinstance(original, ExportedProgram) else original
+    names = ParameterMap({}) if parameter_map is None else parameter_map
+    # what is computed of several weights is for inference
+    trains = all(len(sources) == 1 for sources in names.values())
+    switches = trains and source is original and _can_switch(source) and _can_switch(emitted)
+    for trial in range(trials):
+        arguments = _draw((tuple(args or ()), dict(kwargs or {})), seed=trial)
+        comparison = _Comparison(source, emitted, names, arguments, trial, trial == 0, switches, trains)
+        for label, property_, message in comparison.differences():
+            raise ValidationError(f"the emitted module differs ({property_}, {label}): {message}", remedy=_REMEDY)
+
+
+def _can_switch(module: nn.Module) -> bool:
+    """Return whether a module can be put into the other mode, by its own `train()` or `eval()`."""
+    with state_kept(module):
+        try:
+            _put_into(module, mode=not module.training)
+        except Exception:  # noqa: BLE001 - a module may refuse it in any way
+            return False
+    return True
+
+
+def _put_into(module: nn.Module, *, mode: bool) -> None:
+    """Switch a module as its user does: a module may override either method."""
+    if mode:
+        module.train()
+    else:
+        module.eval()
+
+
+@attrs.frozen(eq=False)
+class _Comparison:
+    """Two modules and the arguments of their calls."""
+
+    original: nn.Module
+    emitted: nn.Module
+    names: ParameterMap
+    arguments: Arguments
+    seed: int
+    several: bool
+    """Whether more than one call is made."""
+    switches: bool
+    """Whether one is made in the other mode."""
+    trains: bool
+
+    def differences(self) -> Iterator[tuple[str, str, str]]:
+        """Yield (call, property, message) for each difference."""
+        own, new = self._calls(self.original, self.arguments), self._calls(self.emitted, self.arguments)
+        double = self._calls_in_double(own)
+        for label, seen in own.items():
+            if double is None:
+                judge = within(torch.finfo(precision_of(self.original, self.arguments).spoken).eps ** 0.5)
+            else:
+                judge = _beside(double.reference[label])
+            for property_, message in differences(seen, new[label], judge=judge, names=self.names):
+                if self._is_promised(property_, seen):
+                    yield label, property_, message
+            if double is None:
+                continue
+            judge = _in_double(seen, is_mixed=double.is_mixed)
+            for property_, message in differences(
+                double.reference[label], double.emitted[label], judge=judge, names=self.names
+            ):
+                if property_ in _OF_NUMBERS:
+                    yield f"{label}, in float64", property_, message
+
+    def _calls(self, module: nn.Module, arguments: Arguments, mode: AbstractContextManager[Any] | None = None) -> Calls:
+        """Observe calls in a row; the module is put back afterwards."""
+
+        def call() -> Observation:
+            return observe(module, *arguments, seed=self.seed, mode=mode)
+
+        with state_kept(module), ordinary_call():
+            calls = {"first call": call()}
+            if not self.several:
+                return calls
+            calls["second call"] = call()
+            if self.switches:
+                usual = module.training
+                _put_into(module, mode=not usual)
+                calls[f"put into {'eval' if usual else 'training'} mode"] = call()
+                _put_into(module, mode=usual)
+                calls[f"put back into {'training' if usual else 'eval'} mode"] = call()
+        return calls
+
+    def _calls_in_double(self, own: Calls) -> _Double | None:
+        """Observe the calls of both modules in float64; None where the original does not run in it."""
+        precision = precision_of(self.original, self.arguments)
+        arguments = widened(self.arguments)
+        # where operands of two precisions do not go together, all are widened
+        for narrow in (precision.narrow, ALL_FLOATS):
+            precision = attrs.evolve(precision, narrow=narrow)
+            modes = precision.mode(), precision.mode()
+            try:
+                twin = double_twin(self.original, precision)
+            except Exception:  # noqa: BLE001 - a module that cannot be copied, or converted
+                return None
+            reference = self._calls(twin, arguments, modes[0])
+            del twin
+            if any(reference[label].error is not None and seen.error is None for label, seen in own.items()):
+                continue
+            twin = double_twin(self.emitted, precision, self.original, self.names)
+            emitted = self._calls(twin, arguments, modes[1])
+            if narrow is ALL_FLOATS or all(seen.error is None for seen in emitted.values()):
+                return _Double(reference, emitted, any(mode.has_kept for mode in modes))
+        return None
+
+    def _is_promised(self, property_: str, seen: Observation) -> bool:
+        """Return whether the emitted module has to be like the original in a property."""
+        if property_ == "gradients":
+            return self.trains
+        return property_ not in ("strides", "sharing") or self._has_definite_strides(seen)
+
+    def _has_definite_strides(self, seen: Observation) -> bool:
+        """Return whether the strides of the results are more than an accident.
+
+        They are one where they change with the strides of dimensions of size 1 on the way, which mean nothing.
+        """
+        for level in OtherUnitStrides.LEVELS:
+            with state_kept(self.original), ordinary_call():
+                mode = OtherUnitStrides(level)
+                other = observe(self.original, *self.arguments, seed=self.seed, mode=mode)
+            if list(map(_strides, other.results)) != list(map(_strides, seen.results)):
+                return False
+        return True
+
+
+@attrs.frozen(eq=False)
+class _Double:
+    """What is seen of the calls of both modules in float64."""
+
+    reference: Calls
+    emitted: Calls
+    is_mixed: bool
+    """Whether either rounds to another precision on purpose."""
+
+
+def _strides(result: Any) -> list[int] | None:
+    return meaningful_strides(result) if isinstance(result, torch.Tensor) else None
+
+
+def _beside(reference: Observation) -> Judge:
+    """Return the judge of runs in the modules' own precision: the emitted module may err as the original does, twice.
+
+    Args:
+        reference: of the original, in float64.
+    """
+
+    def judge(a: Any, b: Any, pick: Pick) -> str | None:
+        exact = pick(reference)
+        if not _are_comparable(a, b, exact):
+            return tensor_difference(a, b, exact=False)
+        output = compare_output(exact, a, b, exact)
+        if output.is_within_bound:
+            return None
+        return (
+            f"its error in {str(a.dtype).removeprefix('torch.')} is {output.emitted_error:.3g}, the original's own "
+            f"{output.original_error:.3g} (largest magnitude {output.scale:.3g}); NaN and infinity in place: "
+            f"{output.same_nonfinite}"
+        )
+
+    return judge
+
+
+def _in_double(own: Observation, *, is_mixed: bool) -> Judge:
+    """Return the judge of runs in float64: they are equal, or as far apart as rounding on purpose explains.
+
+    Args:
+        own: of the original, in its own precision.
+        is_mixed: whether a module rounds on purpose to a precision that the run in float64 keeps.
+    """
+
+    def judge(a: Any, b: Any, pick: Pick) -> str | None:
+        narrow = pick(own)
+        if not _are_comparable(a, b, narrow):
+            return tensor_difference(a, b, exact=False)
+        bound = 0.0
+        if is_mixed:
+            bound = compare_output(a, narrow, narrow, b, is_mixed=True).difference_allowed
+        return tensor_difference(a, b, exact=False, bound=bound)
+
+    return judge
+
+
+def _are_comparable(*tensors: Any) -> bool:
+    """Return whether all are floating-point tensors of one shape."""
+    first, *others = tensors
+    if not isinstance(first, torch.Tensor) or not is_float(first.dtype) or first.device.type == "meta":
+        return False
+    return all(isinstance(t, torch.Tensor) and t.shape == first.shape and is_float(t.dtype) for t in others)
+
+
+def _draw(tree: Any, seed: int) -> Any:
+    """Return `tree` with random tensors of the same types; an object that occurs twice stays one object."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn: dict[int, torch.Tensor] = {}
+
+    def draw(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+            return tensor
+        if id(tensor) not in drawn:
+            if tensor.is_floating_point():
+                noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+                drawn[id(tensor)] = torch.empty_like(tensor, requires_grad=False).copy_(noise)
+                drawn[id(tensor)].requires_grad_(tensor.requires_grad)
+            else:
+                flat = tensor.reshape(-1)
+                order = torch.randperm(flat.numel(), generator=generator).to(tensor.device)
+                drawn[id(tensor)] = flat[order].reshape(tensor.shape)
+        return drawn[id(tensor)]
+
+    return pytree.tree_map_only(torch.Tensor, draw, tree)

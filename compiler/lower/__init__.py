@@ -1,0 +1,1 @@
+"""From PyTorch's graph to a program."""

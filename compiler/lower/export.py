@@ -1,0 +1,426 @@
+"""An exported program becomes a program of ours."""
+
+from __future__ import annotations
+
+import enum
+import json
+import linecache
+import operator
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ConstantArgument,
+    InputKind,
+    OutputKind,
+    SymBoolArgument,
+    SymFloatArgument,
+    SymIntArgument,
+    TensorArgument,
+)
+
+from compiler.capture.errors import at_operation, is_of_functorch, no_operator
+from compiler.lower.export_modes import lock_of_exported, mode_of_exported, modes_of_exported, shared_modules
+from compiler.lower.functional.functionalizer import Functionalizer, written_statistics
+from compiler.lower.functional.storage import Handle
+from compiler.lower.functional.views import may_need_gradient
+from compiler.lower.functional.writes import check_writes
+from compiler.lower.module_facts import ModuleFacts, modules_of
+from compiler.lower.regions import RegionLowering, attribute_of, has_raised
+from compiler.lower.results import Results, note_written
+from compiler.lower.symbols import DataDependentSizeError, SymbolTable, restricted
+from compiler.lower.weights import WeightTable, is_one_tensor
+from ir.core import Graph, Value
+from ir.errors import CaptureError, GraphwrightError, VerificationError
+from ir.expressions import format_expression
+from ir.locations import Location
+from ir.memory.strides import Strides
+from ir.opdef import OpDef, get_opdef, opdef_of_overload
+from ir.parameters import ParameterKind, ParameterSpec
+from ir.program import CallingConvention, InputLeaf, Program, Weight, WeightKind
+from ir.types import OpaqueType, ScalarType, TensorType, Type
+from ir.verify import verify
+
+_ASSERTIONS = frozenset(
+    {
+        "aten._assert_async",
+        "aten._assert_async.msg",
+        "aten._assert_scalar",
+        "aten._assert_tensor_metadata",
+        "aten.sym_constrain_range",
+        "aten.sym_constrain_range_for_size",
+    }
+)
+_KIND_NAMES = {
+    InputKind.PARAMETER: "parameter",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT_TENSOR: "constant",
+}
+_OPAQUE_TARGET = "graphwright.opaque"
+
+
+class ExportLowering(RegionLowering):
+    """Lowers one exported program."""
+
+    def __init__(
+        self,
+        exported: ExportedProgram,
+        module: nn.Module | None,
+        names: Mapping[str, str],
+        opaques: Mapping[str, Any],
+        writers: Collection[str] = (),
+        irregular: Collection[str] = (),
+        training: bool | None = None,
+        assigned: Sequence[str] = (),
+        attached: Iterable[str] = (),
+    ) -> None:
+        self.exported = exported
+        self.training = training
+        """The mode that a program without its module was captured in; None where it is not known."""
+        self.assigned = assigned
+        """Buffers in whose place new tensors are put: the last results are these."""
+        self.attached = attached
+        """Buffers in which calls leave a value with a gradient."""
+        self.graph = Graph()
+        out_spec = exported.call_spec.out_spec
+        self.convention = CallingConvention(exported.call_spec.in_spec, out_spec.child(0) if assigned else out_spec)
+        self.program = Program("main", self.graph, self.convention, opaques=dict(opaques))
+        super().__init__(Functionalizer(self.graph), SymbolTable(names, exported))
+        self.writers = writers
+        self.weights = WeightTable(self.program)
+        self.module = module
+        self.facts = ModuleFacts(module, irregular)
+        self._types: dict[Any, TensorType] = {}
+        self._opdefs: dict[Any, OpDef] = {}
+        self._reliable_keys = True
+
+    # ---- the whole ----
+
+    def lower(self) -> Program:
+        """Return the program.
+
+        Raises:
+            CaptureError: when it cannot be expressed; the message names the place in the user's code.
+        """
+        if self.module is not None:
+            self.weights.add_module(self.module, without=self.program.opaques)
+            self.program.module_modes, self.program.module_aliases = modules_of(self.module)
+            for name in self.attached:
+                if name in self.weights.names:
+                    self.weights.names[name].carries_gradient = True
+        else:
+            self.weights.add_exported(self.exported)
+            self.program.module_aliases = shared_modules(self.program, self.exported)
+        self.locate.aliases = self.program.module_aliases
+        nodes = [node for node in self.exported.graph.nodes if not has_raised(node)]
+        self._check_functions(nodes)
+        self._reliable_keys = _keys_are_reliable(nodes)
+        self._placeholders([node for node in nodes if node.op == "placeholder"])
+        for node in nodes:
+            if node.op == "call_function":
+                self._call(node)
+            elif node.op == "get_attr":
+                self.env[node] = attribute_of(self.exported.graph_module, str(node.target))
+            elif node.op == "output":
+                self._outputs(node)
+        self.program.symbols = self.symbols.ranges()
+        self.program.constraints = self.symbols.constraints()
+        self._check_types()
+        check_writes(self.graph)
+        conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
+        self.program.mode_locked = self.facts.mode_locked(conflicts)
+        if self.module is None:
+            mode = mode_of_exported(self.program, self.training)
+            self.program.mode_locked = self.program.mode_locked or lock_of_exported(self.program, self.exported)
+            known = mode if self.program.mode_locked else bool(mode)
+            self.program.module_modes = modes_of_exported(self.program, known)
+        return self.program
+
+    def _check_types(self) -> None:
+        """Refuse a program whose types hold only under its constraints: they say less than sizes that are ints.
+
+        Raises:
+            CaptureError: naming the operation whose type depends on what the capture took for granted.
+        """
+        if not any(isinstance(constraint, sympy.Eq) for constraint in self.program.constraints):
+            return
+        try:
+            verify(self.program)
+        except VerificationError as error:
+            texts = ", ".join(map(format_expression, self.program.constraints))
+            line = linecache.getline(error.location.file, error.location.line).strip() if error.location else ""
+            raise restricted(texts, line, error.location) from error
+
+    # ---- inputs and outputs ----
+
+    def _placeholders(self, nodes: Sequence[fx.Node]) -> None:
+        signature = self.exported.graph_signature
+        leaves: list[InputLeaf] = []
+        for node, spec in zip(nodes, signature.input_specs, strict=True):
+            if spec.kind is InputKind.USER_INPUT:
+                leaves.append(self._user_input(node, spec.arg))
+            elif spec.kind in _KIND_NAMES:
+                self.env[node] = self._weight(node, spec.kind, str(spec.target))
+            else:
+                raise CaptureError(
+                    f"the model takes {spec.kind.name.lower()} {spec.target!r}, which is no tensor",
+                    remedy="keep the module that owns it as it is with leaf_modules=",
+                )
+        self.convention.inputs = tuple(leaves)
+        forward = self.exported.module_call_graph[0].signature
+        if forward is not None and forward.forward_arg_names:
+            names = forward.forward_arg_names
+            assert self.convention.in_spec is not None
+            positional = len(self.convention.in_spec.children()[0].children())
+            self.convention.parameters = (
+                *(ParameterSpec(name) for name in names[:positional]),
+                *(ParameterSpec(name, ParameterKind.KEYWORD_ONLY) for name in names[positional:]),
+            )
+
+    def _user_input(self, node: fx.Node, arg: Any) -> InputLeaf:
+        if isinstance(arg, ConstantArgument):
+            return InputLeaf(node.name, None, arg.value)
+        if isinstance(node.meta["val"], enum.Enum) and not node.users:
+            return InputLeaf(node.name, None, node.meta["val"])
+        number = len(self.graph.inputs)
+        value = self.graph.add_input(self._type(node.meta["val"]), node.name)
+        if isinstance(arg, TensorArgument):
+            self.env[node] = self.functionalizer.source(value, "input", number=number, key=_key(node.meta["val"]))
+        else:
+            self.env[node] = self.symbols.dim(node.meta["val"])
+        return InputLeaf(node.name, number)
+
+    def _weight(self, node: fx.Node, kind: InputKind, name: str) -> Handle | None:
+        weight = self.weights.names.get(name)
+        if weight is None:
+            if not node.users:
+                return None
+            weight = self._constant(node, name)
+        if node.users and node.meta["val"].layout is not torch.strided:
+            raise CaptureError(
+                f"{_KIND_NAMES[kind]} {name!r} is of layout {node.meta['val'].layout}, which is not supported",
+                remedy="make it dense with to_dense()",
+            )
+        return self.functionalizer.source(weight.value, _KIND_NAMES[kind], name=weight.name, key=_key(node.meta["val"]))
+
+    def _constant(self, node: fx.Node, name: str) -> Weight:
+        constant = self.exported.constants.get(name)
+        if constant is None:
+            constant = self.exported.state_dict.get(name)
+        if not isinstance(constant, torch.Tensor):
+            raise CaptureError(f"constant {name!r} is not a tensor but a {type(constant).__qualname__}")
+        for weight in self.program.weights.values():
+            if weight.data is not None and is_one_tensor(weight.data, constant):
+                return weight  # a parameter that code reaches by another way than as an attribute of its module
+        return self.weights.add(name, constant, WeightKind.CONSTANT, persistent=False, alias=False)
+
+    def _outputs(self, node: fx.Node) -> None:
+        results = node.args[0]
+        assert isinstance(results, (tuple, list))
+        found = Results(self.functionalizer)
+        written: list[tuple[Any, Value]] = []
+        for result, spec in zip(results, self.exported.graph_signature.output_specs, strict=True):
+            if spec.kind is OutputKind.BUFFER_MUTATION or spec.kind is OutputKind.USER_INPUT_MUTATION:
+                assert isinstance(result, fx.Node)
+                written.append((spec, self._read(self.env[result])))
+            elif spec.kind in (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT):
+                self._user_output(found, result, spec.arg)
+            else:
+                raise CaptureError(f"the model has an output of kind {spec.kind.name.lower()}")
+        for spec, value in written:
+            if spec.kind is OutputKind.BUFFER_MUTATION:
+                found.write(value, buffer=self.weights.names[spec.target].name)
+            else:
+                names = [leaf.name for leaf in self.convention.inputs if leaf.value is not None]
+                found.write(value, input=names.index(spec.target))
+        found.finish(self.program, [self.weights.names[name] for name in self.assigned])
+
+    def _user_output(self, found: Results, result: Any, arg: Any) -> None:
+        if isinstance(arg, TensorArgument):
+            strides = tuple(self.symbols.dim(s) for s in result.meta["val"].stride())
+            found.value(self.env[result], strides)
+        elif isinstance(arg, SymIntArgument | SymFloatArgument | SymBoolArgument):
+            found.constant(self.env[result] if isinstance(result, fx.Node) else result)
+        else:
+            found.constant(arg.value if isinstance(arg, ConstantArgument) else result)
+
+    def _read(self, handle: Any) -> Value:
+        return self.functionalizer.read(handle)
+
+    # ---- types ----
+
+    def _type(self, val: Any) -> Type:
+        if isinstance(val, torch.Tensor):
+            if val.layout is not torch.strided:
+                raise CaptureError(f"a tensor of layout {val.layout} is not supported")
+            dim = self.symbols.dim
+            shape = tuple([d if type(d) is int else dim(d) for d in val.shape])
+            key = (shape, val.dtype, val.device)
+            found = self._types.get(key)
+            if found is None:
+                found = self._types[key] = TensorType(*key)
+            return found
+        if isinstance(val, bool | torch.SymBool):
+            return ScalarType("bool")
+        if isinstance(val, int | torch.SymInt):
+            return ScalarType("int", self.symbols.dim(val))
+        if isinstance(val, float | torch.SymFloat):
+            return ScalarType("float")
+        return OpaqueType()
+
+    # ---- operations ----
+
+    def _call(self, node: fx.Node) -> None:
+        target = node.target
+        if target is operator.getitem:
+            source = self.env[node.args[0]]  # type: ignore[index]
+            self.env[node] = source[node.args[1]]
+            return
+        val = node.meta.get("val")
+        location = self.locate(node)
+        try:
+            if isinstance(val, torch.SymInt | torch.SymFloat | torch.SymBool | int | float):
+                self.env[node] = self.symbols.dim(val)
+                return
+            if isinstance(target, torch._ops.HigherOrderOperator):
+                self._higher_order(node, target, location)
+                return
+            if not isinstance(target, torch._ops.OpOverload):
+                raise no_operator(target, location, self.module)
+            self._call_operator(node, target, val, location)
+        except DataDependentSizeError as error:
+            raise CaptureError(
+                f"{_name(target)} makes a size that depends on the data of a tensor ({error})",
+                location=location,
+                remedy="keep the module as it is with leaf_modules=, or compute with a mask of fixed size",
+            ) from None
+        except GraphwrightError as error:
+            if error.location is None or error.remedy is None:
+                raise at_operation(error, location) from error
+            raise
+
+    def _check_functions(self, nodes: Sequence[fx.Node]) -> None:
+        """Refuse what functorch (torch.func.grad) left in the graph, before its tensors are looked at."""
+        for node in nodes:
+            if node.op == "call_function" and is_of_functorch(node.target):
+                raise no_operator(node.target, self.locate(node), self.module)
+
+    def _opdef(self, target: torch._ops.OpOverload) -> OpDef:
+        found = self._opdefs.get(target)
+        if found is None:
+            found = self._opdefs[target] = opdef_of_overload(target)
+        return found
+
+    def _call_operator(self, node: fx.Node, target: torch._ops.OpOverload, val: Any, location: Location) -> None:
+        opdef = self._opdef(target)
+        name = opdef.name
+        if name in _ASSERTIONS:
+            return
+        if name == _OPAQUE_TARGET:
+            self._opaque(node, val, location)
+            return
+        functionalizer = self.functionalizer
+        functionalizer.location = location
+        args = [self._argument(arg) for arg in node.args]
+        kwargs = {key: self._argument(arg) for key, arg in node.kwargs.items()} if node.kwargs else {}
+        if name == "aten.lift_fresh_copy":
+            # the fake tensors of these share storage where the real ones do not
+            self.env[node] = functionalizer.call(get_opdef("aten.clone"), args, kwargs, (self._type(val),))[0]
+            return
+        if name == "aten.detach_" and not may_need_gradient(args[0].value):
+            self.env[node] = args[0]
+            return
+        if name == "aten.add_.Tensor" and self.facts.is_batch_counter(args[0], location):
+            if args[0].storage.version:
+                raise written_statistics("a normalization counts its batches in a number", args[0], location)
+            note_written(self.program, self.program.weights[args[0].storage.name])
+            self.env[node] = args[0]
+            return
+        if name == "aten.batch_norm" and self._inside_no_grad:
+            # its own parameters make it the layer that it is; what it returns loses its gradient instead
+            args = [self._with_gradient(arg) for arg in args]
+        types: Sequence[Type] | None = None
+        keys: Sequence[int | None] = ()
+        is_list = isinstance(val, (list, tuple))
+        if is_list:
+            items = [part for item in val for part in (item if isinstance(item, list) else (item,)) if part is not None]
+            types = [self._type(item) for item in items]
+            keys = [_key(item) for item in items]
+        elif val is not None:
+            types = (self._type(val),)
+            keys = (_key(val),)
+        if not self._reliable_keys:
+            keys = ()
+        before = self.graph.return_op.prev
+        functionalizer.layouts = self._layouts(node) if target._schema.is_mutable else {}
+        results = functionalizer.call(opdef, args, kwargs, types, keys, (node.name,))
+        last = self.graph.return_op.prev
+        if last is not None and last is not before:
+            after = self.facts.adjust(last, self.module_at(location))
+            if after is not None:
+                results = [functionalizer.fresh(after(functionalizer))]
+        if name == "aten.batch_norm" and self._inside_no_grad:
+            results = [self._without_gradient(result) for result in results]
+        if is_list:
+            slots = iter(opdef.nest(results))
+            self.env[node] = [None if item is None else next(slots) for item in val]
+        else:
+            self.env[node] = results[0] if results else None
+
+    def _layouts(self, node: fx.Node) -> dict[Handle, Strides]:
+        """Return the strides of the tensors that a call takes."""
+        tensors = [(self.env.get(arg), arg.meta.get("val")) for arg in node.all_input_nodes]
+        return {
+            handle: tuple(self.symbols.dim(step) for step in val.stride())
+            for handle, val in tensors
+            if type(handle) is Handle and isinstance(val, torch.Tensor)
+        }
+
+    def module_at(self, location: Location) -> nn.Module | None:
+        """Return the module of the original at a location."""
+        return self.facts.modules.get(location.module_path)
+
+    def _opaque(self, node: fx.Node, val: Any, location: Location) -> None:
+        tensors, callee, spec, results = (self._argument(arg) for arg in node.args)
+        items = iter(val)
+        absent = [item is None for item in json.loads(results)]
+        types = [OpaqueType() if none else self._type(next(items)) for none in absent]
+        module = self.program.opaques[callee]
+        self.functionalizer.location = location
+        made = self.functionalizer.call(
+            get_opdef("nn.opaque"),
+            (tensors,),
+            {
+                "callee": callee,
+                "spec": spec,
+                "training": bool(getattr(module, "training", False)),
+                "result_types": tuple(map(str, types)),
+                "writes": callee in self.writers,
+            },
+            types,
+            names=(node.name,),
+        )
+        self.env[node] = [handle for handle, none in zip(made, absent, strict=True) if not none]
+
+
+def _name(target: Any) -> str:
+    return opdef_of_overload(target).name if isinstance(target, torch._ops.OpOverload) else str(target)
+
+
+def _key(val: Any) -> int | None:
+    return val.untyped_storage()._cdata if isinstance(val, torch.Tensor) and val.layout is torch.strided else None
+
+
+def _keys_are_reliable(nodes: Sequence[fx.Node]) -> bool:
+    """Return whether the fake tensors still share storage as the real ones do (a loaded program's do not)."""
+    for node in nodes:
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable and node.args:
+            first, key = node.args[0], _key(node.meta.get("val"))
+            if isinstance(first, fx.Node) and key is not None and _key(first.meta.get("val")) != key:
+                return False
+    return True

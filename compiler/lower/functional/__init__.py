@@ -1,0 +1,1 @@
+"""In-place operators become functional ones."""

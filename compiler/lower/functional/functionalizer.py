@@ -1,0 +1,323 @@
+"""In-place operators become functional ones, while a program is lowered.
+
+A `Handle` stands for one tensor object of the user's program, a `Storage` for the memory that it and its views share.
+Each write makes a new version of the storage: the written value goes through the chain of views to the tensor that
+owns the memory, and every other live view is computed anew when it is next read. Inputs and buffers that were written
+are collected at the end, as extra outputs of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from compiler.lower.functional.layouts import comes_transposed, is_transposed, lies_as_operand, with_strides
+from compiler.lower.functional.storage import (
+    Handle,
+    Storage,
+    ViewCall,
+    functional_of_out,
+    is_copy,
+    makes_views,
+    scalar_overload,
+    with_defaults,
+)
+from compiler.lower.functional.tensors import FunctionalTensors
+from compiler.lower.functional.views import (
+    COPY_OR_VIEW,
+    FUNCTIONAL_NAMES,
+    IN_PLACE_VIEWS,
+    RETURNS_INPUT_IN_EVAL,
+    WITHOUT_DERIVATIVE,
+)
+from compiler.usercode.locations import kept_with
+from ir.core import Operation, Value
+from ir.errors import CaptureError
+from ir.locations import Location
+from ir.memory.aliasing import may_alias_operands
+from ir.opdef import OpDef, Trait, get_opdef
+from ir.types import TensorType, Type, shapes_equal
+
+OPAQUE_CALL = "nn.opaque"
+Argument = Any
+"""A handle, an attribute value, or a list of arguments."""
+
+
+class Functionalizer(FunctionalTensors):
+    """Appends operations to a graph, and makes in-place ones functional."""
+
+    def call(
+        self,
+        opdef: OpDef,
+        args: Sequence[Argument],
+        kwargs: Mapping[str, Argument],
+        types: Sequence[Type] | None = None,
+        keys: Sequence[int | None] = (),
+        names: Sequence[str] = (),
+    ) -> list[Handle]:
+        """Append the functional form of a call of an operator.
+
+        Args:
+            opdef: the operator, which may be an in-place one.
+            args: positional arguments; tensors are handles.
+            kwargs: keyword arguments.
+            types: of the results, where the tracer knows them.
+            keys: storage identities of the results, where the tracer knows them.
+            names: hints for the results.
+
+        Raises:
+            CaptureError: when the operator writes in a way that no functional operator expresses.
+        """
+        handles: list[Handle] = []
+        values = [self._value(arg, handles) for arg in args]
+        named = {key: self._value(arg, handles) for key, arg in kwargs.items()} if kwargs else kwargs
+        if opdef.target is not None and opdef.target._schema.is_mutable:  # type: ignore[attr-defined]
+            return [self._call_in_place(opdef, args, values, named, kwargs.get("out"))]
+        op = self._create(scalar_overload(opdef, values), values, named, types, names)
+        if op.in_training:
+            self._note_statistics(op, handles)
+        return self._results(op, handles, keys)
+
+    def _value(self, arg: Argument, handles: list[Handle]) -> Any:
+        kind = type(arg)
+        if kind is Handle:
+            handles.append(arg)
+            return self.read(arg)
+        if kind is list or kind is tuple:
+            return [self._value(item, handles) for item in arg]
+        return arg
+
+    def _results(self, op: Operation, handles: list[Handle], keys: Sequence[int | None]) -> list[Handle]:
+        opdef = op.opdef
+        flag = RETURNS_INPUT_IN_EVAL.get(op.name)
+        if flag is not None:
+            is_view = not op.attributes[flag] or op.attributes["p"] == 0
+            # the tracer made a tensor of its own, which the views of the result are views of
+            key = keys[0] if keys else None
+            if is_view:
+                result = self._view(op, 0, handles[0], certain=True)
+                result.key = result.key if key is None else key
+            else:
+                result = self.fresh(op.results[0], key)
+            if op.attributes["p"] != 0:
+                self.sharing.link(handles[0], result, op)
+            return [result]
+        known = len(keys) == len(op.results)
+        found: list[Handle] = []
+        call: ViewCall | None = None
+        for index, value in enumerate(op.results):
+            key = keys[index] if known else None
+            parent = None
+            certain = True
+            if key is not None and (handles_known := [h for h in handles if h.key is not None]):
+                parent = next((h for h in handles_known if h.key == key), None)
+            elif handles and makes_views(opdef) and not is_copy(op):
+                parent = handles[0]
+                certain = op.name not in COPY_OR_VIEW
+            if parent is None:
+                unsure = handles and (opdef.name == OPAQUE_CALL or (key is None and may_alias_operands(opdef)))
+                linked = [h for h in handles if h.storage.kind != "parameter"] if unsure else ()
+                found.append(self.fresh(value, key, linked))
+            elif call is None:
+                view = self._view(op, index, parent, certain=certain)
+                call = view.call
+                found.append(view)
+            else:
+                found.append(Handle(value, parent.storage, parent, call, index, parent.key))
+        return found
+
+    def _view(self, op: Operation, index: int, parent: Handle, *, certain: bool) -> Handle:
+        parent.has_views = True
+        if parent.storage.kernel_writes is not None and parent.storage.kind in ("input", "local"):
+            raise self._seen_as_view(self.location)
+        call = ViewCall(op, op.operands.index(parent.value), parent.storage.version, certain)
+        return Handle(op.results[index], parent.storage, parent, call, index, parent.key)
+
+    def _note_statistics(self, op: Operation, handles: list[Handle]) -> None:
+        """Note which buffers a normalization in training mode updates."""
+        for name in ("running_mean", "running_var"):
+            value = op.operand(name) if name in op.opdef.operand_index else None
+            for handle in handles:
+                if handle.value is not value:
+                    continue
+                if handle.parent is not None or handle.storage.version:
+                    raise written_statistics(f"{op.name} in training mode updates {name}", handle, op.location)
+                if handle.storage.kind in ("input", "local") and handle.has_views:
+                    raise self._seen_as_view(op.location)
+                handle.storage.kernel_writes = op.location
+
+    def _seen_as_view(self, location: Location) -> CaptureError:
+        return CaptureError(
+            "a normalization in training mode updates statistics that are no buffers, and of which there is a view",
+            location=location,
+            remedy="register them as buffers, or take the view of a clone",
+        )
+
+    # ---- in-place operators ----
+
+    def _call_in_place(
+        self, opdef: OpDef, args: Sequence[Argument], values: list[Any], named: Mapping[str, Any], out: Any
+    ) -> Handle:
+        written = [a for a in opdef.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]  # type: ignore[union-attr]
+        target = args[0] if args else None
+        if opdef.name == "aten.embedding_renorm_" and type(target) is Handle and target.storage.kind == "parameter":
+            raise self._renormalized(target.storage.name)
+        if len(written) == 1 and written[0].name == "out" and type(out) is Handle:
+            functional = functional_of_out(opdef)
+            if functional is not None:
+                rest = {key: value for key, value in named.items() if key != "out"}
+                result = self._create(scalar_overload(functional, values), values, rest, None).result
+                if not shapes_equal(result.tensor_type.shape, out.value.tensor_type.shape):
+                    raise CaptureError(
+                        f"{opdef.name} would resize its argument out",
+                        location=self.location,
+                        remedy="make `out` of the size of the result, or leave it out",
+                    )
+                self.write(out, self._laid_out(out, self._cast(result, out.value.type)))
+                return out
+        if len(written) != 1 or written[0].name != opdef.params[0].name or type(target) is not Handle:
+            names = ", ".join(argument.name for argument in written)
+            raise CaptureError(
+                f"{opdef.name} writes to its argument {names}, which has no functional form",
+                location=self.location,
+                remedy="use the out-of-place operator, or keep the module as it is with leaf_modules=",
+            )
+        if opdef.name.startswith("aten.set_."):
+            raise CaptureError(
+                "set_() gives a tensor other memory, which no functional operator can express",
+                location=self.location,
+                remedy="assign the new tensor (`self.v = …`), or write to the old one with copy_()",
+            )
+        if opdef.name in IN_PLACE_VIEWS:
+            return self._reshape_in_place(get_opdef(IN_PLACE_VIEWS[opdef.name]), target, values, named)
+        if opdef.name == "aten.copy_":
+            self._copy_into(target, values, named)
+            return target
+        name = FUNCTIONAL_NAMES.get(opdef.name) or opdef.in_place
+        if opdef.name == "aten.detach_" and target.parent is not None:
+            raise CaptureError("detach_ of a view", location=self.location, remedy="use detach()")
+        if name is None:
+            raise CaptureError(
+                f"{opdef.name} has no functional form",
+                location=self.location,
+                remedy="use the out-of-place operator, or keep the module as it is with leaf_modules=",
+            )
+        functional = get_opdef(name)
+        if functional.params[0].name != opdef.params[0].name and opdef.params[0].name in functional.operand_index:
+            # polygamma(n, self)
+            given = {p.name: value for p, value in zip(opdef.params, values, strict=False)} | dict(named)
+            order = [p.name for p in functional.params if p.name in given and not p.keyword_only]
+            values, named = [given.pop(name) for name in order], given
+        functional = scalar_overload(functional, values)
+        old = target.value.type
+        named = with_defaults(opdef, functional, values, named)
+        before = None
+        if functional.name in WITHOUT_DERIVATIVE:
+            before = self.emit("aten.detach", values[0])
+            values = [before, *values[1:]]
+        quick = functional.has(Trait.ACTIVATION) or functional.name.startswith(("aten.fill", "aten.zero"))
+        result = self._create(functional, values, named, (old,) if quick else None).result
+        self.write(target, self._laid_out(target, self._cast(result, old), before))
+        return target
+
+    def _laid_out(self, target: Handle, value: Value, before: Value | None = None) -> Value:
+        """An in-place operator keeps the strides of the tensor it writes; `before` is that one without gradient."""
+        wanted = self.layouts.get(target)
+        if wanted is not None:
+            known = {handle.value: strides for handle, strides in self.layouts.items()}
+            if before is not None:
+                known[before] = wanted
+            return with_strides(self.emit, value, wanted, known)
+        op = value.defining_op
+        if op is None or lies_as_operand(op) or not is_transposed(target):
+            return value
+        return self.emit("aten.copy", target.value, value)
+
+    def _cast(self, value: Value, like: Type) -> Value:
+        """An in-place operator keeps the dtype of the tensor it writes."""
+        new = value.type
+        if isinstance(new, TensorType) and isinstance(like, TensorType):
+            if new.dtype is not None and like.dtype is not None and new.dtype != like.dtype:
+                return self.emit("aten.to.dtype", value, like.dtype)
+            if new.shape is None and like.shape is not None:
+                value.type = attrs.evolve(new, shape=like.shape)
+        return value
+
+    def _renormalized(self, name: str) -> CaptureError:
+        return CaptureError(
+            f"parameter {name!r} is written in forward: `max_norm=` of an embedding scales down the rows that are read",
+            location=self.location,
+            remedy=f"{kept_with(self.location.module_path)}; or leave max_norm= out, and scale the rows outside of "
+            "forward",
+        )
+
+    def _copy_into(self, target: Handle, values: list[Any], named: Mapping[str, Any]) -> None:
+        source = values[1] if len(values) > 1 else named["src"]
+        old, new = target.value.tensor_type, source.type
+        if not isinstance(new, TensorType) or not old.is_known or not new.is_known or old.device != new.device:
+            self.write(target, self.emit("aten.copy", target.value, source))
+            return
+        value = self._cast(source, old)
+        is_fresh = value is not source
+        if value.tensor_type.shape != old.shape:
+            value = self.emit("aten.expand", value, old.shape)
+            is_fresh = False
+        if target in self.layouts:
+            laid_out = self._laid_out(target, value)
+        elif is_transposed(target) or comes_transposed(value):
+            laid_out = self.emit("aten.copy", target.value, value)
+        else:
+            laid_out = value
+        self.write(target, laid_out, is_fresh=is_fresh or laid_out is not value)
+
+    def _reshape_in_place(self, opdef: OpDef, target: Handle, values: list[Any], named: Mapping[str, Any]) -> Handle:
+        """`x.unsqueeze_(0)`: the object becomes a view of what it was."""
+        if target.has_views:
+            raise CaptureError(
+                f"{opdef.name}_ changes the shape of a tensor that has views",
+                location=self.location,
+                remedy="use the out-of-place operator",
+            )
+        before = Handle(target.value, target.storage, target.parent, target.call, target.index, target.key)
+        before.version = target.version
+        if target.storage.owner is target:
+            if target.storage.kind != "local":
+                raise CaptureError(
+                    f"{opdef.name}_ changes the shape of an input or a weight in place",
+                    location=self.location,
+                    remedy="use the out-of-place operator",
+                )
+            target.storage.owner = before
+        op = self._create(opdef, values, named, None)
+        view = self._view(op, 0, before, certain=True)
+        target.value, target.parent, target.call, target.index = view.value, before, view.call, 0
+        return target
+
+    # ---- the end ----
+
+    def written_sources(self) -> list[tuple[Storage, Value]]:
+        """Return the inputs and weights that were written, with their final values."""
+        found = []
+        for storage in self.sources:
+            if storage.version or storage.tainted is not None:
+                assert storage.owner is not None
+                found.append((storage, self.read(storage.owner)))
+        return found
+
+
+def written_statistics(what: str, handle: Handle, location: Location) -> CaptureError:
+    """Return the error for a normalization that updates what is no buffer as it was at the start of the call."""
+    if handle.storage.version:
+        return CaptureError(
+            f"{what}, which was written in forward before (reset_running_stats(), or a write of its own)",
+            location=location,
+            remedy="make the layer with track_running_stats=False if it shall forget earlier calls, write to the "
+            "statistics outside of forward, or keep the module that writes and normalizes with leaf_modules=",
+        )
+    return CaptureError(
+        f"{what}, which is a view",
+        location=location,
+        remedy="register the statistics as buffers of their own, or keep the module as it is with leaf_modules=",
+    )

@@ -1,0 +1,117 @@
+"""The strides of what an in-place operator writes stay as they are; those of its functional form may be others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from compiler.lower.functional.storage import Handle
+from ir.builder import infer_strides
+from ir.core import Operation, Value
+from ir.memory.strides import Strides, contiguous_strides, is_dense_layout, known_shape
+from ir.opdef import Trait
+from ir.types import Dim, dims_equal, simplify_dim
+
+Emit = Callable[..., Value]
+
+_TRANSPOSING = frozenset(
+    {
+        "aten.permute",
+        "aten.transpose.int",
+        "aten.swapaxes",
+        "aten.swapdims",
+        "aten.t",
+        "aten.numpy_T",
+        "aten.mT",
+        "aten.movedim.int",
+        "aten.movedim.intlist",
+        "aten.moveaxis.int",
+    }
+)
+"""Views whose dimensions lie in memory in another order."""
+
+
+_CONTIGUOUS = frozenset({"aten.masked_fill.Scalar", "aten.masked_fill.Tensor"})
+"""Pointwise operators whose result is contiguous, and does not lie as their first operand does."""
+
+
+def lies_as_operand(op: Operation) -> bool:
+    """Return whether the result of an operation has the strides of its first operand, where that one is dense."""
+    return op.opdef.has(Trait.ELEMENTWISE) and op.name not in _CONTIGUOUS
+
+
+def is_transposed(handle: Handle) -> bool:
+    """Return whether a tensor is seen through a view that orders its dimensions otherwise."""
+    while handle.call is not None and handle.parent is not None:
+        if handle.call.op.name in _TRANSPOSING:
+            return True
+        handle = handle.parent
+    return False
+
+
+def comes_transposed(value: Value) -> bool:
+    """Return whether a value lies as a tensor that is seen through such a view."""
+    op = value.defining_op
+    while op is not None and (op.name in _TRANSPOSING or lies_as_operand(op)):
+        if op.name in _TRANSPOSING:
+            return True
+        op = op.operand_values[0].defining_op if op.operand_values else None
+    return False
+
+
+def with_strides(emit: Emit, value: Value, wanted: Strides, known: Mapping[Value, Strides]) -> Value:
+    """Return `value`, which an operation has just made, with the strides of the tensor that it takes the place of.
+
+    Args:
+        emit: appends an operation.
+        value: the value.
+        wanted: those strides; where they are no dense tensor's, it is a part that is written into the whole anyway.
+        known: the strides of the operands.
+    """
+    shape, op = known_shape(value), value.defining_op
+    if shape is None or len(shape) != len(wanted) or len(shape) < 2 or 0 in shape or not is_dense_layout(shape, wanted):
+        return value
+    found = known[value] if value in known else None if op is None else _strides_of_result(op, known, wanted)
+    if found is not None and _same(shape, found, wanted):
+        return value
+    if _same(shape, contiguous_strides(shape), wanted):
+        return emit("aten.contiguous", value)
+    order = _outermost_first(shape, wanted)
+    inner = emit("aten.contiguous", emit("aten.permute", value, order))
+    return emit("aten.permute", inner, [order.index(d) for d in range(len(order))])
+
+
+def _outermost_first(shape: Sequence[Dim], strides: Strides) -> list[int]:
+    """Return the dimensions of a dense tensor in the order in which they lie in memory; those of size 1 come first."""
+    left = [d for d in range(len(shape)) if not dims_equal(shape[d], 1)]
+    found: list[int] = []
+    reach: Dim = 1
+    while left:
+        inner = next(d for d in left if dims_equal(strides[d], reach))
+        left.remove(inner)
+        found.insert(0, inner)
+        reach = simplify_dim(reach * shape[inner])
+    return [d for d in range(len(shape)) if d not in found] + found
+
+
+def _same(shape: Sequence[Dim | None], a: Sequence[Dim | None], b: Sequence[Dim | None]) -> bool:
+    return all(dims_equal(n, 1) or dims_equal(x, y) for n, x, y in zip(shape, a, b, strict=True))
+
+
+def _strides_of_result(op: Operation, known: Mapping[Value, Strides], wanted: Strides) -> Sequence[Dim | None] | None:
+    """Return the strides of what an operation makes, or None where they are not known."""
+    if op.name == "aten.to.dtype" and op.operands[0] is not None and op.operands[0].defining_op is not None:
+        op = op.operands[0].defining_op  # it keeps those of a dense operand
+    operands = op.operand_values
+    if any(operand not in known for operand in operands):
+        return None
+    shape = known_shape(op.results[0])
+    shapes = [known_shape(operand) for operand in operands]
+    if shape is None or None in shapes:
+        return None
+    layouts = [(s, known[operand]) for s, operand in zip(shapes, operands, strict=True) if s is not None]
+    if all(_same(s, strides, contiguous_strides(s)) for s, strides in layouts):
+        return contiguous_strides(shape)
+    if lies_as_operand(op) and all(s == shape and _same(s, t, wanted) for s, t in layouts):
+        return wanted
+
+    return infer_strides(op, known)

@@ -1,0 +1,1 @@
+"""FX graphs, lowered without being run."""

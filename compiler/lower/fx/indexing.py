@@ -1,0 +1,192 @@
+"""Indexing in an FX graph: items of tensors, of sizes, and of an unknown number of pieces."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from compiler.lower.functional.storage import Handle
+from compiler.lower.fx.overloads import UnknownCallError, is_tensor
+from ir.core import Value
+from ir.opdef import OpDef
+from ir.types import TensorType, Type
+
+
+class Size:
+    """The size of a tensor (`x.shape`), of which single dimensions are read later."""
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+
+
+class Pieces:
+    """The pieces of `x.chunk(n)`, `x.split(n)` or `x.unbind()`, where it is not known how many there are."""
+
+    def __init__(self, name: str, handle: Handle, number: Any, axis: int) -> None:
+        self.name = name
+        self.handle = handle
+        self.number = number
+        """How many chunks, or the size of a split."""
+        self.axis = axis
+
+
+PIECES = {"aten.chunk": "chunks", "aten.split.Tensor": "split_size", "aten.unbind.int": None}
+"""Operators that may return an unknown number of views -> the parameter that decides it."""
+
+
+class Indexing:
+    """Appends the operators that indexing stands for; a subclass appends operators."""
+
+    def operator(
+        self,
+        opdef: OpDef | str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        types: Sequence[Type] | None = None,
+    ) -> Any:
+        """Call an operator."""
+        raise NotImplementedError
+
+    def python_operator(self, function: Callable[..., Any], args: list[Any]) -> Any:
+        """Apply an operator of Python to tensors or numbers."""
+        raise NotImplementedError
+
+    def plain(self, arg: Any) -> Any:
+        """Return an argument without sizes."""
+        raise NotImplementedError
+
+    def _piece(self, pieces: Pieces, index: int) -> Any:
+        """Return one piece, as the view that it is."""
+        if index < 0:
+            raise UnknownCallError("the last of an unknown number of pieces")
+        handle, axis, size = pieces.handle, pieces.axis, pieces.number
+        if pieces.name == "aten.unbind.int":
+            return self.operator("aten.select.int", (handle, axis, index))
+        if pieces.name == "aten.chunk":
+            # the size of all chunks but the last is rounded up
+            rounded = self.python_operator(operator.add, [self.dim(handle, axis), size - 1])
+            size = self.python_operator(operator.floordiv, [rounded, size])
+        start, stop = (self.python_operator(operator.mul, [size, i]) for i in (index, index + 1))
+        return self.operator("aten.slice.Tensor", (handle, axis, start, stop, 1))
+
+    # ---- indexing ----
+
+    def item(self, owner: Any, index: Any) -> Any:
+        """Return `owner[index]`."""
+        if type(owner) is Size:
+            if isinstance(index, int):
+                return self.dim(owner.handle, index)
+            return tuple(self.dims(owner))[index]  # which Python adds to tuples, as it does the part of a torch.Size
+        if type(owner) is Pieces and isinstance(index, int):
+            return self._piece(owner, index)
+        if type(owner) is not Handle:
+            return self.plain(owner)[index]
+        return self._index(owner, index)
+
+    def _index(self, owner: Handle, index: Any) -> Any:
+        parts = list(index) if isinstance(index, tuple) else [index]
+        if any(isinstance(part, (list, bool)) for part in parts):
+            raise UnknownCallError("indexing by a list or a bool")
+        taken = sum(part is not None and part is not Ellipsis for part in parts)
+        if Ellipsis in parts:
+            place = parts.index(Ellipsis)
+            after = parts[place + 1 :]
+            rank = self.rank(owner)
+            if rank is not None:
+                parts[place : place + 1] = [slice(None)] * (rank - taken)
+            elif not after:
+                parts = parts[:place]
+            else:
+                return self._index_around(owner, parts[:place], after)
+        current = owner
+        axis = 0
+        tensors: dict[int, Any] = {}
+        for part in parts:
+            if is_tensor(part):
+                tensors[axis] = part
+                axis += 1
+                continue
+            current, kept = self._take(current, axis, part)
+            axis += kept
+        if tensors:
+            indices = [tensors.get(i) for i in range(max(tensors) + 1)]
+            return self.operator("aten.index.Tensor", (current, indices))
+        return current if current is not owner else self.operator("aten.alias", (owner,))
+
+    def _index_around(self, owner: Handle, before: list[Any], after: list[Any]) -> Any:
+        """Index a tensor of unknown rank on both sides of an ellipsis: from the end, then from the front."""
+        if any(map(is_tensor, (*before, *after))):
+            raise UnknownCallError("indexing by tensors around an ellipsis where the rank is not known")
+        current = owner
+        axis = -1
+        for part in reversed(after):
+            current, kept = self._take(current, axis, part)
+            axis -= kept
+        axis = 0
+        for part in before:
+            current, kept = self._take(current, axis, part)
+            axis += kept
+        return current
+
+    def _take(self, current: Handle, axis: int, part: Any) -> tuple[Handle, int]:
+        """Apply one part of an index; return the result and whether the dimension stays."""
+        if part is None:
+            return self.operator("aten.unsqueeze", (current, axis)), 1
+        if isinstance(part, slice):
+            if part == slice(None):
+                return current, 1
+            step = 1 if part.step is None else part.step
+            start = 0 if part.start is None else part.start
+            stop = 2**63 - 1 if part.stop is None else part.stop
+            return self.operator("aten.slice.Tensor", (current, axis, start, stop, step)), 1
+        if isinstance(part, int) or type(part) is Value:
+            return self.operator("aten.select.int", (current, axis, part)), 0
+        raise UnknownCallError(f"indexing by a {type(part).__qualname__}")
+
+    def set_item(self, owner: Any, index: Any, value: Any) -> None:
+        """Do what `owner[index] = value` does.
+
+        Raises:
+            UnknownCallError: when no operator stands for it.
+        """
+        if type(owner) is not Handle:
+            raise UnknownCallError("assignment to an item of something that is no tensor")
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(map(is_tensor, parts)):
+            if not all(map(is_tensor, parts)) or not is_tensor(value):
+                raise UnknownCallError("assignment by tensors and other indices")
+            self.operator("aten.index_put_", (owner, list(parts), value))
+            return
+        view = self._index(owner, index)
+        if is_tensor(value):
+            self.operator("aten.copy_", (view, value))
+        else:
+            self.operator("aten.fill_.Scalar", (view, value))
+
+    # ---- sizes ----
+
+    def dim(self, handle: Handle, axis: Any) -> Any:
+        """Return one dimension of a tensor: an int where it is known, else a value."""
+        type_ = handle.value.type
+        if isinstance(type_, TensorType) and type_.shape is not None and isinstance(axis, int):
+            known = type_.shape[axis]
+            if known is not None:
+                return known
+        return self.operator("aten.sym_size.int", (handle, axis))
+
+    def dims(self, size: Size) -> list[Any]:
+        """Return all dimensions of a tensor of known rank.
+
+        Raises:
+            UnknownCallError: when the rank is not known.
+        """
+        rank = self.rank(size.handle)
+        if rank is None:
+            raise UnknownCallError("the rank is not known")
+        return [self.dim(size.handle, axis) for axis in range(rank)]
+
+    def rank(self, handle: Handle) -> int | None:
+        """Return the number of dimensions, where it is known."""
+        type_ = handle.value.type
+        return type_.rank if isinstance(type_, TensorType) else None

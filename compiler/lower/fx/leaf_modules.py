@@ -1,0 +1,243 @@
+"""Modules of `torch.nn` that an FX graph keeps as leaves: their own forward methods say what they call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils import _pytree as pytree
+
+from compiler.lower.functional.storage import Handle
+from compiler.lower.fx.calls import Calls
+from compiler.lower.fx.nn_functional import FUNCTIONS, lower_functional
+from compiler.lower.fx.overloads import UnknownCallError
+from ir.opdef import get_opdef
+from ir.types import OpaqueType
+
+_TRACED = "torch.nn.modules."
+
+
+class TensorProxy:
+    """Stands for a tensor while a forward method of `torch.nn` runs: what it is passed to becomes an operator."""
+
+    def __init__(self, leaves: LeafModules, handle: Handle) -> None:
+        self._leaves = leaves
+        self._handle = handle
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Lower the call of a function of torch."""
+        proxy = next(leaf for leaf in pytree.tree_leaves((args, kwargs or {})) if isinstance(leaf, TensorProxy))
+        return proxy._leaves.call(func, args, kwargs or {})
+
+    def dim(self) -> int:
+        """Return the rank."""
+        rank = self._leaves.calls.rank(self._handle)
+        if rank is None:
+            raise UnknownCallError("the module asks for the rank of its input")
+        return rank
+
+    def __getattr__(self, name: str) -> Any:
+        leaves = self._leaves
+        if name == "is_nested":
+            return False
+        if name in ("shape", "ndim", "dtype", "device", "T", "mT"):
+            return leaves.wrap(leaves.calls.plain(leaves.calls.attribute(self._handle, name)))
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return leaves.wrap(
+                leaves.calls.plain(
+                    leaves.calls.method(name, [self._handle, *leaves.unwrap(args)], leaves.unwrap(kwargs))
+                )
+            )
+
+        return method
+
+    def __add__(self, other: Any) -> Any:
+        return self._leaves.call(torch.add, (self, other), {})
+
+    def __mul__(self, other: Any) -> Any:
+        return self._leaves.call(torch.mul, (self, other), {})
+
+    def __sub__(self, other: Any) -> Any:
+        return self._leaves.call(torch.sub, (self, other), {})
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._leaves.call(torch.div, (self, other), {})
+
+
+class LeafModules:
+    """Lowers calls of leaf modules."""
+
+    def __init__(self, calls: Calls, weight: Callable[[torch.Tensor], Handle]) -> None:
+        self.calls = calls
+        self.weight = weight
+
+    def wrap(self, item: Any) -> Any:
+        """Return handles as proxies."""
+        if isinstance(item, (tuple, list)):
+            return type(item)(self.wrap(part) for part in item)
+        return TensorProxy(self, item) if type(item) is Handle else item
+
+    def unwrap(self, item: Any) -> Any:
+        """Return proxies and weights as handles."""
+        if isinstance(item, TensorProxy):
+            return item._handle
+        if isinstance(item, torch.Tensor):
+            return self.weight(item)
+        if type(item) in (tuple, list):
+            return type(item)(self.unwrap(part) for part in item)
+        if isinstance(item, dict):
+            return {key: self.unwrap(part) for key, part in item.items()}
+        return item
+
+    def call(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Lower a call that a forward method makes."""
+        return self.wrap(self.function(function, self.unwrap(tuple(args)), self.unwrap(dict(kwargs))))
+
+    def function(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Lower a call of a function on handles.
+
+        Raises:
+            UnknownCallError: when no operator stands for it.
+        """
+        try:
+            known = function in FUNCTIONS
+        except TypeError:
+            known = False
+        if known:
+            return lower_functional(self.calls, function, args, kwargs)
+        return self.calls.function(function, args, kwargs)
+
+    def module(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Lower the call of a leaf module on handles.
+
+        Raises:
+            UnknownCallError: when it is no module of `torch.nn`, or asks for what is not known.
+        """
+        class_ = type(module)
+        if not class_.__module__.startswith(_TRACED) or _has_hooks(module) or "forward" in module.__dict__:
+            raise UnknownCallError(f"{class_.__qualname__} is no plain module of torch.nn")
+        if isinstance(module, nn.Identity):
+            return args[0]
+        if isinstance(module, _BatchNorm):
+            return self._batch_norm(module, *args, **kwargs)
+        if isinstance(module, _InstanceNorm):
+            return self._instance_norm(module, *args, **kwargs)
+        if isinstance(module, nn.MultiheadAttention):
+            return self._attention(module, *args, **kwargs)
+        if isinstance(module, nn.Softmax2d):
+            return self.calls.operator("aten.softmax.int", (args[0], -3, None))
+        if isinstance(module, nn.Flatten):
+            return self.calls.operator("aten.flatten.using_ints", (args[0], module.start_dim, module.end_dim))
+        if next(module.children(), None) is not None:
+            raise UnknownCallError(f"{class_.__qualname__} has submodules")
+        try:
+            found = module.forward(*self.wrap(list(args)), **{k: self.wrap(v) for k, v in kwargs.items()})
+        except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
+            raise UnknownCallError(f"{class_.__qualname__}: {error}") from error
+        return self.unwrap(found)
+
+    def _optional(self, tensor: torch.Tensor | None) -> Handle | None:
+        return None if tensor is None else self.weight(tensor)
+
+    def _batch_norm(self, module: _BatchNorm, input: Handle) -> Any:  # noqa: A002 - the name in torch
+        training = module.training or (module.running_mean is None and module.running_var is None)
+        use_statistics = not module.training or module.track_running_stats
+        momentum = 0.0 if module.momentum is None else module.momentum
+        return self.calls.operator(
+            "aten.batch_norm",
+            (
+                input,
+                self._optional(module.weight),
+                self._optional(module.bias),
+                self._optional(module.running_mean) if use_statistics else None,
+                self._optional(module.running_var) if use_statistics else None,
+                training,
+                momentum,
+                module.eps,
+                torch.backends.cudnn.enabled,
+            ),
+        )
+
+    def _instance_norm(self, module: _InstanceNorm, input: Handle) -> Any:  # noqa: A002 - the name in torch
+        rank = self.calls.rank(input)
+        batched = {"InstanceNorm1d": 3, "InstanceNorm2d": 4, "InstanceNorm3d": 5}.get(type(module).__name__)
+        if batched is None or rank != batched:
+            # without a batch the first dimension is that of the channels, so an unknown rank decides nothing
+            raise UnknownCallError("instance norm without a batch, of an unknown rank, or lazy")
+        if module.track_running_stats and module.training:
+            raise UnknownCallError("instance norm that updates its statistics")
+        return self.calls.operator(
+            "aten.instance_norm",
+            (
+                input,
+                self._optional(module.weight),
+                self._optional(module.bias),
+                self._optional(module.running_mean),
+                self._optional(module.running_var),
+                not module.track_running_stats,
+                0.0 if module.momentum is None else module.momentum,
+                module.eps,
+                torch.backends.cudnn.enabled,
+            ),
+        )
+
+    def _attention(
+        self,
+        module: nn.MultiheadAttention,
+        query: Handle,
+        key: Handle,
+        value: Handle,
+        key_padding_mask: Handle | None = None,
+        need_weights: bool = True,
+        attn_mask: Handle | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> Any:
+        same = module._qkv_same_embed_dim
+        separate = (None,) * 3 if same else (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+        optional = self._optional
+        operands = (
+            query,
+            key,
+            value,
+            optional(module.in_proj_weight) if same else None,
+            optional(module.in_proj_bias),
+            self.weight(module.out_proj.weight),
+            optional(module.out_proj.bias),
+            *map(optional, separate),
+            optional(module.bias_k),
+            optional(module.bias_v),
+            key_padding_mask,
+            attn_mask,
+        )
+        found = self.calls.operator(
+            get_opdef("nn.multihead_attention"),
+            operands,
+            {
+                "num_heads": module.num_heads,
+                "embed_dim": module.embed_dim,
+                "dropout": float(module.dropout),
+                "batch_first": module.batch_first,
+                "add_zero_attn": module.add_zero_attn,
+                "need_weights": bool(need_weights),
+                "average_attn_weights": bool(average_attn_weights),
+                "is_causal": bool(is_causal),
+                "training": module.training,
+            },
+            # without the weights, the result is as the query: running the module on fake tensors takes 10 ms
+            types=None if need_weights else (query.value.type, OpaqueType()),
+        )
+        return found if need_weights else (found[0], None)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(map(bool, hooks))

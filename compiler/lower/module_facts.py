@@ -1,0 +1,134 @@
+"""What a module of `torch.nn` says beyond the operators that it calls: momentum of None, what follows its mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from compiler.capture.boundary.questions import is_plain
+from compiler.lower.functional.functionalizer import Functionalizer
+from compiler.lower.functional.storage import Handle
+from ir.core import Operation, Value
+from ir.locations import Location
+
+_BATCH_NORM_CLASSES = "torch.nn.modules.batchnorm."
+_DROPOUT_CLASSES = "torch.nn.modules.dropout."
+_DROPOUTS = frozenset({"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"})
+_ATTENTION = "aten.scaled_dot_product_attention"
+
+After = Callable[[Functionalizer], Value]
+
+
+def modules_of(root: nn.Module) -> tuple[dict[str, bool], dict[str, str]]:
+    """Return the modes of all modules, by their first paths, and further paths of modules -> their first ones."""
+    first = {module: path for path, module in root.named_modules()}
+    aliases: dict[str, str] = {}
+    for module, path in first.items():
+        for name, child in module._modules.items():
+            alias = f"{path}.{name}" if path else name
+            if child is not None and first[child] != alias:
+                aliases[alias] = first[child]
+    return {path: module.training for module, path in first.items()}, aliases
+
+
+class ModuleFacts:
+    """Lays what the original modules know over the operations that came from them.
+
+    Without the original (an `ExportedProgram` alone) only the classes in the locations are known.
+    """
+
+    def __init__(self, module: nn.Module | None, irregular: Collection[str] = ()) -> None:
+        """Look at the original.
+
+        Args:
+            module: the original, None for an ExportedProgram.
+            irregular: paths of the modules whose mode other code reads or sets than that of the layer itself.
+        """
+        self.modules: dict[str, nn.Module] = (
+            {} if module is None else dict(module.named_modules(remove_duplicate=False))
+        )
+        own = {id(self.modules[path]) for path in irregular if path in self.modules}
+        self.irregular = frozenset(
+            path for path, each in self.modules.items() if id(each) in own or (path and not is_plain(each))
+        )
+        """What their code does in each mode is found by looking at both, not by their class."""
+        self._locked: dict[str, str] = {}
+
+    def is_batch_counter(self, target: Any, location: Location) -> bool:
+        """Return whether a write to `target` is BatchNorm counting its batches."""
+        if type(target) is not Handle or target.parent is not None:
+            return False
+        storage = target.storage
+        if storage.kind != "buffer" or not storage.name.endswith("num_batches_tracked"):
+            return False
+        owner = self.modules.get(location.module_path)
+        if owner is not None:
+            return isinstance(owner, _BatchNorm)
+        return location.module_class.startswith(_BATCH_NORM_CLASSES)
+
+    def adjust(self, op: Operation, module: nn.Module | None) -> After | None:
+        """Set what the schema does not say; return what is to come after the operation, if anything."""
+        name = op.name
+        if op.location.module_path in self.irregular:
+            if name == "aten.batch_norm" or name in _DROPOUTS:
+                op.attributes["follows_mode"] = False
+            if name == "aten.batch_norm":
+                op.attributes["counts_batches"] = False
+            return None
+        if name == "aten.batch_norm":
+            self._adjust_batch_norm(op, module)
+        elif name in _DROPOUTS:
+            in_class = op.location.module_class.startswith(_DROPOUT_CLASSES)
+            attention = isinstance(module, nn.MultiheadAttention)
+            op.attributes["follows_mode"] = in_class or attention or isinstance(module, _DropoutNd)
+        elif name == _ATTENTION:
+            if isinstance(module, nn.MultiheadAttention):
+                op.attributes["train_dropout_p"] = float(module.dropout)
+        elif name == "aten.softmax.int":
+            if isinstance(module, nn.MultiheadAttention) and module.dropout and not module.training:
+                return _attention_dropout(op, module.dropout)
+        elif op.opdef.training is not None:
+            self._lock(op, module)
+        return None
+
+    def _adjust_batch_norm(self, op: Operation, module: nn.Module | None) -> None:
+        has_statistics = op.operand("running_mean") is not None
+        if isinstance(module, _BatchNorm):
+            op.attributes["momentum"] = None if module.momentum is None else float(module.momentum)
+            op.attributes["follows_mode"] = has_statistics
+        else:
+            in_class = op.location.module_class.startswith(_BATCH_NORM_CLASSES)
+            op.attributes["follows_mode"] = in_class and has_statistics
+            op.attributes["counts_batches"] = in_class or not has_statistics
+
+    def _lock(self, op: Operation, module: nn.Module | None) -> None:
+        """Note a module whose operator changes with the mode in a way that no attribute of ours expresses."""
+        follows = isinstance(module, nn.RReLU) or (isinstance(module, _InstanceNorm) and module.track_running_stats)
+        follows = follows or (isinstance(module, nn.RNNBase) and module.dropout > 0)
+        if follows:
+            where = op.location.module_path
+            self._locked.setdefault(where, f"`{where}` ({type(module).__qualname__}) calls {op.name}")
+
+    def mode_locked(self, dropouts: Sequence[Operation] = ()) -> str:
+        """Return why the other mode would compute something that no attribute of ours expresses, or an empty text.
+
+        Args:
+            dropouts: those that return their operand itself in eval mode, which matters to what is written in place.
+        """
+        reasons = list(self._locked.values())
+        reasons += [f"{op.name} at {op.location} shares memory with what is written in place" for op in dropouts]
+        return f"what these do depends on train() or eval(): {'; '.join(reasons)}" if reasons else ""
+
+
+def _attention_dropout(op: Operation, probability: float) -> After:
+    """The dropout that attention applies to its weights in training, and leaves out in eval."""
+
+    def insert(functionalizer: Functionalizer) -> Value:
+        return functionalizer.emit("aten.dropout", op.result, probability, False, follows_mode=True)
+
+    return insert

@@ -1,0 +1,156 @@
+"""Regions inside of an exported graph: `torch.no_grad()` blocks are lowered in place, others refused by name."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from compiler.lower.functional.functionalizer import Functionalizer
+from compiler.lower.functional.storage import Handle
+from compiler.lower.functional.views import may_need_gradient
+from compiler.lower.symbols import SymbolTable
+from compiler.usercode.locations import Locator, module_of
+from ir.errors import CaptureError
+from ir.locations import Location
+from ir.opdef import get_opdef
+
+
+class RegionLowering:
+    """Lowers the nodes of a graph; a subclass says how operators are called."""
+
+    def __init__(self, functionalizer: Functionalizer, symbols: SymbolTable) -> None:
+        self.functionalizer = functionalizer
+        self.symbols = symbols
+        self.env: dict[fx.Node, Any] = {}
+        self.locate = Locator()
+        self._inside_no_grad = False
+
+    def _call(self, node: fx.Node) -> None:
+        raise NotImplementedError
+
+    def _argument(self, arg: Any) -> Any:
+        kind = type(arg)
+        if kind is fx.Node:
+            return self.env[arg]
+        if kind is list or kind is tuple or isinstance(arg, (list, tuple)):
+            return [self._argument(item) for item in arg]
+        if isinstance(arg, torch.SymInt | torch.SymFloat | torch.SymBool):
+            return self.symbols.dim(arg)
+        return arg
+
+    def _higher_order(self, node: fx.Node, target: Any, location: Location) -> None:
+        if target.name() != "wrap_with_set_grad_enabled":
+            location = self._first_inside(node, location)
+            raise CaptureError(
+                f"the model uses {target.name()}, which is not supported",
+                location=location,
+                remedy="keep the module as it is with leaf_modules=",
+            )
+        enabled, region, *args = node.args
+        if enabled and self._inside_no_grad:
+            raise CaptureError(
+                "gradients are switched on again inside of torch.no_grad()",
+                location=location,
+                remedy="end the no_grad block first, or keep the module as it is with leaf_modules=",
+            )
+        body = self.env[region]  # type: ignore[index]
+        inputs = [self._argument(arg) for arg in args]
+        self.functionalizer.location = location
+        if not enabled:
+            inputs = [self._without_gradient(arg) for arg in inputs]
+        outer = self._inside_no_grad
+        self._inside_no_grad = outer or not enabled
+        try:
+            self.env[node] = self._inline(body, inputs)
+        finally:
+            self._inside_no_grad = outer
+
+    def _first_inside(self, node: fx.Node, location: Location) -> Location:
+        """Return the location of the first operation in a region: the region itself has none."""
+        for arg in node.args:
+            body = self.env.get(arg) if isinstance(arg, fx.Node) else None
+            if isinstance(body, fx.GraphModule) and not location.file:
+                for inner in body.graph.nodes:
+                    if inner.op == "call_function" and (found := self.locate(inner)).file:
+                        return _entry(found, inner)
+        return location
+
+    def _inline(self, body: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        """Lower the graph of a region here, on these inputs, and return its outputs."""
+        rest = iter(inputs)
+        for node in body.graph.nodes:
+            if node.op == "placeholder":
+                self.env[node] = next(rest)
+            elif node.op == "get_attr":
+                self.env[node] = attribute_of(body, str(node.target))
+            elif node.op == "call_function" and not has_raised(node):
+                self._call(node)
+            elif node.op == "output":
+                return self._argument(node.args[0])
+        return []
+
+    def _without_gradient(self, arg: Any) -> Any:
+        """Return a tensor as it is seen inside of torch.no_grad(): without gradient, if it may have one."""
+        if isinstance(arg, list):
+            return [self._without_gradient(item) for item in arg]
+        if type(arg) is not Handle or not may_need_gradient(arg.value):
+            return arg
+        return self.functionalizer.call(get_opdef("aten.detach"), (arg,), {})[0]
+
+    def _with_gradient(self, arg: Any) -> Any:
+        """Return the parameter itself of which a tensor is what `_without_gradient` made."""
+        if type(arg) is not Handle or arg.parent is None or arg.parent.storage.kind != "parameter":
+            return arg
+        op = arg.value.defining_op
+        return arg.parent if op is not None and op.name == "aten.detach" else arg
+
+
+def _entry(inside: Location, node: fx.Node) -> Location:
+    """Return the `with` or the decorator that enters the region of autocast in which a node was traced.
+
+    Where it is not around the line of the node itself, what is known is the node.
+    """
+    found: ast.AST | None = None
+    try:
+        tree = ast.parse("".join(linecache.getlines(inside.file)))
+    except SyntaxError:
+        return inside
+    for each in ast.walk(tree):  # outer ones first
+        if isinstance(each, ast.With | ast.AsyncWith):
+            places: list[ast.expr] = [item.context_expr for item in each.items]
+        elif isinstance(each, ast.FunctionDef):
+            places = each.decorator_list
+        else:
+            continue
+        entering = [place for place in places if "autocast" in ast.unparse(place)]
+        if entering and each.lineno <= inside.line <= (each.end_lineno or 0):
+            found = entering[0]
+    if found is None:
+        return inside
+    stack = node.meta.get("nn_module_stack") or {}
+    own = {key: entry for key, entry in stack.items() if not _name(entry[1]).startswith("torch.nn.")}
+    path, class_name = module_of({"nn_module_stack": own})
+    return Location(path, class_name, inside.file, found.lineno)  # type: ignore[attr-defined]
+
+
+def _name(class_: Any) -> str:
+    return f"{class_.__module__}.{class_.__qualname__}" if isinstance(class_, type) else str(class_)
+
+
+def has_raised(node: fx.Node) -> bool:
+    """Return whether a call of an operator raised while the model was traced, and the model went on (`try:`)."""
+    made = node.meta.get("val", node)
+    return made is None and not node.users and isinstance(node.target, OpOverload) and bool(node.target._schema.returns)
+
+
+def attribute_of(root: Any, path: str) -> Any:
+    """Return the attribute at a dotted path."""
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root

@@ -1,0 +1,116 @@
+"""What a call returns and writes, while a program is lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from compiler.lower.functional.functionalizer import Functionalizer
+from compiler.lower.functional.storage import Handle, Storage
+from compiler.lower.weights import shares_storage
+from ir.core import Value
+from ir.errors import CaptureError
+from ir.program import Mutation, OutputLeaf, Program, Weight
+from ir.types import Dim
+
+
+def note_written(program: Program, weight: Weight) -> None:
+    """Note that a call writes a weight in place.
+
+    Raises:
+        CaptureError: when other weights are in the same memory.
+    """
+    weight.is_mutated = True
+    if weight.data is not None and (others := shares_storage(weight.data, program.weights)):
+        raise CaptureError(
+            f"buffer {weight.name!r} is written in forward and shares its memory with {', '.join(others)}",
+            remedy="give the buffer memory of its own, or register one tensor under both names",
+        )
+
+
+class Results:
+    """Collects the results of the user's program, and makes outputs of the graph of them."""
+
+    def __init__(self, functionalizer: Functionalizer) -> None:
+        self.functionalizer = functionalizer
+        self.values: list[Value | None] = []
+        self.leaves: list[OutputLeaf] = []
+        self.mutations: list[Mutation] = []
+        self._themselves: dict[Storage, list[int]] = {}
+        self._views: dict[Storage, list[int]] = {}
+        self._handles: dict[int, Handle] = {}
+        """Of the results, by their places."""
+
+    def constant(self, constant: Any) -> None:
+        """Add a result that is no tensor of the graph."""
+        self.leaves.append(OutputLeaf(None, constant))
+
+    def value(self, item: Any, strides: tuple[Dim, ...] | None = None) -> None:
+        """Add a result: a handle, or the value of a number.
+
+        Args:
+            item: the handle or value.
+            strides: of the tensor in the original, where they are known.
+        """
+        if type(item) is not Handle:
+            self.leaves.append(OutputLeaf(len(self.values)))
+            self.values.append(item)
+            return
+        storage = item.storage
+        self._handles[len(self.leaves)] = item
+        is_written = bool(storage.version) and storage.kind in ("input", "buffer", "constant")
+        if is_written and storage.owner is item:
+            # the written tensor itself
+            self._themselves.setdefault(storage, []).append(len(self.leaves))
+            self.leaves.append(OutputLeaf(None))
+            return
+        if is_written:
+            self._views.setdefault(storage, []).append(len(self.values))
+        self.leaves.append(OutputLeaf(len(self.values), strides=strides))
+        self.values.append(self.functionalizer.read_result(item))
+
+    def write(self, value: Value, *, buffer: str | None = None, input: int | None = None) -> None:  # noqa: A002
+        """Add a write to a buffer or an input when the call ends."""
+        self.mutations.append(Mutation(len(self.values), buffer=buffer, input=input))
+        self.values.append(value)
+
+    def finish(self, program: Program, assigned: Sequence[Weight] = ()) -> None:
+        """Make the outputs of the program's graph, and say in its calling convention what they are.
+
+        Args:
+            program: the program.
+            assigned: buffers in whose place new tensors are put: the last results are these.
+        """
+        convention = program.convention
+        for storage, value in self.functionalizer.written_sources():
+            number = len(self.values)
+            for place in self._themselves.get(storage, ()):
+                self.leaves[place] = OutputLeaf(number)
+            convention.views |= dict.fromkeys(self._views.get(storage, ()), number)
+            if storage.kind == "input":
+                self.write(value, input=storage.number)
+            else:
+                self.write(value, buffer=storage.name)
+        first = len(self.leaves) - len(assigned)
+        for place, (weight, leaf) in enumerate(zip(assigned, self.leaves[first:], strict=True), first):
+            assert leaf.value is not None
+            written = self._handles[place].storage.kernel_writes
+            if written is not None:
+                raise CaptureError(
+                    f"a normalization in training mode updates what forward puts in the place of {weight.name!r}",
+                    location=written,
+                    remedy="set the statistics outside of forward, or keep the module that sets them and normalizes "
+                    "with leaf_modules=",
+                )
+            self.mutations.append(Mutation(leaf.value, buffer=weight.name, is_assigned=True))
+        for mutation in self.mutations:
+            if mutation.buffer is not None and mutation.is_assigned:
+                program.weights[mutation.buffer].is_mutated = True
+            elif mutation.buffer is not None:
+                note_written(program, program.weights[mutation.buffer])
+        for storage in self.functionalizer.sources:
+            if storage.kernel_writes is not None and storage.kind != "input":
+                note_written(program, program.weights[storage.name])
+        convention.outputs = tuple(self.leaves[:first])
+        convention.mutations = tuple(self.mutations)
+        program.graph.set_outputs(self.values)

@@ -1,0 +1,1 @@
+"""What one runtime wants, as data."""

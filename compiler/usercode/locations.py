@@ -1,0 +1,105 @@
+"""Locations of operations: from the module stack and stack trace that a tracer leaves on its nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import sys
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx
+
+from ir.locations import Location
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_REPEAT = re.compile(r"@\d+")
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+"""The folder of the compiler: what every frame of its code begins with."""
+
+
+@functools.cache
+def is_user_file(path: str) -> bool:
+    """Return whether a frame's file is neither PyTorch's nor ours nor generated, nor what enters a `with` block."""
+    return not path.startswith((_TORCH, OURS, "<", "torch/", contextlib.__file__))
+
+
+def callers() -> frozenset[tuple[str, int]]:
+    """Return the lines that the compiler is being called from.
+
+    They are no places in the model, though the stack of an `nn.Sequential` has no others of the user's.
+    """
+    found: list[tuple[str, int]] = []
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        found.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    return frozenset(found)
+
+
+class Locator:
+    """Makes the location of each node, memoised: many nodes share a module and a line."""
+
+    def __init__(self) -> None:
+        self.aliases: Mapping[str, str] = {}
+        """Further paths of modules -> their first ones, by which all is known."""
+        self._callers = callers()
+        self._traces: dict[str, tuple[str, int]] = {}
+        self._locations: dict[tuple[str, str, str, int], Location] = {}
+
+    def __call__(self, node: fx.Node) -> Location:
+        """Return the location of a node: its innermost module, and the last frame of the user's code."""
+        path, class_name = module_of(node.meta)
+        trace = node.meta.get("stack_trace") or node.stack_trace or ""
+        file, line = self._source(trace)
+        key = (path, class_name, file, line)
+        found = self._locations.get(key)
+        if found is None:
+            place = first_path(path, self.aliases) if self.aliases else path
+            found = self._locations[key] = Location(place, class_name, file, line)
+        return found
+
+    def _source(self, trace: str) -> tuple[str, int]:
+        found = self._traces.get(trace)
+        if found is None:
+            places = [(file, int(line)) for file, line in _FRAME.findall(trace) if is_user_file(file)]
+            found = next((place for place in reversed(places) if place not in self._callers), ("", 0))
+            self._traces[trace] = found
+        return found
+
+
+def first_path(path: str, aliases: Mapping[str, str]) -> str:
+    """Return the first of the paths that lead to the same module, given those that are not."""
+    parts = path.split(".")
+    for number in range(1, len(parts) + 1):
+        found = aliases.get(".".join(parts[:number]))
+        if found is not None:
+            return first_path(".".join((found, *parts[number:])), aliases)
+    return path
+
+
+def module_of(meta: Mapping[str, Any]) -> tuple[str, str]:
+    """Return path and class of the innermost module that a node came from."""
+    stack = meta.get("nn_module_stack")
+    if not stack:
+        return "", ""
+    path, class_ = next(reversed(stack.values()))
+    if path.startswith("_empty_nn_module_stack"):
+        return "", ""
+    if isinstance(class_, type):
+        class_ = f"{class_.__module__}.{class_.__qualname__}"
+    if "@" in path:
+        path = _REPEAT.sub("", path)
+    return path.removeprefix("L__self__.").removeprefix("L['self']."), str(class_)
+
+
+def kept_with(path: str) -> str:
+    """Return the remedy of keeping the module at a path as it is; the model itself cannot be kept so."""
+    if path:
+        return f"keep `{path}` as it is with leaf_modules=[{path!r}]"
+    return "move what does it into a submodule and keep that one as it is with leaf_modules="

@@ -1,0 +1,236 @@
+"""Keeping the user's module as it is: a snapshot before the capture, restored and compared after it."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from compiler.usercode.containers import CODE, OPAQUE, PLAIN, Container, collect, differences, same, same_content
+from ir.locations import Location
+
+_HIDDEN = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+Change = tuple[str, nn.Module, str]
+"""(module path, module, attribute)"""
+
+
+def plain_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the tensors in attributes and containers of modules that are no parameters or buffers, nor share theirs."""
+    seen = {_memory(t) for t in (*model.parameters(), *model.buffers())}
+    pending: list[Any] = [value for module in model.modules() for value in module.__dict__.values()]
+    visited: set[int] = set()
+    while pending:
+        value = pending.pop()
+        if id(value) in visited or isinstance(value, (*PLAIN, *CODE, nn.Module)):
+            continue
+        visited.add(id(value))
+        if isinstance(value, torch.Tensor):
+            if value.layout is torch.strided and value.device.type != "meta" and _memory(value) not in seen:
+                seen.add(_memory(value))
+                yield value
+        elif isinstance(value, dict):
+            pending.extend(value.values())
+        elif isinstance(value, (list, tuple, set)):
+            pending.extend(value)
+        elif isinstance(getattr(value, "__dict__", None), dict):
+            pending.append(value.__dict__)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+
+
+class ModuleState:
+    """The attributes of a module and its submodules as they are now."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.modules = [(path, module, dict(module.__dict__)) for path, module in root.named_modules()]
+        self.requires_grad = [(p, p.requires_grad) for p in root.parameters()]
+        # tracing writes to tensors that are no buffers; a copy costs little, since few models have such tensors
+        self.tensors = [(tensor, tensor.detach().clone()) for tensor in plain_tensors(root)]
+        self.containers: list[tuple[str, nn.Module, Container]] = []
+        self.tables: list[tuple[str, nn.Module, str, Any]] = []
+        seen: set[int] = set()
+        for path, module, attributes in self.modules:
+            for name, value in attributes.items():
+                if name in _HIDDEN or name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
+                    self.tables.append((path, module, name, _copy_table(value)))
+                elif not isinstance(value, (*PLAIN, *OPAQUE)):
+                    found: list[Container] = []
+                    for _ in collect(name, value, found, seen):
+                        pass
+                    self.containers.extend((path, module, each) for each in found)
+
+    def changes(self) -> list[Change]:
+        """Return the attributes that are no longer what they were, tensors and registered ones left out."""
+        changed: list[Change] = []
+        for path, module, attributes in self.modules:
+            now = module.__dict__
+            for name in differences(attributes, now):
+                values = attributes.get(name), now.get(name)
+                if name != "forward" and not any(isinstance(value, torch.Tensor) for value in values):
+                    changed.append((path, module, name))
+        for path, module, container in self.containers:
+            changed.extend((path, module, f"{container.label}{name}") for name in container.differences())
+        return changed
+
+    def assigned_tensors(self) -> list[Change]:
+        """Return the attributes that hold a tensor now, and did not hold that one."""
+        return [
+            (path, module, name)
+            for path, module, attributes in self.modules
+            for name, value in module.__dict__.items()
+            if isinstance(value, torch.Tensor) and attributes.get(name) is not value
+        ]
+
+    def unlike_tensors(self) -> list[Change]:
+        """Return the attributes that hold another tensor now, of another type or with other numbers."""
+        before = {path: attributes for path, _, attributes in self.modules}
+        return [
+            change for change in self.assigned_tensors() if not same(before[change[0]].get(change[2]), _value(change))
+        ]
+
+    def forget(self, names: Collection[tuple[str, str]]) -> None:
+        """Put back some attributes, given as (module path, name), and what they held."""
+        for path, module, attributes in self.modules:
+            for name in [name for where, name in names if where == path]:
+                if name in attributes:
+                    module.__dict__[name] = attributes[name]
+                else:
+                    module.__dict__.pop(name, None)
+        for path, _, container in self.containers:
+            if (path, attribute_of(container.label)) in names:
+                container.restore()
+
+    def tensors_written(self) -> bool:
+        """Return whether tensors that are no parameters or buffers have other numbers now."""
+        return any(not same_content(tensor, copy) for tensor, copy in self.tensors)
+
+    def restore(self) -> list[Change]:
+        """Put everything back; return what had changed."""
+        changed = self.restore_attributes()
+        self.restore_tensors()
+        for parameter, flag in self.requires_grad:
+            if parameter.requires_grad is not flag:
+                parameter.requires_grad_(flag)
+        return changed
+
+    def restore_tensors(self) -> None:
+        """Put back the numbers of tensors that are no parameters or buffers."""
+        for tensor, copy in self.tensors:
+            if not same_content(tensor, copy):
+                tensor.detach().copy_(copy)
+
+    def restore_attributes(self) -> list[Change]:
+        """Put back attributes and what they hold, tables of buffers and modes too; return what had changed."""
+        changed: list[Change] = []
+        for path, module, attributes in self.modules:
+            changed.extend((path, module, name) for name in differences(attributes, module.__dict__))
+            if not _identical_items(attributes, module.__dict__):
+                module.__dict__.clear()
+                module.__dict__.update(attributes)
+        for path, module, name, saved in self.tables:
+            table = module.__dict__[name]
+            if isinstance(saved, dict):
+                names = differences(saved, dict(table))
+            else:
+                names = [] if saved == table else [name]
+            if names:
+                changed.extend((path, module, each) for each in names)
+                table.clear()
+                table.update(saved)
+        for path, module, container in self.containers:
+            names = container.differences()
+            if names:
+                container.restore()
+                changed.extend((path, module, f"{container.label}{name}") for name in names)
+        return changed
+
+
+class KeptState:
+    """The attributes of modules that are kept as they are, which go on with what they change in themselves."""
+
+    def __init__(self, root: nn.Module, paths: Collection[str]) -> None:
+        """Take the state as it is now.
+
+        Args:
+            root: the module that they are in.
+            paths: where they are in it.
+        """
+        self._root = root
+        self._states = [ModuleState(root.get_submodule(path)) for path in paths]
+
+    def restore(self) -> None:
+        """Put all of it back but the modes: tables of buffers too, which hold the very buffers of then."""
+        modes = [(module, module.training) for module in self._root.modules()] if self._states else []
+        for state in self._states:
+            state.restore()
+        for module, mode in modes:
+            if module.training is not mode:
+                module.training = mode
+
+    def restore_tensors(self) -> None:
+        """Put back the numbers of tensors that are no parameters or buffers."""
+        for state in self._states:
+            state.restore_tensors()
+
+
+def attribute_of(label: str) -> str:
+    """Return the attribute of a module that a label of something in it begins with: `cache` of `cache['cos'].x`."""
+    return re.split(r"[.\[]", label, maxsplit=1)[0]
+
+
+def _value(change: Change) -> Any:
+    return change[1].__dict__.get(change[2])
+
+
+def _identical_items(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return len(a) == len(b) and all(name in b and b[name] is value for name, value in a.items())
+
+
+def _copy_table(value: Any) -> Any:
+    return set(value) if isinstance(value, set) else dict(value)
+
+
+def run_with_copied_buffers(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a model so that what it writes to its buffers is lost."""
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    return torch.func.functional_call(model, buffers, args, kwargs)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Restore the state of Python's, numpy's and PyTorch's random number generators at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def is_list_of_parameters(change: Change) -> bool:
+    """Return whether it is the list that a recurrent module of torch keeps of its own parameters."""
+    _, module, name = change
+    return isinstance(module, nn.RNNBase) and name.startswith("_flat_weight")
+
+
+def location_of_module(path: str, module: nn.Module) -> Location:
+    """Return the location of a module: its class, and the first line of its forward method."""
+    class_ = type(module)
+    name = f"{class_.__module__}.{class_.__qualname__}"
+    # not `class_.forward`: that of a TorchScript module asks for an instance
+    code = getattr(inspect.unwrap(inspect.getattr_static(class_, "forward")), "__code__", None)
+    if code is None:
+        return Location(path, name)
+    return Location(path, name, code.co_filename, code.co_firstlineno)

@@ -1,0 +1,27 @@
+"""Where tensors lie, and what random generators hold."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def foreign_state() -> tuple[Any, ...]:
+    """Return the states of the random numbers of Python and numpy."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return random.getstate(), kind, np.asarray(keys).tobytes(), *rest
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """Return what identifies the memory of a tensor."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else id(tensor)
+
+
+def meaningful_strides(tensor: torch.Tensor) -> list[int]:
+    """Return the strides of the dimensions where they mean something."""
+    if not tensor.numel() or tensor.layout is not torch.strided:
+        return []
+    return [s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]
