@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Column, Table
 
-from fuzz import judge, sound
-from fuzz.campaign import freeze_imports
-from fuzz.check import check_case
-from fuzz.strategies.instances import instances
-from fuzz.targets import RULES
+from fuzz.campaign.campaign import freeze_imports
+from fuzz.campaign.targets import RULES
+from fuzz.programs.check import check_case
+from fuzz.rules.instances import instances
+from fuzz.search import judge, sound
 from passes.rewrite.pattern import Pattern
 
 GOAL = 100.0

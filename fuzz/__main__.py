@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from fuzz.campaign import Campaign, UnitResult, freeze_imports, run_campaign
-from fuzz.determinism import compare_processes
-from fuzz.ray_campaign import RayExecutor
-from fuzz.replay import replay_all
-from fuzz.sound import Target
-from fuzz.strategies.instances import expanded_pattern
-from fuzz.survey import kinds_named, survey, table_of, write_found
-from fuzz.targets import PASSES, RULES, VARIANTS, resolve
+from fuzz.campaign.campaign import Campaign, UnitResult, freeze_imports, run_campaign
+from fuzz.campaign.ray_campaign import RayExecutor
+from fuzz.campaign.targets import PASSES, RULES, VARIANTS, resolve
+from fuzz.modules.survey import kinds_named, survey, table_of, write_found
+from fuzz.programs.determinism import compare_processes
+from fuzz.rules.instances import expanded_pattern
+from fuzz.search.replay import replay_all
+from fuzz.search.sound import Target
 from ir.errors import GraphwrightError, InputError
 
 _DESCRIPTION = """\

@@ -6,9 +6,9 @@ instances after 460 programs, in a run of the mutants; fixed where the corpus ha
 
 import torch
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.convert.attention import DecomposeMultiheadAttentionPattern
 
 SUBJECT = (DecomposeMultiheadAttentionPattern,)

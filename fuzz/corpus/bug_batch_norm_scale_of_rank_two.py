@@ -3,9 +3,9 @@
 FoldBatchNormPattern. Found by `verifier` in a campaign (statistics of rank 4, which do not run) after 400 programs.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.fold.batch_norm import FoldBatchNormPattern
 
 SUBJECT = (FoldBatchNormPattern,)

@@ -4,9 +4,9 @@ NoCopy. Found by `training mode` in a campaign of inflated programs after 153; t
 `train()` that the model leaves as it is. FoldConstants and merging of equal copies did the same.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.canonicalize.identity import NoCopy
 
 SUBJECT = (NoCopy,)

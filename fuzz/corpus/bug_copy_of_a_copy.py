@@ -3,9 +3,9 @@
 Idempotent. Found by `sharing` in a campaign after 107 programs.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.canonicalize.identity import Idempotent
 
 SUBJECT = (Idempotent,)

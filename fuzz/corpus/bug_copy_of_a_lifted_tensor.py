@@ -4,9 +4,9 @@ NoCopy. Found by `sharing`, asking each operator of PyTorch whether its result s
 ir/memory/aliasing.py.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.canonicalize.identity import NoCopy
 
 SUBJECT = (NoCopy,)

@@ -3,9 +3,9 @@
 FoldBatchNormPattern. Found by `no error` in a campaign of 16,704 programs; batch norm takes such rows where there are none.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.fold.batch_norm import FoldBatchNormPattern
 
 SUBJECT = (FoldBatchNormPattern,)

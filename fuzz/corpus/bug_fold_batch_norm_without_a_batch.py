@@ -5,9 +5,9 @@ first program for the rule; hazard: equal sizes make wrong axes type-check. Fixe
 """
 
 from compiler.pipeline import parse_pipeline
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 
 SUBJECT = parse_pipeline("fold-batch-norm")
 PROPERTIES = Properties()

@@ -5,9 +5,9 @@ FoldConstants trusted that an operator which may return its operand does. Found 
 """
 
 from compiler.pipeline import parse_pipeline
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 
 SUBJECT = parse_pipeline("fold-constants")
 PROPERTIES = Properties(exact=True)

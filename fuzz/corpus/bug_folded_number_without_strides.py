@@ -3,9 +3,9 @@
 FoldConstants. Found by `no error` in a campaign of inflated programs after 166: `contiguous` leaves one element as it is.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.fold.constants import FoldConstants
 
 SUBJECT = FoldConstants()

@@ -3,9 +3,9 @@
 RemoveIdentityAdaptiveAvgPoolPattern. Found by `it still runs` in a campaign, once in some 4,000 programs of the rule.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
 
 SUBJECT = (RemoveIdentityAdaptiveAvgPoolPattern,)

@@ -4,9 +4,9 @@ RemoveIdentityAdaptiveAvgPoolPattern. Found by `strides` once in 1,500 whole pro
 later generators.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
 
 SUBJECT = (RemoveIdentityAdaptiveAvgPoolPattern,)

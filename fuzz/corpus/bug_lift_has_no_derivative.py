@@ -3,9 +3,9 @@
 NoAlias. Found by `gradients` on its instances after 69 programs; fixed in 19e2f96.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.canonicalize.identity import NoAlias, NoDetach
 
 SUBJECT = (NoAlias, NoDetach)

@@ -3,9 +3,9 @@
 FlattenLinearToConvPattern. Found by `no error` when the mutants were run, after 948 programs.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.convert.classifier import FlattenLinearToConvPattern
 
 SUBJECT = (FlattenLinearToConvPattern,)

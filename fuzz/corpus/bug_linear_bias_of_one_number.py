@@ -3,9 +3,9 @@
 FlattenLinearToConv1x1Pattern. Found by `no error` in a run of the mutants.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.convert.classifier import FlattenLinearToConv1x1Pattern
 
 SUBJECT = (FlattenLinearToConv1x1Pattern,)

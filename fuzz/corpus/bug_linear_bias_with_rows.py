@@ -3,9 +3,9 @@
 FlattenLinearToConv1x1Pattern. Found by `no error` on its instances after 313 programs; fixed in 5ed8977.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.convert.classifier import FlattenLinearToConv1x1Pattern
 
 SUBJECT = (FlattenLinearToConv1x1Pattern,)

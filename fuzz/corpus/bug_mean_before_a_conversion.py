@@ -4,9 +4,9 @@ SpatialMeanToPool. Found by `sharing`, with a mutant of the rule, after 1,640 pr
 dimensions of size 1.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.canonicalize.spelling import SpatialMeanToPool
 
 SUBJECT = (SpatialMeanToPool,)

@@ -4,9 +4,9 @@ ReshapeOfUnitPermute compared dims as they are written with dimensions counted f
 its instances after 8 programs; fixed in 19e2f96.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.canonicalize.permute import ReshapeOfUnitPermute
 
 SUBJECT = (ReshapeOfUnitPermute,)

@@ -4,9 +4,9 @@ PermuteWithoutUnits looked negative dims up among dimensions counted from the fr
 short. Found by `no error` on its instances after 8 programs; fixed in 19e2f96.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.canonicalize.permute import PermuteWithoutUnits
 
 SUBJECT = (PermuteWithoutUnits,)

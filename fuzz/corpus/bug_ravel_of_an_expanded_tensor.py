@@ -3,9 +3,9 @@
 SpellReshape. Found by `strides` or `values` after some 1,000 programs for the rule; fixed in 53e6c28.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.canonicalize.reshape import SpellReshape
 
 SUBJECT = (SpellReshape,)

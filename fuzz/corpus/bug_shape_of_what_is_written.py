@@ -6,9 +6,9 @@ The evaluator, with SpellReshape. Found by `sharing` in training mode in a campa
 
 import torch
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.canonicalize.reshape import SpellReshape
 
 SUBJECT = (SpellReshape,)

@@ -8,9 +8,9 @@ from torch import nn
 
 from compiler.pipeline import pipeline_of
 from compiler.targets.tensorrt import TENSORRT_PATTERNS
-from fuzz.check import Properties
-from fuzz.module_case import InputSpec, ModuleCase
-from fuzz.sound import check
+from fuzz.modules.case import InputSpec, ModuleCase
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 
 
 class Net(nn.Module):

@@ -3,9 +3,9 @@
 NoExpand. Looked for after the like was found in SpatialMeanToPool (bug_mean_before_a_conversion).
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.canonicalize.identity import NoExpand
 
 SUBJECT = (NoExpand,)

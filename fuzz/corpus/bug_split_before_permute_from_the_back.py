@@ -3,9 +3,9 @@
 SplitBeforePermute. Found by `values` on its instances after 38 programs; fixed in 19e2f96.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.canonicalize.permute import SplitBeforePermute
 
 SUBJECT = (SplitBeforePermute,)

@@ -4,9 +4,9 @@ FoldBatchNormPattern. Found by `verifier` when the mutants were run, after 339 p
 channels, the numbers were wrong.
 """
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.fold.batch_norm import FoldBatchNormPattern
 
 SUBJECT = (FoldBatchNormPattern,)

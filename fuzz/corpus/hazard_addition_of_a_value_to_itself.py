@@ -1,8 +1,8 @@
 """Both operands of the addition are the convolution: there is no residual."""
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.fuse.conv import ConvBNAddActPattern
 
 SUBJECT = (ConvBNAddActPattern,)

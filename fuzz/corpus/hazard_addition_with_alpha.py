@@ -1,8 +1,8 @@
 """add(alpha=2) scales its second operand: no residual addition."""
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.fuse.conv import ConvBNAddActPattern
 
 SUBJECT = (ConvBNAddActPattern,)

@@ -1,9 +1,9 @@
 """Stride, padding, dilation, groups and a large eps all count when batch norm is folded."""
 
 from compiler.pipeline import parse_pipeline
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 
 SUBJECT = parse_pipeline("fold-batch-norm")
 PROPERTIES = Properties(modes=False)

@@ -1,8 +1,8 @@
 """A residual that is broadcast to the sum is left alone."""
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.fuse.conv import ConvBNAddActPattern
 
 SUBJECT = (ConvBNAddActPattern,)

@@ -1,8 +1,8 @@
 """Causal attention of 2 queries over 4 keys lets the first query see the first key only."""
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.fuse.attention import ScaledDotProductAttentionPattern
 
 SUBJECT = (ScaledDotProductAttentionPattern,)

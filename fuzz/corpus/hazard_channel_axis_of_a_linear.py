@@ -1,9 +1,9 @@
 """Behind a linear on (N, C, C), batch norm normalizes dimension 1, not the linear's channels; all sizes are equal."""
 
 from compiler.pipeline import parse_pipeline
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 
 SUBJECT = parse_pipeline("fold-batch-norm")
 PROPERTIES = Properties()

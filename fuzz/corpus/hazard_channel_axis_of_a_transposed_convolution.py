@@ -1,9 +1,9 @@
 """The output channels of a transposed convolution are dimension 1 of its weight, within groups."""
 
 from compiler.pipeline import parse_pipeline
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 
 SUBJECT = parse_pipeline("fold-batch-norm")
 PROPERTIES = Properties()

@@ -1,9 +1,9 @@
 """clamp(max=-1) and then clamp(min=1) is 1 everywhere, whatever a single clamp with both bounds would give."""
 
 from compiler.pipeline import parse_pipeline
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 
 SUBJECT = parse_pipeline("canonicalize")
 PROPERTIES = Properties(exact=True)

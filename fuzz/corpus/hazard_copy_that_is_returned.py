@@ -1,9 +1,9 @@
 """A copy of an input that is an output: the caller may write to it."""
 
 from compiler.pipeline import parse_pipeline
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 
 SUBJECT = parse_pipeline("canonicalize")
 PROPERTIES = Properties(exact=True)

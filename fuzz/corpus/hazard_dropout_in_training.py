@@ -1,9 +1,9 @@
 """Two dropouts of one value drop different elements."""
 
 from compiler.pipeline import parse_pipeline
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 
 SUBJECT = parse_pipeline("canonicalize")
 PROPERTIES = Properties(exact=True)

@@ -1,8 +1,8 @@
 """The convolution's result is an output, too: it is not free to disappear in a fused region."""
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.fuse.conv import ConvBNActPattern
 
 SUBJECT = (ConvBNActPattern,)

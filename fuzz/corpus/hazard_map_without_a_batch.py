@@ -1,8 +1,8 @@
 """(C, H, W) flattened from its first dimension on is no batch of pooled maps."""
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.convert.classifier import FlattenLinearToConv1x1Pattern
 
 SUBJECT = (FlattenLinearToConv1x1Pattern,)

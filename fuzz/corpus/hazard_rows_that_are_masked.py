@@ -2,9 +2,9 @@
 
 import torch
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.fuse.attention import ScaledDotProductAttentionPattern
 
 SUBJECT = (ScaledDotProductAttentionPattern,)

@@ -1,9 +1,9 @@
 """neg(neg(x)) where x is an input and the result an output: what comes out must not be the input itself."""
 
 from compiler.pipeline import parse_pipeline
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 
 SUBJECT = parse_pipeline("canonicalize")
 PROPERTIES = Properties(exact=True, idempotent=True)

@@ -1,9 +1,9 @@
 """A scale that is negative does not pass an activation, nor does a batch norm with negative gamma."""
 
 from compiler.pipeline import parse_pipeline
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 
 SUBJECT = parse_pipeline("canonicalize,fold-batch-norm")
 PROPERTIES = Properties()

@@ -1,9 +1,9 @@
 """A weight that two convolutions share, one of them with a batch norm behind it: folded for that one alone."""
 
 from compiler.pipeline import parse_pipeline
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 
 SUBJECT = parse_pipeline("fold-batch-norm")
 PROPERTIES = Properties(modes=False)

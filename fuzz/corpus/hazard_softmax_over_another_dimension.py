@@ -1,8 +1,8 @@
 """A softmax over the queries is no attention, although all sizes are equal."""
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.fuse.attention import ScaledDotProductAttentionPattern
 
 SUBJECT = (ScaledDotProductAttentionPattern,)

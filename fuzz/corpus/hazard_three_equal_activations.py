@@ -1,8 +1,8 @@
 """Three equal activations in a row: overlapping matches."""
 
-from fuzz.case import Case
-from fuzz.check import Properties
-from fuzz.sound import check
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.search.sound import check
 from passes.canonicalize.identity import Idempotent
 
 SUBJECT = (Idempotent,)

@@ -13,7 +13,7 @@ from torch import nn
 
 from compiler.equality.observation import Observation, observe, state_kept
 from compiler.equality.observation_differences import differences, within
-from fuzz.module_observation import snapshot
+from fuzz.modules.observation import snapshot
 from ir.errors import InputError
 
 X = torch.randn(4, 3)

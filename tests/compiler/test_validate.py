@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from compiler.driver import transform
 from compiler.equality.accuracy import measure_accuracy
 from compiler.equality.validate import validate_result
-from fuzz.module_observation import snapshot
+from fuzz.modules.observation import snapshot
 from ir.core import Value
 from ir.errors import InputError, ValidationError
 from passes.canonicalize import Canonicalize

@@ -13,9 +13,9 @@ import pytest
 from hypothesis.internal.conjecture import providers
 
 from fuzz.__main__ import main
-from fuzz.campaign import Campaign, Unit, run_campaign, run_unit, units
-from fuzz.coverage import condition
-from fuzz.soundness import Soundness
+from fuzz.campaign.campaign import Campaign, Unit, run_campaign, run_unit, units
+from fuzz.campaign.coverage import condition
+from fuzz.search.soundness import Soundness
 from graphwright import Match, Pattern, PatternBuilder, Rewriter
 from passes.rewrite.pattern import Node
 
@@ -122,7 +122,7 @@ def test_a_unit_that_fails_does_not_end_the_campaign() -> None:
 
 
 def test_a_target_for_which_nothing_can_be_built_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fuzz.campaign.search", lambda *args, **options: (Soundness(), None))
+    monkeypatch.setattr("fuzz.campaign.campaign.search", lambda *args, **options: (Soundness(), None))
     campaign = Campaign()
     run_campaign(campaign, [RIGHT], examples=10)
     assert len(campaign.errors) == 1
@@ -163,7 +163,7 @@ def test_an_interrupt_that_a_unit_swallows_ends_the_campaign(monkeypatch: pytest
         asked.append(1)
         raise AssertionError  # what hypothesis has made of a KeyboardInterrupt
 
-    monkeypatch.setattr("fuzz.campaign.search", swallow)
+    monkeypatch.setattr("fuzz.campaign.campaign.search", swallow)
     campaign = Campaign()
     with pytest.raises(KeyboardInterrupt):
         run_campaign(campaign, [RIGHT], examples=1000, stopped=lambda: bool(asked))

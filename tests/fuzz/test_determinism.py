@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fuzz.__main__ import main
-from fuzz.determinism import STAGES, Unlike, compare, transcript
+from fuzz.programs.determinism import STAGES, Unlike, compare, transcript
 
 
 def test_two_processes_write_the_same_bytes(capsys: pytest.CaptureFixture[str]) -> None:

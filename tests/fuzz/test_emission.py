@@ -14,8 +14,8 @@ from compiler.capture.capture import capture
 from compiler.codegen import emit
 from compiler.driver import transform
 from compiler.lower.lower import lower
-from fuzz.check import Finding, check_text
-from fuzz.emission import check_emission
+from fuzz.programs.check import Finding, check_text
+from fuzz.programs.emission import check_emission
 from ir.attributes import UnknownObject
 from ir.errors import CodegenError, InputError, ParseError
 from ir.program import InputLeaf, OutputLeaf, Program

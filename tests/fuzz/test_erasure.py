@@ -10,9 +10,10 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fuzz.retyping import untrue_type, with_types_of
-from fuzz.strategies import input_tensors, programs
-from fuzz.strategies.erasure import with_erased_types
+from fuzz.programs import strategy as programs
+from fuzz.programs.erasure import with_erased_types
+from fuzz.programs.retyping import untrue_type, with_types_of
+from fuzz.strategies import input_tensors
 from graphwright import Match, Pattern, PatternBuilder
 from graphwright.fuzz import Case, Finding, Properties, UnsoundError, assert_sound, check
 from ir.evaluate import evaluate

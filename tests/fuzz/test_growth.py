@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fuzz.strategies.demands import demanded_ranks
-from fuzz.strategies.instances import expanded_pattern, instances
+from fuzz.rules.demands import demanded_ranks
+from fuzz.rules.instances import expanded_pattern, instances
 from ir.opdef import Trait
 from passes.rewrite.driver import RewriteLog, run_worklist
 from passes.rewrite.matching import RuleIndex

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fuzz.case import Case
-from fuzz.check import Unusable
-from fuzz.kernels import ends_the_process
+from fuzz.calls.kernels import ends_the_process
+from fuzz.programs.case import Case
+from fuzz.programs.check import Unusable
 from graphwright.fuzz import check
 from passes.canonicalize.identity import NoAlias
 

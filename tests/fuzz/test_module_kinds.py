@@ -18,21 +18,21 @@ from hypothesis import HealthCheck, Phase, given, settings
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import fuzz.module_check
+import fuzz.modules.check
 from compiler.driver import transform
 from compiler.pipeline import pipeline_of
 from fuzz.__main__ import main
-from fuzz.check import Finding, Properties
-from fuzz.module_case import InputSpec, ModuleCase, load
-from fuzz.module_check import check_module
-from fuzz.module_kinds import FAMILIES, family_of
-from fuzz.module_observation import observe_module
-from fuzz.module_outside import globals_of, left_by_tracing, plain_state
-from fuzz.observation import quiet
-from fuzz.sound import Target
-from fuzz.strategies import modules
-from fuzz.strategies.modules import RECIPES
-from fuzz.survey import kinds_named, survey
+from fuzz.modules import strategy as modules
+from fuzz.modules.case import InputSpec, ModuleCase, load
+from fuzz.modules.check import check_module
+from fuzz.modules.kinds import FAMILIES, family_of
+from fuzz.modules.observation import observe_module
+from fuzz.modules.outside import globals_of, left_by_tracing, plain_state
+from fuzz.modules.strategy import RECIPES
+from fuzz.modules.survey import kinds_named, survey
+from fuzz.programs.check import Finding, Properties
+from fuzz.programs.observation import quiet
+from fuzz.search.sound import Target
 from ir.errors import InputError
 from tests.drawn import draws
 
@@ -238,7 +238,7 @@ def _ignores_the_mode(model: Any) -> None:
 def test_what_the_compiler_does_to_its_surroundings_is_found(
     wrong: Any, property_: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fuzz.module_check, "transform", wrong)
+    monkeypatch.setattr(fuzz.modules.check, "transform", wrong)
     case = ModuleCase(Net, (X,), seed=1, ways=("export",))
     if property_ is None:
         assert check_module(STANDARD, case, Properties()).fates == {("", "equal"): 1}
@@ -255,7 +255,7 @@ def test_what_the_compiler_does_to_its_surroundings_is_found(
     ],
 )
 def test_a_module_that_is_another_one_is_found(change: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzz.module_check, "transform", _changes(change))
+    monkeypatch.setattr(fuzz.modules.check, "transform", _changes(change))
     with pytest.raises(Finding, match=message):
         check_module(STANDARD, ModuleCase(Net, (X,), seed=1, ways=("export",)), Properties())
 
@@ -268,7 +268,7 @@ def test_a_guard_is_right_where_the_kind_has_one_and_wrong_elsewhere(monkeypatch
 
         model._guard.register_forward_pre_hook(check)
 
-    monkeypatch.setattr(fuzz.module_check, "transform", _changes(refuses_without_gradients))
+    monkeypatch.setattr(fuzz.modules.check, "transform", _changes(refuses_without_gradients))
     case = ModuleCase(Plain, (X,), seed=1, ways=("export",), kind="question that matters: is_grad_enabled")
     kind = case.kind
     assert check_module(STANDARD, case, Properties()).fates == {(kind, "equal, some calls refused"): 1}
@@ -302,7 +302,7 @@ def test_kinds_are_named_alone_or_by_family() -> None:
 
 
 def test_a_survey_counts_what_becomes_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzz.module_check, "transform", _draws(random.random))
+    monkeypatch.setattr(fuzz.modules.check, "transform", _draws(random.random))
     (row,) = survey(Target.of(STANDARD), ["pure hook: output"], examples=5)
     assert row.kind == "pure hook: output"
     assert row.wrong == row.modules > 0

@@ -11,8 +11,8 @@ import attrs
 import pytest
 from hypothesis import Phase
 
-from fuzz.sound import Target, search, search_settings
-from fuzz.strategies.dictionary import around, dictionary_of
+from fuzz.rules.dictionary import around, dictionary_of
+from fuzz.search.sound import Target, search, search_settings
 from graphwright import Match, Pattern, PatternBuilder
 
 CHANNELS = 23

@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from compiler.equality.unit_strides import OtherUnitStrides
-from fuzz.case import Case
-from fuzz.definite import has_definite_gradients
+from fuzz.programs.case import Case
+from fuzz.programs.definite import has_definite_gradients
 from graphwright import Match, Pattern, PatternBuilder
 from graphwright.fuzz import Properties, UnsoundError, assert_sound
 from ir.program import weight_of

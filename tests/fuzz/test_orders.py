@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from compiler.pipeline import pipeline_of
 from compiler.targets.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_PATTERNS
-from fuzz.orders import ORDERS, InOrder
+from fuzz.rules.orders import ORDERS, InOrder
 from graphwright import Match, Pattern, PatternBuilder
 from graphwright.fuzz import UnsoundError, assert_sound, check, programs
 from graphwright.passes import Canonicalize

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fuzz.case import Case
-from fuzz.check import Finding
-from fuzz.reduce import reduced
+from fuzz.programs.case import Case
+from fuzz.programs.check import Finding
+from fuzz.programs.reduce import reduced
 from graphwright import Match, Pattern, PatternBuilder, Rewriter
 from graphwright.fuzz import check
 from graphwright.ir import Value, parse_program

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from fuzz.__main__ import main
-from fuzz.check import Finding
-from fuzz.replay import CORPUS, corpus_files, replay
+from fuzz.programs.check import Finding
+from fuzz.search.replay import CORPUS, corpus_files, replay
 from ir.errors import InputError
 
 WRONG = """
-from fuzz.case import Case
-from fuzz.check import Properties
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
 from tests.fuzz.test_sound import ViewForCopy
 
 SUBJECT = (ViewForCopy,)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from compiler.pipeline import pipeline_of
 from compiler.targets.tensorrt import TENSORRT_PATTERNS
-from fuzz.reverse import COPIES, REVERSIBLE, Inflated, hosts, inflated
+from fuzz.rules.reverse import COPIES, REVERSIBLE, Inflated, hosts, inflated
 from graphwright.fuzz import UnsoundError, assert_sound, check, programs
 from graphwright.passes import Canonicalize
 from ir.text.printer import print_program

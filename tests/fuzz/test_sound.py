@@ -14,9 +14,9 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from fuzz.counterexample import bisect
-from fuzz.rule_pass import ApplyRules
-from fuzz.targets import RULES
+from fuzz.campaign.targets import RULES
+from fuzz.rules.rule_pass import ApplyRules
+from fuzz.search.counterexample import bisect
 from graphwright import Fixpoint, Match, Pass, PassContext, PassManager, Pattern, PatternBuilder, Rewriter
 from graphwright.fuzz import (
     Case,

@@ -6,7 +6,7 @@ import attrs
 import pytest
 from hypothesis import Phase
 
-from fuzz.sound import Target, search, search_settings
+from fuzz.search.sound import Target, search, search_settings
 from passes.rewrite.pattern import Pattern
 from tests.fuzz.wrong_rules import WRONG_RULES
 

@@ -11,9 +11,9 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from fuzz.check import Finding, Properties
-from fuzz.module_hold import Arguments, Comparison
-from fuzz.module_observation import cast_tree, snapshot
+from fuzz.modules.hold import Arguments, Comparison
+from fuzz.modules.observation import cast_tree, snapshot
+from fuzz.programs.check import Finding, Properties
 from graphwright import TransformResult, transform
 from graphwright.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_PATTERNS
 

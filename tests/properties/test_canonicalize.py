@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from fuzz.case import Case
-from fuzz.check import Unusable, check_case
-from fuzz.sound import Target
-from fuzz.strategies import input_tensors, programs
-from fuzz.strategies.erasure import with_erased_types
+from fuzz.programs import strategy as programs
+from fuzz.programs.case import Case
+from fuzz.programs.check import Unusable, check_case
+from fuzz.programs.erasure import with_erased_types
+from fuzz.search.sound import Target
+from fuzz.strategies import input_tensors
 from passes.canonicalize import Canonicalize
 from passes.cleanup.cse import EliminateCommonSubexpressions
 from passes.cleanup.dce import EliminateDeadCode

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuzz.strategies.calls import GENERATORS, generate_call
-from fuzz.strategies.source import FreshSource
-from fuzz.strategies.types import DTYPES, SYMBOLS, forgetful
+from fuzz.calls.generators import GENERATORS, generate_call
+from fuzz.calls.source import FreshSource
+from fuzz.calls.types import DTYPES, SYMBOLS, forgetful
 from ir.attributes import map_leaves
 from ir.builder import bind_arguments
 from ir.errors import InferenceError

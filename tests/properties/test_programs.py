@@ -9,8 +9,9 @@ import torch
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
-from fuzz.strategies import input_tensors, programs
-from fuzz.strategies.programs import COMMON, substitute
+from fuzz.programs import strategy as programs
+from fuzz.programs.strategy import COMMON, substitute
+from fuzz.strategies import input_tensors
 from ir.evaluate import bind_symbols, evaluate
 from ir.opdef import Trait
 from ir.program import Program

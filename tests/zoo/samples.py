@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from compiler.equality.observation import seeded
-from fuzz.observation import quiet
+from fuzz.programs.observation import quiet
 
 PER_OPERATOR = 5
 """Samples of one operator; some have hundreds, most of them alike."""

@@ -1,0 +1,317 @@
+"""Generators of calls: operators that move elements, take parts and put tensors together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fuzz.calls.elementwise import Arguments
+from fuzz.calls.source import Source, divisors, is_int, shape_of
+from ir.core import Value
+from ir.opdef import OpDef
+from ir.types import Dim, simplify_dim
+
+
+def _dim(source: Source, rank: int) -> int:
+    return source.integer(-rank, rank - 1) if rank else 0
+
+
+def _static_dim(source: Source, value: Value) -> int:
+    """Draw a dimension, one with a number for its size if there is one."""
+    shape = shape_of(value)
+    static = [i for i, d in enumerate(shape) if is_int(d)]
+    chosen = source.one_of(static or list(range(len(shape))))
+    return chosen - len(shape) if source.flag() else chosen
+
+
+def _ranked(source: Source, min_rank: int = 1, max_rank: int = 4, *, zero: bool = True) -> Value:
+    """Draw a tensor, in programs with at least one static size."""
+    return source.tensor(
+        min_rank,
+        max_rank,
+        zero=zero,
+        condition=lambda t: t.shape is not None and any(type(d) is int for d in t.shape),
+    )
+
+
+def reshape(source: Source, opdef: OpDef) -> Arguments:
+    """Neighbours merged, sizes split, ones added or dropped; some size perhaps written as -1."""
+    x = source.tensor(zero=False)
+    sizes: list[Dim] = []
+    for size in shape_of(x):
+        kind = source.integer(0, 3)
+        if kind == 1 and sizes:
+            sizes[-1] = simplify_dim(sizes[-1] * size)
+        elif kind == 2:
+            first = source.one_of(divisors(size))
+            sizes += [first, size // first if is_int(size) else size]
+        elif kind == 3 and size == 1:
+            continue
+        else:
+            sizes.append(size)
+    if source.integer(0, 3) == 3:
+        sizes.insert(source.integer(0, len(sizes)), 1)
+    wanted = source.result_rank()
+    if wanted is not None:
+        _bring_to_rank(source, sizes, wanted)
+    if sizes and source.flag():
+        sizes[source.integer(0, len(sizes) - 1)] = -1
+    return [x, sizes], {}
+
+
+def _bring_to_rank(source: Source, sizes: list[Dim], rank: int) -> None:
+    """Split sizes, or merge neighbours, until there are as many as wanted; more than one element keeps a dimension."""
+    while len(sizes) < rank:
+        composite = [i for i, size in enumerate(sizes) if len(divisors(size)) > 1]
+        if composite:
+            at = source.one_of(composite)
+            first = source.one_of(divisors(sizes[at])[1:])
+            sizes[at : at + 1] = [first, sizes[at] // first]
+        else:
+            sizes.insert(source.integer(0, len(sizes)), 1)
+    while len(sizes) > max(rank, 1):
+        at = source.integer(0, len(sizes) - 2)
+        sizes[at : at + 2] = [simplify_dim(sizes[at] * sizes[at + 1])]
+    if rank == 0 and sizes == [1]:
+        sizes.clear()
+
+
+def flatten(source: Source, opdef: OpDef) -> Arguments:
+    """A range of dimensions."""
+    x = source.tensor()
+    rank = len(shape_of(x))
+    start = source.integer(0, max(0, rank - 1))
+    end = source.integer(start, max(0, rank - 1))
+    return [x, start, end - rank if rank and source.flag() else end], {}
+
+
+def unflatten(source: Source, opdef: OpDef) -> Arguments:
+    """One dimension into two."""
+    x = _ranked(source, zero=False)
+    dim = _static_dim(source, x)
+    size = shape_of(x)[dim]
+    first = source.one_of(divisors(size))
+    rest = size // first if is_int(size) else size
+    return [x, dim, source.one_of(([first, rest], [first, -1], [-1, rest], [rest, first, 1]))], {}
+
+
+def squeeze(source: Source, opdef: OpDef) -> Arguments:
+    """All dimensions, one, or some; of size 1 or not."""
+    x = source.tensor()
+    rank = len(shape_of(x))
+    if opdef.name == "aten.squeeze":
+        return [x], {}
+    if opdef.name == "aten.squeeze.dim":
+        return [x, _dim(source, rank)], {}
+    return [x, [d for d in range(rank) if source.flag()]], {}
+
+
+def unsqueeze(source: Source, opdef: OpDef) -> Arguments:
+    """A new dimension anywhere."""
+    x = source.tensor()
+    rank = len(shape_of(x))
+    return [x, source.integer(-rank - 1, rank)], {}
+
+
+def permutation(source: Source, rank: int) -> list[int]:
+    """Draw a permutation of the dimensions; shrinks to the identity."""
+    rest = list(range(rank))
+    return [rest.pop(source.integer(0, len(rest) - 1)) for _ in range(rank)]
+
+
+def permute(source: Source, opdef: OpDef) -> Arguments:
+    """Any permutation, some dimensions counted from the end."""
+    x = source.tensor()
+    rank = len(shape_of(x))
+    return [x, [d - rank if source.flag() else d for d in permutation(source, rank)]], {}
+
+
+def transpose(source: Source, opdef: OpDef) -> Arguments:
+    """Two dimensions, which may be the same."""
+    x = source.tensor()
+    rank = len(shape_of(x))
+    return [x, _dim(source, rank), _dim(source, rank)], {}
+
+
+def matrix(source: Source, opdef: OpDef) -> Arguments:
+    """Rank 2 at most."""
+    return [source.tensor(0, 2)], {}
+
+
+def movedim(source: Source, opdef: OpDef) -> Arguments:
+    """One dimension, or several."""
+    x = source.tensor(1)
+    rank = len(shape_of(x))
+    if opdef.name.endswith(".int"):
+        return [x, _dim(source, rank), _dim(source, rank)], {}
+    count = source.integer(0, rank)
+    return [x, permutation(source, rank)[:count], permutation(source, rank)[:count]], {}
+
+
+def expand(source: Source, opdef: OpDef) -> Arguments:
+    """Sizes of 1 repeated, leading dimensions added."""
+    x = source.tensor()
+    sizes: list[Any] = [source.size() if d == 1 and source.flag() else -1 if source.flag() else d for d in shape_of(x)]
+    return [x, [source.size() for _ in range(source.integer(0, 1))] + sizes], {}
+
+
+def repeat(source: Source, opdef: OpDef) -> Arguments:
+    """Each dimension once to three times; `tile` also takes fewer numbers than dimensions."""
+    x = source.tensor(0, 3)
+    rank = len(shape_of(x))
+    count = source.integer(0, rank + 1) if opdef.short_name == "tile" else rank + source.integer(0, 1)
+    return [x, [source.integer(1, 3) for _ in range(count)]], {}
+
+
+def flip(source: Source, opdef: OpDef) -> Arguments:
+    """Some dimensions."""
+    x = source.tensor(1)
+    return [x, [d for d in range(len(shape_of(x))) if source.flag()]], {}
+
+
+def roll(source: Source, opdef: OpDef) -> Arguments:
+    """Some dimensions, or the flattened tensor."""
+    x = source.tensor(1)
+    dims = [d for d in range(len(shape_of(x))) if source.flag()]
+    return [x, [source.integer(-2, 2) for _ in dims or (0,)], dims], {}
+
+
+def pad(source: Source, opdef: OpDef) -> Arguments:
+    """Some of the last dimensions, before and after; cropping too."""
+    x = source.tensor(1, 4, zero=False)
+    shape = shape_of(x)
+    mode = source.one_of(("constant", "constant", "replicate", "reflect", "circular"))
+    if opdef.short_name == "constant_pad_nd" or mode == "constant" or len(shape) < 2:
+        count = source.one_of((min(2, len(shape)), *range(len(shape) + 1)))
+        if source.flag():
+            amounts = [amount for _ in range(count) for amount in (source.integer(0, 2),) * 2]  # as much on both sides
+        else:
+            amounts = [source.integer(0, 2) for _ in range(2 * count)]
+        if count and source.integer(0, 3) == 3 and shape[-1] not in (0, 1):
+            amounts[0] = -1
+        return [x, amounts], {"value": source.one_of((0, 0.5)) if opdef.short_name != "pad" else 0.5}
+    count = len(shape) - (2 if len(shape) == 4 else 1)
+    room = [min(2, d - 1) if type(d) is int else 0 for d in shape[::-1][:count]]
+    amounts = [source.integer(0, room[i // 2]) for i in range(2 * count)]
+    return [x, amounts, mode], {}
+
+
+def triangle(source: Source, opdef: OpDef) -> Arguments:
+    """A diagonal of a batch of matrices."""
+    return [source.tensor(2), source.integer(-1, 1)], {}
+
+
+def alone(source: Source, opdef: OpDef) -> Arguments:
+    """Nothing but the tensor."""
+    return [source.tensor()], {}
+
+
+def select(source: Source, opdef: OpDef) -> Arguments:
+    """One slice, counted from either end."""
+    x = _ranked(source, zero=False)
+    dim = _static_dim(source, x)
+    size = shape_of(x)[dim]
+    return [x, dim, source.integer(-size, size - 1) if type(size) is int else 0], {}
+
+
+def slice_(source: Source, opdef: OpDef) -> Arguments:
+    """Any bounds, which are clipped."""
+    x = _ranked(source)
+    bound = (None, 0, 1, 2, -1, 3, -3, 2**63 - 1)
+    return [x, _static_dim(source, x), source.one_of(bound), source.one_of(bound), source.integer(1, 3)], {}
+
+
+def narrow(source: Source, opdef: OpDef) -> Arguments:
+    """A part that is there."""
+    x = _ranked(source, zero=False)
+    dim = _static_dim(source, x)
+    size = shape_of(x)[dim]
+    start = source.integer(0, size - 1) if type(size) is int else 0
+    return [x, dim, start, source.integer(0, size - start) if type(size) is int else 1], {}
+
+
+def split(source: Source, opdef: OpDef) -> Arguments:
+    """Pieces of one to four."""
+    x = _ranked(source)
+    return [x, source.integer(1, 4), _static_dim(source, x)], {}
+
+
+def split_with_sizes(source: Source, opdef: OpDef) -> Arguments:
+    """Sizes that add up; symbolic ones too."""
+    x = _ranked(source)
+    dim = _static_dim(source, x)
+    size = shape_of(x)[dim]
+    if type(size) is not int:
+        return [x, source.one_of(([size], [size - 1, 1])), dim], {}
+    first = source.integer(0, size)
+    return [x, source.one_of(([first, size - first], [size])), dim], {}
+
+
+def chunk(source: Source, opdef: OpDef) -> Arguments:
+    """More chunks than there are elements too."""
+    x = _ranked(source, zero=False)
+    return [x, source.integer(1, 4), _static_dim(source, x)], {}
+
+
+def unbind(source: Source, opdef: OpDef) -> Arguments:
+    """One dimension."""
+    x = _ranked(source)
+    return [x, _static_dim(source, x)], {}
+
+
+def cat(source: Source, opdef: OpDef) -> Arguments:
+    """Other tensors of the same rank, the same tensor twice."""
+    x = source.tensor(1)
+    shape = shape_of(x)
+    dim = _dim(source, len(shape))
+    operands = [x]
+    for _ in range(source.integer(0, 2)):
+        other = list(shape)
+        other[dim] = source.size()
+        operands.append(x if source.flag() else source.like(x, other))
+    return [operands, dim], {}
+
+
+def stack(source: Source, opdef: OpDef) -> Arguments:
+    """Tensors of one shape."""
+    x = source.tensor(0, 3)
+    others = [x if source.flag() else source.like(x, shape_of(x)) for _ in range(source.integer(0, 2))]
+    rank = len(shape_of(x))
+    return [[x, *others], source.integer(-rank - 1, rank)], {}
+
+
+def index_select(source: Source, opdef: OpDef) -> Arguments:
+    """Indices of a dimension, in any order and number."""
+    x = _ranked(source, zero=False)
+    dim = _static_dim(source, x)
+    size = shape_of(x)[dim]
+    bounds = (0, size if type(size) is int else 1)
+    return [x, dim, source.make((source.size(),), torch.int64, bounds=bounds)], {}
+
+
+def gather(source: Source, opdef: OpDef) -> Arguments:
+    """Indices for all or some of the elements."""
+    x = _ranked(source, zero=False)
+    dim = _static_dim(source, x)
+    shape = list(shape_of(x))
+    size = shape[dim]
+    shape[dim] = source.size()
+    bounds = (0, size if type(size) is int else 1)
+    return [x, dim, source.make(shape, torch.int64, bounds=bounds)], {}
+
+
+def topk(source: Source, opdef: OpDef) -> Arguments:
+    """As many as there are at most."""
+    x = _ranked(source, zero=False)
+    dim = _static_dim(source, x)
+    size = shape_of(x)[dim]
+    return [x, source.integer(1, size) if type(size) is int else 1, dim], {}
+
+
+def glu(source: Source, opdef: OpDef) -> Arguments:
+    """A dimension of even size."""
+    shape = [source.size() for _ in range(source.integer(1, 3))]
+    dim = _dim(source, len(shape))
+    shape[dim] = 2 * source.one_of((1, 2, 3))
+    return [source.make(shape), dim], {}

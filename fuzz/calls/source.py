@@ -1,0 +1,157 @@
+"""Where a generated call takes its operands from.
+
+A call generator (`fuzz.calls.generators`) asks a `Source` for operands and draws the attributes that suit them. The
+source decides whether operands are new (`FreshSource`: one call alone) or values of a growing program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from hypothesis import strategies as st
+
+from fuzz.calls.types import FLOATS, shapes, sizes
+from ir.core import Graph, Value
+from ir.types import Dim, TensorType
+
+T = TypeVar("T")
+_BOOLEANS = st.booleans()
+Condition = Callable[[TensorType], bool]
+
+
+@cache
+def integers(lower: int, upper: int) -> st.SearchStrategy[int]:
+    """Return the strategy for a range, made once: making strategies costs more than drawing from them."""
+    return st.integers(lower, upper)
+
+
+class Unavailable(Exception):  # noqa: N818 - control flow of the strategies, no error
+    """There is no operand of the kind asked for."""
+
+
+class Source:
+    """Draws operands and attributes."""
+
+    def __init__(self, draw: st.DrawFn, *, symbolic: bool = False) -> None:
+        self.draw = draw
+        self.symbolic = symbolic
+        self.training = False
+        """Whether operators may be in training mode."""
+
+    def one_of(self, choices: Sequence[T]) -> T:
+        """Draw one of the choices; shrinks to the first."""
+        return choices[self.draw(integers(0, len(choices) - 1))]
+
+    def integer(self, lower: int, upper: int) -> int:
+        """Draw an int from a closed range; shrinks to `lower`."""
+        return self.draw(integers(lower, upper))
+
+    def extent(self, lower: int, upper: int) -> int:
+        """Draw the size of a window: a small one, unless the source has a reason for others."""
+        return self.integer(lower, max(lower, min(upper, 3)))
+
+    def flag(self) -> bool:
+        """Draw a bool; shrinks to False."""
+        return self.draw(_BOOLEANS)
+
+    def dtype(self, choices: Sequence[torch.dtype | None]) -> torch.dtype | None:
+        """Draw a dtype, or None, to convert to."""
+        return self.one_of(choices)
+
+    def size(self) -> Dim:
+        """Draw a positive size for a new tensor."""
+        return self.draw(sizes(zero=False))
+
+    def tensor(
+        self,
+        min_rank: int = 0,
+        max_rank: int = 4,
+        *,
+        dtypes: tuple[torch.dtype, ...] = FLOATS,
+        zero: bool = True,
+        condition: Condition | None = None,
+    ) -> Value:
+        """Return an operand with a rank in the range, one of the dtypes and, without `zero`, no size that is 0.
+
+        It also fulfils `condition` unless it is new: a new one need not.
+        """
+        raise NotImplementedError
+
+    def make(
+        self, shape: Sequence[Dim], dtype: torch.dtype | None = None, *, bounds: tuple[float, float] | None = None
+    ) -> Value:
+        """Return an operand of exactly this type; its values lie in `bounds`, ints below the upper one.
+
+        Without a dtype it is the usual one for floats: float32, unless the source has another.
+        """
+        raise NotImplementedError
+
+    def given(self, place: int) -> Value | None:
+        """Return the operand that must stand in this place of the call, or None where any may."""
+        return None
+
+    def result_rank(self) -> int | None:
+        """Draw the rank that the result of a call must have, or None where any will do."""
+        return None
+
+    def written(self, value: Value | None) -> None:
+        """Note that an operator writes to an operand: a program knows such weights, and nothing else reads them."""
+
+    def like(self, value: Value, shape: Sequence[Dim], **options: Any) -> Value:
+        """Return an operand of this shape and the dtype of `value`."""
+        dtype = value.tensor_type.dtype
+        assert dtype is not None
+        return self.make(shape, dtype, **options)
+
+
+class FreshSource(Source):
+    """Makes each operand an input of a graph of its own."""
+
+    def __init__(self, draw: st.DrawFn, *, symbolic: bool = False) -> None:
+        super().__init__(draw, symbolic=symbolic)
+        self.graph = Graph()
+
+    def tensor(
+        self,
+        min_rank: int = 0,
+        max_rank: int = 4,
+        *,
+        dtypes: tuple[torch.dtype, ...] = FLOATS,
+        zero: bool = True,
+        condition: Condition | None = None,
+    ) -> Value:
+        """Return a new input; `condition` is not asked."""
+        shape = self.draw(shapes(min_rank, max_rank, zero=zero, symbolic=self.symbolic))
+        return self.graph.add_input(TensorType(shape, self.one_of(dtypes)), f"x{len(self.graph.inputs)}")
+
+    def make(
+        self,
+        shape: Sequence[Dim],
+        dtype: torch.dtype | None = None,
+        *,
+        bounds: tuple[float, float] | None = None,
+    ) -> Value:
+        """Return a new input, which has no values."""
+        return self.graph.add_input(TensorType(tuple(shape), dtype or torch.float32), f"x{len(self.graph.inputs)}")
+
+
+def shape_of(value: Value) -> tuple[Dim, ...]:
+    """Return the shape of a value whose shape is known."""
+    shape = value.tensor_type.shape
+    assert shape is not None
+    return tuple([d for d in shape if d is not None])
+
+
+def is_int(size: Dim) -> bool:
+    """Return whether a size is a number."""
+    return type(size) is int
+
+
+def divisors(size: Dim) -> list[int]:
+    """Return the divisors of a size, 1 alone for a symbolic one or 0."""
+    if type(size) is not int or size == 0:
+        return [1]
+    return [n for n in range(1, size + 1) if size % n == 0]

@@ -1,0 +1,1 @@
+"""Many searches over many targets."""

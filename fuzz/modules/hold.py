@@ -1,0 +1,338 @@
+"""A module beside what `transform` makes of it: everything that a caller can see must be the same."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compiler.driver import TransformResult
+from compiler.emitted.parameter_map import ParameterMap
+from compiler.equality.unit_strides import OtherUnitStrides
+from compiler.usercode.difference import tensor_difference
+from fuzz.layouts import channels_last, transposed
+from fuzz.modules.case import randomize
+from fuzz.modules.observation import Reference, Seen, cast_tree, is_computed, module_differences, observe_module
+from fuzz.modules.outside import globals_of
+from fuzz.programs.check import Finding, Properties, Unusable
+from fuzz.rounding import Rounding
+from ir.errors import GraphwrightError, InputError
+
+Runs = dict[str, Seen]
+"""What is seen of several calls, by what they are."""
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments."""
+Run = Callable[[nn.Module, Arguments], Runs]
+"""Runs a module; neither it nor its arguments are changed."""
+
+_NOT_OF_THE_MODULE = (RuntimeError, ValueError, IndexError, NotImplementedError)
+"""What the kernels of the original raise for operands that they do not take."""
+
+
+@attrs.frozen(eq=False)
+class Comparison:
+    """A module, the result of its transformation, and what both are called with.
+
+    The module and its arguments are in float64, where rounding is measured; or in another precision: then the result
+    may be twice as far from float64 as the module is. The methods raise:
+
+        Finding: where a property does not hold.
+        Unusable: where the module itself does not run.
+    """
+
+    model: nn.Module
+    result: TransformResult
+    arguments: Arguments
+    properties: Properties = attrs.field(factory=Properties)
+    double: bool = True
+    """Whether the module is in float64."""
+    mixed: bool = False
+    """Whether it rounds to another precision on its way."""
+    guarded: bool = False
+    """Whether the result may refuse, by an InputError, a call in other surroundings than those of the example."""
+    witness: nn.Module | None = None
+    """What the result was made of, where that is not the module itself: where it shows the ordinary calls otherwise,
+    nothing is compared."""
+    refused: list[str] = attrs.field(factory=list)
+    """The runs that the result refused."""
+
+    def hold_ordinary_calls(self) -> None:
+        """Compare two calls in a row as users write them: gradients are on, and no input requires one.
+
+        Raises:
+            Unusable: also where the witness is another module than the original.
+        """
+        outside = globals_of(self.model)
+
+        def run(module: nn.Module, arguments: Arguments) -> Runs:
+            first = observe_module(module, *arguments, surroundings=torch.enable_grad)
+            # the first call may fill a cache
+            return {
+                "call 1": first,
+                "call 2": observe_module(module, *arguments, surroundings=torch.enable_grad, outside=outside),
+            }
+
+        if self.witness is not None and self._is_unlike_the_witness(run):
+            raise Unusable
+        self.hold("in an ordinary call", run)
+
+    def hold_calls(self) -> None:
+        """Compare two calls in a row without gradients, one with them, and one after a step of training."""
+        self.hold("", self.run, may_refuse=self.guarded)
+
+    def hold_in_other_surroundings(self, source: str) -> None:
+        """Compare calls under what the source asks for: autocast, inference mode, strides, the order of keywords."""
+        if "is_autocast" in source:
+            self.hold("under autocast", _under(_autocast), may_refuse=self.guarded)
+        if "is_inference" in source:
+            self.hold("in inference mode", _under(torch.inference_mode), may_refuse=self.guarded)
+        args, kwargs = self.arguments
+        if "is_contiguous(" in source or ".stride(" in source:
+            for name, change in (("channels_last", channels_last), ("transposed", transposed), ("contiguous", _packed)):
+                given = tuple(map(change, args)), {key: change(value) for key, value in kwargs.items()}
+                self.hold(f"of {name} inputs", _under(torch.enable_grad), arguments=given, may_refuse=self.guarded)
+        if len(kwargs) > 1:
+            given = args, dict(reversed(kwargs.items()))
+            self.hold("keywords in reverse", _under(torch.enable_grad), arguments=given, may_refuse=self.guarded)
+
+    def run(self, model: nn.Module, arguments: Arguments) -> Runs:
+        """Observe two calls in a row, one with gradients, and one after a step of training."""
+        twin = copy.deepcopy(model)
+        runs = {f"call {call}": observe_module(twin, *arguments) for call in (1, 2)}
+        if self.properties.gradients:
+            twin = copy.deepcopy(model)
+            runs["gradients"] = observe_module(twin, *arguments, gradients=True)
+            with torch.no_grad():
+                for name, parameter in twin.named_parameters():
+                    slope = runs["gradients"].slopes.get(name)
+                    if slope is not None and bool(slope.isfinite().all()):
+                        parameter.sub_(slope, alpha=1e-3)
+            runs["after a step"] = observe_module(twin, *arguments)
+        return runs
+
+    def hold_in_the_other_mode(self) -> None:
+        """Compare a call after `train()` or `eval()`, and one after the way back; the result may refuse to switch."""
+        mode = not self.model.training
+        name = "training" if mode else "eval"
+
+        def there(module: nn.Module, arguments: Arguments) -> Runs:
+            return _once(module.train() if mode else module.eval(), arguments)
+
+        def back(module: nn.Module, arguments: Arguments) -> Runs:
+            module = module.train() if mode else module.eval()
+            return _once(module.eval() if mode else module.train(), arguments)
+
+        with suppress(Unusable):  # batch norm wants more than one value per channel in training
+            self.hold(f"in {name} mode", there, may_refuse=True)
+        with suppress(Unusable):
+            self.hold(f"in {name} mode and back", back, may_refuse=True)
+        for path in self._switched():
+            self._hold_switch_of(path)
+
+    def _switched(self) -> list[str]:
+        """Return the paths of modules that the result has as well: of shared ones further ones, those with children,
+        normalizations."""
+        paths = {path for path, _ in self.result.model.named_modules(remove_duplicate=False)}
+        modules = [(p, m) for p, m in self.model.named_modules(remove_duplicate=False) if p and p in paths]
+        first = dict(self.model.named_modules())
+        # an exported program does not tell that two paths lead to one module
+        shared = [path for path, _ in modules if path not in first and self.witness is None]
+        norms = [p for p, m in modules if p in first and isinstance(m, _BatchNorm)]
+        groups = [p for p, m in modules if p in first and next(m.children(), None) is not None]
+        return [*shared[:2], *groups[:2], *norms[:1]]
+
+    def _hold_switch_of(self, path: str) -> None:
+        """Compare a call after `train()` or `eval()` of a module in it; the result may refuse to switch."""
+
+        mode = not self.model.get_submodule(path).training  # what an exported program says of it is a guess
+
+        def below(module: nn.Module, arguments: Arguments) -> Runs:
+            module.get_submodule(path).train(mode)
+            return _once(module, arguments)
+
+        with suppress(Unusable):
+            self.hold(f"after a switch of {path}", below, may_refuse=True)
+
+    def hold_at(self, arguments: Arguments) -> None:
+        """Compare a call with other arguments; the result may refuse them by an InputError."""
+        shapes = [tuple(x.shape) for x in arguments[0] if isinstance(x, torch.Tensor)]
+
+        def run(module: nn.Module, arguments: Arguments) -> Runs:
+            return {"": observe_module(module, *arguments, gradients=self.properties.gradients)}
+
+        self.hold(f"at {shapes}", run, arguments=arguments, may_refuse=True)
+
+    def hold_checkpoint(self) -> None:
+        """Hold the tensors that both have under one key and of one shape to being equal: a checkpoint loads either."""
+        original = self.model.state_dict()
+        for key, value in self.result.model.state_dict().items():
+            other = original.get(key)
+            if not isinstance(other, torch.Tensor) or other.shape != value.shape:
+                continue  # loading a checkpoint reports it
+            problem = tensor_difference(other, value, exact=True)
+            if problem is not None:
+                raise Finding("checkpoint", f"{key} is not what the original has under this key: {problem}")
+
+    def hold_saved(self) -> None:
+        """Compare a call of the result when it was saved and loaded."""
+        buffer = io.BytesIO()
+        torch.save(self.result.model, buffer)
+        buffer.seek(0)
+        self.hold("saved and loaded", _once, emitted=torch.load(buffer, weights_only=False))
+
+    def hold_with_other_weights(self, seed: int) -> None:
+        """Compare a call with other weights, which come to the result through the parameter map."""
+        other, emitted = copy.deepcopy(self.model), copy.deepcopy(self.result.model)
+        randomize(other, seed)
+        kept = dict(self.model.named_buffers())
+        for name, buffer in other.named_buffers():
+            if name not in other.state_dict():  # no checkpoint carries it
+                buffer.data.copy_(kept[name])
+        try:
+            emitted.load_state_dict(self.result.parameter_map.convert(other.state_dict()))
+        except (GraphwrightError, RuntimeError) as error:
+            raise Finding("parameter map", str(error)) from error
+        self.hold("with other weights", _once, model=other, emitted=emitted)
+
+    def hold_exported(self) -> None:
+        """Export the result with `torch.export`, and compare what is exported with it."""
+        try:
+            program = torch.export.export(copy.deepcopy(self.result.model), *copy.deepcopy(self.arguments))
+        except Exception as error:
+            if not self._original_exports():
+                return
+            raise Finding("export", f"the emitted module: {type(error).__name__}: {error}") from error
+        emitted = observe_module(copy.deepcopy(self.result.model), *self.arguments, surroundings=torch.enable_grad)
+        exported = observe_module(program.module(), *self.arguments, surroundings=torch.enable_grad)
+        for i, (x, y) in enumerate(zip(emitted.results, exported.results, strict=True)):
+            problem = tensor_difference(x, y, exact=False)
+            if problem is not None:
+                raise Finding("export", f"result {i} of the emitted module, exported: {problem}")
+
+    def _original_exports(self) -> bool:
+        """Return whether `torch.export` takes the module itself: no batch norm without momentum in training."""
+        try:
+            torch.export.export(copy.deepcopy(self.model), *copy.deepcopy(self.arguments))
+        except Exception:  # noqa: BLE001 - it says so in many ways
+            return False
+        return True
+
+    def hold(
+        self,
+        what: str,
+        run: Run,
+        *,
+        arguments: Arguments | None = None,
+        model: nn.Module | None = None,
+        emitted: nn.Module | None = None,
+        may_refuse: bool = False,
+    ) -> None:
+        """Run the module and the result, and raise a `Finding` where they differ.
+
+        Args:
+            what: which run it is.
+            run: is given a copy of a module.
+            arguments: others than usual.
+            may_refuse: whether the result may refuse the run by an InputError, which ends the comparison.
+            model: takes the place of the module.
+            emitted: takes the place of the result's module.
+        """
+        model = self.model if model is None else model
+        emitted = self.result.model if emitted is None else emitted
+        given = self.arguments if arguments is None else arguments
+        try:
+            before = run(copy.deepcopy(model), given)
+        except _NOT_OF_THE_MODULE as error:
+            raise Unusable from error
+        try:
+            after = run(copy.deepcopy(emitted), given)
+        except Exception as error:
+            if may_refuse and isinstance(error, InputError):
+                self.refused.append(what)
+                return
+            raise Finding("it still runs", f"{what}: {type(error).__name__}: {error}".removeprefix(": ")) from error
+        for label, seen in before.items():
+            if label == "after a step" and (is_computed(self.result.parameter_map) or self._keeps_tables()):
+                continue  # what is computed from weights does not follow them, here or in the original
+            reference = self._reference(run, label, model, given)
+            for property_, message in module_differences(seen, after[label], self.result.parameter_map, reference):
+                if property_ in ("strides", "sharing") and not self.properties.strides:
+                    continue
+                if property_ == "strides" and not _strides_are_definite(model, given):
+                    continue
+                place = ", ".join(filter(None, (what, label)))
+                raise Finding(property_, f"{place}: {message}")
+
+    def _keeps_tables(self) -> bool:
+        """Return whether the original keeps what it computed, maybe of weights that are others by now."""
+        return any(remark.kind == "left out" for remark in self.result.remarks)
+
+    def _is_unlike_the_witness(self, run: Run) -> bool:
+        """Return whether what the result was made of is another module already."""
+        assert self.witness is not None
+        try:
+            before = run(copy.deepcopy(self.model), self.arguments)
+            shown = run(copy.deepcopy(self.witness), self.arguments)
+        except _NOT_OF_THE_MODULE:
+            return True
+        reference = Reference(double=self.double)
+        return any(
+            any(module_differences(seen, shown[label], ParameterMap({}), reference)) for label, seen in before.items()
+        )
+
+    def _reference(self, run: Run, label: str, model: nn.Module, arguments: Arguments) -> Reference:
+        other_dtype = torch.float32 if self.double else torch.float64
+
+        def in_another_precision() -> Seen:
+            args, kwargs = cast_tree(arguments, other_dtype)
+            return run(copy.deepcopy(model).to(other_dtype), (args, kwargs))[label]
+
+        return Reference(
+            Rounding(lambda: run(copy.deepcopy(model), arguments)[label]),
+            in_another_precision if self.mixed or not self.double else None,
+            self.double,
+        )
+
+
+def _autocast() -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def _packed(x: Any) -> Any:
+    return x.contiguous() if isinstance(x, torch.Tensor) else x
+
+
+def _under(surroundings: Callable[[], AbstractContextManager[Any]]) -> Run:
+    return lambda module, arguments: {"": observe_module(module, *arguments, surroundings=surroundings)}
+
+
+def _once(module: nn.Module, arguments: Arguments) -> Runs:
+    return {"": observe_module(module, *arguments, surroundings=torch.enable_grad)}
+
+
+def _strides_are_definite(model: nn.Module, arguments: Arguments) -> bool:
+    """Return whether the strides of the results are more than an accident.
+
+    They are one where the original gives others with gradients (`nn.MultiheadAttention` has a fast path), or where
+    dimensions of size 1 have other strides on the way (see `is_definite`).
+    """
+
+    def strides(*, gradients: bool = False) -> list[Any]:
+        seen = observe_module(copy.deepcopy(model), *arguments, gradients=gradients)
+        return [None if look is None else look.facts[2] for look in seen.looks]
+
+    usual = strides()
+    if strides(gradients=True) != usual:
+        return False
+    for level in OtherUnitStrides.LEVELS:
+        with OtherUnitStrides(level):
+            if strides() != usual:
+                return False
+    return True

@@ -1,0 +1,108 @@
+"""How a kind of Python around a graph is written into a module: as data, one recipe for each variant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from string import Template
+
+import attrs
+
+from fuzz.modules.writer import Writer
+
+IMAGES = ((2, 3, 4, 4), (2, 4, 3, 3), (3, 2, 2, 4))
+ROWS = ((4, 3), (3, 4), (2, 2))
+SQUARES = ((3, 3), (4, 4), (2, 2))
+TOKENS = ((2, 3, 4), (3, 4, 4))
+ANY = (*ROWS, *TOKENS, *IMAGES)
+MAPS = (*ROWS, *IMAGES)
+"""What batch norm takes, with several values for each channel."""
+
+_NORMS = {2: "1d", 3: "1d", 4: "2d", 5: "3d"}
+
+
+@attrs.frozen
+class Recipe:
+    """The statements of one variant; `$x` is the value that they work on, `$n` a number that makes names new.
+
+    Other names are `$c` (its channels), `$last` (its last size), `$shape`, `$d` (`1d` or `2d`) and `$y` (a new value).
+    """
+
+    kind: str
+    """`family: variant`."""
+    result: str = ""
+    """An expression for what the statements make; empty where it is in `$y`."""
+    body: str = ""
+    """Statements of `forward` before it."""
+    setup: str = ""
+    """Statements of `__init__`."""
+    define: str = ""
+    """Statements of the Python module."""
+    method: str = ""
+    """Methods of the root class."""
+    shapes: tuple[tuple[int, ...], ...] = ANY
+    """What the first input is one of."""
+    ways: tuple[str, ...] = ()
+    """The captures that the kind is about; empty for any."""
+    on_input: bool = False
+    """Whether it must work on the input itself."""
+    base: str = ""
+    """The class that the root derives from and leaves as it is, with the arguments of its constructor."""
+    signature: str = ""
+    """The parameters of `forward`, where they are not the inputs in order."""
+    keywords: tuple[str, ...] = ()
+    """Names of inputs that are passed by keyword, in the order of the call."""
+    write: Callable[[Writer, str], str | None] | None = None
+    """Writes the statements where these depend on more than that; returns the value, or None where nothing fits."""
+
+    @property
+    def family(self) -> str:
+        """The family of its kind."""
+        return self.kind.partition(":")[0]
+
+
+def follow(recipe: Recipe, w: Writer, x: str) -> str | None:
+    """Write the statements of a recipe; return the name of the value that they make, None where they do not run."""
+    w.signature, w.base = recipe.signature, recipe.base
+    if recipe.base:
+        return x
+    if recipe.write is not None:
+        return recipe.write(w, x)
+    shape = w[x].shape
+    y = w.fresh()
+    names = {
+        "x": x,
+        "y": y,
+        "n": str(w.count),
+        "c": str(shape[1]) if len(shape) > 1 else "1",
+        "last": str(shape[-1]) if shape else "1",
+        "d": _NORMS.get(len(shape), "1d"),
+        "shape": str(tuple(shape)),
+    }
+
+    def text(template: str) -> str:
+        return Template(template).substitute(names).strip("\n")
+
+    if "**features" in recipe.signature:
+        w.scope["features"] = {name: w[name] for name in recipe.keywords}
+    if recipe.define:
+        w.define(text(recipe.define))
+    for line in text(recipe.setup).splitlines():
+        if not w.set_up(line):
+            return None
+    if recipe.method:
+        w.methods.append(text(recipe.method))
+    lines = text(recipe.body)
+    if lines and not w.run(lines):
+        return None
+    if recipe.result and not w.run(f"{y} = {text(recipe.result)}"):
+        return None
+    w.values.append(y)
+    return y
+
+
+def variants(family: str, recipes: dict[str, dict[str, str]], **common: object) -> tuple[Recipe, ...]:
+    """Return a recipe for each variant of a family, from its fields by its name."""
+    return tuple(
+        Recipe(f"{family}: {name}", **{**common, **fields})  # type: ignore[arg-type]
+        for name, fields in recipes.items()
+    )

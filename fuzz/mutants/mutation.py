@@ -1,0 +1,203 @@
+"""A fault that is put into one function on purpose, and taken out again.
+
+The function object stays the one it is: only its code is exchanged, so that every module that imported it by name,
+every class that has it as a method and every table that holds it sees the fault.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import gc
+import importlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import CodeType, FunctionType
+from typing import Any
+
+import attrs
+
+from fuzz.rules.instances import _EXPANDED
+from ir.errors import InputError
+from ir.memory import aliasing
+from ir.ops.inference import elementwise
+from passes import canonicalize
+from passes.rewrite import matching
+
+_PACKAGES = ("ir", "passes", "compiler", "fuzz", "graphwright")
+
+
+@attrs.frozen
+class Subject:
+    """What finds a mutant: a rule or a pass held to its meaning, a round trip, inferred types, or compiled modules."""
+
+    kind: str
+    """`rule`, `pass`, `text`, `types` or `modules`."""
+    name: str = ""
+    """The rule's class, or the text of the pipeline."""
+    operators: tuple[str, ...] = ()
+    """The operators that programs are made of; all where it is empty."""
+    strides: bool = False
+    """Whether strides and sharing must stay although the rule is not exact: it says so itself."""
+
+    def __str__(self) -> str:
+        operators = f" on {', '.join(self.operators)}" if self.operators else ""
+        return f"{self.kind} {self.name}".rstrip() + operators
+
+
+@attrs.frozen
+class Mutant:
+    """One fault: a piece of the source of one function (or the value of one class attribute), and what replaces it."""
+
+    name: str
+    class_: str
+    """The class of faults that it belongs to."""
+    target: str
+    """`module:function`, `module:Class.method` or `module:Class.attribute`."""
+    old: str
+    """Occurs in the source exactly once; for an attribute, its `repr`."""
+    new: str
+    subject: Subject
+    equivalent: str = ""
+    """Why it changes no meaning, where that was shown."""
+
+
+def rule_mutant(
+    class_: str, name: str, target: str, old: str, new: str, equivalent: str = "", strides: bool = False
+) -> Mutant:
+    """Return a mutant of a rule that the rule's own programs find: `name` is the rule, then what is wrong."""
+    subject = Subject("rule", name.partition(":")[0], strides=strides)
+    return Mutant(name, class_, target, old, new, subject, equivalent)
+
+
+class StaleMutantError(InputError):
+    """The source that a mutant changes is not what it was."""
+
+
+@contextmanager
+def mutated(mutant: Mutant) -> Iterator[None]:
+    """Put a mutant in place for the length of a `with` block.
+
+    Raises:
+        StaleMutantError: when the target is gone, `old` does not occur exactly once in it, or the result is no function
+            of the same form.
+    """
+    owner, attribute, found = _find(mutant)
+    _forget()
+    try:
+        if isinstance(found, FunctionType):
+            changes = _changes(mutant, found)
+            before = [(function, function.__code__) for function, _ in changes]
+            try:
+                for function, code in changes:
+                    function.__code__ = code
+                yield
+            finally:
+                for function, code in before:
+                    function.__code__ = code
+        else:
+            own = attribute in vars(owner)
+            setattr(owner, attribute, _value(mutant, found))
+            try:
+                yield
+            finally:
+                if own:
+                    setattr(owner, attribute, found)
+                else:
+                    delattr(owner, attribute)
+    finally:
+        _forget()
+
+
+def _find(mutant: Mutant) -> tuple[Any, str, Any]:
+    """Return the owner of the target, its name there, and the function (without wrappers) or value."""
+    module_name, _, path = mutant.target.partition(":")
+    try:
+        owner: Any = importlib.import_module(module_name)
+        *outer, attribute = path.split(".")
+        for name in outer:
+            owner = getattr(owner, name)
+        found = inspect.getattr_static(owner, attribute)
+    except (ImportError, AttributeError) as error:
+        raise _stale(mutant, f"there is no {mutant.target}: {error}") from error
+    if isinstance(found, (staticmethod, classmethod)):
+        found = found.__func__
+    if isinstance(found, property):
+        found = found.fget
+    return owner, attribute, inspect.unwrap(found) if callable(found) else found
+
+
+def _value(mutant: Mutant, found: Any) -> Any:
+    if repr(found) != mutant.old:
+        raise _stale(mutant, f"{mutant.target} is {found!r}, not {mutant.old}")
+    return ast.literal_eval(mutant.new)
+
+
+def _changes(mutant: Mutant, function: FunctionType) -> list[tuple[FunctionType, CodeType]]:
+    """Return the functions whose code changes (the target, and closures it has made already) with their new code."""
+    source = textwrap.dedent(inspect.getsource(function))
+    count = source.count(mutant.old)
+    if count != 1:
+        raise _stale(mutant, f"{mutant.old!r} occurs {count} times in {mutant.target}")
+    old = function.__code__
+    try:
+        new = _compile(function, source.replace(mutant.old, mutant.new))
+    except SyntaxError as error:
+        raise _stale(mutant, f"the mutant does not compile: {error}") from error
+    if new.co_freevars != old.co_freevars:
+        raise _stale(mutant, f"the mutant has the free variables {new.co_freevars}, not {old.co_freevars}")
+    changes = [(function, new)]
+    inner_old, inner_new = list(_inner(old)), list(_inner(new))
+    for was, becomes in zip(inner_old, inner_new, strict=False):
+        if was.co_name != becomes.co_name or was.co_freevars != becomes.co_freevars:
+            continue
+        if was.co_code == becomes.co_code and was.co_consts == becomes.co_consts and was.co_names == becomes.co_names:
+            continue
+        closures = [f for f in gc.get_referrers(was) if isinstance(f, FunctionType) and f.__code__ is was]
+        changes += [(closure, becomes) for closure in closures]
+    return changes
+
+
+def _compile(function: FunctionType, source: str) -> CodeType:
+    """Return the code of the function in `source`, as if it stood where the function does."""
+    lines = 0
+    if "." in function.__qualname__.rpartition("<locals>.")[2]:
+        source = "class Owner:\n" + textwrap.indent(source, "    ")
+        lines = 1
+    blank = "\n" * max(function.__code__.co_firstlineno - 1 - lines, 0)
+    flags = __future__.annotations.compiler_flag
+    code = compile(blank + source, function.__code__.co_filename, "exec", flags, dont_inherit=True)
+    return next(c for c in _inner(code) if c.co_name == function.__name__)
+
+
+def _inner(code: CodeType) -> Iterator[CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from _inner(constant)
+
+
+def _forget() -> None:
+    """Drop what was computed with other code."""
+    matching._COMPILED.clear()
+    _EXPANDED.clear()
+    aliasing._MAY_ALIAS.clear()
+    elementwise._PROBES.clear()
+    canonicalize._index.cache_clear()
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in _PACKAGES and module is not None:
+            _clear_caches(vars(module))
+
+
+def _clear_caches(names: Mapping[str, Any]) -> None:
+    for item in list(names.values()):
+        clear = getattr(item, "cache_clear", None) if hasattr(item, "__wrapped__") else None
+        if callable(clear) and getattr(item, "__module__", "").partition(".")[0] in _PACKAGES:
+            clear()
+
+
+def _stale(mutant: Mutant, what: str) -> StaleMutantError:
+    return StaleMutantError(f"the mutant {mutant.name!r} is stale: {what}", remedy="write it anew for today's source")

@@ -1,0 +1,1 @@
+"""Whole programs: drawn, run, observed, held to oracles, made smaller."""

@@ -1,0 +1,448 @@
+"""The oracles: what must hold when a pass or a rule has been applied to a program."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import attrs
+import torch
+
+from compiler.usercode.difference import tensor_difference
+from fuzz.calls.kernels import ends_the_process
+from fuzz.layouts import channels_last, is_standard, transposed
+from fuzz.programs.case import Case
+from fuzz.programs.definite import has_definite_gradients, is_definite
+from fuzz.programs.kinds import other_than_its_kind
+from fuzz.programs.observation import (
+    Observation,
+    budgeted_differences,
+    coarsest_dtype,
+    differences,
+    fixes_dtypes,
+    observe,
+    quiet,
+)
+from fuzz.programs.retyping import untrue_type, with_types_of
+from fuzz.programs.training_mode import put_in_training
+from fuzz.rounding import Rounding
+from ir.compare import programs_equal
+from ir.copying import copy_program
+from ir.errors import EvaluationError, GraphwrightError, InferenceError
+from ir.program import Program
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
+from ir.verify import verify
+from passes.manager.manager import Pass, PassContext, run_pass
+from passes.rewrite.driver import RewriteLog
+
+_COPIES_CHECKED_ONE_IN = 8
+
+
+class Finding(AssertionError):  # noqa: N818 - what was found, not what failed
+    """A property that does not hold: its name, and how; of a module, also in which capture."""
+
+    def __init__(self, property_: str, message: str, way: str | None = None) -> None:
+        self.property = property_
+        self.message = message
+        self.way = way
+        super().__init__(f"{property_}: {message}")
+
+
+class Unusable(Exception):  # noqa: N818 - control flow: nothing is wrong with the rule
+    """The program does not run on these inputs as it is, so there is nothing to compare."""
+
+
+@attrs.frozen
+class Outcome:
+    """What applying a pass to one program did."""
+
+    fired: Counter[str]
+    """Rewrites by rule."""
+    refused: Counter[tuple[str, str]]
+    """(rule, reason) of the matches that were refused."""
+    variants: Counter[tuple[str, int]]
+    """(rule, number of the alternative of its pattern) -> rewrites."""
+    changed: bool
+    """Whether the program is another one."""
+    operators: tuple[str, ...] = ()
+    """The operators of a module's programs; empty for a program, whose operators are known."""
+    fates: Counter[tuple[str, str]] = attrs.field(factory=Counter)
+    """(kind, what became of it) of a module, over its captures; see `fuzz.modules.check`."""
+
+
+@attrs.frozen
+class Properties:
+    """Which properties are demanded."""
+
+    exact: bool = False
+    """Whether results must have the same bits; else they may differ by rounding, measured in float64."""
+    strides: bool = True
+    """Whether the strides of results must stay; of rules that are not exact, for contiguous or channels_last inputs."""
+    sharing: bool = True
+    """Whether the tensors that share memory must stay the same ones."""
+    gradients: bool = True
+    """Whether gradients of inputs and weights must stay, measured in float64."""
+    idempotent: bool = False
+    """Whether a second application must change nothing."""
+    text: bool = True
+    """Whether the changed program must survive printing and parsing."""
+    modes: bool = True
+    """Whether it must hold after `train()` as well, which switches on what follows the mode of its module."""
+    canonical: bool = False
+    """Whether programs that are equal by construction must become one text, where the case says so."""
+    non_finite: bool = True
+    """Whether it must hold for inputs that hold NaN or infinity, and numbers that overflow on the way."""
+    unknown: bool = True
+    """Whether it must hold for programs whose types are not all known, as of FX graphs without example inputs."""
+
+
+def check_case(pass_: Pass, case: Case, properties: Properties, program: Program | None = None) -> Outcome:
+    """Apply a pass to a case and hold the result to the properties.
+
+    Args:
+        pass_: the pass.
+        case: what it is applied to.
+        properties: what must hold.
+        program: the program of the case where it exists already; it is changed.
+
+    Returns:
+        What the pass did.
+
+    Raises:
+        Finding: when a property does not hold.
+        Unusable: when the program cannot be run as it was; one that was not changed is not run.
+    """
+    text = case.program  # as it was printed from the program, or as somebody wrote it
+    if program is None:
+        program = case.build()
+        text = print_program(program)
+    try:
+        if ends_the_process(with_types_of(program, case.inputs)):
+            raise Unusable
+    except InferenceError as error:
+        raise Unusable from error
+    original = copy_program(program)
+    context = PassContext()
+    kept = _Kept(case)
+    with quiet():
+        try:
+            _apply(pass_, program, context)
+            after = print_program(program)
+            outcome = _outcome(context.log, after != text)
+            kept.compare("the pass")
+            if not outcome.changed:
+                _compare_with_original(pass_, case, properties, program)
+                return outcome
+            _hold("verifier", lambda: verify(program))
+            typed = _with_true_types(program, case.inputs)
+        except Finding:
+            _demand_that_it_runs(case)
+            raise
+        # copying is done by rules as well, and a fault in it would be on both sides
+        if zlib.crc32(text.encode()) % _COPIES_CHECKED_ONE_IN == 0 and print_program(original) != text:
+            raise AssertionError("a copy of the program is another program: ir.copying is wrong")
+        runs = _Runs(original, case, properties)
+        try:
+            runs.compare(program)
+        finally:
+            kept.compare("a run")  # what is written explains what else was found
+        other = other_than_its_kind(program, typed)
+        if other is not None:
+            raise Finding("kind", other)
+        copy = check_text(program, after) if properties.text else Case.of(program, case.inputs).build()
+        _compare_with_original(pass_, case, properties, program)
+        if properties.modes:
+            _compare_in_training(original, copy, case, properties)
+        if properties.idempotent:
+            _apply(pass_, program, PassContext())
+            if print_program(program) != after:
+                raise Finding("idempotence", "a second application changes the program again")
+    return outcome
+
+
+def _with_true_types(program: Program, inputs: Sequence[Any]) -> Program:
+    """Return a program with the types that it has on its inputs; raise a `Finding` where it says others."""
+    try:
+        typed = with_types_of(program, inputs)
+    except InferenceError as error:
+        raise Finding("types", str(error)) from error
+    untrue = untrue_type(program, typed)
+    if untrue is not None:
+        raise Finding("types", untrue)
+    return typed
+
+
+def _demand_that_it_runs(case: Case) -> None:
+    """Raise `Unusable` where the case cannot be run: type inference takes a few operands that kernels refuse."""
+    try:
+        observe(case.build(), case.inputs)
+    except EvaluationError as error:
+        raise Unusable from error
+
+
+def _outcome(log: RewriteLog, changed: bool) -> Outcome:
+    fired = Counter({name: count for name, count in log.counts.items() if not name.endswith(" refused")})
+    refused = Counter((remark.rule, remark.message) for remark in log.remarks)
+    return Outcome(fired, refused, log.variants, changed)
+
+
+def _apply(pass_: Pass, program: Program, context: PassContext) -> None:
+    _hold("no error", lambda: run_pass(pass_, program, context))
+
+
+def _hold(property_: str, action: Any) -> None:
+    try:
+        action()
+    except GraphwrightError as error:
+        raise Finding(property_, f"{type(error).__name__}: {error}") from error
+
+
+def check_text(program: Program, text: str) -> Program:
+    """Return what a text parses to, with the weights of the program that was printed.
+
+    Args:
+        program: the program.
+        text: what was printed.
+
+    Raises:
+        Finding: when the program does not survive printing and parsing.
+    """
+    try:
+        parsed = parse_program(text)
+    except GraphwrightError as error:
+        raise Finding("text", f"what was printed does not parse: {error}") from error
+    unlike = programs_equal(program, parsed)
+    if unlike is not None:
+        raise Finding("text", f"what was printed parses to another program: {unlike}")
+    for name, weight in parsed.weights.items():
+        weight.data = program.weights[name].data
+    return parsed
+
+
+def _compare_with_original(pass_: Pass, case: Case, properties: Properties, program: Program) -> None:
+    """Raise a `Finding` where a changed program is not what its case's is equal to by construction."""
+    if not case.original:
+        return
+    original = case.of_original()
+    try:
+        _Runs(original.build(), original, properties).compare(program)
+    except Finding as finding:
+        raise Finding("reverse application", f"{finding.property}: {finding.message}") from finding
+    if properties.canonical and case.one_text:
+        other = original.build()
+        _apply(pass_, other, PassContext())
+        unlike = programs_equal(program, other, locations=False)
+        if unlike is not None:
+            raise Finding("one text", f"what is equal by construction becomes another program: {unlike}")
+
+
+def _compare_in_training(original: Program, changed: Program, case: Case, properties: Properties) -> None:
+    """Raise a `Finding` where a changed program is not what the original is after a call of `train()`.
+
+    Args:
+        original: the program of the case; it is put in training.
+        changed: the changed one; it is put in training.
+        case: says what they are run on.
+        properties: what must hold.
+    """
+    follow = [put_in_training(program.graph) for program in (original, changed)]
+    if not any(follow):
+        return
+    once = attrs.evolve(properties, strides=False)  # memory layouts were compared in the mode that it is in
+    try:
+        _Runs(original, case, once, together=True).compare(changed)
+    except Unusable:
+        return  # batch norm refuses one value for each channel
+    except Finding as finding:
+        raise Finding("training mode", f"{finding.property}: {finding.message}") from finding
+
+
+class _Kept:
+    """Copies of the inputs and weights of a case, which neither a pass nor a run may write."""
+
+    def __init__(self, case: Case) -> None:
+        given = {**{f"input {i}": x for i, x in enumerate(case.inputs)}, **case.weights}
+        self.tensors = [(name, x, x.clone()) for name, x in given.items() if isinstance(x, torch.Tensor)]
+
+    def compare(self, who: str) -> None:
+        """Raise a `Finding` where a tensor is not what it was."""
+        for name, tensor, copy in self.tensors:
+            if not torch.equal(tensor, copy) and tensor_difference(copy, tensor, exact=True) is not None:
+                raise Finding("inputs and weights stay", f"{who} wrote to {name}")
+
+
+class _Runs:
+    """The runs of a program before it is changed, to be compared with those after.
+
+    Exact rules are compared bit by bit, the others in float64. Where the program fixes dtypes of its own, a run in
+    float64 is none throughout: then runs as they are may differ by what they differ from float64.
+
+    Args:
+        program: the program.
+        case: says what it is run on.
+        properties: what must hold.
+        together: whether one run shows values and gradients, where both are in float64.
+    """
+
+    def __init__(self, program: Program, case: Case, properties: Properties, *, together: bool = False) -> None:
+        self.program = program
+        self.case = case
+        self.properties = properties
+        self.weights = set(program.weights)
+        self.typed = with_types_of(program, case.inputs)
+        self.budgeted = fixes_dtypes(self.typed)
+        self.double = not properties.exact and not self.budgeted
+        self.layouts: list[tuple[Sequence[Any], Observation]] = []
+        self.slopes: Observation | None = None
+        if properties.gradients:
+            with suppress(EvaluationError):  # some operators have no derivative
+                self.slopes = observe(program, case.inputs, double=not self.budgeted, gradients=True)
+        self.together = together and self.double and self.slopes is not None
+        if self.together:
+            return
+        try:
+            self.layouts.append((case.inputs, observe(program, case.inputs, double=self.double)))
+        except EvaluationError as error:
+            raise Unusable from error
+        for change in (transposed, channels_last) if properties.strides else ():
+            others = [change(x) for x in case.inputs]
+            if any(a is not b for a, b in zip(case.inputs, others, strict=True)):
+                try:
+                    self.layouts.append((others, observe(program, others, double=self.double)))
+                except EvaluationError:
+                    continue  # a view may refuse strides
+
+    def compare(self, program: Program) -> None:
+        """Raise a `Finding` for the first property that a changed program does not have."""
+        properties = self.properties
+        new = [weight for name, weight in program.weights.items() if name not in self.weights]
+        if new or fixes_dtypes(with_types_of(program, self.case.inputs)):
+            self.budgeted = True  # new weights were computed in the precision of the old ones
+        if any(weight.derivation is not None for weight in new):
+            # for inference: gradients flow to what was derived, and no further
+            if self.together and self.slopes is not None:
+                self.layouts.append((self.case.inputs, attrs.evolve(self.slopes, gradients=None)))
+            self.slopes = None
+        first: Observation | None = None
+        for inputs, before in self.layouts:
+            if self.budgeted and not properties.exact:
+                self._compare_within_budget(program, inputs)
+                continue
+            after = self._after(program, inputs, double=self.double)
+            first = first or after
+            rounding = self._rounding(inputs) if self.double else None
+            for name, message in differences(before, after, exact=properties.exact, rounding=rounding):
+                if not self._counts(name, inputs):
+                    continue
+                if name in ("values", "strides") and not is_definite(self.program, inputs):
+                    self._compare_rounded(program, inputs)
+                    continue
+                raise Finding(name, message)
+        if self.slopes is None or self.budgeted:
+            self._compare_second_run(program, first)  # else the run with gradients is one
+        if self.slopes is None:
+            return
+        if self.budgeted:
+            self._compare_within_budget(program, self.case.inputs, gradients=True)
+            return
+        after = self._after(program, self.case.inputs, double=True, gradients=True)
+        rounding = self._rounding(self.case.inputs, gradients=True)
+        for name, message in differences(self.slopes, after, exact=False, rounding=rounding):
+            if name == "gradients" and not has_definite_gradients(self.program, self.case.inputs):
+                continue
+            if name in ("values", "gradients") or (self.together and self._counts(name, self.case.inputs)):
+                raise Finding(name, message)
+
+    def _rounding(self, inputs: Sequence[Any], *, gradients: bool = False) -> Rounding[Observation]:
+        run = partial(observe, self.program, inputs, double=True, gradients=gradients)
+        return Rounding(run, exact=run)
+
+    def _compare_second_run(self, program: Program, first: Observation | None) -> None:
+        """Raise a `Finding` where a second run of a changed program does not show what the first one did."""
+        double = self.double and not self.budgeted
+        first = first or self._after(program, self.case.inputs, double=double)
+        again = self._after(program, self.case.inputs, double=double)
+        for name, message in differences(first, again, exact=True):
+            raise Finding("second run", f"{name}: {message}")
+
+    def _compare_rounded(self, program: Program, inputs: Sequence[Any]) -> None:
+        """Compare as for a rule that is not exact."""
+        if self.budgeted:
+            self._compare_within_budget(program, inputs)
+            return
+        before, after = observe(self.program, inputs, double=True), self._after(program, inputs, double=True)
+        for name, message in differences(before, after, exact=False, rounding=self._rounding(inputs)):
+            if name == "values":
+                raise Finding(name, message)
+
+    def _compare_within_budget(self, program: Program, inputs: Sequence[Any], *, gradients: bool = False) -> None:
+        original = self.program
+        try:
+            before = observe(original, inputs, gradients=gradients)
+        except EvaluationError as error:
+            raise Unusable from error
+        try:
+            exact = observe(original, inputs, double=True, gradients=gradients)
+        except EvaluationError:
+            exact = before  # dtypes that are fixed do not go with float64
+        after = self._after(program, inputs, gradients=gradients)
+        rounding = Rounding(
+            lambda: observe(original, inputs, gradients=gradients),
+            exact=lambda: observe(original, inputs, double=True, gradients=gradients),
+        )
+        for name, message in budgeted_differences(before, after, exact, rounding, coarsest_dtype(self.typed)):
+            if not self._counts(name, inputs) or (name == "strides" and not is_definite(original, inputs)):
+                continue
+            if name == "gradients" and not has_definite_gradients(original, inputs):
+                continue
+            raise Finding(name, message)
+
+    def _after(
+        self, program: Program, inputs: Sequence[Any], *, double: bool = False, gradients: bool = False
+    ) -> Observation:
+        """Observe a changed program, as the original: weights that are views of its weights go by their names.
+
+        Gradients of parameters that became views of themselves have the shape that they had.
+        """
+        seen = _observe(program, inputs, double=double, gradients=gradients)
+        places = {t.untyped_storage().data_ptr(): name for name, t in self.case.weights.items() if t.numel()}
+        names: dict[str, str] = {}
+        slopes = dict(seen.gradients or {})
+        for name, weight in program.weights.items():
+            new, old = weight.data, self.case.weights.get(name)
+            if new is None:
+                continue
+            place = new.untyped_storage().data_ptr()
+            if old is None:
+                names[f"weight {name}"] = f"weight {places.get(place, name)}"
+            elif (
+                name in slopes and (new.shape, new.stride()) != (old.shape, old.stride()) and places.get(place) == name
+            ):
+                memory = slopes[name].new_zeros(old.untyped_storage().nbytes() // old.element_size())
+                memory.as_strided(new.shape, new.stride(), new.storage_offset()).copy_(slopes[name])
+                slopes[name] = memory.as_strided(old.shape, old.stride(), old.storage_offset()).clone()
+        return attrs.evolve(
+            seen,
+            gradients=slopes if seen.gradients else seen.gradients,
+            sharing=frozenset((names.get(one, one), other) for one, other in seen.sharing),
+        )
+
+    def _counts(self, name: str, inputs: Sequence[Any]) -> bool:
+        """Return whether a difference in this property is one that is asked for."""
+        if (name == "strides" and not self.properties.strides) or (name == "sharing" and not self.properties.sharing):
+            return False
+        # inputs are taken to be contiguous or channels_last; where they are not, strides decide what shares memory too
+        # (`contiguous` gives its operand or a copy)
+        return name not in ("strides", "sharing") or self.properties.exact or all(map(is_standard, inputs))
+
+
+def _observe(program: Program, inputs: Sequence[Any], **options: Any) -> Observation:
+    try:
+        return observe(program, inputs, **options)
+    except EvaluationError as error:
+        raise Finding("it still runs", str(error)) from error

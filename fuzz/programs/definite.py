@@ -1,0 +1,73 @@
+"""Whether what a program shows hangs on strides that mean nothing: those of dimensions of size 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from compiler.equality.unit_strides import OtherUnitStrides
+from fuzz.programs.observation import differences, observe
+from ir.errors import EvaluationError
+from ir.program import Program
+
+
+class OwnPlaces(TorchDispatchMode):
+    """Gives every element of a result a place of its own in memory, where some share one: those of an expansion."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return pytree.tree_map_only(torch.Tensor, _with_own_places, func(*args, **(kwargs or {})))
+
+
+def _with_own_places(tensor: torch.Tensor) -> torch.Tensor:
+    shares = any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.contiguous() if shares else tensor
+
+
+def is_definite(program: Program, inputs: Sequence[Any]) -> bool:
+    """Return whether bits and strides of the results stay whatever strides dimensions of size 1 have on the way.
+
+    PyTorch says nothing of these, and rewrites of reshapes change them; yet some kernels (convolutions) choose their
+    memory format, and with it the order of their sums, by them. Where that happens, bits and strides of the original
+    are an accident that nothing can be held to.
+    """
+    expected = observe(program, inputs)
+    for level in OtherUnitStrides.LEVELS:
+        with OtherUnitStrides(level) as mode:
+            other = observe(program, _restrided(inputs, mode))
+        if any(name in ("values", "strides") for name, _ in differences(expected, other, exact=True)):
+            return False
+    return True
+
+
+def has_definite_gradients(program: Program, inputs: Sequence[Any]) -> bool:
+    """Return whether gradients in float64 stay whatever strides mean nothing: of dimensions of size 1, of expansions.
+
+    PyTorch gives wrong ones for some. That of batch norm in eval mode takes a map of width 1 for one in channels_last,
+    and mixes up the channels; and it reads an expanded scale beyond its memory.
+    """
+    modes: list[OtherUnitStrides | OwnPlaces] = [*map(OtherUnitStrides, OtherUnitStrides.LEVELS), OwnPlaces()]
+    try:
+        expected = observe(program, inputs, double=True, gradients=True)
+        for mode in modes:
+            with mode:
+                other = observe(program, _restrided(inputs, mode), double=True, gradients=True)
+            if any(name == "gradients" for name, _ in differences(expected, other, exact=False)):
+                return False
+    except EvaluationError:
+        return True  # it cannot be told
+    return True
+
+
+def _restrided(inputs: Sequence[Any], mode: OtherUnitStrides | OwnPlaces) -> list[Any]:
+    if not isinstance(mode, OtherUnitStrides):
+        return list(inputs)
+    return [mode.restride(x) if isinstance(x, torch.Tensor) else x for x in inputs]

@@ -1,0 +1,79 @@
+"""The text form holds all that the emitter reads: a program and what its text parses to become equal modules."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import torch
+from torch import fx, nn
+
+from compiler.codegen import Emitted, emit, restore_output_strides
+from compiler.emitted.parameter_map import ParameterMap
+from fuzz.programs.check import Finding
+from ir.errors import GraphwrightError
+from ir.program import Program
+
+
+def check_emission(program: Program, parsed: Program, module: fx.GraphModule | None = None) -> None:
+    """Emit both programs and compare the modules.
+
+    Args:
+        program: the program.
+        parsed: what its text was parsed to, with the data of the weights; it is given the opaque callables.
+        module: what `transform` made of the program, to be held to it as well.
+
+    Raises:
+        Finding: when something that can be seen of the modules differs; their weights are not compared.
+    """
+    parsed.opaques.update(program.opaques)
+    try:
+        emitted = emit(program)
+    except GraphwrightError:
+        return  # whoever emits it is told so
+    try:
+        other = emit(parsed)
+    except GraphwrightError as error:
+        raise Finding("text", f"nothing can be emitted from what was printed: {error}") from error
+    whole = emitted.module if module is None else module
+    for (what, mine), (_, theirs) in zip(_of_module(whole), _of_module(other.module), strict=True):
+        if mine != theirs:
+            raise Finding("text", f"what is emitted from what was printed has another {what}: {mine} != {theirs}")
+    restored = restore_output_strides(emitted.module, program), restore_output_strides(other.module, parsed)
+    if restored[0] != restored[1]:
+        raise Finding("text", f"the strides of results {restored[0]} are restored, and {restored[1]} without the text")
+    for (what, mine), (_, theirs) in zip(_of_parts(emitted), _of_parts(other), strict=True):
+        if mine != theirs:
+            raise Finding("text", f"what is emitted from what was printed has another {what}: {mine} != {theirs}")
+
+
+def _of_module(module: fx.GraphModule) -> Iterator[tuple[str, object]]:
+    yield "signature", str(inspect.signature(module.forward))
+    yield "lock on the mode", getattr(module, "_mode_locked", None)
+    yield "code", module.code
+
+
+def _of_parts(emitted: Emitted) -> Iterator[tuple[str, object]]:
+    """Yield all else that a module has beside the data of its weights."""
+    module = emitted.module
+    guard = module.get_submodule("_guard")
+    yield "guard", [repr(getattr(guard, name)) for name in ("checks", "ranges", "relations")]
+    yield "surroundings", getattr(guard, "surroundings", None)
+    yield "modes after a switch", getattr(module, "_modes_after", None)
+    yield "tree", [(path, part.training, _shown(part)) for path, part in module.named_modules()]
+    yield "parameters", [(name, _described(tensor)) for name, tensor in module.named_parameters(remove_duplicate=False)]
+    yield "buffers", [(name, _described(tensor)) for name, tensor in module.named_buffers(remove_duplicate=False)]
+    yield "state", list(module.state_dict())
+    yield "parameter map", _sources(emitted.parameter_map)
+
+
+def _shown(module: nn.Module) -> str:
+    return f"{type(module).__qualname__}({module.extra_repr()})"
+
+
+def _described(tensor: torch.Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def _sources(parameter_map: ParameterMap) -> list[tuple[str, tuple[str, ...]]]:
+    return list(parameter_map.items())

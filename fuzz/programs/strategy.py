@@ -1,0 +1,447 @@
+"""Strategies for whole programs, typed and correct by construction, and for the tensors to run them on."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+import torch
+from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
+
+from fuzz.calls.generators import GENERATORS, generate_call
+from fuzz.calls.source import Condition, Source, Unavailable, integers
+from fuzz.calls.types import FLOATS, SYMBOLS, shapes
+from ir.attributes import map_leaves
+from ir.builder import Builder, bind_arguments, infer_types
+from ir.core import Graph, Operation, Value
+from ir.errors import InferenceError, InputError
+from ir.locations import UNKNOWN_LOCATION, Location
+from ir.memory.aliasing import NEED_STRIDES
+from ir.opdef import Trait, get_opdef
+from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program, SymbolRange, Weight, WeightKind, weight_of
+from ir.types import Dim, TensorType, simplify_dim, symbols_of
+
+SYMBOL_RANGE = SymbolRange(4, 9)
+"""What the symbols of a generated program stand for."""
+# Each symbol takes each number once.
+_SAMPLES = ((4, 9), (5, 4), (6, 7), (7, 8), (8, 6), (9, 5))
+
+RANDOM_OR_UNINITIALIZED = (
+    "aten.rand",
+    "aten.randn",
+    "aten.rand_like",
+    "aten.randn_like",
+    "aten.empty.memory_format",
+    "aten.empty_like",
+    "aten.new_empty",
+)
+OPERATORS = tuple(name for name in GENERATORS if name not in RANDOM_OR_UNINITIALIZED)
+# What rewrite rules look for.
+_COMMON_SHORT = (
+    "relu",
+    "conv2d",
+    "batch_norm",
+    "linear",
+    "add.Tensor",
+    "reshape",
+    "permute",
+    "gelu",
+    "max_pool2d",
+    "adaptive_avg_pool2d",
+    "flatten.using_ints",
+    "layer_norm",
+    "matmul",
+    "softmax.int",
+    "mul.Tensor",
+    "mul.Scalar",
+    "add.Scalar",
+    "transpose.int",
+    "view",
+    "squeeze.dim",
+    "unsqueeze",
+    "cat",
+    "split.Tensor",
+    "chunk",
+    "unbind.int",
+    "select.int",
+    "scaled_dot_product_attention",
+    "hardtanh",
+    "relu6",
+    "silu",
+    "clone",
+    "contiguous",
+    "to.dtype",
+    "dropout",
+    "mean.dim",
+    "expand",
+    "conv1d",
+    "clamp",
+    "slice.Tensor",
+)
+COMMON = tuple(f"aten.{short}" for short in _COMMON_SHORT)
+# What often follows an operator in a model, and is looked for there.
+_FOLLOWERS = {
+    "conv2d": ("batch_norm", "relu", "batch_norm", "add.Tensor"),
+    "conv1d": ("batch_norm", "relu"),
+    "batch_norm": ("relu", "add.Tensor", "conv2d", "max_pool2d"),
+    "add.Tensor": ("relu", "layer_norm"),
+    "relu": ("conv2d", "linear", "max_pool2d", "relu"),
+    "linear": ("relu", "gelu", "reshape", "dropout", "add.Tensor"),
+    "adaptive_avg_pool2d": ("flatten.using_ints", "reshape"),
+    "mean.dim": ("linear",),
+    "flatten.using_ints": ("linear", "dropout"),
+    "reshape": ("permute", "reshape", "transpose.int"),
+    "permute": ("reshape", "permute", "matmul", "select.int"),
+    "transpose.int": ("reshape", "matmul", "transpose.int"),
+    "matmul": ("softmax.int", "mul.Scalar", "add.Tensor"),
+    "softmax.int": ("matmul", "dropout"),
+    "scaled_dot_product_attention": ("transpose.int", "permute"),
+}
+_DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
+_HALVES = (torch.float16, torch.bfloat16)
+_HALF_ONE_IN = 10
+_ZEROS_ONE_IN = 6
+_SEEDS = 2**16
+_NON_FINITE = (1e30, float("inf"), -float("inf"), float("nan"))
+
+
+class ProgramSource(Source):
+    """Takes operands from the values of a program, and makes inputs and weights where none fits.
+
+    `values` are those that it may take, oldest first.
+    """
+
+    def __init__(self, draw: st.DrawFn, *, symbolic: bool, half: bool = False) -> None:
+        super().__init__(draw, symbolic=symbolic)
+        self.usual = torch.float32
+        """The dtype of floats that nothing says otherwise of."""
+        self.scales: tuple[float, ...] = (1.0,)
+        """What weights are multiplied by."""
+        self.dtypes: tuple[torch.dtype, ...] = _DTYPES
+        if half and self.integer(0, _HALF_ONE_IN - 1) == _HALF_ONE_IN - 1:
+            self.in_half(self.one_of(_HALVES), large=self.flag())
+        self.graph = Graph()
+        self.program = Program("fuzzed", self.graph, CallingConvention(None, None))
+        self.values: list[Value] = []
+        self.contiguous = False
+
+    def tensor(
+        self,
+        min_rank: int = 0,
+        max_rank: int = 4,
+        *,
+        dtypes: tuple[torch.dtype, ...] = FLOATS,
+        zero: bool = True,
+        condition: Condition | None = None,
+    ) -> Value:
+        """Return a value of the program, recent ones more often than old ones, or a new input."""
+        allowed = [d for d in self.dtypes if d in dtypes]
+        found = [
+            v
+            for v in reversed(self.values)
+            if v.tensor_type.dtype in allowed
+            and min_rank <= (v.tensor_type.rank or 0) <= max_rank
+            and (zero or 0 not in (v.tensor_type.shape or ()))
+            and (condition is None or condition(v.tensor_type))
+            and (not self.contiguous or _is_contiguous(v))
+        ]
+        # recent values more often than old ones, so that there are chains; a new input now and then (one draw makes
+        # what is distributed as the smaller one of two)
+        square = len(found) ** 2
+        place = self.integer(0, square + square // 9) if found else 0
+        if place < square:
+            return found[len(found) - 1 - math.isqrt(square - 1 - place)]
+        some_zero = zero and self.integer(0, 19) == 19
+        shape = self.draw(shapes(max(min_rank, min(2, max_rank)), max_rank, zero=some_zero, symbolic=self.symbolic))
+        return self._input(TensorType(shape, self.one_of(allowed)))
+
+    def make(
+        self, shape: Sequence[Dim], dtype: torch.dtype | None = None, *, bounds: tuple[float, float] | None = None
+    ) -> Value:
+        """Return a value of the type that is there, a new weight, or a new input where a size is symbolic."""
+        if dtype not in self.dtypes:
+            dtype = self.usual if dtype is None or dtype.is_floating_point else torch.int64
+        type_ = TensorType(tuple(shape), dtype)
+        if bounds is None and (found := [v for v in self.values if v.type == type_]) and self.flag():
+            return self.one_of(found)
+        if all(type(size) is int for size in shape):
+            return self._weight(type_, bounds)
+        if bounds is not None:
+            raise Unavailable
+        return self._input(type_)
+
+    def dtype(self, choices: Sequence[torch.dtype | None]) -> torch.dtype | None:
+        """Draw a dtype that the program may have."""
+        return super().dtype([c for c in choices if c is None or c in self.dtypes])
+
+    def in_half(self, dtype: torch.dtype, *, large: bool) -> None:
+        """Take half precision for floats that nothing else is said of; products of large weights do not fit it."""
+        self.usual, self.dtypes = dtype, (dtype, *_DTYPES)
+        self.scales = (1.0, 2.0**6, 2.0**12, 2.0**12) if large else (1.0,)
+
+    def written(self, value: Value | None) -> None:
+        """Mark a weight as one that the program writes, and take it for nothing else."""
+        weight = None if value is None else weight_of(value)
+        if weight is not None:
+            weight.is_mutated = True
+            self.values = [v for v in self.values if v is not value]
+
+    def add(self, op: Operation) -> None:
+        """Let the tensors that an operation gives be taken."""
+        self.values += [result for result in op.results if type(result.type) is TensorType]
+
+    def _input(self, type_: TensorType) -> Value:
+        value = self.graph.add_input(type_, f"x{len(self.graph.inputs)}")
+        self.values.append(value)
+        return value
+
+    def _weight(self, type_: TensorType, bounds: tuple[float, float] | None) -> Value:
+        number = len(self.program.weights)
+        assert type_.dtype is not None
+        kind = WeightKind.BUFFER
+        if bounds is None and type_.dtype.is_floating_point:
+            kind = self.one_of((WeightKind.PARAMETER, WeightKind.BUFFER, WeightKind.CONSTANT))
+        data = random_tensor([int(d) for d in type_.shape or () if d is not None], type_.dtype, number, bounds)
+        if len(self.scales) > 1 and bounds is None and type_.dtype.is_floating_point:
+            data = data * self.one_of(self.scales)
+        weight = Weight(f"w{number}", kind, type_, data, requires_grad=kind is WeightKind.PARAMETER)
+        value = self.program.add_weight(weight)
+        self.values.append(value)
+        return value
+
+
+def _is_contiguous(value: Value) -> bool:
+    op = value.defining_op
+    return op is None or op.opdef.has(Trait.STRIDES_FIXED)
+
+
+def random_tensor(
+    shape: Sequence[int], dtype: torch.dtype, seed: int, bounds: tuple[float, float] | None = None
+) -> torch.Tensor:
+    """Return a tensor with random values: normal ones, or uniform in `bounds` (ints below the upper one).
+
+    With some seeds, a quarter of the normal ones are zeros.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if dtype.is_floating_point:
+        if bounds is None:
+            normal = torch.randn(shape, generator=generator, dtype=dtype)
+            if seed % _ZEROS_ONE_IN == 0 and seed:
+                # of one sign, since which of two zeros is the larger one depends on the order of memory
+                zero = -0.0 if seed % (2 * _ZEROS_ONE_IN) else 0.0
+                normal[torch.rand(shape, generator=generator) < 0.25] = zero
+            return normal
+        low, high = bounds
+        return torch.rand(shape, generator=generator, dtype=dtype) * (high - low) + low
+    low, high = bounds or ((0, 2) if dtype is torch.bool else (0, 5))
+    return torch.randint(int(low), int(high), tuple(shape), generator=generator).to(dtype)
+
+
+@st.composite
+def programs(
+    draw: st.DrawFn,
+    max_ops: int = 12,
+    *,
+    operators: Sequence[str] = (),
+    symbolic: bool = False,
+    half: bool = False,
+    training: bool = False,
+) -> Program:
+    """Return a strategy for programs of at most `max_ops` operations.
+
+    They have several inputs and outputs, shared values and weights, values used twice, and outputs that are used.
+
+    Args:
+        draw: given by hypothesis.
+        max_ops: the largest number of operations.
+        operators: the operators to choose from; all that have a call generator, the commonest more often, by default.
+        symbolic: whether sizes may be expressions over symbols.
+        half: whether one in ten programs is in float16 or bfloat16; a CPU has no kernels for some operators then, so
+            that such a program may be valid and not run.
+        training: whether one in three programs is in training mode: its dropouts draw, its batch norms write
+            statistics. These refuse one value for each channel, so that such a program may be valid and not run.
+    """
+    _check_request(operators, max_ops)
+    source = ProgramSource(draw, symbolic=symbolic, half=half)
+    source.training = training and source.integer(0, 2) == 2
+    source.tensor()
+    builder = Builder(source.graph)
+    for number in range(max_ops):
+        # a stop and not a count, so that a failing program shrinks by leaving out any operation
+        if draw(st.integers(0, 15)) == 0:
+            break
+        earlier = [op for op in source.graph.operations() if op.segments is None and op.operands]
+        if earlier and source.integer(0, 7) == 7:
+            # what draws or writes in training above all: it may not be done once for twice
+            trained = [op for op in earlier if op.in_training]
+            _repeat_operation(source, builder, source.one_of(trained if trained and source.integer(0, 3) else earlier))
+            continue
+        name = source.one_of(operators or _choices(source, earlier[-1].name if earlier else ""))
+        builder.location = UNKNOWN_LOCATION
+        if source.flag():
+            builder.location = Location(f"layer{number}", "torch.nn.modules.module.Module", "model.py", number + 1)
+        _add_operation(source, builder, name)
+    finish_program(source)
+    return source.program
+
+
+def _check_request(operators: Sequence[str], max_ops: int) -> None:
+    """Check what programs are asked for.
+
+    Raises:
+        InputError: when there is no generator for an operator, or no operation is asked for.
+    """
+    if isinstance(operators, str):
+        raise InputError(f"operators is the text {operators!r}", remedy=f"pass a sequence: ({operators!r},)")
+    unknown = [name for name in operators if name not in GENERATORS]
+    if unknown:
+        name = unknown[0]
+        close = difflib.get_close_matches(name if name.startswith("aten.") else f"aten.{name}", GENERATORS, 3)
+        raise InputError(
+            f"there is no generator of calls of {name!r}",
+            remedy=f"did you mean {', '.join(close)}?" if close else "write a name as `aten.relu`, `aten.add.Tensor`",
+        )
+    if max_ops < 1:
+        raise InputError(f"max_ops is {max_ops}", remedy="ask for one operation at least")
+
+
+def _choices(source: ProgramSource, last: str) -> Sequence[str]:
+    """Draw a set of operators: all, the common ones, the last one again, or those that often follow it."""
+    kind = source.integer(0, 9)
+    if last and kind == 8:
+        return (last,)
+    followers = _FOLLOWERS.get(last.removeprefix("aten."), ())
+    if followers and kind in (6, 7):
+        return [f"aten.{short}" for short in followers]
+    return OPERATORS if kind in (4, 5, 9) else COMMON
+
+
+def _add_operation(source: ProgramSource, builder: Builder, name: str) -> None:
+    source.contiguous = name in NEED_STRIDES
+    try:
+        args, kwargs = generate_call(source, name)
+    except Unavailable:
+        return
+    finally:
+        source.contiguous = False
+    if source.symbolic and not _holds_for_all_numbers(name, args, kwargs):
+        return
+    source.add(builder.op(name, *args, **kwargs))
+
+
+def _repeat_operation(source: ProgramSource, builder: Builder, op: Operation) -> None:
+    """Apply an operation once more, with one operand another value of the same type, or none, or the two exchanged."""
+    values = list(op.operands)
+    place = source.integer(0, len(values) - 1)
+    changed = values[place]
+    if changed is None or (op.name in NEED_STRIDES and not all(v is None or _is_contiguous(v) for v in values)):
+        return
+    same = [changed, *(v for v in reversed(source.values) if v.type == changed.type)]
+    if len(set(same)) == 1 and isinstance(changed.type, TensorType) and source.flag():
+        same.append(source._input(changed.type))
+    if op.name in NEED_STRIDES:
+        same = [v for v in same if _is_contiguous(v)]
+    values[place] = changed if source.flag() else source.one_of(same)
+    if len(values) == 2 and values[0] is not None and values[1] is not None and values[0].type == values[1].type:
+        values = values[::-1] if source.flag() else values
+    arguments: dict[str, Any] = {p.name: v for p, v in zip(op.opdef.operand_params, values, strict=True)}
+    source.add(builder.op(op.opdef, **arguments, **op.attributes))
+
+
+def _holds_for_all_numbers(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether the operator takes the operands as they are and for the numbers in range, with the same result types.
+
+    Inference takes symbols for large numbers (a chunk into three gives three), and these are small.
+    """
+    opdef = get_opdef(name)
+    _, attributes, _, types = bind_arguments(opdef, args, kwargs)
+    try:
+        general = infer_types(opdef, types, attributes)
+        for numbers in _SAMPLES:
+            values = dict(zip(SYMBOLS, numbers, strict=True))
+            fixed = {key: substitute(value, values) for key, value in attributes.items()}
+            if infer_types(opdef, substitute(types, values), fixed) != substitute(general, values):
+                return False
+    except InferenceError:
+        return False
+    return True
+
+
+def substitute(item: Any, values: dict[sympy.Symbol, int]) -> Any:
+    """Return types or attributes with numbers in place of symbols."""
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, TensorType):
+            return TensorType(substitute(value.shape, values), value.dtype, value.device)
+        return simplify_dim(value.xreplace(values)) if isinstance(value, sympy.Expr) else value
+
+    return map_leaves(item, leaf)
+
+
+def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None:
+    """Declare symbols, return `outputs` and what nobody uses (and perhaps a used value), and set the convention.
+
+    Now and then a value that nobody uses is left: dead code, or one of several results. It shrinks to none left.
+    """
+    graph, program = source.graph, source.program
+    used = symbols_of([d for v in source.values if isinstance(v.type, TensorType) for d in v.type.shape or ()])
+    plain = [d for v in graph.inputs for d in v.tensor_type.shape or ()]
+    for symbol in used:
+        program.symbols[symbol] = SYMBOL_RANGE
+        if symbol not in plain:
+            source._input(TensorType((symbol,), source.usual))
+    unused = []
+    dead = source.integer(0, 3) == 3
+    for op in graph.operations():
+        if len(op.results) == 1:
+            unused += [r for r in op.results if r.is_unused and not (dead and source.flag())]
+        else:
+            # that nobody uses one of several results is what some rules ask for
+            unused += [r for r in op.results if type(r.type) is TensorType and r.is_unused and not source.flag()]
+    returned = [*outputs, *(v for v in unused if v not in outputs)]
+    if not returned or (source.values and source.integer(0, 2) == 2):
+        # a used value: what is returned may not come to share memory; among the last ones is what a rule looks for
+        returned.append(source.one_of(source.values[-4:] if source.flag() else source.values))
+    graph.set_outputs(returned)
+    program.convention = positional_convention(graph)
+
+
+def positional_convention(graph: Graph) -> CallingConvention:
+    """Return the convention of a function of the graph's inputs, one by one, that returns its outputs."""
+    count = len(graph.outputs)
+    return CallingConvention(
+        None,
+        None if count == 1 else pytree.tree_structure(tuple(range(count))),
+        inputs=tuple(InputLeaf(v.name, i) for i, v in enumerate(graph.inputs)),
+        outputs=tuple(OutputLeaf(i) for i in range(count)),
+    )
+
+
+@st.composite
+def input_tensors(
+    draw: st.DrawFn, program: Program, *, special: bool = True, finite: bool = False
+) -> list[torch.Tensor]:
+    """Return a strategy for one tensor per graph input, whose shapes agree on the numbers for symbols.
+
+    With `special`, some floating tensors hold zeros of both signs and subnormal numbers and, unless `finite`, NaN,
+    infinities and numbers that overflow.
+    """
+    numbers = {
+        symbol: draw(integers(bounds.lower, bounds.upper if bounds.upper is not None else bounds.lower + 7))
+        for symbol, bounds in program.symbols.items()
+    }
+    tensors = []
+    for value in program.graph.inputs:
+        type_ = substitute(value.type, numbers)
+        chance, seed = divmod(draw(integers(0, 4 * _SEEDS - 1)), _SEEDS)
+        tensor = random_tensor(type_.shape, type_.dtype, seed)
+        if special and type_.dtype.is_floating_point and tensor.numel() and chance == 3:
+            tiny = torch.finfo(type_.dtype).smallest_normal / 4
+            number = draw(st.sampled_from((0.0, -0.0, tiny, *(() if finite else _NON_FINITE))))
+            tensor.view(-1)[draw(integers(0, tensor.numel() - 1))] = number
+        tensors.append(tensor)
+    return tensors

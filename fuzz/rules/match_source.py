@@ -1,0 +1,156 @@
+"""Where the operands of a match come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from fuzz.calls.generators import generate_call
+from fuzz.calls.source import Condition, Unavailable
+from fuzz.calls.types import FLOATS
+from fuzz.programs.strategy import ProgramSource
+from fuzz.rules.dictionary import around
+from ir.builder import Builder
+from ir.core import Value
+from ir.errors import GraphwrightError
+from ir.types import Dim, TensorType
+
+# Operators that give an operand other strides, or make it a view of something, in front of the match.
+_PREFIXES = tuple(
+    f"aten.{name}" for name in ("transpose.int", "permute", "slice.Tensor", "expand", "relu", "clone", "mul.Scalar")
+)
+_LARGEST = 1024
+"""The largest number that a size is drawn from."""
+_ROOM = 4096
+"""What the product of the sizes above 9 in a program may be: tensors stay small."""
+
+
+class MatchSource(ProgramSource):
+    """Hands out the operands that the pattern fixes, and keeps the values of the match for the match."""
+
+    def __init__(self, draw: st.DrawFn, dictionary: Sequence[Any], named: frozenset[str], *, symbolic: bool) -> None:
+        super().__init__(draw, symbolic=symbolic, half=True)
+        self.builder = Builder(self.graph)
+        self.dictionary = dictionary
+        self.named = named
+        """The names of operators that the rule's code treats apart."""
+        self.around = around(dictionary)
+        """Numbers next to those of the dictionary."""
+        self.sizes = sorted({n for n in dictionary if type(n) is int and 0 < n <= _LARGEST})
+        self.near_sizes = sorted({n for n in self.around if type(n) is int and 0 < n <= _LARGEST})
+        self._room = _ROOM
+        self.pinned: list[Value] = []
+        """The operands that the pattern fixes and that no place has taken yet."""
+        self.places: Mapping[int, Any] = {}
+        """The places of the call where the pattern fixes an operand."""
+        self.alike: TensorType | None = None
+        """The type of an operand beside which what is grown now will stand: often it has the same one."""
+        self.ranks: frozenset[int] | None = None
+        """The ranks that the first operand drawn next may have, where the pattern's literals say it."""
+        self.result_ranks: frozenset[int] | None = None
+        """The ranks that the result of the call drawn next may have, where the pattern's literals say it."""
+        self.returned: list[Value] = []
+        """What the program returns although it may be used."""
+
+    def size(self) -> Dim:
+        """Draw a size, often one that the rule's code names, or one beside it; few of them large."""
+        if not self.sizes or self.integer(0, 3) < 3:
+            return super().size()
+        size = self.hinted(1, max(9, self._room))
+        if size > 9:
+            self._room //= size
+        return size
+
+    def extent(self, lower: int, upper: int) -> int:
+        """Draw the size of a window, often one that the rule's code names."""
+        fitting = [n for n in self.sizes if lower <= n <= upper]
+        return self.one_of(fitting) if fitting and self.flag() else super().extent(lower, upper)
+
+    def hinted(self, lower: int, upper: int) -> int:
+        """Draw an int from a closed range, often one that the rule's code names, or one beside it."""
+        kind = self.integer(0, 7)
+        fitting = [n for n in (self.near_sizes if kind > 5 else self.sizes) if lower <= n <= upper]
+        return self.one_of(fitting) if fitting and kind > 2 else self.integer(lower, min(upper, max(9, lower)))
+
+    def tensor(
+        self,
+        min_rank: int = 0,
+        max_rank: int = 4,
+        *,
+        dtypes: tuple[torch.dtype, ...] = FLOATS,
+        zero: bool = True,
+        condition: Condition | None = None,
+    ) -> Value:
+        """Return the next operand that the pattern fixes and that fits; else one as in any program."""
+        for i, value in enumerate(self.pinned):
+            type_ = value.tensor_type
+            if (
+                min_rank <= (type_.rank or 0) <= max_rank
+                and type_.dtype in dtypes
+                and (zero or 0 not in (type_.shape or ()))
+                and (condition is None or condition(type_))
+            ):
+                return self.pinned.pop(i)
+        if self.ranks is not None:
+            # where none is in the generator's range they win: it stops at rank 4 to stay small
+            fitting = [rank for rank in self.ranks if min_rank <= rank <= max_rank] or self.ranks
+            min_rank, max_rank, self.ranks = min(fitting), max(fitting), None
+        alike = self.alike
+        if (
+            alike is not None
+            and min_rank <= (alike.rank or 0) <= max_rank
+            and alike.dtype in dtypes
+            and (zero or 0 not in (alike.shape or ()))
+            and self.integer(0, 3) < 3
+        ):
+            return self._input(alike)
+        kind = self.integer(0, 7)
+        if kind > 4:
+            rank = self.hinted(min_rank, max_rank)
+            ones = self.hinted(0, rank) if kind > 5 else 0
+            shape = (*(self.size() for _ in range(rank - ones)), *(1,) * ones)
+            if zero and rank and self.integer(0, 7) == 7:
+                at = self.integer(0, rank - 1)
+                shape = (*shape[:at], 0, *shape[at + 1 :])
+            usual = [d for d in self.dtypes if d in dtypes and d in (self.usual, dtypes[0])]
+            return self._input(TensorType(shape, self.one_of(usual or dtypes)))
+        return super().tensor(min_rank, max_rank, dtypes=dtypes, zero=zero, condition=condition)
+
+    def make(
+        self, shape: Sequence[Dim], dtype: torch.dtype | None = None, *, bounds: tuple[float, float] | None = None
+    ) -> Value:
+        """Return the next operand that the pattern fixes and that has this type; else one as in any program."""
+        for i, value in enumerate(self.pinned):
+            type_ = value.tensor_type
+            if type_.shape == tuple(shape) and type_.dtype == (dtype or self.usual):
+                return self.pinned.pop(i)
+        return super().make(shape, dtype, bounds=bounds)
+
+    def given(self, place: int) -> Value | None:
+        """Return the operand that the pattern fixes in this place."""
+        value = self.places.get(place)
+        return value if isinstance(value, Value) else None
+
+    def result_rank(self) -> int | None:
+        """Draw a rank that the pattern allows the result of a call; None where any will do."""
+        return None if self.result_ranks is None else self.one_of(sorted(self.result_ranks))
+
+    def new_input(self, type_: TensorType) -> Value:
+        """Add an input to the program."""
+        return self._input(type_)
+
+    def shuffled(self, items: Sequence[int]) -> tuple[int, ...]:
+        """Draw a permutation; shrinks to the one given."""
+        return tuple(self.draw(st.permutations(items)))
+
+    def add_prefix(self) -> None:
+        """Add an operation whose results the match may take."""
+        name = self.one_of(_PREFIXES)
+        try:
+            args, kwargs = generate_call(self, name)
+            self.add(self.builder.op(name, *args, **kwargs))
+        except (Unavailable, GraphwrightError):
+            return

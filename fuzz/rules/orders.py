@@ -1,0 +1,116 @@
+"""Passes with their rules, and with the passes that are independent of each other, in another order.
+
+Which of several rules is tried first, and which of several conversions runs first, must not matter for what a program
+means. It may matter for how the result is written, which is not asked here.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
+
+import attrs
+
+from fuzz.rules.rule_pass import ApplyRules
+from ir.program import Program
+from passes.apply import Convert, Fuse
+from passes.canonicalize import Canonicalize
+from passes.manager.manager import Fixpoint, Pass, PassContext, PassManager, run_pass
+from passes.rewrite.matching import RuleIndex
+from passes.rewrite.pattern import Pattern, instantiate
+
+ORDERS = 32
+"""How many orders are tried; number 0 is the one that is written."""
+
+T = TypeVar("T")
+
+
+@functools.cache
+def _shuffled_rules(inference: bool, number: int) -> RuleIndex:
+    rules = Canonicalize(inference=inference).rules().rules
+    return RuleIndex(_shuffled(rules, random.Random(number)))
+
+
+@attrs.frozen
+class CanonicalizeInOrder(Canonicalize):
+    """Canonicalization that tries its rules in the order of a number."""
+
+    number: int = 0
+
+    def rules(self) -> RuleIndex:
+        """Return the rules in this order."""
+        return _shuffled_rules(self.inference, self.number)
+
+
+@attrs.frozen
+class InOrder(Pass):
+    """A pass in the order of a number; its text says which order that is."""
+
+    name: ClassVar[str] = "in-order"
+    pass_: Pass
+    number: int
+
+    def run(self, program: Program, context: PassContext) -> None:
+        """Run the pass in this order."""
+        run_pass(self.reordered, program, context)
+
+    @property
+    def reordered(self) -> Pass:
+        """The pass with everything in its place."""
+        return self.pass_ if self.number == 0 else _reordered(self.pass_, random.Random(self.number), self.number)
+
+    def order(self) -> str:
+        """Return the order in words: the rules of each pass in the order in which they are tried."""
+        return f"order {self.number}: {' -> '.join(_described(self.reordered))}"
+
+
+def _reordered(pass_: Pass, generator: random.Random, number: int) -> Pass:
+    if isinstance(pass_, Canonicalize):
+        options = {field.name: getattr(pass_, field.name) for field in attrs.fields(Canonicalize)}
+        return CanonicalizeInOrder(**options, number=number)
+    if isinstance(pass_, ApplyRules):
+        return ApplyRules(_shuffled(pass_.rules, generator))
+    if isinstance(pass_, Fuse):
+        return Fuse(_shuffled(pass_.patterns, generator))
+    if isinstance(pass_, Convert):
+        # to a fixpoint of all: one conversion may build what another one waits for
+        return Fixpoint(_conversions(pass_.patterns, (Canonicalize(),), generator))
+    if isinstance(pass_, Fixpoint) and any(isinstance(inner, Convert) for inner in pass_.passes):
+        patterns = [pattern for inner in pass_.passes if isinstance(inner, Convert) for pattern in inner.patterns]
+        others = [_reordered(inner, generator, number) for inner in pass_.passes if not isinstance(inner, Convert)]
+        return attrs.evolve(pass_, passes=(*_conversions(patterns, others, generator), *others))
+    if isinstance(pass_, PassManager):
+        return attrs.evolve(pass_, passes=tuple([_reordered(inner, generator, number) for inner in pass_.passes]))
+    return pass_
+
+
+def _conversions(
+    patterns: Sequence[type[Pattern] | Pattern], between: Sequence[Pass], generator: random.Random
+) -> list[Pass]:
+    """Return one pass for each conversion, in another order, now and then with passes between two of them."""
+    passes: list[Pass] = []
+    for pattern in _shuffled(patterns, generator):
+        if passes and generator.random() < 0.5:
+            passes += between
+        passes.append(Convert((pattern,)))
+    return passes
+
+
+def _shuffled(items: Sequence[T], generator: random.Random) -> tuple[T, ...]:
+    return tuple(generator.sample(list(items), len(items)))
+
+
+def _described(pass_: Pass) -> list[str]:
+    if isinstance(pass_, PassManager):
+        return [text for inner in pass_.passes for text in _described(inner)]
+    rules: Sequence[Any] = ()
+    if isinstance(pass_, CanonicalizeInOrder):
+        rules = pass_.rules().rules
+    elif isinstance(pass_, (Convert, Fuse)):
+        rules = instantiate(pass_.patterns)
+    elif isinstance(pass_, ApplyRules):
+        rules = pass_.rules
+    names = ", ".join(rule.name for rule in rules)
+    return [f"{pass_.name}({names})" if names else str(pass_)]

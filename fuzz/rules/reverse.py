@@ -1,0 +1,331 @@
+"""Rules applied in reverse: programs that are equal to a drawn one by construction.
+
+A rule says that what its pattern matches is equal to what it builds. Here an instance of the pattern is put in place of
+an operation, or behind a value, such that the rule alone turns the program back into the one it was. Whatever a pass
+makes of the inflated program must then be equal to the original, and canonicalization must bring both to one text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+from hypothesis import reject
+from hypothesis import strategies as st
+
+from fuzz.calls.source import Source, Unavailable
+from fuzz.programs.case import Case
+from fuzz.programs.strategy import programs
+from fuzz.rules.growth import operators_with
+from fuzz.rules.instances import expanded_pattern, instances
+from fuzz.rules.respelling import Respelling
+from ir.compare import programs_equal, types_equal
+from ir.core import RETURN, Operation, Value
+from ir.errors import GraphwrightError
+from ir.opdef import OpDef, ParamKind, Trait
+from ir.program import Program
+from ir.text.printer import print_program
+from passes.canonicalize import CANONICALIZATION_RULES
+from passes.canonicalize.identity import CatOfOne, Idempotent, Involution, NoArithmetic, NoCast, NoCopy, NoPad
+from passes.cleanup.dce import eliminate_dead_code
+from passes.rewrite.driver import RewriteLog, run_worklist
+from passes.rewrite.matching import RuleIndex, compile_rule
+from passes.rewrite.pattern import AnyValue, AttrCapture, AttrWhere, Match, Node, OpNode, Pattern
+from passes.rewrite.rewriter import Rewriter
+
+_ATTEMPTS, _INSTANCES = 4, 16
+"""How many programs are verified, and how many instances are grown for each of them."""
+_ROUNDS = 3
+_HOSTS = 4
+"""How many instances are drawn for one on which the rule fires."""
+
+REVERSIBLE: tuple[type[Pattern], ...] = CANONICALIZATION_RULES
+"""The rules that are applied in reverse to whole programs: the exact ones whose results are expressions of operators.
+
+Fusions build a region, and conversions and foldings new weights: no drawn program has what they leave.
+"""
+
+
+COPIES: tuple[type[Pattern], ...] = (NoCast, NoCopy, NoPad, CatOfOne, NoArithmetic, Idempotent, Involution)
+"""The rules that leave a copy where callers could tell: which one of several stays depends on the order."""
+
+
+@attrs.frozen(eq=False)
+class Inflated:
+    """A program, and one that it is equal to by construction."""
+
+    program: Program
+    original: Program
+    rules: tuple[str, ...]
+    """The rules that were applied in reverse, in this order."""
+
+    def case(self, inputs: Sequence[Any]) -> Case:
+        """Return the case that this is on some inputs."""
+        case = Case.of(self.program, inputs)
+        one_text = not any(rule.__name__ in self.rules for rule in COPIES)
+        return attrs.evolve(case, original=print_program(self.original), one_text=one_text)
+
+
+@st.composite
+def inflated(
+    draw: st.DrawFn,
+    base: st.SearchStrategy[Program] | None = None,
+    *,
+    rules: Sequence[type[Pattern] | Pattern] = REVERSIBLE,
+) -> Inflated:
+    """Return a strategy for programs to which rules have been applied in reverse.
+
+    Args:
+        draw: given by hypothesis.
+        base: the strategy for the programs that are inflated; `programs()` by default.
+        rules: the rules to choose from.
+    """
+    original = draw(programs() if base is None else base)
+    program, names = original, []
+    for _ in range(draw(st.integers(1, _ROUNDS))):
+        given = draw(st.sampled_from(rules))
+        rule = given() if isinstance(given, type) else given
+        found = inflate(draw, program, rule)
+        if found is not None:
+            program = found
+            names.append(rule.name)
+    if not names:
+        reject()
+    return Inflated(program, original, tuple(names))
+
+
+@st.composite
+def hosts(draw: st.DrawFn, rule: Pattern) -> Program:
+    """Return a strategy for programs that hold what a rule leaves: instances of it, after it was applied."""
+    strategy = instances(rule, near=False)
+    program = draw(strategy).program
+    for _ in range(_HOSTS - 1):
+        if _apply(program, rule):
+            break
+        program = draw(strategy).program
+    return program
+
+
+def inflate(draw: st.DrawFn, program: Program, rule: Pattern) -> Program | None:
+    """Return a program that a rule turns into `program`, or None where a few attempts make none."""
+    reduced = _copy(program)
+    try:
+        _apply(reduced, rule)
+        for _ in range(_ATTEMPTS):
+            candidate = _copy(program)
+            if not _Inverse(draw, candidate, rule).put():
+                return None
+            if programs_equal(candidate, program, locations=False) is None:
+                continue  # it stood there already
+            back = _copy(candidate)
+            if _apply(back, rule) and programs_equal(back, reduced, locations=False) is None:
+                return candidate
+    except GraphwrightError:
+        return None  # a rule that raises is found by other properties
+    return None
+
+
+def _copy(program: Program) -> Program:
+    return Case.of(program, ()).build()
+
+
+def _apply(program: Program, rule: Pattern) -> int:
+    """Apply a rule until it does not match; return how often it did."""
+    count = run_worklist(program, RuleIndex((rule,)), RewriteLog())
+    eliminate_dead_code(program)
+    return count
+
+
+class _Inverse:
+    """One attempt to put an instance of a rule's pattern into a program."""
+
+    def __init__(self, draw: st.DrawFn, program: Program, rule: Pattern) -> None:
+        self.source = Source(draw)
+        self.program = program
+        self.rule = rule
+        self.rewriter = Rewriter(program)
+        self.model: Operation | None = None
+        """The operation that the instance is to become."""
+        self.leaves: list[Value] = []
+        """What the instance may take as operands, the likely ones first."""
+        self.built: list[Operation] = []
+        self.made: dict[int, Operation] = {}
+        self.captures: dict[str, Any] = {}
+
+    def put(self) -> bool:
+        """Put an instance somewhere that the rule matches; return whether one was found."""
+        for _ in range(_INSTANCES):
+            if self._put_one():
+                return True
+            self._clear()
+        return False
+
+    def _put_one(self) -> bool:
+        source, graph = self.source, self.program.graph
+        ops = [op for op in graph.operations() if op.opdef is not RETURN and op.body is None]
+        values = [v for v in (*graph.inputs, *(w.value for w in self.program.weights.values())) if v.num_uses]
+        produced, share = results_of(self.rule)
+        likely = [op for op in ops if op.name in produced]
+        model: Operation | None = None
+        if ops and source.integer(0, 7) < (share if likely or not produced else 1):
+            model = source.one_of(likely if likely and source.integer(0, 7) else ops)
+            self.rewriter.anchor = model
+            targets = model.results
+            self.leaves = list(model.operand_values)
+            for _ in range(2):  # a pattern may reach further back than one operation
+                sources = [v.defining_op for v in self.leaves if v.defining_op is not None]
+                self.leaves += [v for op in sources for v in op.operand_values if v not in self.leaves]
+        else:
+            values += [v for op in ops for v in op.results if v.num_uses]
+            if not values:
+                return False
+            value = source.one_of(values[::-1])
+            after = value.defining_op
+            self.rewriter.anchor = (
+                next(iter(graph.operations()), graph.return_op) if after is None else after.next or graph.return_op
+            )
+            targets = (value,)
+            self.leaves = [value]
+        self.model = model
+        try:
+            root = self._operation(source.one_of(expanded_pattern(self.rule)))
+        except (Unavailable, GraphwrightError):
+            return False
+        if len(root.results) != len(targets) or not self._is_taken(root):
+            return False
+        if not all(types_equal(a.type, b.type) for a, b in zip(root.results, targets, strict=True)):
+            return False
+        self._connect(root, targets)
+        return True
+
+    def _is_taken(self, root: Operation) -> bool:
+        """Return whether the rule matches at an operation, as it stands now: without users."""
+        found = (variant.try_match(root) for variant in compile_rule(self.rule) if variant.accepts(root.opdef))
+        return any(isinstance(match, Match) and self.rule.check(match) is None for match in found)
+
+    def _clear(self) -> None:
+        """Erase what was built."""
+        for op in reversed(self.built):
+            self.program.graph.erase(op)
+        self.built.clear()
+        self.made.clear()
+        self.captures.clear()
+
+    def _connect(self, root: Operation, targets: Sequence[Value]) -> None:
+        """Let those who use the targets use the results of the instance: all of them where it stands for a model."""
+        graph = self.program.graph
+        if self.model is not None:
+            for old, new in zip(targets, root.results, strict=True):
+                graph.replace_all_uses(old, new)
+                new.name = old.name
+            graph.erase(self.model)
+            return
+        (value,) = targets
+        uses = [(op, index) for op, index in value.uses if op not in self.built]
+        everywhere = not self.source.flag()
+        chosen = self.source.integer(0, len(uses) - 1)
+        for i, (op, index) in enumerate(uses):
+            if everywhere or i == chosen or self.source.flag():
+                op.set_operand(index, root.results[0])
+
+    # ---- the instance ----
+
+    def _value(self, node: Node, likely: Value | None) -> Value:
+        if isinstance(node, AnyValue):
+            return self._leaf(node, likely)
+        if not isinstance(node, OpNode):
+            raise Unavailable
+        op = self.made.get(id(node))
+        if op is None:
+            op = self.made[id(node)] = self._operation(node)
+        if node.result >= len(op.results):
+            raise Unavailable
+        return op.results[node.result]
+
+    def _leaf(self, node: AnyValue, likely: Value | None) -> Value:
+        known = self.captures.get(node.name)
+        if isinstance(known, Value):
+            return known
+        candidates = [v for v in (likely, *self.leaves) if v is not None]
+        fitting = [v for v in candidates if node.where is None or node.where(v)]
+        if not fitting:
+            raise Unavailable
+        value = fitting[0] if self.source.integer(0, 3) else self.source.one_of(fitting)
+        if node.name:
+            self.captures[node.name] = value
+        return value
+
+    def _operation(self, node: Node) -> Operation:
+        if not isinstance(node, OpNode):
+            raise Unavailable
+        source, model = self.source, self.model
+        opdef = self._operator(node)
+        parts = {key if isinstance(key, int) else opdef.operand_index.get(key, -1): part for key, part in node.operands}
+        grouped = list(model.grouped_operands()) if model is not None else []
+        arguments: dict[str, Any] = {}
+        for place, param in enumerate(opdef.operand_params):
+            given = grouped[place] if place < len(grouped) else None
+            likely = given if isinstance(given, Value) else None
+            if place in parts:
+                part = parts[place]
+                if isinstance(part, tuple):
+                    arguments[param.name] = [self._value(item, likely) for item in part]
+                else:
+                    arguments[param.name] = None if part is None else self._value(part, likely)
+            elif param.kind is ParamKind.TENSOR:
+                arguments[param.name] = self._leaf(AnyValue(), likely)
+            elif param.kind is ParamKind.LIST:
+                arguments[param.name] = list(given) if isinstance(given, tuple) else [self._leaf(AnyValue(), likely)]
+            else:
+                arguments[param.name] = given if isinstance(given, Value) else None
+        first = next((v for a in arguments.values() for v in (a if isinstance(a, list) else (a,)) if v), None)
+        spelling = Respelling(source, self.rule, model, first)
+        demanded = dict(node.attributes)
+        captured: dict[str, Any] = {}
+        for param in opdef.params:
+            if param.kind is not ParamKind.ATTRIBUTE:
+                continue
+            expected = demanded.get(param.name)
+            if isinstance(expected, AttrCapture) and expected.name in self.captures:
+                value = self.captures[expected.name]
+            elif isinstance(expected, AttrWhere):
+                value = spelling.attribute(param, expected.predicate)
+            elif param.name in demanded and not isinstance(expected, AttrCapture):
+                value = expected
+            else:
+                value = spelling.attribute(param)
+            arguments[param.name] = value
+            if isinstance(expected, AttrCapture):
+                captured[expected.name] = value
+        op = self.rewriter.op(opdef, **arguments)
+        self.built.append(op)
+        if node.where is not None and node.where(op) is not None:
+            raise Unavailable
+        self.captures |= captured
+        return op
+
+    def _operator(self, node: OpNode) -> OpDef:
+        ops = operators_with(node.ops) if isinstance(node.ops, Trait) else node.ops
+        if self.model is not None and self.model.opdef in ops and self.source.integer(0, 3):
+            return self.model.opdef
+        return self.source.one_of(ops)
+
+
+def results_of(rule: Pattern) -> tuple[frozenset[str], int]:
+    """Return operators that a rule builds, and in how many of 8 cases an operation is a better place than a value.
+
+    They are what the code of its rewrite names, itself or in a table; where it changes attributes, those of its
+    pattern. A rule that builds nothing uses what is there.
+    """
+    rewrite = type(rule).rewrite
+    names, literals = rewrite.__code__.co_names, list(rewrite.__code__.co_consts)
+    for name in names:
+        table = rewrite.__globals__.get(name)
+        literals += table.values() if isinstance(table, dict) else ()
+    named = {item for item in literals if isinstance(item, str) and item.startswith("aten.")}
+    if "set_attribute" in names:
+        for node in expanded_pattern(rule):
+            assert isinstance(node, OpNode)
+            named |= {o.name for o in (operators_with(node.ops) if isinstance(node.ops, Trait) else node.ops)}
+    return frozenset(named), 7 if named else 6 if "op" in names else 2

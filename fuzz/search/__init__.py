@@ -1,0 +1,1 @@
+"""The search for a counterexample, and what is said of one."""

@@ -1,0 +1,33 @@
+"""Searches that draw the same numbers in every process."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+
+@contextmanager
+def only_common_constants() -> Iterator[None]:
+    """Keep hypothesis from drawing constants of whatever local modules its process has imported by now.
+
+    With them a seed would stand for other programs in a worker process, behind another search, or under pytest. What a
+    rule's own code says is drawn by `fuzz.rules.dictionary`.
+    """
+    providers: Any = None
+    with suppress(ImportError):
+        providers = importlib.import_module("hypothesis.internal.conjecture.providers")
+    found = getattr(providers, "_get_local_constants", None)
+    if found is None:  # versions before 6.131
+        yield
+        return
+    none = providers.Constants()
+    # the cache holds what is permitted of the local constants as well
+    providers.CONSTANTS_CACHE.cache.clear()
+    providers._get_local_constants = lambda: none
+    try:
+        yield
+    finally:
+        providers._get_local_constants = found
+        providers.CONSTANTS_CACHE.cache.clear()

@@ -1,0 +1,142 @@
+"""What can be done with a case, whether it is a program or a module: check it, show it, write it as a script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+
+from compiler.pipeline import STANDARD_PASSES, STANDARD_PATTERNS
+from fuzz.modules.case import ModuleCase
+from fuzz.modules.check import check_module, lowered_and_changed
+from fuzz.programs.case import Case
+from fuzz.programs.check import Finding, Outcome, Properties, check_case
+from fuzz.programs.observation import quiet
+from fuzz.rules.orders import InOrder
+from ir.errors import GraphwrightError
+from ir.program import Program
+from ir.text.printer import print_program
+from passes.manager.manager import Pass, PassContext, run_pass
+from passes.rewrite.pattern import Pattern
+
+AnyCase = Case | ModuleCase
+
+trace: Path | None = None
+"""A file that each case is written to before it runs, to tell what ended a process; set in a process of its own."""
+_IMPORTS = "from torch import nn\nfrom torch.nn import functional as F\n"
+
+
+def judge(pass_: Pass, case: AnyCase, properties: Properties, program: Program | None = None) -> Outcome:
+    """Apply a pass to a case and hold the result to the properties.
+
+    Args:
+        pass_: the pass.
+        case: what it is applied to.
+        properties: what must hold.
+        program: the program of a case that is one, where it exists already; it is changed.
+
+    Raises:
+        Finding: when a property does not hold.
+        Unusable: when the case cannot be run as it was.
+    """
+    if trace is not None:
+        trace.write_text(case.code(), encoding="utf-8")
+    if isinstance(case, ModuleCase):
+        return check_module(pass_, case, properties)
+    return check_case(pass_, case, properties, program)
+
+
+def before_and_after(pass_: Pass, case: AnyCase) -> tuple[str, str]:
+    """Return the text of the program before and after a pass; an empty one where there is none."""
+    if isinstance(case, ModuleCase):
+        return lowered_and_changed(pass_, case)
+    changed = case.build()
+    try:
+        with quiet():
+            run_pass(pass_, changed, PassContext())
+    except GraphwrightError:
+        return case.program, ""
+    return case.program, print_program(changed)
+
+
+def narrowed(case: AnyCase, finding: Finding) -> AnyCase:
+    """Return the case without what the finding does not need: a module keeps the capture in which it was found."""
+    if isinstance(case, ModuleCase) and finding.way is not None:
+        return attrs.evolve(case, ways=(finding.way,))
+    return case
+
+
+def write_script(
+    subject: str, pass_: Pass, rules: Sequence[Pattern], properties: Properties, case: AnyCase, message: str
+) -> str:
+    """Return a Python script that builds the case, applies the subject, and fails."""
+    imports, expression = _expression(subject, pass_, rules)
+    if isinstance(pass_, InOrder) and pass_.number:
+        imports = f"from fuzz.rules.orders import InOrder\nfrom fuzz.search.sound import Target\n{imports}"
+        expression = f"InOrder(Target.of({expression}).pass_, {pass_.number})"
+    options = ", ".join(
+        f"{field.name}={value}"
+        for field in attrs.fields(Properties)
+        if (value := getattr(properties, field.name)) != field.default
+    )
+    first = message.splitlines()[0].replace("\\", "\\\\").replace('"""', "'''")
+    more, names, classes = "", "Case, Properties", ""
+    if isinstance(case, ModuleCase):
+        more, names = _IMPORTS, "InputSpec, ModuleCase, Properties"
+        classes = f"\n\n{case.source}\n\n"
+    return f'''"""{subject}: {first}"""
+
+import torch
+{more}
+from graphwright.fuzz import {names}, check
+{imports}{classes}
+SUBJECT = {expression}
+PROPERTIES = Properties({options})
+CASE = {case.code()}
+
+if __name__ == "__main__":
+    check(SUBJECT, CASE, PROPERTIES)
+'''
+
+
+def _expression(subject: str, pass_: Pass, rules: Sequence[Pattern]) -> tuple[str, str]:
+    """Return the imports of a script, and the expression that stands for the subject."""
+    if rules:
+        imports, names = _imports(list(map(type, rules)))
+        return imports, "(" + "".join(f"{name}, " for name in names).strip() + ")"
+    passes, patterns = _parts(pass_)
+    imports, names = _imports([class_ for class_ in passes if class_ not in STANDARD_PASSES])
+    more, pattern_names = _imports([class_ for class_ in patterns if class_ not in STANDARD_PATTERNS])
+    given = "".join(
+        f", {key}=({', '.join(items)},)" for key, items in (("passes", names), ("patterns", pattern_names)) if items
+    )
+    return f"from graphwright import parse_pipeline\n{imports}{more}", f"parse_pipeline({subject!r}{given})"
+
+
+def _parts(pass_: Pass) -> tuple[list[type[Pass]], list[type[Pattern]]]:
+    """Return the classes of the passes that a pass consists of, and of the patterns that these apply."""
+    inner = [getattr(pass_, "pass_", None), *getattr(pass_, "passes", ())]
+    nested = [each for each in inner if isinstance(each, Pass)]
+    patterns = [entry if isinstance(entry, type) else type(entry) for entry in getattr(pass_, "patterns", ())]
+    if not nested:
+        return [type(pass_)], patterns
+    found = [_parts(each) for each in nested]
+    passes = list(dict.fromkeys(class_ for each, _ in found for class_ in each))
+    return passes, list(dict.fromkeys([*patterns, *(class_ for _, each in found for class_ in each)]))
+
+
+def _imports(classes: Sequence[type]) -> tuple[str, list[str]]:
+    """Return the lines that import classes, and the names that they have then."""
+    lines, names = [], []
+    for class_ in dict.fromkeys(classes):
+        module, name = class_.__module__, class_.__qualname__
+        if module == "__main__" or "<locals>" in name:
+            lines.append(
+                f"# define {class_.__name__} here: from where it stood ({module}, {name}) nothing can import it\n"
+            )
+            names.append(class_.__name__)
+        else:
+            lines.append(f"from {module} import {name.partition('.')[0]}\n")
+            names.append(name)
+    return "".join(lines), names

@@ -1,0 +1,402 @@
+"""`assert_sound` and `find_counterexample`: a rule or pass against programs that are drawn for it."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+from hypothesis import HealthCheck, Phase, given, reject, settings
+from hypothesis import seed as hypothesis_seed
+from hypothesis import strategies as st
+from hypothesis.errors import Flaky, FlakyStrategyDefinition, Unsatisfiable
+
+from fuzz.modules.case import ModuleCase, forget_loaded
+from fuzz.programs.case import Case
+from fuzz.programs.check import Finding, Outcome, Properties, Unusable
+from fuzz.programs.erasure import with_erased_types
+from fuzz.programs.strategy import input_tensors, programs
+from fuzz.rules.canonical import TRIED, fires_on_none, hold_canonical, meets_canonical
+from fuzz.rules.instances import Instance, expanded_pattern, instances
+from fuzz.rules.orders import ORDERS, InOrder
+from fuzz.rules.reverse import Inflated
+from fuzz.rules.rule_pass import ApplyRules, index_of
+from fuzz.search.constants import only_common_constants
+from fuzz.search.counterexample import Counterexample, UnsoundError, explain
+from fuzz.search.judge import AnyCase, judge
+from fuzz.search.soundness import Soundness
+from ir.errors import GraphwrightError, InputError
+from ir.program import Program
+from ir.verify import verify
+from passes.canonicalize import Canonicalize
+from passes.canonicalize.identity import INFERENCE_RULES
+from passes.canonicalize.respelled import respelled_operators, spelled_otherwise
+from passes.fold.batch_norm import FoldBatchNorm, FoldBatchNormPattern
+from passes.manager.manager import Pass
+from passes.rewrite.pattern import Pattern, instantiate, missing_method
+from passes.rewrite.remarks import GraphwrightWarning
+
+_NUMBERS = st.integers(0, ORDERS - 1)
+_SHRINKING = 60.0
+"""Seconds after which a counterexample is not shrunk further."""
+_ROUNDS, _EACH_ROUND = 10, 100
+"""How often, and with how many programs each time, the search goes on for a rule that did not fire."""
+
+Subject = type[Pattern] | Pattern | Sequence[type[Pattern] | Pattern] | Pass
+
+
+@attrs.frozen(eq=False)
+class Target:
+    """A subject made ready: the pass, its rules where it consists of rules, and what must hold."""
+
+    name: str
+    pass_: Pass
+    rules: tuple[Pattern, ...]
+    properties: Properties
+    on: st.SearchStrategy[Any] | None = None
+    """What it is tried on; None for what suits it."""
+    orders: bool = False
+    """Whether its rules, and those of its passes that are independent, are tried in drawn orders."""
+
+    @classmethod
+    def of(cls, subject: Any, properties: Properties | None = None) -> Target:
+        """Return the target that a subject of `assert_sound` stands for.
+
+        Raises:
+            InputError: when the subject is neither a pattern (class, object or sequence of them) nor a pass.
+        """
+        if isinstance(subject, Pass):
+            # its own demand is known for one pass only
+            exact = isinstance(subject, Canonicalize) and not subject.inference
+            modes = not _is_for_inference(subject)
+            chosen = properties or Properties(exact=exact, idempotent=exact, canonical=exact, modes=modes)
+            return cls(str(subject), subject, (), chosen)
+        if isinstance(subject, type) and issubclass(subject, Pass):
+            raise InputError(
+                f"{subject.__qualname__} is a class of passes", remedy=f"pass an object: {subject.__qualname__}()"
+            )
+        if isinstance(subject, Pattern) or (isinstance(subject, type) and issubclass(subject, Pattern)):
+            subject = (subject,)
+        if not isinstance(subject, Sequence) or isinstance(subject, str) or not subject:
+            raise InputError(
+                f"{subject!r} is no pattern and no pass",
+                remedy="pass a Pattern class, a sequence of them, or a Pass such as a PassManager",
+            )
+        rules = instantiate(list(subject))
+        for rule in rules:
+            if type(rule).rewrite is Pattern.rewrite:
+                raise missing_method(rule, "rewrite")
+        index_of(rules)  # a pattern that is ill-formed is an error of its own, and no finding
+        exact = all(rule.exact for rule in rules)
+        return cls(
+            ", ".join(rule.name for rule in rules),
+            ApplyRules(rules),
+            rules,
+            properties or Properties(exact=exact, modes=not any(map(_is_for_inference, rules))),
+        )
+
+
+def _is_for_inference(subject: Pass | Pattern) -> bool:
+    """Return whether a pass or rule says that the program will never train, or has a part that does."""
+    if isinstance(subject, Pattern):
+        return isinstance(subject, (*INFERENCE_RULES, FoldBatchNormPattern))
+    if getattr(subject, "inference", False) or isinstance(subject, FoldBatchNorm):
+        return True
+    return any(map(_is_for_inference, getattr(subject, "passes", ())))
+
+
+def assert_sound(
+    subject: Subject,
+    *,
+    on: st.SearchStrategy[Any] | None = None,
+    properties: Properties | None = None,
+    settings: settings | None = None,
+    orders: bool = False,
+) -> Soundness:
+    """Hold a rule, several, or a pass to meaning what they replace.
+
+    A pattern is tried on programs that are built from it (`fuzz.instances`): those that it must match, and near misses
+    that differ in one point. Of a conversion or fusion, the canonical forms of some of them are tried as well, since
+    these are what it will meet. A pass is tried on whole programs. Every change is compared with the original as
+    `Properties` says: values, dtypes, shapes, strides, sharing, gradients, statistics, random numbers, the text form.
+
+    Args:
+        subject: a Pattern class or object, a sequence of them, or a Pass (a PassManager).
+        on: a strategy to take the place of the default one, for `Program`s, `Instance`s, or modules (`modules()`),
+            which are taken through both captures.
+        properties: what must hold; bits and strides for rules that say they are exact, rounding for the others.
+        settings: of hypothesis; the active profile by default.
+        orders: whether rules, and passes that are independent of each other, are tried in other orders as well.
+
+    Returns:
+        What was seen: how often each rule fired and was refused, and alternatives that never fired.
+
+    Warns:
+        GraphwrightWarning: when a conversion or fusion waits for an operator that canonicalization writes otherwise.
+
+    Raises:
+        UnsoundError: when a property does not hold. It carries the smallest `Counterexample` that was found; its text
+            is a script that shows the failure, the program before and after, and which rewrite did it. Also when a
+            rule never fired (of several, none on what `on` draws), or a pass changed no program: one that cannot
+            fire is an error. And when a conversion or fusion fires, but on no program that is canonical.
+        InputError: when the subject is neither a rule nor a pass, `on` draws something else, or a rule does not always
+            say the same of one match.
+    """
+    target = attrs.evolve(Target.of(subject, properties), orders=orders)
+    for rule in target.rules:
+        respelled = respelled_operators(rule) if rule.is_conversion or rule.is_fusion else {}
+        if respelled:
+            missing = spelled_otherwise(respelled)
+            warnings.warn(
+                f"{rule.name} is tried as it is, but matches no canonical program: there is no {missing} in one",
+                GraphwrightWarning,
+                stacklevel=2,
+            )
+    seen, found = search(target, on, settings)
+    found = found or _insist_on_all(target, on, seen)
+    if found is not None:
+        raise UnsoundError(found)
+    if target.rules and on is None:
+        seen.never = tuple(_never(target.rules, seen))
+    return seen
+
+
+def _insist_on_all(target: Target, on: st.SearchStrategy[Any] | None, seen: Soundness) -> Counterexample | None:
+    """Return what is found while each rule is made to fire.
+
+    Raises:
+        UnsoundError: when a rule never fires, or a pass changed nothing: it was not tried then.
+    """
+    if not target.rules and not seen.changed:
+        raise UnsoundError(None, f"{target.name} changed none of {seen.examples} programs", seen)
+    if target.rules and on is not None and not seen.fired:
+        raise UnsoundError(None, f"{target.name} never fired on {seen.examples} programs", seen)
+    if not target.rules or on is not None:
+        return None
+    silent = []
+    for rule in target.rules:
+        found = None if seen.fired[rule.name] else _insist(rule, target, seen)
+        if found is not None:
+            return found
+        if not seen.fired[rule.name]:
+            silent.append(rule.name)
+    if silent:
+        message = f"{', '.join(silent)} never fired on {seen.instances} programs built to match"
+        if not seen.instances:
+            message += ": none could be built from its pattern that runs"
+        raise UnsoundError(None, message, seen)
+    for rule in filter(meets_canonical, target.rules):
+        found = None if seen.canonical[rule.name] else _insist(rule, target, seen, canonical=True)
+        if found is not None:
+            return found
+        if not seen.canonical[rule.name]:
+            raise fires_on_none(rule, seen)
+    return None
+
+
+def _insist(rule: Pattern, target: Target, seen: Soundness, *, canonical: bool = False) -> Counterexample | None:
+    """Search on, without near misses, until a rule fires; the rarest of ours fires once in some hundred programs.
+
+    With `canonical`, until it fires on a canonical program. Where no program could be built with one seed, there is no
+    other try.
+    """
+    counts = seen.canonical if canonical else seen.fired
+    for seed in range(_ROUNDS):
+        more, found = search(target, None, search_settings(_EACH_ROUND), seed=seed, drawing=instances(rule, near=False))
+        seen.merge(more)
+        if found is not None or counts[rule.name] or not more.examples or seen.fired[rule.name] > TRIED:
+            return found
+    return None
+
+
+def find_counterexample(
+    subject: Subject,
+    *,
+    on: st.SearchStrategy[Any] | None = None,
+    properties: Properties | None = None,
+    max_examples: int = 1000,
+    seed: int | None = None,
+) -> Counterexample | None:
+    """Return the smallest counterexample that a search finds, or None.
+
+    Args:
+        subject: as for `assert_sound`.
+        on: as for `assert_sound`.
+        properties: as for `assert_sound`.
+        max_examples: how many programs to draw.
+        seed: of the search; without one, each search is another one.
+
+    Raises:
+        UnsoundError: when nothing is found because a rule never fired, or a pass changed no program.
+        InputError: when the subject is neither a rule nor a pass, `on` draws something else, or nothing is to be drawn.
+    """
+    if max_examples < 1:
+        raise InputError(f"max_examples is {max_examples}", remedy="ask for one program at least")
+    chosen = settings(max_examples=max_examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    target = Target.of(subject, properties)
+    seen, found = search(target, on, chosen, seed=seed)
+    return found or _insist_on_all(target, on, seen)
+
+
+def search_settings(max_examples: int) -> settings:
+    """Return the settings for a search that stands alone: no database, no deadline."""
+    return settings(
+        max_examples=max_examples,
+        deadline=None,
+        database=None,
+        derandomize=False,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def check(subject: Subject, case: AnyCase, properties: Properties | None = None) -> Outcome:
+    """Apply a subject to one case and hold the result to its properties.
+
+    Raises:
+        Finding: when a property does not hold.
+    """
+    target = Target.of(subject, properties)
+    return judge(target.pass_, case, target.properties)
+
+
+def drawn_cases(target: Target, on: st.SearchStrategy[Any] | None) -> st.SearchStrategy[Any]:
+    """Return the strategy for what a target is tried on: `on`, or what suits the target."""
+    chosen = target.on if on is None else on
+    if chosen is not None:
+        return chosen
+    if not target.rules:
+        return programs(half=True, training=True)
+    return st.one_of([instances(rule) for rule in target.rules])
+
+
+def search(
+    target: Target,
+    on: st.SearchStrategy[Any] | None,
+    chosen: settings | None,
+    *,
+    seed: int | None = None,
+    drawing: st.SearchStrategy[Any] | None = None,
+) -> tuple[Soundness, Counterexample | None]:
+    """Try a target on drawn programs; return what was seen, and the smallest counterexample.
+
+    Args:
+        target: the target.
+        on: the strategy to draw from; None for the target's own.
+        chosen: settings of hypothesis; None for the active profile.
+        seed: of the search; None leaves it to the settings.
+        drawing: a strategy of ours in place of the target's own.
+    """
+    if on is not None and not isinstance(on, st.SearchStrategy):
+        raise InputError(f"`on` is {on!r}, no strategy", remedy="call it: on=modules(), on=programs()")
+    seen = Soundness()
+    last: list[tuple[AnyCase, Finding, Pass]] = []
+    first: list[int] = []
+    since: list[float] = []
+    strategy = drawn_cases(target, on) if drawing is None else drawing
+
+    def held(pass_: Pass, case: AnyCase, program: Program | None = None) -> Outcome:
+        try:
+            return judge(pass_, case, target.properties, program)
+        except Finding as finding:
+            last[:] = [(case, finding, pass_)]
+            since.append(time.monotonic())
+            first.append(seen.examples)  # what is checked from now on is for shrinking
+            raise
+
+    def attempt(data: st.DataObject) -> None:
+        if last and time.monotonic() - since[0] > _SHRINKING:
+            reject()  # nothing is smaller from now on; what was found last counts
+        drawn = data.draw(strategy)
+        case, program = drawn, None
+        operators: Sequence[str] = ()
+        if not isinstance(drawn, ModuleCase):
+            program = drawn.program if isinstance(drawn, (Instance, Inflated)) else drawn
+            if not isinstance(program, Program):
+                raise InputError(
+                    f"`on` draws {program!r}, no program", remedy="draw from programs(), instances() or modules()"
+                )
+            if on is not None:
+                _verify_drawn(program)
+            inputs = data.draw(input_tensors(program, finite=not target.properties.non_finite))
+            if target.properties.unknown and not isinstance(drawn, Inflated):
+                data.draw(with_erased_types(program))
+            case = drawn.case(inputs) if isinstance(drawn, Inflated) else Case.of(program, inputs)
+            operators = sorted({op.name for op in program.graph.operations()})
+        pass_ = InOrder(target.pass_, data.draw(_NUMBERS)) if target.orders else target.pass_
+        try:
+            outcome = held(pass_, case, program)
+        except Unusable:
+            reject()
+        if isinstance(drawn, Instance):
+            hold_canonical(target.rules, case, outcome.fired, seen, lambda canonical: held(pass_, canonical).fired)
+        seen.examples += 1
+        seen.add(outcome, operators or outcome.operators)
+        if isinstance(drawn, Instance) and drawn.change is None:
+            seen.instances += 1
+
+    test: Callable[[], None] = given(st.data())(attempt)
+    chosen = chosen or settings()
+    # how long a program takes says nothing of a rule; and the report is ours: hypothesis would explain and print the
+    # drawn values as well
+    phases = [phase for phase in chosen.phases if phase is not Phase.explain]
+    # the first program fills caches (inference rules, tables of operators), which is no slow generation
+    unhealthy = [*chosen.suppress_health_check, HealthCheck.too_slow]
+    if on is None:
+        unhealthy.append(HealthCheck.filter_too_much)  # a pattern may be hard to meet
+    test = settings(
+        chosen,
+        deadline=None,
+        phases=phases,
+        report_multiple_bugs=False,
+        print_blob=False,
+        suppress_health_check=unhealthy,
+    )(test)
+    if seed is not None:
+        test = hypothesis_seed(seed)(test)
+    try:
+        with only_common_constants():
+            test()
+    except (Finding, Flaky) as error:
+        # a subject that is wrong now and then, or keeps something between runs, is flaky: what was found counts
+        if not last and isinstance(error, FlakyStrategyDefinition) and on is None and target.rules:
+            raise InputError(
+                f"{target.name} does not always say the same of one match",
+                remedy="let `pattern` and `check` ask of the match alone, and keep nothing",
+            ) from error
+        if not last:
+            raise
+        case, finding, pass_ = last[0]
+        return seen, explain(target.name, pass_, target.rules, target.properties, case, finding, first[0])
+    except Unsatisfiable:
+        pass  # no program could be built: what was seen says it
+    finally:
+        forget_loaded()
+    return seen, None
+
+
+def _verify_drawn(program: Program) -> None:
+    """Check a program of the user's strategy, whose types may be written by hand.
+
+    Raises:
+        InputError: when it is ill-formed.
+    """
+    try:
+        verify(program)
+    except GraphwrightError as error:
+        raise InputError(
+            f"`on` draws a program that is ill-formed: {error.message}",
+            location=error.location,
+            remedy="correct the strategy; `graphwright.ir.verify` says the same of a program",
+        ) from error
+
+
+def _never(rules: Sequence[Pattern], seen: Soundness) -> list[str]:
+    return [
+        f"{rule.name}, alternative {number} of {count}"
+        for rule in rules
+        for count in (len(expanded_pattern(rule)),)
+        for number in range(count)
+        if not seen.variants[rule.name, number]
+    ]
