@@ -25,7 +25,7 @@ help:
 	@echo 'make clean   remove .venv and all caches'
 
 demo: $(VENV)/.installed-dev
-	$(BIN)/python -m compiler.demo
+	$(BIN)/python -m benchmarks.demo
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not zoo' -n 2 --dist loadgroup

@@ -126,7 +126,7 @@ def build(name: str, batch: int) -> tuple[Any, Any]:
     """Make a model of torchvision or timm with random weights in eval mode, and its input."""
     import torch
 
-    from compiler.realmodels import REAL_MODELS, example_input, import_torchvision, real_model
+    from benchmarks.models import REAL_MODELS, example_input, import_torchvision, real_model
 
     if name in REAL_MODELS:
         return real_model(name), example_input(batch=batch)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import warnings
 
+from benchmarks.models import REAL_MODELS, example_input, real_model
 from compiler.driver import TransformResult, transform
-from compiler.realmodels import REAL_MODELS, example_input, real_model
 from compiler.report import group_kept
 
 HEADER = """# Real models

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from compiler.realmodels import REAL_MODELS, example_input, randomize_batch_norm, real_model
+from benchmarks.models import REAL_MODELS, example_input, randomize_batch_norm, real_model
 
 __all__ = ["REAL_MODELS", "example_input", "quick_model", "randomize_batch_norm", "real_model"]
 

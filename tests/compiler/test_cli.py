@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compiler import demo
+from benchmarks import demo
 from compiler.__main__ import main
 from compiler.pipeline import STANDARD_PATTERNS
 from ir.text.parser import parse_program

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compiler import realmodels
+from benchmarks import models as realmodels
 from ir.errors import GraphwrightError
 from tests.helpers import REAL_MODELS, quick_model, randomize_batch_norm, real_model
 

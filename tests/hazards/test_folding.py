@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compiler.realmodels import randomize_batch_norm
+from benchmarks.models import randomize_batch_norm
 from graphwright import TransformResult, pipeline_of, transform
 from graphwright.passes import FoldBatchNorm
 from graphwright.tensorrt import TENSORRT_PATTERNS

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from compiler.realmodels import import_torchvision
+from benchmarks.models import import_torchvision
 from graphwright import Pattern, TransformResult, transform
 from graphwright.tensorrt import TENSORRT_CONVERSION_PATTERNS
 from tests.helpers import REAL_MODELS, example_input, quick_model, randomize_batch_norm, real_model

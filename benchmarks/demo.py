@@ -9,11 +9,11 @@ import sys
 
 from rich.console import Console
 
+from benchmarks.models import example_input, real_model
 from compiler.cli.progress import count_stages, stage_progress
 from compiler.driver import transform
 from compiler.equality.accuracy import MeasurementError, measure_accuracy
 from compiler.pipeline import pipeline_of
-from compiler.realmodels import example_input, real_model
 from compiler.report import Report, make_report, print_report
 from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from ir.errors import GraphwrightError
