@@ -19,8 +19,8 @@ from rich.table import Column, Table
 
 from fuzz.campaign.campaign import Campaign, UnitResult, freeze_imports, run_campaign
 from fuzz.campaign.ray_campaign import RayExecutor
+from fuzz.campaign.survey import kinds_named, survey, table_of, write_found
 from fuzz.campaign.targets import PASSES, RULES, VARIANTS, resolve
-from fuzz.modules.survey import kinds_named, survey, table_of, write_found
 from fuzz.programs.determinism import compare_processes
 from fuzz.rules.instances import expanded_pattern
 from fuzz.search.replay import replay_all

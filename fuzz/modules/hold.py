@@ -17,12 +17,12 @@ from compiler.driver import TransformResult
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.unit_strides import OtherUnitStrides
 from compiler.usercode.difference import tensor_difference
-from fuzz.layouts import channels_last, transposed
 from fuzz.modules.case import randomize
 from fuzz.modules.observation import Reference, Seen, cast_tree, is_computed, module_differences, observe_module
 from fuzz.modules.outside import globals_of
 from fuzz.programs.check import Finding, Properties, Unusable
-from fuzz.rounding import Rounding
+from fuzz.programs.layouts import channels_last, transposed
+from fuzz.programs.rounding import Rounding
 from ir.errors import GraphwrightError, InputError
 
 Runs = dict[str, Seen]

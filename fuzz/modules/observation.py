@@ -17,7 +17,7 @@ from compiler.equality.observation_differences import differences
 from compiler.usercode.difference import RELATIVE_BOUND, tensor_difference
 from fuzz.modules.outside import plain_state
 from fuzz.programs.observation import own_error, rounding_limit
-from fuzz.rounding import Rounding
+from fuzz.programs.rounding import Rounding
 
 
 @attrs.frozen(eq=False)

@@ -14,10 +14,10 @@ import torch
 
 from compiler.usercode.difference import tensor_difference
 from fuzz.calls.kernels import ends_the_process
-from fuzz.layouts import channels_last, is_standard, transposed
 from fuzz.programs.case import Case
 from fuzz.programs.definite import has_definite_gradients, is_definite
 from fuzz.programs.kinds import other_than_its_kind
+from fuzz.programs.layouts import channels_last, is_standard, transposed
 from fuzz.programs.observation import (
     Observation,
     budgeted_differences,
@@ -28,8 +28,8 @@ from fuzz.programs.observation import (
     quiet,
 )
 from fuzz.programs.retyping import untrue_type, with_types_of
+from fuzz.programs.rounding import Rounding
 from fuzz.programs.training_mode import put_in_training
-from fuzz.rounding import Rounding
 from ir.compare import programs_equal
 from ir.copying import copy_program
 from ir.errors import EvaluationError, GraphwrightError, InferenceError

@@ -15,7 +15,7 @@ from compiler.equality.observation import seeded
 from compiler.equality.observation_differences import is_no_slope
 from compiler.usercode.difference import precision_floor, tensor_difference
 from compiler.usercode.tensors import meaningful_strides
-from fuzz.rounding import Rounding
+from fuzz.programs.rounding import Rounding
 from ir.errors import EvaluationError
 from ir.evaluate import evaluate
 from ir.program import Program

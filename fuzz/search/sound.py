@@ -18,11 +18,11 @@ from fuzz.programs.case import Case
 from fuzz.programs.check import Finding, Outcome, Properties, Unusable
 from fuzz.programs.erasure import with_erased_types
 from fuzz.programs.strategy import input_tensors, programs
-from fuzz.rules.canonical import TRIED, fires_on_none, hold_canonical, meets_canonical
 from fuzz.rules.instances import Instance, expanded_pattern, instances
 from fuzz.rules.orders import ORDERS, InOrder
 from fuzz.rules.reverse import Inflated
 from fuzz.rules.rule_pass import ApplyRules, index_of
+from fuzz.search.canonical import TRIED, fires_on_none, hold_canonical, meets_canonical
 from fuzz.search.constants import only_common_constants
 from fuzz.search.counterexample import Counterexample, UnsoundError, explain
 from fuzz.search.judge import AnyCase, judge

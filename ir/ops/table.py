@@ -8,7 +8,8 @@ schema. How rules must read the columns:
 * `IDEMPOTENT` means f(f(x)) = f(x) for one set of attributes: a rule compares the attributes of both.
 * `unit` is the constant second operand (or scalar) that changes nothing *but* perhaps the dtype, the shape (where it
   broadcasts) and the sign of zero; which of them matter is for the rule to check.
-* `STRIDES_FIXED` was measured (`tests/ir/test_optable.py`): dense operands in any order of dimensions give one layout.
+* `STRIDES_FIXED` was measured (`tests/ir/ops/test_table.py`): dense operands in any order of dimensions give one
+  layout.
 * `follows_mode` (batch_norm, dropouts) tells whether the training flag follows `module.training` in the emitted
   module, or is a literal of the user's code. `counts_batches` (batch_norm) tells whether training counts the batches in
   the buffer `num_batches_tracked`, as `nn.BatchNorm2d` does and `F.batch_norm` does not. `train_dropout_p` (attention)

@@ -8,9 +8,9 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from fuzz.calls.generators import GENERATORS
-from fuzz.programs import strategy as programs
 from fuzz.programs.observation import quiet
 from fuzz.programs.strategy import input_tensors
+from fuzz.strategies import programs
 from ir.builder import make_operation
 from ir.core import Graph
 from ir.errors import EvaluationError

@@ -10,12 +10,11 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from fuzz.programs import strategy as programs
 from fuzz.programs.case import Case
 from fuzz.programs.check import Unusable, check_case
 from fuzz.programs.erasure import with_erased_types
 from fuzz.search.sound import Target
-from fuzz.strategies import input_tensors
+from fuzz.strategies import input_tensors, programs
 from passes.canonicalize import Canonicalize
 from passes.cleanup.cse import EliminateCommonSubexpressions
 from passes.cleanup.dce import EliminateDeadCode

@@ -20,7 +20,7 @@ from ir.errors import InferenceError
 from ir.fake import infer_with_fakes
 from ir.opdef import get_opdef
 from ir.types import TensorType, Type, shapes_equal, simplify_dim, type_of_tensor
-from tests.ir.test_optable import NAMES_WITH_RULE
+from tests.ir.ops.test_table import NAMES_WITH_RULE
 
 # Each of several hundred operators gets a small part of what the profile grants one test.
 SHARE = settings(max_examples=max(4, settings().max_examples // 20))

@@ -16,11 +16,11 @@ from hypothesis import find, given, settings
 from compiler.equality.observation import named_state
 from compiler.pipeline import pipeline_of
 from compiler.targets.tensorrt import TENSORRT_PATTERNS
-from fuzz.modules import strategy as modules
 from fuzz.modules.case import ModuleCase, load
 from fuzz.modules.check import check_module
 from fuzz.programs.check import Properties, Unusable
 from fuzz.programs.observation import quiet
+from fuzz.strategies import modules
 from tests.drawn import draws
 
 _COUNT = 600

@@ -9,9 +9,8 @@ import torch
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
-from fuzz.programs import strategy as programs
 from fuzz.programs.strategy import COMMON, substitute
-from fuzz.strategies import input_tensors
+from fuzz.strategies import input_tensors, programs
 from ir.evaluate import bind_symbols, evaluate
 from ir.opdef import Trait
 from ir.program import Program

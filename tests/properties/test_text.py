@@ -9,10 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz.programs import strategy as programs
 from fuzz.programs.check import check_text
 from fuzz.programs.emission import check_emission
-from fuzz.strategies import tensor_types
+from fuzz.strategies import programs, tensor_types
 from ir.attributes import attributes_equal
 from ir.compare import programs_equal
 from ir.core import Graph

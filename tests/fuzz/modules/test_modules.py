@@ -18,7 +18,6 @@ from torch import nn
 from compiler.emitted.parameter_map import Entry, ParameterMap
 from compiler.equality.observation import named_state
 from compiler.pipeline import pipeline_of
-from fuzz.modules import strategy as modules
 from fuzz.modules.case import InputSpec, ModuleCase
 from fuzz.modules.check import check_module, lowered_and_changed
 from fuzz.modules.observation import Reference, module_differences, observe_module
@@ -26,12 +25,13 @@ from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.rules.rule_pass import ApplyRules
 from fuzz.search.judge import write_script
 from fuzz.search.sound import assert_sound, check, find_counterexample
+from fuzz.strategies import modules
 from ir.errors import GraphwrightError
 from passes.canonicalize import Canonicalize
 from passes.manager.manager import Pass, PassContext, PassManager
 from passes.rewrite.pattern import Match, Pattern, PatternBuilder
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STANDARD = pipeline_of(())
 
 

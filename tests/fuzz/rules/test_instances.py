@@ -12,10 +12,10 @@ import torch
 from fuzz.calls.generators import GENERATORS
 from fuzz.campaign.targets import RULES
 from fuzz.programs.strategy import OPERATORS
-from fuzz.rules import instances
 from fuzz.rules.dictionary import dictionary_of
 from fuzz.rules.growth import NEAR_MISSES
 from fuzz.rules.instances import Instance, expanded_pattern
+from fuzz.strategies import instances
 from ir.core import RETURN, Operation, Value
 from ir.verify import verify
 from passes.convert.classifier import FlattenLinearToConv1x1Pattern

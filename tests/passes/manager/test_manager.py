@@ -26,7 +26,7 @@ from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, Pass
 from passes.rewrite.driver import RewriteLog
 from passes.rewrite.rewriter import Rewriter
 from tests.passes.building import f32, names, program
-from tests.passes.test_patterns import ReluRelu
+from tests.passes.rewrite.test_patterns import ReluRelu
 
 
 @attrs.frozen

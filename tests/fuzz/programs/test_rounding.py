@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fuzz.rounding import Rounding
+from fuzz.programs.rounding import Rounding
 from ir.errors import EvaluationError
 
 

@@ -22,17 +22,17 @@ import fuzz.modules.check
 from compiler.driver import transform
 from compiler.pipeline import pipeline_of
 from fuzz.__main__ import main
-from fuzz.modules import strategy as modules
+from fuzz.campaign.survey import kinds_named, survey
 from fuzz.modules.case import InputSpec, ModuleCase, load
 from fuzz.modules.check import check_module
 from fuzz.modules.kinds import FAMILIES, family_of
 from fuzz.modules.observation import observe_module
 from fuzz.modules.outside import globals_of, left_by_tracing, plain_state
 from fuzz.modules.strategy import RECIPES
-from fuzz.modules.survey import kinds_named, survey
 from fuzz.programs.check import Finding, Properties
 from fuzz.programs.observation import quiet
 from fuzz.search.sound import Target
+from fuzz.strategies import modules
 from ir.errors import InputError
 from tests.drawn import draws
 

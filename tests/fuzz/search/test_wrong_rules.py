@@ -8,7 +8,7 @@ from hypothesis import Phase
 
 from fuzz.search.sound import Target, search, search_settings
 from passes.rewrite.pattern import Pattern
-from tests.fuzz.wrong_rules import WRONG_RULES
+from tests.fuzz.search.wrong_rules import WRONG_RULES
 
 MOST = 2000
 """Programs. Nearly all mistakes are found in 100, the rarest in some hundred."""

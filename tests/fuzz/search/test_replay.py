@@ -15,7 +15,7 @@ from ir.errors import InputError
 WRONG = """
 from fuzz.programs.case import Case
 from fuzz.programs.check import Properties
-from tests.fuzz.test_sound import ViewForCopy
+from tests.fuzz.search.test_sound import ViewForCopy
 
 SUBJECT = (ViewForCopy,)
 PROPERTIES = Properties(exact=True)

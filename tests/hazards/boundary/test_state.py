@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from graphwright import CaptureError, transform
+from tests.hazards.boundary.test_modes import Parent
 from tests.hazards.holding import FLAT, hold, same
-from tests.hazards.test_boundary_modes import Parent
 
 # ---- state ----
 

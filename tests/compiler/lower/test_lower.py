@@ -21,7 +21,7 @@ from ir.parameters import NO_DEFAULT
 from ir.program import Program, SymbolRange, WeightKind
 from ir.types import make_symbol
 from ir.verify import verify
-from tests.compiler.lowering import Function, assert_same, lowered, names, slow_attention
+from tests.compiler.lower.lowering import Function, assert_same, lowered, names, slow_attention
 from tests.helpers import REAL_MODELS, quick_model, real_model
 
 

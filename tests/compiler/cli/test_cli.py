@@ -17,7 +17,7 @@ from compiler.pipeline import STANDARD_PATTERNS
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 _FILE = """\
 import torch

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from graphwright import InputError, transform
+from tests.hazards.boundary.test_modes import FrozenNorm, MCDropout, NormsStay, OtherMomentum
 from tests.hazards.holding import FLAT, X, run, same
-from tests.hazards.test_boundary_modes import FrozenNorm, MCDropout, NormsStay, OtherMomentum
 
 # ---- exported programs ----
 

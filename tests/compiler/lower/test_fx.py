@@ -19,7 +19,7 @@ from ir.errors import CaptureError
 from ir.program import Program
 from ir.types import TensorType
 from ir.verify import verify
-from tests.compiler.lowering import assert_same, names
+from tests.compiler.lower.lowering import assert_same, names
 
 IMAGE = (2, 4, 8, 8)
 SERIES = (2, 4, 9)

@@ -18,7 +18,7 @@ from ir.types import make_symbol
 from tests.golden.check import check_golden
 from tests.ir.programs import CONV_NET, conv_net, f32, program_of, rich_program
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_golden_program_with_one_of_everything() -> None:

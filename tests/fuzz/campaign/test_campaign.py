@@ -19,7 +19,7 @@ from fuzz.search.soundness import Soundness
 from graphwright import Match, Pattern, PatternBuilder, Rewriter
 from passes.rewrite.pattern import Node
 
-WRONG = "rule tests.fuzz.test_sound:ViewForCopy"
+WRONG = "rule tests.fuzz.search.test_sound:ViewForCopy"
 RIGHT = "rule NoPermute"
 
 
@@ -108,14 +108,14 @@ class Broken(Pattern):
 
 
 def test_a_rule_that_is_wrong_now_and_then_is_found() -> None:
-    result = run_unit(Unit("rule tests.fuzz.test_campaign:NowAndThen", 0, 60))
+    result = run_unit(Unit("rule tests.fuzz.campaign.test_campaign:NowAndThen", 0, 60))
     assert result.found is not None
     assert result.found.property == "values"
 
 
 def test_a_unit_that_fails_does_not_end_the_campaign() -> None:
     campaign = Campaign()
-    run_campaign(campaign, ["rule tests.fuzz.test_campaign:Broken", RIGHT], examples=20)
+    run_campaign(campaign, ["rule tests.fuzz.campaign.test_campaign:Broken", RIGHT], examples=20)
     assert len(campaign.errors) == 1
     assert "no pattern today" in campaign.errors[0]
     assert campaign.coverage[RIGHT].examples > 10
@@ -148,7 +148,7 @@ class EndsTheProcess(Pattern):
 
 def test_a_kernel_that_ends_its_process_is_told_and_ends_nothing_else() -> None:
     campaign = Campaign()
-    died = "rule tests.fuzz.test_campaign:EndsTheProcess"
+    died = "rule tests.fuzz.campaign.test_campaign:EndsTheProcess"
     run_campaign(campaign, [RIGHT, died], examples=40, batch=40, processes=2)
     (error,) = campaign.errors
     assert error.startswith(f"{died}, seed 0: the process died")

@@ -13,8 +13,8 @@ from compiler.capture.capture import capture
 from compiler.lower.lower import lower
 from ir.errors import CaptureError
 from ir.verify import verify
-from tests.compiler.inplace_cases import CASES, Case
-from tests.compiler.lowering import Function, assert_same, lowered, names
+from tests.compiler.lower.inplace_cases import CASES, Case
+from tests.compiler.lower.lowering import Function, assert_same, lowered, names
 
 
 @pytest.mark.parametrize("function", CASES, ids=lambda f: f.__name__)

@@ -18,7 +18,7 @@ from ir.errors import CaptureError, GraphwrightError, InputError
 from ir.evaluate import evaluate
 from ir.ops.nn_ops import decode_call
 from ir.verify import verify
-from tests.compiler.lowering import Function, assert_same, lowered, names
+from tests.compiler.lower.lowering import Function, assert_same, lowered, names
 from tests.helpers import quick_model
 
 

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from graphwright import transform
-from tests.hazards.test_boundary_aliases import ROWS, Writer
+from tests.hazards.boundary.test_aliases import ROWS, Writer
 
 
 class Twins(nn.Module):

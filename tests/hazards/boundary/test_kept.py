@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from graphwright import CaptureError, InputError, transform
+from tests.hazards.boundary.test_modes import Parent
 from tests.hazards.holding import FLAT, hold, run, same
-from tests.hazards.test_boundary_modes import Parent
 
 
 class Keeps(nn.Module):

@@ -10,10 +10,9 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fuzz.programs import strategy as programs
 from fuzz.programs.erasure import with_erased_types
 from fuzz.programs.retyping import untrue_type, with_types_of
-from fuzz.strategies import input_tensors
+from fuzz.strategies import input_tensors, programs
 from graphwright import Match, Pattern, PatternBuilder
 from graphwright.fuzz import Case, Finding, Properties, UnsoundError, assert_sound, check
 from ir.evaluate import evaluate
