@@ -1,7 +1,8 @@
 """The architecture, read from the imports of the sources: nothing is imported or run here.
 
 Imports go one way, `ir <- passes <- compiler <- fuzz`; `graphwright` may import all of them and none imports
-it. Within a room no modules import each other in a circle, and no import hides in a function.
+it. Within a room they go one way between its sub-rooms, in the order of `SUB_ROOMS`. No modules import each other in a
+circle, and no import hides in a function.
 """
 
 from __future__ import annotations
@@ -16,6 +17,24 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("ir", "passes", "compiler", "fuzz", "graphwright")
 OUTSIDE = ("tests", "benchmarks", "docs")
+
+SUB_ROOMS = {
+    "ir": ("text", "ops", "memory"),
+    "passes": ("rewrite", "manager", "cleanup", "fold", "canonicalize", "fuse", "convert"),
+    "compiler": ("usercode", "emitted", "capture", "lower", "codegen", "equality", "targets", "cli"),
+    "fuzz": ("calls", "programs", "rules", "modules", "search", "campaign", "mutants"),
+}
+"""Room -> the folders in it, each below the next: a folder imports from those before it, never from one after it.
+
+The modules beside them stand between: `ir.core` below all of them, `ir.verify` above.
+"""
+
+MAX_FILES = 15
+CROWDED: dict[str, str] = {
+    "ir": "what the text form, the operators and the verifier are made of, and what is made of these",
+    "fuzz/corpus": "one file for each case",
+}
+"""Folders of more than `MAX_FILES` Python files (`__init__` not counted), each with the reason to be one folder."""
 
 _TYPE_CHECKING = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
@@ -103,6 +122,36 @@ def wrong_way(found: list[Import]) -> list[str]:
     return messages
 
 
+def part_of(module: str) -> str:
+    """Return the part of a room that a module belongs to: a sub-room, or the module itself beside the sub-rooms."""
+    room, _, rest = module.partition(".")
+    folder = rest.partition(".")[0]
+    return f"{room}.{folder}" if folder in SUB_ROOMS.get(room, ()) else module
+
+
+def against_the_order(found: list[Import]) -> list[str]:
+    """Sub-rooms that import from one above them in their room, directly or through modules beside the sub-rooms."""
+    graph: dict[str, list[str]] = {}
+    for one in found:
+        importer, imported = part_of(one.importer), part_of(one.imported)
+        graph.setdefault(importer, []).append(imported)
+        graph.setdefault(imported, [])
+    messages = []
+    for room, folders in SUB_ROOMS.items():
+        for rank, folder in enumerate(folders):
+            below = f"{room}.{folder}"
+            for above in (f"{room}.{other}" for other in folders[rank + 1 :]):
+                if below in graph and above in _reachable(graph, below):
+                    messages.append(f"{below} depends on {above}: the order is {' <- '.join(folders)}")
+    return messages
+
+
+def without_a_place(files: Mapping[str, str]) -> list[str]:
+    """Folders with code, directly in a room, that have no place in the order of its sub-rooms."""
+    folders = {tuple(path.split("/")[:2]) for path in files if path.count("/") > 1 and path.split("/")[0] in SUB_ROOMS}
+    return sorted(f"{room}/{name}" for room, name in folders if name not in (*SUB_ROOMS[room], "corpus"))
+
+
 def hidden(found: list[Import]) -> list[str]:
     return [f"{one} inside a function" for one in found if one.in_function]
 
@@ -152,6 +201,21 @@ def project() -> list[Import]:
 
 def test_imports_go_one_way(project: list[Import]) -> None:
     assert wrong_way(project) == []
+
+
+def test_sub_rooms_have_an_order(project: list[Import]) -> None:
+    assert against_the_order(project) == []
+    assert without_a_place(sources(*ROOMS)) == []
+
+
+def test_crowded_folders_have_a_reason() -> None:
+    counts: dict[str, int] = {}
+    for path in sources(*ROOMS, *OUTSIDE):
+        folder, _, name = path.rpartition("/")
+        counts[folder] = counts.get(folder, 0) + (name != "__init__.py")
+    crowded = {folder: count for folder, count in counts.items() if count > MAX_FILES}
+    assert sorted(crowded) == sorted(CROWDED), f"files in the crowded folders: {crowded}"
+    assert all(CROWDED.values())
 
 
 def test_no_import_hides_in_a_function(project: list[Import]) -> None:
@@ -206,6 +270,30 @@ def test_imports_downwards_and_from_outside_are_fine(statement: str) -> None:
 def test_the_window_is_only_for_the_outside() -> None:
     files = {f"{room}/a.py": "import graphwright" for room in ("ir", "passes", "compiler", "fuzz", "tests", "docs")}
     assert [message.partition(".")[0] for message in wrong_way(imports(files))] == list(ROOMS[:4])
+
+
+@pytest.mark.parametrize(
+    ("path", "statement"),
+    [
+        ("passes/fold/constants.py", "from passes.convert import pooling"),
+        ("passes/fold/constants.py", "import passes.between"),
+        ("passes/fold/__init__.py", "if TYPE_CHECKING:\n    from passes.convert.pooling import x"),
+    ],
+)
+def test_imports_against_the_order_are_found(path: str, statement: str) -> None:
+    files = {"passes/between.py": "import passes.convert.pooling", "passes/convert/pooling.py": "", path: statement}
+    assert [message.partition(":")[0] for message in against_the_order(imports(files))] == [
+        "passes.fold depends on passes.convert"
+    ]
+    files[path] = "import passes.below"
+    files["passes/below.py"] = ""
+    assert against_the_order(imports(files)) == []
+
+
+def test_a_new_folder_needs_a_place_in_the_order() -> None:
+    assert without_a_place({"passes/other/deep/a.py": "", "passes/fold/b.py": "", "fuzz/corpus/c.py": ""}) == [
+        "passes/other"
+    ]
 
 
 @pytest.mark.parametrize("header", ["def f():", "async def f():", "class A:\n  def f(self):", "def f():\n  if True:"])
