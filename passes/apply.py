@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import attrs
+from typing_extensions import override
 
 from ir.errors import PatternError
 from ir.program import Program
@@ -76,6 +77,7 @@ class Convert(Pass):
         metadata=PATTERNS,
     )
 
+    @override
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the patterns with a worklist; rewrites and near misses are recorded."""
         index = RuleIndex(instantiate(self.patterns))
@@ -95,6 +97,7 @@ class Fuse(Pass):
         metadata=PATTERNS,
     )
 
+    @override
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the patterns in a sweep; rewrites and near misses are recorded."""
         index = RuleIndex(instantiate(self.patterns))

@@ -140,9 +140,12 @@ def against_the_order(found: list[Import]) -> list[str]:
     for room, folders in SUB_ROOMS.items():
         for rank, folder in enumerate(folders):
             below = f"{room}.{folder}"
-            for above in (f"{room}.{other}" for other in folders[rank + 1 :]):
-                if below in graph and above in _reachable(graph, below):
-                    messages.append(f"{below} depends on {above}: the order is {' <- '.join(folders)}")
+            reached = set(_reachable(graph, below)) if below in graph else set()
+            messages += [
+                f"{below} depends on {room}.{above}: the order is {' <- '.join(folders)}"
+                for above in folders[rank + 1 :]
+                if f"{room}.{above}" in reached
+            ]
     return messages
 
 

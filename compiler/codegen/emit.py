@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
+from typing_extensions import override
 
 from compiler.codegen.convention import Inputs
 from compiler.codegen.forms import ModuleForm, own_location
@@ -76,11 +77,13 @@ class ProgramScope(Scope):
         self._tensors: dict[Weight, fx.Node] = {}
         self._read_and_written = dict.fromkeys(_read_and_written(program))
 
+    @override
     def find(self, value: Value | None) -> Weight | None:
         """Return the weight that a value is, or None."""
         weight = weight_of(value)
         return None if weight is None or weight in self.tree.weights.inlined else weight
 
+    @override
     def missing(self, value: Value) -> Any:
         """Read a weight."""
         weight = weight_of(value)
@@ -112,6 +115,7 @@ class ProgramScope(Scope):
         assert output is not None
         return self.value(output)
 
+    @override
     def module_call(self, op: Operation) -> Any:
         """Call the module of the original that computes `op`, or one that its mode demands."""
         if op.name == "nn.opaque":
@@ -153,6 +157,7 @@ class ProgramScope(Scope):
         name = _INVENTED[op.name]
         return (f"{parent}.{name}" if parent else name), False
 
+    @override
     def training_flag(self, op: Operation) -> Any:
         """Read the mode of the module that the operation is in."""
         path = self.tree.container(op.location.module_path)

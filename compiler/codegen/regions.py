@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import sympy
 from torch import fx, nn
+from typing_extensions import override
 
 from compiler.codegen.convention import argument_name
 from compiler.codegen.forms import ModuleForm, depends_on_mode, own_location
@@ -239,14 +240,17 @@ class RegionScope(Scope):
         for i, value in enumerate(region.arguments):
             self._last = self.env[value] = self.graph.placeholder(argument_name(value.name, i))
 
+    @override
     def find(self, value: Value | None) -> Weight | None:
         """Return the weight that a value of the body is, or None."""
         return self.region.find(value)
 
+    @override
     def missing(self, value: Value) -> Any:
         """Refuse: every argument has a placeholder."""
         raise AssertionError(f"{value!r} is no argument of the region")
 
+    @override
     def missing_symbol(self, symbol: sympy.Symbol) -> Any:
         """Take a size from outside as one more argument."""
         self.symbols[symbol] = None
@@ -263,6 +267,7 @@ class RegionScope(Scope):
         codegen.positional += 1
         return node
 
+    @override
     def module_call(self, op: Operation) -> Any:
         """Call the child that computes `op`."""
         if op.body is not None:
@@ -270,6 +275,7 @@ class RegionScope(Scope):
         child = self.region.children.get(op)
         return None if child is None else self.call_form(child.name, child.form)
 
+    @override
     def training_flag(self, op: Operation) -> Any:
         """Read the region's own mode."""
         return self.graph.create_node("get_attr", "training")

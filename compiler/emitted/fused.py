@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from compiler.emitted.graphmodule import FusedRegion
 
@@ -35,7 +36,8 @@ class FusedModule(nn.Module):
         for name, part in parts.items():
             self.add_module(name, part)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of the quantization point
+    @override
+    def forward(self, input: Tensor) -> Tensor:
         """Apply the parts one after the other."""
         output = input
         for name in self.parts:
@@ -80,7 +82,8 @@ class FusedConvBNAddAct(FusedModule):
     bn: nn.Module
     act: nn.Module
 
-    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]  # noqa: A002
+    @override
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
         """Add `residual`, of the shape of the convolution's result, before the activation."""
         output: Tensor = self.conv(input)
         if "bn" in self._modules:
@@ -158,6 +161,7 @@ class ScaledDotProductAttention(nn.Module):
         self.scale = scale
         self.enable_gqa = enable_gqa
 
+    @override
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Attend; shapes are (..., heads, length, width), the mask broadcasts to (..., heads, queries, keys)."""
         dropout_p = self.dropout_p if self.training or self.always_drop else 0.0

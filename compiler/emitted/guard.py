@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._sympy import functions as torch_functions
+from typing_extensions import override
 
 from compiler.emitted.forward_code import other_order
 from compiler.emitted.settings import SETTINGS, agree, answers_of
@@ -183,6 +184,7 @@ class InputGuard(nn.Module):
         self._others = tuple(c for c in self.checks if c.shape is None or c.path)
         self._writes = any(c.written for c in self.checks)
 
+    @override
     def forward(self, *parameters: Any) -> None:
         """Check the arguments of the module's `forward`, in the order of its parameters.
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from fuzz.calls.types import FLOATS, shapes, sizes
 from ir.core import Graph, Value
@@ -114,6 +115,7 @@ class FreshSource(Source):
         super().__init__(draw, symbolic=symbolic)
         self.graph = Graph()
 
+    @override
     def tensor(
         self,
         min_rank: int = 0,
@@ -127,6 +129,7 @@ class FreshSource(Source):
         shape = self.draw(shapes(min_rank, max_rank, zero=zero, symbolic=self.symbolic))
         return self.graph.add_input(TensorType(shape, self.one_of(dtypes)), f"x{len(self.graph.inputs)}")
 
+    @override
     def make(
         self,
         shape: Sequence[Dim],

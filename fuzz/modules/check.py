@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.fx.passes.shape_prop import ShapeProp
+from typing_extensions import override
 
 from compiler.driver import TransformResult, transform
 from compiler.emitted.parameter_map import ParameterMap
@@ -54,6 +55,7 @@ class Watch(Pass):
     operators: list[str] = attrs.field(factory=list, eq=False)
     logs: list[RewriteLog] = attrs.field(factory=list, eq=False)
 
+    @override
     def run(self, program: Program, context: PassContext) -> None:
         """Note the program and the log."""
         self.before.append(print_program(program))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from fuzz.calls.generators import generate_call
 from fuzz.calls.source import Condition, Unavailable
@@ -55,6 +56,7 @@ class MatchSource(ProgramSource):
         self.returned: list[Value] = []
         """What the program returns although it may be used."""
 
+    @override
     def size(self) -> Dim:
         """Draw a size, often one that the rule's code names, or one beside it; few of them large."""
         if not self.sizes or self.integer(0, 3) < 3:
@@ -64,6 +66,7 @@ class MatchSource(ProgramSource):
             self._room //= size
         return size
 
+    @override
     def extent(self, lower: int, upper: int) -> int:
         """Draw the size of a window, often one that the rule's code names."""
         fitting = [n for n in self.sizes if lower <= n <= upper]
@@ -75,6 +78,7 @@ class MatchSource(ProgramSource):
         fitting = [n for n in (self.near_sizes if kind > 5 else self.sizes) if lower <= n <= upper]
         return self.one_of(fitting) if fitting and kind > 2 else self.integer(lower, min(upper, max(9, lower)))
 
+    @override
     def tensor(
         self,
         min_rank: int = 0,
@@ -119,6 +123,7 @@ class MatchSource(ProgramSource):
             return self._input(TensorType(shape, self.one_of(usual or dtypes)))
         return super().tensor(min_rank, max_rank, dtypes=dtypes, zero=zero, condition=condition)
 
+    @override
     def make(
         self, shape: Sequence[Dim], dtype: torch.dtype | None = None, *, bounds: tuple[float, float] | None = None
     ) -> Value:
@@ -129,11 +134,13 @@ class MatchSource(ProgramSource):
                 return self.pinned.pop(i)
         return super().make(shape, dtype, bounds=bounds)
 
+    @override
     def given(self, place: int) -> Value | None:
         """Return the operand that the pattern fixes in this place."""
         value = self.places.get(place)
         return value if isinstance(value, Value) else None
 
+    @override
     def result_rank(self) -> int | None:
         """Draw a rank that the pattern allows the result of a call; None where any will do."""
         return None if self.result_ranks is None else self.one_of(sorted(self.result_ranks))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import attrs
+from typing_extensions import override
 
 from fuzz.rules.rule_pass import ApplyRules
 from ir.program import Program
@@ -39,6 +40,7 @@ class CanonicalizeInOrder(Canonicalize):
 
     number: int = 0
 
+    @override
     def rules(self) -> RuleIndex:
         """Return the rules in this order."""
         return _shuffled_rules(self.inference, self.number)
@@ -52,6 +54,7 @@ class InOrder(Pass):
     pass_: Pass
     number: int
 
+    @override
     def run(self, program: Program, context: PassContext) -> None:
         """Run the pass in this order."""
         run_pass(self.reordered, program, context)

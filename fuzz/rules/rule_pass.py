@@ -6,6 +6,7 @@ from functools import cache
 from typing import ClassVar
 
 import attrs
+from typing_extensions import override
 
 from ir.program import Program
 from passes.manager.manager import Pass, PassContext
@@ -27,6 +28,7 @@ class ApplyRules(Pass):
     name: ClassVar[str] = "apply"
     rules: tuple[Pattern, ...] = ()
 
+    @override
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the rules and record what they did."""
         index = index_of(self.rules)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import attrs
 import torch
+from typing_extensions import override
 
 from fuzz.programs.case import Case
 from fuzz.programs.check import Finding, Properties, Unusable
@@ -129,6 +130,7 @@ class _Prefix(Pass):
     count: int
     trace: list[str] = attrs.field(factory=list, eq=False)
 
+    @override
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the pass until the count is reached."""
         self.trace.clear()  # a module's program is made more than once

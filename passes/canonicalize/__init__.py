@@ -6,6 +6,7 @@ import functools
 from typing import ClassVar
 
 import attrs
+from typing_extensions import override
 
 from ir.errors import DidNotConverge
 from ir.program import Program
@@ -54,6 +55,7 @@ class Canonicalize(Pass):
         """Return the rules, in the order in which they are tried."""
         return _index(self.inference)
 
+    @override
     def run(self, program: Program, context: PassContext) -> None:
         """Run rounds until one changes nothing.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+from typing_extensions import override
 
 from ir.attributes import attributes_equal
 from ir.core import Operation, Value
@@ -50,34 +51,35 @@ def sharing_refusal(old: Value, x: Value) -> str | None:
 class _Identity(Rule):
     """op(x) = x"""
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Use the operand."""
         return first(m.root)
 
 
 class NoDropout(_Identity):
     """dropout(x, p=0) = x: it returns its operand and draws no random numbers, in training too"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match dropout of every kind."""
         return p.op(DROPOUTS, p=0.0)
 
 
 class NoDropoutInEval(_Identity):
     """dropout(x, p, train=False) = x, for a program that will never train"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match dropout that is switched off."""
         return p.op(DROPOUTS, train=False)
 
 
 class NoCast(_Identity):
     """to(x, dtype of x) = x"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match casts."""
         return p.op(_CASTS)
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand the operand's own dtype, device and format; where a copy is asked for, that nobody can tell."""
         op = m.root
@@ -95,18 +97,19 @@ class NoCast(_Identity):
 class NoAlias(_Identity):
     """alias(x) = positive(x) = x"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match operators that return their operand."""
         return p.op(("aten.alias", "aten.positive"))
 
 
 class NoDetach(_Identity):
     """detach(x) = lift(x) = x, where no gradient can flow: x is an integer tensor or comes from constants"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match detach, and what lifts constants into a graph, which has no derivative either."""
         return p.op(("aten.detach", "aten.lift_fresh", "aten.lift"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand that x has no gradient."""
         x = first(m.root)
@@ -124,10 +127,11 @@ class NoDetach(_Identity):
 class NoCopy(_Identity):
     """clone(x) = x, where nobody can tell the copy from x"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match copies."""
         return p.op(("aten.clone", "aten.lift_fresh_copy"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand that strides and sharing stay as they are."""
         op = m.root
@@ -143,10 +147,12 @@ class NoCopy(_Identity):
 class NoContiguous(_Identity):
     """contiguous(x) = x, where x is contiguous"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
         """Match contiguous; it returns its operand where that is contiguous already."""
         return p.op("aten.contiguous", memory_format=torch.contiguous_format)
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand an operand that is certainly contiguous."""
         return None if is_contiguous(first(m.root)) else "the operand may have other strides"
@@ -155,10 +161,11 @@ class NoContiguous(_Identity):
 class NoExpand(_Identity):
     """expand(x, shape of x) = slice(x, all) = x"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match views that may be of the whole."""
         return p.op(("aten.expand", "aten.expand_as", "aten.broadcast_to", "aten.slice.Tensor", "aten.narrow"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand an equal shape, in steps of 1."""
         op = m.root
@@ -173,10 +180,11 @@ class NoExpand(_Identity):
 class NoPad(_Identity):
     """pad(x, zeros) = repeat(x, ones) = x, where nobody can tell the copy from x"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match constant padding and repetition."""
         return p.op(("aten.pad", "aten.constant_pad_nd", "aten.repeat", "aten.tile"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand that nothing is added."""
         op = m.root
@@ -198,18 +206,19 @@ class NoPad(_Identity):
 class CatOfOne(Rule):
     """cat([x], d) = x, where nobody can tell the copy from x"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match a concatenation of one tensor."""
         return p.op("aten.cat", (p.any("x"),))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand that strides and sharing stay as they are."""
         if not has_standard_format(m.x):
             return "the strides may change"
         return sharing_refusal(m.root.result, m.x)
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Use the tensor."""
         x: Value = m.x
         return x
 
@@ -220,10 +229,11 @@ class NoArithmetic(_Identity):
     For floating x, x + 0 turns -0.0 into 0.0, so only x + (-0.0) goes.
     """
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match arithmetic with a scalar that has a unit."""
         return p.op(_SCALAR_ARITHMETIC)
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand the unit, an unchanged dtype, and that nobody can tell the copy from x."""
         op = m.root
@@ -265,10 +275,11 @@ def _is_unit(op: Operation, x: Value) -> bool:
 class Idempotent(Rule):
     """f(f(x)) = f(x), for every f of which the op table says so"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match an operator with the trait behind one with it."""
         return p.op(Trait.IDEMPOTENT, p.op(Trait.IDEMPOTENT, name="inner"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand the same operator and arguments, and that nobody can tell that a tensor is missing."""
         outer, inner = m.root, m.inner
@@ -282,8 +293,8 @@ class Idempotent(Rule):
             return None  # applied once more, it returns its operand
         return sharing_refusal(outer.result, inner.result)
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Use the inner result."""
         inner: Operation = m.inner
         return inner.result
 
@@ -291,18 +302,19 @@ class Idempotent(Rule):
 class Involution(Rule):
     """neg(neg(x)) = bitwise_not(bitwise_not(x)) = x"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match the operator twice."""
         return p.one_of(p.neg(p.neg(p.any("x"))), p.bitwise_not(p.bitwise_not(p.any("x"))))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand real numbers, and that nobody can tell the copy from x."""
         if not (is_integral(m.x) or is_floating(m.x)) or tensor(m.x) != tensor(m.root.result):
             return "the dtype is not known, or complex"
         return copy_refusal(m.root.result, m.x)
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Use the operand."""
         x: Value = m.x
         return x
 

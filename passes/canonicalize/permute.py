@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from ir.core import Operation, Value
 from ir.memory.strides import merge_keeps_strides
 from ir.types import Dim, dims_equal, simplify_dim
@@ -75,10 +77,11 @@ def _moved(source: int | tuple[int, ...], destination: int | tuple[int, ...], ra
 class SpellPermute(Rule):
     """transpose(x, a, b) = t(x) = x.mT = movedim(x, a, b) = permute(x, order), the rank of x known"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match every spelling."""
         return p.op((*PERMUTES, "aten.permute"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand a known rank, and another spelling."""
         op = m.root
@@ -90,8 +93,8 @@ class SpellPermute(Rule):
             return "the dimensions are no literals in range"
         return "this is the one spelling" if op.name == "aten.permute" and op.attributes["dims"] == order else None
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the permute."""
         x = first(m.root)
         rank = rank_of(x)
         assert rank is not None
@@ -101,16 +104,17 @@ class SpellPermute(Rule):
 class NoPermute(Rule):
     """permute(x, (0, 1, 2)) = x"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match a permute that keeps the order."""
         return p.permute(p.any("x"), dims=p.attr("dims"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand the identity."""
         return None if m.dims == tuple(range(len(m.dims))) else "the order changes"
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Use the operand."""
         x: Value = m.x
         return x
 
@@ -118,17 +122,18 @@ class NoPermute(Rule):
 class MergePermutes(Rule):
     """permute(permute(x, p), q) = permute(x, p[q])"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match two permutes."""
         return p.permute(p.permute(p.any("x"), dims=p.attr("inner")), dims=p.attr("outer"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand both in the one spelling."""
         rank = list(range(len(m.inner)))
         return None if sorted(m.inner) == sorted(m.outer) == rank else "the dimensions are not counted from the front"
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build one permute, or none."""
         order = tuple(m.inner[d] for d in m.outer)
         x: Value = m.x
         return x if order == tuple(range(len(order))) else b.op("aten.permute", x, order).result
@@ -141,10 +146,11 @@ def _without_ones(shape: Sequence[Dim]) -> list[int]:
 class ReshapeOfUnitPermute(Rule):
     """reshape(permute(x, p), s) = reshape(x, s), where p moves dimensions of size 1 only"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match reshape of permute."""
         return p.reshape(p.permute(p.any("x"), name="permute"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand that the other dimensions keep their order."""
         shape, target = shape_of(m.x), shape_of(m.root.result)
@@ -154,8 +160,8 @@ class ReshapeOfUnitPermute(Rule):
         moved = [d for d in _order(m.permute) if d in kept]
         return None if moved == sorted(moved) else "the permute moves elements"
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the reshape on the permute's operand."""
         return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
 
 
@@ -165,11 +171,12 @@ class PermuteWithoutUnits(Rule):
     q is what p does to the other dimensions: sizes of 1 between two reshapes say nothing.
     """
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match reshape of permute of reshape."""
         inner = p.op("aten.reshape", p.any("x"), name="inner")
         return p.reshape(p.permute(inner, name="permute"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand sizes of 1 between the reshapes, and that nobody else uses what is between them."""
         middle, target = shape_of(m.inner.result), shape_of(m.root.result)
@@ -181,8 +188,8 @@ class PermuteWithoutUnits(Rule):
             return "the values between the reshapes are used elsewhere"
         return None
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the three without sizes of 1 between them."""
         middle = shape_of(m.inner.result)
         assert middle is not None
         kept = _without_ones(middle)
@@ -199,11 +206,12 @@ class SplitBeforePermute(Rule):
     Where the outer reshape only splits dimensions, which is always a view: they are split at once.
     """
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match reshape of permute of reshape."""
         inner = p.op("aten.reshape", p.any("x"), name="inner")
         return p.reshape(p.permute(inner, name="permute"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand an outer reshape that only splits, and that nobody else uses what is between them."""
         parts = _split_before(m)
@@ -216,8 +224,8 @@ class SplitBeforePermute(Rule):
             return "one reshape might be a view where two make a copy"
         return None
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build a reshape that splits at once, and a permute of all parts."""
         parts = _split_before(m)
         assert parts is not None
         value = b.op("aten.reshape", m.x, parts[0], location=m.inner.location).result

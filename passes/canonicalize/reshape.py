@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from typing_extensions import override
 
 from ir.attributes import attribute_key
 from ir.core import Value
@@ -33,14 +34,16 @@ class SpellReshape(Rule):
     t is the shape of the result, which must be known.
     """
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match every spelling."""
         return p.op(RESHAPES)
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand a known shape."""
         return None if shape_of(m.root.result) is not None else "the shape of the result is not known"
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
         """Build the reshape; `ravel` makes a contiguous copy of what is not, where a reshape may be a view."""
         x = first(m.root)
@@ -55,10 +58,11 @@ class WriteOutReshape(Rule):
     The sizes are those of the result's type, which must be known.
     """
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match a reshape."""
         return p.op("aten.reshape")
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand a known shape that is written differently."""
         shape = shape_of(m.root.result)
@@ -68,6 +72,7 @@ class WriteOutReshape(Rule):
             return "all sizes are written out"
         return None
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
         """Build the reshape anew: an operand that only its sizes referred to goes."""
         return b.op("aten.reshape", first(m.root), shape_of(m.root.result)).result
@@ -76,17 +81,18 @@ class WriteOutReshape(Rule):
 class NoReshape(Rule):
     """reshape(x, shape of x) = x"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match a reshape."""
         return p.op("aten.reshape", p.any("x"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand provably equal shapes."""
         equal = shapes_equal(shape_of(m.x), shape_of(m.root.result))
         return None if equal else "the shape changes"
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Use the operand."""
         x: Value = m.x
         return x
 
@@ -97,10 +103,11 @@ class MergeReshapes(Rule):
     Where the strides, and the sharing of storage, provably stay as they are.
     """
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match two reshapes."""
         return p.op("aten.reshape", p.op("aten.reshape", p.any("x"), name="inner"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand that one reshape is a view, or a copy, where the two are."""
         middle, target = shape_of(m.inner.result), shape_of(m.root.result)
@@ -112,18 +119,20 @@ class MergeReshapes(Rule):
             return "the inner reshape may be a copy, which its other users share"
         return None
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the outer reshape on the inner's operand."""
         return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
 
 
 class ReshapeOfCopy(Rule):
     """reshape(contiguous(x), s) = reshape(x, s), where that makes a contiguous copy itself"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
         """Match reshape of a copy; `clone` keeps the strides of what is dense, and a view would keep them too."""
         return p.op("aten.reshape", p.op(("aten.contiguous", "aten.clone"), p.any("x"), name="copy"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand a reshape that certainly copies."""
         target = shape_of(m.root.result)
@@ -135,8 +144,8 @@ class ReshapeOfCopy(Rule):
             return "others share the copy"
         return None if reshape_copies(m.x, target) else "the reshape might be a view"
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the reshape on the copy's operand."""
         return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
 
 

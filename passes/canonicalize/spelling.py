@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import override
+
 from ir.attributes import attributes_equal
 from ir.core import RETURN, Operation, Value
 from ir.memory.aliasing import reaches_format
@@ -48,12 +50,12 @@ SYNONYMS = {
 class SpellSynonym(Rule):
     """multiply(x, y) = mul(x, y), and all of `SYNONYMS`"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match every other name."""
         return p.op(tuple(SYNONYMS))
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the operator of the first name, with the same arguments."""
         op = m.root
         operands = iter(op.grouped_operands())
         arguments = [
@@ -65,22 +67,23 @@ class SpellSynonym(Rule):
 class SpellRsub(Rule):
     """rsub(x, y) = sub(y, x)"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match a reversed subtraction of tensors."""
         return p.op("aten.rsub.Tensor", p.any("x"), p.any("y"), alpha=p.attr("alpha"))
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the subtraction."""
         return b.op("aten.sub.Tensor", m.y, m.x, alpha=m.alpha).result
 
 
 class SpellRelu6(Rule):
     """hardtanh(x, 0, 6) = relu6(x)"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match hardtanh."""
         return p.hardtanh(p.any("x"), min_val=p.attr("low"), max_val=p.attr("high"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand these bounds; other ones stay, since clamp has another gradient at its bounds."""
         bounds = (m.low, m.high)
@@ -88,20 +91,20 @@ class SpellRelu6(Rule):
             return "the bounds are not 0 and 6"
         return None if attributes_equal(float(m.low), 0.0) else "the lower bound is -0.0"
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build relu6."""
         return b.op("aten.relu6", m.x).result
 
 
 class SpellClamp(Rule):
     """clamp_min(x, a) = clamp(x, a, None), clamp_max(x, b) = clamp(x, None, b)"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match one-sided clamps."""
         return p.op(("aten.clamp_min", "aten.clamp_max"), p.any("x"))
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the clamp."""
         op = m.root
         bounds: dict[str, Any] = {name: op.resolved_attribute(name) for name in op.attributes}
         return b.op("aten.clamp", m.x, **bounds).result
@@ -115,10 +118,11 @@ class SpatialMeanToPool(Rule):
     output as it is stays, and one that is converted to channels_last later.
     """
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match mean over dimensions."""
         return p.op("aten.mean.dim", p.any("x"), dim=p.attr("dims"), keepdim=p.attr("keepdim"), dtype=p.attr("dtype"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand a floating 4-d map that is not empty, and its last two dimensions."""
         type_, shape = tensor(m.x), shape_of(m.x)
@@ -134,8 +138,8 @@ class SpatialMeanToPool(Rule):
             return "the strides of the result decide whether a conversion copies"
         return None
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the pool."""
         shape = shape_of(m.x)
         assert shape is not None
         pool = b.op("aten.adaptive_avg_pool2d", m.x, (1, 1)).result
@@ -149,13 +153,13 @@ _INDEXED_POOLS = ("max_pool1d_with_indices", "max_pool2d_with_indices", "max_poo
 class WriteOutPoolStride(Rule):
     """max_pool2d(x, k) = max_pool2d(x, k, stride=k)"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match a pool without a stride."""
         stride = p.attr_where(lambda given: given == (), "left out")
         return p.op(tuple(f"aten.{name}" for name in (*_POOLS, *_INDEXED_POOLS)), stride=stride)
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> None:
-        """Write the stride."""
         b.set_attribute(m.root, "stride", m.root.attributes["kernel_size"])
 
 
@@ -165,16 +169,17 @@ class WriteOutConvPadding(Rule):
     Padding that is not the same on both sides stays.
     """
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match convolutions whose padding is a word."""
         return p.op(("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand padding that can be written as numbers."""
         return None if _padding(m.root) is not None else "the padding cannot be written as one number a dimension"
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the convolution with numbers."""
         op = m.root
         attributes = dict(op.attributes) | {"padding": _padding(op)}
         return b.op(op.name.removesuffix(".padding"), *op.operands, **attributes).result
@@ -198,10 +203,11 @@ def _padding(op: Operation) -> tuple[int, ...] | None:
 class SpellExpand(Rule):
     """broadcast_to(x, s) = expand_as(x, y) = expand(x, shape of the result)"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match expansions."""
         return p.op(("aten.expand", "aten.expand_as", "aten.broadcast_to"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand a known shape that is written differently."""
         shape = shape_of(m.root.result)
@@ -211,8 +217,8 @@ class SpellExpand(Rule):
             return "all sizes are written out"
         return None
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the expansion."""
         return b.op("aten.expand", first(m.root), shape_of(m.root.result)).result
 
 
@@ -243,10 +249,11 @@ _ALONG_A_DIM = (
 class CountDimsFromFront(Rule):
     """softmax(x, -1) = softmax(x, rank - 1); the dimensions of a reduction are also sorted"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match operators along dimensions."""
         return p.op((*REDUCTIONS, *_ALONG_A_DIM))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand dimensions written otherwise, and a known rank."""
         dims = dims_from_front(m.root, "dim", m.root.attributes["dim"])
@@ -254,18 +261,19 @@ class CountDimsFromFront(Rule):
             return "there are no dimensions, or the rank is not known"
         return "this is the one spelling" if attributes_equal(dims, m.root.attributes["dim"]) else None
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> None:
-        """Write the dimensions."""
         b.set_attribute(m.root, "dim", dims_from_front(m.root, "dim", m.root.attributes["dim"]))
 
 
 class SelectFromFront(Rule):
     """select(x, d, -1) = select(x, d, n - 1), x: f[n] along d"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match a selection counted from the back."""
         return p.op("aten.select.int")
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand a negative index into a dimension of known size."""
         index = m.root.attributes["index"]
@@ -274,8 +282,8 @@ class SelectFromFront(Rule):
         known = index_from_front(m.root, index) is not None
         return None if known else "the size of the dimension is not known"
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> None:
-        """Write the index."""
         b.set_attribute(m.root, "index", index_from_front(m.root, m.root.attributes["index"]))
 
 

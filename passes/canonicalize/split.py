@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from ir.core import Operation, Value
 from passes.canonicalize.base import Rule, first, shape_of
 from passes.rewrite.literals import wrap
@@ -49,16 +51,17 @@ class SpellSplit(Rule):
     The sizes along d must be known numbers.
     """
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match every spelling."""
         return p.op(SPLITS)
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand pieces of known sizes that cover the dimension."""
         return None if _place(m.root) is not None else "the sizes of the pieces are not known"
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Sequence[Value]:
-        """Build the split."""
         place = _place(m.root)
         assert place is not None
         dim, sizes = place
@@ -69,10 +72,11 @@ class SpellSplit(Rule):
 class SplitFromFront(Rule):
     """split_with_sizes(x, sizes, -1) = split_with_sizes(x, sizes, rank - 1)"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match a split along a dimension counted from the back."""
         return p.op("aten.split_with_sizes")
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand a negative dimension and a known rank."""
         dim = m.root.attributes["dim"]
@@ -80,8 +84,8 @@ class SplitFromFront(Rule):
             return "the dimension is counted from the front"
         return None if shape_of(first(m.root)) else "the rank is not known"
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Sequence[Value]:
-        """Build the split."""
         op = m.root
         shape = shape_of(first(op))
         assert shape is not None
@@ -93,10 +97,11 @@ class SplitFromFront(Rule):
 class SpellUnbind(Rule):
     """unbind(x, d)[i] = reshape(split_with_sizes(x, (1, ..., 1), d)[i], shape without d)"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match unbind."""
         return p.op("aten.unbind.int")
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand a known shape."""
         op = m.root
@@ -108,8 +113,8 @@ class SpellUnbind(Rule):
             return "there are no pieces"
         return None
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Sequence[Value]:
-        """Build the split and a reshape of each piece."""
         op = m.root
         x = first(op)
         shape = shape_of(x)
@@ -128,16 +133,17 @@ class SpellUnbind(Rule):
 class NoSplit(Rule):
     """split_with_sizes(x, (n,), d) = x, x: f[n] along d"""
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match a split into one piece."""
         return p.op("aten.split_with_sizes", p.any("x"))
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand one piece, which a split without an error makes the whole."""
         return None if len(m.root.results) == 1 else "there are several pieces"
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Use the operand."""
         x: Value = m.x
         return x
 

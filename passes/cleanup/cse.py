@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import attrs
+from typing_extensions import override
 
 from ir.attributes import attribute_key
 from ir.core import Operation, Value
@@ -25,6 +26,7 @@ class EliminateCommonSubexpressions(Pass):
 
     name: ClassVar[str] = "eliminate-common-subexpressions"
 
+    @override
     def run(self, program: Program, context: PassContext) -> None:
         """Run once over the program, which is enough: operands are merged before their users are looked at."""
         eliminate_common_subexpressions(program)

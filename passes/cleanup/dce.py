@@ -6,6 +6,7 @@ from collections.abc import Container
 from typing import ClassVar
 
 import attrs
+from typing_extensions import override
 
 from ir.core import Graph
 from ir.program import Program, WeightKind
@@ -21,6 +22,7 @@ class EliminateDeadCode(Pass):
     inference: bool = False
     """Whether the program will never train: what only `train()` would make effective goes too."""
 
+    @override
     def run(self, program: Program, context: PassContext) -> None:
         """Run once, from the end to the start."""
         eliminate_dead_code(program, inference=self.inference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attrs
+from typing_extensions import override
 
 from ir.core import Operation, Value
 from ir.memory.aliasing import reaches_output
@@ -38,18 +39,19 @@ class DecomposeMultiheadAttentionPattern(Pattern):
 
     is_conversion = True
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match the module's operation, or the attention inside of the module."""
         return p.op((MHA, SDPA), name="attention")
 
+    @override
     def check(self, m: Match) -> str | Refusal | None:
         """Refuse cross-attention, masks that the module treats in its own way, and averaged weights that are used."""
         if m.attention.name == MHA:
             return _check_module(m.attention)
         return _check_exported(m)
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> None:
-        """Build the three parts."""
         if m.attention.name == MHA:
             _rewrite_module(m.attention, b)
         else:

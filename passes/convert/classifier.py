@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing_extensions import override
+
 from ir.core import Operation, Value
 from ir.opdef import Trait
 from ir.types import Dim, TensorType, dims_equal, shapes_equal
@@ -146,10 +148,11 @@ class FlattenLinearToConv1x1Pattern(Pattern):
     is_conversion = True
     closed = True
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match flatten → [dropout or activation]* → linear."""
         return _flatten_linear(p, (Trait.ACTIVATION, *_DROPOUT))
 
+    @override
     def check(self, m: Match) -> str | Refusal | None:
         """Demand a map of C x 1 x 1, flattened to (N, C)."""
         refusal = _refusal(m, "C x 1 x 1")
@@ -164,8 +167,8 @@ class FlattenLinearToConv1x1Pattern(Pattern):
             return f"the map flattened at `{m.flatten.location.where}` is {m.x.type}, not C x 1 x 1"
         return None
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the 1x1 convolution."""
         channels = _in_features(m)
         assert channels is not None
         x: Value = m.x
@@ -187,10 +190,11 @@ class FlattenLinearToConvPattern(Pattern):
     is_conversion = True
     closed = True
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match flatten → [activation]* → linear."""
         return _flatten_linear(p, (Trait.ACTIVATION,))
 
+    @override
     def check(self, m: Match) -> str | Refusal | None:
         """Demand a map of a static size larger than 1x1 (the other conversion is for that one)."""
         refusal = _refusal(m, "a map of static size")
@@ -203,8 +207,8 @@ class FlattenLinearToConvPattern(Pattern):
             return "the map is C x 1 x 1: FlattenLinearToConv1x1Pattern converts it"
         return None
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the full-window convolution."""
         known = _map_of(m.x)
         assert known is not None
         channels, height, width = known

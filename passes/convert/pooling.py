@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing_extensions import override
+
 from ir.core import Value
 from ir.memory.aliasing import may_replace, reaches_output, reaches_view
 from ir.memory.strides import has_standard_format
@@ -30,10 +32,11 @@ class RemoveIdentityAdaptiveAvgPoolPattern(Pattern):
 
     is_conversion = True
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match adaptive_avg_pool2d."""
         return p.adaptive_avg_pool2d(p.any("x"), output_size=p.attr("size"), name="pool")
 
+    @override
     def check(self, m: Match) -> str | Refusal | None:
         """Demand an output size that is provably the input's; None entries keep the input's size."""
         where = f"adaptive_avg_pool2d at `{m.pool.location.where}`"
@@ -48,7 +51,7 @@ class RemoveIdentityAdaptiveAvgPoolPattern(Pattern):
                 return f"{where} pools {type_} to {m.size[0]} x {m.size[1]}"
         return _seen_by_callers(m, where)
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Use the input itself."""
         x: Value = m.x
         return x

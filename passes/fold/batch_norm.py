@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import attrs
 import torch
+from typing_extensions import override
 
 from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
@@ -33,14 +34,15 @@ class FoldBatchNormPattern(Pattern):
 
     closed = True
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match conv or linear → batch_norm in eval mode."""
         layer = p.one_of(
             p.op(Trait.CONV, p.any("x"), p.any("w"), p.any("b", optional=True), name="layer"),
             p.linear(p.any("x"), p.any("w"), p.any("b", optional=True), name="layer"),
         )
         return p.op("aten.batch_norm", layer, name="bn", training=False)
 
+    @override
     def check(self, m: Match) -> str | None:
         """Refuse what has no running statistics, is no weight, or does not fit the dtype any more."""
         bn: Operation = m.bn
@@ -70,8 +72,8 @@ class FoldBatchNormPattern(Pattern):
                 return f"{where}: {weight.name} is written by the model"
         return _does_not_fit(m)
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the layer with new weights."""
         layer: Operation = m.layer
         weight, bias = _folded(b, m)
         operands = (layer.operands[0], weight, bias, *layer.operands[3:])
@@ -137,6 +139,7 @@ class FoldBatchNorm(Pass):
 
     name: ClassVar[str] = "fold-batch-norm"
 
+    @override
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the rule everywhere, then compute the new weights where there is data."""
         run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True, report_misses=True)

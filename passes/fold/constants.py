@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import attrs
 import sympy
 import torch
+from typing_extensions import override
 
 from ir.attributes import Ref, iter_leaves
 from ir.core import Operation, Value
@@ -67,6 +68,7 @@ class FoldConstants(Pass):
 
     name: ClassVar[str] = "fold-constants"
 
+    @override
     def run(self, program: Program, context: PassContext) -> None:
         """Run once over the program."""
         fold_constants(program)

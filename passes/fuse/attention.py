@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import ClassVar
 
+from typing_extensions import override
+
 from ir.core import Operation, Value
 from ir.types import TensorType, shapes_equal
 from passes.attention import InProjection, find_in_projection
@@ -32,8 +34,8 @@ class ScaledDotProductAttentionPattern(FusionPattern):
     inputs = ("query", "key", "value", "mask", "mask2")
     quantization_points = ("query", "key", "value")
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match the operator, or the product written out."""
         query, key, value = p.any("query"), p.any("key"), p.any("value")
         one = p.op(SDPA, query, key, value, p.any("mask", optional=True), name="attention")
         scaled_query = p.one_of(p.op(_SCALINGS, query), query)
@@ -51,6 +53,7 @@ class ScaledDotProductAttentionPattern(FusionPattern):
         dropped = p.optional(lambda y: p.dropout(y, name="drop"), weights)
         return p.one_of(one, p.op(_MATMULS, dropped, value))
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> None:
         """Move the attention into a region; a permutation that does more than transpose the key stays outside."""
         transpose: Operation | None = m.get("transpose")
@@ -67,6 +70,7 @@ class ScaledDotProductAttentionPattern(FusionPattern):
                 m.ops[m.ops.index(transpose)] = inner
         super().rewrite(m, b)
 
+    @override
     def check(self, m: Match) -> str | None:
         """Refuse what is no attention over (…, tokens, head_dim)."""
         query = m.query.type
@@ -115,10 +119,12 @@ class MHAInProjectionPattern(Pattern):
     exact = True
     check_adds: ClassVar[int] = 3
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
         """Match the attention as context; the check finds the projection behind its operands."""
         return p.op((SDPA, FUSED_SDPA), name="attention", context=True)
 
+    @override
     def check(self, m: Match) -> str | Refusal | None:
         """Demand projections of one input that nothing else uses."""
         attention: Operation = m.attention
@@ -138,6 +144,7 @@ class MHAInProjectionPattern(Pattern):
         m.ops[:] = found.ops
         return None
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> None:
         """Move the projections and the split into a region with results query, key and value."""
         found: InProjection = m.projection

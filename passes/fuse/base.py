@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from typing_extensions import override
+
 from ir.core import Operation, Value
 from ir.errors import PatternError
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
@@ -57,6 +59,7 @@ class FusionPattern(Pattern):
         except PatternError as error:
             raise PatternError(f"the fusion {cls.__qualname__}: {error.message}", remedy=error.remedy) from error
 
+    @override
     def rewrite(self, m: Match, b: Rewriter) -> None:
         """Move the matched operations into a region."""
         b.fuse(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing_extensions import override
+
 from ir.opdef import Trait
 from ir.types import TensorType, shapes_equal
 from passes.fuse.base import FusionPattern, activation
@@ -20,8 +22,8 @@ class ConvBNPattern(FusionPattern):
     kind = "conv_bn"
     parts = ("conv", "bn")
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match conv → [batch_norm]."""
         return conv_bn(p)
 
 
@@ -31,8 +33,8 @@ class ConvBNActPattern(FusionPattern):
     kind = "conv_bn_act"
     parts = ("conv", "bn", "act")
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match conv → [batch_norm] → activation."""
         return activation(p, conv_bn(p))
 
 
@@ -47,11 +49,12 @@ class ConvBNAddActPattern(FusionPattern):
     inputs = ("input", "residual")
     quantization_points = ("input", "residual")
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match conv → [batch_norm] → add(·, residual) → [activation]."""
         added = p.op("aten.add.Tensor", conv_bn(p), p.any("residual"), name="add", alpha=1)
         return p.optional(lambda y: activation(p, y), added)
 
+    @override
     def check(self, m: Match) -> str | None:
         """Refuse a residual that is the convolution itself, is broadcast, or promotes the type."""
         if m.residual.defining_op in m.ops:
@@ -77,10 +80,11 @@ class StemConvBNActMaxPoolPattern(FusionPattern):
     kind = "conv_bn_act_max_pool"
     parts = ("conv", "bn", "act", "pool")
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match conv → [batch_norm] → activation → max_pool2d."""
         return p.op("aten.max_pool2d", activation(p, conv_bn(p)), name="pool")
 
+    @override
     def check(self, m: Match) -> str | None:
         """Demand the stem's weight: 7x7 on 3 channels."""
         weight = m.conv.input("weight").type

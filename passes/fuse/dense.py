@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing_extensions import override
+
 from passes.fuse.base import FusionPattern, activation
 from passes.rewrite.pattern import Node, PatternBuilder
 
@@ -12,8 +14,8 @@ class LinearPattern(FusionPattern):
     kind = "linear"
     parts = ("linear",)
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match linear."""
         return p.linear(p.any("input"), name="linear")
 
 
@@ -23,8 +25,8 @@ class LinearActPattern(FusionPattern):
     kind = "linear_act"
     parts = ("linear", "act")
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match linear → activation."""
         return activation(p, p.linear(p.any("input"), name="linear"))
 
 
@@ -34,8 +36,8 @@ class LayerNormPattern(FusionPattern):
     kind = "layer_norm"
     parts = ("norm",)
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match layer_norm."""
         return p.layer_norm(p.any("input"), name="norm")
 
 
@@ -45,6 +47,6 @@ class AdaptiveAvgPoolPattern(FusionPattern):
     kind = "adaptive_avg_pool2d"
     parts = ("pool",)
 
+    @override
     def pattern(self, p: PatternBuilder) -> Node:
-        """Match adaptive_avg_pool2d."""
         return p.adaptive_avg_pool2d(p.any("input"), name="pool")

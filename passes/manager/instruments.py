@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from typing_extensions import override
 
 from ir.errors import GraphwrightError, InputError
 from ir.program import Program
@@ -22,8 +23,8 @@ class Timing(Instrument):
 
     seconds: Counter[str] = attrs.field(factory=Counter)
 
+    @override
     def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
-        """Add the time of one pass."""
         if not isinstance(pass_, PassManager):
             self.seconds[pass_.name] += result.seconds  # type: ignore[assignment]
 
@@ -41,13 +42,14 @@ class Statistics(Instrument):
     runs: Counter[str] = attrs.field(factory=Counter)
     changes: Counter[str] = attrs.field(factory=Counter)
 
+    @override
     def before(self, pass_: Pass, program: Program) -> None:
         """Count the operations once, before anything ran."""
         if self.before_counts is None:
             self.before_counts = count_operations(program)
 
+    @override
     def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
-        """Count one run."""
         self.runs[pass_.name] += 1
         self.changes[pass_.name] += result.changed
         self.after_counts = count_operations(program)
@@ -72,6 +74,7 @@ class DumpIR(Instrument):
                 f"IR cannot be dumped to {value!r}", remedy="name a folder, or give a function of a title and a text"
             )
 
+    @override
     def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
         """Write one dump, named `NNN-pass.gw`.
 
@@ -104,11 +107,13 @@ class VerifyEach(Instrument):
     check_unchanged: bool = False
     _text: str = ""
 
+    @override
     def before(self, pass_: Pass, program: Program) -> None:
         """Remember the text before the pass."""
         if self.check_unchanged:
             self._text = print_program(program)
 
+    @override
     def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
         """Verify.
 

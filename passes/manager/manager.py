@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any, ClassVar, Self
 
 import attrs
+from typing_extensions import override
 
 from ir.errors import DidNotConverge, GraphwrightError, InputError, PassError, PatternError
 from ir.program import Program
@@ -294,6 +295,7 @@ class PassManager(Pass):
                     remedy="pass instances of Instrument: `manager.with_instruments(Timing())`",
                 )
 
+    @override
     def run(self, program: Program, context: PassContext) -> None:
         """Run the passes in order."""
         inner = attrs.evolve(context, instruments=(*context.instruments, *self.instruments))
@@ -392,6 +394,7 @@ class Fixpoint(PassManager):
         if type(value) is not int or value < 1:
             raise InputError(f"max_rounds is {value!r}: a fixpoint runs at least one round")
 
+    @override
     def run(self, program: Program, context: PassContext) -> None:
         """Run rounds of the passes.
 
@@ -437,6 +440,7 @@ class Verify(Pass):
 
     name: ClassVar[str] = "verify"
 
+    @override
     def run(self, program: Program, context: PassContext) -> None:
         """Verify the program.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
+from typing_extensions import override
 
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import DidNotConverge, GraphwrightError
@@ -61,15 +62,19 @@ class _Events(Listener):
         self.freed: list[Value] = []
         self.replacements: Replacements = []
 
+    @override
     def replaced(self, old: Value, new: Value) -> None:
         self.replacements.append((old, new))
 
+    @override
     def inserted(self, op: Operation) -> None:
         self.created.append(op)
 
+    @override
     def modified(self, op: Operation) -> None:
         self.touched.append(op)
 
+    @override
     def erased(self, op: Operation, operands: tuple[Value, ...]) -> None:
         self.freed.extend(operands)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+from typing_extensions import override
+
 from ir.attributes import Attribute
 from ir.builder import Builder, infer_operation
 from ir.copying import copy_into, copy_operation
@@ -41,6 +43,7 @@ class Rewriter(Builder):
         self.program = program
         self.listeners = tuple(listeners)
 
+    @override
     def insert(self, op: Operation) -> Operation:
         """Insert an operation made elsewhere before the anchor."""
         self.graph.insert_before(self.anchor, op)

@@ -8,6 +8,7 @@ from types import BuiltinFunctionType
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from compiler.lower.functional.functionalizer import Functionalizer
 from compiler.lower.functional.storage import Handle
@@ -97,6 +98,7 @@ class Calls(Indexing):
         opdef, named = find_overload(name, args, kwargs)
         return self.operator(opdef, args, named)
 
+    @override
     def operator(
         self,
         opdef: OpDef | str,
@@ -128,6 +130,7 @@ class Calls(Indexing):
         number = PIECES[opdef.name]
         return Pieces(opdef.name, bound["self"], None if number is None else bound[number], bound["dim"])
 
+    @override
     def plain(self, arg: Any) -> Any:
         """Return an argument with sizes as tuples of dimensions, as Python sees them, and FX's own lists as lists."""
         if type(arg) is Size:
@@ -269,6 +272,7 @@ class Calls(Indexing):
             return self.operator("aten.detach", (owner,))
         raise UnknownCallError(f"attribute {name} of a tensor")
 
+    @override
     def python_operator(self, function: Callable[..., Any], args: list[Any]) -> Any:
         """An operator of Python on tensors, or on numbers of which some are read from tensors."""
         if not any(map(is_runtime, args)):
