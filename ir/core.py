@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 from ir.attributes import Attribute, Ref, has_ref, map_leaves
 from ir.errors import VerificationError
 from ir.locations import UNKNOWN_LOCATION, Location
-from ir.opdef import OpDef, ParamKind, Trait, register_opdef
+from ir.opdef import Facts, OpDef, ParamKind, Trait, register_opdef
 from ir.types import TensorType, Type
 
 if TYPE_CHECKING:
     from ir.program import Weight
 
-RETURN = register_opdef(OpDef("return", (), (), traits=Trait.OPAQUE))
+RETURN = register_opdef(OpDef("return", (), (), facts=Facts(Trait.OPAQUE)))
 """The terminator of a graph: its operands are the graph's outputs."""
 
 # Operations are numbered with gaps, so that an insertion rarely makes the others be numbered anew.

@@ -288,8 +288,8 @@ class _Run:
             return self._call_opaque(op, operands, resolve)
         args, kwargs = call_arguments(opdef, _grouped(op, operands), op.attributes, resolve)
         kernel = opdef.target
-        if opdef.evaluate is not None:
-            kernel = opdef.evaluate
+        if opdef.facts.evaluate is not None:
+            kernel = opdef.facts.evaluate
             kwargs |= {p.name: resolve(op.attributes[p.name]) for p in opdef.params if p.extra}
         if kernel is None or opdef is RETURN:
             raise EvaluationError(f"{op.name} has no kernel")

@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from ir.attributes import Attribute, Ref, map_leaves
 from ir.errors import InferenceError
-from ir.opdef import OpDef, ParamKind
+from ir.opdef import OpDef, ParamKind, Trait
 from ir.types import (
     UNKNOWN_TENSOR,
     Dim,
@@ -118,9 +118,6 @@ class FakeContext:
 
 
 _STATIC: list[FakeContext] = []
-
-_FOR_THE_BACKWARD = frozenset({"aten.embedding_bag", "aten.embedding_bag.padding_idx"})
-"""Of these all results but the first are for the backward, and have other shapes where no gradient is wanted."""
 
 
 def is_unknown(type_: Any) -> bool:
@@ -284,7 +281,7 @@ def _run(
         flat: list[Type] = []
         for item in result:
             flat.extend(map(context.type_of, item) if isinstance(item, (tuple, list)) else (context.type_of(item),))
-        if opdef.name in _FOR_THE_BACKWARD:
+        if opdef.has(Trait.FOR_BACKWARD):
             flat[1:] = [UNKNOWN_TENSOR] * (len(flat) - 1)
         return tuple(flat)
     return (context.type_of(result),)
@@ -316,8 +313,8 @@ def _results(
     count = sum(len(t) if isinstance(t, tuple) else 1 for t in types)
     args, kwargs = call_arguments(opdef, fake(types, strides), attributes, resolve)
     kernel = opdef.target
-    if opdef.evaluate is not None:
-        kernel = opdef.evaluate
+    if opdef.facts.evaluate is not None:
+        kernel = opdef.facts.evaluate
         kwargs |= {p.name: map_leaves(attributes[p.name], resolve) for p in opdef.params if p.extra}
     if kernel is None:
         raise InferenceError(f"{opdef.name} has neither an inference rule nor a kernel")

@@ -16,6 +16,7 @@ import attrs
 import torch
 
 from ir.attributes import Attribute, normalize_attribute
+from ir.columns import Dims, Layout, StorageRule, StrideRule
 from ir.errors import InputError
 from ir.types import Type
 
@@ -44,8 +45,20 @@ class Trait(enum.Flag):
     """Forward convolution with operands (input, weight, bias)."""
     OPAQUE = enum.auto()
     """Meaning known to PyTorch only; never moved, merged or removed."""
-    STRIDES_FIXED = enum.auto()
-    """The strides of the result do not depend on the strides of the operands."""
+    DROPOUT = enum.auto()
+    """Drops values in training (flag `OpDef.training`, probability `p`), and returns its operand itself elsewhere."""
+    NORMALIZES = enum.auto()
+    """Reads the statistics `running_mean` and `running_var`, and writes them in training."""
+    ASSERTION = enum.auto()
+    """Fails or does nothing; capture has guards in its place."""
+    COMPARES_OPERANDS = enum.auto()
+    """Looks at whether two operands are one object, and then takes another path of equal meaning and other rounding."""
+    UNINITIALIZED = enum.auto()
+    """The result holds whatever was in memory."""
+    OVERWRITES = enum.auto()
+    """The result does not depend on the first operand's elements, though no derivative says so."""
+    FOR_BACKWARD = enum.auto()
+    """All results but the first are for the backward, and have other shapes where no gradient is wanted."""
 
 
 class ParamKind(enum.Enum):
@@ -107,6 +120,50 @@ InferRule = Callable[[tuple[Any, ...], Mapping[str, Attribute]], tuple[Type, ...
 """(operand types in parameter order: Type, None, or a tuple of types for a list; attributes) -> result types."""
 
 
+@attrs.frozen
+class Facts:
+    """One row of the operator table: what is known of an operator beside its schema."""
+
+    traits: Trait = Trait.NONE
+    infer: InferRule | None = None
+    """Fast type inference; None means the fake-tensor fallback."""
+    evaluate: Callable[..., Any] | None = None
+    """Called instead of the kernel for the reference meaning, with all attributes as keywords."""
+    training: str | None = None
+    """The bool attribute that puts the op in training mode (it is then random or writes its statistics)."""
+    unit: int | float | None = None
+    """The constant second operand u with op(x, u) = x up to type promotion and the sign of zero."""
+    extra: tuple[Param, ...] = ()
+    """Attributes that are ours and not the schema's."""
+    layout: Layout | None = None
+    """Where the elements of the results come from; None for what computes, or is not described."""
+    storage: StorageRule | None = None
+    """Whose storage the results lie in; None where the schema and the traits say it."""
+    strides: StrideRule | None = None
+    """What decides the strides of the result; None where nothing is known."""
+    dims: Dims | None = None
+    """What the attribute `dim` numbers; None where canonical programs leave it as it is written."""
+    adds_dim: bool = False
+    """Whether `dim` counts the dimensions of the result, which has one more than the operand."""
+    shape: str | None = None
+    """The attribute that is the shape of the result, of which sizes may be left out (-1)."""
+    fill: int | float | str | None = None
+    """The number that each element of the result is, or the attribute that holds it."""
+    creates: bool = False
+    """Whether the result depends on attributes alone."""
+    synonym: str | None = None
+    """The operator that PyTorch defines this one as another name of, with the same arguments."""
+    spelled: str | None = None
+    """The operator that canonical programs have in its place where shapes are known, with other arguments."""
+    inverse: str | None = None
+    """The operator that takes the result, alone, back to the operand."""
+    functional: str | None = None
+    """Of an in-place operator: the functional counterpart, where its name or its arguments do not tell."""
+
+
+NO_FACTS = Facts()
+
+
 @attrs.define(eq=False, slots=True)
 class OpDef:
     """An operator: schema and facts. One object a name, compared by identity."""
@@ -117,15 +174,8 @@ class OpDef:
     """Kind of each result: `tensor`, `list` (as many values as inference says), `int`, `float`, `bool`, `opaque`."""
     target: Callable[..., Any] | None = None
     """The kernel, called with the schema's arguments; None for regions and terminators."""
-    traits: Trait = Trait.NONE
-    infer: InferRule | None = None
-    """Fast type inference; None means the fake-tensor fallback."""
-    evaluate: Callable[..., Any] | None = None
-    """Called instead of `target` for the reference meaning, with all attributes as keywords."""
-    training: str | None = None
-    """The bool attribute that puts the op in training mode (it is then random or writes its statistics)."""
-    unit: int | float | None = None
-    """The constant second operand u with op(x, u) = x up to type promotion and the sign of zero."""
+    facts: Facts = NO_FACTS
+    """Its row, traits of the schema included."""
     in_place: str | None = None
     """Name of the functional counterpart, for an operator that writes its first operand."""
     is_region: bool = False
@@ -134,10 +184,17 @@ class OpDef:
     defaults: dict[str, Attribute] = attrs.field(init=False)
     operand_index: dict[str, int] = attrs.field(init=False)
     has_lists: bool = attrs.field(init=False)
+    # asked of every operation in every pass, so kept beside the row
+    traits: Trait = attrs.field(init=False)
+    infer: InferRule | None = attrs.field(init=False)
+    training: str | None = attrs.field(init=False)
+    layout: Layout | None = attrs.field(init=False)
     is_pure: bool = attrs.field(init=False)
-    """Whether the operator has the trait PURE: asked of every operation in every pass, so kept beside the flags."""
+    """Whether the operator has the trait PURE."""
 
     def __attrs_post_init__(self) -> None:
+        self.traits, self.infer, self.training = self.facts.traits, self.facts.infer, self.facts.training
+        self.layout = self.facts.layout
         self.operand_params = tuple(p for p in self.params if p.kind is not ParamKind.ATTRIBUTE)
         self.attribute_params = tuple(p for p in self.params if p.kind is ParamKind.ATTRIBUTE)
         self.defaults = {p.name: p.default for p in self.attribute_params if p.has_default}
@@ -149,6 +206,16 @@ class OpDef:
     def short_name(self) -> str:
         """The operator's name without dialect and overload: `conv2d`."""
         return self.name.split(".")[1] if "." in self.name else self.name
+
+    @property
+    def fixes_strides(self) -> bool:
+        """Whether the strides of the result do not depend on the strides of the operands."""
+        return self.facts.strides in (StrideRule.FIXED, StrideRule.CONTIGUOUS)
+
+    @property
+    def follows_mode(self) -> bool:
+        """Whether its attributes say whether the training flag follows the mode of its module (`follows_mode`)."""
+        return "follows_mode" in self.defaults
 
     def nest(self, items: Sequence[Any]) -> list[Any]:
         """Return an item for each result as the kernel returns these: a list among several results is one of them."""
@@ -166,40 +233,28 @@ class OpDef:
         return f"OpDef({self.name})"
 
 
-@attrs.frozen
-class _Row:
-    """Facts to lay over the schema of an operator when it is first used."""
-
-    traits: Trait = Trait.NONE
-    infer: InferRule | None = None
-    evaluate: Callable[..., Any] | None = None
-    training: str | None = None
-    unit: int | float | None = None
-    extra: tuple[Param, ...] = ()
-
-
-_ROWS: dict[str, _Row] = {}
+_ROWS: dict[str, Facts] = {}
 _OPDEFS: dict[str, OpDef] = {}
 
 
-def add_row(
-    *names: str,
-    traits: Trait = Trait.NONE,
-    infer: InferRule | None = None,
-    evaluate: Callable[..., Any] | None = None,
-    training: str | None = None,
-    unit: int | float | None = None,
-    extra: tuple[Param, ...] = (),
-) -> None:
-    """Record facts about operators; called by the op table, before first use of the operators.
+def add_row(name: str, facts: Facts) -> None:
+    """Record facts about an operator; called by the op table, before the first use of the operator.
 
     Raises:
-        InputError: when an operator has a row already, or is in use.
+        InputError: when the operator has a row already, or is in use.
     """
-    for name in names:
-        if name in _ROWS or name in _OPDEFS:
-            raise InputError(f"operator {name} already has a row")
-        _ROWS[name] = _Row(traits, infer, evaluate, training, unit, extra)
+    if name in _ROWS or name in _OPDEFS:
+        raise InputError(f"operator {name} already has a row")
+    _ROWS[name] = facts
+
+
+def operators_with(holds: Callable[[Facts], Any]) -> tuple[str, ...]:
+    """Return the names of the operators whose rows in the table say something, in the order of the table.
+
+    Args:
+        holds: asked of each row.
+    """
+    return tuple([name for name, facts in _ROWS.items() if holds(facts)])
 
 
 def register_opdef(opdef: OpDef) -> OpDef:
@@ -275,7 +330,7 @@ _RESULT_KINDS = {"Tensor": "tensor", "int": "int", "SymInt": "int", "float": "fl
 
 def _from_torch(name: str, overload: torch._ops.OpOverload) -> OpDef:
     schema = overload._schema
-    row = _ROWS.get(name, _Row())
+    row = _ROWS.get(name, NO_FACTS)
     params = tuple(_make_param(argument) for argument in schema.arguments) + row.extra
     results: list[str] = []
     aliases = False
@@ -302,12 +357,8 @@ def _from_torch(name: str, overload: torch._ops.OpOverload) -> OpDef:
         params,
         tuple(results),
         target=overload,
-        traits=traits,
-        infer=row.infer,
-        evaluate=row.evaluate,
-        training=row.training,
-        unit=row.unit,
-        in_place=_functional_name(overload) if schema.is_mutable else None,
+        facts=attrs.evolve(row, traits=traits),
+        in_place=(row.functional or _functional_name(overload)) if schema.is_mutable else None,
     )
 
 

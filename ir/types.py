@@ -200,3 +200,11 @@ def format_type(type_: TensorType) -> str:
 def type_of_tensor(tensor: torch.Tensor) -> TensorType:
     """Return the type of a real tensor (or of a fake one without symbolic sizes)."""
     return TensorType(tuple(int(d) for d in tensor.shape), tensor.dtype, tensor.device)
+
+
+def wrap(dim: object, rank: int) -> int | None:
+    """Return a dimension's number counted from the front, or None where it is no int in range."""
+    bound = max(rank, 1)
+    if type(dim) is not int or not -bound <= dim < bound:
+        return None
+    return dim % bound

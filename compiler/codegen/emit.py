@@ -28,17 +28,6 @@ from ir.errors import CodegenError
 from ir.ops.nn_ops import decode_call
 from ir.program import SWITCHES, Program, Weight, WeightKind
 
-_INVENTED = {
-    "aten.dropout": "dropout",
-    "aten.feature_dropout": "feature_dropout",
-    "aten.alpha_dropout": "alpha_dropout",
-    "aten.feature_alpha_dropout": "feature_alpha_dropout",
-    "aten.scaled_dot_product_attention": "scaled_dot_product_attention",
-    "aten.batch_norm": "batch_norm",
-    "nn.multihead_attention": "multihead_attention",
-}
-"""Operators that need a module though the original had none at a path of its own, and the module's name."""
-
 
 @attrs.frozen(eq=False)
 class Emitted:
@@ -148,13 +137,13 @@ class ProgramScope(Scope):
             location = own_location(op, form)
             if location is not None and op.name != "aten.scaled_dot_product_attention":
                 return location.module_path, True
-            needed = op.name in _INVENTED and form.training is not None
+            needed = form.training is not None and op.opdef.follows_mode
             if form.cls is ScaledDotProductAttention:
                 needed = bool(op.attributes["train_dropout_p"])
         if not needed:
             return None, False
         parent = op.location.module_path
-        name = _INVENTED[op.name]
+        name = op.opdef.short_name
         return (f"{parent}.{name}" if parent else name), False
 
     @override

@@ -14,12 +14,12 @@ from compiler.codegen.convention import native_structure, unknown_constant
 from compiler.codegen.scope import Scope
 from compiler.codegen.weights import Weights, weight_of
 from compiler.emitted.graphmodule import assign_buffer, before_assignment, write_unless_itself
-from compiler.lower.functional.views import RETURNS_INPUT_IN_EVAL
 from ir.attributes import UnknownObject
+from ir.columns import Layout
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.memory.aliasing import makes_view, may_alias_operands
-from ir.opdef import OpDef
+from ir.opdef import OpDef, Trait
 from ir.program import Program, Weight
 
 
@@ -211,13 +211,13 @@ def _is_reversible(opdef: OpDef) -> bool:
 def is_detached(value: Value | None, target: Value) -> bool:
     """Return whether a value is the target without its gradient: `target.detach_()` makes it of it."""
     op = None if value is None else value.defining_op
-    return op is not None and op.name == "aten.detach" and op.operands[0] is target
+    return op is not None and op.opdef.layout is Layout.DETACHED and op.operands[0] is target
 
 
 def _may_be_itself(value: Value, target: Value) -> bool:
     """Return whether a value is either the target, by operators that return what they are given, or a new tensor."""
     op = value.defining_op
-    while op is not None and op.name in RETURNS_INPUT_IN_EVAL:
+    while op is not None and op.opdef.has(Trait.DROPOUT):
         operand = op.operands[0]
         if operand is target:
             return True

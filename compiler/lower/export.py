@@ -39,22 +39,12 @@ from ir.errors import CaptureError, GraphwrightError, VerificationError
 from ir.expressions import format_expression
 from ir.locations import Location
 from ir.memory.strides import Strides
-from ir.opdef import OpDef, get_opdef, opdef_of_overload
+from ir.opdef import OpDef, Trait, get_opdef, opdef_of_overload
 from ir.parameters import ParameterKind, ParameterSpec
 from ir.program import CallingConvention, InputLeaf, Program, Weight, WeightKind
 from ir.types import OpaqueType, ScalarType, TensorType, Type
 from ir.verify import verify
 
-_ASSERTIONS = frozenset(
-    {
-        "aten._assert_async",
-        "aten._assert_async.msg",
-        "aten._assert_scalar",
-        "aten._assert_tensor_metadata",
-        "aten.sym_constrain_range",
-        "aten.sym_constrain_range_for_size",
-    }
-)
 _KIND_NAMES = {
     InputKind.PARAMETER: "parameter",
     InputKind.BUFFER: "buffer",
@@ -318,7 +308,7 @@ class ExportLowering(RegionLowering):
     def _call_operator(self, node: fx.Node, target: torch._ops.OpOverload, val: Any, location: Location) -> None:
         opdef = self._opdef(target)
         name = opdef.name
-        if name in _ASSERTIONS:
+        if opdef.has(Trait.ASSERTION):
             return
         if name == _OPAQUE_TARGET:
             self._opaque(node, val, location)

@@ -13,9 +13,9 @@ from compiler.capture.opaque import code_names, functions_of
 from compiler.usercode.locations import is_user_file, module_of
 from ir.core import Operation
 from ir.errors import InputError
+from ir.opdef import Trait
 from ir.program import Program, Weight
 
-_DROPOUTS = frozenset({"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"})
 _ATTENTION = "torch.nn.modules.activation.MultiheadAttention"
 _RECURRENT = "torch.nn.modules.rnn."
 _RRELU = "torch.nn.modules.activation.RReLU"
@@ -42,7 +42,7 @@ def lock_of_exported(program: Program, exported: ExportedProgram) -> str:
     returned = [value for value in program.graph.outputs if value is not None]
     for value in returned:
         maker = value.defining_op
-        if maker is None or maker.name not in _DROPOUTS or maker.attributes["train"]:
+        if maker is None or not maker.opdef.has(Trait.DROPOUT) or maker.in_training:
             continue
         if returned.count(value) > 1:
             return f"{maker.name} at {maker.location} is returned twice: one of the two may be what it was given"
@@ -94,8 +94,7 @@ def _modes_of_layers(program: Program) -> Iterator[tuple[str, bool]]:
     """Yield the path of each layer that tells its mode, and the mode."""
     for op in program.graph.operations():
         if _tells_the_mode(op):
-            flag = op.attributes["train" if op.name in _DROPOUTS else op.opdef.training]  # type: ignore[index]
-            yield op.location.module_path, bool(flag)
+            yield op.location.module_path, op.in_training
 
 
 def shared_modules(program: Program, exported: ExportedProgram) -> dict[str, str]:
@@ -135,7 +134,7 @@ def _paths_above(name: str) -> list[str]:
 
 
 def _tells_the_mode(op: Operation) -> bool:
-    if op.name in _DROPOUTS or op.name == "aten.batch_norm":
+    if op.opdef.follows_mode:
         return bool(op.attributes.get("follows_mode"))
     of_layer = op.location.module_class.startswith((_RECURRENT, _RRELU))
     return of_layer and op.opdef.training in op.attributes
@@ -143,7 +142,7 @@ def _tells_the_mode(op: Operation) -> bool:
 
 def _reason_of(op: Operation) -> str:
     home = op.location.module_class
-    if op.name in _DROPOUTS and not op.attributes["follows_mode"] and op.attributes["p"] != 0:
+    if op.opdef.has(Trait.DROPOUT) and not op.attributes["follows_mode"] and op.attributes["p"] != 0:
         return "may depend on it: no layer of PyTorch made it"
     if op.name == "aten.batch_norm" and not op.attributes["follows_mode"] and op.operand("running_mean") is not None:
         return "may depend on it: no layer of PyTorch made it"

@@ -6,10 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ir.attributes import Attribute, attributes_equal
 from ir.core import Operation, Value
+from ir.opdef import Trait
 from ir.program import Program
 
-_DROPOUTS = frozenset({"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"})
-_FLAGS = {"aten.batch_norm": "training"} | dict.fromkeys(_DROPOUTS, "train")
 _ATTENTION = "aten.scaled_dot_product_attention"
 
 
@@ -101,14 +100,14 @@ def flags_that_follow(
         mode: the mode of the operation's module in the capture.
     """
     differing = [name for name, value in op.attributes.items() if not attributes_equal(value, other[name])]
-    flag = _FLAGS.get(op.name)
-    if flag is not None:
+    flag = op.opdef.training
+    if flag is not None and op.opdef.follows_mode:
         if not differing:
             return {"follows_mode": False} if op.location.module_path in readers else {}
         if differing == [flag]:
             return {"follows_mode": True} if op.attributes[flag] is mode or mode is None else None
         here, there = op.attributes, other
-        if op.name in _DROPOUTS and differing == ["p"] and here["train"] and 0 in (here["p"], there["p"]):
+        if op.opdef.has(Trait.DROPOUT) and differing == ["p"] and here["train"] and 0 in (here["p"], there["p"]):
             # `dropout(x, p if self.training else 0.0)`
             if mode is not None and (here["p"] != 0) is not mode:
                 return None

@@ -15,10 +15,10 @@ from compiler.lower.functional.functionalizer import Functionalizer
 from compiler.lower.functional.storage import Handle
 from ir.core import Operation, Value
 from ir.locations import Location
+from ir.opdef import Trait
 
 _BATCH_NORM_CLASSES = "torch.nn.modules.batchnorm."
 _DROPOUT_CLASSES = "torch.nn.modules.dropout."
-_DROPOUTS = frozenset({"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"})
 _ATTENTION = "aten.scaled_dot_product_attention"
 
 After = Callable[[Functionalizer], Value]
@@ -75,14 +75,14 @@ class ModuleFacts:
         """Set what the schema does not say; return what is to come after the operation, if anything."""
         name = op.name
         if op.location.module_path in self.irregular:
-            if name == "aten.batch_norm" or name in _DROPOUTS:
+            if op.opdef.follows_mode:
                 op.attributes["follows_mode"] = False
             if name == "aten.batch_norm":
                 op.attributes["counts_batches"] = False
             return None
         if name == "aten.batch_norm":
             self._adjust_batch_norm(op, module)
-        elif name in _DROPOUTS:
+        elif op.opdef.has(Trait.DROPOUT):
             in_class = op.location.module_class.startswith(_DROPOUT_CLASSES)
             attention = isinstance(module, nn.MultiheadAttention)
             op.attributes["follows_mode"] = in_class or attention or isinstance(module, _DropoutNd)

@@ -9,7 +9,7 @@ import torch
 from fuzz.calls.source import Source, shape_of
 from fuzz.calls.types import DTYPES, FLOATS, INTEGERS
 from ir.core import Value
-from ir.opdef import OpDef, ParamKind
+from ir.opdef import OpDef, ParamKind, Trait
 from ir.types import Dim
 
 Arguments = tuple[list[Any], dict[str, Any]]
@@ -69,6 +69,14 @@ def _broadcasting(source: Source, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
     return tuple([source.size() if size == 1 else size for size in shape[source.integer(0, last) :]])
 
 
+def _joined(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """Return the shape that two shapes broadcast to, which they must."""
+    longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
+    lead = len(longer) - len(shorter)
+    ends = zip(longer[lead:], shorter, strict=True)
+    return (*longer[:lead], *(y if type(x) is int and x == 1 else x for x, y in ends))
+
+
 def _operands(source: Source, opdef: OpDef, dtypes: tuple[torch.dtype, ...]) -> list[Value]:
     """Draw operands that broadcast, in any order of large and small, some of them the same value."""
     first = source.tensor(dtypes=dtypes)
@@ -78,7 +86,8 @@ def _operands(source: Source, opdef: OpDef, dtypes: tuple[torch.dtype, ...]) -> 
         kind = source.integer(0, 4)
         if kind == 0:
             other = source.tensor(
-                dtypes=dtypes, condition=lambda t: t.shape == shape and t.dtype == first.tensor_type.dtype
+                dtypes=dtypes,
+                condition=lambda t, shape=shape: t.shape == shape and t.dtype == first.tensor_type.dtype,  # type: ignore[misc]
             )
             operands.append(other if _fits(shape_of(other), shape) else first)
         elif kind == 1:
@@ -87,6 +96,7 @@ def _operands(source: Source, opdef: OpDef, dtypes: tuple[torch.dtype, ...]) -> 
             larger = kind == 4 and (1 in shape or source.flag())
             drawn = (_broadcasting if larger else _broadcastable)(source, shape)
             operands.append(source.make(drawn, source.one_of(dtypes)))
+            shape = _joined(shape, drawn)
     if len(operands) > 1 and source.flag():
         operands.reverse()
     return operands
@@ -197,7 +207,7 @@ def cumulative(source: Source, opdef: OpDef) -> Arguments:
 
 def convert(source: Source, opdef: OpDef) -> Arguments:
     """A conversion of dtype, or a copy."""
-    x = source.tensor(dtypes=(*FLOATS, torch.int64, torch.bool))
+    x = source.tensor(dtypes=FLOATS if opdef.has(Trait.RANDOM) else (*FLOATS, torch.int64, torch.bool))
     chosen: dict[str, Any] = {}
     names = {p.name: p for p in opdef.attribute_params}
     if "device" in names:

@@ -20,8 +20,8 @@ from ir.builder import Builder, bind_arguments, infer_types
 from ir.core import Graph, Operation, Value
 from ir.errors import InferenceError, InputError
 from ir.locations import UNKNOWN_LOCATION, Location
-from ir.memory.aliasing import NEED_STRIDES
-from ir.opdef import Trait, get_opdef
+from ir.memory.aliasing import demands_strides
+from ir.opdef import get_opdef
 from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program, SymbolRange, Weight, WeightKind, weight_of
 from ir.types import Dim, TensorType, simplify_dim, symbols_of
 
@@ -216,7 +216,7 @@ class ProgramSource(Source):
 
 def _is_contiguous(value: Value) -> bool:
     op = value.defining_op
-    return op is None or op.opdef.has(Trait.STRIDES_FIXED)
+    return op is None or op.opdef.fixes_strides
 
 
 def random_tensor(
@@ -321,7 +321,7 @@ def _choices(source: ProgramSource, last: str) -> Sequence[str]:
 
 
 def _add_operation(source: ProgramSource, builder: Builder, name: str) -> None:
-    source.contiguous = name in NEED_STRIDES
+    source.contiguous = demands_strides(get_opdef(name))
     try:
         args, kwargs = generate_call(source, name)
     except Unavailable:
@@ -338,12 +338,12 @@ def _repeat_operation(source: ProgramSource, builder: Builder, op: Operation) ->
     values = list(op.operands)
     place = source.integer(0, len(values) - 1)
     changed = values[place]
-    if changed is None or (op.name in NEED_STRIDES and not all(v is None or _is_contiguous(v) for v in values)):
+    if changed is None or (demands_strides(op.opdef) and not all(v is None or _is_contiguous(v) for v in values)):
         return
     same = [changed, *(v for v in reversed(source.values) if v.type == changed.type)]
     if len(set(same)) == 1 and isinstance(changed.type, TensorType) and source.flag():
         same.append(source._input(changed.type))
-    if op.name in NEED_STRIDES:
+    if demands_strides(op.opdef):
         same = [v for v in same if _is_contiguous(v)]
     values[place] = changed if source.flag() else source.one_of(same)
     if len(values) == 2 and values[0] is not None and values[1] is not None and values[0].type == values[1].type:

@@ -10,54 +10,13 @@ from collections.abc import Callable
 
 import torch
 
+from ir.columns import Layout, StorageRule
 from ir.core import RETURN, Operation, Value
 from ir.opdef import OpDef, Trait
 from ir.types import TensorType
 
 _BOUND = 512
 
-# Tagged `maybe_aliasing_or_mutating` in PyTorch for the statistics they write; the result is always a new tensor.
-_NEW_RESULTS = frozenset({"aten.batch_norm", "aten.instance_norm"})
-# Composites that are known to return a new tensor, although PyTorch lets a composite return its operand.
-_NEW_COMPOSITES = frozenset(
-    {
-        "aten.linear",
-        "aten.layer_norm",
-        "aten.group_norm",
-        "aten.rms_norm",
-        "aten.matmul",
-        "aten.max_pool1d",
-        "aten.max_pool2d",
-        "aten.max_pool3d",
-        "aten.adaptive_avg_pool1d",
-        "aten.adaptive_avg_pool2d",
-        "aten.adaptive_avg_pool3d",
-        "aten.avg_pool1d",
-        "aten.softmax.int",
-        "aten.log_softmax.int",
-        "aten.scaled_dot_product_attention",
-        "aten.embedding",
-        "aten.relu6",
-        "aten.selu",
-        "aten.silu",
-        "aten.mish",
-        "aten.prelu",
-        "aten.upsample_nearest2d.vec",
-        "aten.upsample_bilinear2d.vec",
-        "aten.upsample_bicubic2d.vec",
-        "aten.cat",
-        "aten.stack",
-        "aten.square",
-        "aten.where.self",
-        "aten.rsub.Scalar",
-        "aten.rsub.Tensor",
-        "aten.lift_fresh_copy",
-    }
-)
-NEED_STRIDES = frozenset({"aten.view", "aten._unsafe_view", "aten.view_as"})
-"""Views that raise where an operand's strides do not allow them: types know no strides."""
-# They take the shape or dtype of their second operand, and are views of the first at most.
-_LIKE_ANOTHER = frozenset({"aten.view_as", "aten.reshape_as", "aten.expand_as", "aten.type_as", "aten.to.other"})
 _CHANNELS_LAST = (torch.channels_last, torch.channels_last_3d)
 _MAY_ALIAS: dict[OpDef, bool] = {}
 
@@ -71,7 +30,7 @@ def may_alias_operands(opdef: OpDef) -> bool:
 
 
 def _may_alias(opdef: OpDef) -> bool:
-    if opdef.name in _NEW_RESULTS or opdef.has(Trait.CONV) or opdef.name.startswith("aten.conv"):
+    if opdef.facts.storage is StorageRule.FRESH:
         return False
     if not opdef.operand_params:
         return False  # an operator on numbers; the dispatcher does not know those
@@ -79,10 +38,15 @@ def _may_alias(opdef: OpDef) -> bool:
         return True
     if not isinstance(opdef.target, torch._ops.OpOverload):
         return not opdef.has(Trait.PURE)
-    if opdef.name in _NEW_COMPOSITES or opdef.has(Trait.ELEMENTWISE):
+    if opdef.has(Trait.ELEMENTWISE):
         return False
     # A composite is Python-like code over other operators: it may return its operand as it is (`type_as`, `einsum`).
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(opdef.target.name(), "CompositeImplicitAutograd"))
+
+
+def demands_strides(opdef: OpDef) -> bool:
+    """Return whether the operator fails where its operand's strides allow no view; types know no strides."""
+    return opdef.facts.storage is StorageRule.DEMANDED
 
 
 def makes_view(opdef: OpDef) -> bool:
@@ -92,7 +56,7 @@ def makes_view(opdef: OpDef) -> bool:
     """
     if opdef.name == "aten.reshape":
         return True
-    if opdef.name in NEED_STRIDES or opdef.name == "aten.as_strided" or opdef.has(Trait.RANDOM):
+    if demands_strides(opdef) or opdef.layout is Layout.STRIDED or opdef.has(Trait.RANDOM):
         return False
     if not isinstance(opdef.target, torch._ops.OpOverload) or not opdef.operand_params:
         return False
@@ -102,9 +66,12 @@ def makes_view(opdef: OpDef) -> bool:
 
 
 def aliased_operands(op: Operation) -> tuple[Value, ...]:
-    """Return the operands that a result of the operation, which may share storage with operands, may share it with."""
+    """Return the operands that a result may alias, where the operator may alias any.
+
+    What lies as its first operand at most (`view_as`) takes nothing but a shape or dtype from the second.
+    """
     operands = op.operand_values
-    return operands[:1] if op.name in _LIKE_ANOTHER else operands
+    return operands[:1] if op.opdef.facts.storage is not None else operands
 
 
 def is_fresh(value: Value) -> bool:
@@ -174,7 +141,7 @@ def reaches_output(value: Value) -> bool:
 
 def reaches_view(value: Value) -> bool:
     """Return whether the strides of `value` may decide whether an operation fails: a view that may not copy."""
-    return _strides_reach(value, lambda op: op.name in NEED_STRIDES)
+    return _strides_reach(value, lambda op: demands_strides(op.opdef))
 
 
 def reaches_format(value: Value) -> bool:
@@ -191,7 +158,7 @@ def _strides_reach(value: Value, ends: Callable[[Operation], bool]) -> bool:
     """Return whether the strides of `value` may matter to an operation of some kind.
 
     The walk goes forward through every operator whose result strides may follow its operands', and stops at those
-    with `Trait.STRIDES_FIXED`.
+    that fix them.
     """
     seen: set[Value] = {value}
     worklist = [value]
@@ -201,7 +168,7 @@ def _strides_reach(value: Value, ends: Callable[[Operation], bool]) -> bool:
         for user in worklist.pop()._uses:
             if ends(user):
                 return True
-            if user.opdef.has(Trait.STRIDES_FIXED):
+            if user.opdef.fixes_strides:
                 continue
             for result in user.results:
                 if result not in seen and type(result.type) is TensorType:

@@ -13,8 +13,11 @@ from collections.abc import Sequence
 import attrs
 import sympy
 
+from ir.columns import Layout
 from ir.core import Operation, Value
-from ir.types import Dim, TensorType, dims_equal, simplify_dim
+from ir.memory.strides import known_shape
+from ir.opdef import OpDef
+from ir.types import Dim, TensorType, dims_equal, simplify_dim, wrap
 
 Atom = tuple[Dim, Dim]
 
@@ -95,7 +98,7 @@ class LayoutMap:
         """Return the map after taking `length` elements of `dim` from `start`; None where that cuts through atoms."""
         atoms = [atom for atom in self.dims[dim] if not dims_equal(atom[0], 1)]
         if not atoms:
-            return self
+            return self if dims_equal(length, 1) else None
         # the slice must take whole steps of the outermost atom
         stride = atoms[0][1]
         inner = _product([size for size, _ in atoms[1:]])
@@ -143,57 +146,85 @@ class LayoutMap:
 
     def step(self, op: Operation, result: int = 0) -> LayoutMap | None:
         """Return the map after one layout operation; None for operations that it does not describe."""
-        name = op.name
+        layout, attributes = op.opdef.layout, op.attributes
         type_ = op.results[result].type
-        if not isinstance(type_, TensorType) or not type_.is_known:
+        if layout is None or not isinstance(type_, TensorType) or not type_.is_known:
             return None
         shape: tuple[Dim, ...] = type_.shape  # type: ignore[assignment]
         rank = len(self.dims)
-        if name in _RESHAPES:
+        if layout is Layout.RESHAPE:
             return self.reshape(shape)
-        if name == "aten.permute":
-            return self.permute([d % rank for d in op.attributes["dims"]])
-        if name == "aten.transpose.int":
-            order = list(range(rank))
-            i, j = op.attributes["dim0"] % rank, op.attributes["dim1"] % rank
-            order[i], order[j] = order[j], order[i]
-            return self.permute(order)
-        if name == "aten.select.int":
-            dim, index = op.attributes["dim"] % rank, op.attributes["index"]
+        if layout is Layout.SAME:
+            return self
+        if layout.reorders:
+            order = permutation_of(op, rank)
+            return None if order is None else self.permute(order)
+        if layout is Layout.SELECT:
+            dim, index = attributes["dim"] % rank, attributes["index"]
             if isinstance(index, int) and index < 0:
                 index = index + self.shape[dim]
             return self.select(dim, index) if isinstance(index, int) else None
-        if name == "aten.split_with_sizes":
-            dim, sizes = op.attributes["dim"] % rank, op.attributes["split_sizes"]
-            if any(type(s) is not int for s in sizes):
-                return None
-            return self.narrow(dim, sum(sizes[:result]), sizes[result])
-        if name == "aten.slice.Tensor":
-            dim = op.attributes["dim"] % rank
-            start, size = op.attributes["start"] or 0, self.shape[dim]
-            if op.attributes["step"] != 1 or not isinstance(start, int) or not isinstance(size, int):
+        if layout is Layout.SPLIT:
+            dim = attributes["dim"] % rank
+            sizes = [known_shape(piece) for piece in op.results[: result + 1]]
+            lengths = [size[dim] for size in sizes if size is not None and type(size[dim]) is int]
+            return self.narrow(dim, sum(lengths[:-1]), lengths[-1]) if len(lengths) == len(sizes) else None
+        if layout is Layout.SLICE:
+            dim = attributes["dim"] % rank
+            start, size = attributes["start"] or 0, self.shape[dim]
+            if attributes["step"] != 1 or not isinstance(start, int) or not isinstance(size, int):
                 return None
             start = max(start + size, 0) if start < 0 else min(start, size)
             return self.narrow(dim, start, shape[dim])
-        return self if name in _SAME else None
+        return None
 
 
-_RESHAPES = frozenset(
-    {"aten.reshape", "aten.view", "aten.flatten.using_ints", "aten.unflatten.int", "aten.unsqueeze", "aten.squeeze.dim"}
-)
-_SAME = frozenset({"aten.contiguous", "aten.clone", "aten.alias"})
+_DESCRIBED = frozenset({Layout.RESHAPE, Layout.SAME, Layout.SELECT, Layout.SPLIT, Layout.SLICE})
 
-_LAYOUT_OPS = (
-    _RESHAPES
-    | _SAME
-    | {
-        "aten.permute",
-        "aten.transpose.int",
-        "aten.select.int",
-        "aten.split_with_sizes",
-        "aten.slice.Tensor",
-    }
-)
+
+def permutation_of(op: Operation, rank: int) -> tuple[int, ...] | None:
+    """Return the order that an operation puts the dimensions of a tensor of `rank` in; None where it is not certain."""
+    layout, attributes = op.opdef.layout, op.attributes
+    order = list(range(rank))
+    if layout is Layout.PERMUTE:
+        wrapped = [wrap(d, rank) for d in attributes["dims"]]
+        dims = [d for d in wrapped if d is not None]
+        return tuple(dims) if sorted(dims) == order else None
+    if layout is Layout.REVERSE:
+        return tuple(reversed(order))
+    if layout is Layout.SWAP_LAST:
+        return (*order[:-2], order[-1], order[-2]) if rank >= 2 else None
+    if layout is Layout.MOVE:
+        return _moved(attributes["source"], attributes["destination"], rank)
+    if layout is not Layout.SWAP:
+        return None
+    a, b = (wrap(attributes[param.name], rank) for param in op.opdef.attribute_params)
+    if a is None or b is None:
+        return None
+    if rank:
+        order[a], order[b] = order[b], order[a]
+    return tuple(order)
+
+
+def _moved(source: int | tuple[int, ...], destination: int | tuple[int, ...], rank: int) -> tuple[int, ...] | None:
+    sources = source if isinstance(source, tuple) else (source,)
+    destinations = destination if isinstance(destination, tuple) else (destination,)
+    if not rank:
+        return ()
+    order: list[int | None] = [None] * rank
+    taken = set()
+    for s, d in zip(sources, destinations, strict=True):
+        wrapped, place = wrap(s, rank), wrap(d, rank)
+        if wrapped is None or place is None:
+            return None
+        order[place] = wrapped
+        taken.add(wrapped)
+    rest = iter([d for d in range(rank) if d not in taken])
+    return tuple(next(rest) if d is None else d for d in order)
+
+
+def _is_described(opdef: OpDef) -> bool:
+    return opdef.layout is not None and (opdef.layout.reorders or opdef.layout in _DESCRIBED)
 
 
 def trace_back(value: Value) -> tuple[Value, list[tuple[Operation, int]]]:
@@ -204,7 +235,7 @@ def trace_back(value: Value) -> tuple[Value, list[tuple[Operation, int]]]:
     """
     path: list[tuple[Operation, int]] = []
     op = value.defining_op
-    while op is not None and op.name in _LAYOUT_OPS and len(op.operand_values) == 1:
+    while op is not None and _is_described(op.opdef) and len(op.operand_values) == 1:
         path.append((op, value.index))
         value = op.operand_values[0]
         op = value.defining_op

@@ -12,53 +12,27 @@ from collections.abc import Sequence
 import sympy
 import torch
 
+from ir.columns import Layout, StrideRule
 from ir.core import Operation, Value
 from ir.memory.aliasing import may_alias_operands
-from ir.opdef import Trait
+from ir.opdef import OpDef, Trait
 from ir.types import Dim, TensorType, dims_equal, simplify_dim
 
 _BOUND = 32
 
 Strides = tuple[Dim, ...]
 
-# Operators whose result is contiguous whatever the strides of the operands are.
-_CONTIGUOUS = frozenset(
-    {
-        "aten.linear",
-        "aten.layer_norm",
-        "aten.softmax.int",
-        "aten.log_softmax.int",
-        "aten.embedding",
-        "aten.full",
-        "aten.zeros",
-        "aten.ones",
-        "aten.arange",
-        "aten.arange.start",
-        "aten.arange.start_step",
-    }
-)
 _STEPS = frozenset(
-    {
-        "aten.reshape",
-        "aten.permute",
-        "aten.split_with_sizes",
-        "aten.slice.Tensor",
-        "aten.select.int",
-        "aten.alias",
-        "aten.detach",
-    }
+    {Layout.RESHAPE, Layout.PERMUTE, Layout.SPLIT, Layout.SLICE, Layout.SELECT, Layout.SAME, Layout.DETACHED}
 )
-# Operators that keep density: a dense operand (no gaps, no overlap) gives a dense result.
-_DENSE_STEPS = frozenset(
-    {"aten.reshape", "aten.permute", "aten.alias", "aten.detach", "aten.contiguous", "aten.dropout"}
-)
+"""What the strides of a result follow from, where it is written in the one spelling."""
 
 
 def is_contiguous_result(op: Operation) -> bool:
     """Return whether an operation's results are contiguous whatever the strides of its operands are."""
-    if op.name in _CONTIGUOUS:
+    if op.opdef.facts.strides is StrideRule.CONTIGUOUS:
         return True
-    return op.name in ("aten.contiguous", "aten.clone") and op.attributes["memory_format"] is torch.contiguous_format
+    return op.opdef.layout is Layout.SAME and op.attributes.get("memory_format") is torch.contiguous_format
 
 
 def contiguous_strides(shape: Sequence[Dim]) -> Strides:
@@ -84,7 +58,7 @@ def strides_of(value: Value) -> Strides | None:
     path: list[tuple[Operation, int]] = []
     op = value.defining_op
     while op is not None and not is_contiguous_result(op):
-        if len(path) == _BOUND or not (op.name in _STEPS or _keeps_strides(op)):
+        if len(path) == _BOUND or not (_is_step(op.opdef) or _keeps_strides(op)):
             return None
         path.append((op, value.index))
         operand = op.operands[0]
@@ -106,6 +80,12 @@ def strides_of(value: Value) -> Strides | None:
     return strides
 
 
+def _is_step(opdef: OpDef) -> bool:
+    if opdef.layout not in _STEPS or opdef.facts.spelled is not None:
+        return False
+    return opdef.layout is not Layout.SAME or (opdef.has(Trait.VIEW) and opdef.facts.storage is None)
+
+
 def _keeps_strides(op: Operation) -> bool:
     """Whether the op is a unary elementwise one: a dense operand's strides are the result's."""
     return (
@@ -117,10 +97,10 @@ def _keeps_strides(op: Operation) -> bool:
 
 
 def _step(op: Operation, index: int, shape: tuple[Dim, ...], strides: Strides) -> Strides | None:
-    name = op.name
-    if name == "aten.permute":
+    layout = op.opdef.layout
+    if layout is Layout.PERMUTE:
         return tuple(strides[d] for d in op.attributes["dims"])
-    if name == "aten.reshape":
+    if layout is Layout.RESHAPE:
         after = known_shape(op.results[0])
         if after is None:
             return None
@@ -128,12 +108,12 @@ def _step(op: Operation, index: int, shape: tuple[Dim, ...], strides: Strides) -
         if verdict is None:
             return None
         return view_strides(shape, strides, after) if verdict else contiguous_strides(after)
-    if name == "aten.select.int":
+    if layout is Layout.SELECT:
         dim = op.attributes["dim"] % len(shape)
         return strides[:dim] + strides[dim + 1 :]
-    if name == "aten.slice.Tensor" and op.attributes["step"] != 1:
+    if layout is Layout.SLICE and op.attributes["step"] != 1:
         return None
-    if name in ("aten.split_with_sizes", "aten.slice.Tensor", "aten.alias", "aten.detach"):
+    if layout is not None:
         return strides
     return strides if is_dense_layout(shape, strides) else None
 
@@ -309,13 +289,21 @@ def is_dense(value: Value) -> bool:
         op = value.defining_op
         if op is None:
             return True
-        if op.name not in _DENSE_STEPS:
+        if not _keeps_density(op.opdef):
             return op.body is None and not may_alias_operands(op.opdef)
         operand = op.operands[0]
         if operand is None:
             return False
         value = operand
     return False
+
+
+def _keeps_density(opdef: OpDef) -> bool:
+    """Whether a dense operand, without gaps and overlap, gives a dense result."""
+    layout = opdef.layout
+    if opdef.has(Trait.DROPOUT) or layout in (Layout.RESHAPE, Layout.DETACHED):
+        return True
+    return layout is not None and (layout.reorders or (layout is Layout.SAME and opdef.has(Trait.VIEW)))
 
 
 def has_standard_format(value: Value, *, trust_inputs: bool = False) -> bool:
@@ -329,18 +317,12 @@ def has_standard_format(value: Value, *, trust_inputs: bool = False) -> bool:
         op = value.defining_op
         if op is None:
             return trust_inputs and value.is_input
-        if op.opdef.has(Trait.CONV) or op.name in _FORMAT_MAKING:
+        if op.opdef.facts.strides is StrideRule.FORMAT:
             return True
-        if not (_keeps_strides(op) or op.name in _FORMAT_PASSING):
+        if not (_keeps_strides(op) or op.opdef.facts.strides is StrideRule.PASSED):
             return False
         operand = op.operands[0]
         if operand is None:
             return False
         value = operand
     return False
-
-
-_FORMAT_MAKING = frozenset(
-    {"aten.max_pool2d", "aten.avg_pool2d", "aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.cat"}
-)
-_FORMAT_PASSING = frozenset({"aten.batch_norm", "aten.dropout", "aten.adaptive_avg_pool2d"})

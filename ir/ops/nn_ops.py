@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ir.attributes import ATTRIBUTE_TYPES, Attribute
 from ir.errors import InferenceError, InputError, ParseError
-from ir.opdef import OpDef, Param, ParamKind, Trait, register_opdef
+from ir.opdef import Facts, OpDef, Param, ParamKind, Trait, register_opdef
 from ir.ops.inference import linear
 from ir.ops.inference.support import with_fallback
 from ir.text.literals import parse_attribute, parse_type
@@ -110,10 +110,12 @@ MULTIHEAD_ATTENTION = register_opdef(
             _attribute("training", "bool", False, True),
         ),
         ("tensor", "opaque"),
-        infer=with_fallback("nn.multihead_attention", linear.multihead_attention),
-        evaluate=_multihead_attention,
-        traits=Trait.PURE | Trait.RANDOM,
-        training="training",
+        facts=Facts(
+            Trait.PURE | Trait.RANDOM | Trait.COMPARES_OPERANDS,
+            infer=with_fallback("nn.multihead_attention", linear.multihead_attention),
+            evaluate=_multihead_attention,
+            training="training",
+        ),
     )
 )
 """`nn.MultiheadAttention` as one operation: only where an FX graph has the module as a leaf.
@@ -143,9 +145,7 @@ OPAQUE = register_opdef(
             _attribute("writes", "bool", False, True),
         ),
         ("list",),
-        traits=Trait.OPAQUE,
-        infer=_infer_opaque,
-        training="training",
+        facts=Facts(Trait.OPAQUE | Trait.COMPARES_OPERANDS, infer=_infer_opaque, training="training"),
     )
 )
 """A call of a Python callable of `Program.opaques`: never moved, merged or removed.

@@ -16,15 +16,18 @@ from ir.attributes import attributes_equal
 from ir.core import Operation, Value
 from ir.memory.aliasing import is_written, may_alias_operands, may_alias_roots, may_replace, reaches_format
 from ir.memory.strides import has_standard_format, is_contiguous, is_dense
-from ir.opdef import Trait
+from ir.opdef import Trait, get_opdef, operators_with
 from ir.program import weight_of
 from ir.types import shapes_equal
 from passes.canonicalize.base import Rule, first, is_floating, is_integral, same_dtype, shape_of, tensor
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
+_SCALAR_ARITHMETIC = tuple(
+    name for name in operators_with(lambda facts: facts.unit is not None) if len(get_opdef(name).operand_params) == 1
+)
 _PRESERVE = (None, torch.preserve_format)
-DROPOUTS = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout")
+_DROPOUTS = operators_with(lambda facts: Trait.DROPOUT in facts.traits)
 _CASTS = ("aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.type_as", "aten._to_copy")
 
 
@@ -61,7 +64,7 @@ class NoDropout(_Identity):
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
-        return p.op(DROPOUTS, p=0.0)
+        return p.op(_DROPOUTS, p=0.0)
 
 
 class NoDropoutInEval(_Identity):
@@ -69,7 +72,7 @@ class NoDropoutInEval(_Identity):
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
-        return p.op(DROPOUTS, train=False)
+        return p.op(_DROPOUTS, train=False)
 
 
 class NoCast(_Identity):
@@ -245,19 +248,10 @@ class NoArithmetic(_Identity):
         return copy_refusal(op.result, x)
 
 
-_SCALAR_ARITHMETIC = (
-    "aten.add.Scalar",
-    "aten.sub.Scalar",
-    "aten.mul.Scalar",
-    "aten.div.Scalar",
-    "aten.pow.Tensor_Scalar",
-)
-
-
 def _is_unit(op: Operation, x: Value) -> bool:
     attributes = op.attributes
     scalar = attributes["exponent"] if "exponent" in attributes else attributes["other"]
-    unit = op.opdef.unit
+    unit = op.opdef.facts.unit
     if unit is None or not isinstance(scalar, (bool, int, float)) or scalar != unit:
         return False
     if not attributes_equal(attributes.get("alpha", 1), 1):
@@ -268,7 +262,7 @@ def _is_unit(op: Operation, x: Value) -> bool:
         return False
     if unit == 0:
         negative = math.copysign(1.0, scalar) < 0
-        return negative == (op.name == "aten.add.Scalar")
+        return negative == op.opdef.name.startswith("aten.add.")
     return True
 
 
@@ -299,12 +293,19 @@ class Idempotent(Rule):
         return inner.result
 
 
+_INVOLUTIONS = tuple(
+    name
+    for name in operators_with(lambda facts: facts.inverse is not None and facts.layout is None)
+    if get_opdef(name).facts.inverse == name
+)
+
+
 class Involution(Rule):
     """neg(neg(x)) = bitwise_not(bitwise_not(x)) = x"""
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
-        return p.one_of(p.neg(p.neg(p.any("x"))), p.bitwise_not(p.bitwise_not(p.any("x"))))
+        return p.one_of(*(p.op(name, p.op(name, p.any("x"))) for name in _INVOLUTIONS))
 
     @override
     def check(self, m: Match) -> str | None:

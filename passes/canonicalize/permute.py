@@ -7,71 +7,21 @@ from collections.abc import Sequence
 from typing_extensions import override
 
 from ir.core import Operation, Value
+from ir.memory.layout import permutation_of
 from ir.memory.strides import merge_keeps_strides
+from ir.opdef import operators_with
 from ir.types import Dim, dims_equal, simplify_dim
 from passes.canonicalize.base import Rule, first, rank_of, shape_of
-from passes.rewrite.literals import wrap
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
-PERMUTES = (
-    "aten.transpose.int",
-    "aten.swapaxes",
-    "aten.swapdims",
-    "aten.t",
-    "aten.numpy_T",
-    "aten.mT",
-    "aten.movedim.int",
-    "aten.movedim.intlist",
-    "aten.moveaxis.int",
-    "aten.moveaxis.intlist",
-)
-
-
-def permutation_of(op: Operation, rank: int) -> tuple[int, ...] | None:
-    """Return the order that an operation puts the dimensions of a tensor of `rank` in; None where it is not certain."""
-    name, attributes = op.name, op.attributes
-    order = list(range(rank))
-    if name == "aten.permute":
-        wrapped = [wrap(d, rank) for d in attributes["dims"]]
-        dims = [d for d in wrapped if d is not None]
-        return tuple(dims) if sorted(dims) == order else None
-    if name in ("aten.t", "aten.numpy_T"):
-        return tuple(reversed(order))
-    if name == "aten.mT":
-        return (*order[:-2], order[-1], order[-2]) if rank >= 2 else None
-    if "source" in attributes:
-        return _moved(attributes["source"], attributes["destination"], rank)
-    keys = ("axis0", "axis1") if name == "aten.swapaxes" else ("dim0", "dim1")
-    a, b = (wrap(attributes[key], rank) for key in keys)
-    if a is None or b is None:
-        return None
-    if rank:
-        order[a], order[b] = order[b], order[a]
-    return tuple(order)
+PERMUTES = operators_with(lambda facts: facts.spelled == "aten.permute")
 
 
 def _order(permute: Operation) -> tuple[int, ...]:
     """Return the order of a permute, counted from the front."""
     rank = len(permute.attributes["dims"])
     return tuple([d % rank for d in permute.attributes["dims"]])
-
-
-def _moved(source: int | tuple[int, ...], destination: int | tuple[int, ...], rank: int) -> tuple[int, ...] | None:
-    sources = source if isinstance(source, tuple) else (source,)
-    destinations = destination if isinstance(destination, tuple) else (destination,)
-    if not rank:
-        return ()
-    order: list[int | None] = [None] * rank
-    taken = set()
-    for s, d in zip(sources, destinations, strict=True):
-        wrapped, place = wrap(s, rank), wrap(d, rank)
-        if wrapped is None or place is None:
-            return None
-        order[place] = wrapped
-        taken.add(wrapped)
-    rest = iter([d for d in range(rank) if d not in taken])
-    return tuple(next(rest) if d is None else d for d in order)
 
 
 class SpellPermute(Rule):

@@ -8,24 +8,13 @@ from typing_extensions import override
 from ir.attributes import attribute_key
 from ir.core import Value
 from ir.memory.strides import is_contiguous, merge_keeps_strides, reshape_copies, reshape_views
+from ir.opdef import operators_with
 from ir.types import shapes_equal
 from passes.canonicalize.base import Rule, first, shape_of
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
-RESHAPES = (
-    "aten.view",
-    "aten._unsafe_view",
-    "aten.view_as",
-    "aten.reshape_as",
-    "aten.flatten.using_ints",
-    "aten.unflatten.int",
-    "aten.squeeze",
-    "aten.squeeze.dim",
-    "aten.squeeze.dims",
-    "aten.unsqueeze",
-    "aten.ravel",
-)
+RESHAPES = operators_with(lambda facts: facts.spelled == "aten.reshape")
 
 
 class SpellReshape(Rule):

@@ -5,32 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ir.opdef import OpDef, Trait
-from passes.canonicalize.permute import PERMUTES
-from passes.canonicalize.reshape import RESHAPES
-from passes.canonicalize.spelling import SYNONYMS
-from passes.canonicalize.split import SPLITS
 from passes.rewrite.expansion import op_nodes
 from passes.rewrite.matching import compile_rule
 from passes.rewrite.pattern import Chain, OpNode, Pattern
 
-RESPELLED: dict[str, str] = {
-    **SYNONYMS,
-    **dict.fromkeys(RESHAPES, "aten.reshape"),
-    **dict.fromkeys(PERMUTES, "aten.permute"),
-    **dict.fromkeys(SPLITS, "aten.split_with_sizes"),
-    "aten.unbind.int": "aten.split_with_sizes",
-    "aten.rsub.Tensor": "aten.sub.Tensor",
-    "aten.clamp_min": "aten.clamp",
-    "aten.clamp_max": "aten.clamp",
-    "aten.expand_as": "aten.expand",
-    "aten.broadcast_to": "aten.expand",
-}
-"""Operators that do not outlive canonicalization where shapes are known, and what stands for them then."""
-
 
 def canonical_name(opdef: OpDef) -> str | None:
-    """Return the name of the operator that canonical programs have in place of `opdef`; None where it stays."""
-    known = RESPELLED.get(opdef.name)
+    """Return the operator that canonical programs have in place of `opdef`, where shapes are known; None: it stays."""
+    known = opdef.facts.synonym or opdef.facts.spelled
     if known is not None:
         return known
     namespace, packet, *overload = opdef.name.split(".")

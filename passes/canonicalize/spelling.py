@@ -7,52 +7,23 @@ from typing import Any
 from typing_extensions import override
 
 from ir.attributes import attributes_equal
+from ir.columns import Layout
 from ir.core import RETURN, Operation, Value
 from ir.memory.aliasing import reaches_format
-from ir.opdef import ParamKind
+from ir.opdef import ParamKind, operators_with
+from ir.types import wrap
 from passes.canonicalize.base import Rule, first, is_floating, shape_of, tensor
-from passes.rewrite.literals import REDUCTIONS, dims_from_front, index_from_front, wrap
+from passes.rewrite.literals import dims_from_front, index_from_front
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
-SYNONYMS = {
-    "aten.multiply.Tensor": "aten.mul.Tensor",
-    "aten.multiply.Scalar": "aten.mul.Scalar",
-    "aten.divide.Tensor": "aten.div.Tensor",
-    "aten.divide.Scalar": "aten.div.Scalar",
-    "aten.true_divide.Tensor": "aten.div.Tensor",
-    "aten.true_divide.Scalar": "aten.div.Scalar",
-    "aten.subtract.Tensor": "aten.sub.Tensor",
-    "aten.subtract.Scalar": "aten.sub.Scalar",
-    "aten.negative": "aten.neg",
-    "aten.absolute": "aten.abs",
-    "aten.clip": "aten.clamp",
-    "aten.clip.Tensor": "aten.clamp.Tensor",
-    "aten.concat": "aten.cat",
-    "aten.concatenate": "aten.cat",
-    "aten.fix": "aten.trunc",
-    "aten.special_expit": "aten.sigmoid",
-    "aten.special_erf": "aten.erf",
-    "aten.greater.Tensor": "aten.gt.Tensor",
-    "aten.greater.Scalar": "aten.gt.Scalar",
-    "aten.greater_equal.Tensor": "aten.ge.Tensor",
-    "aten.greater_equal.Scalar": "aten.ge.Scalar",
-    "aten.less.Tensor": "aten.lt.Tensor",
-    "aten.less.Scalar": "aten.lt.Scalar",
-    "aten.less_equal.Tensor": "aten.le.Tensor",
-    "aten.less_equal.Scalar": "aten.le.Scalar",
-    "aten.not_equal.Tensor": "aten.ne.Tensor",
-    "aten.not_equal.Scalar": "aten.ne.Scalar",
-}
-"""Operators that PyTorch defines as another name of the second, with the same arguments."""
-
 
 class SpellSynonym(Rule):
-    """multiply(x, y) = mul(x, y), and all of `SYNONYMS`"""
+    """multiply(x, y) = mul(x, y), and all other synonyms of the operator table"""
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
-        return p.op(tuple(SYNONYMS))
+        return p.op(operators_with(lambda facts: facts.synonym))
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
@@ -61,7 +32,9 @@ class SpellSynonym(Rule):
         arguments = [
             op.resolved_attribute(p.name) if p.kind is ParamKind.ATTRIBUTE else next(operands) for p in op.opdef.params
         ]
-        return b.op(SYNONYMS[op.name], *arguments).result
+        synonym = op.opdef.facts.synonym
+        assert synonym is not None
+        return b.op(synonym, *arguments).result
 
 
 class SpellRsub(Rule):
@@ -101,7 +74,7 @@ class SpellClamp(Rule):
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
-        return p.op(("aten.clamp_min", "aten.clamp_max"), p.any("x"))
+        return p.op(operators_with(lambda facts: facts.spelled == "aten.clamp"), p.any("x"))
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
@@ -205,7 +178,7 @@ class SpellExpand(Rule):
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
-        return p.op(("aten.expand", "aten.expand_as", "aten.broadcast_to"))
+        return p.op(operators_with(lambda facts: facts.layout is Layout.EXPAND))
 
     @override
     def check(self, m: Match) -> str | None:
@@ -213,7 +186,7 @@ class SpellExpand(Rule):
         shape = shape_of(m.root.result)
         if shape is None:
             return "the shape of the result is not known"
-        if m.root.name == "aten.expand" and attributes_equal(m.root.attributes["size"], shape):
+        if m.root.opdef.facts.spelled is None and attributes_equal(m.root.attributes["size"], shape):
             return "all sizes are written out"
         return None
 
@@ -222,36 +195,12 @@ class SpellExpand(Rule):
         return b.op("aten.expand", first(m.root), shape_of(m.root.result)).result
 
 
-_ALONG_A_DIM = (
-    "aten.softmax.int",
-    "aten.log_softmax.int",
-    "aten.cat",
-    "aten.stack",
-    "aten.select.int",
-    "aten.slice.Tensor",
-    "aten.narrow",
-    "aten.cumsum",
-    "aten.cumprod",
-    "aten.argmax",
-    "aten.argmin",
-    "aten.max.dim",
-    "aten.min.dim",
-    "aten.any.dim",
-    "aten.all.dim",
-    "aten.prod.dim_int",
-    "aten.index_select",
-    "aten.gather",
-    "aten.glu",
-    "aten.topk",
-)
-
-
 class CountDimsFromFront(Rule):
     """softmax(x, -1) = softmax(x, rank - 1); the dimensions of a reduction are also sorted"""
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
-        return p.op((*REDUCTIONS, *_ALONG_A_DIM))
+        return p.op(operators_with(lambda facts: facts.dims))
 
     @override
     def check(self, m: Match) -> str | None:

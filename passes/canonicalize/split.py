@@ -6,19 +6,15 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
+from ir.columns import Layout
 from ir.core import Operation, Value
+from ir.opdef import operators_with
+from ir.types import wrap
 from passes.canonicalize.base import Rule, first, shape_of
-from passes.rewrite.literals import wrap
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
-SPLITS = (
-    "aten.chunk",
-    "aten.split.Tensor",
-    "aten.split.sizes",
-    "aten.tensor_split.sections",
-    "aten.tensor_split.indices",
-)
+SPLITS = operators_with(lambda facts: facts.layout is Layout.SPLIT and facts.spelled is not None)
 
 
 def split_sizes(op: Operation, dim: int) -> tuple[int, ...] | None:

@@ -11,13 +11,11 @@ from ir.attributes import attribute_key
 from ir.core import Operation, Value
 from ir.locations import merge_locations
 from ir.memory.aliasing import aliases_output, is_written
+from ir.opdef import Trait
 from ir.program import Program
 from passes.manager.manager import Pass, PassContext
 from passes.rewrite.effects import is_mergeable, reads_written
 from passes.rewrite.rewriter import Rewriter
-
-# They look at whether two operands are one object, and take another path of equal meaning and other rounding.
-_IDENTITY_SENSITIVE = frozenset({"nn.multihead_attention", "nn.opaque"})
 
 
 @attrs.frozen
@@ -66,7 +64,7 @@ def operation_key(op: Operation) -> Any:
 
 def _may_merge(kept: Value, gone: Value) -> bool:
     for user in gone._uses:
-        if user.name in _IDENTITY_SENSITIVE:
+        if user.opdef.has(Trait.COMPARES_OPERANDS):
             return False
     if is_written(gone) or is_written(kept):
         return False

@@ -35,32 +35,6 @@ _MAX_BYTES = 16 << 20
 _MAX_CREATED_BYTES = 1 << 20
 _MAX_INTERNED_BYTES = 1 << 20
 
-_CREATIONS = frozenset(
-    {
-        "aten.full",
-        "aten.zeros",
-        "aten.ones",
-        "aten.arange",
-        "aten.arange.start",
-        "aten.arange.start_step",
-        "aten.linspace",
-        "aten.eye",
-        "aten.eye.m",
-        "aten.scalar_tensor",
-        "aten.tril_indices",
-        "aten.triu_indices",
-    }
-)
-# Made like an operand, of which nothing but dtype, device and (for `*_like`) shape matters: the fill value.
-_FILLS: dict[str, float | str] = {
-    "aten.new_zeros": 0,
-    "aten.new_ones": 1,
-    "aten.new_full": "fill_value",
-    "aten.zeros_like": 0,
-    "aten.ones_like": 1,
-    "aten.full_like": "fill_value",
-}
-
 
 @attrs.frozen
 class FoldConstants(Pass):
@@ -113,7 +87,7 @@ def fold_constants(program: Program) -> tuple[str, ...]:
 def _anything_to_fold(program: Program) -> bool:
     """Whether any operation could be folded: most programs have no constants, and need no second look."""
     for op in program.graph.operations():
-        if op.name in _CREATIONS or op.name in _FILLS:
+        if op.opdef.facts.creates or op.opdef.facts.fill is not None:
             return True
     return any(_constant_of(w.value, {}) is not None and not w.value.is_unused for w in program.weights.values())
 
@@ -135,8 +109,10 @@ def _constant_of(value: Value, known: dict[Value, _Constant]) -> _Constant | Non
 
 def _fold(op: Operation, known: dict[Value, _Constant]) -> list[_Constant] | None:
     """Return the results of an operation on constants; None where it is not to be folded."""
-    fill = _FILLS.get(op.name)
-    if not op.operands and op.name not in _CREATIONS:
+    facts = op.opdef.facts
+    # of what is made like an operand, nothing matters but its dtype, device and shape
+    fill = None if facts.creates else facts.fill
+    if not op.operands and not facts.creates:
         return None
     operands: list[_Constant | None] = []
     if fill is None:
@@ -210,7 +186,7 @@ def _filled(op: Operation, fill: float | str) -> list[_Constant] | None:
 def _evaluate(op: Operation, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor] | None:
     """Return what the operator's kernel returns; None where it fails or returns something else."""
     opdef = op.opdef
-    kernel = opdef.evaluate or opdef.target
+    kernel = opdef.facts.evaluate or opdef.target
     if kernel is None or any(p.extra for p in opdef.params):
         return None
     grouped: list[Any] = []

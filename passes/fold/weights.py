@@ -6,13 +6,12 @@ import attrs
 import torch
 
 from ir.builder import make_operation
+from ir.columns import Layout
 from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
 from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
 from ir.types import TensorType
 from passes.rewrite.rewriter import Rewriter
-
-_VIEWS = frozenset({"aten.reshape", "aten.permute"})
 
 
 def fold_weight_views(program: Program) -> int:
@@ -27,7 +26,7 @@ def fold_weight_views(program: Program) -> int:
     rewriter = Rewriter(program)
     count = 0
     for op in program.graph.operations():
-        if op.name not in _VIEWS or len(op.operands) != 1:
+        if op.opdef.layout not in (Layout.RESHAPE, Layout.PERMUTE) or op.opdef.facts.spelled or len(op.operands) != 1:
             continue
         source = op.operands[0]
         weight = None if source is None else weight_of(source)
@@ -61,7 +60,7 @@ def _view(weight: Weight, op: Operation) -> Weight | None:
     data = weight.data
     if data is not None:
         try:
-            if op.name == "aten.reshape":
+            if op.opdef.layout is Layout.RESHAPE:
                 viewed = data.detach().view([int(d) for d in type_.shape if type(d) is int])
             else:
                 viewed = data.detach().permute(op.attributes["dims"])
@@ -93,7 +92,7 @@ def _derive(weight: Weight, op: Operation) -> Derivation:
         output = old.outputs[0]
         assert output is not None
         value = mapping[output]
-    key = "shape" if op.name == "aten.reshape" else "dims"
+    key = "shape" if op.opdef.layout is Layout.RESHAPE else "dims"
     step = graph.append(make_operation(op.opdef, value, op.attributes[key], location=op.location))
     graph.set_outputs([step.result])
     return Derivation(sources, Program(f"derive {weight.name}", graph, CallingConvention(None, None)))

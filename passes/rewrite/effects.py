@@ -10,10 +10,6 @@ from ir.opdef import Trait
 from ir.program import weight_of
 
 _BOUND = 4096
-_NORMS = frozenset({"aten.batch_norm", "aten.instance_norm"})
-
-# Their result holds whatever was in memory.
-_UNINITIALIZED = frozenset({"aten.empty.memory_format", "aten.empty_like", "aten.new_empty", "aten.empty_strided"})
 
 
 def may_train(op: Operation) -> bool:
@@ -48,7 +44,9 @@ def is_removable(op: Operation) -> bool:
 
 def is_mergeable(op: Operation) -> bool:
     """Return whether the operation may be replaced by an equal one before it, unless what it reads is written."""
-    return not (op.body is not None or not op.opdef.has(Trait.PURE) or may_train(op) or op.name in _UNINITIALIZED)
+    if op.body is not None or not op.opdef.is_pure or op.opdef.has(Trait.UNINITIALIZED):
+        return False
+    return not may_train(op)
 
 
 def is_foldable(op: Operation) -> bool:
@@ -95,7 +93,7 @@ def crossed_effect(ops: Sequence[Operation]) -> str | None:
 
 def _rivals(op: Operation, last: Operation) -> list[Operation]:
     """Return the operations, not necessarily between `op` and `last`, whose order with `op` shows in training."""
-    if op.body is None and op.name in _NORMS:
+    if op.body is None and op.opdef.has(Trait.NORMALIZES):
         statistics = [op.operand(name) for name in ("running_mean", "running_var")]
         return [user for value in statistics if value is not None for user in value.users if user.opdef is not RETURN]
     found: list[Operation] = []
@@ -114,5 +112,5 @@ def _draws(op: Operation) -> bool:
     if op.body is not None:
         return any(map(_draws, op.body.operations()))
     if op.opdef.training is not None and not op.opdef.has(Trait.OPAQUE):
-        return may_train(op) and op.name not in _NORMS
+        return may_train(op) and not op.opdef.has(Trait.NORMALIZES)
     return op.opdef.has(Trait.RANDOM) or op.opdef.has(Trait.OPAQUE)

@@ -7,45 +7,17 @@ from __future__ import annotations
 
 from ir.attributes import Attribute, attributes_equal
 from ir.builder import coerce_attribute
+from ir.columns import Dims, Layout
 from ir.core import Operation, Value
 from ir.errors import InputError
 from ir.opdef import OpDef
-from ir.types import Dim, TensorType, dims_equal
-
-REDUCTIONS = (
-    "aten.mean.dim",
-    "aten.sum.dim_IntList",
-    "aten.amax",
-    "aten.amin",
-    "aten.logsumexp",
-    "aten.var.dim",
-    "aten.var.correction",
-    "aten.std.dim",
-    "aten.std.correction",
-    "aten.var_mean.correction",
-    "aten.linalg_vector_norm",
-)
-"""Operators for which the order of several dimensions means nothing: canonicalization sorts them."""
+from ir.types import Dim, TensorType, dims_equal, wrap
 
 _DIMS = frozenset(
     {"dim", "dims", "dim0", "dim1", "dim2", "dims_self", "dims_other", "dimension", "start_dim", "end_dim"}
     | {"axis", "axis0", "axis1", "ch_axis", "source", "destination"}
 )
 """Parameters of PyTorch's schemas that number dimensions."""
-_REPEATS = frozenset({"aten.tile"})
-"""Operators whose `dims` are no numbers of dimensions."""
-_ADDING = frozenset({"aten.stack", "aten.unsqueeze", "aten.unsqueeze_copy", "aten.diag_embed"})
-"""Operators whose `dim` counts the dimensions of the result, which has one more."""
-_SIZES = {"aten.reshape": "shape", "aten.view": "size", "aten.expand": "size"}
-"""Operators whose attribute is the shape of the result, of which sizes may be left out (-1)."""
-
-
-def wrap(dim: object, rank: int) -> int | None:
-    """Return a dimension's number counted from the front, or None where it is no int in range."""
-    bound = max(rank, 1)
-    if type(dim) is not int or not -bound <= dim < bound:
-        return None
-    return dim % bound
 
 
 def has_value(op: Operation, name: str, literal: Attribute) -> bool:
@@ -63,13 +35,13 @@ def has_value(op: Operation, name: str, literal: Attribute) -> bool:
 def one_form(op: Operation, name: str, value: Attribute) -> Attribute:
     """Return what canonicalization writes for `value` as an attribute of an operation, where the types tell it."""
     form: Attribute = None
-    if name in _DIMS and op.name.startswith("aten.") and op.name not in _REPEATS:
+    if name in _DIMS and op.name.startswith("aten.") and op.name != "aten.tile":  # its `dims` are counts
         form = dims_from_front(op, name, value)
-    elif name == "index" and op.name == "aten.select.int":
+    elif name == "index" and op.opdef.layout is Layout.SELECT:
         form = index_from_front(op, value)
     elif name == "stride" and value == ():
         form = op.attributes.get("kernel_size")
-    elif _SIZES.get(op.name) == name:
+    elif op.opdef.facts.shape == name:
         form = _written_out(op, value)
     return value if form is None else form
 
@@ -85,7 +57,7 @@ def dims_from_front(op: Operation, name: str, given: Attribute) -> int | tuple[i
     if not dims or None in dims:
         return None
     counted = [d for d in dims if d is not None]
-    return tuple(sorted(counted) if op.name in REDUCTIONS else counted)
+    return tuple(sorted(counted) if op.opdef.facts.dims is Dims.REDUCED else counted)
 
 
 def index_from_front(op: Operation, index: Attribute) -> int | None:
@@ -108,7 +80,7 @@ def _rank(op: Operation, name: str) -> int | None:
     rank = ranks.pop()
     if rank is None or ranks:
         return None
-    if op.name in _ADDING:
+    if op.opdef.facts.adds_dim:
         rank += 1
     return rank
 
@@ -119,7 +91,7 @@ def _written_out(op: Operation, sizes: Attribute) -> tuple[Dim | None, ...] | No
     if shape is None or not isinstance(sizes, tuple) or len(sizes) != len(shape):
         return None
     left_out = shape
-    if op.name == "aten.expand":  # the size that the operand has; of a new dimension, it must be written
+    if op.opdef.layout is Layout.EXPAND:  # the size that the operand has; of a new dimension, it must be written
         given = _shape(op.operands[0])
         if given is None:
             return None

@@ -25,14 +25,8 @@ from compiler.lower.functional.storage import (
     with_defaults,
 )
 from compiler.lower.functional.tensors import FunctionalTensors
-from compiler.lower.functional.views import (
-    COPY_OR_VIEW,
-    FUNCTIONAL_NAMES,
-    IN_PLACE_VIEWS,
-    RETURNS_INPUT_IN_EVAL,
-    WITHOUT_DERIVATIVE,
-)
 from compiler.usercode.locations import kept_with
+from ir.columns import Layout, StorageRule
 from ir.core import Operation, Value
 from ir.errors import CaptureError
 from ir.locations import Location
@@ -91,9 +85,8 @@ class Functionalizer(FunctionalTensors):
 
     def _results(self, op: Operation, handles: list[Handle], keys: Sequence[int | None]) -> list[Handle]:
         opdef = op.opdef
-        flag = RETURNS_INPUT_IN_EVAL.get(op.name)
-        if flag is not None:
-            is_view = not op.attributes[flag] or op.attributes["p"] == 0
+        if opdef.has(Trait.DROPOUT):
+            is_view = not op.in_training or op.attributes["p"] == 0
             # the tracer made a tensor of its own, which the views of the result are views of
             key = keys[0] if keys else None
             if is_view:
@@ -115,7 +108,7 @@ class Functionalizer(FunctionalTensors):
                 parent = next((h for h in handles_known if h.key == key), None)
             elif handles and makes_views(opdef) and not is_copy(op):
                 parent = handles[0]
-                certain = op.name not in COPY_OR_VIEW
+                certain = opdef.facts.storage is not StorageRule.EITHER
             if parent is None:
                 unsure = handles and (opdef.name == OPAQUE_CALL or (key is None and may_alias_operands(opdef)))
                 linked = [h for h in handles if h.storage.kind != "parameter"] if unsure else ()
@@ -190,12 +183,13 @@ class Functionalizer(FunctionalTensors):
                 location=self.location,
                 remedy="assign the new tensor (`self.v = …`), or write to the old one with copy_()",
             )
-        if opdef.name in IN_PLACE_VIEWS:
-            return self._reshape_in_place(get_opdef(IN_PLACE_VIEWS[opdef.name]), target, values, named)
+        view = None if opdef.in_place is None else get_opdef(opdef.in_place)
+        if view is not None and view.layout not in (None, Layout.DETACHED):
+            return self._reshape_in_place(view, target, values, named)
         if opdef.name == "aten.copy_":
             self._copy_into(target, values, named)
             return target
-        name = FUNCTIONAL_NAMES.get(opdef.name) or opdef.in_place
+        name = opdef.in_place
         if opdef.name == "aten.detach_" and target.parent is not None:
             raise CaptureError("detach_ of a view", location=self.location, remedy="use detach()")
         if name is None:
@@ -214,7 +208,7 @@ class Functionalizer(FunctionalTensors):
         old = target.value.type
         named = with_defaults(opdef, functional, values, named)
         before = None
-        if functional.name in WITHOUT_DERIVATIVE:
+        if functional.has(Trait.OVERWRITES):
             before = self.emit("aten.detach", values[0])
             values = [before, *values[1:]]
         quick = functional.has(Trait.ACTIVATION) or functional.name.startswith(("aten.fill", "aten.zero"))

@@ -13,36 +13,20 @@ from ir.types import Dim, dims_equal, simplify_dim
 
 Emit = Callable[..., Value]
 
-_TRANSPOSING = frozenset(
-    {
-        "aten.permute",
-        "aten.transpose.int",
-        "aten.swapaxes",
-        "aten.swapdims",
-        "aten.t",
-        "aten.numpy_T",
-        "aten.mT",
-        "aten.movedim.int",
-        "aten.movedim.intlist",
-        "aten.moveaxis.int",
-    }
-)
-"""Views whose dimensions lie in memory in another order."""
-
-
-_CONTIGUOUS = frozenset({"aten.masked_fill.Scalar", "aten.masked_fill.Tensor"})
-"""Pointwise operators whose result is contiguous, and does not lie as their first operand does."""
-
 
 def lies_as_operand(op: Operation) -> bool:
     """Return whether the result of an operation has the strides of its first operand, where that one is dense."""
-    return op.opdef.has(Trait.ELEMENTWISE) and op.name not in _CONTIGUOUS
+    return op.opdef.has(Trait.ELEMENTWISE) and not op.opdef.fixes_strides
+
+
+def _reorders(op: Operation) -> bool:
+    return op.opdef.layout is not None and op.opdef.layout.reorders
 
 
 def is_transposed(handle: Handle) -> bool:
     """Return whether a tensor is seen through a view that orders its dimensions otherwise."""
     while handle.call is not None and handle.parent is not None:
-        if handle.call.op.name in _TRANSPOSING:
+        if _reorders(handle.call.op):
             return True
         handle = handle.parent
     return False
@@ -51,8 +35,8 @@ def is_transposed(handle: Handle) -> bool:
 def comes_transposed(value: Value) -> bool:
     """Return whether a value lies as a tensor that is seen through such a view."""
     op = value.defining_op
-    while op is not None and (op.name in _TRANSPOSING or lies_as_operand(op)):
-        if op.name in _TRANSPOSING:
+    while op is not None and (_reorders(op) or lies_as_operand(op)):
+        if _reorders(op):
             return True
         op = op.operand_values[0].defining_op if op.operand_values else None
     return False

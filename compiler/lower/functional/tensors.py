@@ -7,9 +7,10 @@ from typing import Any
 
 from compiler.lower.functional.mode_sharing import ModeSharing
 from compiler.lower.functional.storage import Handle, Storage, copy_of_view, place_of
-from compiler.lower.functional.views import PARTS, write_through
+from compiler.lower.functional.views import write_through
 from compiler.usercode.locations import kept_with
 from ir.builder import bind_arguments, infer_types
+from ir.columns import Layout
 from ir.core import Graph, Operation, Value
 from ir.errors import CaptureError, GraphwrightError
 from ir.locations import UNKNOWN_LOCATION, Location
@@ -58,7 +59,7 @@ class FunctionalTensors:
         return self._current(handle)
 
     def _inexpressible(self, op: Operation) -> CaptureError:
-        if op.name == "aten.detach":
+        if op.opdef.layout is Layout.DETACHED:
             return CaptureError(
                 "an in-place operator writes to a tensor past its gradient (under torch.no_grad(), or through "
                 "detach()), which no functional operator can express",
@@ -96,7 +97,7 @@ class FunctionalTensors:
         owner = views.pop()
         calls = [view.call for view in views if view.call is not None]
         written = any(call.version != handle.storage.version for call in calls)
-        if not written or not all(c.certain for c in calls) or not any(c.op.name in PARTS for c in calls):
+        if not written or not all(c.certain for c in calls) or not any(_is_part(c.op) for c in calls):
             return value
         value = self._current(owner)
         for view in reversed(views):
@@ -210,3 +211,7 @@ class FunctionalTensors:
     def _append(self, op: Operation) -> Operation:
         self.graph.append(op)
         return op
+
+
+def _is_part(op: Operation) -> bool:
+    return op.opdef.layout is not None and op.opdef.layout.is_part

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from ir.columns import Layout, StorageRule
 from ir.core import Operation, Value
+from ir.opdef import Trait
 from ir.program import weight_of
 from ir.types import TensorType
 
@@ -16,58 +18,6 @@ Emit = Callable[..., Value]
 
 Inverse = Callable[[Emit, Operation, int, Value, Value], Value | None]
 """(emit, the view operation, number of the result, whole, part) -> the whole with the part written, or None."""
-
-COPY_OR_VIEW = frozenset(
-    {
-        "aten.reshape",
-        "aten.reshape_as",
-        "aten.contiguous",
-        "aten.flatten.using_ints",
-        "aten.ravel",
-        "aten.to.dtype",
-        "aten.to.device",
-        "aten.to.dtype_layout",
-        "aten.to.other",
-        "aten.type_as",
-        "aten.resolve_conj",
-        "aten.resolve_neg",
-        "aten.expand_as",
-        "aten.atleast_1d",
-        "aten.atleast_2d",
-        "aten.atleast_3d",
-    }
-)
-"""Operators whose result is a view of their operand or a fresh tensor, depending on strides, dtype or device."""
-
-RETURNS_INPUT_IN_EVAL = {
-    "aten.dropout": "train",
-    "aten.feature_dropout": "train",
-    "aten.alpha_dropout": "train",
-    "aten.feature_alpha_dropout": "train",
-}
-"""Operators that return their operand itself when they do nothing (so does the eager kernel; the tracer's does not)."""
-
-IN_PLACE_VIEWS = {
-    "aten.squeeze_": "aten.squeeze",
-    "aten.squeeze_.dim": "aten.squeeze.dim",
-    "aten.squeeze_.dims": "aten.squeeze.dims",
-    "aten.unsqueeze_": "aten.unsqueeze",
-    "aten.transpose_": "aten.transpose.int",
-    "aten.swapaxes_": "aten.transpose.int",
-    "aten.swapdims_": "aten.transpose.int",
-    "aten.t_": "aten.t",
-    "aten.as_strided_": "aten.as_strided",
-}
-"""Operators that change the shape of the tensor object itself and move no data."""
-
-FUNCTIONAL_NAMES = {
-    "aten.normal_": "aten.normal_functional",
-    "aten.detach_": "aten.detach",
-}
-"""In-place operators whose functional counterpart is named otherwise."""
-
-WITHOUT_DERIVATIVE = frozenset({"aten.bernoulli.p", "aten.normal_functional"})
-"""Functional forms that overwrite their input, as their in-place forms do, but cannot say that its gradient is zero."""
 
 
 def _attributes(op: Operation) -> dict[str, Any]:
@@ -137,10 +87,6 @@ def _swap(emit: Emit, op: Operation, _index: int, _whole: Value, part: Value) ->
     return emit("aten.transpose.int", part, *_attributes(op).values())
 
 
-def _again(emit: Emit, op: Operation, _index: int, _whole: Value, part: Value) -> Value:
-    return emit(op.name, part)
-
-
 def _movedim(emit: Emit, op: Operation, _index: int, _whole: Value, part: Value) -> Value:
     return emit(op.name, part, op.attributes["destination"], op.attributes["source"])
 
@@ -186,7 +132,7 @@ def may_need_gradient(value: Value) -> bool:
             weight = weight_of(current)
             if weight is None or weight.requires_grad or weight.carries_gradient:
                 return True
-        elif op.name != "aten.detach":
+        elif op.opdef.layout is not Layout.DETACHED:
             new = [v for v in op.operand_values if v not in seen]
             seen.update(new)
             pending.extend(new)
@@ -197,91 +143,29 @@ def _differentiable(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
-def _view_dtype(emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -> Value | None:
+def _view_dtype(emit: Emit, op: Operation, whole: Value, part: Value) -> Value | None:
     old, new = whole.tensor_type.dtype, op.attributes["dtype"]
     if old is None or new is None or old.itemsize != new.itemsize:
         return None
     return emit("aten.view.dtype", part, old)
 
 
-_SPLITS = (
-    "aten.split.Tensor",
-    "aten.split.sizes",
-    "aten.split_with_sizes",
-    "aten.chunk",
-    "aten.tensor_split.sections",
-    "aten.tensor_split.indices",
-)
-
-_INVERSES: dict[str, Inverse] = {
-    **dict.fromkeys(
-        (
-            "aten.alias",
-            "aten.contiguous",
-            "aten.to.dtype",
-            "aten.to.device",
-            "aten.to.dtype_layout",
-            "aten.to.other",
-            "aten.type_as",
-            "aten.resolve_conj",
-            "aten.resolve_neg",
-            "aten.positive",
-            *RETURNS_INPUT_IN_EVAL,
-        ),
-        _same,
-    ),
-    **dict.fromkeys(
-        (
-            "aten.view",
-            "aten.view_as",
-            "aten._unsafe_view",
-            "aten.reshape",
-            "aten.reshape_as",
-            "aten.flatten.using_ints",
-            "aten.ravel",
-            "aten.unflatten.int",
-            "aten.squeeze",
-            "aten.squeeze.dim",
-            "aten.squeeze.dims",
-            "aten.unsqueeze",
-            "aten.atleast_1d",
-            "aten.atleast_2d",
-            "aten.atleast_3d",
-        ),
-        _reshape,
-    ),
-    "aten.slice.Tensor": _slice,
-    "aten.select.int": _select,
-    "aten.narrow": _narrow,
-    "aten.diagonal": _diagonal,
-    "aten.as_strided": _as_strided,
-    "aten.permute": _permute,
-    **dict.fromkeys(("aten.transpose.int", "aten.swapaxes", "aten.swapdims"), _swap),
-    **dict.fromkeys(("aten.t", "aten.numpy_T", "aten.mT"), _again),
-    **dict.fromkeys(("aten.movedim.int", "aten.movedim.intlist", "aten.moveaxis.int"), _movedim),
-    **dict.fromkeys(("aten.unbind.int",), _unbind),
-    **dict.fromkeys(_SPLITS, _split),
-    "aten.expand": _expand,
-    "aten.expand_as": _expand,
-    "aten.detach": _detach,
-    "aten.view.dtype": _view_dtype,
-    "aten.view_as_real": lambda emit, _op, _index, _whole, part: emit("aten.view_as_complex", part),
-    "aten.view_as_complex": lambda emit, _op, _index, _whole, part: emit("aten.view_as_real", part),
+_INVERSES: dict[Layout, Inverse] = {
+    Layout.SAME: _same,
+    Layout.DETACHED: _detach,
+    Layout.RESHAPE: _reshape,
+    Layout.PERMUTE: _permute,
+    Layout.SWAP: _swap,
+    Layout.MOVE: _movedim,
+    Layout.EXPAND: _expand,
+    Layout.SELECT: _select,
+    Layout.SLICE: _slice,
+    Layout.NARROW: _narrow,
+    Layout.SPLIT: _split,
+    Layout.UNBIND: _unbind,
+    Layout.DIAGONAL: _diagonal,
+    Layout.STRIDED: _as_strided,
 }
-
-
-PARTS = frozenset(
-    {
-        "aten.slice.Tensor",
-        "aten.select.int",
-        "aten.narrow",
-        "aten.diagonal",
-        "aten.as_strided",
-        "aten.unbind.int",
-        *_SPLITS,
-    }
-)
-"""Views of a part: between the elements lie those of the rest, and the strides show it."""
 
 
 def write_through(emit: Emit, op: Operation, index: int, whole: Value, part: Value) -> Value | None:
@@ -289,5 +173,13 @@ def write_through(emit: Emit, op: Operation, index: int, whole: Value, part: Val
 
     None means that this view cannot be written through.
     """
-    inverse = _INVERSES.get(op.name)
+    facts = op.opdef.facts
+    if facts.inverse is not None:
+        return emit(facts.inverse, part)
+    if op.name == "aten.view.dtype":
+        return _view_dtype(emit, op, whole, part)
+    if facts.layout is None:
+        # where it is a view at all, it is the operand itself
+        return part if facts.storage is StorageRule.EITHER or Trait.DROPOUT in facts.traits else None
+    inverse = _INVERSES.get(facts.layout)
     return None if inverse is None else inverse(emit, op, index, whole, part)

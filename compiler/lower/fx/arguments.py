@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import attrs
 
+from ir.columns import Layout
 from ir.core import Operation, Value
 from ir.ops.nn_ops import decode_call
 from ir.program import InputLeaf, Program
 from ir.types import UNKNOWN_TENSOR
 
-_INDEXING = ("aten.select.int", "aten.slice.Tensor")
+_INDEXING = (Layout.SELECT, Layout.SLICE)
 _GETITEM = "_operator.getitem"
 
 
@@ -43,7 +44,7 @@ def _kinds(value: Value, users: list[Operation], is_traced: bool) -> tuple[str, 
     rest = [user for user in users if user.name != "nn.opaque"]
     if not rest:
         return ("any",)
-    return ("sequence",) if all(user.name in _INDEXING and user.attributes["dim"] == 0 for user in rest) else ()
+    return ("sequence",) if all(user.opdef.layout in _INDEXING and user.attributes["dim"] == 0 for user in rest) else ()
 
 
 def _is_lookup(op: Operation, owner: Value) -> bool:

@@ -70,7 +70,7 @@ def test_random_operators_are_pure_only_outside_of_training() -> None:
 
 
 def test_batch_norm_without_momentum_evaluates() -> None:
-    evaluate = get_opdef("aten.batch_norm").evaluate
+    evaluate = get_opdef("aten.batch_norm").facts.evaluate
     assert evaluate is not None
     x, mean, var = torch.randn(2, 3, 4), torch.randn(3), torch.rand(3) + 0.5
     got = evaluate(x, None, None, mean, var, False, None, 1e-5, False, follows_mode=True)
@@ -136,14 +136,14 @@ def test_commutative_bit_for_bit(name: str, dtype: torch.dtype) -> None:
     assert torch.equal(bits(ab), bits(target(b, a)))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if get_opdef(name).unit is not None])
+@pytest.mark.parametrize("name", [name for name in NAMES if get_opdef(name).facts.unit is not None])
 @pytest.mark.parametrize("dtype", list(FLOAT_BITS), ids=str)
 def test_unit_keeps_all_values(name: str, dtype: torch.dtype) -> None:
     opdef = get_opdef(name)
     assert opdef.target is not None
-    assert opdef.unit is not None
+    assert opdef.facts.unit is not None
     x = torch.tensor(SPECIAL, dtype=dtype)
-    unit: Any = opdef.unit if len(opdef.operand_params) == 1 else torch.full_like(x, opdef.unit)
+    unit: Any = opdef.facts.unit if len(opdef.operand_params) == 1 else torch.full_like(x, opdef.facts.unit)
     result = opdef.target(x, unit)
     nonzero = x != 0
     assert torch.equal(bits(result)[nonzero], bits(x)[nonzero])
@@ -208,12 +208,22 @@ STRIDES: dict[str, tuple[Callable[..., torch.Tensor], list[tuple[tuple[int, ...]
         lambda x: torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)[0],
         [((2, 4, 3),), ((2, 4, 5, 3),)],
     ),
+    "aten.masked_fill.Scalar": (
+        lambda x, m: torch.masked_fill(x, m > 0, 1.0),
+        [((2, 4, 3),) * 2, ((2, 4, 5, 3), (5, 3))],
+    ),
+    "aten.masked_fill.Tensor": (
+        lambda x, m: torch.masked_fill(x, m > 0, torch.ones(())),
+        [((2, 4, 3),) * 2, ((2, 1, 5, 3), (2, 4, 5, 3))],
+    ),
     "aten.softmax.int": (lambda x: torch.softmax(x, 1), [((2, 4, 3),), ((2, 4, 5, 3),), ((2, 1, 5, 3),)]),
     "aten.log_softmax.int": (lambda x: torch.log_softmax(x, -1), [((2, 4, 3),), ((2, 4, 5, 3),)]),
 }
 
 
-@pytest.mark.parametrize("name", names_with(Trait.STRIDES_FIXED))
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if get_opdef(name).fixes_strides and get_opdef(name).operand_params]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_strides_fixed(name: str, dtype: torch.dtype) -> None:
     function, cases = STRIDES[name]

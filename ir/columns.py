@@ -1,0 +1,76 @@
+"""What the columns of the operator table may say: how an operator moves elements, where its results lie.
+
+Each value is a claim about the kernel; `fuzz/calls/columns.py` holds a call to it, and the fuzzer draws the calls.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Layout(enum.Enum):
+    """Where an operator that computes nothing takes the elements of its result from."""
+
+    SAME = "the operand's own, in their order"
+    DETACHED = "as SAME, without their gradient"
+    RESHAPE = "the operand's own in row-major order, dimensions regrouped"
+    PERMUTE = "dimensions in the order of `dims`"
+    SWAP = "two dimensions swapped, which the two attributes number"
+    REVERSE = "dimensions in reverse order"
+    SWAP_LAST = "the last two dimensions swapped"
+    MOVE = "dimensions moved from `source` to `destination`"
+    EXPAND = "dimensions of size 1 repeated"
+    SELECT = "one index of a dimension, which goes"
+    SLICE = "a range of a dimension, by `start`, `end` and `step`"
+    NARROW = "a range of a dimension, by `start` and `length`"
+    SPLIT = "consecutive pieces of a dimension, one a result"
+    UNBIND = "each index of a dimension, one a result"
+    DIAGONAL = "the places where two dimensions have one index"
+    STRIDED = "places of the storage, whatever the operand's dimensions are"
+
+    @property
+    def reorders(self) -> bool:
+        """Whether the result has the operand's dimensions, in another order."""
+        return self in (Layout.PERMUTE, Layout.SWAP, Layout.REVERSE, Layout.SWAP_LAST, Layout.MOVE)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether a result leaves elements of the operand out: in its storage they lie between its own."""
+        return self in _PARTS
+
+
+_PARTS = frozenset(
+    {
+        Layout.SELECT,
+        Layout.SLICE,
+        Layout.NARROW,
+        Layout.SPLIT,
+        Layout.UNBIND,
+        Layout.DIAGONAL,
+        Layout.STRIDED,
+    }
+)
+
+
+class StorageRule(enum.Enum):
+    """Whose storage a result lies in, where the schema does not say it, or not all of it."""
+
+    FRESH = "its own, though the schema or a tag of PyTorch allows a view"
+    EITHER = "the first operand's where strides, dtype and device allow it; else its own"
+    DEMANDED = "the first operand's; where strides do not allow it, the call fails"
+
+
+class StrideRule(enum.Enum):
+    """What decides the strides of a result, of dense operands."""
+
+    CONTIGUOUS = "nothing: it is contiguous"
+    FIXED = "not those of the operands"
+    FORMAT = "the operands' memory format: it is contiguous or channels_last"
+    PASSED = "those of the first operand: contiguous and channels_last stay what they are"
+
+
+class Dims(enum.Enum):
+    """What the attribute `dim` numbers, where canonical programs count it from the front."""
+
+    ALONG = "one dimension"
+    REDUCED = "the dimensions of a reduction, whose order means nothing"
