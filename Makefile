@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # in the package's place.
 EDITABLE := --no-build-isolation --config-settings editable_mode=compat -e
 INSTALL_INPUTS := pyproject.toml constraints.txt
-BENCHMARKS := benchmarks/rewrite_throughput.py benchmarks/compile_time.py
+BENCHMARKS := benchmarks/import_time.py benchmarks/rewrite_throughput.py benchmarks/compile_time.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format zoo bench mutants clean

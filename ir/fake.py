@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import attrs
 import sympy
 import torch
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
+from torch._guards import GuardSource, Source
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from typing_extensions import override
 
 from ir.attributes import Attribute, Ref, map_leaves
 from ir.errors import InferenceError
@@ -41,6 +43,23 @@ _OTHER_HINTS = tuple(range(12 * 250, 12 * 250 - 12 * 16, -12))
 _TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
+@attrs.frozen(slots=False)
+class _SymbolSource(Source):
+    """Where a size comes from, for messages: a symbol of ours. (PyTorch's own sources would load its compiler.)"""
+
+    symbol: str
+
+    @property
+    @override
+    def guard_source(self) -> GuardSource:
+        return GuardSource.CONSTANT
+
+    @property
+    @override
+    def _name_template(self) -> str:
+        return self.symbol
+
+
 class FakeContext:
     """Fake tensors under one shape environment, for the symbols seen so far."""
 
@@ -61,7 +80,7 @@ class FakeContext:
                 hint = self.hints[len(self._symbols) % len(self.hints)]
                 inner = self.shape_env.create_symbol(
                     hint,
-                    source=ConstantSource(symbol.name),
+                    source=_SymbolSource(symbol.name),
                     dynamic_dim=DimDynamic.DYNAMIC,
                     do_not_specialize_zero_one=True,
                 )

@@ -13,11 +13,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from compiler.codegen import Emitted, restore_output_strides
-from compiler.driver import transform
+from compiler.codegen import Emitted
 from compiler.emitted.graphmodule import EmittedModule
-from ir.errors import InputError
-from ir.program import CallingConvention, OutputLeaf, Surrounding
+from ir.program import CallingConvention, OutputLeaf
 from ir.types import make_symbol
 from passes.rewrite.rewriter import Rewriter
 from tests.compiler.drafts import Draft, f32, randomize
@@ -213,67 +211,3 @@ def test_emitting_twice_gives_the_same_code() -> None:
     again = d.emit(*d.graph.outputs)
     assert again.module.code == emitted.module.code
     assert list(again.parameter_map.items()) == list(emitted.parameter_map.items())
-
-
-# ---- strides of results ----
-
-
-@pytest.mark.parametrize(
-    ("strides", "restored", "expression"),
-    [
-        ((60, 20, 5, 1), (), ""),
-        ((60, 1, 15, 3), (0,), "memory_format = torch.channels_last"),
-        ((60, 20, 1, 4), (0,), "permute"),
-        ((0, 20, 5, 1), (), ""),
-    ],
-)
-def test_strides_of_results_are_restored(strides: tuple[int, ...], restored: tuple[int, ...], expression: str) -> None:
-    d = Draft(None, x=f32(2, 3, 4, 5))
-    d.program.convention = CallingConvention(
-        None, torch.utils._pytree.tree_structure([0]), outputs=(OutputLeaf(0, strides=strides),)
-    )
-    module = d.emit(d.b.relu(d["x"])).module
-    assert restore_output_strides(module, d.program) == restored
-    assert expression in module.code
-    x = torch.randn(2, 3, 4, 5)
-    (result,) = module(x)
-    assert torch.equal(result, x.relu())
-    if restored:
-        assert result.stride() == strides
-
-
-def test_strides_are_restored_where_there_are_weights_and_refused_surroundings() -> None:
-    d = Draft(nn.ModuleDict({"conv": nn.Conv2d(3, 4, 1)}), x=f32(2, 3, 4, 5))
-    d.program.convention = CallingConvention(None, None, outputs=(OutputLeaf(0, strides=(80, 1, 20, 4)),))
-    d.program.surroundings = {"no_grad": Surrounding()}
-    module = d.emit(d.at("conv").conv2d(d["x"], d["conv.weight"], d["conv.bias"])).module
-    assert restore_output_strides(module, d.program) == (0,)
-    assert module(torch.randn(2, 3, 4, 5)).stride() == (80, 1, 20, 4)
-    with torch.no_grad(), pytest.raises(InputError, match="with gradients enabled"):
-        module(torch.randn(2, 3, 4, 5))
-
-
-def test_strides_are_restored_whatever_a_norm_counts_and_a_guard_says_of_sizes() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = nn.BatchNorm1d(4, momentum=None)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.norm(x)
-            return y if x.shape[0] % 2 == 0 else y + 1
-
-    result = transform(Net(), (torch.randn(4, 4),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-    assert restore_output_strides(result.model, result.program) == ()
-    assert result.model.norm.momentum is None
-    with pytest.raises(InputError, match="the model was captured for those where"):
-        result.model(torch.randn(3, 4))
-
-
-def test_strides_with_symbolic_sizes() -> None:
-    batch = make_symbol("batch")
-    d = Draft(None, x=f32(batch, 3, 4))
-    d.program.convention = CallingConvention(None, None, outputs=(OutputLeaf(0, strides=(4, 4 * batch, 1)),))
-    module = d.emit(d.b.relu(d["x"])).module
-    assert restore_output_strides(module, d.program) == (0,)
-    assert module(torch.randn(5, 3, 4)).stride() == (4, 20, 1)
