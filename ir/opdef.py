@@ -45,6 +45,8 @@ class Trait(enum.Flag):
     """Forward convolution with operands (input, weight, bias)."""
     OPAQUE = enum.auto()
     """Meaning known to PyTorch only; never moved, merged or removed."""
+    CAST = enum.auto()
+    """Changes dtype, device or memory format of its first operand, and nothing else."""
     DROPOUT = enum.auto()
     """Drops values in training (flag `OpDef.training`, probability `p`), and returns its operand itself elsewhere."""
     NORMALIZES = enum.auto()

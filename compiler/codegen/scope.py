@@ -20,10 +20,10 @@ from compiler.emitted.forward_code import SignatureCodeGen
 from compiler.emitted.guard import linear_solution
 from ir.core import Operation, Value
 from ir.errors import CodegenError
+from ir.opdef import Trait
 from ir.program import Weight
 from ir.types import ScalarType, TensorType
 
-_CONSTANT_FILLS = ("aten.zeros", "aten.ones", "aten.empty.memory_format")
 _SAMPLING = ("aten.fractional_max_pool2d", "aten.fractional_max_pool3d")
 
 
@@ -231,7 +231,8 @@ class Scope:
             return self.call(getattr, (pooled, "dtype"))
         if wanted is None or any(v is not None for v in op.operands[: op.num_schema_operands]):
             return None
-        if name == "dtype" and (op.name not in _CONSTANT_FILLS or not wanted.is_floating_point):
+        follows = isinstance(op.opdef.facts.fill, int) or op.opdef.has(Trait.UNINITIALIZED)
+        if name == "dtype" and not (follows and wanted.is_floating_point):
             return None
         for value in self.inputs:
             type_ = value.type

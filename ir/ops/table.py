@@ -353,10 +353,10 @@ def _copies() -> None:
     _rows("lift_fresh", None, evaluate=_lift_fresh)
     _rows("lift", None, Trait.VIEW, evaluate=_lift)  # it returns its operand, which its schema does not say
     _rows("resolve_conj resolve_neg", **_EITHER)
-    _rows("to.dtype to.device to.dtype_layout", _fast(creation.copy), _IDEMPOTENT, **_EITHER)
-    _rows("_to_copy", _fast(creation.copy), _IDEMPOTENT)
-    _rows("to.other", **_EITHER)
-    _rows("type_as", _fast(creation.typed_as), _VIEW, **_EITHER)
+    _rows("to.dtype to.device to.dtype_layout", _fast(creation.copy), _IDEMPOTENT | Trait.CAST, **_EITHER)
+    _rows("_to_copy", _fast(creation.copy), _IDEMPOTENT | Trait.CAST)
+    _rows("to.other", None, Trait.CAST, **_EITHER)
+    _rows("type_as", _fast(creation.typed_as), _VIEW | Trait.CAST, **_EITHER)
 
 
 def _reductions() -> None:

@@ -28,7 +28,7 @@ _SCALAR_ARITHMETIC = tuple(
 )
 _PRESERVE = (None, torch.preserve_format)
 _DROPOUTS = operators_with(lambda facts: Trait.DROPOUT in facts.traits)
-_CASTS = ("aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.type_as", "aten._to_copy")
+_CASTS = operators_with(lambda facts: Trait.CAST in facts.traits)
 
 
 def copy_refusal(old: Value, x: Value) -> str | None:

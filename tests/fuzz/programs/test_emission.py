@@ -81,11 +81,6 @@ class Strided(nn.Module):
         return {"turned": y.transpose(1, 3).contiguous().transpose(1, 3), "size": x.shape[0], "same": x}
 
 
-class Turned(nn.Module):
-    def forward(self, x: Any) -> Any:
-        return x.relu()
-
-
 class Writes(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,56 @@
+"""What is known of an operator stands in its row: no other place below `fuzz` lists operators by name."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from tests.test_layout import sources
+
+_OPERATOR = re.compile(r"(aten|nn)\.[a-z_]\w*")
+
+TABLES = {
+    "ir/ops/nn_ops.py:MULTIHEAD_ATTENTION": "the definition of the operator",
+    "passes/convert/classifier.py:_FLATTENS": "two forms of one pattern",
+    "passes/fuse/attention.py:_MATMULS": "two forms of one pattern",
+    "passes/fuse/attention.py:_SCALINGS": "two forms of one pattern",
+    "passes/fuse/base.py:FUSED_ACTIVATIONS": "what targets fuse, which is no fact about the operators",
+    "compiler/lower/mode_steps.py:_OPERATORS": "the functions of PyTorch that call them",
+    "compiler/lower/fx/indexing.py:PIECES": "how many results an operator has in a graph without types",
+    "compiler/codegen/function_names.py:GLOBAL_FLAGS": "emission: parameters that functions do not take",
+    "compiler/codegen/functions.py:_METHODS": "emission: operators that read best as methods",
+    "compiler/codegen/functions.py:_DROPOUT_FUNCTIONS": "emission: functions of PyTorch",
+    "compiler/codegen/modules.py:_DROPOUTS": "emission: classes of modules",
+    "compiler/codegen/scope.py:_SAMPLING": "emission: what takes the dtype of what it samples for",
+}
+"""Module-level tables of operators, each with what it says that no column could."""
+
+
+def operator_tables(files: dict[str, str]) -> dict[str, list[str]]:
+    """Module-level names that are given two or more names of operators -> these."""
+    found: dict[str, list[str]] = {}
+    for path, text in files.items():
+        for node in ast.parse(text).body:
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+                continue
+            constants = [each.value for each in ast.walk(node.value) if isinstance(each, ast.Constant)]
+            names = [each for each in constants if isinstance(each, str) and _OPERATOR.match(each)]
+            if len(names) > 1:
+                target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+                found[f"{path}:{ast.unparse(target)}"] = names
+    return found
+
+
+def test_operators_are_listed_in_the_table_only() -> None:
+    found = operator_tables(sources("ir", "passes", "compiler"))
+    assert sorted(found) == sorted(TABLES), "say it in a column of ir/ops/table.py, and ask with operators_with()"
+
+
+def test_every_form_of_a_table_is_found() -> None:
+    files = {
+        "a.py": 'A = ("aten.relu", "aten.gelu")',
+        "b.py": 'B: frozenset[str] = frozenset({"aten.relu", "nn.opaque"})',
+        "c.py": 'C = {"aten.add.Tensor": 1} | dict.fromkeys(("aten.mul.Tensor",))',
+        "d.py": 'D = "aten.relu"\nE = ("relu", "gelu")\ndef f():\n    g = ("aten.relu", "aten.gelu")',
+    }
+    assert sorted(operator_tables(files)) == ["a.py:A", "b.py:B", "c.py:C"]
