@@ -11,7 +11,8 @@ from ir.attributes import Attribute, Ref, attributes_equal
 from ir.core import Graph, Operation, Value
 from ir.expressions import format_expression
 from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program, Weight
-from ir.text.printer import format_attribute, format_parameters
+from ir.text.literals import format_attribute
+from ir.text.printer import format_parameters
 from ir.types import OpaqueType, ScalarType, TensorType, Type, dims_equal
 
 

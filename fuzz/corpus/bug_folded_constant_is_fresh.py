@@ -16,7 +16,7 @@ CASE = Case.seeded(
     """
 program "case" {
   constant %c : f32[2]
-  out_spec [1, {"type": "builtins.tuple", "context": "null", "children_spec": [{"type": null, "context": null, "children_spec": []}, {"type": null, "context": null, "children_spec": []}]}]
+  out_spec (*, *)
   argument "x" = input 0
   result = output 0
   result = output 1

@@ -15,7 +15,7 @@ FIRES = False
 CASE = Case.seeded(
     """
 program "case" {
-  out_spec [1, {"type": "builtins.tuple", "context": "null", "children_spec": [{"type": null, "context": null, "children_spec": []}, {"type": null, "context": null, "children_spec": []}]}]
+  out_spec (*, *)
   argument "x" = input 0
   result = output 0
   result = output 1

@@ -19,7 +19,7 @@ CASE = Case(
 program "fuzzed" {
   parameter %w1 : f32[1, 4] requires_grad
   buffer %w2 : f32[4]
-  out_spec [1, {"type": "builtins.tuple", "context": "null", "children_spec": [{"type": null, "context": null, "children_spec": []}, {"type": null, "context": null, "children_spec": []}]}]
+  out_spec (*, *)
   argument "x0" = input 0
   result = output 0
   result = output 1

@@ -16,7 +16,7 @@ program "case" {
   parameter %beta : f32[3] requires_grad
   buffer %mean : f32[3]
   buffer %var : f32[3]
-  out_spec [1, {"type": "builtins.tuple", "context": "null", "children_spec": [{"type": null, "context": null, "children_spec": []}, {"type": null, "context": null, "children_spec": []}]}]
+  out_spec (*, *)
   argument "x" = input 0
   result = output 0
   result = output 1

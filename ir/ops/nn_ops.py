@@ -16,8 +16,7 @@ from ir.errors import InferenceError, InputError, ParseError
 from ir.opdef import Facts, OpDef, Param, ParamKind, Trait, register_opdef
 from ir.ops.inference import linear
 from ir.ops.inference.support import with_fallback
-from ir.text.literals import parse_attribute, parse_type
-from ir.text.printer import format_attribute
+from ir.text.literals import format_attribute, parse_attribute, parse_type
 from ir.types import Type
 
 

@@ -73,12 +73,6 @@ class Lexer:
         self._starts += [match.start(1) for match in islice(self._matches, max(0, missing))]
         return self._starts[index]
 
-    def skip_to(self, position: int) -> None:
-        """Step over the tokens that start before a position of the text."""
-        last = len(self.texts) - 1
-        while self.index < last and self.start(self.index) < position:
-            self.index += 1
-
     @property
     def kind(self) -> str:
         """Kind of the next token."""

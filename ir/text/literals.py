@@ -1,7 +1,8 @@
-"""Parsing of what is compared by value: expressions, types, attributes and locations."""
+"""The literals of what is compared by value: expressions, types, attributes and locations."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from sympy.core.relational import Relational
 from torch.utils._sympy.numbers import int_oo
 
-from ir.attributes import Attribute, Ref, UnknownObject
-from ir.expressions import BINARY_OPERATORS, UNARY_POWER, apply_function, apply_operator, negate
+from ir.attributes import Attribute, Ref, UnknownObject, unknown_object
+from ir.expressions import BINARY_OPERATORS, UNARY_POWER, apply_function, apply_operator, format_expression, negate
 from ir.locations import Location
 from ir.text.lexer import END, Lexer
 from ir.types import (
@@ -47,7 +48,7 @@ def parse_type(text: str) -> Type:
 
 
 def parse_attribute(text: str) -> Attribute:
-    """Return the attribute value that `text` stands for, as `ir.text.printer.format_attribute` writes it.
+    """Return the attribute value that `text` stands for, as `format_attribute` writes it.
 
     Raises:
         ParseError: when it is none; the message points at the place.
@@ -56,6 +57,34 @@ def parse_attribute(text: str) -> Attribute:
     value = Literals(lexer).attribute()
     expect_end(lexer)
     return value
+
+
+def format_attribute(value: Attribute, refer: Callable[[int], str] = lambda index: f"&{index}") -> str:
+    """Return the text of an attribute, or of a constant in the calling convention; `refer` gives that of a `Ref`."""
+    if isinstance(value, tuple):
+        return f"[{', '.join([format_attribute(item, refer) for item in value])}]"
+    if value is None or type(value) in (bool, int):
+        return repr(value)
+    if type(value) is float:
+        return repr(value)
+    if type(value) is str:
+        return json.dumps(value)
+    if isinstance(value, list):
+        return f"list({', '.join(map(format_attribute, value))})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{format_attribute(key)}: {format_attribute(item)}' for key, item in value.items())}}}"
+    if isinstance(value, Ref):
+        return refer(value.index)
+    if type(value) is complex:
+        return f"complex({value.real!r}, {value.imag!r})"
+    if isinstance(value, sympy.Basic):
+        text = format_expression(value)
+        return text if value.free_symbols else f"expr({text})"
+    if isinstance(value, torch.dtype | torch.layout | torch.memory_format):
+        return str(value)
+    if isinstance(value, torch.device):
+        return f'device("{value}")'
+    return f"opaque({json.dumps(unknown_object(value).class_name)})"
 
 
 def expect_end(lexer: Lexer) -> None:

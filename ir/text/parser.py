@@ -22,6 +22,7 @@ from ir.program import (
 )
 from ir.text.literals import RESERVED_SYMBOLS, expect_end, parse_attribute, parse_type
 from ir.text.parser_boundary import BoundaryParser
+from ir.text.specs import read_spec
 from ir.types import TensorType, Type, make_symbol
 
 __all__ = ["parse_attribute", "parse_program", "parse_type"]
@@ -143,9 +144,9 @@ class _Parser(BoundaryParser):
             case "keeps_order":
                 convention.keeps_order = True
             case "in_spec":
-                convention.in_spec = self._spec()
+                convention.in_spec = read_spec(self.literals)
             case "out_spec":
-                convention.out_spec = self._spec()
+                convention.out_spec = read_spec(self.literals)
             case "argument":
                 name = lexer.expect_string("the name of an argument")
                 lexer.expect("=")

@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
-from torch.utils import _pytree as pytree
 
 from ir.attributes import Ref
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec, are_in_order
 from ir.program import ARGUMENT_KINDS, SWITCHES, Mutation, Surrounding
 from ir.text.lexer import Lexer
 from ir.text.literals import Literals
-from ir.text.specs import SpecError, read_spec
 from ir.types import Dim
 
 
@@ -37,23 +35,6 @@ class BoundaryParser:
         found = self._strings("the name of a weight")
         self.lexer.expect("]")
         return found
-
-    def _spec(self) -> pytree.TreeSpec:
-        """Return the tree specification whose JSON starts at the next token."""
-        lexer = self.lexer
-        place = lexer.index
-        if lexer.at("unserializable"):
-            raise lexer.error(
-                "the structure holds a class that PyTorch cannot write as text",
-                remedy="register the class with torch.export.register_dataclass or register_pytree_node, "
-                "with a serialized_type_name",
-            )
-        try:
-            spec, end = read_spec(lexer.source, lexer.start(place))
-        except SpecError as error:
-            raise lexer.error(f"not a tree specification: {error}", index=place) from error
-        lexer.skip_to(end)
-        return spec
 
     def _leaf(self, keyword: str) -> tuple[int | None, Any]:
         lexer = self.lexer

@@ -18,18 +18,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import sympy
-import torch
-
-from ir.attributes import Attribute, Ref, attributes_equal, unknown_object
+from ir.attributes import attributes_equal
 from ir.core import RETURN, Graph, Operation, Value
 from ir.expressions import format_expression
 from ir.locations import Location
 from ir.opdef import ParamKind
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
+from ir.text.literals import format_attribute
 from ir.text.specs import format_spec
 from ir.types import Type, format_dim
 
@@ -103,34 +101,6 @@ def format_location(location: Location) -> str:
     if location.merged:
         parts.append(f"merged [{', '.join(map(format_location, location.merged))}]")
     return f"loc({', '.join(parts)})"
-
-
-def format_attribute(value: Attribute, refer: Callable[[int], str] = lambda index: f"&{index}") -> str:
-    """Return the text of an attribute, or of a constant in the calling convention; `refer` gives that of a `Ref`."""
-    if isinstance(value, tuple):
-        return f"[{', '.join([format_attribute(item, refer) for item in value])}]"
-    if value is None or type(value) in (bool, int):
-        return repr(value)
-    if type(value) is float:
-        return repr(value)
-    if type(value) is str:
-        return json.dumps(value)
-    if isinstance(value, list):
-        return f"list({', '.join(map(format_attribute, value))})"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{format_attribute(key)}: {format_attribute(item)}' for key, item in value.items())}}}"
-    if isinstance(value, Ref):
-        return refer(value.index)
-    if type(value) is complex:
-        return f"complex({value.real!r}, {value.imag!r})"
-    if isinstance(value, sympy.Basic):
-        text = format_expression(value)
-        return text if value.free_symbols else f"expr({text})"
-    if isinstance(value, torch.dtype | torch.layout | torch.memory_format):
-        return str(value)
-    if isinstance(value, torch.device):
-        return f'device("{value}")'
-    return f"opaque({json.dumps(unknown_object(value).class_name)})"
 
 
 def format_parameters(parameters: Sequence[ParameterSpec]) -> str:

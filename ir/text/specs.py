@@ -1,73 +1,257 @@
-"""The text of tree specifications: PyTorch's JSON, where that says all there is to say."""
+"""The text of tree specifications, which say how arguments and results are nested: `((*, [*]), {"scale": *})`.
+
+`*` is a leaf. Tuples, lists and dicts are written as in Python. The name of any other class stands in front:
+`collections.OrderedDict{"a": *}`, `user.Pair(*, *)`. A dataclass has its fields, None where one holds no value:
+`user.Output(logits=*, loss=None)`. What else a node says of itself follows it: `collections.deque(*, *) with 4`.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import json
+import re
 import sys
+from collections import defaultdict, namedtuple
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from torch.utils import _pytree as pytree
 
+from ir.errors import ParseError
+from ir.text.lexer import END, Lexer
+from ir.text.literals import Literals, format_attribute
 
-class SpecError(ValueError):
-    """The text is no tree specification, or asks for what no text may ask for."""
+_REMEDY = (
+    "import the module that registers it, or register it: torch.export.register_dataclass, register_pytree_node of "
+    "torch.utils._pytree"
+)
+_UNSERIALIZABLE = "unserializable"
+_PLAIN_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+"""Names of classes that are written without quotes."""
 
 
 def format_spec(spec: pytree.TreeSpec) -> str:
-    """Return a tree specification as JSON; one that cannot be read back from it is only named."""
+    """Return the text of a tree specification; one that cannot be read back from it is only named."""
     try:
-        text = str(pytree.treespec_dumps(spec))
-        if read_spec(text, 0)[0] == spec:
+        text = _format(spec)
+        lexer = Lexer(text)
+        if read_spec(Literals(lexer)) == spec and lexer.kind == END:
             return text
-    except (NotImplementedError, ValueError, TypeError, AttributeError):
-        pass
-    return f"unserializable {json.dumps(' '.join(str(spec).split()))}"
+    except (ParseError, NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError):
+        pass  # classes that are not registered, and contexts that no literal stands for
+    return f"{_UNSERIALIZABLE} {json.dumps(' '.join(str(spec).split()))}"
 
 
-def read_spec(source: str, start: int) -> tuple[pytree.TreeSpec, int]:
-    """Return the tree specification whose JSON starts at a place of a text, and where it ends.
+def _format(spec: pytree.TreeSpec) -> str:
+    if spec.is_leaf():
+        return "*"
+    children = [_format(child) for child in spec.children()]
+    class_, context = spec.type, spec.context
+    if class_ is tuple:
+        return f"({children[0]},)" if len(children) == 1 else f"({', '.join(children)})"
+    if class_ is list:
+        return f"[{', '.join(children)}]"
+    if class_ is dict:
+        return _braces(context, children)
+    if class_ is namedtuple:
+        return f"{_format_name(context)}({', '.join(children)})"
+    name = _format_name(class_)
+    if class_ is defaultdict:
+        factory, keys = context
+        return name + _braces(keys, children) + ("" if factory is None else f" with {_format_name(factory)}")
+    registered = pytree.SUPPORTED_SERIALIZED_TYPES.get(class_)
+    if registered is not None and registered.to_dumpable_context is not None:
+        dumped = registered.to_dumpable_context(context)
+        return f"{name}({', '.join(children)}) with {_format_constant(dumped)}"
+    if _is_of_dataclass(context, len(children)):
+        fields = [f"{field}={child}" for field, child in zip(context[0], children, strict=True)]
+        return f"{name}({', '.join(fields + [f'{field}=None' for field in context[1]])})"
+    if type(context) is list and len(context) == len(children):
+        return name + _braces(context, children)
+    return f"{name}({', '.join(children)})" + ("" if context is None else f" with {_format_constant(context)}")
+
+
+def _braces(keys: list[Any], children: list[str]) -> str:
+    return f"{{{', '.join(f'{_format_constant(key)}: {child}' for key, child in zip(keys, children, strict=True))}}}"
+
+
+def _is_of_dataclass(context: Any, count: int) -> bool:
+    """Return whether this is the context of a dataclass: the fields that are children, and those that are None."""
+    if type(context) is not list or len(context) != 2 or not all(type(part) is list for part in context):
+        return False
+    fields = [*context[0], *context[1]]
+    return len(context[0]) == count and bool(fields) and all(type(f) is str and f.isidentifier() for f in fields)
+
+
+def _format_constant(value: Any) -> str:
+    return f"{_format_name(type(value))}.{value.name}" if isinstance(value, enum.Enum) else format_attribute(value)
+
+
+def _format_name(class_: type) -> str:
+    name = _name_of(class_)
+    return name if _PLAIN_NAME.fullmatch(name) else json.dumps(name)
+
+
+def _name_of(class_: type) -> str:
+    """Return the name that a class was registered with, or else its own."""
+    registered = pytree.SUPPORTED_SERIALIZED_TYPES.get(class_)
+    if registered is None or registered.serialized_type_name == pytree.NO_SERIALIZED_TYPE_NAME_FOUND:
+        return f"{class_.__module__}.{class_.__qualname__}"
+    return str(registered.serialized_type_name)
+
+
+def read_spec(literals: Literals) -> pytree.TreeSpec:
+    """Return the tree specification that starts at the next token.
 
     Raises:
-        SpecError: when there is none, or it names a class that is not registered here or not imported. Nothing is
-            imported for a text: that would run code of its choice.
+        ParseError: when there is none, or it names a class that is not registered, or not imported. Nothing is imported
+            for a text: that would run code of its choice.
     """
-    try:
-        data, end = json.JSONDecoder(object_hook=_check_names).raw_decode(source, start)
-        for schema in data[1:]:
-            _check_contexts(schema)
-        return pytree.treespec_loads(source[start:end]), end
-    except SpecError:
-        raise
-    except Exception as error:
-        raise SpecError(str(error) or type(error).__name__) from error
+    lexer = literals.lexer
+    if lexer.at(_UNSERIALIZABLE):
+        raise lexer.error(
+            "the structure holds a class that cannot be written as text",
+            remedy="register the class with torch.export.register_dataclass or register_pytree_node, "
+            "with a serialized_type_name",
+        )
+    lexer.enter()
+    spec = _Reader(literals).node()
+    lexer.leave()
+    return spec
 
 
-def _check_contexts(schema: Any) -> None:
-    """Check the contexts, most of which are JSON inside of a string."""
-    if isinstance(schema["context"], str):
-        with contextlib.suppress(json.JSONDecodeError):  # then the class reads it in its own way
-            json.loads(schema["context"], object_hook=_check_names)
-    for child in schema["children_spec"]:
-        _check_contexts(child)
+class _Reader:
+    def __init__(self, literals: Literals) -> None:
+        self.literals = literals
+        self.lexer = literals.lexer
+
+    def node(self) -> pytree.TreeSpec:
+        lexer = self.lexer
+        if lexer.accept("*"):
+            return pytree.treespec_leaf()
+        if lexer.accept("["):
+            return pytree.TreeSpec(list, None, self._list("]"))
+        if lexer.accept("{"):
+            keys, children = self._items()
+            return pytree.TreeSpec(dict, keys, children)
+        if lexer.accept("("):
+            place = lexer.index
+            children = self._list(")")
+            if len(children) == 1 and lexer.texts[lexer.index - 2] != ",":
+                raise lexer.error("a tuple of one is written with a comma: `(*,)`", index=place)
+            return pytree.TreeSpec(tuple, None, children)
+        if lexer.kind not in ("name", "string"):
+            raise lexer.error(
+                f"expected a tree specification, found {lexer.describe()}",
+                remedy='write it as `((*, *), {"scale": *})`, with `*` for each leaf',
+            )
+        return self._of_class()
+
+    def _list(self, end: str, element: Callable[[], Any] | None = None) -> list[Any]:
+        """Return the elements up to the mark `end`, nodes by default; the last may have a comma."""
+        lexer = self.lexer
+        found = []
+        while not lexer.accept(end):
+            found.append(read_spec(self.literals) if element is None else element())
+            if not lexer.at(end):
+                lexer.expect(",")
+        return found
+
+    def _items(self) -> tuple[list[Any], list[pytree.TreeSpec]]:
+        """Return the keys and children up to the closing brace."""
+        place = self.lexer.index
+        items = self._list("}", self._item)
+        keys = [key for key, _ in items]
+        try:
+            distinct = len(set(keys)) == len(keys)
+        except TypeError as error:
+            raise self.lexer.error(f"not the keys of a dict: {error}", index=place) from error
+        if not distinct:
+            raise self.lexer.error("a key stands twice", index=place)
+        return keys, [child for _, child in items]
+
+    def _item(self) -> tuple[Any, pytree.TreeSpec]:
+        key = self._constant()
+        self.lexer.expect(":")
+        return key, read_spec(self.literals)
+
+    def _constant(self) -> Any:
+        lexer = self.lexer
+        class_name, _, member = lexer.text.rpartition(".")
+        class_ = _find(class_name) if lexer.kind == "name" else None
+        if class_ is None or not issubclass(class_, enum.Enum):
+            return self.literals.constant()
+        if member not in class_.__members__:
+            raise lexer.error(f"{class_name} has no member {member!r}")
+        lexer.next()
+        return class_.__members__[member]
+
+    def _of_class(self) -> pytree.TreeSpec:
+        lexer = self.lexer
+        class_ = self._class()
+        if pytree.is_namedtuple_class(class_):
+            lexer.expect("(")
+            return pytree.TreeSpec(namedtuple, class_, self._list(")"))
+        if lexer.accept("{"):
+            keys, children = self._items()
+            return pytree.TreeSpec(class_, [self._factory(), keys] if class_ is defaultdict else keys, children)
+        lexer.expect("(")
+        if lexer.kind == "name" and lexer.texts[lexer.index + 1] == "=":
+            return self._of_dataclass(class_)
+        children = self._list(")")
+        place = lexer.index
+        context: Any = self._constant() if lexer.accept("with") else None
+        registered = pytree.SUPPORTED_SERIALIZED_TYPES.get(class_)
+        if registered is not None and registered.from_dumpable_context is not None:
+            try:
+                context = registered.from_dumpable_context(context)
+            except Exception as error:  # it is code of the class's author, and a text may hand it anything
+                raise lexer.error(f"{class_.__qualname__} does not read this: {error}", index=place) from error
+        return pytree.TreeSpec(class_, context, children)
+
+    def _class(self) -> type:
+        lexer = self.lexer
+        place = lexer.index
+        name = lexer.expect_string("the name of a class") if lexer.kind == "string" else lexer.next()
+        class_ = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.get(name)
+        if not isinstance(class_, type) or _name_of(class_) != name:
+            class_ = _find(name)
+        if class_ is None or not (class_ in pytree.SUPPORTED_NODES or pytree.is_namedtuple_class(class_)):
+            raise lexer.error(f"no class {name!r} is registered for tree specifications", index=place, remedy=_REMEDY)
+        return class_
+
+    def _of_dataclass(self, class_: type) -> pytree.TreeSpec:
+        fields = self._list(")", self._field)
+        present = [(name, child) for name, child in fields if child is not None]
+        context = [[name for name, _ in present], [name for name, child in fields if child is None]]
+        return pytree.TreeSpec(class_, context, [child for _, child in present])
+
+    def _field(self) -> tuple[str, pytree.TreeSpec | None]:
+        name = self.lexer.expect_kind("name", "the name of a field")
+        self.lexer.expect("=")
+        return name, None if self.lexer.accept("None") else read_spec(self.literals)
+
+    def _factory(self) -> type | None:
+        lexer = self.lexer
+        if not lexer.accept("with"):
+            return None
+        place = lexer.index
+        name = lexer.expect_kind("name", "the class of missing values")
+        class_ = _find(name)
+        if class_ is None:
+            raise lexer.error(f"there is no class {name!r} in an imported module", index=place)
+        return class_
 
 
-def _check_names(item: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what `treespec_loads` would import: the class of an enum, the factory of a defaultdict."""
-    if "__enum__" in item:
-        module, _, name = str(item.get("fqn")).partition(":")
-        _check_class(module, name, enum.Enum)
-    if "default_factory_module" in item:
-        _check_class(str(item["default_factory_module"]), str(item.get("default_factory_name")), object)
-    return item
-
-
-def _check_class(module: str, name: str, base: type) -> None:
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        # not getattr: a module may import what it is asked for
-        found = vars(found).get(part) if isinstance(found, ModuleType | type) else None
-    if not isinstance(found, type) or not issubclass(found, base):
-        raise SpecError(f"there is no class {name!r} in an imported module {module!r}")
+def _find(name: str) -> type | None:
+    """Return the class of a qualified name, in a module that is imported already."""
+    parts = name.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        found: Any = sys.modules.get(".".join(parts[:count]))
+        for part in parts[count:]:
+            # not getattr: a module may import what it is asked for
+            found = vars(found).get(part) if isinstance(found, ModuleType | type) else None
+        if isinstance(found, type):
+            return found
+    return None
