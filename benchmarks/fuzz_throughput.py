@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fuzz.campaign.campaign import freeze_imports
-from fuzz.campaign.targets import RULES
 from fuzz.programs.check import check_case
 from fuzz.rules.instances import instances
+from fuzz.rules.names import RULES
 from fuzz.search import judge, sound
 from passes.rewrite.pattern import Pattern
 

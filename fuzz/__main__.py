@@ -20,9 +20,10 @@ from rich.table import Column, Table
 from fuzz.campaign.campaign import Campaign, UnitResult, freeze_imports, run_campaign
 from fuzz.campaign.ray_campaign import RayExecutor
 from fuzz.campaign.survey import kinds_named, survey, table_of, write_found
-from fuzz.campaign.targets import PASSES, RULES, VARIANTS, resolve
+from fuzz.campaign.targets import PASSES, VARIANTS, resolve
 from fuzz.programs.determinism import compare_processes
 from fuzz.rules.instances import expanded_pattern
+from fuzz.rules.names import RULES
 from fuzz.search.replay import replay_all
 from fuzz.search.sound import Target
 from ir.errors import GraphwrightError, InputError
@@ -32,7 +33,7 @@ Applies rules, passes and whole pipelines to programs that are drawn for them, a
 went in: values, dtypes, shapes, strides, shared memory, gradients, statistics, random numbers, the text form.
 
 Without options, every rule is tried. The command ends with status 0 when nothing was found, with 1 when something was
-(each case is a script in the folder given by --state), with 2 when it was called wrongly, and with 130 when it was
+(each case is a file in the folder given by --state), with 2 when it was called wrongly, and with 130 when it was
 stopped by Ctrl-C with nothing found.
 """
 _EXAMPLES = """\
@@ -101,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     effort.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed draws the same programs")
     effort.add_argument("--ray", nargs="?", const="auto", metavar="ADDRESS", help="work on a Ray cluster (extra [ray])")
     output = parser.add_argument_group("results")
-    output.add_argument("--state", type=Path, metavar="DIR", help="keep the state and scripts here; go on from there")
+    output.add_argument("--state", type=Path, metavar="DIR", help="keep the state and the cases here; go on from there")
     output.add_argument("--report", type=Path, metavar="FILE", help="write coverage and findings as JSON")
     return parser
 
@@ -256,8 +257,8 @@ def print_summary(campaign: Campaign, targets: Sequence[str], console: Console) 
     console.print(f"{campaign.examples} programs, {rate:.0f} a second and process; {len(campaign.found)} found")
     for error in campaign.errors:
         console.print(f"  ended before its time: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-    for key, found in campaign.found.items():
-        place = "" if campaign.folder is None else f" {campaign.folder / f'found_{key}.py'}"
+    for found in campaign.found.values():
+        place = "" if campaign.folder is None else f" {campaign.folder / found.file_name()}"
         console.print(
             f"  {found.target}: {found.property}: {found.message}, after {found.examples} programs{place}",
             markup=False,

@@ -51,10 +51,16 @@ class Found:
     rewrite: str
     program: str
     """The text of the shrunk program."""
-    script: str
+    file: str
+    """A file that shows it, for `python -m fuzz replay`."""
+    suffix: str
     seed: int
     examples: int
     """How many programs were right before."""
+
+    def file_name(self) -> str:
+        """Return what the file is called in the folder of a campaign."""
+        return f"found_{self.key()}{self.suffix}"
 
     def key(self) -> str:
         """Return what two findings have in common that are one: the rule, the property, the shrunk program."""
@@ -112,7 +118,8 @@ def run_unit(unit: Unit, trace: Path | None = None) -> UnitResult:
             counterexample.message,
             counterexample.rewrite or "",
             counterexample.case.program,
-            counterexample.script,
+            counterexample.file,
+            counterexample.suffix,
             unit.seed,
             counterexample.examples,
         )
@@ -185,15 +192,15 @@ class Campaign:
         return campaign
 
     def save(self) -> None:
-        """Write the state and a script for each case that was found; an old state stays until the new one is whole."""
+        """Write the state and a file for each case that was found; an old state stays until the new one is whole."""
         if self.folder is None:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.folder} is no folder: {error}", remedy="name another one") from error
-        for key, found in self.found.items():
-            (self.folder / f"found_{key}.py").write_text(found.script, encoding="utf-8")
+        for found in self.found.values():
+            (self.folder / found.file_name()).write_text(found.file, encoding="utf-8")
         partial = self.folder / "state.json.part"
         partial.write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
         partial.replace(self.folder / "state.json")

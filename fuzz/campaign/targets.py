@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-
 import attrs
 
-from compiler.pipeline import STANDARD_PATTERNS, parse_pipeline, pipeline_of
+from compiler.pipeline import parse_pipeline, pipeline_of
 from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.strategy import modules
+from fuzz.rules.names import find_rule
 from fuzz.rules.reverse import inflated
 from fuzz.search.sound import Target
-from ir.errors import InputError
-from passes.canonicalize import CANONICALIZATION_RULES
-from passes.canonicalize.identity import INFERENCE_RULES
-from passes.fold.batch_norm import FoldBatchNormPattern
-from passes.rewrite.pattern import Pattern
-
-_ALL: tuple[type[Pattern], ...] = (
-    *CANONICALIZATION_RULES,
-    *INFERENCE_RULES,
-    *STANDARD_PATTERNS,
-    FoldBatchNormPattern,
-)
-RULES: dict[str, type[Pattern]] = {rule.__name__: rule for rule in _ALL}
-"""All rules of ours, by name."""
 
 PASSES = (
     "canonicalize",
@@ -40,32 +24,6 @@ PASSES = (
 VARIANTS = ("inflated", "reordered", "modules")
 """Words in front of a pipeline: on programs to which rules were applied in reverse; with rules and conversions in other
 orders; on whole modules, through both captures."""
-
-
-def find_rule(name: str) -> type[Pattern]:
-    """Return the rule of a name: one of ours, or `module:Class`.
-
-    Raises:
-        InputError: when there is none.
-    """
-    if ":" not in name:
-        if name in RULES:
-            return RULES[name]
-        near = difflib.get_close_matches(name, RULES, 3)
-        raise InputError(
-            f"there is no rule {name!r}",
-            remedy=f"did you mean {', '.join(near)}?" if near else "write a rule of your own as `package.module:Class`",
-        )
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"the rule {name!r} cannot be imported: {error}", remedy="is its folder in PYTHONPATH?"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Pattern)):
-        raise InputError(f"{name!r} is {found!r}, no subclass of graphwright.Pattern")
-    return found
 
 
 def resolve(target: str) -> Target:

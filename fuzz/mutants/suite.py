@@ -27,7 +27,6 @@ from rich.table import Table
 
 from compiler.pipeline import parse_pipeline, pipeline_of
 from compiler.targets.tensorrt import TENSORRT_PATTERNS
-from fuzz.campaign.targets import RULES
 from fuzz.modules.check import check_module
 from fuzz.modules.strategy import modules
 from fuzz.mutants.canonicalize import CANONICALIZE_MUTANTS
@@ -43,6 +42,7 @@ from fuzz.programs.erasure import with_erased_types
 from fuzz.programs.observation import quiet
 from fuzz.programs.strategy import input_tensors, programs
 from fuzz.rules.instances import instances
+from fuzz.rules.names import RULES
 from fuzz.search.sound import Target
 from ir.compare import programs_equal
 from ir.core import Value

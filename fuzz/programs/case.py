@@ -9,10 +9,11 @@ from typing import Any
 import attrs
 import torch
 
+from ir.errors import InputError
 from ir.program import Program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
-from ir.types import TensorType
+from ir.types import TensorType, Type
 
 
 @attrs.frozen(eq=False)
@@ -43,23 +44,27 @@ class Case:
         *,
         seed: int = 0,
         bounds: Mapping[str, tuple[float, float]] | None = None,
-        values: Mapping[str, torch.Tensor] | None = None,
+        values: Mapping[str, Any] | None = None,
     ) -> Case:
         """Return a case with random inputs and weights.
 
         Args:
-            program: the text of the program; all sizes are numbers.
+            program: the text of the program.
             seed: of the random numbers.
             bounds: the range of what has this name: variances must be positive.
-            values: what has this name is this tensor.
+            values: what has this name is this tensor or number.
+
+        Raises:
+            InputError: when something has neither a value nor a type of which a tensor can be drawn.
         """
         built = parse_program(program)
         generator = torch.Generator().manual_seed(seed)
 
-        def draw(name: str, type_: TensorType) -> torch.Tensor:
+        def draw(name: str, type_: Type) -> Any:
             if name in (values or {}):
                 return (values or {})[name]
-            assert type_.is_static and type_.dtype is not None and type_.shape is not None
+            if not isinstance(type_, TensorType) or not type_.is_static or not type_.dtype or type_.shape is None:
+                raise InputError(f"no tensor can be drawn for %{name} of type {type_}", remedy="give its value")
             shape = [int(size) for size in type_.shape if size is not None]
             if not type_.dtype.is_floating_point:
                 return torch.randint(0, 2, shape, generator=generator).to(type_.dtype)
@@ -69,8 +74,8 @@ class Case:
                 tensor = torch.rand(shape, generator=generator) * (high - low) + low
             return tensor.to(type_.dtype)
 
-        inputs = [draw(value.name, value.tensor_type) for value in built.graph.inputs]
-        return cls(program, tuple(inputs), {name: draw(name, w.value.tensor_type) for name, w in built.weights.items()})
+        inputs = [draw(value.name, value.type) for value in built.graph.inputs]
+        return cls(program, tuple(inputs), {name: draw(name, w.type) for name, w in built.weights.items()})
 
     def of_original(self) -> Case:
         """Return the case of the program that this one is equal to by construction."""

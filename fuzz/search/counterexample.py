@@ -1,4 +1,4 @@
-"""A counterexample, and what is said of it: which rewrite did it, before and after, a script."""
+"""A counterexample, and what is said of it: which rewrite did it, before and after, a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fuzz.programs.case import Case
 from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.programs.reduce import reduced
 from fuzz.rules.orders import InOrder
-from fuzz.search.judge import AnyCase, before_and_after, judge, narrowed, write_script
+from fuzz.search.judge import AnyCase, before_and_after, judge, narrowed, write_case
 from ir.errors import GraphwrightError
 from ir.program import Program
 from passes.manager.manager import Pass, PassContext
@@ -40,8 +40,10 @@ class Counterexample:
     """The rewrite with which the property ceases to hold, found by bisection over those that were applied."""
     examples: int
     """How many programs were right before one was wrong."""
-    script: str
-    """A Python script that shows the failure."""
+    file: str
+    """A file that shows the failure, for `python -m fuzz replay`."""
+    suffix: str
+    """The suffix of the file: `.gw` for a case as text, `.py` for a script."""
 
     def __str__(self) -> str:
         lines = [f"{self.subject} is not sound: the property `{self.property}` does not hold: {self.message}"]
@@ -55,7 +57,7 @@ class Counterexample:
             lines += ["which is equal by construction to:", self.case.original.rstrip(), ""]
         if self.after:
             lines += ["after:", self.after.rstrip(), ""]
-        lines += ["a script that shows it:", "", self.script]
+        lines += [f"a file that shows it, for `python -m fuzz replay FILE{self.suffix}`:", "", self.file]
         return "\n".join(lines)
 
 
@@ -96,7 +98,7 @@ def explain(
     finding: Finding,
     examples: int,
 ) -> Counterexample:
-    """Return the counterexample for a finding: with the rewrite that did it, and a script."""
+    """Return the counterexample for a finding: with the rewrite that did it, and a file."""
     case = narrowed(case, finding)
     if isinstance(case, Case):
         case, finding = reduced(case, finding, lambda smaller: judge(pass_, smaller, properties))
@@ -110,7 +112,7 @@ def explain(
         after,
         bisect(pass_, case, properties),
         examples,
-        write_script(subject, pass_, rules, properties, case, f"{finding.property}: {finding.message}"),
+        *write_case(subject, pass_, rules, properties, case, f"{finding.property}: {finding.message}"),
     )
 
 

@@ -1,4 +1,4 @@
-"""What can be done with a case, whether it is a program or a module: check it, show it, write it as a script."""
+"""What can be done with a case, whether it is a program or a module: check it, show it, write it as a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from fuzz.modules.check import check_module, lowered_and_changed
 from fuzz.programs.case import Case
 from fuzz.programs.check import Finding, Outcome, Properties, check_case
 from fuzz.programs.observation import quiet
+from fuzz.rules.names import name_of_rule
 from fuzz.rules.orders import InOrder
+from fuzz.search.casefile import SUFFIX, format_case
 from ir.errors import GraphwrightError
 from ir.program import Program
 from ir.text.printer import print_program
@@ -65,6 +67,33 @@ def narrowed(case: AnyCase, finding: Finding) -> AnyCase:
     if isinstance(case, ModuleCase) and finding.way is not None:
         return attrs.evolve(case, ways=(finding.way,))
     return case
+
+
+def write_case(
+    subject: str, pass_: Pass, rules: Sequence[Pattern], properties: Properties, case: AnyCase, message: str
+) -> tuple[str, str]:
+    """Return a file that shows a failure, for `python -m fuzz replay`, and its suffix.
+
+    It is text where the case is a program and names can say what is applied to it, else a script.
+    """
+    applied = _fact(subject, pass_, rules)
+    if isinstance(case, Case) and applied is not None:
+        about = f"{subject}: {message.splitlines()[0]}"
+        order = pass_.number if isinstance(pass_, InOrder) else 0
+        text = format_case(about, applied, case, properties, order=order)
+        if text is not None:
+            return text, SUFFIX
+    return write_script(subject, pass_, rules, properties, case, message), ".py"
+
+
+def _fact(subject: str, pass_: Pass, rules: Sequence[Pattern]) -> str | None:
+    """Return the fact of a case's text that says what is applied, or None where only code can say it."""
+    if rules:
+        names = [name for rule in rules if (name := name_of_rule(type(rule))) is not None]
+        return f"rules: {', '.join(names)}" if len(names) == len(rules) else None
+    passes, patterns = _parts(pass_)
+    standard = set(passes) <= set(STANDARD_PASSES) and set(patterns) <= set(STANDARD_PATTERNS)
+    return f"pipeline: {subject}" if standard else None
 
 
 def write_script(

@@ -1,32 +1,73 @@
-"""The corpus: cases that went wrong once, each a script of its own, checked again."""
+"""Cases that are kept as files, checked again: what went wrong once, and what passes make of programs."""
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
+import os
 import sys
 import types
 from collections.abc import Sequence
 from pathlib import Path
 
 from fuzz.programs.check import Finding
-from fuzz.search.sound import check
+from fuzz.rules.orders import InOrder
+from fuzz.search.casefile import EXPECTED, SUFFIX, CaseFile, read_case
+from fuzz.search.judge import judge
+from fuzz.search.sound import Target, check
 from ir.errors import InputError
+from ir.text.printer import print_program
+from passes.manager.manager import Pass, PassContext, run_pass
 
 CORPUS = Path(__file__).parent.parent / "corpus"
+UPDATE = "GRAPHWRIGHT_UPDATE_GOLDEN"
+"""A variable of the environment: where it is set, what comes out is written as what is expected."""
 
 
-def corpus_files() -> list[Path]:
-    """Return the files of the corpus, in order."""
-    return sorted(path for path in CORPUS.glob("*.py") if path.name != "__init__.py")
+def case_files(folder: Path = CORPUS) -> list[Path]:
+    """Return the files of a folder that hold cases, in order: programs as text, and modules as scripts."""
+    found = (path for path in folder.iterdir() if path.suffix in (SUFFIX, ".py") and path.name != "__init__.py")
+    return sorted(found)
 
 
 def replay(path: Path) -> None:
-    """Check the case of a file: its SUBJECT on its CASE, under its PROPERTIES.
+    """Check the case of a file.
 
     Raises:
-        Finding: when a property does not hold.
-        InputError: when the file does not have these three names.
+        Finding: when a property does not hold, or something else comes out than what is expected.
+        GraphwrightError: when the file holds no case.
     """
+    if path.suffix == SUFFIX:
+        _replay_text(path, read_case(path))
+    else:
+        _replay_script(path)
+
+
+def _replay_text(path: Path, file: CaseFile) -> None:
+    target = Target.of(file.subject, file.properties)
+    pass_ = InOrder(target.pass_, file.order) if file.order else target.pass_
+    outcome = judge(pass_, file.case, target.properties)
+    _check_that_it_fires(file.fires, bool(outcome.changed), dict(outcome.fired))
+    if file.expected is not None:
+        _compare(path, file, pass_)
+
+
+def _compare(path: Path, file: CaseFile, pass_: Pass) -> None:
+    """Compare what comes out with what is expected, or write it to the file."""
+    program = file.case.build()
+    run_pass(pass_, program, PassContext())
+    text = print_program(program, locations=False)
+    if text != file.expected and os.environ.get(UPDATE):
+        before = path.read_text(encoding="utf-8").partition(EXPECTED)[0]
+        path.write_text(f"{before}{EXPECTED}\n{text}\n", encoding="utf-8")
+    elif text != file.expected:
+        lines = (file.expected or "").splitlines()
+        shown = difflib.unified_diff(lines, text.splitlines(), str(path), "what comes out", lineterm="")
+        raise Finding("expected", "\n".join(["another program comes out", *shown]))
+
+
+def _replay_script(path: Path) -> None:
+    """Check the CASE of a script, a module mostly: its SUBJECT, under its PROPERTIES."""
     names = vars(_load(path))
     missing = [name for name in ("SUBJECT", "PROPERTIES", "CASE") if name not in names]
     if missing:
@@ -40,9 +81,12 @@ def replay(path: Path) -> None:
         if fates and fate not in fates:
             reasons = [reason for rule, reason in outcome.refused if rule == "transform"]
             raise Finding("what becomes of it", f"it is {fate}, not {' or '.join(fates)}: {'; '.join(reasons)}")
-    fires = names.get("FIRES")
-    if fires is not None and bool(outcome.changed) != fires:
-        raise Finding("it fires" if fires else "it does not fire", f"rewrites: {dict(outcome.fired)}")
+    _check_that_it_fires(names.get("FIRES"), bool(outcome.changed), dict(outcome.fired))
+
+
+def _check_that_it_fires(fires: bool | None, changed: bool, fired: dict[str, int]) -> None:
+    if fires is not None and changed != fires:
+        raise Finding("it fires" if fires else "it does not fire", f"rewrites: {fired}")
 
 
 def _load(path: Path) -> types.ModuleType:
@@ -50,7 +94,7 @@ def _load(path: Path) -> types.ModuleType:
     name = f"corpus_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise InputError(f"{path} is no Python file")
+        raise InputError(f"{path} is neither a Python file nor a case ({SUFFIX})")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -60,7 +104,7 @@ def _load(path: Path) -> types.ModuleType:
 def replay_all(files: Sequence[Path] = ()) -> list[tuple[Path, str]]:
     """Check the given files, or the whole corpus; return those that do not hold, with the reason."""
     failures = []
-    for path in files or corpus_files():
+    for path in files or case_files():
         try:
             replay(path)
         except Exception as error:  # noqa: BLE001 - one file that cannot be run must not hide the others

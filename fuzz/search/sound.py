@@ -138,7 +138,7 @@ def assert_sound(
 
     Raises:
         UnsoundError: when a property does not hold. It carries the smallest `Counterexample` that was found; its text
-            is a script that shows the failure, the program before and after, and which rewrite did it. Also when a
+            is a file that shows the failure, the program before and after, and which rewrite did it. Also when a
             rule never fired (of several, none on what `on` draws), or a pass changed no program: one that cannot
             fire is an error. And when a conversion or fusion fires, but on no program that is canonical.
         InputError: when the subject is neither a rule nor a pass, `on` draws something else, or a rule does not always

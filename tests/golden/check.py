@@ -1,4 +1,4 @@
-"""The one way to compare with golden text: files beside this one, each a program as it must be printed.
+"""The one way to compare with printed text: files beside this one, each a program as it must be printed.
 
 `GRAPHWRIGHT_UPDATE_GOLDEN=1 pytest ...` writes the files anew; the difference is then for a person to read.
 """
@@ -9,6 +9,7 @@ import difflib
 import os
 from pathlib import Path
 
+from fuzz.search.replay import UPDATE
 from ir.compare import programs_equal
 from ir.program import Program
 from ir.text.parser import parse_program
@@ -26,7 +27,7 @@ def check_golden(program: Program, name: str, *, locations: bool = False) -> Non
     difference = programs_equal(parse_program(text), program, locations=locations)
     assert difference is None, f"the text of {name} parses to another program: {difference}"
     path = FOLDER / f"{name}.txt"
-    if os.environ.get("GRAPHWRIGHT_UPDATE_GOLDEN"):
+    if os.environ.get(UPDATE):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n", encoding="utf-8")
     expected = path.read_text(encoding="utf-8").rstrip("\n") if path.exists() else ""

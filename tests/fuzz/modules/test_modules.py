@@ -114,7 +114,8 @@ def test_a_wrong_rewrite_is_found_and_named(tmp_path: Path) -> None:
     assert "aten.tanh" in found.after
     assert "class Net(nn.Module)" in str(found)
     script = tmp_path / "script.py"
-    script.write_text(found.script)
+    assert found.suffix == ".py"
+    script.write_text(found.file)
     ran = subprocess.run(
         [sys.executable, str(script)],
         capture_output=True,

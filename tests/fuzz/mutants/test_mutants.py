@@ -9,9 +9,9 @@ from pathlib import Path
 import attrs
 import pytest
 
-from fuzz.campaign.targets import RULES
 from fuzz.mutants.mutation import Mutant, StaleMutantError, Subject, mutated
 from fuzz.mutants.suite import MUTANTS, MutantResult, choose, known_results, main, run_all, run_mutant, score_table
+from fuzz.rules.names import RULES
 from ir.errors import InputError
 from passes.canonicalize.identity import NoCast
 from passes.canonicalize.permute import MergePermutes

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from fuzz.calls.generators import GENERATORS
-from fuzz.campaign.targets import RULES
 from fuzz.programs.strategy import OPERATORS
 from fuzz.rules.dictionary import dictionary_of
 from fuzz.rules.growth import NEAR_MISSES
 from fuzz.rules.instances import Instance, expanded_pattern
+from fuzz.rules.names import RULES
 from fuzz.strategies import instances
 from ir.core import RETURN, Operation, Value
 from ir.verify import verify

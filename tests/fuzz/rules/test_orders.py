@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import HealthCheck, settings
 
 from compiler.pipeline import pipeline_of
 from compiler.targets.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_PATTERNS
+from fuzz.programs.check import Finding
 from fuzz.rules.orders import ORDERS, InOrder
+from fuzz.search.replay import replay
 from graphwright import Match, Pattern, PatternBuilder
 from graphwright.fuzz import UnsoundError, assert_sound, check, programs
 from graphwright.passes import Canonicalize
@@ -70,7 +73,7 @@ class SigmoidForOneRelu(Pattern):
         return b.sigmoid(m.x)
 
 
-def test_a_fault_that_an_order_hides_is_found_and_the_order_is_named() -> None:
+def test_a_fault_that_an_order_hides_is_found_and_the_order_is_named(tmp_path: Path) -> None:
     subject = (ReluOfRelu, SigmoidForOneRelu)
     on = programs(operators=("aten.relu",))
     assert assert_sound(subject, on=on, settings=QUICK).fired["SigmoidForOneRelu"] == 0
@@ -79,5 +82,9 @@ def test_a_fault_that_an_order_hides_is_found_and_the_order_is_named() -> None:
     found = caught.value.counterexample
     assert found is not None and found.property == "values"
     assert ": apply(SigmoidForOneRelu, ReluOfRelu)" in found.message
-    assert "InOrder(Target.of((ReluOfRelu, SigmoidForOneRelu,)).pass_, " in found.script
+    assert f"# rules: {__name__}:ReluOfRelu, {__name__}:SigmoidForOneRelu\n# order: " in found.file
+    file = tmp_path / f"found{found.suffix}"
+    file.write_text(found.file)
+    with pytest.raises(Finding, match="values"):
+        replay(file)
     check(subject, found.case)

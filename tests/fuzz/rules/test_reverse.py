@@ -81,7 +81,7 @@ def test_a_forgotten_rule_leaves_two_texts() -> None:
     assert found is not None and found.property == "one text"
     assert "which is equal by construction to:" in str(found)
     assert found.case.one_text
-    assert "one_text=True" in found.script
+    assert "one_text=True" in found.file
     with pytest.raises(AssertionError, match="one text"):
         check(CanonicalizeWithout(), found.case)
     check(Canonicalize(), found.case)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +12,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from fuzz.campaign.targets import RULES
+from fuzz.__main__ import main
+from fuzz.rules.names import RULES
 from fuzz.rules.rule_pass import ApplyRules
+from fuzz.search.casefile import read_case
 from fuzz.search.counterexample import bisect
 from graphwright import Fixpoint, Match, Pass, PassContext, PassManager, Pattern, PatternBuilder, Rewriter
 from graphwright.fuzz import (
@@ -180,7 +180,7 @@ def test_a_rule_that_cannot_fire_is_an_error() -> None:
         assert_sound(CannotFire)
 
 
-def test_the_text_says_what_happened_and_the_script_shows_it(tmp_path: Path) -> None:
+def test_the_text_says_what_happened_and_the_file_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = find_counterexample(SoftmaxOfAnyDim, max_examples=300, seed=1)
     assert found is not None
     text = str(found)
@@ -189,26 +189,22 @@ def test_the_text_says_what_happened_and_the_script_shows_it(tmp_path: Path) -> 
         "the rewrite that does it: number 1 of 1",
         "before:",
         "after:",
+        f"# rules: {__name__}:SoftmaxOfAnyDim",
     ):
         assert part in text
-    script = tmp_path / "failure.py"
-    script.write_text(found.script)
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path.cwd(),
-        env={"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"},
-    )
-    assert run.returncode == 1
-    assert "Finding: values: result 0" in run.stderr
+    file = tmp_path / f"failure{found.suffix}"
+    file.write_text(found.file)
+    assert main(["replay", str(file)]) == 1
+    assert "values: result 0" in capsys.readouterr().out
+    case = read_case(file).case
+    assert case.program == found.case.program.strip()
+    assert all(map(torch.equal, case.inputs, found.case.inputs))
 
 
 def test_a_seed_gives_the_same_counterexample_again() -> None:
     first, second = (find_counterexample(ForgetsAlpha, max_examples=200, seed=5) for _ in range(2))
     assert first is not None and second is not None
-    assert first.script == second.script
+    assert first.file == second.file
 
 
 def test_of_several_rules_the_wrong_one_is_named() -> None:
@@ -397,10 +393,10 @@ class DoublesRelu(Pass):
 def test_the_script_of_a_pass_of_ones_own_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = find_counterexample(PassManager([DoublesRelu()]), on=programs(operators=("aten.relu",)), max_examples=50)
     assert found is not None
-    assert f"from {DoublesRelu.__module__} import DoublesRelu" in found.script
-    assert "passes=(DoublesRelu,)" in found.script
+    assert f"from {DoublesRelu.__module__} import DoublesRelu" in found.file
+    assert "passes=(DoublesRelu,)" in found.file
     namespace: dict[str, Any] = {"__name__": "a script"}
-    exec(found.script, namespace)
+    exec(found.file, namespace)
     with pytest.raises(AssertionError, match="values"):
         check(namespace["SUBJECT"], namespace["CASE"], namespace["PROPERTIES"])
 
@@ -411,8 +407,8 @@ def test_the_script_says_what_cannot_be_imported() -> None:
 
     found = find_counterexample(Inner, max_examples=50, seed=1)
     assert found is not None
-    assert "# define Inner here" in found.script
-    compile(found.script, "script", "exec")
+    assert "# define Inner here" in found.file
+    compile(found.file, "script", "exec")
 
 
 def test_requests_that_make_no_sense_are_refused() -> None:

@@ -1,0 +1,56 @@
+"""Rules by name: ours by the name of their class, those of other people as `package.module:Class`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from compiler.pipeline import STANDARD_PATTERNS
+from ir.errors import InputError
+from passes.canonicalize import CANONICALIZATION_RULES
+from passes.canonicalize.identity import INFERENCE_RULES
+from passes.fold.batch_norm import FoldBatchNormPattern
+from passes.rewrite.pattern import Pattern
+
+_ALL: tuple[type[Pattern], ...] = (
+    *CANONICALIZATION_RULES,
+    *INFERENCE_RULES,
+    *STANDARD_PATTERNS,
+    FoldBatchNormPattern,
+)
+RULES: dict[str, type[Pattern]] = {rule.__name__: rule for rule in _ALL}
+"""All rules of ours, by name."""
+
+
+def find_rule(name: str) -> type[Pattern]:
+    """Return the rule of a name: one of ours, or `module:Class`.
+
+    Raises:
+        InputError: when there is none.
+    """
+    if ":" not in name:
+        if name in RULES:
+            return RULES[name]
+        near = difflib.get_close_matches(name, RULES, 3)
+        raise InputError(
+            f"there is no rule {name!r}",
+            remedy=f"did you mean {', '.join(near)}?" if near else "write a rule of your own as `package.module:Class`",
+        )
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"the rule {name!r} cannot be imported: {error}", remedy="is its folder in PYTHONPATH?"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Pattern)):
+        raise InputError(f"{name!r} is {found!r}, no subclass of graphwright.Pattern")
+    return found
+
+
+def name_of_rule(rule: type[Pattern]) -> str | None:
+    """Return the name that `find_rule` finds a rule by, or None where it cannot be imported."""
+    if RULES.get(rule.__name__) is rule:
+        return rule.__name__
+    plain = rule.__module__ != "__main__" and "." not in rule.__qualname__
+    return f"{rule.__module__}:{rule.__qualname__}" if plain else None

@@ -1,0 +1,272 @@
+"""A case as text: what was wrong and what is asked in a comment, and then the program.
+
+    # A copy of an input that is an output: the caller may write to it.
+    #
+    # rules: NoCopy
+    # properties: exact, not modes
+    # fires: no
+    # %var in [0.5, 2.0]
+
+    program "case" {
+      ...
+    }
+
+The last paragraph of the comment says one fact a line. `rules` (names, or `package.module:Class`) or `pipeline` is what
+is applied, `order` the number of the order of its rules; `properties` what is demanded; `fires` whether the
+program changes. Inputs and weights are random by `seed`, but for those with a range (`%var in [0.5, 2.0]`) or a value
+(`%x = f32[2] [1.0, -inf]`). The program that must come out follows a line `==== expected`, one that this is equal to by
+construction a line `==== original`; with `one text: yes`, canonicalization must make one text of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from compiler.pipeline import parse_pipeline
+from fuzz.programs.case import Case
+from fuzz.programs.check import Properties
+from fuzz.rules.names import find_rule
+from ir.errors import GraphwrightError, ParseError
+from ir.spelling import known_names
+from ir.text.lexer import Lexer
+from ir.text.literals import Literals, expect_end, format_attribute
+from ir.text.parser import parse_program
+from ir.text.printer import format_name
+from ir.types import type_of_tensor
+
+SUFFIX = ".gw"
+"""Of files that hold a case, as of dumps of programs."""
+EXPECTED = "==== expected"
+_ORIGINAL = "==== original"
+_DEMANDS = {field.name: field.default for field in attrs.fields(Properties)}
+
+
+@attrs.frozen(eq=False)
+class CaseFile:
+    """What a file says."""
+
+    about: str
+    """What was wrong."""
+    subject: Any
+    """What is applied: rules, or a pipeline."""
+    case: Case
+    order: int = 0
+    """The number of the order in which rules are tried; 0 is the one that is written."""
+    properties: Properties = attrs.field(factory=Properties)
+    fires: bool | None = None
+    """Whether the program changes; None where it does not matter."""
+    expected: str | None = None
+    """The text of the program that must come out, where the file says it."""
+
+
+def read_case(path: Path) -> CaseFile:
+    """Return what a file says.
+
+    Raises:
+        ParseError: when it is ill-formed: a fact or a rule is not known, the program is missing or does not parse. The
+            message names the file and the line.
+    """
+    return _Reader(path).case_file()
+
+
+class _Reader:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines = path.read_text(encoding="utf-8").splitlines()
+        self.subject: Any = None
+        self.properties = Properties()
+        self.fires: bool | None = None
+        self.order = self.seed = 0
+        self.one_text = False
+        self.bounds: dict[str, tuple[float, float]] = {}
+        self.values: dict[str, Any] = {}
+        self.facts: dict[str, Callable[[str], None]] = {
+            "rules": lambda text: self._applied(tuple(find_rule(name.strip()) for name in text.split(","))),
+            "pipeline": lambda text: self._applied(parse_pipeline(text)),
+            "order": lambda text: setattr(self, "order", int(text)),
+            "properties": self._properties,
+            "fires": lambda text: setattr(self, "fires", _yes_or_no(text)),
+            "seed": lambda text: setattr(self, "seed", int(text)),
+            "one text": lambda text: setattr(self, "one_text", _yes_or_no(text)),
+        }
+
+    def case_file(self) -> CaseFile:
+        lines = self.lines
+        end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+        start = max((i + 1 for i in range(end) if lines[i].strip() == "#"), default=0)
+        about = "\n".join(line[1:].strip() for line in lines[:start]).strip()
+        if not about:
+            raise self._error(1, "the file does not begin with a comment that says what was wrong, and then the facts")
+        seen: dict[str, int] = {}
+        for number in range(start, end):
+            self._fact(number + 1, seen)
+        if self.subject is None:
+            raise self._error(end, "no fact says what is applied", "write a line `# rules: ...` or `# pipeline: ...`")
+        sections = self._sections(end)
+        for text in sections.values():
+            self._parsed(text)
+        program = self._parsed(sections[""])
+        known = {*(value.name for value in program.graph.inputs), *program.weights}
+        for name in (*self.bounds, *self.values):
+            if name not in known:
+                raise self._error(
+                    seen[f"%{name}"], f"the program has no input or weight {name!r}; {known_names(name, known)}"
+                )
+        try:
+            case = Case.seeded(sections[""].strip(), seed=self.seed, bounds=self.bounds, values=self.values)
+        except GraphwrightError as error:
+            raise self._error(end + 1, error.message, error.remedy) from error
+        case = attrs.evolve(case, original=sections.get(_ORIGINAL, "").strip(), one_text=self.one_text)
+        expected = sections[EXPECTED].strip() if EXPECTED in sections else None
+        return CaseFile(about, self.subject, case, self.order, self.properties, self.fires, expected)
+
+    def _error(self, line: int, message: str, remedy: str | None = "see fuzz/corpus/README.md") -> ParseError:
+        return ParseError(f"{self.path}, line {line}: {message}", line=line, remedy=remedy)
+
+    def _parsed(self, text: str) -> Any:
+        try:
+            return parse_program(text)
+        except ParseError as error:
+            message = f"{self.path}, {error.message}"
+            raise ParseError(message, line=error.line, column=error.column, remedy=error.remedy) from error
+
+    def _sections(self, start: int) -> dict[str, str]:
+        """Return the programs by the line in front of each, with so many lines before them that places are right."""
+        found: dict[str, list[str]] = {"": [""] * start}
+        name = ""
+        for number, line in enumerate(self.lines[start:], start + 1):
+            if not line.startswith("===="):
+                found[name].append(line)
+                continue
+            name = line.rstrip()
+            if name not in (EXPECTED, _ORIGINAL) or name in found:
+                wanted = f"write `{EXPECTED}` or `{_ORIGINAL}`, each once at most"
+                raise self._error(number, f"no part of a case begins with {name!r}", wanted)
+            found[name] = [""] * number
+        if not any(found[""]):
+            raise self._error(start + 1, "the program is missing")
+        return {name: "\n".join(lines) for name, lines in found.items()}
+
+    # Facts
+
+    def _fact(self, number: int, seen: dict[str, int]) -> None:
+        line = self.lines[number - 1][1:].strip()
+        if line.startswith("%"):
+            key = f"%{self._value(number)}"
+        else:
+            key, colon, text = line.partition(":")
+            read = self.facts.get(key)
+            if read is None or not colon:
+                raise self._error(number, f"{line!r} is not a fact; {known_names(key, self.facts)}")
+            try:
+                read(text.strip())
+            except GraphwrightError as error:
+                raise self._error(number, error.message, error.remedy) from error
+            except ValueError as error:
+                raise self._error(number, f"`{key}`: {error}") from error
+        if key in seen or {"rules", "pipeline"} <= {key, *seen}:
+            raise self._error(
+                number, f"{key!r} is said twice" if key in seen else "rules and a pipeline are two subjects"
+            )
+        seen[key] = number
+
+    def _applied(self, subject: Any) -> None:
+        if self.subject is not None:
+            raise ValueError("rules and a pipeline are two subjects")
+        self.subject = subject
+
+    def _properties(self, text: str) -> None:
+        for word in filter(None, map(str.strip, text.split(","))):
+            name = word.removeprefix("not ")
+            if name not in _DEMANDS:
+                raise ValueError(f"{name!r} is not a property; {known_names(name, _DEMANDS)}")
+            self.properties = attrs.evolve(self.properties, **{name: name == word})
+
+    def _value(self, number: int) -> str:
+        """Read the range or the value of an input or weight; return its name."""
+        try:
+            lexer = Lexer("\n" * (number - 1) + " " + self.lines[number - 1][1:])
+            literals = Literals(lexer)
+            name = lexer.expect_value()
+            if lexer.accept("in"):
+                place = lexer.index
+                bounds = literals.attribute()
+                if not (
+                    isinstance(bounds, tuple) and len(bounds) == 2 and all(type(b) in (int, float) for b in bounds)
+                ):
+                    raise lexer.error("expected a range, such as `[0.5, 2.0]`", index=place)
+                self.bounds[name] = bounds
+            else:
+                lexer.expect("=")
+                self.values[name] = _read_value(literals)
+            expect_end(lexer)
+        except ParseError as error:
+            message = f"{self.path}, {error.message}"
+            raise ParseError(message, line=error.line, column=error.column, remedy=error.remedy) from error
+        return name
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError(f"{text!r} is neither yes nor no")
+    return text == "yes"
+
+
+def _read_value(literals: Literals) -> Any:
+    """Return a number, or a tensor written as its type, its elements and, where they are not standard, its strides."""
+    lexer = literals.lexer
+    if lexer.kind != "name" or lexer.texts[lexer.index + 1] != "[":
+        return literals.constant()
+    place = lexer.index
+    type_: Any = literals.type()
+    elements = literals.constant()
+    strides = tuple(literals.dims()) if lexer.accept("strides") else None
+    try:
+        shape = [int(size) for size in type_.shape]
+        tensor = torch.tensor(elements, dtype=type_.dtype).reshape(shape)
+        return tensor if strides is None else torch.empty_strided(shape, strides, dtype=type_.dtype).copy_(tensor)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise lexer.error(f"not a tensor: {error}", index=place) from error
+
+
+def _format_value(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return format_attribute(value)
+    text = f"{type_of_tensor(value)} {format_attribute(tuple(value.detach().reshape(-1).tolist()))}"
+    standard = not value.numel() or value.stride() == torch.empty(value.shape).stride()
+    return text if standard else f"{text} strides {format_attribute(value.stride())}"
+
+
+def format_case(about: str, subject: str, case: Case, properties: Properties, *, order: int = 0) -> str | None:
+    """Return the text of a file for a case, or None where names do not tell its inputs and weights apart.
+
+    Args:
+        about: what was wrong.
+        subject: the fact that says what is applied: `rules: ...` or `pipeline: ...`.
+        case: the case.
+        properties: what is demanded.
+        order: the number of the order in which rules are tried.
+    """
+    program = parse_program(case.program)
+    names = [*(value.name for value in program.graph.inputs), *program.weights]
+    if len(set(names)) != len(names) or case.weights.keys() != program.weights.keys():
+        return None
+    demands = [
+        name if value else f"not {name}"
+        for name, default in _DEMANDS.items()
+        if (value := getattr(properties, name)) != default
+    ]
+    facts = [subject]
+    facts += [f"order: {order}"] * bool(order)
+    facts += [f"properties: {', '.join(demands)}"] * bool(demands)
+    facts += ["one text: yes"] * case.one_text
+    values = [*case.inputs, *(case.weights[name] for name in program.weights)]
+    facts += [f"{format_name(name)} = {_format_value(value)}" for name, value in zip(names, values, strict=True)]
+    comment = "\n".join(f"# {line}".rstrip() for line in (*about.splitlines(), "", *facts))
+    text = f"{comment}\n\n{case.program.strip()}\n"
+    return f"{text}{_ORIGINAL}\n{case.original.strip()}\n" if case.original else text
