@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import NoneType
 from typing import Any
 
@@ -32,7 +32,10 @@ class UnknownObject:
 
 
 Attribute = Any
-"""None, bool, number, str, sympy.Expr, torch dtype/device/layout/memory_format, Ref, or a tuple of these."""
+"""None, bool, number, str, sympy.Expr, torch dtype/device/layout/memory_format, Ref, or a tuple of these.
+
+The arguments of an opaque call may also be lists, dicts with text keys, and slices of these.
+"""
 
 ATTRIBUTE_TYPES = (
     bool,
@@ -115,11 +118,21 @@ def normalize_attribute(value: Any) -> Attribute:
 
 def iter_leaves(value: Attribute) -> Iterator[Attribute]:
     """Yield the leaves of an attribute, depth first."""
-    if isinstance(value, tuple):
-        for item in value:
-            yield from iter_leaves(item)
-    else:
+    items = items_of(value)
+    if items is None:
         yield value
+    else:
+        for item in items:
+            yield from iter_leaves(item)
+
+
+def items_of(value: Attribute) -> Iterable[Attribute] | None:
+    """Return what a tuple, list, dict or slice holds, or None for a leaf."""
+    if isinstance(value, tuple | list):
+        return value
+    if isinstance(value, dict):
+        return value.values()
+    return (value.start, value.stop, value.step) if isinstance(value, slice) else None
 
 
 def has_ref(value: Attribute) -> bool:
@@ -131,6 +144,12 @@ def map_leaves(value: Attribute, function: Any) -> Any:
     """Return `value` with `function` applied to each leaf; tuples stay tuples."""
     if isinstance(value, tuple):
         return tuple(map_leaves(item, function) for item in value)
+    if isinstance(value, list):
+        return [map_leaves(item, function) for item in value]
+    if isinstance(value, dict):
+        return {key: map_leaves(item, function) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(map_leaves(item, function) for item in (value.start, value.stop, value.step)))
     return function(value)
 
 
@@ -142,6 +161,8 @@ def attribute_key(value: Attribute) -> Any:
         return ("list", *map(attribute_key, value))
     if isinstance(value, dict):
         return ("dict", *((attribute_key(key), attribute_key(item)) for key, item in value.items()))
+    if isinstance(value, slice):
+        return ("slice", *map(attribute_key, (value.start, value.stop, value.step)))
     if isinstance(value, float):
         return ("float", value.hex())
     if isinstance(value, complex):

@@ -15,7 +15,7 @@ from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import GraphwrightError, InferenceError, InputError
 from ir.fake import infer_with_fakes, strides_with_fakes
 from ir.locations import UNKNOWN_LOCATION, Location
-from ir.opdef import OpDef, Param, ParamKind, get_opdef, nearest_operator
+from ir.opdef import ARGUMENTS, OpDef, Param, ParamKind, get_opdef, nearest_operator
 from ir.types import Dim, Type
 
 # What `b.add` means where the schema's `default` overload is missing.
@@ -230,6 +230,8 @@ def _refer(given: Any, operands: list[Value | None]) -> Attribute:
 
 def coerce_attribute(opdef: OpDef, param: Param, given: Any) -> Attribute:
     """Return an attribute in the one form its schema type has: tuples for lists, floats for floats."""
+    if param.type == ARGUMENTS:
+        return given
     try:
         value = normalize_attribute(given)
     except TypeError as error:

@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import sympy
 
-from ir.attributes import Attribute, Ref, attributes_equal
+from ir.attributes import Attribute, Ref, attributes_equal, items_of
 from ir.core import Graph, Operation, Value
 from ir.expressions import format_expression
 from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program, Weight
@@ -228,8 +228,12 @@ class _Comparison:
         return None
 
     def _same_attribute(self, x: Attribute, y: Attribute, a: Operation, b: Operation) -> bool:
-        if isinstance(x, tuple) and isinstance(y, tuple):
-            return len(x) == len(y) and all(self._same_attribute(p, q, a, b) for p, q in zip(x, y, strict=True))
+        items, others = items_of(x), items_of(y)
+        if items is not None and others is not None:
+            if type(x) is not type(y) or (isinstance(x, dict) and list(x) != list(y)):
+                return False
+            items, others = list(items), list(others)
+            return len(items) == len(others) and all(map(lambda p, q: self._same_attribute(p, q, a, b), items, others))
         if isinstance(x, Ref) and isinstance(y, Ref):
             return self._same(a.operands[x.index], b.operands[y.index])
         if isinstance(x, sympy.Expr) and isinstance(y, sympy.Expr):

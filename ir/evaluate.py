@@ -303,7 +303,7 @@ class _Run:
                 f"there is no callable for {name!r}",
                 remedy="a program that was parsed from text has none: set program.opaques",
             )
-        args, kwargs = decode_call(op.attributes["spec"], operands, resolve)
+        args, kwargs = decode_call(op.attributes, operands, resolve)
         return opaque_results(call_module(callee, args, kwargs), op.attributes["returns"])
 
     def _number(self, expr: sympy.Expr) -> int | float:

@@ -72,6 +72,10 @@ class ParamKind(enum.Enum):
     ATTRIBUTE = "attribute"
 
 
+ARGUMENTS = "arguments"
+"""Type of an attribute that holds the arguments of a Python call, in which lists are no tuples."""
+
+
 @attrs.frozen(slots=True)
 class Param:
     """One argument of an operator's schema."""

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import linecache
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import sympy
@@ -258,7 +259,8 @@ class _Verifier:
         self._fail(f"{op.name} has no attribute {', '.join(unknown)}", op)
 
     def _attribute(self, op: Operation, name: str, value: Attribute) -> None:
-        for leaf in iter_leaves(value):
+        leaves = iter_leaves(value) if op.opdef is OPAQUE else _leaves_of_tuples(value)
+        for leaf in leaves:
             if not isinstance(leaf, ATTRIBUTE_TYPES):
                 kind = type(leaf).__qualname__
                 self._fail(f"attribute {name!r} of {op.name} holds a {kind}, which is no attribute value", op)
@@ -266,22 +268,23 @@ class _Verifier:
                 self._expression(leaf, f"attribute {name!r} of {op.name}", op)
 
     def _references(self, op: Operation) -> None:
-        """Check that attributes refer to exactly the operands after those of the schema."""
+        """Check that attributes refer to exactly the operands after those of the schema; of opaque calls, to any."""
         first, count = op.num_schema_operands, len(op.operands)
+        lowest = 0 if op.opdef is OPAQUE else first
         referred: set[int] = set()
         for name, value in op.attributes.items():
             for leaf in iter_leaves(value):
                 if isinstance(leaf, Ref):
-                    if not first <= leaf.index < count:
+                    if not lowest <= leaf.index < count:
                         self._fail(
                             f"attribute {name!r} of {op.name} refers to operand {leaf.index}, "
-                            f"not one of {first} to {count - 1}",
+                            f"not one of {lowest} to {count - 1}",
                             op,
                         )
                     if op.operands[leaf.index] is None:
                         self._fail(f"attribute {name!r} of {op.name} refers to an operand that is absent", op)
                     referred.add(leaf.index)
-        if len(referred) != count - first:
+        if not referred.issuperset(range(first, count)):
             self._fail(f"{op.name} has operands that are neither in its schema nor in an attribute", op)
 
     def _region(self, op: Operation, body: Graph) -> None:
@@ -399,3 +402,12 @@ class _Verifier:
                 self._fail(f"output {output} is a view, but the graph has {num_outputs}")
             if source not in written:
                 self._fail(f"output {output} is a view of output {source}, which no mutation writes")
+
+
+def _leaves_of_tuples(value: Attribute) -> Iterator[Attribute]:
+    """Yield what an attribute of tuples holds; lists and the like are no attribute values but of opaque calls."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _leaves_of_tuples(item)
+    else:
+        yield value

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from compiler.capture.errors import check_no_packed
 from compiler.usercode.state import location_of_module
 from ir.errors import CaptureError, InputError
-from ir.ops.nn_ops import encode_call
+from ir.ops.nn_ops import encode_call, format_call
 from ir.types import DTYPE_NAMES, DTYPES_BY_NAME
 
 _LIBRARY = torch.library.Library("graphwright", "FRAGMENT")
@@ -305,7 +305,7 @@ def _stub(path: str, module: nn.Module, records: Iterator[CallRecord]) -> Callab
         if record is None:
             raise CaptureError(f"`{path}` was called less often in a run of the model", location=location)
         try:
-            spec, tensors = encode_call(args, kwargs, lambda leaf: isinstance(leaf, torch.Tensor))
+            positional, keywords, tensors = encode_call(args, kwargs, lambda leaf: isinstance(leaf, torch.Tensor))
         except InputError as error:
             raise CaptureError(error.message, location=location, remedy=error.remedy) from None
         recorded = [leaf for leaf in pytree.tree_leaves((record.args, record.kwargs)) if isinstance(leaf, torch.Tensor)]
@@ -322,7 +322,8 @@ def _stub(path: str, module: nn.Module, records: Iterator[CallRecord]) -> Callab
                     location=location,
                     remedy="choose a module around it whose results are tensors",
                 )
-        results = iter(torch.ops.graphwright.opaque(tensors, path, spec, json.dumps(descriptions)))
+        text = format_call(positional, keywords)  # an operator takes no nested arguments
+        results = iter(torch.ops.graphwright.opaque(tensors, path, text, json.dumps(descriptions)))
         return pytree.tree_unflatten([None if leaf is None else next(results) for leaf in leaves], structure)
 
     return forward

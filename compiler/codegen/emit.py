@@ -162,9 +162,9 @@ class ProgramScope(Scope):
         function = self.program.opaques.get(callee)
         if function is None:
             raise CodegenError(f"the program has no callable {callee!r}", location=op.location)
-        operands = [None if v is None else self.value(v) for v in op.operand_list("args")]
+        operands = [None if v is None else self.value(v) for v in op.operands]
         args, kwargs = decode_call(
-            op.attributes["spec"], operands, lambda leaf: self.size(leaf) if hasattr(leaf, "free_symbols") else leaf
+            op.attributes, operands, lambda leaf: self.size(leaf) if hasattr(leaf, "free_symbols") else leaf
         )
         if isinstance(function, nn.Module):
             key = ("opaque", callee)
@@ -172,9 +172,9 @@ class ProgramScope(Scope):
             if path is None:
                 path = self.tree.place(self.tree.adopt(function), callee, own=True, key=key)
                 self.tree.register_opaque(path, callee, function)
-            node = self.graph.create_node("call_module", path, tuple(args), kwargs)
+            node = self.graph.create_node("call_module", path, args, kwargs)
         else:
-            node = self.call(function, tuple(args), kwargs)
+            node = self.call(function, args, kwargs)
         returns = op.attributes["returns"]
         if returns == "whole":
             return (node,)

@@ -40,6 +40,7 @@ from ir.expressions import format_expression
 from ir.locations import Location
 from ir.memory.strides import Strides
 from ir.opdef import OpDef, Trait, get_opdef, opdef_of_overload
+from ir.ops.nn_ops import parse_call
 from ir.parameters import ParameterKind, ParameterSpec
 from ir.program import CallingConvention, InputLeaf, Program, Weight, WeightKind
 from ir.types import OpaqueType, ScalarType, TensorType, Type
@@ -380,13 +381,15 @@ class ExportLowering(RegionLowering):
         absent = [item is None for item in json.loads(results)]
         types = [OpaqueType() if none else self._type(next(items)) for none in absent]
         module = self.program.opaques[callee]
+        positional, keywords = parse_call(spec)
         self.functionalizer.location = location
         made = self.functionalizer.call(
             get_opdef("nn.opaque"),
             (tensors,),
             {
                 "callee": callee,
-                "spec": spec,
+                "positional": positional,
+                "keywords": keywords,
                 "training": bool(getattr(module, "training", False)),
                 "result_types": tuple(map(str, types)),
                 "writes": callee in self.writers,

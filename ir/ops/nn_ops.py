@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from ir.attributes import ATTRIBUTE_TYPES, Attribute
+from ir.attributes import ATTRIBUTE_TYPES, Attribute, Ref, map_leaves, normalize_attribute
 from ir.errors import InferenceError, InputError, ParseError
-from ir.opdef import Facts, OpDef, Param, ParamKind, Trait, register_opdef
+from ir.opdef import ARGUMENTS, Facts, OpDef, Param, ParamKind, Trait, register_opdef
 from ir.ops.inference import linear
 from ir.ops.inference.support import with_fallback
-from ir.text.literals import format_attribute, parse_attribute, parse_type
+from ir.text.lexer import Lexer
+from ir.text.literals import Literals, format_attribute, parse_type
 from ir.types import Type
 
 
@@ -137,7 +137,8 @@ OPAQUE = register_opdef(
         (
             Param("args", ParamKind.LIST, type="List[Tensor]"),
             _attribute("callee", "str"),
-            _attribute("spec", "str"),
+            _attribute("positional", ARGUMENTS, (), True),
+            _attribute("keywords", ARGUMENTS, {}, True),
             _attribute("training", "bool", False, True),
             _attribute("result_types", "str[]"),
             _attribute("returns", "str", "leaves", True),
@@ -149,8 +150,9 @@ OPAQUE = register_opdef(
 )
 """A call of a Python callable of `Program.opaques`: never moved, merged or removed.
 
-`spec` is the text of the arguments (`encode_call`). The results are the leaves of what the callable returns; where
-`returns` is "items", its items as they are, and where it is "whole", what it returns, tensor or not.
+`positional` and `keywords` are the arguments (`encode_call`); they refer to the operands. The results are the leaves of
+what the callable returns; where `returns` is "items", its items as they are, and where it is "whole", what it returns,
+tensor or not.
 
 Where `writes` is True, the callable writes to its arguments, which nothing else reads then.
 """
@@ -165,8 +167,8 @@ def opaque_results(returned: Any, returns: str) -> list[Any]:
 
 def encode_call(
     args: Sequence[Any], kwargs: Mapping[str, Any], is_operand: Callable[[Any], bool]
-) -> tuple[str, list[Any]]:
-    """Return the text of the arguments of an opaque call, and the leaves that become operands, in order.
+) -> tuple[tuple[Attribute, ...], dict[str, Attribute], list[Any]]:
+    """Return the arguments of an opaque call as attributes, and the leaves that become operands, in order.
 
     Args:
         args: positional arguments: nested tuples, lists, dicts (with text keys), slices, and leaves.
@@ -178,68 +180,55 @@ def encode_call(
     """
     operands: list[Any] = []
 
-    def encode(item: Any) -> Any:
+    def encode(item: Any) -> Attribute:
         if is_operand(item):
             operands.append(item)
-            return {"operand": len(operands) - 1}
-        if item is None or isinstance(item, bool | str):
-            return item
+            return Ref(len(operands) - 1)
         if isinstance(item, list):
             return [encode(part) for part in item]
         if type(item) is tuple:
-            return {"tuple": [encode(part) for part in item]}
+            return tuple([encode(part) for part in item])
         if isinstance(item, slice):
-            return {"slice": [encode(part) for part in (item.start, item.stop, item.step)]}
+            return slice(*map(encode, (item.start, item.stop, item.step)))
         if type(item) is dict and all(isinstance(key, str) for key in item):
-            return {"dict": {key: encode(part) for key, part in item.items()}}
+            return {key: encode(part) for key, part in item.items()}
         if isinstance(item, ATTRIBUTE_TYPES):
-            return {"attribute": format_attribute(item)}
+            return normalize_attribute(item)
         raise InputError(
             f"an opaque call cannot take an argument of class {type(item).__qualname__}",
             remedy="pass it when the module is made; calls may have tensors, numbers, texts, tuples, lists and dicts",
         )
 
-    tree = {"args": [encode(part) for part in args], "kwargs": {key: encode(part) for key, part in kwargs.items()}}
-    return json.dumps(tree), operands
+    return tuple(map(encode, args)), {key: encode(part) for key, part in kwargs.items()}, operands
 
 
 def decode_call(
-    spec: str, operands: Sequence[Any], resolve: Callable[[Attribute], Any]
-) -> tuple[list[Any], dict[str, Any]]:
-    """Return the arguments that `encode_call` made a text of.
+    attributes: Mapping[str, Attribute], operands: Sequence[Any], resolve: Callable[[Attribute], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments that `encode_call` made attributes of.
 
     Args:
-        spec: the text.
+        attributes: of the opaque call.
         operands: what stands for each operand.
         resolve: maps each attribute value to what the callable takes (a symbolic size to its number).
-
-    Raises:
-        InputError: when the text is not what `encode_call` writes.
     """
 
-    def decode(item: Any) -> Any:
-        if isinstance(item, list):
-            return [decode(part) for part in item]
-        if not isinstance(item, dict):
-            return item
-        ((kind, content),) = item.items()
-        if kind == "operand":
-            return operands[content]
-        if kind == "tuple":
-            return tuple(decode(part) for part in content)
-        if kind == "slice":
-            return slice(*map(decode, content))
-        if kind == "dict":
-            return {key: decode(part) for key, part in content.items()}
-        if kind == "attribute":
-            return resolve(parse_attribute(content))
-        raise ValueError(f"unknown kind {kind!r}")
+    def decode(leaf: Attribute) -> Any:
+        return operands[leaf.index] if type(leaf) is Ref else resolve(leaf)
 
-    try:
-        tree = json.loads(spec)
-        return [decode(part) for part in tree["args"]], {key: decode(part) for key, part in tree["kwargs"].items()}
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise InputError(f"the arguments of an opaque call are ill-formed: {error} in {spec}") from error
+    return map_leaves(attributes["positional"], decode), map_leaves(attributes["keywords"], decode)
+
+
+def format_call(positional: tuple[Attribute, ...], keywords: dict[str, Attribute]) -> str:
+    """Return the text of the arguments of an opaque call; `%3` is operand 3."""
+    return format_attribute((positional, keywords), lambda index: f"%{index}")
+
+
+def parse_call(text: str) -> tuple[tuple[Attribute, ...], dict[str, Attribute]]:
+    """Return the arguments of an opaque call that `format_call` made a text of."""
+    lexer = Lexer(text)
+    positional, keywords = Literals(lexer, lambda: Ref(int(lexer.expect_value()))).constant()
+    return positional, keywords
 
 
 def call_module(callee: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -70,9 +70,13 @@ def format_attribute(value: Attribute, refer: Callable[[int], str] = lambda inde
     if type(value) is str:
         return json.dumps(value)
     if isinstance(value, list):
-        return f"list({', '.join(map(format_attribute, value))})"
+        return f"list({', '.join([format_attribute(item, refer) for item in value])})"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{format_attribute(key)}: {format_attribute(item)}' for key, item in value.items())}}}"
+        items = [f"{format_attribute(key)}: {format_attribute(item, refer)}" for key, item in value.items()]
+        return f"{{{', '.join(items)}}}"
+    if isinstance(value, slice):
+        parts = (value.start, value.stop, value.step)
+        return f"slice({', '.join([format_attribute(part, refer) for part in parts])})"
     if isinstance(value, Ref):
         return refer(value.index)
     if type(value) is complex:
@@ -310,7 +314,10 @@ class Literals:
         return value
 
     def constant(self) -> Any:
-        """Return a constant of the calling convention: an attribute value, `list(...)` or `{key: value}`."""
+        """Return a constant of the calling convention, or an argument of an opaque call.
+
+        It is an attribute value, `list(...)`, `{key: value}` or `slice(start, stop, step)`.
+        """
         lexer = self.lexer
         if lexer.accept("["):
             return tuple(self._list("]", self.constant))
@@ -323,10 +330,20 @@ class Literals:
         if lexer.at("list") and lexer.texts[lexer.index + 1] == "(":
             lexer.index += 2
             return self._list(")", self.constant)
+        if lexer.at("slice") and lexer.texts[lexer.index + 1] == "(":
+            place = lexer.index
+            lexer.index += 2
+            parts = self._list(")", self.constant)
+            if len(parts) != 3:
+                raise lexer.error("a slice has a start, a stop and a step", index=place)
+            return slice(*parts)
         return self.attribute()
 
     def _item(self) -> tuple[Any, Any]:
+        place = self.lexer.index
         key = self.constant()
+        if isinstance(key, Ref):
+            raise self.lexer.error("a value is not a key", index=place)
         self.lexer.expect(":")
         return key, self.constant()
 

@@ -9,7 +9,7 @@ from ir.builder import infer_operation
 from ir.core import Graph, Operation, Value
 from ir.errors import GraphwrightError
 from ir.locations import UNKNOWN_LOCATION, Location
-from ir.opdef import OpDef, ParamKind, get_opdef
+from ir.opdef import OpDef, ParamKind, Trait, get_opdef
 from ir.program import (
     CallingConvention,
     Derivation,
@@ -53,6 +53,8 @@ class _Scope:
         self.values: dict[str, Value] = {}
         self.referred: list[Value] = []
         self.first_reference = 0
+        self.arguments: list[Value | None] = []
+        """The operands of the current operation that its attributes name again: those of an opaque call."""
 
 
 class _Parser(BoundaryParser):
@@ -80,7 +82,10 @@ class _Parser(BoundaryParser):
 
     def _refer(self) -> Ref:
         scope = self.scope
-        scope.referred.append(self._use())
+        value = self._use()
+        if value in scope.arguments:
+            return Ref(scope.arguments.index(value))
+        scope.referred.append(value)
         return Ref(scope.first_reference + len(scope.referred) - 1)
 
     def _location(self) -> Location:
@@ -270,6 +275,7 @@ class _Parser(BoundaryParser):
         scope = self.scope
         scope.referred = []
         scope.first_reference = len(operands)
+        scope.arguments = operands if opdef.has(Trait.OPAQUE) else []
         attributes = self._attributes(opdef)
         referred = scope.referred
         types = self._result_types()
@@ -348,6 +354,7 @@ class _Parser(BoundaryParser):
 
     def _attributes(self, opdef: OpDef) -> dict[str, Attribute]:
         lexer = self.lexer
+        read = self.literals.constant if opdef.has(Trait.OPAQUE) else self.literals.attribute
         given: dict[str, Attribute] = {}
         places: dict[str, int] = {}
         if lexer.accept("{"):
@@ -358,7 +365,7 @@ class _Parser(BoundaryParser):
                     raise lexer.error(f"attribute {name!r} is given twice", index=place)
                 places[name] = place
                 lexer.expect("=")
-                given[name] = self.literals.attribute()
+                given[name] = read()
                 if not lexer.at("}"):
                     lexer.expect(",")
         if opdef.is_region:

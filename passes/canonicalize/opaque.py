@@ -44,7 +44,7 @@ def _returned_operand(op: Operation, callee: Any) -> Value | None:
     module = copy.copy(callee)
     before = dict(vars(module))
     try:
-        args, kwargs = decode_call(op.attributes["spec"], operands, _unresolved)
+        args, kwargs = decode_call(op.attributes, operands, _unresolved)
         with _Untouched():
             results = opaque_results(module(*args, **kwargs), op.attributes["returns"])
     except (_Touched, InputError):
@@ -71,7 +71,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _unresolved(attribute: Any) -> Any:
-    if isinstance(attribute, (int, float)):
+    if attribute is None or isinstance(attribute, int | float | str):
         return attribute
     raise InputError(f"the argument {attribute} depends on sizes")
 

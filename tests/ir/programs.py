@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils import _pytree as pytree
 
-from ir.attributes import UnknownObject
+from ir.attributes import Ref, UnknownObject
 from ir.builder import Builder
 from ir.core import Graph, Operation
 from ir.locations import Location, merge_locations
@@ -124,7 +124,15 @@ def rich_program() -> Program:
     joined = b.cat([second, first], 1)
     flat = b.repeat(b.reshape(joined, [batch * 4, -1]), [graph.inputs[1], 1])
     product = b.call("aten.mm", folded, b.t(folded))
-    roi = b.call("nn.opaque", [flat, product], "roi", '{"args": [], "kwargs": {}}', False, ("f32[batch, ?]", "?"))
+    roi = b.call(
+        "nn.opaque",
+        [flat, product],
+        "roi",
+        (Ref(0), [Ref(1), n], slice(None, 2)),
+        {"boxes": {"size": (7, 7), "scale": 0.25}},
+        False,
+        ("f32[batch, ?]", "?"),
+    )
     counted = b.call("aten.add.Scalar", count, 1)
     scaled = b.mul(graph.inputs[2], graph.inputs[2])
     graph.set_outputs([flat, roi[0], counted, scaled])

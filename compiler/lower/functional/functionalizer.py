@@ -80,7 +80,7 @@ class Functionalizer(FunctionalTensors):
             handles.append(arg)
             return self.read(arg)
         if kind is list or kind is tuple:
-            return [self._value(item, handles) for item in arg]
+            return kind([self._value(item, handles) for item in arg])
         return arg
 
     def _results(self, op: Operation, handles: list[Handle], keys: Sequence[int | None]) -> list[Handle]:

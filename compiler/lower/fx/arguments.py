@@ -51,5 +51,5 @@ def _is_lookup(op: Operation, owner: Value) -> bool:
     """Whether an operation looks up a key of `owner` that is a text."""
     if op.name != "nn.opaque" or op.attributes["callee"] != _GETITEM or op.operands != (owner,):
         return False
-    args, _ = decode_call(op.attributes["spec"], list(op.operands), lambda leaf: leaf)
+    args, _ = decode_call(op.attributes, op.operands, lambda leaf: leaf)
     return isinstance(args[1], str)

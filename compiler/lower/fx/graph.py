@@ -313,7 +313,7 @@ class FxLowering:
     ) -> Any:
         try:
             plain_args, plain_kwargs = self.calls.plain(list(args)), self.calls.plain(dict(kwargs))
-            spec, operands = encode_call(plain_args, plain_kwargs, is_runtime)
+            positional, keywords, operands = encode_call(plain_args, plain_kwargs, is_runtime)
         except (InputError, UnknownCallError) as error:
             raise CaptureError(f"{callee} cannot be kept as an opaque call: {error}", remedy=_WITH_INPUTS) from None
         if any(type(operand) is not Handle for operand in operands):
@@ -337,7 +337,8 @@ class FxLowering:
             (operands,),
             {
                 "callee": callee,
-                "spec": spec,
+                "positional": positional,
+                "keywords": keywords,
                 "training": training,
                 "result_types": tuple(map(str, types)),
                 "returns": "items" if count else "whole",

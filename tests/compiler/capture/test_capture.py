@@ -338,8 +338,8 @@ def test_a_chosen_module_stays_an_opaque_call(choose: Callable[[UsesScaled], Any
     assert names(program) == ["linear", "opaque", "opaque", "add.Tensor"]
     opaque = next(op for op in program.graph.operations() if op.name == "nn.opaque")
     assert [str(r.type) for r in opaque.results] == ["f32[4, 3]", "opaque", "f32[]"]
-    args, kwargs = decode_call(opaque.attributes["spec"], ["tensor"], lambda leaf: leaf)
-    assert (args, kwargs) == (["tensor"], {"options": {"by": (2, "text")}})
+    args, kwargs = decode_call(opaque.attributes, ["tensor"], lambda leaf: leaf)
+    assert (args, kwargs) == (("tensor",), {"options": {"by": (2, "text")}})
     assert list(program.weights) == ["fc.weight", "fc.bias"]
     kept = program.opaques["scaled"]
     assert kept is not model.scaled and kept.weight is model.scaled.weight

@@ -20,9 +20,9 @@ from tests.compiler.drafts import Draft, f32, randomize
 
 
 def opaque(d: Draft, callee: str, function: Any, *args: Any, results: tuple[str, ...], **kwargs: Any) -> Any:
-    spec, operands = encode_call(args, kwargs, lambda leaf: isinstance(leaf, Value))
+    positional, keywords, operands = encode_call(args, kwargs, lambda leaf: isinstance(leaf, Value))
     d.program.opaques[callee] = function
-    op = d.b.op("nn.opaque", operands, callee=callee, spec=spec, training=False, result_types=results)
+    op = d.b.op("nn.opaque", operands, callee, positional, keywords, False, results)
     return op.results
 
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ir.attributes import attributes_equal
 from ir.builder import Builder, make_operation
+from ir.compare import programs_equal
 from ir.core import Graph, Value
-from ir.errors import EvaluationError, InferenceError, InputError
+from ir.errors import EvaluationError, InferenceError, InputError, ParseError
 from ir.evaluate import evaluate
 from ir.fake import infer_with_fakes
-from ir.ops.nn_ops import MULTIHEAD_ATTENTION, decode_call, encode_call
+from ir.ops.nn_ops import MULTIHEAD_ATTENTION, decode_call, encode_call, format_call, parse_call
 from ir.program import Program, Weight, WeightKind
 from ir.text.parser import parse_program
 from ir.types import UNKNOWN_TENSOR, OpaqueType, TensorType, make_symbol, type_of_tensor
@@ -225,12 +227,12 @@ class Counter(nn.Module):
 def opaque_program() -> Program:
     n = make_symbol("n")
     graph = Graph([("x", f32(3)), ("y", f32(n))])
-    spec, operands = encode_call(
+    positional, keywords, operands = encode_call(
         [graph.inputs[0], (graph.inputs[1], n)],
         {"scale": 0.5, "names": {"mode": "sum", "dims": [0, None], "part": slice(1, None), "dtype": torch.float64}},
         lambda leaf: isinstance(leaf, Value),
     )
-    op = Builder(graph).op("nn.opaque", operands, "counter", spec, True, ("f32[3]", "f32[n]", "?"))
+    op = Builder(graph).op("nn.opaque", operands, "counter", positional, keywords, True, ("f32[3]", "f32[n]", "?"))
     graph.set_outputs(op.results)
     program = program_of(graph)
     program.symbols = dict(parse_program('program "p" { symbol n in [0, inf] graph() { return } }').symbols)
@@ -257,7 +259,7 @@ def test_opaque_calls_infer_what_was_recorded() -> None:
     assert [str(value.type) for value in op.results] == ["f32[3]", "f32[n]", "?"]
     assert not op.is_pure
     with pytest.raises(InferenceError, match=r"the result types of nn\.opaque are ill-formed"):
-        make_operation("nn.opaque", [], "f", "", False, ("f33[2]",))
+        make_operation("nn.opaque", [], "f", (), {}, False, ("f33[2]",))
 
 
 def test_opaque_functions_and_missing_ones() -> None:
@@ -271,20 +273,67 @@ def test_opaque_functions_and_missing_ones() -> None:
 
 
 def test_arguments_of_opaque_calls_round_trip() -> None:
-    args = ["text", True, None, 3, -0.0, (1, (2.5,)), [], {"k": [torch.float16]}, slice(None, 4, 2), object]
-    spec, operands = encode_call(args[:-1], {"key": args[-1]}, lambda leaf: leaf is object)
-    assert operands == [object]
-    decoded, kwargs = decode_call(spec, ["given"], lambda leaf: leaf)
-    assert repr(decoded) == repr(args[:-1])
+    args = ["text", True, None, 3, -0.0, (1, (2.5,)), [], {"k": [torch.float16]}, slice(None, 4, [object]), object]
+    positional, keywords, operands = encode_call(args[:-1], {"key": args[-1]}, lambda leaf: leaf is object)
+    assert operands == [object, object]
+    attributes = {"positional": positional, "keywords": keywords}
+    decoded, kwargs = decode_call(attributes, [object, "given"], lambda leaf: leaf)
+    assert repr(decoded) == repr(tuple(args[:-1]))
     assert kwargs == {"key": "given"}
+    text = format_call(positional, keywords)
+    assert text == (
+        '[["text", True, None, 3, -0.0, [1, [2.5]], list(), {"k": list(torch.float16)}, '
+        'slice(None, 4, list(%0))], {"key": %1}]'
+    )
+    assert attributes_equal(parse_call(text), (positional, keywords))
 
 
 def test_other_arguments_of_opaque_calls_are_refused() -> None:
-    with pytest.raises(InputError, match="cannot take an argument of class set"):
-        encode_call([{1, 2}], {}, lambda leaf: False)
-    for spec in ("", "[]", '{"args": [{"operand": 1}], "kwargs": {}}', '{"args": [{"what": 1}], "kwargs": {}}'):
-        with pytest.raises(InputError, match="arguments of an opaque call are ill-formed"):
-            decode_call(spec, [], lambda leaf: leaf)
+    for item in ({1, 2}, {1: 2}, torch.return_types.max((1, 2)), object()):
+        with pytest.raises(InputError, match="cannot take an argument of class "):
+            encode_call([item], {}, lambda leaf: False)
+
+
+def test_arguments_of_opaque_calls_in_text() -> None:
+    program = opaque_program()
+    text = str(program)
+    assert (
+        '%opaque, %opaque_1, %opaque_2 = nn.opaque([%x, %y]) {callee="counter", positional=[%x, [%y, n]], '
+        'keywords={"scale": 0.5, "names": {"mode": "sum", "dims": list(0, None), "part": slice(1, None, None), '
+        '"dtype": torch.float64}}, training=True, result_types=["f32[3]", "f32[n]", "?"]}'
+    ) in text
+    parsed = parse_program(text)
+    assert programs_equal(program, parsed) is None
+    assert str(parsed) == text
+    for old, new in (
+        ("positional=[%x, [%y, n]]", "positional=[%y, [%x, n]]"),
+        ("[%y, n]]", "list(%y, n)]"),
+        ("list(0, None)", "[0, None]"),
+        ("slice(1, None, None)", "slice(1, 2, None)"),
+        ('"scale": 0.5, ', ""),
+        ("scale", "factor"),
+    ):
+        difference = programs_equal(program, parse_program(text.replace(old, new)))
+        assert difference is not None
+        assert "attribute positional" in str(difference) or "attribute keywords" in str(difference)
+    for wrong in ("slice(1)", "{%x: 1}", "{list(1): 1}", "%z"):
+        with pytest.raises(ParseError, match="line "):
+            parse_program(text.replace("[%y, n]]", f"{wrong}]"))
+
+
+def test_an_operand_that_is_passed_twice_reads_back() -> None:
+    graph = Graph([("x", f32(3))])
+    (x,) = graph.inputs
+    positional, keywords, operands = encode_call([x, [x]], {}, lambda leaf: isinstance(leaf, Value))
+    op = Builder(graph).op("nn.opaque", operands, "f", positional, keywords, False, ("?",))
+    graph.set_outputs(op.results)
+    program = program_of(graph)
+    program.opaques["f"] = lambda a, b: a + b[0]
+    parsed = parse_program(str(program))
+    assert programs_equal(program, parsed) is None
+    parsed.opaques.update(program.opaques)
+    verify(parsed)
+    assert torch.equal(evaluate(parsed, [torch.ones(3)])[0], torch.full((3,), 2.0))
 
 
 def test_unknown_result_kinds_of_attention_are_compatible() -> None:
