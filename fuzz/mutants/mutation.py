@@ -36,16 +36,14 @@ class Subject:
 
     kind: str
     """`rule`, `pass`, `text`, `types` or `modules`."""
-    name: str = ""
-    """The rule's class, or the text of the pipeline."""
+    names: tuple[str, ...] = ()
+    """The rules, of which each program tries one, or the text of the pipeline."""
     operators: tuple[str, ...] = ()
     """The operators that programs are made of; all where it is empty."""
-    strides: bool = False
-    """Whether strides and sharing must stay although the rule is not exact: it says so itself."""
 
     def __str__(self) -> str:
         operators = f" on {', '.join(self.operators)}" if self.operators else ""
-        return f"{self.kind} {self.name}".rstrip() + operators
+        return f"{self.kind} {', '.join(self.names)}".rstrip() + operators
 
 
 @attrs.frozen
@@ -58,19 +56,11 @@ class Mutant:
     target: str
     """`module:function`, `module:Class.method` or `module:Class.attribute`."""
     old: str
-    """Occurs in the source exactly once; for an attribute, its `repr`."""
+    """A piece of the source; for an attribute, its `repr`."""
     new: str
     subject: Subject
-    equivalent: str = ""
-    """Why it changes no meaning, where that was shown."""
-
-
-def rule_mutant(
-    class_: str, name: str, target: str, old: str, new: str, equivalent: str = "", strides: bool = False
-) -> Mutant:
-    """Return a mutant of a rule that the rule's own programs find: `name` is the rule, then what is wrong."""
-    subject = Subject("rule", name.partition(":")[0], strides=strides)
-    return Mutant(name, class_, target, old, new, subject, equivalent)
+    at: int | None = None
+    """Where `old` begins in the source; None where it occurs exactly once."""
 
 
 class StaleMutantError(InputError):
@@ -82,8 +72,8 @@ def mutated(mutant: Mutant) -> Iterator[None]:
     """Put a mutant in place for the length of a `with` block.
 
     Raises:
-        StaleMutantError: when the target is gone, `old` does not occur exactly once in it, or the result is no function
-            of the same form.
+        StaleMutantError: when the target is gone, `old` is not in its place there, or the result is no function of the
+            same form.
     """
     owner, attribute, found = _find(mutant)
     _forget()
@@ -139,12 +129,13 @@ def _value(mutant: Mutant, found: Any) -> Any:
 def _changes(mutant: Mutant, function: FunctionType) -> list[tuple[FunctionType, CodeType]]:
     """Return the functions whose code changes (the target, and closures it has made already) with their new code."""
     source = textwrap.dedent(inspect.getsource(function))
+    at = source.find(mutant.old) if mutant.at is None else mutant.at
     count = source.count(mutant.old)
-    if count != 1:
+    if (mutant.at is None and count != 1) or not source.startswith(mutant.old, at):
         raise _stale(mutant, f"{mutant.old!r} occurs {count} times in {mutant.target}")
     old = function.__code__
     try:
-        new = _compile(function, source.replace(mutant.old, mutant.new))
+        new = _compile(function, source[:at] + mutant.new + source[at + len(mutant.old) :])
     except SyntaxError as error:
         raise _stale(mutant, f"the mutant does not compile: {error}") from error
     if new.co_freevars != old.co_freevars:

@@ -1,0 +1,138 @@
+"""Mutants that are made: every change that the operators know, in all code that a rule, pass or operator reaches."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from types import CodeType, FunctionType
+from typing import Any
+
+from fuzz.calls.generators import GENERATORS
+from fuzz.mutants.mutation import Mutant, Subject
+from fuzz.mutants.operators import edits
+from ir.opdef import get_opdef
+from passes.rewrite.pattern import Pattern
+
+_SHARED = ("ir.memory.", "passes.rewrite.literals", "passes.attention")
+"""What rules of all folders ask: its faults are faults of the rules that ask."""
+_INFERENCE = "ir.ops.inference."
+_PASSES = {
+    "eliminate-common-subexpressions": (
+        "passes.cleanup.cse:EliminateCommonSubexpressions.run",
+        ("passes.cleanup.cse", "passes.rewrite.effects"),
+    ),
+    "eliminate-dead-code": (
+        "passes.cleanup.dce:EliminateDeadCode.run",
+        ("passes.cleanup.dce", "passes.rewrite.effects"),
+    ),
+    "fold-constants": ("passes.fold.constants:fold_constants", ("passes.fold.constants",)),
+    "fold-batch-norm": ("passes.fold.batch_norm:FoldBatchNorm.run", ("passes.fold.batch_norm",)),
+    "canonicalize{fold_parameter_views=true}": ("passes.fold.weights:fold_weight_views", ("passes.fold.weights",)),
+}
+"""Pipeline -> where its code begins, and the modules that are mutated for it."""
+
+
+def mutants_of_rules(rules: Mapping[str, type[Pattern]], *, shared: bool = False) -> list[Mutant]:
+    """Return the mutants of rules by name: of their methods, and of what these call in the rule's folder and below.
+
+    What several rules reach is mutated once, and all of them are tried.
+
+    Args:
+        rules: name -> rule.
+        shared: whether what rules of all folders ask is mutated as well.
+    """
+    reaching: dict[str, list[str]] = {}
+    for name, rule in rules.items():
+        folder = rule.__module__.rpartition(".")[0]
+        homes = (f"{folder}." if folder else rule.__module__, *(_SHARED if shared else ()))
+        for target in _reached(_methods(rule), homes):
+            reaching.setdefault(target, []).append(name)
+    return [m for target, names in reaching.items() for m in _mutants(target, Subject("rule", tuple(names)))]
+
+
+def mutants_of_passes() -> list[Mutant]:
+    """Return the mutants of passes that are no rules."""
+    found: dict[str, Mutant] = {}
+    for pipeline, (start, homes) in _PASSES.items():
+        for target in _reached([_resolved(start)], homes):
+            for mutant in _mutants(target, Subject("pass", (pipeline,))):
+                found.setdefault(mutant.name, mutant)
+    return list(found.values())
+
+
+def mutants_of_inference() -> list[Mutant]:
+    """Return the mutants of type inference, each tried on the operators that reach it."""
+    reaching: dict[str, list[str]] = {}
+    for name in GENERATORS:
+        infer = get_opdef(name).infer
+        if infer is not None:
+            for target in _reached([infer], (_INFERENCE,)):
+                reaching.setdefault(target, []).append(name)
+    return [m for target, names in reaching.items() for m in _mutants(target, Subject("types", operators=tuple(names)))]
+
+
+def _mutants(target: str, subject: Subject) -> Iterator[Mutant]:
+    seen: Counter[str] = Counter()
+    for edit in edits(textwrap.dedent(inspect.getsource(_resolved(target)))):
+        name = f"{target}: {edit.operator}: {edit.label}"
+        seen[name] += 1
+        numbered = name if seen[name] == 1 else f"{name} ({seen[name]})"
+        yield Mutant(numbered, edit.operator, target, edit.old, edit.new, subject, at=edit.at)
+
+
+def _methods(rule: type[Pattern]) -> list[Any]:
+    bases = [base for base in rule.__mro__ if base not in (object, Pattern)]
+    return [vars(base).get(name) for base in bases for name in ("pattern", "check", "rewrite")]
+
+
+def _reached(starts: Iterable[Any], homes: tuple[str, ...]) -> list[str]:
+    """Return the functions that code reaches by name, as `module:qualified.name`, in modules named like `homes`."""
+    pending = list(starts)
+    found: dict[str, None] = {}
+    closures: set[int] = set()
+    while pending:
+        item = pending.pop(0)
+        if isinstance(item, type) and item.__module__.startswith(homes):
+            pending += [member for name, member in vars(item).items() if not name.startswith("__")]
+        function = function_of(item)
+        if function is None or not function.__module__.startswith(homes) or id(function) in closures:
+            continue
+        closures.add(id(function))
+        if function.__code__.co_filename.startswith("<"):
+            continue  # attrs wrote it
+        target = f"{function.__module__}:{function.__qualname__.partition('.<locals>')[0]}"
+        whole = _resolved(target)
+        found.setdefault(target)
+        pending += [cell.cell_contents for cell in function.__closure__ or ()]
+        pending += [whole.__globals__.get(name) for name in dict.fromkeys(_names(whole.__code__))]
+    return list(found)
+
+
+def function_of(item: Any) -> FunctionType | None:
+    """Return the Python function behind an object that is one: a method, a property, or one that is wrapped."""
+    if isinstance(item, staticmethod | classmethod):
+        item = item.__func__
+    elif isinstance(item, property):
+        item = item.fget
+    item = inspect.unwrap(item) if callable(item) else item
+    return item if isinstance(item, FunctionType) else None
+
+
+def _resolved(target: str) -> FunctionType:
+    module, _, path = target.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        found = inspect.getattr_static(found, name)
+    function = function_of(found)
+    assert function is not None, f"{target} is no function"
+    return function
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)

@@ -1,0 +1,160 @@
+"""The command line `python -m fuzz.mutants`: which mutants are run, and the score."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fuzz.campaign.targets import RULES, find_rule
+from fuzz.mutants.curated import CURATED
+from fuzz.mutants.equivalent import EQUIVALENT
+from fuzz.mutants.made import mutants_of_inference, mutants_of_passes, mutants_of_rules
+from fuzz.mutants.mutation import Mutant
+from fuzz.mutants.suite import LIMIT, SEED, MutantResult, run_all
+from ir.errors import InputError
+
+
+def all_mutants() -> list[Mutant]:
+    """Return the curated mutants, and all that are made of our rules, passes and type inference."""
+    found = {mutant.name: mutant for mutant in CURATED}
+    for mutant in (*mutants_of_rules(RULES, shared=True), *mutants_of_passes(), *mutants_of_inference()):
+        found.setdefault(mutant.name, mutant)
+    return list(found.values())
+
+
+def choose(
+    only: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    rules: Sequence[str] = (),
+    sample: int | None = None,
+    seed: int = SEED,
+) -> list[Mutant]:
+    """Return mutants, in an order of their own for each seed; all by default.
+
+    Args:
+        only: texts of which a mutant's name contains one.
+        classes: the classes of faults.
+        rules: names of rules, also `module:Class`: mutants of these rules, no curated ones.
+        sample: how many.
+        seed: of the sample.
+
+    Raises:
+        InputError: when there is none, or a rule cannot be found.
+    """
+    mutants = mutants_of_rules({name: find_rule(name) for name in rules}) if rules else all_mutants()
+    found = [
+        m for m in mutants if (not only or any(n in m.name for n in only)) and (not classes or m.class_ in classes)
+    ]
+    if not found:
+        known = sorted({m.class_ for m in mutants})
+        raise InputError("no mutant is of that name and class", remedy=f"the classes are {', '.join(known)}")
+    random.Random(seed).shuffle(found)
+    return found[:sample]
+
+
+def counts(result: MutantResult) -> bool:
+    """Return whether the suite should find a mutant: it is not equivalent, and does more than make a rule narrower."""
+    return result.status != "narrower" and result.name not in EQUIVALENT
+
+
+def score_table(results: Sequence[MutantResult]) -> Table:
+    """Return the score by class; equivalent mutants and those that only make a rule narrower do not count."""
+    table = Table(title="mutants found")
+    for column in ("class", "found", "of", "score", "examples: median", "most", "equivalent", "narrower"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for class_ in (*sorted({r.class_ for r in results}), "all"):
+        of_class = [r for r in results if class_ in ("all", r.class_)]
+        counted = [r for r in of_class if counts(r)]
+        needed = sorted(r.examples for r in counted if r.status == "found")
+        table.add_row(
+            class_,
+            str(len(needed)),
+            str(len(counted)),
+            f"{100 * len(needed) / len(counted):.1f} %" if counted else "-",
+            str(needed[len(needed) // 2]) if needed else "-",
+            str(needed[-1]) if needed else "-",
+            str(sum(r.name in EQUIVALENT for r in of_class)),
+            str(sum(r.status == "narrower" and r.name not in EQUIVALENT for r in of_class)),
+        )
+    return table
+
+
+def known_results(
+    report: Path | None, mutants: Sequence[Mutant], max_examples: int, limit: float = LIMIT
+) -> list[MutantResult]:
+    """Return what a report says of mutants that were found, or survived as many examples or seconds.
+
+    Raises:
+        InputError: when no report is named.
+    """
+    if report is None:
+        raise InputError("there is no report to resume from", remedy="name one with --report")
+    wanted = {mutant.name for mutant in mutants}
+    known = [MutantResult(**entry) for entry in json.loads(report.read_text())] if report.exists() else []
+    return [
+        r
+        for r in known
+        if r.name in wanted
+        and (
+            r.status == "found"
+            or (r.status in ("survived", "narrower") and (r.examples >= max_examples or r.seconds >= limit))
+        )
+    ]
+
+
+def _resumed(options: argparse.Namespace, mutants: Sequence[Mutant]) -> list[MutantResult]:
+    return known_results(options.report, mutants, options.max_examples, options.limit) if options.resume else []
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run mutants as the command line says; return 1 where one that counts was not found."""
+    parser = argparse.ArgumentParser(prog="python -m fuzz.mutants", description="Test the fuzz suite by faults.")
+    add = parser.add_argument
+    add("--rule", action="append", default=[], dest="rules", metavar="RULE", help="of this rule, also module:Class")
+    add("--only", action="append", default=[], metavar="TEXT", help="mutants whose name contains this")
+    add("--class", action="append", default=[], dest="classes", metavar="CLASS", help="of this class")
+    add("--sample", type=int, metavar="N", help="that many of them")
+    add("--seed", type=int, default=SEED, help="of the sample and of the searches")
+    add("--list", action="store_true", help="print their names, and run none")
+    add("--processes", type=int, default=1, help="mutants at once")
+    add("--max-examples", type=int, default=2000, help="examples for each mutant")
+    add("--limit", type=float, default=LIMIT, help="seconds for each mutant")
+    add("--report", type=Path, metavar="FILE", help="write all results as JSON")
+    add("--resume", action="store_true", help="keep what the report says of as many examples")
+    options = parser.parse_args(arguments)
+    console = Console()
+    try:
+        mutants = choose(options.only, options.classes, options.rules, options.sample, options.seed)
+        results = _resumed(options, mutants)
+    except InputError as error:
+        console.print(str(error), markup=False)
+        return 2
+    if options.list:
+        for mutant in mutants:
+            console.print(mutant.name, markup=False, highlight=False, soft_wrap=True)
+        return 0
+    torch.set_num_threads(1)
+    done = {result.name for result in results}
+    left = [mutant for mutant in mutants if mutant.name not in done]
+    searches = {"max_examples": options.max_examples, "limit": options.limit, "seed": options.seed}
+    for result in run_all(left, processes=options.processes, **searches):
+        results.append(result)
+        what = result.property or result.message
+        line = f"{len(results)}/{len(mutants)} {result.status:9} {result.examples:5} examples {result.seconds:6.1f} s"
+        console.print(f"{line}  {result.name}  [{what}]", markup=False, highlight=False, soft_wrap=True)
+        if options.report is not None:
+            options.report.write_text(json.dumps([attrs.asdict(r) for r in results], indent=1) + "\n")
+    console.print(score_table(results))
+    for result in results:
+        if result.status != "found":
+            reason = EQUIVALENT.get(result.name, result.message)
+            console.print(f"{result.status}: {result.name} ({reason})", markup=False, soft_wrap=True)
+    return int(any(r.status != "found" and counts(r) for r in results))

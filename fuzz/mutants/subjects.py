@@ -1,0 +1,176 @@
+"""What mutants are tried on: drawn examples, each held to the properties of its subject."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import torch
+from hypothesis import reject
+from hypothesis import strategies as st
+
+from compiler.pipeline import parse_pipeline, pipeline_of
+from compiler.targets.tensorrt import TENSORRT_PATTERNS
+from fuzz.campaign.targets import find_rule
+from fuzz.modules.check import check_module
+from fuzz.modules.strategy import modules
+from fuzz.mutants.mutation import Subject
+from fuzz.programs.case import Case
+from fuzz.programs.check import Finding, Properties, Unusable, check_case
+from fuzz.programs.erasure import with_erased_types
+from fuzz.programs.observation import quiet
+from fuzz.programs.strategy import input_tensors, programs
+from fuzz.rules.instances import instances
+from fuzz.search.sound import Target
+from ir.compare import programs_equal
+from ir.core import Value
+from ir.errors import EvaluationError, GraphwrightError, InputError
+from ir.evaluate import evaluate
+from ir.program import Program
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
+from ir.types import TensorType, dims_equal, type_of_tensor
+from passes.manager.manager import PassContext
+
+Run = Callable[[], None]
+"""Holds one drawn example to its properties; can be called again."""
+Draw = Callable[[st.DataObject], Run]
+
+
+def draws(subject: Subject) -> Draw:
+    """Return how to draw an example for a subject.
+
+    Raises:
+        InputError: when the subject is of no known kind, or its rule does not exist.
+    """
+    if subject.kind in ("rule", "pass"):
+        return _draw_case(subject)
+    found = {"text": _draw_text, "types": _draw_types, "modules": _draw_module}.get(subject.kind)
+    if found is None:
+        raise InputError(f"{subject} is no subject", remedy="write rule, pass, text, types or modules")
+    return found(subject)
+
+
+@attrs.frozen(eq=False)
+class Drawn:
+    """A program that was drawn for a rule or pass, and what it is held to."""
+
+    target: Target
+    case: Case
+
+    def run(self) -> None:
+        """Hold the target to its properties on the program."""
+        _usable(lambda: check_case(self.target.pass_, self.case, self.target.properties))
+
+    def rewrites(self) -> tuple[str, int]:
+        """Return the program after the pass, as text (or the error), and the number of rewrites."""
+        context = PassContext()
+        program = self.case.build()
+        try:
+            with quiet():
+                self.target.pass_.run(program, context)
+        except Exception as error:  # noqa: BLE001 - a mutant may fail in any way
+            return f"{type(error).__name__}: {error}", -1
+        return print_program(program), sum(n for name, n in context.log.counts.items() if not name.endswith(" refused"))
+
+
+def draws_of_cases(subject: Subject) -> Callable[[st.DataObject], Drawn]:
+    """Return how to draw a program for a rule or pass; of several rules, each program is for one."""
+    if subject.kind == "rule":
+        targets = [Target.of(find_rule(name)) for name in subject.names]
+    else:
+        pipeline = parse_pipeline(subject.names[0])
+        targets = [Target.of(pipeline.passes[0] if len(pipeline.passes) == 1 else pipeline)]
+    whole = programs(operators=subject.operators, half=True, training=True)
+
+    def draw(data: st.DataObject) -> Drawn:
+        target = targets[data.draw(st.integers(0, len(targets) - 1)) if len(targets) > 1 else 0]
+        if target.rules:
+            program = data.draw(instances(target.rules[0])).program
+        else:
+            program = data.draw(whole)
+        inputs = data.draw(input_tensors(program))
+        data.draw(with_erased_types(program))
+        return Drawn(target, Case.of(program, inputs))
+
+    return draw
+
+
+def _draw_case(subject: Subject) -> Draw:
+    draw = draws_of_cases(subject)
+    return lambda data: draw(data).run
+
+
+def _usable(action: Callable[[], Any]) -> None:
+    try:
+        action()
+    except Unusable:
+        reject()
+
+
+def _draw_text(subject: Subject) -> Draw:
+    strategy = programs(operators=subject.operators)
+
+    def run(program: Program) -> None:
+        text = print_program(program)
+        try:
+            parsed = parse_program(text)
+        except GraphwrightError as error:
+            raise Finding("text", f"what was printed does not parse: {error}") from error
+        unlike = programs_equal(program, parsed)
+        if unlike is not None:
+            raise Finding("text", f"what was printed parses to another program: {unlike}")
+        if print_program(parsed) != text:
+            raise Finding("text", "what was parsed prints differently")
+
+    def draw(data: st.DataObject) -> Run:
+        program = data.draw(strategy)
+        return lambda: run(program)
+
+    return draw
+
+
+def _draw_types(subject: Subject) -> Draw:
+    strategy = programs(operators=subject.operators)
+
+    def run(program: Program, inputs: Sequence[torch.Tensor]) -> None:
+        values: list[Value] = [r for op in program.graph.operations() for r in op.results]
+        program.graph.set_outputs(values)
+        with torch.no_grad(), quiet():
+            try:
+                results = evaluate(program, inputs)
+            except EvaluationError as error:
+                raise Finding("it still runs", str(error)) from error
+        for value, result in zip(values, results, strict=False):
+            if isinstance(result, torch.Tensor) and not _fits(value, result):
+                made = type_of_tensor(result)
+                raise Finding("types", f"{value.name} is inferred as {value.type}, and evaluates to {made}")
+
+    def draw(data: st.DataObject) -> Run:
+        program = data.draw(strategy)
+        inputs = data.draw(input_tensors(program))
+        return lambda: run(program, inputs)
+
+    return draw
+
+
+def _fits(value: Value, tensor: torch.Tensor) -> bool:
+    type_ = value.type
+    if not isinstance(type_, TensorType) or (type_.dtype is not None and type_.dtype != tensor.dtype):
+        return False
+    if type_.shape is None:
+        return True
+    return len(type_.shape) == tensor.dim() and all(
+        size is None or dims_equal(size, have) for size, have in zip(type_.shape, tensor.shape, strict=True)
+    )
+
+
+def _draw_module(subject: Subject) -> Draw:
+    pipeline = pipeline_of(TENSORRT_PATTERNS)
+
+    def draw(data: st.DataObject) -> Run:
+        case = data.draw(modules())
+        return lambda: _usable(lambda: check_module(pipeline, case, Properties()))
+
+    return draw
