@@ -31,13 +31,6 @@ CURATED: tuple[Mutant, ...] = (
     ),
     _mutant(
         "rule",
-        "SpellSynonym: attributes get their defaults",
-        "passes.canonicalize.spelling:SpellSynonym.rewrite",
-        "op.resolved_attribute(p.name) if p.kind is ParamKind.ATTRIBUTE else",
-        "(p.default if p.has_default else op.resolved_attribute(p.name)) if p.kind is ParamKind.ATTRIBUTE else",
-    ),
-    _mutant(
-        "rule",
         "FlattenLinearToConvPattern: the attributes of the activations between",
         "passes.convert.classifier:_rebuild",
         "dict(link.attributes),",
@@ -56,13 +49,6 @@ CURATED: tuple[Mutant, ...] = (
         "ir.memory.strides:_step",
         'return tuple(strides[d] for d in op.attributes["dims"])',
         "return contiguous_strides([shape[d] for d in op.attributes['dims']])",
-    ),
-    _mutant(
-        "rule",
-        "NoContiguous: a slice is as dense as its operand",
-        "ir.memory.strides:_step",
-        "return strides\n    return strides if is_dense_layout(shape, strides) else None",
-        "return contiguous_strides(known_shape(op.results[index]) or ())\n    return strides",
     ),
     _mutant(
         "unknown type",
@@ -94,13 +80,6 @@ CURATED: tuple[Mutant, ...] = (
     ),
     _mutant(
         "region",
-        "ConvBNPattern: another operator passes for batch norm",
-        "passes.fuse.conv:conv_bn",
-        'p.op("aten.batch_norm", y',
-        'p.op(("aten.batch_norm", "aten.relu"), y',
-    ),
-    _mutant(
-        "region",
         "LinearPattern: input and weight of a region",
         "passes.rewrite.rewriter:Rewriter.fuse",
         "tuple(names.values()),\n        {",
@@ -112,13 +91,6 @@ CURATED: tuple[Mutant, ...] = (
         "passes.rewrite.rewriter:_entering",
         "uses[op, i] = known[-1]",
         "uses[op, i] = next(iter(names))",
-    ),
-    _mutant(
-        "region",
-        "LayerNormPattern: eps",
-        "passes.rewrite.rewriter:Rewriter.fuse",
-        "copy_into(op, body, mapping, operands)",
-        'copy_into(op, body, mapping, operands).attributes.update({"eps": 1e-2} if "eps" in op.attributes else {})',
     ),
     _mutant(
         "region",
@@ -176,13 +148,6 @@ CURATED: tuple[Mutant, ...] = (
         "aten.zeros",
         "aten.add.Tensor",
         "aten.new_zeros",
-    ),
-    _mutant(
-        "pass",
-        "canonicalize: a reshaped weight that others use",
-        "passes.rewrite.rewriter:Rewriter.replace_value",
-        "self.graph.replace_all_uses(old, new)",
-        "(self.graph.replace_all_uses(*((new, old) if new.name == old.name else (old, new))))",
     ),
     _mutant(
         "inference",

@@ -79,9 +79,9 @@ def run_mutant(
 
             def attempt(data: st.DataObject) -> None:
                 nonlocal count
-                if time.perf_counter() - start > limit:
-                    raise _Enough
                 run = draw(data)
+                if time.perf_counter() - start > limit:
+                    raise _Enough  # after the draws, which must be the same when hypothesis replays them
                 count += 0 if failed else 1
                 try:
                     run()

@@ -9,50 +9,82 @@ from pathlib import Path
 import attrs
 import pytest
 
+from fuzz.campaign.targets import RULES
+from fuzz.mutants.curated import CURATED
+from fuzz.mutants.equivalent import EQUIVALENT
+from fuzz.mutants.main import all_mutants, choose, known_results, main, score_table
+from fuzz.mutants.made import mutants_of_rules
 from fuzz.mutants.mutation import Mutant, StaleMutantError, Subject, mutated
-from fuzz.mutants.suite import MUTANTS, MutantResult, choose, known_results, main, run_all, run_mutant, score_table
-from fuzz.rules.names import RULES
+from fuzz.mutants.operators import OPERATORS
+from fuzz.mutants.suite import MutantResult, run_all, run_mutant
 from ir.errors import InputError
 from passes.canonicalize.identity import NoCast
 from passes.canonicalize.permute import MergePermutes
 from passes.fold.batch_norm import FoldBatchNormPattern
 
-ISSUE_CLASSES = {
-    "dropped condition",
-    "wrong axis",
-    "lost attribute",
-    "skipped use check",
-    "swapped operands",
-    "wrong dtype promotion",
-    "view for a copy",
-    "stale type",
-    "merged random call",
-    "dead write removed",
-}
-OWN_CLASSES = {"unknown type", "another kind"}
+
+@pytest.fixture(scope="module")
+def everything() -> dict[str, Mutant]:
+    mutants = all_mutants()
+    found = {mutant.name: mutant for mutant in mutants}
+    assert len(found) == len(mutants)
+    return found
 
 
 def by_name(name: str) -> Mutant:
-    return next(m for m in MUTANTS if m.name == name)
+    return next(m for m in CURATED if m.name == name)
 
 
-COMPOSED = by_name("MergePermutes: the orders composed the wrong way round")
+QUICK = by_name("types: permute the wrong way round")
+COMPOSED = Mutant(
+    "MergePermutes: the orders composed the wrong way round",
+    "order",
+    "passes.canonicalize.permute:MergePermutes.rewrite",
+    "tuple(m.inner[d] for d in m.outer)",
+    "tuple(m.outer[d] for d in m.inner)",
+    Subject("rule", ("MergePermutes",)),
+)
+CLOSED = Mutant(
+    "FoldBatchNormPattern: the layer is used elsewhere",
+    "boolean",
+    "passes.fold.batch_norm:FoldBatchNormPattern.closed",
+    "True",
+    "False",
+    Subject("rule", ("FoldBatchNormPattern",)),
+)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
-def test_every_mutant_applies(mutant: Mutant) -> None:
+@pytest.mark.parametrize("mutant", CURATED, ids=lambda m: m.name)
+def test_every_curated_mutant_applies(mutant: Mutant) -> None:
     with mutated(mutant):
         pass
     assert mutant.subject.kind in ("rule", "pass", "text", "types", "modules")
-    if mutant.subject.kind == "rule":
-        assert mutant.subject.name in RULES
 
 
-def test_there_are_enough_of_every_class() -> None:
-    names = Counter(m.name for m in MUTANTS)
-    assert [name for name, count in names.items() if count > 1] == []
-    assert sum(not m.equivalent for m in MUTANTS) >= 100
-    assert {m.class_ for m in MUTANTS} == ISSUE_CLASSES | OWN_CLASSES
+def test_mutants_are_made_of_everything(everything: dict[str, Mutant]) -> None:
+    made = [m for m in everything.values() if m not in CURATED]
+    assert {m.class_ for m in made} == set(OPERATORS)
+    assert {m.subject.kind for m in made} == {"rule", "pass", "types"}
+    tried = {name for m in made if m.subject.kind == "rule" for name in m.subject.names}
+    assert tried == set(RULES)
+    with_code_of_its_own = {m.target for m in made}
+    for rule in RULES.values():
+        for method in ("pattern", "check", "rewrite"):
+            if method in vars(rule) and rule is not MergePermutes:
+                target = f"{rule.__module__}:{rule.__qualname__}.{method}"
+                assert target in with_code_of_its_own or len(getattr(rule, method).__code__.co_code) < 100, target
+
+
+def test_made_mutants_apply(everything: dict[str, Mutant]) -> None:
+    made = [m for m in everything.values() if m.at is not None]
+    for mutant in made[:: len(made) // 60]:
+        with mutated(mutant):
+            pass
+
+
+def test_judgements_of_equivalence_are_of_mutants_that_there_are(everything: dict[str, Mutant]) -> None:
+    assert [name for name in EQUIVALENT if name not in everything] == []
+    assert all(EQUIVALENT.values())
 
 
 def test_a_mutant_changes_the_code_and_is_undone() -> None:
@@ -66,12 +98,11 @@ def test_a_mutant_changes_the_code_and_is_undone() -> None:
 
 
 def test_a_value_is_changed_and_put_back() -> None:
-    mutant = by_name("FoldBatchNormPattern: the layer is used elsewhere")
-    with mutated(mutant):
+    with mutated(CLOSED):
         assert not FoldBatchNormPattern.closed
     assert FoldBatchNormPattern.closed
     assert "closed" not in vars(NoCast)
-    with mutated(attrs.evolve(mutant, target="passes.canonicalize.identity:NoCast.closed", old="False", new="True")):
+    with mutated(attrs.evolve(CLOSED, target="passes.canonicalize.identity:NoCast.closed", old="False", new="True")):
         assert NoCast.closed
     assert "closed" not in vars(NoCast)
 
@@ -81,6 +112,7 @@ def test_a_value_is_changed_and_put_back() -> None:
     [
         ({"old": "no such code"}, "occurs 0 times"),
         ({"old": "m"}, r"occurs \d+ times"),
+        ({"at": 1}, "occurs 1 times"),
         ({"new": "tuple("}, "does not compile"),
         ({"target": "passes.canonicalize.permute:MergePermutes.gone"}, "there is no"),
         ({"target": "passes.fold.batch_norm:FoldBatchNormPattern.closed", "old": "False"}, "is True, not False"),
@@ -96,69 +128,94 @@ def test_a_stale_mutant_says_so(changes: dict[str, str], message: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "NoCast: any memory format",
-        "eliminate-common-subexpressions: attributes do not count",
+        "passes.canonicalize.identity:NoCast.check: condition: never not same_dtype(x, op.result)",
+        "passes.cleanup.cse:_may_merge: reason: nothing",
+        "eliminate-common-subexpressions: dropouts that draw are merged",
         "text: operands in the reverse order",
-        "types: keepdim is lost",
+        "types: permute the wrong way round",
         "SpellPermute: a rank that is not known is 2",
         "LinearActPattern: what is no activation",
     ],
 )
-def test_representative_mutants_are_found(name: str) -> None:
-    result = run_mutant(by_name(name), max_examples=400)
+def test_representative_mutants_are_found(name: str, everything: dict[str, Mutant]) -> None:
+    result = run_mutant(everything[name], max_examples=400)
     assert result.status == "found", result
     assert 0 < result.examples <= 400
 
 
 def test_what_changes_nothing_survives() -> None:
     same = attrs.evolve(COMPOSED, new=COMPOSED.old)
-    assert run_mutant(same, max_examples=40).status == "survived"
+    result = run_mutant(same, max_examples=40)
+    assert (result.status, result.message) == ("survived", "the same on 300 programs")
+
+
+def test_a_rule_that_takes_less_is_narrower_and_one_that_takes_nothing_is_found() -> None:
+    target = "passes.canonicalize.permute:NoPermute.check"
+    condition = "m.dims == tuple(range(len(m.dims)))"
+    less = Mutant("less", "", target, condition, f"{condition} and len(m.dims) > 2", Subject("rule", ("NoPermute",)))
+    assert run_mutant(less, max_examples=40).status == "narrower"
+    nothing = run_mutant(attrs.evolve(less, new="False"), max_examples=40)
+    assert (nothing.status, nothing.property) == ("found", "it fires")
 
 
 def test_processes_give_the_same_results() -> None:
-    quick = by_name("types: keepdim is lost")
-    mutants = [quick, attrs.evolve(COMPOSED, name="stale", old="no such code")]
+    mutants = [QUICK, attrs.evolve(COMPOSED, name="stale", old="no such code")]
     results = {r.name: r for r in run_all(mutants, processes=2, max_examples=50)}
-    alone = run_mutant(quick, max_examples=50)
-    assert attrs.evolve(results[quick.name], seconds=0.0) == attrs.evolve(alone, seconds=0.0)
+    alone = run_mutant(QUICK, max_examples=50)
+    assert attrs.evolve(results[QUICK.name], seconds=0.0) == attrs.evolve(alone, seconds=0.0)
     assert results["stale"].status == "stale"
 
 
-def test_what_takes_too_long_is_ended() -> None:
+def test_what_does_not_end_is_found() -> None:
     endless = attrs.evolve(COMPOSED, new="tuple(iter(int, 1))")
-    (result,) = run_all([endless], limit=2.0)
-    assert result.status == "timeout"
+    (result,) = run_all([endless], limit=1.0)
+    assert (result.status, result.property) == ("found", "it ends")
 
 
-def test_equivalent_mutants_do_not_count() -> None:
+def test_a_search_ends_in_time() -> None:
+    result = run_mutant(attrs.evolve(COMPOSED, new=COMPOSED.old), max_examples=10**6, limit=0.5)
+    assert (result.status, result.examples < 1000) == ("survived", True)
+
+
+def test_equivalent_and_narrower_mutants_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EQUIVALENT, "c", "it is")
     results = [
-        MutantResult("a", "wrong axis", "rule A", "found", examples=3),
-        MutantResult("b", "wrong axis", "rule A", "survived", examples=9),
-        MutantResult("c", "wrong axis", "rule A", "survived", equivalent="it is"),
+        MutantResult("a", "order", "rule A", "found", examples=3),
+        MutantResult("b", "order", "rule A", "survived", examples=9),
+        MutantResult("c", "order", "rule A", "survived"),
+        MutantResult("d", "order", "rule A", "narrower"),
     ]
     table = score_table(results)
-    assert [next(iter(column.cells)) for column in table.columns[:4]] == ["wrong axis", "1", "2", "50.0 %"]
+    shown = [next(iter(column.cells)) for column in table.columns]
+    assert shown == ["order", "1", "2", "50.0 %", "3", "3", "1", "1"]
 
 
 def test_a_run_is_resumed(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    quick = by_name("types: keepdim is lost")
-    assert known_results(report, [quick, COMPOSED], 9) == []
-    found = MutantResult(quick.name, quick.class_, str(quick.subject), "found", examples=3)
-    survived = MutantResult(COMPOSED.name, COMPOSED.class_, str(COMPOSED.subject), "survived", examples=9)
+    assert known_results(report, [QUICK, COMPOSED], 9) == []
+    found = MutantResult(QUICK.name, QUICK.class_, str(QUICK.subject), "found", examples=3)
+    survived = MutantResult(COMPOSED.name, COMPOSED.class_, str(COMPOSED.subject), "survived", examples=9, seconds=5)
     report.write_text(json.dumps([attrs.asdict(found), attrs.asdict(survived)]))
-    assert known_results(report, [quick, COMPOSED], 9) == [found, survived]
-    assert known_results(report, [quick, COMPOSED], 10) == [found]
+    assert known_results(report, [QUICK, COMPOSED], 9) == [found, survived]
+    assert known_results(report, [QUICK, COMPOSED], 10) == [found]
+    assert known_results(report, [QUICK, COMPOSED], 10, limit=5) == [found, survived]
     assert known_results(report, [COMPOSED], 9) == [survived]
-    assert main(["--only", quick.name, "--resume", "--report", str(report)]) == 0
-    assert main(["--only", quick.name, "--resume"]) == 2
+    assert main(["--only", QUICK.name, "--resume", "--report", str(report)]) == 0
+    assert main(["--only", QUICK.name, "--resume"]) == 2
 
 
-def test_mutants_are_chosen_by_name_and_class() -> None:
-    assert COMPOSED in choose(only=["orders composed"], classes=["swapped operands"])
+def test_mutants_are_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    (one,) = choose(only=["NoCast.check: reason: return None, not copy_refusal"], classes=["reason"], rules=["NoCast"])
+    assert one.subject == Subject("rule", ("NoCast",))
+    few = choose(rules=["NoCast", "NoCopy"], sample=5, seed=1)
+    assert few == choose(rules=["NoCast", "NoCopy"], sample=5, seed=1)
+    assert len(few) == 5 and few != choose(rules=["NoCast", "NoCopy"], sample=5, seed=2)
     with pytest.raises(InputError, match="no mutant"):
-        choose(only=["no such mutant"])
-    assert main(["--only", "no such mutant"]) == 2
+        choose(only=["no such mutant"], rules=["NoCast"])
+    assert main(["--rule", "NoCast", "--only", "no such mutant"]) == 2
+    assert main(["--rule", "NoSuchRule"]) == 2
+    assert main(["--rule", "NoCast", "--only", one.name, "--list"]) == 0
+    assert one.name in capsys.readouterr().out
     with pytest.raises(InputError, match="no subject"):
         run_subject(Subject("nothing"))
 
@@ -167,3 +224,8 @@ def run_subject(subject: Subject) -> None:
     result = run_mutant(attrs.evolve(COMPOSED, subject=subject), max_examples=1)
     if result.property == "InputError":
         raise InputError(result.message)
+
+
+def test_a_rule_of_a_user_is_measured() -> None:
+    name = "tests.fuzz.search.wrong_rules:SoftmaxByHand"
+    assert name
