@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType
 from typing import Any
 
+import attrs
+
 from fuzz.calls.generators import GENERATORS
 from fuzz.mutants.mutation import Mutant, Subject
 from fuzz.mutants.operators import edits
@@ -19,20 +21,51 @@ from passes.rewrite.pattern import Pattern
 _SHARED = ("ir.memory.", "passes.rewrite.literals", "passes.attention")
 """What rules of all folders ask: its faults are faults of the rules that ask."""
 _INFERENCE = "ir.ops.inference."
-_PASSES = {
-    "eliminate-common-subexpressions": (
+_CONSTANTS = tuple(f"aten.{name}" for name in ("full", "zeros", "ones", "arange", "new_full", "new_zeros", "full_like"))
+_ON_CONSTANTS = tuple(
+    f"aten.{name}" for name in ("add.Tensor", "mul.Tensor", "where.self", "permute", "reshape", "neg")
+)
+_ON_WEIGHTS = tuple(f"aten.{name}" for name in ("linear", "permute", "reshape", "mul.Tensor", "relu"))
+
+
+@attrs.frozen
+class _Machinery:
+    """A pass that is no rule."""
+
+    start: str
+    """Where its code begins."""
+    homes: tuple[str, ...]
+    """The modules that are mutated for it."""
+    subject: Subject
+
+
+_MACHINERY = (
+    _Machinery(
         "passes.cleanup.cse:EliminateCommonSubexpressions.run",
         ("passes.cleanup.cse", "passes.rewrite.effects"),
+        Subject("pass", ("eliminate-common-subexpressions",)),
     ),
-    "eliminate-dead-code": (
+    _Machinery(
         "passes.cleanup.dce:EliminateDeadCode.run",
         ("passes.cleanup.dce", "passes.rewrite.effects"),
+        Subject("pass", ("eliminate-dead-code",)),
     ),
-    "fold-constants": ("passes.fold.constants:fold_constants", ("passes.fold.constants",)),
-    "fold-batch-norm": ("passes.fold.batch_norm:FoldBatchNorm.run", ("passes.fold.batch_norm",)),
-    "canonicalize{fold_parameter_views=true}": ("passes.fold.weights:fold_weight_views", ("passes.fold.weights",)),
-}
-"""Pipeline -> where its code begins, and the modules that are mutated for it."""
+    _Machinery(
+        "passes.fold.constants:fold_constants",
+        ("passes.fold.constants",),
+        Subject("pass", ("fold-constants",), (*_CONSTANTS, *_ON_CONSTANTS)),
+    ),
+    _Machinery(
+        "passes.fold.batch_norm:FoldBatchNorm.run",
+        ("passes.fold.batch_norm",),
+        Subject("pass", ("fold-batch-norm", "FoldBatchNormPattern")),
+    ),
+    _Machinery(
+        "passes.fold.weights:fold_weight_views",
+        ("passes.fold.weights",),
+        Subject("pass", ("canonicalize{fold_parameter_views=true}",), _ON_WEIGHTS),
+    ),
+)
 
 
 def mutants_of_rules(rules: Mapping[str, type[Pattern]], *, shared: bool = False) -> list[Mutant]:
@@ -56,9 +89,9 @@ def mutants_of_rules(rules: Mapping[str, type[Pattern]], *, shared: bool = False
 def mutants_of_passes() -> list[Mutant]:
     """Return the mutants of passes that are no rules."""
     found: dict[str, Mutant] = {}
-    for pipeline, (start, homes) in _PASSES.items():
-        for target in _reached([_resolved(start)], homes):
-            for mutant in _mutants(target, Subject("pass", (pipeline,))):
+    for pass_ in _MACHINERY:
+        for target in _reached([_resolved(pass_.start)], pass_.homes):
+            for mutant in _mutants(target, pass_.subject):
                 found.setdefault(mutant.name, mutant)
     return list(found.values())
 

@@ -185,22 +185,20 @@ def edits(source: str) -> list[Edit]:
     """
     function = ast.parse(source).body[0]
     assert isinstance(function, ast.FunctionDef)
-    starts = _line_starts(source)
-    found: dict[str, Edit] = {}
+    starts, encoded = _line_starts(source), source.encode()
+    found: dict[tuple[int, str, str], Edit] = {}
     for node in _nodes(function):
         for operator, changes in OPERATORS.items():
             if operator == "reason" and not _gives_reasons(function):
                 continue
             for old, new, label in changes(node):
                 begin, end = _span(old, starts)
-                text = source.encode()[begin:end].decode()
-                at = len(source.encode()[:begin].decode())
+                text, at = encoded[begin:end].decode(), len(encoded[:begin].decode())
                 written = new if isinstance(new, str) else ast.unparse(new)
-                inserted = written if isinstance(new, str) or not isinstance(old, ast.expr) else f"({written})"
-                result = ast.dump(ast.parse(source[:at] + inserted + source[at + len(text) :]))
                 words = " ".join((label or f"{ast.unparse(old)} -> {written}").split())
                 short = words if len(words) <= _LABEL else words[: _LABEL - 1] + "…"
-                found.setdefault(result, Edit(operator, at, text, inserted, short))
+                inserted = written if isinstance(new, str) else f"({written})"
+                found.setdefault((at, text, written), Edit(operator, at, text, inserted, short))
     return list(found.values())
 
 

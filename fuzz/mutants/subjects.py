@@ -64,35 +64,37 @@ class Drawn:
         _usable(lambda: check_case(self.target.pass_, self.case, self.target.properties))
 
     def rewrites(self) -> tuple[str, int]:
-        """Return the program after the pass, as text (or the error), and the number of rewrites."""
+        """Return what the program becomes, or the error, and the number of rewrites (of operations that a pass drops)."""
         context = PassContext()
         program = self.case.build()
+        before = len(list(program.graph.operations()))
         try:
             with quiet():
                 self.target.pass_.run(program, context)
         except Exception as error:  # noqa: BLE001 - a mutant may fail in any way
             return f"{type(error).__name__}: {error}", -1
-        return print_program(program), sum(n for name, n in context.log.counts.items() if not name.endswith(" refused"))
+        gone = before - len(list(program.graph.operations()))
+        fired = sum(count for name, count in context.log.counts.items() if not name.endswith(" refused"))
+        return print_program(program), fired if self.target.rules else gone
 
 
 def draws_of_cases(subject: Subject) -> Callable[[st.DataObject], Drawn]:
     """Return how to draw a program for a rule or pass; of several rules, each program is for one."""
+    whole = programs(operators=subject.operators, half=True, training=True)
     if subject.kind == "rule":
         targets = [Target.of(find_rule(name)) for name in subject.names]
+        drawings = [instances(target.rules[0]) for target in targets]
     else:
         pipeline = parse_pipeline(subject.names[0])
         targets = [Target.of(pipeline.passes[0] if len(pipeline.passes) == 1 else pipeline)]
-    whole = programs(operators=subject.operators, half=True, training=True)
+        drawings = [instances(find_rule(name)()) for name in subject.names[1:]]
 
     def draw(data: st.DataObject) -> Drawn:
-        target = targets[data.draw(st.integers(0, len(targets) - 1)) if len(targets) > 1 else 0]
-        if target.rules:
-            program = data.draw(instances(target.rules[0])).program
-        else:
-            program = data.draw(whole)
+        number = data.draw(st.integers(0, len(targets) - 1)) if len(targets) > 1 else 0
+        program = data.draw(drawings[number]).program if drawings else data.draw(whole)
         inputs = data.draw(input_tensors(program))
         data.draw(with_erased_types(program))
-        return Drawn(target, Case.of(program, inputs))
+        return Drawn(targets[number], Case.of(program, inputs))
 
     return draw
 

@@ -40,7 +40,7 @@ class MutantResult:
     class_: str
     subject: str
     status: str
-    """`found`, `survived`, `narrower` (the rule takes less than it might, and is right), `stale`, or `unsound`: the
+    """`found`, `survived`, `narrower` (as far as was seen, it does less, and that right), `stale`, or `unsound`: the
     unchanged code fails on what was found as well."""
     examples: int = 0
     seconds: float = 0.0
@@ -112,11 +112,11 @@ def run_mutant(
 
 
 def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
-    """Return the status of a mutant that no property found, the property, and how it differs from the unchanged rule.
+    """Return the status of a mutant that no property found, the property, and how it differs from the unchanged code.
 
-    A rule that never fires is an error of `assert_sound`, so such a mutant is found after all.
+    A rule that never fires, or a pass that changes nothing, is an error of `assert_sound`: such a mutant is found.
     """
-    if mutant.subject.kind != "rule":
+    if mutant.subject.kind not in ("rule", "pass"):
         return "survived", "", ""
     cases: list[Drawn] = []
     draw = draws_of_cases(mutant.subject)
@@ -131,7 +131,7 @@ def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
     if not other:
         return "survived", "", f"the same on {len(cases)} programs"
     if all(0 <= now < before for now, before in other):
-        return "narrower", "", f"it does not fire on {len(other)} of {len(cases)} programs"
+        return "narrower", "", f"it does less on {len(other)} of {len(cases)} programs"
     return "survived", "", f"another result for {len(other)} of {len(cases)} programs"
 
 
