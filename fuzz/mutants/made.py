@@ -21,7 +21,7 @@ from passes.rewrite.pattern import Pattern
 _SHARED = ("ir.memory.", "passes.rewrite.literals", "passes.attention")
 """What rules of all folders ask: its faults are faults of the rules that ask."""
 _INFERENCE = "ir.ops.inference."
-_CONSTANTS = tuple(f"aten.{name}" for name in ("full", "zeros", "ones", "arange", "new_full", "new_zeros", "full_like"))
+_CONSTANTS = tuple(f"aten.{name}" for name in ("full", "zeros", "ones", "arange", "new_full", "full_like"))
 _ON_CONSTANTS = tuple(
     f"aten.{name}" for name in ("add.Tensor", "mul.Tensor", "where.self", "permute", "reshape", "neg")
 )
