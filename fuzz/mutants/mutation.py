@@ -37,7 +37,7 @@ class Subject:
     kind: str
     """`rule`, `pass`, `text`, `types` or `modules`."""
     names: tuple[str, ...] = ()
-    """The rules, of which each program tries one; or the text of a pipeline, and a rule whose programs it is tried on."""
+    """The rules, one for each program; or the text of a pipeline, and a rule whose programs it is tried on."""
     operators: tuple[str, ...] = ()
     """The operators that programs are made of; all where it is empty."""
 

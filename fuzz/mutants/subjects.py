@@ -64,7 +64,7 @@ class Drawn:
         _usable(lambda: check_case(self.target.pass_, self.case, self.target.properties))
 
     def rewrites(self) -> tuple[str, int]:
-        """Return what the program becomes, or the error, and the number of rewrites (of operations that a pass drops)."""
+        """Return what the program becomes, or the error, and how many rewrites it took (of a pass: operations less)."""
         context = PassContext()
         program = self.case.build()
         before = len(list(program.graph.operations()))
