@@ -63,8 +63,11 @@ class Drawn:
         """Hold the target to its properties on the program."""
         _usable(lambda: check_case(self.target.pass_, self.case, self.target.properties))
 
-    def rewrites(self) -> tuple[str, int]:
-        """Return what the program becomes, or the error, and how many rewrites it took (of a pass: operations less)."""
+    def rewrites(self) -> tuple[str, int | None]:
+        """Return what the program becomes, and how many rewrites there were (of a pass: how many operations went).
+
+        Where it fails, return the error, and None.
+        """
         context = PassContext()
         program = self.case.build()
         before = len(list(program.graph.operations()))
@@ -72,7 +75,7 @@ class Drawn:
             with quiet():
                 self.target.pass_.run(program, context)
         except Exception as error:  # noqa: BLE001 - a mutant may fail in any way
-            return f"{type(error).__name__}: {error}", -1
+            return f"{type(error).__name__}: {error}", None
         gone = before - len(list(program.graph.operations()))
         fired = sum(count for name, count in context.log.counts.items() if not name.endswith(" refused"))
         return print_program(program), fired if self.target.rules else gone

@@ -126,11 +126,11 @@ def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
         changed = [case.rewrites() for case in cases]
     pairs = list(zip(unchanged, changed, strict=True))
     other = [(now[1], before[1]) for before, now in pairs if now[0] != before[0]]
-    if sum(before[1] for before, _ in pairs) >= _FIRED and not any(now[1] for _, now in pairs):
+    if sum(before[1] or 0 for before, _ in pairs) >= _FIRED and not any(now[1] for _, now in pairs):
         return "found", "it fires", "it never fires"
     if not other:
         return "survived", "", f"the same on {len(cases)} programs"
-    if all(0 <= now < before for now, before in other):
+    if all(now is not None and before is not None and now < before for now, before in other):
         return "narrower", "", f"it does less on {len(other)} of {len(cases)} programs"
     return "survived", "", f"another result for {len(other)} of {len(cases)} programs"
 
