@@ -21,7 +21,7 @@ help:
 	@echo 'make format  let ruff fix and format what it can'
 	@echo 'make zoo     the tests on many real models (long)'
 	@echo 'make bench   the benchmarks, side by side with the peers'
-	@echo 'make mutants the fuzz suite against faults put in on purpose (long)'
+	@echo 'make mutants the fuzz suite against a sample of faults put in on purpose (long)'
 	@echo 'make clean   remove .venv and all caches'
 
 demo: $(VENV)/.installed-dev
@@ -46,7 +46,7 @@ bench: $(VENV)/.installed-bench
 	set -e; for benchmark in $(BENCHMARKS); do $(BIN)/python $$benchmark; done
 
 mutants: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m fuzz.mutants
+	OMP_NUM_THREADS=1 $(BIN)/python -m fuzz.mutants --sample 300 --limit 20
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

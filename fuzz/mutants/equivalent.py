@@ -2,9 +2,56 @@
 
 from __future__ import annotations
 
-_TARGETS: dict[str, dict[str, str]] = {}
+_JUDGED: dict[str, dict[str, str]] = {
+    "passes.canonicalize.permute:ReshapeOfUnitPermute.check": {
+        "connective: without target is None of `or`": "a reshape of an operand of known shape has a known shape",
+    },
+    "passes.canonicalize.permute:permutation_of": {
+        "order: 'axis0' <-> 'axis1'": "swapping two dimensions is symmetric",
+    },
+    "passes.canonicalize.reshape:ReshapeOfCopy.check": {
+        "condition: never target is None": "it is known where the operand's shape is; else `reshape_copies` says no",
+    },
+    "passes.canonicalize.split:split_sizes": {
+        "comparison: dim < len(shape) -> dim <= len(shape)": "the caller wrapped `dim`, and pieces have the rank of x",
+    },
+    "passes.convert.attention:_check_exported": {
+        "condition: never op.location.class_name != 'MultiheadAttention'": "which modules are converted; it is right for "
+        "all",
+    },
+    "passes.convert.attention:_check_module": {
+        "connective: without op.operand('bias_v') is not None of `or`": "`bias_k` and `bias_v` come together",
+    },
+    "passes.convert.attention:_in_projection": {
+        "order: 'key' <-> 'value'": "the names of values: which result is which says their order",
+    },
+    "passes.convert.classifier:FlattenLinearToConvPattern.check": {
+        "integer: 1 -> 0 (3)": "a map of C x 1 x 1 is the other rule's, and right here as well",
+    },
+    "passes.convert.pooling:RemoveIdentityAdaptiveAvgPoolPattern.check": {
+        "quantifier: any((d is None and s is not None for d, s in zip(sizes, m.size, strict=True))) -> all((d is None and "
+        "s is not…": "the comparison of sizes that follows refuses an unknown one too, in other words",
+    },
+    "passes.fold.batch_norm:FoldBatchNormPattern.check": {
+        "connective: without bn.operand('running_var') is None of `or`": "mean and variance come together",
+        "reason: return None, not f'{where} normalizes with the statistics of the batch'": "PyTorch raises where the "
+        "pattern's `training=False` has no statistics",
+    },
+    "passes.fold.batch_norm:_free_name": {
+        "order: op.operands[1] <-> op.operands[2]": "a set is made of what both reach",
+    },
+    "passes.rewrite.effects:may_train": {
+        "condition: never op.opdef.training is None": "such an operator has none of the attributes asked for next",
+    },
+    "passes.rewrite.literals:_rank": {
+        "condition: always value and isinstance(value.type, TensorType)": "what numbers dimensions takes a tensor first",
+    },
+    "passes.rewrite.literals:dims_from_front": {
+        "condition: always d is not None": "none is None by then: the filter is for the type checker",
+    },
+}
 
 EQUIVALENT: dict[str, str] = {
-    f"{t}: {change}": why for t, changes in _TARGETS.items() for change, why in changes.items()
+    f"{target}: {change}": reason for target, changes in _JUDGED.items() for change, reason in changes.items()
 }
 """Name -> why it changes no meaning."""

@@ -30,7 +30,8 @@ from ir.locations import UNKNOWN_LOCATION, Location
 
 def _classifier(source: MatchSource, *, pooled: bool) -> Value:
     batch, channels = source.integer(1, 3), source.one_of((2, 1, 3, 4))
-    height, width = (1, 1) if pooled != seldom(source) else (source.integer(1, 3), source.integer(1, 3))
+    larger = source.integer(0, 3) == 3 if pooled else not seldom(source)
+    height, width = (source.integer(1, 3), source.integer(1, 3)) if larger else (1, 1)
     alone = source.integer(0, 3) == 3  # a map without a batch, which has a rank less
     lead = () if alone else (batch,)
     if source.integer(0, 3):
@@ -65,7 +66,8 @@ def _classifier(source: MatchSource, *, pooled: bool) -> Value:
         intermediate.append(flat)
     spoil(source, *intermediate)
     out = source.integer(1, 3)
-    bias = source.one_of((None, new_weight(source, out), new_weight(source, 1, out) if seldom(source) else None))
+    broadcast: tuple[int, ...] = source.one_of(((out,), (out,), (1, out), (1,)))  # a convolution takes the first alone
+    bias = new_weight(source, *broadcast) if source.integer(0, 2) else None
     inner = flat.tensor_type.shape
     return emit(source, "aten.linear", flat, new_weight(source, out, inner[-1] if inner else features), bias)
 
@@ -271,6 +273,8 @@ def attention(source: MatchSource) -> Value:
     )
     if source.integer(0, 2) == 2:
         result = emit(source, "aten.transpose.int", result, 0, 1)
+    elif seldom(source):
+        result = emit(source, "aten.max.dim", result, 2)  # of two results
     source.builder.location = UNKNOWN_LOCATION
     return result
 
@@ -299,6 +303,9 @@ def written_out_attention(source: MatchSource) -> Value:
         turned = emit(source, "aten.reshape", key, (*lead, dim, others))
     elif seldom(source):  # canonicalization leaves permutes
         turned = emit(source, "aten.transpose.int", key, source.one_of((-2, rank - 2)), source.one_of((-1, rank - 1)))
+    elif seldom(source):  # out of (batch, tokens, heads, dim) in one go
+        key = entry(source, lead[0], others, *lead[1:], dim)
+        turned = emit(source, "aten.permute", key, (0, *range(2, rank), 1))
     else:
         turned = emit(source, "aten.permute", key, (*range(rank - 2), rank - 1, rank - 2))
     scores = emit(source, "aten.matmul", query, turned)
