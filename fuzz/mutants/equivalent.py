@@ -16,8 +16,8 @@ _JUDGED: dict[str, dict[str, str]] = {
         "comparison: dim < len(shape) -> dim <= len(shape)": "the caller wrapped `dim`, and pieces have the rank of x",
     },
     "passes.convert.attention:_check_exported": {
-        "condition: never op.location.class_name != 'MultiheadAttention'": "which modules are converted; it is right for "
-        "all",
+        "condition: never op.location.class_name != 'MultiheadAttention'": "it says which modules are meant, "
+        "and is right for all",
     },
     "passes.convert.attention:_check_module": {
         "connective: without op.operand('bias_v') is not None of `or`": "`bias_k` and `bias_v` come together",
@@ -29,8 +29,8 @@ _JUDGED: dict[str, dict[str, str]] = {
         "integer: 1 -> 0 (3)": "a map of C x 1 x 1 is the other rule's, and right here as well",
     },
     "passes.convert.pooling:RemoveIdentityAdaptiveAvgPoolPattern.check": {
-        "quantifier: any((d is None and s is not None for d, s in zip(sizes, m.size, strict=True))) -> all((d is None and "
-        "s is not…": "the comparison of sizes that follows refuses an unknown one too, in other words",
+        "quantifier: any((d is None and s is not None for d, s in zip(sizes, m.size, strict=True))) -> all((d is "
+        "None and s is not…": "the comparison of sizes that follows refuses an unknown one too, in other words",
     },
     "passes.fold.batch_norm:FoldBatchNormPattern.check": {
         "connective: without bn.operand('running_var') is None of `or`": "mean and variance come together",
@@ -44,7 +44,7 @@ _JUDGED: dict[str, dict[str, str]] = {
         "condition: never op.opdef.training is None": "such an operator has none of the attributes asked for next",
     },
     "passes.rewrite.literals:_rank": {
-        "condition: always value and isinstance(value.type, TensorType)": "what numbers dimensions takes a tensor first",
+        "condition: always value and isinstance(value.type, TensorType)": "what has a `dim` takes a tensor first",
     },
     "passes.rewrite.literals:dims_from_front": {
         "condition: always d is not None": "none is None by then: the filter is for the type checker",
