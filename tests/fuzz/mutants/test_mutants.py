@@ -9,6 +9,7 @@ import attrs
 import pytest
 
 from fuzz.campaign.targets import RULES
+from fuzz.mutants import suite
 from fuzz.mutants.curated import CURATED
 from fuzz.mutants.equivalent import EQUIVALENT
 from fuzz.mutants.main import all_mutants, choose, known_results, main, score_table
@@ -158,7 +159,8 @@ def test_processes_give_the_same_results() -> None:
     assert results["stale"].status == "stale"
 
 
-def test_what_does_not_end_is_found() -> None:
+def test_what_does_not_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "_GRACE", 2.0)
     endless = attrs.evolve(COMPOSED, new="tuple(iter(int, 1))")
     (result,) = run_all([endless], limit=1.0)
     assert (result.status, result.property) == ("found", "it ends")
