@@ -6,9 +6,6 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.canonicalize.permute:ReshapeOfUnitPermute.check": {
         "connective: without target is None of `or`": "a reshape of an operand of known shape has a known shape",
     },
-    "passes.canonicalize.permute:permutation_of": {
-        "order: 'axis0' <-> 'axis1'": "swapping two dimensions is symmetric",
-    },
     "passes.canonicalize.reshape:ReshapeOfCopy.check": {
         "condition: never target is None": "it is known where the operand's shape is; else `reshape_copies` says no",
     },

@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fuzz.campaign.targets import RULES, find_rule
 from fuzz.mutants.curated import CURATED
 from fuzz.mutants.equivalent import EQUIVALENT
 from fuzz.mutants.made import mutants_of_inference, mutants_of_passes, mutants_of_rules
 from fuzz.mutants.mutation import Mutant
 from fuzz.mutants.suite import LIMIT, SEED, MutantResult, run_all
+from fuzz.rules.names import RULES, find_rule
 from ir.errors import InputError
 
 

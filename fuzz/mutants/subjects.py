@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from compiler.pipeline import parse_pipeline, pipeline_of
 from compiler.targets.tensorrt import TENSORRT_PATTERNS
-from fuzz.campaign.targets import find_rule
 from fuzz.modules.check import check_module
 from fuzz.modules.strategy import modules
 from fuzz.mutants.mutation import Subject
@@ -22,6 +21,7 @@ from fuzz.programs.erasure import with_erased_types
 from fuzz.programs.observation import quiet
 from fuzz.programs.strategy import input_tensors, programs
 from fuzz.rules.instances import instances
+from fuzz.rules.names import find_rule
 from fuzz.search.sound import Target
 from ir.compare import programs_equal
 from ir.core import Value

@@ -8,7 +8,6 @@ from pathlib import Path
 import attrs
 import pytest
 
-from fuzz.campaign.targets import RULES
 from fuzz.mutants import suite
 from fuzz.mutants.curated import CURATED
 from fuzz.mutants.equivalent import EQUIVALENT
@@ -16,6 +15,7 @@ from fuzz.mutants.main import all_mutants, choose, known_results, main, score_ta
 from fuzz.mutants.mutation import Mutant, StaleMutantError, Subject, mutated
 from fuzz.mutants.operators import OPERATORS, edits
 from fuzz.mutants.suite import MutantResult, run_all, run_mutant
+from fuzz.rules.names import RULES
 from ir.errors import InputError
 from passes.canonicalize.identity import NoCast
 from passes.canonicalize.permute import MergePermutes
