@@ -12,10 +12,11 @@ INSTALL_INPUTS := pyproject.toml constraints.txt
 BENCHMARKS := benchmarks/import_time.py benchmarks/rewrite_throughput.py benchmarks/compile_time.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format zoo bench mutants clean
+.PHONY: help demo check test lint format zoo bench mutants clean
 
 help:
 	@echo 'make demo    compile ResNet-50, ConvNeXt-Tiny and ViT-B/16, and report what changed and how exactly'
+	@echo 'make check   ruff, mypy and the quick tests of ir and passes: the inner loop'
 	@echo 'make test    ruff, mypy --strict and pytest'
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make format  let ruff fix and format what it can'
@@ -26,6 +27,10 @@ help:
 
 demo: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.demo
+
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not zoo and not slow' -n 2 --dist loadgroup -q --durations=0 \
+	  --durations-min=2 tests/ir tests/passes tests/test_layout.py tests/test_operator_tables.py
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not zoo' -n 2 --dist loadgroup

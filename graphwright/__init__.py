@@ -5,6 +5,7 @@ import graphwright._rooms  # noqa: F401 - says clearly when another package stan
 from compiler.driver import TransformResult, transform
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.pipeline import parse_pipeline, pipeline_of
+from graphwright._version import __version__
 from ir.errors import (
     CaptureError,
     CodegenError,
@@ -51,6 +52,7 @@ __all__ = [
     "TransformResult",
     "ValidationError",
     "VerificationError",
+    "__version__",
     "parse_pipeline",
     "pipeline_of",
     "transform",

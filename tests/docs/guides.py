@@ -38,9 +38,13 @@ class Block:
     """Where that output is in the text."""
 
 
+PAGES = ("architecture", "stability")
+"""Files of `docs` without Python blocks: for those who work on graphwright, or decide whether to use it."""
+
+
 def guides() -> list[Path]:
     """Return the files whose blocks are run, the README first."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *(p for p in sorted((ROOT / "docs").glob("*.md")) if p.stem not in PAGES)]
 
 
 def blocks_of(text: str) -> list[Block]:

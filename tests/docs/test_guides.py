@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.docs.guides import Block, agrees, blocks_of, guides, run_blocks
+from tests.docs.guides import PAGES, ROOT, Block, agrees, blocks_of, guides, run_blocks
 
 
 @pytest.mark.parametrize("path", guides(), ids=lambda path: path.name)
@@ -25,6 +26,17 @@ def test_guide_runs_and_shows_what_it_prints(path: Path) -> None:
 def test_there_is_a_guide_for_each_subject() -> None:
     subjects = ["README", "fuzzing", "getting-started", "guarantees", "ir", "pass-manager", "writing-a-pattern"]
     assert [path.stem for path in guides()] == subjects
+    for page in PAGES:
+        assert blocks_of((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")) == []
+
+
+_PATH = re.compile(r"`((?:ir|passes|compiler|fuzz|tests|benchmarks|docs|graphwright)/[\w/.]*)`")
+
+
+@pytest.mark.parametrize("name", ["docs/architecture.md", "CONTRIBUTING.md", "SECURITY.md", "README.md"])
+def test_files_that_are_named_are_there(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert [path for path in _PATH.findall(text) if not (ROOT / path).exists()] == []
 
 
 # The runner itself.
