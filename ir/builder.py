@@ -11,6 +11,7 @@ import attrs
 import torch
 
 from ir.attributes import Attribute, Ref, normalize_attribute
+from ir.caches import Cache
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import GraphwrightError, InferenceError, InputError
 from ir.fake import infer_with_fakes, strides_with_fakes
@@ -97,7 +98,7 @@ class _Plan:
     attributes: dict[str, Attribute]
 
 
-_PLANS: dict[OpDef, _Plan | None] = {}
+_PLANS: Cache[OpDef, _Plan | None] = Cache()
 
 
 def _plan_of(opdef: OpDef) -> _Plan | None:
@@ -324,7 +325,7 @@ class Builder:
         return method
 
 
-_SHORT: dict[str, OpDef] = {}
+_SHORT: Cache[str, OpDef] = Cache()
 # Names whose `default` overload is TorchScript's and never meant.
 _SHORT_NAMES = {"split": "aten.split.Tensor"}
 

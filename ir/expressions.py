@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from collections.abc import Callable
@@ -12,6 +11,8 @@ import sympy
 from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 from torch.utils._sympy import functions as torch_functions
+
+from ir.caches import cached
 
 _RELATIONS = {"Eq": sympy.Eq, "Ne": sympy.Ne}
 _SYMPY_FUNCTIONS = ("Abs", "ceiling", "exp", "floor", "log", "sign", "sqrt")
@@ -51,7 +52,7 @@ class _ExpressionPrinter(StrPrinter):  # type: ignore[misc] # SymPy has no types
         return repr(float(expr))
 
 
-@functools.lru_cache(maxsize=4096)
+@cached(4096)
 def format_expression(expr: sympy.Basic) -> str:
     """Return the text of a symbolic expression, the same in every process."""
     return str(_ExpressionPrinter().doprint(expr))
@@ -131,7 +132,7 @@ def check_size(value: Any) -> Any:
     return value
 
 
-@functools.lru_cache(maxsize=4096)
+@cached(4096)
 def _measure(expr: sympy.Basic) -> tuple[int, int]:
     """Return how many terms an expression has when it is expanded, at most, and how many nodes as it is."""
     parts = [_measure(arg) for arg in expr.args]

@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import attrs
@@ -20,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from typing_extensions import override
 
 from ir.attributes import Attribute, Ref, map_leaves
+from ir.caches import cached
 from ir.errors import InferenceError
 from ir.opdef import OpDef, ParamKind, Trait
 from ir.types import (
@@ -136,7 +136,10 @@ class FakeContext:
         return OpaqueType()
 
 
-_STATIC: list[FakeContext] = []
+@cached()
+def _static_context() -> FakeContext:
+    """The context of all calls without symbols."""
+    return FakeContext()
 
 
 def is_unknown(type_: Any) -> bool:
@@ -196,7 +199,7 @@ def call_arguments(
     return args, kwargs
 
 
-@cache
+@cached()
 def _parameters(opdef: OpDef) -> tuple[tuple[str, bool, bool], ...]:
     """Return what a kernel takes: its name, whether it is an attribute, and whether it goes by name only."""
     return tuple([(p.name, p.kind is ParamKind.ATTRIBUTE, p.keyword_only) for p in opdef.params if not p.extra])
@@ -246,9 +249,7 @@ def infer_with_fakes(
     collect(tuple(attributes.values()))
     if not any(isinstance(d, sympy.Expr) for d in dims):
         # shared, since building a context costs a millisecond
-        if not _STATIC:
-            _STATIC.append(FakeContext())
-        return _run(_STATIC[0], opdef, types, attributes, extra)
+        return _run(_static_context(), opdef, types, attributes, extra)
     results = _run(FakeContext(), opdef, types, attributes, extra)
     others = _run(FakeContext(_OTHER_HINTS), opdef, types, attributes, extra)
     if len(results) != len(others) or not all(map(_same_type, results, others)):

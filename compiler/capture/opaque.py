@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.capture.errors import check_no_packed
 from compiler.usercode.state import location_of_module
+from ir.caches import Cache
 from ir.errors import CaptureError, InputError
 from ir.ops.nn_ops import encode_call, format_call
 from ir.types import DTYPE_NAMES, DTYPES_BY_NAME
@@ -125,7 +126,7 @@ def _outermost(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return ordered
 
 
-_READS_TRAINING: dict[type, bool] = {}
+_READS_TRAINING: Cache[type, bool] = Cache()
 
 
 def reads_training(class_: type) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Hashable, Iterator
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compiler.codegen.weights import names_of
+from ir.caches import cached
 from ir.core import Operation, Value
 from ir.locations import Location
 from ir.program import Weight
@@ -91,7 +91,7 @@ def depends_on_mode(form: ModuleForm) -> bool:
     return form.training is not None
 
 
-@functools.lru_cache(maxsize=1024)
+@cached(1024)
 def _prototype(cls: Any, options: tuple[tuple[str, Any], ...]) -> nn.Module:
     """Making a convolution on the meta device takes 0.2 ms, most of it to initialize nothing; so it is done once."""
     module: nn.Module = cls(**dict(options))

@@ -7,7 +7,6 @@ pickles by tracing its code anew. Here the tree is given and kept, and the graph
 from __future__ import annotations
 
 import builtins
-import functools
 import importlib
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 from compiler.emitted.forward_code import SignatureCodeGen
+from ir.caches import cached
 from ir.errors import CodegenError, InputError
 from ir.program import Surrounding
 
@@ -150,7 +150,7 @@ class SwitchedLayer(SwitchedModule):
         return _restored_layer, (self._layer, self.__dict__.copy())
 
 
-@functools.cache
+@cached()
 def _switched_class(layer: Any) -> type[SwitchedLayer]:
     names = {"__module__": layer.__module__, "__qualname__": layer.__qualname__, "_layer": layer}
     return type(layer.__name__, (SwitchedLayer, layer), names)

@@ -9,10 +9,11 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from ir.caches import Cache
 from ir.program import Program, Weight, WeightKind
 from ir.types import TensorType, type_of_tensor
 
-_TYPES: dict[tuple[torch.Size, torch.dtype, torch.device], TensorType] = {}
+_TYPES: Cache[tuple[torch.Size, torch.dtype, torch.device], TensorType] = Cache()
 
 
 def tensor_type(tensor: torch.Tensor) -> TensorType:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ir.caches import cached
 from ir.locations import Location
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -23,7 +23,7 @@ OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 """The folder of the compiler: what every frame of its code begins with."""
 
 
-@functools.cache
+@cached()
 def is_user_file(path: str) -> bool:
     """Return whether a frame's file is neither PyTorch's nor ours nor generated, nor what enters a `with` block."""
     return not path.startswith((_TORCH, OURS, "<", "torch/", contextlib.__file__))

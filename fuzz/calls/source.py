@@ -7,7 +7,6 @@ source decides whether operands are new (`FreshSource`: one call alone) or value
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from fuzz.calls.types import FLOATS, shapes, sizes
+from ir.caches import cached
 from ir.core import Graph, Value
 from ir.types import Dim, TensorType
 
@@ -23,7 +23,7 @@ _BOOLEANS = st.booleans()
 Condition = Callable[[TensorType], bool]
 
 
-@cache
+@cached()
 def integers(lower: int, upper: int) -> st.SearchStrategy[int]:
     """Return the strategy for a range, made once: making strategies costs more than drawing from them."""
     return st.integers(lower, upper)

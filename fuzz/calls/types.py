@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from hypothesis import strategies as st
 
+from ir.caches import cached
 from ir.types import Dim, TensorType, make_symbol
 
 ONE_IN_FOUR = st.integers(0, 3).map(lambda number: number >= 2)
@@ -25,7 +24,7 @@ def dtypes(choices: tuple[torch.dtype, ...] = DTYPES) -> st.SearchStrategy[torch
     return st.sampled_from(choices)
 
 
-@cache
+@cached()
 def sizes(*, zero: bool = True, symbolic: bool = False) -> st.SearchStrategy[Dim]:
     """Return a strategy for one size: small, often equal to others, sometimes 0, 1 or an expression over `SYMBOLS`."""
     choices: list[Dim] = [2, 3, 2, 3, 3, 1, 1, 4, 4, 5, 6, 8]
@@ -37,7 +36,7 @@ def sizes(*, zero: bool = True, symbolic: bool = False) -> st.SearchStrategy[Dim
     return st.sampled_from(choices)
 
 
-@cache
+@cached()
 def shapes(
     min_rank: int = 0, max_rank: int = 5, *, zero: bool = True, symbolic: bool = False
 ) -> st.SearchStrategy[tuple[Dim, ...]]:

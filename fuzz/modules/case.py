@@ -12,13 +12,14 @@ import tempfile
 import textwrap
 import types
 import warnings
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 from torch import nn
+
+from ir.caches import cached
 
 HEADER = "import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"
 
@@ -195,7 +196,7 @@ def _forget(name: str) -> None:
     path.unlink(missing_ok=True)
 
 
-@cache
+@cached()
 def _folder() -> Path:
     """Return the folder of this process's modules, which ends with the process."""
     folder = tempfile.mkdtemp(prefix="fuzz_modules_")

@@ -11,21 +11,16 @@ import ast
 import gc
 import importlib
 import inspect
-import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
 
 import attrs
 
-from fuzz.rules.instances import _EXPANDED
+from ir.caches import forget
 from ir.errors import InputError
-from ir.memory import aliasing
-from ir.ops.inference import elementwise
-from passes import canonicalize
-from passes.rewrite import matching
 
 _PACKAGES = ("ir", "passes", "compiler", "fuzz", "graphwright")
 
@@ -76,7 +71,7 @@ def mutated(mutant: Mutant) -> Iterator[None]:
             same form.
     """
     owner, attribute, found = _find(mutant)
-    _forget()
+    forget()
     try:
         if isinstance(found, FunctionType):
             changes = _changes(mutant, found)
@@ -99,7 +94,7 @@ def mutated(mutant: Mutant) -> Iterator[None]:
                 else:
                     delattr(owner, attribute)
     finally:
-        _forget()
+        forget()
 
 
 def _find(mutant: Mutant) -> tuple[Any, str, Any]:
@@ -169,25 +164,6 @@ def _inner(code: CodeType) -> Iterator[CodeType]:
         if isinstance(constant, CodeType):
             yield constant
             yield from _inner(constant)
-
-
-def _forget() -> None:
-    """Drop what was computed with other code."""
-    matching._COMPILED.clear()
-    _EXPANDED.clear()
-    aliasing._MAY_ALIAS.clear()
-    elementwise._PROBES.clear()
-    canonicalize._index.cache_clear()
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in _PACKAGES and module is not None:
-            _clear_caches(vars(module))
-
-
-def _clear_caches(names: Mapping[str, Any]) -> None:
-    for item in list(names.values()):
-        clear = getattr(item, "cache_clear", None) if hasattr(item, "__wrapped__") else None
-        if callable(clear) and getattr(item, "__module__", "").partition(".")[0] in _PACKAGES:
-            clear()
 
 
 def _stale(mutant: Mutant, what: str) -> StaleMutantError:

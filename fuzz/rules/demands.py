@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Iterable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -15,6 +14,7 @@ from fuzz.programs.strategy import random_tensor
 from fuzz.rules.dictionary import holds
 from fuzz.rules.match_source import MatchSource
 from ir.builder import make_operation
+from ir.caches import WeakCache
 from ir.core import Graph, Value
 from ir.errors import GraphwrightError
 from ir.opdef import OpDef, ParamKind, Trait
@@ -40,7 +40,7 @@ _WEIGHT_RANKS: dict[str, dict[int, int]] = {
     "bmm": {0: 3, 1: 3},
 }
 """The usual ranks of operands by their places, for operators whose operands must fit each other."""
-_RANKS: WeakKeyDictionary[OpNode, frozenset[int] | None] = WeakKeyDictionary()
+_RANKS: WeakCache[OpNode, frozenset[int] | None] = WeakCache()
 
 
 def demanded_ranks(node: OpNode) -> frozenset[int] | None:

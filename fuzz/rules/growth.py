@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import attrs
@@ -17,6 +16,7 @@ from fuzz.rules.dictionary import holds
 from fuzz.rules.match_attributes import draw_attributes
 from fuzz.rules.match_source import MatchSource
 from ir.builder import bind_arguments
+from ir.caches import cached
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError
 from ir.opdef import OpDef, ParamKind, Trait, get_opdef
@@ -36,7 +36,7 @@ _MANY = 4
 """Where a node takes more operators than this, those that the rule's code names are drawn more often."""
 
 
-@cache
+@cached()
 def operators_with(trait: Trait) -> tuple[OpDef, ...]:
     """Return the operators with a trait that have a call generator."""
     return tuple([opdef for name in GENERATORS if (opdef := get_opdef(name)).has(trait)])
@@ -406,7 +406,7 @@ class Growth:
         return captured
 
 
-@cache
+@cached()
 def _spatial_rank(opdef: OpDef) -> str:
     """Return the digit in `conv2d` and `max_pool2d`, or nothing."""
     found = re.search(r"(\d)d", opdef.short_name)

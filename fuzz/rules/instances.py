@@ -8,7 +8,6 @@ that the rule's code names are drawn more often than others, so that conditions 
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import attrs
 from hypothesis import reject
@@ -21,6 +20,7 @@ from fuzz.rules.growth import NEAR_MISSES, Growth
 from fuzz.rules.match_source import MatchSource
 from fuzz.rules.scene_parts import Scene
 from fuzz.rules.scenes import SCENES
+from ir.caches import WeakCache
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError
 from ir.program import Program
@@ -117,7 +117,7 @@ def _from_scene(draw: st.DrawFn, rule: Pattern, scene: Scene) -> Instance:
     return Instance(rule, source.program, "scene", -1)
 
 
-_EXPANDED: WeakKeyDictionary[Pattern, tuple[list[Node], list[Any], frozenset[str]]] = WeakKeyDictionary()
+_EXPANDED: WeakCache[Pattern, tuple[list[Node], list[Any], frozenset[str]]] = WeakCache()
 
 
 def expanded_pattern(rule: Pattern) -> list[Node]:

@@ -6,7 +6,6 @@ means. It may matter for how the result is written, which is not asked here.
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
@@ -15,6 +14,7 @@ import attrs
 from typing_extensions import override
 
 from fuzz.rules.rule_pass import ApplyRules
+from ir.caches import cached
 from ir.program import Program
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
@@ -28,7 +28,7 @@ ORDERS = 32
 T = TypeVar("T")
 
 
-@functools.cache
+@cached()
 def _shuffled_rules(inference: bool, number: int) -> RuleIndex:
     rules = Canonicalize(inference=inference).rules().rules
     return RuleIndex(_shuffled(rules, random.Random(number)))

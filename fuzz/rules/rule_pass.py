@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import ClassVar
 
 import attrs
 from typing_extensions import override
 
+from ir.caches import cached
 from ir.program import Program
 from passes.manager.manager import Pass, PassContext
 from passes.rewrite.driver import run_sweep, run_worklist
@@ -15,7 +15,7 @@ from passes.rewrite.matching import RuleIndex
 from passes.rewrite.pattern import Pattern
 
 
-@cache
+@cached()
 def index_of(rules: tuple[Pattern, ...]) -> RuleIndex:
     """Return the index of rules, made once: a pattern with many alternatives takes longer to expand than to match."""
     return RuleIndex(rules)

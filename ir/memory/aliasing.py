@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from ir.caches import Cache
 from ir.columns import Layout, StorageRule
 from ir.core import RETURN, Operation, Value
 from ir.opdef import OpDef, Trait
@@ -18,7 +19,7 @@ from ir.types import TensorType
 _BOUND = 512
 
 _CHANNELS_LAST = (torch.channels_last, torch.channels_last_3d)
-_MAY_ALIAS: dict[OpDef, bool] = {}
+_MAY_ALIAS: Cache[OpDef, bool] = Cache()
 
 
 def may_alias_operands(opdef: OpDef) -> bool:

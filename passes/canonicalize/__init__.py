@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import ClassVar
 
 import attrs
 from typing_extensions import override
 
+from ir.caches import cached
 from ir.errors import DidNotConverge
 from ir.program import Program
 from passes.canonicalize.identity import IDENTITY_RULES, INFERENCE_RULES
@@ -31,7 +31,7 @@ CANONICALIZATION_RULES = (*IDENTITY_RULES, *RESHAPE_RULES, *PERMUTE_RULES, *SPLI
 _MAX_ROUNDS = 16
 
 
-@functools.cache
+@cached()
 def _index(inference: bool) -> RuleIndex:
     rules = (*CANONICALIZATION_RULES, *INFERENCE_RULES) if inference else CANONICALIZATION_RULES
     return RuleIndex(instantiate(rules))

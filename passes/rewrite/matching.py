@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import attrs
 
 from ir.attributes import attributes_equal
+from ir.caches import WeakCache
 from ir.core import Operation, Value
 from ir.errors import PatternError
 from ir.opdef import OpDef, ParamKind, Trait
@@ -100,7 +100,7 @@ def _accepts_any(ops: Sequence[OpDef | Trait], opdef: OpDef) -> bool:
 
 
 # Compiled once a class: a rule keeps nothing on itself, so its pattern is the same for every instance.
-_COMPILED: WeakKeyDictionary[type[Pattern], tuple[Variant, ...]] = WeakKeyDictionary()
+_COMPILED: WeakCache[type[Pattern], tuple[Variant, ...]] = WeakCache()
 
 
 def compile_rule(rule: Pattern) -> tuple[Variant, ...]:

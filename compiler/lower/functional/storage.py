@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import torch
 
+from ir.caches import Cache
 from ir.core import Operation, Value
 from ir.errors import CaptureError, InputError
 from ir.locations import UNKNOWN_LOCATION, Location
@@ -96,7 +97,7 @@ def copy_of_view(op: Operation, operands: Sequence[Value | None]) -> Operation:
     )
 
 
-_SCALAR_OVERLOADS: dict[tuple[str, int], OpDef] = {}
+_SCALAR_OVERLOADS: Cache[tuple[str, int], OpDef] = Cache()
 
 
 def scalar_overload(opdef: OpDef, args: Sequence[Any]) -> OpDef:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from compiler.lower.fx.calls import Calls
 from compiler.lower.fx.indexing import Size
 from compiler.lower.fx.overloads import UnknownCallError
+from ir.caches import Cache
 
 Lowering = Callable[..., Any]
 """(calls, arguments of the function by name) -> result."""
@@ -255,7 +256,7 @@ FUNCTIONS: dict[Any, Lowering] = {
     F.normalize: _normalize,
 }
 
-_SIGNATURES: dict[Any, inspect.Signature] = {}
+_SIGNATURES: Cache[Any, inspect.Signature] = Cache()
 _POOL_SIGNATURES: dict[Any, Any] = {
     F.max_pool1d: F.max_pool1d_with_indices,
     F.max_pool2d: F.max_pool2d_with_indices,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ir.attributes import attribute_key
+from ir.caches import Cache
 from ir.fake import infer_with_fakes
 from ir.opdef import InferRule, get_opdef
 from ir.ops.inference.support import (
@@ -20,7 +21,7 @@ from ir.ops.inference.support import (
 )
 from ir.types import Dim, TensorType, Type, dims_equal
 
-_PROBES: dict[Any, TensorType] = {}
+_PROBES: Cache[Any, TensorType] = Cache()
 _MAX_PROBES = 10_000
 _REAL = frozenset({int, float, bool})
 
