@@ -1,4 +1,4 @@
-"""A pass with options, by its name in the text of a pipeline: it refuses programs with too many calls of an operator."""
+"""A pass with options, by its name in the text of a pipeline: it refuses programs that call an operator too often."""
 
 from __future__ import annotations
 
