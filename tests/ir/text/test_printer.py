@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -29,6 +30,7 @@ def test_golden_network() -> None:
     check_golden(conv_net(), "ir/conv_net")
 
 
+@pytest.mark.slow
 def test_two_processes_print_the_same_bytes() -> None:
     code = "from tests.ir.programs import *\nprint(rich_program())\nprint(conv_net())"
     printed = [
