@@ -1,7 +1,9 @@
-"""The rooms have common names: importing graphwright makes sure that they are its own."""
+"""The rooms have common names: importing graphwright makes sure that they are its own, and loads them."""
 
 from __future__ import annotations
 
+import gc
+import importlib
 import importlib.util
 from pathlib import Path
 
@@ -29,4 +31,20 @@ def check_rooms() -> None:
             )
 
 
+def load_rooms() -> None:
+    """Import the compiler, and with it every other room, while the cyclic garbage collector is paused.
+
+    Modules live on, so a full collection while they load frees nothing; walking all objects of torch for it would take
+    a fifth of the import.
+    """
+    is_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        importlib.import_module("compiler.driver")
+    finally:
+        if is_collecting:
+            gc.enable()
+
+
 check_rooms()
+load_rooms()

@@ -38,3 +38,10 @@ def test_the_import_loads_no_compiler_of_torch_and_no_extra() -> None:
     code = f"import sys, graphwright; print(*(name for name in {unwanted!r} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == []
+
+
+def test_the_import_leaves_the_garbage_collector_as_it_was() -> None:
+    for setting, expected in (("enable", "True"), ("disable", "False")):
+        code = f"import gc; gc.{setting}(); import graphwright; print(gc.isenabled())"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        assert done.stdout.split() == [expected]
