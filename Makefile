@@ -9,10 +9,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # in the package's place.
 EDITABLE := --no-build-isolation --config-settings editable_mode=compat -e
 INSTALL_INPUTS := pyproject.toml constraints.txt
+API := graphwright graphwright.ir graphwright.passes graphwright.fuzz graphwright.report graphwright.tensorrt
 BENCHMARKS := benchmarks/import_time.py benchmarks/rewrite_throughput.py benchmarks/compile_time.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test lint format zoo bench mutants clean
+.PHONY: help demo check test lint format docs zoo bench mutants clean
 
 help:
 	@echo 'make demo    compile ResNet-50, ConvNeXt-Tiny and ViT-B/16, and report what changed and how exactly'
@@ -20,6 +21,7 @@ help:
 	@echo 'make test    ruff, mypy --strict and pytest'
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make format  let ruff fix and format what it can'
+	@echo 'make docs    the API reference, from the docstrings, in build/api'
 	@echo 'make zoo     the tests on many real models (long)'
 	@echo 'make bench   the benchmarks, side by side with the peers'
 	@echo 'make mutants the fuzz suite against a sample of faults put in on purpose (long)'
@@ -43,6 +45,11 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# pdoc reads annotations in the module where a function was made; hypothesis makes strategies in one of its own.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -W 'ignore:Error parsing type annotation:UserWarning' -m pdoc --docformat google \
+	  --output-directory build/api $(API)
 
 zoo: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m zoo

@@ -53,7 +53,19 @@ class KeptGroup:
 
 @attrs.frozen
 class Report:
-    """What one compilation did. Compares by value; `to_json` gives it as plain data."""
+    """What one compilation did. Compares by value; `to_json` gives it as plain data.
+
+    Attributes:
+        model: class of the model.
+        rewrites: how often each rule was applied, in the order of the passes.
+        operations_before: operators of the captured program and how many there are of each.
+        operations_after: the same of the result.
+        kept: what stayed as it was and why, grouped by reason.
+        stages: wall time of each stage in seconds.
+        accuracy: the measured difference, or None where nothing was run.
+        matches: the places that were rewritten.
+        remarks: what rules said of places that they did not rewrite.
+    """
 
     model: str
     rewrites: tuple[RewriteCount, ...]

@@ -1,4 +1,8 @@
-"""graphwright: makes PyTorch models ready for deployment, and shows that it did not change them."""
+"""graphwright: makes PyTorch models ready for deployment, and shows that it did not change them.
+
+Attributes:
+    __version__: the version, `major.minor.patch`; `docs/stability.md` says what it promises.
+"""
 
 import graphwright._rooms  # noqa: F401 - says clearly when another package stands in the way  # isort: skip
 

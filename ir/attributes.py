@@ -19,6 +19,9 @@ class Ref:
 
     It occurs where an argument that is usually known before run time (a size, a scalar) is itself a value, as in
     `reshape(x, [%n, -1])`.
+
+    Attributes:
+        index: number of the operand in `Operation.operands`.
     """
 
     index: int

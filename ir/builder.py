@@ -274,6 +274,11 @@ class Builder:
 
     A method stands for each operator by its name without dialect and overload; it returns the result (or the tuple of
     results). `location` is given to each operation made.
+
+    Attributes:
+        graph: where operations are inserted.
+        anchor: the operation before which they are inserted.
+        location: the location that they get.
     """
 
     def __init__(

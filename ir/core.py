@@ -31,7 +31,11 @@ _ORDER_GAP = 1 << 16
 class Value:
     """One SSA value: a graph input, a weight or a result of an operation.
 
-    `name` is a hint for printing and for emitted code; it need not be unique.
+    Attributes:
+        type: tensor, scalar or opaque type.
+        owner: the operation or graph that defines it, or the weight that it is.
+        index: its number among what the owner defines.
+        name: a hint for printing and for emitted code; it need not be unique.
     """
 
     __slots__ = ("_uses", "index", "name", "owner", "type")
@@ -117,6 +121,17 @@ class Operation:
 
     Operands are flat: first those of the schema's tensor parameters (None where an optional one is absent, a run of
     `segments[i]` values for a list), then the values that attributes refer to by `Ref`.
+
+    Attributes:
+        opdef: the operator.
+        attributes: its attributes by name, those at their default included; change them with `set_attribute`.
+        segments: for each list parameter, how many operands belong to it; None without lists.
+        location: where in the user's model it comes from.
+        body: the graph of a fused region, else None.
+        graph: the graph it is in, or None.
+        prev: the operation before it in the graph.
+        next: the operation after it; `return_op` after the last.
+        results: its results, in order.
     """
 
     __slots__ = (
@@ -332,7 +347,14 @@ class Operation:
 
 
 class Graph:
-    """A straight-line SSA graph: inputs, operations in order, and a `return` as terminator."""
+    """A straight-line SSA graph: inputs, operations in order, and a `return` as terminator.
+
+    Attributes:
+        inputs: the graph's inputs, in order.
+        first: the first operation; `return_op` in an empty graph.
+        last: the last one, which is `return_op`.
+        return_op: the terminator.
+    """
 
     __slots__ = ("_is_ordered", "first", "inputs", "last", "num_operations", "return_op", "revision")
 

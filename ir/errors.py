@@ -9,6 +9,7 @@ class GraphwrightError(Exception):
     """Base class of all errors that graphwright raises on purpose.
 
     Attributes:
+        message: what is wrong, without place and remedy.
         location: where in the user's model the error arose, when known.
         remedy: what the user can do about it, when known.
     """

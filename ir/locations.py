@@ -16,6 +16,11 @@ class Location:
 
     `merged` holds the locations of the operations that a rewrite replaced, in their order, when there were several
     different ones; the fields of the location itself are then those of the first that lies in a submodule.
+
+    Attributes:
+        file: the user's source file, or the empty string.
+        line: line in that file, from 1; 0 where it is not known.
+        merged: the locations that this one stands for; see above.
     """
 
     module_path: str = ""

@@ -22,7 +22,11 @@ from ir.types import Type
 
 
 class Trait(enum.Flag):
-    """Facts about an operator that rules quantify over."""
+    """Facts about an operator that rules quantify over.
+
+    Attributes:
+        NONE: no fact at all.
+    """
 
     NONE = 0
     PURE = enum.auto()
@@ -172,7 +176,22 @@ NO_FACTS = Facts()
 
 @attrs.define(eq=False, slots=True)
 class OpDef:
-    """An operator: schema and facts. One object a name, compared by identity."""
+    """An operator: schema and facts. One object a name, compared by identity.
+
+    Attributes:
+        name: dialect, name and overload: `aten.add.Tensor`.
+        params: the arguments of the schema in order, then those that are ours.
+        is_region: whether it is a fused region, whose operations have a body.
+        operand_params: the parameters that take values.
+        attribute_params: the parameters that are held as attributes.
+        defaults: default of each attribute that has one.
+        operand_index: number of each operand parameter, by name.
+        has_lists: whether a parameter takes a list of values.
+        traits: what rules may rely on; from the row and the schema.
+        infer: fast type inference, or None.
+        training: the attribute that puts it in training mode, or None.
+        layout: where the elements of the results come from, or None.
+    """
 
     name: str
     params: tuple[Param, ...]

@@ -21,7 +21,12 @@ from ir.types import Dim, TensorType
 
 
 class WeightKind(enum.Enum):
-    """What a weight is in the module."""
+    """What a weight is in the module.
+
+    Attributes:
+        PARAMETER: an `nn.Parameter`.
+        BUFFER: a persistent buffer.
+    """
 
     PARAMETER = "parameter"
     BUFFER = "buffer"
@@ -45,8 +50,14 @@ class Derivation:
 class Weight:
     """A parameter, buffer or constant: a typed SSA value with a name.
 
-    `data` is the original tensor itself, never a copy; it is None in a parsed program, and a meta tensor where the
-    model is on the meta device.
+    Attributes:
+        kind: parameter, buffer, …
+        type: type of its value.
+        data: the original tensor itself, never a copy; a meta tensor where the model is on the meta device, None in a
+            parsed program.
+        requires_grad: whether it is trained.
+        derivation: how it is computed from weights of the original; None for one of these.
+        value: the SSA value that operations use.
     """
 
     name: str
@@ -153,7 +164,12 @@ class Surrounding:
 
 @attrs.frozen
 class SymbolRange:
-    """Inclusive range of a symbol; `upper` is None where it is unbounded."""
+    """Inclusive range of a symbol.
+
+    Attributes:
+        lower: the least value.
+        upper: the greatest value; None where it is unbounded.
+    """
 
     lower: int = 0
     upper: int | None = None
@@ -169,7 +185,16 @@ else."""
 
 @attrs.define(eq=False)
 class Program:
-    """A graph with its weights, its calling convention and the ranges of its symbols."""
+    """A graph with its weights, its calling convention and the ranges of its symbols.
+
+    Attributes:
+        name: the name it is printed under, by default that of the model's class.
+        graph: inputs, operations, outputs.
+        convention: how Python arguments become the graph's inputs, and its outputs the result.
+        weights: parameters, buffers and constants by name.
+        symbols: the symbolic sizes and their ranges.
+        location: the root module's place.
+    """
 
     name: str
     graph: Graph

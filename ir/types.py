@@ -48,6 +48,11 @@ class TensorType:
 
     `shape` is None where even the rank is unknown; a dimension is None where it is unknown. Unknown parts occur only in
     programs that came from FX graphs without shapes. `device` is None where it is unknown.
+
+    Attributes:
+        shape: a size for each dimension, None for an unknown one; None where the rank is unknown.
+        dtype: None where it is unknown.
+        device: None where it is unknown.
     """
 
     shape: tuple[Dim | None, ...] | None = None
@@ -87,7 +92,12 @@ class TensorType:
 
 @attrs.frozen(slots=True)
 class ScalarType:
-    """The type of a scalar value (`int`, `float` or `bool`); `value` is its symbolic expression where it is known."""
+    """The type of a scalar value.
+
+    Attributes:
+        kind: `int`, `float` or `bool`.
+        value: the value, where it is known: a number or a symbolic expression.
+    """
 
     kind: str
     value: Dim | None = None

@@ -67,7 +67,11 @@ def _warn_of_respelled(pass_: Pass, index: RuleIndex, program: Program, context:
 
 @attrs.frozen
 class Convert(Pass):
-    """Applies structural conversions until none matches."""
+    """Applies structural conversions until none matches.
+
+    Attributes:
+        patterns: conversions, tried in this order at each operation.
+    """
 
     name: ClassVar[str] = "convert"
     patterns: tuple[type[Pattern] | Pattern, ...] = attrs.field(
@@ -87,7 +91,11 @@ class Convert(Pass):
 
 @attrs.frozen
 class Fuse(Pass):
-    """Applies patterns once over the program, the longest first."""
+    """Applies patterns once over the program, the longest first.
+
+    Attributes:
+        patterns: fusions, tried in this order among those of equal length.
+    """
 
     name: ClassVar[str] = "fuse"
     patterns: tuple[type[Pattern] | Pattern, ...] = attrs.field(

@@ -222,8 +222,10 @@ def test_crowded_folders_have_a_reason() -> None:
 
 
 def test_no_import_hides_in_a_function(project: list[Import]) -> None:
-    # a benchmark measures what an import costs, so there the process that measures imports when it is told to
-    assert hidden([one for one in project if not one.importer.startswith("benchmarks.")]) == []
+    # a benchmark measures what an import costs, so there the process that measures imports when it is told to; the
+    # window checks where the rooms lie before it loads them
+    allowed = ("benchmarks.", "graphwright._rooms")
+    assert hidden([one for one in project if not one.importer.startswith(allowed)]) == []
 
 
 def test_no_import_cycles(project: list[Import]) -> None:

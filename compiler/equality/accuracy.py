@@ -64,7 +64,11 @@ class OutputAccuracy:
 
 @attrs.frozen
 class Accuracy:
-    """Errors of all floating-point outputs of one call, and whether all other outputs are equal."""
+    """Errors of all floating-point outputs of one call, and whether all other outputs are equal.
+
+    Attributes:
+        outputs: one entry for each tensor among the outputs, in their order.
+    """
 
     dtype: str
     """The precision in which the modules ran: that of the inputs and weights, `float32` mostly."""

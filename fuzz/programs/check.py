@@ -44,7 +44,13 @@ _COPIES_CHECKED_ONE_IN = 8
 
 
 class Finding(AssertionError):  # noqa: N818 - what was found, not what failed
-    """A property that does not hold: its name, and how; of a module, also in which capture."""
+    """A property that does not hold: its name, and how; of a module, also in which capture.
+
+    Attributes:
+        property: the property that fails: `equal`, `types`, `gradients`, …
+        message: what was expected and what was found.
+        way: how the program was run when it failed, or the empty string.
+    """
 
     def __init__(self, property_: str, message: str, way: str | None = None) -> None:
         self.property = property_

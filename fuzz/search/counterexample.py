@@ -23,7 +23,11 @@ from passes.rewrite.pattern import Match, Pattern
 
 @attrs.frozen(eq=False)
 class Counterexample:
-    """A case on which a property does not hold."""
+    """A case on which a property does not hold.
+
+    Attributes:
+        case: the smallest failing case that was found.
+    """
 
     subject: str
     """What was tried: the rules or the pipeline."""

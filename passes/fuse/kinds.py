@@ -24,7 +24,12 @@ from passes.rewrite.region_names import check_kind
 
 @attrs.frozen(eq=False)
 class Region:
-    """A region as the meaning of its kind sees it: operands by name, and parts to apply to them."""
+    """A region as the meaning of its kind sees it: operands by name, and parts to apply to them.
+
+    Attributes:
+        op: the region, in its program.
+        operands: its operands by the name of the body's input.
+    """
 
     op: Operation
     operands: Mapping[str, torch.Tensor]

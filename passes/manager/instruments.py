@@ -19,7 +19,11 @@ from passes.manager.manager import Instrument, Pass, PassManager, PassResult
 
 @attrs.define(eq=False)
 class Timing(Instrument):
-    """Sums the seconds of each pass; `seconds` maps pass names to them. Managers are not counted, their passes are."""
+    """Sums the seconds of each pass. Managers are not counted, their passes are.
+
+    Attributes:
+        seconds: wall time by the name of the pass.
+    """
 
     seconds: Counter[str] = attrs.field(factory=Counter)
 
@@ -35,7 +39,14 @@ class Timing(Instrument):
 
 @attrs.define(eq=False)
 class Statistics(Instrument):
-    """Counts operations by operator before the first and after the last pass, and runs and changes of each pass."""
+    """Counts operations by operator before the first and after the last pass, and runs and changes of each pass.
+
+    Attributes:
+        before_counts: operators of the program before the first pass, and how many of each.
+        after_counts: the same after the last pass.
+        runs: how often each pass ran.
+        changes: how often each pass changed something.
+    """
 
     before_counts: Counter[str] | None = None
     after_counts: Counter[str] = attrs.field(factory=Counter)
@@ -62,7 +73,12 @@ def count_operations(program: Program) -> Counter[str]:
 
 @attrs.define(eq=False)
 class DumpIR(Instrument):
-    """Writes the text of the program after each pass that changed it, to files in a folder or to a function."""
+    """Writes the text of the program after each pass that changed it, to files in a folder or to a function.
+
+    Attributes:
+        target: a folder, or what is called with a file name and the text.
+        number: how many dumps were written.
+    """
 
     target: Path | str | Callable[[str, str], None] = attrs.field()
     number: int = 0
@@ -102,7 +118,11 @@ class DumpIR(Instrument):
 
 @attrs.define(eq=False)
 class VerifyEach(Instrument):
-    """Verifies the program after each pass, and holds "unchanged" to the printed text being the same."""
+    """Verifies the program after each pass, and holds "unchanged" to the printed text being the same.
+
+    Attributes:
+        check_unchanged: whether a pass that says "unchanged" is held to it.
+    """
 
     check_unchanged: bool = False
     _text: str = ""

@@ -26,7 +26,13 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @attrs.define(eq=False)
 class PassContext:
-    """What the passes of one run share."""
+    """What the passes of one run share.
+
+    Attributes:
+        log: what rules did and what they say.
+        instruments: told before and after each pass.
+        results: an entry for each pass that ran, in order.
+    """
 
     log: RewriteLog = attrs.field(factory=RewriteLog)
     instruments: tuple[Instrument, ...] = ()
@@ -35,7 +41,15 @@ class PassContext:
 
 @attrs.frozen
 class PassResult:
-    """What one pass did: measured, not claimed."""
+    """What one pass did: measured, not claimed.
+
+    Attributes:
+        name: the pass.
+        changed: whether it changed the program.
+        seconds: wall time.
+        operations_before: number of operations before it.
+        operations_after: number of operations after it.
+    """
 
     name: str
     changed: bool
@@ -60,6 +74,9 @@ class Pass:
 
     Subclass it with `@attrs.frozen`; override `run`, and `requires`/`ensures` where there is something to demand of
     the program before, or to promise of it after.
+
+    Attributes:
+        name: its name in pipeline text and reports: `fold-batch-norm`.
     """
 
     name: ClassVar[str] = ""
@@ -270,6 +287,10 @@ class PassManager(Pass):
 
     `str(manager)` is its text, `PassManager.parse(text)` the way back. The editing methods return new managers; they
     find passes by name, in nested managers too.
+
+    Attributes:
+        passes: run in this order.
+        instruments: told before and after each pass, beside those of the context.
     """
 
     name: ClassVar[str] = "sequence"
@@ -384,7 +405,11 @@ class PassManager(Pass):
 
 @attrs.frozen
 class Fixpoint(PassManager):
-    """Runs its passes in rounds until a round changes nothing."""
+    """Runs its passes in rounds until a round changes nothing.
+
+    Attributes:
+        max_rounds: the bound; `DidNotConverge` is raised when the last round still changes something.
+    """
 
     name: ClassVar[str] = "fixpoint"
     max_rounds: int = attrs.field(default=16, kw_only=True)

@@ -213,7 +213,13 @@ class PatternBuilder:
 
 
 class Match:
-    """A match: the root operation, all matched operations, and the captures by name (`m["conv"]` or `m.conv`)."""
+    """A match: the root operation, all matched operations, and the captures by name (`m["conv"]` or `m.conv`).
+
+    Attributes:
+        root: the operation whose results the rewrite replaces.
+        ops: all matched operations, the root included.
+        captures: what the names of the pattern stand for: a value, an attribute, or a list of values.
+    """
 
     __slots__ = ("captures", "ops", "root")
 

@@ -17,7 +17,11 @@ class GraphwrightWarning(UserWarning):
 
 @attrs.frozen
 class Refusal:
-    """The answer of a `check` that refuses: a reason, and whether the user is warned as well."""
+    """The answer of a `check` that refuses: a reason, and whether the user is warned as well.
+
+    Attributes:
+        reason: why the rule does not apply.
+    """
 
     reason: str
     warn: bool = False
@@ -28,7 +32,13 @@ class Refusal:
 
 @attrs.frozen
 class Remark:
-    """One statement of a rule about one place."""
+    """One statement of a rule about one place.
+
+    Attributes:
+        rule: name of the rule, or of the stage that speaks.
+        location: the place it is about.
+        message: the statement.
+    """
 
     kind: str
     """`applied`, `missed` (a near miss), `skipped` (not decidable; a Python warning went out) or `kept`;
@@ -61,7 +71,15 @@ class OpSummary:
 
 @attrs.frozen
 class MatchRecord:
-    """One applied rewrite."""
+    """One applied rewrite.
+
+    Attributes:
+        location: the place of what was replaced.
+        replaced: the operations that went.
+        created: the operations that came.
+        is_conversion: whether the rule is a conversion.
+        is_fusion: whether the rule is a fusion.
+    """
 
     pattern: type
     """The pattern's class."""

@@ -36,7 +36,12 @@ class Listener:
 
 
 class Rewriter(Builder):
-    """Edits one graph of a program. New operations go before the anchor and get the current location."""
+    """Edits one graph of a program. New operations go before the anchor and get the current location.
+
+    Attributes:
+        program: the program that is rewritten.
+        listeners: told of every edit.
+    """
 
     def __init__(self, program: Program, graph: Graph | None = None, listeners: Sequence[Listener] = ()) -> None:
         super().__init__(program.graph if graph is None else graph)
