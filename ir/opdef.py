@@ -22,13 +22,10 @@ from ir.types import Type
 
 
 class Trait(enum.Flag):
-    """Facts about an operator that rules quantify over.
-
-    Attributes:
-        NONE: no fact at all.
-    """
+    """Facts about an operator that rules quantify over."""
 
     NONE = 0
+    """No fact at all."""
     PURE = enum.auto()
     """No effect, and the same result for the same operands (unless the op is in training, see `OpDef.training`)."""
     ELEMENTWISE = enum.auto()
