@@ -19,6 +19,7 @@ from typing import Any
 
 import attrs
 import torch
+import torch._dynamo  # torch loads it with the first ShapeEnv: not a part of any rule's time
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from rich.console import Console
