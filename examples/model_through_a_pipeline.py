@@ -1,4 +1,4 @@
-"""A model through a pipeline that one composes: what happened, what did not and why, and where the weights went."""
+"""Run a model through a pipeline of your own: what fired, what did not and why, and where the weights went."""
 
 from __future__ import annotations
 

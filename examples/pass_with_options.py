@@ -1,4 +1,4 @@
-"""A pass with options, by its name in the text of a pipeline: it refuses programs that call an operator too often."""
+"""A pass with options, named in the text of a pipeline. It refuses programs that call an operator too often."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from graphwright.ir import Program
 
 @attrs.frozen
 class Budget(Pass):
-    """Fails where a program has more than `most` operations of one operator; `only` limits it to some operators."""
+    """Fail if a program has more than `most` operations of one operator; `only` restricts which operators count."""
 
     name: ClassVar[str] = "budget"
     most: int = 100

@@ -1,6 +1,6 @@
-"""A rewrite rule of one's own, with the test that holds it: `pytest examples/rule_and_fuzz_test.py`, or run it.
+"""A rewrite rule of your own, with its tests. Run `pytest examples/rule_and_fuzz_test.py`, or the script itself.
 
-RMSNorm, as many models write it out, becomes PyTorch's operator. Rounding differs, so the rule is numeric, not exact.
+RMSNorm, as many models spell it out, becomes PyTorch's operator. Rounding differs, so the rule is numeric, not exact.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class RMSNormFromParts(Pattern):
     def check(self, m: Match):
         x, weight = m.x.tensor_type, m.weight.tensor_type
         if not x.is_known or not x.shape or weight.shape != x.shape[-1:]:
-            return f"the weight {weight} does not belong to the last dimension of {x}"
+            return f"the weight {weight} does not match the last dimension of {x}"
         if x.dtype not in (torch.float32, torch.float64) or weight.dtype != x.dtype:
-            return f"{x} and {weight} are not of one dtype of full precision"
+            return f"{x} and {weight} do not have the same dtype of full precision"
         if type(m.eps) is not float or m.eps <= 0:
             return f"eps={m.eps} is not positive"
         return None
