@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from compiler.capture.lean_tracing import is_about_strides
-from compiler.emitted.guard import linear_solution
+from ir.expressions import linear_solution
 from ir.program import SymbolRange
 
 Guard = tuple[sympy.Basic, str]

@@ -11,10 +11,9 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 from torch.utils._sympy.numbers import int_oo
 
-from compiler.emitted.guard import formula_of
 from compiler.lower.guards import UnreadableGuardError, follows_from, guards_of
 from ir.errors import CaptureError
-from ir.expressions import format_expression
+from ir.expressions import format_expression, formula_of
 from ir.locations import Location
 from ir.program import SymbolRange
 from ir.types import Dim, make_symbol, simplify_dim
