@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import inspect
 import sys
-import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from traceback import FrameSummary, StackSummary
 from types import FrameType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.fx.proxy
@@ -65,54 +63,41 @@ def lean_tracing() -> Iterator[None]:
         yield
 
 
-def _user_frame(shape_env: Any) -> types.FrameType | None:
-    """Return the innermost frame of the user's code inside of the model, for the guards of a shape environment.
-
-    On the way it notes whether fake tensors ask for their strides: the next guard is about those.
-    """
-    frame = inspect.currentframe()
-    number, numbers = len(shape_env.guards), _ABOUT_STRIDES.setdefault(shape_env, set())
-    numbers.discard(number)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if file == _PRIMS and "contiguous" in frame.f_code.co_name:
-            numbers.add(number)
-        if is_user_file(file):
-            return frame
-        frame = frame.f_back
-    return _ORIGINAL_USER_FRAME(shape_env) if _ORIGINAL_USER_FRAME is not None else None
-
-
-_PRIMS = torch._prims_common.__file__
-_ABOUT_STRIDES: WeakKeyDictionary[ShapeEnv, set[int]] = WeakKeyDictionary()
-"""The numbers of the guards that say whether fake tensors are contiguous."""
-
-
-def is_about_strides(shape_env: ShapeEnv, number: int) -> bool:
-    """Return whether a guard of a shape environment says whether some fake tensor is contiguous.
-
-    The operators of the graph look at strides themselves when they run, so nothing depends on such a guard.
-    """
-    place = getattr(shape_env.guards[number].sloc, "framework_loc", None)
-    return number in _ABOUT_STRIDES.get(shape_env, ()) or getattr(place, "filename", "") == _PRIMS
-
-
 _ORIGINAL_USER_FRAME = getattr(ShapeEnv, "_get_user_frame", None)
+PRIMS = torch._prims_common.__file__
+"""The file in which fake tensors are asked for their strides."""
 
 
 @contextmanager
-def tracing_mode() -> Iterator[None]:
+def tracing_mode() -> Iterator[Mapping[ShapeEnv, Collection[int]]]:
     """Gradients on, no inference mode, attention without its fused fast path: all restored at the end.
 
-    Nodes and guards on sizes know the user's line, in whatever function it is.
+    Nodes and guards on sizes know the user's line, in whatever function it is. Yields, for each shape environment, the
+    numbers of the guards that say whether a fake tensor is contiguous.
     """
+    stride_guards: dict[ShapeEnv, set[int]] = {}
+
+    def user_frame(shape_env: ShapeEnv) -> FrameType | None:
+        """Return the innermost frame of the user's code, and note whether the next guard is about strides."""
+        frame = inspect.currentframe()
+        number, numbers = len(shape_env.guards), stride_guards.setdefault(shape_env, set())
+        numbers.discard(number)
+        while frame is not None:
+            file = frame.f_code.co_filename
+            if file == PRIMS and "contiguous" in frame.f_code.co_name:
+                numbers.add(number)
+            if is_user_file(file):
+                return frame
+            frame = frame.f_back
+        return _ORIGINAL_USER_FRAME(shape_env) if _ORIGINAL_USER_FRAME is not None else None
+
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         if _ORIGINAL_USER_FRAME is not None:
-            ShapeEnv._get_user_frame = _user_frame  # type: ignore[assignment, method-assign]
+            ShapeEnv._get_user_frame = user_frame  # type: ignore[assignment, method-assign]
         with lean_tracing(), torch.inference_mode(False), torch.enable_grad():
-            yield
+            yield stride_guards
     finally:
         if _ORIGINAL_USER_FRAME is not None:
             ShapeEnv._get_user_frame = _ORIGINAL_USER_FRAME  # type: ignore[method-assign]

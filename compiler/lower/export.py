@@ -12,7 +12,6 @@ from typing import Any
 import sympy
 import torch
 from torch import fx, nn
-from torch.export import ExportedProgram
 from torch.export.graph_signature import (
     ConstantArgument,
     InputKind,
@@ -23,6 +22,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
+from compiler.capture.captured import Traced
 from compiler.capture.errors import at_operation, is_of_functorch, no_operator
 from compiler.lower.export_modes import lock_of_exported, mode_of_exported, modes_of_exported, shared_modules
 from compiler.lower.functional.functionalizer import Functionalizer, written_statistics
@@ -59,28 +59,28 @@ class ExportLowering(RegionLowering):
 
     def __init__(
         self,
-        exported: ExportedProgram,
+        traced: Traced,
         module: nn.Module | None,
         names: Mapping[str, str],
         opaques: Mapping[str, Any],
         writers: Collection[str] = (),
         irregular: Collection[str] = (),
         training: bool | None = None,
-        assigned: Sequence[str] = (),
         attached: Iterable[str] = (),
     ) -> None:
-        self.exported = exported
+        self.exported = traced.exported
         self.training = training
         """The mode that a program without its module was captured in; None where it is not known."""
-        self.assigned = assigned
+        self.assigned = traced.assigned
         """Buffers in whose place new tensors are put: the last results are these."""
         self.attached = attached
         """Buffers in which calls leave a value with a gradient."""
         self.graph = Graph()
-        out_spec = exported.call_spec.out_spec
-        self.convention = CallingConvention(exported.call_spec.in_spec, out_spec.child(0) if assigned else out_spec)
+        specs = self.exported.call_spec
+        out_spec = specs.out_spec.child(0) if traced.assigned else specs.out_spec
+        self.convention = CallingConvention(specs.in_spec, out_spec)
         self.program = Program("main", self.graph, self.convention, opaques=dict(opaques))
-        super().__init__(Functionalizer(self.graph), SymbolTable(names, exported))
+        super().__init__(Functionalizer(self.graph), SymbolTable(names, traced))
         self.writers = writers
         self.weights = WeightTable(self.program)
         self.module = module
