@@ -7,7 +7,6 @@ schema in `torch.ops` when a name is first asked for, so every PyTorch or custom
 
 from __future__ import annotations
 
-import difflib
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from ir.attributes import Attribute, normalize_attribute
 from ir.columns import Dims, Layout, StorageRule, StrideRule
 from ir.errors import InputError
+from ir.spelling import nearest
 from ir.types import Type
 
 
@@ -313,8 +313,7 @@ def nearest_operator(name: str) -> str:
     known = {op.partition("::")[2] for op in torch._C._dispatch_get_all_op_names() if op.startswith(f"{namespace}::")}
     if "." not in rest:
         known = {op.partition(".")[0] for op in known}
-    near = difflib.get_close_matches(rest, sorted(known), n=1)
-    return f"; did you mean '{namespace}.{near[0]}'?" if near else ""
+    return "".join(f"; did you mean '{namespace}.{near}'?" for near in nearest(rest, known, 1))
 
 
 def opdef_of_overload(overload: torch._ops.OpOverload) -> OpDef:
