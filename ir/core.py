@@ -286,13 +286,7 @@ class Operation:
         """Return one entry for each tensor parameter: a value, None, or a tuple for a list."""
         if self.segments is None:
             return self._operands[: self.num_schema_operands]
-        grouped: list[object] = []
-        start = 0
-        for param, size in zip(self.opdef.operand_params, self.segments, strict=True):
-            part = self._operands[start : start + size]
-            grouped.append(part if param.kind is ParamKind.LIST else part[0])
-            start += size
-        return tuple(grouped)
+        return self.opdef.group(self._operands, self.segments)
 
     def resolved_attribute(self, name: str) -> object:
         """Return the attribute with every `Ref` replaced by the operand it names."""

@@ -239,6 +239,18 @@ class OpDef:
         """Whether its attributes say whether the training flag follows the mode of its module (`follows_mode`)."""
         return "follows_mode" in self.defaults
 
+    def group(self, operands: Sequence[Any], segments: Sequence[int] | None) -> tuple[Any, ...]:
+        """Return one entry for each tensor parameter: what stands for its operand, or a tuple of these for a list."""
+        if segments is None:
+            return tuple(operands[: len(self.operand_params)])
+        grouped: list[Any] = []
+        start = 0
+        for param, size in zip(self.operand_params, segments, strict=True):
+            part = tuple(operands[start : start + size])
+            grouped.append(part if param.kind is ParamKind.LIST else part[0])
+            start += size
+        return tuple(grouped)
+
     def nest(self, items: Sequence[Any]) -> list[Any]:
         """Return an item for each result as the kernel returns these: a list among several results is one of them."""
         if "list" not in self.results or len(self.results) == 1:
