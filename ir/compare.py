@@ -13,7 +13,7 @@ from ir.expressions import format_expression
 from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program, Weight
 from ir.text.literals import format_attribute
 from ir.text.printer import format_parameters
-from ir.types import OpaqueType, ScalarType, TensorType, Type, dims_equal
+from ir.types import dims_equal, types_equal
 
 
 @attrs.frozen
@@ -74,23 +74,6 @@ def graphs_equal(a: Graph, b: Graph, *, locations: bool = False) -> Difference |
         locations: whether the locations of operations count.
     """
     return _Comparison(locations).graphs(a, b, "")
-
-
-def types_equal(a: Type, b: Type) -> bool:
-    """Return whether two types are the same; symbolic dimensions may be written differently."""
-    if isinstance(a, TensorType) and isinstance(b, TensorType):
-        if a.dtype != b.dtype or a.device != b.device or (a.shape is None) != (b.shape is None):
-            return False
-        if a.shape is None or b.shape is None:
-            return True
-        return len(a.shape) == len(b.shape) and all(map(_same_dim, a.shape, b.shape))
-    if isinstance(a, ScalarType) and isinstance(b, ScalarType):
-        return a.kind == b.kind and _same_dim(a.value, b.value)
-    return isinstance(a, OpaqueType) and isinstance(b, OpaqueType)
-
-
-def _same_dim(a: Any, b: Any) -> bool:
-    return a is b or dims_equal(a, b)
 
 
 def _differ(place: str, a: Any, b: Any) -> Difference | None:

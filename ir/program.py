@@ -174,6 +174,9 @@ class SymbolRange:
     lower: int = 0
     upper: int | None = None
 
+    def __contains__(self, size: int) -> bool:
+        return self.lower <= size and (self.upper is None or size <= self.upper)
+
     def __str__(self) -> str:
         return f"[{self.lower}, {'inf' if self.upper is None else self.upper}]"
 
