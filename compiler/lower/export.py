@@ -232,8 +232,7 @@ class ExportLowering(RegionLowering):
 
     def _user_output(self, found: Results, result: Any, arg: Any) -> None:
         if isinstance(arg, TensorArgument):
-            strides = tuple(self.symbols.dim(s) for s in result.meta["val"].stride())
-            found.value(self.env[result], strides)
+            found.value(self.env[result])
         elif isinstance(arg, SymIntArgument | SymFloatArgument | SymBoolArgument):
             found.constant(self.env[result] if isinstance(result, fx.Node) else result)
         else:

@@ -160,7 +160,7 @@ class _Parser(BoundaryParser):
             case "result":
                 lexer.expect("=")
                 value, constant = self._leaf("output")
-                convention.outputs += (OutputLeaf(value, constant, self._strides()),)
+                convention.outputs += (OutputLeaf(value, constant),)
             case "mutation":
                 convention.mutations += (self._mutation(),)
             case "view":

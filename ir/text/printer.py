@@ -29,7 +29,7 @@ from ir.opdef import ParamKind
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
 from ir.text.literals import format_attribute
 from ir.text.specs import format_spec
-from ir.types import Type, format_dim
+from ir.types import Type
 
 if TYPE_CHECKING:
     from ir.program import CallingConvention, Program, Weight
@@ -365,8 +365,7 @@ def _convention_lines(convention: CallingConvention, indent: str) -> list[str]:
         lines.append(f"{indent}argument {json.dumps(leaf.name)} = {place}{accepts}")
     for result in convention.outputs:
         place = f"output {result.value}" if result.value is not None else format_attribute(result.constant)
-        strides = "" if result.strides is None else f" strides [{', '.join(map(format_dim, result.strides))}]"
-        lines.append(f"{indent}result = {place}{strides}")
+        lines.append(f"{indent}result = {place}")
     for mutation in convention.mutations:
         target = f"input {mutation.input}" if mutation.buffer is None else json.dumps(mutation.buffer)
         lines.append(f"{indent}mutation {target} = output {mutation.output}{' assigned' * mutation.is_assigned}")
