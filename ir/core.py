@@ -16,7 +16,7 @@ from ir.attributes import Attribute, Ref, has_ref, map_leaves
 from ir.errors import VerificationError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import Facts, OpDef, ParamKind, Trait, register_opdef
-from ir.types import TensorType, Type
+from ir.types import Dim, TensorType, Type
 
 if TYPE_CHECKING:
     from ir.program import Weight
@@ -99,6 +99,14 @@ class Value:
         if type(self.type) is not TensorType:
             raise VerificationError(f"value {self!r} is no tensor")
         return self.type
+
+    @property
+    def known_shape(self) -> tuple[Dim, ...] | None:
+        """The shape of a tensor of which every dimension is known, else None."""
+        type_ = self.type
+        if type(type_) is not TensorType or type_.shape is None or None in type_.shape:
+            return None
+        return type_.shape
 
     def _add_use(self, op: Operation) -> None:
         uses = self._uses

@@ -38,7 +38,7 @@ from ir.core import Graph, Value
 from ir.errors import CaptureError, GraphwrightError, VerificationError
 from ir.expressions import format_expression
 from ir.locations import Location
-from ir.memory.strides import Strides
+from ir.memory.layout import Strides
 from ir.opdef import OpDef, Trait, get_opdef, opdef_of_overload
 from ir.ops.nn_ops import parse_call
 from ir.parameters import ParameterKind, ParameterSpec

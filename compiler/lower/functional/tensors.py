@@ -14,7 +14,7 @@ from ir.columns import Layout
 from ir.core import Graph, Operation, Value
 from ir.errors import CaptureError, GraphwrightError
 from ir.locations import UNKNOWN_LOCATION, Location
-from ir.memory.strides import Strides
+from ir.memory.layout import Strides
 from ir.opdef import OpDef, get_opdef
 from ir.types import Type
 
