@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias, overload
 
 import attrs
 import sympy
@@ -77,14 +77,7 @@ class TensorType:
     @property
     def numel(self) -> Dim | None:
         """The number of elements, or None where a dimension is unknown."""
-        if self.shape is None:
-            return None
-        count: Dim = 1
-        for dim in self.shape:
-            if dim is None:
-                return None
-            count = count * dim
-        return simplify_dim(count)
+        return None if self.shape is None else product(self.shape)
 
     def __str__(self) -> str:
         return format_type(self)
@@ -129,6 +122,20 @@ def simplify_dim(dim: Dim) -> Dim:
         return dim
     expanded = sympy.expand(dim)
     return int(expanded) if expanded.is_Integer else expanded
+
+
+@overload
+def product(dims: Sequence[Dim]) -> Dim: ...
+@overload
+def product(dims: Sequence[Dim | None]) -> Dim | None: ...
+def product(dims: Sequence[Dim | None]) -> Dim | None:
+    """Return the product of sizes, or None where one is unknown."""
+    result: Dim = 1
+    for dim in dims:
+        if dim is None:
+            return None
+        result = result * dim
+    return simplify_dim(result)
 
 
 def dims_equal(a: Dim | None, b: Dim | None) -> bool:

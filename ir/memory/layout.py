@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import attrs
 import sympy
 
-from ir.columns import Layout
+from ir.columns import Layout, permutation
 from ir.core import Operation, Value
 from ir.opdef import OpDef
-from ir.types import Dim, TensorType, dims_equal, simplify_dim, wrap
+from ir.types import Dim, TensorType, dims_equal, product, simplify_dim
 
 Atom = tuple[Dim, Dim]
 Strides = tuple[Dim, ...]
@@ -36,13 +36,6 @@ def _divide(a: Dim, b: Dim) -> Dim | None:
     if denominator == 1:
         return simplify_dim(numerator)
     return None
-
-
-def _product(dims: Sequence[Dim]) -> Dim:
-    result: Dim = 1
-    for dim in dims:
-        result = result * dim
-    return simplify_dim(result)
 
 
 def _merged(atoms: Sequence[Atom]) -> list[Atom]:
@@ -88,7 +81,7 @@ class LayoutMap:
     @property
     def shape(self) -> tuple[Dim, ...]:
         """The shape of the value."""
-        return tuple(_product([size for size, _ in dim]) for dim in self.dims)
+        return tuple(product([size for size, _ in dim]) for dim in self.dims)
 
     @property
     def strides(self) -> Strides | None:
@@ -163,7 +156,7 @@ class LayoutMap:
             return self if dims_equal(length, 1) else None
         # the slice must take whole steps of the outermost atom
         stride = atoms[0][1]
-        inner = _product([size for size, _ in atoms[1:]])
+        inner = product([size for size, _ in atoms[1:]])
         first, steps = _divide(start, inner), _divide(length, inner)
         if first is None or steps is None:
             return None
@@ -208,7 +201,7 @@ class LayoutMap:
         if layout is Layout.SAME:
             return self
         if layout.reorders:
-            order = permutation_of(op, rank)
+            order = permutation(layout, attributes, rank)
             return None if order is None else self.permute(order)
         if layout is Layout.SELECT:
             dim, index = attributes["dim"] % rank, attributes["index"]
@@ -231,47 +224,6 @@ class LayoutMap:
 
 
 _DESCRIBED = frozenset({Layout.RESHAPE, Layout.SAME, Layout.SELECT, Layout.SPLIT, Layout.SLICE})
-
-
-def permutation_of(op: Operation, rank: int) -> tuple[int, ...] | None:
-    """Return the order that an operation puts the dimensions of a tensor of `rank` in; None where it is not certain."""
-    layout, attributes = op.opdef.layout, op.attributes
-    order = list(range(rank))
-    if layout is Layout.PERMUTE:
-        wrapped = [wrap(d, rank) for d in attributes["dims"]]
-        dims = [d for d in wrapped if d is not None]
-        return tuple(dims) if sorted(dims) == order else None
-    if layout is Layout.REVERSE:
-        return tuple(reversed(order))
-    if layout is Layout.SWAP_LAST:
-        return (*order[:-2], order[-1], order[-2]) if rank >= 2 else None
-    if layout is Layout.MOVE:
-        return _moved(attributes["source"], attributes["destination"], rank)
-    if layout is not Layout.SWAP:
-        return None
-    a, b = (wrap(attributes[param.name], rank) for param in op.opdef.attribute_params)
-    if a is None or b is None:
-        return None
-    if rank:
-        order[a], order[b] = order[b], order[a]
-    return tuple(order)
-
-
-def _moved(source: int | tuple[int, ...], destination: int | tuple[int, ...], rank: int) -> tuple[int, ...] | None:
-    sources = source if isinstance(source, tuple) else (source,)
-    destinations = destination if isinstance(destination, tuple) else (destination,)
-    if not rank:
-        return ()
-    order: list[int | None] = [None] * rank
-    taken = set()
-    for s, d in zip(sources, destinations, strict=True):
-        wrapped, place = wrap(s, rank), wrap(d, rank)
-        if wrapped is None or place is None:
-            return None
-        order[place] = wrapped
-        taken.add(wrapped)
-    rest = iter([d for d in range(rank) if d not in taken])
-    return tuple(next(rest) if d is None else d for d in order)
 
 
 def _is_described(opdef: OpDef) -> bool:
