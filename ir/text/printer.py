@@ -37,6 +37,14 @@ if TYPE_CHECKING:
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.$]+")
 """Value names that are written without quotes."""
 
+WEIGHT_FLAGS: dict[str, tuple[str, bool]] = {
+    "requires_grad": ("requires_grad", True),
+    "non_persistent": ("persistent", False),
+    "mutated": ("is_mutated", True),
+    "carries_gradient": ("carries_gradient", True),
+}
+"""Words that say what a weight is -> the field of `Weight` and its value."""
+
 _INDENT = "  "
 _MODES_WIDTH = 100
 
@@ -259,14 +267,7 @@ class _Printer:
         if names[value] != format_name(weight.name):
             text += f" {json.dumps(weight.name)}"
         text += f" : {self.type(weight.type)}"
-        if weight.requires_grad:
-            text += " requires_grad"
-        if not weight.persistent:
-            text += " non_persistent"
-        if weight.is_mutated:
-            text += " mutated"
-        if weight.carries_gradient:
-            text += " carries_gradient"
+        text += "".join(f" {word}" for word, (name, flag) in WEIGHT_FLAGS.items() if getattr(weight, name) is flag)
         if weight.aliases:
             text += f" aliases [{', '.join(map(json.dumps, weight.aliases))}]"
         if weight.derivation is None:
