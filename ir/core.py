@@ -450,15 +450,7 @@ class Graph:
         for value in op._operands:
             if value is not None:
                 value._uses.pop(op, None)
-        before, after = op.prev, op.next
-        if before is None:
-            self.first = after
-        else:
-            before.next = after
-        if after is None:
-            self.last = before
-        else:
-            after.prev = before
+        self._join(op.prev, op.next)
         op.graph = None
         op.is_erased = True
         self.num_operations -= 1
@@ -480,19 +472,24 @@ class Graph:
         return users
 
     def _link(self, op: Operation, before: Operation | None, after: Operation | None) -> None:
-        op.prev, op.next, op.graph = before, after, self
-        if before is None:
-            self.first = op
-        else:
-            before.next = op
-        if after is None:
-            self.last = op
-        else:
-            after.prev = op
+        op.graph = self
+        self._join(before, op)
+        self._join(op, after)
         self.num_operations += 1
         self.revision += 1
         if self._is_ordered:
             self._number(op, before, after)
+
+    def _join(self, before: Operation | None, after: Operation | None) -> None:
+        """Make two operations neighbours; None stands for an end of the list."""
+        if before is None:
+            self.first = after
+        else:
+            before.next = after
+        if after is None:
+            self.last = before
+        else:
+            after.prev = before
 
     def _number(self, op: Operation, before: Operation | None, after: Operation | None) -> None:
         """Give `op` a number between its neighbours'; where none is free, all are numbered anew when next asked for."""
