@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils import _pytree as pytree
 
@@ -124,8 +125,6 @@ class LeafModules:
         class_ = type(module)
         if not class_.__module__.startswith(_TRACED) or _has_hooks(module) or "forward" in module.__dict__:
             raise UnknownCallError(f"{class_.__qualname__} is no plain module of torch.nn")
-        if isinstance(module, nn.Identity):
-            return args[0]
         if isinstance(module, _BatchNorm):
             return self._batch_norm(module, *args, **kwargs)
         if isinstance(module, _InstanceNorm):
@@ -133,9 +132,7 @@ class LeafModules:
         if isinstance(module, nn.MultiheadAttention):
             return self._attention(module, *args, **kwargs)
         if isinstance(module, nn.Softmax2d):
-            return self.calls.operator("aten.softmax.int", (args[0], -3, None))
-        if isinstance(module, nn.Flatten):
-            return self.calls.operator("aten.flatten.using_ints", (args[0], module.start_dim, module.end_dim))
+            return self.function(F.softmax, (args[0], -3), {})
         if next(module.children(), None) is not None:
             raise UnknownCallError(f"{class_.__qualname__} has submodules")
         try:
@@ -150,21 +147,8 @@ class LeafModules:
     def _batch_norm(self, module: _BatchNorm, input: Handle) -> Any:  # noqa: A002 - the name in torch
         training = module.training or (module.running_mean is None and module.running_var is None)
         use_statistics = not module.training or module.track_running_stats
-        momentum = 0.0 if module.momentum is None else module.momentum
-        return self.calls.operator(
-            "aten.batch_norm",
-            (
-                input,
-                self._optional(module.weight),
-                self._optional(module.bias),
-                self._optional(module.running_mean) if use_statistics else None,
-                self._optional(module.running_var) if use_statistics else None,
-                training,
-                momentum,
-                module.eps,
-                torch.backends.cudnn.enabled,
-            ),
-        )
+        statistics = (module.running_mean, module.running_var) if use_statistics else (None, None)
+        return self._normalization(F.batch_norm, module, input, statistics, training)
 
     def _instance_norm(self, module: _InstanceNorm, input: Handle) -> Any:  # noqa: A002 - the name in torch
         rank = self.calls.rank(input)
@@ -174,20 +158,20 @@ class LeafModules:
             raise UnknownCallError("instance norm without a batch, of an unknown rank, or lazy")
         if module.track_running_stats and module.training:
             raise UnknownCallError("instance norm that updates its statistics")
-        return self.calls.operator(
-            "aten.instance_norm",
-            (
-                input,
-                self._optional(module.weight),
-                self._optional(module.bias),
-                self._optional(module.running_mean),
-                self._optional(module.running_var),
-                not module.track_running_stats,
-                0.0 if module.momentum is None else module.momentum,
-                module.eps,
-                torch.backends.cudnn.enabled,
-            ),
-        )
+        statistics = (module.running_mean, module.running_var)
+        return self._normalization(F.instance_norm, module, input, statistics, not module.track_running_stats)
+
+    def _normalization(
+        self,
+        function: Callable[..., Any],
+        module: _NormBase,
+        input: Handle,  # noqa: A002 - the name in torch
+        statistics: Sequence[torch.Tensor | None],
+        of_input: bool,
+    ) -> Any:
+        tensors = map(self._optional, (*statistics, module.weight, module.bias))
+        momentum = 0.0 if module.momentum is None else module.momentum
+        return self.function(function, (input, *tensors, of_input, momentum, module.eps), {})
 
     def _attention(
         self,
