@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,14 +18,16 @@ from compiler.lower.functional.functionalizer import Functionalizer
 from compiler.lower.functional.storage import Handle
 from compiler.lower.fx.arguments import with_kinds
 from compiler.lower.fx.calls import Calls
-from compiler.lower.fx.indexing import Pieces, Size
 from compiler.lower.fx.leaf_modules import LeafModules
+from compiler.lower.fx.nested import leaves_of, map_nested
+from compiler.lower.fx.operators import Pieces, Size
 from compiler.lower.fx.overloads import UnknownCallError, is_runtime
 from compiler.lower.module_facts import ModuleFacts, modules_of
 from compiler.lower.results import Results
 from compiler.lower.weights import WeightTable
 from compiler.usercode.copies import structural_copy
 from compiler.usercode.locations import Locator
+from ir.attributes import map_leaves
 from ir.core import Graph, Value
 from ir.errors import CaptureError, GraphwrightError, InputError
 from ir.locations import Location
@@ -192,13 +194,13 @@ class FxLowering:
         return self._weight(item)
 
     def _output(self, node: fx.Node) -> None:
-        tree = _plain_containers(node.args[0])
+        tree = map_nested(node.args[0], lambda leaf: leaf)
         leaves, self.convention.out_spec = pytree.tree_flatten(tree, is_leaf=lambda item: isinstance(item, fx.Node))
         flat = [self.env[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
         if any(isinstance(item, (tuple, list, Size, Pieces)) for item in flat):
             # a node that stands for several values
             try:
-                nested = self.calls.plain(_substitute(tree, self.env, self._result))
+                nested = self.calls.plain(map_nested(tree, self._result))
             except UnknownCallError as error:
                 raise CaptureError(f"a result of the graph is not known: {error}", remedy=_WITH_INPUTS) from None
             flat, self.convention.out_spec = pytree.tree_flatten(nested, is_leaf=is_runtime)
@@ -212,28 +214,17 @@ class FxLowering:
         found.finish(self.program)
 
     def _result(self, item: Any) -> Any:
-        return tuple(self.calls.dims(item)) if type(item) is Size else item
+        return self.calls.plain(self.env[item]) if isinstance(item, fx.Node) else item
 
     # ---- calls ----
 
-    def _argument(self, arg: Any) -> Any:
-        if isinstance(arg, fx.Node):
-            return self.env[arg]
-        if isinstance(arg, slice):
-            return slice(self._argument(arg.start), self._argument(arg.stop), self._argument(arg.step))
-        if isinstance(arg, tuple):
-            return tuple(self._argument(item) for item in arg)
-        if isinstance(arg, list):
-            return [self._argument(item) for item in arg]
-        if isinstance(arg, dict):
-            return {key: self._argument(item) for key, item in arg.items()}
-        if isinstance(arg, torch.Tensor):
-            return self._weight(arg)
-        return arg
+    def _argument(self, leaf: Any) -> Any:
+        if isinstance(leaf, fx.Node):
+            return self.env[leaf]
+        return self._weight(leaf) if isinstance(leaf, torch.Tensor) else leaf
 
     def _call(self, node: fx.Node) -> Any:
-        args = [self._argument(arg) for arg in node.args]
-        kwargs = {key: self._argument(arg) for key, arg in node.kwargs.items()}
+        args, kwargs = map_leaves([*node.args], self._argument), map_leaves({**node.kwargs}, self._argument)
         if node.op == "call_module":
             return self._call_module(node, args, kwargs)
         try:
@@ -242,7 +233,7 @@ class FxLowering:
             assert callable(node.target)
             if node.target is torch._assert or (node.users and all(u.target is torch._assert for u in node.users)):
                 return None  # an assertion on sizes: types say the same where they are known
-            if _any_runtime((args, kwargs)):
+            if any(is_runtime(leaf) or type(leaf) in (Size, Pieces) for leaf in leaves_of((args, kwargs))):
                 return self.leaf_modules.function(node.target, args, kwargs)
             return self._constant_call(node.target, args, kwargs)
         except (UnknownCallError, InputError) as problem:
@@ -384,33 +375,3 @@ def _refine(value: Value, recorded: TensorType) -> None:
     if not isinstance(known, TensorType) or known.is_known:
         return
     value.type = TensorType(recorded.shape, recorded.dtype, known.device or recorded.device)
-
-
-def _plain_containers(item: Any) -> Any:
-    """Return FX's immutable containers as plain ones."""
-    if isinstance(item, dict):
-        return {key: _plain_containers(part) for key, part in item.items()}
-    if isinstance(item, list):
-        return [_plain_containers(part) for part in item]
-    if isinstance(item, tuple):
-        parts = [_plain_containers(part) for part in item]
-        return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
-    return item
-
-
-def _substitute(tree: Any, env: Mapping[fx.Node, Any], convert: Callable[[Any], Any]) -> Any:
-    return pytree.tree_map(
-        lambda leaf: convert(env[leaf]) if isinstance(leaf, fx.Node) else leaf,
-        tree,
-        is_leaf=lambda item: isinstance(item, fx.Node),
-    )
-
-
-def _any_runtime(tree: Any) -> bool:
-    if isinstance(tree, (tuple, list)):
-        return any(map(_any_runtime, tree))
-    if isinstance(tree, dict):
-        return any(map(_any_runtime, tree.values()))
-    if isinstance(tree, slice):
-        return _any_runtime((tree.start, tree.stop, tree.step))
-    return is_runtime(tree) or type(tree) in (Size, Pieces)
