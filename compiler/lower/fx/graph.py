@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.capture.errors import at_operation
 from compiler.capture.symbolic import ASKED_FOR_NONE
-from compiler.lower.functional.functionalizer import Functionalizer
+from compiler.lower.base import Lowering
 from compiler.lower.functional.storage import Handle
 from compiler.lower.fx.arguments import with_kinds
 from compiler.lower.fx.calls import Calls
@@ -22,13 +22,11 @@ from compiler.lower.fx.leaf_modules import LeafModules
 from compiler.lower.fx.nested import leaves_of, map_nested
 from compiler.lower.fx.operators import Pieces, Size
 from compiler.lower.fx.overloads import UnknownCallError, is_runtime
-from compiler.lower.module_facts import ModuleFacts, modules_of
+from compiler.lower.regions import attribute_of
 from compiler.lower.results import Results
-from compiler.lower.weights import WeightTable
 from compiler.usercode.copies import structural_copy
-from compiler.usercode.locations import Locator
 from ir.attributes import map_leaves
-from ir.core import Graph, Value
+from ir.core import Operation, Value
 from ir.errors import CaptureError, GraphwrightError, InputError
 from ir.locations import Location
 from ir.opdef import get_opdef
@@ -40,7 +38,7 @@ from ir.types import CPU, UNKNOWN_TENSOR, OpaqueType, ScalarType, TensorType, Ty
 _WITH_INPUTS = "pass example inputs, so that it is captured through torch.export"
 
 
-class FxLowering:
+class FxLowering(Lowering):
     """Lowers one `fx.GraphModule`.
 
     Args:
@@ -52,19 +50,12 @@ class FxLowering:
     def __init__(
         self, graph_module: fx.GraphModule, leaves: Mapping[str, nn.Module], *, is_traced: bool = False
     ) -> None:
+        super().__init__(graph_module, CallingConvention(None, None))
         self.root = graph_module
         self.is_traced = is_traced
-        self.graph = Graph()
-        self.convention = CallingConvention(None, None)
-        self.program = Program("main", self.graph, self.convention)
-        self.functionalizer = Functionalizer(self.graph)
-        self.weights = WeightTable(self.program)
-        self.facts = ModuleFacts(graph_module)
-        self.locate = Locator()
         self.calls = Calls(self.functionalizer)
         self.leaf_modules = LeafModules(self.calls, self._weight)
         self.kept = leaves
-        self.env: dict[fx.Node, Any] = {}
         self.sources: dict[int, Handle] = {}
         self.device = next((t.device for t in graph_module.state_dict().values()), CPU)
 
@@ -78,19 +69,14 @@ class FxLowering:
         """
         root = self.root
         if type(root.graph._codegen) is not CodeGen:
-            raise CaptureError(
-                "the graph takes or returns nested structures",
-                remedy=_WITH_INPUTS,
-            )
-        self.weights.add_module(root)
-        self.program.module_modes, self.program.module_aliases = modules_of(root)
+            raise CaptureError("the graph takes or returns nested structures", remedy=_WITH_INPUTS)
+        self._add_module(root)
         self.locate.aliases = self.program.module_aliases
         for node in root.graph.nodes:
             self._node(node)
         self._drop_weights_of_opaques()
         self.convention.inputs = with_kinds(self.program, is_traced=self.is_traced)
-        conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
-        self.program.mode_locked = self.facts.mode_locked(conflicts)
+        self._lock_mode()
         self.convention.parameters = parameters_of_signature(inspect.signature(root.forward))
         return self.program
 
@@ -115,7 +101,7 @@ class FxLowering:
             else:
                 before = self.graph.return_op.prev
                 self.env[node] = self._call(node)
-                self._adjust(node, before, location)
+                self._complete(node, before)
         except GraphwrightError as error:
             if error.location is None or error.remedy is None:
                 raise at_operation(error, location, _WITH_INPUTS) from error
@@ -129,12 +115,11 @@ class FxLowering:
         class_name = "" if module is None else f"{type(module).__module__}.{type(module).__qualname__}"
         return Location(str(node.target), class_name, location.file, location.line)
 
-    def _adjust(self, node: fx.Node, before: Any, location: Location) -> None:
+    def _complete(self, node: fx.Node, before: Operation | None) -> None:
+        """Set what the module and the node say of the operations after `before`."""
         op = self.graph.return_op.prev
         while op is not None and op is not before:
-            after = self.facts.adjust(op, self.facts.modules.get(location.module_path))
-            if after is not None:
-                self.env[node] = self.functionalizer.fresh(after(self.functionalizer))
+            self._adjust(op, node)
             op = op.prev
         found = self.env[node]
         types = _recorded_types(node, self.device)
@@ -151,10 +136,7 @@ class FxLowering:
     def _placeholder(self, node: fx.Node) -> None:
         name = str(node.target)
         if name.startswith("*"):
-            raise CaptureError(
-                f"the graph takes a variable number of arguments ({name})",
-                remedy=_WITH_INPUTS,
-            )
+            raise CaptureError(f"the graph takes a variable number of arguments ({name})", remedy=_WITH_INPUTS)
         fits = not node.meta.get(ASKED_FOR_NONE)
         if node.args and not node.users and fits:
             self.env[node] = None
@@ -184,9 +166,7 @@ class FxLowering:
         return found
 
     def _attribute(self, path: str) -> Any:
-        item: Any = self.root
-        for part in path.split("."):
-            item = getattr(item, part)
+        item = attribute_of(self.root, path)
         if not isinstance(item, torch.Tensor):
             return item
         if path not in self.weights.names:
@@ -308,10 +288,7 @@ class FxLowering:
         except (InputError, UnknownCallError) as error:
             raise CaptureError(f"{callee} cannot be kept as an opaque call: {error}", remedy=_WITH_INPUTS) from None
         if any(type(operand) is not Handle for operand in operands):
-            raise CaptureError(
-                f"{callee} takes a size that is known at run time only",
-                remedy=_WITH_INPUTS,
-            )
+            raise CaptureError(f"{callee} takes a size that is known at run time only", remedy=_WITH_INPUTS)
         recorded = _recorded_types(node, self.device)
         count = _unpacked(node)
         if recorded is None and count == 1:
