@@ -305,7 +305,7 @@ class ExportLowering(RegionLowering):
             return
         if name == "aten.add_.Tensor" and self.facts.is_batch_counter(args[0], location):
             if args[0].storage.version:
-                raise written_statistics("a normalization counts its batches in a number", args[0], location)
+                raise written_statistics("a normalization counts its batches in a number", args[0])
             note_written(self.program, self.program.weights[args[0].storage.name])
             self.env[node] = args[0]
             return
