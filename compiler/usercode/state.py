@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from compiler.usercode.containers import CODE, OPAQUE, PLAIN, Container, collect, differences, same, same_content
+from compiler.usercode.containers import OPAQUE, PLAIN, Container, collect, differences, same, same_content
+from compiler.usercode.copies import held
 from compiler.usercode.tensors import storage_of
 from ir.locations import Location
 
@@ -26,23 +27,12 @@ Change = tuple[str, nn.Module, str]
 def plain_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     """Yield the tensors in attributes and containers of modules that are no parameters or buffers, nor share theirs."""
     seen = {storage_of(t) for t in (*model.parameters(), *model.buffers())}
-    pending: list[Any] = [value for module in model.modules() for value in module.__dict__.values()]
-    visited: set[int] = set()
-    while pending:
-        value = pending.pop()
-        if id(value) in visited or isinstance(value, (*PLAIN, *CODE, nn.Module)):
+    for value in held((value for module in model.modules() for value in module.__dict__.values()), modules=False):
+        if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.device.type == "meta":
             continue
-        visited.add(id(value))
-        if isinstance(value, torch.Tensor):
-            if value.layout is torch.strided and value.device.type != "meta" and storage_of(value) not in seen:
-                seen.add(storage_of(value))
-                yield value
-        elif isinstance(value, dict):
-            pending.extend(value.values())
-        elif isinstance(value, (list, tuple, set)):
-            pending.extend(value)
-        elif isinstance(getattr(value, "__dict__", None), dict):
-            pending.append(value.__dict__)
+        if storage_of(value) not in seen:
+            seen.add(storage_of(value))
+            yield value
 
 
 class ModuleState:
