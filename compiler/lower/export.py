@@ -38,7 +38,7 @@ from ir.core import Value
 from ir.errors import CaptureError, GraphwrightError, VerificationError
 from ir.expressions import format_expression
 from ir.locations import Location
-from ir.memory.strides import Strides
+from ir.memory.layout import Strides
 from ir.opdef import OpDef, Trait, get_opdef, opdef_of_overload
 from ir.ops.nn_ops import parse_call
 from ir.parameters import ParameterKind, ParameterSpec
@@ -213,8 +213,7 @@ class ExportLowering(RegionLowering):
 
     def _user_output(self, found: Results, result: Any, arg: Any) -> None:
         if isinstance(arg, TensorArgument):
-            strides = tuple(self.symbols.dim(s) for s in result.meta["val"].stride())
-            found.value(self.env[result], strides)
+            found.value(self.env[result])
         elif isinstance(arg, SymIntArgument | SymFloatArgument | SymBoolArgument):
             found.constant(self.env[result] if isinstance(result, fx.Node) else result)
         else:

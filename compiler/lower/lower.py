@@ -22,13 +22,13 @@ def lower(captured: Captured) -> Program:
     Raises:
         CaptureError: when something in the captured graph cannot be expressed; it names the place in the user's code.
     """
-    if captured.exported is None:
+    if captured.traced is None:
         if captured.graph_module is None:
             raise CaptureError("nothing was captured")
         program = FxLowering(captured.graph_module, captured.opaques, is_traced=captured.is_traced).lower()
         program.name = captured.graph_module._get_name()
         return program
-    program = _lower_exported(captured, Traced(captured.exported, captured.assigned))
+    program = _lower_exported(captured, captured.traced)
     _check_sharing(captured, program)
     _check_joined(captured, program)
     _follow_modes(captured, program)

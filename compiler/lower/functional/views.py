@@ -9,7 +9,6 @@ import torch
 
 from ir.columns import Layout, StorageRule
 from ir.core import Operation, Value
-from ir.memory.strides import known_shape
 from ir.opdef import Trait
 from ir.program import weight_of
 from ir.types import TensorType
@@ -30,7 +29,7 @@ def _same(_emit: Emit, _op: Operation, _index: int, _whole: Value, part: Value) 
 
 
 def _reshape(emit: Emit, _op: Operation, _index: int, whole: Value, part: Value) -> Value:
-    shape = known_shape(whole)
+    shape = whole.known_shape
     return emit("aten.reshape_as", part, whole) if shape is None else emit("aten.reshape", part, shape)
 
 
