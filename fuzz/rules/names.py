@@ -44,7 +44,7 @@ def find_rule(name: str) -> type[Pattern]:
         raise InputError(
             f"the rule {name!r} cannot be imported: {error}", remedy="is its folder in PYTHONPATH?"
         ) from error
-    except Exception as error:  # noqa: BLE001 - the user's module may raise anything
+    except Exception as error:
         raise InputError(f"the module of {name!r} raises {type(error).__name__} on import: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Pattern)):
         raise InputError(f"{name!r} is {found!r}, no subclass of graphwright.Pattern")

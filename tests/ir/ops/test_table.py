@@ -132,8 +132,10 @@ def test_commutative_bit_for_bit(name: str, dtype: torch.dtype) -> None:
     try:
         ab = target(a, b)
     except (RuntimeError, TypeError) as error:
-        assert re.search("not implemented for|[Ee]xpected|only supports", str(error)), error
-        assert dtype is not torch.float32 or "bitwise" in name or "__" in name, "no call was tried"
+        if re.search("not implemented for|[Ee]xpected|only supports", str(error)) is None:
+            raise
+        # some dtype has to be tried: floats, or of bitwise operators integers
+        assert dtype is not torch.float32 or "bitwise" in name or "__" in name
         return
     assert torch.equal(bits(ab), bits(target(b, a)))
 
