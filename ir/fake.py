@@ -1,4 +1,4 @@
-"""Type inference by running the real operator on fake tensors: the rule of every op that has no rule of its own."""
+"""Type inference by running the operator on fake tensors: the fallback for operators without a rule."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from ir.types import (
     types_equal,
 )
 
-# Distinct primes, so that two symbols, or a symbol and a size of the model, are not taken for equal; and large ones, so
-# that a dimension that a network divides by 32 on its way is still larger than the kernels it meets.
+# Distinct primes, so that symbols are not taken for equal to each other or to a size of the model. Large ones, so that
+# a dimension that a network divides by 32 is still larger than its kernels.
 _HINTS = (2003, 2011, 2017, 2027, 2029, 2039, 2053, 2063, 2069, 2081, 2083, 2087, 2089, 2099, 2111, 2113)
-# A second run has hints that differ in what operators branch on: they are even, divide by 3, and fall. Where the runs
-# give different types, the type depends on the number.
+# The hints of a second run differ in what operators branch on: they are even, divisible by 3, and descending. Where the
+# runs give different types, the type depends on the number.
 _OTHER_HINTS = tuple(range(12 * 250, 12 * 250 - 12 * 16, -12))
-# PyTorch logs each refusal as an error with its traceback; here a refusal is an answer, and is raised.
+# PyTorch logs each refusal with its traceback; here it is an answer, and is raised.
 _TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
 @attrs.frozen(slots=False)
 class _SymbolSource(Source):
-    """Where a size comes from, for messages: a symbol of ours. (PyTorch's own sources would load its compiler.)"""
+    """The source of a size, for messages: one of our symbols. (PyTorch's own sources would load its compiler.)"""
 
     symbol: str
 
@@ -91,7 +91,7 @@ class FakeContext:
         return self.shape_env.create_symintnode(dim.xreplace(self._symbols), hint=hint)
 
     def check_general(self, name: str) -> None:
-        """Check that no operator so far held for the sizes of the hints only.
+        """Check that no operator so far was specialized to the hints.
 
         Raises:
             InferenceError: when one fixed a symbol; `name` is the operator to blame.
@@ -109,11 +109,11 @@ class FakeContext:
         if not isinstance(size, torch.SymInt):
             return int(size)
         expr = self.shape_env.simplify(size.node.expr).xreplace(self._back)
-        # a symbol of this context alone stands for a number that only the data tells, as in `nonzero`
+        # an unbacked symbol depends on data, as in `nonzero`
         return simplify_dim(expr) if expr.free_symbols <= self._symbols.keys() else None
 
     def tensor(self, type_: TensorType, strides: Sequence[Dim] | None = None) -> torch.Tensor:
-        """Return a fake tensor of a known type; contiguous, where no strides are given."""
+        """Return a fake tensor of a known type; contiguous without `strides`."""
         if type_.shape is None or type_.dtype is None:
             raise InferenceError(f"type {type_} is not fully known")
         sizes = [self.size(d) for d in type_.shape if d is not None]
@@ -124,7 +124,7 @@ class FakeContext:
             return torch.empty_strided(sizes, steps, dtype=type_.dtype, device=type_.device or "cpu")
 
     def type_of(self, result: Any) -> Type:
-        """Return the type of what an operator on fake tensors returned."""
+        """Return the type of a result of an operator on fake tensors."""
         if isinstance(result, torch.Tensor):
             return TensorType(tuple([self.dim(s) for s in result.shape]), result.dtype, result.device)
         if isinstance(result, bool | torch.SymBool):
@@ -138,7 +138,7 @@ class FakeContext:
 
 @cached()
 def _static_context() -> FakeContext:
-    """The context of all calls without symbols."""
+    """The shared context of calls without symbols."""
     return FakeContext()
 
 
@@ -152,7 +152,7 @@ def is_unknown(type_: Any) -> bool:
 
 
 def unknown_results(opdef: OpDef) -> tuple[Type, ...]:
-    """Return result types of which nothing is known.
+    """Return unknown result types.
 
     Raises:
         InferenceError: when not even the number of results is known.
@@ -166,7 +166,7 @@ def unknown_results(opdef: OpDef) -> tuple[Type, ...]:
 
 
 _PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype})
-"""Types of attributes that are what a kernel takes; the others may stand for something else."""
+"""Types of attributes that a kernel takes unchanged; others may need to be resolved."""
 
 
 def call_arguments(
@@ -174,8 +174,8 @@ def call_arguments(
 ) -> tuple[list[Any], dict[str, Any]]:
     """Return positional and keyword arguments of an operator's kernel, in schema order.
 
-    `grouped` has an entry for each tensor parameter; `resolve` maps each attribute leaf to what the kernel takes, and
-    plain numbers and names to themselves.
+    `grouped` has an entry for each tensor parameter. `resolve` maps each attribute leaf to what the kernel takes; plain
+    numbers and names map to themselves.
     """
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
@@ -201,7 +201,7 @@ def call_arguments(
 
 @cached()
 def _parameters(opdef: OpDef) -> tuple[tuple[str, bool, bool], ...]:
-    """Return what a kernel takes: its name, whether it is an attribute, and whether it goes by name only."""
+    """Return the parameters of a kernel: name, whether it is an attribute, whether it is keyword-only."""
     return tuple([(p.name, p.kind is ParamKind.ATTRIBUTE, p.keyword_only) for p in opdef.params if not p.extra])
 
 
@@ -210,7 +210,7 @@ def _quiet() -> Iterator[None]:
     disabled = _TORCH_LOG.disabled
     _TORCH_LOG.disabled = True
     try:
-        # warnings are about running the operator, which happens elsewhere
+        # the operator does not really run here
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
@@ -248,7 +248,7 @@ def infer_with_fakes(
     collect(extra)
     collect(tuple(attributes.values()))
     if not any(isinstance(d, sympy.Expr) for d in dims):
-        # shared, since building a context costs a millisecond
+        # shared: a context takes a millisecond to build
         return _run(_static_context(), opdef, types, attributes, extra)
     results = _run(FakeContext(), opdef, types, attributes, extra)
     others = _run(FakeContext(_OTHER_HINTS), opdef, types, attributes, extra)
@@ -270,7 +270,7 @@ def strides_with_fakes(
 ) -> tuple[Dim | None, ...] | None:
     """Return the strides of an operator's only result; None where they are not known.
 
-    `strides` has, for each tensor parameter, what `types` has: the strides of an operand, None, or a tuple of those.
+    `strides` has the form of `types`: for each tensor parameter the strides, None, or a tuple of these.
     """
     if is_unknown(types) or is_unknown(extra):
         return None

@@ -426,7 +426,7 @@ BREAKAGES: list[tuple[Callable[[Program], None], str]] = [
     (undeclared_symbol, "uses symbol n, which the program does not declare"),
     (foreign_symbol, "symbol 'm' was not made by `make_symbol`"),
     (constraint_on_another_symbol, "uses symbol m, which the program does not declare"),
-    (constraint_that_is_none, "is no relation"),
+    (constraint_that_is_none, "is not a relation"),
     (reserved_symbol, "a symbol cannot be named 'inf'"),
     (symbol_with_blanks, "a symbol cannot be named 'a b'"),
     (empty_range, "the range [3, 2] of symbol 'batch' is empty"),

@@ -149,5 +149,5 @@ def test_no_text_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             parse_program(statement(f"in_spec {spec}"))
     assert "imported_by_text" not in sys.modules
     for text in ("torch.imported_by_text", "torch._inductor", "torch.nn.functional"):
-        with pytest.raises(ParseError, match="is no dtype"):
+        with pytest.raises(ParseError, match="is not a dtype"):
             parse_attribute(text)
