@@ -39,22 +39,6 @@ Attribute = Any
 The arguments of an opaque call may also be lists, dicts with text keys, and slices of these.
 """
 
-ATTRIBUTE_TYPES = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    sympy.Expr,
-    torch.dtype,
-    torch.device,
-    torch.layout,
-    torch.memory_format,
-    Ref,
-    type(None),
-)
-
-
 LITERAL_TYPES = frozenset(
     {
         NoneType,
@@ -70,6 +54,8 @@ LITERAL_TYPES = frozenset(
     }
 )
 """Exact types of the constants that text and Python code can hold; subclasses, such as enums, do not count."""
+
+ATTRIBUTE_TYPES = (*LITERAL_TYPES, sympy.Expr, Ref)
 
 
 def literal_of(value: Any) -> Any:

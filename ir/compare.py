@@ -126,15 +126,14 @@ class _Comparison:
         self._partner[a.value] = b.value
         if not types_equal(a.type, b.type):
             return Difference(f"{place}, type", str(a.type), str(b.type))
-        for field in ("kind", "requires_grad", "persistent", "is_mutated", "carries_gradient", "aliases"):
-            found = _differ(f"{place}, {field}", getattr(a, field), getattr(b, field))
-            if found is not None:
-                return found
+        fields = ("kind", "requires_grad", "persistent", "is_mutated", "carries_gradient", "aliases")
+        found = (_differ(f"{place}, {name}", getattr(a, name), getattr(b, name)) for name in fields)
+        if (first := next(filter(None, found), None)) is not None:
+            return first
         if a.derivation is None or b.derivation is None:
             return _differ(f"{place}, derivation", a.derivation, b.derivation)
-        found = _differ(f"{place}, sources", a.derivation.sources, b.derivation.sources)
-        if found is not None:
-            return found
+        if a.derivation.sources != b.derivation.sources:
+            return _differ(f"{place}, sources", a.derivation.sources, b.derivation.sources)
         inner = programs_equal(a.derivation.program, b.derivation.program, locations=self._locations)
         return inner and attrs.evolve(inner, place=f"{place}, derivation, {inner.place}")
 

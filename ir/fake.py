@@ -231,23 +231,7 @@ def infer_with_fakes(
     """
     if is_unknown(types) or is_unknown(extra):
         return unknown_results(opdef)
-    dims: list[Dim | None] = []
-
-    def collect(item: Any) -> None:
-        if isinstance(item, tuple):
-            for part in item:
-                collect(part)
-        elif isinstance(item, TensorType) and item.shape is not None:
-            dims.extend(item.shape)
-        elif isinstance(item, ScalarType):
-            dims.append(item.value)
-        elif isinstance(item, sympy.Expr):
-            dims.append(item)
-
-    collect(types)
-    collect(extra)
-    collect(tuple(attributes.values()))
-    if not any(isinstance(d, sympy.Expr) for d in dims):
+    if not _is_symbolic((types, extra, tuple(attributes.values()))):
         # shared: a context takes a millisecond to build
         return _run(_static_context(), opdef, types, attributes, extra)
     results = _run(FakeContext(), opdef, types, attributes, extra)
@@ -259,6 +243,15 @@ def infer_with_fakes(
             remedy="compile with fixed sizes in place of the symbolic ones",
         )
     return results
+
+
+def _is_symbolic(item: Any) -> bool:
+    """Return whether a type or attribute, or one in a tuple of these, has a symbolic size."""
+    if isinstance(item, TensorType):
+        return _is_symbolic(item.shape)
+    if isinstance(item, ScalarType):
+        return _is_symbolic(item.value)
+    return any(map(_is_symbolic, item)) if isinstance(item, tuple) else isinstance(item, sympy.Expr)
 
 
 def strides_with_fakes(

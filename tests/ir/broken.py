@@ -451,7 +451,7 @@ BREAKAGES: list[tuple[Callable[[Program], None], str]] = [
     (result_out_of_range, "the result has output 4, but the graph has 4"),
     (mutation_out_of_range, "a mutation writes output 4"),
     (mutation_of_nothing, "a mutation writes either a buffer or an input"),
-    (mutation_of_unknown, "a mutation writes 'count', which is no weight"),
+    (mutation_of_unknown, "a mutation writes 'count', which is not a weight"),
     (mutation_of_constant, "a mutation writes weight 'bn.count', which is not marked as mutated"),
     (mutation_of_no_input, "a mutation writes input 3, but the graph has 3"),
     (wrong_in_spec, "in_spec has 1 leaves for 4 arguments"),
