@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from typing_extensions import override
 
-from ir.attributes import Attribute, Ref, map_leaves
-from ir.caches import cached
+from ir.attributes import Attribute, Ref, attribute_key, map_leaves
+from ir.caches import Cache, cached
 from ir.errors import InferenceError
 from ir.opdef import OpDef, ParamKind, Trait
 from ir.types import (
@@ -39,6 +39,8 @@ _HINTS = (2003, 2011, 2017, 2027, 2029, 2039, 2053, 2063, 2069, 2081, 2083, 2087
 # The hints of a second run differ in what operators branch on: they are even, divisible by 3, and descending. Where the
 # runs give different types, the type depends on the number.
 _OTHER_HINTS = tuple(range(12 * 250, 12 * 250 - 12 * 16, -12))
+_KNOWN: Cache[Any, tuple[Type, ...]] = Cache()
+_MAX_KNOWN = 10_000
 # PyTorch logs each refusal with its traceback; here it is an answer, and is raised.
 _TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
@@ -221,7 +223,7 @@ def _quiet() -> Iterator[None]:
 def infer_with_fakes(
     opdef: OpDef, types: tuple[Any, ...], attributes: Mapping[str, Attribute], extra: tuple[Type, ...] = ()
 ) -> tuple[Type, ...]:
-    """Infer result types by running the operator on fake tensors.
+    """Infer result types by running the operator on fake tensors, once for equal operands and attributes.
 
     `types` has an entry for each tensor parameter (a Type, None, or a tuple); `extra` are the types of the values that
     attributes refer to.
@@ -231,6 +233,19 @@ def infer_with_fakes(
     """
     if is_unknown(types) or is_unknown(extra):
         return unknown_results(opdef)
+    defaults = torch.get_default_dtype(), torch.get_default_device()
+    key = opdef, types, extra, attribute_key(tuple(attributes.items())), defaults
+    found = _KNOWN.get(key)
+    if found is None:
+        if len(_KNOWN) >= _MAX_KNOWN:
+            _KNOWN.clear()
+        found = _KNOWN[key] = _infer(opdef, types, attributes, extra)
+    return found
+
+
+def _infer(
+    opdef: OpDef, types: tuple[Any, ...], attributes: Mapping[str, Attribute], extra: tuple[Type, ...]
+) -> tuple[Type, ...]:
     if not _is_symbolic((types, extra, tuple(attributes.values()))):
         # shared: a context takes a millisecond to build
         return _run(_static_context(), opdef, types, attributes, extra)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import sympy
 import torch
 
-from ir.attributes import ATTRIBUTE_TYPES, Attribute, Ref, attribute_key, iter_leaves
+from ir.attributes import ATTRIBUTE_TYPES, Attribute, Ref, iter_leaves
 from ir.builder import infer_operation
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import GraphwrightError, VerificationError
@@ -51,7 +51,6 @@ class _Verifier:
         self.uses: dict[Value, dict[Operation, int]] = {}
         self.operations: set[Operation] = set()
         self._known_expressions: set[sympy.Expr] = set()
-        self._inferred: dict[Any, tuple[Type, ...]] = {}
 
     def run(self) -> None:
         self._symbols()
@@ -311,7 +310,7 @@ class _Verifier:
 
     def _result_types(self, op: Operation) -> None:
         try:
-            inferred = self._infer(op)
+            inferred = infer_operation(op)
         except GraphwrightError as error:
             self._fail(f"the operands of {op.name} do not fit it: {error.message}", op, error)
         if len(inferred) != len(op.results):
@@ -319,18 +318,6 @@ class _Verifier:
         for value, type_ in zip(op.results, inferred, strict=True):
             if not types_agree(value.type, type_):
                 self._fail(f"result {value.index} of {op.name} has type {value.type}, inference gives {type_}", op)
-
-    def _infer(self, op: Operation) -> tuple[Type, ...]:
-        """Infer again; operators run on fake tensors once for equal operand types and attributes."""
-        if op.body is not None or (op.opdef.infer is not None and op.num_schema_operands == len(op.operands)):
-            return infer_operation(op)
-        types = tuple([None if v is None else v.type for v in op.operands])
-        attributes = tuple([(name, attribute_key(value)) for name, value in op.attributes.items()])
-        key = (op.opdef, op.segments, types, attributes)
-        known = self._inferred.get(key)
-        if known is None:
-            known = self._inferred[key] = infer_operation(op)
-        return known
 
     # Types
 

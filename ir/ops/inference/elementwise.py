@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-from ir.attributes import attribute_key
-from ir.caches import Cache
 from ir.fake import infer_with_fakes
 from ir.opdef import InferRule, get_opdef
 from ir.ops.inference.support import (
@@ -20,8 +18,6 @@ from ir.ops.inference.support import (
 )
 from ir.types import Dim, TensorType, Type, dims_equal
 
-_PROBES: Cache[Any, TensorType] = Cache()
-_MAX_PROBES = 10_000
 _REAL = frozenset({int, float, bool})
 
 
@@ -34,18 +30,11 @@ def probe(name: str, types: tuple[TensorType | None, ...], attributes: Attribute
     Raises:
         InferenceError: when the operator refuses the operands.
     """
-    operands = tuple([None if t is None else (t.dtype, t.device, t.shape is not None and not t.shape) for t in types])
-    key = (name, operands, tuple([(n, attribute_key(v)) for n, v in attributes.items()]))
-    found = _PROBES.get(key)
-    if found is None:
-        tiny = tuple([None if o is None else TensorType(() if o[2] else (1,), o[0], o[1]) for o in operands])
-        (result,) = infer_with_fakes(get_opdef(name), tiny, attributes)
-        if type(result) is not TensorType:
-            raise Undecided
-        if len(_PROBES) >= _MAX_PROBES:
-            _PROBES.clear()
-        _PROBES[key] = found = result
-    return found
+    tiny = tuple([t and TensorType(() if t.shape == () else (1,), t.dtype, t.device) for t in types])
+    (result,) = infer_with_fakes(get_opdef(name), tiny, attributes)
+    if type(result) is not TensorType:
+        raise Undecided
+    return result
 
 
 def unary(name: str, *scalars: str) -> InferRule:
