@@ -12,7 +12,7 @@ from ir.attributes import Ref
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import EvaluationError, InputError
 from ir.expressions import linear_solution
-from ir.fake import call_arguments
+from ir.fake import flat_results, kernel_call
 from ir.memory.aliasing import aliased_operands, statistics_places
 from ir.opdef import Trait
 from ir.ops.nn_ops import OPAQUE, call_module, decode_call, opaque_results
@@ -283,14 +283,10 @@ class _Run:
         opdef = op.opdef
         if opdef is OPAQUE:
             return self._call_opaque(op, operands, resolve)
-        args, kwargs = call_arguments(opdef, opdef.group(operands, op.segments), op.attributes, resolve)
-        kernel = opdef.target
-        if opdef.facts.evaluate is not None:
-            kernel = opdef.facts.evaluate
-            kwargs |= {p.name: resolve(op.attributes[p.name]) for p in opdef.params if p.extra}
+        kernel, args, kwargs = kernel_call(opdef, opdef.group(operands, op.segments), op.attributes, resolve)
         if kernel is None or opdef is RETURN:
             raise EvaluationError(f"{op.name} has no kernel")
-        return _flatten(kernel(*args, **kwargs))
+        return flat_results(kernel(*args, **kwargs))
 
     def _call_opaque(self, op: Operation, operands: list[Any], resolve: Any) -> list[Any]:
         name = op.attributes["callee"]
@@ -312,15 +308,3 @@ class _Run:
                 raise EvaluationError(f"it is not known what {names} stands for")
             number = self._expressions[expr] = int(exact) if exact.is_Integer else float(exact)
         return number
-
-
-def _flatten(result: Any) -> list[Any]:
-    """Return the results of a kernel as inference counts them, with nested lists flattened."""
-    if result is None:
-        return []
-    if not isinstance(result, tuple | list):
-        return [result]
-    flat: list[Any] = []
-    for item in result:
-        flat.extend(item if isinstance(item, tuple | list) else (item,))
-    return flat

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -201,6 +201,27 @@ def call_arguments(
     return args, kwargs
 
 
+def kernel_call(
+    opdef: OpDef, grouped: tuple[Any, ...], attributes: Mapping[str, Attribute], resolve: Any
+) -> tuple[Callable[..., Any] | None, list[Any], dict[str, Any]]:
+    """Return what computes the reference meaning of an operator, if anything, and its arguments.
+
+    It is the kernel, unless the table has another function, which takes the attributes of ours, too.
+    """
+    args, kwargs = call_arguments(opdef, grouped, attributes, resolve)
+    if opdef.facts.evaluate is None:
+        return opdef.target, args, kwargs
+    kwargs |= {p.name: map_leaves(attributes[p.name], resolve) for p in opdef.params if p.extra}
+    return opdef.facts.evaluate, args, kwargs
+
+
+def flat_results(returned: Any) -> list[Any]:
+    """Return the results of a kernel as inference counts them, with nested lists flattened."""
+    if not isinstance(returned, tuple | list):
+        return [] if returned is None else [returned]
+    return [part for item in returned for part in (item if isinstance(item, tuple | list) else (item,))]
+
+
 @cached()
 def _parameters(opdef: OpDef) -> tuple[tuple[str, bool, bool], ...]:
     """Return the parameters of a kernel: name, whether it is an attribute, whether it is keyword-only."""
@@ -297,17 +318,10 @@ def _run(
     attributes: Mapping[str, Attribute],
     extra: tuple[Type, ...],
 ) -> tuple[Type, ...]:
-    result = _results(context, opdef, types, attributes, extra)
-    if result is None:
-        return ()
-    if isinstance(result, (tuple, list)):
-        flat: list[Type] = []
-        for item in result:
-            flat.extend(map(context.type_of, item) if isinstance(item, (tuple, list)) else (context.type_of(item),))
-        if opdef.has(Trait.FOR_BACKWARD):
-            flat[1:] = [UNKNOWN_TENSOR] * (len(flat) - 1)
-        return tuple(flat)
-    return (context.type_of(result),)
+    found = list(map(context.type_of, flat_results(_results(context, opdef, types, attributes, extra))))
+    if opdef.has(Trait.FOR_BACKWARD):
+        found[1:] = [UNKNOWN_TENSOR] * (len(found) - 1)
+    return tuple(found)
 
 
 def _results(
@@ -334,11 +348,7 @@ def _results(
         return leaf
 
     count = sum(len(t) if isinstance(t, tuple) else 1 for t in types)
-    args, kwargs = call_arguments(opdef, fake(types, strides), attributes, resolve)
-    kernel = opdef.target
-    if opdef.facts.evaluate is not None:
-        kernel = opdef.facts.evaluate
-        kwargs |= {p.name: map_leaves(attributes[p.name], resolve) for p in opdef.params if p.extra}
+    kernel, args, kwargs = kernel_call(opdef, fake(types, strides), attributes, resolve)
     if kernel is None:
         raise InferenceError(f"{opdef.name} has neither an inference rule nor a kernel")
     try:

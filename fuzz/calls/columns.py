@@ -11,7 +11,7 @@ import torch
 from ir.attributes import has_ref
 from ir.columns import Layout, StorageRule, StrideRule
 from ir.core import Operation, Value
-from ir.fake import call_arguments
+from ir.fake import call_arguments, flat_results
 from ir.memory.aliasing import demands_strides, makes_view, may_alias_operands
 from ir.memory.layout import LayoutMap
 from ir.opdef import OpDef, Trait, get_opdef
@@ -60,8 +60,7 @@ def called(op: Operation, tensors: Mapping[Value, Any]) -> Call | None:
         returned = call.again()
     except (RuntimeError, IndexError, NotImplementedError):
         return None
-    for item in returned if isinstance(returned, tuple | list) else (returned,):
-        call.results.extend(item if isinstance(item, list) else [item] if isinstance(item, torch.Tensor) else [])
+    call.results.extend(item for item in flat_results(returned) if isinstance(item, torch.Tensor))
     return call
 
 
