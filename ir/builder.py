@@ -16,7 +16,8 @@ from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import GraphwrightError, InferenceError, InputError
 from ir.fake import infer_with_fakes, strides_with_fakes
 from ir.locations import UNKNOWN_LOCATION, Location
-from ir.opdef import ARGUMENTS, OpDef, Param, ParamKind, get_opdef, nearest_operator
+from ir.opdef import ARGUMENTS, OpDef, Param, ParamKind, get_opdef
+from ir.schemas import nearest_operator
 from ir.types import Dim, Type
 
 # What `b.add` means where the schema's `default` overload is missing.

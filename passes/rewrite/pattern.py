@@ -16,7 +16,8 @@ from ir.builder import short_opdef
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError, PatternError
 from ir.locations import Location, merge_locations
-from ir.opdef import OpDef, Trait, get_opdef, nearest_operator
+from ir.opdef import OpDef, Trait, get_opdef
+from ir.schemas import nearest_operator
 from passes.rewrite.remarks import Refusal
 
 
