@@ -1,4 +1,4 @@
-"""Ways to break a program: each one invariant, and what the verifier must say of it."""
+"""Ways to break a program: one invariant each, and the message of the verifier."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def refer_to(index: int) -> Callable[[Program], None]:
     return lambda p: the_op(p, "aten.repeat").set_attribute("repeats", (Ref(index), 1))
 
 
-# Each breaks `rich_program()` in one way. What is private is reached into on purpose: it is how a faulty pass, or a
-# faulty edit of the core, would break a program.
+# Each breaks `rich_program()` in one way. Private names are used on purpose: a faulty pass or edit of the core would
+# break a program so.
 
 
 def second_return(p: Program) -> None:

@@ -1,4 +1,4 @@
-"""Each field that the text form keeps counts: a copy that differs in it alone is told apart."""
+"""Each field of the text form counts: a copy that differs only in it is not equal."""
 
 from __future__ import annotations
 

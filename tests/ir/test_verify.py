@@ -1,4 +1,4 @@
-"""One test for each invariant: a good program is broken in that one way, and the verifier must say how."""
+"""One test for each invariant: a valid program is broken in one way, and the verifier must say which."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operator table says of an operator holds for its kernel, on calls that are drawn."""
+"""The claims of the operator table hold for the kernels, on drawn calls."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_kernel_does_what_the_table_says_of_operators_without_a_generator(na
 
 
 def test_what_is_said_of_operators_is_tried() -> None:
-    """A claim that no call tries is held by nothing."""
+    """A claim that no call tests could be wrong."""
 
     def claims(facts: Facts) -> bool:
         return bool(facts.layout or facts.storage or facts.strides or facts.dims or facts.shape or facts.synonym)

@@ -1,4 +1,4 @@
-"""LayoutMap against PyTorch: it must agree with what layout operations really do."""
+"""LayoutMap must agree with the layout operations of PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ir.types import make_symbol
 
 
 def evaluate(layout: LayoutMap, source: torch.Tensor) -> torch.Tensor:
-    """Gather the elements that a static map names out of a source."""
+    """Gather the elements of a source that a static map refers to."""
     indices = torch.tensor(int(layout.offset))
     for dim in layout.dims:
         index = torch.zeros(1, dtype=torch.int64)

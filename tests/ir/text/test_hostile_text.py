@@ -1,4 +1,4 @@
-"""Text may come from anywhere: whatever it is, it runs no code, ends soon, and is refused where it is wrong."""
+"""Text is untrusted: parsing it runs no code, ends soon, and refuses what is wrong."""
 
 from __future__ import annotations
 
