@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import attrs
 import torch
 from hypothesis import strategies as st
 from typing_extensions import override
@@ -31,6 +32,28 @@ def integers(lower: int, upper: int) -> st.SearchStrategy[int]:
 
 class Unavailable(Exception):  # noqa: N818 - control flow of the strategies, no error
     """There is no operand of the requested kind."""
+
+
+@attrs.frozen
+class Wanted:
+    """What a call generator demands of an operand."""
+
+    min_rank: int
+    max_rank: int
+    dtypes: tuple[torch.dtype, ...]
+    zero: bool
+    """Whether sizes may be 0."""
+    condition: Condition | None = None
+    """What an existing operand must fulfil, too."""
+
+    def fits(self, type_: TensorType) -> bool:
+        """Return whether an operand of this type is as demanded."""
+        return (
+            self.min_rank <= (type_.rank or 0) <= self.max_rank
+            and type_.dtype in self.dtypes
+            and (self.zero or 0 not in (type_.shape or ()))
+            and (self.condition is None or self.condition(type_))
+        )
 
 
 class Source:
@@ -79,6 +102,10 @@ class Source:
 
         An existing one also fulfils `condition`; a new one need not.
         """
+        return self.wanted(Wanted(min_rank, max_rank, dtypes, zero, condition))
+
+    def wanted(self, wanted: Wanted) -> Value:
+        """Return an operand as `tensor` describes it."""
         raise NotImplementedError
 
     def make(
@@ -116,18 +143,10 @@ class FreshSource(Source):
         self.graph = Graph()
 
     @override
-    def tensor(
-        self,
-        min_rank: int = 0,
-        max_rank: int = 4,
-        *,
-        dtypes: tuple[torch.dtype, ...] = FLOATS,
-        zero: bool = True,
-        condition: Condition | None = None,
-    ) -> Value:
-        """Return a new input; `condition` is not asked."""
-        shape = self.draw(shapes(min_rank, max_rank, zero=zero, symbolic=self.symbolic))
-        return self.graph.add_input(TensorType(shape, self.one_of(dtypes)), f"x{len(self.graph.inputs)}")
+    def wanted(self, wanted: Wanted) -> Value:
+        """Return a new input."""
+        shape = self.draw(shapes(wanted.min_rank, wanted.max_rank, zero=wanted.zero, symbolic=self.symbolic))
+        return self.graph.add_input(TensorType(shape, self.one_of(wanted.dtypes)), f"x{len(self.graph.inputs)}")
 
     @override
     def make(
