@@ -60,8 +60,13 @@ def called(op: Operation, tensors: Mapping[Value, Any]) -> Call | None:
         returned = call.again()
     except (RuntimeError, IndexError, NotImplementedError):
         return None
-    call.results.extend(item for item in flat_results(returned) if isinstance(item, torch.Tensor))
+    call.results.extend(tensors_of(returned))
     return call
+
+
+def tensors_of(returned: Any) -> list[torch.Tensor]:
+    """Return the tensors among the results of a kernel."""
+    return [item for item in flat_results(returned) if isinstance(item, torch.Tensor)]
 
 
 def broken_columns(call: Call) -> list[str]:

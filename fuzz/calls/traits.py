@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from fuzz.calls.columns import Call, broken_columns, same
+from fuzz.calls.columns import Call, broken_columns, same, tensors_of
 from ir.columns import Dims, Layout
-from ir.fake import call_arguments
+from ir.fake import kernel_call
 from ir.opdef import Trait
 from ir.types import TensorType, type_of_tensor, types_agree
 
@@ -65,7 +65,7 @@ def _pure(call: Call) -> Iterator[str]:
     op = call.op
     copies = [_copied(each) for each in call.operands]
     state = torch.get_rng_state()
-    results = _results(call.again(operands=copies))
+    results = tensors_of(call.again(operands=copies))
     draws = not torch.equal(state, torch.get_rng_state())
     if draws and not op.is_random:
         yield "it draws no random numbers, but did"
@@ -97,7 +97,7 @@ def _elementwise(call: Call) -> Iterator[str]:
         others = list(call.operands)
         others[number] = torch.where(changed, x.reshape(-1).roll(1).reshape(x.shape), x)
         kept = ~changed.broadcast_to(shape)
-        for before, after in zip(call.results, _results(call.again(operands=others)), strict=True):
+        for before, after in zip(call.results, tensors_of(call.again(operands=others)), strict=True):
             if not same(before[kept], after[kept]):
                 yield f"it is elementwise, but other elements of operand {number} made a difference"
 
@@ -125,7 +125,7 @@ def _commutative(call: Call) -> Iterator[str]:
     """COMMUTATIVE: the first two operands swapped give the same bits (of a sum: where neither is scaled)."""
     if call.op.opdef.has(Trait.COMMUTATIVE) and call.op.attributes.get("alpha", 1) == 1:
         a, b, *rest = call.operands
-        if not all(map(same, call.results, _results(call.again(operands=[b, a, *rest])))):
+        if not all(map(same, call.results, tensors_of(call.again(operands=[b, a, *rest])))):
             yield "it commutes, but did not"
 
 
@@ -133,7 +133,7 @@ def _idempotent(call: Call) -> Iterator[str]:
     """IDEMPOTENT: applied to its own result it changes nothing."""
     if call.op.opdef.has(Trait.IDEMPOTENT):
         (result,) = call.results
-        if not all(map(same, [result], _results(call.again(operands=[result, *call.operands[1:]])))):
+        if not all(map(same, [result], tensors_of(call.again(operands=[result, *call.operands[1:]])))):
             yield "it is idempotent, but was not"
 
 
@@ -154,12 +154,12 @@ def _unit(call: Call) -> Iterator[str]:
 
 def _evaluated(call: Call) -> Iterator[str]:
     """What is evaluated in place of the kernel gives what the kernel gives."""
-    op, evaluate = call.op, call.op.opdef.facts.evaluate
-    if evaluate is not None and not op.is_random:
+    op = call.op
+    if op.opdef.facts.evaluate is not None and not op.is_random:
         copies = tuple(_copied(each) for each in call.operands)
-        args, kwargs = call_arguments(op.opdef, copies, op.attributes, lambda leaf: leaf)
-        kwargs |= {p.name: op.attributes[p.name] for p in op.opdef.params if p.extra}
-        if not all(map(same, call.results, _results(evaluate(*args, **kwargs)))):
+        evaluate, args, kwargs = kernel_call(op.opdef, copies, op.attributes, lambda leaf: leaf)
+        assert evaluate is not None
+        if not all(map(same, call.results, tensors_of(evaluate(*args, **kwargs)))):
             yield "it is evaluated as the kernel computes, but was not"
 
 
@@ -167,13 +167,6 @@ def _copied(operand: Any) -> Any:
     if isinstance(operand, list):
         return [_copied(each) for each in operand]
     return operand.clone() if isinstance(operand, torch.Tensor) else operand
-
-
-def _results(returned: Any) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-    for item in returned if isinstance(returned, tuple | list) else (returned,):
-        found += item if isinstance(item, list) else [item] if isinstance(item, torch.Tensor) else []
-    return found
 
 
 _CHECKS: tuple[Callable[[Call], Iterator[str]], ...] = (

@@ -1,4 +1,4 @@
-"""The claims of the op table hold for the operators."""
+"""What the op table says of operators is true of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def names_with(trait: Trait) -> list[str]:
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """The bits of each element; all NaNs are equal."""
+    """The bits of each element; all NaNs are one."""
     if tensor.dtype not in FLOAT_BITS:
         return tensor
     return torch.where(tensor.isnan(), torch.nan, tensor).view(FLOAT_BITS[tensor.dtype])
@@ -168,7 +168,7 @@ def test_activation_keeps_shape_and_dtype(name: str) -> None:
 
 
 def orders(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensor with its dimensions in every memory order."""
+    """The tensor with its dimensions in memory in every order."""
     for order in itertools.permutations(range(tensor.dim())):
         yield tensor.permute(order).contiguous().permute([order.index(i) for i in range(tensor.dim())])
 
