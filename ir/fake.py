@@ -254,7 +254,8 @@ def infer_with_fakes(
     """
     if is_unknown(types) or is_unknown(extra):
         return unknown_results(opdef)
-    defaults = torch.get_default_dtype(), torch.get_default_device()
+    # the default device is slow to ask for, and is that of results of operators without operands only
+    defaults = torch.get_default_dtype(), None if types else torch.get_default_device()
     key = opdef, types, extra, attribute_key(tuple(attributes.items())), defaults
     found = _KNOWN.get(key)
     if found is None:
