@@ -73,7 +73,7 @@ def permutation(layout: Layout, attributes: Mapping[str, Any], rank: int) -> tup
     elif layout is Layout.MOVE and rank:
         moved = [attributes[end] for end in ("source", "destination")]
         sources, places = ([wrap(dim, rank) for dim in (d if isinstance(d, tuple) else (d,))] for d in moved)
-        if len(sources) != len(places):
+        if None in (*sources, *places) or not len(sources) == len(places) == len({*sources}) == len({*places}):
             return None
         to = dict(zip(places, sources, strict=True))
         rest = iter([dim for dim in order if dim not in sources])
