@@ -77,7 +77,7 @@ def permutation(layout: Layout, attributes: Mapping[str, Any], rank: int) -> tup
             return None
         to = dict(zip(places, sources, strict=True))
         rest = iter([dim for dim in order if dim not in sources])
-        order = [to[place] if place in to else next(rest, None) for place in range(rank)]
+        order = [to[place] if place in to else next(rest) for place in range(rank)]
     found = tuple([dim for dim in order if dim is not None])
     return found if sorted(found) == list(range(rank)) and len(order) == rank else None
 
