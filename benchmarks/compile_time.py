@@ -37,23 +37,15 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.models import REAL_MODELS, example_input, import_torchvision, real_model
+from compiler.driver import transform
+
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = (
-    "resnet18",
-    "resnet50",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-    "convnext_tiny",
-    "vgg11_bn",
-    "densenet121",
-    "vit_b_16",
-    "swin_t",
-)
 REAL_RUNS = ("observe", "check", "run")
 """Stages that run the model on real numbers."""
 MIB = 2**20
@@ -124,10 +116,6 @@ class _Meter:
 
 def build(name: str, batch: int) -> tuple[Any, Any]:
     """Make a model of torchvision or timm with random weights in eval mode, and its input."""
-    import torch
-
-    from benchmarks.models import REAL_MODELS, example_input, import_torchvision, real_model
-
     if name in REAL_MODELS:
         return real_model(name), example_input(batch=batch)
     import_torchvision()  # also where its extension does not fit this PyTorch, which timm's import would not survive
@@ -155,10 +143,6 @@ def measure(model_name: str, batch: int, rounds: int, limit: float, cold: bool) 
         limit: seconds; a model that takes longer to compile has one round only.
         cold: measure the first calls in this process.
     """
-    import torch
-
-    from compiler.driver import transform
-
     model, x = build(model_name, batch)
     with torch.no_grad():
         copy.deepcopy(model)(x)  # PyTorch's kernels are loaded and have their buffers; no table of the model is filled
@@ -278,8 +262,6 @@ def memory_table(summaries: Sequence[Summary]) -> Table:
 
 def host() -> str:
     """Return what the numbers were measured on."""
-    import torch
-
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     load = os.getloadavg()[0]
@@ -308,7 +290,7 @@ def _run(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="models of torchvision or timm")
+    parser.add_argument("--models", nargs="+", default=list(REAL_MODELS), help="models of torchvision or timm")
     parser.add_argument("--zoo", type=Path, help="take the names of the models from this file; # begins a comment")
     parser.add_argument("--rounds", type=int, default=3, help="how often torch.export and transform take turns")
     parser.add_argument("--limit", type=float, default=60.0, help="leave out models that take more seconds to compile")
