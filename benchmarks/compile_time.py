@@ -13,7 +13,7 @@ with the old ones (folded constants).
 A small model is compiled and exported first, unless `--cold` asks for the first calls of a process: `torch.export`,
 then `transform`.
 
-    python benchmarks/compile_time.py [--models resnet18 ...] [--zoo FILE] [--rounds 3] [--cold] [--json FILE]
+    python -m benchmarks.compile_time [--models resnet18 ...] [--zoo FILE] [--rounds 3] [--cold] [--json FILE]
 
 `--zoo` names the models in a file, one a line: those of torchvision, or of timm, which must be installed then.
 """

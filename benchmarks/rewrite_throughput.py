@@ -4,7 +4,7 @@ The task is relu(relu(x)) = relu(x) over a chain of n operations; `rewrite_tools
 run in processes of their own, in turns for each size, so that a busy machine slows all of them alike; the table gives
 the median of the repeats, and the ratio to xdsl at its fastest is the median of the ratios within a turn.
 
-    python benchmarks/rewrite_throughput.py [--sizes 1000 2000 ...] [--repeats 5] [--gc-off] [--json FILE]
+    python -m benchmarks.rewrite_throughput [--sizes 1000 2000 ...] [--repeats 5] [--gc-off] [--json FILE]
 """
 
 from __future__ import annotations
