@@ -20,7 +20,7 @@ import attrs
 import torch
 from rich.console import Console
 
-from compiler.cli.progress import count_stages, stage_progress
+from compiler.cli.progress import compile_and_report
 from compiler.cli.savefiles import Writer, check_file, check_folder, write_files
 from compiler.cli.userfile import (
     DynamicSize,
@@ -31,10 +31,9 @@ from compiler.cli.userfile import (
     load_model,
     search_path,
 )
-from compiler.driver import VALIDATE_MODES, TransformResult, transform
-from compiler.equality.accuracy import Accuracy, MeasurementError, measure_accuracy
+from compiler.driver import VALIDATE_MODES, TransformResult
 from compiler.pipeline import STANDARD_PASSES, STANDARD_PATTERNS, parse_pipeline, pipeline_of
-from compiler.report import Report, make_report, print_remarks, print_report
+from compiler.report import Report, print_remarks, print_report
 from compiler.targets.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUSION_PATTERNS, TENSORRT_PATTERNS
 from ir.errors import GraphwrightError, InputError
 from passes.manager.instruments import DumpIR
@@ -181,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"warning: {message}", style="yellow", markup=False, soft_wrap=True
         )
         try:
-            return _run(options, errors)
+            return _run(options)
         except UsageError as error:
             errors.print(f"graphwright: {error}", markup=False, soft_wrap=True)
             errors.print("`graphwright --help` explains the options", style="dim")
@@ -215,12 +214,9 @@ def _print_error(error: Exception, console: Console) -> None:
     console.print("\n".join([text, *getattr(error, "__notes__", ())]), markup=False, soft_wrap=True)
 
 
-def _run(options: argparse.Namespace, errors: Console) -> int:
+def _run(options: argparse.Namespace) -> int:
     if options.list and options.model is None:
-        loaded = [load_file(_existing(path)) for path in options.load]
-        patterns, passes = extensions_of(loaded)
-        list_everything((*STANDARD_PATTERNS, *patterns), (*STANDARD_PASSES, Fixpoint, *passes), Console())
-        return 0
+        return _list(extensions_of([load_file(_existing(path)) for path in options.load]))
     if options.model is None:
         raise UsageError("MODEL.py:FUNCTION is missing")
     path, function = _split_model(options.model)
@@ -232,13 +228,18 @@ def _run(options: argparse.Namespace, errors: Console) -> int:
         file = load_file(path)
         patterns, passes = extensions_of([file, *(load_file(Path(extra)) for extra in options.load)])
         if options.list:
-            list_everything((*STANDARD_PATTERNS, *patterns), (*STANDARD_PASSES, Fixpoint, *passes), Console())
-            return 0
+            return _list((patterns, passes))
         pipeline = _pipeline(options, patterns, passes)
         user = load_model(file, function)
-        result, report = _compile(options, user, pipeline, sizes, errors)
+        result, report = _compile(options, user, pipeline, sizes)
     _write(options, result, report)
     _show(options, report)
+    return 0
+
+
+def _list(extensions: tuple[tuple[type[Pattern], ...], tuple[type[Pass], ...]]) -> int:
+    patterns, passes = extensions
+    list_everything((*STANDARD_PATTERNS, *patterns), (*STANDARD_PASSES, Fixpoint, *passes), Console())
     return 0
 
 
@@ -313,35 +314,22 @@ def select_patterns(
 
 
 def _compile(
-    options: argparse.Namespace, user: UserModel, pipeline: PassManager, sizes: list[DynamicSize], errors: Console
+    options: argparse.Namespace, user: UserModel, pipeline: PassManager, sizes: list[DynamicSize]
 ) -> tuple[TransformResult, Report]:
-    measured = not options.no_measure and user.args is not None
-    total = count_stages(pipeline, validate=options.validate != "off", measure=measured)
-    accuracy: Accuracy | None = None
-    note = "--no-measure" if options.no_measure else "" if measured else "no example inputs"
-    dynamic_shapes = dynamic_shapes_of(user, sizes, batch=options.dynamic_batch)
-    # by file, so that the bar keeps moving while the capture holds back what is written to sys.stderr
-    console = Console(file=sys.stderr, quiet=options.quiet)
-    with stage_progress(options.model, total, console, transient=True) as begin:
-        result = transform(
-            user.module,
-            user.args,
-            user.kwargs or None,
-            pipeline=pipeline,
-            dynamic_shapes=dynamic_shapes,
-            leaf_modules=tuple(options.leaf),
-            validate=options.validate,
-            progress=begin,
-        )
-        if measured:
-            begin("measure")
-            try:
-                accuracy = measure_accuracy(
-                    user.module, result.model, user.args or (), user.kwargs, parameter_map=result.parameter_map
-                )
-            except MeasurementError as error:
-                note = error.message
-    return result, make_report(result, model=options.model, accuracy=accuracy, accuracy_note=note)
+    return compile_and_report(
+        options.model,
+        user.module,
+        user.args,
+        user.kwargs or None,
+        pipeline=pipeline,
+        # by file, so that the bar keeps moving while the capture holds back what is written to sys.stderr
+        console=Console(file=sys.stderr, quiet=options.quiet),
+        unmeasured="--no-measure" if options.no_measure else "" if user.args is not None else "no example inputs",
+        transient=True,
+        dynamic_shapes=dynamic_shapes_of(user, sizes, batch=options.dynamic_batch),
+        leaf_modules=tuple(options.leaf),
+        validate=options.validate,
+    )
 
 
 def _write(options: argparse.Namespace, result: TransformResult, report: Report) -> None:

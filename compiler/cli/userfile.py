@@ -19,6 +19,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from compiler.usercode.error_text import frames_of
 from ir.errors import GraphwrightError, InputError
 from passes.manager.manager import Pass
 from passes.rewrite.pattern import Pattern
@@ -116,11 +117,8 @@ def load_model(file: ModuleType, function: str) -> UserModel:
 
 def _line_in(error: BaseException, path: Path) -> str:
     """Return the innermost line of the user's file in the traceback, for a message."""
-    line, trace = 0, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
+    lines = [line for frame, line in frames_of(error) if frame.f_code.co_filename == str(path)]
+    line = lines[-1] if lines else 0
     if isinstance(error, SyntaxError) and error.lineno:
         line = error.lineno
     return f"\n  at {path}:{line}" if line else ""
