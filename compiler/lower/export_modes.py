@@ -53,7 +53,7 @@ def lock_of_exported(program: Program, exported: ExportedProgram) -> str:
         if not reason and name == _SEQUENTIAL:
             hidden = [fqn for fqn in called if fqn.rpartition(".")[0] == path and fqn not in modules]
             names = {fqn.rpartition(".")[2] for fqn in hidden} - children.get(path, set())
-            reason = _hidden(min(names)) if names else ""
+            reason = _hidden(names)
         if reason:
             return f"`{path}` ({name}) {reason}" if path else f"the root module ({name}) {reason}"
     return ""
@@ -141,18 +141,18 @@ def _tells_the_mode(op: Operation) -> bool:
 
 
 def _reason_of(op: Operation) -> str:
-    home = op.location.module_class
-    if op.opdef.has(Trait.DROPOUT) and not op.attributes["follows_mode"] and op.attributes["p"] != 0:
+    home, follows = op.location.module_class, op.attributes.get("follows_mode")
+    drops = op.opdef.has(Trait.DROPOUT) and op.attributes["p"] != 0
+    has_statistics = "running_mean" in op.opdef.operand_index and op.operand("running_mean") is not None
+    if not follows and (drops or (op.name == "aten.batch_norm" and has_statistics)):
         return "may depend on it: no layer of PyTorch made it"
-    if op.name == "aten.batch_norm" and not op.attributes["follows_mode"] and op.operand("running_mean") is not None:
-        return "may depend on it: no layer of PyTorch made it"
-    if op.name == "aten.batch_norm" and op.attributes["follows_mode"] and op.attributes["momentum"] == 0:
+    if op.name == "aten.batch_norm" and follows and op.attributes["momentum"] == 0:
         return "has no momentum, or one of None: the graph does not tell which"
     if op.name == "aten.scaled_dot_product_attention" and (op.attributes["dropout_p"] or home == _ATTENTION):
         return "drops weights in one of the modes, and the other one is not known"
     if home.startswith(_RECURRENT) and op.opdef.training is not None and op.attributes.get("dropout"):
         return "drops values in training"
-    if op.name.startswith("aten.rrelu") or (op.name == "aten.instance_norm" and op.operand("running_mean") is not None):
+    if op.name.startswith("aten.rrelu") or (op.name == "aten.instance_norm" and has_statistics):
         return "computes something else in training"
     return ""
 
@@ -176,8 +176,8 @@ def _modules(exported: ExportedProgram) -> tuple[dict[str, str], dict[str, set[s
     return found, children
 
 
-def _hidden(name: str) -> str:
-    return f"has a module {name!r} of which the graph shows nothing in this mode"
+def _hidden(names: set[str]) -> str:
+    return f"has a module {min(names)!r} of which the graph shows nothing in this mode" if names else ""
 
 
 def _reason_of_class(name: str, children: set[str]) -> str:
@@ -189,7 +189,7 @@ def _reason_of_class(name: str, children: set[str]) -> str:
     """
     if name == _SEQUENTIAL:
         hidden = set(map(str, range(len(children)))) - children
-        return _hidden(min(hidden)) if hidden else ""
+        return _hidden(hidden)
     if not name or name.startswith("torch."):
         return ""
     cls = _find(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import zip_longest
 
 from ir.attributes import Attribute, attributes_equal
 from ir.core import Operation, Value
@@ -45,9 +46,9 @@ def _compare(program: Program, opposite: Program, readers: frozenset[str]) -> st
             matches[weight.value] = opposite.weights[name].value
     matches.update(zip(program.graph.inputs, opposite.graph.inputs, strict=True))
     changes: list[tuple[Operation, str, object]] = []
-    others = opposite.graph.operations()
-    for op in program.graph.operations():
-        other = next(others, None)
+    for op, other in zip_longest(program.graph.operations(), opposite.graph.operations()):
+        if op is None:
+            return f"{other.name}{_where(other)} is there only"
         if other is None:
             return f"{op.name}{_where(op)} is missing there"
         same = op.opdef is other.opdef and op.segments == other.segments
@@ -59,9 +60,6 @@ def _compare(program: Program, opposite: Program, readers: frozenset[str]) -> st
             return f"{op.name}{_where(op)} has other arguments there"
         changes.extend((op, name, value) for name, value in found.items())
         matches.update(zip(op.results, other.results, strict=True))
-    extra = next(others, None)
-    if extra is not None:
-        return f"{extra.name}{_where(extra)} is there only"
     mine, theirs = program.graph.outputs, opposite.graph.outputs
     if len(mine) != len(theirs) or any(
         a is not None and matches.get(a) is not b for a, b in zip(mine, theirs, strict=True)
@@ -77,13 +75,8 @@ def _where(op: Operation) -> str:
 
 
 def _operands_match(op: Operation, other: Operation, matches: dict[Value, Value]) -> bool:
-    if len(op.operands) != len(other.operands):
-        return False
-    for a, b in zip(op.operands, other.operands, strict=True):
-        if (b is None) if a is None else (matches.get(a) is b):
-            continue
-        return False
-    return True
+    found = [None if a is None else matches.get(a, a) for a in op.operands]
+    return len(found) == len(other.operands) and all(a is b for a, b in zip(found, other.operands, strict=True))
 
 
 def flags_that_follow(
@@ -111,11 +104,7 @@ def flags_that_follow(
             # `dropout(x, p if self.training else 0.0)`
             if mode is not None and (here["p"] != 0) is not mode:
                 return None
-            return {
-                "p": here["p"] or there["p"],
-                "train": here["p"] != 0,
-                "follows_mode": True,
-            }
+            return {"p": here["p"] or there["p"], "train": here["p"] != 0, "follows_mode": True}
         return None
     if op.name == _ATTENTION and differing == ["dropout_p"]:
         here, there = op.attributes["dropout_p"], other["dropout_p"]

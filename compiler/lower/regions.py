@@ -15,7 +15,7 @@ from compiler.lower.base import Lowering
 from compiler.lower.functional.storage import Handle
 from compiler.lower.functional.views import may_need_gradient
 from compiler.lower.symbols import SymbolTable
-from compiler.usercode.locations import module_of
+from compiler.usercode.locations import class_path, module_of
 from ir.errors import CaptureError
 from ir.locations import Location
 from ir.opdef import get_opdef
@@ -130,13 +130,9 @@ def _entry(inside: Location, node: fx.Node) -> Location:
     if found is None:
         return inside
     stack = node.meta.get("nn_module_stack") or {}
-    own = {key: entry for key, entry in stack.items() if not _name(entry[1]).startswith("torch.nn.")}
+    own = {key: entry for key, entry in stack.items() if not class_path(entry[1]).startswith("torch.nn.")}
     path, class_name = module_of({"nn_module_stack": own})
     return Location(path, class_name, inside.file, found.lineno)  # type: ignore[attr-defined]
-
-
-def _name(class_: Any) -> str:
-    return f"{class_.__module__}.{class_.__qualname__}" if isinstance(class_, type) else str(class_)
 
 
 def has_raised(node: fx.Node) -> bool:

@@ -91,11 +91,14 @@ def module_of(meta: Mapping[str, Any]) -> tuple[str, str]:
     path, class_ = next(reversed(stack.values()))
     if path.startswith("_empty_nn_module_stack"):
         return "", ""
-    if isinstance(class_, type):
-        class_ = f"{class_.__module__}.{class_.__qualname__}"
     if "@" in path:
         path = _REPEAT.sub("", path)
-    return path.removeprefix("L__self__.").removeprefix("L['self']."), str(class_)
+    return path.removeprefix("L__self__.").removeprefix("L['self']."), class_path(class_)
+
+
+def class_path(class_: type | str) -> str:
+    """Return the full name of a class; a graph that was saved has names in place of classes."""
+    return f"{class_.__module__}.{class_.__qualname__}" if isinstance(class_, type) else str(class_)
 
 
 def kept_with(path: str) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 
 from compiler.usercode.containers import OPAQUE, PLAIN, Container, collect, differences, same, same_content
 from compiler.usercode.copies import held
+from compiler.usercode.locations import class_path
 from compiler.usercode.tensors import storage_of
 from ir.locations import Location
 
@@ -198,7 +199,7 @@ def is_list_of_parameters(change: Change) -> bool:
 def location_of_module(path: str, module: nn.Module) -> Location:
     """Return the location of a module: its class, and the first line of its forward method."""
     class_ = type(module)
-    name = f"{class_.__module__}.{class_.__qualname__}"
+    name = class_path(class_)
     # not `class_.forward`: that of a TorchScript module asks for an instance
     code = getattr(inspect.unwrap(inspect.getattr_static(class_, "forward")), "__code__", None)
     if code is None:

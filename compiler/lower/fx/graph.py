@@ -25,6 +25,7 @@ from compiler.lower.fx.overloads import UnknownCallError, is_runtime
 from compiler.lower.regions import attribute_of
 from compiler.lower.results import Results
 from compiler.usercode.copies import structural_copy
+from compiler.usercode.locations import class_path
 from ir.attributes import map_leaves
 from ir.core import Operation, Value
 from ir.errors import CaptureError, GraphwrightError, InputError
@@ -112,7 +113,7 @@ class FxLowering(Lowering):
         if node.op != "call_module":
             return location
         module = self.facts.modules.get(str(node.target))
-        class_name = "" if module is None else f"{type(module).__module__}.{type(module).__qualname__}"
+        class_name = "" if module is None else class_path(type(module))
         return Location(str(node.target), class_name, location.file, location.line)
 
     def _complete(self, node: fx.Node, before: Operation | None) -> None:
