@@ -1,17 +1,14 @@
 """Time and memory of each stage of `transform` on real models, each model in a process of its own.
 
-Time is a ratio: the CPU time of each stage (which a busy machine disturbs less than the wall clock) to that of
-`torch.export.export` on the same model, called in turns with `transform` in the same process after one of each; the
-minimum of several. Runs of the model on real numbers are stages of their own, and are not part of the sum: what they
-take is the model's.
+Time is a ratio: the CPU time of each stage to that of `torch.export.export` on the same model, the minimum of several
+rounds. Both are called in turns in one process. CPU time depends less on the load of the machine than the wall clock.
+Real runs of the model are stages of their own and not part of the sum.
 
-Memory is the peak of resident memory that a stage adds to what it found; a copy of the weights would show there as
-their size. The last columns: the peak of the whole compilation above the built model, what of it is
-still held at the end beside the old and the new module, and the bytes of the new module's weights that share no storage
-with the old ones (folded constants).
+Memory is the peak of resident memory that a stage adds; a copy of the weights would show as their size. The last
+columns are the peak of the whole compilation above the built model, what is still held at the end beside both modules,
+and the bytes of new weights that share no storage with old ones (folded constants).
 
-A small model is compiled and exported first, unless `--cold` asks for the first calls of a process: `torch.export`,
-then `transform`.
+A small model warms both up first, unless `--cold` asks for the first calls of a process.
 
     python -m benchmarks.compile_time [--models resnet18 ...] [--zoo FILE] [--rounds 3] [--cold] [--json FILE]
 
@@ -47,7 +44,7 @@ from compiler.driver import transform
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_RUNS = ("observe", "check", "run")
-"""Stages that run the model on real numbers."""
+"""Stages that run the model on real tensors."""
 MIB = 2**20
 
 
@@ -63,24 +60,24 @@ def _status(field: str) -> int:
 
 
 def _trim() -> None:
-    """Give the memory that is free back to the system, so that using it again shows."""
+    """Return free memory to the system, so that its next use shows."""
     ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident() -> int:
-    """Return the resident memory in bytes, that of garbage and of free memory not counted."""
+    """Return the resident memory in bytes, without garbage and free memory."""
     gc.collect()
     _trim()
     return _status("VmRSS")
 
 
 def _name(stage: str) -> str:
-    """Return a stage's name in the table; what follows the first canonicalization and converts is `convert`."""
+    """Return a stage's name in the table; all conversions are `convert`."""
     return "convert" if stage.startswith("convert") else stage
 
 
 class _Meter:
-    """Receives the name of each stage as it begins; measures the one before."""
+    """Measures stages: receives the name of each as it begins."""
 
     def __init__(self, *, memory: bool) -> None:
         self.times: dict[str, float] = {}
@@ -145,7 +142,7 @@ def measure(model_name: str, batch: int, rounds: int, limit: float, cold: bool) 
     """
     model, x = build(model_name, batch)
     with torch.no_grad():
-        copy.deepcopy(model)(x)  # PyTorch's kernels are loaded and have their buffers; no table of the model is filled
+        copy.deepcopy(model)(x)  # loads PyTorch's kernels; tables of the model itself stay empty
 
     def export() -> None:
         torch.export.export(model, (x,))
@@ -154,7 +151,7 @@ def measure(model_name: str, batch: int, rounds: int, limit: float, cold: bool) 
         rounds = 1
     else:
         tiny = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.ReLU()).eval()
-        transform(tiny, (x,))  # so are torch.export and our tables
+        transform(tiny, (x,))  # loads torch.export and our tables
         torch.export.export(tiny, (x,))
     exports = [_cpu_seconds(export)]
     times: list[dict[str, float]] = []
@@ -196,7 +193,7 @@ def measure(model_name: str, batch: int, rounds: int, limit: float, cold: bool) 
 
 @attrs.frozen
 class Summary:
-    """One model as it was measured."""
+    """The measurements of one model."""
 
     model: str
     weights: int
@@ -218,7 +215,7 @@ class Summary:
 
     @property
     def total(self) -> float:
-        """All stages but real runs of the model, as a multiple of torch.export's time."""
+        """The time of all stages but real runs, as a multiple of torch.export's."""
         return sum(self.ratio(stage) for stage in self.times if stage not in REAL_RUNS)
 
 
@@ -261,7 +258,7 @@ def memory_table(summaries: Sequence[Summary]) -> Table:
 
 
 def host() -> str:
-    """Return what the numbers were measured on."""
+    """Describe the machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     load = os.getloadavg()[0]
@@ -270,7 +267,7 @@ def host() -> str:
 
 
 def _run(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure one model in a process of its own; where that fails, the result says why under `error`."""
+    """Measure one model in a process of its own; a failure is in `error`."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     options = ["--batch", str(arguments.batch), "--rounds", str(arguments.rounds), "--limit", str(arguments.limit)]
     command = [sys.executable, __file__, "--worker", model, *options, *(["--cold"] if arguments.cold else [])]

@@ -17,7 +17,7 @@ from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from ir.errors import GraphwrightError
 
 DEMO_MODELS = {"resnet50": "ResNet-50", "convnext_tiny": "ConvNeXt-Tiny", "vit_b_16": "ViT-B/16"}
-"""Names as `real_model` takes them, and as people write them."""
+"""Name for `real_model` -> title."""
 
 
 def main() -> int:

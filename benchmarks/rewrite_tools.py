@@ -1,13 +1,13 @@
 """The rewriters that `rewrite_throughput.py` compares, each in a process of its own.
 
 Every tool builds the same program, a chain of n unary operations on one f32[2, 3] tensor, in blocks of four:
-relu, relu, neg, sigmoid. It then rewrites relu(relu(x)) to a new relu(x), which leaves 3n/4 operations. What a tool is
-asked to do is the cheapest way that its documentation offers to get there.
+relu, relu, neg, sigmoid. It then rewrites relu(relu(x)) to a new relu(x), which leaves 3n/4 operations, in the
+cheapest way that its documentation offers.
 
     PYTHONPATH=. python benchmarks/rewrite_tools.py TOOL [--gc-off] <<< 4000
 
-answers each line of standard input, a size n, with a line of JSON: the CPU seconds of building and of rewriting (the
-machine may be shared), after checking what is left.
+answers each line of standard input, a size n, with a line of JSON: the CPU seconds of building and of rewriting. It
+checks the result first.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tool = TOOLS[arguments.tool]()
     measure(tool, 256)
-    # what was imported is not to be traversed again and again: torch's heap would be a tax on those that import it
+    # the collector shall not traverse imports: torch's heap would slow the tools that import it
     gc.collect()
     gc.freeze()
     if arguments.gc_off:

@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """Leave out torch's own log lines, which say what our errors say, unless TORCH_LOGS asks for them."""
+    """Silence torch's log lines, which repeat our errors, unless TORCH_LOGS asks for them."""
     before = logging.root.manager.disable
     if "TORCH_LOGS" not in os.environ:
         logging.disable(logging.WARNING)
@@ -293,12 +293,12 @@ def _pipeline(
 def select_patterns(
     names: str, lists: dict[str, tuple[type[Pattern], ...]], extra: Sequence[type[Pattern]] = ()
 ) -> tuple[type[Pattern], ...]:
-    """Return the patterns that a comma-separated text names, each once, in the order of the text.
+    """Return the patterns in a comma-separated text, each once, in order.
 
     Args:
         names: class names, and keys of `lists`.
-        lists: lists of patterns with names.
-        extra: more pattern classes that may be named, beside the standard ones.
+        lists: named lists of patterns.
+        extra: pattern classes in addition to the standard ones.
 
     Raises:
         UsageError: when there is no such pattern.
@@ -322,7 +322,7 @@ def _compile(
         user.args,
         user.kwargs or None,
         pipeline=pipeline,
-        # by file, so that the bar keeps moving while the capture holds back what is written to sys.stderr
+        # the file: capture holds back writes to sys.stderr, and the bar shall move on
         console=Console(file=sys.stderr, quiet=options.quiet),
         unmeasured="--no-measure" if options.no_measure else "" if user.args is not None else "no example inputs",
         transient=True,
@@ -352,7 +352,7 @@ def _json_text(report: Report) -> str:
 
 
 def readable_code(result: TransformResult, source: str) -> str:
-    """Return the emitted module for a reader: its submodules as a comment, then the source of its `forward`."""
+    """Return the emitted module as text: its submodules in a comment, then the source of its `forward`."""
     modules = textwrap.indent(str(result.model).partition("\n\n\n")[0], "# ", lambda line: True)
     header = f"# Emitted by graphwright from {source}. To read, not to import: the weights are in the module.\n#\n"
     return f"{header}{modules}\n{result.model.code.rstrip()}\n"

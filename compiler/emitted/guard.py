@@ -162,7 +162,7 @@ class InputGuard(nn.Module):
             for other, leaf in tensors if check.written else ():
                 if other is not check and may_overlap(tensor, leaf):
                     raise InputError(
-                        f"input `{check.name}` is written in forward, and shares its memory with `{other.name}`",
+                        f"input `{check.name}` is mutated in forward, and shares its memory with `{other.name}`",
                         remedy="pass tensors with memory of their own (`.clone()`)",
                     )
 

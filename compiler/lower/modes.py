@@ -1,4 +1,4 @@
-"""What follows the mode where the user's own code reads `self.training`: found by comparing two captures."""
+"""What follows the mode where the user's code reads `self.training`, found by comparing two captures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def follow_modes(program: Program, opposite: Program | None, error: str, readers
     """Decide for each operation of a module in `readers` whether its training flag follows the mode.
 
     Args:
-        program: the program to set the flags in; its lock on the mode says where else the two captures differ.
-        opposite: the model captured with those modules in the opposite mode.
-        error: why there is none.
+        program: receives the flags; its lock says where else the two captures differ.
+        opposite: the capture with those modules in the opposite mode.
+        error: why there is no such capture.
         readers: paths of the modules whose code depends on `self.training`.
     """
     names = ", ".join(f"`{path}`" if path else "the root module" for path in readers[:5])
@@ -34,12 +34,12 @@ def follow_modes(program: Program, opposite: Program | None, error: str, readers
 
 
 def lock(program: Program, reason: str) -> None:
-    """Keep the emitted module in the mode that it is in, for a reason."""
+    """Lock the mode of the emitted module, for a reason."""
     program.mode_locked = f"{program.mode_locked}; {reason}" if program.mode_locked else reason
 
 
 def _compare(program: Program, opposite: Program, readers: frozenset[str]) -> str:
-    """Set the flags of pairs that differ in them alone; return what else differs, or an empty text."""
+    """Set the flags of operations that differ in these only; return what else differs, or an empty text."""
     matches: dict[Value, Value] = {}
     for name, weight in program.weights.items():
         if name in opposite.weights:
@@ -82,15 +82,15 @@ def _operands_match(op: Operation, other: Operation, matches: dict[Value, Value]
 def flags_that_follow(
     op: Operation, other: Mapping[str, Attribute], readers: Collection[str], mode: bool | None
 ) -> dict[str, Attribute] | None:
-    """Return the attributes to set so that `op` follows its mode, or None where none would do.
+    """Return the attributes that make `op` follow its mode, or None where none do.
 
-    What trains where its module does not (`dropout(x, p, not self.training)`) follows nothing.
+    An operation that trains while its module does not (`dropout(x, p, not self.training)`) does not follow it.
 
     Args:
-        op: the operation as it was captured.
+        op: the captured operation.
         other: its attributes in the opposite mode.
-        readers: paths of the modules whose mode is read by other code than that of a layer about itself.
-        mode: the mode of the operation's module in the capture.
+        readers: paths of modules whose mode code other than the layer's own reads.
+        mode: the mode of its module in the capture.
     """
     differing = [name for name, value in op.attributes.items() if not attributes_equal(value, other[name])]
     flag = op.opdef.training

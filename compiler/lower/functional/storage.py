@@ -1,4 +1,4 @@
-"""Tensor objects of the user's program, and the memory they share."""
+"""Tensor objects of the user's program, and their storages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Storage:
     """Memory that handles share."""
 
     owner: Handle | None = None
-    """The tensor that covers it all."""
+    """The tensor that owns it."""
     kind: str = "local"
     """`local`, `input`, `buffer`, `constant` or `parameter`."""
     number: int = 0
@@ -29,12 +29,12 @@ class Storage:
     """Which weight."""
     version: int = 0
     linked: list[Storage] = attrs.field(factory=list)
-    """Storages that may be this one: opaque calls may return their arguments."""
+    """Storages that may alias this one: opaque calls may return their arguments."""
     tainted: Location | None = None
-    """Where a linked storage was written: what is in this one is then unknown."""
+    """Where a linked storage was mutated; the content of this one is then unknown."""
     written_at: Location = UNKNOWN_LOCATION
     kernel_writes: Location | None = None
-    """Where a kernel in training mode writes it (running statistics)."""
+    """Where a kernel in training mode mutates it (running statistics)."""
 
     def __str__(self) -> str:
         if self.kind == "local":
@@ -43,7 +43,7 @@ class Storage:
 
 
 class ViewCall:
-    """An operation that made views, and can make them anew from a later version."""
+    """An operation that made views, and can make them again from a later version."""
 
     __slots__ = ("certain", "op", "position", "results", "version")
 
@@ -53,11 +53,11 @@ class ViewCall:
         self.results = op.results
         self.version = version
         self.certain = certain
-        """False where, shapes being unknown, the results may as well be fresh tensors."""
+        """False where shapes are unknown, and the results may be fresh tensors."""
 
 
 class Handle:
-    """One tensor object of the program: its current value, and how it lies in its storage."""
+    """A tensor object of the program: its current value, and its place in a storage."""
 
     __slots__ = ("call", "has_views", "index", "key", "parent", "storage", "value", "version")
 
@@ -78,11 +78,11 @@ class Handle:
         self.index = index
         self.has_views = False
         self.key = key
-        """Identity of the storage in the tracer's fake tensors, None where it is not known."""
+        """Identity of the storage in the tracer's fake tensors; None if unknown."""
 
 
 def copy_of_view(op: Operation, operands: Sequence[Value | None]) -> Operation:
-    """Return the operation on other operands; a `view` as `reshape`, since strides are no longer what they were."""
+    """Return the operation on other operands; a `view` becomes `reshape`, since strides may differ."""
     opdef, attributes = op.opdef, dict(op.attributes)
     if opdef.name == "aten.view":
         opdef, attributes = get_opdef("aten.reshape"), {"shape": attributes["size"]}
@@ -152,7 +152,7 @@ def functional_of_out(opdef: OpDef) -> OpDef | None:
 def with_defaults(
     opdef: OpDef, functional: OpDef, values: Sequence[Any], named: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Return the keyword arguments with defaults of the in-place operator that its functional form does not have."""
+    """Return keyword arguments, with defaults that only the in-place operator has."""
     required = {p.name for p in functional.params if p.kind is ParamKind.ATTRIBUTE and not p.has_default}
     missing = {
         p.name: p.default
@@ -163,6 +163,6 @@ def with_defaults(
 
 
 def makes_views(opdef: OpDef) -> bool:
-    """Return whether the schema says that results are views."""
+    """Return whether results are views according to the schema."""
     schema = getattr(opdef.target, "_schema", None)
     return schema is not None and any(ret.alias_info is not None for ret in schema.returns)

@@ -1,4 +1,4 @@
-"""`torch.nn.functional`: the functions that are written in Python, as ATen operators."""
+"""Python functions of `torch.nn.functional`, as ATen operators."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ir.opdef import get_opdef
 
 Arguments = Mapping[str, Any]
 Lowering = Callable[[Calls, Arguments], Any]
-"""(calls, the arguments of a function by name) -> the result, or one argument of the operator."""
+"""(calls, arguments of a function by name) -> the result, or one argument of the operator."""
 
 _NAMES = {"self": "input", "indices": "input", "train": "training"}
-"""Parameters of operators -> what functions call them."""
+"""Parameter of an operator -> its name in functions."""
 
 
 def _operator(name: str, **changed: Lowering) -> Lowering:
@@ -150,7 +150,7 @@ _PLAIN = (
     *(F.relu, F.relu6, F.hardtanh, F.hardswish, F.hardsigmoid, F.silu, F.mish, F.elu, F.selu, F.celu, F.leaky_relu),
     *(F.rrelu, F.sigmoid, F.tanh, F.glu, F.group_norm, F.batch_norm, F.instance_norm),
 )
-"""Functions that are the operator of their name."""
+"""Functions that are one operator of the same name."""
 
 FUNCTIONS: dict[Any, Lowering] = {
     **{function: _operator(function.__name__) for function in _PLAIN},
@@ -192,7 +192,7 @@ def lower_functional(calls: Calls, function: Callable[..., Any], args: Sequence[
     lowering = FUNCTIONS[function]
     signature = _SIGNATURES.get(function)
     if signature is None:
-        # a pooling function is a dispatcher without a signature of its own
+        # pooling functions are dispatchers without a signature of their own
         typed = getattr(F, f"{function.__name__}_with_indices", function)
         signature = _SIGNATURES[function] = inspect.signature(typed)
     try:

@@ -1,4 +1,4 @@
-"""Which overload of an ATen operator a call in Python means."""
+"""Overload resolution: which ATen operator a call in Python means."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEYWORDS = {"input": "self", "axis": "dim", "keepdims": "keepdim", "x": "self",
 
 
 class UnknownCallError(Exception):
-    """A call that no operator stands for: it stays an opaque call."""
+    """No operator stands for a call: it stays opaque."""
 
 
 def is_tensor(arg: Any) -> bool:
@@ -27,7 +27,7 @@ def is_tensor(arg: Any) -> bool:
 
 
 def is_runtime(arg: Any) -> bool:
-    """Return whether an argument is known at run time only: a tensor, or a number read from one."""
+    """Return whether an argument is known only at run time: a tensor, or a number read from one."""
     return type(arg) is Handle or type(arg) is Value
 
 
@@ -35,7 +35,7 @@ def is_runtime(arg: Any) -> bool:
 
 
 def find_overload(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[OpDef, dict[str, Any]]:
-    """Return the overload of `aten.<name>` that takes these arguments, and the keyword arguments as it names them.
+    """Return the overload of `aten.<name>` that takes these arguments, and the keyword arguments by its names.
 
     Raises:
         UnknownCallError: when there is none.
@@ -69,7 +69,7 @@ def _renamed(opdef: OpDef, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fits(opdef: OpDef, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Return None where the arguments do not fit the schema, else how many of them need a conversion."""
+    """Return how many arguments need a conversion to fit the schema, or None where they do not fit."""
     params = [p for p in opdef.params if not p.extra]
     positional = [p for p in params if not p.keyword_only]
     if len(args) > len(positional):

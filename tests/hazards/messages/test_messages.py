@@ -103,7 +103,7 @@ class Forgets(nn.Module):
 def test_statistics_that_forward_resets() -> None:
     model = nn.Sequential(Forgets())
     place = f"at `0.bn` (BatchNorm2d), {line_of(Forgets, 'return self.bn')}"
-    refused(model, X, message="counts its batches in a number, which was written in forward before", place=place)
+    refused(model, X, message="counts its batches in a number, which was mutated in forward before", place=place)
     # the remedies
     hold(nn.Sequential(Forgets(track_running_stats=False)), X)
     kept = transform(model, (X,), leaf_modules=["0"]).model
@@ -137,7 +137,7 @@ def _count_anew(bn: nn.BatchNorm2d) -> None:
     ("act", "message"),
     [
         (_halve, "updates what forward puts in the place of '0.bn.running_mean'"),
-        (_count_anew, "counts its batches in a number, which was written in forward before"),
+        (_count_anew, "counts its batches in a number, which was mutated in forward before"),
     ],
 )
 def test_statistics_that_forward_sets(act: Callable[[nn.BatchNorm2d], Any], message: str) -> None:
