@@ -10,20 +10,14 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from compiler.usercode.overlap import share_memory
-from ir.caches import Cache
+from ir.caches import cached
 from ir.program import Program, Weight, WeightKind
-from ir.types import TensorType, type_of_tensor
-
-_TYPES: Cache[tuple[torch.Size, torch.dtype, torch.device], TensorType] = Cache()
+from ir.types import TensorType
 
 
-def tensor_type(tensor: torch.Tensor) -> TensorType:
-    """Return the type of a real tensor; equal types are one object."""
-    key = (tensor.shape, tensor.dtype, tensor.device)
-    found = _TYPES.get(key)
-    if found is None:
-        found = _TYPES[key] = type_of_tensor(tensor)
-    return found
+@cached()
+def _type_of(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> TensorType:
+    return TensorType(tuple(shape), dtype, device)
 
 
 class WeightTable:
@@ -48,7 +42,7 @@ class WeightTable:
         weight = Weight(
             name if name not in self.names else self.program.unique_weight_name(name),
             kind,
-            tensor_type(tensor),
+            _type_of(tensor.shape, tensor.dtype, tensor.device),
             tensor,
             requires_grad=tensor.requires_grad and (tensor.is_leaf or kind is not WeightKind.BUFFER),
             persistent=persistent,

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import torch
 
-from ir.caches import Cache
+from ir.caches import cached
 from ir.core import Operation, Value
 from ir.errors import CaptureError, InputError
 from ir.locations import UNKNOWN_LOCATION, Location
@@ -97,9 +97,6 @@ def copy_of_view(op: Operation, operands: Sequence[Value | None]) -> Operation:
     )
 
 
-_SCALAR_OVERLOADS: Cache[tuple[str, int], OpDef] = Cache()
-
-
 def scalar_overload(opdef: OpDef, args: Sequence[Any]) -> OpDef:
     """Return the overload for a Python number where `opdef` wants a tensor: `aten.add.Tensor` -> `aten.add.Scalar`.
 
@@ -113,10 +110,8 @@ def scalar_overload(opdef: OpDef, args: Sequence[Any]) -> OpDef:
     return opdef
 
 
+@cached()
 def _find_scalar_overload(opdef: OpDef, position: int) -> OpDef:
-    found = _SCALAR_OVERLOADS.get((opdef.name, position))
-    if found is not None:
-        return found
     dialect, _, rest = opdef.name.partition(".")
     packet, _, overload = rest.partition(".")
     candidates = [overload.replace("Tensor", "Scalar"), "Scalar"]
@@ -130,7 +125,6 @@ def _find_scalar_overload(opdef: OpDef, position: int) -> OpDef:
         except InputError:
             continue
         if found.params[position].kind is ParamKind.ATTRIBUTE:
-            _SCALAR_OVERLOADS[opdef.name, position] = found
             return found
     raise CaptureError(f"{opdef.name} got a Python number as argument {opdef.params[position].name!r}")
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from compiler.lower.fx.calls import Calls
 from compiler.lower.fx.overloads import UnknownCallError
-from ir.caches import Cache
+from ir.caches import cached
 from ir.opdef import get_opdef
 
 Arguments = Mapping[str, Any]
@@ -180,7 +180,11 @@ FUNCTIONS: dict[Any, Lowering] = {
     F.normalize: _normalize,
 }
 
-_SIGNATURES: Cache[Any, inspect.Signature] = Cache()
+
+@cached()
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    # pooling functions are dispatchers without a signature of their own
+    return inspect.signature(getattr(F, f"{function.__name__}_with_indices", function))
 
 
 def lower_functional(calls: Calls, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -189,15 +193,9 @@ def lower_functional(calls: Calls, function: Callable[..., Any], args: Sequence[
     Raises:
         UnknownCallError: when no operator stands for it.
     """
-    lowering = FUNCTIONS[function]
-    signature = _SIGNATURES.get(function)
-    if signature is None:
-        # pooling functions are dispatchers without a signature of their own
-        typed = getattr(F, f"{function.__name__}_with_indices", function)
-        signature = _SIGNATURES[function] = inspect.signature(typed)
     try:
-        bound = signature.bind(*args, **kwargs)
+        bound = _signature(function).bind(*args, **kwargs)
     except TypeError as error:
         raise UnknownCallError(str(error)) from None
     bound.apply_defaults()
-    return lowering(calls, bound.arguments)
+    return FUNCTIONS[function](calls, bound.arguments)

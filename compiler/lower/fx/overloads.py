@@ -149,6 +149,7 @@ def shapes_known(args: Sequence[Any]) -> bool:
     return all(isinstance(type_, TensorType) and type_.is_known for type_ in types)
 
 
+_COMPARISONS = {getattr(operator, name): name for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 BINARY: dict[Callable[..., Any], str] = {
     operator.add: "add",
     operator.sub: "sub",
@@ -161,12 +162,7 @@ BINARY: dict[Callable[..., Any], str] = {
     operator.and_: "bitwise_and",
     operator.or_: "bitwise_or",
     operator.xor: "bitwise_xor",
-    operator.eq: "eq",
-    operator.ne: "ne",
-    operator.lt: "lt",
-    operator.le: "le",
-    operator.gt: "gt",
-    operator.ge: "ge",
+    **_COMPARISONS,
     operator.iadd: "add_",
     operator.isub: "sub_",
     operator.imul: "mul_",
@@ -188,10 +184,5 @@ SCALAR_OPERATORS: dict[Callable[..., Any], str] = {
     operator.floordiv: "floordiv",
     operator.mod: "remainder",
     operator.neg: "neg",
-    operator.eq: "eq",
-    operator.ne: "ne",
-    operator.lt: "lt",
-    operator.le: "le",
-    operator.gt: "gt",
-    operator.ge: "ge",
+    **_COMPARISONS,
 }
