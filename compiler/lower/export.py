@@ -171,7 +171,7 @@ class ExportLowering(RegionLowering):
         if weight is None:
             if not node.users:
                 return None
-            weight = self._constant(node, name)
+            weight = self._constant(name)
         if node.users and node.meta["val"].layout is not torch.strided:
             raise CaptureError(
                 f"{_KIND_NAMES[kind]} {name!r} is of layout {node.meta['val'].layout}, which is not supported",
@@ -179,7 +179,7 @@ class ExportLowering(RegionLowering):
             )
         return self.functionalizer.source(weight.value, _KIND_NAMES[kind], name=weight.name, key=_key(node.meta["val"]))
 
-    def _constant(self, node: fx.Node, name: str) -> Weight:
+    def _constant(self, name: str) -> Weight:
         constant = self.exported.constants.get(name)
         if constant is None:
             constant = self.exported.state_dict.get(name)

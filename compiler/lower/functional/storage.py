@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
-import torch
 
 from ir.caches import cached
 from ir.core import Operation, Value
 from ir.errors import CaptureError, InputError
 from ir.locations import UNKNOWN_LOCATION, Location
-from ir.opdef import OpDef, ParamKind, get_opdef
+from ir.opdef import OpDef, ParamKind, get_opdef, opdef_of_overload
 
 
 @attrs.define(eq=False)
@@ -132,14 +131,12 @@ def _find_scalar_overload(opdef: OpDef, position: int) -> OpDef:
 def functional_of_out(opdef: OpDef) -> OpDef | None:
     """Return the overload without `out=` of an operator that has it: `aten.add.out` -> `aten.add.Tensor`."""
     wanted = [(p.name, p.kind, p.type) for p in opdef.params if p.name != "out"]
-    dialect, packet = opdef.name.split(".")[:2]
-    for overload in getattr(getattr(torch.ops, dialect), packet).overloads():
-        candidate = get_opdef(f"{dialect}.{packet}" + ("" if overload == "default" else f".{overload}"))
-        schema = getattr(candidate.target, "_schema", None)
-        if schema is None or schema.is_mutable:
-            continue
-        if [(p.name, p.kind, p.type) for p in candidate.params if not p.extra] == wanted:
-            return candidate
+    packet = opdef.target._overloadpacket  # type: ignore[union-attr]
+    for overload in (getattr(packet, name) for name in packet.overloads()):
+        if not overload._schema.is_mutable:
+            candidate = opdef_of_overload(overload)
+            if [(p.name, p.kind, p.type) for p in candidate.params if not p.extra] == wanted:
+                return candidate
     return None
 
 
