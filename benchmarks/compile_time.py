@@ -268,13 +268,19 @@ def host() -> str:
 
 def _run(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure one model in a process of its own; a failure is in `error`."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     options = ["--batch", str(arguments.batch), "--rounds", str(arguments.rounds), "--limit", str(arguments.limit)]
-    command = [sys.executable, __file__, "--worker", model, *options, *(["--cold"] if arguments.cold else [])]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.compile_time", "--worker", model, *options]
+    command += ["--cold"] if arguments.cold else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, check=False, timeout=10 * arguments.limit
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+            timeout=10 * arguments.limit,
         )
     except subprocess.TimeoutExpired:
         return {"model": model, "error": f"not done after {10 * arguments.limit:.0f} seconds"}

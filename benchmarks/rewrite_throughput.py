@@ -25,7 +25,6 @@ from rich.progress import Progress
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKER = ROOT / "benchmarks" / "rewrite_tools.py"
 TOOLS = {
     "graphwright": "graphwright, driver",
     "graphwright-pass": "graphwright, PassManager with records",
@@ -53,13 +52,13 @@ class Worker:
 
     def __init__(self, tool: str, gc_off: bool) -> None:
         self.tool = tool
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), tool, *(["--gc-off"] if gc_off else [])],
+            [sys.executable, "-m", "benchmarks.rewrite_tools", tool, *(["--gc-off"] if gc_off else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
         )
 
     def measure(self, size: int) -> Sample:

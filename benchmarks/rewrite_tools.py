@@ -4,7 +4,7 @@ Every tool builds the same program, a chain of n unary operations on one f32[2, 
 relu, relu, neg, sigmoid. It then rewrites relu(relu(x)) to a new relu(x), which leaves 3n/4 operations, in the
 cheapest way that its documentation offers.
 
-    PYTHONPATH=. python benchmarks/rewrite_tools.py TOOL [--gc-off] <<< 4000
+    python -m benchmarks.rewrite_tools TOOL [--gc-off] <<< 4000
 
 answers each line of standard input, a size n, with a line of JSON: the CPU seconds of building and of rewriting. It
 checks the result first.

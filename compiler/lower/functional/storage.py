@@ -41,43 +41,33 @@ class Storage:
         return f"{self.kind} {self.number if self.kind == 'input' else repr(self.name)}"
 
 
+@attrs.define(eq=False, repr=False)
 class ViewCall:
     """An operation that made views, and can make them again from a later version."""
 
-    __slots__ = ("certain", "op", "position", "results", "version")
-
-    def __init__(self, op: Operation, position: int, version: int, certain: bool) -> None:
-        self.op = op
-        self.position = position
-        self.results = op.results
-        self.version = version
-        self.certain = certain
-        """False where shapes are unknown, and the results may be fresh tensors."""
+    op: Operation
+    position: int
+    """Which operand the views are of."""
+    version: int
+    certain: bool
+    """False where shapes are unknown, and the results may be fresh tensors."""
+    results: tuple[Value, ...] = attrs.field(init=False, default=attrs.Factory(lambda self: self.op.results, True))
 
 
+@attrs.define(eq=False, repr=False)
 class Handle:
     """A tensor object of the program: its current value, and its place in a storage."""
 
-    __slots__ = ("call", "has_views", "index", "key", "parent", "storage", "value", "version")
-
-    def __init__(
-        self,
-        value: Value,
-        storage: Storage,
-        parent: Handle | None = None,
-        call: ViewCall | None = None,
-        index: int = 0,
-        key: int | None = None,
-    ) -> None:
-        self.value = value
-        self.storage = storage
-        self.version = storage.version
-        self.parent = parent
-        self.call = call
-        self.index = index
-        self.has_views = False
-        self.key = key
-        """Identity of the storage in the tracer's fake tensors; None if unknown."""
+    value: Value
+    storage: Storage
+    parent: Handle | None = None
+    call: ViewCall | None = None
+    index: int = 0
+    """Which result of the call."""
+    key: int | None = None
+    """Identity of the storage in the tracer's fake tensors; None if unknown."""
+    has_views: bool = False
+    version: int = attrs.field(init=False, default=attrs.Factory(lambda self: self.storage.version, True))
 
 
 def copy_of_view(op: Operation, operands: Sequence[Value | None]) -> Operation:
