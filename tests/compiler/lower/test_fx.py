@@ -227,6 +227,13 @@ def test_functions_and_methods(number: int, shapes: bool) -> None:
     assert_same(program, model, x)
 
 
+def test_a_size_is_a_shape_to_normalize() -> None:
+    model, x = Applied(lambda x: F.rms_norm(x, x.size())), torch.randn(IMAGE)
+    assert_same(graph_of(model, x, shapes=True), model, x)
+    with pytest.raises(CaptureError, match="the rank is not known"):
+        graph_of(model, x, shapes=False)
+
+
 def test_sizes_are_read_at_run_time_where_they_are_unknown() -> None:
     model = Applied(lambda x: x.view(x.size(0), x.shape[1] * 2, -1))
     program = graph_of(model, torch.randn(2, 4, 6), shapes=False)
