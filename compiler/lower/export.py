@@ -33,7 +33,7 @@ from compiler.lower.functional.writes import check_writes
 from compiler.lower.regions import RegionLowering, attribute_of, has_raised
 from compiler.lower.results import Results, note_written
 from compiler.lower.symbols import DataDependentSizeError, SymbolTable, restricted
-from compiler.lower.weights import is_one_tensor
+from compiler.lower.weights import is_one_tensor, tensor_type
 from ir.core import Value
 from ir.errors import CaptureError, GraphwrightError, VerificationError
 from ir.expressions import format_expression
@@ -43,7 +43,7 @@ from ir.opdef import OpDef, Trait, get_opdef, opdef_of_overload
 from ir.ops.nn_ops import parse_call
 from ir.parameters import ParameterKind, ParameterSpec
 from ir.program import CallingConvention, InputLeaf, Program, Weight, WeightKind
-from ir.types import OpaqueType, ScalarType, TensorType, Type
+from ir.types import OpaqueType, ScalarType, Type
 from ir.verify import verify
 
 _KIND_NAMES = {
@@ -68,7 +68,6 @@ class ExportLowering(RegionLowering):
         super().__init__(self.module, convention, captured.irregular)
         self.program.opaques = dict(captured.opaques)
         self.symbols = SymbolTable(captured.symbol_names, traced)
-        self._types: dict[Any, TensorType] = {}
         self._opdefs: dict[Any, OpDef] = {}
         self._reliable_keys = True
 
@@ -226,12 +225,7 @@ class ExportLowering(RegionLowering):
             if val.layout is not torch.strided:
                 raise CaptureError(f"a tensor of layout {val.layout} is not supported")
             dim = self.symbols.dim
-            shape = tuple([d if type(d) is int else dim(d) for d in val.shape])
-            key = (shape, val.dtype, val.device)
-            found = self._types.get(key)
-            if found is None:
-                found = self._types[key] = TensorType(*key)
-            return found
+            return tensor_type(tuple([d if type(d) is int else dim(d) for d in val.shape]), val.dtype, val.device)
         if isinstance(val, bool | torch.SymBool):
             return ScalarType("bool")
         if isinstance(val, int | torch.SymInt):

@@ -12,12 +12,13 @@ from torch.export.graph_signature import InputKind
 from compiler.usercode.overlap import share_memory
 from ir.caches import cached
 from ir.program import Program, Weight, WeightKind
-from ir.types import TensorType
+from ir.types import Dim, TensorType
 
 
 @cached()
-def _type_of(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> TensorType:
-    return TensorType(tuple(shape), dtype, device)
+def tensor_type(shape: tuple[Dim, ...], dtype: torch.dtype, device: torch.device) -> TensorType:
+    """Return a type; equal ones are one object."""
+    return TensorType(shape, dtype, device)
 
 
 class WeightTable:
@@ -42,7 +43,7 @@ class WeightTable:
         weight = Weight(
             name if name not in self.names else self.program.unique_weight_name(name),
             kind,
-            _type_of(tensor.shape, tensor.dtype, tensor.device),
+            tensor_type(tuple(tensor.shape), tensor.dtype, tensor.device),
             tensor,
             requires_grad=tensor.requires_grad and (tensor.is_leaf or kind is not WeightKind.BUFFER),
             persistent=persistent,
