@@ -50,7 +50,7 @@ class ModuleState:
         for path, module, attributes in self.modules:
             for name, value in attributes.items():
                 if name in _HIDDEN or name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
-                    self.tables.append((path, module, name, value.copy()))
+                    self.tables.append((path, module, name, _plain(value)))
                 elif not isinstance(value, (*PLAIN, *OPAQUE)):
                     found: list[Container] = []
                     for _ in collect(name, value, found, seen):
@@ -125,7 +125,7 @@ class ModuleState:
             module.__dict__.update(attributes)
         for path, module, name, saved in self.tables:
             table = module.__dict__[name]
-            names = [each or name for each in differences(saved, table)]
+            names = [each or name for each in differences(saved, _plain(table))]
             if names:
                 changed.extend((path, module, each) for each in names)
                 table.clear()
@@ -169,6 +169,11 @@ class KeptState:
 def attribute_of(label: str) -> str:
     """Return the attribute that a label begins with: `cache` of `cache['cos'].x`."""
     return re.split(r"[.\[]", label, maxsplit=1)[0]
+
+
+def _plain(table: Any) -> Any:
+    """Return a copy of a table of a module, whose class may be TorchScript's."""
+    return set(table) if isinstance(table, set) else dict(table)
 
 
 def run_with_copied_buffers(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -138,7 +138,7 @@ class FailsAfterAWrite(WritesParameter):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (WritesParameter(), "parameter 'weight' is written"),
+        (WritesParameter(), "parameter 'weight' is mutated"),
         (ReplacesData(), r"assigns to `\.data`"),
         (FailsAfterAWrite(), "data-dependent"),
     ],

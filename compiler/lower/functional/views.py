@@ -33,8 +33,9 @@ def _reshape(emit: Emit, _op: Operation, _index: int, whole: Value, part: Value)
     return emit("aten.reshape_as", part, whole) if shape is None else emit("aten.reshape", part, shape)
 
 
-def _scatter(name: str) -> Inverse:
-    return lambda emit, op, _index, whole, part: emit(name, whole, part, **_attributes(op))
+def _scatter(view: str) -> Inverse:
+    """The scatter of a view has its parameters: `slice_scatter` those of `slice`."""
+    return lambda emit, op, _index, whole, part: emit(f"aten.{view}_scatter", whole, part, **_attributes(op))
 
 
 def _as_strided(emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -> Value:
@@ -145,12 +146,12 @@ _INVERSES: dict[Layout, Inverse] = {
     Layout.SWAP: _swap,
     Layout.MOVE: _movedim,
     Layout.EXPAND: _expand,
-    Layout.SELECT: _scatter("aten.select_scatter"),
-    Layout.SLICE: _scatter("aten.slice_scatter"),
+    Layout.SELECT: _scatter("select"),
+    Layout.SLICE: _scatter("slice"),
     Layout.NARROW: _narrow,
     Layout.SPLIT: _split,
     Layout.UNBIND: _unbind,
-    Layout.DIAGONAL: _scatter("aten.diagonal_scatter"),
+    Layout.DIAGONAL: _scatter("diagonal"),
     Layout.STRIDED: _as_strided,
 }
 
