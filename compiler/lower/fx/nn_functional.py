@@ -114,7 +114,7 @@ _UPSAMPLING = {
 def _interpolate(calls: Calls, arguments: Arguments) -> Any:
     a = arguments
     mode, size, scale = a["mode"], calls.plain(a["size"]), a["scale_factor"]
-    if mode not in _UPSAMPLING or a["recompute_scale_factor"] or a["antialias"]:
+    if mode not in _UPSAMPLING or a.get("recompute_scale_factor") or a.get("antialias"):
         raise UnknownCallError(f"interpolation of mode {mode} with these options")
     name, ranks, aligns = _UPSAMPLING[mode]
     rank = calls.rank(a["input"])
@@ -156,9 +156,7 @@ FUNCTIONS: dict[Any, Lowering] = {
     **{function: _operator(function.__name__) for function in _PLAIN},
     F.threshold: _operator("threshold"),
     F.dropout: _dropout("dropout"),
-    F.dropout1d: _dropout("feature_dropout"),
-    F.dropout2d: _dropout("feature_dropout"),
-    F.dropout3d: _dropout("feature_dropout"),
+    **dict.fromkeys((F.dropout1d, F.dropout2d, F.dropout3d), _dropout("feature_dropout")),
     F.alpha_dropout: _dropout("alpha_dropout"),
     F.feature_alpha_dropout: _dropout("feature_alpha_dropout"),
     F.softmax: _softmax("softmax"),
@@ -168,9 +166,7 @@ FUNCTIONS: dict[Any, Lowering] = {
     F.adaptive_max_pool1d: _adaptive("adaptive_max_pool1d", 1),
     F.adaptive_max_pool2d: _adaptive("adaptive_max_pool2d", 2),
     F.adaptive_max_pool3d: _adaptive("adaptive_max_pool3d", 3),
-    F.max_pool1d: _max_pool("max_pool1d"),
-    F.max_pool2d: _max_pool("max_pool2d"),
-    F.max_pool3d: _max_pool("max_pool3d"),
+    **{function: _max_pool(function.__name__) for function in (F.max_pool1d, F.max_pool2d, F.max_pool3d)},
     F.layer_norm: _operator("layer_norm", normalized_shape=_normalized_shape),
     F.rms_norm: _operator("rms_norm", normalized_shape=_normalized_shape),
     F.embedding: _embedding,

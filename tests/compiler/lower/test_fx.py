@@ -377,6 +377,14 @@ def test_weights_constants_and_defaults() -> None:
     assert_same(program, model, torch.randn(3))
 
 
+def test_upsample_is_interpolation_with_fewer_options() -> None:
+    graph = fx.Graph()
+    graph.output(graph.call_function(F.upsample, (graph.placeholder("x"), (5, 6))))
+    program = lower(capture(fx.GraphModule(nn.Module(), graph)))
+    assert names(program) == ["upsample_nearest2d.vec"]
+    assert_same(program, Applied(lambda x: F.interpolate(x, (5, 6))), torch.randn(IMAGE))
+
+
 def test_item_assignment() -> None:
     graph = fx.Graph()
     x = graph.placeholder("x")
