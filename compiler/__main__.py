@@ -16,7 +16,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 from rich.console import Console
 
@@ -38,6 +37,7 @@ from compiler.targets.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUS
 from ir.errors import GraphwrightError, InputError
 from passes.manager.instruments import DumpIR
 from passes.manager.manager import Fixpoint, Pass, PassManager
+from passes.manager.text import options_of, takes_passes
 from passes.rewrite.pattern import Pattern
 
 TARGETS: dict[str, dict[str, tuple[type[Pattern], ...]]] = {
@@ -398,13 +398,9 @@ def list_everything(patterns: Sequence[type[Pattern]], passes: Sequence[type[Pas
 
 def _pass_text(cls: type[Pass]) -> str:
     """Return a pass's name with its options and their defaults: `canonicalize{inference=false}`."""
-    nested = issubclass(cls, PassManager)
-    options = [
-        f"{field.name.replace('_', '-')}={_default_text(field)}"
-        for field in attrs.fields(cls)
-        if field.name not in (("passes", "instruments") if nested else ())
-    ]
-    return f"{cls.name}{'(PASSES)' if nested else ''}{'{' + ' '.join(options) + '}' if options else ''}"
+    options = [f"{field.name.replace('_', '-')}={_default_text(field)}" for field in options_of(cls)]
+    passes = "(PASSES)" if takes_passes(cls) else ""
+    return f"{cls.name}{passes}{'{' + ' '.join(options) + '}' if options else ''}"
 
 
 def _default_text(field: Any) -> str:

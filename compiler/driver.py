@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
+from typing_extensions import override
 
 from compiler.capture.capture import capture
 from compiler.capture.captured import Captured
@@ -30,7 +31,7 @@ from ir.opdef import Trait
 from ir.program import Program
 from ir.verify import verify
 from passes.manager.instruments import count_operations
-from passes.manager.manager import Fixpoint, PassContext, PassManager
+from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult
 from passes.rewrite.driver import RewriteLog, UnfusedReasons, is_computation
 from passes.rewrite.pattern import Pattern, instantiate
 from passes.rewrite.remarks import MatchRecord, Remark
@@ -101,20 +102,41 @@ class TransformResult:
         return "\n".join(lines)
 
 
-class _Stages:
-    """Times the stages, and tells the progress display of each."""
+@attrs.define(eq=False)
+class _Stages(Instrument):
+    """Times the stages, of which each pass of the pipeline is one, and tells the progress display of each."""
 
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress = progress
-        self.times: list[StageTime] = []
+    progress: Progress | None
+    passes: tuple[Pass, ...]
+    times: list[StageTime] = attrs.field(factory=list)
+    _running: Pass | None = None
 
     def run(self, name: str, function: Callable[[], Any]) -> Any:
-        if self.progress is not None:
-            self.progress(name)
+        self._begin(name)
         start = time.perf_counter()
         result = function()
         self.times.append(StageTime(name, time.perf_counter() - start))
         return result
+
+    def _begin(self, name: str) -> None:
+        if self.progress is not None:
+            self.progress(name)
+
+    @override
+    def before(self, pass_: Pass, program: Program) -> None:
+        if self._running is None and any(pass_ is each for each in self.passes):
+            self._running = pass_
+            self._begin(_stage_name(pass_))
+
+    @override
+    def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
+        if pass_ is self._running:
+            self._running = None
+            self.times.append(StageTime(_stage_name(pass_), result.seconds))
+
+
+def _stage_name(pass_: Pass) -> str:
+    return "+".join(inner.name for inner in pass_.passes) if type(pass_) is Fixpoint else pass_.name
 
 
 def transform(
@@ -171,6 +193,8 @@ def transform(
             remedy="leave out one: `pipeline_of(patterns)` makes the pipeline of a list of patterns, to be edited",
         )
     manager = pipeline if pipeline is not None else pipeline_of(patterns)
+    if isinstance(manager, Fixpoint):
+        manager = PassManager([manager])  # one stage, whose rounds are not told apart
     # one entry is accepted as it is; the characters of a path are no paths
     leaves = (leaf_modules,) if isinstance(leaf_modules, (str, nn.Module, type)) else _entries(leaf_modules)
     if progress is not None and not callable(progress):
@@ -179,7 +203,7 @@ def transform(
         )
     # in inference mode every tensor made here would be one that no backward pass may use
     with _ONE_AT_A_TIME, torch.inference_mode(False):
-        stages = _Stages(progress)
+        stages = _Stages(progress, manager.passes)
         captured = capture(
             model,
             example_inputs,
@@ -206,11 +230,7 @@ def _compiled(
     log = RewriteLog()
     each = EachRewriteValidator() if validate == "each" else None
     log.hook = each
-    context = PassContext(log=log)
-    for pass_ in manager.passes:
-        name = pass_.name if not isinstance(pass_, Fixpoint) else "+".join(p.name for p in pass_.passes)
-        single = attrs.evolve(manager, passes=(pass_,))
-        stages.run(name, lambda single=single: single(program, context))  # type: ignore[misc]
+    manager.run(program, PassContext(log=log, instruments=(stages,)))
     stages.run("verify", lambda: verify(program))
     emitted = stages.run("emit", lambda: emit(program))
     remarks = [*_applied(log), *log.remarks, *_kept(program, log, manager), *_left_out(captured)]

@@ -126,7 +126,7 @@ class _Comparison:
         self._partner[a.value] = b.value
         if not types_equal(a.type, b.type):
             return Difference(f"{place}, type", str(a.type), str(b.type))
-        fields = ("kind", "requires_grad", "persistent", "is_mutated", "carries_gradient", "aliases")
+        fields = ("kind", "requires_grad", "persistent", "is_mutated", "carries_gradient", "is_folded", "aliases")
         found = (_differ(f"{place}, {name}", getattr(a, name), getattr(b, name)) for name in fields)
         if (first := next(filter(None, found), None)) is not None:
             return first

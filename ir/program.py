@@ -71,6 +71,8 @@ class Weight:
     """Whether the program mutates it (running statistics, counters, caches); it is then not a constant."""
     carries_gradient: bool = False
     """Whether a call leaves a value with a gradient in it, which the next call reads."""
+    is_folded: bool = False
+    """Whether constant folding made it: it belongs to the program, not to the model, and goes where nothing uses it."""
     aliases: tuple[str, ...] = ()
     """Other names of the same tensor (tied weights)."""
     derivation: Derivation | None = None

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from compiler.driver import TransformResult, transform
 from compiler.equality.accuracy import Accuracy, MeasurementError, measure_accuracy
 from compiler.report import Report, make_report
-from passes.manager.manager import PassManager
+from passes.manager.manager import Fixpoint, PassManager
 
 
 def compile_and_report(
@@ -34,7 +34,8 @@ def compile_and_report(
     Arguments and options are those of `transform`; a `transient` bar goes away at the end.
     """
     own = ("capture", "lower", "verify", "emit")
-    total = len(own) + len(pipeline.passes) + (options.get("validate", "off") != "off") + (not unmeasured)
+    passes = 1 if isinstance(pipeline, Fixpoint) else len(pipeline.passes)
+    total = len(own) + passes + (options.get("validate", "off") != "off") + (not unmeasured)
     accuracy: Accuracy | None = None
     with stage_progress(title, total, console, transient=transient) as begin:
         result = transform(module, args, kwargs, pipeline=pipeline, progress=begin, **options)

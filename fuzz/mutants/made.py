@@ -51,7 +51,7 @@ _MACHINERY = (
         Subject("pass", ("eliminate-dead-code",)),
     ),
     _Machinery(
-        "passes.fold.constants:fold_constants",
+        "passes.fold.constants:FoldConstants.run",
         ("passes.fold.constants",),
         Subject("pass", ("fold-constants",), (*_CONSTANTS, *_ON_CONSTANTS)),
     ),
@@ -61,7 +61,7 @@ _MACHINERY = (
         Subject("pass", ("fold-batch-norm", "FoldBatchNormPattern")),
     ),
     _Machinery(
-        "passes.fold.weights:fold_weight_views",
+        "passes.fold.weights:FoldParameterViews.run",
         ("passes.fold.weights",),
         Subject("pass", ("canonicalize{fold_parameter_views=true}",), _ON_WEIGHTS),
     ),

@@ -42,6 +42,7 @@ WEIGHT_FLAGS: dict[str, tuple[str, bool]] = {
     "non_persistent": ("persistent", False),
     "mutated": ("is_mutated", True),
     "carries_gradient": ("carries_gradient", True),
+    "folded": ("is_folded", True),
 }
 """Words after the type of a weight -> field of `Weight` and its value."""
 

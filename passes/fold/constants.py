@@ -44,8 +44,27 @@ class FoldConstants(Pass):
 
     @override
     def run(self, program: Program, context: PassContext) -> None:
-        """Run once over the program."""
-        fold_constants(program)
+        """Evaluate the operations whose operands are constants.
+
+        Results that others still use become weights named `folded_<value>`.
+        """
+        if not _anything_to_fold(program):
+            return
+        known: dict[Value, _Constant] = {}
+        folded: list[Operation] = []
+        for op in program.graph.operations():
+            constants = _fold(op, known)
+            if constants is not None:
+                known.update(zip(op.results, constants, strict=True))
+                folded.append(op)
+        rewriter = Rewriter(program)
+        interned: dict[Any, Value] = {}
+        for op in reversed(folded):
+            for result in op.results:
+                # the users among the folded operations come later in the graph, and are erased by now
+                if result._uses:
+                    rewriter.replace_value(result, _materialize(program, result, known[result], op, interned))
+            rewriter.erase(op)
 
 
 @attrs.frozen(eq=False)
@@ -54,34 +73,6 @@ class _Constant:
 
     tensor: torch.Tensor
     follows: bool
-
-
-def fold_constants(program: Program) -> tuple[str, ...]:
-    """Evaluate the operations whose operands are constants.
-
-    The results that others still use become weights named `folded_<value>`; their names are returned.
-    """
-    if not _anything_to_fold(program):
-        return ()
-    known: dict[Value, _Constant] = {}
-    folded: list[Operation] = []
-    for op in program.graph.operations():
-        constants = _fold(op, known)
-        if constants is not None:
-            known.update(zip(op.results, constants, strict=True))
-            folded.append(op)
-    rewriter = Rewriter(program)
-    interned: dict[Any, Value] = {}
-    made: dict[str, None] = {}
-    for op in reversed(folded):
-        for result in op.results:
-            # the users among the folded operations come later in the graph, and are erased by now
-            if result._uses:
-                new = _materialize(program, result, known[result], op, interned)
-                made.setdefault(new.name)
-                rewriter.replace_value(result, new)
-        rewriter.erase(op)
-    return tuple(made)
 
 
 def _anything_to_fold(program: Program) -> bool:
@@ -246,6 +237,7 @@ def _materialize(
         type=type_of_tensor(tensor),
         data=tensor,
         persistent=False,
+        is_folded=True,
     )
     new = program.add_weight(weight)
     if key is not None:

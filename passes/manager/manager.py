@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import attrs
 from typing_extensions import override
@@ -15,13 +15,15 @@ from typing_extensions import override
 from ir.errors import DidNotConverge, GraphwrightError, InputError, PassError, PatternError
 from ir.program import Program
 from ir.verify import verify
-from passes.manager.text import PipelineParser
+from passes.manager.text import PipelineParser, options_of, takes_passes
 from passes.rewrite.driver import RewriteLog
 from passes.rewrite.pattern import Pattern, instantiate
 from passes.rewrite.remarks import GraphwrightWarning
 
 # What pipeline text can spell.
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+_T = TypeVar("_T")
 
 
 @attrs.define(eq=False)
@@ -106,12 +108,12 @@ class Pass:
         return None
 
     def __str__(self) -> str:
-        options = []
-        for field in attrs.fields(type(self)):
-            value = getattr(self, field.name)
-            if value != field.default:
-                options.append(f"{field.name.replace('_', '-')}={_format_option(value)}")
-        return self.name + (f"{{{' '.join(options)}}}" if options else "")
+        return f"{self.name}{self._options()}"
+
+    def _options(self) -> str:
+        given = {f.name: getattr(self, f.name) for f in options_of(type(self)) if getattr(self, f.name) != f.default}
+        options = [f"{name.replace('_', '-')}={_format_option(value)}" for name, value in given.items()]
+        return f"{{{' '.join(options)}}}" if options else ""
 
 
 _PLAIN_OPTIONS: dict[Any, tuple[tuple[type, ...], str]] = {
@@ -235,24 +237,27 @@ def _raised_at(error: BaseException) -> str:
     return f" (at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
 
 
-# A bare `tuple` as converter would lose the element type for the type checker.
 def _tuple_of_passes(passes: Iterable[Pass]) -> tuple[Pass, ...]:
-    # a manager is iterable, but taking it apart would lose its instruments and rounds
-    if isinstance(passes, (Pass, type, str)) or not isinstance(passes, Iterable):
-        raise InputError(
-            f"the passes of a manager are {_shown(passes)}, not a list",
-            remedy="write `PassManager([Canonicalize(), ...])`",
-        )
-    return tuple(passes)
+    return _tuple_of(passes, Pass, "passes", "PassManager([Canonicalize(), ...])")
 
 
 def _tuple_of_instruments(instruments: Iterable[Instrument]) -> tuple[Instrument, ...]:
-    if isinstance(instruments, (Instrument, type, str)) or not isinstance(instruments, Iterable):
-        raise InputError(
-            f"the instruments of a manager are {_shown(instruments)}, not a list",
-            remedy="write `PassManager([...], instruments=[Timing()])`",
-        )
-    return tuple(instruments)
+    return _tuple_of(instruments, Instrument, "instruments", "PassManager([...], instruments=[Timing()])")
+
+
+def _tuple_of(given: Iterable[_T], base: type[_T], what: str, example: str) -> tuple[_T, ...]:
+    # a manager is iterable, but taking it apart would lose its instruments and rounds
+    if isinstance(given, (base, type, str)) or not isinstance(given, Iterable):
+        raise InputError(f"the {what} of a manager are {_shown(given)}, not a list", remedy=f"write `{example}`")
+    entries = tuple(given)
+    for entry in entries:
+        if not isinstance(entry, base):
+            article = "an" if base is Instrument else "a"
+            raise InputError(
+                f"{_shown(entry)} is not {article} {base.__name__}",
+                remedy=f"pass instances of {base.__name__}: `{example}`",
+            )
+    return entries
 
 
 def _shown(given: object) -> str:
@@ -286,7 +291,7 @@ class PassManager(Pass):
     """A sequence of passes, which is a pass itself.
 
     `str(manager)` is its text, `PassManager.parse(text)` the way back. The editing methods return new managers; they
-    find passes by name, in nested managers too.
+    find passes by name, in nested managers too, but not in those that make their passes themselves.
 
     Attributes:
         passes: run in this order.
@@ -298,23 +303,6 @@ class PassManager(Pass):
     instruments: tuple[Instrument, ...] = attrs.field(
         converter=_tuple_of_instruments, default=(), kw_only=True, eq=False
     )
-
-    @passes.validator
-    def _check_passes(self, attribute: Any, value: tuple[Any, ...]) -> None:
-        for entry in value:
-            if not isinstance(entry, Pass):
-                raise InputError(
-                    f"{_shown(entry)} is not a Pass", remedy="pass instances of Pass: `PassManager([Canonicalize()])`"
-                )
-
-    @instruments.validator
-    def _check_instruments(self, attribute: Any, value: tuple[Any, ...]) -> None:
-        for entry in value:
-            if not isinstance(entry, Instrument):
-                raise InputError(
-                    f"{_shown(entry)} is not an Instrument",
-                    remedy="pass instances of Instrument: `manager.with_instruments(Timing())`",
-                )
 
     @override
     def run(self, program: Program, context: PassContext) -> None:
@@ -357,7 +345,7 @@ class PassManager(Pass):
 
     def append(self, *passes: Pass) -> Self:
         """Return a manager with `passes` at the end."""
-        return attrs.evolve(self, passes=(*self.passes, *passes))
+        return self._with_passes((*self.passes, *passes))
 
     def _edit(self, name: str, edit: Callable[[Pass], Sequence[Pass]]) -> Self:
         result, count = self._edited(name, edit)
@@ -372,13 +360,20 @@ class PassManager(Pass):
             if pass_.name == name:
                 passes.extend(edit(pass_))
                 count += 1
-            elif isinstance(pass_, PassManager):
+            elif isinstance(pass_, PassManager) and takes_passes(type(pass_)):
                 inner, found = pass_._edited(name, edit)
                 passes.append(inner)
                 count += found
             else:
                 passes.append(pass_)
-        return attrs.evolve(self, passes=tuple(passes)), count
+        return self._with_passes(passes), count
+
+    def _with_passes(self, passes: Sequence[Pass]) -> Self:
+        if not takes_passes(type(self)):
+            raise InputError(
+                f"the passes of `{self}` are its own", remedy=f"edit `PassManager([{type(self).__name__}()])`"
+            )
+        return attrs.evolve(self, passes=tuple(passes))
 
     @classmethod
     def parse(
@@ -400,7 +395,7 @@ class PassManager(Pass):
         known = _by_name(passes, Pass, _name_of, "passes")
         known.update({PassManager.name: PassManager, Fixpoint.name: Fixpoint})
         named = _by_name(patterns, Pattern, attrgetter("__name__"), "patterns")
-        return PassManager(PipelineParser(text, known, named, lambda c: issubclass(c, PassManager)).parse())
+        return PassManager(PipelineParser(text, known, named).parse())
 
 
 @attrs.frozen
@@ -412,6 +407,7 @@ class Fixpoint(PassManager):
     """
 
     name: ClassVar[str] = "fixpoint"
+    _remedy: ClassVar[str] = "let only one of these passes apply: they undo each other"
     max_rounds: int = attrs.field(default=16, kw_only=True)
 
     @max_rounds.validator
@@ -431,18 +427,20 @@ class Fixpoint(PassManager):
             revision = program.graph.revision
             start = len(context.results)
             PassManager.run(self, program, context)
-            changing = [result.name for result in context.results[start:] if result.changed]
+            own = {pass_.name for pass_ in self.passes}
+            changing = [result.name for result in context.results[start:] if result.changed and result.name in own]
             if program.graph.revision == revision:
                 return
         raise DidNotConverge(
             f"`{self}` still changes the program after {self.max_rounds} rounds; passes that take turns: "
             + ", ".join(dict.fromkeys(changing)),
             location=program.location,
+            remedy=self._remedy,
         )
 
     def __str__(self) -> str:
-        options = f"{{max-rounds={self.max_rounds}}}" if self.max_rounds != 16 else ""
-        return f"fixpoint({PassManager.__str__(self)}){options}"
+        passes = f"({PassManager.__str__(self)})" if takes_passes(type(self)) else ""
+        return f"{self.name}{passes}{self._options()}"
 
 
 def as_patterns(patterns: Sequence[type[Pattern] | Pattern]) -> tuple[type[Pattern] | Pattern, ...]:

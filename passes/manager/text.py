@@ -1,11 +1,11 @@
 """The text form of pipelines: `canonicalize,convert{patterns=A,B},fixpoint(a,b){max-rounds=4}`.
 
-The parser knows no pass by itself: it is told the classes, and which of them hold other passes.
+The parser knows no pass by itself: it is told the classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -27,17 +27,10 @@ class PipelineParser:
         text: the pipeline.
         passes: the pass classes (attrs classes) by name.
         patterns: the pattern classes that options may name, by name.
-        holds_passes: whether a class takes a list of passes as its first argument.
     """
 
-    def __init__(
-        self,
-        text: str,
-        passes: Mapping[str, type[Any]],
-        patterns: Mapping[str, type[Any]],
-        holds_passes: Callable[[type[Any]], bool],
-    ) -> None:
-        self.text, self.passes, self.patterns, self.holds_passes = text, passes, patterns, holds_passes
+    def __init__(self, text: str, passes: Mapping[str, type[Any]], patterns: Mapping[str, type[Any]]) -> None:
+        self.text, self.passes, self.patterns = text, passes, patterns
         self.at = 0
         self.depth = 0
 
@@ -90,7 +83,7 @@ class PipelineParser:
         if cls is None:
             raise self._error(f"no pass is named {name!r}; {known_names(name, self.passes)}", start)
         args: tuple[Any, ...] = ()
-        if self.holds_passes(cls):
+        if takes_passes(cls):
             if self._peek() != "(":
                 raise self._error(f"`{name}` needs its passes in parentheses: `{name}(canonicalize)`")
             self.at += 1
@@ -116,7 +109,7 @@ class PipelineParser:
         end = self.text.find("}", self.at)
         if end < 0:
             raise self._error("`{` is never closed")
-        fields = {field.name.replace("_", "-"): field for field in attrs.fields(cls) if _in_text(field)}
+        fields = {field.name.replace("_", "-"): field for field in options_of(cls)}
         options: dict[str, Any] = {}
         at = self.at + 1
         while at < end:
@@ -168,6 +161,11 @@ class PipelineParser:
         return tuple(found)
 
 
-def _in_text(field: Any) -> bool:
-    """Whether a field of a pass can be written in text: the passes it holds and its instruments cannot."""
-    return bool(field.init) and field.name not in ("passes", "instruments")
+def takes_passes(cls: type[Any]) -> bool:
+    """Whether a class of passes is given others to run; one that makes its own is written without them."""
+    return any(field.name == "passes" and field.init for field in attrs.fields(cls))
+
+
+def options_of(cls: type[Any]) -> tuple[Any, ...]:
+    """Return the fields of a class of passes that are options in text."""
+    return tuple(field for field in attrs.fields(cls) if field.init and field.name not in ("passes", "instruments"))

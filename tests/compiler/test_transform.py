@@ -26,6 +26,7 @@ from graphwright import (
     pipeline_of,
     transform,
 )
+from graphwright.passes import Canonicalize, Convert, Fixpoint, Timing
 from graphwright.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUSION_PATTERNS, TENSORRT_PATTERNS
 from tests.zoo.equality import assert_equal_outputs, assert_equal_training
 
@@ -247,6 +248,24 @@ def test_a_pipeline_instead_of_patterns():
     bare = transform(Small().eval(), X, pipeline=PassManager())
     assert bare.matches == () and type(bare.model.conv) is nn.Conv2d
     assert set(bare.model.state_dict()) == set(Small().state_dict())
+
+
+def test_stages_are_the_passes_of_the_pipeline():
+    told: list[str] = []
+    timing = Timing()
+    pipeline = pipeline_of(TENSORRT_PATTERNS).with_instruments(timing)
+    result = transform(Small().eval(), (X,), pipeline=pipeline, progress=told.append)
+    stages = [stage.name for stage in result.stages]
+    assert told == stages
+    assert stages[3:-3] == ["canonicalize", "convert+canonicalize", "fuse"]
+    assert {"apply-canonical-rules", "convert", "fuse"} <= timing.seconds.keys()
+
+
+def test_a_fixpoint_may_be_the_whole_pipeline():
+    pipeline = Fixpoint([Canonicalize(), Convert(TENSORRT_CONVERSION_PATTERNS)])
+    result = transform(Small().eval(), (X,), pipeline=pipeline)
+    assert result.stages[3].name == "canonicalize+convert"
+    assert result.counts() == {"FlattenLinearToConv1x1Pattern": 1}
 
 
 def test_without_shapes_a_rule_that_needs_them_is_skipped_with_a_warning_that_names_the_node():
