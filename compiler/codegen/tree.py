@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+import sympy
 import torch
 from torch import fx, nn
 
@@ -61,8 +62,8 @@ class ModuleTree:
         """Paths of modules kept as they are."""
         self.opaque_keys: dict[str, str] = {}
         """Key inside a module kept as it is -> the original's name."""
-        self.extras: dict[str, tuple[Any, ...]] = {}
-        """Path of a region -> symbols whose sizes it takes as further arguments."""
+        self.calls: dict[str, tuple[list[int], tuple[sympy.Symbol, ...]]] = {}
+        """Path of a region -> numbers of the operands that it takes, and symbols whose sizes it takes after them."""
         self.counting: list[tuple[Operation, Weight]] = []
         """Normalizations that are no modules and count their batches, and their running means."""
         self._origins: dict[int, tuple[nn.Module, str]] = {}

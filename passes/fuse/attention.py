@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import ClassVar
 
 from typing_extensions import override
@@ -118,6 +117,8 @@ class MHAInProjectionPattern(Pattern):
     is_fusion = True
     exact = True
     check_adds: ClassVar[int] = 3
+    kind: ClassVar[str] = "mha_in_projection"
+    quantization_points: ClassVar[tuple[str, ...]] = ("input",)
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -163,10 +164,10 @@ def fuse_in_projection(
     """Make `ops` the region of an in-projection with results query, key and value."""
     names = ("in_proj",) if len(linears) == 1 else ("q_proj", "k_proj", "v_proj")
     return b.fuse(
-        "mha_in_projection",
+        MHAInProjectionPattern.kind,
         ops,
         parts=dict(zip(linears, names, strict=True)),
         inputs={x: "input"},
-        quantization_points=("input",),
-        outputs=list(itertools.chain(outputs)),
+        quantization_points=MHAInProjectionPattern.quantization_points,
+        outputs=outputs,
     )
