@@ -18,7 +18,7 @@ from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree
 from compiler.emitted.fused import FusedModule, fused_class
 from compiler.emitted.graphmodule import FusedRegion
-from ir.attributes import attribute_key
+from ir.attributes import attribute_key, attributes_equal
 from ir.caches import cached
 from ir.core import Operation, Value
 from ir.program import Weight
@@ -154,17 +154,16 @@ class Region:
         children = {
             child.name: self.tree.make(child.form, self._original(op, child)) for op, child in self.children.items()
         }
+        cls = fused_class(self.kind)
+        if children and issubclass(cls, FusedModule):
+            passed = self._passed(_traced(cls, tuple(children)))
+            if passed is not None:
+                return cls(**children), passed, ()
         scope = RegionScope(self)
         for op in self.ops:
             scope.operation(op)
         outputs = [None if v is None else scope.value(v) for v in self.body.outputs]
         scope.graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
-        cls = fused_class(self.kind)
-        if issubclass(cls, FusedModule):
-            passed = _passed(_traced(cls, tuple(children)), scope.graph)
-            if passed is not None:
-                values = {scope.env[value]: value for value in self.arguments}
-                return cls(**children), [values[node] for node in passed], ()
         root = nn.Module()
         for name, child_module in children.items():
             root.add_module(name, child_module)
@@ -172,6 +171,31 @@ class Region:
         region = region_class(root, scope.graph, cls.__name__)
         region.kind = self.kind
         return region, self.arguments, tuple(scope.symbols)
+
+    def _passed(self, fused: fx.Graph) -> list[Value] | None:
+        """Return the inputs of the body to pass to a fused module; None where its `forward` computes something else."""
+        known: dict[fx.Node, Value] = {}
+
+        def is_same(node: Any, value: Value | None) -> bool:
+            op = None if value is None else value.defining_op
+            if value is None or (node.op == "placeholder") != (op is None):
+                return False
+            if known.setdefault(node, value) is not value or op is None:
+                return known[node] is value
+            child = self.children.get(op)
+            if child is not None:
+                is_called = node.target == child.name and not child.form.keywords and len(op.results) == 1
+                return is_called and len(child.form.inputs) == 1 and is_same(node.args[0], child.form.inputs[0])
+            if node.target is not operator.add or op.name != "aten.add.Tensor" or len(op.operands) != 2:
+                return False
+            orders = (op.operands, op.operands[::-1]) if attributes_equal(op.attributes["alpha"], 1) else ()
+            return any(all(map(is_same, node.args, operands)) for operands in orders)
+
+        (result,) = fused.output_node().args
+        is_all = len(self.body.outputs) == 1 and is_same(result, self.body.outputs[0])
+        if not is_all or any(all(value.defining_op is not op for value in known.values()) for op in self.ops):
+            return None
+        return [known[node] for node in fused.nodes if node.op == "placeholder"]
 
 
 class _Tracer(fx.Tracer):
@@ -186,26 +210,6 @@ class _Tracer(fx.Tracer):
 def _traced(cls: type[FusedModule], parts: tuple[str, ...]) -> fx.Graph:
     """Return what `forward` of a fused module does where it has these parts."""
     return _Tracer().trace(cls(**{part: nn.Identity() for part in parts}))
-
-
-def _passed(fused: fx.Graph, body: fx.Graph) -> list[fx.Node] | None:
-    """Return which placeholders of `body` to pass to a fused module; None where it computes something else."""
-    known: dict[fx.Node, fx.Node] = {}
-
-    def same(a: Any, b: Any) -> bool:
-        if not isinstance(b, fx.Node) or a.op != b.op or known.setdefault(a, b) is not b:
-            return False
-        if a.op == "placeholder":
-            return True
-        if a.target != b.target or len(a.args) != len(b.args) or b.kwargs:
-            return False
-        swapped = b.args[::-1] if a.target is operator.add else ()
-        return all(map(same, a.args, b.args)) or (bool(swapped) and all(map(same, a.args, swapped)))
-
-    computed = [node for node in body.nodes if node.op != "placeholder"]
-    if not same(fused.output_node(), body.output_node()) or not set(computed) <= set(known.values()):
-        return None
-    return [known[node] for node in fused.nodes if node.op == "placeholder"]
 
 
 class RegionScope(Scope):
