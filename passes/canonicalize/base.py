@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from typing_extensions import override
 
 from ir.core import Operation, Value
 from ir.types import Dim, TensorType
-from passes.rewrite.pattern import Pattern
+from passes.rewrite.pattern import Match, Pattern
+from passes.rewrite.rewriter import Rewriter
 
 
 class Rule(Pattern):
@@ -14,6 +16,14 @@ class Rule(Pattern):
 
     exact = True
     warns_without_shapes = False
+
+
+class Identity(Rule):
+    """A rule that puts the value captured as `x`, by default the first operand, in the place of what it matches."""
+
+    @override
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        return m.captures.get("x") or first(m.root)
 
 
 def tensor(value: Value | None) -> TensorType | None:

@@ -19,7 +19,7 @@ from ir.memory.strides import has_standard_format, is_contiguous, is_dense
 from ir.opdef import Trait, get_opdef, operators_with
 from ir.program import weight_of
 from ir.types import shapes_equal
-from passes.canonicalize.base import Rule, first, is_floating, is_integral, same_dtype, shape_of, tensor
+from passes.canonicalize.base import Identity, Rule, first, is_floating, is_integral, same_dtype, shape_of, tensor
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -51,15 +51,7 @@ def sharing_refusal(old: Value, x: Value) -> str | None:
     return None
 
 
-class _Identity(Rule):
-    """op(x) = x"""
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return first(m.root)
-
-
-class NoDropout(_Identity):
+class NoDropout(Identity):
     """dropout(x, p=0) = x: it returns its operand and draws no random numbers, in training too"""
 
     @override
@@ -67,7 +59,7 @@ class NoDropout(_Identity):
         return p.op(_DROPOUTS, p=0.0)
 
 
-class NoDropoutInEval(_Identity):
+class NoDropoutInEval(Identity):
     """dropout(x, p, train=False) = x, for a program that will never train"""
 
     @override
@@ -75,7 +67,7 @@ class NoDropoutInEval(_Identity):
         return p.op(_DROPOUTS, train=False)
 
 
-class NoCast(_Identity):
+class NoCast(Identity):
     """to(x, dtype of x) = x"""
 
     @override
@@ -97,7 +89,7 @@ class NoCast(_Identity):
         return None
 
 
-class NoAlias(_Identity):
+class NoAlias(Identity):
     """alias(x) = positive(x) = x"""
 
     @override
@@ -105,7 +97,7 @@ class NoAlias(_Identity):
         return p.op(("aten.alias", "aten.positive"))
 
 
-class NoDetach(_Identity):
+class NoDetach(Identity):
     """detach(x) = lift(x) = x, where no gradient can flow: x is an integer tensor or comes from constants"""
 
     @override
@@ -127,7 +119,7 @@ class NoDetach(_Identity):
         return None
 
 
-class NoCopy(_Identity):
+class NoCopy(Identity):
     """clone(x) = x, where nobody can tell the copy from x"""
 
     @override
@@ -147,7 +139,7 @@ class NoCopy(_Identity):
         return "the strides may change"
 
 
-class NoContiguous(_Identity):
+class NoContiguous(Identity):
     """contiguous(x) = x, where x is contiguous"""
 
     @override
@@ -161,7 +153,7 @@ class NoContiguous(_Identity):
         return None if is_contiguous(first(m.root)) else "the operand may have other strides"
 
 
-class NoExpand(_Identity):
+class NoExpand(Identity):
     """expand(x, shape of x) = slice(x, all) = x"""
 
     @override
@@ -180,7 +172,7 @@ class NoExpand(_Identity):
         return None
 
 
-class NoPad(_Identity):
+class NoPad(Identity):
     """pad(x, zeros) = repeat(x, ones) = x, where nobody can tell the copy from x"""
 
     @override
@@ -206,7 +198,7 @@ class NoPad(_Identity):
         return sharing_refusal(op.result, x) if is_contiguous(x) else "the strides may change"
 
 
-class CatOfOne(Rule):
+class CatOfOne(Identity):
     """cat([x], d) = x, where nobody can tell the copy from x"""
 
     @override
@@ -220,13 +212,8 @@ class CatOfOne(Rule):
             return "the strides may change"
         return sharing_refusal(m.root.result, m.x)
 
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        x: Value = m.x
-        return x
 
-
-class NoArithmetic(_Identity):
+class NoArithmetic(Identity):
     """x * 1 = x / 1 = x - 0 = x ** 1 = x, and x + 0 = x for integers, the dtype unchanged
 
     For floating x, x + 0 turns -0.0 into 0.0, so only x + (-0.0) goes.
@@ -300,7 +287,7 @@ _INVOLUTIONS = tuple(
 )
 
 
-class Involution(Rule):
+class Involution(Identity):
     """neg(neg(x)) = bitwise_not(bitwise_not(x)) = x"""
 
     @override
@@ -313,11 +300,6 @@ class Involution(Rule):
         if not (is_integral(m.x) or is_floating(m.x)) or tensor(m.x) != tensor(m.root.result):
             return "the dtype is not known, or complex"
         return copy_refusal(m.root.result, m.x)
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        x: Value = m.x
-        return x
 
 
 IDENTITY_RULES = (

@@ -11,7 +11,7 @@ from ir.core import Operation, Value
 from ir.memory.strides import merge_keeps_strides
 from ir.opdef import operators_with
 from ir.types import Dim, dims_equal, simplify_dim
-from passes.canonicalize.base import Rule, first, rank_of, shape_of
+from passes.canonicalize.base import Identity, Rule, first, rank_of, shape_of
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -57,7 +57,7 @@ class SpellPermute(Rule):
         return b.op("aten.permute", x, _order_of(m.root, rank)).result
 
 
-class NoPermute(Rule):
+class NoPermute(Identity):
     """permute(x, (0, 1, 2)) = x"""
 
     @override
@@ -68,11 +68,6 @@ class NoPermute(Rule):
     def check(self, m: Match) -> str | None:
         """Demand the identity."""
         return None if m.dims == tuple(range(len(m.dims))) else "the order changes"
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        x: Value = m.x
-        return x
 
 
 class MergePermutes(Rule):

@@ -10,7 +10,7 @@ from ir.core import Value
 from ir.memory.strides import is_contiguous, merge_keeps_strides, reshape_copies, reshape_views
 from ir.opdef import operators_with
 from ir.types import shapes_equal
-from passes.canonicalize.base import Rule, first, shape_of
+from passes.canonicalize.base import Identity, Rule, first, shape_of
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -67,7 +67,7 @@ class WriteOutReshape(Rule):
         return b.op("aten.reshape", first(m.root), shape_of(m.root.result)).result
 
 
-class NoReshape(Rule):
+class NoReshape(Identity):
     """reshape(x, shape of x) = x"""
 
     @override
@@ -79,11 +79,6 @@ class NoReshape(Rule):
         """Demand provably equal shapes."""
         equal = shapes_equal(shape_of(m.x), shape_of(m.root.result))
         return None if equal else "the shape changes"
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        x: Value = m.x
-        return x
 
 
 class MergeReshapes(Rule):

@@ -10,7 +10,7 @@ from ir.columns import Layout
 from ir.core import Operation, Value
 from ir.opdef import operators_with
 from ir.types import wrap
-from passes.canonicalize.base import Rule, first, shape_of
+from passes.canonicalize.base import Identity, Rule, first, shape_of
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -126,7 +126,7 @@ class SpellUnbind(Rule):
         )
 
 
-class NoSplit(Rule):
+class NoSplit(Identity):
     """split_with_sizes(x, (n,), d) = x, x: f[n] along d"""
 
     @override
@@ -137,11 +137,6 @@ class NoSplit(Rule):
     def check(self, m: Match) -> str | None:
         """Demand one piece, which a split without an error makes the whole."""
         return None if len(m.root.results) == 1 else "there are several pieces"
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        x: Value = m.x
-        return x
 
 
 SPLIT_RULES = (SpellSplit, SplitFromFront, SpellUnbind, NoSplit)
