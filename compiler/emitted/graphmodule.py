@@ -7,8 +7,8 @@ pickles by tracing its code anew. Here the tree is given and kept, and the graph
 from __future__ import annotations
 
 import builtins
-import importlib
 import operator
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -308,19 +308,20 @@ def _encode_graph(graph: fx.Graph) -> tuple[Any, ...]:
 
 
 def _encode_argument(item: Any) -> Any:
+    """Return an argument with plain lists and dicts, in which nodes and functions are names."""
     if isinstance(item, fx.Node):
         return _NodeName(item.name)
     if isinstance(item, torch.memory_format):
         return _FunctionName(str(item))  # torch.save cannot write one
-    if isinstance(item, (list, tuple)):
-        parts = [_encode_argument(part) for part in item]
-        if isinstance(item, tuple):
-            return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
-        return parts
+    if isinstance(item, tuple):
+        parts = map(_encode_argument, item)
+        return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
+    if isinstance(item, list):
+        return list(map(_encode_argument, item))
     if isinstance(item, dict):
         return {key: _encode_argument(value) for key, value in item.items()}
     if isinstance(item, slice):
-        return slice(_encode_argument(item.start), _encode_argument(item.stop), _encode_argument(item.step))
+        return slice(*map(_encode_argument, (item.start, item.stop, item.step)))
     return item
 
 
@@ -331,24 +332,14 @@ def _decode_graph(encoded: tuple[Any, ...]) -> fx.Graph:
         graph.set_codegen(SignatureCodeGen(*signature))
     made: dict[str, fx.Node] = {}
 
-    def decode(item: Any) -> Any:
-        if isinstance(item, _NodeName):
-            return made[item]
-        if isinstance(item, _FunctionName):
-            return _decode_function(item)
-        if isinstance(item, (list, tuple)):
-            parts = [decode(part) for part in item]
-            return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
-        if isinstance(item, dict):
-            return {key: decode(value) for key, value in item.items()}
-        if isinstance(item, slice):
-            return slice(decode(item.start), decode(item.stop), decode(item.step))
-        return item
+    def decode(leaf: Any) -> Any:
+        if isinstance(leaf, _NodeName):
+            return made[leaf]
+        return _decode_function(leaf) if isinstance(leaf, _FunctionName) else leaf
 
     for name, op, target, args, kwargs in nodes:
-        if isinstance(target, _FunctionName):
-            target = _decode_function(target)
-        made[name] = graph.create_node(op, target, decode(tuple(args)), decode(dict(kwargs)), name=name)
+        args, kwargs = (fx.node.map_aggregate(each, decode) for each in (args, kwargs))
+        made[name] = graph.create_node(op, decode(target), args, kwargs, name=name)
     return graph
 
 
@@ -418,19 +409,10 @@ def _encode_function(function: Any) -> Any:
 
 
 def _decode_function(path: str) -> Any:
-    parts = path.split(".")
-    for cut in range(len(parts) - 1, 0, -1):
-        try:
-            found: Any = importlib.import_module(".".join(parts[:cut]))
-        except ImportError:
-            continue
-        try:
-            for part in parts[cut:]:
-                found = getattr(found, part)
-        except AttributeError:
-            break
-        return found
-    raise CodegenError(
-        f"the pickled module calls {path}, which does not exist here",
-        remedy="import the library that registers it first, or unpickle with the versions that pickled it",
-    )
+    try:
+        return pkgutil.resolve_name(path)
+    except (ImportError, AttributeError) as error:
+        raise CodegenError(
+            f"the pickled module calls {path}, which does not exist here",
+            remedy="import the library that registers it first, or unpickle with the versions that pickled it",
+        ) from error
