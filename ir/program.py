@@ -16,6 +16,7 @@ from ir.core import Graph, Value
 from ir.errors import VerificationError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.parameters import ParameterSpec
+from ir.spelling import free_name
 from ir.text.printer import print_program
 from ir.types import TensorType
 
@@ -235,11 +236,7 @@ class Program:
     def unique_weight_name(self, base: str) -> str:
         """Return `base`, or `base_1`, `base_2`, … where it is taken; names of tied weights count."""
         taken = {*self.weights, *(alias for weight in self.weights.values() for alias in weight.aliases)}
-        name, number = base, 0
-        while name in taken:
-            number += 1
-            name = f"{base}_{number}"
-        return name
+        return free_name(base, taken.__contains__)
 
     def values(self) -> Iterator[Value]:
         """Yield weights, inputs and results, in order."""
@@ -253,6 +250,7 @@ class Program:
         return print_program(self)
 
 
-def weight_of(value: Value) -> Weight | None:
+def weight_of(value: Value | None) -> Weight | None:
     """Return the weight that `value` is, or None."""
-    return value.owner if isinstance(value.owner, Weight) else None
+    owner = None if value is None else value.owner
+    return owner if isinstance(owner, Weight) else None

@@ -1,9 +1,10 @@
-"""Messages about unknown names."""
+"""Names: messages about unknown ones, and new ones beside those that are taken."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
 
 
 def nearest(unknown: str, known: Iterable[str], most: int = 3) -> list[str]:
@@ -23,3 +24,9 @@ def known_names(unknown: str, known: Iterable[str]) -> str:
     names = sorted(known)
     hint = "".join(f"did you mean {near!r}? " for near in nearest(unknown, names, 1))
     return f"{hint}known: {', '.join(names) or 'none'}"
+
+
+def free_name(base: str, is_taken: Callable[[str], bool]) -> str:
+    """Return `base`, or the first of `base_1`, `base_2`, … that is not taken."""
+    numbered = (f"{base}_{number}" for number in itertools.count(1))
+    return next(name for name in itertools.chain((base,), numbered) if not is_taken(name))

@@ -35,6 +35,7 @@ from ir.attributes import UnknownObject
 from ir.errors import CodegenError
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
 from ir.program import InputLeaf, Program
+from ir.spelling import free_name
 
 _LITERALS = (type(None), bool, int, float, str, torch.dtype, torch.device, enum.Enum)
 _ABSENT = inspect.Parameter.empty
@@ -144,10 +145,8 @@ def _distinct(parameters: Sequence[Parameter], variable: str) -> list[Parameter]
     taken = {variable}
     unique: list[Parameter] = []
     for parameter in parameters:
-        name, number = parameter.name, 0
-        while name in taken or (parameter.is_ours and name in given):
-            number += 1
-            name = f"{parameter.name}_{number}"
+        avoided = taken | given if parameter.is_ours else taken
+        name = free_name(parameter.name, avoided.__contains__)
         taken.add(name)
         unique.append(attrs.evolve(parameter, name=name))
     return unique

@@ -19,14 +19,14 @@ from compiler.codegen.regions import emit_region
 from compiler.codegen.results import Results, is_detached
 from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree, folded_path
-from compiler.codegen.weights import Weights, names_of, weight_of
+from compiler.codegen.weights import Weights, names_of
 from compiler.emitted.fused import ScaledDotProductAttention
 from compiler.emitted.graphmodule import EmittedModule, SwitchedModule, with_switches
 from compiler.emitted.parameter_map import Entry, ParameterMap
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.ops.nn_ops import decode_call
-from ir.program import SWITCHES, Program, Weight, WeightKind
+from ir.program import SWITCHES, Program, Weight, WeightKind, weight_of
 
 
 @attrs.frozen(eq=False)

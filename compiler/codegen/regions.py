@@ -22,6 +22,7 @@ from ir.attributes import attribute_key, attributes_equal
 from ir.caches import cached
 from ir.core import Operation, Value
 from ir.program import Weight
+from ir.spelling import free_name
 
 
 @attrs.define(eq=False)
@@ -67,17 +68,13 @@ class Region:
         return form if all(v is None or v in self.operands for v in form.inputs) else None
 
     def _find_children(self) -> None:
-        taken: dict[str, None] = {}
+        taken: set[str] = set()
         for op, name in zip(self.ops, self.names, strict=True):
             form = None if op.body is not None else module_form(op, self.find)
             if form is None or not (name or form.slots or depends_on_mode(form)):
                 continue
-            base = name or op.opdef.short_name
-            name, number = base, 0
-            while name in taken or hasattr(fx.GraphModule, name):
-                number += 1
-                name = f"{base}_{number}"
-            taken[name] = None
+            name = free_name(name or op.opdef.short_name, lambda name: name in taken or hasattr(fx.GraphModule, name))
+            taken.add(name)
             self.children[op] = Child(name, form, self.tree.home(form, op.location.parts))
 
     def _arguments(self) -> list[Value]:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.codegen.convention import native_structure, unknown_constant
 from compiler.codegen.scope import Scope
-from compiler.codegen.weights import Weights, weight_of
+from compiler.codegen.weights import Weights
 from compiler.emitted.graphmodule import assign_buffer, before_assignment, write_unless_itself
 from ir.attributes import UnknownObject
 from ir.columns import Layout
@@ -20,7 +20,7 @@ from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.memory.aliasing import makes_view, may_alias_operands
 from ir.opdef import OpDef, Trait
-from ir.program import Program, Weight
+from ir.program import Program, Weight, weight_of
 
 
 class Results:

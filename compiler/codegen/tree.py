@@ -19,6 +19,7 @@ from ir.core import Operation
 from ir.errors import CodegenError
 from ir.locations import Location
 from ir.program import Program, Weight, WeightKind
+from ir.spelling import free_name
 
 _RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | {"_guard", "_in_spec", "_out_spec"}
 """Attributes of every GraphModule: a submodule of such a name could not be reached."""
@@ -72,8 +73,7 @@ class ModuleTree:
         self._prefixes: dict[str, None] = {}
         """Paths below which the original has weights."""
         for name in weights.originals:
-            while name := name.rpartition(".")[0]:
-                self._prefixes[name] = None
+            self._prefixes.update(dict.fromkeys(_above(name)))
         self._top = {path.partition(".")[0] for path in (*weights.originals, *program.module_modes)}
         self._renamed: dict[str, str] = {}
 
@@ -83,10 +83,7 @@ class ModuleTree:
         if first not in _RESERVED:
             return path
         if first not in self._renamed:
-            number = 1
-            while f"{first}_{number}" in self._top:
-                number += 1
-            self._renamed[first] = f"{first}_{number}"
+            self._renamed[first] = free_name(first, lambda name: name in self._top or name == first)
         return f"{self._renamed[first]}{dot}{rest}"
 
     def home(self, form: ModuleForm, locations: tuple[Location, ...]) -> str | None:
@@ -150,9 +147,7 @@ class ModuleTree:
         """Return the path in the original of the module whose mode decides about an emitted one."""
         known, modes = self._origins.get(id(module)), self.program.module_modes
         found = known[1] if known is not None else self._original(path)
-        while found and found not in modes:
-            found = found.rpartition(".")[0]
-        return found
+        return next((each for each in (found, *_above(found)) if each in modes), "")
 
     def is_layer_of(self, module: nn.Module, path: str) -> bool:
         """Return whether a module is the layer that the original has at a path."""
@@ -187,11 +182,8 @@ class ModuleTree:
     def mode(self, path: str | None) -> bool:
         """Return the mode of the module at `path`, or of the nearest one around it."""
         modes = self.program.module_modes
-        while path:
-            if path in modes:
-                return modes[path]
-            path = path.rpartition(".")[0]
-        return modes.get("", False)
+        around = (path, *_above(path)) if path else ()
+        return next((modes[each] for each in around if each in modes), modes.get("", False))
 
     def is_original(self, path: str) -> bool:
         """Whether the original has a weight, or modules with weights, at `path`."""
@@ -255,11 +247,7 @@ class ModuleTree:
                 or candidate in self._prefixes
             )
 
-        number, candidate = 0, path
-        while taken(candidate):
-            number += 1
-            candidate = f"{path}_{number}"
-        return candidate
+        return free_name(path, taken)
 
     def register(self, key: str, weight: Weight, name: str | None = None) -> None:
         """Record that a placed module holds `weight` under `key`; `name` is the original's name of that place."""
@@ -337,11 +325,7 @@ class ModuleTree:
         base = self.safe_path(name)
         if self.weights.is_mistakable(base, weight):
             base += _FOLDED
-        number, key = 0, base
-        while self._is_taken(key, weight):
-            number += 1
-            key = f"{base}_{number}"
-        return key, name
+        return free_name(base, lambda key: self._is_taken(key, weight)), name
 
     def _is_taken(self, key: str, weight: Weight) -> bool:
         if key in self.key_weights or self.weights.is_mistakable(key, weight):
@@ -365,15 +349,10 @@ class ModuleTree:
         placed = {f"{path}.{key}" for path, module in self._modules.items() for key in _own_keys(module)}
         leaves = [(key, weight) for key, weight in self.key_weights.items() if key not in placed]
         paths = dict(self._modules)
-        for path in [*paths, *self._containers, *(key.rpartition(".")[0] for key, _ in leaves)]:
-            while path and path not in paths:
-                paths[path] = Container()
-                path = path.rpartition(".")[0]
-        for path in [p for p in paths if "." in p]:
-            parent = path.rpartition(".")[0]
-            while parent and parent not in paths:
-                paths[parent] = Container()
-                parent = parent.rpartition(".")[0]
+        for path in (*self._containers, *(key.rpartition(".")[0] for key, _ in leaves), *paths):
+            for each in (path, *_above(path)):
+                if each and each not in paths:
+                    paths[each] = Container()
         order = self._order(paths)
         made = {"": root}
         for path in sorted(paths, key=lambda p: (p.count("."), order[p])):
@@ -419,10 +398,8 @@ class ModuleTree:
             name = sources[0].name if sources else self.keys[key]
             owner = self.safe_path(name).rpartition(".")[0]
             place = (modes.get(owner, positions[name]), positions[name])
-            path = key.rpartition(".")[0]
-            while path:
+            for path in _above(key):
                 first[path] = min(place, first.get(path, place))
-                path = path.rpartition(".")[0]
         order: dict[str, tuple[float, int]] = {}
         for i, path in enumerate(paths):
             if path in modes and path not in self._invented:
@@ -430,6 +407,12 @@ class ModuleTree:
             else:
                 order[path] = first.get(path, (math.inf, i))
         return order
+
+
+def _above(path: str) -> list[str]:
+    """Return the paths of the modules that hold what stands at a path, the nearest first; the root is left out."""
+    parts = path.split(".")[:-1]
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
 def _own_keys(module: nn.Module) -> list[str]:

@@ -7,15 +7,8 @@ import torch
 from torch import nn
 
 from compiler.usercode.overlap import may_overlap
-from ir.core import Value
 from ir.program import Program, Weight, WeightKind
 from ir.types import Dim
-
-
-def weight_of(value: Value | None) -> Weight | None:
-    """Return the weight that `value` is, or None."""
-    owner = value.owner if value is not None else None
-    return owner if isinstance(owner, Weight) else None
 
 
 class Weights:
@@ -93,7 +86,13 @@ class Weights:
         """Return the one parameter or buffer that the emitted module has for a weight: same storage, new object."""
         found = self._tensors.get(weight)
         if found is None:
-            found = self._tensors[weight] = _share(weight)
+            data = weight.data
+            if data is None:
+                sizes = [d if isinstance(d, int) else 1 for d in weight.type.shape or ()]
+                data = torch.empty(sizes, dtype=weight.type.dtype, device="meta")
+            is_parameter = weight.kind is WeightKind.PARAMETER
+            found = share(data, is_parameter=is_parameter, requires_grad=weight.requires_grad)
+            self._tensors[weight] = found
         return found
 
 
@@ -123,23 +122,13 @@ def names_of(weight: Weight) -> tuple[str, ...]:
     return (weight.name, *weight.aliases)
 
 
-def _share(weight: Weight) -> torch.Tensor:
-    data = weight.data
-    if data is None:
-        sizes = [d if isinstance(d, int) else 1 for d in weight.type.shape or ()]
-        data = torch.empty(sizes, dtype=weight.type.dtype, device="meta")
-    shared = data.detach()
-    if weight.kind is WeightKind.PARAMETER:
-        return nn.Parameter(shared, requires_grad=weight.requires_grad)
-    return shared.requires_grad_() if weight.requires_grad else shared
-
-
-def share(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a new parameter, or a new tensor, over the storage of one."""
+def share(tensor: torch.Tensor, *, is_parameter: bool | None = None, requires_grad: bool | None = None) -> torch.Tensor:
+    """Return a new parameter, or a new tensor, over the storage of one; by default what that is."""
     shared = tensor.detach()
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(shared, requires_grad=tensor.requires_grad)
-    return shared.requires_grad_() if tensor.requires_grad else shared
+    needs_grad = tensor.requires_grad if requires_grad is None else requires_grad
+    if isinstance(tensor, nn.Parameter) if is_parameter is None else is_parameter:
+        return nn.Parameter(shared, requires_grad=needs_grad)
+    return shared.requires_grad_() if needs_grad else shared
 
 
 def _share_elements(a: Weight, b: Weight) -> bool:

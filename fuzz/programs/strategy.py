@@ -176,7 +176,7 @@ class ProgramSource(Source):
 
     def written(self, value: Value | None) -> None:
         """Mark a weight as one that the program writes, and take it for nothing else."""
-        weight = None if value is None else weight_of(value)
+        weight = weight_of(value)
         if weight is not None:
             weight.is_mutated = True
             self.values = [v for v in self.values if v is not value]

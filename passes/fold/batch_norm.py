@@ -110,7 +110,7 @@ def _does_not_fit(m: Match) -> str | None:
     """Return with numbers why the folded weights overflow their dtype; needs the data, and asks nothing without."""
     tensors: list[torch.Tensor | None] = []
     for value in (m.w, m.b, *(m.bn.operand(name) for name in _STATISTICS)):
-        weight = None if value is None else weight_of(value)
+        weight = weight_of(value)
         data = None if weight is None else weight.data
         if data is not None and data.is_meta:
             return None
@@ -142,7 +142,7 @@ class FoldBatchNorm(Pass):
     @override
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the rule everywhere, then compute the new weights where there is data."""
-        run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True, report_misses=True)
+        run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True)
         _materialize(program, context.log)
 
 
@@ -189,7 +189,7 @@ def _source_weight(value: Value | None) -> Weight | None:
         if op is None or op.name != name:
             return None
         value = op.operands[0]
-    return None if value is None else weight_of(value)
+    return weight_of(value)
 
 
 def _slice(value: Value) -> tuple[list[Operation], list[Weight]] | None:

@@ -37,7 +37,7 @@ class FoldParameterViews(Pass):
             if not is_view or len(op.operands) != 1:
                 continue
             source = op.operands[0]
-            weight = None if source is None else weight_of(source)
+            weight = weight_of(source)
             new = _view(weight, op) if weight is not None and _is_replaceable(weight) else None
             if new is None:
                 continue

@@ -15,6 +15,7 @@ from ir.errors import PatternError
 from ir.locations import merge_locations
 from ir.opdef import get_opdef
 from ir.program import Program, Weight
+from ir.spelling import free_name
 from ir.types import types_agree
 from passes.rewrite.region_names import check_inputs, check_kind, check_parts
 
@@ -43,8 +44,8 @@ class Rewriter(Builder):
         listeners: told of every edit.
     """
 
-    def __init__(self, program: Program, graph: Graph | None = None, listeners: Sequence[Listener] = ()) -> None:
-        super().__init__(program.graph if graph is None else graph)
+    def __init__(self, program: Program, listeners: Sequence[Listener] = ()) -> None:
+        super().__init__(program.graph)
         self.program = program
         self.listeners = tuple(listeners)
 
@@ -277,10 +278,7 @@ def _entering(
             if len(known) < max(1, len(wanted)):
                 param = params[i] if op.segments is None and i < len(params) else f"operand{i}"
                 base = wanted[len(known)] if wanted else f"{parts[op]}_{param}" if parts.get(op) else param
-                name, number = base, 0
-                while name in names:
-                    number += 1
-                    name = f"{base}_{number}"
+                name = free_name(base, names.__contains__)
                 names[name] = value
                 known.append(name)
             uses[op, i] = known[-1]
