@@ -85,7 +85,7 @@ class Convert(Pass):
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the patterns with a worklist; rewrites and near misses are recorded."""
         index = RuleIndex(instantiate(self.patterns))
-        run_worklist(program, index, context.log, record=True, report_misses=True)
+        run_worklist(program, index, context.log, record=True)
         _warn_of_respelled(self, index, program, context)
 
 

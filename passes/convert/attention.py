@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 from typing_extensions import override
 
+from ir.attributes import Attribute
 from ir.core import Operation, Value
 from ir.memory.aliasing import reaches_output
 from ir.memory.layout import LayoutMap, trace_back
 from ir.types import Dim, TensorType
 from passes.attention import InProjection, find_in_projection
-from passes.fuse.attention import SDPA, fuse_in_projection
+from passes.fuse.attention import SDPA, ScaledDotProductAttentionPattern, fuse_in_projection
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.remarks import Refusal
 from passes.rewrite.rewriter import Rewriter
@@ -252,19 +255,17 @@ def _in_projection(
     return query, key, value
 
 
-def _attention(b: Rewriter, query: Value, key: Value, value: Value, mask: Value | None, attributes: object) -> Value:
-    given = attributes if isinstance(attributes, dict) else {}
-    op = b.op(SDPA, query, key, value, mask, **given)
+def _attention(
+    b: Rewriter, query: Value, key: Value, value: Value, mask: Value | None, attributes: Mapping[str, Attribute]
+) -> Value:
+    op = b.op(SDPA, query, key, value, mask, **attributes)
     inputs = {query: "query", key: "key", value: "value"}
     if mask is not None:
         inputs[mask] = "mask"
+    rule = ScaledDotProductAttentionPattern
+    points, outputs = rule.quantization_points, [op.result]
     region = b.fuse(
-        "scaled_dot_product_attention",
-        [op],
-        parts={op: "attention"},
-        inputs=inputs,
-        quantization_points=("query", "key", "value"),
-        outputs=[op.result],
+        rule.kind, [op], parts={op: "attention"}, inputs=inputs, quantization_points=points, outputs=outputs
     )
     return region.result
 

@@ -118,7 +118,7 @@ def _rebuild(m: Match, b: Rewriter, x: Value, kernel: tuple[Dim, Dim, Dim]) -> V
             link.opdef,
             (x, *link.operands[1:]),
             dict(link.attributes),
-            [_with_shape_of(link, x)],
+            [x.tensor_type],
             location=link.location,
         )
         with b.at(link):  # a dropout stays in the order in which dropouts draw
@@ -132,10 +132,6 @@ def _rebuild(m: Match, b: Rewriter, x: Value, kernel: tuple[Dim, Dim, Dim]) -> V
     if result.is_known:
         return b.op("aten.reshape", conv, result.shape, location=m.flatten.location).result
     return b.op("aten.flatten.using_ints", conv, 1, location=m.flatten.location).result
-
-
-def _with_shape_of(link: Operation, x: Value) -> TensorType:
-    return x.tensor_type
 
 
 class FlattenLinearToConv1x1Pattern(Pattern):

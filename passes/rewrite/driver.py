@@ -88,16 +88,13 @@ class _Events(Listener):
 class Applier:
     """Tries rules at single operations and applies the first that matches; the base of both drivers."""
 
-    def __init__(
-        self, program: Program, log: RewriteLog, *, record: bool, report_misses: bool, graph: Graph | None = None
-    ) -> None:
+    def __init__(self, program: Program, log: RewriteLog, *, record: bool) -> None:
         self.program = program
-        self.graph = program.graph if graph is None else graph
+        self.graph = program.graph
         self.log = log
         self.record = record
-        self.report_misses = report_misses
         self.events = _Events()
-        self.rewriter = Rewriter(program, self.graph, (self.events,))
+        self.rewriter = Rewriter(program, (self.events,))
 
     def apply_first(self, op: Operation, variants: Sequence[Variant]) -> Variant | None:
         """Apply the first variant that matches at `op` and is not refused; return it."""
@@ -148,12 +145,12 @@ class Applier:
 
     def _miss(self, rule: Pattern, op: Operation, refusal: Refusal, involved: Sequence[Operation]) -> None:
         self.log.counts[f"{rule.name} refused"] += 1
-        if self.report_misses and refusal.near:
+        if self.record and refusal.near:
             for each in involved:
                 self.log.misses.setdefault((each.name, each.location), {})[f"{rule.name}: {refusal.reason}"] = None
         if refusal.warn and rule.warns_without_shapes:
             self.log.remarks.skip(Remark("skipped", rule.name, op.location, refusal.reason, op.name))
-        elif self.report_misses and refusal.near:
+        elif self.record and refusal.near:
             self.log.remarks.add(Remark("missed", rule.name, op.location, refusal.reason, op.name))
 
     def _apply(self, rule: Pattern, match: Match) -> bool:
@@ -247,16 +244,16 @@ def run_worklist(
     log: RewriteLog,
     *,
     record: bool = False,
-    report_misses: bool = False,
     max_rewrites: int | None = None,
-    graph: Graph | None = None,
 ) -> int:
     """Apply rules until none matches; return the number of rewrites.
+
+    With `record`, rewrites and near misses are recorded in the log.
 
     Raises:
         DidNotConverge: after `max_rewrites` rewrites (by default 64 for each operation, and 1024).
     """
-    applier = Applier(program, log, record=record, report_misses=report_misses, graph=graph)
+    applier = Applier(program, log, record=record)
     events, target = applier.events, applier.graph
     by_root = index.by_root
     worklist: deque[Operation] = deque()
@@ -334,13 +331,13 @@ def _did_not_converge(count: int, recent: deque[tuple[Pattern, Location]], graph
     )
 
 
-def run_sweep(program: Program, index: RuleIndex, log: RewriteLog, *, record: bool = True) -> int:
+def run_sweep(program: Program, index: RuleIndex, log: RewriteLog) -> int:
     """Apply rules once at each operation, in graph order, longest variants of all rules first; return the count.
 
     The longest pattern takes its operations before any shorter one is tried anywhere, so a short rule never breaks
     up what a long one wants.
     """
-    applier = Applier(program, log, record=record, report_misses=True)
+    applier = Applier(program, log, record=True)
     order = {rule: i for i, rule in enumerate(index.rules)}
     ranked = sorted(index.variants, key=lambda v: (-v.length, order[v.rule], v.order))
     by_root: dict[Any, list[Operation]] = {}
@@ -379,7 +376,7 @@ class UnfusedReasons:
 
     def _without_miss(self, op: Operation) -> str:
         """Return why no rule came near an operation: all of one operator have the same answer."""
-        rooted = [variant.rule for variant in self._index.lookup(op.opdef)]
+        rooted = [variant.rule for variant in self._index.by_root[op.opdef]]
         names = dict.fromkeys(rule.name for rule in rooted or self._index.mentioning(op.opdef))
         if names:
             return f"what surrounds it does not have the structure of {', '.join(names)}"

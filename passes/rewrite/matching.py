@@ -397,10 +397,6 @@ class RuleIndex:
         self.by_root = _ByRoot(self.variants)
         """For each operator, the variants whose root can be an operation of it."""
 
-    def lookup(self, opdef: OpDef) -> tuple[Variant, ...]:
-        """Return the variants whose root can be an operation of `opdef`."""
-        return self.by_root[opdef]
-
     def mentioning(self, opdef: OpDef) -> tuple[Pattern, ...]:
         """Return the rules whose patterns mention `opdef`, at the root or further in, in rule order."""
         return tuple(dict.fromkeys(variant.rule for variant in self.variants if variant.mentions(opdef)))

@@ -276,10 +276,7 @@ class Pattern:
         Raises:
             PatternError: where a subclass does not override this.
         """
-        raise PatternError(
-            f"{self.name} does not define `pattern`",
-            remedy='define `pattern(self, p)`; it returns the tree to match, such as `p.relu(p.any("x"))`',
-        )
+        raise missing_method(self, "pattern")
 
     def check(self, m: Match) -> str | Refusal | None:
         """Return why the rule does not apply to this match, or None when it does."""
