@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -79,21 +80,15 @@ class TransformResult:
 
     def counts(self) -> dict[str, int]:
         """Return how often each pattern was applied, in order of first application."""
-        counts: dict[str, int] = {}
-        for match in self.matches:
-            counts[match.pattern.__name__] = counts.get(match.pattern.__name__, 0) + 1
-        return counts
+        return dict(Counter(match.pattern.__name__ for match in self.matches))
 
     def __repr__(self) -> str:
         before, after = (sum(counts.values()) for counts in (self.operations_before, self.operations_after))
         lines = [f"TransformResult: {type(self.model).__name__}, {before} operations before, {after} after"]
-        kinds: dict[str, dict[str, int]] = {"conversion": {}, "fusion": {}, "rewrite": {}}
-        for match in self.matches:
-            counts = kinds[match.kind]
-            counts[match.pattern.__name__] = counts.get(match.pattern.__name__, 0) + 1
-        for kind, counts in kinds.items():
+        for kind in ("conversion", "fusion", "rewrite"):
+            counts = Counter(match.pattern.__name__ for match in self.matches if match.kind == kind)
             if counts:
-                total = sum(counts.values())
+                total = counts.total()
                 names = ", ".join(f"{name} {count}" for name, count in counts.items())
                 lines.append(f"  {total} {kind}{'s' if total > 1 else ''}: {names}")
         if not self.matches:

@@ -11,34 +11,22 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from compiler.codegen.convention import native_structure, unknown_constant
-from compiler.codegen.scope import Scope
-from compiler.codegen.weights import Weights
+from compiler.codegen.program_scope import ProgramScope, is_detached
 from compiler.emitted.graphmodule import assign_buffer, before_assignment, write_unless_itself
 from ir.attributes import UnknownObject
-from ir.columns import Layout
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.memory.aliasing import makes_view, may_alias_operands
 from ir.opdef import OpDef, Trait
-from ir.program import Program, Weight, weight_of
+from ir.program import Weight, weight_of
 
 
 class Results:
     """The results of a program's graph, and what the call leaves in buffers and inputs."""
 
-    def __init__(self, program: Program, scope: Scope, weights: Weights, tensor: Callable[[Weight], Any]) -> None:
-        """Prepare for a program.
-
-        Args:
-            program: the program.
-            scope: its graph, with what its values have become.
-            weights: its weights.
-            tensor: returns the node of a weight's own tensor, to be written.
-        """
-        self.program = program
+    def __init__(self, scope: ProgramScope) -> None:
         self.scope = scope
-        self.weights = weights
-        self.tensor = tensor
+        self.program = scope.program
         self.out_spec: pytree.TreeSpec | None = None
         """The structure of the result, where Python's own containers cannot express it."""
         self._assigned: list[tuple[Weight, Any]] = []
@@ -68,7 +56,7 @@ class Results:
             write: Any = write_unless_itself if mutation.output in themselves else torch.ops.aten.copy_.default
             # an operator, not a method: fx must see that it has an effect; with its gradient, which the next call has
             weight = weight_of(target)
-            written_node = self.scope.value(target) if weight is None else self.tensor(weight)
+            written_node = self.scope.value(target) if weight is None else self.scope.tensor(weight)
             if is_detached(outputs[mutation.output], target):
                 self.scope.call(torch.ops.aten.detach_.default, (written_node,))
             else:
@@ -187,7 +175,7 @@ class Results:
         return self.program.graph.inputs[number]
 
     def _weight(self, name: str | None) -> Weight:
-        weight = self.weights.by_name.get(name or "")
+        weight = self.scope.tree.weights.by_name.get(name or "")
         if weight is None:
             raise CodegenError(f"the program writes {name!r}, which is no weight of it")
         return weight
@@ -206,12 +194,6 @@ def _views(value: Value, is_step: Callable[[OpDef], bool]) -> list[tuple[Operati
 
 def _is_reversible(opdef: OpDef) -> bool:
     return opdef.name in ("aten.reshape", "aten.permute")
-
-
-def is_detached(value: Value | None, target: Value) -> bool:
-    """Return whether a value is the target without its gradient: `target.detach_()` makes it of it."""
-    op = None if value is None else value.defining_op
-    return op is not None and op.opdef.layout is Layout.DETACHED and op.operands[0] is target
 
 
 def _may_be_itself(value: Value, target: Value) -> bool:

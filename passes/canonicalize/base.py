@@ -26,6 +26,14 @@ class Identity(Rule):
         return m.captures.get("x") or first(m.root)
 
 
+class ToReshape(Rule):
+    """A rule that makes what it matches one reshape of `x`, by default the first operand, to the shape it has now."""
+
+    @override
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        return b.op("aten.reshape", m.captures.get("x") or first(m.root), shape_of(m.root.result)).result
+
+
 def tensor(value: Value | None) -> TensorType | None:
     """Return the type of a tensor value, or None."""
     if value is None or type(value.type) is not TensorType:

@@ -11,7 +11,7 @@ from ir.core import Operation, Value
 from ir.memory.strides import merge_keeps_strides
 from ir.opdef import operators_with
 from ir.types import Dim, dims_equal, simplify_dim
-from passes.canonicalize.base import Identity, Rule, first, rank_of, shape_of
+from passes.canonicalize.base import Identity, Rule, ToReshape, first, rank_of, shape_of
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -94,7 +94,7 @@ def _without_ones(shape: Sequence[Dim]) -> list[int]:
     return [i for i, size in enumerate(shape) if not (type(size) is int and size == 1)]
 
 
-class ReshapeOfUnitPermute(Rule):
+class ReshapeOfUnitPermute(ToReshape):
     """reshape(permute(x, p), s) = reshape(x, s), where p moves dimensions of size 1 only"""
 
     @override
@@ -110,10 +110,6 @@ class ReshapeOfUnitPermute(Rule):
         kept = set(_without_ones(shape))
         moved = [d for d in _order(m.permute) if d in kept]
         return None if moved == sorted(moved) else "the permute moves elements"
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
 
 
 class PermuteWithoutUnits(Rule):

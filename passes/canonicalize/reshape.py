@@ -10,7 +10,7 @@ from ir.core import Value
 from ir.memory.strides import is_contiguous, merge_keeps_strides, reshape_copies, reshape_views
 from ir.opdef import operators_with
 from ir.types import shapes_equal
-from passes.canonicalize.base import Identity, Rule, first, shape_of
+from passes.canonicalize.base import Identity, Rule, ToReshape, first, shape_of
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -41,10 +41,10 @@ class SpellReshape(Rule):
         return b.op("aten.reshape", x, shape_of(m.root.result)).result
 
 
-class WriteOutReshape(Rule):
+class WriteOutReshape(ToReshape):
     """reshape(x, (2, -1)) = reshape(x, (2, 12)), x: f[4, 6]
 
-    The sizes are those of the result's type, which must be known.
+    The sizes are those of the result's type, which must be known. An operand that only sizes referred to goes.
     """
 
     @override
@@ -61,11 +61,6 @@ class WriteOutReshape(Rule):
             return "all sizes are written out"
         return None
 
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the reshape anew: an operand that only its sizes referred to goes."""
-        return b.op("aten.reshape", first(m.root), shape_of(m.root.result)).result
-
 
 class NoReshape(Identity):
     """reshape(x, shape of x) = x"""
@@ -81,7 +76,7 @@ class NoReshape(Identity):
         return None if equal else "the shape changes"
 
 
-class MergeReshapes(Rule):
+class MergeReshapes(ToReshape):
     """reshape(reshape(x, s), t) = reshape(x, t)
 
     Where the strides, and the sharing of storage, provably stay as they are.
@@ -103,12 +98,8 @@ class MergeReshapes(Rule):
             return "the inner reshape may be a copy, which its other users share"
         return None
 
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
 
-
-class ReshapeOfCopy(Rule):
+class ReshapeOfCopy(ToReshape):
     """reshape(contiguous(x), s) = reshape(x, s), where that makes a contiguous copy itself"""
 
     @override
@@ -127,10 +118,6 @@ class ReshapeOfCopy(Rule):
         if not m.copy.result.has_one_use():
             return "others share the copy"
         return None if reshape_copies(m.x, target) else "the reshape might be a view"
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
 
 
 RESHAPE_RULES = (SpellReshape, WriteOutReshape, NoReshape, MergeReshapes, ReshapeOfCopy)

@@ -5,6 +5,7 @@ The parser knows no pass by itself: it is told the classes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ import attrs
 from ir.errors import GraphwrightError, ParseError
 from ir.spelling import known_names
 
+_WORD = re.compile(r"[\w-]*")
+_OPTION = re.compile(r"\S+")
 _MAX_DEPTH = 50
 """How deep managers may be nested, far below what would overflow the stack when they are run."""
 
@@ -57,15 +60,13 @@ class PipelineParser:
         )
 
     def _peek(self) -> str:
-        while self.at < len(self.text) and self.text[self.at].isspace():
-            self.at += 1
+        self.at = len(self.text) - len(self.text[self.at :].lstrip())
         return self.text[self.at : self.at + 1]
 
     def _sequence(self) -> list[Any]:
-        passes: list[Any] = []
         if self._peek() in ("", ")"):
-            return passes
-        passes.append(self._pass())
+            return []
+        passes = [self._pass()]
         while self._peek() == ",":
             self.at += 1
             passes.append(self._pass())
@@ -74,9 +75,8 @@ class PipelineParser:
     def _pass(self) -> Any:
         self._peek()
         start = self.at
-        while self.at < len(self.text) and (self.text[self.at].isalnum() or self.text[self.at] in "-_"):
-            self.at += 1
-        name = self.text[start : self.at]
+        name = _WORD.match(self.text, start)[0]  # type: ignore[index]
+        self.at += len(name)
         if not name:
             raise self._error(f"the name of a pass is missing; {known_names('', self.passes)}")
         cls = self.passes.get(name)
@@ -111,15 +111,9 @@ class PipelineParser:
             raise self._error("`{` is never closed")
         fields = {field.name.replace("_", "-"): field for field in options_of(cls)}
         options: dict[str, Any] = {}
-        at = self.at + 1
-        while at < end:
-            if self.text[at].isspace():
-                at += 1
-                continue
-            stop = at
-            while stop < end and not self.text[stop].isspace():
-                stop += 1
-            key, equals, value = self.text[at:stop].partition("=")
+        for found in _OPTION.finditer(self.text, self.at + 1, end):
+            at = found.start()
+            key, equals, value = found[0].partition("=")
             field = fields.get(key.replace("_", "-"))
             if field is None:
                 raise self._error(f"pass `{cls.name}` has no option {key!r}; {known_names(key, fields)}", at)
@@ -128,7 +122,6 @@ class PipelineParser:
             if field.name in options:
                 raise self._error(f"option {key!r} is given twice", at)
             options[field.name] = self._option(field, value, at + len(key) + 1)
-            at = stop
         self.at = end + 1
         return options
 
