@@ -86,11 +86,6 @@ def declared_names(form: ModuleForm) -> tuple[str, ...]:
     return (*prototype._parameters, *prototype._buffers)
 
 
-def depends_on_mode(form: ModuleForm) -> bool:
-    """Whether the module does something else in training."""
-    return form.training is not None
-
-
 @cached(1024)
 def _prototype(cls: Any, options: tuple[tuple[str, Any], ...]) -> nn.Module:
     """Making a convolution on the meta device takes 0.2 ms, most of it to initialize nothing; so it is done once."""

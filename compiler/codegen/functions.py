@@ -157,28 +157,27 @@ def _emit_power(scope: Scope, op: Operation) -> Any:
 
 
 def _first(scope: Scope, op: Operation) -> Any:
-    value = op.operands[0]
-    assert value is not None
-    return scope.value(value)
+    return scope.value(op.operand_values[0])
 
 
 @_special("aten.reshape")
 def _emit_reshape(scope: Scope, op: Operation) -> Any:
-    value = op.operands[0]
-    assert value is not None
-    span = flattened_span(value.type, op.result.type) if "shape" in op.attributes else None
+    span = flattened_span(op.operand_values[0].type, op.result.type)
     if span is not None:
-        start, end = span
-        return scope.call(torch.flatten, (scope.value(value), start) if end == -1 else (scope.value(value), start, end))
+        return _flatten(scope, op, *span)
     shape = resolve(scope, op, op.attributes["shape"])
     # `x.reshape()` is an error
-    return scope.method("reshape", (scope.value(value), *(shape or [()])))
+    return scope.method("reshape", (_first(scope, op), *(shape or [()])))
 
 
 @_special("aten.flatten.using_ints")
 def _emit_flatten(scope: Scope, op: Operation) -> Any:
-    start, end = op.attributes["start_dim"], op.attributes["end_dim"]
-    return scope.call(torch.flatten, (_first(scope, op), start) if end == -1 else (_first(scope, op), start, end))
+    return _flatten(scope, op, op.attributes["start_dim"], op.attributes["end_dim"])
+
+
+def _flatten(scope: Scope, op: Operation, start: Attribute, end: Attribute) -> Any:
+    args = (_first(scope, op), start) if end == -1 else (_first(scope, op), start, end)
+    return scope.call(torch.flatten, args)
 
 
 def flattened_span(source: Any, target: Any) -> tuple[int, int] | None:

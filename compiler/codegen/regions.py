@@ -12,7 +12,7 @@ from torch import fx, nn
 from typing_extensions import override
 
 from compiler.codegen.convention import argument_name
-from compiler.codegen.forms import ModuleForm, depends_on_mode, own_location
+from compiler.codegen.forms import ModuleForm, own_location
 from compiler.codegen.modules import module_form
 from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree
@@ -71,7 +71,7 @@ class Region:
         taken: set[str] = set()
         for op, name in zip(self.ops, self.names, strict=True):
             form = None if op.body is not None else module_form(op, self.find)
-            if form is None or not (name or form.slots or depends_on_mode(form)):
+            if form is None or not (name or form.slots or form.training is not None):
                 continue
             name = free_name(name or op.opdef.short_name, lambda name: name in taken or hasattr(fx.GraphModule, name))
             taken.add(name)

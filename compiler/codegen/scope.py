@@ -27,32 +27,23 @@ from ir.types import ScalarType, TensorType
 _SAMPLING = ("aten.fractional_max_pool2d", "aten.fractional_max_pool3d")
 
 
+def _to_int(function: Callable[[Any], Any]) -> Any:
+    """Return a conversion of sizes that is a call in the graph where it is given a proxy."""
+
+    def convert(x: Any, dtype: Any) -> Any:
+        return x.tracer.create_proxy("call_function", function, (x,), {}) if isinstance(x, fx.Proxy) else function(x)
+
+    return staticmethod(convert)
+
+
 class _SizeFunctions(PythonReferenceAnalysis):
     """The functions of symbolic sizes as Python: also those that torch leaves symbolic, or calls at once."""
 
-    @staticmethod
-    def int_truediv(a: Any, b: Any) -> Any:
-        return a / b
-
-    @staticmethod
-    def floor_to_int(x: Any, dtype: Any) -> Any:
-        return _call_later(math.floor, x)
-
-    @staticmethod
-    def ceil_to_int(x: Any, dtype: Any) -> Any:
-        return _call_later(math.ceil, x)
-
-    @staticmethod
-    def trunc_to_int(x: Any, dtype: Any) -> Any:
-        return _call_later(math.trunc, x)
-
-    @staticmethod
-    def round_to_int(a: Any, dtype: Any) -> Any:
-        return _call_later(round, a)
-
-
-def _call_later(function: Callable[[Any], Any], x: Any) -> Any:
-    return x.tracer.create_proxy("call_function", function, (x,), {}) if isinstance(x, fx.Proxy) else function(x)
+    int_truediv = staticmethod(operator.truediv)
+    floor_to_int = _to_int(math.floor)
+    ceil_to_int = _to_int(math.ceil)
+    trunc_to_int = _to_int(math.trunc)
+    round_to_int = _to_int(round)
 
 
 class Scope:

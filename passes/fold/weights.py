@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from ir.builder import make_operation
 from ir.columns import Layout
-from ir.copying import copy_into
+from ir.copying import copy_graph
 from ir.core import Graph, Operation, Value
 from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
 from ir.types import TensorType
@@ -82,20 +82,13 @@ def _view(weight: Weight, op: Operation) -> Weight | None:
 def _derive(weight: Weight, op: Operation) -> Derivation:
     """Return the derivation of the weight, with one operation more."""
     before = weight.derivation
-    graph = Graph([(name, weight.type) for name in (weight.name,)])
     if before is None:
-        sources: tuple[str, ...] = (weight.name,)
-        value: Value = graph.inputs[0]
+        graph = Graph([(weight.name, weight.type)])
+        value: Value | None = graph.inputs[0]
     else:
-        sources = before.sources
-        old: Graph = before.program.graph
-        graph = Graph([(value.name, value.type) for value in old.inputs])
-        mapping: dict[Value, Value] = dict(zip(old.inputs, graph.inputs, strict=True))
-        for step in old.operations():
-            copy_into(step, graph, mapping)
-        output = old.outputs[0]
-        assert output is not None
-        value = mapping[output]
+        graph = copy_graph(before.program.graph, {})
+        (value,) = graph.outputs
+    sources = (weight.name,) if before is None else before.sources
     key = "shape" if op.opdef.layout is Layout.RESHAPE else "dims"
     step = graph.append(make_operation(op.opdef, value, op.attributes[key], location=op.location))
     graph.set_outputs([step.result])

@@ -57,10 +57,7 @@ class _Events(Listener):
     """Collects what a rewrite touched."""
 
     def __init__(self) -> None:
-        self.created: list[Operation] = []
-        self.touched: list[Operation] = []
-        self.freed: list[Value] = []
-        self.replacements: Replacements = []
+        self.clear()
 
     @override
     def replaced(self, old: Value, new: Value) -> None:
@@ -79,10 +76,10 @@ class _Events(Listener):
         self.freed.extend(operands)
 
     def clear(self) -> None:
-        self.created.clear()
-        self.touched.clear()
-        self.freed.clear()
-        self.replacements.clear()
+        self.created: list[Operation] = []
+        self.touched: list[Operation] = []
+        self.freed: list[Value] = []
+        self.replacements: Replacements = []
 
 
 class Applier:

@@ -63,11 +63,11 @@ class Variant:
 
     def accepts(self, opdef: OpDef) -> bool:
         """Return whether an operation of this operator can be the root."""
-        return _node_accepts(self.root, opdef)
+        return _accepts(self.root.ops, opdef)
 
     def mentions(self, opdef: OpDef) -> bool:
         """Return whether an operation of this operator can be anywhere in a match."""
-        return any(_node_accepts(node, opdef) for node in op_nodes(self.root))
+        return any(_accepts(node.ops, opdef) for node in op_nodes(self.root))
 
     def try_match(self, op: Operation) -> Match | str | None:
         """Match at `op`: a match, the reason of a near miss, or None."""
@@ -87,15 +87,9 @@ class Variant:
         return Match(op, ops, state.captures)
 
 
-def _node_accepts(node: OpNode | Chain, opdef: OpDef) -> bool:
-    return _accepts(node.ops, opdef) if isinstance(node, OpNode) else _accepts_any(node.ops, opdef)
-
-
-def _accepts(ops: tuple[OpDef, ...] | Trait, opdef: OpDef) -> bool:
-    return opdef.has(ops) if isinstance(ops, Trait) else opdef in ops
-
-
-def _accepts_any(ops: Sequence[OpDef | Trait], opdef: OpDef) -> bool:
+def _accepts(ops: Trait | Sequence[OpDef | Trait], opdef: OpDef) -> bool:
+    if isinstance(ops, Trait):
+        return opdef.has(ops)
     return any(opdef.has(o) if isinstance(o, Trait) else opdef is o for o in ops)
 
 
@@ -255,7 +249,7 @@ def _chain_matcher(node: Chain, shared: set[int]) -> _ValueMatcher:
                 state.captures, state.reason = captures, reason
                 del state.ops[count:]
             op = None if value is None else value.defining_op
-            if op is None or len(links) >= maximum or not _accepts_any(ops, op.opdef) or len(op.operand_values) != 1:
+            if op is None or len(links) >= maximum or not _accepts(ops, op.opdef) or len(op.operand_values) != 1:
                 return False
             if where is not None and state.reason is None:
                 state.reason = _refusal(where, op)
