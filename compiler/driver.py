@@ -66,7 +66,7 @@ class TransformResult:
     matches: tuple[MatchRecord, ...]
     """The applied rewrites, in order."""
     remarks: tuple[Remark, ...]
-    """What fired, which near misses did not, and what was kept as it is; each with the reason."""
+    """What fired, which near misses did not, and what was not rewritten; each with the reason."""
     program: Program
     """The IR; `print(result.program)` is its text form."""
     parameter_map: ParameterMap
@@ -190,11 +190,11 @@ def transform(
     manager = pipeline if pipeline is not None else pipeline_of(patterns)
     if isinstance(manager, Fixpoint):
         manager = PassManager([manager])  # one stage, whose rounds are not told apart
-    # one entry is accepted as it is; the characters of a path are no paths
+    # a single entry is accepted; the characters of a path are not paths
     leaves = (leaf_modules,) if isinstance(leaf_modules, (str, nn.Module, type)) else _entries(leaf_modules)
     if progress is not None and not callable(progress):
         raise InputError(
-            f"progress={progress!r} is no function", remedy="give a function of a stage's name: `progress=print`"
+            f"progress={progress!r} is not a function", remedy="give a function of a stage's name: `progress=print`"
         )
     # in inference mode every tensor made here would be one that no backward pass may use
     with _ONE_AT_A_TIME, torch.inference_mode(False):
@@ -264,14 +264,14 @@ def _compiled(
 def _entries(leaf_modules: Any) -> tuple[Any, ...]:
     if not isinstance(leaf_modules, Iterable):
         raise InputError(
-            f"leaf_modules={leaf_modules!r} is no list",
+            f"leaf_modules={leaf_modules!r} is not a list",
             remedy="give submodules, their classes or their paths: `leaf_modules=['encoder.norm']`",
         )
     return tuple(leaf_modules)
 
 
 def _left_out(captured: Captured) -> list[Remark]:
-    """Say what forward keeps in the model's attributes, and the result does not."""
+    """Say what forward keeps in attributes of the model, and the result does not."""
     return [
         Remark(
             "left out",
@@ -310,7 +310,7 @@ def patterns_of(manager: PassManager) -> tuple[Pattern, ...]:
 
 
 def _kept(program: Program, log: RewriteLog, manager: PassManager) -> list[Remark]:
-    """Say of each computation that no region took why it was left as it is."""
+    """Say of each computation outside of regions why it was not fused."""
     rules = tuple(rule for rule in patterns_of(manager) if rule.is_fusion)
     if not rules:
         return []

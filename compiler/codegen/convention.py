@@ -57,7 +57,7 @@ class Parameter:
     default: Any = _ABSENT
     positional_only: bool = False
     is_ours: bool = False
-    """Whether the name is no parameter's of the original, so that no caller gives it."""
+    """Whether the name is not a parameter of the original: no caller passes it."""
     key: str | None = None
     """The keyword of an argument that `**kwargs` takes."""
 
@@ -140,7 +140,7 @@ def _from_signature(
 
 
 def _distinct(parameters: Sequence[Parameter], variable: str) -> list[Parameter]:
-    """Number the names that occur twice; those by which a caller passes arguments stay."""
+    """Number the names that occur twice, except those by which callers pass arguments."""
     given = {p.name for p in parameters if not p.is_ours}
     taken = {variable}
     unique: list[Parameter] = []
@@ -153,7 +153,7 @@ def _distinct(parameters: Sequence[Parameter], variable: str) -> list[Parameter]
 
 
 def _is_global(name: str) -> bool:
-    """Whether generated code may need what `name` means outside of the function."""
+    """Whether generated code may need the global `name`."""
     return hasattr(builtins, name) or name in _custom_builtins or name in sys.modules
 
 
@@ -293,7 +293,7 @@ class Inputs:
 
 
 def unknown_constant(what: str, constant: UnknownObject) -> CodegenError:
-    """Return the error for a constant of which a parsed program has the class alone."""
+    """Return the error for a constant of a parsed program, which has only its class."""
     return CodegenError(
         f"{what} is an object of class {constant.class_name}, and the text of a program has no more than its class",
         remedy="emit the program itself, or put the object into its calling convention",

@@ -27,7 +27,7 @@ class Emitted:
     module: EmittedModule
     parameter_map: ParameterMap
     kept: tuple[str, ...] = ()
-    """Paths of the modules that are kept as they are."""
+    """Paths of opaque modules."""
 
 
 def emit(program: Program) -> Emitted:
@@ -47,7 +47,7 @@ def emit(program: Program) -> Emitted:
 
 
 def _unlike_after(program: Program, module: EmittedModule) -> Iterator[str]:
-    """Yield the switches after which a module is in another mode than in the capture, of the original or emitted."""
+    """Yield the switches after which some module, of the original or emitted, is not in its captured mode."""
     emitted = [(path, each.training) for path, each in module.named_modules() if path != "_guard"]
     for switch in SWITCHES:
         mode = switch == "train"
@@ -59,7 +59,7 @@ def _unlike_after(program: Program, module: EmittedModule) -> Iterator[str]:
 
 
 def _counters(program: Program) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the counts of batches as they are now, by all their names."""
+    """Yield the present counts of batches, under all their names."""
     for weight in program.weights.values():
         if weight.name.rpartition(".")[2] == "num_batches_tracked" and weight.data is not None:
             count = torch.zeros_like(weight.data, device="cpu") if weight.data.is_meta else weight.data.detach().clone()
@@ -119,7 +119,7 @@ class _Emitter:
         }
 
     def _set_modes_after(self, root: EmittedModule) -> None:
-        """Tell root and scopes of the emitted modules whose mode is another one than their own after a switch."""
+        """Tell modules which modules below them do not take on the mode of a switch."""
         switched: dict[str, dict[str, Mapping[str, bool]]] = {}
         for key, modes in self.program.modes_after.items():
             owner, _, switch = key.rpartition(".")
@@ -145,7 +145,7 @@ class _Emitter:
         return name if name.isidentifier() else "GraphModule"
 
     def _count_batches(self) -> None:
-        """Count the batches of normalizations that are no modules, which do it themselves."""
+        """Count the batches of normalizations that are not modules: modules count their own."""
         for op, mean in self.tree.counting:
             counter = self.weights.by_name.get(f"{mean.name.removesuffix('running_mean')}num_batches_tracked")
             if counter is None or counter is mean:
@@ -176,7 +176,7 @@ class _Emitter:
             persistent[key] = None
         ordered = dict.fromkeys(name for name, _ in module.named_parameters(remove_duplicate=False))
         ordered.update(dict.fromkeys(name for name, _ in module.named_buffers(remove_duplicate=False)))
-        ordered.update(dict.fromkeys(self.tree.opaque_keys))  # extra state is no tensor
+        ordered.update(dict.fromkeys(self.tree.opaque_keys))  # extra state is not a tensor
         tied = [names_of(weight) for weight in self.program.weights.values() if weight.aliases]
         return ParameterMap(
             {key: entries[key] for key in ordered if key in entries},

@@ -1,4 +1,4 @@
-"""A module that computes an operation, before it is made and has a path."""
+"""Modules that compute operations, before they are built and placed."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def _short(value: Attribute) -> Attribute:
 
 
 def _slots(op: Operation, find: WeightOf, names: Mapping[str, str]) -> tuple[tuple[str, Weight], ...] | None:
-    """Return the weights in the operands named; None when an operand that is there is no weight."""
+    """Return the weights among the operands named; None where one is computed, or its shape is not static."""
     found: list[tuple[str, Weight]] = []
     for operand, slot in names.items():
         value = op.operand(operand)

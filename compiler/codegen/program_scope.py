@@ -49,16 +49,16 @@ class ProgramScope(Scope):
         node = self.graph.create_node("get_attr", weight.name, name=weight.name.replace(".", "_"))
         self.targets.append((node, weight))
         self._tensors[weight] = node
-        # a backward pass may need what the buffer was before the call wrote it
+        # a backward pass may need the buffer from before the mutation
         return self.method("clone", (node,)) if weight in self._read_and_written else node
 
     def tensor(self, weight: Weight) -> Any:
-        """Return the node of a weight's own tensor, to be written."""
+        """Return the node of a weight's own tensor, to be mutated."""
         node = self.value(weight.value)
         return self._tensors.get(weight, node)
 
     def _derive(self, weight: Weight) -> Any:
-        """Compute a derived weight in `forward`, since its source is trained as well."""
+        """Compute a derived weight in `forward`: its source is trained too."""
         assert weight.derivation is not None
         program: Program = weight.derivation.program
         sources = self.tree.weights.sources(weight)
@@ -148,7 +148,7 @@ class ProgramScope(Scope):
 
 
 def _read_and_written(program: Program) -> Iterator[Weight]:
-    """Yield the buffers that are written at the end of a call, and read by more than what makes their new value."""
+    """Yield the buffers that are mutated at the end of a call and read by more than what computes their new value."""
     for mutation in program.convention.mutations:
         weight = program.weights.get(mutation.buffer or "")
         new = program.graph.outputs[mutation.output]

@@ -228,7 +228,7 @@ class RegionScope(Scope):
     @override
     def missing(self, value: Value) -> Any:
         """Refuse: every argument has a placeholder."""
-        raise AssertionError(f"{value!r} is no argument of the region")
+        raise AssertionError(f"{value!r} is not an argument of the region")
 
     @override
     def missing_symbol(self, symbol: sympy.Symbol) -> Any:

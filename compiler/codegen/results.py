@@ -42,7 +42,7 @@ class Results:
             target = self._written(mutation.buffer, mutation.input)
             value = outputs[mutation.output]
             if is_detached(value, target):
-                continue  # no number is written
+                continue  # the numbers do not change
             written[target] = None
             if value is not None and _may_be_itself(value, target):
                 themselves[mutation.output] = self.scope.value(value)
@@ -95,7 +95,7 @@ class Results:
         return result
 
     def assign(self, output: fx.Node) -> None:
-        """Put new tensors in the places of buffers, whose keys are known now."""
+        """Assign buffers, whose keys are known now."""
         graph = self.scope.graph
         with graph.inserting_before(output):
             for weight, new in self._assigned:
@@ -106,13 +106,13 @@ class Results:
                     self.scope.call(assign_buffer, (buffers, name, new))
 
     def _constant(self, constant: Any) -> Any:
-        """Return what to write for a result that is no tensor: a literal, or a size that an input has."""
+        """Return the node of a result that is not a tensor: a literal, or a size of an input."""
         if isinstance(constant, UnknownObject):
             raise unknown_constant("a result", constant)
         return self.scope.size(constant) if isinstance(constant, sympy.Basic) else constant
 
     def _view_again(self, value: Value | None, source: Value | None, node: Any) -> Any:
-        """Return the node of an output as a view of `node`, what `source` was written to; None where it is no view."""
+        """Return an output as a view of `node`, the tensor that `source` was written to; None where it is none."""
         if value is None or source is None:
             return None
         forward, back = _views(value, makes_view), _views(source, _is_reversible)
@@ -151,12 +151,12 @@ class Results:
         return self.scope.call(torch.reshape, (node, shape))
 
     def _before_writes(self, value: Value, written: dict[Value, None]) -> Any:
-        """Return the node of an output; a copy where the value would be changed by a write at the end of the call."""
+        """Return the node of an output; a copy where a write at the end of the call would change the value."""
         node = self.scope.value(value)
         return self.scope.method("clone", (node,)) if self._may_lie_in(value, written) else node
 
     def _may_lie_in(self, value: Value, tensors: Mapping[Value, None]) -> bool:
-        """Return whether a value may share storage with some inputs or weights."""
+        """Whether a value may alias some inputs or weights."""
         pending, seen = [value], {value: None}
         while pending and tensors:
             root = pending.pop()
@@ -177,7 +177,7 @@ class Results:
     def _weight(self, name: str | None) -> Weight:
         weight = self.scope.tree.weights.by_name.get(name or "")
         if weight is None:
-            raise CodegenError(f"the program writes {name!r}, which is no weight of it")
+            raise CodegenError(f"the program writes {name!r}, which is not a weight of it")
         return weight
 
 
@@ -197,7 +197,7 @@ def _is_reversible(opdef: OpDef) -> bool:
 
 
 def _may_be_itself(value: Value, target: Value) -> bool:
-    """Return whether a value is either the target, by operators that return what they are given, or a new tensor."""
+    """Whether a value may be the target itself: some operators return either their operand or a new tensor."""
     op = value.defining_op
     while op is not None and op.opdef.has(Trait.DROPOUT):
         operand = op.operands[0]

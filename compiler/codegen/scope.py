@@ -1,4 +1,4 @@
-"""One graph that is being built: values become nodes, operations become calls."""
+"""A graph under construction: values become nodes, operations become calls."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _to_int(function: Callable[[Any], Any]) -> Any:
 
 
 class _SizeFunctions(PythonReferenceAnalysis):
-    """The functions of symbolic sizes as Python: also those that torch leaves symbolic, or calls at once."""
+    """The functions of symbolic sizes as Python, with those that torch leaves symbolic or calls at once."""
 
     int_truediv = staticmethod(operator.truediv)
     floor_to_int = _to_int(math.floor)
@@ -84,7 +84,7 @@ class Scope:
         raise NotImplementedError
 
     def count_batches(self, op: Operation, running_mean: Value) -> None:
-        """Note a normalization that is no module, and so has to be told to count its batches."""
+        """Note a normalization that is not a module: `forward` has to count its batches."""
         weight = self.find(running_mean)
         if weight is not None:
             self.tree.counting.append((op, weight))

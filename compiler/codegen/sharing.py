@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def share_modules(tree: ModuleTree, made: dict[str, nn.Module]) -> None:
-    """Let what the original has under several paths be one module here as well.
+    """Make what the original has under several paths one module in the emitted tree.
 
     Args:
         tree: where everything stands.
@@ -45,7 +45,7 @@ def share_modules(tree: ModuleTree, made: dict[str, nn.Module]) -> None:
 
 
 def _put_inside(tree: ModuleTree, made: dict[str, nn.Module], path: str, other: str) -> bool:
-    """Put the module at `path` into one that is kept as it is, where that has the same layer at `other`."""
+    """Put the module at `path` into an opaque one that has the same layer at `other`."""
     for opaque in tree.opaques:
         if not other.startswith(f"{opaque}."):
             continue

@@ -25,7 +25,7 @@ _RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | {"_guard",
 """Attributes of every GraphModule: a submodule of such a name could not be reached."""
 
 _FOLDED = "_folded"
-"""Ends the path of a layer, or the name of a weight, that holds other values than the original's of that name."""
+"""Suffix of the path of a layer, or the name of a weight, whose values are not those of the original."""
 
 _LAYER_SLOTS = ("weight", "bias", "running_mean")
 """Names of weights by which a path is one where a layer may be placed."""
@@ -40,8 +40,8 @@ class ModuleTree:
     """Places modules at paths and weights under keys, and builds the tree in the order of the original.
 
     Paths are those of the original where that is possible: a module whose weights the original has at `conv1` stands
-    at `conv1`. Whatever comes second to a path that is taken gets a number. A key that the original has too holds the
-    same tensor, or one of another shape, for which a checkpoint of the original fails to load.
+    at `conv1`. A path that is taken gets a number. A key that the original has too holds the same tensor, or one of
+    another shape, for which loading a checkpoint of the original fails.
     """
 
     def __init__(self, program: Program, weights: Weights) -> None:
@@ -58,15 +58,15 @@ class ModuleTree:
         self._invented: dict[str, str] = {}
         self._adopted: dict[int, torch.Tensor] = {}
         self._memo: dict[int, Any] = {}
-        """Of the copies of modules kept as they are: what several of them hold stays one object."""
+        """Memo of the copies of opaque modules: what several of them hold stays one object."""
         self.opaques: list[str] = []
-        """Paths of modules kept as they are."""
+        """Paths of opaque modules."""
         self.opaque_keys: dict[str, str] = {}
-        """Key inside a module kept as it is -> the original's name."""
+        """Key inside an opaque module -> the original's name."""
         self.calls: dict[str, tuple[list[int], tuple[sympy.Symbol, ...]]] = {}
-        """Path of a region -> numbers of the operands that it takes, and symbols whose sizes it takes after them."""
+        """Path of a region -> numbers of the operands that it takes, and the symbols whose sizes follow."""
         self.counting: list[tuple[Operation, Weight]] = []
-        """Normalizations that are no modules and count their batches, and their running means."""
+        """Normalizations that are not modules and count their batches, with their running means."""
         self._origins: dict[int, tuple[nn.Module, str]] = {}
         self._made: dict[tuple[Any, ...], nn.Module] = {}
         """The layers that were built: one that is called twice may stand in two regions."""
@@ -117,7 +117,7 @@ class ModuleTree:
         return owner is weight or (owner is None and self.weights.is_free(weight))
 
     def is_mistakable(self, path: str, form: ModuleForm) -> bool:
-        """Whether the original has the keys of a module built for `form` at `path`, for tensors that are others."""
+        """Whether the original has the keys of a module for `form` at `path`, with other tensors."""
         return any(self.weights.is_mistakable(f"{path}.{slot}", weight) for slot, weight in form.slots)
 
     def make(self, form: ModuleForm, path_of_original: str | None = None) -> nn.Module:
@@ -144,7 +144,7 @@ class ModuleTree:
         return module
 
     def origin(self, path: str, module: nn.Module) -> str:
-        """Return the path in the original of the module whose mode decides about an emitted one."""
+        """Return the path in the original of the module whose mode an emitted one follows."""
         known, modes = self._origins.get(id(module)), self.program.module_modes
         found = known[1] if known is not None else self._original(path)
         return next((each for each in (found, *_above(found)) if each in modes), "")
@@ -155,7 +155,7 @@ class ModuleTree:
         return known is not None and known[1] == path
 
     def _hold(self, owner: nn.Module, name: str, weight: Weight) -> None:
-        """Give `owner` the tensor: a parameter or a buffer, whatever the class makes of it."""
+        """Give `owner` the tensor as a parameter or a buffer, whatever its class declares."""
         tensor = self.weights.tensor(weight)
         if isinstance(tensor, nn.Parameter):
             owner._buffers.pop(name, None)
@@ -212,9 +212,9 @@ class ModuleTree:
         return target
 
     def _outside(self, path: str, module: nn.Module) -> str:
-        """Return a path where a module neither replaces a part of one that is placed, nor finds its own parts replaced.
+        """Return a path where a module replaces no part of a placed one, and no placed one replaces a part of it.
 
-        A layer that is called as a whole has its parts; they may be called on their own, or fused, as well.
+        A layer that is called as a whole holds its parts, which may also be called on their own, or fused.
         """
         parts = path.split(".")
         for end in range(1, len(parts)):
@@ -226,7 +226,7 @@ class ModuleTree:
         return f"{path}_whole" if module._modules and any(name in module._modules for name in inner) else path
 
     def _beside(self, path: str) -> str:
-        """Return a path beside a layer for what would stand below it: a fused module runs all of its children."""
+        """Return a path beside a layer for what would stand below it: a fused module calls all of its children."""
         parent, _, name = path.rpartition(".")
         is_layer = any(f"{parent}.{slot}" in self.weights.live_names for slot in _LAYER_SLOTS)
         return f"{parent}_{name}" if parent and is_layer else path
@@ -267,7 +267,7 @@ class ModuleTree:
             self.register(f"{path}.num_batches_tracked", counter, name)
 
     def adopt(self, module: nn.Module) -> nn.Module:
-        """Return a copy of a module that is kept as it is: new parameters and buffers over the same storage."""
+        """Return a copy of an opaque module: new parameters and buffers over the same storage."""
         memo = self._memo
         ours = {id(w.data): w for w in self.weights.live if w.data is not None}
         for each in module.modules():
@@ -286,7 +286,7 @@ class ModuleTree:
         return copy.deepcopy(module, memo)
 
     def register_opaque(self, path: str, original: str, module: nn.Module) -> None:
-        """Record the state of a module that is kept as it is."""
+        """Record the state of an opaque module."""
         self.opaques.append(path)
         for key in module.state_dict(keep_vars=True):
             self.opaque_keys[f"{path}.{key}"] = f"{original}.{key}"
@@ -335,7 +335,7 @@ class ModuleTree:
         return is_module or (owner is not None and owner is not weight)
 
     def finish(self, root: nn.Module) -> None:
-        """Build the tree below `root`: every weight has a key now, and every module its place."""
+        """Build the tree below `root`, when weights have their keys and modules their places."""
         aliases = tuple(f"{path}." for path in self.program.module_aliases)
         for weight in self.weights.live:
             for name in names_of(weight):

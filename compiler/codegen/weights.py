@@ -1,4 +1,4 @@
-"""Which weights the emitted module holds, and as what tensors."""
+"""The weights that the emitted module holds, and their tensors."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class Weights:
         return tuple(source for source in found if source is not None and source is not weight)
 
     def is_mistakable(self, key: str, weight: Weight) -> bool:
-        """Whether a checkpoint of the original has something else under `key`, and would load all the same.
+        """Whether a checkpoint of the original has another tensor under `key` that would load all the same.
 
-        What is another tensor than the original's may have the same key where its shape is another: loading fails.
+        Where the shapes differ, loading fails, so the key may be the same.
         """
         original = self.originals.get(key)
         if original is None or original.weight is weight:
@@ -132,7 +132,7 @@ def share(tensor: torch.Tensor, *, is_parameter: bool | None = None, requires_gr
 
 
 def _share_elements(a: Weight, b: Weight) -> bool:
-    """Return whether two weights may share elements; of tensors without numbers it is not known."""
+    """Whether two weights may share elements, which is unknown of tensors without data."""
     if a.data is None or b.data is None or a.data.is_meta or b.data.is_meta:
         return True
     return may_overlap(a.data, b.data)

@@ -1,4 +1,4 @@
-"""The code of an emitted `forward`: the kinds of parameters that Python knows, and names as a person writes them."""
+"""The code of an emitted `forward`: Python's kinds of parameters, and names as a person writes them."""
 
 from __future__ import annotations
 
@@ -190,12 +190,12 @@ def _keywords_of_export(args: tuple[Any, ...]) -> Mapping[str, Any]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether Python code can write an attribute as it is: the parser normalizes names (NFKC), so `µ` becomes `μ`."""
+    """Whether Python code can spell an attribute verbatim: the parser normalizes names (NFKC), so `µ` becomes `μ`."""
     return name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
 
 
 def _attribute(root: str, target: str) -> str:
-    """Return the expression for a submodule at a path of which a part is no plain name."""
+    """Return the expression for a submodule at a path with parts that are not plain names."""
     for name in target.split("."):
         root = f"{root}.{name}" if _is_plain(name) else f"getattr({root}, {json.dumps(name)})"
     return root

@@ -38,7 +38,7 @@ class TreeGraphModule(fx.GraphModule):
     """A GraphModule with a given module tree, in its own order, with everything it holds.
 
     Args:
-        root: holds the children, parameters and buffers; they are taken over as they are.
+        root: holds the children, parameters and buffers, which are taken over.
         graph: the graph of `forward`.
         class_name: the name shown by `print`.
     """
@@ -175,7 +175,7 @@ class EmittedModule(SwitchedModule, TreeGraphModule):
 
     Its parameters are new `nn.Parameter` objects over the storage of the original ones. So no memory is spent on
     a second copy, while gradients, `requires_grad` and what `.to()` assigns are its own. An optimizer step on it
-    writes the storage that it shares; `copy.deepcopy` it first where the original has to stay as it is.
+    mutates the shared storage; `copy.deepcopy` it first where the original must not change.
     """
 
     _order: Mapping[str, int] = MappingProxyType({})
@@ -203,7 +203,7 @@ class EmittedModule(SwitchedModule, TreeGraphModule):
                 module._mode_unknown = is_unknown
 
     def refuse(self, surroundings: Mapping[str, Surrounding]) -> None:
-        """Let calls in surroundings raise."""
+        """Make calls in these surroundings raise."""
         self.get_submodule("_guard").surroundings = dict(surroundings)  # type: ignore[assignment]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> EmittedModule:
@@ -345,16 +345,16 @@ def _decode_graph(encoded: tuple[Any, ...]) -> fx.Graph:
 
 @fx.has_side_effect
 def write_unless_itself(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Write `value` into `target`; nothing is written, and no leaf refuses it, where an operator returned `target`."""
+    """Write `value` into `target`, unless it is `target` itself, which a leaf would refuse."""
     return target if value is target else torch.ops.aten.copy_.default(target, value)
 
 
 @fx.has_side_effect
 def assign_buffer(buffers: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
-    """Put `value` in the place of a buffer, as `self.name = value` of the original does: the old tensor stays as it is.
+    """Assign a buffer, as `self.name = value` of the original does: the old tensor is not mutated.
 
-    What traces the module (`torch.export`, `torch.compile`, `torch.jit.trace`, FX) keeps writes to buffers and loses
-    what is put in a buffer's place: for it, the value is written.
+    Tracers (`torch.export`, `torch.compile`, `torch.jit.trace`, FX) keep mutations of buffers and lose assignments: for
+    them, the buffer is mutated.
 
     Args:
         buffers: those of the module that holds it.
@@ -371,7 +371,7 @@ def assign_buffer(buffers: dict[str, torch.Tensor], name: str, value: torch.Tens
 
 
 def before_assignment(value: torch.Tensor) -> torch.Tensor:
-    """Return what lies in a buffer that is going to be assigned: for what traces the module, which writes, a copy."""
+    """Return the value of a buffer that is about to be assigned; a copy under tracers, which mutate the buffer."""
     return value.clone() if _is_traced(value) and not _assignments_seen.get() else value
 
 
@@ -380,7 +380,7 @@ _assignments_seen: ContextVar[bool] = ContextVar("assignments_seen", default=Fal
 
 @contextmanager
 def assignments_seen() -> Iterator[None]:
-    """Let emitted modules assign buffers while they are traced: the tracer looks at what is in their places."""
+    """Let emitted modules assign buffers under a tracer that sees assignments."""
     token = _assignments_seen.set(True)
     try:
         yield

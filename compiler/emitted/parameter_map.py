@@ -111,8 +111,8 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
 
         Tensors are those of the checkpoint, not copies; computed ones are computed anew. What the original does not
         know passes through, so that `load_state_dict(strict=True)` reports it. Extra state (`get_extra_state`) goes
-        to the modules that are kept as they are; of others it is left out, since their code is gone: what it says is
-        in the emitted module as constants. Old checkpoints have no counts of batches (`num_batches_tracked`): they
+        to opaque modules; of others it is left out: their code is gone, and what it says is in the emitted module as
+        constants. Old checkpoints have no counts of batches (`num_batches_tracked`): they
         stay what they were, as in the original.
 
         Raises:

@@ -107,7 +107,7 @@ def surroundings(names: Sequence[str]) -> Iterator[None]:
 
 
 def inputs_in(names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
-    """Return the arguments of a call as they are in surroundings."""
+    """Return the arguments that a call has in surroundings."""
     for name in names:
         if (other := SETTINGS[name].leaf) is not None:
             args, kwargs = pytree.tree_map(other, (args, dict(kwargs)))

@@ -1,8 +1,8 @@
-"""Operators that change nothing, and casts and copies that nobody can tell from their operand.
+"""Operators that change nothing, and casts and copies that are unobservable.
 
-Two kinds are told apart. Some operators return their operand itself, or a view of all of it: removing them leaves
-sharing and strides as they are. Others return a new tensor: they go only where the strides stay and where no output
-comes to share storage with an input, a weight or another output.
+Some operators return their operand itself, or a view of all of it: without them, sharing and strides are the same.
+Others return a new tensor: they go only where strides stay the same, and no output starts to share storage with an
+input, a weight or another output.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def copy_refusal(old: Value, x: Value) -> str | None:
 
 
 def sharing_refusal(old: Value, x: Value) -> str | None:
-    """Return why a caller could tell that `old`, a new tensor, became `x` itself; None when it could not."""
+    """Return why it is observable that `old`, a new tensor, becomes `x` itself; None where it is not."""
     for source in may_alias_roots(x):
         weight = weight_of(source)
         if weight is not None and weight.is_mutated:
-            return f"the copied weight `{weight.name}` is written by the program"
+            return f"the copied weight `{weight.name}` is mutated by the program"
     if not may_replace(old, x):
         return (
             "an output would share storage with an input, a weight or another output, or statistics with another value"
@@ -76,7 +76,7 @@ class NoCast(Identity):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand the operand's own dtype, device and format; where a copy is asked for, that nobody can tell."""
+        """Demand the operand's own dtype, device and format; a copy must be unobservable."""
         op = m.root
         x = first(op)
         if not same_dtype(x, op.result):
@@ -109,7 +109,7 @@ class NoDetach(Identity):
         """Demand that x has no gradient."""
         x = first(m.root)
         if is_written(m.root.result):
-            return "an operation writes to it"
+            return "an operation mutates it"
         if is_integral(x):
             return None
         for source in may_alias_roots(x):
@@ -120,7 +120,7 @@ class NoDetach(Identity):
 
 
 class NoCopy(Identity):
-    """clone(x) = x, where nobody can tell the copy from x"""
+    """clone(x) = x, where the copy is unobservable"""
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -128,7 +128,7 @@ class NoCopy(Identity):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand that strides and sharing stay as they are."""
+        """Demand the same strides and unobservable sharing."""
         op = m.root
         x = first(op)
         memory_format = op.attributes.get("memory_format", torch.contiguous_format)
@@ -173,7 +173,7 @@ class NoExpand(Identity):
 
 
 class NoPad(Identity):
-    """pad(x, zeros) = repeat(x, ones) = x, where nobody can tell the copy from x"""
+    """pad(x, zeros) = repeat(x, ones) = x, where the copy is unobservable"""
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -199,7 +199,7 @@ class NoPad(Identity):
 
 
 class CatOfOne(Identity):
-    """cat([x], d) = x, where nobody can tell the copy from x"""
+    """cat([x], d) = x, where the copy is unobservable"""
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -207,7 +207,7 @@ class CatOfOne(Identity):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand that strides and sharing stay as they are."""
+        """Demand the same strides and unobservable sharing."""
         if not has_standard_format(m.x):
             return "the strides may change"
         return sharing_refusal(m.root.result, m.x)
@@ -225,7 +225,7 @@ class NoArithmetic(Identity):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand the unit, an unchanged dtype, and that nobody can tell the copy from x."""
+        """Demand the unit, an unchanged dtype, and an unobservable copy."""
         op = m.root
         x = first(op)
         if not _is_unit(op, x):
@@ -262,7 +262,7 @@ class Idempotent(Rule):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand the same operator and arguments, and that nobody can tell that a tensor is missing."""
+        """Demand the same operator and arguments; where it returns a new tensor, that must be unobservable."""
         outer, inner = m.root, m.inner
         if outer.opdef is not inner.opdef or len(outer.results) != 1:
             return "the operators differ"
@@ -296,7 +296,7 @@ class Involution(Identity):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand real numbers, and that nobody can tell the copy from x."""
+        """Demand real numbers, and an unobservable copy."""
         if not (is_integral(m.x) or is_floating(m.x)) or tensor(m.x) != tensor(m.root.result):
             return "the dtype is not known, or complex"
         return copy_refusal(m.root.result, m.x)

@@ -46,7 +46,7 @@ class SpellPermute(Rule):
             return "the rank is not known"
         order = _order_of(op, rank)
         if order is None:
-            return "the dimensions are no literals in range"
+            return "the dimensions are not literals in range"
         return "this is the one spelling" if op.name == "aten.permute" and op.attributes["dims"] == order else None
 
     @override
@@ -125,7 +125,7 @@ class PermuteWithoutUnits(Rule):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand sizes of 1 between the reshapes, and that nobody else uses what is between them."""
+        """Demand sizes of 1 between the reshapes, and no other users of what is between them."""
         middle, target = shape_of(m.inner.result), shape_of(m.root.result)
         if middle is None or target is None:
             return "a shape is not known"
@@ -160,7 +160,7 @@ class SplitBeforePermute(Rule):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand an outer reshape that only splits, and that nobody else uses what is between them."""
+        """Demand an outer reshape that only splits, and no other users of what is between them."""
         parts = _split_before(m)
         if parts is None:
             return "the outer reshape merges dimensions"

@@ -79,7 +79,7 @@ class NoReshape(Identity):
 class MergeReshapes(ToReshape):
     """reshape(reshape(x, s), t) = reshape(x, t)
 
-    Where the strides, and the sharing of storage, provably stay as they are.
+    Where strides and sharing of storage provably stay the same.
     """
 
     @override
@@ -88,7 +88,7 @@ class MergeReshapes(ToReshape):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand that one reshape is a view, or a copy, where the two are."""
+        """Demand that one reshape is a view, or a copy, exactly where the two are."""
         middle, target = shape_of(m.inner.result), shape_of(m.root.result)
         if middle is None or target is None:
             return "a shape is not known"

@@ -86,9 +86,9 @@ class SpellClamp(Rule):
 class SpatialMeanToPool(Rule):
     """mean(x, (2, 3), keepdim=True) = adaptive_avg_pool2d(x, (1, 1)), x: f[N, C, H, W]; without keepdim, reshaped
 
-    PyTorch computes this pool as this mean, so the numbers are the same bits. The one difference: for a map in
-    channels_last, the strides of the result's dimensions of size 1 (which mean nothing) differ, so a mean that is an
-    output as it is stays, and one that is converted to channels_last later.
+    PyTorch computes this pool as this mean, so the bits are the same. For a map in channels_last, the strides of the
+    result's dimensions of size 1 differ: a mean that is itself an output stays, and so does one that is converted to
+    channels_last later.
     """
 
     @override
@@ -100,7 +100,7 @@ class SpatialMeanToPool(Rule):
         """Demand a floating 4-d map that is not empty, and its last two dimensions."""
         type_, shape = tensor(m.x), shape_of(m.x)
         if type_ is None or shape is None or len(shape) != 4:
-            return "the operand is no 4-d map of a known shape"
+            return "the operand is not a 4-d map of a known shape"
         if not isinstance(m.dims, tuple) or {wrap(d, 4) for d in m.dims} != {2, 3} or len(m.dims) != 2:
             return "the mean is not over the two spatial dimensions"
         if 0 in shape or not is_floating(m.x) or m.dtype not in (None, type_.dtype):

@@ -18,7 +18,7 @@ SPLITS = operators_with(lambda facts: facts.layout is Layout.SPLIT and facts.spe
 
 
 def split_sizes(op: Operation, dim: int) -> tuple[int, ...] | None:
-    """Return the sizes along `dim` of the pieces, which are the results; None where one is no int."""
+    """Return the sizes along `dim` of the pieces, which are the results; None where one is not an int."""
     sizes: list[int] = []
     for result in op.results:
         shape = shape_of(result)

@@ -33,8 +33,8 @@ class EliminateCommonSubexpressions(Pass):
 def eliminate_common_subexpressions(program: Program) -> int:
     """Merge equal pure operations; return the number of operations that went.
 
-    Two values that are outputs, or share storage with outputs, stay two. What `train()` may change (dropout,
-    BatchNorm) is never merged. Fused regions are left alone.
+    Two values that escape stay two. What `train()` may change (dropout, BatchNorm) is never merged, and fused regions
+    are not either.
     """
     rewriter = Rewriter(program)
     seen: dict[Any, Operation] = {}

@@ -1,4 +1,4 @@
-"""Dead code: operations without effect whose results nobody uses, and constants that nobody uses."""
+"""Dead code: unused operations without effects, and unused constants."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from passes.rewrite.effects import is_removable
 
 @attrs.frozen
 class EliminateDeadCode(Pass):
-    """Erases pure operations that nothing uses, and constants that nothing uses."""
+    """Erases unused pure operations and unused constants."""
 
     name: ClassVar[str] = "eliminate-dead-code"
     inference: bool = False
-    """Whether the program will never train: what only `train()` would make effective goes too."""
+    """Whether the program will never train: what has effects only after `train()` goes too."""
 
     @override
     def run(self, program: Program, context: PassContext) -> None:

@@ -85,7 +85,7 @@ def _in_features(m: Match) -> Dim | None:
 
 
 def _refusal(m: Match, window: str) -> str | Refusal | None:
-    """Return why the flattened map is no map of a batch, or None when it certainly is."""
+    """Return why the flattened map is not certainly a batch of maps, or None where it is."""
     flatten: Operation = m.flatten
     where = f"`{flatten.location.where}`"
     batch_first = _drops_units(flatten) or _keeps_batch_first(flatten)
@@ -179,8 +179,8 @@ class FlattenLinearToConv1x1Pattern(Pattern):
 class FlattenLinearToConvPattern(Pattern):
     """linear(links(flatten(x)), w, b) = flatten(conv2d(links(x), w.view(out, C, H, W), b)), x: f[N, C, H, W]
 
-    The window of the convolution is the whole map. Dropout is no link here: on a map in channels_last it would draw
-    its mask in another order.
+    The window of the convolution is the whole map. Dropout is not a link here: on a map in
+    channels_last it would draw its mask in another order.
     """
 
     is_conversion = True

@@ -44,7 +44,7 @@ class FoldBatchNormPattern(Pattern):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Refuse what has no running statistics, is no weight, or does not fit the dtype any more."""
+        """Refuse batch statistics, operands that are not weights, and results that overflow the dtype."""
         bn: Operation = m.bn
         where = f"batch_norm at `{bn.location.where}`"
         if bn.operand("running_mean") is None or bn.operand("running_var") is None:
@@ -69,7 +69,7 @@ class FoldBatchNormPattern(Pattern):
             if weight is None:
                 return f"{where}: {value.name or 'a weight'} is computed, not a weight"
             if weight.is_mutated:
-                return f"{where}: {weight.name} is written by the model"
+                return f"{where}: {weight.name} is mutated by the model"
         return _does_not_fit(m)
 
     @override
@@ -82,7 +82,7 @@ class FoldBatchNormPattern(Pattern):
 
 
 def _folded(b: Rewriter, m: Match) -> tuple[Value, Value]:
-    """Write the new weight and bias as operations, and return them."""
+    """Insert the operations for the new weight and bias, and return their results."""
     bn: Operation = m.bn
     gamma, beta, mean, variance = (bn.operand(name) for name in _STATISTICS)
     weight: Value = m.w
@@ -107,7 +107,7 @@ def _folded(b: Rewriter, m: Match) -> tuple[Value, Value]:
 
 
 def _does_not_fit(m: Match) -> str | None:
-    """Return with numbers why the folded weights overflow their dtype; needs the data, and asks nothing without."""
+    """Return, with numbers, why the folded weights overflow their dtype; None where they fit, or hold no data."""
     tensors: list[torch.Tensor | None] = []
     for value in (m.w, m.b, *(m.bn.operand(name) for name in _STATISTICS)):
         weight = weight_of(value)
@@ -147,7 +147,7 @@ class FoldBatchNorm(Pass):
 
 
 def _materialize(program: Program, log: RewriteLog) -> None:
-    """Evaluate the operations on weights that the rule wrote, into weights."""
+    """Evaluate the operations on weights that the rule inserted, and make weights of their results."""
     rewriter = Rewriter(program)
     for op in list(program.graph.operations()):
         if not (op.opdef.has(Trait.CONV) or op.name == "aten.linear"):
@@ -235,7 +235,7 @@ def _evaluate(value: Value) -> tuple[torch.Tensor | None, Derivation | None]:
 
 
 def _free_name(program: Program, name: str, op: Operation) -> str:
-    """Return `name` where its weight has no other user than what is being replaced, else a new name."""
+    """Return `name` where its weight has no user besides what is replaced, else a new name."""
     weight = program.weights.get(name)
     if weight is None:
         return program.unique_weight_name(name)  # a tied weight may have it as its second name

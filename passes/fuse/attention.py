@@ -71,7 +71,7 @@ class ScaledDotProductAttentionPattern(FusionPattern):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Refuse what is no attention over (…, tokens, head_dim)."""
+        """Refuse what is not attention over (…, tokens, head_dim)."""
         query = m.query.type
         if isinstance(query, TensorType) and query.rank is not None and query.rank < 3:
             return f"the query is {query}, without a batch or head dimension"

@@ -149,7 +149,7 @@ def _name_of(cls: type[Pass]) -> str:
     """
     if isinstance(cls.name, str) and _NAME.fullmatch(cls.name):
         return cls.name
-    what = f"the name {cls.name!r}, which is no word of letters, digits and `-`" if cls.name else "no name"
+    what = f"the name {cls.name!r}, which is not a word of letters, digits and `-`" if cls.name else "no name"
     raise InputError(
         f"the pass class {cls.__qualname__} has {what}",
         remedy='give it a kebab-case one: `name: ClassVar[str] = "my-pass"`',
@@ -172,8 +172,8 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
     """Run one pass under its contract and the instruments.
 
     Raises:
-        PassError: when the pass breaks its contract, or raised something that is not of our own.
-        GraphwrightError: whatever the pass raised of our own, with a note that names the pass.
+        PassError: when the pass breaks its contract, or raised something that is not a GraphwrightError.
+        GraphwrightError: whatever the pass raised, with a note that names the pass.
     """
     reason = pass_.requires(program)
     if reason is not None:
@@ -271,7 +271,7 @@ def _by_name(classes: Iterable[Any], base: type, key: Callable[[Any], str], argu
     """Return classes by name.
 
     Raises:
-        InputError: when they are no list of classes derived from `base`.
+        InputError: when they are not a list of classes derived from `base`.
     """
     if isinstance(classes, (str, type, base)) or not isinstance(classes, Iterable):
         raise InputError(f"`{argument}` is {_shown(classes)}, not a list of {base.__name__} classes")
@@ -281,7 +281,7 @@ def _by_name(classes: Iterable[Any], base: type, key: Callable[[Any], str], argu
             remedy = (
                 f"pass the class itself, `{argument}=[{type(entry).__name__}]`" if isinstance(entry, base) else None
             )
-            raise InputError(f"{_shown(entry)} in `{argument}` is no subclass of {base.__name__}", remedy=remedy)
+            raise InputError(f"{_shown(entry)} in `{argument}` is not a subclass of {base.__name__}", remedy=remedy)
         found[key(entry)] = entry
     return found
 
@@ -385,7 +385,7 @@ class PassManager(Pass):
 
         Raises:
             ParseError: when the text is ill-formed or names what is not given.
-            InputError: when `text` is no string, or `passes` or `patterns` hold anything but classes of theirs.
+            InputError: when `text` is not a string, or `passes` or `patterns` hold other things than such classes.
         """
         if not isinstance(text, str):
             raise InputError(
@@ -447,7 +447,7 @@ def as_patterns(patterns: Sequence[type[Pattern] | Pattern]) -> tuple[type[Patte
     """Convert the value of an option that takes patterns: give it `converter=as_patterns, metadata=PATTERNS`.
 
     Raises:
-        PatternError: when an entry is no pattern, or there is none.
+        PatternError: when an entry is not a pattern, or there is none.
     """
     if not instantiate(patterns):
         raise PatternError(

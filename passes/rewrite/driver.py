@@ -1,6 +1,6 @@
 """Applying rules to a graph: a worklist driver for fixpoints and a sweep for fusions.
 
-The order is fixed by the program and the rule list. A match is always made on the graph as it is now.
+The order is fixed by the program and the rule list. A match is always made on the present graph.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def run_worklist(
     queued: set[Operation] = set()
 
     def push(op: Operation) -> None:
-        """Queue an operation, unless no rule is about it and it is no dead code that could be erased on the way."""
+        """Queue an operation that some rule is about, or that is dead code."""
         if op in queued or op.opdef is RETURN:
             return
         if not by_root[op.opdef]:
@@ -354,7 +354,7 @@ def run_sweep(program: Program, index: RuleIndex, log: RewriteLog) -> int:
 
 
 class UnfusedReasons:
-    """Says why operations were left as they are, in the words of the near misses that looked at them."""
+    """Explains why operations were not rewritten, from the near misses that involved them."""
 
     def __init__(self, log: RewriteLog, rules: Sequence[Pattern]) -> None:
         self._index = RuleIndex(rules)
@@ -362,7 +362,7 @@ class UnfusedReasons:
         self._general: dict[OpDef, str] = {}
 
     def of(self, op: Operation) -> str:
-        """Return why `op` was left as it is."""
+        """Return why `op` was not rewritten."""
         reasons = self._misses.get((op.name, op.location))
         if reasons:
             return "; ".join(reasons)
@@ -372,7 +372,7 @@ class UnfusedReasons:
         return found
 
     def _without_miss(self, op: Operation) -> str:
-        """Return why no rule came near an operation: all of one operator have the same answer."""
+        """Return why no rule nearly matched an operation, the same for all operations of an operator."""
         rooted = [variant.rule for variant in self._index.by_root[op.opdef]]
         names = dict.fromkeys(rule.name for rule in rooted or self._index.mentioning(op.opdef))
         if names:

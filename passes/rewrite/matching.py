@@ -101,7 +101,7 @@ def compile_rule(rule: Pattern) -> tuple[Variant, ...]:
     """Return the variants of a rule, longest first.
 
     Raises:
-        PatternError: when the pattern is ill-formed or its root is no operation.
+        PatternError: when the pattern is ill-formed or its root is not an operation.
     """
     if vars(rule):
         # a rule with parameters: its pattern may depend on them
@@ -342,7 +342,7 @@ def _check_names(node: OpNode, opdefs: tuple[OpDef, ...]) -> None:
     if all(last >= len(opdef.operand_params) and not opdef.is_region for opdef in opdefs):
         raise PatternError(
             f"{names} takes fewer than {last + 1} operands",
-            remedy='attributes go by keyword and are no values: dim=1, or dim=p.attr("dim") for any',
+            remedy='attributes are not values and go by keyword: dim=1, or dim=p.attr("dim") for any',
         )
     if all(
         node.result >= len(opdef.results) and "list" not in opdef.results and not opdef.is_region for opdef in opdefs

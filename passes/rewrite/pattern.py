@@ -120,7 +120,7 @@ def _check_nodes(what: str, nodes: Sequence[Any]) -> None:
     for node in nodes:
         if node is not None and not isinstance(node, (AnyValue, OpNode, AnyOf, Chain)):
             raise PatternError(
-                f"{node!r} as {what} is no pattern",
+                f"{node!r} as {what} is not a pattern",
                 remedy='an operand is `p.any("x")`, an operation such as `p.relu(...)`, or None where it must be '
                 "absent; attributes are given by keyword",
             )

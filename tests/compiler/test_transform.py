@@ -108,9 +108,9 @@ def test_conversions_run_before_fusions_whatever_the_order_of_the_list():
             InputError,
             "similar paths: drop$",
         ),
-        (lambda: transform(Small(), (X,), leaf_modules=3), InputError, "leaf_modules=3 is no list"),
-        (lambda: transform(Small(), (X,), leaf_modules=None), InputError, "leaf_modules=None is no list"),
-        (lambda: transform(Small(), (X,), progress=3), InputError, "progress=3 is no function"),
+        (lambda: transform(Small(), (X,), leaf_modules=3), InputError, "leaf_modules=3 is not a list"),
+        (lambda: transform(Small(), (X,), leaf_modules=None), InputError, "leaf_modules=None is not a list"),
+        (lambda: transform(Small(), (X,), progress=3), InputError, "progress=3 is not a function"),
         (lambda: transform(Small(), (X,), leaf_modules=[""]), InputError, "the model itself, Small"),
         (
             lambda: transform(Small(), (X,), patterns=TENSORRT_PATTERNS, pipeline=PassManager([])),

@@ -157,10 +157,10 @@ Fix: Any = Fixpoint
         (lambda: Manager().with_instruments(Timing), "the class Timing is not an Instrument"),
         (lambda: Manager([], instruments=Timing()), "not a list"),
         (lambda: Manager.parse(None), "the text of a pipeline is None, not a string"),
-        (lambda: Manager.parse("nothing", passes=[Nothing()]), r"the pass `nothing` in `passes` is no subclass"),
+        (lambda: Manager.parse("nothing", passes=[Nothing()]), r"the pass `nothing` in `passes` is not a subclass"),
         (lambda: Manager.parse("nothing", passes=Nothing), "`passes` is the class Nothing, not a list"),
-        (lambda: Manager.parse("verify", patterns=[ReluRelu()]), r"ReluRelu\(\) in `patterns` is no subclass"),
-        (lambda: Manager.parse("verify", patterns=[Nothing]), "the class Nothing in `patterns` is no subclass"),
+        (lambda: Manager.parse("verify", patterns=[ReluRelu()]), r"ReluRelu\(\) in `patterns` is not a subclass"),
+        (lambda: Manager.parse("verify", patterns=[Nothing]), "the class Nothing in `patterns` is not a subclass"),
     ],
 )
 def test_wrong_arguments_are_refused(build, message):
