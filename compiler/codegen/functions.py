@@ -102,11 +102,14 @@ def _special(*names: str) -> Callable[[Emit], Emit]:
     return add
 
 
-_INFIX: dict[str, Callable[..., Any]] = {
+_OPERATORS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "sub": operator.sub,
+    "rsub": operator.sub,
     "mul": operator.mul,
     "div": operator.truediv,
+    "pow": operator.pow,
+    "neg": operator.neg,
     "eq": operator.eq,
     "ne": operator.ne,
     "lt": operator.lt,
@@ -116,44 +119,27 @@ _INFIX: dict[str, Callable[..., Any]] = {
     "bitwise_and": operator.and_,
     "bitwise_or": operator.or_,
     "bitwise_xor": operator.xor,
+    "bitwise_not": operator.invert,
     "remainder": operator.mod,
     "floor_divide": operator.floordiv,
 }
 
 
-def _emit_infix(scope: Scope, op: Operation) -> Any:
-    if any(name == "alpha" and not attributes_equal(value, 1) for name, value in op.attributes.items()):
-        return NotImplemented
-    operands = [scope.value(v) for v in op.operands[: op.num_schema_operands] if v is not None]
-    if len(operands) == 1:
-        other = resolve(scope, op, op.attributes["other"])
-        operands.append(other)
-    return scope.call(_INFIX[op.opdef.short_name], tuple(operands))
-
-
-for _name in _INFIX:
-    for _overload in ("Tensor", "Scalar", "default"):
-        _SPECIAL[f"aten.{_name}" + ("" if _overload == "default" else f".{_overload}")] = _emit_infix
-
-
-@_special("aten.neg", "aten.bitwise_not")
-def _emit_prefix(scope: Scope, op: Operation) -> Any:
-    target = operator.neg if op.opdef.short_name == "neg" else operator.invert
-    return scope.call(target, (_first(scope, op),))
-
-
-@_special("aten.rsub.Scalar", "aten.rsub.Tensor")
-def _emit_rsub(scope: Scope, op: Operation) -> Any:
+def _emit_operator(scope: Scope, op: Operation) -> Any:
     if not attributes_equal(op.attributes.get("alpha", 1), 1):
         return NotImplemented
-    other = op.operands[1] if op.name.endswith("Tensor") else None
-    left = resolve(scope, op, op.attributes["other"]) if other is None else scope.value(other)
-    return scope.call(operator.sub, (left, _first(scope, op)))
+    operands = [scope.value(v) for v in op.operands[: op.num_schema_operands] if v is not None]
+    operands += [resolve(scope, op, op.attributes[key]) for key in ("other", "exponent") if key in op.attributes]
+    if op.opdef.short_name == "rsub":
+        operands.reverse()
+    return scope.call(_OPERATORS[op.opdef.short_name], tuple(operands))
 
 
-@_special("aten.pow.Tensor_Scalar")
-def _emit_power(scope: Scope, op: Operation) -> Any:
-    return scope.call(operator.pow, (_first(scope, op), resolve(scope, op, op.attributes["exponent"])))
+_SPECIAL["aten.pow.Tensor_Scalar"] = _emit_operator
+for _name in _OPERATORS:
+    for _overload in ("", ".Tensor", ".Scalar"):
+        if _name != "pow":  # `pow.Scalar` has the number on the left
+            _SPECIAL[f"aten.{_name}{_overload}"] = _emit_operator
 
 
 def _first(scope: Scope, op: Operation) -> Any:

@@ -197,7 +197,7 @@ CURATED: tuple[Mutant, ...] = (
     _mutant(
         "compiler",
         "codegen: infix operands",
-        "compiler.codegen.functions:_emit_infix",
+        "compiler.codegen.functions:_emit_operator",
         "tuple(operands))",
         "tuple(operands[::-1]))",
     ),

@@ -65,31 +65,6 @@ class SpellSplit(Rule):
         return b.op("aten.split_with_sizes", first(m.root), sizes, dim, names=names).results
 
 
-class SplitFromFront(Rule):
-    """split_with_sizes(x, sizes, -1) = split_with_sizes(x, sizes, rank - 1)"""
-
-    @override
-    def pattern(self, p: PatternBuilder) -> Node:
-        return p.op("aten.split_with_sizes")
-
-    @override
-    def check(self, m: Match) -> str | None:
-        """Demand a negative dimension and a known rank."""
-        dim = m.root.attributes["dim"]
-        if type(dim) is not int or dim >= 0:
-            return "the dimension is counted from the front"
-        return None if shape_of(first(m.root)) else "the rank is not known"
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Sequence[Value]:
-        op = m.root
-        shape = shape_of(first(op))
-        assert shape is not None
-        dim = op.attributes["dim"] + len(shape)
-        names = [result.name for result in op.results]
-        return b.op("aten.split_with_sizes", first(op), op.attributes["split_sizes"], dim, names=names).results
-
-
 class SpellUnbind(Rule):
     """unbind(x, d)[i] = reshape(split_with_sizes(x, (1, ..., 1), d)[i], shape without d)"""
 
@@ -139,4 +114,4 @@ class NoSplit(Identity):
         return None if len(m.root.results) == 1 else "there are several pieces"
 
 
-SPLIT_RULES = (SpellSplit, SplitFromFront, SpellUnbind, NoSplit)
+SPLIT_RULES = (SpellSplit, SpellUnbind, NoSplit)
