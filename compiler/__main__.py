@@ -37,7 +37,7 @@ from compiler.targets.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUS
 from ir.errors import GraphwrightError, InputError
 from passes.manager.instruments import DumpIR
 from passes.manager.manager import Fixpoint, Pass, PassManager
-from passes.manager.text import options_of, takes_passes
+from passes.manager.options import options_of, takes_passes
 from passes.rewrite.pattern import Pattern
 
 TARGETS: dict[str, dict[str, tuple[type[Pattern], ...]]] = {

@@ -12,8 +12,8 @@ from ir.errors import PatternError
 from ir.program import Program
 from passes.canonicalize import Canonicalize
 from passes.canonicalize.respelled import respelled_operators, spelled_otherwise
-from passes.manager.manager import Pass, PassContext, as_patterns
-from passes.manager.text import PATTERNS
+from passes.manager.manager import Pass, PassContext
+from passes.manager.options import PATTERNS, as_patterns
 from passes.rewrite.driver import run_sweep, run_worklist
 from passes.rewrite.matching import RuleIndex
 from passes.rewrite.pattern import Pattern, instantiate

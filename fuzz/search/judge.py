@@ -20,7 +20,7 @@ from ir.errors import GraphwrightError
 from ir.program import Program
 from ir.text.printer import print_program
 from passes.manager.manager import Pass, PassContext, run_pass
-from passes.manager.text import takes_passes
+from passes.manager.options import takes_passes
 from passes.rewrite.pattern import Pattern
 
 AnyCase = Case | ModuleCase

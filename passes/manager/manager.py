@@ -12,12 +12,13 @@ from typing import Any, ClassVar, Self, TypeVar
 import attrs
 from typing_extensions import override
 
-from ir.errors import DidNotConverge, GraphwrightError, InputError, PassError, PatternError
+from ir.errors import DidNotConverge, GraphwrightError, InputError, PassError
 from ir.program import Program
 from ir.verify import verify
-from passes.manager.text import PipelineParser, options_of, takes_passes
+from passes.manager.options import check_option, format_options, takes_passes
+from passes.manager.text import PipelineParser
 from passes.rewrite.driver import RewriteLog
-from passes.rewrite.pattern import Pattern, instantiate
+from passes.rewrite.pattern import Pattern
 from passes.rewrite.remarks import GraphwrightWarning
 
 # What pipeline text can spell.
@@ -86,7 +87,7 @@ class Pass:
     def __attrs_post_init__(self) -> None:
         _name_of(type(self))
         for field in attrs.fields(type(self)):
-            _check_option(self, field)
+            check_option(self, field)
 
     def run(self, program: Program, context: PassContext) -> None:
         """Change the program in place.
@@ -108,37 +109,7 @@ class Pass:
         return None
 
     def __str__(self) -> str:
-        return f"{self.name}{self._options()}"
-
-    def _options(self) -> str:
-        given = {f.name: getattr(self, f.name) for f in options_of(type(self)) if getattr(self, f.name) != f.default}
-        options = [f"{name.replace('_', '-')}={_format_option(value)}" for name, value in given.items()]
-        return f"{{{' '.join(options)}}}" if options else ""
-
-
-_PLAIN_OPTIONS: dict[Any, tuple[tuple[type, ...], str]] = {
-    "bool": ((bool,), "True or False"),
-    "int": ((int,), "an int"),
-    "float": ((int, float), "a number"),
-    "str": ((str,), "a text"),
-}
-"""Annotation of a field -> the types of its values, and their name in messages; other fields check themselves."""
-
-
-def _check_option(pass_: Pass, field: Any) -> None:
-    """Check an option by its annotation, which is text or a class.
-
-    Raises:
-        InputError: when the value is of another type.
-    """
-    wanted = _PLAIN_OPTIONS.get(getattr(field.type, "__name__", field.type))
-    value = getattr(pass_, field.name)
-    if wanted is None or (isinstance(value, wanted[0]) and (type(value) is not bool or bool in wanted[0])):
-        return
-    raise InputError(
-        f"the option `{field.name}` of pass `{pass_.name}` is {value!r}, not {wanted[1]}",
-        remedy=f"write `{type(pass_).__name__}({field.name}=...)` with {wanted[1]}, or leave it out",
-    )
+        return f"{self.name}{format_options(self)}"
 
 
 def _name_of(cls: type[Pass]) -> str:
@@ -154,18 +125,6 @@ def _name_of(cls: type[Pass]) -> str:
         f"the pass class {cls.__qualname__} has {what}",
         remedy='give it a kebab-case one: `name: ClassVar[str] = "my-pass"`',
     )
-
-
-def _format_option(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return ",".join(_format_option(item) for item in value)
-    if isinstance(value, type):
-        return value.__name__
-    if isinstance(value, Pattern):
-        return value.name
-    return str(value)
 
 
 def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
@@ -440,21 +399,7 @@ class Fixpoint(PassManager):
 
     def __str__(self) -> str:
         passes = f"({PassManager.__str__(self)})" if takes_passes(type(self)) else ""
-        return f"{self.name}{passes}{self._options()}"
-
-
-def as_patterns(patterns: Sequence[type[Pattern] | Pattern]) -> tuple[type[Pattern] | Pattern, ...]:
-    """Convert the value of an option that takes patterns: give it `converter=as_patterns, metadata=PATTERNS`.
-
-    Raises:
-        PatternError: when an entry is not a pattern, or there is none.
-    """
-    if not instantiate(patterns):
-        raise PatternError(
-            "the pass has no patterns, so it would do nothing",
-            remedy="name them, `Fuse([MyPattern])` or in text `fuse{patterns=MyPattern}`, or leave the pass out",
-        )
-    return tuple(patterns)
+        return f"{self.name}{passes}{format_options(self)}"
 
 
 @attrs.frozen

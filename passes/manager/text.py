@@ -9,18 +9,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import attrs
-
 from ir.errors import GraphwrightError, ParseError
 from ir.spelling import known_names
+from passes.manager.options import options_of, takes_passes
 
 _WORD = re.compile(r"[\w-]*")
 _OPTION = re.compile(r"\S+")
 _MAX_DEPTH = 50
 """How deep managers may be nested, far below what would overflow the stack when they are run."""
-
-PATTERNS: Mapping[str, bool] = {"patterns": True}
-"""Metadata of a field whose text form is a list of pattern names."""
 
 
 class PipelineParser:
@@ -152,13 +148,3 @@ class PipelineParser:
                 found.append(self.patterns[name])
             at += len(name) + 1
         return tuple(found)
-
-
-def takes_passes(cls: type[Any]) -> bool:
-    """Whether a class of passes is given others to run; one that makes its own is written without them."""
-    return any(field.name == "passes" and field.init for field in attrs.fields(cls))
-
-
-def options_of(cls: type[Any]) -> tuple[Any, ...]:
-    """Return the fields of a class of passes that are options in text."""
-    return tuple(field for field in attrs.fields(cls) if field.init and field.name not in ("passes", "instruments"))
