@@ -21,7 +21,7 @@ from passes.rewrite.remarks import Remark
 
 
 def _refuse(kind: str, instead: str, is_kind: Callable[[Pattern], bool]) -> Callable[[Any, Any, Any], None]:
-    """Return a validator that refuses patterns of a kind, which belong into another pass."""
+    """Return a validator that refuses patterns which belong in another pass."""
 
     def validate(pass_: Pass, attribute: Any, patterns: Any) -> None:
         for rule in instantiate(patterns):
@@ -40,7 +40,7 @@ def _refuse(kind: str, instead: str, is_kind: Callable[[Pattern], bool]) -> Call
 
 
 def _warn_of_respelled(pass_: Pass, index: RuleIndex, program: Program, context: PassContext) -> None:
-    """Warn of rules that wait for operators which canonicalization, before this pass, has left none of.
+    """Warn of rules that match operators which canonicalization has respelled before this pass.
 
     A rule that the pass tried before canonicalization, or that matched after all, is in order.
     """

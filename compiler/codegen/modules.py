@@ -183,7 +183,7 @@ _NORMALIZATION = {name: name for name in ("weight", "bias", "running_mean", "run
 
 
 def _by_rank(op: Operation, family: str, value: Value) -> type[nn.Module] | None:
-    """Return the class of `family` (BatchNorm, InstanceNorm) for the original's class, else for the input's rank."""
+    """Return the class of `family` (BatchNorm, InstanceNorm) that the original has, else that for the input's rank."""
     for location in op.location.parts:
         if location.module_class.startswith("torch.nn.") and location.class_name in (
             f"{family}1d",
@@ -198,7 +198,7 @@ def _by_rank(op: Operation, family: str, value: Value) -> type[nn.Module] | None
 
 
 def _norm_options(op: Operation, slots: tuple[tuple[str, Weight], ...]) -> tuple[tuple[str, Any], ...] | None:
-    """Return the options of a normalization over channels; None without weights, and where it shifts alone."""
+    """Return the options of a normalization over channels; None without weights, and with a bias alone."""
     held = dict(slots)
     if not slots or ("bias" in held and "weight" not in held):
         return None
@@ -276,7 +276,7 @@ def _make_dropout(op: Operation, find: WeightOf) -> ModuleForm | None:
 
 
 def _plain(name: str, cls: type[nn.Module], *attributes: str, **fixed: Attribute) -> None:
-    """Add an operator whose module takes the attributes named, and that holds only where others have fixed values."""
+    """Add an operator whose module takes the attributes named, where others have fixed values."""
 
     def make(op: Operation, find: WeightOf) -> ModuleForm | None:
         a = op.attributes

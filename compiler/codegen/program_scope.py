@@ -72,7 +72,7 @@ class ProgramScope(Scope):
 
     @override
     def module_call(self, op: Operation) -> Any:
-        """Call the module of the original that computes `op`, or one that its mode demands."""
+        """Call the original's module for `op`, or a new one where `op` depends on the mode."""
         if op.name == "nn.opaque":
             return self._opaque(op)
         form = module_form(op, self.find)
@@ -92,7 +92,7 @@ class ProgramScope(Scope):
         return self.call_form(path, form)
 
     def _place_of(self, op: Operation, form: ModuleForm) -> tuple[str | None, bool]:
-        """Return the path for a form, and whether it is the original's; (None, …) where a function is right."""
+        """Return the path for a form, and whether it is the original's; (None, …) for a function."""
         if form.slots:
             home = self.tree.home(form, op.location.parts)
             if home is not None:
@@ -161,6 +161,6 @@ def _read_and_written(program: Program) -> Iterator[Weight]:
 
 
 def is_detached(value: Value | None, target: Value) -> bool:
-    """Return whether a value is the target without its gradient: `target.detach_()` makes it of it."""
+    """Whether a value is the target without its gradient, as `target.detach_()` makes it."""
     op = None if value is None else value.defining_op
     return op is not None and op.opdef.layout is Layout.DETACHED and op.operands[0] is target

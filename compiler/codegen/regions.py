@@ -61,7 +61,7 @@ class Region:
         return None if operand is None else self.outer.find(operand)
 
     def _whole(self) -> ModuleForm | None:
-        """Return the module of the only operation where it is one of the region's kind: it is the region then."""
+        """Return the module of the only operation if it has the class of the region's kind: then it is the region."""
         form = module_form(self.ops[0], self.find) if len(self.ops) == 1 else None
         if form is None or form.cls is not fused_class(self.kind) or self.body.outputs != self.ops[0].results:
             return None
@@ -144,7 +144,7 @@ class Region:
         return child.home or (location.module_path if location is not None else op.location.module_path)
 
     def _module(self) -> tuple[Any, Sequence[Value], tuple[sympy.Symbol, ...]]:
-        """Return the module, the inputs of the body that it takes, and the symbols whose sizes it takes after them."""
+        """Return the module, the inputs of the body that it takes, and the symbols whose sizes follow."""
         if self.whole is not None:
             module = self.tree.make(self.whole, self.ops[0].location.module_path)
             return module, [v for v in self.whole.inputs if v is not None], ()
@@ -262,7 +262,7 @@ class RegionScope(Scope):
 
 
 def emit_nested(op: Operation, scope: RegionScope) -> Any:
-    """Emit a region inside a region: its operations in place, since a region holds one level of modules."""
+    """Emit a region inside a region in place: a region holds one level of modules."""
     assert op.body is not None
     for inner, outer in zip(op.body.inputs, op.operands, strict=True):
         if outer is not None:

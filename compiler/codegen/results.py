@@ -140,7 +140,7 @@ class Results:
         return node
 
     def _shaped_back(self, op: Operation, node: Any) -> Any:
-        """Return the node of what a reshape or permute was given, from that of its result."""
+        """Return the node of the operand of a reshape or permute, from that of its result."""
         if op.name == "aten.permute":
             dims: Any = op.attributes["dims"]
             order = [d % len(dims) for d in dims]

@@ -28,7 +28,7 @@ _SAMPLING = ("aten.fractional_max_pool2d", "aten.fractional_max_pool3d")
 
 
 def _to_int(function: Callable[[Any], Any]) -> Any:
-    """Return a conversion of sizes that is a call in the graph where it is given a proxy."""
+    """Return a conversion of sizes; for a proxy it becomes a call in the graph."""
 
     def convert(x: Any, dtype: Any) -> Any:
         return x.tracer.create_proxy("call_function", function, (x,), {}) if isinstance(x, fx.Proxy) else function(x)
@@ -47,7 +47,7 @@ class _SizeFunctions(PythonReferenceAnalysis):
 
 
 class Scope:
-    """A graph with what its values have become; the base of the whole program's scope and of a region's."""
+    """A graph and the nodes of its values; base class for programs and regions."""
 
     def __init__(self, tree: ModuleTree, inputs: tuple[Value, ...]) -> None:
         self.tree = tree
@@ -90,7 +90,7 @@ class Scope:
             self.tree.counting.append((op, weight))
 
     def training_flag(self, op: Operation) -> Any:
-        """Return what to write for a training flag that follows the mode of the module."""
+        """Return the node of a training flag that follows the mode of the module."""
         raise NotImplementedError
 
     # ---- building ----
@@ -211,7 +211,7 @@ class Scope:
     # ---- devices and dtypes ----
 
     def attribute_like(self, op: Operation, name: str) -> Any:
-        """Return what to write for the device or dtype of a new tensor, or None for the literal.
+        """Return the node of the device or dtype of a new tensor, or None for the literal.
 
         A tensor made on the device of an input follows that input, so the emitted module can be moved; a constant
         fill of the dtype of an input follows it too (its elements are exact in every dtype), and so do samples for a
@@ -235,7 +235,7 @@ class Scope:
         return None
 
     def _sampled_for(self, op: Operation) -> Any:
-        """Return the node of what is pooled at the places that `op` draws, or None where it draws none."""
+        """Return the node of what is pooled at places that `op` draws, or None for other operations."""
         if op.name != "aten.rand" or any(user.name not in _SAMPLING for user in op.results[0].users):
             return None
         wanted = op.results[0].type

@@ -59,9 +59,7 @@ def _put_inside(tree: ModuleTree, made: dict[str, nn.Module], path: str, other: 
 
 def part_of(module: nn.Module, path: str) -> nn.Module | None:
     """Return a module in another one, or None where it has none there."""
-    for name in filter(None, path.split(".")):
-        found = module._modules.get(name)
-        if found is None:
-            return None
-        module = found
-    return module
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None

@@ -32,7 +32,7 @@ _LAYER_SLOTS = ("weight", "bias", "running_mean")
 
 
 def folded_path(path: str) -> str:
-    """Return the path of a layer that holds other values than the original's at `path`."""
+    """Return the path of a layer whose values differ from the original's at `path`."""
     return f"{path}{_FOLDED}"
 
 
@@ -75,19 +75,16 @@ class ModuleTree:
         for name in weights.originals:
             self._prefixes.update(dict.fromkeys(_above(name)))
         self._top = {path.partition(".")[0] for path in (*weights.originals, *program.module_modes)}
-        self._renamed: dict[str, str] = {}
 
     def safe_path(self, path: str) -> str:
         """Return the path in the emitted module of what the original has at `path`."""
         first, dot, rest = path.partition(".")
         if first not in _RESERVED:
             return path
-        if first not in self._renamed:
-            self._renamed[first] = free_name(first, lambda name: name in self._top or name == first)
-        return f"{self._renamed[first]}{dot}{rest}"
+        return f"{free_name(first, lambda name: name in self._top or name == first)}{dot}{rest}"
 
     def home(self, form: ModuleForm, locations: tuple[Location, ...]) -> str | None:
-        """Return the path at which all weights of `form` have their own names, or None.
+        """Return the path at which all weights of `form` keep their names, or None.
 
         A derived weight has no name of its own, and takes one that is free.
         """
@@ -104,7 +101,7 @@ class ModuleTree:
         return None
 
     def _has_more(self, path: str, form: ModuleForm) -> bool:
-        """Whether the original has a weight there that the class would use, and the operation does not."""
+        """Whether the original has a weight there that the class uses and the operation does not."""
         slots = dict(form.slots)
         return any(
             name not in slots and f"{path}.{name}" in self.weights.live_names
@@ -114,7 +111,8 @@ class ModuleTree:
 
     def _fits(self, name: str, weight: Weight) -> bool:
         owner = self.weights.live_names.get(name)
-        return owner is weight or (owner is None and self.weights.is_free(weight))
+        is_free = owner is None and weight.derivation is not None  # a derived weight has no name in the original
+        return owner is weight or is_free
 
     def is_mistakable(self, path: str, form: ModuleForm) -> bool:
         """Whether the original has the keys of a module for `form` at `path`, with other tensors."""
@@ -258,7 +256,7 @@ class ModuleTree:
         self._covered.setdefault(name, key)
 
     def register_form(self, path: str, form: ModuleForm, home: str | None) -> None:
-        """Record all weights of a module built by `make` that stands at `path`; in the original it stood at `home`."""
+        """Record all weights of a module built by `make`, which is at `path` here and at `home` in the original."""
         for slot, weight in form.slots:
             self.register(f"{path}.{slot}", weight, f"{home}.{slot}" if home is not None else None)
         counter = self.counter(form, home) if form.counter else None
@@ -292,7 +290,7 @@ class ModuleTree:
             self.opaque_keys[f"{path}.{key}"] = f"{original}.{key}"
 
     def container(self, path: str) -> str:
-        """Make sure that there is a module at `path` of the original, and return its path here."""
+        """Ensure that there is a module for `path` of the original, and return its path here."""
         target = self.safe_path(path)
         if target:
             self._containers[target] = None
@@ -389,7 +387,7 @@ class ModuleTree:
         return self._invented.get(path, path)
 
     def _order(self, paths: dict[str, nn.Module]) -> dict[str, tuple[float, int]]:
-        """Return sort keys: the place of the module in the original, or else of the first weight below the path."""
+        """Return sort keys: the place of the module in the original, else of the first weight below it."""
         modes = {self.safe_path(path): i for i, path in enumerate(self.program.module_modes)}
         positions = {name: i for i, name in enumerate(self.weights.by_name)}
         first: dict[str, tuple[float, int]] = {}
@@ -410,13 +408,13 @@ class ModuleTree:
 
 
 def _above(path: str) -> list[str]:
-    """Return the paths of the modules that hold what stands at a path, the nearest first; the root is left out."""
+    """Return the paths of the modules around a path, the nearest first, without the root."""
     parts = path.split(".")[:-1]
     return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
 def _own_keys(module: nn.Module) -> list[str]:
-    """Return the names of everything that a placed module holds, tied tensors under each of their names."""
+    """Return the names of all tensors of a placed module, tied ones under each of their names."""
     found = [name for name, _ in module.named_parameters(remove_duplicate=False)]
     found.extend(name for name, _ in module.named_buffers(remove_duplicate=False))
     return found

@@ -46,7 +46,7 @@ class Weights:
         self.live_names: dict[str, Weight] = {n: w for w in self.live for n in names_of(w)}
 
     def sources(self, weight: Weight) -> tuple[Weight, ...]:
-        """Return the weights that a derived one was computed from, as far as it did not take their place."""
+        """Return the weights that a derived one was computed from, except one whose name it has."""
         if weight.derivation is None:
             return ()
         found = (self.by_name.get(name) for name in weight.derivation.sources)
@@ -63,10 +63,6 @@ class Weights:
         # load_state_dict takes the first element of a vector for a tensor of rank 0
         shape, had = weight.type.shape, original.shape
         return shape == had or (shape == () and had is not None and len(had) == 1)
-
-    def is_free(self, weight: Weight) -> bool:
-        """Whether the weight has no name in the original module, and so may be put anywhere."""
-        return weight.derivation is not None
 
     def _inline(self, derived: list[Weight], used: dict[Weight, None]) -> None:
         taken: dict[Weight, list[Weight]] = {}
@@ -123,7 +119,7 @@ def names_of(weight: Weight) -> tuple[str, ...]:
 
 
 def share(tensor: torch.Tensor, *, is_parameter: bool | None = None, requires_grad: bool | None = None) -> torch.Tensor:
-    """Return a new parameter, or a new tensor, over the storage of one; by default what that is."""
+    """Return a new parameter or tensor over the same storage; by default of the same kind."""
     shared = tensor.detach()
     needs_grad = tensor.requires_grad if requires_grad is None else requires_grad
     if isinstance(tensor, nn.Parameter) if is_parameter is None else is_parameter:

@@ -170,7 +170,7 @@ def other_order(name: str, given: Iterable[Any], keys: Iterable[Any]) -> InputEr
 
 
 def _keywords_of_export(args: tuple[Any, ...]) -> Mapping[str, Any]:
-    """Return the keyword arguments of which `torch.export` passes the values alone to the interpreter.
+    """Return the keyword arguments whose values `torch.export` passes to the interpreter without their names.
 
     The names are in its frame and nowhere else; without them, arguments in another order would be mixed up.
     """
@@ -202,7 +202,7 @@ def _attribute(root: str, target: str) -> str:
 
 
 def _unshadow(code: PythonCode, name: str, parameter: str) -> None:
-    """Give a global that the code uses another name, where a parameter of `forward` hides it (`torch`, `device`)."""
+    """Rename a global that the code uses where a parameter of `forward` shadows it (`torch`, `device`)."""
     head, assignment, body = code.src.partition(f"    {name} = {parameter}\n")
     used = re.compile(rf"(?<![\w.'\"]){re.escape(parameter)}\b(?!\s*=(?!=))")
     if parameter in code.globals:

@@ -48,7 +48,9 @@ class FusedModule(nn.Module):
             self.parts = tuple(parts)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _empty, (self.kind,), self.__dict__.copy()
+        if type(self) is fused_class(self.kind):  # which nothing else can import where it was made for a user's kind
+            return _empty, (self.kind,), self.__dict__.copy()
+        return super().__reduce_ex__(protocol)  # type: ignore[return-value]
 
     @override
     def forward(self, input: Tensor) -> Tensor:

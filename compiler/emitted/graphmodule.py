@@ -35,7 +35,7 @@ _MADE_BY_FX = ("_graph", "_code", "_lineno_map", "_prologue_start", "shape_env",
 
 
 class TreeGraphModule(fx.GraphModule):
-    """A GraphModule with a given module tree, in its own order, with everything it holds.
+    """A GraphModule that keeps a given module tree, with its order and everything it holds.
 
     Args:
         root: holds the children, parameters and buffers, which are taken over.
@@ -124,7 +124,7 @@ class SwitchedModule(nn.Module):
 
 
 def _set_mode(module: SwitchedModule, mode: bool) -> None:
-    """Set the mode of a module and of all below, past the `train()` of containers."""
+    """Set the mode of a module and all below, without the `train()` of containers."""
     module.training = mode
     for child in module.children():
         if isinstance(child, Container):
@@ -134,7 +134,7 @@ def _set_mode(module: SwitchedModule, mode: bool) -> None:
 
 
 class Container(SwitchedModule):
-    """A module of the original as a place for names: it holds what the original has below a path, and a mode."""
+    """A module of the original that only holds what is below its path, and a mode."""
 
     def _get_name(self) -> str:
         return "Module"
@@ -398,7 +398,7 @@ def _is_traced(value: Any) -> bool:
 
 
 def _encode_function(function: Any) -> Any:
-    """Return the path of a function where one leads to it, or else the function itself, for pickle to judge."""
+    """Return the path of a function if it has one, else the function itself, for pickle to judge."""
     if isinstance(function, torch._ops.OpOverload):
         return _FunctionName(f"torch.ops.{function}")
     name = getattr(function, "__name__", "")

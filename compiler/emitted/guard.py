@@ -251,7 +251,7 @@ def _leaf(check: Check, value: Any) -> Any:
 
 
 def _same_constant(value: Any, constant: Any) -> bool:
-    """Return whether an argument is the constant, of the same type; fx has lists and dicts of its own."""
+    """Whether an argument is the constant, of the same type; fx has its own lists and dicts."""
     if isinstance(constant, (tuple, list)):
         same = isinstance(value, list) if isinstance(constant, list) else type(value) is type(constant)
         return same and len(value) == len(constant) and all(map(_same_constant, value, constant))
@@ -284,7 +284,7 @@ def _mismatch(check: Check, given: str, expected: str) -> InputError:
 def tensor_check(
     name: str, parameter: int, path: tuple[Any, ...], type_: Type, bound: dict[sympy.Symbol, None]
 ) -> Check:
-    """Return the check of one leaf, and add the symbols whose sizes it gives to `bound`."""
+    """Return the check of one leaf; add the symbols that it binds to `bound`."""
     if isinstance(type_, ScalarType):
         scalar_binds: list[tuple[int, str, int, int]] = []
         if isinstance(type_.value, sympy.Expr) and (found := _binding(type_.value, bound)):
@@ -351,7 +351,7 @@ def checked_relations(
 
 
 def drop_unbound(checks: Sequence[Check], bound: Mapping[sympy.Symbol, None]) -> tuple[Check, ...]:
-    """Return the checks without comparisons with symbols that no input gives a size."""
+    """Return the checks without comparisons of symbols that no input binds."""
     names = {symbol.name for symbol in bound}
 
     def known(formula: Formula) -> bool:

@@ -134,7 +134,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         return converted
 
     def _versions(self, metadata: Mapping[str, Any]) -> OrderedDict[str, Any]:
-        """Return what a checkpoint says of the versions of modules, for those that hold their tensors now."""
+        """Return the versions of modules in a checkpoint, for the modules that hold their tensors now."""
         found: OrderedDict[str, Any] = OrderedDict()
         for key, entry in self._entries.items():
             path, _, name = key.rpartition(".")
@@ -144,7 +144,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         return found
 
     def heir(self, key: str, tensors: Mapping[str, Any]) -> Any:
-        """Return what one tensor of the emitted module is, for these tensors of the original.
+        """Return one tensor of the emitted module, computed from tensors of the original.
 
         Args:
             key: of the emitted module.
@@ -185,7 +185,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
 
 
 def _version(state_dict: Mapping[str, Any], name: str) -> int:
-    """Return the version of the module that has a name, as a checkpoint says; 0 where it says nothing."""
+    """Return the version of a tensor's module in a checkpoint, or 0."""
     metadata: Mapping[str, Any] = getattr(state_dict, "_metadata", {})
     return metadata.get(name.rpartition(".")[0], {}).get("version") or 0
 

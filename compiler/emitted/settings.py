@@ -19,7 +19,7 @@ REMEDY = (
 
 @attrs.frozen
 class Setting:
-    """Surroundings that are not those of an ordinary call: gradients on, no autocast, inputs as in the example."""
+    """Surroundings that differ from those of an ordinary call: gradients on, no autocast, inputs as in the example."""
 
     question: str
     """What a model asks to learn of them."""
@@ -89,7 +89,7 @@ SETTINGS: Mapping[str, Setting] = {
 
 
 def settings_of(questions: Mapping[str, Any]) -> list[str]:
-    """Return the surroundings to try, in which a model that asks these questions may do something else."""
+    """Return the surroundings in which a model that asks these questions may behave differently."""
     found = [name for name, setting in SETTINGS.items() if setting.question in questions and not setting.is_decided]
     if "requires_grad" in questions and "no_grad" not in found:
         found.insert(0, "no_grad")  # what is computed there requires no gradient

@@ -55,7 +55,7 @@ class ApplyCanonicalRules(Pass):
 
 @attrs.frozen
 class Canonicalize(Fixpoint):
-    """Brings a program to its one spelling: rules, folding, common subexpressions and dead code, to a fixpoint.
+    """Brings a program to its canonical form: rules, folding, common subexpressions and dead code, to a fixpoint.
 
     The result computes the same bits, in training too, and running the pass again changes nothing. Instruments see
     each of its passes.

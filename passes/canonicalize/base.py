@@ -19,7 +19,7 @@ class Rule(Pattern):
 
 
 class Identity(Rule):
-    """A rule that puts the value captured as `x`, by default the first operand, in the place of what it matches."""
+    """A rule that replaces its match by the value captured as `x`, or by the root's first operand."""
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
@@ -27,7 +27,7 @@ class Identity(Rule):
 
 
 class ToReshape(Rule):
-    """A rule that makes what it matches one reshape of `x`, by default the first operand, to the shape it has now."""
+    """A rule that replaces its match by one reshape of `x`, or of the root's first operand, to the same shape."""
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:

@@ -41,7 +41,7 @@ class DropOpaqueIdentities(Pass):
 
 
 def _returned_operand(op: Operation, callee: Any) -> Value | None:
-    """Return the operand that the call is proved to return, whatever its shape and values.
+    """Return the operand that the call provably returns, for all shapes and values.
 
     The proof is a call on tensors without data that asks nothing of them: no function of PyTorch, not even for a size.
     """
@@ -66,7 +66,7 @@ def _returned_operand(op: Operation, callee: Any) -> Value | None:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Return whether a module is in eval mode, alone, without state and hooks: its call can be tried."""
+    """Whether a module is in eval mode and has no children, state or hooks, so that a call can be tried."""
     hooks = (table for name, table in vars(module).items() if name.endswith("_hooks"))
     return not (
         module.training

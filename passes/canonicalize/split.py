@@ -30,7 +30,7 @@ def split_sizes(op: Operation, dim: int) -> tuple[int, ...] | None:
 
 
 def _place(op: Operation) -> tuple[int, tuple[int, ...]] | None:
-    """Return the dimension that is cut and the sizes of the pieces, where they cover it; else None."""
+    """Return the dimension that is split and the sizes of the pieces, or None where they do not cover it."""
     shape = shape_of(first(op))
     dim = None if not shape else wrap(op.attributes["dim"], len(shape))
     if dim is None or shape is None:

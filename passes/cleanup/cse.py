@@ -26,7 +26,7 @@ class EliminateCommonSubexpressions(Pass):
 
     @override
     def run(self, program: Program, context: PassContext) -> None:
-        """Run once over the program, which is enough: operands are merged before their users are looked at."""
+        """Run once over the program: operands are merged before their users."""
         eliminate_common_subexpressions(program)
 
 
@@ -53,7 +53,7 @@ def eliminate_common_subexpressions(program: Program) -> int:
 
 
 def operation_key(op: Operation) -> Any:
-    """Return a key that two operations share exactly when they have operator, operands and attributes in common.
+    """Return a key of operator, operands and attributes: equal keys mean equal operations.
 
     Operands compare by identity, attributes by value and type: 1, 1.0 and True differ, so do 0.0 and -0.0.
     """

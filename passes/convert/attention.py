@@ -271,7 +271,7 @@ def _attention(
 
 
 def _shows(value: Value) -> bool:
-    """Whether a caller may see the strides of a result of rank 3, or of a rank that is not known."""
+    """Whether the strides of a result of rank 3, or of unknown rank, are observable."""
     type_ = value.type
     return isinstance(type_, TensorType) and type_.rank in (3, None) and reaches_output(value)
 

@@ -42,7 +42,7 @@ def _keeps_batch_first(flatten: Operation) -> bool | None:
 
 
 def _drops_units(flatten: Operation) -> bool:
-    """Whether the operation certainly makes a 4-d map into (N, C) by leaving out its sizes of 1, wherever they are.
+    """Whether the operation certainly makes a 4-d map into (N, C) by dropping dimensions of size 1.
 
     A norm of the channels of a pooled map moves them last, and canonicalization leaves them there: (N, 1, 1, C).
     """

@@ -69,14 +69,14 @@ class FoldConstants(Pass):
 
 @attrs.frozen(eq=False)
 class _Constant:
-    """A tensor that is known, and whether it follows the dtype that the module is converted to."""
+    """A known tensor, and whether it follows `.to(dtype)` of the module."""
 
     tensor: torch.Tensor
     follows: bool
 
 
 def _anything_to_fold(program: Program) -> bool:
-    """Whether any operation could be folded: most programs have no constants, and need no second look."""
+    """Whether any operation could be folded: most programs have no constants."""
     for op in program.graph.operations():
         if op.opdef.facts.creates or op.opdef.facts.fill is not None:
             return True
@@ -99,7 +99,7 @@ def _constant_of(value: Value, known: dict[Value, _Constant]) -> _Constant | Non
 
 
 def _fold(op: Operation, known: dict[Value, _Constant]) -> list[_Constant] | None:
-    """Return the results of an operation on constants; None where it is not to be folded."""
+    """Return the results of an operation on constants; None where it must not be folded."""
     facts = op.opdef.facts
     # of what is made like an operand, only its dtype, device and shape matter
     fill = None if facts.creates else facts.fill

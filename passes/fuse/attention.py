@@ -83,7 +83,7 @@ class ScaledDotProductAttentionPattern(FusionPattern):
 
 
 def _other_shape(apart: Operation | None, back: Operation | None) -> str | None:
-    """Return why scores that are reshaped for a mask are not provably of their own shape again."""
+    """Return why scores reshaped for a mask do not provably get their own shape back."""
     if apart is None or back is None:
         return None
     before, after = apart.operand_values[0].type, back.result.type

@@ -194,7 +194,7 @@ def _scale(body: Graph) -> torch.Tensor:
 
 
 def _masked(region: Region, scores: torch.Tensor) -> torch.Tensor:
-    """Return scores with the masks: added, the second one under the shape that it has, or filled in."""
+    """Return scores with masks added, the second one in its own shape, or filled in."""
     if "mask" not in region.operands:
         return scores
     filled = [op for op in region.body.operations() if op.name == "aten.masked_fill.Scalar"]
@@ -249,7 +249,7 @@ KINDS: dict[str, tuple[Meaning, ...]] = {
 
 
 def register_kind(kind: str, *meanings: Meaning) -> None:
-    """Say what a kind of region means, so that the fuzzer holds regions of the kind to it.
+    """Register what a kind of region means, for the fuzzer to compare with.
 
     Args:
         kind: the kind.

@@ -175,7 +175,7 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
 
 @contextmanager
 def _blamed(instrument: Instrument, when: str, pass_: Pass) -> Iterator[None]:
-    """Name the instrument in what it raises, which the manager around it would take for an error of its pass."""
+    """Blame the instrument, not the pass, for what it raises."""
     try:
         yield
     except (GraphwrightError, GraphwrightWarning):
@@ -220,7 +220,7 @@ def _tuple_of(given: Iterable[_T], base: type[_T], what: str, example: str) -> t
 
 
 def _shown(given: object) -> str:
-    """Return how a message names a wrong argument: classes and passes as the user writes them."""
+    """Return the text of a wrong argument: classes and passes as the user writes them."""
     if isinstance(given, type):
         return f"the class {given.__name__}"
     return f"the pass `{given}`" if isinstance(given, Pass) else repr(given)

@@ -39,7 +39,7 @@ def check_option(pass_: Any, field: Any) -> None:
 
 
 def takes_passes(cls: type[Any]) -> bool:
-    """Whether a class of passes is given others to run; one that makes its own is written without them."""
+    """Whether a class is given the passes that it runs, rather than making them itself."""
     return any(field.name == "passes" and field.init for field in attrs.fields(cls))
 
 
@@ -68,7 +68,7 @@ def _format(value: Any) -> str:
 
 
 def as_patterns(patterns: Sequence[type[Pattern] | Pattern]) -> tuple[type[Pattern] | Pattern, ...]:
-    """Convert the value of an option that takes patterns: give it `converter=as_patterns, metadata=PATTERNS`.
+    """Convert the value of an option that takes patterns: use `converter=as_patterns, metadata=PATTERNS`.
 
     Raises:
         PatternError: when an entry is not a pattern, or there is none.

@@ -36,7 +36,7 @@ RewriteHook = Callable[[Pattern, Match, Program], Callable[[Replacements], None]
 
 @attrs.define(eq=False)
 class RewriteLog:
-    """What the drivers of one compilation share: the record of rewrites, remarks and a validation hook."""
+    """State that the drivers of one compilation share: rewrites, remarks and a validation hook."""
 
     matches: list[MatchRecord] = attrs.field(factory=list)
     remarks: RemarkLog = attrs.field(factory=RemarkLog)
@@ -194,7 +194,7 @@ class Applier:
         return True
 
     def _erase_dead(self, ops: Sequence[Operation], replaced_by_rule: Sequence[Operation] = ()) -> None:
-        """Erase the operations (matched ones first, then what only they used) that nothing uses any more.
+        """Erase unused operations: matched ones first, then what only they used.
 
         Those in `replaced_by_rule` go although they have an effect: the rule has put its own in their place.
         """
@@ -217,7 +217,7 @@ def is_unused(op: Operation) -> bool:
 
 
 def outside_use(match: Match) -> str | None:
-    """Return why a match is not closed: an intermediate value that is used outside of it; None when it is."""
+    """Return why a match is not closed: an intermediate value has users outside; None where it is."""
     members = set(match.ops)
     for op in match.ops:
         if op is match.root:

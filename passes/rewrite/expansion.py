@@ -15,7 +15,7 @@ _MAX_VARIANTS = 256
 
 
 def _next_choice(node: Node, chosen: dict[int, int], seen: set[int]) -> tuple[int, int] | None:
-    """Return (node id, number of options) of the first reachable node at which an expansion has yet to choose."""
+    """Return (node id, number of options) of the first reachable node without a choice."""
     if id(node) in seen:
         return None
     seen.add(id(node))
@@ -31,7 +31,7 @@ def _next_choice(node: Node, chosen: dict[int, int], seen: set[int]) -> tuple[in
 
 
 def inner_nodes(node: Node) -> Sequence[Node]:
-    """Return the patterns right below one: alternatives, or those of the operands that must be present."""
+    """Return the patterns directly below one: alternatives, or those of operands that must be present."""
     if isinstance(node, AnyOf):
         return node.alternatives
     if isinstance(node, Chain):
@@ -43,7 +43,7 @@ def inner_nodes(node: Node) -> Sequence[Node]:
 
 
 def _swappable(node: OpNode) -> bool:
-    """Whether the two first operands are given, may be swapped, and swapping could make a difference."""
+    """Whether swapping the first two operands is allowed and could make a difference."""
     if isinstance(node.ops, Trait):
         commutes = Trait.COMMUTATIVE in node.ops
     else:
