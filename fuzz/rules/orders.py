@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @attrs.frozen
 class CanonicalizeInOrder(Fixpoint):
-    """The passes of canonicalization, with the rules in an order of their own."""
+    """The passes of canonicalization, with other rules or in another order."""
 
     name: ClassVar[str] = Canonicalize.name
 

@@ -72,12 +72,15 @@ class Canonicalize(Fixpoint):
 
     @passes.default
     def _passes_of_options(self) -> tuple[Pass, ...]:
-        rules = (*CANONICALIZATION_RULES, *INFERENCE_RULES) if self.inference else CANONICALIZATION_RULES
         return (
             *((DropOpaqueIdentities(),) if self.inference else ()),
-            ApplyCanonicalRules(rules),
+            ApplyCanonicalRules(self.rules()),
             FoldConstants(),
             *((FoldParameterViews(),) if self.fold_parameter_views else ()),
             EliminateCommonSubexpressions(),
             EliminateDeadCode(inference=bool(self.inference)),  # an option of another type is refused after this
         )
+
+    def rules(self) -> tuple[type[Pattern], ...]:
+        """Return the rules, in the order in which they are tried."""
+        return (*CANONICALIZATION_RULES, *INFERENCE_RULES) if self.inference else CANONICALIZATION_RULES

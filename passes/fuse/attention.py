@@ -117,8 +117,8 @@ class MHAInProjectionPattern(Pattern):
     is_fusion = True
     exact = True
     check_adds: ClassVar[int] = 3
-    kind: ClassVar[str] = "mha_in_projection"
-    quantization_points: ClassVar[tuple[str, ...]] = ("input",)
+    kind = "mha_in_projection"
+    quantization_points = ("input",)
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

@@ -107,57 +107,67 @@ Meaning = Callable[[Region], torch.Tensor | Sequence[torch.Tensor]]
 """Computes the results of a region from its operands; raises a `PatternError` where it cannot be of the kind."""
 
 
-# --- parts called one after the other ------------------------------------------------------------------------
+# --- convolutions -------------------------------------------------------------------------------------------
 
 
-_CONV = ("conv", Trait.CONV)
-_BN = ("bn?", "aten.batch_norm")
-_ACT = ("act", *FUSED_ACTIVATIONS)
+def conv_bn(region: Region) -> torch.Tensor:
+    """[batch_norm](conv(input))"""
+    y = region.apply(region.part("conv", Trait.CONV), region.operand("input"))
+    return region.apply(region.part("bn", "aten.batch_norm"), y) if region.has("bn") else y
 
 
-def calls(*parts: tuple[str, *tuple[str | Trait, ...]]) -> Callable[[Region], torch.Tensor]:
-    """Return the meaning of a kind that applies parts to `input` one after the other.
-
-    Args:
-        *parts: the name of each, with a `?` where it may be absent, and the operators that it may be.
-    """
-
-    def meaning(region: Region) -> torch.Tensor:
-        y = region.operand("input")
-        for name, *operators in parts:
-            if not name.endswith("?"):
-                y = region.apply(region.part(name, *operators), y)
-            elif region.has(name[:-1]):
-                y = region.apply(region.part(name[:-1], *operators), y)
-        return y
-
-    return meaning
-
-
-_conv_bn = calls(_CONV, _BN)
-_stem = calls(_CONV, _BN, _ACT, ("pool", "aten.max_pool2d"))
+def conv_bn_act(region: Region) -> torch.Tensor:
+    """act([batch_norm](conv(input)))"""
+    return _act(region, conv_bn(region))
 
 
 def conv_bn_add_act(region: Region) -> torch.Tensor:
     """[act]([batch_norm](conv(input)) + residual), the residual of the shape and dtype of the sum"""
-    total = _conv_bn(region) + region.operand("residual")
+    total = conv_bn(region) + region.operand("residual")
     for op in region.body.operations():
         types = [value.type for value in (*op.operand_values, *op.results)]
         if op.name == "aten.add.Tensor" and all(isinstance(t, TensorType) and t.is_known for t in types):
             first, *others = (t for t in types if isinstance(t, TensorType))
             if not all(shapes_equal(first.shape, t.shape) and first.dtype == t.dtype for t in others):
                 raise region.error(f"broadcasts or promotes what it adds: {', '.join(map(str, types))}")
-    return region.apply(region.part(*_ACT), total) if region.has("act") else total
+    return _act(region, total) if region.has("act") else total
 
 
 def conv_bn_act_max_pool(region: Region) -> torch.Tensor:
     """max_pool2d(act([batch_norm](conv(input)))), the window 7x7 on 3 channels"""
-    result = _stem(region)
-    conv = region.part(*_CONV)
+    conv = region.part("conv", Trait.CONV)
+    y = conv_bn_act(region)
     weight = region.operand(conv.input("weight").name)
     if weight.shape[1:] != (3, 7, 7) or conv.attributes["groups"] != 1:
         raise region.error(f"has a convolution by {tuple(weight.shape)} in {conv.attributes['groups']} groups")
-    return result
+    return region.apply(region.part("pool", "aten.max_pool2d"), y)
+
+
+def _act(region: Region, x: torch.Tensor) -> torch.Tensor:
+    return region.apply(region.part("act", *FUSED_ACTIVATIONS), x)
+
+
+# --- one layer ----------------------------------------------------------------------------------------------
+
+
+def linear(region: Region) -> torch.Tensor:
+    """linear(input)"""
+    return region.apply(region.part("linear", "aten.linear"), region.operand("input"))
+
+
+def linear_act(region: Region) -> torch.Tensor:
+    """act(linear(input))"""
+    return _act(region, linear(region))
+
+
+def layer_norm(region: Region) -> torch.Tensor:
+    """layer_norm(input)"""
+    return region.apply(region.part("norm", "aten.layer_norm"), region.operand("input"))
+
+
+def adaptive_avg_pool2d(region: Region) -> torch.Tensor:
+    """adaptive_avg_pool2d(input)"""
+    return region.apply(region.part("pool", "aten.adaptive_avg_pool2d"), region.operand("input"))
 
 
 # --- attention ----------------------------------------------------------------------------------------------
@@ -234,14 +244,14 @@ def _projected(region: Region) -> list[torch.Tensor]:
 # --- the table ----------------------------------------------------------------------------------------------
 
 KINDS: dict[str, tuple[Meaning, ...]] = {
-    "conv_bn": (_conv_bn,),
-    "conv_bn_act": (calls(_CONV, _BN, _ACT),),
+    "conv_bn": (conv_bn,),
+    "conv_bn_act": (conv_bn_act,),
     "conv_bn_add_act": (conv_bn_add_act,),
     "conv_bn_act_max_pool": (conv_bn_act_max_pool,),
-    "linear": (calls(("linear", "aten.linear")),),
-    "linear_act": (calls(("linear", "aten.linear"), _ACT),),
-    "layer_norm": (calls(("norm", "aten.layer_norm")),),
-    "adaptive_avg_pool2d": (calls(("pool", "aten.adaptive_avg_pool2d")),),
+    "linear": (linear,),
+    "linear_act": (linear_act,),
+    "layer_norm": (layer_norm,),
+    "adaptive_avg_pool2d": (adaptive_avg_pool2d,),
     "scaled_dot_product_attention": (scaled_dot_product_attention,),
     "mha_in_projection": (batch_first_projection, tokens_first_projection),
 }
