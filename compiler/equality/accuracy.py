@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.observation import copied_arguments, flatten, foreign_seeded, ordinary_call, seeded
 from compiler.equality.widened import ALL_FLOATS, Precision, copied_module, double_twin, is_float, precision_of, widened
-from compiler.usercode.difference import RELATIVE_BOUND, dense, precision_floor, tensor_difference
+from compiler.usercode.difference import RELATIVE_BOUND, allowed_error, dense, precision_floor, tensor_difference
 from ir.errors import GraphwrightError
 
 
@@ -49,7 +49,7 @@ class OutputAccuracy:
     @property
     def allowed(self) -> float:
         """The bound for `emitted_error`: twice the original's own error, and 1e-6 of the scale."""
-        return 2 * self.original_error + self.floor * self.scale
+        return allowed_error(self.original_error, self.scale, self.floor)
 
     @property
     def is_within_bound(self) -> bool:

@@ -154,8 +154,12 @@ def observe(
         drawn, elsewhere = torch.random.get_rng_state(), foreign_state()
     leaves, structure = flatten(out)
     state = named_state(module)
-    looks = _looks(leaves, inputs, state) if error is None else ()
-    slopes = _slopes(leaves, inputs, module) if gradients and error is None else {}
+    looks = looks_of(leaves, inputs, state) if error is None else ()
+    slopes: Mapping[str, torch.Tensor | None] = {}
+    if gradients and error is None:
+        sources = {f"input {i}": t for i, t in enumerate(inputs) if t.requires_grad and t.is_leaf}
+        sources |= {name: p for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+        slopes = slopes_of(leaves, sources)
     written, after = before.compare(state)
     results = tuple(_clone(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
     left = tuple(_clone(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in given)
@@ -305,7 +309,10 @@ def _is_small(tensor: torch.Tensor) -> bool:
     return tensor.numel() * tensor.element_size() <= _SMALL
 
 
-def _looks(leaves: list[Any], inputs: list[torch.Tensor], state: Mapping[str, torch.Tensor]) -> tuple[Look | None, ...]:
+def looks_of(
+    leaves: Sequence[Any], inputs: Sequence[torch.Tensor], state: Mapping[str, torch.Tensor]
+) -> tuple[Look | None, ...]:
+    """Return how results look, given the inputs and the weights that they may share memory with."""
     places = [storage_of(leaf) if isinstance(leaf, torch.Tensor) and leaf.numel() else None for leaf in leaves]
     given = [storage_of(t) for t in inputs]
     owned = {name: storage_of(t) for name, t in state.items()}
@@ -327,13 +334,12 @@ def _looks(leaves: list[Any], inputs: list[torch.Tensor], state: Mapping[str, to
     return tuple(look(i, leaf) for i, leaf in enumerate(leaves))
 
 
-def _slopes(leaves: list[Any], inputs: list[torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor | None]:
+def slopes_of(leaves: Sequence[Any], sources: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
+    """Return the gradients of a random linear form in some results; None where none flows to a source."""
     # also where two results are one tensor object: whether they are is not compared, only that they share memory
     wanted = [t for t in leaves if isinstance(t, torch.Tensor) and t.requires_grad]
     generator = torch.Generator().manual_seed(0)
     directions = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in wanted]
-    sources = {f"input {i}": t for i, t in enumerate(inputs) if t.requires_grad and t.is_leaf}
-    sources |= {name: p for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if not wanted or not sources:
         return dict.fromkeys(sources)
     # what a buffer keeps of this call is needed by the next one

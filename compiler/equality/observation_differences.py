@@ -36,8 +36,10 @@ def differences(
     b: Observation,
     *,
     judge: Judge,
+    slopes: Judge | None = None,
     names: ParameterMap | None = None,
     unwritten: bool = False,
+    noise: float = 0.0,
 ) -> Iterator[tuple[str, str]]:
     """Yield (property, message) for each property in which an observation differs from the original's.
 
@@ -48,8 +50,10 @@ def differences(
         a: of the original.
         b: of the emitted module, run on the same inputs in the same precision.
         judge: says by how much `b` may differ in values.
+        slopes: says so of gradients; as of values by default.
         names: the emitted module's; without it, names are the same in both.
         unwritten: whether to compare also parameters and buffers that no call wrote.
+        noise: what counts as no gradient in float64, where the original has none.
     """
     names = ParameterMap({}) if names is None else names
     if a.error is not None or b.error is not None:
@@ -76,7 +80,7 @@ def differences(
     if a.drawn_elsewhere != b.drawn_elsewhere:
         yield "random numbers", "another count of Python's or numpy's is drawn"
     yield from _unlike_state(a, b, names, judge, unwritten=unwritten)
-    yield from _unlike_slopes(a, b, names, judge)
+    yield from _unlike_slopes(a, b, names, slopes or judge, noise)
 
 
 def _unlike_errors(a: Exception | None, b: Exception | None) -> str | None:
@@ -138,19 +142,22 @@ def _unlike_state(
             yield "state", f"{name} is written by the original, and gone"
 
 
-def _unlike_slopes(a: Observation, b: Observation, names: ParameterMap, judge: Judge) -> Iterator[tuple[str, str]]:
+def _unlike_slopes(
+    a: Observation, b: Observation, names: ParameterMap, judge: Judge, noise: float
+) -> Iterator[tuple[str, str]]:
+    covered = {source for key in (*b.state, *b.slopes) for source in names.get(key, (key,))}
     for key, value in b.slopes.items():
         sources = (key,) if key.startswith("input ") else names.get(key, (key,))
         if len(sources) > 1:
             continue  # computed of several, for inference
         (source,) = sources
         if source not in a.slopes:
-            if not is_no_slope(value):
+            if not is_no_slope(value, noise):
                 yield "gradients", f"of {key}, which the original has not"
             continue
         # of what is overwritten it is zero, times what may be infinite: what is finite is compared, as elsewhere
         finite_slope = None if a.slopes[source] is None else a.slopes[source].nan_to_num(0.0, 0.0, 0.0)  # type: ignore[union-attr]
-        if is_no_slope(finite_slope) and is_no_slope(value):
+        if is_no_slope(finite_slope) and is_no_slope(value, noise):
             continue
         if a.slopes[source] is None or value is None:
             if a.slopes[source] is not value:
@@ -164,6 +171,10 @@ def _unlike_slopes(a: Observation, b: Observation, names: ParameterMap, judge: J
         problem = judge(expected, value, _slope(names, key, finite))
         if problem is not None:
             yield "gradients", f"of {key}: {problem}"
+    tied = {id(a.state[name]) for name in covered & set(a.state)}  # what is tied may have lost some of its names
+    for name in sorted(set(a.slopes) - covered):
+        if not is_no_slope(a.slopes[name]) and id(a.state.get(name)) not in tied:
+            yield "gradients", f"of {name}: there is none now, and one before"
 
 
 def heir(names: ParameterMap, key: str, tensors: Mapping[str, torch.Tensor | None]) -> Any:
@@ -174,9 +185,16 @@ def heir(names: ParameterMap, key: str, tensors: Mapping[str, torch.Tensor | Non
     return names.heir(key, tensors)
 
 
-def is_no_slope(slope: torch.Tensor | None) -> bool:
-    """Return whether a gradient is absent or zero throughout: what is overwritten has one or the other."""
-    return slope is None or not bool((slope != 0).any())
+def is_no_slope(slope: torch.Tensor | None, noise: float = 0.0) -> bool:
+    """Return whether a gradient is absent or zero throughout: what is overwritten has one or the other.
+
+    Args:
+        slope: the gradient.
+        noise: what counts as zero in float64: terms that cancel inside of a kernel leave their last places.
+    """
+    if slope is None or not bool((slope != 0).any()):
+        return True
+    return slope.dtype is torch.float64 and float(slope.abs().max()) <= noise
 
 
 def _state(names: ParameterMap, key: str) -> Pick:

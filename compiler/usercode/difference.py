@@ -17,6 +17,17 @@ def precision_floor(dtype: torch.dtype) -> float:
     return 1e-6 * max(1.0, torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
 
 
+def allowed_error(own: float, scale: float, floor: float) -> float:
+    """Return the distance from a reference that is allowed: twice that of the original, and the floor of the scale.
+
+    Args:
+        own: the original's own distance.
+        scale: the largest magnitude in the reference.
+        floor: what is allowed in any case, relative to the scale.
+    """
+    return 2 * own + floor * scale
+
+
 def tensor_difference(a: Any, b: Any, *, exact: bool, bound: float = 0.0) -> str | None:
     """Return how two results differ in dtype, shape or values, or None.
 

@@ -24,8 +24,9 @@ from compiler.usercode.tensors import foreign_state
 from fuzz.modules.case import ModuleCase
 from fuzz.modules.hold import Arguments, Comparison
 from fuzz.modules.kinds import family_of
-from fuzz.modules.observation import Reference, Seen, cast_tree, module_differences, observe_module, snapshot
+from fuzz.modules.observation import Seen, cast_tree, module_differences, observe_module, snapshot
 from fuzz.modules.outside import globals_of, left_by_tracing
+from fuzz.programs.budget import Budget
 from fuzz.programs.check import Finding, Outcome, Properties, Unusable, check_text
 from fuzz.programs.emission import check_emission
 from fuzz.programs.kinds import other_than_its_kind
@@ -347,7 +348,7 @@ def _is_taken(*arguments: Any, **options: Any) -> bool:
 
 
 def _unlike(a: Seen, b: Seen) -> Iterator[tuple[str, str]]:
-    return module_differences(a, b, ParameterMap({}), Reference())
+    return module_differences(a, b, ParameterMap({}), Budget())
 
 
 def _is_open(result: TransformResult, case: ModuleCase, name: str, dim: int) -> bool:

@@ -18,8 +18,9 @@ from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.unit_strides import OtherUnitStrides
 from compiler.usercode.difference import tensor_difference
 from fuzz.modules.case import randomize
-from fuzz.modules.observation import Reference, Seen, cast_tree, is_computed, module_differences, observe_module
+from fuzz.modules.observation import Seen, cast_tree, is_computed, module_differences, observe_module
 from fuzz.modules.outside import globals_of
+from fuzz.programs.budget import Budget
 from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.programs.layouts import channels_last, transposed
 from fuzz.programs.rounding import Rounding
@@ -261,8 +262,8 @@ class Comparison:
         for label, seen in before.items():
             if label == "after a step" and (is_computed(self.result.parameter_map) or self._keeps_tables()):
                 continue  # what is computed from weights does not follow them, here or in the original
-            reference = self._reference(run, label, model, given)
-            for property_, message in module_differences(seen, after[label], self.result.parameter_map, reference):
+            budget = self._budget(run, label, model, given)
+            for property_, message in module_differences(seen, after[label], self.result.parameter_map, budget):
                 if property_ in ("strides", "sharing") and not self.properties.strides:
                     continue
                 if property_ == "strides" and not _strides_are_definite(model, given):
@@ -282,22 +283,22 @@ class Comparison:
             shown = run(copy.deepcopy(self.witness), self.arguments)
         except _NOT_OF_THE_MODULE:
             return True
-        reference = Reference(double=self.double)
+        budget = Budget[Seen]()
         return any(
-            any(module_differences(seen, shown[label], ParameterMap({}), reference)) for label, seen in before.items()
+            any(module_differences(seen, shown[label], ParameterMap({}), budget)) for label, seen in before.items()
         )
 
-    def _reference(self, run: Run, label: str, model: nn.Module, arguments: Arguments) -> Reference:
+    def _budget(self, run: Run, label: str, model: nn.Module, arguments: Arguments) -> Budget[Seen]:
         other_dtype = torch.float32 if self.double else torch.float64
 
         def in_another_precision() -> Seen:
             args, kwargs = cast_tree(arguments, other_dtype)
             return run(copy.deepcopy(model).to(other_dtype), (args, kwargs))[label]
 
-        return Reference(
+        return Budget(
             Rounding(lambda: run(copy.deepcopy(model), arguments)[label]),
             in_another_precision if self.mixed or not self.double else None,
-            self.double,
+            torch.float64 if self.double else torch.float32,
         )
 
 

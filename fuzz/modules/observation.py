@@ -14,10 +14,8 @@ from torch.utils import _pytree as pytree
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.observation import Observation, observe
 from compiler.equality.observation_differences import differences
-from compiler.usercode.difference import RELATIVE_BOUND, tensor_difference
 from fuzz.modules.outside import plain_state
-from fuzz.programs.observation import own_error, rounding_limit
-from fuzz.programs.rounding import Rounding
+from fuzz.programs.budget import Budget
 
 
 @attrs.frozen(eq=False)
@@ -63,57 +61,16 @@ def observe_module(
 # ---- comparison ----
 
 
-@attrs.define(eq=False)
-class Reference:
-    """By how much a run may differ from the original's in values.
-
-    Args:
-        rounding: what rounding alone does to the original.
-        other: runs the original in another precision; what it differs by is allowed twice.
-        double: whether the runs to be compared are in float64.
-    """
-
-    rounding: Rounding[Seen] | None = None
-    other: Callable[[], Seen] | None = None
-    double: bool = True
-    _seen: Seen | None = attrs.field(default=None, init=False)
-
-    def difference(self, a: Any, b: Any, pick: Callable[[Seen], Any]) -> str | None:
-        """Return how two tensors differ by more than is allowed, or None.
-
-        Args:
-            a: of the original.
-            b: the one to judge.
-            pick: takes the tensor out of what is seen of the original.
-        """
-        problem = tensor_difference(a, b, exact=False)
-        if problem is None or not isinstance(a, torch.Tensor) or not a.is_floating_point() or not same_kind(a, b):
-            return problem
-        bound = 0.0
-        if self.rounding is not None:
-            bound = self.rounding.bound(a, pick, RELATIVE_BOUND if self.double else rounding_limit(a.dtype))
-        if self.other is not None:
-            self._seen = self._seen or self.other()
-            bound = max(bound, own_error(a, pick(self._seen)))
-        return tensor_difference(a, b, exact=False, bound=bound)
-
-
-def same_kind(a: Any, b: Any) -> bool:
-    """Return whether two things are tensors of one dtype and shape."""
-    tensors = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
-    return tensors and a.dtype == b.dtype and a.shape == b.shape
-
-
-def module_differences(a: Seen, b: Seen, names: ParameterMap, reference: Reference) -> Iterator[tuple[str, str]]:
+def module_differences(a: Seen, b: Seen, names: ParameterMap, budget: Budget[Seen]) -> Iterator[tuple[str, str]]:
     """Yield (property, message) for each property in which an observation differs from the original's.
 
     Args:
         a: of the original.
         b: of the emitted module, run on the same inputs in the same precision.
         names: the emitted module's.
-        reference: by how much `b` may differ in values.
+        budget: by how much `b` may differ in values.
     """
-    yield from differences(a, b, judge=reference.difference, names=names, unwritten=True)
+    yield from differences(a, b, judge=budget.difference, names=names, unwritten=True)
     if a.effects != b.effects:
         yield "effects", f"outside of its state, the module {_changes(a)}, and now {_changes(b)}"
 

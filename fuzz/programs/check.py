@@ -12,14 +12,15 @@ from typing import Any
 import attrs
 import torch
 
+from compiler.equality.observation import Observation
 from compiler.usercode.difference import tensor_difference
+from compiler.usercode.tensors import storage_of
 from fuzz.calls.kernels import ends_the_process
 from fuzz.programs.case import Case
 from fuzz.programs.definite import has_definite_gradients, is_definite
 from fuzz.programs.kinds import other_than_its_kind
 from fuzz.programs.layouts import channels_last, is_standard, transposed
 from fuzz.programs.observation import (
-    Observation,
     budgeted_differences,
     coarsest_dtype,
     differences,
@@ -332,7 +333,7 @@ class _Runs:
         if any(weight.derivation is not None for weight in new):
             # for inference: gradients flow to what was derived, and no further
             if self.together and self.slopes is not None:
-                self.layouts.append((self.case.inputs, attrs.evolve(self.slopes, gradients=None)))
+                self.layouts.append((self.case.inputs, attrs.evolve(self.slopes, slopes={})))
             self.slopes = None
         first: Observation | None = None
         for inputs, before in self.layouts:
@@ -416,27 +417,24 @@ class _Runs:
         Gradients of parameters that became views of themselves have the shape that they had.
         """
         seen = _observe(program, inputs, double=double, gradients=gradients)
-        places = {t.untyped_storage().data_ptr(): name for name, t in self.case.weights.items() if t.numel()}
+        places = {storage_of(t): name for name, t in self.case.weights.items() if t.numel()}
         names: dict[str, str] = {}
-        slopes = dict(seen.gradients or {})
+        slopes = dict(seen.slopes)
         for name, weight in program.weights.items():
             new, old = weight.data, self.case.weights.get(name)
             if new is None:
                 continue
-            place = new.untyped_storage().data_ptr()
+            home, slope = places.get(storage_of(new)), slopes.get(name)
             if old is None:
-                names[f"weight {name}"] = f"weight {places.get(place, name)}"
-            elif (
-                name in slopes and (new.shape, new.stride()) != (old.shape, old.stride()) and places.get(place) == name
-            ):
-                memory = slopes[name].new_zeros(old.untyped_storage().nbytes() // old.element_size())
-                memory.as_strided(new.shape, new.stride(), new.storage_offset()).copy_(slopes[name])
+                names[name] = home or name
+            elif slope is not None and (new.shape, new.stride()) != (old.shape, old.stride()) and home == name:
+                memory = slope.new_zeros(old.untyped_storage().nbytes() // old.element_size())
+                memory.as_strided(new.shape, new.stride(), new.storage_offset()).copy_(slope)
                 slopes[name] = memory.as_strided(old.shape, old.stride(), old.storage_offset()).clone()
-        return attrs.evolve(
-            seen,
-            gradients=slopes if seen.gradients else seen.gradients,
-            sharing=frozenset((names.get(one, one), other) for one, other in seen.sharing),
+        looks = tuple(
+            look and attrs.evolve(look, weights=frozenset(names.get(w, w) for w in look.weights)) for look in seen.looks
         )
+        return attrs.evolve(seen, slopes=slopes, looks=looks)
 
     def _counts(self, name: str, inputs: Sequence[Any]) -> bool:
         """Return whether a difference in this property is one that is asked for."""
