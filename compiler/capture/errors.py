@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import attrs
@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.capture.restricted_sizes import methods_of, size_restricted, with_shapes
 from compiler.usercode.error_text import first_lines, frames_of
-from compiler.usercode.locations import is_user_file, kept_with
+from compiler.usercode.locations import is_inside, is_user_file, kept_with, names_in
 from compiler.usercode.state import Change, location_of_module
 from ir.errors import CaptureError, GraphwrightError, InferenceError
 from ir.locations import Location
@@ -187,11 +187,10 @@ def foreign_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the outermost modules, by path, that torch.export cannot look into: TorchScript, packed weights."""
     found: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
-        inside = any(path.startswith(f"{other}.") for other in found)
         held = isinstance(module, torch.jit.ScriptModule) or any(
             isinstance(item, torch.ScriptObject) for item in module.__dict__.values()
         )
-        if path and held and not inside:
+        if path and held and not is_inside(path, found):
             holder = _holder(path, model)
             found[holder] = model.get_submodule(holder)
     return found
@@ -279,16 +278,9 @@ def _that_names(model: nn.Module, *names: str) -> Location | None:
     for path, module in model.named_modules():
         held = (item.__code__ for item in module.__dict__.values() if isinstance(item, FunctionType))
         for code in (*methods_of(type(module)), *held):
-            if is_user_file(code.co_filename) and not set(names).isdisjoint(_names_in(code)):
+            if is_user_file(code.co_filename) and not set(names).isdisjoint(names_in(code)):
                 found = attrs.evolve(location_of_module(path, module), file=code.co_filename, line=code.co_firstlineno)
     return found
-
-
-def _names_in(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names_in(constant)
 
 
 def is_of_functorch(target: Any) -> bool:
@@ -361,7 +353,7 @@ def state_change(changed: Sequence[Change], opaques: Collection[str] = ()) -> Ca
             "use torch.nn.utils.parametrizations in place of the older weight_norm and spectral_norm, and make a "
             "pruning permanent with torch.nn.utils.prune.remove"
         )
-    if any(path == kept or path.startswith(f"{kept}.") for kept in opaques):
+    if is_inside(path, opaques):
         remedy = (
             f"keep the module that sets it as it is with leaf_modules=, not `{path}` alone; or, where it is set once "
             "for good, call the model once before it is transformed"

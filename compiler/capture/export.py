@@ -43,11 +43,13 @@ from compiler.capture.patches import (
     functions_refused,
     inference_mode_as_no_grad,
     mode_reads,
+    patched,
     stacks_of_leaves,
     with_parameters_kept,
 )
 from compiler.emitted.graphmodule import assignments_seen
 from compiler.usercode.copies import structural_copy
+from compiler.usercode.locations import is_inside
 from compiler.usercode.state import (
     Change,
     ModuleState,
@@ -126,8 +128,7 @@ class ExportCapture:
                 traced = self._traced()
         irregular = {path for path, module in model.named_modules() if id(module) in read_of}
         irregular |= set(mode_readers(model)) if self.observed is None else self.observed.irregular
-        inside = tuple(f"{path}." for path in self.opaques)
-        outside = frozenset(path for path in irregular if path not in self.opaques and not path.startswith(inside))
+        outside = frozenset(path for path in irregular if not is_inside(path, self.opaques))
         return Captured(
             module=model,
             exported=traced.exported,
@@ -156,10 +157,7 @@ class ExportCapture:
             opaque = dict(chosen) | {
                 path: module for path, module in candidates.items() if self._changes_with_mode(path, module)
             }
-        paths = tuple(opaque)
-        self.opaques = {
-            path: module for path, module in opaque.items() if not any(path.startswith(f"{other}.") for other in paths)
-        }
+        self.opaques = {p: module for p, module in opaque.items() if not is_inside(p.rpartition(".")[0], opaque)}
 
     def _kept_modules(self, chosen: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
         """Return copies of the opaque modules: those that were chosen have the user's state, not that after a call."""
@@ -349,13 +347,11 @@ class ExportCapture:
 
 def _candidates(model: nn.Module, chosen: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Return the modules without parameters and buffers whose code names their mode, but none in a chosen one."""
-    inside = tuple(f"{path}." for path in chosen)
     return {
         path: module
         for path, module in mode_readers(model).items()
         if path
-        and path not in chosen
-        and not path.startswith(inside)
+        and not is_inside(path, chosen)
         and next(module.parameters(), None) is None
         and next(module.buffers(), None) is None
     }
@@ -387,11 +383,8 @@ def _interpreted(model: nn.Module, seen: Callable[[Callable[[], Any]], Any]) -> 
     if not isinstance(model, fx.GraphModule):
         yield
         return
-    fx.Interpreter.run = run  # type: ignore[method-assign, assignment]
-    try:
+    with patched(fx.Interpreter, run=run):
         yield
-    finally:
-        fx.Interpreter.run = original  # type: ignore[method-assign]
 
 
 def _with_assigned(

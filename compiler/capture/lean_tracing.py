@@ -10,7 +10,7 @@ import inspect
 import sys
 import types
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from traceback import FrameSummary, StackSummary
 from types import FrameType
 from typing import Any
@@ -20,6 +20,8 @@ import torch
 import torch.fx.proxy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from compiler.capture.boundary.fast_path import ordinary_call
+from compiler.capture.patches import patched
 from compiler.usercode.locations import is_user_file
 
 try:
@@ -55,13 +57,9 @@ class _InnermostUserFrame:
 def lean_tracing() -> Iterator[None]:
     """Note of each node the innermost line of the user's code only, and write no Python code of graphs on the way."""
     proxy: Any = torch.fx.proxy
-    known = getattr(proxy, "CapturedTraceback", None)
-    with ExitStack() as stack:
-        if _use_lazy_graph_module is not None:
-            stack.enter_context(_use_lazy_graph_module(True))
-        if known is not None:
-            stack.callback(setattr, proxy, "CapturedTraceback", known)
-            proxy.CapturedTraceback = _InnermostUserFrame
+    lazy = nullcontext() if _use_lazy_graph_module is None else _use_lazy_graph_module(True)
+    hook = {"CapturedTraceback": _InnermostUserFrame} if hasattr(proxy, "CapturedTraceback") else {}
+    with lazy, patched(proxy, **hook):
         yield
 
 
@@ -106,14 +104,6 @@ def tracing_mode() -> Iterator[None]:
 
     Nodes and guards on sizes know the user's line, in whatever function it is.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        if _ORIGINAL_USER_FRAME is not None:
-            ShapeEnv._get_user_frame = _user_frame  # type: ignore[assignment, method-assign]
-        with lean_tracing(), torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        if _ORIGINAL_USER_FRAME is not None:
-            ShapeEnv._get_user_frame = _ORIGINAL_USER_FRAME  # type: ignore[method-assign]
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    hook = {} if _ORIGINAL_USER_FRAME is None else {"_get_user_frame": _user_frame}
+    with patched(ShapeEnv, **hook), lean_tracing(), ordinary_call():
+        yield

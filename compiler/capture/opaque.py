@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from compiler.capture.errors import check_no_packed
+from compiler.usercode.locations import is_inside
 from compiler.usercode.state import location_of_module
 from ir.caches import Cache
 from ir.errors import CaptureError, InputError
@@ -120,8 +121,7 @@ def _similar(entry: Any, modules: Mapping[str, nn.Module]) -> str:
 def _outermost(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     ordered: dict[str, nn.Module] = {}
     for path in sorted(modules, key=lambda p: (p.count("."), p)):
-        parents = path.split(".")
-        if not any(".".join(parents[:i]) in ordered for i in range(1, len(parents))):
+        if not is_inside(path, ordered):
             ordered[path] = modules[path]
     return ordered
 

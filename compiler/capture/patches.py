@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 import attrs
@@ -15,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
-from compiler.usercode.locations import is_user_file
+from compiler.usercode.locations import is_inside, is_user_file
 from compiler.usercode.state import location_of_module
 from ir.errors import CaptureError
 from ir.locations import Location
@@ -67,10 +68,24 @@ class TracedFunctions(TorchFunctionMode):
 
 
 @contextmanager
+def patched(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Put other things in the places of some attributes of a class or a module, inside of the `with` block."""
+    known = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
+    try:
+        for name, item in attributes.items():
+            setattr(owner, name, item)
+        yield
+    finally:
+        for name in attributes:
+            if name in known:
+                setattr(owner, name, known[name])
+            else:
+                delattr(owner, name)
+
+
+@contextmanager
 def inference_mode_as_no_grad() -> Iterator[None]:
     """Let `torch.inference_mode` be traced as `torch.no_grad`, which the tracer records."""
-    cls = torch.inference_mode
-    enter, leave = cls.__enter__, cls.__exit__
     open_: list[ExitStack] = []
 
     def start(self: Any) -> None:
@@ -81,11 +96,8 @@ def inference_mode_as_no_grad() -> Iterator[None]:
     def stop(self: Any, *exception: Any) -> None:
         open_.pop().close()
 
-    try:
-        cls.__enter__, cls.__exit__ = start, stop  # type: ignore[method-assign]
+    with patched(torch.inference_mode, __enter__=start, __exit__=stop):
         yield
-    finally:
-        cls.__enter__, cls.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -112,11 +124,8 @@ def functions_refused() -> Iterator[None]:
             "(torch.library.custom_op)",
         )
 
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
-    try:
+    with patched(torch.autograd.Function, apply=classmethod(apply)):
         yield
-    finally:
-        torch.autograd.Function.apply = known  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -126,7 +135,6 @@ def autocast_refused() -> Iterator[None]:
     Raises:
         CaptureError: when one is entered.
     """
-    known = torch.autocast.__enter__
 
     def enter(self: Any) -> Any:
         raise CaptureError(
@@ -135,11 +143,8 @@ def autocast_refused() -> Iterator[None]:
             "(`x.to(torch.bfloat16)`), or keep the module that enters it as it is with leaf_modules=",
         )
 
-    torch.autocast.__enter__ = enter  # type: ignore[method-assign]
-    try:
+    with patched(torch.autocast, __enter__=enter):
         yield
-    finally:
-        torch.autocast.__enter__ = known  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -162,11 +167,12 @@ def stacks_of_leaves(model: nn.Module) -> Iterator[None]:
             node.meta.update(meta)
 
 
-class _TrainingFlag:
-    """Stands in the way of `module.training`, and notes the modules of which code outside of PyTorch reads it."""
+class _WatchedMode:
+    """Stands in the way of `module.training`."""
 
-    def __init__(self) -> None:
-        self.read_of: dict[int, nn.Module] = {}
+    def __init__(self, read: Callable[[nn.Module, FrameType], None], set_: Callable[[nn.Module], None]) -> None:
+        self.read = read
+        self.set = set_
 
     def __get__(self, module: nn.Module | None, owner: type) -> Any:
         if module is None:
@@ -175,23 +181,37 @@ class _TrainingFlag:
             mode = module.__dict__["training"]
         except KeyError:
             raise AttributeError("training") from None
-        if is_user_file(sys._getframe(1).f_code.co_filename):
-            self.read_of[id(module)] = module
+        self.read(module, sys._getframe(1))
         return mode
 
     def __set__(self, module: nn.Module, mode: bool) -> None:
         module.__dict__["training"] = mode
+        self.set(module)
+
+
+def mode_watched(
+    read: Callable[[nn.Module, FrameType], None], set_: Callable[[nn.Module], None] = lambda _: None
+) -> AbstractContextManager[None]:
+    """Watch the modes of all modules.
+
+    Args:
+        read: is called when the mode of a module is read, with the frame that reads it.
+        set_: is called when it was set.
+    """
+    return patched(nn.Module, training=_WatchedMode(read, set_))
 
 
 @contextmanager
 def mode_reads() -> Iterator[Mapping[int, nn.Module]]:
     """Collect the modules, by id, whose mode is read by code that is not PyTorch's: `module.training` in a helper."""
-    flag = _TrainingFlag()
-    nn.Module.training = flag  # type: ignore[assignment]
-    try:
-        yield flag.read_of
-    finally:
-        del nn.Module.training
+    read_of: dict[int, nn.Module] = {}
+
+    def note(module: nn.Module, frame: FrameType) -> None:
+        if is_user_file(frame.f_code.co_filename):
+            read_of[id(module)] = module
+
+    with mode_watched(note):
+        yield read_of
 
 
 class ParametersKept(TorchDispatchMode):
@@ -261,7 +281,6 @@ def check_hooks(model: nn.Module, opaque: Mapping[str, nn.Module]) -> None:
     Raises:
         CaptureError: when a module that is traced has one.
     """
-    inside = tuple(f"{path}." for path in opaque)
     everywhere = [*nn.modules.module._global_backward_pre_hooks.values()]
     everywhere += nn.modules.module._global_backward_hooks.values()
     if everywhere:
@@ -274,7 +293,7 @@ def check_hooks(model: nn.Module, opaque: Mapping[str, nn.Module]) -> None:
         )
     for path, module in model.named_modules():
         hooks = {**module._backward_hooks, **getattr(module, "_backward_pre_hooks", {})}
-        if hooks and path not in opaque and not path.startswith(inside):
+        if hooks and not is_inside(path, opaque):
             name = getattr(next(iter(hooks.values())), "__qualname__", "a hook")
             where = f"`{path}`" if path else "the model itself"
             raise CaptureError(
@@ -284,7 +303,7 @@ def check_hooks(model: nn.Module, opaque: Mapping[str, nn.Module]) -> None:
             )
     for name, parameter in model.named_parameters():
         hooks = {**(parameter._backward_hooks or {}), **(getattr(parameter, "_post_accumulate_grad_hooks", None) or {})}
-        if hooks and not name.startswith(inside):
+        if hooks and not is_inside(name, opaque):
             raise CaptureError(
                 f"parameter {name!r} has a hook on its gradient, which the emitted module would not run",
                 remedy="remove it before the capture (the handle's remove()), and register it on the emitted module",

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from compiler.capture.boundary.fast_path import ordinary_call
 from compiler.emitted.parameter_map import ParameterMap
-from compiler.equality.observation import copied_arguments, flatten, foreign_seeded, ordinary_call, seeded
+from compiler.equality.observation import copied_arguments, flatten, foreign_seeded, seeded
 from compiler.equality.widened import ALL_FLOATS, Precision, copied_module, double_twin, is_float, precision_of, widened
 from compiler.usercode.difference import RELATIVE_BOUND, allowed_error, dense, precision_floor, tensor_difference
 from ir.errors import GraphwrightError

@@ -170,18 +170,6 @@ def observe(
     )
 
 
-@contextmanager
-def ordinary_call() -> Iterator[None]:
-    """Call modules as the capture does: with gradients, and attention without its fused fast path."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-
-
 def copied_arguments(tree: Any) -> Any:
     """Return arguments that may be written: what is one object, or one piece of memory, stays one."""
     memo: dict[int, Any] = {}

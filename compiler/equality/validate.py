@@ -12,9 +12,10 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from compiler.capture.boundary.fast_path import ordinary_call
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.accuracy import compare_output
-from compiler.equality.observation import Observation, observe, ordinary_call, state_kept
+from compiler.equality.observation import Observation, observe, state_kept
 from compiler.equality.observation_differences import Judge, Pick, differences, within
 from compiler.equality.unit_strides import OtherUnitStrides
 from compiler.equality.widened import ALL_FLOATS, double_twin, is_float, precision_of, widened

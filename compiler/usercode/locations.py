@@ -6,8 +6,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping
-from types import FrameType
+from collections.abc import Iterable, Iterator, Mapping
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -96,6 +96,19 @@ def module_of(meta: Mapping[str, Any]) -> tuple[str, str]:
     if "@" in path:
         path = _REPEAT.sub("", path)
     return path.removeprefix("L__self__.").removeprefix("L['self']."), str(class_)
+
+
+def is_inside(path: str, modules: Iterable[str]) -> bool:
+    """Return whether a path is that of one of some modules, or of something in it."""
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """Yield the names that code uses, those in functions inside of it too."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names_in(constant)
 
 
 def kept_with(path: str) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from compiler.capture.patches import patched
+
 _ENCODER = nn.TransformerEncoder.forward.__code__
 _LAYERS = frozenset({nn.TransformerEncoderLayer.forward.__code__, nn.MultiheadAttention.forward.__code__})
 _MASKS = ("src_key_padding_mask", "key_padding_mask", "src_mask", "attn_mask")
@@ -71,6 +73,13 @@ def slow_path() -> Iterator[None]:
 
 
 @contextmanager
+def ordinary_call() -> Iterator[None]:
+    """Call modules as users do in training: with gradients, and on the ordinary path."""
+    with slow_path(), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
 def padding_tried(*, zeros: bool) -> Iterator[None]:
     """Let encoders that may make nested tensors get a mask that pads, and take the ordinary path.
 
@@ -97,12 +106,8 @@ def padding_tried(*, zeros: bool) -> Iterator[None]:
         found = original(self, src, mask, padding, is_causal)
         return found.masked_fill((padding != 0).unsqueeze(-1), 0.0) if zeros else found
 
-    nn.TransformerEncoder.forward = forward  # type: ignore[method-assign]
-    try:
-        with slow_path():
-            yield
-    finally:
-        nn.TransformerEncoder.forward = original  # type: ignore[method-assign]
+    with patched(nn.TransformerEncoder, forward=forward), slow_path():
+        yield
 
 
 def _pads(src: torch.Tensor, padding: torch.Tensor) -> bool:

@@ -22,7 +22,6 @@ from compiler.capture.boundary.outsiders import (
     check_hooks_of_all_modules,
     check_members,
     hooks_of_all_modules_watched,
-    is_in,
 )
 from compiler.capture.boundary.questions import Record, Recorder, direct_calls
 from compiler.capture.boundary.refusals import (
@@ -42,6 +41,7 @@ from compiler.capture.opaque import CallRecord, recorded_calls
 from compiler.capture.patches import ParametersKept
 from compiler.emitted.settings import REMEDY, SETTINGS, settings_of
 from compiler.usercode.copies import structural_copy
+from compiler.usercode.locations import is_inside
 from compiler.usercode.state import (
     Change,
     KeptState,
@@ -186,7 +186,7 @@ class _Observation:
     def _minds_padding(self, steps: Record, state: ModuleState) -> bool:
         """Return whether callers see what an encoder that makes nested tensors returns at padded positions."""
         place = steps.questions.get("nested")
-        if place is None or is_in(place, self.kept):
+        if place is None or is_inside(place.module_path, self.kept):
             return False
         with padding_tried(zeros=False):
             plain = self._again(state)
@@ -231,10 +231,7 @@ class _Observation:
         return found
 
     def _is_fine(self, change: Change) -> bool:
-        path = change[0]
-        if self._is_memo(change):
-            return True
-        return is_list_of_parameters(change) or any(path == kept or path.startswith(f"{kept}.") for kept in self.kept)
+        return self._is_memo(change) or is_list_of_parameters(change) or is_inside(change[0], self.kept)
 
     def _is_memo(self, change: Change) -> bool:
         return (change[0], attribute_of(change[2])) in self.memos

@@ -14,9 +14,9 @@ from torch import nn
 from compiler.capture.boundary.questions import Record
 from compiler.capture.patches import place_of_hook
 from compiler.usercode.copies import held_modules
+from compiler.usercode.locations import is_inside
 from compiler.usercode.state import location_of_module
 from ir.errors import CaptureError
-from ir.locations import Location
 
 
 @attrs.frozen(eq=False)
@@ -88,7 +88,7 @@ def check_members(record: Record, model: nn.Module, kept: Sequence[str]) -> None
     Raises:
         CaptureError: when there was such a call.
     """
-    called = [item for item in record.strangers.values() if not is_in(item[1], kept)]
+    called = [item for item in record.strangers.values() if not is_inside(item[1].module_path, kept)]
     if not called:
         return
     held = {id(module) for module in held_modules(model)}
@@ -106,11 +106,6 @@ def check_members(record: Record, model: nn.Module, kept: Sequence[str]) -> None
                 remedy=f"make {f'`self.{name}`' if name else 'what holds it'} an nn.ModuleList or nn.ModuleDict; or "
                 "freeze it (eval() and requires_grad_(False)), so that its weights are constants",
             )
-
-
-def is_in(place: Location, paths: Sequence[str]) -> bool:
-    """Return whether a place is in one of some modules, or below it."""
-    return any(place.module_path == path or place.module_path.startswith(f"{path}.") for path in paths)
 
 
 def _holder(module: nn.Module, model: nn.Module) -> tuple[str, str]:

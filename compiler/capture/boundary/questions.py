@@ -8,7 +8,7 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
@@ -25,7 +25,8 @@ from torch.utils import _pytree as pytree
 
 from compiler.capture.boundary.fast_path import is_fast, questions_of
 from compiler.capture.boundary.runs import Twin
-from compiler.usercode.locations import OURS, is_user_file
+from compiler.capture.patches import mode_watched, patched
+from compiler.usercode.locations import OURS, is_inside, is_user_file
 from ir.locations import Location
 
 _OF_THE_THREAD = {
@@ -98,8 +99,7 @@ class Step:
 
     def is_in(self, path: str) -> bool:
         """Return whether the call was made in a module or below it."""
-        where = self.location.module_path
-        return where == path or where.startswith(f"{path}.")
+        return is_inside(self.location.module_path, (path,))
 
 
 @attrs.define(eq=False)
@@ -146,25 +146,24 @@ class Recorder:
         self.record, self.stack, self._given = Record(), [], None
         thread = threading.get_ident()
 
-        def enter(module: nn.Module, args: Any) -> None:
+        def entered(module: nn.Module) -> None:
+            if id(module) not in self.paths and id(module) not in self.record.strangers:
+                self.record.strangers[id(module)] = module, self.place_of_user(sys._getframe(1))
+
+        def mode_read(module: nn.Module, frame: FrameType) -> None:
             if threading.get_ident() == thread:
-                if id(module) not in self.paths and id(module) not in self.record.strangers:
-                    self.record.strangers[id(module)] = module, self.place_of_user(sys._getframe(1))
-                self.stack.append(module)
+                self.mode_read(module, frame)
 
-        def leave(module: nn.Module, args: Any, result: Any) -> None:
-            if threading.get_ident() == thread and self.stack:
-                self.stack.pop()
+        def mode_set(module: nn.Module) -> None:
+            if threading.get_ident() == thread:
+                self.mode_set(module)
 
-        with ExitStack() as stack:
-            for handle in (
-                register_module_forward_pre_hook(enter),
-                register_module_forward_hook(leave, always_call=True),
-            ):
-                stack.callback(handle.remove)
-            stack.enter_context(_training_watched(self))
-            stack.enter_context(_Steps(self))
-            stack.enter_context(_profiled(self._profile))
+        with (
+            calls_watched(entered) as self.stack,
+            mode_watched(mode_read, mode_set),
+            _Steps(self),
+            _profiled(self._profile),
+        ):
             yield self.record
 
     def place(self, frame: FrameType | None) -> Location:
@@ -273,13 +272,39 @@ class Recorder:
 
 
 @contextmanager
+def calls_watched(entered: Callable[[nn.Module], None] = lambda _: None) -> Iterator[list[nn.Module]]:
+    """Yield the stack of the modules that are being called in this thread, kept while the `with` block goes on.
+
+    Args:
+        entered: is called with each module before it is put on the stack.
+    """
+    stack: list[nn.Module] = []
+    thread = threading.get_ident()
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if threading.get_ident() == thread:
+            entered(module)
+            stack.append(module)
+
+    def leave(module: nn.Module, args: Any, result: Any) -> None:
+        if threading.get_ident() == thread and stack:
+            stack.pop()
+
+    handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def direct_calls(model: nn.Module) -> Iterator[None]:
     """Let `layer.forward(x)` be a call of the layer, where that is the same: a layer of PyTorch's without hooks.
 
     Tracers see calls of modules only; what such a layer does in each mode would get lost.
     """
     mine = {id(module) for module in model.modules()}
-    stack: list[nn.Module] = []
     thread = threading.get_ident()
     classes: dict[type, Any] = {}
     for module in model.modules():
@@ -287,15 +312,7 @@ def direct_calls(model: nn.Module) -> Iterator[None]:
             if issubclass(base, MODE_LAYERS) and "forward" in vars(base) and base.__module__.startswith("torch.nn."):
                 classes[base] = vars(base)["forward"]
 
-    def enter(module: nn.Module, args: Any) -> None:
-        if threading.get_ident() == thread:
-            stack.append(module)
-
-    def leave(module: nn.Module, args: Any, result: Any) -> None:
-        if threading.get_ident() == thread and stack:
-            stack.pop()
-
-    def rerouted(original: Any) -> Any:
+    def rerouted(original: Any, stack: Sequence[nn.Module]) -> Any:
         @functools.wraps(original)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             is_direct = id(self) in mine and threading.get_ident() == thread and not (stack and stack[-1] is self)
@@ -308,16 +325,10 @@ def direct_calls(model: nn.Module) -> Iterator[None]:
     if not classes:
         yield
         return
-    handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
-    try:
+    with calls_watched() as stack, ExitStack() as patches:
         for base, original in classes.items():
-            base.forward = rerouted(original)  # type: ignore[attr-defined]
+            patches.enter_context(patched(base, forward=rerouted(original, stack)))
         yield
-    finally:
-        for base, original in classes.items():
-            base.forward = original  # type: ignore[attr-defined]
-        for handle in handles:
-            handle.remove()
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -354,36 +365,6 @@ def is_plain(module: nn.Module) -> bool:
     # not `type(module).forward`: that of a TorchScript module asks for an instance
     home = getattr(inspect.getattr_static(type(module), "forward"), "__module__", "") or ""
     return home.startswith(("torch.nn.modules.", "torch.ao.nn."))
-
-
-@contextmanager
-def _training_watched(recorder: Recorder) -> Iterator[None]:
-    thread = threading.get_ident()
-
-    class Watched:
-        """Stands in the way of `module.training`."""
-
-        def __get__(self, module: nn.Module | None, owner: type) -> Any:
-            if module is None:
-                return self
-            try:
-                mode = module.__dict__["training"]
-            except KeyError:
-                raise AttributeError("training") from None
-            if threading.get_ident() == thread:
-                recorder.mode_read(module, sys._getframe(1))
-            return mode
-
-        def __set__(self, module: nn.Module, mode: bool) -> None:
-            module.__dict__["training"] = mode
-            if threading.get_ident() == thread:
-                recorder.mode_set(module)
-
-    nn.Module.training = Watched()  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del nn.Module.training
 
 
 class _Steps(TorchFunctionMode):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from compiler.capture.boundary.outsiders import is_in
 from compiler.capture.boundary.questions import Record
 from compiler.capture.boundary.runs import Outcome, Twin, type_text
 from compiler.capture.errors import example_fails
 from compiler.emitted.settings import REMEDY
+from compiler.usercode.locations import is_inside
 from compiler.usercode.state import Change, location_of_module
 from ir.errors import CaptureError
 from ir.locations import Location
@@ -47,8 +47,7 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
             location=root,
             remedy="call requires_grad_() on the input before the call, or on its detach() in forward",
         )
-    inside = tuple(f"{path}." for path in kept)
-    tracking = [name for name in outcome.tracking if not name.startswith(inside)]
+    tracking = [name for name in outcome.tracking if not is_inside(name, kept)]
     if tracking:
         raise CaptureError(
             f"forward sets whether the buffer {tracking[0]!r} requires gradients, which the caller would not see of a "
@@ -56,7 +55,7 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
             location=root,
             remedy="make it a parameter, or call requires_grad_() on it before the call",
         )
-    asked = [name for name in record.asked_of_buffers if name in outcome.attached and not name.startswith(inside)]
+    asked = [name for name in record.asked_of_buffers if name in outcome.attached and not is_inside(name, kept)]
     if asked:
         raise CaptureError(
             f"forward asks whether the buffer {asked[0]!r} has a gradient, and what it leaves there for the next call "
@@ -70,7 +69,7 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
             location=record.seeded or root,
             remedy="draw the numbers once and keep them in a buffer, or seed outside of forward",
         )
-    if record.rewound is not None and not is_in(record.rewound, kept):
+    if record.rewound is not None and not is_inside(record.rewound.module_path, kept):
         raise CaptureError(
             "forward sets back a random generator of PyTorch (torch.random.fork_rng, set_rng_state): what is drawn "
             "afterwards is the same again, and a graph draws each number anew",
@@ -93,7 +92,7 @@ def check_weights(first: Outcome, again: Outcome, model: nn.Module, kept: tuple[
         CaptureError: naming the parameter.
     """
     for name in first.rewritten:
-        if name in again.rewritten or any(name.startswith(f"{each}.") for each in kept):
+        if name in again.rewritten or is_inside(name, kept):
             continue
         path = name.rpartition(".")[0]
         raise CaptureError(
@@ -115,7 +114,7 @@ def check_resized(twin: Twin, kept: tuple[str, ...]) -> None:
     """
     for name, module, before, now in twin.resized():
         path = next((path for path, each in twin.module.named_modules() if each is module), "")
-        if any(path == each or path.startswith(f"{each}.") for each in kept):
+        if is_inside(path, kept):
             continue
         if now is None and name in module._parameters:
             raise CaptureError(

@@ -12,7 +12,7 @@ import os
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -32,7 +32,7 @@ from compiler.usercode.containers import (
     of_names,
     same_content,
 )
-from compiler.usercode.locations import is_user_file
+from compiler.usercode.locations import is_user_file, names_in
 
 _MAX_FUNCTIONS = 1000
 """Those that are called first are looked at first."""
@@ -133,7 +133,7 @@ class Surroundings:
                     self._pending.append((inner, item))
         for item in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._pending.append((f"a default of {label}", item))
-        names = dict.fromkeys(_names(function.__code__))
+        names = dict.fromkeys(names_in(function.__code__))
         space = function.__globals__
         for name in names:
             if name not in space:
@@ -260,13 +260,6 @@ def _parts(value: Any) -> Iterable[Any]:
     if not isinstance(attributes, dict) or isinstance(value, (type, types.ModuleType, types.FunctionType, nn.Module)):
         return ()
     return () if is_library_object(value) else list(attributes.values())
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
 
 
 def _name(function: Any) -> str:

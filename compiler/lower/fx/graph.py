@@ -25,7 +25,7 @@ from compiler.lower.module_facts import ModuleFacts, modules_of
 from compiler.lower.results import Results
 from compiler.lower.weights import WeightTable
 from compiler.usercode.copies import structural_copy
-from compiler.usercode.locations import Locator
+from compiler.usercode.locations import Locator, is_inside
 from ir.core import Graph, Value
 from ir.errors import CaptureError, GraphwrightError, InputError
 from ir.locations import Location
@@ -268,7 +268,7 @@ class FxLowering:
     def _call_module(self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         path = str(node.target)
         module = self.facts.modules[path]
-        if not any(path == kept or path.startswith(f"{kept}.") for kept in self.kept):
+        if not is_inside(path, self.kept):
             try:
                 found = self.leaf_modules.module(module, args, kwargs)
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
