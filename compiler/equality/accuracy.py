@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from compiler.capture.boundary.fast_path import ordinary_call
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.observation import copied_arguments, flatten, foreign_seeded, seeded
-from compiler.equality.widened import ALL_FLOATS, Precision, copied_module, double_twin, is_float, precision_of, widened
+from compiler.equality.widened import copied_module, double_twin, is_float, precision_of, widened
 from compiler.usercode.difference import RELATIVE_BOUND, allowed_error, dense, precision_floor, tensor_difference
 from ir.errors import GraphwrightError
 
@@ -150,24 +150,20 @@ def _run_both_double(
     original: nn.Module, emitted: nn.Module, arguments: Any, parameter_map: ParameterMap | None, seed: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
     """Return the results of both modules in float64, and whether one rounds on purpose to another precision."""
-    precision = precision_of(original, arguments)
     wide = widened(arguments)
-
-    def run(precision: Precision) -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
-        modes = precision.mode(), precision.mode()
-        twins = (
-            partial(double_twin, original, precision),
-            partial(double_twin, emitted, precision, original, parameter_map),
-        )
-        reference = _run("the original", "in float64", twins[0], wide, seed, modes[0])
-        new = _run("the emitted module", "in float64", twins[1], wide, seed, modes[1])
-        return reference, new, any(mode.has_kept for mode in modes)
-
-    try:
-        return run(precision)
-    except MeasurementError:
-        # where operands of two precisions do not go together, all are widened
-        return run(attrs.evolve(precision, narrow=ALL_FLOATS))
+    failure: MeasurementError | None = None
+    for precision, *modes in precision_of(arguments, original).attempts():
+        own = partial(double_twin, original, precision)
+        new = partial(double_twin, emitted, precision, original, parameter_map)
+        try:
+            reference = _run("the original", "in float64", own, wide, seed, modes[0])
+            results = _run("the emitted module", "in float64", new, wide, seed, modes[1])
+        except MeasurementError as error:
+            failure = error
+            continue
+        return reference, results, any(mode.has_kept for mode in modes)
+    assert failure is not None
+    raise failure
 
 
 def _run(

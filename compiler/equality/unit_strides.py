@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+T = TypeVar("T")
 
 
 class OtherUnitStrides(TorchDispatchMode):
@@ -39,23 +43,36 @@ class OtherUnitStrides(TorchDispatchMode):
             return tensor
         pairs = list(zip(tensor.shape, tensor.stride(), strict=True))
         # as if the dimension stood inside of the innermost other one, of the next one, and so on
+        reached = [1, *(size * stride for size, stride in pairs if size != 1)]
         if self.level >= self._RANDOM:
             chance = random.Random(self.level)
-            reached = [1, *(size * stride for size, stride in pairs if size != 1)]
-            return tensor.as_strided(
-                tensor.shape, [chance.choice(reached) if size == 1 else stride for size, stride in pairs]
-            )
-        if self.level >= self._ALIKE:
-            rank = len(pairs)
-            inner_first = (
-                [1, *range(rank - 1, 1, -1), 0] if self.level > self._ALIKE and rank > 2 else range(rank)[::-1]
-            )
+            strides = [chance.choice(reached) if size == 1 else stride for size, stride in pairs]
+        elif self.level >= self._ALIKE:
+            dims = range(len(pairs))[::-1]
+            inner_first = [1, *dims[:-2], 0] if self.level > self._ALIKE and len(pairs) > 2 else dims
             strides, reach = [stride for _, stride in pairs], 1
             for dim in inner_first:
                 if pairs[dim][0] == 1:
                     strides[dim] = reach
                 reach = strides[dim] * pairs[dim][0]
-            return tensor.as_strided(tensor.shape, strides)
-        places = [1, *sorted(size * stride for size, stride in pairs if size != 1)]
-        unit = places[min(self.level, len(places) - 1)]
-        return tensor.as_strided(tensor.shape, [unit if size == 1 else stride for size, stride in pairs])
+        else:
+            places = [1, *sorted(reached[1:])]
+            unit = places[min(self.level, len(places) - 1)]
+            strides = [unit if size == 1 else stride for size, stride in pairs]
+        return tensor.as_strided(tensor.shape, strides)
+
+
+def is_definite(
+    show: Callable[[AbstractContextManager[Any]], T],
+    alike: Callable[[T, T], bool] = operator.eq,
+    others: Iterable[TorchDispatchMode] = (),
+) -> bool:
+    """Return whether what a run shows does not depend on strides that mean nothing.
+
+    Args:
+        show: runs something in a mode that it is given, and returns what is seen.
+        alike: whether what is seen is equal.
+        others: modes to try beside those that change the strides of dimensions of size 1.
+    """
+    usual = show(nullcontext())
+    return all(alike(usual, show(mode)) for mode in (*map(OtherUnitStrides, OtherUnitStrides.LEVELS), *others))

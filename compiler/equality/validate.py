@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import attrs
@@ -17,7 +17,7 @@ from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.accuracy import compare_output
 from compiler.equality.observation import Observation, observe, state_kept
 from compiler.equality.observation_differences import Judge, Pick, differences, within
-from compiler.equality.unit_strides import OtherUnitStrides
+from compiler.equality.unit_strides import is_definite
 from compiler.equality.widened import ALL_FLOATS, double_twin, is_float, precision_of, widened
 from compiler.usercode.difference import tensor_difference
 from compiler.usercode.tensors import meaningful_strides
@@ -114,7 +114,7 @@ class _Comparison:
         double = self._calls_in_double(own)
         for label, seen in own.items():
             if double is None:
-                judge = within(torch.finfo(precision_of(self.original, self.arguments).spoken).eps ** 0.5)
+                judge = within(torch.finfo(precision_of(self.arguments, self.original).spoken).eps ** 0.5)
             else:
                 judge = _beside(double.reference[label])
             for property_, message in differences(seen, new[label], judge=judge, names=self.names):
@@ -150,12 +150,8 @@ class _Comparison:
 
     def _calls_in_double(self, own: Calls) -> _Double | None:
         """Observe the calls of both modules in float64; None where the original does not run in it."""
-        precision = precision_of(self.original, self.arguments)
         arguments = widened(self.arguments)
-        # where operands of two precisions do not go together, all are widened
-        for narrow in (precision.narrow, ALL_FLOATS):
-            precision = attrs.evolve(precision, narrow=narrow)
-            modes = precision.mode(), precision.mode()
+        for precision, *modes in precision_of(self.arguments, self.original).attempts():
             try:
                 twin = double_twin(self.original, precision)
             except Exception:  # noqa: BLE001 - a module that cannot be copied, or converted
@@ -166,7 +162,7 @@ class _Comparison:
                 continue
             twin = double_twin(self.emitted, precision, self.original, self.names)
             emitted = self._calls(twin, arguments, modes[1])
-            if narrow is ALL_FLOATS or all(seen.error is None for seen in emitted.values()):
+            if precision.narrow == ALL_FLOATS or all(seen.error is None for seen in emitted.values()):
                 return _Double(reference, emitted, any(mode.has_kept for mode in modes))
         return None
 
@@ -181,13 +177,13 @@ class _Comparison:
 
         They are one where they change with the strides of dimensions of size 1 on the way, which mean nothing.
         """
-        for level in OtherUnitStrides.LEVELS:
+
+        def show(mode: AbstractContextManager[Any]) -> list[Any]:
             with state_kept(self.original), ordinary_call():
-                mode = OtherUnitStrides(level)
                 other = observe(self.original, *self.arguments, seed=self.seed, mode=mode)
-            if list(map(_strides, other.results)) != list(map(_strides, seen.results)):
-                return False
-        return True
+            return list(map(_strides, other.results))
+
+        return show(nullcontext()) == list(map(_strides, seen.results)) and is_definite(show)
 
 
 @attrs.frozen(eq=False)

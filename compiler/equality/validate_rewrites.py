@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from compiler.equality.accuracy import compare_output
 from compiler.equality.observation import copied_arguments, seeded
-from compiler.equality.widened import ALL_FLOATS, Precision, is_float, mark_constant, widened
+from compiler.equality.widened import Precision, is_float, mark_constant, precision_of, widened
 from compiler.usercode.difference import tensor_difference
 from ir.copying import copy_into, copy_operation
 from ir.core import Graph, Operation, Value
@@ -244,15 +243,12 @@ class _Regions:
         if self.rule.exact:
             self._judge(own, self._results(self.new, tensors), [0.0] * len(own), exact=True)
             return
-        precision = Precision(frozenset({*(t.dtype for t in tensors), *_FLOATS}) & ALL_FLOATS, _spoken(tensors))
-        modes = precision.mode(), precision.mode()
-        wide = self._widened(tensors, precision)
-        before = self._results(self.old, wide, modes[0])
-        if isinstance(before, Exception):
-            precision = attrs.evolve(precision, narrow=ALL_FLOATS)
-            modes = precision.mode(), precision.mode()
+        for precision, *modes in precision_of(tensors).attempts():
+            wide = self._widened(tensors, precision)
             before = self._results(self.old, wide, modes[0])
-        if isinstance(before, Exception):  # a kernel that has no float64
+            if not isinstance(before, Exception):
+                break
+        else:  # a kernel that has no float64
             self._judge(own, self._results(self.new, tensors), [_HALF_OF_THE_DIGITS] * len(own), exact=False)
             return
         after = self._results(self.new, wide, modes[1])
@@ -301,7 +297,6 @@ class _Regions:
             )
 
 
-_FLOATS = (torch.float32, torch.complex64)
 _HALF_OF_THE_DIGITS = 3.5e-4
 
 
@@ -310,14 +305,6 @@ def _error(exact: Any, own: Any) -> float:
     if not isinstance(exact, torch.Tensor) or not is_float(exact.dtype) or exact.shape != own.shape:
         return 0.0
     return compare_output(exact, own, own, exact).allowed
-
-
-def _spoken(tensors: Sequence[torch.Tensor]) -> torch.dtype:
-    sizes = Counter({t.dtype: 0 for t in tensors if t.is_floating_point()})
-    for tensor in tensors:
-        if tensor.is_floating_point():
-            sizes[tensor.dtype] += tensor.numel()
-    return sizes.most_common(1)[0][0] if sizes else torch.float32
 
 
 def _has_numbers(result: Any) -> bool:

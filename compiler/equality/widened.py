@@ -198,17 +198,27 @@ class Precision:
         """Return the mode in which a module that was converted to float64 runs."""
         return Widened(self.narrow, self.spoken)
 
+    def attempts(self) -> Iterator[tuple[Precision, Widened, Widened]]:
+        """Yield a precision and modes for two modules: first this, then one in which all dtypes are widened.
+
+        The second is for code whose operands of two precisions do not go together.
+        """
+        for narrow in (self.narrow, ALL_FLOATS):
+            precision = attrs.evolve(self, narrow=narrow)
+            yield precision, precision.mode(), precision.mode()
+
 
 ALL_FLOATS = frozenset(
     dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype) and is_float(dtype)
 ) - {torch.float64, torch.complex128}
 
 
-def precision_of(module: nn.Module, arguments: Any) -> Precision:
-    """Return the precision of a module and the tensors in its arguments."""
+def precision_of(arguments: Any, module: nn.Module | None = None) -> Precision:
+    """Return the precision of the tensors in some arguments, and of a module."""
     sizes: Counter[torch.dtype] = Counter()
     given = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
-    for tensor in (*module.parameters(), *module.buffers(), *given):
+    own = () if module is None else (*module.parameters(), *module.buffers())
+    for tensor in (*own, *given):
         if tensor.dtype.is_floating_point:
             sizes[tensor.dtype] += tensor.numel()
     found = frozenset(sizes) | {torch.float32, torch.complex64} | {t.dtype for t in given if t.is_complex()}

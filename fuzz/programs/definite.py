@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compiler.equality import unit_strides
+from compiler.equality.observation import Observation
 from compiler.equality.unit_strides import OtherUnitStrides
 from fuzz.programs.observation import differences, observe
 from ir.errors import EvaluationError
@@ -39,13 +43,11 @@ def is_definite(program: Program, inputs: Sequence[Any]) -> bool:
     memory format, and with it the order of their sums, by them. Where that happens, bits and strides of the original
     are an accident that nothing can be held to.
     """
-    expected = observe(program, inputs)
-    for level in OtherUnitStrides.LEVELS:
-        with OtherUnitStrides(level) as mode:
-            other = observe(program, _restrided(inputs, mode))
-        if any(name in ("values", "strides") for name, _ in differences(expected, other, exact=True)):
-            return False
-    return True
+
+    def alike(a: Observation, b: Observation) -> bool:
+        return all(name not in ("values", "strides") for name, _ in differences(a, b, exact=True))
+
+    return unit_strides.is_definite(partial(_show, program, inputs), alike)
 
 
 def has_definite_gradients(program: Program, inputs: Sequence[Any]) -> bool:
@@ -54,20 +56,19 @@ def has_definite_gradients(program: Program, inputs: Sequence[Any]) -> bool:
     PyTorch gives wrong ones for some. That of batch norm in eval mode takes a map of width 1 for one in channels_last,
     and mixes up the channels; and it reads an expanded scale beyond its memory.
     """
-    modes: list[OtherUnitStrides | OwnPlaces] = [*map(OtherUnitStrides, OtherUnitStrides.LEVELS), OwnPlaces()]
+
+    def alike(a: Observation, b: Observation) -> bool:
+        return all(name != "gradients" for name, _ in differences(a, b, exact=False))
+
     try:
-        expected = observe(program, inputs, double=True, gradients=True)
-        for mode in modes:
-            with mode:
-                other = observe(program, _restrided(inputs, mode), double=True, gradients=True)
-            if any(name == "gradients" for name, _ in differences(expected, other, exact=False)):
-                return False
+        show = partial(_show, program, inputs, double=True, gradients=True)
+        return unit_strides.is_definite(show, alike, [OwnPlaces()])
     except EvaluationError:
         return True  # it cannot be told
-    return True
 
 
-def _restrided(inputs: Sequence[Any], mode: OtherUnitStrides | OwnPlaces) -> list[Any]:
-    if not isinstance(mode, OtherUnitStrides):
-        return list(inputs)
-    return [mode.restride(x) if isinstance(x, torch.Tensor) else x for x in inputs]
+def _show(program: Program, inputs: Sequence[Any], mode: AbstractContextManager[Any], **options: bool) -> Observation:
+    with mode:
+        if isinstance(mode, OtherUnitStrides):
+            inputs = [mode.restride(x) if isinstance(x, torch.Tensor) else x for x in inputs]
+        return observe(program, inputs, **options)
