@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from string import Template
+from typing import Any
 
 import attrs
 
@@ -100,9 +101,12 @@ def follow(recipe: Recipe, w: Writer, x: str) -> str | None:
     return y
 
 
-def variants(family: str, recipes: dict[str, dict[str, str]], **common: object) -> tuple[Recipe, ...]:
-    """Return a recipe for each variant of a family, from its fields by its name."""
-    return tuple(
-        Recipe(f"{family}: {name}", **{**common, **fields})  # type: ignore[arg-type]
-        for name, fields in recipes.items()
-    )
+def of(result: str = "", **statements: str) -> dict[str, str]:
+    """Return the fields of a variant: the expression that it makes, and its statements by where they stand."""
+    return {"result": result, **statements}
+
+
+def variants(family: str, recipes: Mapping[str, str | dict[str, str]], **common: Any) -> tuple[Recipe, ...]:
+    """Return a recipe for each variant of a family, from its fields by its name; a text is its result alone."""
+    fields = {name: {"result": each} if isinstance(each, str) else each for name, each in recipes.items()}
+    return tuple(Recipe(f"{family}: {name}", **{**common, **each}) for name, each in fields.items())
