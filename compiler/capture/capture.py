@@ -18,6 +18,7 @@ from compiler.capture.export import ExportCapture, Stage
 from compiler.capture.inputs import bind_inputs, check_inputs, check_layouts, check_names, sharing, unshared
 from compiler.capture.opaque import chosen_modules
 from compiler.capture.symbolic import trace_symbolically
+from compiler.usercode.copies import structural_copy
 from ir.errors import CaptureError, InputError
 
 
@@ -112,8 +113,9 @@ def capture(
     if example_inputs is None and example_kwargs is None:
         if dynamic_shapes is not None:
             raise InputError("dynamic_shapes= needs example inputs")
-        opaques = chosen_modules(model, leaf_modules)
-        traced = run("capture", lambda: trace_symbolically(model, opaques.values()))
+        twin = structural_copy(model)
+        opaques = chosen_modules(twin, list(chosen_modules(model, leaf_modules)))
+        traced = run("capture", lambda: trace_symbolically(twin, opaques.values()))
         return Captured(module=traced, graph_module=traced, is_traced=True, opaques=opaques)
     bound = bind_inputs(model, args, kwargs, dynamic_shapes)
     check_layouts(model, bound.args, bound.kwargs)

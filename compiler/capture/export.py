@@ -334,14 +334,11 @@ class ExportCapture:
                 return type(failure)(failure.message, location=location, remedy=failure.remedy)
             return failure
         if self.observed is None:
-            state = ModuleState(self.model)
             try:
                 with random_state_kept():
                     self._run()
             except Exception as error:  # noqa: BLE001 - whatever the user's code raises
                 return example_fails(error, self.model)
-            finally:
-                state.restore()
         return explain(failure, self.model)
 
 

@@ -137,7 +137,6 @@ class _Observation:
             if twin.written:
                 raise written_elsewhere(twin.written[0], work)
         except CaptureError:
-            before.restore()
             outside.restore()
             raise
         finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from compiler.capture.boundary.runs import Twin, copy_of_inputs
 from compiler.capture.patches import ParametersKept
-from compiler.usercode.state import ModuleState, random_state_kept
+from compiler.usercode.copies import structural_copy
+from compiler.usercode.state import random_state_kept
 
 _MAPPINGS = (dict, OrderedDict, defaultdict)
 _MAX_LITERAL = 4096
@@ -29,7 +29,7 @@ def order_matters(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """Return whether the model computes something else when mappings among its arguments come in another order.
 
     Args:
-        model: a copy of the user's; it is run, and put back.
+        model: a copy of the user's; copies of it are run.
         args: positional arguments of the example call.
         kwargs: its keyword arguments.
         variable: the keywords that `**kwargs` takes.
@@ -83,12 +83,9 @@ def _reordered(
 def _computed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
     """Return the operators that a call runs, with what they are applied to; None where the call fails."""
     args, kwargs = copy_of_inputs((args, kwargs))
-    twin, state, kept = Twin(model), ModuleState(model), ParametersKept(model)
-    with ExitStack() as stack:
-        stack.enter_context(twin.own_buffers())
-        stack.enter_context(random_state_kept())
-        stack.callback(state.restore)
-        stack.callback(kept.restore)
+    model = structural_copy(model)
+    kept = ParametersKept(model)
+    with Twin(model).own_buffers(), random_state_kept():
         log = _Log()
         # the path of an argument is the same in every order of the keys
         for path, leaf in pytree.tree_leaves_with_path((args, kwargs)):
@@ -100,6 +97,8 @@ def _computed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
                 results = model(*args, **kwargs)
         except Exception:  # noqa: BLE001 - whatever the user's code raises
             return None
+        finally:
+            kept.restore()
         leaves, spec = pytree.tree_flatten(results)
         return [*log.steps, str(spec), [log.of(leaf) for leaf in leaves]]
 

@@ -58,17 +58,10 @@ class Outcome:
     assigned: tuple[str, ...] = ()
     """Those of them in whose place the call put what lies elsewhere in memory."""
     error: Exception | None = None
-    generator: torch.Tensor | None = None
-    """The state of PyTorch's generator afterwards."""
     reseeded: bool = False
     """Whether the call seeded PyTorch's generator."""
     foreign: tuple[str, ...] = ()
     """The other generators that it drew from: `random`, `numpy.random`."""
-
-    @property
-    def leaves(self) -> list[Any]:
-        """The results, flat."""
-        return pytree.tree_leaves(self.results)
 
 
 class Twin:
@@ -205,7 +198,6 @@ class Twin:
             drawn = foreign_state()
             moved = {"random": drawn[0] != foreign[0], "numpy.random": drawn[1:] != foreign[1:]}
             outcome.foreign = tuple(name for name, has_moved in moved.items() if has_moved)
-            outcome.generator = torch.random.get_rng_state()
         outcome.tracking = tuple(name for name, b, flag in buffers if b.is_leaf and b.requires_grad is not flag)
         after, now = pytree.tree_flatten((args, kwargs))
         outcome.rearranged = now != structure or any(
