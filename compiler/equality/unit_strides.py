@@ -1,4 +1,4 @@
-"""Strides that mean nothing: those of dimensions of size 1."""
+"""Whether results depend on the strides of size-1 dimensions, which are meaningless."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ T = TypeVar("T")
 
 
 class OtherUnitStrides(TorchDispatchMode):
-    """Gives every result other strides for its dimensions of size 1, where they mean nothing.
+    """Changes the strides of size-1 dimensions of every result.
 
     Args:
-        level: which other strides, one of `LEVELS`.
+        level: which strides to use, one of `LEVELS`.
     """
 
     _ALIKE = 5
     _RANDOM = _ALIKE + 2
     LEVELS = range(_RANDOM + 6)
-    """Up to `_ALIKE` they get one stride; then those that a contiguous tensor has, and one in channels_last; from
-    `_RANDOM` on each dimension gets one of its own."""
+    """Below `_ALIKE`, all get one stride. Then come the strides of a contiguous tensor and of one in channels_last. From
+    `_RANDOM` on, each dimension gets a random one."""
 
     def __init__(self, level: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -38,11 +38,11 @@ class OtherUnitStrides(TorchDispatchMode):
         return pytree.tree_map_only(torch.Tensor, self.restride, func(*args, **(kwargs or {})))
 
     def restride(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return an equal tensor with other strides for its dimensions of size 1."""
+        """Return an equal tensor with other strides for its size-1 dimensions."""
         if 1 not in tensor.shape or tensor.layout is not torch.strided:
             return tensor
         pairs = list(zip(tensor.shape, tensor.stride(), strict=True))
-        # as if the dimension stood inside of the innermost other one, of the next one, and so on
+        # as if the dimension stood within the innermost other one, within the next one, and so on
         reached = [1, *(size * stride for size, stride in pairs if size != 1)]
         if self.level >= self._RANDOM:
             chance = random.Random(self.level)
@@ -67,12 +67,12 @@ def is_definite(
     alike: Callable[[T, T], bool] = operator.eq,
     others: Iterable[TorchDispatchMode] = (),
 ) -> bool:
-    """Return whether what a run shows does not depend on strides that mean nothing.
+    """Return whether a run does not depend on the strides of size-1 dimensions.
 
     Args:
-        show: runs something in a mode that it is given, and returns what is seen.
-        alike: whether what is seen is equal.
-        others: modes to try beside those that change the strides of dimensions of size 1.
+        show: runs something in a given mode and returns what is observed.
+        alike: compares two observations.
+        others: further modes to try.
     """
     usual = show(nullcontext())
     return all(alike(usual, show(mode)) for mode in (*map(OtherUnitStrides, OtherUnitStrides.LEVELS), *others))

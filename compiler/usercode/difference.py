@@ -103,3 +103,12 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.to_dense()
     small = tensor.is_floating_point() and tensor.element_size() == 1  # float8 has few operators
     return tensor.float() if small else tensor
+
+
+def scale_of(tensor: torch.Tensor) -> float:
+    """Return the largest finite magnitude of a floating-point tensor; 0 of others."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
+        return 0.0
+    magnitudes = dense(tensor.detach()).abs()
+    finite = magnitudes[magnitudes.isfinite()]
+    return float(finite.max()) if finite.numel() else 0.0

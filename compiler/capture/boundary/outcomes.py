@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from compiler.capture.boundary.runs import Outcome
-from compiler.usercode.difference import RELATIVE_BOUND, tensor_difference
+from compiler.usercode.difference import RELATIVE_BOUND, scale_of, tensor_difference
 
 ROUNDING: Mapping[torch.dtype, float] = {
     torch.float64: RELATIVE_BOUND,
@@ -75,15 +75,6 @@ def value_difference(a: Any, b: Any) -> str | None:
     if not a.numel() or a.shape != b.shape or a.dtype != b.dtype:
         return tensor_difference(a, b, exact=False)
     return tensor_difference(a, b, exact=False, bound=ROUNDING.get(a.dtype, 0.0) * scale_of(a))
-
-
-def scale_of(tensor: torch.Tensor) -> float:
-    """Return the largest finite magnitude of a tensor."""
-    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
-        return 0.0
-    magnitudes = (tensor.float() if tensor.dtype.itemsize == 1 else tensor).detach().abs()
-    finite = magnitudes[magnitudes.isfinite()]
-    return float(finite.max()) if finite.numel() else 0.0
 
 
 def _buffer_differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None) -> Iterator[str]:
