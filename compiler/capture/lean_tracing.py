@@ -1,7 +1,7 @@
-"""Tracing without what the lowering does not read: a fifth of torch.export's time.
+"""Tracing without work that the lowering does not need, which saves a fifth of torch.export's time.
 
-The hooks are private to PyTorch. Where a release has none of them, tracing is slower, and the tracer notes no line of a
-function that is not called `forward`.
+The hooks are private to PyTorch. In a release without them, tracing is slower, and the tracer records lines only of
+functions that are called `forward`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ except ImportError:  # pragma: no cover - this PyTorch writes the code of a grap
 
 
 class _InnermostUserFrame:
-    """Stands in for `CapturedTraceback`, which reads the source line of every frame of the process for each node."""
+    """A substitute for `CapturedTraceback`, which reads the source line of every frame for each node."""
 
     def __init__(self, frame: FrameType | None) -> None:
         self._frame = frame
@@ -45,7 +45,7 @@ class _InnermostUserFrame:
         return cls(frame)
 
     def summary(self) -> StackSummary:
-        """Return it as what a stack trace of one frame is written from."""
+        """Return a stack summary of that frame."""
         if self._frame is None:
             return StackSummary()
         # the tracer drops the frames of functions that are not called forward
@@ -55,7 +55,7 @@ class _InnermostUserFrame:
 
 @contextmanager
 def lean_tracing() -> Iterator[None]:
-    """Note of each node the innermost line of the user's code only, and write no Python code of graphs on the way."""
+    """Record only the innermost line of the user's code per node, and generate no code of intermediate graphs."""
     proxy: Any = torch.fx.proxy
     lazy = nullcontext() if _use_lazy_graph_module is None else _use_lazy_graph_module(True)
     hook = {"CapturedTraceback": _InnermostUserFrame} if hasattr(proxy, "CapturedTraceback") else {}
@@ -64,9 +64,9 @@ def lean_tracing() -> Iterator[None]:
 
 
 def _user_frame(shape_env: Any) -> types.FrameType | None:
-    """Return the innermost frame of the user's code inside of the model, for the guards of a shape environment.
+    """Return the innermost frame of the user's code, for the guards of a shape environment.
 
-    On the way it notes whether fake tensors ask for their strides: the next guard is about those.
+    Also records whether the next guard is about strides of fake tensors.
     """
     frame = inspect.currentframe()
     number, numbers = len(shape_env.guards), _ABOUT_STRIDES.setdefault(shape_env, set())
@@ -83,13 +83,13 @@ def _user_frame(shape_env: Any) -> types.FrameType | None:
 
 _PRIMS = torch._prims_common.__file__
 _ABOUT_STRIDES: WeakKeyDictionary[ShapeEnv, set[int]] = WeakKeyDictionary()
-"""The numbers of the guards that say whether fake tensors are contiguous."""
+"""Numbers of the guards on whether fake tensors are contiguous."""
 
 
 def is_about_strides(shape_env: ShapeEnv, number: int) -> bool:
-    """Return whether a guard of a shape environment says whether some fake tensor is contiguous.
+    """Return whether a guard of a shape environment is on whether a fake tensor is contiguous.
 
-    The operators of the graph look at strides themselves when they run, so nothing depends on such a guard.
+    Nothing depends on such a guard, since operators read strides themselves when they run.
     """
     place = getattr(shape_env.guards[number].sloc, "framework_loc", None)
     return number in _ABOUT_STRIDES.get(shape_env, ()) or getattr(place, "filename", "") == _PRIMS
@@ -100,10 +100,7 @@ _ORIGINAL_USER_FRAME = getattr(ShapeEnv, "_get_user_frame", None)
 
 @contextmanager
 def tracing_mode() -> Iterator[None]:
-    """Gradients on, no inference mode, attention without its fused fast path: all restored at the end.
-
-    Nodes and guards on sizes know the user's line, in whatever function it is.
-    """
+    """Trace as an ordinary call; nodes and guards on sizes record the user's line in any function."""
     hook = {} if _ORIGINAL_USER_FRAME is None else {"_get_user_frame": _user_frame}
     with patched(ShapeEnv, **hook), lean_tracing(), ordinary_call():
         yield

@@ -1,4 +1,4 @@
-"""What of PyTorch behaves otherwise while a model is traced: calls whose meaning tracing would lose."""
+"""Patches that are active while tracing, for calls whose meaning tracing would lose."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _RETURN_THEIR_INPUT = frozenset(
     {F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
     | {torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout}
 )
-"""In eval they return the very object they got, which the tracer takes for a new name of the same value from then on:
-after `y = dropout2d(x)`, each use of `x` would be one of `y`."""
+"""In eval mode they return their argument itself, which confuses the tracer: after `y = dropout2d(x)`, each use of `x`
+would be one of `y`."""
 
 _GET_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
@@ -34,7 +34,7 @@ _MISTAKEN = _RETURN_THEIR_INPUT | {_GET_DATA, _SET_DATA, torch.Tensor.register_h
 
 
 class TracedFunctions(TorchFunctionMode):
-    """Makes functions traceable that the tracer mistakes."""
+    """Replaces functions that the tracer confuses."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -42,7 +42,7 @@ class TracedFunctions(TorchFunctionMode):
         """Call a function of PyTorch.
 
         Raises:
-            CaptureError: when the memory of a tensor is replaced, or a hook registered.
+            CaptureError: when the storage of a tensor is replaced, or a hook registered.
         """
         if func not in _MISTAKEN:  # nearly always: PyTorch itself asks for sizes and strides by the thousand
             return func(*args, **(kwargs or {}))
@@ -69,7 +69,7 @@ class TracedFunctions(TorchFunctionMode):
 
 @contextmanager
 def patched(owner: Any, **attributes: Any) -> Iterator[None]:
-    """Put other things in the places of some attributes of a class or a module, inside of the `with` block."""
+    """Replace attributes of a class or a module inside the `with` block."""
     known = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
     try:
         for name, item in attributes.items():
@@ -85,7 +85,7 @@ def patched(owner: Any, **attributes: Any) -> Iterator[None]:
 
 @contextmanager
 def inference_mode_as_no_grad() -> Iterator[None]:
-    """Let `torch.inference_mode` be traced as `torch.no_grad`, which the tracer records."""
+    """Trace `torch.inference_mode` as `torch.no_grad`, which the tracer records."""
     open_: list[ExitStack] = []
 
     def start(self: Any) -> None:
@@ -102,7 +102,7 @@ def inference_mode_as_no_grad() -> Iterator[None]:
 
 @contextmanager
 def functions_refused() -> Iterator[None]:
-    """Refuse calls of the user's `torch.autograd.Function`s: a graph of what their forward does has another backward.
+    """Refuse calls of the user's `torch.autograd.Function`s, whose backward a graph would lose.
 
     Raises:
         CaptureError: when one is called, or that of a reentrant checkpoint.
@@ -130,7 +130,7 @@ def functions_refused() -> Iterator[None]:
 
 @contextmanager
 def autocast_refused() -> Iterator[None]:
-    """Refuse regions of `torch.autocast` where the code enters them: the graph has them without a place.
+    """Refuse `torch.autocast` where the code enters it, since a graph has no location for the region.
 
     Raises:
         CaptureError: when one is entered.
@@ -149,10 +149,10 @@ def autocast_refused() -> Iterator[None]:
 
 @contextmanager
 def stacks_of_leaves(model: nn.Module) -> Iterator[None]:
-    """Let the tracer see the submodules of a module that an FX graph calls as a leaf.
+    """Show the tracer the submodules of a module that an FX graph calls as a leaf.
 
-    `torch.export` runs an FX graph node by node, and takes a node's module stack for that of all which it calls: a
-    dropout inside of a leaf would be one of no module, and follow no mode.
+    `torch.export` runs an FX graph node by node, and uses a node's module stack for everything that the node calls. A
+    dropout inside a leaf would belong to no module, and follow no mode.
     """
     graphs = [module.graph for module in model.modules() if isinstance(module, fx.GraphModule)]
     leaves = [node for graph in graphs for node in graph.nodes if node.op == "call_module"]
@@ -168,7 +168,7 @@ def stacks_of_leaves(model: nn.Module) -> Iterator[None]:
 
 
 class _WatchedMode:
-    """Stands in the way of `module.training`."""
+    """A descriptor in the place of `module.training`."""
 
     def __init__(self, read: Callable[[nn.Module, FrameType], None], set_: Callable[[nn.Module], None]) -> None:
         self.read = read
@@ -195,15 +195,15 @@ def mode_watched(
     """Watch the modes of all modules.
 
     Args:
-        read: is called when the mode of a module is read, with the frame that reads it.
-        set_: is called when it was set.
+        read: is called when a mode is read, with the module and the frame that reads it.
+        set_: is called after a mode is set, with the module.
     """
     return patched(nn.Module, training=_WatchedMode(read, set_))
 
 
 @contextmanager
 def mode_reads() -> Iterator[Mapping[int, nn.Module]]:
-    """Collect the modules, by id, whose mode is read by code that is not PyTorch's: `module.training` in a helper."""
+    """Collect the modules, by id, whose mode is read by code outside of PyTorch: `module.training` in a helper."""
     read_of: dict[int, nn.Module] = {}
 
     def note(module: nn.Module, frame: FrameType) -> None:
@@ -215,11 +215,11 @@ def mode_reads() -> Iterator[Mapping[int, nn.Module]]:
 
 
 class ParametersKept(TorchDispatchMode):
-    """Puts back at the end what is written to the parameters of a model; only those that are written are copied.
+    """Restores mutated parameters of a model at the end; only those that are mutated are copied.
 
     Args:
         model: the model.
-        others: tensors that are kept as well.
+        others: further tensors to restore.
     """
 
     def __init__(self, model: nn.Module, others: Iterable[torch.Tensor] = ()) -> None:
@@ -231,7 +231,7 @@ class ParametersKept(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Copy the parameters that an operator is about to write."""
+        """Copy the parameters that an operator mutates before it does."""
         kwargs = dict(kwargs or {})
         schema = getattr(func, "_schema", None)
         if schema is not None and schema.is_mutable:
@@ -249,18 +249,18 @@ class ParametersKept(TorchDispatchMode):
                     self._copies[key] = self._storages[key].clone()
 
     def written(self) -> frozenset[int]:
-        """Return the storages (`_cdata`) that were written."""
+        """Return the storages (`_cdata`) that were mutated."""
         return frozenset(self._copies)
 
     def restore(self) -> bool:
-        """Put back what was written; return whether anything was."""
+        """Restore what was mutated; return whether anything was."""
         for key, copy in self._copies.items():
             self._storages[key].copy_(copy)
         return bool(self._copies)
 
 
 def with_parameters_kept(model: nn.Module, action: Callable[[], Any]) -> Any:
-    """Run an action that calls the model; whatever it writes to parameters is undone."""
+    """Run an action that calls the model, and undo its mutations of parameters."""
     kept = ParametersKept(model)
     try:
         with kept:
@@ -276,7 +276,7 @@ def place_of_hook(hook: Any, location: Location) -> Location:
 
 
 def check_hooks(model: nn.Module, opaque: Mapping[str, nn.Module]) -> None:
-    """Refuse hooks that run in the backward pass: a graph has none.
+    """Refuse hooks of the backward pass, which a graph does not have.
 
     Raises:
         CaptureError: when a module that is traced has one.

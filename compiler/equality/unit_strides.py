@@ -25,8 +25,8 @@ class OtherUnitStrides(TorchDispatchMode):
     _ALIKE = 5
     _RANDOM = _ALIKE + 2
     LEVELS = range(_RANDOM + 6)
-    """Below `_ALIKE`, all get one stride. Then come the strides of a contiguous tensor and of one in channels_last. From
-    `_RANDOM` on, each dimension gets a random one."""
+    """Below `_ALIKE`, all get one stride. Then come the strides of a contiguous tensor, and of one in channels_last.
+    From `_RANDOM` on, each dimension gets a random one."""
 
     def __init__(self, level: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

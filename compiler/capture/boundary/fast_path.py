@@ -1,8 +1,8 @@
-"""The fast path of PyTorch's transformer layers, which is taken where no gradients are asked for.
+"""The fast path of PyTorch's transformer layers, which is taken when gradients are off.
 
-It computes what the ordinary path does, but for three things: an `nn.TransformerEncoder` that makes nested tensors of a
-padding mask returns zeros at padded positions, a row of a mask that leaves nothing makes NaN, and in a mask of numbers
-all but zeros exclude, where the ordinary path adds them.
+It computes the same as the ordinary path, with three exceptions. An `nn.TransformerEncoder` that makes nested tensors
+of a padding mask returns zeros at padded positions. A mask row that excludes everything gives NaN. In a mask of
+numbers, all but zeros exclude, where the ordinary path adds them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _MASKS = ("src_key_padding_mask", "key_padding_mask", "src_mask", "attn_mask")
 
 
 def questions_of(code: Any, local: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what is asked of the surroundings where a method of PyTorch's asks whether it may take the fast path.
+    """Return the questions to the surroundings on which a method's choice of the fast path depends.
 
     Args:
-        code: of the method.
+        code: of the method of PyTorch.
         local: its variables.
     """
     if code is _ENCODER:
@@ -47,14 +47,14 @@ def is_fast(code: Any) -> bool:
 
 
 def makes_nested(encoder: Any, src: torch.Tensor, mask: Any, padding: Any) -> bool:
-    """Return whether an encoder makes nested tensors of some padding mask of this type, where gradients are off."""
+    """Return whether an encoder makes nested tensors of some padding mask of this type when gradients are off."""
     if not isinstance(padding, torch.Tensor) or mask is not None or src.dim() != 3 or src.is_nested:
         return False
     return bool(getattr(encoder, "use_nested_tensor", False)) and not encoder.layers[0].__dict__["training"]
 
 
 def _is_read_otherwise(mask: Any) -> bool:
-    """Return whether a mask may have another meaning in the fast path."""
+    """Return whether a mask may mean something else on the fast path."""
     if not isinstance(mask, torch.Tensor):
         return False
     excluded = mask if mask.dtype == torch.bool else torch.isneginf(mask)
@@ -63,7 +63,7 @@ def _is_read_otherwise(mask: Any) -> bool:
 
 @contextmanager
 def slow_path() -> Iterator[None]:
-    """Let layers take the ordinary path inside of the `with` block."""
+    """Turn the fast path off inside the `with` block."""
     known = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -74,19 +74,20 @@ def slow_path() -> Iterator[None]:
 
 @contextmanager
 def ordinary_call() -> Iterator[None]:
-    """Call modules as users do in training: with gradients, and on the ordinary path."""
+    """Turn gradients on, and inference mode and the fast path off, inside the `with` block."""
     with slow_path(), torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 @contextmanager
 def padding_tried(*, zeros: bool) -> Iterator[None]:
-    """Let encoders that may make nested tensors get a mask that pads, and take the ordinary path.
+    """Give encoders that may make nested tensors a mask that pads, on the ordinary path.
 
-    A mask that pads already stays; in another one the last position of each row is padded.
+    A mask that pads already stays. In another one, the last position of each row is padded.
 
     Args:
-        zeros: whether to put zeros where it pads, as the fast path does: who sees them sees the fast path.
+        zeros: whether to return zeros at padded positions, as the fast path does. Where that is observable, so is the
+            fast path.
     """
     original = nn.TransformerEncoder.forward
 

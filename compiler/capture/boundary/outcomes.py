@@ -1,4 +1,4 @@
-"""How two calls differ that should be one: structure, results, inputs afterwards, buffers."""
+"""Differences between two calls that should be equal: structure, results, inputs and buffers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUNDING: Mapping[torch.dtype, float] = {
     torch.float16: 4e-3,
     torch.bfloat16: 3e-2,
 }
-"""What is surely rounding, relative to the largest magnitude; what is more is judged against float64."""
+"""Differences that are surely rounding, relative to the largest magnitude; larger ones are judged against float64."""
 
 
 def difference(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) -> str | None:
@@ -28,7 +28,7 @@ def difference(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) -
     Args:
         a: of the original.
         b: the one to judge.
-        names: its names of buffers -> those of the original; None where they are the same.
+        names: name of a buffer there -> name in the original; None where they are the same.
     """
     return next(differences(a, b, names), None)
 

@@ -1,4 +1,4 @@
-"""What takes part in a call and is no part of the model: modules in plain lists, hooks of all modules."""
+"""Participants of a call that are not part of the model: modules in plain lists, global hooks."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ir.errors import CaptureError
 
 @attrs.frozen(eq=False)
 class ActingHook:
-    """A hook of all modules that put something in the place of what a module takes or returns."""
+    """A global hook that replaced the arguments or the result of a module."""
 
     hook: Callable[..., Any]
     module: nn.Module
     register: str
-    """The function of PyTorch that registers such hooks."""
+    """The function of PyTorch that registered it."""
 
 
 @contextmanager
 def hooks_of_all_modules_watched() -> Iterator[list[ActingHook]]:
-    """Collect the hooks of all modules that act inside of the `with` block; those that are registered there do not."""
+    """Collect the global hooks that act inside the `with` block, except those registered there."""
     found: list[ActingHook] = []
     tables = {
         "register_module_forward_pre_hook": torch.nn.modules.module._global_forward_pre_hooks,
@@ -59,7 +59,7 @@ def hooks_of_all_modules_watched() -> Iterator[list[ActingHook]]:
 
 
 def check_hooks_of_all_modules(acting: Sequence[ActingHook], model: nn.Module) -> None:
-    """Refuse hooks of all modules that change what modules compute: they go on to act, on other modules.
+    """Refuse global hooks that change results of modules: they would act on the emitted modules too.
 
     Raises:
         CaptureError: when there is one.
@@ -78,12 +78,12 @@ def check_hooks_of_all_modules(acting: Sequence[ActingHook], model: nn.Module) -
 
 
 def check_members(record: Record, model: nn.Module, kept: Sequence[str]) -> None:
-    """Refuse calls of modules that the model holds without having them: they learn, and nothing of it is in a graph.
+    """Refuse calls of trainable modules that the model holds but does not register: a graph would not train them.
 
     Args:
         record: of a run.
-        model: what was run.
-        kept: paths of the modules that are kept as they are.
+        model: the model that was run.
+        kept: paths of the opaque modules.
 
     Raises:
         CaptureError: when there was such a call.
@@ -109,7 +109,7 @@ def check_members(record: Record, model: nn.Module, kept: Sequence[str]) -> None
 
 
 def _holder(module: nn.Module, model: nn.Module) -> tuple[str, str]:
-    """Return which attribute of which module has another one in its container: with its path, and its name."""
+    """Return path and name of the attribute whose value contains a module."""
     for path, owner in model.named_modules():
         for name, value in owner.__dict__.items():
             if name not in ("_parameters", "_buffers", "_modules") and _contains(value, module):

@@ -1,4 +1,4 @@
-"""The errors for models that do what no graph can keep, as their runs show it."""
+"""The errors for models whose runs show effects that no graph can express."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from ir.locations import Location
 
 
 def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[str, ...]) -> None:
-    """Refuse a model whose first run did what no graph can keep.
+    """Refuse a model whose first run had effects that no graph can express.
 
     Args:
-        outcome: what a caller sees of the run.
-        record: what was seen of it besides.
+        outcome: of the run.
+        record: of the run.
         model: the model.
-        kept: paths of the modules that are kept as they are.
+        kept: paths of the opaque modules.
 
     Raises:
-        CaptureError: when it failed, changed arguments or parameters, or drew numbers that are not PyTorch's.
+        CaptureError: when it failed, changed arguments or parameters, or drew numbers from other generators than
+            PyTorch's.
     """
     if outcome.error is not None:
         raise example_fails(outcome.error, model)
@@ -86,7 +87,7 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
 
 
 def check_weights(first: Outcome, again: Outcome, model: nn.Module, kept: tuple[str, ...]) -> None:
-    """Refuse a model whose first call alone writes to parameters: no later one would, and no graph shows it.
+    """Refuse a model whose first call alone mutates parameters.
 
     Raises:
         CaptureError: naming the parameter.
@@ -103,11 +104,11 @@ def check_weights(first: Outcome, again: Outcome, model: nn.Module, kept: tuple[
 
 
 def check_resized(twin: Twin, kept: tuple[str, ...]) -> None:
-    """Refuse a model that gives a buffer another shape or dtype.
+    """Refuse a model that changes shape or dtype of a buffer.
 
     Args:
         twin: the model, after a run.
-        kept: paths of the modules that are kept as they are.
+        kept: paths of the opaque modules.
 
     Raises:
         CaptureError: naming the buffer.
@@ -142,7 +143,7 @@ def kept_loss(change: Change) -> CaptureError:
 
 
 def written_elsewhere(name: str, model: nn.Module) -> CaptureError:
-    """Return the error for a model that writes to a weight of its own past the module that has it."""
+    """Return the error for a model that mutates a weight other than through its module."""
     return CaptureError(
         f"forward replaces or writes {name!r} by another way than as an attribute of its module (`.data`, a view or a "
         "list that holds it), which no graph can express",
@@ -152,7 +153,7 @@ def written_elsewhere(name: str, model: nn.Module) -> CaptureError:
 
 
 def outside_change(names: list[str], model: nn.Module) -> CaptureError:
-    """Return the error for a model whose call changes what lies outside of it."""
+    """Return the error for a model whose call changes state outside of it."""
     shown = ", ".join(f"`{name}`" for name in names[:5]) + (", …" if len(names) > 5 else "")
     return CaptureError(
         f"a call of the model changes Python state outside of it: {shown}; a graph would change it never again",
@@ -162,7 +163,7 @@ def outside_change(names: list[str], model: nn.Module) -> CaptureError:
 
 
 def tracing_left(names: list[str], model: nn.Module) -> CaptureError:
-    """Return the error for a model whose code keeps values of tracing."""
+    """Return the error for a model whose code keeps values from tracing."""
     shown = ", ".join(f"`{name}`" for name in names[:5])
     return CaptureError(
         f"the code of the model keeps tensors of the call in {shown}; those of tracing have been taken out again",
@@ -172,7 +173,7 @@ def tracing_left(names: list[str], model: nn.Module) -> CaptureError:
 
 
 def padded_to_zeros(place: Location) -> CaptureError:
-    """Return the error for an encoder that takes the path of nested tensors in every call."""
+    """Return the error for an encoder that makes nested tensors in every call."""
     return CaptureError(
         "an nn.TransformerEncoder without gradients makes nested tensors of its padding mask, and returns zeros at "
         "padded positions, which no graph can express",
@@ -182,7 +183,7 @@ def padded_to_zeros(place: Location) -> CaptureError:
 
 
 def fast_path_differs(problem: str, model: nn.Module) -> CaptureError:
-    """Return the error for a model of which PyTorch's fast path computes something else on the example."""
+    """Return the error for a model on whose example PyTorch's fast path differs from the ordinary path."""
     return CaptureError(
         f"the fast path of PyTorch's attention, which is taken without gradients, computes something else: {problem}",
         location=location_of_module("", model),
