@@ -1,4 +1,4 @@
-"""By how much the values of a run may differ from those of the original: what rounding explains, and no more."""
+"""The differences in values that rounding explains."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from fuzz.programs.rounding import Rounding, T
 
 @attrs.define(eq=False)
 class Budget(Generic[T]):
-    """By how much tensors of a run may differ from those of the original.
+    """The differences from the original that are allowed.
 
-    Allowed is `RELATIVE_BOUND`; what rounding does to the original, where that is measured; and twice what the original
-    itself differs by from its run in another precision, where there is one.
+    These are `RELATIVE_BOUND`, the measured effect of rounding on the original, and twice the difference between the
+    original and its run in another precision.
     """
 
     rounding: Rounding[T] | None = None
-    """What rounding alone does to the original."""
+    """The effect of rounding on the original, if it is measured."""
     other: Callable[[], T] | None = None
-    """Runs the original in another precision."""
+    """Runs the original in another precision, if that counts."""
     coarsest: torch.dtype = torch.float64
-    """The float dtype with the fewest digits on the way."""
+    """The float dtype with the fewest digits in the computation."""
     may_overflow: bool = False
-    """Whether nothing is compared where the original overflows, and the run in the other precision does not."""
+    """Whether elements do not count where the original overflows and the run in the other precision does not."""
     _seen: T | None = attrs.field(default=None, init=False)
 
     def difference(self, a: Any, b: Any, pick: Callable[[T], Any]) -> str | None:
-        """Return how two tensors differ by more than is allowed, or None.
+        """Return how a tensor differs from the original's by more than is allowed, or None.
 
         Args:
             a: of the original.
             b: the one to judge.
-            pick: takes the tensor out of what is seen of the original.
+            pick: selects the tensor in an observation of the original.
         """
         problem = tensor_difference(a, b, exact=False)
         if problem is None or not _is_float(a) or not isinstance(b, torch.Tensor):
@@ -50,7 +50,7 @@ class Budget(Generic[T]):
             reference = pick(self._seen)
             bound = own_error(a, reference, self.coarsest)
             if self.may_overflow and isinstance(reference, torch.Tensor) and reference.shape == a.shape:
-                # where the original overflows and float64 does not, its own error has no limit
+                # the error of the original is unbounded there
                 kept = a.isfinite() | ~reference.isfinite()
                 a, b, pick = a[kept], b[kept], _kept(pick, kept)
         problem = tensor_difference(a, b, exact=False, bound=bound)
@@ -69,9 +69,9 @@ class Budget(Generic[T]):
 
 
 def own_error(own: Any, reference: Any, coarsest: torch.dtype) -> float:
-    """Return twice the distance from a reference in another precision, and eight units in the last place of its scale.
+    """Return twice the distance from a reference in another precision, plus eight units in the last place of its scale.
 
-    The distance may be 0 by chance, and another order of the same operations still moves the last place.
+    The distance may be 0 by chance, and another order of operations still changes the last place.
     """
     if not _is_float(own) or not isinstance(reference, torch.Tensor):
         return 0.0
@@ -95,9 +95,8 @@ def _kept(pick: Callable[[T], Any], kept: torch.Tensor) -> Callable[[T], Any]:
 
 
 def _rounding_limit(dtype: torch.dtype) -> float:
-    """Return the most that measured rounding may excuse, relative to the largest magnitude on the way.
+    """Return the upper limit for measured rounding, relative to the largest magnitude in the computation.
 
-    With the few digits of half precision, comparisons tip over so often (the sign that a ReLU's gradient depends on)
-    that what rounding does to the original is all there is to go by.
+    There is none in half precision, where comparisons tip over too often (the sign that a ReLU's gradient depends on).
     """
     return math.inf if dtype.itemsize < 4 else precision_floor(dtype)

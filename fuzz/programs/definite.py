@@ -1,4 +1,4 @@
-"""Whether what a program shows hangs on strides that mean nothing: those of dimensions of size 1."""
+"""Whether results depend on the strides of size-1 dimensions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ir.program import Program
 
 
 class OwnPlaces(TorchDispatchMode):
-    """Gives every element of a result a place of its own in memory, where some share one: those of an expansion."""
+    """Gives every element of a result its own memory; those of an expansion share one."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -37,11 +37,10 @@ def _with_own_places(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def is_definite(program: Program, inputs: Sequence[Any]) -> bool:
-    """Return whether bits and strides of the results stay whatever strides dimensions of size 1 have on the way.
+    """Return whether bits and strides of the results do not depend on the strides of size-1 dimensions.
 
-    PyTorch says nothing of these, and rewrites of reshapes change them; yet some kernels (convolutions) choose their
-    memory format, and with it the order of their sums, by them. Where that happens, bits and strides of the original
-    are an accident that nothing can be held to.
+    PyTorch does not specify these, and rewrites of reshapes change them. Yet some kernels (convolutions) choose their
+    memory format by them, and with it the order of their sums. Then bits and strides of the original are accidental.
     """
 
     def alike(a: Observation, b: Observation) -> bool:
@@ -51,10 +50,10 @@ def is_definite(program: Program, inputs: Sequence[Any]) -> bool:
 
 
 def has_definite_gradients(program: Program, inputs: Sequence[Any]) -> bool:
-    """Return whether gradients in float64 stay whatever strides mean nothing: of dimensions of size 1, of expansions.
+    """Return whether gradients in float64 do not depend on the strides of size-1 dimensions and expansions.
 
-    PyTorch gives wrong ones for some. That of batch norm in eval mode takes a map of width 1 for one in channels_last,
-    and mixes up the channels; and it reads an expanded scale beyond its memory.
+    PyTorch has wrong ones. The gradient of batch norm in eval mode mistakes a map of width 1 for one in channels_last,
+    and confuses the channels. It also reads beyond the memory of an expanded scale.
     """
 
     def alike(a: Observation, b: Observation) -> bool:

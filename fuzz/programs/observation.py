@@ -1,4 +1,4 @@
-"""What can be seen of a program (results, strides, sharing, what it writes, gradients), and how two of them differ."""
+"""The observable behaviour of a program, and differences between two programs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ir.types import TensorType
 def observe(
     program: Program, inputs: Sequence[Any], *, double: bool = False, gradients: bool = False, seed: int = 0
 ) -> Observation:
-    """Run a program and return what can be seen of the run.
+    """Run a program and return what is observable; `state` has the weights that training replaces.
 
     Args:
-        program: the program; its weights are not written.
-        inputs: one tensor or number for each input; not written.
+        program: the program; its weights are not mutated.
+        inputs: one tensor or number for each input; not mutated.
         double: whether to run in float64.
-        gradients: whether to compute the gradients of a random linear form in the results.
-        seed: seeds what operations draw.
+        gradients: whether to compute gradients of a random linear form in the results.
+        seed: of the random numbers that operations draw.
 
     Raises:
         EvaluationError: when an operation fails.
@@ -71,12 +71,12 @@ def observe(
 
 
 _NO_SLOPE = 1e-12
-"""What counts as no gradient in float64: the last places of numbers of usual size."""
+"""Gradients in float64 that count as none: the last places of ordinary numbers."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings of kernels about operands that a strategy chose."""
+    """Silence warnings of kernels about drawn operands."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -96,13 +96,13 @@ def _place(tensor: torch.Tensor) -> Any:
 def differences(
     before: Observation, after: Observation, *, exact: bool, rounding: Rounding[Observation] | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Yield (property, message) for each property in which two observations of what should be one program differ.
+    """Yield (property, message) for each difference between a changed program and the original.
 
     Args:
         before: of the original.
-        after: of the changed program, run on the same inputs in the same precision.
+        after: of the changed program, on the same inputs in the same precision.
         exact: whether results must have the same bits; else they may differ by `RELATIVE_BOUND`.
-        rounding: of the original, for results that cancel; None where `before` is no run in float64.
+        rounding: of the original in float64, for results that cancel.
     """
     budget = Budget(rounding)
     judge: Judge = _judge_bits if exact else budget.difference
@@ -116,14 +116,14 @@ def budgeted_differences(
     rounding: Rounding[Observation],
     coarsest: torch.dtype = torch.float32,
 ) -> Iterator[tuple[str, str]]:
-    """Yield (property, message) as `differences` does, where both may be as far from `exact` as `before` is, twice.
+    """Yield (property, message) as `differences` does, but allow twice the distance between `before` and `exact`.
 
     Args:
-        before: of the original, in its own precision.
-        after: of the changed program, in its own precision.
-        exact: of the original, in float64.
+        before: of the original in its own precision.
+        after: of the changed program in its own precision.
+        exact: of the original in float64.
         rounding: of the original in its own precision, for results that cancel.
-        coarsest: the float dtype with the fewest digits on the way.
+        coarsest: the float dtype with the fewest digits in the computation.
     """
     budget = Budget(rounding, lambda: exact, coarsest, may_overflow=True)
     return observation_differences.differences(before, after, judge=budget.difference, noise=_NO_SLOPE)
@@ -141,7 +141,7 @@ def coarsest_dtype(program: Program) -> torch.dtype:
 
 
 def fixes_dtypes(program: Program) -> bool:
-    """Return whether an operation makes floats of a dtype of its own, so that a run in float64 is not so throughout."""
+    """Return whether an operation fixes a float dtype of its results, so that no run is in float64 throughout."""
     for op in program.graph.operations():
         if any(isinstance(value, torch.dtype) and value.is_floating_point for value in op.attributes.values()):
             return True

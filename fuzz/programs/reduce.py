@@ -1,7 +1,7 @@
-"""Making a counterexample smaller by its structure: what hypothesis leaves of operations that have no part in it.
+"""Reduction of a counterexample by its structure, as by `mlir-reduce`.
 
-Hypothesis shrinks what was drawn. To it, an operation in front of a match cannot go, since all that was drawn after it
-would mean something else. Here whole operations and results are cut out of the program, as by `mlir-reduce`.
+Hypothesis shrinks draws, and cannot remove an operation in front of a match, since all later draws would change their
+meaning. Here whole operations and results are removed from the program.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ir.program import Program
 from ir.types import TensorType
 
 _BUDGET = 200
-"""How many smaller cases are tried."""
+"""The number of smaller cases to try."""
 
 
 def reduced(case: Case, finding: Finding, recheck: Callable[[Case], object]) -> tuple[Case, Finding]:
-    """Return the smallest case that cutting out results and operations leads to, and how it fails.
+    """Return the smallest failing case that removal of results and operations leads to, and its finding.
 
     Args:
-        case: a case that does not hold; one that is equal to another by construction is returned as it is.
-        finding: how it does not hold.
-        recheck: raises the `Finding` of a case that does not hold.
+        case: a failing case; one with an original by construction is returned unchanged.
+        finding: of the case.
+        recheck: raises the `Finding` of a failing case.
     """
     budget = _BUDGET
     smaller: Case | None = case
@@ -53,17 +53,17 @@ def _found(case: Case, recheck: Callable[[Case], object]) -> Finding | None:
         recheck(case)
     except Finding as finding:
         return finding
-    except Exception:  # noqa: BLE001 - whatever else is wrong with it, it is no smaller form of what was found
+    except Exception:  # noqa: BLE001 - another error is not a smaller form of the finding
         return None
     return None
 
 
 def _candidates(case: Case) -> Iterator[Case]:
-    """Yield smaller cases, those that lack most first."""
+    """Yield smaller cases, the smallest first."""
     program = case.build()
     convention = program.convention
     if convention.mutations or convention.in_spec is not None:
-        return  # what is returned has other places than the outputs of the graph
+        return  # results are not the outputs of the graph
     cut = _Cut(program, case.inputs)
     outputs = program.graph.outputs
     if any(value.is_unused for value in (*program.graph.inputs, *(w.value for w in program.weights.values()))):
@@ -90,7 +90,7 @@ def _candidates(case: Case) -> Iterator[Case]:
 
 
 def _values(program: Program, inputs: Sequence[Any]) -> dict[Value, torch.Tensor]:
-    """Return the tensors that the results of the operations are."""
+    """Return the tensor of each result of an operation."""
     twin = copy_program(program)
     twin.graph.set_outputs([result for op in twin.graph.operations() for result in op.results])
     results = [result for op in program.graph.operations() for result in op.results]
@@ -101,13 +101,13 @@ def _values(program: Program, inputs: Sequence[Any]) -> dict[Value, torch.Tensor
     except GraphwrightError:
         return {}
     found = zip(results, tensors, strict=True)
-    # a clone, since a result may be an expanded view, which no input is
+    # a clone, since a result may be an expanded view, unlike inputs
     return {value: tensor.detach().clone() for value, tensor in found if isinstance(value.type, TensorType)}
 
 
 @attrs.frozen(eq=False)
 class _Cut:
-    """Makes programs that lack something of this one."""
+    """Makes smaller programs of this one."""
 
     program: Program
     inputs: Sequence[Any]
@@ -120,13 +120,13 @@ class _Cut:
         dropped: Operation | None = None,
         values: Mapping[Value, Any] | None = None,
     ) -> Case:
-        """Return the case of what is left, with the inputs and weights that it needs.
+        """Return the case of the smaller program, with the inputs and weights that it needs.
 
         Args:
-            outputs: what is returned; all that is by default.
-            replaced: results, and what takes their places: another value, or None for a new input.
-            dropped: an operation whose results nobody uses.
-            values: what new inputs are.
+            outputs: the outputs; all by default.
+            replaced: result -> its replacement, or None for a new input.
+            dropped: an operation with unused results.
+            values: result -> tensor of the new input.
         """
         graph, instead = self.program.graph, replaced or {}
         returned = graph.outputs if outputs is None else outputs
