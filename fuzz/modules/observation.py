@@ -1,4 +1,4 @@
-"""What can be seen of calls of a module, and how two modules differ in it."""
+"""The observable behaviour of calls of a module, and differences between two modules."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from fuzz.programs.budget import Budget
 
 @attrs.frozen(eq=False)
 class Seen(Observation):
-    """What a caller sees of one call."""
+    """What a caller can observe of one call, effects outside included."""
 
     effects: bool = False
-    """Whether the call changed numbers or the sizes of containers outside of the state; see `fuzz.modules.outside`."""
+    """Whether the call changed numbers or sizes of containers outside of its state; see `fuzz.modules.outside`."""
 
 
 def observe_module(
@@ -36,16 +36,16 @@ def observe_module(
     surroundings: Callable[[], AbstractContextManager[Any]] | None = None,
     outside: Any = None,
 ) -> Seen:
-    """Call a module on copies of its arguments and return what can be seen of the call; raise what it raises.
+    """Call a module on copies of its arguments and return what is observable; raise what it raises.
 
     Args:
-        module: the module; what it writes to its buffers stays.
-        args: positional arguments; not written.
-        kwargs: keyword arguments; not written.
-        gradients: whether to compute gradients of a random linear form in the results; parameters keep theirs.
-        seed: seeds what is drawn.
-        surroundings: what the call is made under; by default gradients are off unless they are asked for.
-        outside: what `effects` are looked for in, beside the module; None to look for none.
+        module: the module; its state stays as the call leaves it.
+        args: positional arguments; not mutated.
+        kwargs: keyword arguments; not mutated.
+        gradients: whether to compute gradients of a random linear form in the results; `grad` of parameters stays.
+        seed: of the random numbers.
+        surroundings: of the call; by default gradients are off unless they are requested.
+        outside: where to look for `effects` besides the module; None to look for none.
     """
     usual = torch.enable_grad if gradients else torch.no_grad
     around = (usual if surroundings is None else surroundings)()
@@ -62,13 +62,13 @@ def observe_module(
 
 
 def module_differences(a: Seen, b: Seen, names: ParameterMap, budget: Budget[Seen]) -> Iterator[tuple[str, str]]:
-    """Yield (property, message) for each property in which an observation differs from the original's.
+    """Yield (property, message) for each difference from the original.
 
     Args:
         a: of the original.
         b: of the emitted module, run on the same inputs in the same precision.
-        names: the emitted module's.
-        budget: by how much `b` may differ in values.
+        names: of the emitted module.
+        budget: the differences in values that are allowed.
     """
     yield from differences(a, b, judge=budget.difference, names=names, unwritten=True)
     if a.effects != b.effects:
@@ -80,7 +80,7 @@ def _changes(seen: Seen) -> str:
 
 
 def is_computed(names: ParameterMap) -> bool:
-    """Return whether tensors of the emitted module are computed of several: these do not follow the weights."""
+    """Return whether tensors of the emitted module are derived from several, so that they do not follow the weights."""
     return any(len(sources) > 1 for sources in names.values())
 
 
@@ -88,7 +88,7 @@ def is_computed(names: ParameterMap) -> bool:
 
 
 def cast_tree(tree: Any, dtype: torch.dtype) -> Any:
-    """Return arguments with floats of another dtype; one object stays one object."""
+    """Return arguments with floats of another dtype; one tensor stays one tensor."""
     memo: dict[int, torch.Tensor] = {}
 
     def convert(leaf: Any) -> Any:
@@ -100,7 +100,7 @@ def cast_tree(tree: Any, dtype: torch.dtype) -> Any:
 
 
 def snapshot(model: nn.Module) -> list[Any]:
-    """Return what identifies a module, its weights and their versions: equal as long as nobody changes it."""
+    """Return a fingerprint of a module, its weights and their versions, which changes with any of them."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return [
         *((name, id(t), t.requires_grad, t._version, _values(t)) for name, t in tensors),

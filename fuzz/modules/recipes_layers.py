@@ -1,4 +1,4 @@
-"""Recipes for layers that are not what their class says, modes, and calls that go another way."""
+"""Recipes for layers that override their class, for modes, and for calls of `forward` itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes for arguments, buffers that are re-assigned, weights used in another form, and writes through views."""
+"""Recipes for arguments, re-assigned buffers, transposed weights, and mutations through views."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _outside(statement: str) -> dict[str, str]:
 
 
 def _gained(statement: str) -> dict[str, str]:
-    """Return a recipe whose buffer may carry a gradient to the next call."""
+    """Return the fields of a variant whose buffer may carry a gradient into the next call."""
     fields = _stepper(statement)
     parameter = "        self.gain = nn.Parameter(torch.full((), 0.7))\n"
     return {**fields, "define": fields["define"].replace("\n\n    def forward", f"\n{parameter}\n    def forward")}
@@ -279,7 +279,7 @@ WRITES = {
 
 
 def _write_through_a_view(operator: str, w: Writer, x: str) -> str | None:
-    """Write to a view of a new tensor, and return the tensor: several views are tried until one takes the operator."""
+    """Mutate a new tensor through a view, the first of several that accepts the operator; return the tensor."""
     if (
         not w[x].dim()
         or not w[x].numel()

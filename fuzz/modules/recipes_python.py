@@ -1,4 +1,4 @@
-"""Recipes for what lies outside of a module: randomness, state, questions to the surroundings, caches, hooks, names."""
+"""Recipes for randomness, hidden state, questions to the surroundings, caches, hooks and names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps a generated module consists of: one function for each family of statements, in one table."""
+"""The steps of a generated module: one function for each family of statements."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _convolution(w: Writer, x: str) -> None:
 
 
 def _block(w: Writer, x: str) -> None:
-    """A convolution, a normalization and an activation, as in most networks for images."""
+    """Write a convolution, a normalization and an activation, as in most networks for images."""
     if w[x].dim() not in _DIMENSIONS or not w[x].shape[1]:
         return
     if w.integer(0, 2) == 2 and w[x].dim() == 4:
@@ -126,7 +126,7 @@ def _block(w: Writer, x: str) -> None:
     _convolution(w, x)
     made = w[w.values[-1]]
     if made.dim() not in _DIMENSIONS:
-        return  # no convolution fits, and something else was made last
+        return  # no convolution fits
     w.layer(f"nn.BatchNorm{_DIMENSIONS[made.dim()]}({made.shape[1]})", w.values[-1])
     if w.flag():
         _activation(w, w.values[-1])
@@ -296,7 +296,7 @@ def _container(w: Writer, x: str) -> None:
 
 
 def _reuse(w: Writer, x: str) -> None:
-    """Call a layer that has been called: the first that takes the value."""
+    """Call a layer again: the first that accepts the value."""
     start = w.integer(0, max(0, len(w.layers) - 1))
     for path in (*w.layers[start:], *w.layers[:start]):
         if w.let(f"{path}({x})"):
