@@ -16,18 +16,12 @@ from compiler.equality.observation import Observation
 from compiler.usercode.difference import tensor_difference
 from compiler.usercode.tensors import storage_of
 from fuzz.calls.kernels import ends_the_process
+from fuzz.programs.budget import Budget
 from fuzz.programs.case import Case
 from fuzz.programs.definite import has_definite_gradients, is_definite
 from fuzz.programs.kinds import other_than_its_kind
 from fuzz.programs.layouts import channels_last, is_standard, transposed
-from fuzz.programs.observation import (
-    budgeted_differences,
-    coarsest_dtype,
-    differences,
-    fixes_dtypes,
-    observe,
-    quiet,
-)
+from fuzz.programs.observation import coarsest_dtype, differences, fixes_dtypes, observe, quiet
 from fuzz.programs.retyping import untrue_type, with_types_of
 from fuzz.programs.rounding import Rounding
 from fuzz.programs.training_mode import put_in_training
@@ -326,81 +320,71 @@ class _Runs:
         if any(weight.derivation is not None for weight in new):
             # for inference: gradients end at derived weights
             if self.together and self.slopes is not None:
-                self.layouts.append((self.case.inputs, attrs.evolve(self.slopes, slopes={})))
+                self.layouts.append((self.case.inputs, self.slopes))
             self.slopes = None
         first: Observation | None = None
         for inputs, before in self.layouts:
-            if self.budgeted and not properties.exact:
-                self._compare_within_budget(program, inputs)
-                continue
-            after = self._after(program, inputs, double=self.double)
+            if properties.exact:
+                after = self._compare_bits(program, inputs, before)
+            else:
+                after = self._compare_rounded(program, inputs, before)
             first = first or after
-            rounding = self._rounding(inputs) if self.double else None
-            for name, message in differences(before, after, exact=properties.exact, rounding=rounding):
-                if not self._counts(name, inputs):
-                    continue
-                if name in ("values", "strides") and not is_definite(self.program, inputs):
-                    self._compare_rounded(program, inputs)
-                    continue
-                raise Finding(name, message)
         if self.slopes is None or self.budgeted:
             self._compare_second_run(program, first)  # else the run with gradients is a second one
-        if self.slopes is None:
-            return
-        if self.budgeted:
-            self._compare_within_budget(program, self.case.inputs, gradients=True)
-            return
-        after = self._after(program, self.case.inputs, double=True, gradients=True)
-        rounding = self._rounding(self.case.inputs, gradients=True)
-        for name, message in differences(self.slopes, after, exact=False, rounding=rounding):
-            if name == "gradients" and not has_definite_gradients(self.program, self.case.inputs):
-                continue
-            if name in ("values", "gradients") or (self.together and self._counts(name, self.case.inputs)):
-                raise Finding(name, message)
-
-    def _rounding(self, inputs: Sequence[Any], *, gradients: bool = False) -> Rounding[Observation]:
-        run = partial(observe, self.program, inputs, double=True, gradients=gradients)
-        return Rounding(run, exact=run)
+        if self.slopes is not None:
+            self._compare_rounded(program, self.case.inputs, self.slopes, gradients=True)
 
     def _compare_second_run(self, program: Program, first: Observation | None) -> None:
         """Raise a `Finding` if a second run of a changed program differs from the first."""
         double = self.double and not self.budgeted
         first = first or self._after(program, self.case.inputs, double=double)
         again = self._after(program, self.case.inputs, double=double)
-        for name, message in differences(first, again, exact=True):
+        for name, message in differences(first, again):
             raise Finding("second run", f"{name}: {message}")
 
-    def _compare_rounded(self, program: Program, inputs: Sequence[Any]) -> None:
-        """Compare values as for a rule that is not exact."""
-        if self.budgeted:
-            self._compare_within_budget(program, inputs)
-            return
-        before, after = observe(self.program, inputs, double=True), self._after(program, inputs, double=True)
-        for name, message in differences(before, after, exact=False, rounding=self._rounding(inputs)):
-            if name == "values":
+    def _compare_bits(self, program: Program, inputs: Sequence[Any], before: Observation) -> Observation:
+        after = self._after(program, inputs)
+        for name, message in differences(before, after):
+            if name in ("values", "strides") and not is_definite(self.program, inputs):
+                self._compare_rounded(program, inputs)
+            elif self._counts(name, inputs):
                 raise Finding(name, message)
+        return after
 
-    def _compare_within_budget(self, program: Program, inputs: Sequence[Any], *, gradients: bool = False) -> None:
-        original = self.program
-        try:
-            before = observe(original, inputs, gradients=gradients)
-        except EvaluationError as error:
-            raise Unusable from error
-        try:
-            exact = observe(original, inputs, double=True, gradients=gradients)
-        except EvaluationError:
-            exact = before  # fixed dtypes cannot be mixed with float64
-        after = self._after(program, inputs, gradients=gradients)
-        rounding = Rounding(
-            lambda: observe(original, inputs, gradients=gradients),
-            exact=lambda: observe(original, inputs, double=True, gradients=gradients),
-        )
-        for name, message in budgeted_differences(before, after, exact, rounding, coarsest_dtype(self.typed)):
-            if not self._counts(name, inputs) or (name == "strides" and not is_definite(original, inputs)):
+    def _compare_rounded(
+        self, program: Program, inputs: Sequence[Any], before: Observation | None = None, *, gradients: bool = False
+    ) -> Observation:
+        """Compare in float64, or in the program's own precision if it fixes dtypes.
+
+        Args:
+            program: the changed program.
+            inputs: the inputs.
+            before: of the original in float64.
+            gradients: whether to compare gradients too.
+        """
+        run = partial(observe, self.program, inputs, gradients=gradients)
+        double = partial(run, double=True)
+        if self.budgeted or before is None:
+            try:
+                before = (run if self.budgeted else double)()
+            except EvaluationError as error:
+                raise Unusable from error
+        budget = Budget(Rounding(double, exact=double))
+        if self.budgeted:
+            try:
+                exact = double()
+            except EvaluationError:
+                exact = before  # fixed dtypes cannot be mixed with float64
+            rounding = Rounding(run, exact=double)
+            budget = Budget(rounding, lambda: exact, coarsest_dtype(self.typed), may_overflow=True)
+        after = self._after(program, inputs, double=not self.budgeted, gradients=gradients)
+        for name, message in differences(before, after, budget):
+            if not self._counts(name, inputs) or (name == "strides" and not is_definite(self.program, inputs)):
                 continue
-            if name == "gradients" and not has_definite_gradients(original, inputs):
+            if name == "gradients" and not has_definite_gradients(self.program, inputs):
                 continue
             raise Finding(name, message)
+        return after
 
     def _after(
         self, program: Program, inputs: Sequence[Any], *, double: bool = False, gradients: bool = False

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compiler.equality import unit_strides
 from compiler.equality.observation import Observation
 from compiler.equality.unit_strides import OtherUnitStrides
+from fuzz.programs.budget import Budget
 from fuzz.programs.observation import differences, observe
 from ir.errors import EvaluationError
 from ir.program import Program
@@ -44,7 +45,7 @@ def is_definite(program: Program, inputs: Sequence[Any]) -> bool:
     """
 
     def alike(a: Observation, b: Observation) -> bool:
-        return all(name not in ("values", "strides") for name, _ in differences(a, b, exact=True))
+        return all(name not in ("values", "strides") for name, _ in differences(a, b))
 
     return unit_strides.is_definite(partial(_show, program, inputs), alike)
 
@@ -57,7 +58,7 @@ def has_definite_gradients(program: Program, inputs: Sequence[Any]) -> bool:
     """
 
     def alike(a: Observation, b: Observation) -> bool:
-        return all(name != "gradients" for name, _ in differences(a, b, exact=False))
+        return all(name != "gradients" for name, _ in differences(a, b, Budget()))
 
     try:
         show = partial(_show, program, inputs, double=True, gradients=True)

@@ -15,7 +15,6 @@ from compiler.equality.observation_differences import Judge, Pick
 from compiler.equality.widened import widened
 from compiler.usercode.difference import tensor_difference
 from fuzz.programs.budget import Budget
-from fuzz.programs.rounding import Rounding
 from ir.errors import EvaluationError
 from ir.evaluate import evaluate
 from ir.program import Program
@@ -94,39 +93,18 @@ def _place(tensor: torch.Tensor) -> Any:
 
 
 def differences(
-    before: Observation, after: Observation, *, exact: bool, rounding: Rounding[Observation] | None = None
+    before: Observation, after: Observation, budget: Budget[Observation] | None = None
 ) -> Iterator[tuple[str, str]]:
     """Yield (property, message) for each difference between a changed program and the original.
 
     Args:
         before: of the original.
         after: of the changed program, on the same inputs in the same precision.
-        exact: whether results must have the same bits; else they may differ by `RELATIVE_BOUND`.
-        rounding: of the original in float64, for results that cancel.
+        budget: the differences in values that are allowed; None if results must have the same bits.
     """
-    budget = Budget(rounding)
-    judge: Judge = _judge_bits if exact else budget.difference
-    return observation_differences.differences(before, after, judge=judge, slopes=budget.difference, noise=_NO_SLOPE)
-
-
-def budgeted_differences(
-    before: Observation,
-    after: Observation,
-    exact: Observation,
-    rounding: Rounding[Observation],
-    coarsest: torch.dtype = torch.float32,
-) -> Iterator[tuple[str, str]]:
-    """Yield (property, message) as `differences` does, but allow twice the distance between `before` and `exact`.
-
-    Args:
-        before: of the original in its own precision.
-        after: of the changed program in its own precision.
-        exact: of the original in float64.
-        rounding: of the original in its own precision, for results that cancel.
-        coarsest: the float dtype with the fewest digits in the computation.
-    """
-    budget = Budget(rounding, lambda: exact, coarsest, may_overflow=True)
-    return observation_differences.differences(before, after, judge=budget.difference, noise=_NO_SLOPE)
+    slopes: Judge = Budget[Observation]().difference if budget is None else budget.difference
+    judge = _judge_bits if budget is None else slopes
+    return observation_differences.differences(before, after, judge=judge, slopes=slopes, noise=_NO_SLOPE)
 
 
 def _judge_bits(a: Any, b: Any, pick: Pick) -> str | None:
