@@ -65,7 +65,7 @@ def _keep(path: str, module: nn.Module) -> str:
     if path:
         return kept_with(path)
     name = type(module).__name__
-    return f"move that part of {name}.forward into a submodule and keep that one as it is with leaf_modules="
+    return f"move that part of {name}.forward into a submodule and keep that one as is with leaf_modules="
 
 
 def example_fails(error: Exception, model: nn.Module) -> CaptureError:
@@ -210,7 +210,7 @@ def _foreign(error: Exception, modules: dict[str, nn.Module]) -> CaptureError:
     return CaptureError(
         f"{names} is {kind}, which torch.export cannot trace: {type(error).__name__}: {first_lines(error, 1)}",
         location=location_of_module(path, module),
-        remedy=f"keep it as it is with leaf_modules={list(modules)!r}, or transform the model as it was before",
+        remedy=f"keep it as is with leaf_modules={list(modules)!r}, or transform the model as it was before",
     )
 
 
@@ -233,7 +233,7 @@ def check_no_packed(tree: Any, path: str, module: nn.Module) -> None:
         return
     around = path.rpartition(".")[0]
     raise CaptureError(
-        f"`{path}` is given or returns a PackedSequence, and what is kept as it is takes and returns tensors",
+        f"`{path}` is given or returns a PackedSequence, and an opaque module takes and returns tensors",
         location=location_of_module(path, module),
         remedy=f"keep the module around it, which packs and unpacks the sequence, with leaf_modules=[{around!r}]"
         if around
@@ -311,7 +311,7 @@ def no_operator(target: Any, location: Location, model: nn.Module | None) -> Cap
             location=location,
             remedy=f"write it with operators (on the stacked tensors, for vmap), or {keep}",
         )
-    return CaptureError(f"the graph calls {name!r}, which is no operator", location=location, remedy=keep)
+    return CaptureError(f"the graph calls {name!r}, which is not an operator", location=location, remedy=keep)
 
 
 def at_operation(error: GraphwrightError, location: Location, advice: str = "") -> GraphwrightError:
@@ -328,7 +328,7 @@ def at_operation(error: GraphwrightError, location: Location, advice: str = "") 
     elif remedy is None and isinstance(error, InferenceError):
         path = place.module_path
         what = f"leaf_modules=[{path!r}]" if path else "leaf_modules=, in a submodule of its own"
-        remedy = f"write it with other operators, or keep the code that calls it as it is with {what}"
+        remedy = f"write it with other operators, or keep the code that calls it as is with {what}"
     return type(error)(error.message, location=place, remedy=remedy)
 
 
@@ -355,12 +355,12 @@ def state_change(changed: Sequence[Change], opaques: Collection[str] = ()) -> Ca
         )
     if is_inside(path, opaques):
         remedy = (
-            f"keep the module that sets it as it is with leaf_modules=, not `{path}` alone; or, where it is set once "
+            f"keep the module that sets it as is with leaf_modules=, not `{path}` alone; or, where it is set once "
             "for good, call the model once before it is transformed"
         )
     kind = "what buffers are" if changed[0][2] in module._buffers else "Python state"
     return CaptureError(
-        f"forward changes {kind}: {names}; a captured graph would change it never again",
+        f"forward changes {kind}: {names}; a captured graph would not change it",
         location=location_of_module(path, module),
         remedy=remedy,
     )

@@ -96,17 +96,17 @@ def chosen_modules(model: nn.Module, leaf_modules: Sequence[Any]) -> dict[str, n
             found = {path: module for path, module in modules.items() if isinstance(module, entry)}
         else:
             raise InputError(
-                f"leaf_modules: {entry!r} is no module, module class or module path",
+                f"leaf_modules: {entry!r} is not a module, module class or module path",
                 remedy="pass modules of the model, classes, or paths as in named_modules()",
             )
         if not found:
             raise InputError(
-                f"leaf_modules: {entry!r} is no submodule of the {type(model).__qualname__}",
+                f"leaf_modules: {entry!r} is not a submodule of the {type(model).__qualname__}",
                 remedy=f"pass modules of the model, classes, or paths as in named_modules(){_similar(entry, modules)}",
             )
         if "" in found:
             raise InputError(
-                f"leaf_modules names the model itself, {type(model).__qualname__}, of which nothing would be left",
+                f"leaf_modules names the model itself, {type(model).__qualname__}, which cannot be opaque as a whole",
                 remedy="name submodules, or move what cannot be captured into one",
             )
         chosen.update(found)

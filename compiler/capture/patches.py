@@ -114,13 +114,13 @@ def functions_refused() -> Iterator[None]:
             raise CaptureError(
                 "forward calls a reentrant torch.utils.checkpoint, whose backward a graph would lose: it gives "
                 "gradients only where an argument of the checkpoint requires one",
-                remedy="pass use_reentrant=False, or keep the module that calls it as it is with leaf_modules=",
+                remedy="pass use_reentrant=False, or keep the module that calls it as is with leaf_modules=",
             )
         if cls.__module__.partition(".")[0] == "torch":
             return known.__get__(None, cls)(*args, **kwargs)
         raise CaptureError(
             f"the graph would lose the backward of {cls.__qualname__}, which is a torch.autograd.Function",
-            remedy="keep the submodule that calls it as it is with leaf_modules=, or make it a custom operator "
+            remedy="keep the submodule that calls it as is with leaf_modules=, or make it a custom operator "
             "(torch.library.custom_op)",
         )
 
@@ -140,7 +140,7 @@ def autocast_refused() -> Iterator[None]:
         raise CaptureError(
             "forward enters torch.autocast, and such a region (wrap_with_autocast) is not supported in a graph",
             remedy="leave the region out of forward and call the result inside of torch.autocast, cast in forward "
-            "(`x.to(torch.bfloat16)`), or keep the module that enters it as it is with leaf_modules=",
+            "(`x.to(torch.bfloat16)`), or keep the module that enters it as is with leaf_modules=",
         )
 
     with patched(torch.autocast, __enter__=enter):

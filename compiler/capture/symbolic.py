@@ -156,7 +156,7 @@ def _check_effects(
         or tracer.has_late_writes()
         or any(_writes_constant(node, state_names) for node in graph.nodes)
     ):
-        problem = "writes to a tensor that is no buffer"
+        problem = "mutates a tensor that is not a buffer"
     if problem is not None:
         raise CaptureError(
             f"without example_inputs, the module is traced once, but its forward {problem}",

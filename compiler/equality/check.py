@@ -169,7 +169,7 @@ class Check:
         return ValidationError(
             f"the emitted module does not do what the original does: {problem}{where}",
             location=place.location if place is not None else None,
-            remedy='`validate="each"` tells whether a rewrite did it; leaf_modules= keeps a module as it is, '
+            remedy='`validate="each"` tells whether a rewrite did it; leaf_modules= keeps a module as is, '
             "check=False skips the check; please report it",
         )
 
@@ -182,7 +182,7 @@ class Check:
             if tensor.shape == other.shape and not _is_same(tensor.detach(), other.detach()):
                 raise ValidationError(
                     f"the key {key!r} of the emitted module's state_dict holds other values than the original's",
-                    remedy="please report it: what is changed has a key of its own",
+                    remedy="please report it: a changed tensor has a key of its own",
                 )
 
     # ---- other modes, other surroundings ----

@@ -132,12 +132,12 @@ def _unlike_state(
         elif (key in b.replaced) is a.replaced.isdisjoint(sources):
             yield (
                 "sharing",
-                f"{key} afterwards: {'assigned' if key in b.replaced else 'written'}, unlike the original's",
+                f"{key} afterwards: {'replaced' if key in b.replaced else 'mutated'}, unlike the original's",
             )
     kept = {id(a.state[name]) for name in covered & set(a.state)}  # what is tied may have lost some of its names
     for name in sorted(a.written - covered):
         if id(a.state[name]) not in kept:
-            yield "state", f"{name} is written by the original, and gone"
+            yield "state", f"{name} is changed by the original, and gone"
 
 
 def _unlike_slopes(

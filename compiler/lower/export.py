@@ -159,7 +159,7 @@ class ExportLowering(RegionLowering):
             else:
                 raise CaptureError(
                     f"the model takes {spec.kind.name.lower()} {spec.target!r}, which is no tensor",
-                    remedy="keep the module that owns it as it is with leaf_modules=",
+                    remedy="keep the module that owns it as is with leaf_modules=",
                 )
         self.convention.inputs = tuple(leaves)
         forward = self.exported.module_call_graph[0].signature
@@ -287,7 +287,7 @@ class ExportLowering(RegionLowering):
             raise CaptureError(
                 f"{_name(target)} makes a size that depends on the data of a tensor ({error})",
                 location=location,
-                remedy="keep the module as it is with leaf_modules=, or compute with a mask of fixed size",
+                remedy="keep the module as is with leaf_modules=, or compute with a mask of fixed size",
             ) from None
         except GraphwrightError as error:
             if error.location is None or error.remedy is None:

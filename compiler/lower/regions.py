@@ -50,14 +50,14 @@ class RegionLowering:
             raise CaptureError(
                 f"the model uses {target.name()}, which is not supported",
                 location=location,
-                remedy="keep the module as it is with leaf_modules=",
+                remedy="keep the module as is with leaf_modules=",
             )
         enabled, region, *args = node.args
         if enabled and self._inside_no_grad:
             raise CaptureError(
                 "gradients are switched on again inside of torch.no_grad()",
                 location=location,
-                remedy="end the no_grad block first, or keep the module as it is with leaf_modules=",
+                remedy="end the no_grad block first, or keep the module as is with leaf_modules=",
             )
         body = self.env[region]  # type: ignore[index]
         inputs = [self._argument(arg) for arg in args]

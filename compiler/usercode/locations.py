@@ -114,5 +114,5 @@ def names_in(code: CodeType) -> Iterator[str]:
 def kept_with(path: str) -> str:
     """Return the remedy of keeping the module at a path as it is; the model itself cannot be kept so."""
     if path:
-        return f"keep `{path}` as it is with leaf_modules=[{path!r}]"
-    return "move what does it into a submodule and keep that one as it is with leaf_modules="
+        return f"keep `{path}` as is with leaf_modules=[{path!r}]"
+    return "move what does it into a submodule and keep that one as is with leaf_modules="

@@ -147,7 +147,7 @@ def test_the_remedy_for_the_root_module_is_no_leaf_module():
     assert "move that part of Branches.forward into a submodule" in str(caught.value.remedy)
     with pytest.raises(CaptureError) as caught:
         transform(Outer(), (torch.randn(2, 3),))
-    assert "keep `inner` as it is with leaf_modules=['inner']" in str(caught.value.remedy)
+    assert "keep `inner` as is with leaf_modules=['inner']" in str(caught.value.remedy)
 
 
 class Branches(nn.Module):

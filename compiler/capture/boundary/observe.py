@@ -357,7 +357,7 @@ class _Observation:
         set_modes(self.work, modes)
         if difference(first, other) is not None:
             place = next(iter(record.questions.values()))
-            found.mode_problem = f"in the other mode it asks about its surroundings at {place}, and minds the answer"
+            found.mode_problem = f"in the other mode it depends on its surroundings, which it asks about at {place}"
 
     @contextmanager
     def _switching(self, found: Observed) -> Iterator[ParametersKept]:
@@ -375,7 +375,7 @@ class _Observation:
             written = kept.restore()
         changed = [change for change in state.changes() if change[2] != "training" and not self._is_memo(change)]
         if written and not found.mode_problem:
-            found.mode_problem = "train() or eval() of the model writes to its parameters"
+            found.mode_problem = "train() or eval() of the model mutates its parameters"
         elif changed and not found.mode_problem:
             path, module, name = changed[0]
             where = f"`{path}.{name}`" if path else f"`{name}`"

@@ -91,10 +91,10 @@ def _buffer_differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None)
                 here, there = ("a", "none") if name in a.attached else ("no", "one")
                 yield f"buffer {name!r} after the call has {here} gradient from this call, and {there} in the other"
             elif (name in a.assigned) is not (name in assigned):
-                here, there = ("assigned", "written") if name in a.assigned else ("written", "assigned")
+                here, there = ("replaced", "mutated") if name in a.assigned else ("mutated", "replaced")
                 yield f"buffer {name!r} is {here} by the original, and {there} by the other"
         else:
-            yield f"buffer {name!r} is written by the original, and not by the other"
+            yield f"buffer {name!r} is changed by the original, and not by the other"
     for name in changed:
         if name not in a.buffers:
-            yield f"buffer {name!r} is written, and not by the original"
+            yield f"buffer {name!r} is changed, and not by the original"

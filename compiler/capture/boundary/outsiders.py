@@ -100,7 +100,7 @@ def check_members(record: Record, model: nn.Module, kept: Sequence[str]) -> None
             where, name = _holder(module, model)
             inside = f" in {where} (a plain list, dict or attribute)" if where else ""
             raise CaptureError(
-                f"forward calls a {type(module).__qualname__}{inside} that is no submodule of the model: train(), "
+                f"forward calls a {type(module).__qualname__}{inside} that is not a submodule of the model: train(), "
                 "parameters() and state_dict() do not reach it, and a graph would not train it",
                 location=place,
                 remedy=f"make {f'`self.{name}`' if name else 'what holds it'} an nn.ModuleList or nn.ModuleDict; or "

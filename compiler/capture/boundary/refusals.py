@@ -72,10 +72,10 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
         )
     if record.rewound is not None and not is_inside(record.rewound.module_path, kept):
         raise CaptureError(
-            "forward sets back a random generator of PyTorch (torch.random.fork_rng, set_rng_state): what is drawn "
-            "afterwards is the same again, and a graph draws each number anew",
+            "forward resets a random generator of PyTorch (torch.random.fork_rng, set_rng_state) and draws the same "
+            "numbers again, where a graph draws new ones",
             location=record.rewound,
-            remedy="draw numbers without it in forward; or keep the module as it is with leaf_modules=",
+            remedy="draw numbers without it in forward; or keep the module as is with leaf_modules=",
         )
     if outcome.foreign:
         name = outcome.foreign[0]
@@ -119,7 +119,7 @@ def check_resized(twin: Twin, kept: tuple[str, ...]) -> None:
             continue
         if now is None and name in module._parameters:
             raise CaptureError(
-                f"forward puts a parameter in the place of the buffer {name!r}, which is no buffer any more",
+                f"forward puts a parameter in the place of the buffer {name!r}, which is not a buffer any more",
                 location=location_of_module(path, module),
                 remedy="put a tensor there: `parameter.detach()`, or `parameter * 1` to keep its gradient",
             )
@@ -156,7 +156,7 @@ def outside_change(names: list[str], model: nn.Module) -> CaptureError:
     """Return the error for a model whose call changes state outside of it."""
     shown = ", ".join(f"`{name}`" for name in names[:5]) + (", …" if len(names) > 5 else "")
     return CaptureError(
-        f"a call of the model changes Python state outside of it: {shown}; a graph would change it never again",
+        f"a call of the model changes Python state outside of it: {shown}; a graph would not change it",
         location=location_of_module("", model),
         remedy="keep it in a buffer of the module (register_buffer), or take it out of forward and of the hooks",
     )

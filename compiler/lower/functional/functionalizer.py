@@ -175,7 +175,7 @@ class Functionalizer(FunctionalTensors):
             raise CaptureError(
                 f"{opdef.name} writes to its argument {names}, which has no functional form",
                 location=self.location,
-                remedy="use the out-of-place operator, or keep the module as it is with leaf_modules=",
+                remedy="use the out-of-place operator, or keep the module as is with leaf_modules=",
             )
         if opdef.name.startswith("aten.set_."):
             raise CaptureError(
@@ -196,7 +196,7 @@ class Functionalizer(FunctionalTensors):
             raise CaptureError(
                 f"{opdef.name} has no functional form",
                 location=self.location,
-                remedy="use the out-of-place operator, or keep the module as it is with leaf_modules=",
+                remedy="use the out-of-place operator, or keep the module as is with leaf_modules=",
             )
         functional = get_opdef(name)
         if functional.params[0].name != opdef.params[0].name and opdef.params[0].name in functional.operand_index:
@@ -313,5 +313,5 @@ def written_statistics(what: str, handle: Handle, location: Location) -> Capture
     return CaptureError(
         f"{what}, which is a view",
         location=location,
-        remedy="register the statistics as buffers of their own, or keep the module as it is with leaf_modules=",
+        remedy="register the statistics as buffers of their own, or keep the module as is with leaf_modules=",
     )

@@ -207,7 +207,7 @@ class WritesParameter(nn.Module):
 def test_a_parameter_that_is_written_is_kept_with_its_module() -> None:
     model = nn.Sequential(WritesParameter())
     error = refused(model, FLAT, message="parameter '0.weight' is written in forward", place=__file__)
-    assert "or keep `0` as it is with leaf_modules=['0']" in str(error)
+    assert "or keep `0` as is with leaf_modules=['0']" in str(error)
     emitted = copy.deepcopy(transform(model, (FLAT,), leaf_modules=["0"]).model)
     for _ in range(2):
         same(emitted(FLAT), model(FLAT))
@@ -246,7 +246,7 @@ def test_a_distribution_that_checks_its_arguments(monkeypatch: pytest.MonkeyPatc
     model = nn.Sequential(Samples())
     place = f"at `0` (Samples), {line_of(Samples, 'normal = ')}"
     error = refused(model, FLAT, message=r"a distribution of torch\.distributions checks its arguments", place=place)
-    assert "validate_args=False, or keep `0` as it is with leaf_modules=['0']" in str(error)
+    assert "validate_args=False, or keep `0` as is with leaf_modules=['0']" in str(error)
     hold(nn.Sequential(Samples(validate_args=False)), FLAT)  # the remedies
     kept = transform(model, (FLAT,), leaf_modules=["0"]).model
     same(run(kept, FLAT), run(model, FLAT))
