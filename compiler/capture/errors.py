@@ -317,10 +317,7 @@ def no_operator(target: Any, location: Location, model: nn.Module | None) -> Cap
 def at_operation(error: GraphwrightError, location: Location, advice: str = "") -> GraphwrightError:
     """Return an error with the location of its operation, and with a remedy if it is about types.
 
-    Args:
-        error: the error that was raised for the operation.
-        location: of the operation.
-        advice: the remedy of an error about types; a general one if empty.
+    That is `advice`, or a general one if it is empty.
     """
     place, remedy = error.location or location, error.remedy
     if remedy is None and isinstance(error, InferenceError) and advice:
@@ -335,9 +332,7 @@ def at_operation(error: GraphwrightError, location: Location, advice: str = "") 
 def state_change(changed: Sequence[Change], opaques: Collection[str] = ()) -> CaptureError:
     """Return the error for a model that changes attributes of its modules in forward.
 
-    Args:
-        changed: the attributes that it changes.
-        opaques: paths of the opaque modules, whose own code was not called.
+    `opaques` are the paths of opaque modules, whose own code was not called.
     """
     path, module, _ = changed[0]
     every = list(dict.fromkeys(f"`{p}.{n}`" if p else f"`{n}`" for p, _, n in changed))

@@ -89,12 +89,7 @@ class ExportCapture:
         """Buffers that the last traced call replaced."""
 
     def capture(self, leaf_modules: Sequence[Any], run: Stage) -> Captured:
-        """Observe the model, and trace it.
-
-        Args:
-            leaf_modules: as for `capture`.
-            run: runs each stage under its name.
-        """
+        """Observe the model, and trace it; each stage is run under its name."""
         chosen_modules(self.original, leaf_modules)
         if on_meta(self.original, self.args, self.kwargs):
             self.model = structural_copy(self.original)

@@ -194,9 +194,7 @@ def mode_watched(
 ) -> AbstractContextManager[None]:
     """Watch the modes of all modules.
 
-    Args:
-        read: is called when a mode is read, with the module and the frame that reads it.
-        set_: is called after a mode is set, with the module.
+    `read` is called when a mode is read, with the module and the reading frame; `set_` after a mode is set.
     """
     return patched(nn.Module, training=_WatchedMode(read, set_))
 
@@ -215,12 +213,7 @@ def mode_reads() -> Iterator[Mapping[int, nn.Module]]:
 
 
 class ParametersKept(TorchDispatchMode):
-    """Restores mutated parameters of a model at the end; only those that are mutated are copied.
-
-    Args:
-        model: the model.
-        others: further tensors to restore.
-    """
+    """Restores mutated parameters of a model, and other given tensors, at the end; only mutated ones are copied."""
 
     def __init__(self, model: nn.Module, others: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

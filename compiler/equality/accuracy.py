@@ -191,15 +191,7 @@ def compare_output(
     *,
     is_mixed: bool = False,
 ) -> OutputAccuracy:
-    """Return the errors of one output.
-
-    Args:
-        exact: of the original in float64.
-        original: of the original in its own precision.
-        emitted: of the emitted module in its own precision.
-        emitted_double: of the emitted module in float64.
-        is_mixed: whether either rounds to another precision on purpose.
-    """
+    """Return the errors of one output; `exact` and `emitted_double` are in float64, the others in their own dtype."""
     floor = precision_floor(original.dtype)
     exact, original, emitted, emitted_double = map(dense, (exact, original, emitted, emitted_double))
     finite = exact.isfinite()

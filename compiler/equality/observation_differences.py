@@ -186,9 +186,7 @@ def heir(names: ParameterMap, key: str, tensors: Mapping[str, torch.Tensor | Non
 def is_no_slope(slope: torch.Tensor | None, noise: float = 0.0) -> bool:
     """Return whether a gradient is absent or zero throughout: overwritten values have one or the other.
 
-    Args:
-        slope: the gradient.
-        noise: what counts as zero in float64, since terms that cancel inside of a kernel leave their last places.
+    In float64, `noise` counts as zero: terms that cancel inside of a kernel leave their last places.
     """
     if slope is None or not bool((slope != 0).any()):
         return True

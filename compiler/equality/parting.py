@@ -50,14 +50,7 @@ class _FoundError(Exception):
 def first_parting(
     model: nn.Module, program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Operation | None:
-    """Return the first operation whose results the model does not compute at that place, or None.
-
-    Args:
-        model: the original, or a copy of it.
-        program: the program.
-        args: positional arguments of the call.
-        kwargs: keyword arguments.
-    """
+    """Return the first operation whose results the model does not compute at that place, or None."""
     found: list[Operation] = []
 
     def watch(op: Operation, results: Sequence[Any]) -> None:

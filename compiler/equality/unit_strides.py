@@ -16,11 +16,7 @@ T = TypeVar("T")
 
 
 class OtherUnitStrides(TorchDispatchMode):
-    """Changes the strides of size-1 dimensions of every result.
-
-    Args:
-        level: which strides to use, one of `LEVELS`.
-    """
+    """Changes the strides of size-1 dimensions of every result, in a way that depends on a level, one of `LEVELS`."""
 
     _ALIKE = 5
     _RANDOM = _ALIKE + 2

@@ -200,8 +200,7 @@ def _strides(result: Any) -> list[int] | None:
 def _beside(reference: Observation) -> Judge:
     """Return the judge in the modules' own precision: the error may be twice that of the original.
 
-    Args:
-        reference: of the original in float64.
+    The reference is the original in float64.
     """
 
     def judge(a: Any, b: Any, pick: Pick) -> str | None:
@@ -223,9 +222,7 @@ def _beside(reference: Observation) -> Judge:
 def _in_double(own: Observation, *, is_mixed: bool) -> Judge:
     """Return the judge in float64: only rounding on purpose may make a difference.
 
-    Args:
-        own: of the original in its own precision.
-        is_mixed: whether a module rounds to another precision on purpose.
+    That is measured by the original in its own precision, `own`.
     """
 
     def judge(a: Any, b: Any, pick: Pick) -> str | None:

@@ -234,12 +234,8 @@ def double_twin(
 ) -> nn.Module:
     """Return a copy of a module in float64, to be run in the mode of a precision.
 
-    Args:
-        module: the module.
-        precision: of the module.
-        original: the original of an emitted module.
-        parameter_map: of the emitted module: derived weights are computed anew in float64, since rounding them is not
-            a fault of the algebra.
+    Of an emitted module, derived weights are computed anew from those of the original in float64, since rounding them
+    is not a fault of the algebra.
     """
     twin = copied_module(module)
     literals = {name: b.dtype for name, b in twin.named_buffers() if parameter_map and name in parameter_map.literals}

@@ -107,11 +107,7 @@ class ModuleCase:
         }
 
     def arguments(self, sizes: dict[tuple[str, int], int] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return new positional and keyword arguments.
-
-        Args:
-            sizes: (name of an argument, dimension) -> another size.
-        """
+        """Return new positional and keyword arguments, where some (name of an argument, dimension) have other sizes."""
         made: dict[str, torch.Tensor] = {}
         for spec in self.inputs:
             if spec.same_as is not None:

@@ -62,14 +62,7 @@ def observe_module(
 
 
 def module_differences(a: Seen, b: Seen, names: ParameterMap, budget: Budget[Seen]) -> Iterator[tuple[str, str]]:
-    """Yield (property, message) for each difference from the original.
-
-    Args:
-        a: of the original.
-        b: of the emitted module, run on the same inputs in the same precision.
-        names: of the emitted module.
-        budget: the differences in values that are allowed.
-    """
+    """Yield (property, message) for each difference of the emitted module from the original, within a budget."""
     yield from differences(a, b, judge=budget.difference, names=names, unwritten=True)
     if a.effects != b.effects:
         yield "effects", f"outside of its state, the module {_changes(a)}, and now {_changes(b)}"

@@ -32,12 +32,9 @@ class Budget(Generic[T]):
     _seen: T | None = attrs.field(default=None, init=False)
 
     def difference(self, a: Any, b: Any, pick: Callable[[T], Any]) -> str | None:
-        """Return how a tensor differs from the original's by more than is allowed, or None.
+        """Return how a tensor `b` differs from the original's `a` by more than is allowed, or None.
 
-        Args:
-            a: of the original.
-            b: the one to judge.
-            pick: selects the tensor in an observation of the original.
+        `pick` selects the tensor in an observation of the original.
         """
         problem = tensor_difference(a, b, exact=False)
         if problem is None or not _is_float(a) or not isinstance(b, torch.Tensor):

@@ -103,13 +103,7 @@ class Properties:
 
 
 def check_case(pass_: Pass, case: Case, properties: Properties, program: Program | None = None) -> Outcome:
-    """Apply a pass to a case and check the properties.
-
-    Args:
-        pass_: the pass.
-        case: the case.
-        properties: the properties to check.
-        program: the program of the case, if it is built already; it is changed.
+    """Apply a pass to a case and check the properties. The program of the case, if it is built already, is changed.
 
     Raises:
         Finding: when a property does not hold.
@@ -202,10 +196,6 @@ def _hold(property_: str, action: Any) -> None:
 
 def check_text(program: Program, text: str) -> Program:
     """Return the program that a text parses to, with the weights of the program that was printed.
-
-    Args:
-        program: the program.
-        text: its printed form.
 
     Raises:
         Finding: when the program does not survive printing and parsing.
@@ -354,14 +344,7 @@ class _Runs:
     def _compare_rounded(
         self, program: Program, inputs: Sequence[Any], before: Observation | None = None, *, gradients: bool = False
     ) -> Observation:
-        """Compare in float64, or in the program's own precision if it fixes dtypes.
-
-        Args:
-            program: the changed program.
-            inputs: the inputs.
-            before: of the original in float64.
-            gradients: whether to compare gradients too.
-        """
+        """Compare in float64, or in the program's own precision if it fixes dtypes. `before` is in float64."""
         run = partial(observe, self.program, inputs, gradients=gradients)
         double = partial(run, double=True)
         if self.budgeted or before is None:

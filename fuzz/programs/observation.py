@@ -97,10 +97,7 @@ def differences(
 ) -> Iterator[tuple[str, str]]:
     """Yield (property, message) for each difference between a changed program and the original.
 
-    Args:
-        before: of the original.
-        after: of the changed program, on the same inputs in the same precision.
-        budget: the differences in values that are allowed; None if results must have the same bits.
+    The budget is the differences in values that are allowed; None if results must have the same bits.
     """
     slopes: Judge = Budget[Observation]().difference if budget is None else budget.difference
     judge = _judge_bits if budget is None else slopes

@@ -12,10 +12,11 @@ from typing import Any
 import attrs
 import torch
 
+from compiler.equality.observation import seeded
 from fuzz.programs.case import Case
 from fuzz.programs.check import Finding
 from fuzz.programs.strategy import positional_convention
-from ir.copying import copy_into, copy_program
+from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
 from ir.errors import GraphwrightError
 from ir.evaluate import evaluate
@@ -29,10 +30,7 @@ _BUDGET = 200
 def reduced(case: Case, finding: Finding, recheck: Callable[[Case], object]) -> tuple[Case, Finding]:
     """Return the smallest failing case that removal of results and operations leads to, and its finding.
 
-    Args:
-        case: a failing case; one with an original by construction is returned unchanged.
-        finding: of the case.
-        recheck: raises the `Finding` of a failing case.
+    A case with an original by construction is returned unchanged. `recheck` raises the `Finding` of a failing case.
     """
     budget = _BUDGET
     smaller: Case | None = case
@@ -91,18 +89,20 @@ def _candidates(case: Case) -> Iterator[Case]:
 
 def _values(program: Program, inputs: Sequence[Any]) -> dict[Value, torch.Tensor]:
     """Return the tensor of each result of an operation."""
-    twin = copy_program(program)
-    twin.graph.set_outputs([result for op in twin.graph.operations() for result in op.results])
-    results = [result for op in program.graph.operations() for result in op.results]
+    values: dict[Value, torch.Tensor] = {}
+
+    def watch(op: Operation, results: Sequence[Any]) -> None:
+        for value, result in zip(op.results, results, strict=True):
+            if isinstance(value.type, TensorType):
+                # a clone, since a result may be an expanded view, unlike inputs
+                values[value] = result.detach().clone()
+
     try:
-        with torch.no_grad(), torch.random.fork_rng([]):
-            torch.manual_seed(0)
-            tensors = evaluate(twin, inputs)
+        with torch.no_grad(), seeded(0):
+            evaluate(program, inputs, watch=watch)
     except GraphwrightError:
         return {}
-    found = zip(results, tensors, strict=True)
-    # a clone, since a result may be an expanded view, unlike inputs
-    return {value: tensor.detach().clone() for value, tensor in found if isinstance(value.type, TensorType)}
+    return values
 
 
 @attrs.frozen(eq=False)

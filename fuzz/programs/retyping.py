@@ -17,11 +17,7 @@ from ir.types import Type, type_of_tensor, types_agree
 
 
 def retype(graph: Graph, types: Sequence[Type | None]) -> None:
-    """Give the inputs of a graph other types, and infer all others from them.
-
-    Args:
-        graph: the graph; it is changed.
-        types: one for each input; None where it stays.
+    """Give the inputs of a graph other types (None where one stays), and infer all others from them.
 
     Raises:
         InferenceError: when an operation does not accept them, or a number of results depends on an unknown size.
@@ -54,9 +50,7 @@ def with_types_of(program: Program, inputs: Sequence[Any]) -> Program:
 def untrue_type(program: Program, typed: Program) -> str | None:
     """Return the first value whose type on some inputs contradicts the program, or None.
 
-    Args:
-        program: the program.
-        typed: the same with its types on these inputs.
+    `typed` is the program with its types on these inputs.
     """
     for said, found in zip(program.values(), typed.values(), strict=True):
         if not types_agree(said.type, found.type):

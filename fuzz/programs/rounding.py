@@ -82,12 +82,9 @@ class Rounding(Generic[T]):
     def bound(
         self, original: torch.Tensor, pick: Callable[[T], torch.Tensor | None], relative: float = RELATIVE_BOUND
     ) -> float:
-        """Return how much a tensor may differ from the original's.
+        """Return how much a tensor that `pick` selects may differ from the original's.
 
-        Args:
-            original: the tensor of the original.
-            pick: selects the tensor in an observation.
-            relative: the upper limit, relative to the largest magnitude in the computation.
+        The upper limit is relative to the largest magnitude in the computation.
         """
         if not self._samples:
             for seed in range(SAMPLES):

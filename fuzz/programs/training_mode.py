@@ -10,11 +10,9 @@ from ir.program import weight_of
 
 
 def put_in_training(graph: Graph, outside: Mapping[Value, Value] | None = None) -> int:
-    """Put the operations that follow the mode in training; return how many changed.
+    """Put the operations of a graph that follow the mode in training; return how many changed.
 
-    Args:
-        graph: the graph, or the body of a region.
-        outside: input of the body -> operand of the region.
+    In the body of a region, `outside` maps its inputs to the operands of the region.
     """
     outside, count = outside or {}, 0
     for op in graph.operations():

@@ -24,9 +24,7 @@ _MASKS = ("src_key_padding_mask", "key_padding_mask", "src_mask", "attn_mask")
 def questions_of(code: Any, local: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the questions to the surroundings on which a method's choice of the fast path depends.
 
-    Args:
-        code: of the method of PyTorch.
-        local: its variables.
+    The method of PyTorch is given by its code and its local variables.
     """
     if code is _ENCODER:
         encoder, src = local["self"], local["src"]

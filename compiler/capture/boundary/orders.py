@@ -26,13 +26,9 @@ _MAX_LITERAL = 4096
 
 
 def order_matters(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], variable: tuple[str, ...]) -> bool:
-    """Return whether the model depends on the order of the mappings among its arguments.
+    """Return whether the model depends on the order of the mappings among its arguments; copies of it are run.
 
-    Args:
-        model: the model; copies of it are run.
-        args: positional arguments of the example call.
-        kwargs: its keyword arguments.
-        variable: the keyword arguments that `**kwargs` takes.
+    `variable` are the keyword arguments that `**kwargs` takes.
     """
     if len(variable) < 2 and not any(len(mapping) > 1 for mapping in _mappings((args, kwargs))):
         return False

@@ -23,12 +23,9 @@ ROUNDING: Mapping[torch.dtype, float] = {
 
 
 def difference(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) -> str | None:
-    """Return the first way in which two outcomes differ by more than rounding, or None.
+    """Return the first way in which an outcome differs from the original's by more than rounding, or None.
 
-    Args:
-        a: of the original.
-        b: the one to judge.
-        names: name of a buffer there -> name in the original; None where they are the same.
+    `names` maps its names of buffers to those of the original; None where they are the same.
     """
     return next(differences(a, b, names), None)
 

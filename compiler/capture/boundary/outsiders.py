@@ -80,11 +80,6 @@ def check_hooks_of_all_modules(acting: Sequence[ActingHook], model: nn.Module) -
 def check_members(record: Record, model: nn.Module, kept: Sequence[str]) -> None:
     """Refuse calls of trainable modules that the model holds but does not register: a graph would not train them.
 
-    Args:
-        record: of a run.
-        model: the model that was run.
-        kept: paths of the opaque modules.
-
     Raises:
         CaptureError: when there was such a call.
     """

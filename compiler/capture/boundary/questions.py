@@ -273,10 +273,9 @@ class Recorder:
 
 @contextmanager
 def calls_watched(entered: Callable[[nn.Module], None] = lambda _: None) -> Iterator[list[nn.Module]]:
-    """Yield the stack of the modules that are being called in this thread, kept while the `with` block goes on.
+    """Yield the stack of the modules that are being called in this thread, kept up to date inside the `with` block.
 
-    Args:
-        entered: is called with each module before it is put on the stack.
+    `entered` is called with each module before it is pushed.
     """
     stack: list[nn.Module] = []
     thread = threading.get_ident()

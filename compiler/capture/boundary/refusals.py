@@ -15,13 +15,7 @@ from ir.locations import Location
 
 
 def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[str, ...]) -> None:
-    """Refuse a model whose first run had effects that no graph can express.
-
-    Args:
-        outcome: of the run.
-        record: of the run.
-        model: the model.
-        kept: paths of the opaque modules.
+    """Refuse a model whose first run had effects that no graph can express, outside of its opaque modules, `kept`.
 
     Raises:
         CaptureError: when it failed, changed arguments or parameters, or drew numbers from other generators than
@@ -104,11 +98,7 @@ def check_weights(first: Outcome, again: Outcome, model: nn.Module, kept: tuple[
 
 
 def check_resized(twin: Twin, kept: tuple[str, ...]) -> None:
-    """Refuse a model that changes shape or dtype of a buffer.
-
-    Args:
-        twin: the model, after a run.
-        kept: paths of the opaque modules.
+    """Refuse a model whose run changed shape or dtype of a buffer outside of its opaque modules, `kept`.
 
     Raises:
         CaptureError: naming the buffer.

@@ -65,11 +65,7 @@ class Outcome:
 
 
 class Twin:
-    """A module that is run on clones of its buffers.
-
-    Args:
-        module: the module; it may share tensors with the user's.
-    """
+    """A module that is run on clones of its buffers; it may share tensors with the user's module."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -128,12 +124,9 @@ class Twin:
                 each._buffers[name] = buffer
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Sequence[str] = ()) -> Outcome:
-        """Call the module once; the call's changes of buffers stay.
+        """Call the module once on copies of the arguments; its changes of buffers stay.
 
-        Args:
-            args: positional arguments; a copy is passed.
-            kwargs: keyword arguments; a copy is passed.
-            settings: the surroundings of the call, names of `SETTINGS`; those of an ordinary call by default.
+        `settings` are the surroundings of the call, names of `SETTINGS`; those of an ordinary call by default.
         """
         args, kwargs = inputs_in(settings, args, kwargs)
         before = [

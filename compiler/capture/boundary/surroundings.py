@@ -229,9 +229,7 @@ class Surroundings:
 def holds_trace(value: Any, clean: dict[int, Any] | None = None) -> bool:
     """Return whether a value comes from tracing, or holds such a value within a few steps.
 
-    Args:
-        value: anything.
-        clean: objects known to hold none, by id; objects found to hold none are added.
+    `clean` are objects known to hold none, by id; those found to hold none are added.
     """
     clean = {} if clean is None else clean
     pending: list[tuple[Any, int]] = [(value, 0)]
