@@ -61,22 +61,22 @@ def infer_types(
 
 def infer_operation(op: Operation) -> tuple[Type, ...]:
     """Infer the result types of an existing operation anew."""
-    grouped = op.grouped_operands()
-    types = tuple([_types_of(entry) for entry in grouped])
-    extra = tuple([v.type for v in op.operands[op.num_schema_operands :] if v is not None])
-    return infer_types(op.opdef, types, op.attributes, extra, op.body)
+    return infer_types(op.opdef, *_types(op), op.body)
 
 
 def infer_strides(op: Operation, strides: Mapping[Value, Sequence[Dim]]) -> Sequence[Dim | None] | None:
     """Return the strides of an operation's only result, given those of its operands; None where they are not known."""
-    grouped = op.grouped_operands()
-    types = tuple([_types_of(entry) for entry in grouped])
-    extra = tuple([v.type for v in op.operands[op.num_schema_operands :] if v is not None])
 
     def look_up(entry: Any) -> Any:
         return tuple(map(look_up, entry)) if isinstance(entry, tuple) else strides.get(entry)
 
-    return strides_with_fakes(op.opdef, types, op.attributes, extra, look_up(grouped))
+    return strides_with_fakes(op.opdef, *_types(op), look_up(op.grouped_operands()))
+
+
+def _types(op: Operation) -> tuple[tuple[Any, ...], Mapping[str, Attribute], tuple[Type, ...]]:
+    """Return the types of the schema's operands, the attributes, and the types of the values that these refer to."""
+    extra = tuple([v.type for v in op.operands[op.num_schema_operands :] if v is not None])
+    return tuple(map(_types_of, op.grouped_operands())), op.attributes, extra
 
 
 def _types_of(entry: Any) -> Any:

@@ -6,6 +6,10 @@ Each value is a claim about the kernel; `fuzz/calls/columns.py` holds a call to 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
+from typing import Any
+
+from ir.types import wrap
 
 
 class Layout(enum.Enum):
@@ -50,6 +54,32 @@ _PARTS = frozenset(
         Layout.STRIDED,
     }
 )
+
+
+def permutation(layout: Layout, attributes: Mapping[str, Any], rank: int) -> tuple[int, ...] | None:
+    """Return the order that an operator which reorders puts the dimensions in; None where the attributes do not fit."""
+    order: list[int | None] = list(range(rank))
+    if layout is Layout.REVERSE:
+        order.reverse()
+    elif layout is Layout.SWAP_LAST:
+        order[-2:] = reversed(order[-2:]) if rank >= 2 else [None]
+    elif layout is Layout.PERMUTE:
+        order = [wrap(dim, rank) for dim in attributes["dims"]]
+    elif layout is Layout.SWAP and rank:
+        a, b = (wrap(dim, rank) for dim in attributes.values())
+        if a is None or b is None:
+            return None
+        order[a], order[b] = b, a
+    elif layout is Layout.MOVE and rank:
+        moved = [attributes[end] for end in ("source", "destination")]
+        sources, places = ([wrap(dim, rank) for dim in (d if isinstance(d, tuple) else (d,))] for d in moved)
+        if len(sources) != len(places):
+            return None
+        to = dict(zip(places, sources, strict=True))
+        rest = iter([dim for dim in order if dim not in sources])
+        order = [to[place] if place in to else next(rest, None) for place in range(rank)]
+    found = tuple([dim for dim in order if dim is not None])
+    return found if sorted(found) == list(range(rank)) and len(order) == rank else None
 
 
 class StorageRule(enum.Enum):

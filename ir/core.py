@@ -16,7 +16,7 @@ from ir.attributes import Attribute, Ref, has_ref, map_leaves
 from ir.errors import VerificationError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import Facts, OpDef, ParamKind, Trait, register_opdef
-from ir.types import TensorType, Type
+from ir.types import Dim, TensorType, Type
 
 if TYPE_CHECKING:
     from ir.program import Weight
@@ -99,6 +99,14 @@ class Value:
         if type(self.type) is not TensorType:
             raise VerificationError(f"value {self!r} is no tensor")
         return self.type
+
+    @property
+    def known_shape(self) -> tuple[Dim, ...] | None:
+        """The shape of a tensor of which every dimension is known, else None."""
+        type_ = self.type
+        if type(type_) is not TensorType or type_.shape is None or None in type_.shape:
+            return None
+        return type_.shape
 
     def _add_use(self, op: Operation) -> None:
         uses = self._uses
@@ -286,13 +294,7 @@ class Operation:
         """Return one entry for each tensor parameter: a value, None, or a tuple for a list."""
         if self.segments is None:
             return self._operands[: self.num_schema_operands]
-        grouped: list[object] = []
-        start = 0
-        for param, size in zip(self.opdef.operand_params, self.segments, strict=True):
-            part = self._operands[start : start + size]
-            grouped.append(part if param.kind is ParamKind.LIST else part[0])
-            start += size
-        return tuple(grouped)
+        return self.opdef.group(self._operands, self.segments)
 
     def resolved_attribute(self, name: str) -> object:
         """Return the attribute with every `Ref` replaced by the operand it names."""
@@ -448,15 +450,7 @@ class Graph:
         for value in op._operands:
             if value is not None:
                 value._uses.pop(op, None)
-        before, after = op.prev, op.next
-        if before is None:
-            self.first = after
-        else:
-            before.next = after
-        if after is None:
-            self.last = before
-        else:
-            after.prev = before
+        self._join(op.prev, op.next)
         op.graph = None
         op.is_erased = True
         self.num_operations -= 1
@@ -478,19 +472,24 @@ class Graph:
         return users
 
     def _link(self, op: Operation, before: Operation | None, after: Operation | None) -> None:
-        op.prev, op.next, op.graph = before, after, self
-        if before is None:
-            self.first = op
-        else:
-            before.next = op
-        if after is None:
-            self.last = op
-        else:
-            after.prev = op
+        op.graph = self
+        self._join(before, op)
+        self._join(op, after)
         self.num_operations += 1
         self.revision += 1
         if self._is_ordered:
             self._number(op, before, after)
+
+    def _join(self, before: Operation | None, after: Operation | None) -> None:
+        """Make two operations neighbours; None stands for an end of the list."""
+        if before is None:
+            self.first = after
+        else:
+            before.next = after
+        if after is None:
+            self.last = before
+        else:
+            after.prev = before
 
     def _number(self, op: Operation, before: Operation | None, after: Operation | None) -> None:
         """Give `op` a number between its neighbours'; where none is free, all are numbered anew when next asked for."""

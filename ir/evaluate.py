@@ -11,13 +11,14 @@ import torch
 from ir.attributes import Ref
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import EvaluationError, InputError
+from ir.expressions import linear_solution
 from ir.fake import call_arguments
 from ir.memory.aliasing import aliased_operands, statistics_places
-from ir.opdef import ParamKind, Trait
+from ir.opdef import Trait
 from ir.ops.nn_ops import OPAQUE, call_module, decode_call, opaque_results
 from ir.program import Program
 from ir.text.printer import print_operation_context
-from ir.types import Dim, ScalarType, TensorType, simplify_dim
+from ir.types import Dim, ScalarType, TensorType, simplify_dim, symbols_of
 
 Watch = Callable[[Operation, Sequence[Any]], None]
 
@@ -138,7 +139,7 @@ def bind_symbols(program: Program, args: Sequence[Any]) -> dict[sympy.Symbol, in
         _bind(dim, size, what, bound)
     for symbol, bounds in program.symbols.items():
         number = bound.get(symbol)
-        if number is not None and (number < bounds.lower or (bounds.upper is not None and number > bounds.upper)):
+        if number is not None and number not in bounds:
             raise InputError(f"{symbol} is {number}, which is not in its range {bounds}")
     return bound
 
@@ -155,17 +156,14 @@ def _bind(dim: Dim, size: int, what: str, bound: dict[sympy.Symbol, int]) -> Non
                 f"{what} must be {dim} = {known}, not {size}" if dim != known else f"{what} must be {dim}, not {size}"
             )
         return
-    free = sorted(known.free_symbols, key=lambda s: s.name)
-    if len(free) == 1:
-        slope = sympy.diff(known, free[0])
-        if slope.is_Integer and slope != 0:
-            number = (size - known.subs(free[0], 0)) / slope
-            if not number.is_Integer:
-                raise InputError(f"{what} must be {dim}, which cannot be {size}")
-            bound[free[0]] = int(number)
-            return
-    names = ", ".join(s.name for s in free)
-    raise InputError(f"{what} is {dim}: its size {size} does not tell what {names} stands for")
+    solution = linear_solution(known)
+    if solution is None:
+        names = ", ".join(s.name for s in symbols_of([known]))
+        raise InputError(f"{what} is {dim}: its size {size} does not tell what {names} stands for")
+    symbol, slope, offset = solution
+    if (size - offset) % slope:
+        raise InputError(f"{what} must be {dim}, which cannot be {size}")
+    bound[symbol] = (size - offset) // slope
 
 
 def _written_values(graph: Graph) -> list[Value]:
@@ -286,7 +284,7 @@ class _Run:
         opdef = op.opdef
         if opdef is OPAQUE:
             return self._call_opaque(op, operands, resolve)
-        args, kwargs = call_arguments(opdef, _grouped(op, operands), op.attributes, resolve)
+        args, kwargs = call_arguments(opdef, opdef.group(operands, op.segments), op.attributes, resolve)
         kernel = opdef.target
         if opdef.facts.evaluate is not None:
             kernel = opdef.facts.evaluate
@@ -315,19 +313,6 @@ class _Run:
                 raise EvaluationError(f"it is not known what {names} stands for")
             number = self._expressions[expr] = int(exact) if exact.is_Integer else float(exact)
         return number
-
-
-def _grouped(op: Operation, operands: list[Any]) -> tuple[Any, ...]:
-    """Return one entry for each tensor parameter: a tensor, None, or a tuple for a list."""
-    if op.segments is None:
-        return tuple(operands[: op.num_schema_operands])
-    grouped: list[Any] = []
-    start = 0
-    for param, size in zip(op.opdef.operand_params, op.segments, strict=True):
-        part = tuple(operands[start : start + size])
-        grouped.append(part if param.kind is ParamKind.LIST else part[0])
-        start += size
-    return tuple(grouped)
 
 
 def _flatten(result: Any) -> list[Any]:

@@ -1,10 +1,10 @@
-"""Text of symbolic expressions: sizes such as `2*batch` and `(seq//2) + 1`, written and read back without `eval`."""
+"""Symbolic sizes such as `2*batch` and `(seq//2) + 1`: their text, read back without `eval`, and formulas of them."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
@@ -178,3 +178,69 @@ _PLAIN = ("+", "-", "*")
 """Operators on Python's numbers as they are; the others take SymPy's."""
 
 UNARY_POWER = 4
+
+Formula = tuple[Any, ...]
+"""`("sym", name)`, `("int", n)` or `(operator, a, b, …)`: plain data, which PyTorch traces well."""
+
+_PLAIN_OPERATORS = ("add", "mul", "pow", "floordiv", "mod", "eq", "ne", "lt", "le", "gt", "ge")
+_FORMULA_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "max": max,
+    "min": min,
+    **{name: getattr(operator, name) for name in _PLAIN_OPERATORS},
+}
+_FORMULA_NAMES: dict[Any, str] = {
+    sympy.Add: "add",
+    sympy.Mul: "mul",
+    sympy.Pow: "pow",
+    torch_functions.PowByNatural: "pow",
+    torch_functions.FloorDiv: "floordiv",
+    torch_functions.CleanDiv: "floordiv",
+    torch_functions.Mod: "mod",
+    torch_functions.PythonMod: "mod",
+    torch_functions.Max: "max",
+    torch_functions.Min: "min",
+    sympy.Eq: "eq",
+    sympy.Ne: "ne",
+    sympy.Lt: "lt",
+    sympy.Le: "le",
+    sympy.Gt: "gt",
+    sympy.Ge: "ge",
+}
+
+
+def formula_of(expr: sympy.Basic) -> Formula | None:
+    """Return an expression over sizes, or a relation between two, as nested tuples; None where that is not possible."""
+    if expr.is_Symbol:
+        return ("sym", expr.name)
+    if expr.is_Integer:
+        return ("int", int(expr))
+    name = _FORMULA_NAMES.get(expr.func)
+    if name is None or (name == "pow" and not (expr.exp.is_Integer and expr.exp > 0)):
+        return None
+    parts = [formula_of(arg) for arg in expr.args]
+    return None if None in parts else (name, *parts)
+
+
+def evaluate_formula(formula: Formula, sizes: Mapping[str, Any]) -> Any:
+    """Return the value of a formula where each symbol has the size given."""
+    kind, *parts = formula
+    if kind == "sym":
+        return sizes[parts[0]]
+    if kind == "int":
+        return parts[0]
+    first, *others = [evaluate_formula(part, sizes) for part in parts]
+    for other in others:
+        first = _FORMULA_OPERATORS[kind](first, other)
+    return first
+
+
+def linear_solution(dim: sympy.Expr) -> tuple[sympy.Symbol, int, int] | None:
+    """Return (symbol, a, b) where `dim` is a*symbol + b, or None."""
+    symbols = sorted(dim.free_symbols, key=lambda s: s.name)
+    if len(symbols) != 1:
+        return None
+    symbol = symbols[0]
+    b, a = dim.subs(symbol, 0), dim.coeff(symbol, 1)
+    if sympy.expand(a * symbol + b - dim) != 0 or not (a.is_Integer and sympy.sympify(b).is_Integer and a != 0):
+        return None
+    return symbol, int(a), int(b)

@@ -29,8 +29,8 @@ from ir.types import (
     ScalarType,
     TensorType,
     Type,
-    shapes_equal,
     simplify_dim,
+    types_equal,
 )
 
 # Distinct primes, so that two symbols, or a symbol and a size of the model, are not taken for equal; and large ones, so
@@ -252,18 +252,13 @@ def infer_with_fakes(
         return _run(_static_context(), opdef, types, attributes, extra)
     results = _run(FakeContext(), opdef, types, attributes, extra)
     others = _run(FakeContext(_OTHER_HINTS), opdef, types, attributes, extra)
-    if len(results) != len(others) or not all(map(_same_type, results, others)):
+    is_partial = any(isinstance(type_, TensorType) and not type_.is_known for type_ in results)
+    if is_partial or len(results) != len(others) or not all(map(types_equal, results, others)):
         raise InferenceError(
             f"what {opdef.name} gives for operands ({', '.join(map(str, types))}) has no one form for all sizes",
             remedy="compile with fixed sizes in place of the symbolic ones",
         )
     return results
-
-
-def _same_type(a: Type, b: Type) -> bool:
-    if isinstance(a, TensorType) and isinstance(b, TensorType):
-        return shapes_equal(a.shape, b.shape) and a.dtype == b.dtype and a.device == b.device
-    return a == b
 
 
 def strides_with_fakes(

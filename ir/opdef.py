@@ -7,7 +7,6 @@ schema in `torch.ops` when a name is first asked for, so every PyTorch or custom
 
 from __future__ import annotations
 
-import difflib
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from ir.attributes import Attribute, normalize_attribute
 from ir.columns import Dims, Layout, StorageRule, StrideRule
 from ir.errors import InputError
+from ir.spelling import nearest
 from ir.types import Type
 
 
@@ -239,6 +239,18 @@ class OpDef:
         """Whether its attributes say whether the training flag follows the mode of its module (`follows_mode`)."""
         return "follows_mode" in self.defaults
 
+    def group(self, operands: Sequence[Any], segments: Sequence[int] | None) -> tuple[Any, ...]:
+        """Return one entry for each tensor parameter: what stands for its operand, or a tuple of these for a list."""
+        if segments is None:
+            return tuple(operands[: len(self.operand_params)])
+        grouped: list[Any] = []
+        start = 0
+        for param, size in zip(self.operand_params, segments, strict=True):
+            part = tuple(operands[start : start + size])
+            grouped.append(part if param.kind is ParamKind.LIST else part[0])
+            start += size
+        return tuple(grouped)
+
     def nest(self, items: Sequence[Any]) -> list[Any]:
         """Return an item for each result as the kernel returns these: a list among several results is one of them."""
         if "list" not in self.results or len(self.results) == 1:
@@ -313,8 +325,7 @@ def nearest_operator(name: str) -> str:
     known = {op.partition("::")[2] for op in torch._C._dispatch_get_all_op_names() if op.startswith(f"{namespace}::")}
     if "." not in rest:
         known = {op.partition(".")[0] for op in known}
-    near = difflib.get_close_matches(rest, sorted(known), n=1)
-    return f"; did you mean '{namespace}.{near[0]}'?" if near else ""
+    return "".join(f"; did you mean '{namespace}.{near}'?" for near in nearest(rest, known, 1))
 
 
 def opdef_of_overload(overload: torch._ops.OpOverload) -> OpDef:

@@ -17,7 +17,7 @@ from ir.errors import VerificationError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.parameters import ParameterSpec
 from ir.text.printer import print_program
-from ir.types import Dim, TensorType
+from ir.types import TensorType
 
 
 class WeightKind(enum.Enum):
@@ -127,8 +127,6 @@ class OutputLeaf:
 
     value: int | None
     constant: Any = None
-    strides: tuple[Dim, ...] | None = None
-    """Strides of the tensor in the original, which the emitted module keeps; None where they are not known."""
 
 
 @attrs.define(eq=False)
@@ -173,6 +171,9 @@ class SymbolRange:
 
     lower: int = 0
     upper: int | None = None
+
+    def __contains__(self, size: int) -> bool:
+        return self.lower <= size and (self.upper is None or size <= self.upper)
 
     def __str__(self) -> str:
         return f"[{self.lower}, {'inf' if self.upper is None else self.upper}]"

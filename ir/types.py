@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias, overload
 
 import attrs
 import sympy
@@ -77,14 +77,7 @@ class TensorType:
     @property
     def numel(self) -> Dim | None:
         """The number of elements, or None where a dimension is unknown."""
-        if self.shape is None:
-            return None
-        count: Dim = 1
-        for dim in self.shape:
-            if dim is None:
-                return None
-            count = count * dim
-        return simplify_dim(count)
+        return None if self.shape is None else product(self.shape)
 
     def __str__(self) -> str:
         return format_type(self)
@@ -131,6 +124,20 @@ def simplify_dim(dim: Dim) -> Dim:
     return int(expanded) if expanded.is_Integer else expanded
 
 
+@overload
+def product(dims: Sequence[Dim]) -> Dim: ...
+@overload
+def product(dims: Sequence[Dim | None]) -> Dim | None: ...
+def product(dims: Sequence[Dim | None]) -> Dim | None:
+    """Return the product of sizes, or None where one is unknown."""
+    result: Dim = 1
+    for dim in dims:
+        if dim is None:
+            return None
+        result = result * dim
+    return simplify_dim(result)
+
+
 def dims_equal(a: Dim | None, b: Dim | None) -> bool:
     """Return whether two dimensions are provably equal for every value of the symbols."""
     if a is None or b is None:
@@ -151,29 +158,36 @@ def shapes_equal(a: tuple[Dim | None, ...] | None, b: tuple[Dim | None, ...] | N
     return all(dims_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def types_equal(a: Type, b: Type) -> bool:
+    """Return whether two types are the same; symbolic dimensions may be written differently."""
+    return _match(a, b, _same)
+
+
 def types_agree(a: Type, b: Type) -> bool:
-    """Return whether two types are the same as far as both are known; an opaque type is one of which nothing is."""
-    if isinstance(a, OpaqueType) or isinstance(b, OpaqueType):
-        return True
-    if isinstance(a, ScalarType) and isinstance(b, ScalarType):
-        return a.kind == b.kind and _dims_agree(a.value, b.value)
-    if not isinstance(a, TensorType) or not isinstance(b, TensorType):
-        return False
+    """Return whether two types are the same as far as both are known; nothing is known of an opaque type."""
+    return isinstance(a, OpaqueType) or isinstance(b, OpaqueType) or _match(a, b, _agree)
+
+
+def _match(a: Type, b: Type, same: Callable[[Any, Any], bool]) -> bool:
     if a == b:
         return True
-    return (
-        (a.dtype is None or b.dtype is None or a.dtype == b.dtype)
-        and (a.device is None or b.device is None or a.device == b.device)
-        and (
-            a.shape is None
-            or b.shape is None
-            or (len(a.shape) == len(b.shape) and all(map(_dims_agree, a.shape, b.shape)))
-        )
-    )
+    if isinstance(a, TensorType) and isinstance(b, TensorType):
+        if not same(a.dtype, b.dtype) or not same(a.device, b.device):
+            return False
+        if a.shape is None or b.shape is None:
+            return same(a.shape, b.shape)
+        return len(a.shape) == len(b.shape) and all(map(same, a.shape, b.shape))
+    if isinstance(a, ScalarType) and isinstance(b, ScalarType):
+        return a.kind == b.kind and same(a.value, b.value)
+    return False
 
 
-def _dims_agree(a: Dim | None, b: Dim | None) -> bool:
-    return a is None or b is None or dims_equal(a, b)
+def _same(a: Any, b: Any) -> bool:
+    return bool(a == b) or (isinstance(a, Dim) and isinstance(b, Dim) and dims_equal(a, b))
+
+
+def _agree(a: Any, b: Any) -> bool:
+    return a is None or b is None or _same(a, b)
 
 
 def make_symbol(name: str) -> sympy.Symbol:

@@ -376,9 +376,8 @@ class _Verifier:
         for leaf in convention.outputs:
             if leaf.value is not None and not 0 <= leaf.value < num_outputs:
                 self._fail(f"the result has output {leaf.value}, but the graph has {num_outputs}")
-            for part in (leaf.constant, *(leaf.strides or ())):
-                if isinstance(part, sympy.Expr):
-                    self._expression(part, "the result", None)
+            if isinstance(leaf.constant, sympy.Expr):
+                self._expression(leaf.constant, "the result", None)
         if convention.in_spec is not None and convention.in_spec.num_leaves != len(convention.inputs):
             self._fail(f"in_spec has {convention.in_spec.num_leaves} leaves for {len(convention.inputs)} arguments")
         if convention.out_spec is not None and convention.out_spec.num_leaves != len(convention.outputs):

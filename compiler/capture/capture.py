@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from compiler.capture.captured import Captured
+from compiler.capture.captured import Captured, Traced
 from compiler.capture.export import ExportCapture, Stage
 from compiler.capture.inputs import bind_inputs, check_inputs, check_layouts, check_names, sharing, unshared
 from compiler.capture.opaque import chosen_modules
@@ -77,7 +77,7 @@ def capture(
         if not given and model.example_inputs is not None:
             args, kwargs = model.example_inputs
         captured = Captured(
-            exported=model,
+            traced=Traced(model),
             has_example=given or model.example_inputs is not None,
             args=args,
             kwargs=kwargs,

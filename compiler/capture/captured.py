@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import attrs
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from compiler.capture.boundary.observed import Observed
 
@@ -19,6 +20,8 @@ class Traced:
     exported: ExportedProgram
     assigned: tuple[str, ...] = ()
     """Buffers that forward replaces; their new tensors are in a tuple after the result."""
+    stride_guards: Mapping[ShapeEnv, Collection[int]] = attrs.field(factory=dict)
+    """Numbers of the guards on whether a fake tensor is contiguous."""
 
 
 Second = Callable[[], tuple[Traced | None, str]]
@@ -31,9 +34,7 @@ class Captured:
 
     module: nn.Module | None = None
     """The module whose tensors are the weights of the program. None for an ExportedProgram."""
-    exported: ExportedProgram | None = None
-    assigned: tuple[str, ...] = ()
-    """Buffers that forward replaces; their new tensors are in a tuple after the result of `exported`."""
+    traced: Traced | None = None
     graph_module: fx.GraphModule | None = None
     """An FX graph that is lowered without `torch.export`."""
     is_traced: bool = False

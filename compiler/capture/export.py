@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
@@ -87,6 +88,8 @@ class ExportCapture:
         self.records: Mapping[str, list[CallRecord]] = {}
         self.assigned: tuple[str, ...] = ()
         """Buffers that the last traced call replaced."""
+        self.stride_guards: Mapping[ShapeEnv, Collection[int]] = {}
+        """Numbers of the guards of the last trace on whether a fake tensor is contiguous."""
 
     def capture(self, leaf_modules: Sequence[Any], run: Stage) -> Captured:
         """Observe the model, and trace it; each stage is run under its name."""
@@ -126,8 +129,7 @@ class ExportCapture:
         outside = frozenset(path for path in irregular if not is_inside(path, self.opaques))
         return Captured(
             module=model,
-            exported=traced.exported,
-            assigned=traced.assigned,
+            traced=traced,
             symbol_names=symbol_names(traced.exported, model, self.args, self.kwargs, self.dynamic_shapes),
             opaques=self._kept_modules(chosen),
             writers=frozenset(p for p in self.opaques if any(record.writes for record in self.records.get(p, ()))),
@@ -207,7 +209,7 @@ class ExportCapture:
         if left:
             raise tracing_left(left, self.model)
         assert exported is not None
-        return Traced(exported, self.assigned)
+        return Traced(exported, self.assigned, self.stride_guards)
 
     def _untie(self, assigned: Collection[str]) -> bool:
         """Untie buffers that are assigned under one of their names, and return whether there were any.
@@ -287,7 +289,12 @@ class ExportCapture:
         failure: Exception | None = None
         result = None
         try:
-            with random_state_kept(), tracing_mode(), _interpreted(model, seen), warnings.catch_warnings():
+            with (
+                random_state_kept(),
+                tracing_mode() as self.stride_guards,
+                _interpreted(model, seen),
+                warnings.catch_warnings(),
+            ):
                 warnings.filterwarnings("error", message=".*assigned during export")
                 # torch.export reads gradients of tensors that functorch (torch.func.grad) made
                 warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")

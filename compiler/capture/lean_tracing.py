@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import inspect
 import sys
-import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from traceback import FrameSummary, StackSummary
 from types import FrameType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.fx.proxy
@@ -63,44 +61,33 @@ def lean_tracing() -> Iterator[None]:
         yield
 
 
-def _user_frame(shape_env: Any) -> types.FrameType | None:
-    """Return the innermost frame of the user's code, for the guards of a shape environment.
-
-    Also records whether the next guard is about strides of fake tensors.
-    """
-    frame = inspect.currentframe()
-    number, numbers = len(shape_env.guards), _ABOUT_STRIDES.setdefault(shape_env, set())
-    numbers.discard(number)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if file == _PRIMS and "contiguous" in frame.f_code.co_name:
-            numbers.add(number)
-        if is_user_file(file):
-            return frame
-        frame = frame.f_back
-    return _ORIGINAL_USER_FRAME(shape_env) if _ORIGINAL_USER_FRAME is not None else None
-
-
-_PRIMS = torch._prims_common.__file__
-_ABOUT_STRIDES: WeakKeyDictionary[ShapeEnv, set[int]] = WeakKeyDictionary()
-"""Numbers of the guards on whether fake tensors are contiguous."""
-
-
-def is_about_strides(shape_env: ShapeEnv, number: int) -> bool:
-    """Return whether a guard of a shape environment is on whether a fake tensor is contiguous.
-
-    Nothing depends on such a guard, since operators read strides themselves when they run.
-    """
-    place = getattr(shape_env.guards[number].sloc, "framework_loc", None)
-    return number in _ABOUT_STRIDES.get(shape_env, ()) or getattr(place, "filename", "") == _PRIMS
-
-
 _ORIGINAL_USER_FRAME = getattr(ShapeEnv, "_get_user_frame", None)
+PRIMS = torch._prims_common.__file__
+"""The file in which fake tensors are asked for their strides."""
 
 
 @contextmanager
-def tracing_mode() -> Iterator[None]:
-    """Trace as an ordinary call; nodes and guards on sizes record the user's line in any function."""
-    hook = {} if _ORIGINAL_USER_FRAME is None else {"_get_user_frame": _user_frame}
+def tracing_mode() -> Iterator[Mapping[ShapeEnv, Collection[int]]]:
+    """Trace as an ordinary call; nodes and guards on sizes record the user's line in any function.
+
+    Yields, for each shape environment, the numbers of the guards on whether a fake tensor is contiguous.
+    """
+    stride_guards: dict[ShapeEnv, set[int]] = {}
+
+    def user_frame(shape_env: ShapeEnv) -> FrameType | None:
+        """Return the innermost frame of the user's code, and note whether the next guard is about strides."""
+        frame = inspect.currentframe()
+        number, numbers = len(shape_env.guards), stride_guards.setdefault(shape_env, set())
+        numbers.discard(number)
+        while frame is not None:
+            file = frame.f_code.co_filename
+            if file == PRIMS and "contiguous" in frame.f_code.co_name:
+                numbers.add(number)
+            if is_user_file(file):
+                return frame
+            frame = frame.f_back
+        return _ORIGINAL_USER_FRAME(shape_env) if _ORIGINAL_USER_FRAME is not None else None
+
+    hook = {} if _ORIGINAL_USER_FRAME is None else {"_get_user_frame": user_frame}
     with patched(ShapeEnv, **hook), lean_tracing(), ordinary_call():
-        yield
+        yield stride_guards

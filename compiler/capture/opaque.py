@@ -6,7 +6,6 @@ results with the shapes of a real run.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from compiler.usercode.state import location_of_module
 from ir.caches import Cache
 from ir.errors import CaptureError, InputError
 from ir.ops.nn_ops import encode_call, format_call
+from ir.spelling import nearest
 from ir.types import DTYPE_NAMES, DTYPES_BY_NAME
 
 _LIBRARY = torch.library.Library("graphwright", "FRAGMENT")
@@ -114,7 +114,7 @@ def chosen_modules(model: nn.Module, leaf_modules: Sequence[Any]) -> dict[str, n
 
 
 def _similar(entry: Any, modules: Mapping[str, nn.Module]) -> str:
-    close = difflib.get_close_matches(entry, modules, 3) if isinstance(entry, str) else []
+    close = nearest(entry, modules) if isinstance(entry, str) else []
     return f"; similar paths: {', '.join(close)}" if close else ""
 
 

@@ -17,9 +17,9 @@ from compiler.codegen.forms import ModuleForm
 from compiler.codegen.functions import emit_function
 from compiler.codegen.tree import ModuleTree
 from compiler.emitted.forward_code import SignatureCodeGen
-from compiler.emitted.guard import linear_solution
 from ir.core import Operation, Value
 from ir.errors import CodegenError
+from ir.expressions import linear_solution
 from ir.opdef import Trait
 from ir.program import Weight
 from ir.types import ScalarType, TensorType

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,91 +11,15 @@ import sympy
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
-from torch.utils._sympy import functions as torch_functions
 from typing_extensions import override
 
 from compiler.emitted.forward_code import other_order
 from compiler.emitted.settings import SETTINGS, agree, answers_of
 from compiler.usercode.overlap import may_overlap
 from ir.errors import CaptureError, InputError
-from ir.expressions import format_expression
+from ir.expressions import Formula, evaluate_formula, format_expression, formula_of, linear_solution
 from ir.program import Surrounding, SymbolRange
 from ir.types import Dim, ScalarType, TensorType, Type
-
-Formula = tuple[Any, ...]
-"""`("sym", name)`, `("int", n)` or `(operator, a, b, …)` with an operator of `_OPERATORS`: plain data traces well."""
-
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "add": operator.add,
-    "mul": operator.mul,
-    "pow": operator.pow,
-    "floordiv": operator.floordiv,
-    "mod": operator.mod,
-    "max": max,
-    "min": min,
-    "eq": operator.eq,
-    "ne": operator.ne,
-    "lt": operator.lt,
-    "le": operator.le,
-    "gt": operator.gt,
-    "ge": operator.ge,
-}
-_NAMES: dict[Any, str] = {
-    sympy.Add: "add",
-    sympy.Mul: "mul",
-    sympy.Pow: "pow",
-    torch_functions.PowByNatural: "pow",
-    torch_functions.FloorDiv: "floordiv",
-    torch_functions.CleanDiv: "floordiv",
-    torch_functions.Mod: "mod",
-    torch_functions.PythonMod: "mod",
-    torch_functions.Max: "max",
-    torch_functions.Min: "min",
-    sympy.Eq: "eq",
-    sympy.Ne: "ne",
-    sympy.Lt: "lt",
-    sympy.Le: "le",
-    sympy.Gt: "gt",
-    sympy.Ge: "ge",
-}
-
-
-def formula_of(expr: sympy.Basic) -> Formula | None:
-    """Return an expression over sizes, or a relation between two, as nested tuples; None where that is not possible."""
-    if expr.is_Symbol:
-        return ("sym", expr.name)
-    if expr.is_Integer:
-        return ("int", int(expr))
-    name = _NAMES.get(expr.func)
-    if name is None or (name == "pow" and not (expr.exp.is_Integer and expr.exp > 0)):
-        return None
-    parts = [formula_of(arg) for arg in expr.args]
-    return None if None in parts else (name, *parts)
-
-
-def evaluate_formula(formula: Formula, sizes: Mapping[str, Any]) -> Any:
-    """Return the value of a formula where each symbol has the size given."""
-    kind, *parts = formula
-    if kind == "sym":
-        return sizes[parts[0]]
-    if kind == "int":
-        return parts[0]
-    first, *others = [evaluate_formula(part, sizes) for part in parts]
-    for other in others:
-        first = _OPERATORS[kind](first, other)
-    return first
-
-
-def linear_solution(dim: sympy.Expr) -> tuple[sympy.Symbol, int, int] | None:
-    """Return (symbol, a, b) where `dim` is a*symbol + b, or None."""
-    symbols = sorted(dim.free_symbols, key=lambda s: s.name)
-    if len(symbols) != 1:
-        return None
-    symbol = symbols[0]
-    b, a = dim.subs(symbol, 0), dim.coeff(symbol, 1)
-    if sympy.expand(a * symbol + b - dim) != 0 or not (a.is_Integer and sympy.sympify(b).is_Integer and a != 0):
-        return None
-    return symbol, int(a), int(b)
 
 
 @attrs.frozen

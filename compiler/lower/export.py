@@ -6,13 +6,12 @@ import enum
 import json
 import linecache
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import sympy
 import torch
-from torch import fx, nn
-from torch.export import ExportedProgram
+from torch import fx
 from torch.export.graph_signature import (
     ConstantArgument,
     InputKind,
@@ -23,22 +22,23 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
+from compiler.capture.boundary.observed import Observed
+from compiler.capture.captured import Captured, Traced
 from compiler.capture.errors import at_operation, is_of_functorch, no_operator
 from compiler.lower.export_modes import lock_of_exported, mode_of_exported, modes_of_exported, shared_modules
-from compiler.lower.functional.functionalizer import Functionalizer, written_statistics
+from compiler.lower.functional.functionalizer import written_statistics
 from compiler.lower.functional.storage import Handle
 from compiler.lower.functional.views import may_need_gradient
 from compiler.lower.functional.writes import check_writes
-from compiler.lower.module_facts import ModuleFacts, modules_of
 from compiler.lower.regions import RegionLowering, attribute_of, has_raised
 from compiler.lower.results import Results, note_written
 from compiler.lower.symbols import DataDependentSizeError, SymbolTable, restricted
-from compiler.lower.weights import WeightTable, is_one_tensor
-from ir.core import Graph, Value
+from compiler.lower.weights import is_one_tensor
+from ir.core import Value
 from ir.errors import CaptureError, GraphwrightError, VerificationError
 from ir.expressions import format_expression
 from ir.locations import Location
-from ir.memory.strides import Strides
+from ir.memory.layout import Strides
 from ir.opdef import OpDef, Trait, get_opdef, opdef_of_overload
 from ir.ops.nn_ops import parse_call
 from ir.parameters import ParameterKind, ParameterSpec
@@ -57,34 +57,17 @@ _OPAQUE_TARGET = "graphwright.opaque"
 class ExportLowering(RegionLowering):
     """Lowers one exported program."""
 
-    def __init__(
-        self,
-        exported: ExportedProgram,
-        module: nn.Module | None,
-        names: Mapping[str, str],
-        opaques: Mapping[str, Any],
-        writers: Collection[str] = (),
-        irregular: Collection[str] = (),
-        training: bool | None = None,
-        assigned: Sequence[str] = (),
-        attached: Iterable[str] = (),
-    ) -> None:
-        self.exported = exported
-        self.training = training
-        """The mode that a program without its module was captured in; None where it is not known."""
-        self.assigned = assigned
+    def __init__(self, captured: Captured, traced: Traced) -> None:
+        self.captured = captured
+        self.module = captured.module
+        self.exported = traced.exported
+        self.assigned = traced.assigned
         """Buffers in whose place new tensors are put: the last results are these."""
-        self.attached = attached
-        """Buffers in which calls leave a value with a gradient."""
-        self.graph = Graph()
-        out_spec = exported.call_spec.out_spec
-        self.convention = CallingConvention(exported.call_spec.in_spec, out_spec.child(0) if assigned else out_spec)
-        self.program = Program("main", self.graph, self.convention, opaques=dict(opaques))
-        super().__init__(Functionalizer(self.graph), SymbolTable(names, exported))
-        self.writers = writers
-        self.weights = WeightTable(self.program)
-        self.module = module
-        self.facts = ModuleFacts(module, irregular)
+        spec, out_spec = self.exported.call_spec
+        convention = CallingConvention(spec, out_spec.child(0) if self.assigned else out_spec)
+        super().__init__(self.module, convention, captured.irregular)
+        self.program.opaques = dict(captured.opaques)
+        self.symbols = SymbolTable(captured.symbol_names, traced)
         self._types: dict[Any, TensorType] = {}
         self._opdefs: dict[Any, OpDef] = {}
         self._reliable_keys = True
@@ -98,9 +81,8 @@ class ExportLowering(RegionLowering):
             CaptureError: when it cannot be expressed; the message names the place in the user's code.
         """
         if self.module is not None:
-            self.weights.add_module(self.module, without=self.program.opaques)
-            self.program.module_modes, self.program.module_aliases = modules_of(self.module)
-            for name in self.attached:
+            self._add_module(self.module, without=self.program.opaques)
+            for name in _attached(self.captured.observed):
                 if name in self.weights.names:
                     self.weights.names[name].carries_gradient = True
         else:
@@ -122,10 +104,9 @@ class ExportLowering(RegionLowering):
         self.program.constraints = self.symbols.constraints()
         self._check_types()
         check_writes(self.graph)
-        conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
-        self.program.mode_locked = self.facts.mode_locked(conflicts)
+        self._lock_mode()
         if self.module is None:
-            mode = mode_of_exported(self.program, self.training)
+            mode = mode_of_exported(self.program, self.captured.training)
             self.program.mode_locked = self.program.mode_locked or lock_of_exported(self.program, self.exported)
             known = mode if self.program.mode_locked else bool(mode)
             self.program.module_modes = modes_of_exported(self.program, known)
@@ -217,7 +198,7 @@ class ExportLowering(RegionLowering):
         for result, spec in zip(results, self.exported.graph_signature.output_specs, strict=True):
             if spec.kind is OutputKind.BUFFER_MUTATION or spec.kind is OutputKind.USER_INPUT_MUTATION:
                 assert isinstance(result, fx.Node)
-                written.append((spec, self._read(self.env[result])))
+                written.append((spec, self.functionalizer.read(self.env[result])))
             elif spec.kind in (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT):
                 self._user_output(found, result, spec.arg)
             else:
@@ -232,15 +213,11 @@ class ExportLowering(RegionLowering):
 
     def _user_output(self, found: Results, result: Any, arg: Any) -> None:
         if isinstance(arg, TensorArgument):
-            strides = tuple(self.symbols.dim(s) for s in result.meta["val"].stride())
-            found.value(self.env[result], strides)
+            found.value(self.env[result])
         elif isinstance(arg, SymIntArgument | SymFloatArgument | SymBoolArgument):
             found.constant(self.env[result] if isinstance(result, fx.Node) else result)
         else:
             found.constant(arg.value if isinstance(arg, ConstantArgument) else result)
-
-    def _read(self, handle: Any) -> Value:
-        return self.functionalizer.read(handle)
 
     # ---- types ----
 
@@ -327,7 +304,7 @@ class ExportLowering(RegionLowering):
             return
         if name == "aten.add_.Tensor" and self.facts.is_batch_counter(args[0], location):
             if args[0].storage.version:
-                raise written_statistics("a normalization counts its batches in a number", args[0], location)
+                raise written_statistics("a normalization counts its batches in a number", args[0])
             note_written(self.program, self.program.weights[args[0].storage.name])
             self.env[node] = args[0]
             return
@@ -350,10 +327,6 @@ class ExportLowering(RegionLowering):
         functionalizer.layouts = self._layouts(node) if target._schema.is_mutable else {}
         results = functionalizer.call(opdef, args, kwargs, types, keys, (node.name,))
         last = self.graph.return_op.prev
-        if last is not None and last is not before:
-            after = self.facts.adjust(last, self.module_at(location))
-            if after is not None:
-                results = [functionalizer.fresh(after(functionalizer))]
         if name == "aten.batch_norm" and self._inside_no_grad:
             results = [self._without_gradient(result) for result in results]
         if is_list:
@@ -361,6 +334,8 @@ class ExportLowering(RegionLowering):
             self.env[node] = [None if item is None else next(slots) for item in val]
         else:
             self.env[node] = results[0] if results else None
+        if last is not None and last is not before:
+            self._adjust(last, node)
 
     def _layouts(self, node: fx.Node) -> dict[Handle, Strides]:
         """Return the strides of the tensors that a call takes."""
@@ -370,10 +345,6 @@ class ExportLowering(RegionLowering):
             for handle, val in tensors
             if type(handle) is Handle and isinstance(val, torch.Tensor)
         }
-
-    def module_at(self, location: Location) -> nn.Module | None:
-        """Return the module of the original at a location."""
-        return self.facts.modules.get(location.module_path)
 
     def _opaque(self, node: fx.Node, val: Any, location: Location) -> None:
         tensors, callee, spec, results = (self._argument(arg) for arg in node.args)
@@ -392,12 +363,18 @@ class ExportLowering(RegionLowering):
                 "keywords": keywords,
                 "training": bool(getattr(module, "training", False)),
                 "result_types": tuple(map(str, types)),
-                "writes": callee in self.writers,
+                "writes": callee in self.captured.writers,
             },
             types,
             names=(node.name,),
         )
         self.env[node] = [handle for handle, none in zip(made, absent, strict=True) if not none]
+
+
+def _attached(seen: Observed | None) -> list[str]:
+    """Return the names of the buffers in which a run leaves a value with a gradient."""
+    runs = () if seen is None else (seen.first, seen.other, seen.back)
+    return [name for run in runs if run is not None for name in run.attached]
 
 
 def _name(target: Any) -> str:

@@ -14,8 +14,9 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
-from compiler.capture.lean_tracing import is_about_strides
-from compiler.emitted.guard import linear_solution
+from compiler.capture.captured import Traced
+from compiler.capture.lean_tracing import PRIMS
+from ir.expressions import linear_solution
 from ir.program import SymbolRange
 
 Guard = tuple[sympy.Basic, str]
@@ -42,23 +43,27 @@ class UnreadableGuardError(Exception):
     """The text of a guard says something that is not known here."""
 
 
-def guards_of(exported: ExportedProgram, env: ShapeEnv) -> Iterator[Guard]:
+def guards_of(traced: Traced, env: ShapeEnv) -> Iterator[Guard]:
     """Yield the guards of an exported program; those of one that was loaded are only there as text.
 
+    The operators of the graph look at strides themselves when they run, so guards about strides are left out.
+
     Args:
-        exported: the program.
+        traced: the program.
         env: the shape environment of its fake tensors.
 
     Raises:
         UnreadableGuardError: when a text is not understood.
     """
+    about_strides = traced.stride_guards.get(env, ())
     for number, guard in enumerate(env.guards):
-        if isinstance(guard.expr, sympy.Eq) or not is_about_strides(env, number):
-            place = getattr(guard.sloc, "framework_loc", None)
+        place = getattr(guard.sloc, "framework_loc", None)
+        is_about_strides = number in about_strides or getattr(place, "filename", "") == PRIMS
+        if isinstance(guard.expr, sympy.Eq) or not is_about_strides:
             line = place.line if isinstance(place, FrameSummary) else None
             yield env.simplify(guard.expr), (line or "").strip()
-    if not env.guards and (texts := getattr(exported, "_guards_code", None)):
-        inputs = _inputs(exported)
+    if not env.guards and (texts := getattr(traced.exported, "_guards_code", None)):
+        inputs = _inputs(traced.exported)
         for text in texts:
             relation = _read(ast.parse(text, mode="eval").body, inputs, text)
             if isinstance(relation, torch.SymBool):

@@ -22,13 +22,13 @@ def lower(captured: Captured) -> Program:
     Raises:
         CaptureError: when something in the captured graph cannot be expressed; it names the place in the user's code.
     """
-    if captured.exported is None:
+    if captured.traced is None:
         if captured.graph_module is None:
             raise CaptureError("nothing was captured")
         program = FxLowering(captured.graph_module, captured.opaques, is_traced=captured.is_traced).lower()
         program.name = captured.graph_module._get_name()
         return program
-    program = _lower_exported(captured, Traced(captured.exported, captured.assigned))
+    program = _lower_exported(captured, captured.traced)
     _check_sharing(captured, program)
     _check_joined(captured, program)
     _follow_modes(captured, program)
@@ -104,24 +104,8 @@ def _follow_back(captured: Captured, program: Program, seen: Observed) -> None:
         lock(program, "its modules were in several modes, and what each of them decides was not seen")
 
 
-def _attached(seen: Observed | None) -> list[str]:
-    """Return the names of the buffers in which a run leaves a value with a gradient."""
-    runs = () if seen is None else (seen.first, seen.other, seen.back)
-    return [name for run in runs if run is not None for name in run.attached]
-
-
 def _lower_exported(captured: Captured, traced: Traced) -> Program:
-    program = ExportLowering(
-        traced.exported,
-        captured.module,
-        captured.symbol_names,
-        captured.opaques,
-        captured.writers,
-        captured.irregular,
-        captured.training,
-        traced.assigned,
-        _attached(captured.observed),
-    ).lower()
+    program = ExportLowering(captured, traced).lower()
     if captured.module is not None:
         program.name = type(captured.module).__qualname__
         program.convention.parameters = parameters_of_signature(inspect.signature(captured.module.forward))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import nn
@@ -20,8 +20,6 @@ from ir.opdef import Trait
 _BATCH_NORM_CLASSES = "torch.nn.modules.batchnorm."
 _DROPOUT_CLASSES = "torch.nn.modules.dropout."
 _ATTENTION = "aten.scaled_dot_product_attention"
-
-After = Callable[[Functionalizer], Value]
 
 
 def modules_of(root: nn.Module) -> tuple[dict[str, bool], dict[str, str]]:
@@ -71,9 +69,9 @@ class ModuleFacts:
             return isinstance(owner, _BatchNorm)
         return location.module_class.startswith(_BATCH_NORM_CLASSES)
 
-    def adjust(self, op: Operation, module: nn.Module | None) -> After | None:
-        """Set what the schema does not say; return what is to come after the operation, if anything."""
-        name = op.name
+    def adjust(self, op: Operation, functionalizer: Functionalizer) -> Value | None:
+        """Set what the schema does not say of an operation; return what takes the place of its result, if anything."""
+        name, module = op.name, self.modules.get(op.location.module_path)
         if op.location.module_path in self.irregular:
             if op.opdef.follows_mode:
                 op.attributes["follows_mode"] = False
@@ -91,7 +89,8 @@ class ModuleFacts:
                 op.attributes["train_dropout_p"] = float(module.dropout)
         elif name == "aten.softmax.int":
             if isinstance(module, nn.MultiheadAttention) and module.dropout and not module.training:
-                return _attention_dropout(op, module.dropout)
+                # attention drops weights in training, and leaves that out in eval
+                return functionalizer.emit("aten.dropout", op.result, module.dropout, False, follows_mode=True)
         elif op.opdef.training is not None:
             self._lock(op, module)
         return None
@@ -123,12 +122,3 @@ class ModuleFacts:
         reasons = list(self._locked.values())
         reasons += [f"{op.name} at {op.location} shares memory with what is written in place" for op in dropouts]
         return f"what these do depends on train() or eval(): {'; '.join(reasons)}" if reasons else ""
-
-
-def _attention_dropout(op: Operation, probability: float) -> After:
-    """The dropout that attention applies to its weights in training, and leaves out in eval."""
-
-    def insert(functionalizer: Functionalizer) -> Value:
-        return functionalizer.emit("aten.dropout", op.result, probability, False, follows_mode=True)
-
-    return insert

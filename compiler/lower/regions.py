@@ -11,25 +11,21 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from compiler.lower.functional.functionalizer import Functionalizer
+from compiler.lower.base import Lowering
 from compiler.lower.functional.storage import Handle
 from compiler.lower.functional.views import may_need_gradient
 from compiler.lower.symbols import SymbolTable
-from compiler.usercode.locations import Locator, module_of
+from compiler.usercode.locations import module_of
 from ir.errors import CaptureError
 from ir.locations import Location
 from ir.opdef import get_opdef
 
 
-class RegionLowering:
+class RegionLowering(Lowering):
     """Lowers the nodes of a graph; a subclass says how operators are called."""
 
-    def __init__(self, functionalizer: Functionalizer, symbols: SymbolTable) -> None:
-        self.functionalizer = functionalizer
-        self.symbols = symbols
-        self.env: dict[fx.Node, Any] = {}
-        self.locate = Locator()
-        self._inside_no_grad = False
+    symbols: SymbolTable
+    _inside_no_grad = False
 
     def _call(self, node: fx.Node) -> None:
         raise NotImplementedError

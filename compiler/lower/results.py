@@ -11,7 +11,6 @@ from compiler.lower.weights import shares_storage
 from ir.core import Value
 from ir.errors import CaptureError
 from ir.program import Mutation, OutputLeaf, Program, Weight
-from ir.types import Dim
 
 
 def note_written(program: Program, weight: Weight) -> None:
@@ -45,13 +44,8 @@ class Results:
         """Add a result that is no tensor of the graph."""
         self.leaves.append(OutputLeaf(None, constant))
 
-    def value(self, item: Any, strides: tuple[Dim, ...] | None = None) -> None:
-        """Add a result: a handle, or the value of a number.
-
-        Args:
-            item: the handle or value.
-            strides: of the tensor in the original, where they are known.
-        """
+    def value(self, item: Any) -> None:
+        """Add a result: a handle, or the value of a number."""
         if type(item) is not Handle:
             self.leaves.append(OutputLeaf(len(self.values)))
             self.values.append(item)
@@ -66,7 +60,7 @@ class Results:
             return
         if is_written:
             self._views.setdefault(storage, []).append(len(self.values))
-        self.leaves.append(OutputLeaf(len(self.values), strides=strides))
+        self.leaves.append(OutputLeaf(len(self.values)))
         self.values.append(self.functionalizer.read_result(item))
 
     def write(self, value: Value, *, buffer: str | None = None, input: int | None = None) -> None:  # noqa: A002

@@ -7,14 +7,13 @@ from typing import Any
 
 import sympy
 import torch
-from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 from torch.utils._sympy.numbers import int_oo
 
-from compiler.emitted.guard import formula_of
+from compiler.capture.captured import Traced
 from compiler.lower.guards import UnreadableGuardError, follows_from, guards_of
 from ir.errors import CaptureError
-from ir.expressions import format_expression
+from ir.expressions import format_expression, formula_of
 from ir.locations import Location
 from ir.program import SymbolRange
 from ir.types import Dim, make_symbol, simplify_dim
@@ -27,11 +26,11 @@ class DataDependentSizeError(Exception):
 class SymbolTable:
     """Maps torch's symbols to ours: named by the user where a `Dim` was given, else `s0`, `s1`, … in order."""
 
-    def __init__(self, names: Mapping[str, str], exported: ExportedProgram) -> None:
+    def __init__(self, names: Mapping[str, str], traced: Traced) -> None:
         self.symbols: dict[sympy.Symbol, sympy.Symbol] = {}
         self._names = names
-        self._exported = exported
-        self._ranges = exported.range_constraints
+        self._traced = traced
+        self._ranges = traced.exported.range_constraints
         self._taken = set(names.values())
         self._memo: dict[sympy.Expr, Dim] = {}
         self._env: ShapeEnv | None = None
@@ -101,7 +100,7 @@ class SymbolTable:
         ranges = self.ranges()
         found: dict[sympy.Basic, None] = {}
         try:
-            for expr, line in guards_of(self._exported, self._env):
+            for expr, line in guards_of(self._traced, self._env):
                 symbols = expr.free_symbols
                 if not symbols or not symbols <= self.symbols.keys() or all(s.name in self._names for s in symbols):
                     continue  # always true; about what is gone; with ranges of the user's, which torch.export checked

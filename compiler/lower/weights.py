@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from compiler.usercode.locations import is_inside
+from compiler.usercode.overlap import share_memory
 from ir.caches import Cache
 from ir.program import Program, Weight, WeightKind
 from ir.types import TensorType, type_of_tensor
@@ -97,18 +98,10 @@ def _state_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, WeightKind
 
 def shares_storage(tensor: torch.Tensor, others: Mapping[str, Weight]) -> list[str]:
     """Return the names of the other weights whose memory is the tensor's."""
-    if tensor.device.type == "meta" or tensor.layout is not torch.strided:
-        return []
-    where = tensor.untyped_storage().data_ptr()
     return [
         name
         for name, other in others.items()
-        if other.data is not None
-        and other.data is not tensor
-        and other.data.layout is torch.strided
-        and other.data.device == tensor.device
-        and other.data.numel()
-        and other.data.untyped_storage().data_ptr() == where
+        if other.data is not None and other.data is not tensor and share_memory(tensor, other.data)
     ]
 
 

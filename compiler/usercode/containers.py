@@ -36,9 +36,15 @@ class Container:
 
     label: str
     target: Any
-    saved: Any
-    restore: Callable[[], None]
     current: Callable[[], Any]
+    """Reads what it holds."""
+    write: Callable[[Any], None]
+    saved: Any = attrs.field(init=False, default=attrs.Factory(lambda self: self.current(), takes_self=True))
+    """What `current` returned at the start."""
+
+    def restore(self) -> None:
+        """Put back what it held."""
+        self.write(self.saved)
 
     def differences(self) -> list[str]:
         """Return the entries that are no longer what they were, as they are written behind the label."""
@@ -129,16 +135,18 @@ def collect(
         found.append(of_dict(label, value))
         children = [(f"{label}[{key!r}]", item) for key, item in dict.items(value)]
     elif isinstance(value, (list, collections.deque)):
-        found.append(_of_list(label, value))
+        found.append(_of_collection(label, value, list, value.extend))
         children = [(f"{label}[{i}]", item) for i, item in enumerate(value)]
     elif isinstance(value, set):
-        found.append(_of_set(label, value))
+        found.append(_of_collection(label, value, set, value.update))
     elif isinstance(value, tuple):
         children = [(f"{label}[{i}]", item) for i, item in enumerate(value)]
     elif isinstance(value, types.CellType):
-        children = _of_cell(label, value, found)
-    elif (state := _state_of(value)) is not None:
-        found.append(state(label, value))
+        if value != types.CellType():  # an empty one
+            found.append(_of_cell(label, value))
+            children = [(label, value.cell_contents)]
+    elif (state := _of_state(label, value)) is not None:
+        found.append(state)
     elif not is_foreign(value):
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
@@ -147,92 +155,62 @@ def collect(
         slots = _slots(value)
         if slots:
             found.append(_of_slots(label, value, slots))
-            children += [(f"{label}.{key}", item) for key, item in _read_slots(value, slots).items()]
+            children += [(f"{label}.{key}", item) for key, item in found[-1].saved.items()]
     for name, item in children:
         yield from collect(name, item, found, seen, depth - 1, is_foreign)
 
 
 def of_dict(label: str, target: dict[Any, Any], joint: str = "") -> Container:
     """Return a dict as it is."""
-    saved = _items(target)
-
-    # past what a class of the user's does; an OrderedDict keeps its order beside the dict
+    # past what a class of the user's does (`__getitem__`); an OrderedDict keeps its order beside the dict
     base = collections.OrderedDict if isinstance(target, collections.OrderedDict) else dict
 
-    def restore() -> None:
-        for key in _items(target):
+    def items() -> dict[Any, Any]:
+        return dict(dict.items(target))
+
+    def write(saved: dict[Any, Any]) -> None:
+        for key in items():
             base.pop(target, key)
         base.update(target, saved)
 
-    return Container(f"{label}{joint}", target, saved, restore, lambda: _items(target))
-
-
-def _items(target: dict[Any, Any]) -> dict[Any, Any]:
-    """Return what a dict holds; a class of the user's may give something else when it is asked (`__getitem__`)."""
-    return dict(dict.items(target))
+    return Container(f"{label}{joint}", target, items, write)
 
 
 def of_names(label: str, target: dict[str, Any], names: list[str]) -> Container:
     """Return some entries of a namespace as they are."""
-    saved = {name: target[name] for name in names if name in target}
 
-    def current() -> dict[str, Any]:
-        return {name: target[name] for name in names if name in target}
-
-    def restore() -> None:
+    def write(saved: dict[str, Any]) -> None:
         for name in names:
             target.pop(name, None)
         target.update(saved)
 
-    return Container(label, target, saved, restore, current)
+    return Container(label, target, lambda: {name: target[name] for name in names if name in target}, write)
 
 
 def of_class(label: str, target: type, names: list[str]) -> Container:
     """Return some attributes of a class as they are."""
-    saved = {name: vars(target)[name] for name in names}
 
-    def current() -> dict[str, Any]:
-        return {name: vars(target)[name] for name in names if name in vars(target)}
-
-    def restore() -> None:
+    def write(saved: dict[str, Any]) -> None:
         for name, value in saved.items():
             if vars(target).get(name) is not value:
                 setattr(target, name, value)
 
-    return Container(label, target, saved, restore, current)
+    return Container(label, target, lambda: {name: vars(target)[name] for name in names if name in vars(target)}, write)
 
 
-def _of_list(label: str, target: Any) -> Container:
-    saved = list(target)
-
-    def restore() -> None:
+def _of_collection(label: str, target: Any, read: Callable[[Any], Any], fill: Callable[[Any], None]) -> Container:
+    def write(saved: Any) -> None:
         target.clear()
-        target.extend(saved)
+        fill(saved)
 
-    return Container(label, target, saved, restore, lambda: list(target))
-
-
-def _of_set(label: str, target: set[Any]) -> Container:
-    saved = set(target)
-
-    def restore() -> None:
-        target.clear()
-        target.update(saved)
-
-    return Container(label, target, saved, restore, lambda: set(target))
+    return Container(label, target, lambda: read(target), write)
 
 
-def _of_cell(label: str, cell: types.CellType, found: list[Container]) -> list[tuple[str, Any]]:
-    try:
-        saved = cell.cell_contents
-    except ValueError:
-        return []
+def _of_cell(label: str, cell: types.CellType) -> Container:
+    def write(saved: list[Any]) -> None:
+        cell.cell_contents = saved[0]
 
-    def restore() -> None:
-        cell.cell_contents = saved
-
-    found.append(Container(label, cell, [saved], restore, lambda: [cell.cell_contents]))
-    return [(label, saved)]
+    return Container(label, cell, lambda: [cell.cell_contents], write)
 
 
 def _slots(value: Any) -> list[str]:
@@ -243,68 +221,53 @@ def _slots(value: Any) -> list[str]:
     return [name for name in found if name not in ("__dict__", "__weakref__")]
 
 
-def _read_slots(value: Any, names: list[str]) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in names if hasattr(value, name)}
-
-
 def _of_slots(label: str, target: Any, names: list[str]) -> Container:
-    saved = _read_slots(target, names)
-
-    def restore() -> None:
+    def write(saved: dict[str, Any]) -> None:
         for name, item in saved.items():
             object.__setattr__(target, name, item)
 
-    return Container(f"{label}.", target, saved, restore, lambda: _read_slots(target, names))
+    return Container(
+        f"{label}.", target, lambda: {name: getattr(target, name) for name in names if hasattr(target, name)}, write
+    )
 
 
 # ---- things that have a state which is no container ----
 
 
-def _state_of(value: Any) -> Callable[[str, Any], Container] | None:
+def _of_state(label: str, value: Any) -> Container | None:
+    read, write = _state_of(value)
+
+    def put_back(saved: list[Any]) -> None:
+        if write is not None:
+            write(value, *saved)
+
+    return None if read is None else Container(label, value, lambda: [read(value)], put_back)
+
+
+def _state_of(value: Any) -> tuple[Callable[[Any], Any] | None, Callable[[Any, Any], None] | None]:
+    """Return what reads and what puts back the state of a thing; nothing puts back what is run as a copy only."""
     if isinstance(value, np.ndarray):
-        return _of_array
+        return np.ndarray.copy, _fill
     if isinstance(value, random.Random):
-        return _reading(lambda v: v.getstate(), lambda v, s: v.setstate(s))
+        return random.Random.getstate, random.Random.setstate
     if isinstance(value, np.random.RandomState):
-        return _reading(lambda v: v.get_state(legacy=True), lambda v, s: v.set_state(s))
+        return lambda v: v.get_state(legacy=True), lambda v, s: v.set_state(s)
     if isinstance(value, np.random.Generator):
-        return _reading(lambda v: _flat(v.bit_generator.state), _set_bits)
+        return lambda v: repr(v.bit_generator.state), None
     if isinstance(value, torch.Generator):
-        return _reading(lambda v: v.get_state(), lambda v, s: v.set_state(s))
+        return torch.Generator.get_state, lambda v, s: v.set_state(s)
     if isinstance(value, types.GeneratorType):
-        return _reading(_frame_of, None)
+        return _frame_of, None
     if hasattr(value, "__next__") and type(value).__module__ in ("itertools", "builtins"):
-        return _reading(_position, None)
+        return _position, None
     if type(value).__module__ == "_contextvars" or type(value).__name__ == "ContextVar":
-        return _reading(lambda v: v.get(None), None)
-    return None
+        return lambda v: v.get(None), None
+    return None, None
 
 
-def _reading(read: Callable[[Any], Any], write: Callable[[Any, Any], None] | None) -> Callable[[str, Any], Container]:
-    def make(label: str, target: Any) -> Container:
-        saved = read(target)
-        restore = (lambda: write(target, saved)) if write is not None else (lambda: None)
-        return Container(label, target, [saved], restore, lambda: [read(target)])
-
-    return make
-
-
-def _of_array(label: str, target: Any) -> Container:
-    saved = target.copy()
-
-    def restore() -> None:
-        if not same(saved, target):
-            target[...] = saved
-
-    return Container(label, target, [saved], restore, lambda: [target])
-
-
-def _flat(state: Any) -> Any:
-    return repr(state)
-
-
-def _set_bits(generator: Any, _saved: Any) -> None:
-    """Leave it as it is: a copy of the user's generator was moved."""
+def _fill(array: Any, saved: Any) -> None:
+    if not same(saved, array):
+        array[...] = saved
 
 
 def _frame_of(generator: Any) -> Any:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import fx, nn
+
+from compiler.usercode.containers import CODE
 
 _ATOMIC = (str, bytes, int, float, complex, type(None), type, torch.dtype, torch.device, torch.Size)
 _PLAIN = frozenset({*_ATOMIC, bool})
@@ -31,28 +33,34 @@ def structural_copy(module: nn.Module) -> nn.Module:
 
 def held_modules(root: nn.Module) -> list[nn.Module]:
     """Return the modules of a tree, and those in plain attributes and containers of theirs."""
-    return [value for value in _held(root) if isinstance(value, nn.Module)]
+    return [value for value in held([root]) if isinstance(value, nn.Module)]
 
 
-def _held(root: nn.Module) -> Iterator[Any]:
-    """Yield the modules, tensors and shared objects in the attributes and containers of a module, and below them."""
-    pending: list[Any] = [root]
+def held(values: Iterable[Any], *, modules: bool = True) -> Iterator[Any]:
+    """Yield the modules, tensors and shared objects among values, in containers and in attributes of objects.
+
+    Args:
+        values: where to begin.
+        modules: whether modules are yielded and looked into.
+    """
+    pending = list(values)
     seen: set[int] = set()
     while pending:
         value = pending.pop()
-        if isinstance(value, _ATOMIC) or id(value) in seen:
+        if isinstance(value, (*_ATOMIC, *CODE)) or id(value) in seen:
             continue
         seen.add(id(value))
         if isinstance(value, (torch.Tensor, *_SHARED)):
             yield value
         elif isinstance(value, nn.Module):
-            yield value
-            pending.extend(value.__dict__.values())
+            if modules:
+                yield value
+                pending.extend(value.__dict__.values())
         elif isinstance(value, Mapping):
             pending.extend(value.values())
         elif isinstance(value, (list, tuple, set)):
             pending.extend(value)
-        elif isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, FunctionType):
+        elif isinstance(getattr(value, "__dict__", None), dict):
             pending.extend(value.__dict__.values())
 
 
@@ -74,7 +82,7 @@ class _Copier:
         Tensors stand in it for themselves.
         """
         found: list[nn.Module] = []
-        for value in _held(root):
+        for value in held([root]):
             if isinstance(value, nn.Module) and not isinstance(value, _SHARED):
                 found.append(value)
                 self.memo[id(value)] = object.__new__(value.__class__)  # a GraphModule's own makes a new class
@@ -122,7 +130,7 @@ class _Copier:
         cells = function.__closure__ or ()
         contents = [_content(cell) for cell in cells]
         self.memo[id(function)] = function  # one that calls itself is in its own closure
-        copied = [self.memo.get(id(item), item) if _may_hold(item) else item for item in contents]
+        copied = [item if isinstance(item, _ATOMIC) else self.memo.get(id(item), item) for item in contents]
         copied = [
             self.copy_of(item) if type(item) in (FunctionType, functools.partial, MethodType) else other
             for item, other in zip(contents, copied, strict=True)
@@ -150,7 +158,3 @@ def _content(cell: CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return _EMPTY
-
-
-def _may_hold(item: Any) -> bool:
-    return not isinstance(item, _ATOMIC)

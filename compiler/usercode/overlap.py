@@ -10,10 +10,15 @@ def may_overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
 
     Tensors that lie beside each other in one piece of memory do not; a tensor without memory overlaps with none.
     """
-    if not _has_memory(a) or not _has_memory(b) or _memory(a) != _memory(b):
+    if not share_memory(a, b):
         return False
     (a_first, a_end), (b_first, b_end) = _span(a), _span(b)
     return a_first < b_end and b_first < a_end
+
+
+def share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two tensors lie in one piece of memory, perhaps beside each other."""
+    return _has_memory(a) and _has_memory(b) and _memory(a) == _memory(b)
 
 
 def _has_memory(tensor: torch.Tensor) -> bool:

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from compiler.usercode.containers import CODE, OPAQUE, PLAIN, Container, collect, differences, same, same_content
+from compiler.usercode.containers import OPAQUE, PLAIN, Container, collect, differences, same, same_content
+from compiler.usercode.copies import held
+from compiler.usercode.tensors import storage_of
 from ir.locations import Location
 
 _HIDDEN = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -24,28 +26,13 @@ Change = tuple[str, nn.Module, str]
 
 def plain_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     """Yield the tensors in attributes and containers of modules that are no parameters or buffers, nor share theirs."""
-    seen = {_memory(t) for t in (*model.parameters(), *model.buffers())}
-    pending: list[Any] = [value for module in model.modules() for value in module.__dict__.values()]
-    visited: set[int] = set()
-    while pending:
-        value = pending.pop()
-        if id(value) in visited or isinstance(value, (*PLAIN, *CODE, nn.Module)):
+    seen = {storage_of(t) for t in (*model.parameters(), *model.buffers())}
+    for value in held((value for module in model.modules() for value in module.__dict__.values()), modules=False):
+        if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.device.type == "meta":
             continue
-        visited.add(id(value))
-        if isinstance(value, torch.Tensor):
-            if value.layout is torch.strided and value.device.type != "meta" and _memory(value) not in seen:
-                seen.add(_memory(value))
-                yield value
-        elif isinstance(value, dict):
-            pending.extend(value.values())
-        elif isinstance(value, (list, tuple, set)):
-            pending.extend(value)
-        elif isinstance(getattr(value, "__dict__", None), dict):
-            pending.append(value.__dict__)
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+        if storage_of(value) not in seen:
+            seen.add(storage_of(value))
+            yield value
 
 
 class ModuleState:
@@ -62,7 +49,7 @@ class ModuleState:
         for path, module, attributes in self.modules:
             for name, value in attributes.items():
                 if name in _HIDDEN or name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
-                    self.tables.append((path, module, name, _copy_table(value)))
+                    self.tables.append((path, module, name, value.copy()))
                 elif not isinstance(value, (*PLAIN, *OPAQUE)):
                     found: list[Container] = []
                     for _ in collect(name, value, found, seen):
@@ -94,9 +81,8 @@ class ModuleState:
     def unlike_tensors(self) -> list[Change]:
         """Return the attributes that hold another tensor now, of another type or with other numbers."""
         before = {path: attributes for path, _, attributes in self.modules}
-        return [
-            change for change in self.assigned_tensors() if not same(before[change[0]].get(change[2]), _value(change))
-        ]
+        changed = self.assigned_tensors()
+        return [(p, m, name) for p, m, name in changed if not same(before[p].get(name), m.__dict__[name])]
 
     def forget(self, names: Collection[tuple[str, str]]) -> None:
         """Put back some attributes, given as (module path, name), and what they held."""
@@ -134,15 +120,11 @@ class ModuleState:
         changed: list[Change] = []
         for path, module, attributes in self.modules:
             changed.extend((path, module, name) for name in differences(attributes, module.__dict__))
-            if not _identical_items(attributes, module.__dict__):
-                module.__dict__.clear()
-                module.__dict__.update(attributes)
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
         for path, module, name, saved in self.tables:
             table = module.__dict__[name]
-            if isinstance(saved, dict):
-                names = differences(saved, dict(table))
-            else:
-                names = [] if saved == table else [name]
+            names = [each or name for each in differences(saved, table)]
             if names:
                 changed.extend((path, module, each) for each in names)
                 table.clear()
@@ -186,18 +168,6 @@ class KeptState:
 def attribute_of(label: str) -> str:
     """Return the attribute of a module that a label of something in it begins with: `cache` of `cache['cos'].x`."""
     return re.split(r"[.\[]", label, maxsplit=1)[0]
-
-
-def _value(change: Change) -> Any:
-    return change[1].__dict__.get(change[2])
-
-
-def _identical_items(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return len(a) == len(b) and all(name in b and b[name] is value for name, value in a.items())
-
-
-def _copy_table(value: Any) -> Any:
-    return set(value) if isinstance(value, set) else dict(value)
 
 
 def run_with_copied_buffers(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fuzz.calls.source import Source, shape_of
+from fuzz.calls.source import Source, any_dim, shape_of
 from fuzz.calls.types import DTYPES, FLOATS, INTEGERS
 from ir.core import Value
 from ir.opdef import OpDef, ParamKind, Trait
@@ -186,7 +186,7 @@ def reduced_dims(source: Source, opdef: OpDef, rank: int) -> dict[str, Any]:
                 dims = sorted({source.integer(-rank, rank - 1) % rank for _ in range(count)})
                 chosen["dim"] = [d - rank if source.flag() else d for d in dims]
             else:
-                chosen["dim"] = source.integer(-rank, rank - 1) if rank else 0
+                chosen["dim"] = any_dim(source, rank)
         elif param.name == "keepdim":
             chosen["keepdim"] = source.flag()
         elif param.name == "dtype":
@@ -201,8 +201,7 @@ def reduced_dims(source: Source, opdef: OpDef, rank: int) -> dict[str, Any]:
 def cumulative(source: Source, opdef: OpDef) -> Arguments:
     """One dimension."""
     x = source.tensor()
-    rank = len(shape_of(x))
-    return [x, source.integer(-rank, rank - 1) if rank else 0], {"dtype": source.dtype((None, torch.float64))}
+    return [x, any_dim(source, len(shape_of(x)))], {"dtype": source.dtype((None, torch.float64))}
 
 
 def convert(source: Source, opdef: OpDef) -> Arguments:

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from fuzz.calls.elementwise import Arguments
-from fuzz.calls.layout import _dim, _ranked, _static_dim
-from fuzz.calls.source import Source, Unavailable, is_int, shape_of
+from fuzz.calls.source import Source, Unavailable, along, any_dim, is_int, numbers_below, ranked, shape_of, static_dim
 from ir.core import Value
 from ir.opdef import OpDef
-from ir.types import Dim
-
-
-def _indices(source: Source, shape: tuple[Dim, ...], size: Dim) -> Value:
-    """Draw ints below a size; all of them 0 where the size is symbolic."""
-    return source.make(shape, torch.int64, bounds=(0, size if type(size) is int else 1))
 
 
 def index(source: Source, opdef: OpDef) -> Arguments:
     """One or two dimensions by tensors that broadcast, neighbours or with a dimension between."""
-    x = _ranked(source, zero=False)
+    x = ranked(source, zero=False)
     shape = shape_of(x)
     places = [place for place, size in enumerate(shape) if is_int(size)][:3]
     indices: list[Value | None] = [None] * (max(places, default=0) + 1)
     count = source.size()
     for place in [p for p in places if source.flag()] or places[:1]:
-        indices[place] = _indices(source, source.one_of(((count,), (1,), ())), shape[place])
+        indices[place] = numbers_below(source, source.one_of(((count,), (1,), ())), shape[place])
     while indices and indices[-1] is None:
         indices.pop()
     return [x, indices], {}
@@ -45,16 +36,14 @@ def like_another(source: Source, opdef: OpDef) -> Arguments:
 
 def unfold(source: Source, opdef: OpDef) -> Arguments:
     """Windows along one dimension that overlap or leave gaps."""
-    x = _ranked(source, zero=False)
-    dim = _static_dim(source, x)
-    size = shape_of(x)[dim]
+    x, dim, size = along(source, zero=False)
     return [x, dim, source.integer(1, size if type(size) is int else 1), source.integer(1, 3)], {}
 
 
 def repeat_interleave(source: Source, opdef: OpDef) -> Arguments:
     """Each element several times, along one dimension or of the flattened tensor."""
-    x = _ranked(source)
-    return [x, source.integer(1, 3), source.one_of((None, _static_dim(source, x)))], {}
+    x = ranked(source)
+    return [x, source.integer(1, 3), source.one_of((None, static_dim(source, x)))], {}
 
 
 def einsum(source: Source, opdef: OpDef) -> Arguments:
@@ -95,10 +84,8 @@ def copy(source: Source, opdef: OpDef) -> Arguments:
 
 def slice_scatter(source: Source, opdef: OpDef) -> Arguments:
     """A slice with any bounds and step, and what is put into it."""
-    x = _ranked(source, zero=False)
+    x, dim, size = along(source, zero=False)
     shape = list(shape_of(x))
-    dim = _static_dim(source, x)
-    size = shape[dim]
     if type(size) is not int:
         return [x, source.like(x, shape), dim], {}
     start, end, step = source.integer(-size, size), source.integer(-size, size + 1), source.integer(1, 2)
@@ -108,10 +95,9 @@ def slice_scatter(source: Source, opdef: OpDef) -> Arguments:
 
 def select_scatter(source: Source, opdef: OpDef) -> Arguments:
     """One index of a dimension, and what is put there."""
-    x = _ranked(source, zero=False)
+    x, dim, size = along(source, zero=False)
     shape = list(shape_of(x))
-    dim = _static_dim(source, x)
-    size = shape.pop(dim)
+    del shape[dim]
     return [x, source.like(x, shape), dim, source.integer(-size, size - 1) if type(size) is int else 0], {}
 
 
@@ -119,7 +105,7 @@ def diagonal(source: Source, opdef: OpDef) -> Arguments:
     """A diagonal of two of the dimensions, and perhaps what is put there."""
     x = source.tensor(2, 4, zero=False)
     shape = shape_of(x)
-    one = _dim(source, len(shape))
+    one = any_dim(source, len(shape))
     others = [d for d in range(len(shape)) if d != one % len(shape)]
     # a symbol's diagonal with anything else has a length that nobody knows
     fitting = [d for d in others if (type(shape[d]) is type(shape[one]) is int) or shape[d] == shape[one]]
@@ -141,13 +127,11 @@ def diagonal(source: Source, opdef: OpDef) -> Arguments:
 
 def scatter(source: Source, opdef: OpDef) -> Arguments:
     """A number or a tensor to some places of one dimension; no place twice, whose order would be open."""
-    x = _ranked(source, zero=False)
+    x, dim, size = along(source, zero=False)
     shape = list(shape_of(x))
-    dim = _static_dim(source, x)
-    size = shape[dim]
     adds = "add" in opdef.name
     shape[dim] = source.size() if adds else 1
-    places = _indices(source, tuple(shape), size)
+    places = numbers_below(source, tuple(shape), size)
     if opdef.name == "aten.scatter.value":
         return [x, dim, places, source.one_of((1, 0.5))], {}
     return [x, dim, places, source.like(x, shape)], {}
@@ -159,30 +143,28 @@ def index_put(source: Source, opdef: OpDef) -> Arguments:
     size, *rest = shape_of(x)
     accumulate = source.flag()
     count = source.size() if accumulate else 1
-    return [x, [_indices(source, (count,), size)], source.like(x, (count, *rest))], {"accumulate": accumulate}
+    return [x, [numbers_below(source, (count,), size)], source.like(x, (count, *rest))], {"accumulate": accumulate}
 
 
 def index_add(source: Source, opdef: OpDef) -> Arguments:
     """Rows that are added to some places of one dimension."""
-    x = _ranked(source, zero=False)
+    x, dim, size = along(source, zero=False)
     shape = list(shape_of(x))
-    dim = _static_dim(source, x)
-    size = shape[dim]
     shape[dim] = source.size()
-    return [x, dim, _indices(source, (shape[dim],), size), source.like(x, shape)], {"alpha": source.one_of((1, 2))}
+    return [x, dim, numbers_below(source, (shape[dim],), size), source.like(x, shape)], {"alpha": source.one_of((1, 2))}
 
 
 def sort(source: Source, opdef: OpDef) -> Arguments:
     """One dimension, up or down."""
     x = source.tensor(1, 3)
-    return [x, _dim(source, len(shape_of(x)))], {"descending": source.flag()}
+    return [x, any_dim(source, len(shape_of(x)))], {"descending": source.flag()}
 
 
 def one_hot(source: Source, opdef: OpDef) -> Arguments:
     """Numbers below the count of classes."""
     classes = source.integer(1, 4)
     shape = tuple([source.size() for _ in range(source.integer(0, 2))])
-    return [_indices(source, shape, classes), classes], {}
+    return [numbers_below(source, shape, classes), classes], {}
 
 
 def vectors(source: Source, opdef: OpDef) -> Arguments:

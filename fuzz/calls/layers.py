@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fuzz.calls.elementwise import Arguments
-from fuzz.calls.source import Source, Unavailable, divisors, is_int, shape_of
+from fuzz.calls.source import Source, Unavailable, any_dim, divisors, is_int, shape_of
 from ir.core import Value
 from ir.opdef import OpDef
 from ir.types import Dim, TensorType
@@ -375,9 +375,7 @@ def layer_norm(source: Source, opdef: OpDef) -> Arguments:
 def softmax(source: Source, opdef: OpDef) -> Arguments:
     """Over one dimension."""
     x = source.tensor()
-    rank = len(shape_of(x))
-    dim = source.integer(-rank, rank - 1) if rank else 0
-    return [x, dim], {"dtype": source.dtype((None, None, torch.float64))}
+    return [x, any_dim(source, len(shape_of(x)))], {"dtype": source.dtype((None, None, torch.float64))}
 
 
 def dropout(source: Source, opdef: OpDef) -> Arguments:

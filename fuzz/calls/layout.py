@@ -4,35 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from fuzz.calls.elementwise import Arguments
-from fuzz.calls.source import Source, divisors, is_int, shape_of
-from ir.core import Value
+from fuzz.calls.source import Source, along, any_dim, divisors, is_int, numbers_below, ranked, shape_of, static_dim
 from ir.opdef import OpDef
 from ir.types import Dim, simplify_dim
-
-
-def _dim(source: Source, rank: int) -> int:
-    return source.integer(-rank, rank - 1) if rank else 0
-
-
-def _static_dim(source: Source, value: Value) -> int:
-    """Draw a dimension, one with a number for its size if there is one."""
-    shape = shape_of(value)
-    static = [i for i, d in enumerate(shape) if is_int(d)]
-    chosen = source.one_of(static or list(range(len(shape))))
-    return chosen - len(shape) if source.flag() else chosen
-
-
-def _ranked(source: Source, min_rank: int = 1, max_rank: int = 4, *, zero: bool = True) -> Value:
-    """Draw a tensor, in programs with at least one static size."""
-    return source.tensor(
-        min_rank,
-        max_rank,
-        zero=zero,
-        condition=lambda t: t.shape is not None and any(type(d) is int for d in t.shape),
-    )
 
 
 def reshape(source: Source, opdef: OpDef) -> Arguments:
@@ -88,9 +63,7 @@ def flatten(source: Source, opdef: OpDef) -> Arguments:
 
 def unflatten(source: Source, opdef: OpDef) -> Arguments:
     """One dimension into two."""
-    x = _ranked(source, zero=False)
-    dim = _static_dim(source, x)
-    size = shape_of(x)[dim]
+    x, dim, size = along(source, zero=False)
     first = source.one_of(divisors(size))
     rest = size // first if is_int(size) else size
     return [x, dim, source.one_of(([first, rest], [first, -1], [-1, rest], [rest, first, 1]))], {}
@@ -103,7 +76,7 @@ def squeeze(source: Source, opdef: OpDef) -> Arguments:
     if opdef.name == "aten.squeeze":
         return [x], {}
     if opdef.name == "aten.squeeze.dim":
-        return [x, _dim(source, rank)], {}
+        return [x, any_dim(source, rank)], {}
     return [x, [d for d in range(rank) if source.flag()]], {}
 
 
@@ -131,7 +104,7 @@ def transpose(source: Source, opdef: OpDef) -> Arguments:
     """Two dimensions, which may be the same."""
     x = source.tensor()
     rank = len(shape_of(x))
-    return [x, _dim(source, rank), _dim(source, rank)], {}
+    return [x, any_dim(source, rank), any_dim(source, rank)], {}
 
 
 def matrix(source: Source, opdef: OpDef) -> Arguments:
@@ -144,7 +117,7 @@ def movedim(source: Source, opdef: OpDef) -> Arguments:
     x = source.tensor(1)
     rank = len(shape_of(x))
     if opdef.name.endswith(".int"):
-        return [x, _dim(source, rank), _dim(source, rank)], {}
+        return [x, any_dim(source, rank), any_dim(source, rank)], {}
     count = source.integer(0, rank)
     return [x, permutation(source, rank)[:count], permutation(source, rank)[:count]], {}
 
@@ -209,39 +182,33 @@ def alone(source: Source, opdef: OpDef) -> Arguments:
 
 def select(source: Source, opdef: OpDef) -> Arguments:
     """One slice, counted from either end."""
-    x = _ranked(source, zero=False)
-    dim = _static_dim(source, x)
-    size = shape_of(x)[dim]
+    x, dim, size = along(source, zero=False)
     return [x, dim, source.integer(-size, size - 1) if type(size) is int else 0], {}
 
 
 def slice_(source: Source, opdef: OpDef) -> Arguments:
     """Any bounds, which are clipped."""
-    x = _ranked(source)
+    x = ranked(source)
     bound = (None, 0, 1, 2, -1, 3, -3, 2**63 - 1)
-    return [x, _static_dim(source, x), source.one_of(bound), source.one_of(bound), source.integer(1, 3)], {}
+    return [x, static_dim(source, x), source.one_of(bound), source.one_of(bound), source.integer(1, 3)], {}
 
 
 def narrow(source: Source, opdef: OpDef) -> Arguments:
     """A part that is there."""
-    x = _ranked(source, zero=False)
-    dim = _static_dim(source, x)
-    size = shape_of(x)[dim]
+    x, dim, size = along(source, zero=False)
     start = source.integer(0, size - 1) if type(size) is int else 0
     return [x, dim, start, source.integer(0, size - start) if type(size) is int else 1], {}
 
 
 def split(source: Source, opdef: OpDef) -> Arguments:
     """Pieces of one to four."""
-    x = _ranked(source)
-    return [x, source.integer(1, 4), _static_dim(source, x)], {}
+    x = ranked(source)
+    return [x, source.integer(1, 4), static_dim(source, x)], {}
 
 
 def split_with_sizes(source: Source, opdef: OpDef) -> Arguments:
     """Sizes that add up; symbolic ones too."""
-    x = _ranked(source)
-    dim = _static_dim(source, x)
-    size = shape_of(x)[dim]
+    x, dim, size = along(source)
     if type(size) is not int:
         return [x, source.one_of(([size], [size - 1, 1])), dim], {}
     first = source.integer(0, size)
@@ -250,21 +217,21 @@ def split_with_sizes(source: Source, opdef: OpDef) -> Arguments:
 
 def chunk(source: Source, opdef: OpDef) -> Arguments:
     """More chunks than there are elements too."""
-    x = _ranked(source, zero=False)
-    return [x, source.integer(1, 4), _static_dim(source, x)], {}
+    x = ranked(source, zero=False)
+    return [x, source.integer(1, 4), static_dim(source, x)], {}
 
 
 def unbind(source: Source, opdef: OpDef) -> Arguments:
     """One dimension."""
-    x = _ranked(source)
-    return [x, _static_dim(source, x)], {}
+    x = ranked(source)
+    return [x, static_dim(source, x)], {}
 
 
 def cat(source: Source, opdef: OpDef) -> Arguments:
     """Other tensors of the same rank, the same tensor twice."""
     x = source.tensor(1)
     shape = shape_of(x)
-    dim = _dim(source, len(shape))
+    dim = any_dim(source, len(shape))
     operands = [x]
     for _ in range(source.integer(0, 2)):
         other = list(shape)
@@ -283,35 +250,27 @@ def stack(source: Source, opdef: OpDef) -> Arguments:
 
 def index_select(source: Source, opdef: OpDef) -> Arguments:
     """Indices of a dimension, in any order and number."""
-    x = _ranked(source, zero=False)
-    dim = _static_dim(source, x)
-    size = shape_of(x)[dim]
-    bounds = (0, size if type(size) is int else 1)
-    return [x, dim, source.make((source.size(),), torch.int64, bounds=bounds)], {}
+    x, dim, size = along(source, zero=False)
+    return [x, dim, numbers_below(source, (source.size(),), size)], {}
 
 
 def gather(source: Source, opdef: OpDef) -> Arguments:
     """Indices for all or some of the elements."""
-    x = _ranked(source, zero=False)
-    dim = _static_dim(source, x)
+    x, dim, size = along(source, zero=False)
     shape = list(shape_of(x))
-    size = shape[dim]
     shape[dim] = source.size()
-    bounds = (0, size if type(size) is int else 1)
-    return [x, dim, source.make(shape, torch.int64, bounds=bounds)], {}
+    return [x, dim, numbers_below(source, shape, size)], {}
 
 
 def topk(source: Source, opdef: OpDef) -> Arguments:
     """As many as there are at most."""
-    x = _ranked(source, zero=False)
-    dim = _static_dim(source, x)
-    size = shape_of(x)[dim]
+    x, dim, size = along(source, zero=False)
     return [x, source.integer(1, size) if type(size) is int else 1, dim], {}
 
 
 def glu(source: Source, opdef: OpDef) -> Arguments:
     """A dimension of even size."""
     shape = [source.size() for _ in range(source.integer(1, 3))]
-    dim = _dim(source, len(shape))
+    dim = any_dim(source, len(shape))
     shape[dim] = 2 * source.one_of((1, 2, 3))
     return [source.make(shape), dim], {}

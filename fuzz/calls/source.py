@@ -158,3 +158,33 @@ def divisors(size: Dim) -> list[int]:
     if type(size) is not int or size == 0:
         return [1]
     return [n for n in range(1, size + 1) if size % n == 0]
+
+
+def any_dim(source: Source, rank: int) -> int:
+    """Draw the number of a dimension, counted from either end; 0 for a scalar."""
+    return source.integer(-rank, rank - 1) if rank else 0
+
+
+def static_dim(source: Source, value: Value) -> int:
+    """Draw a dimension, one with a number for its size if there is one."""
+    shape = shape_of(value)
+    static = [i for i, d in enumerate(shape) if is_int(d)]
+    chosen = source.one_of(static or list(range(len(shape))))
+    return chosen - len(shape) if source.flag() else chosen
+
+
+def ranked(source: Source, *, zero: bool = True) -> Value:
+    """Draw a tensor, in programs with at least one static size."""
+    return source.tensor(1, zero=zero, condition=lambda t: t.shape is not None and any(type(d) is int for d in t.shape))
+
+
+def along(source: Source, *, zero: bool = True) -> tuple[Value, int, Dim]:
+    """Draw a tensor and one of its dimensions; return both, and the size of the dimension."""
+    x = ranked(source, zero=zero)
+    dim = static_dim(source, x)
+    return x, dim, shape_of(x)[dim]
+
+
+def numbers_below(source: Source, shape: Sequence[Dim], size: Dim) -> Value:
+    """Draw ints below a size; all of them 0 where the size is symbolic."""
+    return source.make(shape, torch.int64, bounds=(0, size if type(size) is int else 1))

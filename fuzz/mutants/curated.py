@@ -47,8 +47,8 @@ CURATED: tuple[Mutant, ...] = (
         "rule",
         "NoContiguous: strides of a permute are those of its operand",
         "ir.memory.strides:_step",
-        'return tuple(strides[d] for d in op.attributes["dims"])',
-        "return contiguous_strides([shape[d] for d in op.attributes['dims']])",
+        'strides = tuple(strides[d] for d in op.attributes["dims"])',
+        "return LayoutMap.identity(shape)",
     ),
     _mutant(
         "unknown type",
@@ -68,8 +68,9 @@ CURATED: tuple[Mutant, ...] = (
         "unknown type",
         "WriteOutReshape: sizes that are not known are 1",
         "passes.canonicalize.base:shape_of",
-        "None in type_.shape:\n        return None\n    return type_.shape",
-        "False:\n        return None\n    return tuple(1 if size is None else size for size in type_.shape)",
+        "return None if value is None else value.known_shape",
+        "shape = None if value is None or tensor(value) is None else value.type.shape\n"
+        "    return None if shape is None else tuple(1 if size is None else size for size in shape)",
     ),
     _mutant(
         "region",

@@ -30,7 +30,7 @@ from ir.evaluate import evaluate
 from ir.program import Program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
-from ir.types import TensorType, dims_equal, type_of_tensor
+from ir.types import TensorType, type_of_tensor, types_agree
 from passes.manager.manager import PassContext
 
 Run = Callable[[], None]
@@ -161,14 +161,7 @@ def _draw_types(subject: Subject) -> Draw:
 
 
 def _fits(value: Value, tensor: torch.Tensor) -> bool:
-    type_ = value.type
-    if not isinstance(type_, TensorType) or (type_.dtype is not None and type_.dtype != tensor.dtype):
-        return False
-    if type_.shape is None:
-        return True
-    return len(type_.shape) == tensor.dim() and all(
-        size is None or dims_equal(size, have) for size, have in zip(type_.shape, tensor.shape, strict=True)
-    )
+    return isinstance(value.type, TensorType) and types_agree(value.type, type_of_tensor(tensor))
 
 
 def _draw_module(subject: Subject) -> Draw:

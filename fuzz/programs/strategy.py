@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from ir.locations import UNKNOWN_LOCATION, Location
 from ir.memory.aliasing import demands_strides
 from ir.opdef import get_opdef
 from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program, SymbolRange, Weight, WeightKind, weight_of
+from ir.spelling import did_you_mean
 from ir.types import Dim, TensorType, simplify_dim, symbols_of
 
 SYMBOL_RANGE = SymbolRange(4, 9)
@@ -300,10 +300,10 @@ def _check_request(operators: Sequence[str], max_ops: int) -> None:
     unknown = [name for name in operators if name not in GENERATORS]
     if unknown:
         name = unknown[0]
-        close = difflib.get_close_matches(name if name.startswith("aten.") else f"aten.{name}", GENERATORS, 3)
+        full = name if name.startswith("aten.") else f"aten.{name}"
         raise InputError(
             f"there is no generator of calls of {name!r}",
-            remedy=f"did you mean {', '.join(close)}?" if close else "write a name as `aten.relu`, `aten.add.Tensor`",
+            remedy=did_you_mean(full, GENERATORS, "write a name as `aten.relu`, `aten.add.Tensor`"),
         )
     if max_ops < 1:
         raise InputError(f"max_ops is {max_ops}", remedy="ask for one operation at least")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -19,7 +18,7 @@ from ir.builder import bind_arguments
 from ir.caches import cached
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError
-from ir.opdef import OpDef, ParamKind, Trait, get_opdef
+from ir.opdef import OpDef, Trait, get_opdef
 from ir.types import Dim, TensorType
 from passes.rewrite.expansion import op_nodes
 from passes.rewrite.pattern import AnyValue, Chain, Node, OpNode
@@ -278,7 +277,9 @@ class Growth:
                 if source.integer(0, 7):
                     return None
             operands, drawn, segments, _ = bind_arguments(opdef, args, kwargs)
-            grouped = _group(opdef, operands, segments)
+            if segments is None and len(operands) != len(opdef.operand_params):
+                raise Unavailable  # an attribute refers to a value
+            grouped = list(opdef.group(operands, segments))
             if max(places, default=0) >= len(grouped) or min(places, default=0) < 0:
                 return None
             # where the call was drawn around what is fixed, the other operands fit already
@@ -429,19 +430,3 @@ class _Given(AnyValue):
     """An operand that exists already, in place of a node."""
 
     value: Value | None = None
-
-
-def _group(opdef: OpDef, operands: Sequence[Value | None], segments: Sequence[int] | None) -> list[Any]:
-    """Return one entry for each tensor parameter: a value, None, or a tuple."""
-    params = opdef.operand_params
-    if segments is None:
-        if len(operands) != len(params):
-            raise Unavailable  # an attribute refers to a value
-        return list(operands)
-    grouped: list[Any] = []
-    start = 0
-    for param, size in zip(params, segments, strict=True):
-        part = tuple(operands[start : start + size])
-        grouped.append(part if param.kind is ParamKind.LIST else part[0])
-        start += size
-    return grouped

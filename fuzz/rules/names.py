@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 
 from compiler.pipeline import STANDARD_PATTERNS
 from ir.errors import InputError
+from ir.spelling import did_you_mean
 from passes.canonicalize import CANONICALIZATION_RULES
 from passes.canonicalize.identity import INFERENCE_RULES
 from passes.fold.batch_norm import FoldBatchNormPattern
@@ -31,10 +31,9 @@ def find_rule(name: str) -> type[Pattern]:
     if ":" not in name:
         if name in RULES:
             return RULES[name]
-        near = difflib.get_close_matches(name, RULES, 3)
         raise InputError(
             f"there is no rule {name!r}",
-            remedy=f"did you mean {', '.join(near)}?" if near else "write a rule of your own as `package.module:Class`",
+            remedy=did_you_mean(name, RULES, "write a rule of your own as `package.module:Class`"),
         )
     module, _, attribute = name.partition(":")
     try:

@@ -20,12 +20,13 @@ from fuzz.programs.strategy import programs
 from fuzz.rules.growth import operators_with
 from fuzz.rules.instances import expanded_pattern, instances
 from fuzz.rules.respelling import Respelling
-from ir.compare import programs_equal, types_equal
+from ir.compare import programs_equal
 from ir.core import RETURN, Operation, Value
 from ir.errors import GraphwrightError
 from ir.opdef import OpDef, ParamKind, Trait
 from ir.program import Program
 from ir.text.printer import print_program
+from ir.types import types_equal
 from passes.canonicalize import CANONICALIZATION_RULES
 from passes.canonicalize.identity import CatOfOne, Idempotent, Involution, NoArithmetic, NoCast, NoCopy, NoPad
 from passes.cleanup.dce import eliminate_dead_code

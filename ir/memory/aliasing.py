@@ -6,7 +6,7 @@ strides may depend on theirs. Every walk is bounded; past the bound the conserva
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -106,23 +106,38 @@ def may_alias_roots(value: Value) -> tuple[Value, ...]:
     return tuple(roots)
 
 
-def aliases_output(value: Value) -> bool:
-    """Return whether `value`, or a value that may share its storage, is an output of the graph."""
+def _reaches(
+    value: Value, ends: Callable[[Operation, int], bool], onward: Callable[[Operation, int], Iterable[Value]]
+) -> bool:
+    """Return whether a walk from use to use comes to an end that is looked for.
+
+    Args:
+        value: where the walk starts.
+        ends: whether a use, an operation and the number of its operand, is what is looked for.
+        onward: the values to which the walk goes on from a use.
+    """
     seen: set[Value] = {value}
     worklist = [value]
     while worklist:
         if len(seen) > _BOUND:
             return True
-        for user in worklist.pop()._uses:
-            if user.opdef is RETURN:
+        for user, index in worklist.pop().uses:
+            if ends(user, index):
                 return True
-            if user.body is None and not may_alias_operands(user.opdef):
-                continue
-            for result in user.results:
-                if result not in seen:
-                    seen.add(result)
-                    worklist.append(result)
+            for reached in onward(user, index):
+                if reached not in seen:
+                    seen.add(reached)
+                    worklist.append(reached)
     return False
+
+
+def _aliasing_results(op: Operation) -> tuple[Value, ...]:
+    return op.results if op.body is not None or may_alias_operands(op.opdef) else ()
+
+
+def aliases_output(value: Value) -> bool:
+    """Return whether `value`, or a value that may share its storage, is an output of the graph."""
+    return _reaches(value, lambda op, _: op.opdef is RETURN, lambda op, _: _aliasing_results(op))
 
 
 def may_share_with_caller(value: Value) -> bool:
@@ -161,21 +176,11 @@ def _strides_reach(value: Value, ends: Callable[[Operation], bool]) -> bool:
     The walk goes forward through every operator whose result strides may follow its operands', and stops at those
     that fix them.
     """
-    seen: set[Value] = {value}
-    worklist = [value]
-    while worklist:
-        if len(seen) > _BOUND:
-            return True
-        for user in worklist.pop()._uses:
-            if ends(user):
-                return True
-            if user.opdef.fixes_strides:
-                continue
-            for result in user.results:
-                if result not in seen and type(result.type) is TensorType:
-                    seen.add(result)
-                    worklist.append(result)
-    return False
+
+    def onward(op: Operation, _: int) -> list[Value]:
+        return [] if op.opdef.fixes_strides else [each for each in op.results if type(each.type) is TensorType]
+
+    return _reaches(value, lambda op, _: ends(op), onward)
 
 
 def is_written(value: Value) -> bool:
@@ -184,24 +189,11 @@ def is_written(value: Value) -> bool:
     Normalizations write their running statistics, in training, and after a call of `train()` where they follow the
     mode of their module. Opaque calls write where they say so.
     """
-    seen: set[Value] = {value}
-    worklist = [value]
-    while worklist:
-        if len(seen) > _BOUND:
-            return True
-        for user, index in worklist.pop().uses:
-            if user.opdef is RETURN:
-                continue
-            if writes_operand(user, index):
-                return True
-            reached = list(user.results) if user.body is not None or may_alias_operands(user.opdef) else []
-            if user.body is not None:
-                reached.append(user.body.inputs[index])
-            for other in reached:
-                if other not in seen:
-                    seen.add(other)
-                    worklist.append(other)
-    return False
+
+    def onward(op: Operation, index: int) -> tuple[Value, ...]:
+        return (*_aliasing_results(op), *(() if op.body is None else (op.body.inputs[index],)))
+
+    return _reaches(value, writes_operand, onward)
 
 
 def writes_operand(op: Operation, index: int) -> bool:

@@ -1,25 +1,28 @@
-"""Proving what a chain of layout operations does: where each element of the result comes from.
+"""The algebra of layouts: where each element of a value lies in what it was made from.
 
 A `LayoutMap` writes each dimension of a value as a sequence of atoms (size, stride): stepping through the atom moves by
 `stride` elements in the row-major order of the source. Reshape regroups atoms (splitting them where it must), permute
 reorders dimensions, slices move the offset. Two chains do the same exactly when their normal forms are equal, for all
 values of the symbols.
+
+A tensor in memory is the map with one atom a dimension, whose strides are the tensor's.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import attrs
 import sympy
 
-from ir.columns import Layout
+from ir.columns import Layout, permutation
 from ir.core import Operation, Value
-from ir.memory.strides import known_shape
 from ir.opdef import OpDef
-from ir.types import Dim, TensorType, dims_equal, simplify_dim, wrap
+from ir.types import Dim, TensorType, dims_equal, product, simplify_dim
 
 Atom = tuple[Dim, Dim]
+Strides = tuple[Dim, ...]
 
 
 def _divide(a: Dim, b: Dim) -> Dim | None:
@@ -35,11 +38,27 @@ def _divide(a: Dim, b: Dim) -> Dim | None:
     return None
 
 
-def _product(dims: Sequence[Dim]) -> Dim:
-    result: Dim = 1
-    for dim in dims:
-        result = result * dim
-    return simplify_dim(result)
+def _merged(atoms: Sequence[Atom]) -> list[Atom]:
+    """Return atoms without those of size 1, neighbours merged where one steps on from the other."""
+    merged: list[Atom] = []
+    for size, stride in atoms:
+        if dims_equal(size, 1):
+            continue
+        if merged and dims_equal(merged[-1][1], simplify_dim(size * stride)):
+            merged[-1] = (simplify_dim(merged[-1][0] * size), stride)
+        else:
+            merged.append((simplify_dim(size), stride))
+    return merged
+
+
+def contiguous_strides(shape: Sequence[Dim]) -> Strides:
+    """Return the strides of a contiguous tensor."""
+    strides: list[Dim] = []
+    stride: Dim = 1
+    for size in reversed(shape):
+        strides.append(stride)
+        stride = simplify_dim(stride * size)
+    return tuple(reversed(strides))
 
 
 @attrs.frozen
@@ -50,19 +69,25 @@ class LayoutMap:
     offset: Dim = 0
 
     @classmethod
+    def strided(cls, shape: Sequence[Dim], strides: Sequence[Dim]) -> LayoutMap:
+        """Return the map of a tensor with these strides."""
+        return cls(tuple([((size, stride),) for size, stride in zip(shape, strides, strict=True)]))
+
+    @classmethod
     def identity(cls, shape: Sequence[Dim]) -> LayoutMap:
         """Return the map of the source itself."""
-        dims: list[tuple[Atom, ...]] = []
-        stride: Dim = 1
-        for size in reversed(shape):
-            dims.append(((size, stride),))
-            stride = simplify_dim(stride * size)
-        return cls(tuple(reversed(dims)))
+        return cls.strided(shape, contiguous_strides(shape))
 
     @property
     def shape(self) -> tuple[Dim, ...]:
         """The shape of the value."""
-        return tuple(_product([size for size, _ in dim]) for dim in self.dims)
+        return tuple(product([size for size, _ in dim]) for dim in self.dims)
+
+    @property
+    def strides(self) -> Strides | None:
+        """The strides of the value, 1 for dimensions of size 1; None where one dimension has several."""
+        dims = self.normal_form().dims
+        return None if any(len(dim) > 1 for dim in dims) else tuple([dim[0][1] if dim else 1 for dim in dims])
 
     def permute(self, order: Sequence[int]) -> LayoutMap:
         """Return the map after `permute(order)`."""
@@ -94,6 +119,36 @@ class LayoutMap:
             result.append(tuple(group))
         return None if rest else LayoutMap(tuple(result), self.offset)
 
+    def seams(self) -> dict[Dim, bool | None]:
+        """Return where the row-major order of the value is cut into dimensions, those of size 1 left out.
+
+        Returns:
+            The number of elements behind each cut -> whether the dimension before it steps on from the one behind it,
+            so that the two could be one; None where that is not known.
+        """
+        seams: dict[Dim, bool | None] = {}
+        atoms = [atom for dim in self.dims for atom in dim if atom[0] != 1]
+        count: Dim = 1
+        for (_, step), (size, stride) in reversed(list(itertools.pairwise(atoms))):
+            count = simplify_dim(count * size)
+            reach = simplify_dim(size * stride)
+            numbers = type(reach) is int and type(step) is int
+            seams[count] = True if dims_equal(step, reach) else False if numbers else None
+        return seams
+
+    def is_view(self, shape: Sequence[Dim]) -> bool | None:
+        """Return whether `reshape(shape)` of a tensor with this map is a view; None where that is not known."""
+        kept = LayoutMap.identity(shape).seams()
+        answers = [is_one for cut, is_one in self.seams().items() if cut not in kept]
+        return False if False in answers else None if None in answers else True
+
+    def view(self, shape: Sequence[Dim]) -> LayoutMap | None:
+        """Return the map of the view of a shape, one atom a dimension; None where it provably has none."""
+        atoms = _merged([atom for dim in self.dims for atom in dim])
+        found = LayoutMap((tuple(atoms),), self.offset).reshape(shape)
+        strides = None if found is None else found.strides
+        return None if strides is None else LayoutMap.strided(shape, strides)
+
     def narrow(self, dim: int, start: Dim, length: Dim) -> LayoutMap | None:
         """Return the map after taking `length` elements of `dim` from `start`; None where that cuts through atoms."""
         atoms = [atom for atom in self.dims[dim] if not dims_equal(atom[0], 1)]
@@ -101,7 +156,7 @@ class LayoutMap:
             return self if dims_equal(length, 1) else None
         # the slice must take whole steps of the outermost atom
         stride = atoms[0][1]
-        inner = _product([size for size, _ in atoms[1:]])
+        inner = product([size for size, _ in atoms[1:]])
         first, steps = _divide(start, inner), _divide(length, inner)
         if first is None or steps is None:
             return None
@@ -119,18 +174,7 @@ class LayoutMap:
 
     def normal_form(self) -> LayoutMap:
         """Return the map with size-1 atoms dropped and adjacent atoms merged where one steps on from the other."""
-        dims: list[tuple[Atom, ...]] = []
-        for dim in self.dims:
-            merged: list[Atom] = []
-            for size, stride in dim:
-                if dims_equal(size, 1):
-                    continue
-                if merged and dims_equal(merged[-1][1], simplify_dim(size * stride)):
-                    merged[-1] = (simplify_dim(merged[-1][0] * size), stride)
-                else:
-                    merged.append((simplify_dim(size), stride))
-            dims.append(tuple(merged))
-        return LayoutMap(tuple(dims), self.offset)
+        return LayoutMap(tuple([tuple(_merged(dim)) for dim in self.dims]), self.offset)
 
     def same_as(self, other: LayoutMap) -> bool:
         """Return whether both maps are provably equal."""
@@ -157,7 +201,7 @@ class LayoutMap:
         if layout is Layout.SAME:
             return self
         if layout.reorders:
-            order = permutation_of(op, rank)
+            order = permutation(layout, attributes, rank)
             return None if order is None else self.permute(order)
         if layout is Layout.SELECT:
             dim, index = attributes["dim"] % rank, attributes["index"]
@@ -166,7 +210,7 @@ class LayoutMap:
             return self.select(dim, index) if isinstance(index, int) else None
         if layout is Layout.SPLIT:
             dim = attributes["dim"] % rank
-            sizes = [known_shape(piece) for piece in op.results[: result + 1]]
+            sizes = [piece.known_shape for piece in op.results[: result + 1]]
             lengths = [size[dim] for size in sizes if size is not None and type(size[dim]) is int]
             return self.narrow(dim, sum(lengths[:-1]), lengths[-1]) if len(lengths) == len(sizes) else None
         if layout is Layout.SLICE:
@@ -180,47 +224,6 @@ class LayoutMap:
 
 
 _DESCRIBED = frozenset({Layout.RESHAPE, Layout.SAME, Layout.SELECT, Layout.SPLIT, Layout.SLICE})
-
-
-def permutation_of(op: Operation, rank: int) -> tuple[int, ...] | None:
-    """Return the order that an operation puts the dimensions of a tensor of `rank` in; None where it is not certain."""
-    layout, attributes = op.opdef.layout, op.attributes
-    order = list(range(rank))
-    if layout is Layout.PERMUTE:
-        wrapped = [wrap(d, rank) for d in attributes["dims"]]
-        dims = [d for d in wrapped if d is not None]
-        return tuple(dims) if sorted(dims) == order else None
-    if layout is Layout.REVERSE:
-        return tuple(reversed(order))
-    if layout is Layout.SWAP_LAST:
-        return (*order[:-2], order[-1], order[-2]) if rank >= 2 else None
-    if layout is Layout.MOVE:
-        return _moved(attributes["source"], attributes["destination"], rank)
-    if layout is not Layout.SWAP:
-        return None
-    a, b = (wrap(attributes[param.name], rank) for param in op.opdef.attribute_params)
-    if a is None or b is None:
-        return None
-    if rank:
-        order[a], order[b] = order[b], order[a]
-    return tuple(order)
-
-
-def _moved(source: int | tuple[int, ...], destination: int | tuple[int, ...], rank: int) -> tuple[int, ...] | None:
-    sources = source if isinstance(source, tuple) else (source,)
-    destinations = destination if isinstance(destination, tuple) else (destination,)
-    if not rank:
-        return ()
-    order: list[int | None] = [None] * rank
-    taken = set()
-    for s, d in zip(sources, destinations, strict=True):
-        wrapped, place = wrap(s, rank), wrap(d, rank)
-        if wrapped is None or place is None:
-            return None
-        order[place] = wrapped
-        taken.add(wrapped)
-    rest = iter([d for d in range(rank) if d not in taken])
-    return tuple(next(rest) if d is None else d for d in order)
 
 
 def _is_described(opdef: OpDef) -> bool:

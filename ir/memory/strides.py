@@ -7,20 +7,18 @@ down another path, and shows in the outputs. Strides of dimensions of size 1 mea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-import sympy
 import torch
 
 from ir.columns import Layout, StrideRule
 from ir.core import Operation, Value
 from ir.memory.aliasing import may_alias_operands
+from ir.memory.layout import LayoutMap
 from ir.opdef import OpDef, Trait
-from ir.types import Dim, TensorType, dims_equal, simplify_dim
+from ir.types import Dim, dims_equal, simplify_dim
 
 _BOUND = 32
-
-Strides = tuple[Dim, ...]
 
 _STEPS = frozenset(
     {Layout.RESHAPE, Layout.PERMUTE, Layout.SPLIT, Layout.SLICE, Layout.SELECT, Layout.SAME, Layout.DETACHED}
@@ -35,26 +33,8 @@ def is_contiguous_result(op: Operation) -> bool:
     return op.opdef.layout is Layout.SAME and op.attributes.get("memory_format") is torch.contiguous_format
 
 
-def contiguous_strides(shape: Sequence[Dim]) -> Strides:
-    """Return the strides of a contiguous tensor."""
-    strides: list[Dim] = []
-    stride: Dim = 1
-    for size in reversed(shape):
-        strides.append(stride)
-        stride = simplify_dim(stride * size)
-    return tuple(reversed(strides))
-
-
-def known_shape(value: Value) -> tuple[Dim, ...] | None:
-    """Return the shape of a tensor value where all of it is known, else None."""
-    type_ = value.type
-    if type(type_) is not TensorType or type_.shape is None or None in type_.shape:
-        return None
-    return type_.shape
-
-
-def strides_of(value: Value) -> Strides | None:
-    """Return the strides of `value` where they follow from the operations alone, else None."""
+def layout_of(value: Value) -> LayoutMap | None:
+    """Return how `value` lies in memory where that follows from the operations alone, else None."""
     path: list[tuple[Operation, int]] = []
     op = value.defining_op
     while op is not None and not is_contiguous_result(op):
@@ -66,18 +46,16 @@ def strides_of(value: Value) -> Strides | None:
             return None
         value = operand
         op = value.defining_op
-    shape = known_shape(value)
+    shape = value.known_shape
     if op is None or shape is None:
         return None
-    strides: Strides | None = contiguous_strides(shape)
+    layout: LayoutMap | None = LayoutMap.identity(shape)
     for op, index in reversed(path):
-        assert strides is not None
-        strides = _step(op, index, shape, strides)
-        after = known_shape(op.results[index])
-        if strides is None or after is None:
+        after = op.results[index].known_shape
+        if layout is None or after is None:
             return None
-        shape = after
-    return strides
+        layout = _step(op, layout, after)
+    return layout
 
 
 def _is_step(opdef: OpDef) -> bool:
@@ -96,134 +74,46 @@ def _keeps_strides(op: Operation) -> bool:
     )
 
 
-def _step(op: Operation, index: int, shape: tuple[Dim, ...], strides: Strides) -> Strides | None:
-    layout = op.opdef.layout
-    if layout is Layout.PERMUTE:
-        return tuple(strides[d] for d in op.attributes["dims"])
+def _step(op: Operation, before: LayoutMap, shape: Sequence[Dim]) -> LayoutMap | None:
+    """Return the map of the result, which has this shape, of an operation on a tensor with one atom a dimension."""
+    layout, strides = op.opdef.layout, before.strides
+    assert strides is not None
     if layout is Layout.RESHAPE:
-        after = known_shape(op.results[0])
-        if after is None:
-            return None
-        verdict = reshape_is_view(shape, strides, after)
-        if verdict is None:
-            return None
-        return view_strides(shape, strides, after) if verdict else contiguous_strides(after)
-    if layout is Layout.SELECT:
-        dim = op.attributes["dim"] % len(shape)
-        return strides[:dim] + strides[dim + 1 :]
-    if layout is Layout.SLICE and op.attributes["step"] != 1:
-        return None
-    if layout is not None:
-        return strides
-    return strides if is_dense_layout(shape, strides) else None
+        is_view = before.is_view(shape)
+        return None if is_view is None else before.view(shape) if is_view else LayoutMap.identity(shape)
+    if layout is Layout.PERMUTE:
+        strides = tuple(strides[d] for d in op.attributes["dims"])
+    elif layout is Layout.SELECT:
+        dim = op.attributes["dim"] % len(strides)
+        strides = strides[:dim] + strides[dim + 1 :]
+    elif layout is Layout.SLICE:
+        strides = strides if op.attributes["step"] == 1 else None
+    elif layout is None:
+        strides = strides if memory_order(shape, strides) is not None else None
+    return None if strides is None else LayoutMap.strided(shape, strides)
 
 
-def is_dense_layout(shape: Sequence[Dim], strides: Sequence[Dim]) -> bool:
-    """Return whether the strides provably are a permutation of contiguous ones."""
-    pairs = [(size, stride) for size, stride in zip(shape, strides, strict=True) if not dims_equal(size, 1)]
-    expected: Dim = 1
-    while pairs:
-        found = next((i for i, (_, stride) in enumerate(pairs) if dims_equal(stride, expected)), None)
-        if found is None:
-            return False
-        expected = simplify_dim(expected * pairs.pop(found)[0])
-    return True
+def memory_order(shape: Sequence[Dim], strides: Sequence[Dim]) -> list[int] | None:
+    """Return the dimensions of a dense tensor in the order in which they lie in memory; those of size 1 come first.
 
-
-def boundaries(shape: Sequence[Dim]) -> dict[Dim, int]:
-    """Return where a shape cuts its row-major order: elements behind each cut -> the dimension that begins there.
-
-    Dimensions of size 1 make no cut, and neither do the two ends.
+    None where the strides are not provably a permutation of contiguous ones.
     """
-    cuts: dict[Dim, int] = {}
-    count: Dim = 1
-    pending: int | None = None
-    for i in range(len(shape) - 1, -1, -1):
-        size = shape[i]
-        if type(size) is int and size == 1:
-            continue
-        if pending is not None:
-            cuts[count] = pending
-        count = simplify_dim(count * size)
-        pending = i
-    return cuts
+    left = [d for d in range(len(shape)) if not dims_equal(shape[d], 1)]
+    order: list[int] = []
+    reach: Dim = 1
+    while left:
+        inner = next((d for d in left if dims_equal(strides[d], reach)), None)
+        if inner is None:
+            return None
+        left.remove(inner)
+        order.insert(0, inner)
+        reach = simplify_dim(reach * shape[inner])
+    return [d for d in range(len(shape)) if d not in order] + order
 
 
-def mergeable(shape: Sequence[Dim], strides: Sequence[Dim], inner: int) -> bool | None:
-    """Return whether `inner` and the next outer dimension (sizes 1 skipped) step on from each other; None: unknown."""
-    outer = inner - 1
-    while shape[outer] == 1:
-        outer -= 1
-    expected = simplify_dim(shape[inner] * strides[inner])
-    if dims_equal(strides[outer], expected):
-        return True
-    if type(expected) is int and type(strides[outer]) is int:
-        return False
-    return None
-
-
-def reshape_is_view(shape: Sequence[Dim], strides: Sequence[Dim], target: Sequence[Dim]) -> bool | None:
-    """Return whether reshaping to `target` gives a view; None where that is not known."""
-    kept = boundaries(target)
-    answers = [mergeable(shape, strides, inner) for cut, inner in boundaries(shape).items() if cut not in kept]
-    if all(answer is True for answer in answers):
-        return True
-    return False if any(answer is False for answer in answers) else None
-
-
-def view_strides(shape: Sequence[Dim], strides: Sequence[Dim], target: Sequence[Dim]) -> Strides | None:
-    """Return the strides of the view of shape `target`, which must exist; None where that cannot be proved."""
-    result: list[Dim] = [1] * len(target)
-    at = len(target) - 1
-    size: Dim = 1
-    stride: Dim = 1
-    rest = [(s, t) for s, t in zip(shape, strides, strict=True) if not (type(s) is int and s == 1)]
-    while at >= 0:
-        want = target[at]
-        if type(want) is int and want == 1:
-            result[at] = simplify_dim(stride * size)
-            at -= 1
-            continue
-        if type(size) is int and size == 1:
-            if not rest:
-                return None
-            size, stride = rest.pop()
-        # take `want` elements off the inner end; join outer source dimensions while there are too few
-        while not _divides(want, size):
-            if not rest:
-                return None
-            outer, step = rest.pop()
-            if not dims_equal(step, simplify_dim(size * stride)):
-                return None
-            size = simplify_dim(size * outer)
-        result[at] = stride
-        stride = simplify_dim(stride * want)
-        size = _quotient(size, want)
-        at -= 1
-    return tuple(result)
-
-
-def _divides(part: Dim, whole: Dim) -> bool:
-    if type(part) is int and type(whole) is int:
-        return part != 0 and whole % part == 0
-    if dims_equal(part, whole):
-        return True
-    return _exact_quotient(whole, part) is not None
-
-
-def _quotient(whole: Dim, part: Dim) -> Dim:
-    if type(part) is int and type(whole) is int:
-        return whole // part
-    if dims_equal(part, whole):
-        return 1
-    quotient = _exact_quotient(whole, part)
-    assert quotient is not None
-    return quotient
-
-
-def _exact_quotient(whole: Dim, part: Dim) -> Dim | None:
-    quotient = sympy.cancel(sympy.sympify(whole) / sympy.sympify(part))
-    return simplify_dim(quotient) if quotient.as_numer_denom()[1] == 1 else None
+def strides_equal(shape: Sequence[Dim | None], a: Sequence[Dim | None], b: Sequence[Dim | None]) -> bool:
+    """Return whether tensors of one shape provably lie alike."""
+    return all(dims_equal(size, 1) or dims_equal(x, y) for size, x, y in zip(shape, a, b, strict=True))
 
 
 def merge_keeps_strides(x: Value, middle: Sequence[Dim], target: Sequence[Dim]) -> bool:
@@ -232,40 +122,41 @@ def merge_keeps_strides(x: Value, middle: Sequence[Dim], target: Sequence[Dim]) 
     The chain is a view where x merges at every cut that `middle` or `target` drops; one reshape, where it merges at
     those that `target` drops. Where a copy is made, it is contiguous in both.
     """
-    shape = known_shape(x)
+    shape = x.known_shape
     if shape is None or 0 in shape:
         return False
-    cuts, kept_first, kept = boundaries(shape), boundaries(middle), boundaries(target)
-    extra = [inner for cut, inner in cuts.items() if cut in kept and cut not in kept_first]
+    kept_first, kept = _cuts(middle), _cuts(target)
+    extra = [cut for cut in _cuts(shape) if cut in kept and cut not in kept_first]
     if not extra:
         return True
-    strides = strides_of(x)
-    if strides is None:
+    layout = layout_of(x)
+    if layout is None:
         return False
-    if all(mergeable(shape, strides, inner) is True for inner in extra):
-        return True
-    return any(mergeable(shape, strides, inner) is False for cut, inner in cuts.items() if cut not in kept)
+    seams = layout.seams()
+    return all(seams[cut] for cut in extra) or any(is_one is False for cut, is_one in seams.items() if cut not in kept)
+
+
+def _cuts(shape: Sequence[Dim]) -> Collection[Dim]:
+    return LayoutMap.identity(shape).seams()
 
 
 def reshape_views(x: Value, target: Sequence[Dim]) -> bool:
     """Return whether reshaping `x` to `target` certainly makes a view."""
-    shape = known_shape(x)
+    shape = x.known_shape
     if shape is None or 0 in shape:
         return False
-    kept = boundaries(target)
-    if all(cut in kept for cut in boundaries(shape)):
+    kept = _cuts(target)
+    if all(cut in kept for cut in _cuts(shape)):
         return True
-    strides = strides_of(x)
-    return strides is not None and reshape_is_view(shape, strides, target) is True
+    layout = layout_of(x)
+    return layout is not None and layout.is_view(target) is True
 
 
 def reshape_copies(x: Value, target: Sequence[Dim]) -> bool:
     """Return whether reshaping `x` to `target` certainly makes a copy."""
-    shape = known_shape(x)
-    strides = None if shape is None or 0 in shape else strides_of(x)
-    if shape is None or strides is None:
-        return False
-    return reshape_is_view(shape, strides, target) is False
+    shape = x.known_shape
+    layout = None if shape is None or 0 in shape else layout_of(x)
+    return layout is not None and layout.is_view(target) is False
 
 
 def is_contiguous(value: Value) -> bool:
@@ -273,11 +164,8 @@ def is_contiguous(value: Value) -> bool:
     op = value.defining_op
     if op is not None and is_contiguous_result(op):
         return True
-    shape, strides = known_shape(value), strides_of(value)
-    if shape is None or strides is None:
-        return False
-    pairs = zip(shape, strides, contiguous_strides(shape), strict=True)
-    return all(dims_equal(size, 1) or dims_equal(a, b) for size, a, b in pairs)
+    layout = layout_of(value)
+    return layout is not None and layout.same_as(LayoutMap.identity(layout.shape))
 
 
 def is_dense(value: Value) -> bool:

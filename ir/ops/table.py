@@ -218,8 +218,8 @@ def _layers() -> None:
     _rows("_upsample_nearest_exact2d.vec _upsample_bilinear2d_aa.vec", _fast(pooling.upsample(2)))
     _rows("_upsample_bicubic2d_aa.vec", _fast(pooling.upsample(2)))
     _rows("upsample_nearest3d.vec upsample_trilinear3d.vec", _fast(pooling.upsample(3)))
-    _rows("pixel_shuffle", _fast(pooling.pixel_shuffle))
-    _rows("pixel_unshuffle", _fast(pooling.pixel_unshuffle))
+    _rows("pixel_shuffle", _fast(pooling.pixel_shuffle()))
+    _rows("pixel_unshuffle", _fast(pooling.pixel_shuffle(back=True)))
 
     _rows("linear", _fast(linear.linear), **_CONTIGUOUS, **_FRESH)
     _rows("matmul", _fast(linear.matmul), **_FIXED, **_FRESH)
@@ -310,15 +310,15 @@ def _reshapes() -> None:
 
 def _permutes() -> None:
     permute: dict[str, Any] = {"spelled": "aten.permute"}
-    _rows("permute", _fast(layout.permute), _LAYOUT, layout=Layout.PERMUTE)
-    _rows("transpose.int swapdims", _fast(layout.transpose()), _LAYOUT, layout=Layout.SWAP, **permute)
-    _rows("swapaxes", _fast(layout.transpose("axis0", "axis1")), _LAYOUT, layout=Layout.SWAP, **permute)
+    _rows("permute", _fast(layout.reorder(Layout.PERMUTE)), _LAYOUT, layout=Layout.PERMUTE)
+    swap = _fast(layout.reorder(Layout.SWAP))
+    _rows("transpose.int swapdims swapaxes", swap, _LAYOUT, layout=Layout.SWAP, **permute)
     _rows("t", _fast(layout.matrix_transpose), _LAYOUT, layout=Layout.REVERSE, inverse="aten.t", **permute)
     _rows("numpy_T", None, _LAYOUT, layout=Layout.REVERSE, inverse="aten.numpy_T", **permute)
     _rows("mT", None, _LAYOUT, layout=Layout.SWAP_LAST, inverse="aten.mT", **permute)
     _rows("adjoint", None, _LAYOUT)
     moves = "movedim.int movedim.intlist moveaxis.int moveaxis.intlist"
-    _rows(moves, _fast(layout.movedim), _LAYOUT, layout=Layout.MOVE, **permute)
+    _rows(moves, _fast(layout.reorder(Layout.MOVE)), _LAYOUT, layout=Layout.MOVE, **permute)
 
 
 def _parts() -> None:
@@ -361,15 +361,15 @@ def _copies() -> None:
 
 def _reductions() -> None:
     reduced: dict[str, Any] = {"dims": Dims.REDUCED}
-    _rows("mean.dim sum.dim_IntList", _fast(reduction.reduce()), **reduced)
-    _rows("prod.dim_int", _fast(reduction.reduce()), **_ALONG)
-    _rows("sum mean prod", _fast(reduction.reduce()))
-    _rows("amax amin logsumexp", _fast(reduction.reduce(empty=False)), **reduced)
-    _rows("max min", _fast(reduction.reduce(empty=False)))
-    _rows("var.dim var.correction std.dim std.correction", _fast(reduction.moments(1)), **reduced)
-    _rows("var std", _fast(reduction.moments(1)))
-    _rows("var_mean.correction", _fast(reduction.moments(2)), **reduced)
-    _rows("std_mean.correction", _fast(reduction.moments(2)))
+    _rows("mean.dim sum.dim_IntList", _fast(reduction.reduce(empty=True)), **reduced)
+    _rows("prod.dim_int", _fast(reduction.reduce(empty=True)), **_ALONG)
+    _rows("sum mean prod", _fast(reduction.reduce(empty=True)))
+    _rows("amax amin logsumexp", _fast(reduction.reduce()), **reduced)
+    _rows("max min", _fast(reduction.reduce()))
+    _rows("var.dim var.correction std.dim std.correction", _fast(reduction.reduce()), **reduced)
+    _rows("var std", _fast(reduction.reduce()))
+    _rows("var_mean.correction", _fast(reduction.reduce(results=2)), **reduced)
+    _rows("std_mean.correction", _fast(reduction.reduce(results=2)))
     _rows("argmax argmin", _fast(reduction.typed(torch.int64)), **_ALONG)
     _rows("any.dim all.dim", _fast(reduction.typed(torch.bool)), **_ALONG)
     _rows("any all", _fast(reduction.typed(torch.bool)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
+from collections.abc import Iterator
 from itertools import islice
 
 from ir.errors import ParseError
@@ -109,6 +110,13 @@ class Lexer:
         if self.texts[self.index] != text:
             raise self.error(f"expected {text!r}, found {self.describe()}")
         self.index += 1
+
+    def items(self, end: str) -> Iterator[None]:
+        """Yield before each of the items up to the mark `end`, which commas separate; the last may have one, too."""
+        while not self.accept(end):
+            yield
+            if not self.at(end):
+                self.expect(",")
 
     def expect_kind(self, kind: str, meaning: str) -> str:
         """Step over a token of a kind and return its text.

@@ -365,7 +365,7 @@ class Literals:
         lexer.expect("(")
         fields: list[Any] = []
         merged: tuple[Location, ...] = ()
-        while not lexer.accept(")"):
+        for _ in lexer.items(")"):
             if lexer.accept("merged"):
                 lexer.expect("[")
                 merged = tuple(self._list("]", self.location))
@@ -373,8 +373,6 @@ class Literals:
                 fields.append(lexer.expect_string("a string"))
             else:
                 fields.append(lexer.expect_int("a line number"))
-            if not lexer.at(")"):
-                lexer.expect(",")
         defaults: list[Any] = ["", "", "", 0]
         path, class_, file, line = fields + defaults[len(fields) :]
         return Location(path, class_, file, line, merged)

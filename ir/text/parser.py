@@ -22,6 +22,7 @@ from ir.program import (
 )
 from ir.text.literals import RESERVED_SYMBOLS, expect_end, parse_attribute, parse_type
 from ir.text.parser_boundary import BoundaryParser
+from ir.text.printer import WEIGHT_FLAGS
 from ir.text.specs import read_spec
 from ir.types import TensorType, Type, make_symbol
 
@@ -160,7 +161,7 @@ class _Parser(BoundaryParser):
             case "result":
                 lexer.expect("=")
                 value, constant = self._leaf("output")
-                convention.outputs += (OutputLeaf(value, constant, self._strides()),)
+                convention.outputs += (OutputLeaf(value, constant),)
             case "mutation":
                 convention.mutations += (self._mutation(),)
             case "view":
@@ -205,14 +206,8 @@ class _Parser(BoundaryParser):
             raise lexer.error("the type of a weight is a tensor's", index=type_place)
         weight = Weight(name, kind, type_)
         while True:
-            if lexer.accept("requires_grad"):
-                weight.requires_grad = True
-            elif lexer.accept("non_persistent"):
-                weight.persistent = False
-            elif lexer.accept("mutated"):
-                weight.is_mutated = True
-            elif lexer.accept("carries_gradient"):
-                weight.carries_gradient = True
+            if lexer.text in WEIGHT_FLAGS:
+                setattr(weight, *WEIGHT_FLAGS[lexer.next()])
             elif lexer.accept("aliases"):
                 weight.aliases = self._bracketed_strings()
             elif lexer.accept("derived_from"):
@@ -231,15 +226,13 @@ class _Parser(BoundaryParser):
         lexer = self.lexer
         lexer.enter()
         lexer.expect("(")
-        while not lexer.accept(")"):
+        for _ in lexer.items(")"):
             place = lexer.index
             name = text_name = lexer.expect_value()
             if lexer.kind == "string":
                 name = lexer.expect_string("the input's name")
             lexer.expect(":")
             self._define(graph.add_input(self.literals.type(), name), text_name, place)
-            if not lexer.at(")"):
-                lexer.expect(",")
         lexer.expect("{")
         while not lexer.at("return"):
             self._operation(graph)
@@ -327,22 +320,14 @@ class _Parser(BoundaryParser):
         operands: list[Value | None] = []
         segments: list[int] = []
         params = opdef.operand_params
-        while not lexer.accept(")"):
-            number = len(segments)
-            is_list = not opdef.is_region and number < len(params) and params[number].kind is ParamKind.LIST
-            if is_list:
+        for _ in lexer.items(")"):
+            number, before = len(segments), len(operands)
+            if not opdef.is_region and number < len(params) and params[number].kind is ParamKind.LIST:
                 lexer.expect("[")
-                before = len(operands)
-                while not lexer.accept("]"):
-                    operands.append(self._optional_use())
-                    if not lexer.at("]"):
-                        lexer.expect(",")
-                segments.append(len(operands) - before)
+                operands += [self._optional_use() for _ in lexer.items("]")]
             else:
                 operands.append(self._optional_use())
-                segments.append(1)
-            if not lexer.at(")"):
-                lexer.expect(",")
+            segments.append(len(operands) - before)
         if not opdef.is_region and len(segments) != len(params):
             wanted = ", ".join(p.name for p in params)
             raise lexer.error(
@@ -358,7 +343,7 @@ class _Parser(BoundaryParser):
         given: dict[str, Attribute] = {}
         places: dict[str, int] = {}
         if lexer.accept("{"):
-            while not lexer.accept("}"):
+            for _ in lexer.items("}"):
                 place = lexer.index
                 name = lexer.expect_kind("name", "the name of an attribute")
                 if name in given:
@@ -366,8 +351,6 @@ class _Parser(BoundaryParser):
                 places[name] = place
                 lexer.expect("=")
                 given[name] = read()
-                if not lexer.at("}"):
-                    lexer.expect(",")
         if opdef.is_region:
             return given
         attributes: dict[str, Attribute] = {}

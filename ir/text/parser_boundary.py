@@ -12,7 +12,6 @@ from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec, are_in_order
 from ir.program import ARGUMENT_KINDS, SWITCHES, Mutation, Surrounding
 from ir.text.lexer import Lexer
 from ir.text.literals import Literals
-from ir.types import Dim
 
 
 class BoundaryParser:
@@ -51,9 +50,6 @@ class BoundaryParser:
                 known = ", ".join(ARGUMENT_KINDS)
                 raise self.lexer.error(f"an argument is no {kinds[-1]!r}", index=place, remedy=f"write one of {known}")
         return tuple(kinds)
-
-    def _strides(self) -> tuple[Dim, ...] | None:
-        return tuple(self.literals.dims()) if self.lexer.accept("strides") else None
 
     def _surrounding(self) -> Surrounding:
         lexer = self.lexer

@@ -29,13 +29,21 @@ from ir.opdef import ParamKind
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
 from ir.text.literals import format_attribute
 from ir.text.specs import format_spec
-from ir.types import Type, format_dim
+from ir.types import Type
 
 if TYPE_CHECKING:
     from ir.program import CallingConvention, Program, Weight
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.$]+")
 """Value names that are written without quotes."""
+
+WEIGHT_FLAGS: dict[str, tuple[str, bool]] = {
+    "requires_grad": ("requires_grad", True),
+    "non_persistent": ("persistent", False),
+    "mutated": ("is_mutated", True),
+    "carries_gradient": ("carries_gradient", True),
+}
+"""Words that say what a weight is -> the field of `Weight` and its value."""
 
 _INDENT = "  "
 _MODES_WIDTH = 100
@@ -259,14 +267,7 @@ class _Printer:
         if names[value] != format_name(weight.name):
             text += f" {json.dumps(weight.name)}"
         text += f" : {self.type(weight.type)}"
-        if weight.requires_grad:
-            text += " requires_grad"
-        if not weight.persistent:
-            text += " non_persistent"
-        if weight.is_mutated:
-            text += " mutated"
-        if weight.carries_gradient:
-            text += " carries_gradient"
+        text += "".join(f" {word}" for word, (name, flag) in WEIGHT_FLAGS.items() if getattr(weight, name) is flag)
         if weight.aliases:
             text += f" aliases [{', '.join(map(json.dumps, weight.aliases))}]"
         if weight.derivation is None:
@@ -365,8 +366,7 @@ def _convention_lines(convention: CallingConvention, indent: str) -> list[str]:
         lines.append(f"{indent}argument {json.dumps(leaf.name)} = {place}{accepts}")
     for result in convention.outputs:
         place = f"output {result.value}" if result.value is not None else format_attribute(result.constant)
-        strides = "" if result.strides is None else f" strides [{', '.join(map(format_dim, result.strides))}]"
-        lines.append(f"{indent}result = {place}{strides}")
+        lines.append(f"{indent}result = {place}")
     for mutation in convention.mutations:
         target = f"input {mutation.input}" if mutation.buffer is None else json.dumps(mutation.buffer)
         lines.append(f"{indent}mutation {target} = output {mutation.output}{' assigned' * mutation.is_assigned}")

@@ -150,13 +150,8 @@ class _Reader:
 
     def _list(self, end: str, element: Callable[[], Any] | None = None) -> list[Any]:
         """Return the elements up to the mark `end`, nodes by default; the last may have a comma."""
-        lexer = self.lexer
-        found = []
-        while not lexer.accept(end):
-            found.append(read_spec(self.literals) if element is None else element())
-            if not lexer.at(end):
-                lexer.expect(",")
-        return found
+        read = element or (lambda: read_spec(self.literals))
+        return [read() for _ in self.lexer.items(end)]
 
     def _items(self) -> tuple[list[Any], list[pytree.TreeSpec]]:
         """Return the keys and children up to the closing brace."""

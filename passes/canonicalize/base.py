@@ -25,10 +25,7 @@ def tensor(value: Value | None) -> TensorType | None:
 
 def shape_of(value: Value | None) -> tuple[Dim, ...] | None:
     """Return the shape of a tensor value where all of it is known, else None."""
-    type_ = tensor(value)
-    if type_ is None or type_.shape is None or None in type_.shape:
-        return None
-    return type_.shape
+    return None if value is None else value.known_shape
 
 
 def rank_of(value: Value | None) -> int | None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
+from ir.columns import permutation
 from ir.core import Operation, Value
-from ir.memory.layout import permutation_of
 from ir.memory.strides import merge_keeps_strides
 from ir.opdef import operators_with
 from ir.types import Dim, dims_equal, simplify_dim
@@ -24,6 +24,12 @@ def _order(permute: Operation) -> tuple[int, ...]:
     return tuple([d % rank for d in permute.attributes["dims"]])
 
 
+def _order_of(op: Operation, rank: int) -> tuple[int, ...] | None:
+    """Return the order that any operator which reorders puts the dimensions in."""
+    assert op.opdef.layout is not None
+    return permutation(op.opdef.layout, op.attributes, rank)
+
+
 class SpellPermute(Rule):
     """transpose(x, a, b) = t(x) = x.mT = movedim(x, a, b) = permute(x, order), the rank of x known"""
 
@@ -38,7 +44,7 @@ class SpellPermute(Rule):
         rank = rank_of(first(op))
         if rank is None:
             return "the rank is not known"
-        order = permutation_of(op, rank)
+        order = _order_of(op, rank)
         if order is None:
             return "the dimensions are no literals in range"
         return "this is the one spelling" if op.name == "aten.permute" and op.attributes["dims"] == order else None
@@ -48,7 +54,7 @@ class SpellPermute(Rule):
         x = first(m.root)
         rank = rank_of(x)
         assert rank is not None
-        return b.op("aten.permute", x, permutation_of(m.root, rank)).result
+        return b.op("aten.permute", x, _order_of(m.root, rank)).result
 
 
 class NoPermute(Rule):

@@ -189,16 +189,7 @@ def _evaluate(op: Operation, tensors: Sequence[torch.Tensor | None]) -> list[tor
     kernel = opdef.facts.evaluate or opdef.target
     if kernel is None or any(p.extra for p in opdef.params):
         return None
-    grouped: list[Any] = []
-    if op.segments is None:
-        grouped.extend(tensors)
-    else:
-        start = 0
-        for param, size in zip(opdef.operand_params, op.segments, strict=True):
-            part = tuple(tensors[start : start + size])
-            grouped.append(part if param.kind.name == "LIST" else part[0])
-            start += size
-    args, kwargs = call_arguments(opdef, tuple(grouped), op.attributes, lambda leaf: leaf)
+    args, kwargs = call_arguments(opdef, opdef.group(tensors, op.segments), op.attributes, lambda leaf: leaf)
     try:
         with torch.no_grad():
             result = kernel(*args, **kwargs)

@@ -243,7 +243,8 @@ def test_tracing_reads_no_source_line_for_a_node_and_writes_code_of_graphs_once(
     written.clear()
     captured = capture(nested(20), (X,))
     assert len(read) == 2 * few and len(written) == 1
-    calls = [node for node in captured.exported.graph.nodes if node.op == "call_function"]
+    assert captured.traced is not None
+    calls = [node for node in captured.traced.exported.graph.nodes if node.op == "call_function"]
     assert len(calls) > 20 and all(node.stack_trace.count("File") == 1 for node in calls)
     assert proxy["CapturedTraceback"] is before
     fx.symbolic_trace(nested(1))

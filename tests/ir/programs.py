@@ -57,7 +57,7 @@ def rich_program() -> Program:
                 InputLeaf("scale", 2, accepts=("none", "any")),
             ),
             keeps_order=True,
-            outputs=(OutputLeaf(0, strides=(64, n)), OutputLeaf(1), OutputLeaf(None, 2 * n)),
+            outputs=(OutputLeaf(0), OutputLeaf(1), OutputLeaf(None, 2 * n)),
             mutations=(Mutation(2, buffer="bn.count", is_assigned=True), Mutation(3, input=2)),
             views={1: 3},
             parameters=(

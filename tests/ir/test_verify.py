@@ -116,16 +116,11 @@ def result_of_unknown_size(p: Program) -> None:
     p.convention.outputs = (*p.convention.outputs[:2], OutputLeaf(None, make_symbol("elsewhere")))
 
 
-def result_of_unknown_strides(p: Program) -> None:
-    p.convention.outputs = (OutputLeaf(0, strides=(make_symbol("elsewhere"), 1)), *p.convention.outputs[1:])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (parameters_in_disorder, "Python does not allow parameters in this order"),
         (result_of_unknown_size, "the result uses symbol elsewhere, which the program does not declare"),
-        (result_of_unknown_strides, "the result uses symbol elsewhere, which the program does not declare"),
     ],
 )
 def test_a_broken_convention_is_refused(change: Callable[[Program], None], message: str) -> None:

@@ -19,7 +19,6 @@ from compiler.lower.functional.storage import (
     Storage,
     ViewCall,
     functional_of_out,
-    is_copy,
     makes_views,
     scalar_overload,
     with_defaults,
@@ -29,7 +28,6 @@ from compiler.usercode.locations import kept_with
 from ir.columns import Layout, StorageRule
 from ir.core import Operation, Value
 from ir.errors import CaptureError
-from ir.locations import Location
 from ir.memory.aliasing import may_alias_operands
 from ir.opdef import OpDef, Trait, get_opdef
 from ir.types import TensorType, Type, shapes_equal
@@ -86,14 +84,13 @@ class Functionalizer(FunctionalTensors):
     def _results(self, op: Operation, handles: list[Handle], keys: Sequence[int | None]) -> list[Handle]:
         opdef = op.opdef
         if opdef.has(Trait.DROPOUT):
-            is_view = not op.in_training or op.attributes["p"] == 0
-            # the tracer made a tensor of its own, which the views of the result are views of
             key = keys[0] if keys else None
-            if is_view:
+            if op.in_training and op.attributes["p"] != 0:
+                result = self.fresh(op.results[0], key)
+            else:
+                # the tracer made a tensor of its own, which the views of the result are views of
                 result = self._view(op, 0, handles[0], certain=True)
                 result.key = result.key if key is None else key
-            else:
-                result = self.fresh(op.results[0], key)
             if op.attributes["p"] != 0:
                 self.sharing.link(handles[0], result, op)
             return [result]
@@ -104,9 +101,9 @@ class Functionalizer(FunctionalTensors):
             key = keys[index] if known else None
             parent = None
             certain = True
-            if key is not None and (handles_known := [h for h in handles if h.key is not None]):
-                parent = next((h for h in handles_known if h.key == key), None)
-            elif handles and makes_views(opdef) and not is_copy(op):
+            if key is not None and any(h.key is not None for h in handles):
+                parent = next((h for h in handles if h.key == key), None)
+            elif handles and makes_views(opdef) and op.attributes.get("copy") is not True:
                 parent = handles[0]
                 certain = opdef.facts.storage is not StorageRule.EITHER
             if parent is None:
@@ -124,7 +121,7 @@ class Functionalizer(FunctionalTensors):
     def _view(self, op: Operation, index: int, parent: Handle, *, certain: bool) -> Handle:
         parent.has_views = True
         if parent.storage.kernel_writes is not None and parent.storage.kind in ("input", "local"):
-            raise self._seen_as_view(self.location)
+            raise _seen_as_view()
         call = ViewCall(op, op.operands.index(parent.value), parent.storage.version, certain)
         return Handle(op.results[index], parent.storage, parent, call, index, parent.key)
 
@@ -136,17 +133,10 @@ class Functionalizer(FunctionalTensors):
                 if handle.value is not value:
                     continue
                 if handle.parent is not None or handle.storage.version:
-                    raise written_statistics(f"{op.name} in training mode updates {name}", handle, op.location)
+                    raise written_statistics(f"{op.name} in training mode updates {name}", handle)
                 if handle.storage.kind in ("input", "local") and handle.has_views:
-                    raise self._seen_as_view(op.location)
+                    raise _seen_as_view()
                 handle.storage.kernel_writes = op.location
-
-    def _seen_as_view(self, location: Location) -> CaptureError:
-        return CaptureError(
-            "a normalization in training mode updates statistics that are no buffers, and of which there is a view",
-            location=location,
-            remedy="register them as buffers, or take the view of a clone",
-        )
 
     # ---- in-place operators ----
 
@@ -156,7 +146,12 @@ class Functionalizer(FunctionalTensors):
         written = [a for a in opdef.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]  # type: ignore[union-attr]
         target = args[0] if args else None
         if opdef.name == "aten.embedding_renorm_" and type(target) is Handle and target.storage.kind == "parameter":
-            raise self._renormalized(target.storage.name)
+            raise CaptureError(
+                f"parameter {target.storage.name!r} is written in forward: `max_norm=` of an embedding scales down the "
+                "rows that are read",
+                remedy=f"{kept_with(self.location.module_path)}; or leave max_norm= out, and scale the rows outside of "
+                "forward",
+            )
         if len(written) == 1 and written[0].name == "out" and type(out) is Handle:
             functional = functional_of_out(opdef)
             if functional is not None:
@@ -165,7 +160,6 @@ class Functionalizer(FunctionalTensors):
                 if not shapes_equal(result.tensor_type.shape, out.value.tensor_type.shape):
                     raise CaptureError(
                         f"{opdef.name} would resize its argument out",
-                        location=self.location,
                         remedy="make `out` of the size of the result, or leave it out",
                     )
                 self.write(out, self._laid_out(out, self._cast(result, out.value.type)))
@@ -174,31 +168,26 @@ class Functionalizer(FunctionalTensors):
             names = ", ".join(argument.name for argument in written)
             raise CaptureError(
                 f"{opdef.name} writes to its argument {names}, which has no functional form",
-                location=self.location,
                 remedy="use the out-of-place operator, or keep the module as is with leaf_modules=",
             )
         if opdef.name.startswith("aten.set_."):
             raise CaptureError(
                 "set_() gives a tensor other memory, which no functional operator can express",
-                location=self.location,
                 remedy="assign the new tensor (`self.v = …`), or write to the old one with copy_()",
             )
-        view = None if opdef.in_place is None else get_opdef(opdef.in_place)
-        if view is not None and view.layout not in (None, Layout.DETACHED):
-            return self._reshape_in_place(view, target, values, named)
         if opdef.name == "aten.copy_":
             self._copy_into(target, values, named)
             return target
-        name = opdef.in_place
         if opdef.name == "aten.detach_" and target.parent is not None:
-            raise CaptureError("detach_ of a view", location=self.location, remedy="use detach()")
-        if name is None:
+            raise CaptureError("detach_ of a view", remedy="use detach()")
+        if opdef.in_place is None:
             raise CaptureError(
                 f"{opdef.name} has no functional form",
-                location=self.location,
                 remedy="use the out-of-place operator, or keep the module as is with leaf_modules=",
             )
-        functional = get_opdef(name)
+        functional = get_opdef(opdef.in_place)
+        if functional.layout not in (None, Layout.DETACHED):
+            return self._reshape_in_place(functional, target, values, named)
         if functional.params[0].name != opdef.params[0].name and opdef.params[0].name in functional.operand_index:
             # polygamma(n, self)
             given = {p.name: value for p, value in zip(opdef.params, values, strict=False)} | dict(named)
@@ -239,14 +228,6 @@ class Functionalizer(FunctionalTensors):
                 value.type = attrs.evolve(new, shape=like.shape)
         return value
 
-    def _renormalized(self, name: str) -> CaptureError:
-        return CaptureError(
-            f"parameter {name!r} is written in forward: `max_norm=` of an embedding scales down the rows that are read",
-            location=self.location,
-            remedy=f"{kept_with(self.location.module_path)}; or leave max_norm= out, and scale the rows outside of "
-            "forward",
-        )
-
     def _copy_into(self, target: Handle, values: list[Any], named: Mapping[str, Any]) -> None:
         source = values[1] if len(values) > 1 else named["src"]
         old, new = target.value.tensor_type, source.type
@@ -271,7 +252,6 @@ class Functionalizer(FunctionalTensors):
         if target.has_views:
             raise CaptureError(
                 f"{opdef.name}_ changes the shape of a tensor that has views",
-                location=self.location,
                 remedy="use the out-of-place operator",
             )
         before = Handle(target.value, target.storage, target.parent, target.call, target.index, target.key)
@@ -280,7 +260,6 @@ class Functionalizer(FunctionalTensors):
             if target.storage.kind != "local":
                 raise CaptureError(
                     f"{opdef.name}_ changes the shape of an input or a weight in place",
-                    location=self.location,
                     remedy="use the out-of-place operator",
                 )
             target.storage.owner = before
@@ -293,25 +272,26 @@ class Functionalizer(FunctionalTensors):
 
     def written_sources(self) -> list[tuple[Storage, Value]]:
         """Return the inputs and weights that were written, with their final values."""
-        found = []
-        for storage in self.sources:
-            if storage.version or storage.tainted is not None:
-                assert storage.owner is not None
-                found.append((storage, self.read(storage.owner)))
-        return found
+        written = [storage for storage in self.sources if storage.version or storage.tainted is not None]
+        return [(storage, self.read(storage.owner)) for storage in written if storage.owner is not None]
 
 
-def written_statistics(what: str, handle: Handle, location: Location) -> CaptureError:
+def _seen_as_view() -> CaptureError:
+    return CaptureError(
+        "a normalization in training mode updates statistics that are no buffers, and of which there is a view",
+        remedy="register them as buffers, or take the view of a clone",
+    )
+
+
+def written_statistics(what: str, handle: Handle) -> CaptureError:
     """Return the error for a normalization that updates what is no buffer as it was at the start of the call."""
     if handle.storage.version:
         return CaptureError(
             f"{what}, which was written in forward before (reset_running_stats(), or a write of its own)",
-            location=location,
             remedy="make the layer with track_running_stats=False if it shall forget earlier calls, write to the "
             "statistics outside of forward, or keep the module that writes and normalizes with leaf_modules=",
         )
     return CaptureError(
         f"{what}, which is a view",
-        location=location,
         remedy="register the statistics as buffers of their own, or keep the module as is with leaf_modules=",
     )

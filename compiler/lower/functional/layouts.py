@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from compiler.lower.functional.storage import Handle
 from ir.builder import infer_strides
 from ir.core import Operation, Value
-from ir.memory.strides import Strides, contiguous_strides, is_dense_layout, known_shape
+from ir.memory.layout import Strides, contiguous_strides
+from ir.memory.strides import memory_order, strides_equal
 from ir.opdef import Trait
-from ir.types import Dim, dims_equal, simplify_dim
+from ir.types import Dim
 
 Emit = Callable[..., Value]
 
@@ -51,34 +52,19 @@ def with_strides(emit: Emit, value: Value, wanted: Strides, known: Mapping[Value
         wanted: those strides; where they are no dense tensor's, it is a part that is written into the whole anyway.
         known: the strides of the operands.
     """
-    shape, op = known_shape(value), value.defining_op
-    if shape is None or len(shape) != len(wanted) or len(shape) < 2 or 0 in shape or not is_dense_layout(shape, wanted):
+    shape, op = value.known_shape, value.defining_op
+    if shape is None or len(shape) != len(wanted) or len(shape) < 2 or 0 in shape:
+        return value
+    order = memory_order(shape, wanted)
+    if order is None:
         return value
     found = known[value] if value in known else None if op is None else _strides_of_result(op, known, wanted)
-    if found is not None and _same(shape, found, wanted):
+    if found is not None and strides_equal(shape, found, wanted):
         return value
-    if _same(shape, contiguous_strides(shape), wanted):
+    if strides_equal(shape, contiguous_strides(shape), wanted):
         return emit("aten.contiguous", value)
-    order = _outermost_first(shape, wanted)
     inner = emit("aten.contiguous", emit("aten.permute", value, order))
     return emit("aten.permute", inner, [order.index(d) for d in range(len(order))])
-
-
-def _outermost_first(shape: Sequence[Dim], strides: Strides) -> list[int]:
-    """Return the dimensions of a dense tensor in the order in which they lie in memory; those of size 1 come first."""
-    left = [d for d in range(len(shape)) if not dims_equal(shape[d], 1)]
-    found: list[int] = []
-    reach: Dim = 1
-    while left:
-        inner = next(d for d in left if dims_equal(strides[d], reach))
-        left.remove(inner)
-        found.insert(0, inner)
-        reach = simplify_dim(reach * shape[inner])
-    return [d for d in range(len(shape)) if d not in found] + found
-
-
-def _same(shape: Sequence[Dim | None], a: Sequence[Dim | None], b: Sequence[Dim | None]) -> bool:
-    return all(dims_equal(n, 1) or dims_equal(x, y) for n, x, y in zip(shape, a, b, strict=True))
 
 
 def _strides_of_result(op: Operation, known: Mapping[Value, Strides], wanted: Strides) -> Sequence[Dim | None] | None:
@@ -88,14 +74,14 @@ def _strides_of_result(op: Operation, known: Mapping[Value, Strides], wanted: St
     operands = op.operand_values
     if any(operand not in known for operand in operands):
         return None
-    shape = known_shape(op.results[0])
-    shapes = [known_shape(operand) for operand in operands]
+    shape = op.results[0].known_shape
+    shapes = [operand.known_shape for operand in operands]
     if shape is None or None in shapes:
         return None
     layouts = [(s, known[operand]) for s, operand in zip(shapes, operands, strict=True) if s is not None]
-    if all(_same(s, strides, contiguous_strides(s)) for s, strides in layouts):
+    if all(strides_equal(s, strides, contiguous_strides(s)) for s, strides in layouts):
         return contiguous_strides(shape)
-    if lies_as_operand(op) and all(s == shape and _same(s, t, wanted) for s, t in layouts):
+    if lies_as_operand(op) and all(s == shape and strides_equal(s, t, wanted) for s, t in layouts):
         return wanted
 
     return infer_strides(op, known)

@@ -166,13 +166,3 @@ def makes_views(opdef: OpDef) -> bool:
     """Return whether the schema says that results are views."""
     schema = getattr(opdef.target, "_schema", None)
     return schema is not None and any(ret.alias_info is not None for ret in schema.returns)
-
-
-def is_copy(op: Operation) -> bool:
-    """Return whether a call says that it copies."""
-    return op.attributes.get("copy") is True
-
-
-def place_of(location: Location) -> str:
-    """Return where something is, for the middle of a message; nothing where that is not known."""
-    return f" at {location.source}" if location.source else ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiler.lower.functional.mode_sharing import ModeSharing
-from compiler.lower.functional.storage import Handle, Storage, copy_of_view, place_of
+from compiler.lower.functional.storage import Handle, Storage, copy_of_view
 from compiler.lower.functional.views import write_through
 from compiler.usercode.locations import kept_with
 from ir.builder import bind_arguments, infer_types
@@ -14,7 +14,7 @@ from ir.columns import Layout
 from ir.core import Graph, Operation, Value
 from ir.errors import CaptureError, GraphwrightError
 from ir.locations import UNKNOWN_LOCATION, Location
-from ir.memory.strides import Strides
+from ir.memory.layout import Strides
 from ir.opdef import OpDef, get_opdef
 from ir.types import Type
 
@@ -63,13 +63,12 @@ class FunctionalTensors:
             return CaptureError(
                 "an in-place operator writes to a tensor past its gradient (under torch.no_grad(), or through "
                 "detach()), which no functional operator can express",
-                location=self.location,
                 remedy="write out of place: `y = y * 0.5` in place of `y.mul_(0.5)`",
             )
+        place = f" at {op.location.source}" if op.location.source else ""
         return CaptureError(
-            f"an in-place operator writes through the view that {op.name} made{place_of(op.location)}, which no "
+            f"an in-place operator writes through the view that {op.name} made{place}, which no "
             "functional operator can express",
-            location=self.location,
             remedy="write to the tensor itself, or out of place",
         )
 
@@ -145,14 +144,12 @@ class FunctionalTensors:
         if storage.kind == "parameter":
             raise CaptureError(
                 f"parameter {storage.name!r} is written in forward",
-                location=self.location,
                 remedy="register it as a buffer, update it outside of forward, or "
                 f"{kept_with(self.location.module_path)}",
             )
         if storage.kernel_writes is not None:
             raise CaptureError(
                 f"{storage} is written here and by a normalization in training mode",
-                location=self.location,
                 remedy="call eval() on that normalization before the capture, or give it a clone",
             )
         for other in storage.linked:
@@ -172,7 +169,7 @@ class FunctionalTensors:
                 new = write_through(self.emit, call.op, current.index, whole, path[-1][1])
             except GraphwrightError as error:
                 raise CaptureError(
-                    f"cannot write through the view that {call.op.name} made: {error.message}", location=self.location
+                    f"cannot write through the view that {call.op.name} made: {error.message}"
                 ) from error
             if new is None:
                 raise self._inexpressible(call.op)

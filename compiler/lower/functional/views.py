@@ -29,22 +29,12 @@ def _same(_emit: Emit, _op: Operation, _index: int, _whole: Value, part: Value) 
 
 
 def _reshape(emit: Emit, _op: Operation, _index: int, whole: Value, part: Value) -> Value:
-    type_ = whole.type
-    if isinstance(type_, TensorType) and type_.shape is not None and None not in type_.shape:
-        return emit("aten.reshape", part, type_.shape)
-    return emit("aten.reshape_as", part, whole)
+    shape = whole.known_shape
+    return emit("aten.reshape_as", part, whole) if shape is None else emit("aten.reshape", part, shape)
 
 
-def _slice(emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -> Value:
-    return emit("aten.slice_scatter", whole, part, **_attributes(op))
-
-
-def _select(emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -> Value:
-    return emit("aten.select_scatter", whole, part, **_attributes(op))
-
-
-def _diagonal(emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -> Value:
-    return emit("aten.diagonal_scatter", whole, part, **_attributes(op))
+def _scatter(name: str) -> Inverse:
+    return lambda emit, op, _index, whole, part: emit(name, whole, part, **_attributes(op))
 
 
 def _as_strided(emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -> Value:
@@ -125,7 +115,8 @@ def may_need_gradient(value: Value) -> bool:
     while pending:
         current = pending.pop()
         type_ = current.type
-        if isinstance(type_, TensorType) and type_.dtype is not None and not _differentiable(type_.dtype):
+        dtype = type_.dtype if isinstance(type_, TensorType) else None
+        if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
             continue
         op = current.defining_op
         if op is None:
@@ -137,10 +128,6 @@ def may_need_gradient(value: Value) -> bool:
             seen.update(new)
             pending.extend(new)
     return False
-
-
-def _differentiable(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point or dtype.is_complex
 
 
 def _view_dtype(emit: Emit, op: Operation, whole: Value, part: Value) -> Value | None:
@@ -158,12 +145,12 @@ _INVERSES: dict[Layout, Inverse] = {
     Layout.SWAP: _swap,
     Layout.MOVE: _movedim,
     Layout.EXPAND: _expand,
-    Layout.SELECT: _select,
-    Layout.SLICE: _slice,
+    Layout.SELECT: _scatter("aten.select_scatter"),
+    Layout.SLICE: _scatter("aten.slice_scatter"),
     Layout.NARROW: _narrow,
     Layout.SPLIT: _split,
     Layout.UNBIND: _unbind,
-    Layout.DIAGONAL: _diagonal,
+    Layout.DIAGONAL: _scatter("aten.diagonal_scatter"),
     Layout.STRIDED: _as_strided,
 }
 

@@ -8,25 +8,13 @@ from types import BuiltinFunctionType
 from typing import Any
 
 import torch
-from typing_extensions import override
 
-from compiler.lower.functional.functionalizer import Functionalizer
 from compiler.lower.functional.storage import Handle
-from compiler.lower.fx.indexing import PIECES, Indexing, Pieces, Size
-from compiler.lower.fx.overloads import (
-    BINARY,
-    SCALAR_OPERATORS,
-    UNARY,
-    UnknownCallError,
-    find_overload,
-    is_runtime,
-    is_scalar,
-    is_tensor,
-    shapes_known,
-)
-from ir.errors import InferenceError
-from ir.opdef import OpDef, get_opdef, opdef_of_overload
-from ir.types import ScalarType, TensorType, Type
+from compiler.lower.fx.indexing import Indexing
+from compiler.lower.fx.operators import Size
+from compiler.lower.fx.overloads import BINARY, UNARY, UnknownCallError, is_scalar, is_tensor
+from ir.opdef import get_opdef, opdef_of_overload
+from ir.types import TensorType
 
 VARIADIC = frozenset(
     {
@@ -65,7 +53,6 @@ _RENAMED = {
     "clip": "clamp",
     "concat": "cat",
     "concatenate": "cat",
-    "sigmoid_": "sigmoid_",
     "swapaxes": "transpose",
     "swapdims": "transpose",
     "absolute": "abs",
@@ -77,7 +64,6 @@ _RENAMED = {
 _PYTHON_FUNCTIONS = frozenset({torch.split, torch.einsum, torch.meshgrid, torch.norm, torch.stft})
 # Functions that take the size of a new tensor as separate arguments, too.
 _FACTORIES = frozenset({"zeros", "ones", "empty", "rand", "randn"})
-_RETURN_NOTHING = frozenset({torch._assert})
 
 
 # ---- calls ----
@@ -85,67 +71,6 @@ _RETURN_NOTHING = frozenset({torch._assert})
 
 class Calls(Indexing):
     """Appends the operators that calls stand for."""
-
-    def __init__(self, functionalizer: Functionalizer) -> None:
-        self.functionalizer = functionalizer
-
-    def aten(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call the overload of `aten.<name>` that takes these arguments.
-
-        Raises:
-            UnknownCallError: when there is none.
-        """
-        opdef, named = find_overload(name, args, kwargs)
-        return self.operator(opdef, args, named)
-
-    @override
-    def operator(
-        self,
-        opdef: OpDef | str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any] | None = None,
-        types: Sequence[Type] | None = None,
-    ) -> Any:
-        """Call an operator; return its result, a tuple where it has several, or a value where it is a number."""
-        if isinstance(opdef, str):
-            opdef = get_opdef(opdef)
-        if any(type(arg) is Handle and not is_tensor(arg) for arg in (*args, *(kwargs or {}).values())):
-            raise UnknownCallError(f"{opdef.name} with an argument that is known at run time only")
-        try:
-            results = self.functionalizer.call(opdef, list(args), kwargs or {}, types)
-        except InferenceError as error:
-            if "list" in opdef.results and not shapes_known(args):
-                if opdef.name in PIECES:
-                    return self._pieces(opdef, args, kwargs or {})
-                raise UnknownCallError("the number of results is not known") from error
-            raise
-        found = [h.value if isinstance(h.value.type, ScalarType) else h for h in results]
-        if "list" in opdef.results or len(opdef.results) > 1:
-            return tuple(opdef.nest(found))
-        return found[0] if found else None
-
-    def _pieces(self, opdef: OpDef, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Pieces:
-        bound = {p.name: p.default for p in opdef.params}
-        bound |= dict(zip(bound, args, strict=False)) | dict(kwargs)
-        number = PIECES[opdef.name]
-        return Pieces(opdef.name, bound["self"], None if number is None else bound[number], bound["dim"])
-
-    @override
-    def plain(self, arg: Any) -> Any:
-        """Return an argument with sizes as tuples of dimensions, as Python sees them, and FX's own lists as lists."""
-        if type(arg) is Size:
-            return tuple(self.dims(arg))
-        if type(arg) is Pieces:
-            raise UnknownCallError("the number of pieces is not known")
-        if isinstance(arg, slice):
-            return slice(self.plain(arg.start), self.plain(arg.stop), self.plain(arg.step))
-        if isinstance(arg, tuple):
-            return rebuilt(arg, [self.plain(item) for item in arg])
-        if isinstance(arg, list):
-            return [self.plain(item) for item in arg]
-        if isinstance(arg, dict):
-            return {key: self.plain(item) for key, item in arg.items()}
-        return arg
 
     # ---- methods ----
 
@@ -218,7 +143,7 @@ class Calls(Indexing):
         Raises:
             UnknownCallError: when no operator stands for it.
         """
-        if function in _RETURN_NOTHING:
+        if function is torch._assert:
             return None
         if function is operator.getitem:
             return self.item(args[0], self.plain(args[1]))
@@ -271,49 +196,6 @@ class Calls(Indexing):
         if name == "data":
             return self.operator("aten.detach", (owner,))
         raise UnknownCallError(f"attribute {name} of a tensor")
-
-    @override
-    def python_operator(self, function: Callable[..., Any], args: list[Any]) -> Any:
-        """An operator of Python on tensors, or on numbers of which some are read from tensors."""
-        if not any(map(is_runtime, args)):
-            return function(*args)
-        if not any(map(is_tensor, args)):
-            return self._scalar_operator(function, args)
-        if function in UNARY:
-            return self.aten(UNARY[function], *args)
-        name = BINARY[function]
-        a, b = args
-        if is_tensor(a):
-            return self.aten(name, a, b)
-        # a number on the left: what the reflected method of torch.Tensor does
-        if name == "sub":
-            return self.operator("aten.rsub.Scalar", (b, a))
-        if name == "div":
-            return self.aten("mul", self.aten("reciprocal", b), a)
-        if name in ("add", "mul", "bitwise_and", "bitwise_or", "bitwise_xor", "eq", "ne"):
-            return self.aten(name, b, a)
-        if name in ("lt", "le", "gt", "ge"):
-            return self.aten({"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}[name], b, a)
-        if name == "pow":
-            return self.operator("aten.pow.Scalar", (a, b))
-        if name == "remainder":
-            return self.operator("aten.remainder.Scalar_Tensor", (a, b))
-        raise UnknownCallError(f"{name} of a number and a tensor")
-
-    def _scalar_operator(self, function: Callable[..., Any], args: list[Any]) -> Any:
-        name = SCALAR_OPERATORS.get(function)
-        ints = all(is_scalar("int", arg) for arg in args)
-        if name is None or not ints:
-            raise UnknownCallError("an operator on numbers read from tensors")
-        return self.operator(f"aten.{name}.int", args)
-
-
-def rebuilt(original: tuple[Any, ...], parts: list[Any]) -> tuple[Any, ...]:
-    """Return a tuple of other parts, of the class of one with names."""
-    if hasattr(original, "_fields"):
-        return type(original)(*parts)
-    named = type(original).__module__ == "torch.return_types"
-    return type(original)(parts) if named else tuple(parts)
 
 
 def _named_results(handle: Handle) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,19 +14,20 @@ from torch.utils import _pytree as pytree
 
 from compiler.capture.errors import at_operation
 from compiler.capture.symbolic import ASKED_FOR_NONE
-from compiler.lower.functional.functionalizer import Functionalizer
+from compiler.lower.base import Lowering
 from compiler.lower.functional.storage import Handle
 from compiler.lower.fx.arguments import with_kinds
 from compiler.lower.fx.calls import Calls
-from compiler.lower.fx.indexing import Pieces, Size
 from compiler.lower.fx.leaf_modules import LeafModules
+from compiler.lower.fx.nested import leaves_of, map_nested
+from compiler.lower.fx.operators import Pieces, Size
 from compiler.lower.fx.overloads import UnknownCallError, is_runtime
-from compiler.lower.module_facts import ModuleFacts, modules_of
+from compiler.lower.regions import attribute_of
 from compiler.lower.results import Results
-from compiler.lower.weights import WeightTable
 from compiler.usercode.copies import structural_copy
-from compiler.usercode.locations import Locator, is_inside
-from ir.core import Graph, Value
+from compiler.usercode.locations import is_inside
+from ir.attributes import map_leaves
+from ir.core import Operation, Value
 from ir.errors import CaptureError, GraphwrightError, InputError
 from ir.locations import Location
 from ir.opdef import get_opdef
@@ -38,7 +39,7 @@ from ir.types import CPU, UNKNOWN_TENSOR, OpaqueType, ScalarType, TensorType, Ty
 _WITH_INPUTS = "pass example inputs, so that it is captured through torch.export"
 
 
-class FxLowering:
+class FxLowering(Lowering):
     """Lowers one `fx.GraphModule`.
 
     Args:
@@ -50,19 +51,12 @@ class FxLowering:
     def __init__(
         self, graph_module: fx.GraphModule, leaves: Mapping[str, nn.Module], *, is_traced: bool = False
     ) -> None:
+        super().__init__(graph_module, CallingConvention(None, None))
         self.root = graph_module
         self.is_traced = is_traced
-        self.graph = Graph()
-        self.convention = CallingConvention(None, None)
-        self.program = Program("main", self.graph, self.convention)
-        self.functionalizer = Functionalizer(self.graph)
-        self.weights = WeightTable(self.program)
-        self.facts = ModuleFacts(graph_module)
-        self.locate = Locator()
         self.calls = Calls(self.functionalizer)
         self.leaf_modules = LeafModules(self.calls, self._weight)
         self.kept = leaves
-        self.env: dict[fx.Node, Any] = {}
         self.sources: dict[int, Handle] = {}
         self.device = next((t.device for t in graph_module.state_dict().values()), CPU)
 
@@ -76,19 +70,14 @@ class FxLowering:
         """
         root = self.root
         if type(root.graph._codegen) is not CodeGen:
-            raise CaptureError(
-                "the graph takes or returns nested structures",
-                remedy=_WITH_INPUTS,
-            )
-        self.weights.add_module(root)
-        self.program.module_modes, self.program.module_aliases = modules_of(root)
+            raise CaptureError("the graph takes or returns nested structures", remedy=_WITH_INPUTS)
+        self._add_module(root)
         self.locate.aliases = self.program.module_aliases
         for node in root.graph.nodes:
             self._node(node)
         self._drop_weights_of_opaques()
         self.convention.inputs = with_kinds(self.program, is_traced=self.is_traced)
-        conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
-        self.program.mode_locked = self.facts.mode_locked(conflicts)
+        self._lock_mode()
         self.convention.parameters = parameters_of_signature(inspect.signature(root.forward))
         return self.program
 
@@ -113,7 +102,7 @@ class FxLowering:
             else:
                 before = self.graph.return_op.prev
                 self.env[node] = self._call(node)
-                self._adjust(node, before, location)
+                self._complete(node, before)
         except GraphwrightError as error:
             if error.location is None or error.remedy is None:
                 raise at_operation(error, location, _WITH_INPUTS) from error
@@ -127,12 +116,11 @@ class FxLowering:
         class_name = "" if module is None else f"{type(module).__module__}.{type(module).__qualname__}"
         return Location(str(node.target), class_name, location.file, location.line)
 
-    def _adjust(self, node: fx.Node, before: Any, location: Location) -> None:
+    def _complete(self, node: fx.Node, before: Operation | None) -> None:
+        """Set what the module and the node say of the operations after `before`."""
         op = self.graph.return_op.prev
         while op is not None and op is not before:
-            after = self.facts.adjust(op, self.facts.modules.get(location.module_path))
-            if after is not None:
-                self.env[node] = self.functionalizer.fresh(after(self.functionalizer))
+            self._adjust(op, node)
             op = op.prev
         found = self.env[node]
         types = _recorded_types(node, self.device)
@@ -149,10 +137,7 @@ class FxLowering:
     def _placeholder(self, node: fx.Node) -> None:
         name = str(node.target)
         if name.startswith("*"):
-            raise CaptureError(
-                f"the graph takes a variable number of arguments ({name})",
-                remedy=_WITH_INPUTS,
-            )
+            raise CaptureError(f"the graph takes a variable number of arguments ({name})", remedy=_WITH_INPUTS)
         fits = not node.meta.get(ASKED_FOR_NONE)
         if node.args and not node.users and fits:
             self.env[node] = None
@@ -182,9 +167,7 @@ class FxLowering:
         return found
 
     def _attribute(self, path: str) -> Any:
-        item: Any = self.root
-        for part in path.split("."):
-            item = getattr(item, part)
+        item = attribute_of(self.root, path)
         if not isinstance(item, torch.Tensor):
             return item
         if path not in self.weights.names:
@@ -192,13 +175,13 @@ class FxLowering:
         return self._weight(item)
 
     def _output(self, node: fx.Node) -> None:
-        tree = _plain_containers(node.args[0])
+        tree = map_nested(node.args[0], lambda leaf: leaf)
         leaves, self.convention.out_spec = pytree.tree_flatten(tree, is_leaf=lambda item: isinstance(item, fx.Node))
         flat = [self.env[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
         if any(isinstance(item, (tuple, list, Size, Pieces)) for item in flat):
             # a node that stands for several values
             try:
-                nested = self.calls.plain(_substitute(tree, self.env, self._result))
+                nested = self.calls.plain(map_nested(tree, self._result))
             except UnknownCallError as error:
                 raise CaptureError(f"a result of the graph is not known: {error}", remedy=_WITH_INPUTS) from None
             flat, self.convention.out_spec = pytree.tree_flatten(nested, is_leaf=is_runtime)
@@ -212,28 +195,17 @@ class FxLowering:
         found.finish(self.program)
 
     def _result(self, item: Any) -> Any:
-        return tuple(self.calls.dims(item)) if type(item) is Size else item
+        return self.calls.plain(self.env[item]) if isinstance(item, fx.Node) else item
 
     # ---- calls ----
 
-    def _argument(self, arg: Any) -> Any:
-        if isinstance(arg, fx.Node):
-            return self.env[arg]
-        if isinstance(arg, slice):
-            return slice(self._argument(arg.start), self._argument(arg.stop), self._argument(arg.step))
-        if isinstance(arg, tuple):
-            return tuple(self._argument(item) for item in arg)
-        if isinstance(arg, list):
-            return [self._argument(item) for item in arg]
-        if isinstance(arg, dict):
-            return {key: self._argument(item) for key, item in arg.items()}
-        if isinstance(arg, torch.Tensor):
-            return self._weight(arg)
-        return arg
+    def _argument(self, leaf: Any) -> Any:
+        if isinstance(leaf, fx.Node):
+            return self.env[leaf]
+        return self._weight(leaf) if isinstance(leaf, torch.Tensor) else leaf
 
     def _call(self, node: fx.Node) -> Any:
-        args = [self._argument(arg) for arg in node.args]
-        kwargs = {key: self._argument(arg) for key, arg in node.kwargs.items()}
+        args, kwargs = map_leaves([*node.args], self._argument), map_leaves({**node.kwargs}, self._argument)
         if node.op == "call_module":
             return self._call_module(node, args, kwargs)
         try:
@@ -242,7 +214,7 @@ class FxLowering:
             assert callable(node.target)
             if node.target is torch._assert or (node.users and all(u.target is torch._assert for u in node.users)):
                 return None  # an assertion on sizes: types say the same where they are known
-            if _any_runtime((args, kwargs)):
+            if any(is_runtime(leaf) or type(leaf) in (Size, Pieces) for leaf in leaves_of((args, kwargs))):
                 return self.leaf_modules.function(node.target, args, kwargs)
             return self._constant_call(node.target, args, kwargs)
         except (UnknownCallError, InputError) as problem:
@@ -317,10 +289,7 @@ class FxLowering:
         except (InputError, UnknownCallError) as error:
             raise CaptureError(f"{callee} cannot be kept as an opaque call: {error}", remedy=_WITH_INPUTS) from None
         if any(type(operand) is not Handle for operand in operands):
-            raise CaptureError(
-                f"{callee} takes a size that is known at run time only",
-                remedy=_WITH_INPUTS,
-            )
+            raise CaptureError(f"{callee} takes a size that is known at run time only", remedy=_WITH_INPUTS)
         recorded = _recorded_types(node, self.device)
         count = _unpacked(node)
         if recorded is None and count == 1:
@@ -384,33 +353,3 @@ def _refine(value: Value, recorded: TensorType) -> None:
     if not isinstance(known, TensorType) or known.is_known:
         return
     value.type = TensorType(recorded.shape, recorded.dtype, known.device or recorded.device)
-
-
-def _plain_containers(item: Any) -> Any:
-    """Return FX's immutable containers as plain ones."""
-    if isinstance(item, dict):
-        return {key: _plain_containers(part) for key, part in item.items()}
-    if isinstance(item, list):
-        return [_plain_containers(part) for part in item]
-    if isinstance(item, tuple):
-        parts = [_plain_containers(part) for part in item]
-        return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
-    return item
-
-
-def _substitute(tree: Any, env: Mapping[fx.Node, Any], convert: Callable[[Any], Any]) -> Any:
-    return pytree.tree_map(
-        lambda leaf: convert(env[leaf]) if isinstance(leaf, fx.Node) else leaf,
-        tree,
-        is_leaf=lambda item: isinstance(item, fx.Node),
-    )
-
-
-def _any_runtime(tree: Any) -> bool:
-    if isinstance(tree, (tuple, list)):
-        return any(map(_any_runtime, tree))
-    if isinstance(tree, dict):
-        return any(map(_any_runtime, tree.values()))
-    if isinstance(tree, slice):
-        return _any_runtime((tree.start, tree.stop, tree.step))
-    return is_runtime(tree) or type(tree) in (Size, Pieces)

@@ -3,58 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from compiler.lower.functional.storage import Handle
+from compiler.lower.fx.operators import Operators, Pieces, Size
 from compiler.lower.fx.overloads import UnknownCallError, is_tensor
 from ir.core import Value
-from ir.opdef import OpDef
-from ir.types import TensorType, Type
 
 
-class Size:
-    """The size of a tensor (`x.shape`), of which single dimensions are read later."""
-
-    def __init__(self, handle: Handle) -> None:
-        self.handle = handle
-
-
-class Pieces:
-    """The pieces of `x.chunk(n)`, `x.split(n)` or `x.unbind()`, where it is not known how many there are."""
-
-    def __init__(self, name: str, handle: Handle, number: Any, axis: int) -> None:
-        self.name = name
-        self.handle = handle
-        self.number = number
-        """How many chunks, or the size of a split."""
-        self.axis = axis
-
-
-PIECES = {"aten.chunk": "chunks", "aten.split.Tensor": "split_size", "aten.unbind.int": None}
-"""Operators that may return an unknown number of views -> the parameter that decides it."""
-
-
-class Indexing:
-    """Appends the operators that indexing stands for; a subclass appends operators."""
-
-    def operator(
-        self,
-        opdef: OpDef | str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any] | None = None,
-        types: Sequence[Type] | None = None,
-    ) -> Any:
-        """Call an operator."""
-        raise NotImplementedError
-
-    def python_operator(self, function: Callable[..., Any], args: list[Any]) -> Any:
-        """Apply an operator of Python to tensors or numbers."""
-        raise NotImplementedError
-
-    def plain(self, arg: Any) -> Any:
-        """Return an argument without sizes."""
-        raise NotImplementedError
+class Indexing(Operators):
+    """Appends the operators that indexing stands for."""
 
     def _piece(self, pieces: Pieces, index: int) -> Any:
         """Return one piece, as the view that it is."""
@@ -163,30 +121,3 @@ class Indexing:
             self.operator("aten.copy_", (view, value))
         else:
             self.operator("aten.fill_.Scalar", (view, value))
-
-    # ---- sizes ----
-
-    def dim(self, handle: Handle, axis: Any) -> Any:
-        """Return one dimension of a tensor: an int where it is known, else a value."""
-        type_ = handle.value.type
-        if isinstance(type_, TensorType) and type_.shape is not None and isinstance(axis, int):
-            known = type_.shape[axis]
-            if known is not None:
-                return known
-        return self.operator("aten.sym_size.int", (handle, axis))
-
-    def dims(self, size: Size) -> list[Any]:
-        """Return all dimensions of a tensor of known rank.
-
-        Raises:
-            UnknownCallError: when the rank is not known.
-        """
-        rank = self.rank(size.handle)
-        if rank is None:
-            raise UnknownCallError("the rank is not known")
-        return [self.dim(size.handle, axis) for axis in range(rank)]
-
-    def rank(self, handle: Handle) -> int | None:
-        """Return the number of dimensions, where it is known."""
-        type_ = handle.value.type
-        return type_.rank if isinstance(type_, TensorType) else None

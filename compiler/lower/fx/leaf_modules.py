@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils import _pytree as pytree
 
 from compiler.lower.functional.storage import Handle
 from compiler.lower.fx.calls import Calls
+from compiler.lower.fx.nested import map_nested
 from compiler.lower.fx.nn_functional import FUNCTIONS, lower_functional
 from compiler.lower.fx.overloads import UnknownCallError
 from ir.opdef import get_opdef
@@ -45,17 +48,15 @@ class TensorProxy:
 
     def __getattr__(self, name: str) -> Any:
         leaves = self._leaves
+        calls = leaves.calls
         if name == "is_nested":
             return False
         if name in ("shape", "ndim", "dtype", "device", "T", "mT"):
-            return leaves.wrap(leaves.calls.plain(leaves.calls.attribute(self._handle, name)))
+            return leaves.wrap(calls.plain(calls.attribute(self._handle, name)))
 
         def method(*args: Any, **kwargs: Any) -> Any:
-            return leaves.wrap(
-                leaves.calls.plain(
-                    leaves.calls.method(name, [self._handle, *leaves.unwrap(args)], leaves.unwrap(kwargs))
-                )
-            )
+            found = calls.method(name, [self._handle, *leaves.unwrap(args)], leaves.unwrap(kwargs))
+            return leaves.wrap(calls.plain(found))
 
         return method
 
@@ -81,21 +82,16 @@ class LeafModules:
 
     def wrap(self, item: Any) -> Any:
         """Return handles as proxies."""
-        if isinstance(item, (tuple, list)):
-            return type(item)(self.wrap(part) for part in item)
-        return TensorProxy(self, item) if type(item) is Handle else item
+        return map_nested(item, lambda leaf: TensorProxy(self, leaf) if type(leaf) is Handle else leaf)
 
     def unwrap(self, item: Any) -> Any:
         """Return proxies and weights as handles."""
-        if isinstance(item, TensorProxy):
-            return item._handle
-        if isinstance(item, torch.Tensor):
-            return self.weight(item)
-        if type(item) in (tuple, list):
-            return type(item)(self.unwrap(part) for part in item)
-        if isinstance(item, dict):
-            return {key: self.unwrap(part) for key, part in item.items()}
-        return item
+        return map_nested(item, self._unwrap)
+
+    def _unwrap(self, leaf: Any) -> Any:
+        if isinstance(leaf, TensorProxy):
+            return leaf._handle
+        return self.weight(leaf) if isinstance(leaf, torch.Tensor) else leaf
 
     def call(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Lower a call that a forward method makes."""
@@ -124,18 +120,14 @@ class LeafModules:
         class_ = type(module)
         if not class_.__module__.startswith(_TRACED) or _has_hooks(module) or "forward" in module.__dict__:
             raise UnknownCallError(f"{class_.__qualname__} is no plain module of torch.nn")
-        if isinstance(module, nn.Identity):
-            return args[0]
         if isinstance(module, _BatchNorm):
             return self._batch_norm(module, *args, **kwargs)
         if isinstance(module, _InstanceNorm):
             return self._instance_norm(module, *args, **kwargs)
         if isinstance(module, nn.MultiheadAttention):
-            return self._attention(module, *args, **kwargs)
+            return self._attention(module, args, kwargs)
         if isinstance(module, nn.Softmax2d):
-            return self.calls.operator("aten.softmax.int", (args[0], -3, None))
-        if isinstance(module, nn.Flatten):
-            return self.calls.operator("aten.flatten.using_ints", (args[0], module.start_dim, module.end_dim))
+            return self.function(F.softmax, (args[0], -3), {})
         if next(module.children(), None) is not None:
             raise UnknownCallError(f"{class_.__qualname__} has submodules")
         try:
@@ -150,21 +142,8 @@ class LeafModules:
     def _batch_norm(self, module: _BatchNorm, input: Handle) -> Any:  # noqa: A002 - the name in torch
         training = module.training or (module.running_mean is None and module.running_var is None)
         use_statistics = not module.training or module.track_running_stats
-        momentum = 0.0 if module.momentum is None else module.momentum
-        return self.calls.operator(
-            "aten.batch_norm",
-            (
-                input,
-                self._optional(module.weight),
-                self._optional(module.bias),
-                self._optional(module.running_mean) if use_statistics else None,
-                self._optional(module.running_var) if use_statistics else None,
-                training,
-                momentum,
-                module.eps,
-                torch.backends.cudnn.enabled,
-            ),
-        )
+        statistics = (module.running_mean, module.running_var) if use_statistics else (None, None)
+        return self._normalization(F.batch_norm, module, input, statistics, training)
 
     def _instance_norm(self, module: _InstanceNorm, input: Handle) -> Any:  # noqa: A002 - the name in torch
         rank = self.calls.rank(input)
@@ -174,40 +153,32 @@ class LeafModules:
             raise UnknownCallError("instance norm without a batch, of an unknown rank, or lazy")
         if module.track_running_stats and module.training:
             raise UnknownCallError("instance norm that updates its statistics")
-        return self.calls.operator(
-            "aten.instance_norm",
-            (
-                input,
-                self._optional(module.weight),
-                self._optional(module.bias),
-                self._optional(module.running_mean),
-                self._optional(module.running_var),
-                not module.track_running_stats,
-                0.0 if module.momentum is None else module.momentum,
-                module.eps,
-                torch.backends.cudnn.enabled,
-            ),
-        )
+        statistics = (module.running_mean, module.running_var)
+        return self._normalization(F.instance_norm, module, input, statistics, not module.track_running_stats)
 
-    def _attention(
+    def _normalization(
         self,
-        module: nn.MultiheadAttention,
-        query: Handle,
-        key: Handle,
-        value: Handle,
-        key_padding_mask: Handle | None = None,
-        need_weights: bool = True,
-        attn_mask: Handle | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
+        function: Callable[..., Any],
+        module: _NormBase,
+        input: Handle,  # noqa: A002 - the name in torch
+        statistics: Sequence[torch.Tensor | None],
+        of_input: bool,
     ) -> Any:
+        tensors = map(self._optional, (*statistics, module.weight, module.bias))
+        momentum = 0.0 if module.momentum is None else module.momentum
+        return self.function(function, (input, *tensors, of_input, momentum, module.eps), {})
+
+    def _attention(self, module: nn.MultiheadAttention, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        call = inspect.signature(module.forward).bind(*args, **kwargs)
+        call.apply_defaults()
+        a = call.arguments
         same = module._qkv_same_embed_dim
         separate = (None,) * 3 if same else (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
         optional = self._optional
         operands = (
-            query,
-            key,
-            value,
+            a["query"],
+            a["key"],
+            a["value"],
             optional(module.in_proj_weight) if same else None,
             optional(module.in_proj_bias),
             self.weight(module.out_proj.weight),
@@ -215,8 +186,8 @@ class LeafModules:
             *map(optional, separate),
             optional(module.bias_k),
             optional(module.bias_v),
-            key_padding_mask,
-            attn_mask,
+            a["key_padding_mask"],
+            a["attn_mask"],
         )
         found = self.calls.operator(
             get_opdef("nn.multihead_attention"),
@@ -227,15 +198,15 @@ class LeafModules:
                 "dropout": float(module.dropout),
                 "batch_first": module.batch_first,
                 "add_zero_attn": module.add_zero_attn,
-                "need_weights": bool(need_weights),
-                "average_attn_weights": bool(average_attn_weights),
-                "is_causal": bool(is_causal),
+                "need_weights": bool(a["need_weights"]),
+                "average_attn_weights": bool(a["average_attn_weights"]),
+                "is_causal": bool(a["is_causal"]),
                 "training": module.training,
             },
             # without the weights, the result is as the query: running the module on fake tensors takes 10 ms
-            types=None if need_weights else (query.value.type, OpaqueType()),
+            types=None if a["need_weights"] else (a["query"].value.type, OpaqueType()),
         )
-        return found if need_weights else (found[0], None)
+        return found if a["need_weights"] else (found[0], None)
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -4,49 +4,53 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from compiler.lower.fx.calls import Calls
-from compiler.lower.fx.indexing import Size
 from compiler.lower.fx.overloads import UnknownCallError
 from ir.caches import Cache
+from ir.opdef import get_opdef
 
-Lowering = Callable[..., Any]
-"""(calls, arguments of the function by name) -> result."""
+Arguments = Mapping[str, Any]
+Lowering = Callable[[Calls, Arguments], Any]
+"""(calls, the arguments of a function by name) -> the result, or one argument of the operator."""
+
+_NAMES = {"self": "input", "indices": "input", "train": "training"}
+"""Parameters of operators -> what functions call them."""
 
 
-def _activation(name: str, *parameters: str) -> Lowering:
-    """An activation with an in-place form: `aten.<name>`, or `aten.<name>_`."""
+def _operator(name: str, **changed: Lowering) -> Lowering:
+    """The operator `aten.<name>`, or `aten.<name>_` for `inplace=True`, with the arguments of the same names.
 
-    def lower(calls: Calls, arguments: Mapping[str, Any]) -> Any:
+    Args:
+        name: of the operator.
+        changed: parameters of the function -> what makes the operator's argument.
+    """
+
+    def lower(calls: Calls, arguments: Arguments) -> Any:
         operator = f"{name}_" if arguments.get("inplace") else name
-        return calls.aten(operator, arguments["input"], *(arguments[p] for p in parameters))
+        known = {**arguments, **dict.fromkeys(("cudnn_enabled", "cudnn_enable"), torch.backends.cudnn.enabled)}
+        names = [_NAMES.get(p.name, p.name) for p in get_opdef(f"aten.{operator}").params]
+        given = takewhile(known.__contains__, names)
+        return calls.aten(operator, *(changed[n](calls, known) if n in changed else known[n] for n in given))
 
     return lower
+
+
+def _float(name: str) -> Lowering:
+    return lambda _, arguments: None if arguments[name] is None else float(arguments[name])
 
 
 def _dropout(name: str) -> Lowering:
-    def lower(calls: Calls, arguments: Mapping[str, Any]) -> Any:
-        operator = f"{name}_" if arguments.get("inplace") else name
-        return calls.aten(operator, arguments["input"], float(arguments["p"]), bool(arguments["training"]))
-
-    return lower
-
-
-def _direct(name: str, *parameters: str) -> Lowering:
-    """`aten.<name>` with these arguments, in this order."""
-
-    def lower(calls: Calls, arguments: Mapping[str, Any]) -> Any:
-        return calls.aten(name, *(arguments[p] for p in parameters))
-
-    return lower
+    return _operator(name, p=_float("p"), training=lambda _, arguments: bool(arguments["training"]))
 
 
 def _softmax(name: str) -> Lowering:
-    def lower(calls: Calls, arguments: Mapping[str, Any]) -> Any:
+    def lower(calls: Calls, arguments: Arguments) -> Any:
         x, dim = arguments["input"], arguments["dim"]
         if dim is None:
             rank = calls.rank(x)
@@ -58,112 +62,43 @@ def _softmax(name: str) -> Lowering:
     return lower
 
 
-def _adaptive(name: str, dims: int, result: int | None = None) -> Lowering:
-    def lower(calls: Calls, arguments: Mapping[str, Any]) -> Any:
+def _adaptive(name: str, dims: int) -> Lowering:
+    def output_size(calls: Calls, arguments: Arguments) -> Any:
         x, size = arguments["input"], arguments["output_size"]
         if isinstance(size, (tuple, list)):
-            size = [calls.dim(x, i - len(size)) if n is None else n for i, n in enumerate(size)]
-        else:
-            size = [size] * dims
-        found = calls.operator(f"aten.{name}", (x, size))
-        return found if result is None or arguments.get("return_indices") else found[result]
+            return [calls.dim(x, i - len(size)) if n is None else n for i, n in enumerate(size)]
+        return [size] * dims
+
+    pool = _operator(name, output_size=output_size)
+
+    def lower(calls: Calls, arguments: Arguments) -> Any:
+        found = pool(calls, arguments)
+        return found[0] if isinstance(found, tuple) and not arguments["return_indices"] else found
 
     return lower
 
 
-def _max_pool(dims: int) -> Lowering:
-    def lower(calls: Calls, arguments: Mapping[str, Any]) -> Any:
-        stride = arguments["stride"]
-        return calls.operator(
-            f"aten.max_pool{dims}d_with_indices" if arguments.get("return_indices") else f"aten.max_pool{dims}d",
-            (
-                arguments["input"],
-                arguments["kernel_size"],
-                [] if stride is None else stride,
-                arguments["padding"],
-                arguments["dilation"],
-                arguments["ceil_mode"],
-            ),
-        )
+def _max_pool(name: str) -> Lowering:
+    def stride(_: Calls, arguments: Arguments) -> Any:
+        return [] if arguments["stride"] is None else arguments["stride"]
 
-    return lower
+    pool, with_indices = (_operator(each, stride=stride) for each in (name, f"{name}_with_indices"))
+    return lambda calls, arguments: (with_indices if arguments["return_indices"] else pool)(calls, arguments)
 
 
-def _layer_norm(calls: Calls, arguments: Mapping[str, Any]) -> Any:
-    a = arguments
-    shape = a["normalized_shape"]
-    shape = list(calls.dims(shape) if type(shape) is Size else shape)
-    return calls.operator(
-        "aten.layer_norm", (a["input"], shape, a["weight"], a["bias"], a["eps"], torch.backends.cudnn.enabled)
-    )
+def _normalized_shape(calls: Calls, arguments: Arguments) -> Any:
+    return list(calls.plain(arguments["normalized_shape"]))
 
 
-def _rms_norm(calls: Calls, arguments: Mapping[str, Any]) -> Any:
-    a = arguments
-    return calls.operator("aten.rms_norm", (a["input"], list(a["normalized_shape"]), a["weight"], a["eps"]))
-
-
-def _group_norm(calls: Calls, arguments: Mapping[str, Any]) -> Any:
-    a = arguments
-    return calls.operator(
-        "aten.group_norm", (a["input"], a["num_groups"], a["weight"], a["bias"], a["eps"], torch.backends.cudnn.enabled)
-    )
-
-
-def _batch_norm(calls: Calls, arguments: Mapping[str, Any]) -> Any:
-    a = arguments
-    return calls.operator(
-        "aten.batch_norm",
-        (
-            a["input"],
-            a["weight"],
-            a["bias"],
-            a["running_mean"],
-            a["running_var"],
-            a["training"],
-            a["momentum"],
-            a["eps"],
-            torch.backends.cudnn.enabled,
-        ),
-    )
-
-
-def _instance_norm(calls: Calls, arguments: Mapping[str, Any]) -> Any:
-    a = arguments
-    return calls.operator(
-        "aten.instance_norm",
-        (
-            a["input"],
-            a["weight"],
-            a["bias"],
-            a["running_mean"],
-            a["running_var"],
-            a["use_input_stats"],
-            a["momentum"],
-            a["eps"],
-            torch.backends.cudnn.enabled,
-        ),
-    )
-
-
-def _embedding(calls: Calls, arguments: Mapping[str, Any]) -> Any:
-    a = arguments
-    if a["max_norm"] is not None:
+def _embedding(calls: Calls, arguments: Arguments) -> Any:
+    if arguments["max_norm"] is not None:
         raise UnknownCallError("an embedding that renormalizes its weight in place")
-    padding = a["padding_idx"]
+    padding = arguments["padding_idx"]
     if padding is None:
         padding = -1
     elif padding < 0:
-        padding = calls.dim(a["weight"], 0) + padding
-    return calls.operator("aten.embedding", (a["weight"], a["input"], padding, a["scale_grad_by_freq"], a["sparse"]))
-
-
-def _pad(calls: Calls, arguments: Mapping[str, Any]) -> Any:
-    a = arguments
-    value = a["value"]
-    return calls.operator(
-        "aten.pad", (a["input"], list(calls.plain(a["pad"])), a["mode"], None if value is None else float(value))
-    )
+        padding = calls.dim(arguments["weight"], 0) + padding
+    return _operator("embedding")(calls, {**arguments, "padding_idx": padding})
 
 
 _UPSAMPLING = {
@@ -176,7 +111,7 @@ _UPSAMPLING = {
 }
 
 
-def _interpolate(calls: Calls, arguments: Mapping[str, Any]) -> Any:
+def _interpolate(calls: Calls, arguments: Arguments) -> Any:
     a = arguments
     mode, size, scale = a["mode"], calls.plain(a["size"]), a["scale_factor"]
     if mode not in _UPSAMPLING or a["recompute_scale_factor"] or a["antialias"]:
@@ -201,7 +136,7 @@ def _interpolate(calls: Calls, arguments: Mapping[str, Any]) -> Any:
     return calls.operator(f"aten.{name}{dims}d.vec", (a["input"], size, *flags, scale))
 
 
-def _normalize(calls: Calls, arguments: Mapping[str, Any]) -> Any:
+def _normalize(calls: Calls, arguments: Arguments) -> Any:
     a = arguments
     if a["out"] is not None:
         raise UnknownCallError("normalize with out=")
@@ -211,23 +146,15 @@ def _normalize(calls: Calls, arguments: Mapping[str, Any]) -> Any:
     return calls.aten("div", x, calls.operator("aten.expand_as", (bound, x)))
 
 
+_PLAIN = (
+    *(F.relu, F.relu6, F.hardtanh, F.hardswish, F.hardsigmoid, F.silu, F.mish, F.elu, F.selu, F.celu, F.leaky_relu),
+    *(F.rrelu, F.sigmoid, F.tanh, F.glu, F.group_norm, F.batch_norm, F.instance_norm),
+)
+"""Functions that are the operator of their name."""
+
 FUNCTIONS: dict[Any, Lowering] = {
-    F.relu: _activation("relu"),
-    F.relu6: _activation("relu6"),
-    F.hardtanh: _activation("hardtanh", "min_val", "max_val"),
-    F.hardswish: _activation("hardswish"),
-    F.hardsigmoid: _activation("hardsigmoid"),
-    F.silu: _activation("silu"),
-    F.mish: _activation("mish"),
-    F.elu: _activation("elu", "alpha"),
-    F.selu: _activation("selu"),
-    F.celu: _activation("celu", "alpha"),
-    F.leaky_relu: _activation("leaky_relu", "negative_slope"),
-    F.threshold: _activation("threshold", "threshold", "value"),
-    F.rrelu: _activation("rrelu", "lower", "upper", "training"),
-    F.sigmoid: _direct("sigmoid", "input"),
-    F.tanh: _direct("tanh", "input"),
-    F.glu: _direct("glu", "input", "dim"),
+    **{function: _operator(function.__name__) for function in _PLAIN},
+    F.threshold: _operator("threshold"),
     F.dropout: _dropout("dropout"),
     F.dropout1d: _dropout("feature_dropout"),
     F.dropout2d: _dropout("feature_dropout"),
@@ -238,33 +165,22 @@ FUNCTIONS: dict[Any, Lowering] = {
     F.log_softmax: _softmax("log_softmax"),
     F.adaptive_avg_pool2d: _adaptive("adaptive_avg_pool2d", 2),
     F.adaptive_avg_pool3d: _adaptive("adaptive_avg_pool3d", 3),
-    F.adaptive_max_pool1d: _adaptive("adaptive_max_pool1d", 1, 0),
-    F.adaptive_max_pool2d: _adaptive("adaptive_max_pool2d", 2, 0),
-    F.adaptive_max_pool3d: _adaptive("adaptive_max_pool3d", 3, 0),
-    F.max_pool1d: _max_pool(1),
-    F.max_pool2d: _max_pool(2),
-    F.max_pool3d: _max_pool(3),
-    F.layer_norm: _layer_norm,
-    F.rms_norm: _rms_norm,
-    F.group_norm: _group_norm,
-    F.batch_norm: _batch_norm,
-    F.instance_norm: _instance_norm,
+    F.adaptive_max_pool1d: _adaptive("adaptive_max_pool1d", 1),
+    F.adaptive_max_pool2d: _adaptive("adaptive_max_pool2d", 2),
+    F.adaptive_max_pool3d: _adaptive("adaptive_max_pool3d", 3),
+    F.max_pool1d: _max_pool("max_pool1d"),
+    F.max_pool2d: _max_pool("max_pool2d"),
+    F.max_pool3d: _max_pool("max_pool3d"),
+    F.layer_norm: _operator("layer_norm", normalized_shape=_normalized_shape),
+    F.rms_norm: _operator("rms_norm", normalized_shape=_normalized_shape),
     F.embedding: _embedding,
-    F.pad: _pad,
+    F.pad: _operator("pad", pad=lambda calls, arguments: list(calls.plain(arguments["pad"])), value=_float("value")),
     F.interpolate: _interpolate,
     F.upsample: _interpolate,
     F.normalize: _normalize,
 }
 
 _SIGNATURES: Cache[Any, inspect.Signature] = Cache()
-_POOL_SIGNATURES: dict[Any, Any] = {
-    F.max_pool1d: F.max_pool1d_with_indices,
-    F.max_pool2d: F.max_pool2d_with_indices,
-    F.max_pool3d: F.max_pool3d_with_indices,
-    F.adaptive_max_pool1d: F.adaptive_max_pool1d_with_indices,
-    F.adaptive_max_pool2d: F.adaptive_max_pool2d_with_indices,
-    F.adaptive_max_pool3d: F.adaptive_max_pool3d_with_indices,
-}
 
 
 def lower_functional(calls: Calls, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -276,8 +192,9 @@ def lower_functional(calls: Calls, function: Callable[..., Any], args: Sequence[
     lowering = FUNCTIONS[function]
     signature = _SIGNATURES.get(function)
     if signature is None:
-        # the pooling functions are dispatchers without a signature of their own
-        signature = _SIGNATURES[function] = inspect.signature(_POOL_SIGNATURES.get(function, function))
+        # a pooling function is a dispatcher without a signature of its own
+        typed = getattr(F, f"{function.__name__}_with_indices", function)
+        signature = _SIGNATURES[function] = inspect.signature(typed)
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:

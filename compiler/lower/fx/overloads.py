@@ -43,19 +43,16 @@ def find_overload(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     packet = getattr(torch.ops.aten, name, None)
     if packet is None or not isinstance(packet, torch._ops.OpOverloadPacket):
         raise UnknownCallError(f"there is no operator {name}")
-    candidates = [
-        opdef
-        for overload in packet.overloads()
-        if (opdef := _opdef(name, overload)) is not None and _fits(opdef, args, kwargs) is not None
-    ]
-    # JIT's overloads on plain numbers come last
-    candidates.sort(key=lambda opdef: not opdef.operand_params)
-    if not candidates:
+    fitting: list[tuple[tuple[int, bool], OpDef]] = []
+    for overload in packet.overloads():
+        opdef = _opdef(name, overload)
+        conversions = None if opdef is None else _fits(opdef, args, kwargs)
+        if opdef is not None and conversions is not None:
+            # JIT's overloads on plain numbers come last
+            fitting.append(((conversions, not opdef.operand_params), opdef))
+    if not fitting:
         raise UnknownCallError(f"no overload of {name} takes these arguments")
-    for opdef in candidates:
-        if _fits(opdef, args, kwargs) == 0:
-            return opdef, _renamed(opdef, kwargs)
-    best = min(candidates, key=lambda opdef: _fits(opdef, args, kwargs) or 0)
+    best = min(fitting, key=operator.itemgetter(0))[1]
     return best, _renamed(best, kwargs)
 
 
@@ -103,7 +100,7 @@ def _conversion(kind: ParamKind, type_: str, list_size: int, arg: Any) -> int | 
     if kind is ParamKind.TENSOR:
         if is_tensor(arg):
             return 0
-        return 1 if _is_number(arg) else None
+        return 1 if is_scalar("number", arg) else None
     if kind is ParamKind.OPTIONAL:
         return 0 if arg is None or is_tensor(arg) else None
     if kind is ParamKind.LIST:
@@ -122,8 +119,18 @@ def _conversion(kind: ParamKind, type_: str, list_size: int, arg: Any) -> int | 
     return 0 if is_scalar(type_, arg) else None
 
 
-def _is_number(arg: Any) -> bool:
-    return isinstance(arg, (bool, int, float, complex)) or type(arg) is Value
+_SCALARS: dict[str, Any] = {
+    "bool": bool,
+    "int": int,
+    "float": (int, float),
+    "number": (int, float, complex),
+    "str": str,
+    "ScalarType": torch.dtype,
+    "Device": torch.device,
+    "Layout": torch.layout,
+    "MemoryFormat": torch.memory_format,
+}
+"""Scalar types of the schema -> classes."""
 
 
 def is_scalar(type_: str, arg: Any) -> bool:
@@ -131,33 +138,15 @@ def is_scalar(type_: str, arg: Any) -> bool:
     if type(arg) is Value:
         kind = arg.type.kind if isinstance(arg.type, ScalarType) else "int"
         return type_ in ("number", kind) or (type_ == "float" and kind == "int")
-    if type_ == "bool":
-        return isinstance(arg, bool)
-    if type_ == "int":
-        return isinstance(arg, int) and not isinstance(arg, bool)
-    if type_ == "float":
-        return isinstance(arg, (int, float)) and not isinstance(arg, bool)
-    if type_ == "number":
-        return isinstance(arg, (bool, int, float, complex))
-    if type_ == "str":
-        return isinstance(arg, str)
-    expected = {
-        "ScalarType": torch.dtype,
-        "Device": torch.device,
-        "Layout": torch.layout,
-        "MemoryFormat": torch.memory_format,
-    }.get(type_)
-    return expected is not None and isinstance(arg, expected)
+    if isinstance(arg, bool):
+        return type_ in ("bool", "number")
+    return isinstance(arg, _SCALARS.get(type_, ()))
 
 
 def shapes_known(args: Sequence[Any]) -> bool:
     """Return whether the types of all tensors are known."""
-    for arg in args:
-        if type(arg) is Handle:
-            type_ = arg.value.type
-            if not isinstance(type_, TensorType) or not type_.is_known:
-                return False
-    return True
+    types = [arg.value.type for arg in args if type(arg) is Handle]
+    return all(isinstance(type_, TensorType) and type_.is_known for type_ in types)
 
 
 BINARY: dict[Callable[..., Any], str] = {

@@ -26,25 +26,10 @@ def conv(dims: int) -> InferRule:
     """Return the rule of a forward convolution over `dims` dimensions, also with `padding` "same" or "valid"."""
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-        x, weight, bias = types
-        stride, dilation, groups = attributes["stride"], attributes["dilation"], attributes["groups"]
-        padding = attributes["padding"]
+        stride, padding, dilation = attributes["stride"], attributes["padding"], attributes["dilation"]
         _check_lengths(dims, stride, dilation, *(() if isinstance(padding, str) else (padding,)))
         dtype, device = float_dtype(types), common_device(types)
-        batch, channels, sizes = _split_input(x, dims)
-        out: Dim | None = None
-        kernel: Shape = (None,) * dims
-        if weight.shape is not None:
-            require_rank(weight.shape, dims + 2)
-            require_not_empty(weight.shape)
-            out, per_group, *window = weight.shape
-            kernel = tuple(window)
-            require(type(groups) is int and groups > 0)
-            if type(out) is int and out % groups:
-                raise Misfit(f"{out} output channels in {groups} groups")
-            if channels is not None and per_group is not None:
-                require_equal(channels, simplify_dim(per_group * groups), "the number of input channels")
-        _check_bias(bias, out)
+        batch, out, sizes, kernel = _fit(types, attributes["groups"], dims)
         if batch is None:
             return (TensorType(None, dtype, device),)
         if padding == "valid":
@@ -66,25 +51,11 @@ def conv_transpose(dims: int) -> InferRule:
     """Return the rule of a transposed convolution; its weight is (in, out / groups, kernel...)."""
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-        x, weight, bias = types
         stride, padding, dilation = attributes["stride"], attributes["padding"], attributes["dilation"]
-        extra, groups = attributes["output_padding"], attributes["groups"]
+        extra = attributes["output_padding"]
         _check_lengths(dims, stride, padding, dilation, extra)
         dtype, device = float_dtype(types), common_device(types)
-        batch, channels, sizes = _split_input(x, dims)
-        out: Dim | None = None
-        kernel: Shape = (None,) * dims
-        if weight.shape is not None:
-            require_rank(weight.shape, dims + 2)
-            require_not_empty(weight.shape)
-            inputs, per_group, *window = weight.shape
-            kernel = tuple(window)
-            require(type(groups) is int and groups > 0)
-            if type(inputs) is int and inputs % groups:
-                raise Misfit(f"{inputs} input channels in {groups} groups")
-            require_equal(channels, inputs, "the number of input channels")
-            out = None if per_group is None else simplify_dim(per_group * groups)
-        _check_bias(bias, out)
+        batch, out, sizes, kernel = _fit(types, attributes["groups"], dims, transposed=True)
         if batch is None:
             return (TensorType(None, dtype, device),)
         result: list[Dim | None] = []
@@ -106,6 +77,31 @@ def conv_transpose(dims: int) -> InferRule:
     return rule
 
 
+def _fit(
+    types: tuple[Any, ...], groups: Any, dims: int, *, transposed: bool = False
+) -> tuple[Shape | None, Dim | None, Shape, Shape]:
+    """Return batch dimensions (None for an unknown rank), output channels, spatial sizes and those of the kernel."""
+    x, weight, bias = types
+    batch, channels, sizes = _split_input(x, dims)
+    out: Dim | None = None
+    kernel: Shape = (None,) * dims
+    if weight.shape is not None:
+        require_rank(weight.shape, dims + 2)
+        require_not_empty(weight.shape)
+        require(type(groups) is int and groups > 0)
+        first, per_group, *window = weight.shape
+        kernel = tuple(window)
+        if type(first) is int and first % groups:
+            raise Misfit(f"{first} {'input' if transposed else 'output'} channels in {groups} groups")
+        grouped = None if per_group is None else simplify_dim(per_group * groups)
+        inputs, out = (first, grouped) if transposed else (grouped, first)
+        require_equal(channels, inputs, "the number of input channels")
+    if bias is not None and bias.shape is not None:
+        require_rank(bias.shape, 1)
+        require_equal(bias.shape[0], out, "the size of the bias")
+    return batch, out, sizes, kernel
+
+
 def _split_input(x: TensorType, dims: int) -> tuple[Shape | None, Dim | None, Shape]:
     """Return batch dimensions (one or none), channels and spatial sizes; (None, None, ...) for an unknown rank."""
     if x.shape is None:
@@ -120,12 +116,6 @@ def _check_lengths(dims: int, *numbers: Sequence[Any]) -> None:
     for given in numbers:
         if len(given) != dims:
             raise InferenceError(f"a convolution over {dims} dimensions takes {dims} numbers, not {given}")
-
-
-def _check_bias(bias: TensorType | None, out: Dim | None) -> None:
-    if bias is not None and bias.shape is not None:
-        require_rank(bias.shape, 1)
-        require_equal(bias.shape[0], out, "the size of the bias")
 
 
 def _conv_size(size: Dim | None, kernel: Dim | None, stride: Any, padding: Any, dilation: Any) -> Dim | None:

@@ -13,7 +13,6 @@ from ir.opdef import InferRule, get_opdef
 from ir.ops.inference.support import (
     FLOATS_OR_UNKNOWN,
     Attributes,
-    Shape,
     Undecided,
     broadcast,
     common_device,
@@ -54,15 +53,9 @@ def unary(name: str, *scalars: str) -> InferRule:
 
     `scalars` are the attributes that may be complex and would then change the dtype.
     """
-    general = with_fallback(name, _nary(name))
+    general = nary(name)
 
     def infer(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-        operand = types[0]
-        if type(operand) is TensorType and operand.dtype in FLOATS_OR_UNKNOWN:
-            return (operand,)
-        return general(types, attributes)
-
-    def infer_scalars(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         operand = types[0]
         if type(operand) is TensorType and operand.dtype in FLOATS_OR_UNKNOWN:
             for scalar in scalars:
@@ -71,22 +64,17 @@ def unary(name: str, *scalars: str) -> InferRule:
             return (operand,)
         return general(types, attributes)
 
-    return infer_scalars if scalars else infer
+    return infer
 
 
 def nary(name: str) -> InferRule:
     """Return the rule of an operator on broadcast tensors."""
-    general = with_fallback(name, _nary(name))
-
-    def infer(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-        return general(types, attributes)
-
-    return infer
+    return with_fallback(name, _nary(name))
 
 
 def binary(name: str) -> InferRule:
     """Return the rule of an arithmetic operator on two tensors that keeps floating dtypes."""
-    general = with_fallback(name, _nary(name))
+    general = nary(name)
 
     def infer(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         a, b = types
@@ -105,7 +93,8 @@ def binary(name: str) -> InferRule:
 def _nary(name: str) -> InferRule:
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         present = [t for t in types if t is not None]
-        shape = _broadcast_known([t.shape for t in present])
+        shapes = [t.shape for t in present]
+        shape = None if None in shapes else broadcast(shapes)
         if all(t.dtype is not None and t.shape is not None for t in present):
             result = probe(name, types, attributes)
             device = result.device if all(t.device is not None for t in present) else common_device(present)
@@ -113,11 +102,6 @@ def _nary(name: str) -> InferRule:
         return (TensorType(shape, _certain_dtype(name, present, attributes), common_device(present)),)
 
     return rule
-
-
-def _broadcast_known(shapes: list[Shape | None]) -> Shape | None:
-    known = [s for s in shapes if s is not None]
-    return broadcast(known) if len(known) == len(shapes) else None
 
 
 def _certain_dtype(name: str, types: list[TensorType], attributes: Attributes) -> torch.dtype | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ir.columns import Layout, permutation
 from ir.opdef import InferRule
 from ir.ops.inference.support import (
     Attributes,
@@ -12,13 +13,12 @@ from ir.ops.inference.support import (
     Shape,
     Undecided,
     floor_div,
-    product,
     require,
     require_equal,
     wrap_dim,
     wrap_dims,
 )
-from ir.types import Dim, TensorType, Type, dims_equal, simplify_dim
+from ir.types import Dim, TensorType, Type, dims_equal, product, simplify_dim
 
 
 def _with_shape(x: TensorType, shape: Sequence[Dim | None] | None) -> tuple[Type, ...]:
@@ -101,54 +101,27 @@ def unflatten(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
     return _with_shape(x, (*x.shape[:dim], *inner, *x.shape[dim + 1 :]))
 
 
-def permute(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """Dimension i of the result is dimension dims[i] of the input."""
-    x, dims = types[0], attributes["dims"]
-    if x.shape is None:
-        return _with_shape(x, (None,) * len(dims))
-    if len(dims) != len(x.shape):
-        raise Misfit(f"{len(dims)} dimensions for a tensor of rank {len(x.shape)}")
-    return _with_shape(x, [x.shape[d] for d in wrap_dims(dims, len(x.shape))])
-
-
-def transpose(first: str = "dim0", second: str = "dim1") -> InferRule:
-    """Return the rule of an operator that swaps two dimensions, held in attributes of these names."""
+def reorder(layout: Layout) -> InferRule:
+    """Return the rule of an operator that puts the dimensions in another order."""
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         x = types[0]
         if x.shape is None:
-            return (x,)
-        a, b = wrap_dim(attributes[first], len(x.shape)), wrap_dim(attributes[second], len(x.shape))
-        shape = list(x.shape)
-        if shape:
-            shape[a], shape[b] = shape[b], shape[a]
-        return _with_shape(x, shape)
+            return _with_shape(x, (None,) * len(attributes["dims"]) if layout is Layout.PERMUTE else None)
+        require(len(x.shape) > 0)
+        order = permutation(layout, attributes, len(x.shape))
+        if order is None:
+            raise Misfit(f"the dimensions do not fit a tensor of rank {len(x.shape)}")
+        return _with_shape(x, [x.shape[dim] for dim in order])
 
     return rule
 
 
 def matrix_transpose(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """aten.t: a matrix transposed, anything smaller as it is."""
-    x = types[0]
-    if x.shape is None:
-        return (x,)
-    if len(x.shape) > 2:
+    if types[0].shape is not None and len(types[0].shape) > 2:
         raise Misfit("a matrix is needed")
-    return _with_shape(x, x.shape[::-1])
-
-
-def movedim(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """movedim and moveaxis, of one dimension or several."""
-    x, source, destination = types[0], attributes["source"], attributes["destination"]
-    if x.shape is None:
-        return (x,)
-    source = source if isinstance(source, tuple) else (source,)
-    destination = destination if isinstance(destination, tuple) else (destination,)
-    require(len(source) == len(destination) and len(x.shape) > 0)
-    rank = len(x.shape)
-    places = dict(zip(wrap_dims(destination, rank), wrap_dims(source, rank), strict=True))
-    others = iter([d for d in range(rank) if d not in places.values()])
-    return _with_shape(x, [x.shape[places[i] if i in places else next(others)] for i in range(rank)])
+    return reorder(Layout.REVERSE)(types, attributes)
 
 
 def squeeze(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:

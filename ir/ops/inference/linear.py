@@ -26,8 +26,7 @@ def linear(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     dtype, device = float_dtype(types), common_device(types)
     if weight.shape is None:
         return (TensorType(None if x.shape is None else (*x.shape[:-1], None), dtype, device),)
-    if len(weight.shape) == 1:
-        require(False)
+    require(len(weight.shape) != 1)
     require_rank(weight.shape, 2)
     out, inputs = weight.shape
     if bias is not None and bias.shape is not None:

@@ -88,41 +88,22 @@ def upsample(dims: int) -> InferRule:
     return rule
 
 
-def pixel_shuffle(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """[*, C * r * r, H, W] -> [*, C, H * r, W * r]."""
-    x, factor = types[0], attributes["upscale_factor"]
-    if x.shape is None:
-        return (x,)
-    require(len(x.shape) >= 3 and type(factor) is int and factor > 0)
-    require_not_empty(x.shape)
-    *batch, channels, height, width = x.shape
-    require(channels is None or (type(channels) is int and channels % (factor * factor) == 0))
-    shape = (
-        *batch,
-        None if channels is None else channels // (factor * factor),
-        _times(height, factor),
-        _times(width, factor),
-    )
-    return (TensorType(shape, x.dtype, x.device),)
+def pixel_shuffle(*, back: bool = False) -> InferRule:
+    """Return the rule of pixel_shuffle, [*, C * r * r, H, W] -> [*, C, H * r, W * r], or of the way back."""
+    name = "downscale_factor" if back else "upscale_factor"
+    of_channels, of_sizes = (_times, _divided) if back else (_divided, _times)
 
+    def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+        x, factor = types[0], attributes[name]
+        if x.shape is None:
+            return (x,)
+        require(len(x.shape) >= 3 and type(factor) is int and factor > 0)
+        require_not_empty(x.shape)
+        *batch, channels, height, width = x.shape
+        shape = (*batch, of_channels(channels, factor**2), of_sizes(height, factor), of_sizes(width, factor))
+        return (TensorType(shape, x.dtype, x.device),)
 
-def pixel_unshuffle(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """[*, C, H * r, W * r] -> [*, C * r * r, H, W]."""
-    x, factor = types[0], attributes["downscale_factor"]
-    if x.shape is None:
-        return (x,)
-    require(len(x.shape) >= 3 and type(factor) is int and factor > 0)
-    require_not_empty(x.shape)
-    *batch, channels, height, width = x.shape
-    for size in (height, width):
-        require(size is None or (type(size) is int and size % factor == 0))
-    shape = (
-        *batch,
-        _times(channels, factor * factor),
-        None if height is None else floor_div(height, factor),
-        None if width is None else floor_div(width, factor),
-    )
-    return (TensorType(shape, x.dtype, x.device),)
+    return rule
 
 
 def _results(x: TensorType, shape: tuple[Dim | None, ...] | None, indices: bool) -> tuple[Type, ...]:
@@ -175,3 +156,8 @@ def _scaled(size: Dim | None, factor: Any) -> Dim | None:
 
 def _times(size: Dim | None, factor: int) -> Dim | None:
     return None if size is None else simplify_dim(size * factor)
+
+
+def _divided(size: Dim | None, factor: int) -> Dim | None:
+    require(size is None or (type(size) is int and size % factor == 0))
+    return None if size is None else floor_div(size, factor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,65 +12,40 @@ from ir.ops.inference.support import (
     FLOATS_OR_UNKNOWN,
     Attributes,
     Shape,
-    Undecided,
     require,
     require_not_empty,
     wrap_dim,
     wrap_dims,
 )
-from ir.types import Dim, TensorType, Type
+from ir.types import TensorType, Type
 
 
-def _reduced(shape: Shape | None, dims: Sequence[Any] | None, keepdim: bool) -> Shape | None:
-    """Return the shape without the dimensions; None and no dimensions mean all."""
-    if shape is None:
-        return () if not dims and not keepdim else None
-    chosen = set(wrap_dims(dims, len(shape))) if dims else set(range(len(shape)))
-    result: list[Dim | None] = []
-    for i, size in enumerate(shape):
-        if i not in chosen:
-            result.append(size)
-        elif keepdim:
-            result.append(1)
-    return tuple(result)
+def _reduced(x: TensorType, attributes: Attributes, *, empty: bool = False) -> Shape | None:
+    """Return the shape without the dimensions in `dim`, or with 1 for each; no `dim`, or none in it, means all.
+
+    `empty` tells whether tensors without elements are taken.
+    """
+    dims, keepdim = attributes.get("dim"), attributes.get("keepdim", False)
+    if x.shape is None:
+        return () if dims in (None, ()) and not keepdim else None
+    if not empty:
+        require_not_empty(x.shape)
+    if dims is not None and not isinstance(dims, tuple):
+        dims = (dims,)
+    chosen = set(wrap_dims(dims, len(x.shape)) if dims else range(len(x.shape)))
+    return tuple([1 if i in chosen else size for i, size in enumerate(x.shape) if keepdim or i not in chosen])
 
 
-def _dims(value: Any) -> Sequence[Any] | None:
-    return value if value is None or isinstance(value, tuple) else (value,)
-
-
-def reduce(*, empty: bool = True) -> InferRule:
+def reduce(*, empty: bool = False, results: int = 1) -> InferRule:
     """Return the rule of a reduction that keeps floating dtypes, or converts to attribute `dtype`.
 
     `empty` tells whether tensors without elements are taken.
     """
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-        x = types[0]
-        require(x.dtype in FLOATS_OR_UNKNOWN)
-        dtype = attributes.get("dtype")
-        require(dtype is None or dtype in FLOATS)
-        if not empty and x.shape is not None:
-            require_not_empty(x.shape)
-        shape = _reduced(x.shape, _dims(attributes.get("dim")), bool(attributes.get("keepdim", False)))
-        result = dtype or x.dtype
-        if x.dtype is None and dtype is None:
-            result = None
-        return (TensorType(shape, result, x.device),)
-
-    return rule
-
-
-def moments(results: int) -> InferRule:
-    """Return the rule of var, std (one result) and var_mean, std_mean (two)."""
-
-    def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-        x = types[0]
-        require(x.dtype in FLOATS_OR_UNKNOWN)
-        if x.shape is not None:
-            require_not_empty(x.shape)
-        shape = _reduced(x.shape, _dims(attributes.get("dim")), bool(attributes.get("keepdim", False)))
-        return (TensorType(shape, x.dtype, x.device),) * results
+        x, dtype = types[0], attributes.get("dtype")
+        require(x.dtype in FLOATS_OR_UNKNOWN and (dtype is None or dtype in FLOATS))
+        return (TensorType(_reduced(x, attributes, empty=empty), dtype or x.dtype, x.device),) * results
 
     return rule
 
@@ -81,13 +55,8 @@ def typed(dtype: torch.dtype) -> InferRule:
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         x = types[0]
-        require(x.dtype in FLOATS_OR_UNKNOWN or x.dtype is torch.bool)
-        if dtype is torch.int64:
-            require(x.dtype is not torch.bool)
-        if x.shape is not None:
-            require_not_empty(x.shape)
-        dim, keepdim = attributes.get("dim"), bool(attributes.get("keepdim", False))
-        return (TensorType(_reduced(x.shape, _dims(dim), keepdim), dtype, x.device),)
+        require(x.dtype in FLOATS_OR_UNKNOWN or (x.dtype is torch.bool and dtype is torch.bool))
+        return (TensorType(_reduced(x, attributes), dtype, x.device),)
 
     return rule
 
@@ -95,10 +64,8 @@ def typed(dtype: torch.dtype) -> InferRule:
 def with_indices(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """max.dim, min.dim: values and indices."""
     x = types[0]
-    if x.shape is not None:
-        require_not_empty(x.shape)
     require(x.dtype is None or not x.dtype.is_complex)
-    shape = _reduced(x.shape, (attributes["dim"],), bool(attributes["keepdim"]))
+    shape = _reduced(x, attributes)
     return (TensorType(shape, x.dtype, x.device), TensorType(shape, torch.int64, x.device))
 
 
@@ -108,19 +75,11 @@ def cumulative(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ..
     require(x.dtype in FLOATS_OR_UNKNOWN and (dtype is None or dtype in FLOATS))
     if x.shape is not None:
         wrap_dim(attributes["dim"], len(x.shape))
-    if dtype is None:
-        return (x,)
-    return (TensorType(x.shape, dtype, x.device),)
+    return (TensorType(x.shape, dtype or x.dtype, x.device),)
 
 
 def vector_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """linalg_vector_norm and norm over dimensions."""
-    x = types[0]
-    require(x.dtype in FLOATS_OR_UNKNOWN and attributes.get("dtype") is None)
     order = attributes["ord"] if "ord" in attributes else attributes["p"]
-    if order is not None and (not isinstance(order, (int, float)) or isinstance(order, bool)):
-        raise Undecided
-    if x.shape is not None:
-        require_not_empty(x.shape)
-    shape = _reduced(x.shape, _dims(attributes.get("dim")), bool(attributes.get("keepdim", False)))
-    return (TensorType(shape, x.dtype, x.device),)
+    require(attributes.get("dtype") is None and (order is None or type(order) in (int, float)))
+    return reduce()(types, attributes)

@@ -40,19 +40,29 @@ def _ranked(x: TensorType) -> Shape:
     return x.shape
 
 
+def _along(x: TensorType, attributes: Attributes) -> tuple[int, Dim | None]:
+    """Return the number of the dimension in attribute `dim`, and its size."""
+    shape = _ranked(x)
+    dim = wrap_dim(attributes["dim"], len(shape))
+    return dim, shape[dim]
+
+
+def _without(x: TensorType, dim: int) -> TensorType:
+    assert x.shape is not None
+    return TensorType((*x.shape[:dim], *x.shape[dim + 1 :]), x.dtype, x.device)
+
+
 def select(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """select.int: one slice of a dimension, which disappears."""
     x, index = types[0], attributes["index"]
     if x.shape is None:
         return (x,)
-    shape = _ranked(x)
-    dim = wrap_dim(attributes["dim"], len(shape))
-    size = shape[dim]
+    dim, size = _along(x, attributes)
     if size is not None:
         require(type(size) is int and type(index) is int)
         if not -size <= index < size:
             raise Misfit(f"index {index} is out of range for size {size}")
-    return (TensorType((*shape[:dim], *shape[dim + 1 :]), x.dtype, x.device),)
+    return (_without(x, dim),)
 
 
 def slice_(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
@@ -60,10 +70,8 @@ def slice_(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     x = types[0]
     if x.shape is None:
         return (x,)
-    shape = _ranked(x)
-    dim = wrap_dim(attributes["dim"], len(shape))
+    dim, size = _along(x, attributes)
     start, end, step = attributes["start"], attributes["end"], attributes["step"]
-    size = shape[dim]
     require(type(step) is int and step > 0)
     if step == 1 and start in (None, 0) and (end is None or (type(end) is int and end >= 2**63 - 1)):
         return (x,)
@@ -96,9 +104,7 @@ def narrow(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     x, start, length = types[0], attributes["start"], attributes["length"]
     if x.shape is None:
         return (x,)
-    shape = _ranked(x)
-    dim = wrap_dim(attributes["dim"], len(shape))
-    size = shape[dim]
+    dim, size = _along(x, attributes)
     if size is None:
         return (_at(x, dim, length),)
     require(type(size) is int and type(start) is int and type(length) is int and length >= 0)
@@ -111,9 +117,7 @@ def narrow(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 def split(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """split.Tensor: pieces of one size, the last one with what is left."""
     x, piece = types[0], attributes["split_size"]
-    shape = _ranked(x)
-    dim = wrap_dim(attributes["dim"], len(shape))
-    size = shape[dim]
+    dim, size = _along(x, attributes)
     if size is None:
         raise Undecided
     if type(size) is int and type(piece) is int:
@@ -131,19 +135,16 @@ def split_with_sizes(types: tuple[Any, ...], attributes: Attributes) -> tuple[Ty
     sizes = attributes["split_sizes"] if "split_sizes" in attributes else attributes["split_size"]
     if x.shape is None:
         return (x,) * len(sizes)
-    shape = _ranked(x)
-    dim = wrap_dim(attributes["dim"], len(shape))
+    dim, size = _along(x, attributes)
     require(all(type(s) is not int or s >= 0 for s in sizes))
-    require_equal(total(sizes), shape[dim], "the sum of the sizes")
+    require_equal(total(sizes), size, "the sum of the sizes")
     return _pieces(x, dim, sizes)
 
 
 def chunk(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """At most `chunks` pieces of one size, rounded up."""
     x, chunks = types[0], attributes["chunks"]
-    shape = _ranked(x)
-    dim = wrap_dim(attributes["dim"], len(shape))
-    size = shape[dim]
+    dim, size = _along(x, attributes)
     require(type(size) is int and type(chunks) is int and chunks > 0)
     assert type(size) is int
     require(size > 0)
@@ -153,14 +154,12 @@ def chunk(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 def unbind(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """All slices of one dimension, which disappears."""
     x = types[0]
-    shape = _ranked(x)
-    dim = wrap_dim(attributes["dim"], len(shape))
-    size = shape[dim]
+    dim, size = _along(x, attributes)
     if size is None:
         raise Undecided
     if type(size) is not int:
         raise Refusal(f"how many they are depends on the size {size}")
-    return (TensorType((*shape[:dim], *shape[dim + 1 :]), x.dtype, x.device),) * size
+    return (_without(x, dim),) * size
 
 
 def _piece_sizes(size: int, piece: int) -> list[int]:
@@ -188,6 +187,19 @@ def _list_dtype(operands: list[TensorType]) -> torch.dtype | None:
     return None if any(t.dtype is None for t in operands) else operands[0].dtype
 
 
+def _common_sizes(shapes: Sequence[Shape], but: int | None = None) -> list[Dim | None]:
+    """Return the sizes of shapes that are equal in all dimensions but one."""
+    sizes: list[Dim | None] = list(shapes[0])
+    for shape in shapes[1:]:
+        if len(shape) != len(sizes):
+            raise Misfit(f"ranks {len(sizes)} and {len(shape)} differ")
+        for i, size in enumerate(shape):
+            if i != but:
+                require_equal(sizes[i], size, f"the size of dimension {i}")
+                sizes[i] = size if sizes[i] is None else sizes[i]
+    return sizes
+
+
 def cat(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """Tensors of equal sizes in all other dimensions, one after the other along `dim`."""
     operands = _tensors(types)
@@ -197,19 +209,10 @@ def cat(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         return (TensorType(None, dtype, device),)
     if any(len(shape) == 1 and shape[0] in (0, None) for shape in ranked):
         raise Undecided  # an empty vector goes with any rank
-    first = ranked[0]
-    if not first:
+    if not ranked[0]:
         raise Misfit("scalars cannot be concatenated")
-    dim = wrap_dim(attributes["dim"], len(first))
-    sizes: list[Dim | None] = list(first)
-    for shape in ranked[1:]:
-        if len(shape) != len(first):
-            raise Misfit(f"ranks {len(first)} and {len(shape)} differ")
-        for i, size in enumerate(shape):
-            if i != dim:
-                require_equal(sizes[i], size, f"the size of dimension {i}")
-                if sizes[i] is None:
-                    sizes[i] = size
+    dim = wrap_dim(attributes["dim"], len(ranked[0]))
+    sizes = _common_sizes(ranked, but=dim)
     sizes[dim] = total([shape[dim] for shape in ranked]) if len(ranked) == len(operands) else None
     return (TensorType(tuple(sizes), dtype, device),)
 
@@ -221,14 +224,7 @@ def stack(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     ranked = [t.shape for t in operands if t.shape is not None]
     if not ranked:
         return (TensorType(None, dtype, device),)
-    sizes: list[Dim | None] = list(ranked[0])
-    for shape in ranked[1:]:
-        if len(shape) != len(sizes):
-            raise Misfit(f"ranks {len(sizes)} and {len(shape)} differ")
-        for i, size in enumerate(shape):
-            require_equal(sizes[i], size, f"the size of dimension {i}")
-            if sizes[i] is None:
-                sizes[i] = size
+    sizes = _common_sizes(ranked)
     dim = wrap_dim(attributes["dim"], len(sizes) + 1)
     return (TensorType((*sizes[:dim], len(operands), *sizes[dim:]), dtype, device),)
 
@@ -238,9 +234,8 @@ def index_select(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, 
     x, index = types
     if x.shape is None:
         return (x,)
-    shape = _ranked(x)
     require(index.dtype in (torch.int64, torch.int32))
-    dim = wrap_dim(attributes["dim"], len(shape))
+    dim, _ = _along(x, attributes)
     if index.shape is None:
         return (_at(x, dim, None),)
     if len(index.shape) > 1:
@@ -292,9 +287,7 @@ def topk(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     x, k = types[0], attributes["k"]
     if x.shape is None:
         return (x, TensorType(None, torch.int64, x.device))
-    shape = _ranked(x)
-    dim = wrap_dim(attributes["dim"], len(shape))
-    size = shape[dim]
+    dim, size = _along(x, attributes)
     require(size is None or (type(size) is int and type(k) is int and 0 <= k <= size))
     values = _at(x, dim, k)
     return (values, TensorType(values.shape, torch.int64, x.device))
@@ -305,9 +298,7 @@ def glu(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     x = types[0]
     if x.shape is None:
         return (x,)
-    shape = _ranked(x)
-    dim = wrap_dim(attributes["dim"], len(shape))
-    size = shape[dim]
+    dim, size = _along(x, attributes)
     require(x.dtype is None or x.dtype.is_floating_point)
     require(size is None or (type(size) is int and size % 2 == 0))
     return (_at(x, dim, None if size is None else size // 2),)

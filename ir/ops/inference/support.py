@@ -81,16 +81,6 @@ def total(dims: Sequence[Dim | None]) -> Dim | None:
     return simplify_dim(result)
 
 
-def product(dims: Sequence[Dim | None]) -> Dim | None:
-    """Return the product of sizes, or None where one is unknown."""
-    result: Dim = 1
-    for dim in dims:
-        if dim is None:
-            return None
-        result = result * dim
-    return simplify_dim(result)
-
-
 def require_equal(a: Dim | None, b: Dim | None, what: str) -> None:
     """Let two sizes that are equal (or not known) pass.
 
@@ -165,16 +155,8 @@ def float_dtype(types: Sequence[TensorType | None]) -> torch.dtype | None:
     Raises:
         Undecided: when the dtypes differ, or are not the usual floating ones.
     """
-    found: torch.dtype | None = None
-    for type_ in types:
-        if type_ is None or type_.dtype is None:
-            continue
-        if found is None:
-            found = type_.dtype
-        elif type_.dtype is not found:
-            raise Undecided
-    if found not in FLOATS_OR_UNKNOWN:
-        raise Undecided
+    found: torch.dtype | None = _one_of([type_.dtype for type_ in types if type_ is not None])
+    require(found in FLOATS_OR_UNKNOWN)
     return found
 
 
@@ -184,15 +166,14 @@ def common_device(types: Sequence[TensorType | None]) -> torch.device | None:
     Raises:
         Undecided: when the devices differ.
     """
-    found: torch.device | None = None
-    for type_ in types:
-        if type_ is None or type_.device is None:
-            continue
-        if found is None:
-            found = type_.device
-        elif type_.device != found:
-            raise Undecided
+    found: torch.device | None = _one_of([type_.device for type_ in types if type_ is not None])
     return found
+
+
+def _one_of(values: Sequence[Any]) -> Any:
+    known = [value for value in values if value is not None]
+    require(all(value == known[0] for value in known))
+    return known[0] if known else None
 
 
 def broadcast(shapes: Sequence[Shape]) -> Shape:

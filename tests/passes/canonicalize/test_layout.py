@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ir.memory.strides import contiguous_strides, reshape_is_view, view_strides
+from ir.memory.layout import LayoutMap
 from ir.types import UNKNOWN_TENSOR, TensorType, make_symbol
 from tests.passes.building import f32, names, program
 from tests.passes.canonical import canonicalize, check, symbolic
@@ -256,8 +256,9 @@ def test_strides_of_reshapes_are_pytorchs(shape, order):
     x = torch.empty(2, 3, 4).permute(order)
     y = x.reshape(shape)
     is_view = y.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-    assert reshape_is_view(x.shape, x.stride(), shape) is is_view
-    strides = view_strides(x.shape, x.stride(), shape) if is_view else contiguous_strides(shape)
-    assert strides is not None
-    for size, ours, real in zip(shape, strides, y.stride(), strict=True):
+    layout = LayoutMap.strided(x.shape, x.stride())
+    assert layout.is_view(shape) is is_view
+    after = layout.view(shape) if is_view else LayoutMap.identity(shape)
+    assert after is not None and after.strides is not None
+    for size, ours, real in zip(shape, after.strides, y.stride(), strict=True):
         assert size == 1 or ours == real

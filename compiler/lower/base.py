@@ -1,0 +1,53 @@
+"""What lowers graphs: the program that is made, and what is known of its tensors, weights and modules."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from torch import fx, nn
+
+from compiler.lower.functional.functionalizer import Functionalizer
+from compiler.lower.module_facts import ModuleFacts, modules_of
+from compiler.lower.weights import WeightTable
+from compiler.usercode.locations import Locator
+from ir.core import Graph, Operation
+from ir.program import CallingConvention, Program
+
+
+class Lowering:
+    """Makes a program of a graph; subclasses go through the nodes.
+
+    Args:
+        module: the original; None where there is an exported program only.
+        convention: how the program is called, as far as it is known at the start.
+        irregular: paths of the modules whose mode other code reads or sets than that of the layer itself.
+    """
+
+    def __init__(
+        self, module: nn.Module | None, convention: CallingConvention, irregular: Collection[str] = ()
+    ) -> None:
+        self.graph = Graph()
+        self.convention = convention
+        self.program = Program("main", self.graph, convention)
+        self.functionalizer = Functionalizer(self.graph)
+        self.weights = WeightTable(self.program)
+        self.facts = ModuleFacts(module, irregular)
+        self.locate = Locator()
+        self.env: dict[fx.Node, Any] = {}
+
+    def _add_module(self, module: nn.Module, without: Iterable[str] = ()) -> None:
+        """Take the weights and modes of the original, except for weights below the paths `without`."""
+        self.weights.add_module(module, without=without)
+        self.program.module_modes, self.program.module_aliases = modules_of(module)
+
+    def _adjust(self, op: Operation, node: fx.Node) -> None:
+        """Set what the original module says of an operation that a node became; replace the result where it must."""
+        result = self.facts.adjust(op, self.functionalizer)
+        if result is not None:
+            self.env[node] = self.functionalizer.fresh(result)
+
+    def _lock_mode(self) -> None:
+        """Note why the program must stay in its mode, if it must."""
+        conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
+        self.program.mode_locked = self.facts.mode_locked(conflicts)
