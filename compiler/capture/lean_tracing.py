@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from compiler.capture.boundary.fast_path import ordinary_call
 from compiler.capture.patches import patched
-from compiler.usercode.locations import is_user_file
+from compiler.usercode.locations import frame_of_user, is_user_file
 
 try:
     from torch.fx._lazy_graph_module import _use_lazy_graph_module
@@ -37,10 +37,7 @@ class _InnermostUserFrame:
     @classmethod
     def extract(cls, **_: Any) -> _InnermostUserFrame:
         """Return the innermost frame of the user's code."""
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and not is_user_file(frame.f_code.co_filename):
-            frame = frame.f_back
-        return cls(frame)
+        return cls(frame_of_user(sys._getframe(1)))
 
     def summary(self) -> StackSummary:
         """Return a stack summary of that frame."""

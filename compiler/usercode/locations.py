@@ -29,6 +29,13 @@ def is_user_file(path: str) -> bool:
     return not path.startswith((_TORCH, OURS, "<", "torch/", contextlib.__file__))
 
 
+def frame_of_user(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame of the user's code at or above a frame."""
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
 def callers() -> frozenset[tuple[str, int]]:
     """Return the lines that the compiler is being called from.
 

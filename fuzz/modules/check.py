@@ -27,7 +27,7 @@ from fuzz.modules.kinds import family_of
 from fuzz.modules.observation import Seen, cast_tree, module_differences, observe_module, snapshot
 from fuzz.modules.outside import globals_of, left_by_tracing
 from fuzz.programs.budget import Budget
-from fuzz.programs.check import Finding, Outcome, Properties, Unusable, check_text
+from fuzz.programs.check import Finding, Outcome, Properties, Unusable, check_text, outcome_of
 from fuzz.programs.emission import check_emission
 from fuzz.programs.kinds import other_than_its_kind
 from fuzz.programs.observation import quiet
@@ -199,13 +199,11 @@ class _Way:
 
     def _outcome(self, refusal: str | None, result: TransformResult | None = None, fate: str = REFUSED) -> Outcome:
         log = self.watch.logs[0] if self.watch.logs else RewriteLog()
-        fired = Counter({name: count for name, count in log.counts.items() if not name.endswith(" refused")})
-        refused = Counter((remark.rule, remark.message) for remark in log.remarks)
+        outcome = outcome_of(log, result is not None and print_program(result.program) != self.watch.before[0])
         if refusal is not None:
-            refused["transform", f"{self.way}: {refusal}"] += 1
-        changed = result is not None and print_program(result.program) != self.watch.before[0]
+            outcome.refused["transform", f"{self.way}: {refusal}"] += 1
         fates = Counter({(self.case.kind, fate): 1})
-        return Outcome(fired, refused, log.variants, changed, tuple(self.watch.operators), fates)
+        return attrs.evolve(outcome, operators=tuple(self.watch.operators), fates=fates)
 
     # ---- the original ----
 

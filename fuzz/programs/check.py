@@ -125,7 +125,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         try:
             _apply(pass_, program, context)
             after = print_program(program)
-            outcome = _outcome(context.log, after != text)
+            outcome = outcome_of(context.log, after != text)
             kept.compare("the pass")
             if not outcome.changed:
                 _compare_with_original(pass_, case, properties, program)
@@ -177,7 +177,8 @@ def _demand_that_it_runs(case: Case) -> None:
         raise Unusable from error
 
 
-def _outcome(log: RewriteLog, changed: bool) -> Outcome:
+def outcome_of(log: RewriteLog, changed: bool) -> Outcome:
+    """Return the effects of a pass from its log."""
     fired = Counter({name: count for name, count in log.counts.items() if not name.endswith(" refused")})
     refused = Counter((remark.rule, remark.message) for remark in log.remarks)
     return Outcome(fired, refused, log.variants, changed)

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from compiler.capture.boundary.fast_path import is_fast, questions_of
 from compiler.capture.boundary.runs import Twin
 from compiler.capture.patches import mode_watched, patched
-from compiler.usercode.locations import OURS, is_inside, is_user_file
+from compiler.usercode.locations import OURS, frame_of_user, is_inside, is_user_file
 from ir.locations import Location
 
 _OF_THE_THREAD = {
@@ -177,13 +177,7 @@ class Recorder:
 
     def place_of_user(self, frame: FrameType | None) -> Location:
         """Return the location of the innermost frame of the user's code at or above a frame."""
-        return self.place(self.frame_of_user(frame))
-
-    def frame_of_user(self, frame: FrameType | None) -> FrameType | None:
-        """Return the innermost frame of the user's code at or above a frame."""
-        while frame is not None and not is_user_file(frame.f_code.co_filename):
-            frame = frame.f_back
-        return frame
+        return self.place(frame_of_user(frame))
 
     def frame_of_model(self, frame: FrameType | None) -> FrameType | None:
         """Return the innermost frame of the user's code at or above a frame, or None outside of the model."""
@@ -385,7 +379,7 @@ class _Steps(TorchFunctionMode):
         frame = sys._getframe(1)
         if name == "_set_grad_enabled" and args and args[0] and self.recorder.stack:
             # values there have a gradient wherever the model is called
-            self.recorder.ask("grad", self.recorder.frame_of_user(frame) or frame)
+            self.recorder.ask("grad", frame_of_user(frame) or frame)
         if name in _OF_A_DTYPE or name in _WRITES:
             self.recorder.ask_dtype(name, args, kwargs, frame)
         if name in _OF_A_TENSOR:
