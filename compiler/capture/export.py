@@ -275,7 +275,9 @@ class ExportCapture:
 
         def seen(call: Callable[[], Any]) -> Any:
             buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
-            with _registrations_unseen(), assignments_seen():
+            # torch.export knows only buffers of the root, and swaps even those wrongly
+            hidden = patched(torch.nn.modules.module, _global_buffer_registration_hooks={})
+            with hidden, assignments_seen():
                 result = call()
             # compared here since torch.export restores attributes itself
             changed.extend(change for change in state.changes() if not (_is_average(change) or self._is_seen(change)))
@@ -354,18 +356,6 @@ def _candidates(model: nn.Module, chosen: Mapping[str, nn.Module]) -> dict[str, 
         and next(module.parameters(), None) is None
         and next(module.buffers(), None) is None
     }
-
-
-@contextmanager
-def _registrations_unseen() -> Iterator[None]:
-    """Hide assignments to buffers from `torch.export`, which handles only those of the root, and wrongly."""
-    hooks: dict[int, Any] = getattr(torch.nn.modules.module, "_global_buffer_registration_hooks", {})
-    saved = dict(hooks)
-    hooks.clear()
-    try:
-        yield
-    finally:
-        hooks.update(saved)
 
 
 @contextmanager
