@@ -9,6 +9,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from compiler.usercode.locations import is_inside
 from compiler.usercode.overlap import share_memory
 from ir.caches import cached
 from ir.program import Program, Weight, WeightKind
@@ -57,7 +58,7 @@ class WeightTable:
         """Add the parameters and buffers of a module in `state_dict` order, except below the paths `without`."""
         skipped = tuple(without)
         for name, tensor, kind, persistent in _state_of(module):
-            if not any(name.startswith(f"{path}.") for path in skipped):
+            if not is_inside(name, skipped):
                 self.add(name, tensor, kind, persistent=persistent)
 
     def add_exported(self, exported: ExportedProgram) -> None:

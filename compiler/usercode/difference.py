@@ -17,6 +17,17 @@ def precision_floor(dtype: torch.dtype) -> float:
     return 1e-6 * max(1.0, torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
 
 
+def allowed_error(own: float, scale: float, floor: float) -> float:
+    """Return the distance from a reference that is allowed: twice that of the original, and the floor of the scale.
+
+    Args:
+        own: the original's own distance.
+        scale: the largest magnitude in the reference.
+        floor: what is allowed in any case, relative to the scale.
+    """
+    return 2 * own + floor * scale
+
+
 def tensor_difference(a: Any, b: Any, *, exact: bool, bound: float = 0.0) -> str | None:
     """Return how two results differ in dtype, shape or values, or None.
 
@@ -92,3 +103,12 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.to_dense()
     small = tensor.is_floating_point() and tensor.element_size() == 1  # float8 has few operators
     return tensor.float() if small else tensor
+
+
+def scale_of(tensor: torch.Tensor) -> float:
+    """Return the largest finite magnitude of a floating-point tensor; 0 of others."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
+        return 0.0
+    magnitudes = dense(tensor.detach()).abs()
+    finite = magnitudes[magnitudes.isfinite()]
+    return float(finite.max()) if finite.numel() else 0.0

@@ -6,8 +6,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping
-from types import FrameType
+from collections.abc import Iterable, Iterator, Mapping
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -27,6 +27,13 @@ OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 def is_user_file(path: str) -> bool:
     """Return whether a file is the user's: not PyTorch's, ours, generated, or contextlib."""
     return not path.startswith((_TORCH, OURS, "<", "torch/", contextlib.__file__))
+
+
+def frame_of_user(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame of the user's code at or above a frame."""
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
 
 
 def callers() -> frozenset[tuple[str, int]]:
@@ -99,6 +106,19 @@ def module_of(meta: Mapping[str, Any]) -> tuple[str, str]:
 def class_path(class_: type | str) -> str:
     """Return the full name of a class; saved graphs have names in place of classes."""
     return f"{class_.__module__}.{class_.__qualname__}" if isinstance(class_, type) else str(class_)
+
+
+def is_inside(path: str, modules: Iterable[str]) -> bool:
+    """Return whether a path is that of one of some modules, or of something in it."""
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """Yield the names that code uses, those in functions inside of it too."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names_in(constant)
 
 
 def kept_with(path: str) -> str:

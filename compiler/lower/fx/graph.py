@@ -25,7 +25,7 @@ from compiler.lower.fx.overloads import UnknownCallError, is_runtime
 from compiler.lower.regions import attribute_of
 from compiler.lower.results import Results
 from compiler.usercode.copies import structural_copy
-from compiler.usercode.locations import class_path
+from compiler.usercode.locations import class_path, is_inside
 from ir.attributes import map_leaves
 from ir.core import Operation, Value
 from ir.errors import CaptureError, GraphwrightError, InputError
@@ -240,7 +240,7 @@ class FxLowering(Lowering):
     def _call_module(self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         path = str(node.target)
         module = self.facts.modules[path]
-        if not any(path == kept or path.startswith(f"{kept}.") for kept in self.kept):
+        if not is_inside(path, self.kept):
             try:
                 found = self.leaf_modules.module(module, args, kwargs)
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:

@@ -222,7 +222,7 @@ class Merges(WritesParameter):
 
 def test_a_kept_module_whose_switch_writes_locks_the_mode() -> None:
     emitted = transform(nn.Sequential(Merges()), (FLAT,), leaf_modules=["0"]).model
-    with pytest.raises(InputError, match="train\\(\\) or eval\\(\\) of the model writes to its parameters"):
+    with pytest.raises(InputError, match="train\\(\\) or eval\\(\\) of the model mutates its parameters"):
         emitted.eval()
 
 

@@ -177,7 +177,7 @@ class SetsBack(nn.Module):
 def test_random_numbers_that_are_drawn_again(model: nn.Module, line: str) -> None:
     model = nn.Sequential(model)
     place = f"at `0` ({type(model[0]).__name__}), {line_of(type(model[0]), line)}"
-    refused(model, FLAT, message="forward sets back a random generator", place=place)
+    refused(model, FLAT, message="forward resets a random generator", place=place)
     # the remedies
     emitted = transform(model, (FLAT,), leaf_modules=["0"]).model
     for module in (emitted, model):
