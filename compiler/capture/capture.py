@@ -137,11 +137,11 @@ def _check_not_compiled(model: nn.Module) -> None:
             continue
         if not path:
             raise InputError(
-                "the model is what torch.compile returned, which cannot be captured",
+                "the model was returned by torch.compile and cannot be captured",
                 remedy="pass the module it was made from, `model._orig_mod`, and compile the result",
             )
         raise InputError(
-            f"`{path}` is what torch.compile returned, which cannot be captured",
+            f"`{path}` was returned by torch.compile and cannot be captured",
             remedy=f"put the module it was made from in its place, `model.set_submodule({path!r}, "
             f"model.get_submodule({path!r})._orig_mod)`, and compile the result",
         )

@@ -116,7 +116,7 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
         if not location.file:
             location = _that_names(model, *_TRANSFORMERS) or location_of_module("", model)
         return CaptureError(
-            "forward calls torch.func.grad, torch.vmap or another transformation of functions, which torch.export "
+            "forward calls torch.func.grad, torch.vmap or another function transform, which torch.export "
             f"cannot trace: {type(error).__name__}: {first_lines(error, 1)[:_MAX_TEXT]}",
             location=location,
             remedy=f"write it with operators, or {_keep(location.module_path, model)}",
@@ -306,7 +306,7 @@ def no_operator(target: Any, location: Location, model: nn.Module | None) -> Cap
     keep = kept_with(path) if path or model is None else _keep("", model)
     if is_of_functorch(target):
         return CaptureError(
-            "forward calls torch.vmap, torch.func.grad or another transformation of functions, which torch.export "
+            "forward calls torch.vmap, torch.func.grad or another function transform, which torch.export "
             f"leaves in the graph: no operators ({name})",
             location=location,
             remedy=f"write it with operators (on the stacked tensors, for vmap), or {keep}",

@@ -146,7 +146,7 @@ def check_names(model: nn.Module | ExportedProgram) -> None:
             if other != name:
                 raise InputError(
                     f"`{other}` ({other!a}) and `{name}` ({name!a}) are one name in Python code, where names"
-                    " are normalized (NFKC): the code of a graph would take one for the other",
+                    " are normalized (NFKC): the code of a graph could not tell them apart",
                     remedy="rename one of them",
                 )
 

@@ -98,14 +98,14 @@ class SwitchedModule(nn.Module):
         if self._mode_locked is not None:
             if self._mode_unknown:
                 raise InputError(
-                    "this module holds for the mode that it was exported in, which the graph does not tell: "
+                    "this module is valid only in the mode it was exported in, which the graph does not show: "
                     f"{self._mode_locked}",
                     remedy="`transform(exported, training=...)` says it: then only the switch to the other mode raises",
                 )
             if mode != self.training:
                 now, then = ("training", "eval") if self.training else ("eval", "training")
                 raise InputError(
-                    f"this module holds for {now} mode only and cannot be put into {then} mode: {self._mode_locked}",
+                    f"this module is valid in {now} mode only and cannot be put into {then} mode: {self._mode_locked}",
                     remedy=f"put the original model into {then} mode and transform that; leaf_modules= keeps a "
                     "submodule in both modes",
                 )

@@ -177,7 +177,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         if source in self._counters and _version(state_dict, source) < _COUNTED_SINCE:
             return self._counters[source].clone()
         raise InputError(
-            f"the checkpoint has no {source!r}, which {key!r} comes from{self._renamed(state_dict)}",
+            f"the checkpoint has no {source!r}, from which {key!r} is derived{self._renamed(state_dict)}",
             remedy="pass the state_dict of the original model, as it was when it was transformed; where a hook of the "
             "model renames keys or leaves them out, pass `{**dict(model.named_parameters()), "
             "**dict(model.named_buffers())}`",

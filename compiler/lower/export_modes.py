@@ -177,7 +177,7 @@ def _modules(exported: ExportedProgram) -> tuple[dict[str, str], dict[str, set[s
 
 
 def _hidden(names: set[str]) -> str:
-    return f"has a module {min(names)!r} of which the graph shows nothing in this mode" if names else ""
+    return f"has a module {min(names)!r} that does not appear in the graph in this mode" if names else ""
 
 
 def _reason_of_class(name: str, children: set[str]) -> str:
@@ -207,7 +207,7 @@ def _reason_of_class(name: str, children: set[str]) -> str:
         for function in () if _is_torchs(base) else functions_of(base):
             unknown = [called for called in _called_on_self(function) if called not in methods | children]
             if unknown:
-                return f"calls self.{unknown[0]}, of which the graph shows nothing in this mode"
+                return f"calls self.{unknown[0]}, which does not appear in the graph in this mode"
     return ""
 
 

@@ -50,8 +50,7 @@ def _check_joined(captured: Captured, program: Program) -> None:
             if any(w.name in written and others not in ([], [w]) for w in weights):
                 names = " and ".join(f"`{name}`" for name in sorted(group))
                 raise CaptureError(
-                    f"forward makes one tensor of the buffers {names}, and writes to it in place: the next call writes "
-                    "to both",
+                    f"forward ties the buffers {names} and mutates them in place: the next call mutates both",
                     location=location_of_module("", captured.module) if captured.module is not None else None,
                     remedy="put a copy in the place of the other (`self.a = self.b.clone()`), or write out of place",
                 )

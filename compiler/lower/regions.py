@@ -51,7 +51,7 @@ class RegionLowering(Lowering):
         enabled, region, *args = node.args
         if enabled and self._inside_no_grad:
             raise CaptureError(
-                "gradients are switched on again inside of torch.no_grad()",
+                "gradients are enabled again inside torch.no_grad()",
                 location=location,
                 remedy="end the no_grad block first, or keep the module as is with leaf_modules=",
             )

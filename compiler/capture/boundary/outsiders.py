@@ -69,7 +69,7 @@ def check_hooks_of_all_modules(acting: Sequence[ActingHook], model: nn.Module) -
         place = place_of_hook(each.hook, location_of_module(paths.get(id(each.module), ""), each.module))
         name = getattr(each.hook, "__qualname__", type(each.hook).__qualname__)
         raise CaptureError(
-            f"a hook of all modules ({name}, registered with {each.register}) changes what modules compute; it would "
+            f"a global module hook ({name}, registered with {each.register}) changes what modules compute; it would "
             "act on the modules of the result as well, which are others",
             location=place,
             remedy="remove it before the capture (the handle's remove()), and register it on the modules that it is "

@@ -32,13 +32,13 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
         )
     if outcome.rearranged:
         raise CaptureError(
-            "forward changes a list or dict among its arguments, which the caller would not see of a graph",
+            "forward mutates a list or dict among its arguments, which a graph would not show to the caller",
             location=root,
             remedy="return what is new, or write into the tensors (`copy_`)",
         )
     if not kept and any(before != after for before, after in outcome.tracked):
         raise CaptureError(
-            "forward sets whether an input requires gradients, which the caller would not see of a graph",
+            "forward sets whether an input requires gradients, which a graph would not show to the caller",
             location=root,
             remedy="call requires_grad_() on the input before the call, or on its detach() in forward",
         )
@@ -91,7 +91,7 @@ def check_weights(first: Outcome, again: Outcome, model: nn.Module, kept: tuple[
             continue
         path = name.rpartition(".")[0]
         raise CaptureError(
-            f"the first call writes to parameter {name!r} (an initialization by data?), which no graph keeps",
+            f"the first call mutates parameter {name!r} (an initialization by data?), which no graph keeps",
             location=location_of_module(path, model.get_submodule(path)),
             remedy="call the model once before transform",
         )
@@ -109,7 +109,7 @@ def check_resized(twin: Twin, kept: tuple[str, ...]) -> None:
             continue
         if now is None and name in module._parameters:
             raise CaptureError(
-                f"forward puts a parameter in the place of the buffer {name!r}, which is not a buffer any more",
+                f"forward replaces the buffer {name!r} with a parameter",
                 location=location_of_module(path, module),
                 remedy="put a tensor there: `parameter.detach()`, or `parameter * 1` to keep its gradient",
             )
@@ -135,7 +135,7 @@ def kept_loss(change: Change) -> CaptureError:
 def written_elsewhere(name: str, model: nn.Module) -> CaptureError:
     """Return the error for a model that mutates a weight other than through its module."""
     return CaptureError(
-        f"forward replaces or writes {name!r} by another way than as an attribute of its module (`.data`, a view or a "
+        f"forward replaces or mutates {name!r}, but not as an attribute of its module (`.data`, a view or a "
         "list that holds it), which no graph can express",
         location=location_of_module("", model),
         remedy="write to the buffer itself: `self.name.copy_(...)`, and update parameters outside of forward",
@@ -156,7 +156,7 @@ def tracing_left(names: list[str], model: nn.Module) -> CaptureError:
     """Return the error for a model whose code keeps values from tracing."""
     shown = ", ".join(f"`{name}`" for name in names[:5])
     return CaptureError(
-        f"the code of the model keeps tensors of the call in {shown}; those of tracing have been taken out again",
+        f"the code of the model keeps tensors of the call in {shown}; those from tracing have been removed",
         location=location_of_module("", model),
         remedy="fill it before the capture (in __init__, or by a call with these sizes), or do not keep tensors there",
     )

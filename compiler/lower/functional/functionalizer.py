@@ -172,7 +172,7 @@ class Functionalizer(FunctionalTensors):
             )
         if opdef.name.startswith("aten.set_."):
             raise CaptureError(
-                "set_() gives a tensor other memory, which no functional operator can express",
+                "set_() replaces the storage of a tensor, which no functional operator can express",
                 remedy="assign the new tensor (`self.v = …`), or write to the old one with copy_()",
             )
         if opdef.name == "aten.copy_":

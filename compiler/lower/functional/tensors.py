@@ -61,7 +61,7 @@ class FunctionalTensors:
     def _inexpressible(self, op: Operation) -> CaptureError:
         if op.opdef.layout is Layout.DETACHED:
             return CaptureError(
-                "an in-place operator writes to a tensor past its gradient (under torch.no_grad(), or through "
+                "an in-place operator mutates a tensor and bypasses autograd (under torch.no_grad(), or through "
                 "detach()), which no functional operator can express",
                 remedy="write out of place: `y = y * 0.5` in place of `y.mul_(0.5)`",
             )

@@ -260,7 +260,7 @@ TIES: dict[str, Callable[[Buffers, torch.Tensor], Any]] = {
 
 @pytest.mark.parametrize("name", TIES)
 def test_buffers_that_forward_ties_and_writes(name: str) -> None:
-    with pytest.raises(CaptureError, match="makes one tensor of the buffers `v` and `w`") as raised:
+    with pytest.raises(CaptureError, match="ties the buffers `v` and `w`") as raised:
         transform(Buffers(TIES[name]).eval(), (ROWS,))
     assert raised.value.location is not None and "clone()" in str(raised.value.remedy)
 

@@ -207,8 +207,8 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "requires_grad": (lambda m: m.state.requires_grad and _with_state(m, m.state.detach()), "asks whether the buffer"),
     "grad_fn": (lambda m: m.state.grad_fn and _with_state(m, m.state.detach()), "asks whether the buffer"),
     "is_leaf": (lambda m: m.state.is_leaf and _with_state(m, m.state + 1), "asks whether the buffer"),
-    "no_grad": (_halved, "past its gradient"),
-    "set": (lambda m: m.state.set_(m.state + 1), "set_.. gives a tensor other memory"),
+    "no_grad": (_halved, "bypasses autograd"),
+    "set": (lambda m: m.state.set_(m.state + 1), "set_.. replaces the storage of a tensor"),
     "flag": (lambda m: m.state.detach_().requires_grad_(), "sets whether the buffer 'state' requires gradients"),
 }
 
@@ -254,7 +254,7 @@ def test_a_parameter_in_the_place_of_a_buffer() -> None:
             self.state = self.fc.bias
             return x + self.state
 
-    with pytest.raises(CaptureError, match="puts a parameter in the place of the buffer 'state'"):
+    with pytest.raises(CaptureError, match="replaces the buffer 'state' with a parameter"):
         transform(Weighted(), (FLAT,))
 
 

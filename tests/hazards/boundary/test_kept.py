@@ -343,7 +343,7 @@ class Initialized(nn.Module):
 
 def test_a_weight_that_the_first_call_writes() -> None:
     model = Initialized()
-    with pytest.raises(CaptureError, match=r"first call writes to parameter .fc\.weight.") as raised:
+    with pytest.raises(CaptureError, match=r"first call mutates parameter .fc\.weight.") as raised:
         transform(model, (FLAT,))
     assert raised.value.remedy == "call the model once before transform"
     model(FLAT)

@@ -85,11 +85,11 @@ def test_a_region_of_autocast_in_an_exported_program(model: nn.Module, line: str
 def test_a_compiled_module_is_refused_by_its_path(args: tuple[torch.Tensor, ...]) -> None:
     plain = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     compiled: Any = torch.compile(plain)
-    error = refused(compiled, *args, message="the model is what torch.compile returned")
+    error = refused(compiled, *args, message="the model was returned by torch.compile")
     assert "`model._orig_mod`" in str(error)
     same(transform(compiled._orig_mod, (FLAT,)).model(FLAT), plain(FLAT))
     model = nn.Sequential(nn.Sequential(nn.ReLU(), compiled))
-    error = refused(model, *args, message=r"`0\.1` is what torch.compile returned")
+    error = refused(model, *args, message=r"`0\.1` was returned by torch.compile")
     assert "`model.set_submodule('0.1', model.get_submodule('0.1')._orig_mod)`" in str(error)
     model.set_submodule("0.1", model.get_submodule("0.1")._orig_mod)
     hold(model, FLAT)
@@ -125,7 +125,7 @@ class OfFunctions(nn.Module):
 @pytest.mark.parametrize("name", ["grad", "grad of weights", "vjp", "jacrev", "vmap", "grad_and_value"])
 def test_transformations_of_functions(name: str) -> None:
     functions = OfFunctions(name)
-    message = "forward calls .*or another transformation of functions"
+    message = "forward calls .*or another function transform"
     refused(functions, FLAT, message=message, place=__file__)
     model = nn.Sequential(nn.Linear(4, 4), functions)
     error = refused(model, FLAT, message=message, place="at `1` (OfFunctions)")

@@ -224,7 +224,7 @@ def test_hooks_of_all_modules(name: str) -> None:
     handle = register(doubles)
     try:
         refused(
-            model, FLAT, message=r"a hook of all modules \(doubles", place=f"at `0` (Linear), {line_of(doubles, '')}"
+            model, FLAT, message=r"a global module hook \(doubles", place=f"at `0` (Linear), {line_of(doubles, '')}"
         )
         expected = model(FLAT)
     finally:
