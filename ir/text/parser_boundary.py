@@ -17,9 +17,9 @@ from ir.text.literals import Literals
 class BoundaryParser:
     """Reads the statements of a program that are neither weights, symbols nor the graph."""
 
-    def __init__(self, text: str, refer: Callable[[], Ref]) -> None:
+    def __init__(self, text: str, refer: Callable[[], Ref], symbol: Callable[[str], Dim]) -> None:
         self.lexer = Lexer(text)
-        self.literals = Literals(self.lexer, refer)
+        self.literals = Literals(self.lexer, refer, symbol)
 
     def _strings(self, meaning: str) -> tuple[str, ...]:
         found = [self.lexer.expect_string(meaning)]

@@ -20,6 +20,7 @@ from ir.opdef import Trait, get_opdef, operators_with
 from ir.program import weight_of
 from ir.types import shapes_equal
 from passes.canonicalize.base import Rule, first, is_floating, is_integral, same_dtype, shape_of, tensor
+from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -105,8 +106,23 @@ class NoAlias(_Identity):
         return p.op(("aten.alias", "aten.positive"))
 
 
+_DETACHED = Example("""
+graph(%x : i64[n, a]) {
+      %y = aten.detach(%x)
+      %z = aten.neg(%y)
+      return %z
+    }
+""")
+
+
 class NoDetach(_Identity):
     """detach(x) = lift(x) = x, where no gradient can flow: x is an integer tensor or comes from constants"""
+
+    examples = (
+        _DETACHED,
+        _DETACHED.changed(("graph(%x : i64[n, a])", "constant %x : f32[n, a]\ngraph()")),
+        _DETACHED.changed(("i64", "f32"), refused="gradients may flow through the operand"),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -127,8 +143,48 @@ class NoDetach(_Identity):
         return None
 
 
+_COPIED = Example("""
+parameter %w : f32[b, a]
+    graph(%x : f32[n, a]) {
+      %y = aten.linear(%x, %w, None)
+      %copy = aten.clone(%y)
+      return %copy
+    }
+""")
+_COPIED_STATISTICS = Example("""
+buffer %mean : f32[c]
+    buffer %var : f32[c]
+    graph(%x : f32[n, c]) {
+      %copy = aten.clone(%var)
+      %y = aten.batch_norm(%x, None, None, %mean, %copy) {training=False, momentum=0.1, eps=1e-05, cudnn_enabled=False}
+      %z = aten.add.Tensor(%y, %copy)
+      return %z
+    }
+""")
+_SHARED = "an output would share storage"
+
+
 class NoCopy(_Identity):
     """clone(x) = x, where nobody can tell the copy from x"""
+
+    examples = (
+        _COPIED,
+        _COPIED.changed(("(%y)", "(%y) {memory_format=torch.contiguous_format}")),
+        _COPIED.changed(("%copy =", "%t = aten.permute(%y) {dims=[1, 0]}\n%copy ="), ("clone(%y)", "clone(%t)")),
+        _COPIED.changed(
+            ("(%y)", "(%y) {memory_format=torch.channels_last}"),
+            ("n, a", "n, 2, 3, a"),
+            refused="the strides may change",
+        ),
+        _COPIED.changed(
+            ("%copy =", "%part = aten.slice.Tensor(%y) {dim=1, end=1}\n%copy ="),
+            ("clone(%y)", "clone(%part)"),
+            refused="the operand may have gaps or overlaps",
+        ),
+        _COPIED.changed(("return %copy", "return %copy, %y"), refused=_SHARED),
+        _COPIED_STATISTICS.changed(refused=_SHARED),
+        _COPIED_STATISTICS.changed(("%mean, %copy", "%mean, %var"), refused=_SHARED),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -147,8 +203,29 @@ class NoCopy(_Identity):
         return "the strides may change"
 
 
+_CONTIGUOUS = Example("""
+parameter %w : f32[b, a]
+    graph(%x : f32[n, t, a]) {
+      %y = aten.linear(%x, %w, None)
+      %t = aten.permute(%y) {dims=[0, 1, 2]}
+      %z = aten.contiguous(%t)
+      return %z
+    }
+""")
+
+
 class NoContiguous(_Identity):
     """contiguous(x) = x, where x is contiguous"""
+
+    examples = (
+        _CONTIGUOUS,
+        _CONTIGUOUS.changed(("[n, t,", "[1, t,"), ("[0, 1, 2]", "[1, 0, 2]")),
+        _CONTIGUOUS.changed(("permute(%y) {dims=[0, 1, 2]}", "slice.Tensor(%y) {dim=0, start=1}")),
+        _CONTIGUOUS.changed(("[0, 1, 2]", "[2, 1, 0]"), refused="the operand may have other strides"),
+        _CONTIGUOUS.changed(
+            ("permute(%y) {dims=[0, 1, 2]}", "select.int(%y) {dim=2, index=0}"), refused="other strides"
+        ),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -161,8 +238,34 @@ class NoContiguous(_Identity):
         return None if is_contiguous(first(m.root)) else "the operand may have other strides"
 
 
+_WHOLE = Example("""
+graph(%x : f32[n, a, h, w]) {
+      %y = aten.slice.Tensor(%x) {dim=1, start=0, end=9}
+      %z = aten.neg(%y)
+      return %z
+    }
+""")
+_STEPS = ("a, h, w]", "1, 1, 1]"), ("end=9", "end=9, step=2")
+
+
 class NoExpand(_Identity):
     """expand(x, shape of x) = slice(x, all) = x"""
+
+    examples = (
+        _WHOLE,
+        _WHOLE.changed(("slice.Tensor(%x) {dim=1, start=0, end=9}", "expand(%x) {size=[n, -1, h, w]}")),
+        _WHOLE.changed(*_STEPS),
+        _WHOLE.changed(("start=0", "start=1"), refused="the shape changes"),
+        _WHOLE.changed(
+            ("slice.Tensor(%x) {dim=1, start=0, end=9}", "expand(%x) {size=[2, n, a, h, w]}"),
+            refused="the shape changes",
+        ),
+        _WHOLE.changed(
+            *_STEPS,
+            ("aten.neg(%y)", "aten.to.dtype(%y) {dtype=torch.float32, memory_format=torch.channels_last}"),
+            refused="the strides of the slice decide whether a conversion copies",
+        ),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -226,11 +329,41 @@ class CatOfOne(Rule):
         return x
 
 
+_PRODUCT = Example("""
+graph(%x : f32[n, a]) {
+      %copy = aten.clone(%x)
+      %y = aten.mul.Scalar(%copy) {other=1}
+      %z = aten.neg(%y)
+      return %z
+    }
+""")
+_SUM = _PRODUCT.changed(("f32", "i64"), ("mul.Scalar(%copy) {other=1}", "add.Scalar(%copy) {other=0}"))
+
+
 class NoArithmetic(_Identity):
     """x * 1 = x / 1 = x - 0 = x ** 1 = x, and x + 0 = x for integers, the dtype unchanged
 
     For floating x, x + 0 turns -0.0 into 0.0, so only x + (-0.0) goes.
     """
+
+    examples = (
+        _PRODUCT,
+        _SUM,
+        _PRODUCT.changed(("mul.Scalar(%copy) {other=1}", "pow.Tensor_Scalar(%copy) {exponent=1}")),
+        _SUM.changed(("i64", "f32"), ("=0", "=-0.0"), ("clone(%x)", "mul.Scalar(%x) {other=0.0}")),
+        _SUM.changed(("i64", "f32"), ("clone(%x)", "mul.Scalar(%x) {other=0.0}"), refused="the scalar is not the unit"),
+        _SUM.changed(
+            ("i64", "f32"),
+            ("=0", "=-0.0, alpha=-1"),
+            ("clone(%x)", "mul.Scalar(%x) {other=0.0}"),
+            refused="not the unit",
+        ),
+        _PRODUCT.changed(("=1", "=2"), refused="the scalar is not the unit"),
+        _PRODUCT.changed(("f32", "i64"), ("=1", "=1.0"), refused="the dtype changes"),
+        _PRODUCT.changed(
+            ("clone(%x)", "slice.Tensor(%x) {dim=1, end=1}"), refused="the operand may have gaps or overlaps"
+        ),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -266,8 +399,35 @@ def _is_unit(op: Operation, x: Value) -> bool:
     return True
 
 
+_TWICE = Example("""
+graph(%x : f32[n, a]) {
+      %y = aten.hardtanh(%x) {min_val=-2, max_val=2}
+      %z = aten.hardtanh(%y) {min_val=-2, max_val=2}
+      %u = aten.neg(%z)
+      return %u
+    }
+""")
+_CAST = "aten.to.dtype({}) {{dtype=torch.float32, copy={}}}"
+
+
 class Idempotent(Rule):
     """f(f(x)) = f(x), for every f of which the op table says so"""
+
+    examples = (
+        _TWICE,
+        _TWICE.changed(
+            ("hardtanh(%x) {min_val=-2, max_val=2}", "relu(%x)"), ("hardtanh(%y) {min_val=-2, max_val=2}", "relu(%y)")
+        ),
+        _TWICE.changed(("hardtanh(%y) {min_val=-2", "hardtanh(%y) {min_val=-1"), refused="the attributes differ"),
+        _TWICE.changed(("hardtanh(%y) {min_val=-2, max_val=2}", "relu(%y)"), refused="the operators differ"),
+        _TWICE.changed(("return %u", "return %z, %y"), refused="an output would share storage"),
+        _TWICE.changed(
+            ("hardtanh", "to.dtype"),
+            ("min_val=-2, max_val=2", "dtype=torch.float32, copy=True"),
+            ("return %u", "return %z, %y"),
+            refused="an output would share storage",
+        ),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

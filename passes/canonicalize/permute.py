@@ -12,6 +12,7 @@ from ir.memory.strides import merge_keeps_strides
 from ir.opdef import operators_with
 from ir.types import Dim, dims_equal, simplify_dim
 from passes.canonicalize.base import Rule, first, rank_of, shape_of
+from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -121,11 +122,36 @@ class ReshapeOfUnitPermute(Rule):
         return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
 
 
+_MATRICES = Example("""
+parameter %w : f32[b, 2]
+    graph(%x : f32[n, a, 2]) {
+      %y = aten.linear(%x, %w, None)
+      %inner = aten.reshape(%y) {shape=[1, n*a, 1, b]}
+      %turned = aten.permute(%inner) {dims=[0, 3, 2, 1]}
+      %z = aten.reshape(%turned) {shape=[b, n*a]}
+      return %z
+    }
+""")
+_WITHOUT_UNITS = ("[1, n*a, 1, b]", "[n*a, b]"), ("[0, 3, 2, 1]", "[1, 0]")
+
+
 class PermuteWithoutUnits(Rule):
     """reshape(permute(reshape(x, s), p), t) = reshape(permute(reshape(x, s without 1s), q), t)
 
     q is what p does to the other dimensions: sizes of 1 between two reshapes say nothing.
     """
+
+    examples = (
+        _MATRICES,
+        _MATRICES.changed(("[0, 3, 2, 1]", "[1, 2, 3, 0]"), ("[b, n*a]", "[n, a, b]")),
+        _MATRICES.changed(
+            ("%inner =", "%back = aten.permute(%y) {dims=[2, 1, 0]}\n%inner ="), ("reshape(%y)", "reshape(%back)")
+        ),
+        _MATRICES.changed(*_WITHOUT_UNITS, refused="there are no sizes of 1 between the reshapes"),
+        _MATRICES.changed(
+            ("return %z", "return %z, %turned"), refused="the values between the reshapes are used elsewhere"
+        ),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -161,6 +187,25 @@ class SplitBeforePermute(Rule):
 
     Where the outer reshape only splits dimensions, which is always a view: they are split at once.
     """
+
+    examples = (
+        _MATRICES.changed(*_WITHOUT_UNITS, ("[b, n*a]", "[b, n, a]")),
+        _MATRICES.changed(*_WITHOUT_UNITS, ("[b, n*a]", "[b*n*a]"), refused="the outer reshape merges dimensions"),
+        _MATRICES.changed(
+            *_WITHOUT_UNITS,
+            ("return %z", "return %z, %inner"),
+            refused="the values between the reshapes are used elsewhere",
+        ),
+        _MATRICES.changed(
+            *_WITHOUT_UNITS,
+            ("[b, n*a]", "[n, b, a]"),
+            ("[n*a, b]", "[b*a, n]"),
+            ("%inner =", "%back = aten.permute(%y) {dims=[2, 1, 0]}\n%inner ="),
+            ("reshape(%y)", "reshape(%back)"),
+            ("[n, b, a]", "[n, b, a]"),
+            refused="one reshape might be a view where two make a copy",
+        ),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

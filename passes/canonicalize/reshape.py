@@ -11,6 +11,7 @@ from ir.memory.strides import is_contiguous, merge_keeps_strides, reshape_copies
 from ir.opdef import operators_with
 from ir.types import shapes_equal
 from passes.canonicalize.base import Rule, first, shape_of
+from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -86,11 +87,39 @@ class NoReshape(Rule):
         return x
 
 
+_RESHAPES = Example("""
+parameter %w : f32[b, 2]
+    graph(%x : f32[n, a, 2]) {
+      %y = aten.linear(%x, %w, None)
+      %t = aten.permute(%y) {dims=[0, 1, 2]}
+      %inner = aten.reshape(%t) {shape=[n*a, b]}
+      %z = aten.reshape(%inner) {shape=[n, a*b]}
+      return %z
+    }
+""")
+_APART = ("[0, 1, 2]", "[2, 1, 0]"), ("[n*a, b]", "[b*a, n]")
+
+
 class MergeReshapes(Rule):
     """reshape(reshape(x, s), t) = reshape(x, t)
 
     Where the strides, and the sharing of storage, provably stay as they are.
     """
+
+    examples = (
+        _RESHAPES,
+        _RESHAPES.changed(("[n*a, b]", "[n, a, 1, b]"), ("return %z", "return %z, %inner")),
+        _RESHAPES.changed(*_APART, ("[n, a*b]", "[b*a*n]")),
+        _RESHAPES.changed(
+            *_APART, ("[n, a*b]", "[b, a, n]"), refused="one reshape might be a view where two make a copy"
+        ),
+        _RESHAPES.changed(
+            *_APART,
+            ("[n, a*b]", "[b*a*n]"),
+            ("return %z", "return %z, %inner"),
+            refused="the inner reshape may be a copy, which its other users share",
+        ),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -113,8 +142,30 @@ class MergeReshapes(Rule):
         return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
 
 
+_COPY = Example("""
+parameter %w : f32[b, 2]
+    graph(%x : f32[n, a, 2]) {
+      %y = aten.linear(%x, %w, None)
+      %t = aten.permute(%y) {dims=[2, 1, 0]}
+      %copy = aten.contiguous(%t)
+      %z = aten.reshape(%copy) {shape=[b, a*n]}
+      return %z
+    }
+""")
+
+
 class ReshapeOfCopy(Rule):
     """reshape(contiguous(x), s) = reshape(x, s), where that makes a contiguous copy itself"""
+
+    examples = (
+        _COPY,
+        _COPY.changed(
+            ("contiguous(%t)", "clone(%t) {memory_format=torch.contiguous_format}"), ("[b, a*n]", "[b*a, n]")
+        ),
+        _COPY.changed(("[2, 1, 0]", "[0, 1, 2]"), ("[b, a*n]", "[n, a*b]"), refused="the reshape might be a view"),
+        _COPY.changed(("contiguous", "clone"), refused="the copy is in another memory format"),
+        _COPY.changed(("return %z", "return %z, %copy"), refused="others share the copy"),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

@@ -13,6 +13,7 @@ from ir.memory.aliasing import reaches_format
 from ir.opdef import ParamKind, operators_with
 from ir.types import wrap
 from passes.canonicalize.base import Rule, first, is_floating, shape_of, tensor
+from passes.rewrite.example import Example
 from passes.rewrite.literals import dims_from_front, index_from_front
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
@@ -83,6 +84,16 @@ class SpellClamp(Rule):
         return b.op("aten.clamp", m.x, **bounds).result
 
 
+_MEAN = Example("""
+graph(%x : f32[n, c, h, 3]) {
+      %y = aten.mean.dim(%x) {dim=[2, 3]}
+      %z = aten.relu(%y)
+      return %z
+    }
+""")
+_KEPT = _MEAN.changed(("3]}", "3], keepdim=True}"))
+
+
 class SpatialMeanToPool(Rule):
     """mean(x, (2, 3), keepdim=True) = adaptive_avg_pool2d(x, (1, 1)), x: f[N, C, H, W]; without keepdim, reshaped
 
@@ -90,6 +101,21 @@ class SpatialMeanToPool(Rule):
     channels_last, the strides of the result's dimensions of size 1 (which mean nothing) differ, so a mean that is an
     output as it is stays, and one that is converted to channels_last later.
     """
+
+    examples = (
+        _MEAN,
+        _KEPT,
+        _MEAN.changed(("[2, 3]", "[-1, -2]"), ("relu(%y)", "alias(%y)")),
+        _MEAN.changed(("[2, 3]", "[1, 2]"), refused="not over the two spatial dimensions"),
+        _MEAN.changed(("[n, c,", "[c,"), ("[2, 3]", "[1, 2]"), refused="the operand is no 4-d map"),
+        _MEAN.changed(("h, 3", "h, 0"), refused="the map is empty or converted"),
+        _MEAN.changed(("3]}", "3], dtype=torch.float64}"), refused="the map is empty or converted"),
+        _KEPT.changed(("return %z", "return %y"), refused="the result is an output"),
+        _KEPT.changed(
+            ("aten.relu(%y)", "aten.to.dtype(%y) {dtype=torch.float32, memory_format=torch.channels_last}"),
+            refused="the strides of the result decide whether a conversion copies",
+        ),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

@@ -8,6 +8,7 @@ from ir.core import Operation, Value
 from ir.opdef import Trait
 from ir.types import Dim, TensorType, dims_equal, shapes_equal
 from passes.canonicalize.base import shape_of
+from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.remarks import Refusal
 from passes.rewrite.rewriter import Rewriter
@@ -138,6 +139,21 @@ def _with_shape_of(link: Operation, x: Value) -> TensorType:
     return x.tensor_type
 
 
+_CLASSIFIER = Example("""
+parameter %w : f32[o, c]
+    parameter %b : f32[o]
+    graph(%x : f32[n, c, 1, 1]) {
+      %flat = aten.flatten.using_ints(%x) {start_dim=1}
+      %act = aten.relu(%flat)
+      %y = aten.linear(%act, %w, %b)
+      return %y
+    }
+""")
+_WINDOW = _CLASSIFIER.changed(("1, 1]", "h, 2]"), ("[o, c]", "[o, c*h*2]"))
+_BROADCAST_BIAS = ("%b : f32[o]", "%b : f32[1, o]")
+_WITHOUT_BATCH = (("[n, c, 1, 1]", "[c, 1, 1]"), ("[o, c]", "[o, 1]"))
+
+
 class FlattenLinearToConv1x1Pattern(Pattern):
     """linear(links(flatten(x)), w, b) = flatten(conv2d(links(x), w[:, :, None, None], b)), x: f[N, C, 1, 1]
 
@@ -147,6 +163,23 @@ class FlattenLinearToConv1x1Pattern(Pattern):
 
     is_conversion = True
     closed = True
+
+    examples = (
+        _CLASSIFIER,
+        _CLASSIFIER.changed(
+            ("1, 1]", "h, 3]"),
+            ("%flat =", "%pooled = aten.adaptive_avg_pool2d(%x) {output_size=[1, 1]}\n%flat ="),
+            ("_ints(%x)", "_ints(%pooled)"),
+            ("relu(%flat)", "dropout(%flat) {p=0.5, train=False}"),
+        ),
+        _CLASSIFIER.changed(
+            ("[n, c, 1, 1]", "[n, 1, 1, c]"), ("flatten.using_ints(%x) {start_dim=1}", "reshape(%x) {shape=[n, c]}")
+        ),
+        _WINDOW.changed(refused="not C x 1 x 1"),
+        _CLASSIFIER.changed(*_WITHOUT_BATCH, refused="does not flatten a 4-d map to 2-d"),
+        _CLASSIFIER.changed(_BROADCAST_BIAS, refused="the bias of the linear"),
+        _CLASSIFIER.changed(("[n, c,", "[n, 0,"), ("[o, c]", "[o, 0]"), refused="takes no features"),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -189,6 +222,19 @@ class FlattenLinearToConvPattern(Pattern):
 
     is_conversion = True
     closed = True
+
+    examples = (
+        _WINDOW,
+        _WINDOW.changed(("flatten.using_ints(%x) {start_dim=1}", "reshape(%x) {shape=[n, -1]}"), (", %b)", ", None)")),
+        _CLASSIFIER.changed(refused="FlattenLinearToConv1x1Pattern converts it"),
+        _WINDOW.changed(
+            ("flatten.using_ints(%x) {start_dim=1}", "reshape(%x) {shape=[c*h*2, n]}"),
+            ("[o, c*h*2]", "[o, n]"),
+            refused="does not flatten a 4-d map to 2-d",
+        ),
+        _WINDOW.changed(_BROADCAST_BIAS, refused="the bias of the linear"),
+        _WINDOW.changed(("h, 2]", "0, 2]"), ("c*h*2", "0"), refused="takes no features"),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
