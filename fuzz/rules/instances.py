@@ -46,7 +46,7 @@ class Instance:
     change: str | None
     """One of `NEAR_MISSES`, or None where the rule's pattern must match; `"example"` where it varies an example."""
     variant: int
-    """The number of the expansion of the pattern (alternatives and operand orders) that was built; -1 where it varies one."""
+    """The number of the expansion of the pattern (alternatives and operand orders) that was built, or -1."""
 
 
 @st.composite
@@ -116,7 +116,7 @@ def _of_example(draw: st.DrawFn, rule: Pattern) -> Instance:
         source = MatchSource(draw, numbers, named, symbolic=False)
         with suppress(Unavailable, GraphwrightError):
             made = source, Variation(source, rule, variants).build(example)
-            if example.refused or any(_fires(rule, op) for op in source.graph.operations()) or not source.integer(0, 3):
+            if example.refused or source.flag() or any(_fires(rule, op) for op in source.graph.operations()):
                 break
     if made is None:
         reject()

@@ -104,7 +104,7 @@ def expect_end(lexer: Lexer) -> None:
 class Literals:
     """Reads the literals of one text.
 
-    `refer` turns the name of a value in an attribute into a `Ref`, `symbol` the name of a symbol into what it stands for.
+    `refer` turns the name of a value in an attribute into a `Ref`, and `symbol` the name of a symbol into a size.
     """
 
     def __init__(

@@ -107,7 +107,7 @@ class NoAlias(_Identity):
 
 
 _DETACHED = Example("""
-graph(%x : i64[n, a]) {
+    graph(%x : i64[n, a]) {
       %y = aten.detach(%x)
       %z = aten.neg(%y)
       return %z
@@ -144,7 +144,7 @@ class NoDetach(_Identity):
 
 
 _COPIED = Example("""
-parameter %w : f32[b, a]
+    parameter %w : f32[b, a]
     graph(%x : f32[n, a]) {
       %y = aten.linear(%x, %w, None)
       %copy = aten.clone(%y)
@@ -152,7 +152,7 @@ parameter %w : f32[b, a]
     }
 """)
 _COPIED_STATISTICS = Example("""
-buffer %mean : f32[c]
+    buffer %mean : f32[c]
     buffer %var : f32[c]
     graph(%x : f32[n, c]) {
       %copy = aten.clone(%var)
@@ -204,7 +204,7 @@ class NoCopy(_Identity):
 
 
 _CONTIGUOUS = Example("""
-parameter %w : f32[b, a]
+    parameter %w : f32[b, a]
     graph(%x : f32[n, t, a]) {
       %y = aten.linear(%x, %w, None)
       %t = aten.permute(%y) {dims=[0, 1, 2]}
@@ -239,7 +239,7 @@ class NoContiguous(_Identity):
 
 
 _WHOLE = Example("""
-graph(%x : f32[n, a, h, w]) {
+    graph(%x : f32[n, a, h, w]) {
       %y = aten.slice.Tensor(%x) {dim=1, start=0, end=9}
       %z = aten.neg(%y)
       return %z
@@ -330,7 +330,7 @@ class CatOfOne(Rule):
 
 
 _PRODUCT = Example("""
-graph(%x : f32[n, a]) {
+    graph(%x : f32[n, a]) {
       %copy = aten.clone(%x)
       %y = aten.mul.Scalar(%copy) {other=1}
       %z = aten.neg(%y)
@@ -400,7 +400,7 @@ def _is_unit(op: Operation, x: Value) -> bool:
 
 
 _TWICE = Example("""
-graph(%x : f32[n, a]) {
+    graph(%x : f32[n, a]) {
       %y = aten.hardtanh(%x) {min_val=-2, max_val=2}
       %z = aten.hardtanh(%y) {min_val=-2, max_val=2}
       %u = aten.neg(%z)

@@ -123,7 +123,7 @@ class ReshapeOfUnitPermute(Rule):
 
 
 _MATRICES = Example("""
-parameter %w : f32[b, 2]
+    parameter %w : f32[b, 2]
     graph(%x : f32[n, a, 2]) {
       %y = aten.linear(%x, %w, None)
       %inner = aten.reshape(%y) {shape=[1, n*a, 1, b]}

@@ -88,7 +88,7 @@ class NoReshape(Rule):
 
 
 _RESHAPES = Example("""
-parameter %w : f32[b, 2]
+    parameter %w : f32[b, 2]
     graph(%x : f32[n, a, 2]) {
       %y = aten.linear(%x, %w, None)
       %t = aten.permute(%y) {dims=[0, 1, 2]}
@@ -143,7 +143,7 @@ class MergeReshapes(Rule):
 
 
 _COPY = Example("""
-parameter %w : f32[b, 2]
+    parameter %w : f32[b, 2]
     graph(%x : f32[n, a, 2]) {
       %y = aten.linear(%x, %w, None)
       %t = aten.permute(%y) {dims=[2, 1, 0]}

@@ -85,7 +85,7 @@ class SpellClamp(Rule):
 
 
 _MEAN = Example("""
-graph(%x : f32[n, c, h, 3]) {
+    graph(%x : f32[n, c, h, 3]) {
       %y = aten.mean.dim(%x) {dim=[2, 3]}
       %z = aten.relu(%y)
       return %z

@@ -140,7 +140,7 @@ def _with_shape_of(link: Operation, x: Value) -> TensorType:
 
 
 _CLASSIFIER = Example("""
-parameter %w : f32[o, c]
+    parameter %w : f32[o, c]
     parameter %b : f32[o]
     graph(%x : f32[n, c, 1, 1]) {
       %flat = aten.flatten.using_ints(%x) {start_dim=1}

@@ -27,7 +27,7 @@ _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
 _CONVOLUTION = Example("""
-parameter %w : f32[o, c, 2, 3]
+    parameter %w : f32[o, c, 2, 3]
     parameter %b : f32[o]
     parameter %gamma : f32[o]
     parameter %beta : f32[o]

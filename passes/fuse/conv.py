@@ -40,7 +40,7 @@ class ConvBNActPattern(FusionPattern):
 
 
 _RESIDUAL = Example("""
-parameter %w : f32[o, c, 3, 3]
+    parameter %w : f32[o, c, 3, 3]
     buffer %mean : f32[o]
     buffer %var : f32[o]
     graph(%x : f32[n, c, h, 2], %r : f32[n, o, h, 2]) {
@@ -111,7 +111,7 @@ class ConvBNAddActPattern(FusionPattern):
 
 
 _STEM = Example("""
-parameter %w : f32[2*o, 3, 7, 7]
+    parameter %w : f32[2*o, 3, 7, 7]
     buffer %mean : f32[2*o]
     buffer %var : f32[2*o]
     graph(%x : f32[n, 3, 8, 7]) {
@@ -133,7 +133,7 @@ class StemConvBNActMaxPoolPattern(FusionPattern):
 
     examples = (
         _STEM,
-        _STEM.changed(("relu(%bn)", "gelu(%y)")),
+        _STEM.changed(("relu", "gelu"), ("%w, None)", "%w, %mean)")),
         _STEM.changed(("f32[n, 3,", "f32[n, 6,"), ("{stride", "{groups=2, stride"), refused=_NO_STEM),
         _STEM.changed(("7, 7]\n", "5, 7]\n"), refused=_NO_STEM),
     )
