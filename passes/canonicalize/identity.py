@@ -169,13 +169,7 @@ class NoCopy(_Identity):
 
     examples = (
         _COPIED,
-        _COPIED.changed(("(%y)", "(%y) {memory_format=torch.contiguous_format}")),
         _COPIED.changed(("%copy =", "%t = aten.permute(%y) {dims=[1, 0]}\n%copy ="), ("clone(%y)", "clone(%t)")),
-        _COPIED.changed(
-            ("(%y)", "(%y) {memory_format=torch.channels_last}"),
-            ("n, a", "n, 2, 3, a"),
-            refused="the strides may change",
-        ),
         _COPIED.changed(
             ("%copy =", "%part = aten.slice.Tensor(%y) {dim=1, end=1}\n%copy ="),
             ("clone(%y)", "clone(%part)"),
@@ -222,9 +216,6 @@ class NoContiguous(_Identity):
         _CONTIGUOUS.changed(("[n, t,", "[1, t,"), ("[0, 1, 2]", "[1, 0, 2]")),
         _CONTIGUOUS.changed(("permute(%y) {dims=[0, 1, 2]}", "slice.Tensor(%y) {dim=0, start=1}")),
         _CONTIGUOUS.changed(("[0, 1, 2]", "[2, 1, 0]"), refused="the operand may have other strides"),
-        _CONTIGUOUS.changed(
-            ("permute(%y) {dims=[0, 1, 2]}", "select.int(%y) {dim=2, index=0}"), refused="other strides"
-        ),
     )
 
     @override
@@ -256,10 +247,6 @@ class NoExpand(_Identity):
         _WHOLE.changed(("slice.Tensor(%x) {dim=1, start=0, end=9}", "expand(%x) {size=[n, -1, h, w]}")),
         _WHOLE.changed(*_STEPS),
         _WHOLE.changed(("start=0", "start=1"), refused="the shape changes"),
-        _WHOLE.changed(
-            ("slice.Tensor(%x) {dim=1, start=0, end=9}", "expand(%x) {size=[2, n, a, h, w]}"),
-            refused="the shape changes",
-        ),
         _WHOLE.changed(
             *_STEPS,
             ("aten.neg(%y)", "aten.to.dtype(%y) {dtype=torch.float32, memory_format=torch.channels_last}"),
@@ -349,16 +336,8 @@ class NoArithmetic(_Identity):
     examples = (
         _PRODUCT,
         _SUM,
-        _PRODUCT.changed(("mul.Scalar(%copy) {other=1}", "pow.Tensor_Scalar(%copy) {exponent=1}")),
         _SUM.changed(("i64", "f32"), ("=0", "=-0.0"), ("clone(%x)", "mul.Scalar(%x) {other=0.0}")),
         _SUM.changed(("i64", "f32"), ("clone(%x)", "mul.Scalar(%x) {other=0.0}"), refused="the scalar is not the unit"),
-        _SUM.changed(
-            ("i64", "f32"),
-            ("=0", "=-0.0, alpha=-1"),
-            ("clone(%x)", "mul.Scalar(%x) {other=0.0}"),
-            refused="not the unit",
-        ),
-        _PRODUCT.changed(("=1", "=2"), refused="the scalar is not the unit"),
         _PRODUCT.changed(("f32", "i64"), ("=1", "=1.0"), refused="the dtype changes"),
         _PRODUCT.changed(
             ("clone(%x)", "slice.Tensor(%x) {dim=1, end=1}"), refused="the operand may have gaps or overlaps"
@@ -415,18 +394,8 @@ class Idempotent(Rule):
 
     examples = (
         _TWICE,
-        _TWICE.changed(
-            ("hardtanh(%x) {min_val=-2, max_val=2}", "relu(%x)"), ("hardtanh(%y) {min_val=-2, max_val=2}", "relu(%y)")
-        ),
         _TWICE.changed(("hardtanh(%y) {min_val=-2", "hardtanh(%y) {min_val=-1"), refused="the attributes differ"),
-        _TWICE.changed(("hardtanh(%y) {min_val=-2, max_val=2}", "relu(%y)"), refused="the operators differ"),
         _TWICE.changed(("return %u", "return %z, %y"), refused="an output would share storage"),
-        _TWICE.changed(
-            ("hardtanh", "to.dtype"),
-            ("min_val=-2, max_val=2", "dtype=torch.float32, copy=True"),
-            ("return %u", "return %z, %y"),
-            refused="an output would share storage",
-        ),
     )
 
     @override

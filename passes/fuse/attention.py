@@ -34,7 +34,13 @@ _WRITTEN_OUT = Example("""
       return %y
     }
 """)
-_PLAIN = _WRITTEN_OUT.changed(("(%masked)", "(%scores)"), ("(%dropped", "(%weights"))
+_PLAIN = _WRITTEN_OUT.changed(
+    ("%scaled = aten.mul.Scalar(%scores) {other=0.5}\n", ""),
+    ("  %masked = aten.add.Tensor(%scaled, %mask)\n", ""),
+    ("  %dropped = aten.dropout(%weights) {p=0.5, train=False}\n", ""),
+    ("(%masked)", "(%scores)"),
+    ("(%dropped", "(%weights"),
+)
 _WINDOWS = Example("""
     graph(%q : f32[n*m, h, t, d], %k : f32[n*m, h, t, d], %bias : f32[t, t], %mask : f32[m, 1, t, t]) {
       %turned = aten.permute(%k) {dims=[0, 1, 3, 2]}
@@ -72,12 +78,11 @@ class ScaledDotProductAttentionPattern(FusionPattern):
         """),
         _WRITTEN_OUT,
         _WINDOWS,
-        _PLAIN.changed(
+        _WRITTEN_OUT.changed(
+            ("%scores = aten.matmul(%q", "%half = aten.mul.Scalar(%q) {other=0.5}\n  %scaled = aten.matmul(%half"),
+            ("  %scaled = aten.mul.Scalar(%scores) {other=0.5}\n", ""),
             ("%mask : f32", "%mask : bool"),
-            ("%turned =", "%quarter = aten.div.Scalar(%q) {other=4}\n%turned ="),
-            ("(%q, %turned", "(%quarter, %turned"),
-            ("aten.add.Tensor(%scaled, %mask)", "aten.masked_fill.Scalar(%scores, %mask) {value=-inf}"),
-            ("(%scores) {dim", "(%masked) {dim"),
+            ("add.Tensor(%scaled, %mask)", "masked_fill.Scalar(%scaled, %mask) {value=-inf}"),
         ),
         _PLAIN.changed(("h, s", "h, t"), ("dim=3", "dim=2"), ("t, s", "t, t"), refused="not the last"),
         _WINDOWS.changed(

@@ -16,6 +16,10 @@ _SIZES = (2, 3, 4, 5)
 """What the sizes of an example are, in the order in which they occur, where nobody says otherwise."""
 
 
+def _without_indent(text: str) -> str:
+    return textwrap.dedent(text).strip()
+
+
 @attrs.frozen
 class Example:
     """A program in which a rule fires or, with `refused`, a near miss.
@@ -24,7 +28,7 @@ class Example:
     be names, and expressions over them: `graph(%x : f32[n, c, h, w]) { %y = aten.reshape(%x) {shape=[n, c*h*w]} ... }`.
     """
 
-    text: str = attrs.field(converter=lambda text: textwrap.dedent(text).strip())
+    text: str = attrs.field(converter=_without_indent)
     refused: str = ""
     """A part of the reason why the rule leaves a near miss alone; empty where the rule fires."""
 

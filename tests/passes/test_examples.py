@@ -65,7 +65,7 @@ def test_sizes_are_numbers_that_differ_or_that_are_given() -> None:
 
 
 def test_a_text_that_is_no_program_is_shown() -> None:
-    with pytest.raises(PatternError, match=r"an example is no program: .*%q"):
+    with pytest.raises(PatternError, match=r"an example is no program: .*named 'q'"):
         TWICE.changed(("neg(%y)", "neg(%q)")).program()
     with pytest.raises(PatternError, match="an example has no 'relu'"):
         TWICE.changed(("relu", "gelu"))
