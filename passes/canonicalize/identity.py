@@ -106,13 +106,7 @@ class NoAlias(_Identity):
         return p.op(("aten.alias", "aten.positive"))
 
 
-_DETACHED = Example("""
-    graph(%x : i64[n, a]) {
-      %y = aten.detach(%x)
-      %z = aten.neg(%y)
-      return %z
-    }
-""")
+_DETACHED = Example("graph(%x : i64[n, a]) { %y = aten.detach(%x) %z = aten.neg(%y) return %z }")
 
 
 class NoDetach(_Identity):
@@ -197,15 +191,9 @@ class NoCopy(_Identity):
         return "the strides may change"
 
 
-_CONTIGUOUS = Example("""
-    parameter %w : f32[b, a]
-    graph(%x : f32[n, t, a]) {
-      %y = aten.linear(%x, %w, None)
-      %t = aten.permute(%y) {dims=[0, 1, 2]}
-      %z = aten.contiguous(%t)
-      return %z
-    }
-""")
+_CONTIGUOUS = _COPIED.changed(
+    ("%copy = aten.clone(%y)", "%t = aten.permute(%y) {dims=[0, 1]}\n  %copy = aten.contiguous(%t)")
+)
 
 
 class NoContiguous(_Identity):
@@ -213,9 +201,9 @@ class NoContiguous(_Identity):
 
     examples = (
         _CONTIGUOUS,
-        _CONTIGUOUS.changed(("[n, t,", "[1, t,"), ("[0, 1, 2]", "[1, 0, 2]")),
-        _CONTIGUOUS.changed(("permute(%y) {dims=[0, 1, 2]}", "slice.Tensor(%y) {dim=0, start=1}")),
-        _CONTIGUOUS.changed(("[0, 1, 2]", "[2, 1, 0]"), refused="the operand may have other strides"),
+        _CONTIGUOUS.changed(("[n, a]", "[1, a]"), ("[0, 1]", "[1, 0]")),
+        _CONTIGUOUS.changed(("permute(%y) {dims=[0, 1]}", "slice.Tensor(%y) {dim=0, start=1}")),
+        _CONTIGUOUS.changed(("[0, 1]", "[1, 0]"), refused="the operand may have other strides"),
     )
 
     @override
@@ -230,11 +218,7 @@ class NoContiguous(_Identity):
 
 
 _WHOLE = Example("""
-    graph(%x : f32[n, a, h, w]) {
-      %y = aten.slice.Tensor(%x) {dim=1, start=0, end=9}
-      %z = aten.neg(%y)
-      return %z
-    }
+    graph(%x : f32[n, a, h, w]) { %y = aten.slice.Tensor(%x) {dim=1, start=0, end=9} %z = aten.neg(%y) return %z }
 """)
 _STEPS = ("a, h, w]", "1, 1, 1]"), ("end=9", "end=9, step=2")
 
