@@ -229,7 +229,7 @@ def _find_out_projection(attention: Operation) -> _OutProjection | str:
         user = value.users[0]
         if user.name == "aten.linear" and user.operands[0] is value:
             break
-        current = None if current is None else current.step(user)
+        current = current.step(user) if current is not None and len(user.results) == 1 else None
         if current is None:
             return f"the heads are not merged by layout operations, but used by {user.name}"
         ops.append(user)
