@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fuzz.campaign.targets import RULES
+from fuzz.rules.names import RULES
 from fuzz.search.counterexample import UnsoundError
 from fuzz.search.examples import hold_example
 from fuzz.search.sound import Target
