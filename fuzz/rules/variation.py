@@ -6,6 +6,7 @@ are changed; calls that do not take what came of this are drawn anew around it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -23,18 +24,18 @@ from ir.core import Operation, Value
 from ir.errors import GraphwrightError
 from ir.locations import UNKNOWN_LOCATION
 from ir.opdef import OpDef, Trait
-from ir.program import Weight, weight_of
+from ir.program import Weight
 from ir.types import TensorType
 from passes.rewrite.example import Example
 from passes.rewrite.expansion import op_nodes
 from passes.rewrite.pattern import Chain, Node, OpNode, Pattern
 
-EDITS = ("user", "attribute", "operator", "redraw", "insert", "exchange", "absent", "drop")
+EDITS = ("user", "attribute", "attribute", "operator", "redraw", "insert", "exchange", "absent", "drop")
 """What is done to an operation: its result gets another user, an attribute another value, the operator is another one
 that the pattern or a trait takes in its place, operands and attributes are drawn anew, an operation is put in front of
 it, operands change places, an optional operand goes, the operation goes."""
-_COUNTS = (0, 0, 0, 1, 1, 1, 1, 2, 2, 3)
-"""How many edits there are, as often as they stand here."""
+_OPS_FOR_AN_EDIT = 5
+"""One edit more is possible for each of so many operations."""
 _ATTEMPTS = 4
 _USUAL = (2, 3, 1, 4, 2, 3)
 """What sizes are, as often as they stand here."""
@@ -84,16 +85,15 @@ class Variation:
         """
         source = self.source
         program = example.program(self._sizes())
-        half = [v.tensor_type.dtype for v in program.graph.inputs if v.tensor_type.dtype in HALVES]
-        if half:
-            source.in_half(half[0], large=source.flag())
+        if self._seldom():
+            source.in_half(source.one_of(HALVES), large=True)
         for value in program.graph.inputs:
             self.values[value] = self._entry(value.tensor_type)
         for weight in program.weights.values():
             self.values[weight.value] = self._weight(weight)
         ops = list(program.graph.operations())
         edits: dict[int, list[str]] = {}
-        for _ in range(source.one_of(_COUNTS) if ops else 0):
+        for _ in range(source.integer(1, 2 + len(ops) // _OPS_FOR_AN_EDIT) if ops and source.integer(0, 2) else 0):
             edits.setdefault(source.integer(0, len(ops) - 1), []).append(source.one_of(EDITS))
         anonymous = self._seldom()
         for number, op in enumerate(ops):
@@ -129,13 +129,13 @@ class Variation:
         """Return the type with the dtype that the program uses for floats, seldom another one, or another shape."""
         source = self.source
         dtype = source.usual if type_.dtype is torch.float32 else type_.dtype
-        kind = source.integer(0, 31)
-        if kind == 31:
+        kind = source.integer(0, 23)
+        if kind == 23:
             dtype = source.one_of((*FLOATS, torch.int64, torch.bool))
         shape = type_.shape or ()
-        if kind in (29, 30) and shape:
+        if kind in (20, 21, 22) and shape:
             at = source.integer(0, len(shape) - 1)
-            shape = (*shape[:at], source.integer(1, 3), *shape[at + (kind == 30) :])
+            shape = (*shape[:at], source.integer(1, 3), *shape[at + (kind < 22) :])
         return attrs.evolve(type_, dtype=dtype, shape=shape)
 
     def _entry(self, type_: TensorType) -> Value:
@@ -152,13 +152,9 @@ class Variation:
         return source.builder.op(source.one_of(("aten.relu", "aten.neg")), made).results[0] if kind == 5 else made
 
     def _weight(self, weight: Weight) -> Value:
-        """Return a weight, or a value of its type: one that is there, or is computed."""
-        source, type_ = self.source, self._retyped(weight.type)
-        value = source.make(type_.shape or (), type_.dtype, bounds=bounds_of(weight.value))
-        made = weight_of(value)
-        if made is not None and source.integer(0, 3) < 3:
-            made.kind, made.requires_grad = weight.kind, weight.requires_grad
-        return source.builder.op("aten.clone", value).results[0] if source.integer(0, 31) == 31 else value
+        """Return a weight, or another value of its type."""
+        type_ = self._retyped(weight.type)
+        return self.source.make(type_.shape or (), type_.dtype, bounds=bounds_of(weight.value))
 
     # ---- operations ----
 
@@ -182,9 +178,7 @@ class Variation:
             elif edit == "operator":
                 opdef = source.one_of(self._relatives(opdef))
             elif edit == "attribute" and op.opdef.attribute_params:
-                param = source.one_of(op.opdef.attribute_params)
-                first = grouped[data[0]] if data else None
-                attributes[param.name] = Respelling(source, self.rule, op, first).attribute(param)
+                self._respell(op, grouped[data[0]] if data else None, attributes)
         made = None if "redraw" in edits else self._made(opdef, grouped, attributes)
         made = made or self._drawn(opdef, grouped, attributes)
         if "user" in edits:
@@ -235,6 +229,14 @@ class Variation:
             if made is not None:
                 return made
         raise Unavailable
+
+    def _respell(self, op: Operation, operand: Value | None, attributes: dict[str, Any]) -> None:
+        """Give an attribute another value."""
+        param = self.source.one_of(op.opdef.attribute_params)
+        own = op.attributes.get(param.name, param.default)
+        with suppress(Unavailable):
+            drawn = Respelling(self.source, self.rule, op, operand).attribute(param, lambda value: value != own)
+            attributes[param.name] = drawn
 
     def _behind(self, value: Value) -> Value:
         """Return what an operation makes of a value."""

@@ -106,16 +106,12 @@ class NoAlias(_Identity):
         return p.op(("aten.alias", "aten.positive"))
 
 
-_DETACHED = Example("graph(%x : i64[n, a]) { %y = aten.detach(%x) %z = aten.neg(%y) return %z }")
-
-
 class NoDetach(_Identity):
     """detach(x) = lift(x) = x, where no gradient can flow: x is an integer tensor or comes from constants"""
 
     examples = (
-        _DETACHED,
-        _DETACHED.changed(("graph(%x : i64[n, a])", "constant %x : f32[n, a]\ngraph()")),
-        _DETACHED.changed(("i64", "f32"), refused="gradients may flow through the operand"),
+        Example("graph(%x : i64[n, a]) { %y = aten.detach(%x) %z = aten.neg(%y) return %z }"),
+        Example("constant %x : f32[n, a] graph() { %y = aten.detach(%x) %z = aten.neg(%y) return %z }"),
     )
 
     @override
@@ -145,17 +141,6 @@ _COPIED = Example("""
       return %copy
     }
 """)
-_COPIED_STATISTICS = Example("""
-    buffer %mean : f32[c]
-    buffer %var : f32[c]
-    graph(%x : f32[n, c]) {
-      %copy = aten.clone(%var)
-      %y = aten.batch_norm(%x, None, None, %mean, %copy) {training=False, momentum=0.1, eps=1e-05, cudnn_enabled=False}
-      %z = aten.add.Tensor(%y, %copy)
-      return %z
-    }
-""")
-_SHARED = "an output would share storage"
 
 
 class NoCopy(_Identity):
@@ -163,15 +148,21 @@ class NoCopy(_Identity):
 
     examples = (
         _COPIED,
-        _COPIED.changed(("%copy =", "%t = aten.permute(%y) {dims=[1, 0]}\n%copy ="), ("clone(%y)", "clone(%t)")),
-        _COPIED.changed(
-            ("%copy =", "%part = aten.slice.Tensor(%y) {dim=1, end=1}\n%copy ="),
-            ("clone(%y)", "clone(%part)"),
-            refused="the operand may have gaps or overlaps",
+        _COPIED.changed(("%copy =", "%part = aten.permute(%y) {dims=[1, 0]} %copy ="), ("clone(%y)", "clone(%part)")),
+        Example(
+            """
+            buffer %mean : f32[c]
+            buffer %var : f32[c]
+            graph(%x : f32[n, c]) {
+              %copy = aten.clone(%var)
+              %y = aten.batch_norm(%x, None, None, %mean, %copy)
+                {training=False, momentum=0.1, eps=1e-05, cudnn_enabled=False}
+              %z = aten.add.Tensor(%y, %copy)
+              return %z
+            }
+            """,
+            refused="statistics with another value",
         ),
-        _COPIED.changed(("return %copy", "return %copy, %y"), refused=_SHARED),
-        _COPIED_STATISTICS.changed(refused=_SHARED),
-        _COPIED_STATISTICS.changed(("%mean, %copy", "%mean, %var"), refused=_SHARED),
     )
 
     @override
@@ -191,19 +182,13 @@ class NoCopy(_Identity):
         return "the strides may change"
 
 
-_CONTIGUOUS = _COPIED.changed(
-    ("%copy = aten.clone(%y)", "%t = aten.permute(%y) {dims=[0, 1]}\n  %copy = aten.contiguous(%t)")
-)
-
-
 class NoContiguous(_Identity):
     """contiguous(x) = x, where x is contiguous"""
 
     examples = (
-        _CONTIGUOUS,
-        _CONTIGUOUS.changed(("[n, a]", "[1, a]"), ("[0, 1]", "[1, 0]")),
-        _CONTIGUOUS.changed(("permute(%y) {dims=[0, 1]}", "slice.Tensor(%y) {dim=0, start=1}")),
-        _CONTIGUOUS.changed(("[0, 1]", "[1, 0]"), refused="the operand may have other strides"),
+        _COPIED.changed(
+            ("%copy = aten.clone(%y)", "%part = aten.permute(%y) {dims=[0, 1]} %copy = aten.contiguous(%part)")
+        ),
     )
 
     @override
@@ -220,7 +205,6 @@ class NoContiguous(_Identity):
 _WHOLE = Example("""
     graph(%x : f32[n, a, h, w]) { %y = aten.slice.Tensor(%x) {dim=1, start=0, end=9} %z = aten.neg(%y) return %z }
 """)
-_STEPS = ("a, h, w]", "1, 1, 1]"), ("end=9", "end=9, step=2")
 
 
 class NoExpand(_Identity):
@@ -229,10 +213,9 @@ class NoExpand(_Identity):
     examples = (
         _WHOLE,
         _WHOLE.changed(("slice.Tensor(%x) {dim=1, start=0, end=9}", "expand(%x) {size=[n, -1, h, w]}")),
-        _WHOLE.changed(*_STEPS),
-        _WHOLE.changed(("start=0", "start=1"), refused="the shape changes"),
         _WHOLE.changed(
-            *_STEPS,
+            ("a, h, w]", "1, 1, 1]"),
+            ("end=9", "end=9, step=2"),
             ("aten.neg(%y)", "aten.to.dtype(%y) {dtype=torch.float32, memory_format=torch.channels_last}"),
             refused="the strides of the slice decide whether a conversion copies",
         ),
@@ -301,12 +284,7 @@ class CatOfOne(Rule):
 
 
 _PRODUCT = Example("""
-    graph(%x : f32[n, a]) {
-      %copy = aten.clone(%x)
-      %y = aten.mul.Scalar(%copy) {other=1}
-      %z = aten.neg(%y)
-      return %z
-    }
+    graph(%x : f32[n, a]) { %copy = aten.clone(%x) %y = aten.mul.Scalar(%copy) {other=1} %z = aten.neg(%y) return %z }
 """)
 _SUM = _PRODUCT.changed(("f32", "i64"), ("mul.Scalar(%copy) {other=1}", "add.Scalar(%copy) {other=0}"))
 
@@ -321,11 +299,7 @@ class NoArithmetic(_Identity):
         _PRODUCT,
         _SUM,
         _SUM.changed(("i64", "f32"), ("=0", "=-0.0"), ("clone(%x)", "mul.Scalar(%x) {other=0.0}")),
-        _SUM.changed(("i64", "f32"), ("clone(%x)", "mul.Scalar(%x) {other=0.0}"), refused="the scalar is not the unit"),
         _PRODUCT.changed(("f32", "i64"), ("=1", "=1.0"), refused="the dtype changes"),
-        _PRODUCT.changed(
-            ("clone(%x)", "slice.Tensor(%x) {dim=1, end=1}"), refused="the operand may have gaps or overlaps"
-        ),
     )
 
     @override
@@ -362,24 +336,17 @@ def _is_unit(op: Operation, x: Value) -> bool:
     return True
 
 
-_TWICE = Example("""
-    graph(%x : f32[n, a]) {
-      %y = aten.hardtanh(%x) {min_val=-2, max_val=2}
-      %z = aten.hardtanh(%y) {min_val=-2, max_val=2}
-      %u = aten.neg(%z)
-      return %u
-    }
-""")
-_CAST = "aten.to.dtype({}) {{dtype=torch.float32, copy={}}}"
-
-
 class Idempotent(Rule):
     """f(f(x)) = f(x), for every f of which the op table says so"""
 
     examples = (
-        _TWICE,
-        _TWICE.changed(("hardtanh(%y) {min_val=-2", "hardtanh(%y) {min_val=-1"), refused="the attributes differ"),
-        _TWICE.changed(("return %u", "return %z, %y"), refused="an output would share storage"),
+        Example("""
+            graph(%x : f32[n, a]) {
+              %y = aten.hardtanh(%x) {min_val=-2, max_val=2}
+              %z = aten.hardtanh(%y) {min_val=-2, max_val=2}
+              return %z
+            }
+        """),
     )
 
     @override

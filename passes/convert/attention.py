@@ -10,7 +10,7 @@ from ir.memory.aliasing import reaches_output
 from ir.memory.layout import LayoutMap, trace_back
 from ir.types import Dim, TensorType
 from passes.attention import InProjection, find_in_projection
-from passes.fuse.attention import SDPA, fuse_in_projection
+from passes.fuse.attention import SDPA, SELF_ATTENTION, fuse_in_projection
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.remarks import Refusal
@@ -41,31 +41,22 @@ _LEAF = Example("""
       return %y
     }
 """)
-_EXPORTED = Example("""
-    parameter %w : f32[3*h*d, h*d]
-    parameter %o : f32[h*d, h*d]
-    graph(%x : f32[n, t, h*d]) {
-      %y = aten.linear(%x, %w, None)
-      %a, %b, %c = aten.split_with_sizes(%y) {split_sizes=[h*d, h*d, h*d], dim=2}
-      %a4 = aten.reshape(%a) {shape=[n, t, h, d]}
-      %b4 = aten.reshape(%b) {shape=[n, t, h, d]}
-      %c4 = aten.reshape(%c) {shape=[n, t, h, d]}
-      %q = aten.permute(%a4) {dims=[0, 2, 1, 3]}
-      %k = aten.permute(%b4) {dims=[0, 2, 1, 3]}
-      %v = aten.permute(%c4) {dims=[0, 2, 1, 3]}
-      %z = aten.scaled_dot_product_attention(%q, %k, %v, None) loc("attention", "MultiheadAttention")
-      %merged = aten.permute(%z) {dims=[0, 2, 1, 3]}
-      %flat = aten.reshape(%merged) {shape=[n, t, h*d]}
-      %r = aten.linear(%flat, %o, None)
-      return %r
-    }
-""")
+_EXPORTED = SELF_ATTENTION.changed(
+    ("parameter %w", "parameter %o : f32[h*d, h*d]\nparameter %w"),
+    ("%v, None)", '%v, None) loc("attention", "MultiheadAttention")'),
+    (
+        "return %z",
+        """%merged = aten.permute(%z) {dims=[0, 2, 1, 3]}
+  %flat = aten.reshape(%merged) {shape=[n, t, h*d]}
+  %r = aten.linear(%flat, %o, None)
+  return %r""",
+    ),
+)
 _TOKENS_FIRST = _EXPORTED.changed(
     ("[n, t, h", "[t, n, h"),
     ("4) {dims=[0, 2, 1, 3]", "4) {dims=[1, 2, 0, 3]"),
     ("z) {dims=[0, 2, 1, 3]", "z) {dims=[2, 0, 1, 3]"),
 )
-_TURNED = ("return %r", "%turned = aten.transpose.int(%r) {dim0=0, dim1=1}\nreturn %turned")
 
 
 class DecomposeMultiheadAttentionPattern(Pattern):
@@ -82,30 +73,10 @@ class DecomposeMultiheadAttentionPattern(Pattern):
         _LEAF.changed(("f32[n, t,", "f32[t,")),
         _EXPORTED,
         _TOKENS_FIRST,
-        _TOKENS_FIRST.changed(_TURNED),
-        _LEAF.changed(
-            ("%x, %x, %x", "%x, %u, %u"), ("graph(", "graph(%u : f32[n, t, h*d], "), refused="(cross-attention)"
-        ),
-        _LEAF.changed(("return %y", "return %y, %weights"), refused="its attention weights are used"),
+        _TOKENS_FIRST.changed(("return %r", "%turned = aten.transpose.int(%r) {dim0=0, dim1=1} return %turned")),
+        _LEAF.changed(("%x, %x, %x", "%x, %x, %u"), ("graph(", "graph(%u : f32[n, t, h*d], "), refused="(cross-"),
         _LEAF.changed(("%mask : f32", "%mask : bool"), refused="not floating point of shape (tokens, tokens)"),
-        _LEAF.changed(("=True}", "=True, add_zero_attn=True}"), refused="it has add_zero_attn=True"),
         _LEAF.changed(("=True}", "=True, is_causal=True}"), refused="it is called with is_causal=True"),
-        _LEAF.changed(
-            ("None, %mask)", "%padding, None)"),
-            ("graph(", "graph(%padding : bool[n, t], "),
-            refused="it is called with a key_padding_mask",
-        ),
-        _LEAF.changed(
-            ("None, None, None, %mask)", "%k, %k, None, %mask)"),
-            ("graph(", "parameter %k : f32[1, 1, h*d]\ngraph("),
-            refused="it has add_bias_kv=True",
-        ),
-        _LEAF.changed(
-            ("%w, None, %o, None, None, None, None", "None, None, %o, None, %o, %o, %o"), refused="separate weights"
-        ),
-        _EXPORTED.changed(("MultiheadA", "A"), refused="it is not part of an nn.MultiheadAttention"),
-        _EXPORTED.changed(("return %r", "return %r, %y"), refused="its projections have other users"),
-        _EXPORTED.changed(("return %r", "return %r, %z"), refused="the attention's result has several users"),
     )
 
     @override

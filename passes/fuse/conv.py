@@ -76,13 +76,8 @@ class ConvBNAddActPattern(FusionPattern):
     examples = (
         _RESIDUAL,
         _PLAIN_RESIDUAL,
-        _PLAIN_RESIDUAL.changed(("f32[n, o, h]", "f32[o, 1]"), refused="the residual of type"),
-        _PLAIN_RESIDUAL.changed(("f32[n, c, h]", "f32[n, c, 1]"), refused="the convolution's result of type"),
-        _PLAIN_RESIDUAL.changed(("f32[n, o, h]", "i64[n, o, h]"), refused="is promoted"),
-        _PLAIN_RESIDUAL.changed(("f32[n, o, h]", "f64[n, o, h]"), refused="the convolution's result of type"),
-        _PLAIN_RESIDUAL.changed(
-            ("(%r, %y)", "(%y, %y)"), refused="both operands of the addition come from the convolution"
-        ),
+        _PLAIN_RESIDUAL.changed(("f32[n, o, h]", "f32[o, 1]"), refused="is broadcast"),
+        _PLAIN_RESIDUAL.changed(("f32[n, o, h]", "f64[n, o, h]"), refused="is promoted"),
     )
 
     @override
@@ -122,7 +117,6 @@ _STEM = Example("""
       return %z
     }
 """)
-_NO_STEM = "is not 7x7 on 3 channels"
 
 
 class StemConvBNActMaxPoolPattern(FusionPattern):
@@ -131,12 +125,7 @@ class StemConvBNActMaxPoolPattern(FusionPattern):
     kind = "conv_bn_act_max_pool"
     parts = ("conv", "bn", "act", "pool")
 
-    examples = (
-        _STEM,
-        _STEM.changed(("relu", "gelu"), ("%w, None)", "%w, %mean)")),
-        _STEM.changed(("f32[n, 3,", "f32[n, 6,"), ("{stride", "{groups=2, stride"), refused=_NO_STEM),
-        _STEM.changed(("7, 7]\n", "5, 7]\n"), refused=_NO_STEM),
-    )
+    examples = (_STEM, _STEM.changed(("7, 7]\n", "5, 7]\n"), refused="is not 7x7 on 3 channels"))
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
