@@ -110,17 +110,14 @@ def _of_example(draw: st.DrawFn, rule: Pattern) -> Instance:
     """Return a program around an example: one in which the rule fires, more often than a near miss."""
     variants, numbers, named = _prepared(rule)
     firing, near = ([e for e in rule.examples if bool(e.refused) is refused] for refused in (False, True))
-    made: tuple[MatchSource, list[Value]] | None = None
     example = draw(st.sampled_from(near if near and draw(st.integers(0, 3)) == 3 else firing or near))
     for _ in range(_VARIATIONS):
         source = MatchSource(draw, numbers, named, symbolic=False)
         with suppress(Unavailable, GraphwrightError):
-            made = source, Variation(source, rule, variants).build(example)
-            if example.refused or source.flag() or any(_fires(rule, op) for op in source.graph.operations()):
-                break
-    if made is None:
+            roots = Variation(source, rule, variants).build(example)
+            break
+    else:
         reject()
-    source, roots = made
     Growth(source, None).surround(roots[0])
     finish_program(source, [*(roots if source.integer(0, 3) else roots[1:]), *source.returned])
     return Instance(rule, source.program, "example", -1)

@@ -30,10 +30,10 @@ from passes.rewrite.example import Example
 from passes.rewrite.expansion import op_nodes
 from passes.rewrite.pattern import Chain, Node, OpNode, Pattern
 
-EDITS = ("user", "attribute", "attribute", "operator", "redraw", "insert", "exchange", "absent", "drop")
-"""What is done to an operation: its result gets another user, an attribute another value, the operator is another one
-that the pattern or a trait takes in its place, operands and attributes are drawn anew, an operation is put in front of
-it, operands change places, an optional operand goes, the operation goes."""
+EDITS = ("attribute", "attribute", "operator", "redraw", "insert", "exchange", "absent", "drop")
+"""What is done to an operation: an attribute gets another value, the operator is another one that the pattern or a trait
+takes in its place, operands and attributes are drawn anew, an operation is put in front of it, operands change places,
+an optional operand goes, the operation goes."""
 _OPS_FOR_AN_EDIT = 5
 """One edit more is possible for each of so many operations."""
 _ATTEMPTS = 4
@@ -73,8 +73,8 @@ class Variation:
         self.parts = [part for node in variants for part in op_nodes(node)]
         self.values: dict[Value, Value] = {}
         """Value of the example -> what stands for it."""
-        self.computed: set[Value] = set()
-        """Results of operations that stand for those of the example."""
+        self.computed: dict[Value, None] = {}
+        """Results of operations that stand for those of the example, in their order."""
 
     def build(self, example: Example) -> list[Value]:
         """Build the program; return what stands for the results of the example.
@@ -85,8 +85,9 @@ class Variation:
         """
         source = self.source
         program = example.program(self._sizes())
-        if self._seldom():
-            source.in_half(source.one_of(HALVES), large=True)
+        half = [value.tensor_type.dtype for value in program.graph.inputs if value.tensor_type.dtype in HALVES]
+        if half and half[0] is not None:
+            source.in_half(half[0], large=True)
         for value in program.graph.inputs:
             self.values[value] = self._entry(value.tensor_type)
         for weight in program.weights.values():
@@ -102,8 +103,10 @@ class Variation:
             if len(results) < len(op.results):
                 raise Unavailable
             self.values.update(zip(op.results, results, strict=False))
-            self.computed.update(results)
+            self.computed |= dict.fromkeys(results)
         source.builder.location = UNKNOWN_LOCATION
+        if self.computed and self._seldom():
+            self._use(source.one_of(list(self.computed)))
         return [self.values[value] for value in program.graph.outputs if value is not None]
 
     def _seldom(self) -> bool:
@@ -181,16 +184,17 @@ class Variation:
                 self._respell(op, grouped[data[0]] if data else None, attributes)
         made = None if "redraw" in edits else self._made(opdef, grouped, attributes)
         made = made or self._drawn(opdef, grouped, attributes)
-        if "user" in edits:
-            value = source.one_of(made.results)
-            if source.flag():
-                source.returned.append(value)
-            else:
-                source.builder.op("aten.neg", value)
         if made.in_training:
             for name in _BOUNDS:
                 source.written(made.operand(name) if name in made.opdef.operand_index else None)
         return list(made.results)
+
+    def _use(self, value: Value) -> None:
+        """Give a value another user, or return it."""
+        if self.source.flag():
+            self.source.returned.append(value)
+        else:
+            self.source.builder.op("aten.neg", value)
 
     def _taken(self, entry: Any) -> Any:
         return tuple(map(self._taken, entry)) if isinstance(entry, tuple) else self.values.get(entry)

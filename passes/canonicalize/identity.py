@@ -340,11 +340,13 @@ class Idempotent(Rule):
     """f(f(x)) = f(x), for every f of which the op table says so"""
 
     examples = (
+        Example("graph(%x : f32[n]) { %y = aten.clamp(%x) {min=0.5} %z = aten.clamp(%y) {min=0.5} return %z }"),
         Example("""
             graph(%x : f32[n, a]) {
-              %y = aten.hardtanh(%x) {min_val=-2, max_val=2}
-              %z = aten.hardtanh(%y) {min_val=-2, max_val=2}
-              return %z
+              %y = aten.to.dtype(%x) {dtype=torch.float64}
+              %z = aten.to.dtype(%y) {dtype=torch.float64}
+              %u = aten.neg(%z)
+              return %u
             }
         """),
     )

@@ -97,6 +97,7 @@ _RESHAPES = Example("""
       return %z
     }
 """)
+_APART = ("[0, 1, 2]", "[2, 1, 0]"), ("[n*a, b]", "[b*a, n]")
 
 
 class MergeReshapes(Rule):
@@ -107,7 +108,8 @@ class MergeReshapes(Rule):
 
     examples = (
         _RESHAPES,
-        _RESHAPES.changed(("[0, 1, 2]", "[2, 1, 0]"), ("[n*a, b]", "[b*a, n]"), ("[n, a*b]", "[b*a*n]")),
+        _RESHAPES.changed(*_APART, ("[n, a*b]", "[b*a*n]")),
+        _RESHAPES.changed(*_APART, ("[n, a*b]", "[b, a, n]"), refused="might be a view where two make a copy"),
     )
 
     @override

@@ -87,6 +87,7 @@ class SpellClamp(Rule):
 _MEAN = Example("""
     graph(%x : f32[n, c, h, 3]) { %y = aten.mean.dim(%x) {dim=[2, 3]} %z = aten.relu(%y) return %z }
 """)
+_KEPT = ("3]}", "3], keepdim=True}")
 
 
 class SpatialMeanToPool(Rule):
@@ -99,8 +100,9 @@ class SpatialMeanToPool(Rule):
 
     examples = (
         _MEAN,
+        _MEAN.changed(_KEPT, ("return %z", "return %y"), refused="the result is an output"),
         _MEAN.changed(
-            ("3]}", "3], keepdim=True}"),
+            _KEPT,
             ("relu(%y)", "to.dtype(%y) {dtype=torch.float32, memory_format=torch.channels_last}"),
             refused="the strides of the result decide whether a conversion copies",
         ),

@@ -55,6 +55,7 @@ class FoldBatchNormPattern(Pattern):
 
     examples = (
         _CONVOLUTION,
+        _CONVOLUTION.changed(("f32", "f16")),
         _LINEAR,
         _LINEAR.changed(
             ("%x : f32[n, c", "%x : f32[n, t, c"),
