@@ -31,7 +31,7 @@ from passes.rewrite.expansion import op_nodes
 from passes.rewrite.pattern import Chain, Node, OpNode, Pattern
 
 EDITS = ("attribute", "attribute", "operator", "redraw", "insert", "exchange", "absent", "drop")
-"""What is done to an operation: an attribute gets another value, the operator is another one that the pattern or a trait
+"""What is done to an operation: an attribute gets another value, the operator is one that the pattern or a trait
 takes in its place, operands and attributes are drawn anew, an operation is put in front of it, operands change places,
 an optional operand goes, the operation goes."""
 _OPS_FOR_AN_EDIT = 5
@@ -105,7 +105,7 @@ class Variation:
             self.values.update(zip(op.results, results, strict=False))
             self.computed |= dict.fromkeys(results)
         source.builder.location = UNKNOWN_LOCATION
-        if self.computed and self._seldom():
+        if self.computed and source.integer(0, 3) == 3:
             self._use(source.one_of(list(self.computed)))
         return [self.values[value] for value in program.graph.outputs if value is not None]
 
