@@ -16,7 +16,7 @@ from fuzz.calls.generators import GENERATORS, draw_call, generate_call
 from fuzz.calls.source import Unavailable
 from fuzz.calls.types import FLOATS
 from fuzz.programs.strategy import HALVES
-from fuzz.rules.growth import group_operands, operators_with
+from fuzz.rules.growth import operators_with
 from fuzz.rules.match_source import MatchSource
 from fuzz.rules.respelling import Respelling
 from ir.builder import bind_arguments
@@ -222,12 +222,11 @@ class Variation:
             source.places, source.pinned = fixed, list(fixed.values())
             try:
                 operands, drawn, segments, _ = bind_arguments(opdef, *draw_call(source, opdef))
-                around = group_operands(opdef, operands, segments)
             except (Unavailable, GraphwrightError):
                 continue
             finally:
                 source.places, source.pinned = {}, []
-            around = [fixed.get(place, value) for place, value in enumerate(around)]
+            around = [fixed.get(place, value) for place, value in enumerate(opdef.group(operands, segments))]
             kept = drawn if attempt % 2 else drawn | {k: v for k, v in attributes.items() if k in drawn}
             made = self._made(opdef, around, kept) or self._made(opdef, around, drawn)
             if made is not None:

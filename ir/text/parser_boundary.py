@@ -12,6 +12,7 @@ from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec, are_in_order
 from ir.program import ARGUMENT_KINDS, SWITCHES, Mutation, Surrounding
 from ir.text.lexer import Lexer
 from ir.text.literals import Literals
+from ir.types import Dim
 
 
 class BoundaryParser:
