@@ -13,6 +13,7 @@ from fuzz.search.examples import refusals
 from graphwright import Example, Match, Pattern, PatternBuilder
 from ir.core import Operation
 from ir.program import Program, weight_of
+from passes.rewrite.pattern import Node
 from tests.drawn import draws
 
 
@@ -31,7 +32,7 @@ class AddProduct(Pattern):
         """),
     )
 
-    def pattern(self, p: PatternBuilder) -> object:
+    def pattern(self, p: PatternBuilder) -> Node:
         return p.relu(p.op("aten.add.Tensor", p.any("x"), p.linear(p.any("x"), p.any("w"), None)))
 
     def rewrite(self, m: Match, b: object) -> None:
@@ -64,7 +65,7 @@ def kinds_of(program: Program) -> dict[str, bool]:
         "exchanged operands": any(
             op.name == "aten.add.Tensor"
             and isinstance(v := op.operands[0].owner, Operation)
-            and v.name == "aten.linear"  # type: ignore[union-attr]
+            and v.name == "aten.linear"
             for op in ops
         ),
         "a product that is returned": any(
