@@ -17,7 +17,7 @@ from fuzz.calls.source import Unavailable
 from fuzz.calls.types import FLOATS
 from fuzz.programs.strategy import HALVES
 from fuzz.rules.growth import operators_with
-from fuzz.rules.match_source import MatchSource
+from fuzz.rules.match_source import PREFIXES, MatchSource
 from fuzz.rules.respelling import Respelling
 from ir.builder import bind_arguments
 from ir.core import Operation, Value
@@ -39,18 +39,6 @@ _OPS_FOR_AN_EDIT = 5
 _ATTEMPTS = 4
 _USUAL = (2, 3, 1, 4, 2, 3)
 """What sizes are, as often as they stand here."""
-_INSERTED = (
-    "relu",
-    "neg",
-    "clone",
-    "contiguous",
-    "dropout",
-    "permute",
-    "reshape",
-    "to.dtype",
-    "slice.Tensor",
-    "expand",
-)
 _BOUNDS = {"running_mean": (-1.0, 1.0), "running_var": (0.5, 2.0)}
 """Operand -> what its numbers lie in: a variance is positive."""
 
@@ -146,13 +134,13 @@ class Variation:
         source, type_ = self.source, self._retyped(type_)
         shape, kind = type_.shape or (), source.integer(0, 7)
         if kind > 5 and len(shape) > 1:
-            order = list(range(len(shape)))
-            a, b = source.integer(0, len(shape) - 1), source.integer(0, len(shape) - 1)
-            order[a], order[b] = order[b], order[a]
-            made = source.new_input(attrs.evolve(type_, shape=tuple([shape[i] for i in order])))
+            order = source.shuffled(range(len(shape)))
+            made = source.new_input(
+                attrs.evolve(type_, shape=tuple([shape[order.index(i)] for i in range(len(shape))]))
+            )
             return source.builder.op("aten.permute", made, order).results[0]
         made = source.new_input(type_)
-        return source.builder.op(source.one_of(("aten.relu", "aten.neg")), made).results[0] if kind == 5 else made
+        return self._behind(made) if kind == 5 and self._seldom() else made
 
     def _weight(self, weight: Weight) -> Value:
         """Return a weight, or another value of its type."""
@@ -244,7 +232,7 @@ class Variation:
     def _behind(self, value: Value) -> Value:
         """Return what an operation makes of a value."""
         source = self.source
-        name = f"aten.{source.one_of(_INSERTED)}"
+        name = source.one_of(PREFIXES)
         source.pinned = [value]
         try:
             args, kwargs = generate_call(source, name)

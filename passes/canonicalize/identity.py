@@ -134,12 +134,7 @@ class NoDetach(_Identity):
 
 
 _COPIED = Example("""
-    parameter %w : f32[b, a]
-    graph(%x : f32[n, a]) {
-      %y = aten.linear(%x, %w, None)
-      %copy = aten.clone(%y)
-      return %copy
-    }
+    graph(%x : f32[n, a]) { %y = aten.linear(%x, %x, None) %copy = aten.clone(%y) return %copy }
 """)
 
 

@@ -123,9 +123,8 @@ class ReshapeOfUnitPermute(Rule):
 
 
 _MATRICES = Example("""
-    parameter %w : f32[b, 2]
-    graph(%x : f32[n, a, 2]) {
-      %y = aten.linear(%x, %w, None)
+    graph(%x : f32[n, a, b]) {
+      %y = aten.contiguous(%x)
       %inner = aten.reshape(%y) {shape=[1, n*a, 1, b]}
       %turned = aten.permute(%inner) {dims=[0, 3, 2, 1]}
       %z = aten.reshape(%turned) {shape=[b, n*a]}

@@ -88,9 +88,8 @@ class NoReshape(Rule):
 
 
 _RESHAPES = Example("""
-    parameter %w : f32[b, 2]
-    graph(%x : f32[n, a, 2]) {
-      %y = aten.linear(%x, %w, None)
+    graph(%x : f32[n, a, b]) {
+      %y = aten.contiguous(%x)
       %t = aten.permute(%y) {dims=[0, 1, 2]}
       %inner = aten.reshape(%t) {shape=[n*a, b]}
       %z = aten.reshape(%inner) {shape=[n, a*b]}
@@ -133,16 +132,9 @@ class MergeReshapes(Rule):
         return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
 
 
-_COPY = Example("""
-    parameter %w : f32[b, 2]
-    graph(%x : f32[n, a, 2]) {
-      %y = aten.linear(%x, %w, None)
-      %t = aten.permute(%y) {dims=[2, 1, 0]}
-      %copy = aten.contiguous(%t)
-      %z = aten.reshape(%copy) {shape=[b, a*n]}
-      return %z
-    }
-""")
+_COPY = _RESHAPES.changed(
+    ("[0, 1, 2]", "[2, 1, 0]"), ("reshape(%t) {shape=[n*a, b]}", "contiguous(%t)"), ("[n, a*b]", "[b, a*n]")
+)
 
 
 class ReshapeOfCopy(Rule):

@@ -57,12 +57,6 @@ class FoldBatchNormPattern(Pattern):
         _CONVOLUTION,
         _CONVOLUTION.changed(("f32", "f16")),
         _LINEAR,
-        _LINEAR.changed(
-            ("%x : f32[n, c", "%x : f32[n, t, c"),
-            ("%mean : f32[o]", "%mean : f32[t]"),
-            ("%var : f32[o]", "%var : f32[t]"),
-            refused="has its channels in dimension 1",
-        ),
     )
 
     @override

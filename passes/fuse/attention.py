@@ -34,13 +34,6 @@ _WRITTEN_OUT = Example("""
       return %y
     }
 """)
-_PLAIN = _WRITTEN_OUT.changed(
-    ("%scaled = aten.mul.Scalar(%scores) {other=0.5}\n", ""),
-    ("  %masked = aten.add.Tensor(%scaled, %mask)\n", ""),
-    ("  %dropped = aten.dropout(%weights) {p=0.5, train=False}\n", ""),
-    ("(%masked)", "(%scores)"),
-    ("(%dropped", "(%weights"),
-)
 _WINDOWS = Example("""
     graph(%q : f32[n*m, h, t, d], %k : f32[n*m, h, t, d], %bias : f32[t, t], %mask : f32[m, 1, t, t]) {
       %turned = aten.permute(%k) {dims=[0, 1, 3, 2]}
@@ -84,7 +77,6 @@ class ScaledDotProductAttentionPattern(FusionPattern):
             ("%mask : f32", "%mask : bool"),
             ("add.Tensor(%scaled, %mask)", "masked_fill.Scalar(%scaled, %mask) {value=-inf}"),
         ),
-        _PLAIN.changed(("h, s", "h, t"), ("dim=3", "dim=2"), ("t, s", "t, t"), refused="not the last"),
     )
 
     @override

@@ -77,7 +77,6 @@ class ConvBNAddActPattern(FusionPattern):
         _RESIDUAL,
         _PLAIN_RESIDUAL,
         _PLAIN_RESIDUAL.changed(("f32[n, o, h]", "f32[o, 1]"), refused="is broadcast"),
-        _PLAIN_RESIDUAL.changed(("f32[n, o, h]", "f64[n, o, h]"), refused="is promoted"),
     )
 
     @override
