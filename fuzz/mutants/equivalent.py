@@ -47,7 +47,7 @@ _JUDGED: dict[str, dict[str, str]] = {
         "integer: 1 -> 0 (3)": "a map of C x 1 x 1 is the other rule's, and right here as well",
     },
     "passes.convert.classifier:_start_dim": {
-        "integer: -1 -> -2": "no start: only 1 is asked for",
+        "integer: -1 -> -2 (2)": "no start: only 1 is asked for",
     },
     "passes.convert.pooling:RemoveIdentityAdaptiveAvgPoolPattern.check": {
         "quantifier: any((d is None and s is not None for d, s in zip(sizes, m.size, strict=True))) -> all((d is None "

@@ -143,6 +143,7 @@ class PermuteWithoutUnits(Rule):
     examples = (
         _MATRICES,
         _MATRICES.changed(("[0, 3, 2, 1]", "[1, 2, 3, 0]"), ("[b, n*a]", "[n, a, b]")),
+        _MATRICES.changed(("return %z", "return %z, %turned"), refused="are used elsewhere"),
     )
 
     @override
@@ -182,6 +183,7 @@ class SplitBeforePermute(Rule):
 
     examples = (
         _MATRICES.changed(*_WITHOUT_UNITS, ("[b, n*a]", "[b, n, a]")),
+        _MATRICES.changed(*_WITHOUT_UNITS, ("return %z", "return %z, %inner"), refused="are used elsewhere"),
         _MATRICES.changed(
             *_WITHOUT_UNITS,
             ("[b, n*a]", "[n, b, a]"),

@@ -39,7 +39,7 @@ def _keeps_batch_first(flatten: Operation) -> bool | None:
     first, second = source.shape[0], target.shape[0]
     if first is None or second is None:
         return None
-    return dims_equal(first, second)
+    return dims_equal(first, second) and not dims_equal(first, 0)  # an empty batch may have any features
 
 
 def _drops_units(flatten: Operation) -> bool:
