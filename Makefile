@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 EDITABLE := --no-build-isolation --config-settings editable_mode=compat -e
 INSTALL_INPUTS := pyproject.toml constraints.txt
 API := graphwright graphwright.ir graphwright.passes graphwright.fuzz graphwright.report graphwright.tensorrt
-BENCHMARKS := benchmarks/import_time.py benchmarks/rewrite_throughput.py benchmarks/compile_time.py
+BENCHMARKS := import_time rewrite_throughput compile_time
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check test lint format docs zoo bench mutants clean
@@ -55,7 +55,7 @@ zoo: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m zoo
 
 bench: $(VENV)/.installed-bench
-	set -e; for benchmark in $(BENCHMARKS); do $(BIN)/python $$benchmark; done
+	set -e; for benchmark in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$benchmark; done
 
 mutants: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m fuzz.mutants --sample 300 --limit 20

@@ -1,1 +1,1 @@
-"""Measurements, side by side with the peers, and the models that they, the demo and the tests run."""
+"""Benchmarks, beside those of peers, and the models of benchmarks, demo and tests."""

@@ -1,19 +1,16 @@
 """Time and memory of each stage of `transform` on real models, each model in a process of its own.
 
-Time is a ratio: the CPU time of each stage (which a busy machine disturbs less than the wall clock) to that of
-`torch.export.export` on the same model, called in turns with `transform` in the same process after one of each; the
-minimum of several. Runs of the model on real numbers are stages of their own, and are not part of the sum: what they
-take is the model's.
+Time is a ratio: the CPU time of each stage to that of `torch.export.export` on the same model, the minimum of several
+rounds. Both are called in turns in one process. CPU time depends less on the load of the machine than the wall clock.
+Real runs of the model are stages of their own and not part of the sum.
 
-Memory is the peak of resident memory that a stage adds to what it found; a copy of the weights would show there as
-their size. The last columns: the peak of the whole compilation above the built model, what of it is
-still held at the end beside the old and the new module, and the bytes of the new module's weights that share no storage
-with the old ones (folded constants).
+Memory is the peak of resident memory that a stage adds; a copy of the weights would show as their size. The last
+columns are the peak of the whole compilation above the built model, what is still held at the end beside both modules,
+and the bytes of new weights that share no storage with old ones (folded constants).
 
-A small model is compiled and exported first, unless `--cold` asks for the first calls of a process: `torch.export`,
-then `transform`.
+A small model warms both up first, unless `--cold` asks for the first calls of a process.
 
-    python benchmarks/compile_time.py [--models resnet18 ...] [--zoo FILE] [--rounds 3] [--cold] [--json FILE]
+    python -m benchmarks.compile_time [--models resnet18 ...] [--zoo FILE] [--rounds 3] [--cold] [--json FILE]
 
 `--zoo` names the models in a file, one a line: those of torchvision, or of timm, which must be installed then.
 """
@@ -37,25 +34,17 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.models import REAL_MODELS, example_input, import_torchvision, real_model
+from compiler.driver import transform
+
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = (
-    "resnet18",
-    "resnet50",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-    "convnext_tiny",
-    "vgg11_bn",
-    "densenet121",
-    "vit_b_16",
-    "swin_t",
-)
 REAL_RUNS = ("observe", "check", "run")
-"""Stages that run the model on real numbers."""
+"""Stages that run the model on real tensors."""
 MIB = 2**20
 
 
@@ -71,24 +60,24 @@ def _status(field: str) -> int:
 
 
 def _trim() -> None:
-    """Give the memory that is free back to the system, so that using it again shows."""
+    """Return free memory to the system, so that its next use shows."""
     ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident() -> int:
-    """Return the resident memory in bytes, that of garbage and of free memory not counted."""
+    """Return the resident memory in bytes, without garbage and free memory."""
     gc.collect()
     _trim()
     return _status("VmRSS")
 
 
 def _name(stage: str) -> str:
-    """Return a stage's name in the table; what follows the first canonicalization and converts is `convert`."""
+    """Return a stage's name in the table; all conversions are `convert`."""
     return "convert" if stage.startswith("convert") else stage
 
 
 class _Meter:
-    """Receives the name of each stage as it begins; measures the one before."""
+    """Measures stages: receives the name of each as it begins."""
 
     def __init__(self, *, memory: bool) -> None:
         self.times: dict[str, float] = {}
@@ -124,10 +113,6 @@ class _Meter:
 
 def build(name: str, batch: int) -> tuple[Any, Any]:
     """Make a model of torchvision or timm with random weights in eval mode, and its input."""
-    import torch
-
-    from benchmarks.models import REAL_MODELS, example_input, import_torchvision, real_model
-
     if name in REAL_MODELS:
         return real_model(name), example_input(batch=batch)
     import_torchvision()  # also where its extension does not fit this PyTorch, which timm's import would not survive
@@ -155,13 +140,9 @@ def measure(model_name: str, batch: int, rounds: int, limit: float, cold: bool) 
         limit: seconds; a model that takes longer to compile has one round only.
         cold: measure the first calls in this process.
     """
-    import torch
-
-    from compiler.driver import transform
-
     model, x = build(model_name, batch)
     with torch.no_grad():
-        copy.deepcopy(model)(x)  # PyTorch's kernels are loaded and have their buffers; no table of the model is filled
+        copy.deepcopy(model)(x)  # loads PyTorch's kernels; tables of the model itself stay empty
 
     def export() -> None:
         torch.export.export(model, (x,))
@@ -170,7 +151,7 @@ def measure(model_name: str, batch: int, rounds: int, limit: float, cold: bool) 
         rounds = 1
     else:
         tiny = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.ReLU()).eval()
-        transform(tiny, (x,))  # so are torch.export and our tables
+        transform(tiny, (x,))  # loads torch.export and our tables
         torch.export.export(tiny, (x,))
     exports = [_cpu_seconds(export)]
     times: list[dict[str, float]] = []
@@ -212,7 +193,7 @@ def measure(model_name: str, batch: int, rounds: int, limit: float, cold: bool) 
 
 @attrs.frozen
 class Summary:
-    """One model as it was measured."""
+    """The measurements of one model."""
 
     model: str
     weights: int
@@ -234,7 +215,7 @@ class Summary:
 
     @property
     def total(self) -> float:
-        """All stages but real runs of the model, as a multiple of torch.export's time."""
+        """The time of all stages but real runs, as a multiple of torch.export's."""
         return sum(self.ratio(stage) for stage in self.times if stage not in REAL_RUNS)
 
 
@@ -277,9 +258,7 @@ def memory_table(summaries: Sequence[Summary]) -> Table:
 
 
 def host() -> str:
-    """Return what the numbers were measured on."""
-    import torch
-
+    """Describe the machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     load = os.getloadavg()[0]
@@ -288,14 +267,20 @@ def host() -> str:
 
 
 def _run(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure one model in a process of its own; where that fails, the result says why under `error`."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    """Measure one model in a process of its own; a failure is in `error`."""
     options = ["--batch", str(arguments.batch), "--rounds", str(arguments.rounds), "--limit", str(arguments.limit)]
-    command = [sys.executable, __file__, "--worker", model, *options, *(["--cold"] if arguments.cold else [])]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.compile_time", "--worker", model, *options]
+    command += ["--cold"] if arguments.cold else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, check=False, timeout=10 * arguments.limit
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+            timeout=10 * arguments.limit,
         )
     except subprocess.TimeoutExpired:
         return {"model": model, "error": f"not done after {10 * arguments.limit:.0f} seconds"}
@@ -308,7 +293,7 @@ def _run(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="models of torchvision or timm")
+    parser.add_argument("--models", nargs="+", default=list(REAL_MODELS), help="models of torchvision or timm")
     parser.add_argument("--zoo", type=Path, help="take the names of the models from this file; # begins a comment")
     parser.add_argument("--rounds", type=int, default=3, help="how often torch.export and transform take turns")
     parser.add_argument("--limit", type=float, default=60.0, help="leave out models that take more seconds to compile")

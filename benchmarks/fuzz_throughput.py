@@ -3,7 +3,7 @@
 An example is drawn, checked in every memory layout with gradients, and counted by hypothesis. Times are CPU times of
 one process; the goal is 100 examples a second for a single rule.
 
-    python benchmarks/fuzz_throughput.py [--examples 300] [--rules NAME ...] [--json FILE]
+    python -m benchmarks.fuzz_throughput [--examples 300] [--rules NAME ...] [--json FILE]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What `import graphwright` adds to `import torch`: processes of both kinds in turn, on one machine.
 
-python benchmarks/import_time.py [--rounds N]
+python -m benchmarks.import_time [--rounds N]
 """
 
 from __future__ import annotations

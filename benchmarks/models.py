@@ -1,6 +1,6 @@
 """Real models of torchvision with random weights, for the demo, the benchmarks and the tests.
 
-torchvision is an optional dependency (`pip install 'graphwright[demo]'`), so it is imported on the first use.
+torchvision is an optional dependency (`pip install 'graphwright[demo]'`), imported on first use.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _EXTENSION_SCHEMAS = (
 )
 
 _libraries: list[torch.library.Library] = []
-"""Keeps the schemas defined here registered: a `Library` takes them back when it is collected."""
+"""Keeps the schemas registered: a collected `Library` removes them."""
 
 
 class MissingPackageError(GraphwrightError):
@@ -46,7 +46,7 @@ class MissingPackageError(GraphwrightError):
 
 @functools.cache
 def import_torchvision() -> ModuleType:
-    """Imports torchvision, also beside a build of PyTorch that its compiled extension does not fit.
+    """Import torchvision, also with a build of PyTorch that its compiled extension does not fit.
 
     A torchvision built for CUDA cannot load its extension beside a CPU-only PyTorch, and then fails on import
     because two operators of the extension are unknown. None of the classification models uses them: declaring
@@ -80,7 +80,7 @@ def _missing(error: Exception) -> MissingPackageError:
 
 
 def real_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
-    """Makes one of `REAL_MODELS` in eval mode, with weights that only `seed` determines.
+    """Make one of `REAL_MODELS` in eval mode, with weights that only `seed` determines.
 
     Every value that initialization leaves constant is randomised (`randomize_batch_norm`), around running
     statistics that belong to the weights. The global random state is left as it was.
@@ -107,13 +107,13 @@ def real_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
 
 
 def example_input(*, batch: int = 2, size: int = 224, seed: int = 0) -> torch.Tensor:
-    """Makes a batch of random images, f32[batch, 3, size, size], that only `seed` determines."""
+    """Make a batch of random images, f32[batch, 3, size, size], that only `seed` determines."""
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
 def randomize_batch_norm(model: nn.Module, generator: torch.Generator, *example_inputs: torch.Tensor) -> None:
-    """Randomises, in place, the values of `model` that initialization leaves constant or nearly zero.
+    """Randomise, in place, the values of `model` that initialization leaves constant or nearly zero.
 
     A fresh model hides errors: BatchNorm with mean 0, variance 1, weight 1 and bias 0 is nearly the identity,
     a layer scale of 1e-6 drowns its branch, and vit_b_16's classifier of zeros answers 0 to everything. Here
@@ -165,7 +165,7 @@ def _calibrate(
     generator: torch.Generator,
     example_inputs: tuple[torch.Tensor, ...],
 ) -> None:
-    """Sets running statistics to those of one run in eval mode, each perturbed before the next layer runs."""
+    """Set running statistics to those of one run in eval mode, each perturbed before the next layer runs."""
 
     def measure(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         assert isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None

@@ -1,6 +1,6 @@
 """What the default patterns do on the real models, as the Markdown of docs/reports/real-models.md.
 
-python benchmarks/real_models.py > docs/reports/real-models.md
+python -m benchmarks.real_models > docs/reports/real-models.md
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from compiler.report import group_kept
 HEADER = """# Real models
 
 What `transform(model, (x,))` with `TENSORRT_PATTERNS` does on ten models of torchvision, and which operations stay
-unfused, with the reason that `result.remarks` gives. Made by `python benchmarks/real_models.py`; do not edit.
+unfused, with the reason that `result.remarks` gives. Made by `python -m benchmarks.real_models`; do not edit.
 
 Operations are counted without reshapes and permutes; a fused region counts as one. Operations that stay for one reason
 share a row: where the reasons name different places or types, the row shows `…`.

@@ -1,10 +1,10 @@
 """Operations a second of pattern rewriting: ours beside xdsl, Inductor's PatternMatcherPass and onnxscript's rewriter.
 
-The task is relu(relu(x)) = relu(x) over a chain of n operations; `rewrite_tools.py` says what each tool does. The tools
-run in processes of their own, in turns for each size, so that a busy machine slows all of them alike; the table gives
-the median of the repeats, and the ratio to xdsl at its fastest is the median of the ratios within a turn.
+The task is relu(relu(x)) = relu(x) over a chain of n operations; `rewrite_tools.py` has the tools. Each runs in its own
+process, in turns for each size, so that a busy machine slows all alike. The table has the median of the repeats; the
+ratio to xdsl at its fastest is the median of the ratios within a turn.
 
-    python benchmarks/rewrite_throughput.py [--sizes 1000 2000 ...] [--repeats 5] [--gc-off] [--json FILE]
+    python -m benchmarks.rewrite_throughput [--sizes 1000 2000 ...] [--repeats 5] [--gc-off] [--json FILE]
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from rich.progress import Progress
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKER = ROOT / "benchmarks" / "rewrite_tools.py"
 TOOLS = {
     "graphwright": "graphwright, driver",
     "graphwright-pass": "graphwright, PassManager with records",
@@ -53,20 +52,20 @@ class Worker:
 
     def __init__(self, tool: str, gc_off: bool) -> None:
         self.tool = tool
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), tool, *(["--gc-off"] if gc_off else [])],
+            [sys.executable, "-m", "benchmarks.rewrite_tools", tool, *(["--gc-off"] if gc_off else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
         )
 
     def measure(self, size: int) -> Sample:
         """Measure once.
 
         Raises:
-            RuntimeError: when the process ended, having printed why.
+            RuntimeError: when the process ended; it has printed why.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(f"{size}\n")
@@ -91,7 +90,7 @@ def run(tools: Sequence[str], sizes: Sequence[int], repeats: int, gc_off: bool) 
     workers = [Worker(tool, gc_off) for tool in tools]
     try:
         for worker in workers:
-            worker.measure(sizes[0])  # imports are over when all have answered
+            worker.measure(sizes[0])  # after the first answers, imports are done
         with Progress(transient=True) as progress:
             for size in progress.track(sizes, description="measuring"):
                 for turn in range(repeats):

@@ -1,9 +1,9 @@
-"""What is written of the ten real models: their programs, lowered and rewritten, the reports, and the emitted code.
+"""Texts of the ten real models: programs (lowered and rewritten), reports, emitted code.
 
     python -m benchmarks.texts before; (change something); python -m benchmarks.texts after; diff -r before after
 
-A change that should not show must leave all of it as it was, byte for byte. A tree from before this file runs it too:
-`PYTHONPATH=OLD_TREE python benchmarks/texts.py FOLDER`, as long as the names imported below are there.
+A refactoring must leave all texts byte for byte. It runs in older trees too, if the names imported below are there:
+`PYTHONPATH=OLD_TREE python benchmarks/texts.py FOLDER`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def write_texts(name: str, folder: Path) -> None:
     (folder / f"{name}.gw").write_text(print_program(result.program) + "\n", encoding="utf-8")
     (folder / f"{name}.py").write_text(result.model.code, encoding="utf-8")
     with (folder / f"{name}.report.txt").open("w", encoding="utf-8") as file:
-        report = attrs.evolve(make_report(result, model=name), stages=())  # times are never the same
+        report = attrs.evolve(make_report(result, model=name), stages=())  # times always differ
         print_report(report, Console(file=file, width=160))
 
 

@@ -16,11 +16,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 from rich.console import Console
 
-from compiler.cli.progress import count_stages, stage_progress
+from compiler.cli.progress import compile_and_report
 from compiler.cli.savefiles import Writer, check_file, check_folder, write_files
 from compiler.cli.userfile import (
     DynamicSize,
@@ -31,14 +30,14 @@ from compiler.cli.userfile import (
     load_model,
     search_path,
 )
-from compiler.driver import VALIDATE_MODES, TransformResult, transform
-from compiler.equality.accuracy import Accuracy, MeasurementError, measure_accuracy
+from compiler.driver import VALIDATE_MODES, TransformResult
 from compiler.pipeline import STANDARD_PASSES, STANDARD_PATTERNS, parse_pipeline, pipeline_of
-from compiler.report import Report, make_report, print_remarks, print_report
+from compiler.report import Report, print_remarks, print_report
 from compiler.targets.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUSION_PATTERNS, TENSORRT_PATTERNS
 from ir.errors import GraphwrightError, InputError
 from passes.manager.instruments import DumpIR
 from passes.manager.manager import Fixpoint, Pass, PassManager
+from passes.manager.options import options_of, takes_passes
 from passes.rewrite.pattern import Pattern
 
 TARGETS: dict[str, dict[str, tuple[type[Pattern], ...]]] = {
@@ -181,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"warning: {message}", style="yellow", markup=False, soft_wrap=True
         )
         try:
-            return _run(options, errors)
+            return _run(options)
         except UsageError as error:
             errors.print(f"graphwright: {error}", markup=False, soft_wrap=True)
             errors.print("`graphwright --help` explains the options", style="dim")
@@ -198,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """Leave out torch's own log lines, which say what our errors say, unless TORCH_LOGS asks for them."""
+    """Silence torch's log lines, which repeat our errors, unless TORCH_LOGS asks for them."""
     before = logging.root.manager.disable
     if "TORCH_LOGS" not in os.environ:
         logging.disable(logging.WARNING)
@@ -215,12 +214,9 @@ def _print_error(error: Exception, console: Console) -> None:
     console.print("\n".join([text, *getattr(error, "__notes__", ())]), markup=False, soft_wrap=True)
 
 
-def _run(options: argparse.Namespace, errors: Console) -> int:
+def _run(options: argparse.Namespace) -> int:
     if options.list and options.model is None:
-        loaded = [load_file(_existing(path)) for path in options.load]
-        patterns, passes = extensions_of(loaded)
-        list_everything((*STANDARD_PATTERNS, *patterns), (*STANDARD_PASSES, Fixpoint, *passes), Console())
-        return 0
+        return _list(extensions_of([load_file(_existing(path)) for path in options.load]))
     if options.model is None:
         raise UsageError("MODEL.py:FUNCTION is missing")
     path, function = _split_model(options.model)
@@ -232,13 +228,18 @@ def _run(options: argparse.Namespace, errors: Console) -> int:
         file = load_file(path)
         patterns, passes = extensions_of([file, *(load_file(Path(extra)) for extra in options.load)])
         if options.list:
-            list_everything((*STANDARD_PATTERNS, *patterns), (*STANDARD_PASSES, Fixpoint, *passes), Console())
-            return 0
+            return _list((patterns, passes))
         pipeline = _pipeline(options, patterns, passes)
         user = load_model(file, function)
-        result, report = _compile(options, user, pipeline, sizes, errors)
+        result, report = _compile(options, user, pipeline, sizes)
     _write(options, result, report)
     _show(options, report)
+    return 0
+
+
+def _list(extensions: tuple[tuple[type[Pattern], ...], tuple[type[Pass], ...]]) -> int:
+    patterns, passes = extensions
+    list_everything((*STANDARD_PATTERNS, *patterns), (*STANDARD_PASSES, Fixpoint, *passes), Console())
     return 0
 
 
@@ -292,12 +293,12 @@ def _pipeline(
 def select_patterns(
     names: str, lists: dict[str, tuple[type[Pattern], ...]], extra: Sequence[type[Pattern]] = ()
 ) -> tuple[type[Pattern], ...]:
-    """Return the patterns that a comma-separated text names, each once, in the order of the text.
+    """Return the patterns in a comma-separated text, each once, in order.
 
     Args:
         names: class names, and keys of `lists`.
-        lists: lists of patterns with names.
-        extra: more pattern classes that may be named, beside the standard ones.
+        lists: named lists of patterns.
+        extra: pattern classes in addition to the standard ones.
 
     Raises:
         UsageError: when there is no such pattern.
@@ -313,35 +314,22 @@ def select_patterns(
 
 
 def _compile(
-    options: argparse.Namespace, user: UserModel, pipeline: PassManager, sizes: list[DynamicSize], errors: Console
+    options: argparse.Namespace, user: UserModel, pipeline: PassManager, sizes: list[DynamicSize]
 ) -> tuple[TransformResult, Report]:
-    measured = not options.no_measure and user.args is not None
-    total = count_stages(pipeline, validate=options.validate != "off", measure=measured)
-    accuracy: Accuracy | None = None
-    note = "--no-measure" if options.no_measure else "" if measured else "no example inputs"
-    dynamic_shapes = dynamic_shapes_of(user, sizes, batch=options.dynamic_batch)
-    # by file, so that the bar keeps moving while the capture holds back what is written to sys.stderr
-    console = Console(file=sys.stderr, quiet=options.quiet)
-    with stage_progress(options.model, total, console, transient=True) as begin:
-        result = transform(
-            user.module,
-            user.args,
-            user.kwargs or None,
-            pipeline=pipeline,
-            dynamic_shapes=dynamic_shapes,
-            leaf_modules=tuple(options.leaf),
-            validate=options.validate,
-            progress=begin,
-        )
-        if measured:
-            begin("measure")
-            try:
-                accuracy = measure_accuracy(
-                    user.module, result.model, user.args or (), user.kwargs, parameter_map=result.parameter_map
-                )
-            except MeasurementError as error:
-                note = error.message
-    return result, make_report(result, model=options.model, accuracy=accuracy, accuracy_note=note)
+    return compile_and_report(
+        options.model,
+        user.module,
+        user.args,
+        user.kwargs or None,
+        pipeline=pipeline,
+        # the file: capture holds back writes to sys.stderr, and the bar shall move on
+        console=Console(file=sys.stderr, quiet=options.quiet),
+        unmeasured="--no-measure" if options.no_measure else "" if user.args is not None else "no example inputs",
+        transient=True,
+        dynamic_shapes=dynamic_shapes_of(user, sizes, batch=options.dynamic_batch),
+        leaf_modules=tuple(options.leaf),
+        validate=options.validate,
+    )
 
 
 def _write(options: argparse.Namespace, result: TransformResult, report: Report) -> None:
@@ -364,7 +352,7 @@ def _json_text(report: Report) -> str:
 
 
 def readable_code(result: TransformResult, source: str) -> str:
-    """Return the emitted module for a reader: its submodules as a comment, then the source of its `forward`."""
+    """Return the emitted module as text: its submodules in a comment, then the source of its `forward`."""
     modules = textwrap.indent(str(result.model).partition("\n\n\n")[0], "# ", lambda line: True)
     header = f"# Emitted by graphwright from {source}. To read, not to import: the weights are in the module.\n#\n"
     return f"{header}{modules}\n{result.model.code.rstrip()}\n"
@@ -410,13 +398,9 @@ def list_everything(patterns: Sequence[type[Pattern]], passes: Sequence[type[Pas
 
 def _pass_text(cls: type[Pass]) -> str:
     """Return a pass's name with its options and their defaults: `canonicalize{inference=false}`."""
-    nested = issubclass(cls, PassManager)
-    options = [
-        f"{field.name.replace('_', '-')}={_default_text(field)}"
-        for field in attrs.fields(cls)
-        if field.name not in (("passes", "instruments") if nested else ())
-    ]
-    return f"{cls.name}{'(PASSES)' if nested else ''}{'{' + ' '.join(options) + '}' if options else ''}"
+    options = [f"{field.name.replace('_', '-')}={_default_text(field)}" for field in options_of(cls)]
+    passes = "(PASSES)" if takes_passes(cls) else ""
+    return f"{cls.name}{passes}{'{' + ' '.join(options) + '}' if options else ''}"
 
 
 def _default_text(field: Any) -> str:

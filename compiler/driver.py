@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
+from typing_extensions import override
 
 from compiler.capture.capture import capture
 from compiler.capture.captured import Captured
@@ -30,7 +32,7 @@ from ir.opdef import Trait
 from ir.program import Program
 from ir.verify import verify
 from passes.manager.instruments import count_operations
-from passes.manager.manager import Fixpoint, PassContext, PassManager
+from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult
 from passes.rewrite.driver import RewriteLog, UnfusedReasons, is_computation
 from passes.rewrite.pattern import Pattern, instantiate
 from passes.rewrite.remarks import MatchRecord, Remark
@@ -64,7 +66,7 @@ class TransformResult:
     matches: tuple[MatchRecord, ...]
     """The applied rewrites, in order."""
     remarks: tuple[Remark, ...]
-    """What fired, which near misses did not, and what was kept as it is; each with the reason."""
+    """What fired, which near misses did not, and what was not rewritten; each with the reason."""
     program: Program
     """The IR; `print(result.program)` is its text form."""
     parameter_map: ParameterMap
@@ -78,21 +80,15 @@ class TransformResult:
 
     def counts(self) -> dict[str, int]:
         """Return how often each pattern was applied, in order of first application."""
-        counts: dict[str, int] = {}
-        for match in self.matches:
-            counts[match.pattern.__name__] = counts.get(match.pattern.__name__, 0) + 1
-        return counts
+        return dict(Counter(match.pattern.__name__ for match in self.matches))
 
     def __repr__(self) -> str:
         before, after = (sum(counts.values()) for counts in (self.operations_before, self.operations_after))
         lines = [f"TransformResult: {type(self.model).__name__}, {before} operations before, {after} after"]
-        kinds: dict[str, dict[str, int]] = {"conversion": {}, "fusion": {}, "rewrite": {}}
-        for match in self.matches:
-            counts = kinds[match.kind]
-            counts[match.pattern.__name__] = counts.get(match.pattern.__name__, 0) + 1
-        for kind, counts in kinds.items():
+        for kind in ("conversion", "fusion", "rewrite"):
+            counts = Counter(match.pattern.__name__ for match in self.matches if match.kind == kind)
             if counts:
-                total = sum(counts.values())
+                total = counts.total()
                 names = ", ".join(f"{name} {count}" for name, count in counts.items())
                 lines.append(f"  {total} {kind}{'s' if total > 1 else ''}: {names}")
         if not self.matches:
@@ -101,20 +97,41 @@ class TransformResult:
         return "\n".join(lines)
 
 
-class _Stages:
-    """Times the stages, and tells the progress display of each."""
+@attrs.define(eq=False)
+class _Stages(Instrument):
+    """Times the stages, of which each pass of the pipeline is one, and tells the progress display of each."""
 
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress = progress
-        self.times: list[StageTime] = []
+    progress: Progress | None
+    passes: tuple[Pass, ...]
+    times: list[StageTime] = attrs.field(factory=list)
+    _running: Pass | None = None
 
     def run(self, name: str, function: Callable[[], Any]) -> Any:
-        if self.progress is not None:
-            self.progress(name)
+        self._begin(name)
         start = time.perf_counter()
         result = function()
         self.times.append(StageTime(name, time.perf_counter() - start))
         return result
+
+    def _begin(self, name: str) -> None:
+        if self.progress is not None:
+            self.progress(name)
+
+    @override
+    def before(self, pass_: Pass, program: Program) -> None:
+        if self._running is None and any(pass_ is each for each in self.passes):
+            self._running = pass_
+            self._begin(_stage_name(pass_))
+
+    @override
+    def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
+        if pass_ is self._running:
+            self._running = None
+            self.times.append(StageTime(_stage_name(pass_), result.seconds))
+
+
+def _stage_name(pass_: Pass) -> str:
+    return "+".join(inner.name for inner in pass_.passes) if type(pass_) is Fixpoint else pass_.name
 
 
 def transform(
@@ -171,15 +188,17 @@ def transform(
             remedy="leave out one: `pipeline_of(patterns)` makes the pipeline of a list of patterns, to be edited",
         )
     manager = pipeline if pipeline is not None else pipeline_of(patterns)
-    # one entry is accepted as it is; the characters of a path are no paths
+    if isinstance(manager, Fixpoint):
+        manager = PassManager([manager])  # one stage, whose rounds are not told apart
+    # a single entry is accepted; the characters of a path are not paths
     leaves = (leaf_modules,) if isinstance(leaf_modules, (str, nn.Module, type)) else _entries(leaf_modules)
     if progress is not None and not callable(progress):
         raise InputError(
-            f"progress={progress!r} is no function", remedy="give a function of a stage's name: `progress=print`"
+            f"progress={progress!r} is not a function", remedy="give a function of a stage's name: `progress=print`"
         )
     # in inference mode every tensor made here would be one that no backward pass may use
     with _ONE_AT_A_TIME, torch.inference_mode(False):
-        stages = _Stages(progress)
+        stages = _Stages(progress, manager.passes)
         captured = capture(
             model,
             example_inputs,
@@ -206,11 +225,7 @@ def _compiled(
     log = RewriteLog()
     each = EachRewriteValidator() if validate == "each" else None
     log.hook = each
-    context = PassContext(log=log)
-    for pass_ in manager.passes:
-        name = pass_.name if not isinstance(pass_, Fixpoint) else "+".join(p.name for p in pass_.passes)
-        single = attrs.evolve(manager, passes=(pass_,))
-        stages.run(name, lambda single=single: single(program, context))  # type: ignore[misc]
+    manager.run(program, PassContext(log=log, instruments=(stages,)))
     stages.run("verify", lambda: verify(program))
     emitted = stages.run("emit", lambda: emit(program))
     remarks = [*_applied(log), *log.remarks, *_kept(program, log, manager), *_left_out(captured)]
@@ -249,14 +264,14 @@ def _compiled(
 def _entries(leaf_modules: Any) -> tuple[Any, ...]:
     if not isinstance(leaf_modules, Iterable):
         raise InputError(
-            f"leaf_modules={leaf_modules!r} is no list",
+            f"leaf_modules={leaf_modules!r} is not a list",
             remedy="give submodules, their classes or their paths: `leaf_modules=['encoder.norm']`",
         )
     return tuple(leaf_modules)
 
 
 def _left_out(captured: Captured) -> list[Remark]:
-    """Say what forward keeps in the model's attributes, and the result does not."""
+    """Say what forward keeps in attributes of the model, and the result does not."""
     return [
         Remark(
             "left out",
@@ -295,7 +310,7 @@ def patterns_of(manager: PassManager) -> tuple[Pattern, ...]:
 
 
 def _kept(program: Program, log: RewriteLog, manager: PassManager) -> list[Remark]:
-    """Say of each computation that no region took why it was left as it is."""
+    """Say of each computation outside of regions why it was not fused."""
     rules = tuple(rule for rule in patterns_of(manager) if rule.is_fusion)
     if not rules:
         return []

@@ -34,7 +34,7 @@ def pipeline_of(patterns: Sequence[type[Pattern] | Pattern]) -> PassManager:
     """Return the pipeline for a list of patterns: canonicalize, convert to a fixpoint, fuse longest first.
 
     Raises:
-        PatternError: when an entry is no pattern.
+        PatternError: when an entry is not a pattern.
     """
     rules = instantiate(patterns)
     conversions = tuple(entry for entry, rule in zip(patterns, rules, strict=True) if rule.is_conversion)

@@ -1,4 +1,4 @@
-"""What a compilation did, as plain data and for the terminal."""
+"""The report of a compilation, as data and for the terminal."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class RewriteCount:
 
 @attrs.frozen
 class KeptGroup:
-    """Computations of one operator that no fused region took, for one reason."""
+    """Operations of one operator that stay unfused for one reason."""
 
     operation: str
     reason: str
-    """The reason; where the reasons differ only in the places and types they name, these are `…`."""
+    """The reason; places and types that differ within the group are `…`."""
     places: tuple[str, ...]
     """Where they are, in program order: module paths; for the root module its class, file and line."""
 
@@ -60,11 +60,11 @@ class Report:
         rewrites: how often each rule was applied, in the order of the passes.
         operations_before: operators of the captured program and how many there are of each.
         operations_after: the same of the result.
-        kept: what stayed as it was and why, grouped by reason.
+        kept: operations that stay unfused, grouped by reason.
         stages: wall time of each stage in seconds.
         accuracy: the measured difference, or None where nothing was run.
         matches: the places that were rewritten.
-        remarks: what rules said of places that they did not rewrite.
+        remarks: why rules did not rewrite other places.
     """
 
     model: str
@@ -80,7 +80,7 @@ class Report:
     remarks: tuple[Remark, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as dicts, lists, strings and numbers; `json.dump` takes it as it is."""
+        """Return the report as dicts, lists, strings and numbers, ready for `json.dump`."""
         return {
             "model": self.model,
             "torch": torch.__version__,
@@ -152,7 +152,7 @@ def count_rewrites(matches: Iterable[MatchRecord]) -> tuple[RewriteCount, ...]:
 def group_kept(remarks: Iterable[Remark]) -> tuple[KeptGroup, ...]:
     """Group the remarks of kind `kept` by operator and reason, the largest groups first.
 
-    Two reasons are of one group when they differ only in the places (in backticks) and the tensor types they name.
+    Reasons that differ only in places (in backticks) and tensor types form one group.
     """
     groups: dict[tuple[str, str], list[Remark]] = {}
     for remark in remarks:
@@ -248,7 +248,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """Print the report to a console (by default to standard output).
 
     Raises:
-        InputError: when it is no report.
+        InputError: when it is not a report.
     """
     _expect("print_report", report, Report, "pass what `make_report(result)` returned")
     (console or Console()).print(report)
@@ -270,7 +270,7 @@ def _heading(report: Report) -> Text:
 
 
 def _table(*columns: tuple[str, str]) -> Table:
-    """Return an empty table of (title, justification); a column `wide` takes the room that is left."""
+    """Return an empty table of (title, justification); a `wide` column takes the remaining width."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="cyan")
     for title, justify in columns:
         if justify == "wide":
@@ -282,7 +282,7 @@ def _table(*columns: tuple[str, str]) -> Table:
 
 
 def _keep_names_whole(table: Table, width: int) -> None:
-    """Break no name in its middle, unless the wide column would have less than a third of the width."""
+    """Keep names on one line, unless that leaves the wide column less than a third of the width."""
     lengths = [max(map(cell_len, map(str, (column.header, *column.cells))), default=0) for column in table.columns]
     narrow = [length for column, length in zip(table.columns, lengths, strict=True) if column.ratio is None]
     if sum(narrow) + 2 * len(narrow) <= width - width // 3:
@@ -328,7 +328,7 @@ def _kept_table(kept: tuple[KeptGroup, ...]) -> RenderableType:
 
 
 def _merged(places: tuple[str, ...]) -> list[str]:
-    """Return a short list of places: those that differ in their numbers only become one, `layers.*.add (12 times)`."""
+    """Return a short list of places; those that differ only in numbers are merged: `layers.*.add (12 times)`."""
     groups: dict[str, list[str]] = {}
     for place in places:
         general = re.sub(r"\d+", "*", place) if len(places) > _MAX_PLACES else place

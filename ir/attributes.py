@@ -17,8 +17,7 @@ from ir.types import simplify_dim
 class Ref:
     """A place inside an attribute that holds operand number `index` of the operation.
 
-    It occurs where an argument that is usually known before run time (a size, a scalar) is itself a value, as in
-    `reshape(x, [%n, -1])`.
+    It occurs where a size or scalar is computed at run time, as in `reshape(x, [%n, -1])`.
 
     Attributes:
         index: number of the operand in `Operation.operands`.
@@ -29,7 +28,7 @@ class Ref:
 
 @attrs.frozen(slots=True)
 class UnknownObject:
-    """Stands for a Python object of which the text only has the name of its class."""
+    """Stands for a Python object that text names only by its class."""
 
     class_name: str
 
@@ -39,22 +38,6 @@ Attribute = Any
 
 The arguments of an opaque call may also be lists, dicts with text keys, and slices of these.
 """
-
-ATTRIBUTE_TYPES = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    sympy.Expr,
-    torch.dtype,
-    torch.device,
-    torch.layout,
-    torch.memory_format,
-    Ref,
-    type(None),
-)
-
 
 LITERAL_TYPES = frozenset(
     {
@@ -70,11 +53,13 @@ LITERAL_TYPES = frozenset(
         torch.memory_format,
     }
 )
-"""Exact types of the constants that text and Python code can hold; a subclass, such as an enum, is another thing."""
+"""Exact types of the constants that text and Python code can hold; subclasses, such as enums, do not count."""
+
+ATTRIBUTE_TYPES = (*LITERAL_TYPES, sympy.Expr, Ref)
 
 
 def literal_of(value: Any) -> Any:
-    """Return a literal, or a plain tuple, list or dict of literals, as it is; an `UnknownObject` for anything else."""
+    """Return a literal, or a plain tuple, list or dict of literals, unchanged; an `UnknownObject` for anything else."""
     return value if _is_literal(value) else unknown_object(value)
 
 
@@ -87,7 +72,7 @@ def _is_literal(value: Any) -> bool:
 
 
 def unknown_object(value: Any) -> UnknownObject:
-    """Return what stands for an object in text."""
+    """Return the placeholder for an object in text."""
     if isinstance(value, UnknownObject):
         return value
     kind = type(value)
@@ -98,7 +83,7 @@ def normalize_attribute(value: Any) -> Attribute:
     """Return `value` with lists as tuples, constant expressions as ints, and enums and NumPy's numbers as plain ones.
 
     Raises:
-        TypeError: when the value (or an element) is of no attribute type.
+        TypeError: when the value or an element is not of an attribute type.
     """
     if type(value) in LITERAL_TYPES:
         return value
@@ -130,7 +115,7 @@ def iter_leaves(value: Attribute) -> Iterator[Attribute]:
 
 
 def items_of(value: Attribute) -> Iterable[Attribute] | None:
-    """Return what a tuple, list, dict or slice holds, or None for a leaf."""
+    """Return the items of a tuple, list, dict or slice; None for a leaf."""
     if isinstance(value, tuple | list):
         return value
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Making operations: arguments are bound to the schema, defaults filled in, result types inferred."""
+"""Construction of operations: bind arguments to the schema, fill in defaults, infer result types."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import GraphwrightError, InferenceError, InputError
 from ir.fake import infer_with_fakes, strides_with_fakes
 from ir.locations import UNKNOWN_LOCATION, Location
-from ir.opdef import ARGUMENTS, OpDef, Param, ParamKind, get_opdef, nearest_operator
+from ir.opdef import ARGUMENTS, OpDef, Param, ParamKind, get_opdef
+from ir.schemas import nearest_operator
 from ir.types import Dim, Type
 
 # What `b.add` means where the schema's `default` overload is missing.
@@ -52,7 +53,11 @@ def infer_types(
     if rule is not None and not extra:
         try:
             return rule(types, attributes)
-        except (IndexError, TypeError, ValueError) as error:  # attributes of a form that the schema does not rule out
+        except (
+            IndexError,
+            TypeError,
+            ValueError,
+        ) as error:  # unexpected attributes that the schema allows
             raise InferenceError(f"{opdef.name} does not take {dict(attributes)} on {types}: {error}") from error
     if opdef is RETURN:
         return ()
@@ -60,7 +65,7 @@ def infer_types(
 
 
 def infer_operation(op: Operation) -> tuple[Type, ...]:
-    """Infer the result types of an existing operation anew."""
+    """Infer the result types of an existing operation again."""
     return infer_types(op.opdef, *_types(op), op.body)
 
 
@@ -89,12 +94,12 @@ def _types_of(entry: Any) -> Any:
 
 @attrs.frozen(eq=False)
 class _Plan:
-    """How a call that gives the leading tensors and nothing else is bound: worked out once for each operator."""
+    """How a call of leading tensors alone is bound, computed once for each operator."""
 
     tensors: int
     """The number of leading required tensors."""
     absent: tuple[None, ...]
-    """The optional tensors, which such a call leaves out."""
+    """The optional tensors, all absent."""
     attributes: dict[str, Attribute]
 
 
@@ -102,7 +107,7 @@ _PLANS: Cache[OpDef, _Plan | None] = Cache()
 
 
 def _plan_of(opdef: OpDef) -> _Plan | None:
-    """Return the operator's plan, or None where such a call does not fit its schema."""
+    """Return the plan of an operator; None where such a call does not fit its schema."""
     tensors = 0
     absent = 0
     attributes: dict[str, Attribute] = {}
@@ -197,7 +202,7 @@ def bind_arguments(
 
 
 def _refuse_unknown(opdef: OpDef, kwargs: Mapping[str, Any]) -> None:
-    """Raise where a keyword is no argument of the operator."""
+    """Raise if a keyword is not an argument of the operator."""
     names = [p.name for p in opdef.params]
     unknown = [name for name in kwargs if name not in names]
     if unknown:
@@ -205,7 +210,7 @@ def _refuse_unknown(opdef: OpDef, kwargs: Mapping[str, Any]) -> None:
 
 
 def _scalar_overload(opdef: OpDef) -> str | None:
-    """Return a remedy that names the overload for a number: a short name means the one for tensors."""
+    """Return a remedy that names the overload for numbers: short names mean the one for tensors."""
     name = opdef.name.removesuffix(".Tensor") + ".Scalar"
     try:
         get_opdef(name)
@@ -230,7 +235,7 @@ def _refer(given: Any, operands: list[Value | None]) -> Attribute:
 
 
 def coerce_attribute(opdef: OpDef, param: Param, given: Any) -> Attribute:
-    """Return an attribute in the one form its schema type has: tuples for lists, floats for floats."""
+    """Return an attribute in the canonical form of its schema type: tuples for lists, floats for floats."""
     if param.type == ARGUMENTS:
         return given
     try:
@@ -249,7 +254,7 @@ def coerce_attribute(opdef: OpDef, param: Param, given: Any) -> Attribute:
 def make_operation(
     opdef: OpDef | str, *args: Any, location: Location = UNKNOWN_LOCATION, names: Sequence[str] = (), **kwargs: Any
 ) -> Operation:
-    """Return a new operation, in no graph, with inferred result types.
+    """Return a new, unattached operation with inferred result types.
 
     Raises:
         InputError: when the arguments do not fit the schema.
@@ -272,8 +277,8 @@ def make_operation(
 class Builder:
     """Creates operations at an insertion point: `b.relu(x)`, `b.call("aten.add.Tensor", x, y)`.
 
-    A method stands for each operator by its name without dialect and overload; it returns the result (or the tuple of
-    results). `location` is given to each operation made.
+    There is a method for each operator, named without dialect and overload; it returns the result, or the tuple of
+    results.
 
     Attributes:
         graph: where operations are inserted.
@@ -307,14 +312,14 @@ class Builder:
             self.anchor, self.location = saved
 
     def insert(self, op: Operation) -> Operation:
-        """Insert an operation made elsewhere."""
+        """Insert an existing operation."""
         self.graph.insert_before(self.anchor, op)
         if self._on_insert is not None:
             self._on_insert(op)
         return op
 
     def op(self, opdef: OpDef | str, /, *args: Any, location: Location | None = None, **kwargs: Any) -> Operation:
-        """Make and insert an operation, and return it; `names` are those of its results."""
+        """Make, insert and return an operation; `names` names its results."""
         return self.insert(make_operation(opdef, *args, location=location or self.location, **kwargs))
 
     def call(self, opdef: OpDef | str, /, *args: Any, **kwargs: Any) -> Any:
@@ -325,18 +330,18 @@ class Builder:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
             raise AttributeError(name)
-        # kept on the builder, which then finds it without coming here
+        # cached as an attribute, so that the next access skips this method
         method = self.__dict__[name] = functools.partial(self.call, short_opdef(name))
         return method
 
 
 _SHORT: Cache[str, OpDef] = Cache()
-# Names whose `default` overload is TorchScript's and never meant.
+# Names whose `default` overload is TorchScript's.
 _SHORT_NAMES = {"split": "aten.split.Tensor"}
 
 
 def short_opdef(name: str) -> OpDef:
-    """Return the ATen operator that a short name stands for: `relu`, `add` (`aten.add.Tensor`).
+    """Return the ATen operator of a short name: `relu`, `add` (`aten.add.Tensor`).
 
     Raises:
         InputError: when there is none.
@@ -351,7 +356,7 @@ def short_opdef(name: str) -> OpDef:
             found = get_opdef(f"aten.{name}{suffix}")
         except GraphwrightError:
             continue
-        # TorchScript's own operators on numbers and lists (`add(Scalar, Scalar)`) are never meant
+        # skip TorchScript's operators on numbers and lists (`add(Scalar, Scalar)`)
         if torch.Tag.pt2_compliant_tag not in getattr(found.target, "tags", ()):
             continue
         if not found.operand_params and found.results != ("tensor",):

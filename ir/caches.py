@@ -1,4 +1,4 @@
-"""What is kept from one call to the next: whoever changes code at run time can have all of it forgotten at once."""
+"""Caches that can all be cleared at once, for tools that change code at run time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CLEAR: list[Callable[[], None]] = []
 
 
 class Cache(dict[_K, _V]):
-    """A dict of what was computed, for the life of the process or until it is forgotten."""
+    """A dict of results, kept until `forget`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Cache(dict[_K, _V]):
 
 
 class WeakCache(WeakKeyDictionary[_K, _V]):
-    """What was computed for objects, as long as these live or until it is forgotten."""
+    """Results by object, kept while the object lives or until `forget`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,10 +31,10 @@ class WeakCache(WeakKeyDictionary[_K, _V]):
 
 
 def cached(most: int | None = None) -> Callable[[Callable[_P, _V]], Callable[_P, _V]]:
-    """Return a decorator that keeps the results of a function, by its arguments.
+    """Return a decorator that caches a function by its arguments.
 
     Args:
-        most: how many results are kept, those that were asked for last; None keeps all.
+        most: the number of results to keep, the latest used; None keeps all.
     """
 
     def decorate(function: Callable[_P, _V]) -> Callable[_P, _V]:
@@ -46,6 +46,6 @@ def cached(most: int | None = None) -> Callable[[Callable[_P, _V]], Callable[_P,
 
 
 def forget() -> None:
-    """Drop all that is kept: it is computed again when it is asked for."""
+    """Clear every cache."""
     for clear in _CLEAR:
         clear()

@@ -1,6 +1,6 @@
-"""What the columns of the operator table may say: how an operator moves elements, where its results lie.
+"""Values of the columns of the operator table: how an operator moves elements, where its results are stored.
 
-Each value is a claim about the kernel; `fuzz/calls/columns.py` holds a call to it, and the fuzzer draws the calls.
+Each value is a claim about the kernel, which `fuzz/calls/columns.py` checks on drawn calls.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ir.types import wrap
 
 
 class Layout(enum.Enum):
-    """Where an operator that computes nothing takes the elements of its result from."""
+    """Where the elements of a result come from, for operators that compute none."""
 
     SAME = "the operand's own, in their order"
     DETACHED = "as SAME, without their gradient"
@@ -34,12 +34,12 @@ class Layout(enum.Enum):
 
     @property
     def reorders(self) -> bool:
-        """Whether the result has the operand's dimensions, in another order."""
+        """Whether the operator only permutes dimensions."""
         return self in (Layout.PERMUTE, Layout.SWAP, Layout.REVERSE, Layout.SWAP_LAST, Layout.MOVE)
 
     @property
     def is_part(self) -> bool:
-        """Whether a result leaves elements of the operand out: in its storage they lie between its own."""
+        """Whether a result is a part of the operand, so that its storage has other elements in between."""
         return self in _PARTS
 
 
@@ -57,7 +57,7 @@ _PARTS = frozenset(
 
 
 def permutation(layout: Layout, attributes: Mapping[str, Any], rank: int) -> tuple[int, ...] | None:
-    """Return the order that an operator which reorders puts the dimensions in; None where the attributes do not fit."""
+    """Return the permutation of dimensions that an operator makes; None where the attributes do not fit."""
     order: list[int | None] = list(range(rank))
     if layout is Layout.REVERSE:
         order.reverse()
@@ -73,17 +73,17 @@ def permutation(layout: Layout, attributes: Mapping[str, Any], rank: int) -> tup
     elif layout is Layout.MOVE and rank:
         moved = [attributes[end] for end in ("source", "destination")]
         sources, places = ([wrap(dim, rank) for dim in (d if isinstance(d, tuple) else (d,))] for d in moved)
-        if len(sources) != len(places):
+        if None in (*sources, *places) or not len(sources) == len(places) == len({*sources}) == len({*places}):
             return None
         to = dict(zip(places, sources, strict=True))
         rest = iter([dim for dim in order if dim not in sources])
-        order = [to[place] if place in to else next(rest, None) for place in range(rank)]
+        order = [to[place] if place in to else next(rest) for place in range(rank)]
     found = tuple([dim for dim in order if dim is not None])
     return found if sorted(found) == list(range(rank)) and len(order) == rank else None
 
 
 class StorageRule(enum.Enum):
-    """Whose storage a result lies in, where the schema does not say it, or not all of it."""
+    """Which storage a result is in, where the schema does not say."""
 
     FRESH = "its own, though the schema or a tag of PyTorch allows a view"
     EITHER = "the first operand's where strides, dtype and device allow it; else its own"
@@ -91,7 +91,7 @@ class StorageRule(enum.Enum):
 
 
 class StrideRule(enum.Enum):
-    """What decides the strides of a result, of dense operands."""
+    """What the strides of a result depend on, for dense operands."""
 
     CONTIGUOUS = "nothing: it is contiguous"
     FIXED = "not those of the operands"
@@ -100,7 +100,7 @@ class StrideRule(enum.Enum):
 
 
 class Dims(enum.Enum):
-    """What the attribute `dim` numbers, where canonical programs count it from the front."""
+    """What the attribute `dim` refers to, where canonical programs count it from the front."""
 
     ALONG = "one dimension"
     REDUCED = "the dimensions of a reduction, whose order means nothing"

@@ -1,4 +1,4 @@
-"""Structural equality of programs: what the text form keeps."""
+"""Structural equality of programs, up to what the text form keeps."""
 
 from __future__ import annotations
 
@@ -110,12 +110,12 @@ def _compare_conventions(a: CallingConvention, b: CallingConvention) -> Differen
 
 
 def _place(leaf: InputLeaf | OutputLeaf) -> tuple[int | None, str]:
-    # constants are compared by their text: it tells 1 from 1.0 and True, and names the class of any other object
+    # compared as text, which tells 1 from 1.0 and True and names the class of other objects
     return leaf.value, format_attribute(leaf.constant)
 
 
 class _Comparison:
-    """Pairs of values that correspond, collected while graphs are walked in step."""
+    """A walk of two graphs in step, with the pairs of corresponding values."""
 
     def __init__(self, locations: bool) -> None:
         self._locations = locations
@@ -126,15 +126,14 @@ class _Comparison:
         self._partner[a.value] = b.value
         if not types_equal(a.type, b.type):
             return Difference(f"{place}, type", str(a.type), str(b.type))
-        for field in ("kind", "requires_grad", "persistent", "is_mutated", "carries_gradient", "aliases"):
-            found = _differ(f"{place}, {field}", getattr(a, field), getattr(b, field))
-            if found is not None:
-                return found
+        fields = ("kind", "requires_grad", "persistent", "is_mutated", "carries_gradient", "is_folded", "aliases")
+        found = (_differ(f"{place}, {name}", getattr(a, name), getattr(b, name)) for name in fields)
+        if (first := next(filter(None, found), None)) is not None:
+            return first
         if a.derivation is None or b.derivation is None:
             return _differ(f"{place}, derivation", a.derivation, b.derivation)
-        found = _differ(f"{place}, sources", a.derivation.sources, b.derivation.sources)
-        if found is not None:
-            return found
+        if a.derivation.sources != b.derivation.sources:
+            return _differ(f"{place}, sources", a.derivation.sources, b.derivation.sources)
         inner = programs_equal(a.derivation.program, b.derivation.program, locations=self._locations)
         return inner and attrs.evolve(inner, place=f"{place}, derivation, {inner.place}")
 
@@ -197,7 +196,7 @@ class _Comparison:
             return a is b
         if a in self._partner:
             return self._partner[a] is b
-        # graphs alone: weights are known by their names only
+        # graphs without programs: weights correspond by name
         return a.is_weight and b.is_weight and a.name == b.name
 
     def _attributes(self, a: Operation, b: Operation, place: str) -> Difference | None:

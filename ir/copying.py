@@ -1,4 +1,4 @@
-"""Copies of operations, graphs and programs, which share nothing that can be changed but the data of weights."""
+"""Copies of operations, graphs and programs; they share the data of weights and nothing else mutable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ir.program import Program, Weight
 def copy_operation(
     op: Operation, operands: Sequence[Value | None], attributes: Mapping[str, Attribute] | None = None
 ) -> Operation:
-    """Return a copy of `op` with its body, in no graph, on other operands and perhaps with other attributes."""
+    """Return an unattached copy of `op` and its body on other operands, and with other attributes if given."""
     return Operation(
         op.opdef,
         operands,
@@ -35,7 +35,7 @@ def copy_into(
     Args:
         op: the operation.
         graph: where the copy goes.
-        mapping: value -> what stands for it in the copy; it gets the results.
+        mapping: value -> its counterpart in the copy; the results are added.
         operands: the operands of the copy; by default those of `op`, through `mapping`.
     """
     if operands is None:
@@ -51,7 +51,7 @@ def copy_graph(graph: Graph, mapping: dict[Value, Value]) -> Graph:
 
     Args:
         graph: the graph.
-        mapping: value -> what stands for it in the copy, for the weights; it gets the inputs and results.
+        mapping: value -> its counterpart in the copy, for the weights; inputs and results are added.
     """
     twin = Graph([(value.name, value.type) for value in graph.inputs])
     mapping.update(zip(graph.inputs, twin.inputs, strict=True))
@@ -63,9 +63,9 @@ def copy_graph(graph: Graph, mapping: dict[Value, Value]) -> Graph:
 
 
 def copy_program(program: Program) -> Program:
-    """Return a copy of a program: whatever is done to one, the other stays as it is.
+    """Return an independent copy of a program.
 
-    The tensors that weights hold and what opaque names stand for are the same objects.
+    The tensors of weights and the callables of opaque names are shared.
     """
     mapping: dict[Value, Value] = {}
     weights: dict[str, Weight] = {}

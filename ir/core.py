@@ -1,7 +1,7 @@
 """Values, operations and graphs: the SSA objects, compared by identity.
 
-Use-def edges have one owner: an operation's operands are changed by `set_operand` and by nothing else. Inserting and
-erasing an operation is O(1), replacing the uses of a value is O(uses). Every change bumps `Graph.revision`.
+Use-def edges have one owner: only `set_operand` changes the operands of an operation. Inserting and erasing an
+operation is O(1), replacing the uses of a value is O(uses). Every change bumps `Graph.revision`.
 
 Iteration contract of `Graph.operations()`: operations inserted after the current one are visited, operations inserted
 before it are not, and the current one may be erased.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RETURN = register_opdef(OpDef("return", (), (), facts=Facts(Trait.OPAQUE)))
 """The terminator of a graph: its operands are the graph's outputs."""
 
-# Operations are numbered with gaps, so that an insertion rarely makes the others be numbered anew.
+# Operations are numbered with gaps, so that insertions rarely renumber the others.
 _ORDER_GAP = 1 << 16
 
 
@@ -50,7 +50,7 @@ class Value:
 
     @property
     def defining_op(self) -> Operation | None:
-        """The operation this value is a result of, or None."""
+        """The operation that defines the value, or None."""
         owner = self.owner
         return owner if type(owner) is Operation else None
 
@@ -66,7 +66,7 @@ class Value:
 
     @property
     def users(self) -> tuple[Operation, ...]:
-        """The operations that use the value, each once, in the order in which they became users."""
+        """The operations that use the value, each once, in order of first use."""
         return tuple(self._uses)
 
     @property
@@ -94,15 +94,15 @@ class Value:
         """The type, which must be a tensor's.
 
         Raises:
-            VerificationError: when the value is no tensor.
+            VerificationError: when the value is not a tensor.
         """
         if type(self.type) is not TensorType:
-            raise VerificationError(f"value {self!r} is no tensor")
+            raise VerificationError(f"value {self!r} is not a tensor")
         return self.type
 
     @property
     def known_shape(self) -> tuple[Dim, ...] | None:
-        """The shape of a tensor of which every dimension is known, else None."""
+        """The shape of a tensor whose dimensions are all known, else None."""
         type_ = self.type
         if type(type_) is not TensorType or type_.shape is None or None in type_.shape:
             return None
@@ -177,12 +177,12 @@ class Operation:
         self.body = body
         self.graph: Graph | None = None
         self.is_erased = False
-        """Whether it was erased from a graph; it has dropped its uses, so no graph takes it again."""
+        """Whether it was erased from a graph. It has dropped its uses, so it cannot be inserted again."""
         self.prev: Operation | None = None
         self.next: Operation | None = None
         self._order = 0
         self.results: tuple[Value, ...]
-        if len(result_types) == 1:  # the usual case, made without a comprehension's frame
+        if len(result_types) == 1:  # the usual case, faster without a comprehension
             self.results = (Value(result_types[0], self, 0, names[0] if names else ""),)
         else:
             self.results = tuple(
@@ -221,7 +221,7 @@ class Operation:
         return tuple([v for v in operands if v is not None]) if None in operands else operands  # type: ignore[return-value]
 
     def set_operand(self, index: int, value: Value | None) -> None:
-        """Make `value` operand number `index`: the one way to change a use-def edge."""
+        """Set operand number `index`: the only way to change a use-def edge."""
         operands = self._operands
         old = operands[index]
         if old is value:
@@ -285,7 +285,7 @@ class Operation:
 
     @property
     def num_schema_operands(self) -> int:
-        """How many operands belong to the schema's tensor parameters; the rest are referred to by attributes."""
+        """The number of operands of the schema's tensor parameters; attributes refer to the rest."""
         if self.body is not None or self.opdef is RETURN:
             return len(self._operands)
         return len(self.opdef.operand_params) if self.segments is None else sum(self.segments)
@@ -305,7 +305,7 @@ class Operation:
 
     @property
     def in_training(self) -> bool:
-        """Whether the operation is in training mode (it then draws random numbers or writes its statistics)."""
+        """Whether the operation is in training mode: it then draws random numbers or updates its statistics."""
         flag = self.opdef.training
         if flag is None:
             return False
@@ -349,7 +349,7 @@ class Operation:
 
 
 class Graph:
-    """A straight-line SSA graph: inputs, operations in order, and a `return` as terminator.
+    """A straight-line SSA graph: inputs, operations in order, and a terminating `return`.
 
     Attributes:
         inputs: the graph's inputs, in order.
@@ -365,9 +365,9 @@ class Graph:
         self.first: Operation | None = None
         self.last: Operation | None = None
         self.num_operations = 0
-        """Operations, the `return` not counted."""
+        """The number of operations without the `return`."""
         self.revision = 0
-        """Bumped by every change of the graph: the measure of change."""
+        """Bumped by every change: the measure of change."""
         self._is_ordered = True
         for name, type_ in inputs:
             self.add_input(type_, name)
@@ -400,18 +400,18 @@ class Graph:
         self.revision += 1
 
     def operations(self) -> Iterator[Operation]:
-        """Yield the operations in order, without the `return`; see the module's docstring for edits meanwhile."""
+        """Yield the operations in order, without the `return`; the module's docstring says which edits are allowed."""
         op = self.first
         stop = self.return_op
         while op is not None and op is not stop:
             yield op
-            # an erased operation keeps its `next`, and so leads back into the list
+            # an erased operation keeps its `next`, which leads back into the list
             op = op.next
             while op is not None and op.graph is not self:
                 op = op.next
 
     def insert_before(self, anchor: Operation, op: Operation) -> Operation:
-        """Insert `op`, which is in no graph, before `anchor` (use `return_op` to append).
+        """Insert the unattached `op` before `anchor`.
 
         Raises:
             VerificationError: when `op` is in a graph already or was erased, or `anchor` is not in this one.
@@ -432,7 +432,7 @@ class Graph:
         return self.insert_before(self.return_op, op)
 
     def erase(self, op: Operation) -> None:
-        """Take `op` out of the graph and drop its operands.
+        """Remove `op` from the graph and drop its operands.
 
         Raises:
             VerificationError: when a result is still used, or `op` is the terminator or not in this graph.
@@ -492,21 +492,21 @@ class Graph:
             after.prev = before
 
     def _number(self, op: Operation, before: Operation | None, after: Operation | None) -> None:
-        """Give `op` a number between its neighbours'; where none is free, all are numbered anew when next asked for."""
+        """Give `op` a number between its neighbours'. Where none is free, the next query renumbers all."""
         if after is None:
             op._order = 0 if before is None else before._order + _ORDER_GAP
         elif before is None:
             op._order = after._order - _ORDER_GAP
         else:
             op._order = (before._order + after._order) >> 1
-            # appending halves the gap before the terminator each time: keep that one wide
+            # appending would halve the gap before the terminator each time
             if after is self.return_op and op._order - before._order < _ORDER_GAP:
                 op._order = before._order + _ORDER_GAP
                 after._order = op._order + _ORDER_GAP
             self._is_ordered = before._order < op._order
 
     def _ensure_order(self) -> None:
-        """Number the operations anew where an insertion found no free number (erasing keeps the order)."""
+        """Renumber the operations if an insertion found no free number."""
         if not self._is_ordered:
             number = 0
             op = self.first

@@ -1,4 +1,4 @@
-"""The reference meaning of a program: its operations run one by one, by their own ATen kernels."""
+"""The reference meaning of a program: its operations run one by one on their ATen kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ir.attributes import Ref
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import EvaluationError, InputError
 from ir.expressions import linear_solution
-from ir.fake import call_arguments
+from ir.fake import flat_results, kernel_call
 from ir.memory.aliasing import aliased_operands, statistics_places
 from ir.opdef import Trait
 from ir.ops.nn_ops import OPAQUE, call_module, decode_call, opaque_results
@@ -31,10 +31,10 @@ def evaluate(
     written: dict[str, torch.Tensor] | None = None,
     watch: Watch | None = None,
 ) -> list[Any]:
-    """Run a program and return the outputs of its graph: the results, then what mutations write back.
+    """Run a program and return the outputs of its graph: the results, then the mutated buffers and inputs.
 
-    Gradients flow as they would in the model. Dtypes need not be those of the types, so that a program can be run in
-    float64; shapes must be. Neither the arguments nor the weights are written.
+    Gradients flow as in the model. Shapes must match the types, dtypes need not, so a program can run in float64.
+    Neither arguments nor weights are mutated.
 
     Args:
         program: the program.
@@ -101,10 +101,9 @@ def evaluate_graph(
 
 
 def bind_symbols(program: Program, args: Sequence[Any]) -> dict[sympy.Symbol, int]:
-    """Return the number that each symbol stands for, found from the shapes of the arguments.
+    """Return the number for each symbol, from the shapes of the arguments.
 
-    A dimension that is a symbol, or an expression in which one symbol is new and linear, gives its number; all other
-    dimensions are checked.
+    A dimension that is linear in one unbound symbol binds it; all other dimensions are checked.
 
     Raises:
         InputError: when the number of arguments, a rank, a dimension or a scalar does not fit, or a number is out of
@@ -134,7 +133,7 @@ def bind_symbols(program: Program, args: Sequence[Any]) -> dict[sympy.Symbol, in
             ]
         elif isinstance(value.type, ScalarType) and value.type.value is not None:
             pending.append((value.type.value, int(arg), f"argument {value.index} ({value.name})"))
-    # plain symbols first: they make the expressions solvable
+    # plain symbols first: they may make expressions solvable
     for dim, size, what in sorted(pending, key=lambda item: _num_operations(item[0])):
         _bind(dim, size, what, bound)
     for symbol, bounds in program.symbols.items():
@@ -167,7 +166,7 @@ def _bind(dim: Dim, size: int, what: str, bound: dict[sympy.Symbol, int]) -> Non
 
 
 def _written_values(graph: Graph) -> list[Value]:
-    """Return the weights and inputs that operations may write: running statistics, and what opaque calls take."""
+    """Return the weights and inputs that may be mutated: running statistics, and arguments of opaque calls."""
     found: dict[Value, None] = {}
     for op in graph.operations():
         places: Sequence[int] = ()
@@ -184,7 +183,7 @@ def _written_values(graph: Graph) -> list[Value]:
 
 
 def _storage_roots(values: Sequence[Value]) -> list[Value]:
-    """Return the weights and inputs whose storage one of the values may share."""
+    """Return the weights and inputs that one of the values may alias."""
     seen = dict.fromkeys(values)
     pending = list(seen)
     while pending:
@@ -205,7 +204,7 @@ def _storage_roots(values: Sequence[Value]) -> list[Value]:
 
 
 class _Run:
-    """One evaluation: what stands for weights, symbols and opaque names."""
+    """One evaluation: the tensors of weights, the numbers of symbols, the callables of opaque names."""
 
     def __init__(
         self,
@@ -221,7 +220,7 @@ class _Run:
         self._expressions: dict[sympy.Expr, int | float] = {}
 
     def graph(self, graph: Graph, inputs: Sequence[Any]) -> list[Any]:
-        """Run a graph; what a value stands for is dropped after the value's last use."""
+        """Run a graph; tensors are released after their last use."""
         env: dict[Value, Any] = {}
         uses_left: dict[Value, int] = {}
 
@@ -266,7 +265,7 @@ class _Run:
 
     def _failure(self, op: Operation, operands: list[Any], error: Exception) -> Exception:
         if isinstance(error, EvaluationError) and error.location is not None:
-            return error  # raised inside of the operation's body, and shown there
+            return error  # raised inside the body of the operation, and shown there
         shown = ", ".join(f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else repr(x) for x in operands)
         failure = EvaluationError(f"{op.name} failed on ({shown}): {error}", location=op.location)
         failure.add_note(print_operation_context(op))
@@ -284,14 +283,10 @@ class _Run:
         opdef = op.opdef
         if opdef is OPAQUE:
             return self._call_opaque(op, operands, resolve)
-        args, kwargs = call_arguments(opdef, opdef.group(operands, op.segments), op.attributes, resolve)
-        kernel = opdef.target
-        if opdef.facts.evaluate is not None:
-            kernel = opdef.facts.evaluate
-            kwargs |= {p.name: resolve(op.attributes[p.name]) for p in opdef.params if p.extra}
+        kernel, args, kwargs = kernel_call(opdef, opdef.group(operands, op.segments), op.attributes, resolve)
         if kernel is None or opdef is RETURN:
             raise EvaluationError(f"{op.name} has no kernel")
-        return _flatten(kernel(*args, **kwargs))
+        return flat_results(kernel(*args, **kwargs))
 
     def _call_opaque(self, op: Operation, operands: list[Any], resolve: Any) -> list[Any]:
         name = op.attributes["callee"]
@@ -313,15 +308,3 @@ class _Run:
                 raise EvaluationError(f"it is not known what {names} stands for")
             number = self._expressions[expr] = int(exact) if exact.is_Integer else float(exact)
         return number
-
-
-def _flatten(result: Any) -> list[Any]:
-    """Return the results of a kernel as inference counts them: lists inside of tuples are spread."""
-    if result is None:
-        return []
-    if not isinstance(result, tuple | list):
-        return [result]
-    flat: list[Any] = []
-    for item in result:
-        flat.extend(item if isinstance(item, tuple | list) else (item,))
-    return flat

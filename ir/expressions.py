@@ -19,7 +19,7 @@ _SYMPY_FUNCTIONS = ("Abs", "ceiling", "exp", "floor", "log", "sign", "sqrt")
 
 
 def _functions() -> dict[str, Callable[..., Any]]:
-    """Return what an expression may call: PyTorch's functions on sizes, and the few of SymPy that its sizes use."""
+    """Return the functions of expressions: PyTorch's functions on sizes, and the few of SymPy that sizes use."""
     plain = {name: getattr(sympy, name) for name in _SYMPY_FUNCTIONS}
     sizes = {
         name: item
@@ -33,9 +33,9 @@ EXPRESSION_FUNCTIONS: dict[str, Callable[..., Any]] = _functions()
 
 
 class _ExpressionPrinter(StrPrinter):  # type: ignore[misc] # SymPy has no types
-    """Writes every function under its own name, and floats with all their digits.
+    """Prints every function under its own name, and floats with all digits.
 
-    PyTorch's classes print themselves for readers: `CleanDiv` and `FloorDiv` alike as `(a//b)`, `Identity(a)` as `(a)`.
+    PyTorch's own printing is ambiguous: `CleanDiv` and `FloorDiv` are both `(a//b)`, and `Identity(a)` is `(a)`.
     """
 
     printmethod = "_graphwright_text"
@@ -54,7 +54,7 @@ class _ExpressionPrinter(StrPrinter):  # type: ignore[misc] # SymPy has no types
 
 @cached(4096)
 def format_expression(expr: sympy.Basic) -> str:
-    """Return the text of a symbolic expression, the same in every process."""
+    """Return the text of a symbolic expression, deterministic across processes."""
     return str(_ExpressionPrinter().doprint(expr))
 
 
@@ -62,7 +62,7 @@ def apply_function(name: str, args: list[Any]) -> Any:
     """Return the expression `name(*args)`.
 
     Raises:
-        ValueError: when no function has that name, it does not take the arguments, or the result would be too large.
+        ValueError: when there is no such function, it does not take the arguments, or the result would be too large.
     """
     function = EXPRESSION_FUNCTIONS.get(name)
     if function is None:
@@ -93,7 +93,7 @@ def negate(value: Any) -> Any:
     """Return `-value`.
 
     Raises:
-        ValueError: when it is no number.
+        ValueError: when it is not a number.
     """
     return _evaluate("operator '-'", operator.neg, [value])
 
@@ -101,21 +101,21 @@ def negate(value: Any) -> Any:
 def _evaluate(what: str, function: Callable[..., Any], args: list[Any]) -> Any:
     try:
         return function(*args)
-    except Exception as error:  # what is written may be anything, and so may be what SymPy makes of it
+    except Exception as error:  # text may hold anything, and SymPy may raise anything for it
         raise ValueError(f"{what} does not take these arguments: {str(error) or type(error).__name__}") from error
 
 
-# Text comes from anywhere, and a short one may stand for a number that fills the memory. These bounds are far from what
-# occurs: sizes are below 2**63, and have a few terms.
+# Text is untrusted, and a short one may stand for a number that fills the memory. Real sizes are far below these
+# bounds: they are below 2**63 and have a few terms.
 MAX_BITS = 256
 """Length of the numbers in an expression."""
 _MAX_POWER = 64
 """The highest number in an exponent."""
 _MAX_TERMS = 500
-"""Number of terms of an expression when it is expanded, and of its nodes as it is."""
+"""Number of terms of an expanded expression, and of nodes of one before expansion."""
 _MAX_ARGUMENTS = 64
 _GROW = {"exp": 0, "LShift": 1, "RShift": 1, "PowByNatural": 1, "FloatPow": 1, "RoundDecimal": 1}
-"""Functions whose result is much larger than their arguments from this one on."""
+"""Functions whose result may be much larger than the arguments -> the first argument that makes it so."""
 
 
 def check_size(value: Any) -> Any:
@@ -134,7 +134,7 @@ def check_size(value: Any) -> Any:
 
 @cached(4096)
 def _measure(expr: sympy.Basic) -> tuple[int, int]:
-    """Return how many terms an expression has when it is expanded, at most, and how many nodes as it is."""
+    """Return upper bounds of an expression: its terms when expanded, and its nodes."""
     parts = [_measure(arg) for arg in expr.args]
     nodes = 1 + sum(part[1] for part in parts)
     if expr.is_Rational:
@@ -151,13 +151,13 @@ def _measure(expr: sympy.Basic) -> tuple[int, int]:
 
 
 def _is_small(exponent: sympy.Basic) -> bool:
-    """Whether no number in an exponent is large."""
+    """Whether every number in an exponent is small."""
     numbers = exponent.atoms(sympy.Number)
     return not _is_unevaluated(exponent) and all(n.is_finite and abs(n) <= _MAX_POWER for n in numbers)
 
 
 def _is_unevaluated(expr: sympy.Basic) -> bool:
-    """Whether an expression is a number that is written as a formula, such as `exp(3)`: it may have any size."""
+    """Whether an expression is an unevaluated number, such as `exp(3)`, which may be of any size."""
     return not expr.free_symbols and not expr.is_Atom
 
 
@@ -175,7 +175,7 @@ BINARY_OPERATORS: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {
 }
 """Operator -> (binding power, meaning); `**` is right-associative and binds tighter than unary minus."""
 _PLAIN = ("+", "-", "*")
-"""Operators on Python's numbers as they are; the others take SymPy's."""
+"""Operators that take plain Python numbers; the others take SymPy's."""
 
 UNARY_POWER = 4
 
@@ -209,7 +209,7 @@ _FORMULA_NAMES: dict[Any, str] = {
 
 
 def formula_of(expr: sympy.Basic) -> Formula | None:
-    """Return an expression over sizes, or a relation between two, as nested tuples; None where that is not possible."""
+    """Return an expression over sizes, or a relation, as nested tuples; None where that is not possible."""
     if expr.is_Symbol:
         return ("sym", expr.name)
     if expr.is_Integer:
@@ -222,7 +222,7 @@ def formula_of(expr: sympy.Basic) -> Formula | None:
 
 
 def evaluate_formula(formula: Formula, sizes: Mapping[str, Any]) -> Any:
-    """Return the value of a formula where each symbol has the size given."""
+    """Return the value of a formula for given sizes of its symbols."""
     kind, *parts = formula
     if kind == "sym":
         return sizes[parts[0]]

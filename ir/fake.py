@@ -1,11 +1,11 @@
-"""Type inference by running the real operator on fake tensors: the rule of every op that has no rule of its own."""
+"""Type inference by running the operator on fake tensors: the fallback for operators without a rule."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from typing_extensions import override
 
-from ir.attributes import Attribute, Ref, map_leaves
-from ir.caches import cached
+from ir.attributes import Attribute, Ref, attribute_key, map_leaves
+from ir.caches import Cache, cached
 from ir.errors import InferenceError
 from ir.opdef import OpDef, ParamKind, Trait
 from ir.types import (
@@ -33,19 +33,21 @@ from ir.types import (
     types_equal,
 )
 
-# Distinct primes, so that two symbols, or a symbol and a size of the model, are not taken for equal; and large ones, so
-# that a dimension that a network divides by 32 on its way is still larger than the kernels it meets.
+# Distinct primes, so that symbols are not taken for equal to each other or to a size of the model. Large ones, so that
+# a dimension that a network divides by 32 is still larger than its kernels.
 _HINTS = (2003, 2011, 2017, 2027, 2029, 2039, 2053, 2063, 2069, 2081, 2083, 2087, 2089, 2099, 2111, 2113)
-# A second run has hints that differ in what operators branch on: they are even, divide by 3, and fall. Where the runs
-# give different types, the type depends on the number.
+# The hints of a second run differ in what operators branch on: they are even, divisible by 3, and descending. Where the
+# runs give different types, the type depends on the number.
 _OTHER_HINTS = tuple(range(12 * 250, 12 * 250 - 12 * 16, -12))
-# PyTorch logs each refusal as an error with its traceback; here a refusal is an answer, and is raised.
+_KNOWN: Cache[Any, tuple[Type, ...]] = Cache()
+_MAX_KNOWN = 10_000
+# PyTorch logs each refusal with its traceback; here it is an answer, and is raised.
 _TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
 @attrs.frozen(slots=False)
 class _SymbolSource(Source):
-    """Where a size comes from, for messages: a symbol of ours. (PyTorch's own sources would load its compiler.)"""
+    """The source of a size, for messages: one of our symbols. (PyTorch's own sources would load its compiler.)"""
 
     symbol: str
 
@@ -91,7 +93,7 @@ class FakeContext:
         return self.shape_env.create_symintnode(dim.xreplace(self._symbols), hint=hint)
 
     def check_general(self, name: str) -> None:
-        """Check that no operator so far held for the sizes of the hints only.
+        """Check that no operator so far was specialized to the hints.
 
         Raises:
             InferenceError: when one fixed a symbol; `name` is the operator to blame.
@@ -109,11 +111,11 @@ class FakeContext:
         if not isinstance(size, torch.SymInt):
             return int(size)
         expr = self.shape_env.simplify(size.node.expr).xreplace(self._back)
-        # a symbol of this context alone stands for a number that only the data tells, as in `nonzero`
+        # an unbacked symbol depends on data, as in `nonzero`
         return simplify_dim(expr) if expr.free_symbols <= self._symbols.keys() else None
 
     def tensor(self, type_: TensorType, strides: Sequence[Dim] | None = None) -> torch.Tensor:
-        """Return a fake tensor of a known type; contiguous, where no strides are given."""
+        """Return a fake tensor of a known type; contiguous without `strides`."""
         if type_.shape is None or type_.dtype is None:
             raise InferenceError(f"type {type_} is not fully known")
         sizes = [self.size(d) for d in type_.shape if d is not None]
@@ -124,7 +126,7 @@ class FakeContext:
             return torch.empty_strided(sizes, steps, dtype=type_.dtype, device=type_.device or "cpu")
 
     def type_of(self, result: Any) -> Type:
-        """Return the type of what an operator on fake tensors returned."""
+        """Return the type of a result of an operator on fake tensors."""
         if isinstance(result, torch.Tensor):
             return TensorType(tuple([self.dim(s) for s in result.shape]), result.dtype, result.device)
         if isinstance(result, bool | torch.SymBool):
@@ -138,7 +140,7 @@ class FakeContext:
 
 @cached()
 def _static_context() -> FakeContext:
-    """The context of all calls without symbols."""
+    """The shared context of calls without symbols."""
     return FakeContext()
 
 
@@ -152,7 +154,7 @@ def is_unknown(type_: Any) -> bool:
 
 
 def unknown_results(opdef: OpDef) -> tuple[Type, ...]:
-    """Return result types of which nothing is known.
+    """Return unknown result types.
 
     Raises:
         InferenceError: when not even the number of results is known.
@@ -166,7 +168,7 @@ def unknown_results(opdef: OpDef) -> tuple[Type, ...]:
 
 
 _PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype})
-"""Types of attributes that are what a kernel takes; the others may stand for something else."""
+"""Types of attributes that a kernel takes unchanged; others may need to be resolved."""
 
 
 def call_arguments(
@@ -174,8 +176,8 @@ def call_arguments(
 ) -> tuple[list[Any], dict[str, Any]]:
     """Return positional and keyword arguments of an operator's kernel, in schema order.
 
-    `grouped` has an entry for each tensor parameter; `resolve` maps each attribute leaf to what the kernel takes, and
-    plain numbers and names to themselves.
+    `grouped` has an entry for each tensor parameter. `resolve` maps each attribute leaf to what the kernel takes; plain
+    numbers and names map to themselves.
     """
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
@@ -199,9 +201,30 @@ def call_arguments(
     return args, kwargs
 
 
+def kernel_call(
+    opdef: OpDef, grouped: tuple[Any, ...], attributes: Mapping[str, Attribute], resolve: Any
+) -> tuple[Callable[..., Any] | None, list[Any], dict[str, Any]]:
+    """Return what computes the reference meaning of an operator, if anything, and its arguments.
+
+    It is the kernel, unless the table has another function, which takes the attributes of ours, too.
+    """
+    args, kwargs = call_arguments(opdef, grouped, attributes, resolve)
+    if opdef.facts.evaluate is None:
+        return opdef.target, args, kwargs
+    kwargs |= {p.name: map_leaves(attributes[p.name], resolve) for p in opdef.params if p.extra}
+    return opdef.facts.evaluate, args, kwargs
+
+
+def flat_results(returned: Any) -> list[Any]:
+    """Return the results of a kernel as inference counts them, with nested lists flattened."""
+    if not isinstance(returned, tuple | list):
+        return [] if returned is None else [returned]
+    return [part for item in returned for part in (item if isinstance(item, tuple | list) else (item,))]
+
+
 @cached()
 def _parameters(opdef: OpDef) -> tuple[tuple[str, bool, bool], ...]:
-    """Return what a kernel takes: its name, whether it is an attribute, and whether it goes by name only."""
+    """Return the parameters of a kernel: name, whether it is an attribute, whether it is keyword-only."""
     return tuple([(p.name, p.kind is ParamKind.ATTRIBUTE, p.keyword_only) for p in opdef.params if not p.extra])
 
 
@@ -210,7 +233,7 @@ def _quiet() -> Iterator[None]:
     disabled = _TORCH_LOG.disabled
     _TORCH_LOG.disabled = True
     try:
-        # warnings are about running the operator, which happens elsewhere
+        # the operator does not really run here
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
@@ -221,7 +244,7 @@ def _quiet() -> Iterator[None]:
 def infer_with_fakes(
     opdef: OpDef, types: tuple[Any, ...], attributes: Mapping[str, Attribute], extra: tuple[Type, ...] = ()
 ) -> tuple[Type, ...]:
-    """Infer result types by running the operator on fake tensors.
+    """Infer result types by running the operator on fake tensors, once for equal operands and attributes.
 
     `types` has an entry for each tensor parameter (a Type, None, or a tuple); `extra` are the types of the values that
     attributes refer to.
@@ -231,24 +254,22 @@ def infer_with_fakes(
     """
     if is_unknown(types) or is_unknown(extra):
         return unknown_results(opdef)
-    dims: list[Dim | None] = []
+    # the default device is slow to ask for, and is that of results of operators without operands only
+    defaults = torch.get_default_dtype(), None if types else torch.get_default_device()
+    key = opdef, types, extra, attribute_key(tuple(attributes.items())), defaults
+    found = _KNOWN.get(key)
+    if found is None:
+        if len(_KNOWN) >= _MAX_KNOWN:
+            _KNOWN.clear()
+        found = _KNOWN[key] = _infer(opdef, types, attributes, extra)
+    return found
 
-    def collect(item: Any) -> None:
-        if isinstance(item, tuple):
-            for part in item:
-                collect(part)
-        elif isinstance(item, TensorType) and item.shape is not None:
-            dims.extend(item.shape)
-        elif isinstance(item, ScalarType):
-            dims.append(item.value)
-        elif isinstance(item, sympy.Expr):
-            dims.append(item)
 
-    collect(types)
-    collect(extra)
-    collect(tuple(attributes.values()))
-    if not any(isinstance(d, sympy.Expr) for d in dims):
-        # shared, since building a context costs a millisecond
+def _infer(
+    opdef: OpDef, types: tuple[Any, ...], attributes: Mapping[str, Attribute], extra: tuple[Type, ...]
+) -> tuple[Type, ...]:
+    if not _is_symbolic((types, extra, tuple(attributes.values()))):
+        # shared: a context takes a millisecond to build
         return _run(_static_context(), opdef, types, attributes, extra)
     results = _run(FakeContext(), opdef, types, attributes, extra)
     others = _run(FakeContext(_OTHER_HINTS), opdef, types, attributes, extra)
@@ -261,6 +282,15 @@ def infer_with_fakes(
     return results
 
 
+def _is_symbolic(item: Any) -> bool:
+    """Return whether a type or attribute, or one in a tuple of these, has a symbolic size."""
+    if isinstance(item, TensorType):
+        return _is_symbolic(item.shape)
+    if isinstance(item, ScalarType):
+        return _is_symbolic(item.value)
+    return any(map(_is_symbolic, item)) if isinstance(item, tuple) else isinstance(item, sympy.Expr)
+
+
 def strides_with_fakes(
     opdef: OpDef,
     types: tuple[Any, ...],
@@ -270,7 +300,7 @@ def strides_with_fakes(
 ) -> tuple[Dim | None, ...] | None:
     """Return the strides of an operator's only result; None where they are not known.
 
-    `strides` has, for each tensor parameter, what `types` has: the strides of an operand, None, or a tuple of those.
+    `strides` has the form of `types`: for each tensor parameter the strides, None, or a tuple of these.
     """
     if is_unknown(types) or is_unknown(extra):
         return None
@@ -289,17 +319,10 @@ def _run(
     attributes: Mapping[str, Attribute],
     extra: tuple[Type, ...],
 ) -> tuple[Type, ...]:
-    result = _results(context, opdef, types, attributes, extra)
-    if result is None:
-        return ()
-    if isinstance(result, (tuple, list)):
-        flat: list[Type] = []
-        for item in result:
-            flat.extend(map(context.type_of, item) if isinstance(item, (tuple, list)) else (context.type_of(item),))
-        if opdef.has(Trait.FOR_BACKWARD):
-            flat[1:] = [UNKNOWN_TENSOR] * (len(flat) - 1)
-        return tuple(flat)
-    return (context.type_of(result),)
+    found = list(map(context.type_of, flat_results(_results(context, opdef, types, attributes, extra))))
+    if opdef.has(Trait.FOR_BACKWARD):
+        found[1:] = [UNKNOWN_TENSOR] * (len(found) - 1)
+    return tuple(found)
 
 
 def _results(
@@ -326,11 +349,7 @@ def _results(
         return leaf
 
     count = sum(len(t) if isinstance(t, tuple) else 1 for t in types)
-    args, kwargs = call_arguments(opdef, fake(types, strides), attributes, resolve)
-    kernel = opdef.target
-    if opdef.facts.evaluate is not None:
-        kernel = opdef.facts.evaluate
-        kwargs |= {p.name: map_leaves(attributes[p.name], resolve) for p in opdef.params if p.extra}
+    kernel, args, kwargs = kernel_call(opdef, fake(types, strides), attributes, resolve)
     if kernel is None:
         raise InferenceError(f"{opdef.name} has neither an inference rule nor a kernel")
     try:

@@ -1,4 +1,4 @@
-"""Where an operation comes from in the user's model."""
+"""Locations of operations in the user's model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import attrs
 
-# How many modules the text of a merged location names.
+# The number of modules that the text of a merged location names.
 _MAX_NAMED = 4
 
 
@@ -14,8 +14,8 @@ _MAX_NAMED = 4
 class Location:
     """A place in the user's model: module path, module class, source line.
 
-    `merged` holds the locations of the operations that a rewrite replaced, in their order, when there were several
-    different ones; the fields of the location itself are then those of the first that lies in a submodule.
+    `merged` holds the distinct locations of the operations that a rewrite replaced, in order. The other fields are then
+    those of the first one in a submodule.
 
     Attributes:
         file: the user's source file, or the empty string.
@@ -79,7 +79,7 @@ UNKNOWN_LOCATION = Location()
 
 
 def merge_locations(locations: Iterable[Location]) -> Location:
-    """Return one location that stands for all of `locations`, in order and without repeats."""
+    """Return one location for all of `locations`, in order and without repeats."""
     distinct: dict[Location, None] = {}
     previous = None
     for location in locations:
@@ -94,6 +94,6 @@ def merge_locations(locations: Iterable[Location]) -> Location:
     parts = tuple(distinct)
     if len(parts) == 1:
         return parts[0]
-    # the first in a submodule stands for all: "the root" says little
+    # the first in a submodule: "the root" says little
     first = next((part for part in parts if part.module_path), parts[0])
     return attrs.evolve(first, merged=parts)

@@ -1,4 +1,4 @@
-"""The parameters of the original's `forward`, with their defaults."""
+"""Parameters of the original `forward`, with defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ir.attributes import literal_of
 
 
 class ParameterKind(enum.Enum):
-    """How an argument reaches a parameter, as `inspect` has it."""
+    """The kinds of `inspect.Parameter`."""
 
     POSITIONAL_ONLY = enum.auto()
     POSITIONAL_OR_KEYWORD = enum.auto()
@@ -29,15 +29,15 @@ class NoDefault(enum.Enum):
 
 
 NO_DEFAULT = NoDefault.NO_DEFAULT
-"""Stands for the default of a parameter that has none: None is a default."""
+"""The default of a parameter that has none; None is a default."""
 
 
 @attrs.frozen
 class ParameterSpec:
-    """A parameter of the original's `forward`.
+    """A parameter of the original `forward`.
 
-    `default` is a literal, a plain tuple, list or dict of literals, `NO_DEFAULT`, or an `UnknownObject` where it is
-    something that no text can hold.
+    `default` is a literal, a plain tuple, list or dict of literals, `NO_DEFAULT`, or an `UnknownObject` for anything
+    else.
     """
 
     name: str
@@ -46,7 +46,7 @@ class ParameterSpec:
 
 
 def parameters_of_signature(signature: inspect.Signature) -> tuple[ParameterSpec, ...]:
-    """Return the parameters of a signature; only the class is kept of a default that is no literal."""
+    """Return the parameters of a signature; of a default that is not a literal, only the class is kept."""
     return tuple(
         ParameterSpec(
             name,

@@ -16,12 +16,13 @@ from ir.core import Graph, Value
 from ir.errors import VerificationError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.parameters import ParameterSpec
+from ir.spelling import free_name
 from ir.text.printer import print_program
 from ir.types import TensorType
 
 
 class WeightKind(enum.Enum):
-    """What a weight is in the module.
+    """The role of a weight in the module.
 
     Attributes:
         PARAMETER: an `nn.Parameter`.
@@ -31,15 +32,14 @@ class WeightKind(enum.Enum):
     PARAMETER = "parameter"
     BUFFER = "buffer"
     CONSTANT = "constant"
-    """A tensor that is no state of the model: a literal, or the result of constant folding."""
+    """A tensor outside of the model's state: a literal, or the result of constant folding."""
 
 
 @attrs.frozen
 class Derivation:
-    """How a weight was computed from original ones, so that an original checkpoint can be loaded.
+    """How a weight is computed from original ones, for loading an original checkpoint.
 
-    `program` is a program without weights whose inputs are the original tensors `sources`, in order, and whose only
-    output is the weight.
+    `program` has no weights. Its inputs are the original tensors `sources`, in order; its only output is the weight.
     """
 
     sources: tuple[str, ...]
@@ -53,7 +53,7 @@ class Weight:
     Attributes:
         kind: parameter, buffer, …
         type: type of its value.
-        data: the original tensor itself, never a copy; a meta tensor where the model is on the meta device, None in a
+        data: the original tensor itself, never a copy; a meta tensor if the model is on the meta device, None in a
             parsed program.
         requires_grad: whether it is trained.
         derivation: how it is computed from weights of the original; None for one of these.
@@ -69,9 +69,11 @@ class Weight:
     persistent: bool = True
     """Whether the weight is in the `state_dict`."""
     is_mutated: bool = False
-    """Whether the program writes it (running statistics, counters, caches): it is then never a constant."""
+    """Whether the program mutates it (running statistics, counters, caches); it is then not a constant."""
     carries_gradient: bool = False
-    """Whether calls leave a value with a gradient in it, which the next call reads."""
+    """Whether a call leaves a value with a gradient in it, which the next call reads."""
+    is_folded: bool = False
+    """Whether constant folding made it: it belongs to the program, not to the model, and goes where nothing uses it."""
     aliases: tuple[str, ...] = ()
     """Other names of the same tensor (tied weights)."""
     derivation: Derivation | None = None
@@ -82,13 +84,13 @@ class Weight:
 
     @property
     def is_constant(self) -> bool:
-        """Whether the data can neither be trained nor be written by the program."""
+        """Whether the data is neither trainable nor mutated."""
         return not self.is_mutated and not self.requires_grad and self.kind is not WeightKind.PARAMETER
 
 
 @attrs.frozen
 class Mutation:
-    """Output number `output` of the graph is written back to a buffer, or to an input, when the call ends."""
+    """A mutation at the end of the call: output number `output` of the graph is written to a buffer or an input."""
 
     output: int
     buffer: str | None = None
@@ -96,12 +98,11 @@ class Mutation:
     input: int | None = None
     """Number of the graph input."""
     is_assigned: bool = False
-    """Whether the original puts a new tensor in the buffer's place: the history of the old one ends, with or without
-    gradients in this call."""
+    """Whether the original assigns a new tensor to the buffer, which ends the autograd history of the old one."""
 
 
 ARGUMENT_KINDS = ("none", "sequence", "mapping", "any")
-"""What an argument of unknown type may be besides a tensor."""
+"""What an argument of unknown type may be, besides a tensor."""
 
 
 @attrs.frozen
@@ -122,7 +123,7 @@ class InputLeaf:
 class OutputLeaf:
     """One leaf of the flattened result: output number `value` of the graph, or a constant.
 
-    Where a mutation has the same output, the result is the written input or buffer itself.
+    Where a mutation has the same output, the result is the mutated input or buffer itself.
     """
 
     value: int | None
@@ -141,19 +142,19 @@ class CallingConvention:
     outputs: tuple[OutputLeaf, ...] = ()
     mutations: tuple[Mutation, ...] = ()
     views: dict[int, int] = attrs.field(factory=dict)
-    """Output -> output of the mutation that writes the buffer or input which it is a view of."""
+    """Output -> output of the mutation whose buffer or input it is a view of."""
     parameters: tuple[ParameterSpec, ...] = ()
-    """Parameters of the forward method; empty where the capture does not know them."""
+    """Parameters of `forward`; empty where they are not known."""
     keeps_order: bool = False
-    """Whether the keys of mappings among the arguments, `**kwargs` too, have to come in the order of `in_spec`."""
+    """Whether keys of mappings among the arguments, including `**kwargs`, must be in the order of `in_spec`."""
 
 
 @attrs.frozen
 class Surrounding:
-    """Surroundings in which the program must not be run, since the original does something else there.
+    """Surroundings in which the program must not run, since the original computes something else there.
 
-    `answers` are those that the original got on the captured call, one for each tensor among the inputs where they
-    differ by input (the order of its dimensions in memory, whether it requires a gradient); `place` is where it asks.
+    `answers` are those of the captured call, one for each input tensor where they differ by input (memory order of its
+    dimensions, whether it requires a gradient). `place` is where the original asks.
     """
 
     answers: tuple[bool | tuple[int, ...], ...] = ()
@@ -180,8 +181,7 @@ class SymbolRange:
 
 
 SWITCHES = ("train", "eval", "train_false")
-"""What switches modes: `train()`, `eval()`, and `train(False)` where an `eval()` of the model's own does something
-else."""
+"""Switches of the mode: `train()`, `eval()`, and `train(False)` where the model overrides `eval()`."""
 
 
 @attrs.define(eq=False)
@@ -203,23 +203,23 @@ class Program:
     weights: dict[str, Weight] = attrs.field(factory=dict)
     symbols: dict[sympy.Symbol, SymbolRange] = attrs.field(factory=dict)
     constraints: tuple[sympy.Basic, ...] = ()
-    """Relations between symbols that the capture took for granted, beside the ranges: `Eq(Mod(s0, 2), 0)`."""
+    """Relations between symbols that the capture assumed, beside the ranges: `Eq(Mod(s0, 2), 0)`."""
     module_modes: dict[str, bool] = attrs.field(factory=dict)
     """Module path -> `training`, of every module of the original (the root is '')."""
     module_aliases: dict[str, str] = attrs.field(factory=dict, kw_only=True)
-    """Another path of a module of the original -> its path in `module_modes`; what is below is found below that one."""
+    """Another path of a module of the original -> its path in `module_modes`; submodules are aliased, too."""
     location: Location = UNKNOWN_LOCATION
     opaques: dict[str, Any] = attrs.field(factory=dict)
     """Python callables that opaque operations call: name -> module or function."""
     mode_locked: str = ""
-    """Why the emitted module cannot be put into the other mode; empty where it can."""
+    """Why the emitted module cannot switch modes; empty if it can."""
     modes_after: Mapping[str, Mapping[str, bool]] = attrs.field(factory=dict)
-    """Switch -> module path -> `training` after it, of the modules that do not follow the switch.
+    """Switch -> module path -> `training` after it, for modules that do not follow the switch.
 
-    A switch is one of `SWITCHES`, of the root or, as in `backbone.train`, of a module with methods of its own.
+    A switch is one of `SWITCHES` of the root or, as in `backbone.train`, of a module that overrides it.
     """
     surroundings: Mapping[str, Surrounding] = attrs.field(factory=dict)
-    """Name (no_grad, inference_mode, autocast, layout, requires_grad) -> why the program refuses to run there."""
+    """Name (no_grad, inference_mode, autocast, layout, requires_grad) -> surroundings that the program refuses."""
 
     def add_weight(self, weight: Weight) -> Value:
         """Add a weight and return its value.
@@ -234,13 +234,9 @@ class Program:
         return weight.value
 
     def unique_weight_name(self, base: str) -> str:
-        """Return `base`, or `base_1`, `base_2`, … where it is taken, by another name of a tied weight too."""
+        """Return `base`, or `base_1`, `base_2`, … where it is taken; names of tied weights count."""
         taken = {*self.weights, *(alias for weight in self.weights.values() for alias in weight.aliases)}
-        name, number = base, 0
-        while name in taken:
-            number += 1
-            name = f"{base}_{number}"
-        return name
+        return free_name(base, taken.__contains__)
 
     def values(self) -> Iterator[Value]:
         """Yield weights, inputs and results, in order."""
@@ -254,6 +250,7 @@ class Program:
         return print_program(self)
 
 
-def weight_of(value: Value) -> Weight | None:
+def weight_of(value: Value | None) -> Weight | None:
     """Return the weight that `value` is, or None."""
-    return value.owner if isinstance(value.owner, Weight) else None
+    owner = None if value is None else value.owner
+    return owner if isinstance(owner, Weight) else None

@@ -1,25 +1,32 @@
-"""Messages about names that are not known."""
+"""Names: messages about unknown ones, and new ones beside those that are taken."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
 
 
 def nearest(unknown: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """Return the known names that look most like an unknown one, whatever their case."""
+    """Return the known names most similar to an unknown one, ignoring case."""
     folded = {name.lower(): name for name in sorted(known)}
     return [folded[near] for near in difflib.get_close_matches(unknown.lower(), folded, n=most)]
 
 
 def did_you_mean(unknown: str, known: Iterable[str], otherwise: str) -> str:
-    """Return a remedy for an unknown name: the nearest known ones, or another remedy where none is near."""
+    """Return a remedy for an unknown name: the nearest known ones, or `otherwise` if none is near."""
     near = nearest(unknown, known)
     return f"did you mean {', '.join(near)}?" if near else otherwise
 
 
 def known_names(unknown: str, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the nearest known one, and all of them."""
+    """Return the end of a message about an unknown name: the nearest known name, and all known ones."""
     names = sorted(known)
     hint = "".join(f"did you mean {near!r}? " for near in nearest(unknown, names, 1))
     return f"{hint}known: {', '.join(names) or 'none'}"
+
+
+def free_name(base: str, is_taken: Callable[[str], bool]) -> str:
+    """Return `base`, or the first of `base_1`, `base_2`, … that is not taken."""
+    numbered = (f"{base}_{number}" for number in itertools.count(1))
+    return next(name for name in itertools.chain((base,), numbered) if not is_taken(name))

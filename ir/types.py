@@ -46,8 +46,7 @@ CPU = torch.device("cpu")
 class TensorType:
     """The type of a tensor value.
 
-    `shape` is None where even the rank is unknown; a dimension is None where it is unknown. Unknown parts occur only in
-    programs that came from FX graphs without shapes. `device` is None where it is unknown.
+    Unknown parts occur only in programs from FX graphs without shapes.
 
     Attributes:
         shape: a size for each dimension, None for an unknown one; None where the rank is unknown.
@@ -101,7 +100,7 @@ class ScalarType:
 
 @attrs.frozen(slots=True)
 class OpaqueType:
-    """The type of a result that is no tensor or scalar (what an opaque call returned)."""
+    """The type of a result of an opaque call that is neither a tensor nor a scalar."""
 
     def __str__(self) -> str:
         return "opaque"
@@ -113,7 +112,7 @@ UNKNOWN_TENSOR = TensorType(None, None, None)
 
 
 def simplify_dim(dim: Dim) -> Dim:
-    """Return `dim` in its expanded form, as a plain int when it is constant."""
+    """Return `dim` in expanded form, as a plain int if it is constant."""
     if type(dim) is int:
         return dim
     if isinstance(dim, int):  # bool, numpy
@@ -129,7 +128,7 @@ def product(dims: Sequence[Dim]) -> Dim: ...
 @overload
 def product(dims: Sequence[Dim | None]) -> Dim | None: ...
 def product(dims: Sequence[Dim | None]) -> Dim | None:
-    """Return the product of sizes, or None where one is unknown."""
+    """Return the product of sizes, or None if one is unknown."""
     result: Dim = 1
     for dim in dims:
         if dim is None:
@@ -164,7 +163,7 @@ def types_equal(a: Type, b: Type) -> bool:
 
 
 def types_agree(a: Type, b: Type) -> bool:
-    """Return whether two types are the same as far as both are known; nothing is known of an opaque type."""
+    """Return whether two types are the same as far as both are known; opaque types agree with all."""
     return isinstance(a, OpaqueType) or isinstance(b, OpaqueType) or _match(a, b, _agree)
 
 
@@ -227,7 +226,7 @@ def type_of_tensor(tensor: torch.Tensor) -> TensorType:
 
 
 def wrap(dim: object, rank: int) -> int | None:
-    """Return a dimension's number counted from the front, or None where it is no int in range."""
+    """Return the number of a dimension, counted from the front; None if it is not an int in range."""
     bound = max(rank, 1)
     if type(dim) is not int or not -bound <= dim < bound:
         return None

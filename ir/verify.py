@@ -1,10 +1,10 @@
-"""The verifier: what must hold of every program, between any two passes.
+"""The verifier: the invariants of every program between passes.
 
 * The list of operations is well linked, ends in the one `return`, and operations know their graph.
 * Every value is defined once, and before its uses; a body uses its own inputs and results only.
-* Use lists are exact: what uses a value is listed, as often as it does, and nothing else is.
+* Use lists are exact: they have each use, and nothing else.
 * Operands and attributes are those of the operator's schema; operators are functional.
-* Result types equal those inferred anew, as far as both are known.
+* Result types equal those of inference, as far as both are known.
 * Weights are in `Program.weights` under their names, and each name means one weight.
 * Symbols are declared, and the calling convention names what exists.
 """
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import sympy
 import torch
 
-from ir.attributes import ATTRIBUTE_TYPES, Attribute, Ref, attribute_key, iter_leaves
+from ir.attributes import ATTRIBUTE_TYPES, Attribute, Ref, iter_leaves
 from ir.builder import infer_operation
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import GraphwrightError, VerificationError
@@ -34,7 +34,7 @@ _ELEMENT_MAY_BE_ABSENT = "List[Optional[Tensor]]"
 
 
 def verify(program: Program) -> None:
-    """Check every invariant of a program; the time is linear in its size.
+    """Check every invariant of a program, in linear time.
 
     Raises:
         VerificationError: for the first invariant that does not hold. Its notes show the operation with ten others on
@@ -47,11 +47,10 @@ class _Verifier:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.symbols = set(program.symbols)
-        # Values and operations are kept, not ids of theirs: nothing that was checked may be collected meanwhile.
+        # Values and operations, not their ids: nothing that was checked may be collected meanwhile.
         self.uses: dict[Value, dict[Operation, int]] = {}
         self.operations: set[Operation] = set()
         self._known_expressions: set[sympy.Expr] = set()
-        self._inferred: dict[Any, tuple[Type, ...]] = {}
 
     def run(self) -> None:
         self._symbols()
@@ -86,7 +85,7 @@ class _Verifier:
                 self._fail(f"the range {bounds} of symbol {name!r} is empty")
         for constraint in self.program.constraints:
             if not constraint.is_Relational:
-                self._fail(f"the constraint {constraint} is no relation")
+                self._fail(f"the constraint {constraint} is not a relation")
             self._expression(constraint, f"the constraint {constraint}", None)
 
     def _weights(self) -> None:
@@ -263,12 +262,12 @@ class _Verifier:
         for leaf in leaves:
             if not isinstance(leaf, ATTRIBUTE_TYPES):
                 kind = type(leaf).__qualname__
-                self._fail(f"attribute {name!r} of {op.name} holds a {kind}, which is no attribute value", op)
+                self._fail(f"attribute {name!r} of {op.name} holds a {kind}, which is not an attribute value", op)
             if isinstance(leaf, sympy.Expr):
                 self._expression(leaf, f"attribute {name!r} of {op.name}", op)
 
     def _references(self, op: Operation) -> None:
-        """Check that attributes refer to exactly the operands after those of the schema; of opaque calls, to any."""
+        """Check that attributes refer to exactly the operands after those of the schema; in opaque calls, to any."""
         first, count = op.num_schema_operands, len(op.operands)
         lowest = 0 if op.opdef is OPAQUE else first
         referred: set[int] = set()
@@ -311,7 +310,7 @@ class _Verifier:
 
     def _result_types(self, op: Operation) -> None:
         try:
-            inferred = self._infer(op)
+            inferred = infer_operation(op)
         except GraphwrightError as error:
             self._fail(f"the operands of {op.name} do not fit it: {error.message}", op, error)
         if len(inferred) != len(op.results):
@@ -319,18 +318,6 @@ class _Verifier:
         for value, type_ in zip(op.results, inferred, strict=True):
             if not types_agree(value.type, type_):
                 self._fail(f"result {value.index} of {op.name} has type {value.type}, inference gives {type_}", op)
-
-    def _infer(self, op: Operation) -> tuple[Type, ...]:
-        """Infer anew; the slow rule (running the operator on fake tensors) is asked once for equal questions."""
-        if op.body is not None or (op.opdef.infer is not None and op.num_schema_operands == len(op.operands)):
-            return infer_operation(op)
-        types = tuple([None if v is None else v.type for v in op.operands])
-        attributes = tuple([(name, attribute_key(value)) for name, value in op.attributes.items()])
-        key = (op.opdef, op.segments, types, attributes)
-        known = self._inferred.get(key)
-        if known is None:
-            known = self._inferred[key] = infer_operation(op)
-        return known
 
     # Types
 
@@ -390,7 +377,7 @@ class _Verifier:
             if mutation.buffer is not None:
                 weight = self.program.weights.get(mutation.buffer)
                 if weight is None:
-                    self._fail(f"a mutation writes {mutation.buffer!r}, which is no weight of the program")
+                    self._fail(f"a mutation writes {mutation.buffer!r}, which is not a weight of the program")
                 if not weight.is_mutated:
                     self._fail(f"a mutation writes weight {mutation.buffer!r}, which is not marked as mutated")
             elif mutation.input is not None and not 0 <= mutation.input < num_inputs:
@@ -404,7 +391,7 @@ class _Verifier:
 
 
 def _leaves_of_tuples(value: Attribute) -> Iterator[Attribute]:
-    """Yield what an attribute of tuples holds; lists and the like are no attribute values but of opaque calls."""
+    """Yield the leaves of nested tuples; only opaque calls may have lists and the like."""
     if isinstance(value, tuple):
         for item in value:
             yield from _leaves_of_tuples(item)

@@ -12,8 +12,8 @@ from ir.errors import PatternError
 from ir.program import Program
 from passes.canonicalize import Canonicalize
 from passes.canonicalize.respelled import respelled_operators, spelled_otherwise
-from passes.manager.manager import Pass, PassContext, as_patterns
-from passes.manager.text import PATTERNS
+from passes.manager.manager import Pass, PassContext
+from passes.manager.options import PATTERNS, as_patterns
 from passes.rewrite.driver import run_sweep, run_worklist
 from passes.rewrite.matching import RuleIndex
 from passes.rewrite.pattern import Pattern, instantiate
@@ -21,7 +21,7 @@ from passes.rewrite.remarks import Remark
 
 
 def _refuse(kind: str, instead: str, is_kind: Callable[[Pattern], bool]) -> Callable[[Any, Any, Any], None]:
-    """Return a validator that refuses patterns of a kind, which belong into another pass."""
+    """Return a validator that refuses patterns which belong in another pass."""
 
     def validate(pass_: Pass, attribute: Any, patterns: Any) -> None:
         for rule in instantiate(patterns):
@@ -40,7 +40,7 @@ def _refuse(kind: str, instead: str, is_kind: Callable[[Pattern], bool]) -> Call
 
 
 def _warn_of_respelled(pass_: Pass, index: RuleIndex, program: Program, context: PassContext) -> None:
-    """Warn of rules that wait for operators which canonicalization, before this pass, has left none of.
+    """Warn of rules that match operators which canonicalization has respelled before this pass.
 
     A rule that the pass tried before canonicalization, or that matched after all, is in order.
     """
@@ -85,7 +85,7 @@ class Convert(Pass):
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the patterns with a worklist; rewrites and near misses are recorded."""
         index = RuleIndex(instantiate(self.patterns))
-        run_worklist(program, index, context.log, record=True, report_misses=True)
+        run_worklist(program, index, context.log, record=True)
         _warn_of_respelled(self, index, program, context)
 
 

@@ -1,4 +1,4 @@
-"""What the conversions and fusions of attention share: proving that projections are split into heads."""
+"""Proof that projections are split into heads, for conversions and fusions of attention."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def find_in_projection(query: Value, key: Value, value: Value) -> InProjection |
 def _order(
     linears: list[Operation | None], traced: list[tuple[Value, list[tuple[Operation, int]]]], heads: int, head_dim: int
 ) -> bool | str:
-    """Return whether the split is batch first, or why it is no split into heads."""
+    """Return whether the split is batch first, or why it is not a split into heads."""
     width = heads * head_dim
     joint = linears[0] is linears[1]
     for batch_first in (True, False):

@@ -1,1 +1,1 @@
-"""From a model to a graph of PyTorch."""
+"""The capture of a model as a graph of PyTorch."""

@@ -1,4 +1,4 @@
-"""From a model to a graph of PyTorch's: an exported program, or an FX graph as it is."""
+"""The capture of a model: as an exported program, or as an FX graph."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from compiler.capture.export import ExportCapture, Stage
 from compiler.capture.inputs import bind_inputs, check_inputs, check_layouts, check_names, sharing, unshared
 from compiler.capture.opaque import chosen_modules
 from compiler.capture.symbolic import trace_symbolically
+from compiler.usercode.copies import structural_copy
 from ir.errors import CaptureError, InputError
 
 
@@ -35,22 +36,22 @@ def capture(
     training: bool | None = None,
     run: Stage = _run,
 ) -> Captured:
-    """Capture a model in the modes that its submodules are in; the model is left as it was, also on failure.
+    """Capture a model in its present modes. The model is not changed, even on failure.
 
     Args:
         model: an `nn.Module`, an `ExportedProgram`, or an `fx.GraphModule`. An `nn.Module` without inputs is traced
-            with torch.fx, and nothing is known of its inputs' types.
-        example_inputs: the positional arguments of one call (a bare tensor is accepted).
+            with torch.fx, and the types of its inputs are unknown.
+        example_inputs: the positional arguments of one call, or a bare tensor.
         example_kwargs: its keyword arguments.
         dynamic_shapes: as in `torch.export.export`.
-        leaf_modules: submodules (objects, classes, paths) that are kept as opaque calls.
-        training: the mode that an `ExportedProgram` was captured in, where no layer of its graph tells.
-        run: runs the real runs of the model ("observe") and the rest ("capture"), each under its name.
+        leaf_modules: submodules (objects, classes, paths) that become opaque calls.
+        training: the mode in which an `ExportedProgram` was captured, where no layer of its graph tells.
+        run: runs each stage ("observe" the real runs, "capture" the rest) under its name.
 
     Raises:
         InputError: when an argument is wrong.
-        CaptureError: when the model cannot be captured, or capturing it would change its meaning; the message names
-            module path, file and line, the construct and the remedy.
+        CaptureError: when the model cannot be captured without a change of its meaning; the message names module path,
+            file and line, the construct and the remedy.
     """
     if torch.is_autocast_enabled("cpu") or (torch.cuda.is_available() and torch.is_autocast_enabled("cuda")):
         raise CaptureError(
@@ -112,8 +113,9 @@ def capture(
     if example_inputs is None and example_kwargs is None:
         if dynamic_shapes is not None:
             raise InputError("dynamic_shapes= needs example inputs")
-        opaques = chosen_modules(model, leaf_modules)
-        traced = run("capture", lambda: trace_symbolically(model, opaques.values()))
+        twin = structural_copy(model)
+        opaques = chosen_modules(twin, list(chosen_modules(model, leaf_modules)))
+        traced = run("capture", lambda: trace_symbolically(twin, opaques.values()))
         return Captured(module=traced, graph_module=traced, is_traced=True, opaques=opaques)
     bound = bind_inputs(model, args, kwargs, dynamic_shapes)
     check_layouts(model, bound.args, bound.kwargs)
@@ -124,12 +126,12 @@ def capture(
 
 
 def _check_not_compiled(model: nn.Module) -> None:
-    """Check that neither a model nor a submodule is what `torch.compile` returned.
+    """Refuse models and submodules that `torch.compile` returned.
 
     Raises:
         InputError: when one is.
     """
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # it takes long to import, and without it there is none
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # slow to import; if it is not, there are none
     for path, module in model.named_modules():
         if dynamo is None or not isinstance(module, dynamo.OptimizedModule):
             continue

@@ -1,4 +1,4 @@
-"""What the capture of a model hands to the lowering."""
+"""The result of a capture, which is the input of the lowering."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ class Traced:
 
     exported: ExportedProgram
     assigned: tuple[str, ...] = ()
-    """Buffers in whose place forward puts new tensors: these are in a tuple behind the result."""
+    """Buffers that forward replaces; their new tensors are in a tuple after the result."""
     stride_guards: Mapping[ShapeEnv, Collection[int]] = attrs.field(factory=dict)
-    """Numbers of the guards that say whether a fake tensor is contiguous."""
+    """Numbers of the guards on whether a fake tensor is contiguous."""
 
 
 Second = Callable[[], tuple[Traced | None, str]]
-"""Captures the model in the opposite mode; returns it, or why that is not possible."""
+"""Captures the model in the opposite mode; returns the trace, or why that is not possible."""
 
 
 @attrs.frozen(eq=False)
 class Captured:
-    """What `lower` makes a program from."""
+    """The input of `lower`."""
 
     module: nn.Module | None = None
-    """The user's module: its tensors are the program's weights. None for an ExportedProgram."""
+    """The module whose tensors are the weights of the program. None for an ExportedProgram."""
     traced: Traced | None = None
     graph_module: fx.GraphModule | None = None
-    """An FX graph that is lowered as it is, without `torch.export`."""
+    """An FX graph that is lowered without `torch.export`."""
     is_traced: bool = False
-    """Whether that graph is our trace of a module, in which every argument was a tensor."""
+    """Whether that graph is our own trace of a module, with a tensor for every argument."""
     symbol_names: Mapping[str, str] = attrs.field(factory=dict)
-    """Torch's name of a symbol -> the user's."""
+    """PyTorch's name of a symbol -> the user's name."""
     opaques: Mapping[str, nn.Module] = attrs.field(factory=dict)
-    """Modules kept as they are: path -> a copy of the module with the same tensors."""
+    """Path of an opaque module -> a copy of it with the same tensors."""
     writers: frozenset[str] = frozenset()
-    """Paths of opaque modules that write to their arguments."""
+    """Paths of opaque modules that mutate their arguments."""
     irregular: frozenset[str] = frozenset()
-    """Paths of the traced modules whose mode is read by other code than that of a layer about itself."""
+    """Paths of the traced modules whose mode is read by code outside of the layer itself."""
     second: Second | None = None
     """The capture with those modules in the opposite mode."""
     observed: Observed | None = None
-    """What real runs of the model showed; None where there were none."""
+    """What real runs of the model showed, if there were any."""
     has_example: bool = False
-    """Whether `args` and `kwargs` are those of an example call."""
+    """Whether `args` and `kwargs` come from an example call."""
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = attrs.field(factory=dict)
     keeps_order: bool = False
-    """Whether the order of the keys in mappings among the arguments has a meaning."""
+    """Whether the model depends on the order of keys in mappings among the arguments."""
     sharing: tuple[frozenset[int], ...] = ()
-    """Groups of tensor arguments that overlapped in memory, by their numbers."""
+    """Groups of tensor arguments that overlap in memory, by number."""
     training: bool | None = None
-    """The mode of an ExportedProgram, where the user says it."""
+    """The mode of an ExportedProgram, if the user gives it."""

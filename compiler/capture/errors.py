@@ -1,4 +1,4 @@
-"""Why a capture failed, in the user's terms: module path, file and line, construct, remedy."""
+"""Errors of the capture in the user's terms: module path, file and line, construct, remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import attrs
@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.capture.restricted_sizes import methods_of, size_restricted, with_shapes
 from compiler.usercode.error_text import first_lines, frames_of
-from compiler.usercode.locations import is_user_file, kept_with
+from compiler.usercode.locations import is_inside, is_user_file, kept_with, names_in
 from compiler.usercode.state import Change, location_of_module
 from ir.errors import CaptureError, GraphwrightError, InferenceError
 from ir.locations import Location
@@ -31,7 +31,7 @@ _ASSIGNED = re.compile(r"tensor attributes? self\.(\S+)")
 
 @contextmanager
 def partial_graphs_unprinted() -> Iterator[None]:
-    """Keep `torch.export` from printing the graph so far to standard error when it fails; all else is printed after."""
+    """Keep `torch.export` from printing a partial graph to standard error; other output is printed at the end."""
     held = io.StringIO()
     graph = ""
     try:
@@ -45,7 +45,7 @@ def partial_graphs_unprinted() -> Iterator[None]:
 
 
 def location_of_error(error: BaseException, model: nn.Module) -> Location:
-    """Return the innermost place in the user's code that a traceback passed through, and its module."""
+    """Return the innermost location in the user's code in a traceback, with its module."""
     paths = {id(module): path for path, module in model.named_modules()}
     path, class_name, file, line = "", "", "", 0
     found = False
@@ -54,22 +54,22 @@ def location_of_error(error: BaseException, model: nn.Module) -> Location:
         if isinstance(owner, nn.Module) and id(owner) in paths:
             path, class_name = paths[id(owner)], f"{type(owner).__module__}.{type(owner).__qualname__}"
             found = True
-        # frames outside of the model are the caller's, up to the first of one of its modules
+        # frames above the first one of the model's modules are the caller's
         if found and is_user_file(frame.f_code.co_filename):
             file, line = frame.f_code.co_filename, number
     return Location(path, class_name, file, line)
 
 
 def _keep(path: str, module: nn.Module) -> str:
-    """Return the remedy of keeping a module as an opaque call; the model itself cannot be one."""
+    """Return the remedy of making a module opaque; the model itself cannot be."""
     if path:
         return kept_with(path)
     name = type(module).__name__
-    return f"move that part of {name}.forward into a submodule and keep that one as it is with leaf_modules="
+    return f"move that part of {name}.forward into a submodule and keep that one as is with leaf_modules="
 
 
 def example_fails(error: Exception, model: nn.Module) -> CaptureError:
-    """Return the error for a model that fails on its example inputs without any capture."""
+    """Return the error for a model that itself fails on its example inputs."""
     if isinstance(error, CaptureError):
         return error
     return CaptureError(
@@ -80,7 +80,7 @@ def example_fails(error: Exception, model: nn.Module) -> CaptureError:
 
 
 def exported_fails(error: Exception) -> CaptureError:
-    """Return the error for an exported program that fails on the inputs that it was exported with."""
+    """Return the error for an exported program that itself fails on its example inputs."""
     return CaptureError(
         f"the exported program itself fails on its example inputs: {type(error).__name__}: {first_lines(error)}; it "
         "has every call that was traced, one that raised and was caught (`try:`) as well",
@@ -126,7 +126,7 @@ def explain(error: Exception, model: nn.Module) -> CaptureError:
             f"dynamic_shapes fixes a size that the example has not: {with_shapes(first_lines(error, 1))}",
             remedy='a number is the size itself; write torch.export.Dim("batch") for one that may change',
         )
-    # the last is how torch's solver ends where a limit is no whole number
+    # the last is how torch's solver fails where a limit is not a whole number
     if "Constraints violated" in text or "specialized" in text or "Expected op to be" in text:
         return size_restricted(error, model, location)
     if "assigned during export" in text:
@@ -163,7 +163,7 @@ _ABOUT_DYNAMIC_SHAPES = ("torch/export/dynamic_shapes.py", "torch/_export/non_st
 
 
 def _raised_in_distributions(error: BaseException) -> bool:
-    """Return whether the innermost code that Python ran above the tracer is that of a distribution."""
+    """Return whether the innermost code above the tracer is that of a distribution."""
     home = "torch/distributions/"
     found = False
     for frame, _ in frames_of(error):
@@ -176,7 +176,7 @@ def _raised_in_distributions(error: BaseException) -> bool:
 
 
 def _raised_in(error: BaseException, files: tuple[str, ...]) -> bool:
-    """Return whether an error was raised by the code of certain files of PyTorch."""
+    """Return whether an error was raised in one of some files of PyTorch."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
@@ -184,21 +184,20 @@ def _raised_in(error: BaseException, files: tuple[str, ...]) -> bool:
 
 
 def foreign_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the outermost modules, by path, that torch.export cannot look into: TorchScript, packed weights."""
+    """Return the outermost modules, by path, that torch.export cannot trace: TorchScript, packed weights."""
     found: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
-        inside = any(path.startswith(f"{other}.") for other in found)
         held = isinstance(module, torch.jit.ScriptModule) or any(
             isinstance(item, torch.ScriptObject) for item in module.__dict__.values()
         )
-        if path and held and not inside:
+        if path and held and not is_inside(path, found):
             holder = _holder(path, model)
             found[holder] = model.get_submodule(holder)
     return found
 
 
 def _holder(path: str, model: nn.Module) -> str:
-    """Return the path of the layer whose packed weights a module is."""
+    """Return the path of the layer whose packed weights a module holds; else of the module itself."""
     parent = path.rpartition(".")[0]
     packed = type(model.get_submodule(path)).__name__ == "LinearPackedParams"
     return parent if packed and parent else path
@@ -211,12 +210,12 @@ def _foreign(error: Exception, modules: dict[str, nn.Module]) -> CaptureError:
     return CaptureError(
         f"{names} is {kind}, which torch.export cannot trace: {type(error).__name__}: {first_lines(error, 1)}",
         location=location_of_module(path, module),
-        remedy=f"keep it as it is with leaf_modules={list(modules)!r}, or transform the model as it was before",
+        remedy=f"keep it as is with leaf_modules={list(modules)!r}, or transform the model as it was before",
     )
 
 
 def _around_packed(error: BaseException, path: str, model: nn.Module) -> str:
-    """Return the module to keep: where it is given a packed sequence, the one around it, which packs and unpacks."""
+    """Return the module to keep: with a packed sequence among its arguments, the one around it, which packs it."""
     for frame, _ in frames_of(error):
         held = frame.f_locals
         if held.get("self") is model.get_submodule(path) and any(isinstance(v, PackedSequence) for v in held.values()):
@@ -225,7 +224,7 @@ def _around_packed(error: BaseException, path: str, model: nn.Module) -> str:
 
 
 def check_no_packed(tree: Any, path: str, module: nn.Module) -> None:
-    """Check the arguments, or the result, of a module that is kept as it is.
+    """Check the arguments or the result of an opaque module.
 
     Raises:
         CaptureError: when there is a packed sequence among them.
@@ -234,7 +233,7 @@ def check_no_packed(tree: Any, path: str, module: nn.Module) -> None:
         return
     around = path.rpartition(".")[0]
     raise CaptureError(
-        f"`{path}` is given or returns a PackedSequence, and what is kept as it is takes and returns tensors",
+        f"`{path}` is given or returns a PackedSequence, and an opaque module takes and returns tensors",
         location=location_of_module(path, module),
         remedy=f"keep the module around it, which packs and unpacks the sequence, with leaf_modules=[{around!r}]"
         if around
@@ -250,7 +249,7 @@ _OF_TENSORS = ("torch.dtype", "torch.device", "torch.layout")
 
 
 def _unknown_class(error: Exception, model: nn.Module) -> CaptureError:
-    """Return the error for an argument or a result of a class that no pytree knows."""
+    """Return the error for an argument or a result of a class that pytree does not know."""
     text = str(error)
     what = "an argument" if "input type" in text else "a result"
     found = re.search(r"<class '([^']*)'>", text)
@@ -274,30 +273,23 @@ def _unknown_class(error: Exception, model: nn.Module) -> CaptureError:
 
 
 def _that_names(model: nn.Module, *names: str) -> Location | None:
-    """Return the innermost module whose own code, or a function that it holds, names one of `names`."""
+    """Return the innermost module whose code, or a function in its attributes, names one of `names`."""
     found = None
     for path, module in model.named_modules():
         held = (item.__code__ for item in module.__dict__.values() if isinstance(item, FunctionType))
         for code in (*methods_of(type(module)), *held):
-            if is_user_file(code.co_filename) and not set(names).isdisjoint(_names_in(code)):
+            if is_user_file(code.co_filename) and not set(names).isdisjoint(names_in(code)):
                 found = attrs.evolve(location_of_module(path, module), file=code.co_filename, line=code.co_firstlineno)
     return found
 
 
-def _names_in(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names_in(constant)
-
-
 def is_of_functorch(target: Any) -> bool:
-    """Return whether a function in a graph is one by which functorch (torch.vmap, torch.func) does its work."""
+    """Return whether a function in a graph is internal to functorch (torch.vmap, torch.func)."""
     return "functorch" in (getattr(target, "__module__", "") or "")
 
 
 def _is_transformation(error: BaseException) -> bool:
-    """Return whether the tracer failed in a transformation of functions."""
+    """Return whether the tracer failed in a function transformation."""
     if "functorch tensor" in str(error):
         return True
     return any(frame.f_code.co_filename.replace("\\", "/").endswith(_TRANSFORMATIONS) for frame, _ in frames_of(error))
@@ -308,7 +300,7 @@ _TRANSFORMATIONS = ("torch/_functorch/eager_transforms.py", "torch/_functorch/vm
 
 
 def no_operator(target: Any, location: Location, model: nn.Module | None) -> CaptureError:
-    """Return the error for a function in a graph that is no operator."""
+    """Return the error for a function in a graph that is not an operator."""
     name = getattr(target, "__name__", repr(target))
     path = location.module_path
     keep = kept_with(path) if path or model is None else _keep("", model)
@@ -319,16 +311,13 @@ def no_operator(target: Any, location: Location, model: nn.Module | None) -> Cap
             location=location,
             remedy=f"write it with operators (on the stacked tensors, for vmap), or {keep}",
         )
-    return CaptureError(f"the graph calls {name!r}, which is no operator", location=location, remedy=keep)
+    return CaptureError(f"the graph calls {name!r}, which is not an operator", location=location, remedy=keep)
 
 
 def at_operation(error: GraphwrightError, location: Location, advice: str = "") -> GraphwrightError:
-    """Return an error with the operation that it is about, and with a remedy where it is one of types.
+    """Return an error with the location of its operation, and with a remedy if it is about types.
 
-    Args:
-        error: what was raised for the operation.
-        location: of the operation.
-        advice: the remedy of an error of types; the general one where it is empty.
+    That is `advice`, or a general one if it is empty.
     """
     place, remedy = error.location or location, error.remedy
     if remedy is None and isinstance(error, InferenceError) and advice:
@@ -336,16 +325,14 @@ def at_operation(error: GraphwrightError, location: Location, advice: str = "") 
     elif remedy is None and isinstance(error, InferenceError):
         path = place.module_path
         what = f"leaf_modules=[{path!r}]" if path else "leaf_modules=, in a submodule of its own"
-        remedy = f"write it with other operators, or keep the code that calls it as it is with {what}"
+        remedy = f"write it with other operators, or keep the code that calls it as is with {what}"
     return type(error)(error.message, location=place, remedy=remedy)
 
 
 def state_change(changed: Sequence[Change], opaques: Collection[str] = ()) -> CaptureError:
     """Return the error for a model that changes attributes of its modules in forward.
 
-    Args:
-        changed: what it changes.
-        opaques: paths of the modules that are kept as they are, whose own code was not called.
+    `opaques` are the paths of opaque modules, whose own code was not called.
     """
     path, module, _ = changed[0]
     every = list(dict.fromkeys(f"`{p}.{n}`" if p else f"`{n}`" for p, _, n in changed))
@@ -361,14 +348,14 @@ def state_change(changed: Sequence[Change], opaques: Collection[str] = ()) -> Ca
             "use torch.nn.utils.parametrizations in place of the older weight_norm and spectral_norm, and make a "
             "pruning permanent with torch.nn.utils.prune.remove"
         )
-    if any(path == kept or path.startswith(f"{kept}.") for kept in opaques):
+    if is_inside(path, opaques):
         remedy = (
-            f"keep the module that sets it as it is with leaf_modules=, not `{path}` alone; or, where it is set once "
+            f"keep the module that sets it as is with leaf_modules=, not `{path}` alone; or, where it is set once "
             "for good, call the model once before it is transformed"
         )
     kind = "what buffers are" if changed[0][2] in module._buffers else "Python state"
     return CaptureError(
-        f"forward changes {kind}: {names}; a captured graph would change it never again",
+        f"forward changes {kind}: {names}; a captured graph would not change it",
         location=location_of_module(path, module),
         remedy=remedy,
     )

@@ -1,4 +1,4 @@
-"""One capture of an `nn.Module` through `torch.export`: the model is observed, and a copy of it is traced."""
+"""The capture of an `nn.Module` by `torch.export`: a copy of it is run for real, and traced."""
 
 from __future__ import annotations
 
@@ -44,11 +44,13 @@ from compiler.capture.patches import (
     functions_refused,
     inference_mode_as_no_grad,
     mode_reads,
+    patched,
     stacks_of_leaves,
     with_parameters_kept,
 )
 from compiler.emitted.graphmodule import assignments_seen
 from compiler.usercode.copies import structural_copy
+from compiler.usercode.locations import is_inside
 from compiler.usercode.state import (
     Change,
     ModuleState,
@@ -62,14 +64,14 @@ from ir.errors import CaptureError, GraphwrightError
 
 
 class Stage(Protocol):
-    """Runs a part of the work under a name."""
+    """Runs one stage of the work under a name."""
 
     def __call__(self, name: str, function: Callable[[], Any], /) -> Any:
-        """Return what the function does."""
+        """Return the result of the function."""
 
 
 class ExportCapture:
-    """The capture of one model on example inputs."""
+    """The capture of a model on example inputs."""
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> None:
         self.original = model
@@ -85,17 +87,12 @@ class ExportCapture:
         self.opaques: dict[str, nn.Module] = {}
         self.records: Mapping[str, list[CallRecord]] = {}
         self.assigned: tuple[str, ...] = ()
-        """Buffers in whose place the last traced call put new tensors."""
+        """Buffers that the last traced call replaced."""
         self.stride_guards: Mapping[ShapeEnv, Collection[int]] = {}
-        """Numbers of the guards of the last trace that say whether a fake tensor is contiguous."""
+        """Numbers of the guards of the last trace on whether a fake tensor is contiguous."""
 
     def capture(self, leaf_modules: Sequence[Any], run: Stage) -> Captured:
-        """Observe the model and trace it.
-
-        Args:
-            leaf_modules: what `capture` takes.
-            run: runs the observation and the rest, each under its name.
-        """
+        """Observe the model, and trace it; each stage is run under its name."""
         chosen_modules(self.original, leaf_modules)
         if on_meta(self.original, self.args, self.kwargs):
             self.model = structural_copy(self.original)
@@ -115,7 +112,7 @@ class ExportCapture:
         return observe(self.original, self.args, self.kwargs, wanted, kept, of_one_size=self.dynamic_shapes is None)
 
     def _paths(self, leaf_modules: Sequence[Any]) -> list[str]:
-        """Return the paths of the chosen modules; objects are those of the user's model, not of its copy."""
+        """Return the paths of the chosen modules, which are modules of the user's model and not of the copy."""
         return list(chosen_modules(self.original, leaf_modules))
 
     def _capture(self, leaf_modules: Sequence[Any]) -> Captured:
@@ -129,8 +126,7 @@ class ExportCapture:
                 traced = self._traced()
         irregular = {path for path, module in model.named_modules() if id(module) in read_of}
         irregular |= set(mode_readers(model)) if self.observed is None else self.observed.irregular
-        inside = tuple(f"{path}." for path in self.opaques)
-        outside = frozenset(path for path in irregular if path not in self.opaques and not path.startswith(inside))
+        outside = frozenset(path for path in irregular if not is_inside(path, self.opaques))
         return Captured(
             module=model,
             traced=traced,
@@ -149,7 +145,7 @@ class ExportCapture:
     # ---- opaque modules ----
 
     def _choose(self, chosen: Mapping[str, nn.Module], candidates: Mapping[str, nn.Module]) -> None:
-        """Decide which modules are opaque, by what they did in the observed runs."""
+        """Decide which modules are opaque, by their behaviour in the observed runs."""
         wanted = {**chosen, **candidates}
         if not wanted:
             return
@@ -158,13 +154,10 @@ class ExportCapture:
             opaque = dict(chosen) | {
                 path: module for path, module in candidates.items() if self._changes_with_mode(path, module)
             }
-        paths = tuple(opaque)
-        self.opaques = {
-            path: module for path, module in opaque.items() if not any(path.startswith(f"{other}.") for other in paths)
-        }
+        self.opaques = {p: module for p, module in opaque.items() if not is_inside(p.rpartition(".")[0], opaque)}
 
     def _kept_modules(self, chosen: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-        """Return copies of the opaque modules: those that were chosen have the user's state, not that after a call."""
+        """Return copies of the opaque modules; those that the user chose have the state before any call."""
         user = structural_copy(self.original) if self.observed is not None and chosen else None
         return {
             path: user.get_submodule(path) if user is not None and path in chosen else structural_copy(module)
@@ -204,7 +197,7 @@ class ExportCapture:
         return with_parameters_kept(self.model, lambda: run_with_copied_buffers(self.model, args, kwargs))
 
     def _traced(self) -> Traced:
-        """Trace the copy; what tracing leaves outside of it is taken out again, and refused."""
+        """Trace the copy; values that tracing leaves outside of it are removed, and refused."""
         outside = Surroundings(self.model)
         exported: ExportedProgram | None = None
         try:
@@ -219,9 +212,9 @@ class ExportCapture:
         return Traced(exported, self.assigned, self.stride_guards)
 
     def _untie(self, assigned: Collection[str]) -> bool:
-        """Give buffers that are one tensor under several names, one of which is assigned, a tensor for each name.
+        """Untie buffers that are assigned under one of their names, and return whether there were any.
 
-        An assignment ends the tie. Returns whether there was such a buffer.
+        An assignment ends the tie.
         """
         places: dict[int, list[tuple[str, nn.Module, str]]] = {}
         for path, module in self.model.named_modules():
@@ -236,7 +229,7 @@ class ExportCapture:
         return bool(tied)
 
     def _export(self) -> ExportedProgram:
-        # a cumulative average reads its counter, which tracing cannot; the lowering puts None back
+        # a cumulative average reads its counter, which cannot be traced; the lowering restores None
         cumulative = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.momentum is None]
         for module in cumulative:
             module.momentum = 0.0
@@ -257,7 +250,7 @@ class ExportCapture:
                 module.momentum = None
 
     def _second(self, irregular: frozenset[str]) -> tuple[Traced | None, str]:
-        """Capture in the opposite mode, as the user's own `train()` and `eval()` reach it."""
+        """Capture in the opposite mode, as the user's own `train()` or `eval()` sets it."""
         model = self.model
         modes = modes_of(model)
         if self.observed is None:
@@ -274,7 +267,7 @@ class ExportCapture:
             set_modes(model, modes)
 
     def _guarded(self, action: Callable[[], Any], *, may_change: bool = False) -> Any:
-        """Run an action that calls the model; explain its failure, and leave the model as it was."""
+        """Run an action that calls the model; explain its failure, and restore the model."""
         model = self.model
         state = ModuleState(model)
         changed: list[Change] = []
@@ -282,9 +275,11 @@ class ExportCapture:
 
         def seen(call: Callable[[], Any]) -> Any:
             buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
-            with _registrations_unseen(), assignments_seen():
+            # torch.export knows only buffers of the root, and swaps even those wrongly
+            hidden = patched(torch.nn.modules.module, _global_buffer_registration_hooks={})
+            with hidden, assignments_seen():
                 result = call()
-            # torch.export puts attributes back itself, so they are compared before it does
+            # compared here since torch.export restores attributes itself
             changed.extend(change for change in state.changes() if not (_is_average(change) or self._is_seen(change)))
             result, self.assigned = _with_assigned(model, buffers, result)
             return result
@@ -303,16 +298,16 @@ class ExportCapture:
                 warnings.catch_warnings(),
             ):
                 warnings.filterwarnings("error", message=".*assigned during export")
-                # torch.export looks at the gradients of tensors that functorch (torch.func.grad) made
+                # torch.export reads gradients of tensors that functorch (torch.func.grad) made
                 warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
-                # a recurrent module of torch keeps its own list of its parameters, which export parametrizes
+                # a recurrent module of torch has a list of its parameters, which export parametrizes
                 own = r"(self\.(\w+\.)*_flat_weights\[\d+\](, )?)+"
                 warnings.filterwarnings(
                     "ignore", message=f"The tensor attributes? {own} w(as|ere) assigned during export"
                 )
                 if self.observed is not None and self.observed.memos:
                     names = (f"self.{path}.{name}".replace("..", ".") for path, name in self.observed.memos)
-                    # a key of a cache may hold any text; what else a call assigns was seen in the real runs
+                    # a key of a cache may be any text; other assignments were seen in the real runs
                     memo = "|".join(map(re.escape, names))
                     warnings.filterwarnings(
                         "ignore", message=rf"(?s)The tensor attributes? .*({memo}).* assigned during"
@@ -331,7 +326,7 @@ class ExportCapture:
         return result
 
     def _is_seen(self, change: Change) -> bool:
-        """Return whether real runs showed what comes of a change: of a mode, or of what no other call depends on."""
+        """Return whether real runs covered a change: of a mode, or of state that no other call depends on."""
         if self.observed is None:
             return False
         return change[2] == "training" or (change[0], attribute_of(change[2])) in self.observed.memos
@@ -343,46 +338,29 @@ class ExportCapture:
                 return type(failure)(failure.message, location=location, remedy=failure.remedy)
             return failure
         if self.observed is None:
-            state = ModuleState(self.model)
             try:
                 with random_state_kept():
                     self._run()
             except Exception as error:  # noqa: BLE001 - whatever the user's code raises
                 return example_fails(error, self.model)
-            finally:
-                state.restore()
         return explain(failure, self.model)
 
 
 def _candidates(model: nn.Module, chosen: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return the modules without parameters and buffers whose code names their mode, but none in a chosen one."""
-    inside = tuple(f"{path}." for path in chosen)
+    """Return the modules without parameters and buffers, outside of chosen ones, whose code names their mode."""
     return {
         path: module
         for path, module in mode_readers(model).items()
         if path
-        and path not in chosen
-        and not path.startswith(inside)
+        and not is_inside(path, chosen)
         and next(module.parameters(), None) is None
         and next(module.buffers(), None) is None
     }
 
 
 @contextmanager
-def _registrations_unseen() -> Iterator[None]:
-    """Let `torch.export` see no assignments to buffers: it knows those of the root only, and swaps them wrongly."""
-    hooks: dict[int, Any] = getattr(torch.nn.modules.module, "_global_buffer_registration_hooks", {})
-    saved = dict(hooks)
-    hooks.clear()
-    try:
-        yield
-    finally:
-        hooks.update(saved)
-
-
-@contextmanager
 def _interpreted(model: nn.Module, seen: Callable[[Callable[[], Any]], Any]) -> Iterator[None]:
-    """Watch the call of a GraphModule: `torch.export` interprets its graph, and does not call `forward`."""
+    """Watch the call of a GraphModule: `torch.export` interprets its graph instead of calling `forward`."""
     original = fx.Interpreter.run
 
     @functools.wraps(original)
@@ -394,23 +372,20 @@ def _interpreted(model: nn.Module, seen: Callable[[Callable[[], Any]], Any]) -> 
     if not isinstance(model, fx.GraphModule):
         yield
         return
-    fx.Interpreter.run = run  # type: ignore[method-assign, assignment]
-    try:
+    with patched(fx.Interpreter, run=run):
         yield
-    finally:
-        fx.Interpreter.run = original  # type: ignore[method-assign]
 
 
 def _with_assigned(
     model: nn.Module, before: Sequence[tuple[nn.Module, Mapping[str, torch.Tensor | None]]], result: Any
 ) -> tuple[Any, tuple[str, ...]]:
-    """Return what a call put in the place of buffers beside its result, and the names of these buffers.
+    """Return the result of a call with the tensors that replaced buffers, and the names of these buffers.
 
-    A graph keeps results and writes, and loses what is put in a buffer's place; the buffers are as before. A result
-    beside which there is none is returned as it is.
+    A graph has results and mutations, but no replaced buffers. The buffers are restored. Without replaced buffers, the
+    result itself is returned.
 
     Raises:
-        CaptureError: when the new tensor is of another type than the buffer.
+        CaptureError: when the new tensor has another type than the buffer.
     """
     paths = {id(module): path for path, module in model.named_modules()}
     assigned: dict[str, torch.Tensor] = {}
@@ -432,7 +407,7 @@ def _with_assigned(
 
 
 def _traces_in(model: nn.Module) -> list[str]:
-    """Return the attributes of the user's modules that hold a value of tracing: what cannot be copied is shared."""
+    """Return the attributes of the user's modules that hold values from tracing: some objects cannot be copied."""
     return [
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()
@@ -442,6 +417,6 @@ def _traces_in(model: nn.Module) -> list[str]:
 
 
 def _is_average(change: Change) -> bool:
-    """Return whether a change is the one that `_export` makes to a cumulative average."""
+    """Return whether a change is that of `_export` to a cumulative average."""
     _, module, name = change
     return isinstance(module, _BatchNorm) and name == "momentum"

@@ -1,4 +1,4 @@
-"""Checking example inputs, and reading the user's names of dynamic dimensions."""
+"""Checks of example inputs, and the user's names of dynamic dimensions."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from compiler.usercode.overlap import may_overlap
 from ir.errors import CaptureError, InputError
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-"""Kinds of parameters that take an argument by its name."""
+"""Kinds of parameters that take an argument by name."""
 
 
 def check_inputs(example_inputs: Any, example_kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return example inputs as (args, kwargs).
 
     Raises:
-        InputError: when they are not a tuple (or a bare tensor) and a mapping with text keys.
+        InputError: when they are not a tuple (or a bare tensor) and a mapping with string keys.
     """
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
@@ -46,10 +46,10 @@ def check_inputs(example_inputs: Any, example_kwargs: Any) -> tuple[tuple[Any, .
 
 
 def check_layouts(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Check that weights and arguments are ordinary tensors: types know no other layouts.
+    """Refuse weights and arguments that are sparse or nested, which types cannot describe.
 
     Raises:
-        CaptureError: when one is sparse, or nested.
+        CaptureError: when there is one.
     """
     named = [(f"`{name}`", tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())]
     leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
@@ -65,11 +65,11 @@ def check_layouts(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
 
 @attrs.frozen(eq=False)
 class BoundInputs:
-    """The arguments of the example call as the capture passes them."""
+    """The arguments of the example call in the order of the capture."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    """Those of named parameters first, in the order of the signature; then those of `**kwargs`, in the order given."""
+    """Those of named parameters in the order of the signature, then those of `**kwargs` in the order given."""
     dynamic_shapes: Any
 
 
@@ -78,11 +78,11 @@ def bind_inputs(
 ) -> BoundInputs:
     """Bind the example inputs to the parameters of the forward method.
 
-    The order in which named parameters are given means nothing, so equal calls are captured in one order. The values
-    for an FX graph are completed by the defaults: `torch.export` interprets it with all of them by position.
+    The order of named arguments is meaningless, so equal calls are captured in one order. Arguments of an FX graph are
+    completed by the defaults, since `torch.export` interprets it with all of them by position.
 
     Raises:
-        InputError: when the inputs do not fit the parameters, or position and name would be confused.
+        InputError: when the inputs do not fit the parameters, or keyword arguments would be passed by position.
     """
     try:
         signature = inspect.signature(model.forward)
@@ -115,7 +115,7 @@ def bind_inputs(
 
 
 def variable_keywords(model: nn.Module, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the keywords that `**kwargs` of the forward method takes."""
+    """Return the keyword arguments that `**kwargs` of the forward method takes."""
     try:
         parameters = inspect.signature(model.forward).parameters
     except (TypeError, ValueError):
@@ -124,9 +124,9 @@ def variable_keywords(model: nn.Module, kwargs: Mapping[str, Any]) -> tuple[str,
 
 
 def check_names(model: nn.Module | ExportedProgram) -> None:
-    """Refuse names of one module that Python's parser takes for one: it normalizes names by NFKC.
+    """Refuse names that Python's parser identifies, as it normalizes names by NFKC.
 
-    The code of graphs, ours and that of PyTorch, would read one attribute for the other.
+    The code of graphs, ours and that of PyTorch, would confuse the attributes.
 
     Raises:
         InputError: when there are such names.
@@ -152,9 +152,9 @@ def check_names(model: nn.Module | ExportedProgram) -> None:
 
 
 def unshared(tree: Any) -> Any:
-    """Return the example inputs with a copy in place of each tensor that shares memory with an earlier one.
+    """Return the example inputs with copies of tensors that share storage with an earlier one.
 
-    `torch.export` would take two tensors of one storage for one tensor.
+    `torch.export` would identify two tensors of one storage.
     """
     seen: set[tuple[torch.device, int]] = set()
 
@@ -171,9 +171,9 @@ def unshared(tree: Any) -> Any:
 
 
 def sharing(tree: Any) -> tuple[frozenset[int], ...]:
-    """Return the groups of example inputs of which one overlaps another in memory, by their numbers among the tensors.
+    """Return the groups of example inputs that overlap in memory, by their numbers among the tensors.
 
-    Tensors that lie beside each other in one piece of memory do not overlap.
+    Disjoint parts of one storage do not overlap.
     """
     tensors = [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
     groups = []
@@ -187,7 +187,7 @@ def sharing(tree: Any) -> tuple[frozenset[int], ...]:
 def symbol_names(
     exported: ExportedProgram, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any
 ) -> dict[str, str]:
-    """Return the user's name of each of torch's symbols that has one."""
+    """Return PyTorch's name of a symbol -> the user's name."""
     if not dynamic_shapes:
         return {}
     specs = list(_flat_specs((args, dict(kwargs)), _by_argument(model, args, kwargs, dynamic_shapes)))
@@ -214,7 +214,7 @@ def symbol_names(
 def _by_argument(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any
 ) -> tuple[Any, Any]:
-    """Return dynamic shapes in the structure (args, kwargs), from a dict by parameter name or a sequence."""
+    """Return dynamic shapes, given by parameter name or as a sequence, in the structure (args, kwargs)."""
     parameters = inspect.signature(model.forward).parameters
     arguments = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     if isinstance(dynamic_shapes, (list, tuple)):
@@ -236,7 +236,7 @@ def _by_argument(
 
 
 def _flat_specs(tree: Any, spec: Any) -> Iterator[Any]:
-    """Yield for each leaf of `tree`, in pytree order, its entry in `spec`."""
+    """Yield the entry in `spec` of each leaf of `tree`, in pytree order."""
     children, context = _children(tree)
     if children is None:
         yield spec

@@ -1,7 +1,7 @@
-"""Tracing without what the lowering does not read: a fifth of torch.export's time.
+"""Tracing without work that the lowering does not need, which saves a fifth of torch.export's time.
 
-The hooks are private to PyTorch. Where a release has none of them, tracing is slower, and the tracer notes no line of a
-function that is not called `forward`.
+The hooks are private to PyTorch. In a release without them, tracing is slower, and the tracer records lines only of
+functions that are called `forward`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from traceback import FrameSummary, StackSummary
 from types import FrameType
 from typing import Any
@@ -18,7 +18,9 @@ import torch
 import torch.fx.proxy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from compiler.usercode.locations import is_user_file
+from compiler.capture.boundary.fast_path import ordinary_call
+from compiler.capture.patches import patched
+from compiler.usercode.locations import frame_of_user, is_user_file
 
 try:
     from torch.fx._lazy_graph_module import _use_lazy_graph_module
@@ -27,7 +29,7 @@ except ImportError:  # pragma: no cover - this PyTorch writes the code of a grap
 
 
 class _InnermostUserFrame:
-    """Stands in for `CapturedTraceback`, which reads the source line of every frame of the process for each node."""
+    """A substitute for `CapturedTraceback`, which reads the source line of every frame for each node."""
 
     def __init__(self, frame: FrameType | None) -> None:
         self._frame = frame
@@ -35,13 +37,10 @@ class _InnermostUserFrame:
     @classmethod
     def extract(cls, **_: Any) -> _InnermostUserFrame:
         """Return the innermost frame of the user's code."""
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and not is_user_file(frame.f_code.co_filename):
-            frame = frame.f_back
-        return cls(frame)
+        return cls(frame_of_user(sys._getframe(1)))
 
     def summary(self) -> StackSummary:
-        """Return it as what a stack trace of one frame is written from."""
+        """Return a stack summary of that frame."""
         if self._frame is None:
             return StackSummary()
         # the tracer drops the frames of functions that are not called forward
@@ -51,15 +50,11 @@ class _InnermostUserFrame:
 
 @contextmanager
 def lean_tracing() -> Iterator[None]:
-    """Note of each node the innermost line of the user's code only, and write no Python code of graphs on the way."""
+    """Record only the innermost line of the user's code per node, and generate no code of intermediate graphs."""
     proxy: Any = torch.fx.proxy
-    known = getattr(proxy, "CapturedTraceback", None)
-    with ExitStack() as stack:
-        if _use_lazy_graph_module is not None:
-            stack.enter_context(_use_lazy_graph_module(True))
-        if known is not None:
-            stack.callback(setattr, proxy, "CapturedTraceback", known)
-            proxy.CapturedTraceback = _InnermostUserFrame
+    lazy = nullcontext() if _use_lazy_graph_module is None else _use_lazy_graph_module(True)
+    hook = {"CapturedTraceback": _InnermostUserFrame} if hasattr(proxy, "CapturedTraceback") else {}
+    with lazy, patched(proxy, **hook):
         yield
 
 
@@ -70,10 +65,9 @@ PRIMS = torch._prims_common.__file__
 
 @contextmanager
 def tracing_mode() -> Iterator[Mapping[ShapeEnv, Collection[int]]]:
-    """Gradients on, no inference mode, attention without its fused fast path: all restored at the end.
+    """Trace as an ordinary call; nodes and guards on sizes record the user's line in any function.
 
-    Nodes and guards on sizes know the user's line, in whatever function it is. Yields, for each shape environment, the
-    numbers of the guards that say whether a fake tensor is contiguous.
+    Yields, for each shape environment, the numbers of the guards on whether a fake tensor is contiguous.
     """
     stride_guards: dict[ShapeEnv, set[int]] = {}
 
@@ -91,14 +85,6 @@ def tracing_mode() -> Iterator[Mapping[ShapeEnv, Collection[int]]]:
             frame = frame.f_back
         return _ORIGINAL_USER_FRAME(shape_env) if _ORIGINAL_USER_FRAME is not None else None
 
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        if _ORIGINAL_USER_FRAME is not None:
-            ShapeEnv._get_user_frame = user_frame  # type: ignore[assignment, method-assign]
-        with lean_tracing(), torch.inference_mode(False), torch.enable_grad():
-            yield stride_guards
-    finally:
-        if _ORIGINAL_USER_FRAME is not None:
-            ShapeEnv._get_user_frame = _ORIGINAL_USER_FRAME  # type: ignore[method-assign]
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    hook = {} if _ORIGINAL_USER_FRAME is None else {"_get_user_frame": user_frame}
+    with patched(ShapeEnv, **hook), lean_tracing(), ordinary_call():
+        yield stride_guards

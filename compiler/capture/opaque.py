@@ -1,7 +1,7 @@
-"""Modules that are kept as they are: a traced model calls them as one opaque operator.
+"""Opaque modules, which a traced model calls as one operator.
 
-While the model is traced, the `forward` of such a module is replaced by a call of `graphwright::opaque`, whose fake
-kernel gives results of the shapes that a real run of the model on its example inputs had.
+During tracing, the `forward` of such a module is replaced by a call of `graphwright::opaque`. Its fake kernel returns
+results with the shapes of a real run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from compiler.capture.errors import check_no_packed
+from compiler.usercode.locations import is_inside
 from compiler.usercode.state import location_of_module
 from ir.caches import Cache
 from ir.errors import CaptureError, InputError
@@ -61,13 +62,13 @@ torch.library.register_fake("graphwright::opaque", _fake_opaque, lib=_LIBRARY)
 
 @attrs.define(eq=False)
 class CallRecord:
-    """One call of a module in the real run: arguments (tensors as meta tensors) and result."""
+    """One call of a module in a real run: arguments and result, with meta tensors."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any
     writes: bool = False
-    """Whether the call wrote to a tensor among its arguments, or does so in the other mode."""
+    """Whether the call mutates a tensor among its arguments, in either mode."""
 
 
 def _as_meta(tree: Any) -> Any:
@@ -95,17 +96,17 @@ def chosen_modules(model: nn.Module, leaf_modules: Sequence[Any]) -> dict[str, n
             found = {path: module for path, module in modules.items() if isinstance(module, entry)}
         else:
             raise InputError(
-                f"leaf_modules: {entry!r} is no module, module class or module path",
+                f"leaf_modules: {entry!r} is not a module, module class or module path",
                 remedy="pass modules of the model, classes, or paths as in named_modules()",
             )
         if not found:
             raise InputError(
-                f"leaf_modules: {entry!r} is no submodule of the {type(model).__qualname__}",
+                f"leaf_modules: {entry!r} is not a submodule of the {type(model).__qualname__}",
                 remedy=f"pass modules of the model, classes, or paths as in named_modules(){_similar(entry, modules)}",
             )
         if "" in found:
             raise InputError(
-                f"leaf_modules names the model itself, {type(model).__qualname__}, of which nothing would be left",
+                f"leaf_modules names the model itself, {type(model).__qualname__}, which cannot be opaque as a whole",
                 remedy="name submodules, or move what cannot be captured into one",
             )
         chosen.update(found)
@@ -120,8 +121,7 @@ def _similar(entry: Any, modules: Mapping[str, nn.Module]) -> str:
 def _outermost(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     ordered: dict[str, nn.Module] = {}
     for path in sorted(modules, key=lambda p: (p.count("."), p)):
-        parents = path.split(".")
-        if not any(".".join(parents[:i]) in ordered for i in range(1, len(parents))):
+        if not is_inside(path, ordered):
             ordered[path] = modules[path]
     return ordered
 
@@ -130,9 +130,9 @@ _READS_TRAINING: Cache[type, bool] = Cache()
 
 
 def reads_training(class_: type) -> bool:
-    """Return whether the code of a class that is not of `torch.nn.modules` names `training`.
+    """Return whether code of a class outside of `torch.nn.modules` names `training`.
 
-    What the layers do in each mode is known; parametrizations (the spectral norm's iteration) are as the user's code.
+    The modes of PyTorch's layers are known. Parametrizations (the spectral norm's iteration) count as the user's code.
     """
     found = _READS_TRAINING.get(class_)
     if found is None:
@@ -146,13 +146,13 @@ def reads_training(class_: type) -> bool:
 
 
 def _is_layer(class_: type) -> bool:
-    """Return whether a class is one of PyTorch's layers, or Python's."""
+    """Return whether a class is a layer of PyTorch, or a class of Python."""
     home = class_.__module__
     return home == "builtins" or (home.split(".")[0] == "torch" and not home.startswith("torch.nn.utils."))
 
 
 def functions_of(class_: type) -> Iterator[FunctionType]:
-    """Yield the functions that a class itself defines, apart from those that no call runs."""
+    """Yield the functions that a class itself defines and that a call may run."""
     for name, item in vars(class_).items():
         item = getattr(item, "__func__", getattr(item, "fget", item))
         item = getattr(item, "__wrapped__", item)
@@ -161,7 +161,7 @@ def functions_of(class_: type) -> Iterator[FunctionType]:
 
 
 def code_names(code: CodeType) -> Iterator[str]:
-    """Yield the names that code uses, those in functions inside of it too, and `training` where it is a text."""
+    """Yield the names in code and in functions inside it, and "training" where it is a string."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -176,9 +176,9 @@ def mode_readers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def changes_with_mode(module: nn.Module, records: Sequence[CallRecord]) -> bool:
-    """Return whether a module without parameters calls other functions in training than in eval.
+    """Return whether a module without parameters calls other functions in training than in eval mode.
 
-    Where only a flag differs (`F.dropout(x, p, self.training)`) the module need not be opaque.
+    If only a flag differs (`F.dropout(x, p, self.training)`), the module need not be opaque.
     """
     modes = [(each, each.training) for each in module.modules()]
     try:
@@ -194,7 +194,7 @@ def changes_with_mode(module: nn.Module, records: Sequence[CallRecord]) -> bool:
                 record.writes |= before != _versions((record.args, record.kwargs))
             if logs[0] != logs[1]:
                 return True
-    except Exception:  # noqa: BLE001 - whatever the user's code raises on meta tensors: then nothing is known
+    except Exception:  # noqa: BLE001 - whatever the user's code raises on meta tensors
         return True
     finally:
         for each, mode in modes:
@@ -219,7 +219,7 @@ class _FunctionLog(TorchFunctionMode):
 
 @contextmanager
 def recorded_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[CallRecord]]]:
-    """Record the calls of `modules` inside of the `with` block, in order."""
+    """Record the calls of `modules` inside the `with` block, in order."""
     records: dict[str, list[CallRecord]] = {path: [] for path in modules}
     removed = []
     for path, module in modules.items():
@@ -245,7 +245,7 @@ def recorded_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[
 
 
 def _versions(tree: Any) -> list[int | None]:
-    """Return how often each tensor was written; it is not counted in inference mode."""
+    """Return how often each tensor was mutated; inference mode does not count."""
     tensors = [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
     return [None if tensor.is_inference() else tensor._version for tensor in tensors]
 
@@ -268,7 +268,7 @@ def opaque_calls(modules: Mapping[str, nn.Module], records: Mapping[str, Sequenc
         for path, module in modules.items():
             hooks = {name: dict(module.__dict__[name]) for name in _HOOKS}
             saved.append((module, module.__dict__.get("forward"), hooks))
-            # the kept module runs its own hooks
+            # the opaque module runs its own hooks
             for name in _HOOKS:
                 module.__dict__[name].clear()
             module.__dict__["forward"] = _stub(path, module, iter(records[path]))
@@ -282,7 +282,7 @@ def opaque_calls(modules: Mapping[str, nn.Module], records: Mapping[str, Sequenc
 
 @contextmanager
 def script_objects_hidden(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Take out the packed weights of quantized layers, which torch.export would trace though it never calls these."""
+    """Remove the packed weights of quantized layers, which torch.export would trace without calling them."""
     hidden = []
     for module in modules:
         for each in module.modules():

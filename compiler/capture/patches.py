@@ -1,10 +1,11 @@
-"""What of PyTorch behaves otherwise while a model is traced: calls whose meaning tracing would lose."""
+"""Patches that are active while tracing, for calls whose meaning tracing would lose."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 import attrs
@@ -15,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
-from compiler.usercode.locations import is_user_file
+from compiler.usercode.locations import is_inside, is_user_file
 from compiler.usercode.state import location_of_module
 from ir.errors import CaptureError
 from ir.locations import Location
@@ -24,8 +25,8 @@ _RETURN_THEIR_INPUT = frozenset(
     {F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
     | {torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout}
 )
-"""In eval they return the very object they got, which the tracer takes for a new name of the same value from then on:
-after `y = dropout2d(x)`, each use of `x` would be one of `y`."""
+"""In eval mode they return their argument itself, which confuses the tracer: after `y = dropout2d(x)`, each use of `x`
+would be one of `y`."""
 
 _GET_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
@@ -33,7 +34,7 @@ _MISTAKEN = _RETURN_THEIR_INPUT | {_GET_DATA, _SET_DATA, torch.Tensor.register_h
 
 
 class TracedFunctions(TorchFunctionMode):
-    """Makes functions traceable that the tracer mistakes."""
+    """Replaces functions that the tracer confuses."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -41,7 +42,7 @@ class TracedFunctions(TorchFunctionMode):
         """Call a function of PyTorch.
 
         Raises:
-            CaptureError: when the memory of a tensor is replaced, or a hook registered.
+            CaptureError: when the storage of a tensor is replaced, or a hook registered.
         """
         if func not in _MISTAKEN:  # nearly always: PyTorch itself asks for sizes and strides by the thousand
             return func(*args, **(kwargs or {}))
@@ -67,10 +68,24 @@ class TracedFunctions(TorchFunctionMode):
 
 
 @contextmanager
+def patched(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Replace attributes of a class or a module inside the `with` block."""
+    known = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
+    try:
+        for name, item in attributes.items():
+            setattr(owner, name, item)
+        yield
+    finally:
+        for name in attributes:
+            if name in known:
+                setattr(owner, name, known[name])
+            else:
+                delattr(owner, name)
+
+
+@contextmanager
 def inference_mode_as_no_grad() -> Iterator[None]:
-    """Let `torch.inference_mode` be traced as `torch.no_grad`, which the tracer records."""
-    cls = torch.inference_mode
-    enter, leave = cls.__enter__, cls.__exit__
+    """Trace `torch.inference_mode` as `torch.no_grad`, which the tracer records."""
     open_: list[ExitStack] = []
 
     def start(self: Any) -> None:
@@ -81,16 +96,13 @@ def inference_mode_as_no_grad() -> Iterator[None]:
     def stop(self: Any, *exception: Any) -> None:
         open_.pop().close()
 
-    try:
-        cls.__enter__, cls.__exit__ = start, stop  # type: ignore[method-assign]
+    with patched(torch.inference_mode, __enter__=start, __exit__=stop):
         yield
-    finally:
-        cls.__enter__, cls.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 @contextmanager
 def functions_refused() -> Iterator[None]:
-    """Refuse calls of the user's `torch.autograd.Function`s: a graph of what their forward does has another backward.
+    """Refuse calls of the user's `torch.autograd.Function`s, whose backward a graph would lose.
 
     Raises:
         CaptureError: when one is called, or that of a reentrant checkpoint.
@@ -102,52 +114,45 @@ def functions_refused() -> Iterator[None]:
             raise CaptureError(
                 "forward calls a reentrant torch.utils.checkpoint, whose backward a graph would lose: it gives "
                 "gradients only where an argument of the checkpoint requires one",
-                remedy="pass use_reentrant=False, or keep the module that calls it as it is with leaf_modules=",
+                remedy="pass use_reentrant=False, or keep the module that calls it as is with leaf_modules=",
             )
         if cls.__module__.partition(".")[0] == "torch":
             return known.__get__(None, cls)(*args, **kwargs)
         raise CaptureError(
             f"the graph would lose the backward of {cls.__qualname__}, which is a torch.autograd.Function",
-            remedy="keep the submodule that calls it as it is with leaf_modules=, or make it a custom operator "
+            remedy="keep the submodule that calls it as is with leaf_modules=, or make it a custom operator "
             "(torch.library.custom_op)",
         )
 
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
-    try:
+    with patched(torch.autograd.Function, apply=classmethod(apply)):
         yield
-    finally:
-        torch.autograd.Function.apply = known  # type: ignore[method-assign]
 
 
 @contextmanager
 def autocast_refused() -> Iterator[None]:
-    """Refuse regions of `torch.autocast` where the code enters them: the graph has them without a place.
+    """Refuse `torch.autocast` where the code enters it, since a graph has no location for the region.
 
     Raises:
         CaptureError: when one is entered.
     """
-    known = torch.autocast.__enter__
 
     def enter(self: Any) -> Any:
         raise CaptureError(
             "forward enters torch.autocast, and such a region (wrap_with_autocast) is not supported in a graph",
             remedy="leave the region out of forward and call the result inside of torch.autocast, cast in forward "
-            "(`x.to(torch.bfloat16)`), or keep the module that enters it as it is with leaf_modules=",
+            "(`x.to(torch.bfloat16)`), or keep the module that enters it as is with leaf_modules=",
         )
 
-    torch.autocast.__enter__ = enter  # type: ignore[method-assign]
-    try:
+    with patched(torch.autocast, __enter__=enter):
         yield
-    finally:
-        torch.autocast.__enter__ = known  # type: ignore[method-assign]
 
 
 @contextmanager
 def stacks_of_leaves(model: nn.Module) -> Iterator[None]:
-    """Let the tracer see the submodules of a module that an FX graph calls as a leaf.
+    """Show the tracer the submodules of a module that an FX graph calls as a leaf.
 
-    `torch.export` runs an FX graph node by node, and takes a node's module stack for that of all which it calls: a
-    dropout inside of a leaf would be one of no module, and follow no mode.
+    `torch.export` runs an FX graph node by node, and uses a node's module stack for everything that the node calls. A
+    dropout inside a leaf would belong to no module, and follow no mode.
     """
     graphs = [module.graph for module in model.modules() if isinstance(module, fx.GraphModule)]
     leaves = [node for graph in graphs for node in graph.nodes if node.op == "call_module"]
@@ -162,11 +167,12 @@ def stacks_of_leaves(model: nn.Module) -> Iterator[None]:
             node.meta.update(meta)
 
 
-class _TrainingFlag:
-    """Stands in the way of `module.training`, and notes the modules of which code outside of PyTorch reads it."""
+class _WatchedMode:
+    """A descriptor in the place of `module.training`."""
 
-    def __init__(self) -> None:
-        self.read_of: dict[int, nn.Module] = {}
+    def __init__(self, read: Callable[[nn.Module, FrameType], None], set_: Callable[[nn.Module], None]) -> None:
+        self.read = read
+        self.set = set_
 
     def __get__(self, module: nn.Module | None, owner: type) -> Any:
         if module is None:
@@ -175,32 +181,39 @@ class _TrainingFlag:
             mode = module.__dict__["training"]
         except KeyError:
             raise AttributeError("training") from None
-        if is_user_file(sys._getframe(1).f_code.co_filename):
-            self.read_of[id(module)] = module
+        self.read(module, sys._getframe(1))
         return mode
 
     def __set__(self, module: nn.Module, mode: bool) -> None:
         module.__dict__["training"] = mode
+        self.set(module)
+
+
+def mode_watched(
+    read: Callable[[nn.Module, FrameType], None], set_: Callable[[nn.Module], None] = lambda _: None
+) -> AbstractContextManager[None]:
+    """Watch the modes of all modules.
+
+    `read` is called when a mode is read, with the module and the reading frame; `set_` after a mode is set.
+    """
+    return patched(nn.Module, training=_WatchedMode(read, set_))
 
 
 @contextmanager
 def mode_reads() -> Iterator[Mapping[int, nn.Module]]:
-    """Collect the modules, by id, whose mode is read by code that is not PyTorch's: `module.training` in a helper."""
-    flag = _TrainingFlag()
-    nn.Module.training = flag  # type: ignore[assignment]
-    try:
-        yield flag.read_of
-    finally:
-        del nn.Module.training
+    """Collect the modules, by id, whose mode is read by code outside of PyTorch: `module.training` in a helper."""
+    read_of: dict[int, nn.Module] = {}
+
+    def note(module: nn.Module, frame: FrameType) -> None:
+        if is_user_file(frame.f_code.co_filename):
+            read_of[id(module)] = module
+
+    with mode_watched(note):
+        yield read_of
 
 
 class ParametersKept(TorchDispatchMode):
-    """Puts back at the end what is written to the parameters of a model; only those that are written are copied.
-
-    Args:
-        model: the model.
-        others: tensors that are kept as well.
-    """
+    """Restores mutated parameters of a model, and other given tensors, at the end; only mutated ones are copied."""
 
     def __init__(self, model: nn.Module, others: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -211,7 +224,7 @@ class ParametersKept(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Copy the parameters that an operator is about to write."""
+        """Copy the parameters that an operator mutates before it does."""
         kwargs = dict(kwargs or {})
         schema = getattr(func, "_schema", None)
         if schema is not None and schema.is_mutable:
@@ -229,18 +242,18 @@ class ParametersKept(TorchDispatchMode):
                     self._copies[key] = self._storages[key].clone()
 
     def written(self) -> frozenset[int]:
-        """Return the storages (`_cdata`) that were written."""
+        """Return the storages (`_cdata`) that were mutated."""
         return frozenset(self._copies)
 
     def restore(self) -> bool:
-        """Put back what was written; return whether anything was."""
+        """Restore what was mutated; return whether anything was."""
         for key, copy in self._copies.items():
             self._storages[key].copy_(copy)
         return bool(self._copies)
 
 
 def with_parameters_kept(model: nn.Module, action: Callable[[], Any]) -> Any:
-    """Run an action that calls the model; whatever it writes to parameters is undone."""
+    """Run an action that calls the model, and undo its mutations of parameters."""
     kept = ParametersKept(model)
     try:
         with kept:
@@ -256,12 +269,11 @@ def place_of_hook(hook: Any, location: Location) -> Location:
 
 
 def check_hooks(model: nn.Module, opaque: Mapping[str, nn.Module]) -> None:
-    """Refuse hooks that run in the backward pass: a graph has none.
+    """Refuse hooks of the backward pass, which a graph does not have.
 
     Raises:
         CaptureError: when a module that is traced has one.
     """
-    inside = tuple(f"{path}." for path in opaque)
     everywhere = [*nn.modules.module._global_backward_pre_hooks.values()]
     everywhere += nn.modules.module._global_backward_hooks.values()
     if everywhere:
@@ -274,7 +286,7 @@ def check_hooks(model: nn.Module, opaque: Mapping[str, nn.Module]) -> None:
         )
     for path, module in model.named_modules():
         hooks = {**module._backward_hooks, **getattr(module, "_backward_pre_hooks", {})}
-        if hooks and path not in opaque and not path.startswith(inside):
+        if hooks and not is_inside(path, opaque):
             name = getattr(next(iter(hooks.values())), "__qualname__", "a hook")
             where = f"`{path}`" if path else "the model itself"
             raise CaptureError(
@@ -284,7 +296,7 @@ def check_hooks(model: nn.Module, opaque: Mapping[str, nn.Module]) -> None:
             )
     for name, parameter in model.named_parameters():
         hooks = {**(parameter._backward_hooks or {}), **(getattr(parameter, "_post_accumulate_grad_hooks", None) or {})}
-        if hooks and not name.startswith(inside):
+        if hooks and not is_inside(name, opaque):
             raise CaptureError(
                 f"parameter {name!r} has a hook on its gradient, which the emitted module would not run",
                 remedy="remove it before the capture (the handle's remove()), and register it on the emitted module",

@@ -1,4 +1,4 @@
-"""Why a dimension that is marked as dynamic is not: the user's line that fixes or restricts it."""
+"""Errors for dynamic dimensions that the model fixes or restricts, with the user's line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ONE = re.compile(r"specialized it to be a constant \(1\)")
 
 
 def with_shapes(text: str) -> str:
-    """Return a text in which sizes are written as in Python: `x.shape[0]`."""
+    """Return a text with sizes in Python's spelling: `x.shape[0]`."""
     return _SIZE_OF.sub(_as_shape, text)
 
 
@@ -32,7 +32,7 @@ def _as_shape(found: re.Match[str]) -> str:
 
 
 def size_restricted(error: Exception, model: nn.Module, location: Location) -> CaptureError:
-    """Return the error for a dimension that is marked as dynamic, and which not every size fits."""
+    """Return the error for a dynamic dimension that does not allow all sizes."""
     where = specialization(error, model) or location
     text = with_shapes(first_lines(error, 8))
     line = linecache.getline(where.file, where.line).strip()
@@ -78,7 +78,7 @@ def _first_user_location(shape_env: ShapeEnv) -> Location | None:
 
 
 def _with_module(location: Location, model: nn.Module) -> Location:
-    """Return a location with the module whose class has that line in a method, where it is the only one."""
+    """Return a location with the only module whose class has that line in a method, if there is one."""
     found = {
         path: module
         for path, module in model.named_modules()

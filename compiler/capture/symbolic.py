@@ -1,4 +1,4 @@
-"""Capture without example inputs: `torch.fx` traces the module, and nothing is known of its inputs."""
+"""Capture without example inputs: `torch.fx` traces the module, and the types of its inputs are unknown."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ir.errors import CaptureError, InputError
 _EXAMPLES = "pass example inputs: `transform(model, (x,))` captures it with torch.export"
 
 ASKED_FOR_NONE = "graphwright_asked_for_none"
-"""Note on a placeholder: the code does something else where the argument is None, as it is by default."""
+"""Mark of a placeholder: the code behaves differently if the argument is None, its default."""
 
 
 class _Tracer(fx.Tracer):
-    """Keeps the given modules whole, and records the user's lines."""
+    """Treats the given modules as leaves, and records the user's lines."""
 
     record_stack_traces = True
-    proxy_buffer_attributes = True  # what is computed from buffers alone is not to be a constant
+    proxy_buffer_attributes = True  # else values computed from buffers alone would be constants
 
     def __init__(self, kept: Collection[nn.Module]) -> None:
         super().__init__()
@@ -51,19 +51,19 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def has_late_writes(self) -> bool:
-        """Return whether a tensor was written by the code itself after an operator took it."""
+        """Return whether the code mutated a tensor after an operator took it."""
         return any(tensor._version != version for tensor, version in self._versions.values())
 
 
 def trace_symbolically(model: nn.Module, opaques: Collection[nn.Module]) -> fx.GraphModule:
-    """Return the FX graph of a module, with all of its submodules; the module itself stays as it is.
+    """Return the FX graph of a module, with all of its submodules.
 
     Args:
-        model: the module.
-        opaques: submodules to keep as calls, besides those of torch and those whose code depends on the mode.
+        model: a copy of the user's module.
+        opaques: submodules to keep as calls, besides layers of PyTorch and modules whose code depends on the mode.
 
     Raises:
-        InputError: when code of a module with parameters depends on `self.training`, which one trace cannot show.
+        InputError: when code of a module with parameters depends on `self.training`, of which a trace shows one value.
         CaptureError: when the module cannot be traced without example inputs.
     """
     readers = {path: module for path, module in mode_readers(model).items() if not _is_opaque(module, opaques)}
@@ -104,9 +104,9 @@ def trace_symbolically(model: nn.Module, opaques: Collection[nn.Module]) -> fx.G
 
 
 def _note_asked(model: nn.Module, graph: fx.Graph, make_tracer: Callable[[], fx.Tracer]) -> None:
-    """Note the arguments for which the code does something else where they are None, by tracing it with None.
+    """Mark the arguments that change the trace if they are None.
 
-    That it asks `mask is None` of what stands for a tensor leaves no trace.
+    The question `mask is None` of a proxy leaves no trace itself.
     """
     optional = [node for node in graph.nodes if node.op == "placeholder" and node.args and node.args[0] is None]
     together = [optional] if len(optional) > 1 else []
@@ -121,7 +121,7 @@ def _note_asked(model: nn.Module, graph: fx.Graph, make_tracer: Callable[[], fx.
 
 
 def _agree(graph: fx.Graph, other: fx.Graph, absent: Collection[fx.Node]) -> bool:
-    """Return whether two graphs are equal where the nodes `absent` of the first stand for None."""
+    """Return whether two graphs are equal if the nodes `absent` of the first are None."""
     nodes = [node for node in graph.nodes if node.op != "placeholder"]
     others = [node for node in other.nodes if node.op != "placeholder" and node.target is not _assert_is_none]
     names, twins = (
@@ -141,10 +141,10 @@ def _agree(graph: fx.Graph, other: fx.Graph, absent: Collection[fx.Node]) -> boo
 def _check_effects(
     model: nn.Module, state: ModuleState, tracer: _Tracer, numbers: tuple[torch.Tensor, Any], graph: fx.Graph
 ) -> None:
-    """Refuse what the code did while it was traced, and the graph would not do again.
+    """Refuse effects of the code during tracing that the graph does not have.
 
     Raises:
-        CaptureError: when it drew random numbers, or wrote to tensors.
+        CaptureError: when it drew random numbers, or mutated tensors.
     """
     problem = None
     state_names = set(dict(model.named_parameters(remove_duplicate=False)))
@@ -156,7 +156,7 @@ def _check_effects(
         or tracer.has_late_writes()
         or any(_writes_constant(node, state_names) for node in graph.nodes)
     ):
-        problem = "writes to a tensor that is no buffer"
+        problem = "mutates a tensor that is not a buffer"
     if problem is not None:
         raise CaptureError(
             f"without example_inputs, the module is traced once, but its forward {problem}",
@@ -166,7 +166,7 @@ def _check_effects(
 
 
 def _make_anew(graph: fx.Graph, made: Collection[str]) -> None:
-    """Let each call have copies of the tensors that the code makes, since its caller may write to them."""
+    """Copy the tensors that the code makes in each call, since callers may mutate them."""
     readers: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "get_attr" and node.target in made:
@@ -183,7 +183,7 @@ def _make_anew(graph: fx.Graph, made: Collection[str]) -> None:
 
 
 def _writes_constant(node: fx.Node, own: Collection[str]) -> bool:
-    """Return whether a node writes to a tensor at hand: the code goes on with it as if nothing were written."""
+    """Return whether a node mutates a tensor that the tracer holds: the code goes on with the old values."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = (name.endswith("_") and not name.endswith("__")) or name in ("setitem", "__setitem__")
     written = [*(node.args[:1] if in_place else ()), node.kwargs.get("out")]
@@ -195,7 +195,7 @@ def _is_opaque(module: nn.Module, opaques: Collection[nn.Module]) -> bool:
 
 
 def _hide_constants(traced: fx.GraphModule, model: nn.Module) -> None:
-    """Make plain attributes of the tensors that are no buffers of the model: its `state_dict` has no such keys."""
+    """Make plain attributes of the tensors that are not buffers of the model, which its `state_dict` does not have."""
     own = {path for path, _ in model.named_buffers(remove_duplicate=False)}
     for path, tensor in list(traced.named_buffers(remove_duplicate=False)):
         if path not in own:
@@ -206,7 +206,7 @@ def _hide_constants(traced: fx.GraphModule, model: nn.Module) -> None:
 
 
 def _add_unused(traced: fx.GraphModule, model: nn.Module) -> None:
-    """Add what forward does not use, in the order of the model: it belongs to the `state_dict` all the same."""
+    """Add modules and weights that forward does not use, in the order of the model, for the `state_dict`."""
     for path, module in model.named_modules():
         parent_path, _, name = path.rpartition(".")
         if path and not _has(traced, path):

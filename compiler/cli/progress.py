@@ -1,19 +1,53 @@
-"""A progress bar over the stages of a compilation."""
+"""A compilation under a progress bar, and its report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
+from torch.export import ExportedProgram
 
-from passes.manager.manager import PassManager
+from compiler.driver import TransformResult, transform
+from compiler.equality.accuracy import Accuracy, MeasurementError, measure_accuracy
+from compiler.report import Report, make_report
+from passes.manager.manager import Fixpoint, PassManager
 
 
-def count_stages(pipeline: PassManager, *, validate: bool = False, measure: bool = False) -> int:
-    """Return how many stages `transform` announces for a pipeline, and one more when errors are measured after it."""
-    return len(("capture", "lower", "verify", "emit")) + len(pipeline.passes) + validate + measure
+def compile_and_report(
+    title: str,
+    module: nn.Module | ExportedProgram,
+    args: tuple[Any, ...] | None,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    pipeline: PassManager,
+    console: Console,
+    unmeasured: str = "",
+    transient: bool = False,
+    **options: Any,
+) -> tuple[TransformResult, Report]:
+    """Compile a model under a progress bar, and report it with its error, unless `unmeasured` says why not.
+
+    Arguments and options are those of `transform`; a `transient` bar goes away at the end.
+    """
+    own = ("capture", "lower", "verify", "emit")
+    passes = 1 if isinstance(pipeline, Fixpoint) else len(pipeline.passes)
+    total = len(own) + passes + (options.get("validate", "off") != "off") + (not unmeasured)
+    accuracy: Accuracy | None = None
+    with stage_progress(title, total, console, transient=transient) as begin:
+        result = transform(module, args, kwargs, pipeline=pipeline, progress=begin, **options)
+        if not unmeasured:
+            begin("measure")
+            try:
+                accuracy = measure_accuracy(
+                    module, result.model, args or (), kwargs, parameter_map=result.parameter_map
+                )
+            except MeasurementError as error:
+                unmeasured = error.message
+    return result, make_report(result, model=title, accuracy=accuracy, accuracy_note=unmeasured)
 
 
 @contextmanager

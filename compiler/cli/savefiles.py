@@ -1,4 +1,4 @@
-"""Where the command line writes: targets are checked before the work starts, and files appear whole or not at all."""
+"""Output files: targets are checked before the work starts, and files appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from ir.errors import GraphwrightError, InputError
 
 Writer = Callable[[Path], object]
-"""Writes one file to the path given."""
+"""Writes one file to a path."""
 
 
 class SaveError(GraphwrightError):
@@ -20,7 +20,7 @@ def check_file(path: Path) -> None:
     """Check that a file can be put at `path`.
 
     Raises:
-        InputError: when it is a folder, or lies in none.
+        InputError: when it is a folder, or its folder does not exist.
     """
     folder = path.resolve().parent
     if not folder.is_dir():
@@ -33,7 +33,7 @@ def check_folder(path: Path) -> None:
     """Check that `path` is a folder or can become one.
 
     Raises:
-        InputError: when it, or something that would be above it, is a file.
+        InputError: when it or one of its parents is a file.
     """
     for place in (path, *path.parents):
         if place.is_dir():
@@ -43,9 +43,9 @@ def check_folder(path: Path) -> None:
 
 
 def write_files(writers: Mapping[Path, Writer]) -> None:
-    """Write files: all of them, or none where one cannot be written.
+    """Write all files, or none if one cannot be written.
 
-    Each is written beside its place under another name first, and then moved.
+    Each is first written under a temporary name beside its place, then moved.
 
     Raises:
         SaveError: when one cannot be written, with the path and the reason.

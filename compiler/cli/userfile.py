@@ -1,4 +1,4 @@
-"""The command line's window to the user's code: a model from `FILE.py:function`, patterns and passes, dynamic sizes."""
+"""The user's code for the command line: a model from `FILE.py:function`, patterns and passes, dynamic sizes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from compiler.usercode.error_text import frames_of
 from ir.errors import GraphwrightError, InputError
 from passes.manager.manager import Pass
 from passes.rewrite.pattern import Pattern
@@ -28,7 +29,7 @@ _WHAT_TO_RETURN = "return (module, example inputs) or (module, example inputs, k
 
 
 class UserCodeError(GraphwrightError):
-    """The user's file failed to load, or its function raised or returned something else than a model."""
+    """The user's file failed to load, or its function did not return a model."""
 
 
 @attrs.frozen(eq=False)
@@ -79,8 +80,8 @@ def load_model(file: ModuleType, function: str) -> UserModel:
     """Call a function of a loaded file without arguments, and return the model it made.
 
     Raises:
-        UserCodeError: when there is no such function, or it raises, or returns something else than a module, example
-            inputs and perhaps keyword arguments.
+        UserCodeError: when there is no such function, it raises, or it does not return a module, perhaps with example
+            inputs and keyword arguments.
     """
     path = Path(str(file.__file__))
     found = vars(file).get(function)
@@ -115,12 +116,9 @@ def load_model(file: ModuleType, function: str) -> UserModel:
 
 
 def _line_in(error: BaseException, path: Path) -> str:
-    """Return the innermost line of the user's file in the traceback, for a message."""
-    line, trace = 0, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
+    """Return the innermost line of the user's file in a traceback, as the end of a message."""
+    lines = [line for frame, line in frames_of(error) if frame.f_code.co_filename == str(path)]
+    line = lines[-1] if lines else 0
     if isinstance(error, SyntaxError) and error.lineno:
         line = error.lineno
     return f"\n  at {path}:{line}" if line else ""
@@ -242,7 +240,7 @@ def dynamic_shapes_of(model: UserModel, sizes: Sequence[DynamicSize], *, batch: 
 
 
 def _ranges(sizes: Sequence[DynamicSize]) -> dict[str, tuple[int | None, int | None]]:
-    """Return the range of each symbol, which need be given at one of its places only."""
+    """Return the range of each symbol; one of its places is enough to give it."""
     ranges: dict[str, tuple[int | None, int | None]] = {}
     for size in sizes:
         given = size.min, size.max

@@ -35,6 +35,7 @@ from ir.attributes import UnknownObject
 from ir.errors import CodegenError
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
 from ir.program import InputLeaf, Program
+from ir.spelling import free_name
 
 _LITERALS = (type(None), bool, int, float, str, torch.dtype, torch.device, enum.Enum)
 _ABSENT = inspect.Parameter.empty
@@ -56,7 +57,7 @@ class Parameter:
     default: Any = _ABSENT
     positional_only: bool = False
     is_ours: bool = False
-    """Whether the name is no parameter's of the original, so that no caller gives it."""
+    """Whether the name is not a parameter of the original: no caller passes it."""
     key: str | None = None
     """The keyword of an argument that `**kwargs` takes."""
 
@@ -139,22 +140,20 @@ def _from_signature(
 
 
 def _distinct(parameters: Sequence[Parameter], variable: str) -> list[Parameter]:
-    """Number the names that occur twice; those by which a caller passes arguments stay."""
+    """Number the names that occur twice, except those by which callers pass arguments."""
     given = {p.name for p in parameters if not p.is_ours}
     taken = {variable}
     unique: list[Parameter] = []
     for parameter in parameters:
-        name, number = parameter.name, 0
-        while name in taken or (parameter.is_ours and name in given):
-            number += 1
-            name = f"{parameter.name}_{number}"
+        avoided = taken | given if parameter.is_ours else taken
+        name = free_name(parameter.name, avoided.__contains__)
         taken.add(name)
         unique.append(attrs.evolve(parameter, name=name))
     return unique
 
 
 def _is_global(name: str) -> bool:
-    """Whether generated code may need what `name` means outside of the function."""
+    """Whether generated code may need the global `name`."""
     return hasattr(builtins, name) or name in _custom_builtins or name in sys.modules
 
 
@@ -294,7 +293,7 @@ class Inputs:
 
 
 def unknown_constant(what: str, constant: UnknownObject) -> CodegenError:
-    """Return the error for a constant of which a parsed program has the class alone."""
+    """Return the error for a constant of a parsed program, which has only its class."""
     return CodegenError(
         f"{what} is an object of class {constant.class_name}, and the text of a program has no more than its class",
         remedy="emit the program itself, or put the object into its calling convention",

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import attrs
 import torch
-from torch import fx, nn
-from torch.utils import _pytree as pytree
-from typing_extensions import override
+from torch import nn
 
 from compiler.codegen.convention import Inputs
-from compiler.codegen.forms import ModuleForm, own_location
-from compiler.codegen.modules import module_form
+from compiler.codegen.program_scope import ProgramScope
 from compiler.codegen.regions import emit_region
-from compiler.codegen.results import Results, is_detached
-from compiler.codegen.scope import Scope
-from compiler.codegen.tree import ModuleTree, folded_path
-from compiler.codegen.weights import Weights, names_of, weight_of
-from compiler.emitted.fused import ScaledDotProductAttention
+from compiler.codegen.results import Results
+from compiler.codegen.tree import ModuleTree
+from compiler.codegen.weights import Weights, names_of
 from compiler.emitted.graphmodule import EmittedModule, SwitchedModule, with_switches
 from compiler.emitted.parameter_map import Entry, ParameterMap
-from ir.core import Operation, Value
-from ir.errors import CodegenError
-from ir.ops.nn_ops import decode_call
-from ir.program import SWITCHES, Program, Weight, WeightKind
+from ir.program import SWITCHES, Program, WeightKind
 
 
 @attrs.frozen(eq=False)
@@ -36,7 +27,7 @@ class Emitted:
     module: EmittedModule
     parameter_map: ParameterMap
     kept: tuple[str, ...] = ()
-    """Paths of the modules that are kept as they are."""
+    """Paths of opaque modules."""
 
 
 def emit(program: Program) -> Emitted:
@@ -55,147 +46,8 @@ def emit(program: Program) -> Emitted:
     return _Emitter(program).emit()
 
 
-class ProgramScope(Scope):
-    """The graph of the whole program."""
-
-    def __init__(self, program: Program, tree: ModuleTree) -> None:
-        super().__init__(tree, program.graph.inputs)
-        self.program = program
-        self.targets: list[tuple[fx.Node, Weight]] = []
-        """Reads of weights, whose keys are known when all modules are placed."""
-        self._tensors: dict[Weight, fx.Node] = {}
-        self._read_and_written = dict.fromkeys(_read_and_written(program))
-
-    @override
-    def find(self, value: Value | None) -> Weight | None:
-        """Return the weight that a value is, or None."""
-        weight = weight_of(value)
-        return None if weight is None or weight in self.tree.weights.inlined else weight
-
-    @override
-    def missing(self, value: Value) -> Any:
-        """Read a weight."""
-        weight = weight_of(value)
-        if weight is None:
-            raise CodegenError(f"{value!r} is used before it is computed", remedy="run the verifier on the program")
-        if weight in self.tree.weights.inlined:
-            return self._derive(weight)
-        node = self.graph.create_node("get_attr", weight.name, name=weight.name.replace(".", "_"))
-        self.targets.append((node, weight))
-        self._tensors[weight] = node
-        # a backward pass may need what the buffer was before the call wrote it
-        return self.method("clone", (node,)) if weight in self._read_and_written else node
-
-    def tensor(self, weight: Weight) -> Any:
-        """Return the node of a weight's own tensor, to be written."""
-        node = self.value(weight.value)
-        return self._tensors.get(weight, node)
-
-    def _derive(self, weight: Weight) -> Any:
-        """Compute a derived weight in `forward`, since its source is trained as well."""
-        assert weight.derivation is not None
-        program: Program = weight.derivation.program
-        sources = self.tree.weights.sources(weight)
-        for value, source in zip(program.graph.inputs, sources, strict=True):
-            self.env[value] = self.value(source.value)
-        for op in program.graph.operations():
-            self.operation(op)
-        (output,) = program.graph.outputs
-        assert output is not None
-        return self.value(output)
-
-    @override
-    def module_call(self, op: Operation) -> Any:
-        """Call the module of the original that computes `op`, or one that its mode demands."""
-        if op.name == "nn.opaque":
-            return self._opaque(op)
-        form = module_form(op, self.find)
-        if form is None:
-            return None
-        home, own = self._place_of(op, form)
-        if home is None:
-            return None
-        key = ("operation", home, form.key)
-        path = self.tree.find(key) if own else None
-        if path is None:
-            module, target, same = self.tree.make(form, home), home, own
-            if own and self.tree.is_mistakable(self.tree.safe_path(home), form):
-                target, same = folded_path(home), False
-            path = self.tree.place(module, target, own=same, key=key if own else None)
-            self.tree.register_form(path, form, home if own else None)
-        return self.call_form(path, form)
-
-    def _place_of(self, op: Operation, form: ModuleForm) -> tuple[str | None, bool]:
-        """Return the path for a form, and whether it is the original's; (None, …) where a function is right."""
-        if form.slots:
-            home = self.tree.home(form, op.location.parts)
-            if home is not None:
-                return home, True
-            # a call of a function has no mode, and F.batch_norm counts no batches
-            needed = op.name == "nn.multihead_attention" or (op.name == "aten.batch_norm" and form.counter)
-        else:
-            location = own_location(op, form)
-            if location is not None and op.name != "aten.scaled_dot_product_attention":
-                return location.module_path, True
-            needed = form.training is not None and op.opdef.follows_mode
-            if form.cls is ScaledDotProductAttention:
-                needed = bool(op.attributes["train_dropout_p"])
-        if not needed:
-            return None, False
-        parent = op.location.module_path
-        name = op.opdef.short_name
-        return (f"{parent}.{name}" if parent else name), False
-
-    @override
-    def training_flag(self, op: Operation) -> Any:
-        """Read the mode of the module that the operation is in."""
-        path = self.tree.container(op.location.module_path)
-        target = f"{path}.training" if path else "training"
-        node = self._attributes.get(target)
-        if node is None:
-            node = self.graph.create_node("get_attr", target)
-            self._attributes[target] = node
-        return node
-
-    def _opaque(self, op: Operation) -> Any:
-        callee = str(op.attributes["callee"])
-        function = self.program.opaques.get(callee)
-        if function is None:
-            raise CodegenError(f"the program has no callable {callee!r}", location=op.location)
-        operands = [None if v is None else self.value(v) for v in op.operands]
-        args, kwargs = decode_call(
-            op.attributes, operands, lambda leaf: self.size(leaf) if hasattr(leaf, "free_symbols") else leaf
-        )
-        if isinstance(function, nn.Module):
-            key = ("opaque", callee)
-            path = self.tree.find(key)
-            if path is None:
-                path = self.tree.place(self.tree.adopt(function), callee, own=True, key=key)
-                self.tree.register_opaque(path, callee, function)
-            node = self.graph.create_node("call_module", path, args, kwargs)
-        else:
-            node = self.call(function, args, kwargs)
-        returns = op.attributes["returns"]
-        if returns == "whole":
-            return (node,)
-        return node if returns == "items" else self.call(pytree.tree_leaves, (node,))
-
-
-def _read_and_written(program: Program) -> Iterator[Weight]:
-    """Yield the buffers that are written at the end of a call, and read by more than what makes their new value."""
-    for mutation in program.convention.mutations:
-        weight = program.weights.get(mutation.buffer or "")
-        new = program.graph.outputs[mutation.output]
-        if weight is None or mutation.is_assigned or is_detached(new, weight.value):
-            continue
-        if new is not None:
-            makers = {new.defining_op, program.graph.return_op}
-            if any(user not in makers for user in weight.value.users):
-                yield weight
-
-
 def _unlike_after(program: Program, module: EmittedModule) -> Iterator[str]:
-    """Yield the switches after which a module is in another mode than in the capture, of the original or emitted."""
+    """Yield the switches after which some module, of the original or emitted, is not in its captured mode."""
     emitted = [(path, each.training) for path, each in module.named_modules() if path != "_guard"]
     for switch in SWITCHES:
         mode = switch == "train"
@@ -207,7 +59,7 @@ def _unlike_after(program: Program, module: EmittedModule) -> Iterator[str]:
 
 
 def _counters(program: Program) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the counts of batches as they are now, by all their names."""
+    """Yield the present counts of batches, under all their names."""
     for weight in program.weights.values():
         if weight.name.rpartition(".")[2] == "num_batches_tracked" and weight.data is not None:
             count = torch.zeros_like(weight.data, device="cpu") if weight.data.is_meta else weight.data.detach().clone()
@@ -220,7 +72,7 @@ class _Emitter:
         self.weights = Weights(program)
         self.tree = ModuleTree(program, self.weights)
         self.scope = ProgramScope(program, self.tree)
-        self.results = Results(program, self.scope, self.weights, self.scope.tensor)
+        self.results = Results(self.scope)
 
     def emit(self) -> Emitted:
         program, scope = self.program, self.scope
@@ -267,7 +119,7 @@ class _Emitter:
         }
 
     def _set_modes_after(self, root: EmittedModule) -> None:
-        """Tell root and scopes of the emitted modules whose mode is another one than their own after a switch."""
+        """Tell modules which modules below them do not take on the mode of a switch."""
         switched: dict[str, dict[str, Mapping[str, bool]]] = {}
         for key, modes in self.program.modes_after.items():
             owner, _, switch = key.rpartition(".")
@@ -293,7 +145,7 @@ class _Emitter:
         return name if name.isidentifier() else "GraphModule"
 
     def _count_batches(self) -> None:
-        """Count the batches of normalizations that are no modules, which do it themselves."""
+        """Count the batches of normalizations that are not modules: modules count their own."""
         for op, mean in self.tree.counting:
             counter = self.weights.by_name.get(f"{mean.name.removesuffix('running_mean')}num_batches_tracked")
             if counter is None or counter is mean:
@@ -324,11 +176,11 @@ class _Emitter:
             persistent[key] = None
         ordered = dict.fromkeys(name for name, _ in module.named_parameters(remove_duplicate=False))
         ordered.update(dict.fromkeys(name for name, _ in module.named_buffers(remove_duplicate=False)))
-        ordered.update(dict.fromkeys(self.tree.opaque_keys))  # extra state is no tensor
+        ordered.update(dict.fromkeys(self.tree.opaque_keys))  # extra state is not a tensor
         tied = [names_of(weight) for weight in self.program.weights.values() if weight.aliases]
         return ParameterMap(
             {key: entries[key] for key in ordered if key in entries},
-            originals=(*self.weights.originals, *self.tree.opaque_keys.values()),
+            originals=frozenset((*self.weights.originals, *self.tree.opaque_keys.values())),
             persistent=frozenset(persistent),
             constants=constants,
             aliases={name: names for names in tied for name in names},

@@ -1,4 +1,4 @@
-"""A module that computes an operation, before it is made and has a path."""
+"""Modules that compute operations, before they are built and placed."""
 
 from __future__ import annotations
 
@@ -84,11 +84,6 @@ def declared_names(form: ModuleForm) -> tuple[str, ...]:
     """Return the names of all parameters and buffers that the class knows, absent ones too."""
     prototype = _prototype(cast(Hashable, form.cls), form.options)
     return (*prototype._parameters, *prototype._buffers)
-
-
-def depends_on_mode(form: ModuleForm) -> bool:
-    """Whether the module does something else in training."""
-    return form.training is not None
 
 
 @cached(1024)

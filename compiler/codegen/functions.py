@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import sympy
 import torch
@@ -13,44 +13,22 @@ from torch import nn
 
 from compiler.codegen.function_names import FUNCTIONS, GLOBAL_FLAGS
 from ir.attributes import Attribute, Ref, attributes_equal, map_leaves
-from ir.core import Operation, Value
+from ir.core import Operation
 from ir.opdef import ParamKind
 from ir.types import Dim, TensorType, shapes_equal, simplify_dim
+
+if TYPE_CHECKING:
+    from compiler.codegen.scope import Scope
 
 F = nn.functional
 
 
-class CallScope(Protocol):
-    """What the functions here need of the graph that is being built."""
-
-    def value(self, value: Value) -> Any:
-        """Return the node of a value."""
-
-    def size(self, expr: Any) -> Any:
-        """Return the node of a symbolic size."""
-
-    def call(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
-        """Add a call of a function."""
-
-    def method(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
-        """Add a call of a method; the first argument is the object."""
-
-    def attribute_like(self, op: Operation, name: str) -> Any:
-        """Return what to write for the `device` or `dtype` of a tensor that `op` creates."""
-
-    def count_batches(self, op: Operation, running_mean: Value) -> None:
-        """Note a normalization that is no module, and so has to be told to count its batches."""
-
-    def training_flag(self, op: Operation) -> Any:
-        """Return what to write for a training flag that follows the mode of the module."""
-
-
-Emit = Callable[[CallScope, Operation], Any]
+Emit = Callable[["Scope", Operation], Any]
 
 _SPECIAL: dict[str, Emit] = {}
 
 
-def emit_function(scope: CallScope, op: Operation) -> Any:
+def emit_function(scope: Scope, op: Operation) -> Any:
     """Add the call for `op` and return its node; where the operator returns several results, that of their tuple."""
     special = _SPECIAL.get(op.name)
     if special is not None:
@@ -65,7 +43,7 @@ def emit_function(scope: CallScope, op: Operation) -> Any:
     return scope.call(target, args, kwargs)
 
 
-def arguments(scope: CallScope, op: Operation) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(scope: Scope, op: Operation) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of the operator's schema, leaving out those that have their default value."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
@@ -101,7 +79,7 @@ def arguments(scope: CallScope, op: Operation) -> tuple[tuple[Any, ...], dict[st
     return tuple(args), kwargs
 
 
-def resolve(scope: CallScope, op: Operation, attribute: Attribute) -> Any:
+def resolve(scope: Scope, op: Operation, attribute: Attribute) -> Any:
     """Return an attribute as an argument: symbolic sizes and values become nodes, tuples become lists."""
 
     def leaf(item: Any) -> Any:
@@ -124,11 +102,14 @@ def _special(*names: str) -> Callable[[Emit], Emit]:
     return add
 
 
-_INFIX: dict[str, Callable[..., Any]] = {
+_OPERATORS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "sub": operator.sub,
+    "rsub": operator.sub,
     "mul": operator.mul,
     "div": operator.truediv,
+    "pow": operator.pow,
+    "neg": operator.neg,
     "eq": operator.eq,
     "ne": operator.ne,
     "lt": operator.lt,
@@ -138,69 +119,51 @@ _INFIX: dict[str, Callable[..., Any]] = {
     "bitwise_and": operator.and_,
     "bitwise_or": operator.or_,
     "bitwise_xor": operator.xor,
+    "bitwise_not": operator.invert,
     "remainder": operator.mod,
     "floor_divide": operator.floordiv,
 }
 
 
-def _emit_infix(scope: CallScope, op: Operation) -> Any:
-    if any(name == "alpha" and not attributes_equal(value, 1) for name, value in op.attributes.items()):
-        return NotImplemented
-    operands = [scope.value(v) for v in op.operands[: op.num_schema_operands] if v is not None]
-    if len(operands) == 1:
-        other = resolve(scope, op, op.attributes["other"])
-        operands.append(other)
-    return scope.call(_INFIX[op.opdef.short_name], tuple(operands))
-
-
-for _name in _INFIX:
-    for _overload in ("Tensor", "Scalar", "default"):
-        _SPECIAL[f"aten.{_name}" + ("" if _overload == "default" else f".{_overload}")] = _emit_infix
-
-
-@_special("aten.neg", "aten.bitwise_not")
-def _emit_prefix(scope: CallScope, op: Operation) -> Any:
-    target = operator.neg if op.opdef.short_name == "neg" else operator.invert
-    return scope.call(target, (_first(scope, op),))
-
-
-@_special("aten.rsub.Scalar", "aten.rsub.Tensor")
-def _emit_rsub(scope: CallScope, op: Operation) -> Any:
+def _emit_operator(scope: Scope, op: Operation) -> Any:
     if not attributes_equal(op.attributes.get("alpha", 1), 1):
         return NotImplemented
-    other = op.operands[1] if op.name.endswith("Tensor") else None
-    left = resolve(scope, op, op.attributes["other"]) if other is None else scope.value(other)
-    return scope.call(operator.sub, (left, _first(scope, op)))
+    operands = [scope.value(v) for v in op.operands[: op.num_schema_operands] if v is not None]
+    operands += [resolve(scope, op, op.attributes[key]) for key in ("other", "exponent") if key in op.attributes]
+    if op.opdef.short_name == "rsub":
+        operands.reverse()
+    return scope.call(_OPERATORS[op.opdef.short_name], tuple(operands))
 
 
-@_special("aten.pow.Tensor_Scalar")
-def _emit_power(scope: CallScope, op: Operation) -> Any:
-    return scope.call(operator.pow, (_first(scope, op), resolve(scope, op, op.attributes["exponent"])))
+_SPECIAL["aten.pow.Tensor_Scalar"] = _emit_operator
+for _name in _OPERATORS:
+    for _overload in ("", ".Tensor", ".Scalar"):
+        if _name != "pow":  # `pow.Scalar` has the number on the left
+            _SPECIAL[f"aten.{_name}{_overload}"] = _emit_operator
 
 
-def _first(scope: CallScope, op: Operation) -> Any:
-    value = op.operands[0]
-    assert value is not None
-    return scope.value(value)
+def _first(scope: Scope, op: Operation) -> Any:
+    return scope.value(op.operand_values[0])
 
 
 @_special("aten.reshape")
-def _emit_reshape(scope: CallScope, op: Operation) -> Any:
-    value = op.operands[0]
-    assert value is not None
-    span = flattened_span(value.type, op.result.type) if "shape" in op.attributes else None
+def _emit_reshape(scope: Scope, op: Operation) -> Any:
+    span = flattened_span(op.operand_values[0].type, op.result.type)
     if span is not None:
-        start, end = span
-        return scope.call(torch.flatten, (scope.value(value), start) if end == -1 else (scope.value(value), start, end))
+        return _flatten(scope, op, *span)
     shape = resolve(scope, op, op.attributes["shape"])
     # `x.reshape()` is an error
-    return scope.method("reshape", (scope.value(value), *(shape or [()])))
+    return scope.method("reshape", (_first(scope, op), *(shape or [()])))
 
 
 @_special("aten.flatten.using_ints")
-def _emit_flatten(scope: CallScope, op: Operation) -> Any:
-    start, end = op.attributes["start_dim"], op.attributes["end_dim"]
-    return scope.call(torch.flatten, (_first(scope, op), start) if end == -1 else (_first(scope, op), start, end))
+def _emit_flatten(scope: Scope, op: Operation) -> Any:
+    return _flatten(scope, op, op.attributes["start_dim"], op.attributes["end_dim"])
+
+
+def _flatten(scope: Scope, op: Operation, start: Attribute, end: Attribute) -> Any:
+    args = (_first(scope, op), start) if end == -1 else (_first(scope, op), start, end)
+    return scope.call(torch.flatten, args)
 
 
 def flattened_span(source: Any, target: Any) -> tuple[int, int] | None:
@@ -241,7 +204,7 @@ _METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def _emit_method(scope: CallScope, op: Operation) -> Any:
+def _emit_method(scope: Scope, op: Operation) -> Any:
     name, attributes = _METHODS[op.name]
     implied = [k for k in op.attributes if k not in attributes and f"*{k}" not in attributes]
     if any(not attributes_equal(op.attributes[k], op.opdef.defaults.get(k)) for k in implied):
@@ -261,28 +224,28 @@ for _name in _METHODS:
 
 
 @_special("aten.copy")
-def _emit_copy_into(scope: CallScope, op: Operation) -> Any:
+def _emit_copy_into(scope: Scope, op: Operation) -> Any:
     """Write into a fresh tensor: the functional operator has no derivative."""
     target, source = (scope.value(value) for value in op.operand_values)
     return scope.method("copy_", (scope.method("clone", (target,)), source))
 
 
 @_special("aten.contiguous", "aten.clone")
-def _emit_copy(scope: CallScope, op: Operation) -> Any:
+def _emit_copy(scope: Scope, op: Operation) -> Any:
     format_ = op.attributes["memory_format"]
     default = attributes_equal(format_, op.opdef.defaults["memory_format"])
     return scope.method(op.opdef.short_name, (_first(scope, op),), {} if default else {"memory_format": format_})
 
 
 @_special("aten.to.dtype")
-def _emit_cast(scope: CallScope, op: Operation) -> Any:
+def _emit_cast(scope: Scope, op: Operation) -> Any:
     a = op.attributes
     options = {key: a[key] for key in ("non_blocking", "copy", "memory_format") if a[key]}
     return scope.method("to", (_first(scope, op), a["dtype"]), options)
 
 
 @_special("aten.to.dtype_layout")
-def _emit_conversion(scope: CallScope, op: Operation) -> Any:
+def _emit_conversion(scope: Scope, op: Operation) -> Any:
     a = op.attributes
     source = op.operands[0].type if op.operands[0] is not None else None
     if a["layout"] not in (None, torch.strided) or not isinstance(source, TensorType) or a["pin_memory"]:
@@ -294,7 +257,7 @@ def _emit_conversion(scope: CallScope, op: Operation) -> Any:
 
 
 @_special("aten.slice.Tensor", "aten.select.int")
-def _emit_index(scope: CallScope, op: Operation) -> Any:
+def _emit_index(scope: Scope, op: Operation) -> Any:
     a = op.attributes
     dim = a["dim"]
     rank = op.operands[0].type.rank if op.operands[0] and isinstance(op.operands[0].type, TensorType) else None
@@ -312,28 +275,20 @@ def _emit_index(scope: CallScope, op: Operation) -> Any:
             return NotImplemented
         # the schema writes "to the end" as the greatest number
         whole = isinstance(end, int) and end >= sys.maxsize
-        item = slice(None if _is_zero(start) else start, None if whole else end, None if _is_one(step) else step)
+        item = slice(start or None, None if whole else end, None if step == 1 else step)
     index = (slice(None, None, None),) * dim + (item,)
     return scope.call(operator.getitem, (_first(scope, op), index if dim else item))
 
 
-def _is_zero(value: Any) -> bool:
-    return type(value) is int and value == 0
-
-
-def _is_one(value: Any) -> bool:
-    return type(value) is int and value == 1
-
-
 @_special("aten.index.Tensor")
-def _emit_advanced_index(scope: CallScope, op: Operation) -> Any:
+def _emit_advanced_index(scope: Scope, op: Operation) -> Any:
     indices = op.operand_list("indices")
     items = tuple(slice(None, None, None) if v is None else scope.value(v) for v in indices)
     return scope.call(operator.getitem, (_first(scope, op), items if len(items) != 1 else items[0]))
 
 
 @_special("aten.einsum")
-def _emit_einsum(scope: CallScope, op: Operation) -> Any:
+def _emit_einsum(scope: Scope, op: Operation) -> Any:
     if op.attributes.get("path") is not None:
         return NotImplemented
     tensors = [scope.value(v) for v in op.operand_list("tensors") if v is not None]
@@ -341,7 +296,7 @@ def _emit_einsum(scope: CallScope, op: Operation) -> Any:
 
 
 @_special("aten.batch_norm")
-def _emit_batch_norm(scope: CallScope, op: Operation) -> Any:
+def _emit_batch_norm(scope: Scope, op: Operation) -> Any:
     a = op.attributes
     names = ("input", "running_mean", "running_var", "weight", "bias")
     values = [op.operand(name) for name in names]
@@ -364,14 +319,14 @@ _DROPOUT_FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 @_special(*_DROPOUT_FUNCTIONS)
-def _emit_dropout(scope: CallScope, op: Operation) -> Any:
+def _emit_dropout(scope: Scope, op: Operation) -> Any:
     a = op.attributes
     train = scope.training_flag(op) if a.get("follows_mode", True) else a["train"]
     return scope.call(_DROPOUT_FUNCTIONS[op.name], (_first(scope, op), resolve(scope, op, a["p"]), train))
 
 
 @_special("aten.split_with_sizes", "aten.split.Tensor", "aten.split.sizes")
-def _emit_split(scope: CallScope, op: Operation) -> Any:
+def _emit_split(scope: Scope, op: Operation) -> Any:
     sizes = next(v for k, v in op.attributes.items() if k.startswith("split_size"))
     dim = op.attributes["dim"]
     args = (_first(scope, op), resolve(scope, op, sizes))

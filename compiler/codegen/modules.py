@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from compiler.codegen.forms import AnyBatchNorm, ModuleForm, own_location
-from compiler.codegen.weights import weight_of
 from compiler.emitted.fused import ScaledDotProductAttention
 from ir.attributes import Attribute
 from ir.core import Operation, Value
-from ir.program import Weight
+from ir.program import Weight, weight_of
 from ir.types import TensorType
 
 WeightOf = Callable[[Value | None], Weight | None]
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of the weights that an operation has, by their names in the module."""
 
 _Maker = Callable[[Operation, WeightOf], ModuleForm | None]
 _FORMS: dict[str, _Maker] = {}
@@ -36,9 +37,35 @@ def module_form(op: Operation, find: WeightOf = weight_of) -> ModuleForm | None:
 
 def _form(*names: str) -> Callable[[_Maker], _Maker]:
     def add(maker: _Maker) -> _Maker:
-        for name in names:
-            _FORMS[name] = maker
+        _FORMS.update(dict.fromkeys(names, maker))
         return maker
+
+    return add
+
+
+_Described = tuple[type[nn.Module], dict[str, Any]] | None
+"""A class and its options, or None where no module computes the operation."""
+_Describe = Callable[[Operation, Shapes], _Described]
+
+
+def _layer(
+    *names: str, weights: Sequence[str] = ("weight", "bias"), ints: Sequence[str] = (), data: int = 0
+) -> Callable[[_Describe], _Describe]:
+    """Add operators on one value (operand number `data`) and weights; the attributes in `ints` must be literals."""
+
+    def add(describe: _Describe) -> _Describe:
+        def make(op: Operation, find: WeightOf) -> ModuleForm | None:
+            slots = _slots(op, find, {name: name for name in weights})
+            if slots is None or not all(_ints(op.attributes[name]) for name in ints if name in op.attributes):
+                return None
+            described = describe(op, {name: _shape(weight) for name, weight in slots})
+            if described is None:
+                return None
+            cls, options = described
+            return ModuleForm(cls, _options(**options, device="meta"), slots, (op.operands[data],))
+
+        _form(*names)(make)
+        return describe
 
     return add
 
@@ -55,7 +82,7 @@ def _short(value: Attribute) -> Attribute:
 
 
 def _slots(op: Operation, find: WeightOf, names: Mapping[str, str]) -> tuple[tuple[str, Weight], ...] | None:
-    """Return the weights in the operands named; None when an operand that is there is no weight."""
+    """Return the weights among the operands named; None where one is computed, or its shape is not static."""
     found: list[tuple[str, Weight]] = []
     for operand, slot in names.items():
         value = op.operand(operand)
@@ -76,79 +103,87 @@ def _options(**options: Any) -> tuple[tuple[str, Any], ...]:
     return tuple(options.items())
 
 
-_AFFINE = {"weight": "weight", "bias": "bias"}
+_CONV_SIZES = ("stride", "padding", "output_padding", "dilation", "groups")
 
 
-def _make_conv(op: Operation, find: WeightOf) -> ModuleForm | None:
-    a = op.attributes
-    slots = _slots(op, find, _AFFINE)
-    sizes = (a["stride"], a["padding"], a["dilation"], a["groups"])
-    if not slots or slots[0][0] != "weight" or not _ints(*sizes):
-        return None
-    rank = int(op.name.split(".")[1][4])
-    shape, (stride, padding, dilation, groups) = _shape(slots[0][1]), sizes
+@_layer(
+    *(f"aten.conv{n}d{suffix}" for n in (1, 2, 3) for suffix in ("", ".padding")),
+    *("aten.conv_transpose1d", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input"),
+    ints=_CONV_SIZES,
+)
+def _conv(op: Operation, shapes: Shapes) -> _Described:
+    family, rank = op.opdef.short_name[:-2], int(op.opdef.short_name[-2])
+    shape = shapes.get("weight", ())
     if len(shape) != rank + 2:
         return None
-    cls = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
-    kernel = shape[2:]
-    options = _options(
-        in_channels=shape[1] * groups,
-        out_channels=shape[0],
-        kernel_size=kernel,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        bias=len(slots) == 2,
-        device="meta",
-    )
-    return ModuleForm(cls, options, slots, (op.input("input"),))
+    sizes = {name: op.attributes[name] for name in _CONV_SIZES if name in op.attributes}
+    first, second = shape[0], shape[1] * sizes["groups"]
+    is_transposed = family == "conv_transpose"
+    options = {
+        "in_channels": first if is_transposed else second,
+        "out_channels": second if is_transposed else first,
+        "kernel_size": shape[2:],
+        **sizes,
+        "bias": "bias" in shapes,
+    }
+    return getattr(nn, f"{'ConvTranspose' if is_transposed else 'Conv'}{rank}d"), options
 
 
-_form(*(f"aten.conv{n}d{suffix}" for n in (1, 2, 3) for suffix in ("", ".padding")))(_make_conv)
+@_layer("aten.linear")
+def _linear(op: Operation, shapes: Shapes) -> _Described:
+    if len(shapes.get("weight", ())) != 2:
+        return None
+    out_features, in_features = shapes["weight"]
+    return nn.Linear, {"in_features": in_features, "out_features": out_features, "bias": "bias" in shapes}
 
 
-@_form("aten.conv_transpose1d", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
-def _make_conv_transpose(op: Operation, find: WeightOf) -> ModuleForm | None:
+@_layer("aten.layer_norm", ints=("normalized_shape",))
+def _layer_norm(op: Operation, shapes: Shapes) -> _Described:
+    if "bias" in shapes and "weight" not in shapes:
+        return None
+    sizes = {name: op.attributes[name] for name in ("normalized_shape", "eps")}
+    return nn.LayerNorm, {**sizes, "elementwise_affine": "weight" in shapes, "bias": "bias" in shapes}
+
+
+@_layer("aten.rms_norm", weights=("weight",), ints=("normalized_shape",))
+def _rms_norm(op: Operation, shapes: Shapes) -> _Described:
+    sizes = {name: op.attributes[name] for name in ("normalized_shape", "eps")}
+    return nn.RMSNorm, {**sizes, "elementwise_affine": bool(shapes)}
+
+
+@_layer("aten.group_norm", ints=("num_groups",))
+def _group_norm(op: Operation, shapes: Shapes) -> _Described:
+    given = op.input("input").type
+    known = given.shape or () if isinstance(given, TensorType) else ()
+    channels = next((shape[0] for shape in shapes.values()), known[1] if len(known) > 1 else None)
+    if len(shapes) == 1 or not isinstance(channels, int):
+        return None
+    sizes = {"num_groups": op.attributes["num_groups"], "num_channels": channels, "eps": op.attributes["eps"]}
+    return nn.GroupNorm, {**sizes, "affine": bool(shapes)}
+
+
+@_layer("aten.embedding", weights=("weight",), ints=("padding_idx",), data=1)
+def _embedding(op: Operation, shapes: Shapes) -> _Described:
     a = op.attributes
-    slots = _slots(op, find, _AFFINE)
-    sizes = (a["stride"], a["padding"], a["output_padding"], a["groups"], a["dilation"])
-    if not slots or slots[0][0] != "weight" or not _ints(*sizes):
+    if len(shapes.get("weight", ())) != 2:
         return None
-    stride, padding, output_padding, groups, dilation = sizes
-    shape = _shape(slots[0][1])
-    rank = len(shape) - 2
-    cls = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[rank - 1]
-    options = _options(
-        in_channels=shape[0],
-        out_channels=shape[1] * groups,
-        kernel_size=shape[2:],
-        stride=stride,
-        padding=padding,
-        output_padding=output_padding,
-        groups=groups,
-        bias=len(slots) == 2,
-        dilation=dilation,
-        device="meta",
-    )
-    return ModuleForm(cls, options, slots, (op.input("input"),))
+    rows, columns = shapes["weight"]
+    padding = None if a["padding_idx"] < 0 else a["padding_idx"]
+    flags = {"scale_grad_by_freq": a["scale_grad_by_freq"], "sparse": a["sparse"]}
+    return nn.Embedding, {"num_embeddings": rows, "embedding_dim": columns, "padding_idx": padding, **flags}
 
 
-@_form("aten.linear")
-def _make_linear(op: Operation, find: WeightOf) -> ModuleForm | None:
-    slots = _slots(op, find, _AFFINE)
-    if not slots or slots[0][0] != "weight" or len(_shape(slots[0][1])) != 2:
-        return None
-    out_features, in_features = _shape(slots[0][1])
-    options = _options(in_features=in_features, out_features=out_features, bias=len(slots) == 2, device="meta")
-    return ModuleForm(nn.Linear, options, slots, (op.input("input"),))
+@_layer("aten.prelu", weights=("weight",))
+def _prelu(op: Operation, shapes: Shapes) -> _Described:
+    shape = shapes.get("weight", ())
+    return (nn.PReLU, {"num_parameters": shape[0]}) if len(shape) == 1 else None
 
 
-_STATISTICS = {"running_mean": "running_mean", "running_var": "running_var"}
+_NORMALIZATION = {name: name for name in ("weight", "bias", "running_mean", "running_var")}
 
 
 def _by_rank(op: Operation, family: str, value: Value) -> type[nn.Module] | None:
-    """Return the class of `family` (BatchNorm, InstanceNorm) for the original's class, else for the input's rank."""
+    """Return the class of `family` (BatchNorm, InstanceNorm) that the original has, else that for the input's rank."""
     for location in op.location.parts:
         if location.module_class.startswith("torch.nn.") and location.class_name in (
             f"{family}1d",
@@ -163,7 +198,7 @@ def _by_rank(op: Operation, family: str, value: Value) -> type[nn.Module] | None
 
 
 def _norm_options(op: Operation, slots: tuple[tuple[str, Weight], ...]) -> tuple[tuple[str, Any], ...] | None:
-    """Return the options of a normalization over channels; None without weights, and where it shifts alone."""
+    """Return the options of a normalization over channels; None without weights, and with a bias alone."""
     held = dict(slots)
     if not slots or ("bias" in held and "weight" not in held):
         return None
@@ -181,7 +216,7 @@ def _norm_options(op: Operation, slots: tuple[tuple[str, Weight], ...]) -> tuple
 @_form("aten.batch_norm")
 def _make_batch_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
     a = op.attributes
-    slots = _slots(op, find, _AFFINE | _STATISTICS)
+    slots = _slots(op, find, _NORMALIZATION)
     if slots is None:
         return None
     held = dict(slots)
@@ -203,7 +238,7 @@ def _make_batch_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
 @_form("aten.instance_norm")
 def _make_instance_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
     a = op.attributes
-    slots = _slots(op, find, _AFFINE | _STATISTICS)
+    slots = _slots(op, find, _NORMALIZATION)
     value = op.input("input")
     cls = _by_rank(op, "InstanceNorm", value)
     if not slots or cls is None:
@@ -215,81 +250,6 @@ def _make_instance_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
         return None
     training = bool(a["use_input_stats"]) if tracked else None
     return ModuleForm(cls, options, slots, (value,), training=training, counter=tracked)
-
-
-@_form("aten.layer_norm")
-def _make_layer_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
-    a = op.attributes
-    slots = _slots(op, find, _AFFINE)
-    if slots is None or not _ints(a["normalized_shape"]):
-        return None
-    held = dict(slots)
-    if "bias" in held and "weight" not in held:
-        return None
-    options = _options(
-        normalized_shape=a["normalized_shape"],
-        eps=a["eps"],
-        elementwise_affine="weight" in held,
-        bias="bias" in held,
-        device="meta",
-    )
-    return ModuleForm(nn.LayerNorm, options, slots, (op.input("input"),))
-
-
-@_form("aten.rms_norm")
-def _make_rms_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
-    a = op.attributes
-    slots = _slots(op, find, {"weight": "weight"})
-    if slots is None or not _ints(a["normalized_shape"]):
-        return None
-    options = _options(
-        normalized_shape=a["normalized_shape"], eps=a["eps"], elementwise_affine=bool(slots), device="meta"
-    )
-    return ModuleForm(nn.RMSNorm, options, slots, (op.input("input"),))
-
-
-@_form("aten.group_norm")
-def _make_group_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
-    a = op.attributes
-    slots = _slots(op, find, _AFFINE)
-    value = op.input("input")
-    if slots is None or len(slots) == 1 or not _ints(a["num_groups"]):
-        return None
-    shape = value.type.shape if isinstance(value.type, TensorType) else None
-    channels = _shape(slots[0][1])[0] if slots else shape[1] if shape is not None and len(shape) > 1 else None
-    if not isinstance(channels, int):
-        return None
-    options = _options(
-        num_groups=a["num_groups"], num_channels=channels, eps=a["eps"], affine=bool(slots), device="meta"
-    )
-    return ModuleForm(nn.GroupNorm, options, slots, (value,))
-
-
-@_form("aten.embedding")
-def _make_embedding(op: Operation, find: WeightOf) -> ModuleForm | None:
-    a = op.attributes
-    slots = _slots(op, find, {"weight": "weight"})
-    if not slots or len(_shape(slots[0][1])) != 2 or not _ints(a["padding_idx"]):
-        return None
-    rows, columns = _shape(slots[0][1])
-    options = _options(
-        num_embeddings=rows,
-        embedding_dim=columns,
-        padding_idx=None if a["padding_idx"] < 0 else a["padding_idx"],
-        scale_grad_by_freq=a["scale_grad_by_freq"],
-        sparse=a["sparse"],
-        device="meta",
-    )
-    return ModuleForm(nn.Embedding, options, slots, (op.input("indices"),))
-
-
-@_form("aten.prelu")
-def _make_prelu(op: Operation, find: WeightOf) -> ModuleForm | None:
-    slots = _slots(op, find, {"weight": "weight"})
-    if not slots or len(_shape(slots[0][1])) != 1:
-        return None
-    options = _options(num_parameters=_shape(slots[0][1])[0], device="meta")
-    return ModuleForm(nn.PReLU, options, slots, (op.input("self"),))
 
 
 _DROPOUTS: dict[str, tuple[type[nn.Module], ...]] = {
@@ -316,7 +276,7 @@ def _make_dropout(op: Operation, find: WeightOf) -> ModuleForm | None:
 
 
 def _plain(name: str, cls: type[nn.Module], *attributes: str, **fixed: Attribute) -> None:
-    """Add an operator whose module takes the attributes named, and that holds only where others have fixed values."""
+    """Add an operator whose module takes the attributes named, where others have fixed values."""
 
     def make(op: Operation, find: WeightOf) -> ModuleForm | None:
         a = op.attributes
@@ -382,17 +342,9 @@ def _make_attention(op: Operation, find: WeightOf) -> ModuleForm | None:
 @_form("nn.multihead_attention")
 def _make_multihead_attention(op: Operation, find: WeightOf) -> ModuleForm | None:
     a = op.attributes
-    names = {
-        "in_proj_weight": "in_proj_weight",
-        "q_proj_weight": "q_proj_weight",
-        "k_proj_weight": "k_proj_weight",
-        "v_proj_weight": "v_proj_weight",
-        "in_proj_bias": "in_proj_bias",
-        "bias_k": "bias_k",
-        "bias_v": "bias_v",
-        "out_proj_weight": "out_proj.weight",
-        "out_proj_bias": "out_proj.bias",
-    }
+    projections = [f"{name}_proj_weight" for name in ("in", "q", "k", "v")]
+    weights = (*projections, "in_proj_bias", "bias_k", "bias_v", "out_proj_weight", "out_proj_bias")
+    names = {name: name.replace("out_proj_", "out_proj.") for name in weights}
     slots = _slots(op, find, names)
     if not slots:
         return None

@@ -1,8 +1,9 @@
-"""Fused regions as modules: a hand-written class where the body has exactly its shape, else a generated `forward`."""
+"""Fused regions as modules: the class of their kind where it computes the body, else a generated `forward`."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -11,15 +12,17 @@ from torch import fx, nn
 from typing_extensions import override
 
 from compiler.codegen.convention import argument_name
-from compiler.codegen.forms import ModuleForm, depends_on_mode, own_location
+from compiler.codegen.forms import ModuleForm, own_location
 from compiler.codegen.modules import module_form
 from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree
-from compiler.emitted.fused import CHAIN_CLASSES, REGION_CLASSES, FusedModule, ScaledDotProductAttention
+from compiler.emitted.fused import FusedModule, fused_class
 from compiler.emitted.graphmodule import FusedRegion
 from ir.attributes import attribute_key, attributes_equal
+from ir.caches import cached
 from ir.core import Operation, Value
 from ir.program import Weight
+from ir.spelling import free_name
 
 
 @attrs.define(eq=False)
@@ -46,8 +49,10 @@ class Region:
         self.ops = list(self.body.operations())
         names = tuple(op.attributes.get("parts") or ())
         self.names = [str(names[i]) if i < len(names) else "" for i in range(len(self.ops))]
+        self.whole = self._whole()
         self.children: dict[Operation, Child] = {}
-        self._find_children()
+        if self.whole is None:
+            self._find_children()
         self.arguments = self._arguments()
 
     def find(self, value: Value | None) -> Weight | None:
@@ -55,18 +60,21 @@ class Region:
         operand = self.operands.get(value) if value is not None else None
         return None if operand is None else self.outer.find(operand)
 
+    def _whole(self) -> ModuleForm | None:
+        """Return the module of the only operation if it has the class of the region's kind: then it is the region."""
+        form = module_form(self.ops[0], self.find) if len(self.ops) == 1 else None
+        if form is None or form.cls is not fused_class(self.kind) or self.body.outputs != self.ops[0].results:
+            return None
+        return form if all(v is None or v in self.operands for v in form.inputs) else None
+
     def _find_children(self) -> None:
-        taken: dict[str, None] = {}
+        taken: set[str] = set()
         for op, name in zip(self.ops, self.names, strict=True):
             form = None if op.body is not None else module_form(op, self.find)
-            if form is None or not (name or form.slots or depends_on_mode(form)):
+            if form is None or not (name or form.slots or form.training is not None):
                 continue
-            base = name or op.opdef.short_name
-            name, number = base, 0
-            while name in taken or hasattr(fx.GraphModule, name):
-                number += 1
-                name = f"{base}_{number}"
-            taken[name] = None
+            name = free_name(name or op.opdef.short_name, lambda name: name in taken or hasattr(fx.GraphModule, name))
+            taken.add(name)
             self.children[op] = Child(name, form, self.tree.home(form, op.location.parts))
 
     def _arguments(self) -> list[Value]:
@@ -115,117 +123,90 @@ class Region:
         path, own = self.place()
         key = self.key(path)
         target = self.tree.find(key)
-        order = self._chain_arguments()
-        arguments = self.arguments if order is None else order
-        extra: tuple[sympy.Symbol, ...] = ()
         if target is None:
-            modules = {
-                child.name: self.tree.make(child.form, self._original(op, child)) for op, child in self.children.items()
-            }
-            module = self._hand_written(modules)
-            if module is None:
-                module, extra = self._generated(modules)
+            module, arguments, symbols = self._module()
             module.training = self.tree.mode(path if own else path.rpartition(".")[0])
             points = tuple(self.op.attributes.get("quantization_points") or ())
             if points and points != module.quantization_points:
                 module.quantization_points = points
             target = self.tree.place(module, path, own=own, key=key)
-            self.tree.extras[target] = extra
+            self.tree.calls[target] = [self.body.inputs.index(value) for value in arguments], symbols
             for child in self.children.values():
                 self.tree.register_form(f"{target}.{child.name}", child.form, child.home)
-        else:
-            extra = self.tree.extras[target]
-        args: list[Any] = []
-        for value in arguments:
-            operand = self.operands[value]
-            args.append(None if operand is None else self.outer.value(operand))
-        args.extend(self.outer.size(symbol) for symbol in extra)
+        numbers, symbols = self.tree.calls[target]
+        operands = [self.op.operands[number] for number in numbers]
+        args = [None if operand is None else self.outer.value(operand) for operand in operands]
+        args.extend(self.outer.size(symbol) for symbol in symbols)
         return self.outer.graph.create_node("call_module", target, tuple(args), {})
 
     def _original(self, op: Operation, child: Child) -> str:
         location = own_location(op, child.form)
         return child.home or (location.module_path if location is not None else op.location.module_path)
 
-    # ---- hand-written classes ----
-
-    def _chain_arguments(self) -> list[Value] | None:
-        """Return the arguments of the hand-written class in its order, or None where the body has another shape."""
-        if self.kind == ScaledDotProductAttention.kind:
-            return self._attention_arguments()
-        cls = CHAIN_CLASSES.get(self.kind)
-        if cls is None or len(self.op.results) != 1:
-            return None
-        expected = [part for part in cls.parts if part not in cls.optional]
-        present = [child.name for child in self.children.values()]
-        if [p for p in present if p not in cls.optional] != expected or any(p not in cls.parts for p in present):
-            return None
-        if present != [part for part in cls.parts if part in present]:
-            return None
-        has_residual = cls.kind == "conv_bn_add_act"
-        arguments: list[Value] = []
-        previous: Value | None = None
-        for op in self.ops:
-            child = self.children.get(op)
-            if child is not None:
-                if len(child.form.inputs) != 1 or child.form.keywords:
-                    return None
-                value = child.form.inputs[0]
-                if previous is None and value in self.operands:
-                    arguments.append(value)
-                elif value is not previous:
-                    return None
-                after_add = len(arguments) == 2
-                if has_residual and after_add != (child.name == "act"):
-                    return None
-            elif has_residual and len(arguments) == 1 and previous is not None:
-                residual = _residual_of(op, previous)
-                if residual is None or residual not in self.operands:
-                    return None
-                arguments.append(residual)
-            else:
-                return None
-            if len(op.results) != 1:
-                return None
-            previous = op.result
-        if self.body.outputs != (previous,) or len(arguments) != 1 + has_residual:
-            return None
-        return arguments
-
-    def _attention_arguments(self) -> list[Value] | None:
-        if len(self.ops) != 1 or self.body.outputs != self.ops[0].results:
-            return None
-        form = module_form(self.ops[0], self.find)
-        if form is None or form.cls is not ScaledDotProductAttention:
-            return None
-        values = [v for v in form.inputs if v is not None]
-        return values if all(v in self.operands for v in values) else None
-
-    def _hand_written(self, modules: dict[str, nn.Module]) -> Any:
-        if self._chain_arguments() is None:
-            return None
-        if self.kind == ScaledDotProductAttention.kind:
-            form = module_form(self.ops[0], self.find)
-            assert form is not None
-            module = self.tree.make(form, self.ops[0].location.module_path)
-            self.children.clear()  # the module is the operation itself, not a child
-            return module
-        cls: type[FusedModule] = CHAIN_CLASSES[self.kind]
-        return cls(**modules)
-
-    # ---- generated ----
-
-    def _generated(self, modules: dict[str, nn.Module]) -> tuple[FusedRegion, tuple[sympy.Symbol, ...]]:
+    def _module(self) -> tuple[Any, Sequence[Value], tuple[sympy.Symbol, ...]]:
+        """Return the module, the inputs of the body that it takes, and the symbols whose sizes follow."""
+        if self.whole is not None:
+            module = self.tree.make(self.whole, self.ops[0].location.module_path)
+            return module, [v for v in self.whole.inputs if v is not None], ()
+        children = {
+            child.name: self.tree.make(child.form, self._original(op, child)) for op, child in self.children.items()
+        }
+        cls = fused_class(self.kind)
+        if children and issubclass(cls, FusedModule):
+            passed = self._passed(_traced(cls, tuple(children)))
+            if passed is not None:
+                return cls(**children), passed, ()
         scope = RegionScope(self)
         for op in self.ops:
             scope.operation(op)
         outputs = [None if v is None else scope.value(v) for v in self.body.outputs]
         scope.graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
         root = nn.Module()
-        for name, module in (modules | scope.nested).items():
-            root.add_module(name, module)
-        region = REGION_CLASSES.get(self.kind, FusedRegion)(root, scope.graph, class_name_of(self.kind))
+        for name, child_module in children.items():
+            root.add_module(name, child_module)
+        region_class = cls if issubclass(cls, FusedRegion) else FusedRegion
+        region = region_class(root, scope.graph, cls.__name__)
         region.kind = self.kind
-        return region, tuple(scope.symbols)
+        return region, self.arguments, tuple(scope.symbols)
+
+    def _passed(self, fused: fx.Graph) -> list[Value] | None:
+        """Return the inputs of the body to pass to a fused module; None where its `forward` computes something else."""
+        known: dict[fx.Node, Value] = {}
+
+        def is_same(node: Any, value: Value | None) -> bool:
+            op = None if value is None else value.defining_op
+            if value is None or (node.op == "placeholder") != (op is None):
+                return False
+            if known.setdefault(node, value) is not value or op is None:
+                return known[node] is value
+            child = self.children.get(op)
+            if child is not None:
+                is_called = node.target == child.name and not child.form.keywords and len(op.results) == 1
+                return is_called and len(child.form.inputs) == 1 and is_same(node.args[0], child.form.inputs[0])
+            if node.target is not operator.add or op.name != "aten.add.Tensor" or len(op.operands) != 2:
+                return False
+            orders = (op.operands, op.operands[::-1]) if attributes_equal(op.attributes["alpha"], 1) else ()
+            return any(all(map(is_same, node.args, operands)) for operands in orders)
+
+        (result,) = fused.output_node().args
+        is_all = len(self.body.outputs) == 1 and is_same(result, self.body.outputs[0])
+        if not is_all or any(all(value.defining_op is not op for value in known.values()) for op in self.ops):
+            return None
+        return [known[node] for node in fused.nodes if node.op == "placeholder"]
+
+
+class _Tracer(fx.Tracer):
+    """Sees calls of children, and nothing inside of them."""
+
+    @override
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+@cached()
+def _traced(cls: type[FusedModule], parts: tuple[str, ...]) -> fx.Graph:
+    """Return what `forward` of a fused module does where it has these parts."""
+    return _Tracer().trace(cls(**{part: nn.Identity() for part in parts}))
 
 
 class RegionScope(Scope):
@@ -235,7 +216,6 @@ class RegionScope(Scope):
         super().__init__(region.tree, tuple(region.arguments))
         self.region = region
         self.symbols: dict[sympy.Symbol, None] = {}
-        self.nested: dict[str, nn.Module] = {}
         self._last: fx.Node | None = None
         for i, value in enumerate(region.arguments):
             self._last = self.env[value] = self.graph.placeholder(argument_name(value.name, i))
@@ -248,7 +228,7 @@ class RegionScope(Scope):
     @override
     def missing(self, value: Value) -> Any:
         """Refuse: every argument has a placeholder."""
-        raise AssertionError(f"{value!r} is no argument of the region")
+        raise AssertionError(f"{value!r} is not an argument of the region")
 
     @override
     def missing_symbol(self, symbol: sympy.Symbol) -> Any:
@@ -282,7 +262,7 @@ class RegionScope(Scope):
 
 
 def emit_nested(op: Operation, scope: RegionScope) -> Any:
-    """Emit a region inside a region: its operations in place, since a region holds one level of modules."""
+    """Emit a region inside a region in place: a region holds one level of modules."""
     assert op.body is not None
     for inner, outer in zip(op.body.inputs, op.operands, strict=True):
         if outer is not None:
@@ -293,29 +273,6 @@ def emit_nested(op: Operation, scope: RegionScope) -> Any:
     for result, output in zip(op.results, outputs, strict=True):
         scope.env[result] = output
     return outputs[0] if len(outputs) == 1 else outputs
-
-
-def _residual_of(op: Operation, previous: Value) -> Value | None:
-    """Return what `op` adds to `previous`, or None where it is no plain addition of another value."""
-    if op.name != "aten.add.Tensor" or not attributes_equal(op.attributes["alpha"], 1):
-        return None
-    left, right = op.operands[:2]
-    if (left is previous) == (right is previous) or len(op.operands) != 2:
-        return None
-    return right if left is previous else left
-
-
-def class_name_of(kind: str) -> str:
-    """Return the class name shown for a kind: that of its class, or `FusedConvBnPool` for `conv_bn_pool`."""
-    known = CHAIN_CLASSES.get(kind) or REGION_CLASSES.get(kind)
-    if known is not None or kind == ScaledDotProductAttention.kind:
-        return (known or ScaledDotProductAttention).__name__
-    return "Fused" + "".join(part.capitalize() for part in _identifier(kind).split("_"))
-
-
-def _identifier(name: str) -> str:
-    text = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
-    return f"_{text}" if text[:1].isdigit() else text
 
 
 def emit_region(op: Operation, outer: Scope) -> None:

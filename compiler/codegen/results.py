@@ -11,34 +11,22 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from compiler.codegen.convention import native_structure, unknown_constant
-from compiler.codegen.scope import Scope
-from compiler.codegen.weights import Weights, weight_of
+from compiler.codegen.program_scope import ProgramScope, is_detached
 from compiler.emitted.graphmodule import assign_buffer, before_assignment, write_unless_itself
 from ir.attributes import UnknownObject
-from ir.columns import Layout
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.memory.aliasing import makes_view, may_alias_operands
 from ir.opdef import OpDef, Trait
-from ir.program import Program, Weight
+from ir.program import Weight, weight_of
 
 
 class Results:
     """The results of a program's graph, and what the call leaves in buffers and inputs."""
 
-    def __init__(self, program: Program, scope: Scope, weights: Weights, tensor: Callable[[Weight], Any]) -> None:
-        """Prepare for a program.
-
-        Args:
-            program: the program.
-            scope: its graph, with what its values have become.
-            weights: its weights.
-            tensor: returns the node of a weight's own tensor, to be written.
-        """
-        self.program = program
+    def __init__(self, scope: ProgramScope) -> None:
         self.scope = scope
-        self.weights = weights
-        self.tensor = tensor
+        self.program = scope.program
         self.out_spec: pytree.TreeSpec | None = None
         """The structure of the result, where Python's own containers cannot express it."""
         self._assigned: list[tuple[Weight, Any]] = []
@@ -54,7 +42,7 @@ class Results:
             target = self._written(mutation.buffer, mutation.input)
             value = outputs[mutation.output]
             if is_detached(value, target):
-                continue  # no number is written
+                continue  # the numbers do not change
             written[target] = None
             if value is not None and _may_be_itself(value, target):
                 themselves[mutation.output] = self.scope.value(value)
@@ -68,7 +56,7 @@ class Results:
             write: Any = write_unless_itself if mutation.output in themselves else torch.ops.aten.copy_.default
             # an operator, not a method: fx must see that it has an effect; with its gradient, which the next call has
             weight = weight_of(target)
-            written_node = self.scope.value(target) if weight is None else self.tensor(weight)
+            written_node = self.scope.value(target) if weight is None else self.scope.tensor(weight)
             if is_detached(outputs[mutation.output], target):
                 self.scope.call(torch.ops.aten.detach_.default, (written_node,))
             else:
@@ -107,7 +95,7 @@ class Results:
         return result
 
     def assign(self, output: fx.Node) -> None:
-        """Put new tensors in the places of buffers, whose keys are known now."""
+        """Assign buffers, whose keys are known now."""
         graph = self.scope.graph
         with graph.inserting_before(output):
             for weight, new in self._assigned:
@@ -118,13 +106,13 @@ class Results:
                     self.scope.call(assign_buffer, (buffers, name, new))
 
     def _constant(self, constant: Any) -> Any:
-        """Return what to write for a result that is no tensor: a literal, or a size that an input has."""
+        """Return the node of a result that is not a tensor: a literal, or a size of an input."""
         if isinstance(constant, UnknownObject):
             raise unknown_constant("a result", constant)
         return self.scope.size(constant) if isinstance(constant, sympy.Basic) else constant
 
     def _view_again(self, value: Value | None, source: Value | None, node: Any) -> Any:
-        """Return the node of an output as a view of `node`, what `source` was written to; None where it is no view."""
+        """Return an output as a view of `node`, the tensor that `source` was written to; None where it is none."""
         if value is None or source is None:
             return None
         forward, back = _views(value, makes_view), _views(source, _is_reversible)
@@ -152,7 +140,7 @@ class Results:
         return node
 
     def _shaped_back(self, op: Operation, node: Any) -> Any:
-        """Return the node of what a reshape or permute was given, from that of its result."""
+        """Return the node of the operand of a reshape or permute, from that of its result."""
         if op.name == "aten.permute":
             dims: Any = op.attributes["dims"]
             order = [d % len(dims) for d in dims]
@@ -163,12 +151,12 @@ class Results:
         return self.scope.call(torch.reshape, (node, shape))
 
     def _before_writes(self, value: Value, written: dict[Value, None]) -> Any:
-        """Return the node of an output; a copy where the value would be changed by a write at the end of the call."""
+        """Return the node of an output; a copy where a write at the end of the call would change the value."""
         node = self.scope.value(value)
         return self.scope.method("clone", (node,)) if self._may_lie_in(value, written) else node
 
     def _may_lie_in(self, value: Value, tensors: Mapping[Value, None]) -> bool:
-        """Return whether a value may share storage with some inputs or weights."""
+        """Whether a value may alias some inputs or weights."""
         pending, seen = [value], {value: None}
         while pending and tensors:
             root = pending.pop()
@@ -187,9 +175,9 @@ class Results:
         return self.program.graph.inputs[number]
 
     def _weight(self, name: str | None) -> Weight:
-        weight = self.weights.by_name.get(name or "")
+        weight = self.scope.tree.weights.by_name.get(name or "")
         if weight is None:
-            raise CodegenError(f"the program writes {name!r}, which is no weight of it")
+            raise CodegenError(f"the program writes {name!r}, which is not a weight of it")
         return weight
 
 
@@ -208,14 +196,8 @@ def _is_reversible(opdef: OpDef) -> bool:
     return opdef.name in ("aten.reshape", "aten.permute")
 
 
-def is_detached(value: Value | None, target: Value) -> bool:
-    """Return whether a value is the target without its gradient: `target.detach_()` makes it of it."""
-    op = None if value is None else value.defining_op
-    return op is not None and op.opdef.layout is Layout.DETACHED and op.operands[0] is target
-
-
 def _may_be_itself(value: Value, target: Value) -> bool:
-    """Return whether a value is either the target, by operators that return what they are given, or a new tensor."""
+    """Whether a value may be the target itself: some operators return either their operand or a new tensor."""
     op = value.defining_op
     while op is not None and op.opdef.has(Trait.DROPOUT):
         operand = op.operands[0]

@@ -1,4 +1,4 @@
-"""One graph that is being built: values become nodes, operations become calls."""
+"""A graph under construction: values become nodes, operations become calls."""
 
 from __future__ import annotations
 
@@ -27,36 +27,27 @@ from ir.types import ScalarType, TensorType
 _SAMPLING = ("aten.fractional_max_pool2d", "aten.fractional_max_pool3d")
 
 
+def _to_int(function: Callable[[Any], Any]) -> Any:
+    """Return a conversion of sizes; for a proxy it becomes a call in the graph."""
+
+    def convert(x: Any, dtype: Any) -> Any:
+        return x.tracer.create_proxy("call_function", function, (x,), {}) if isinstance(x, fx.Proxy) else function(x)
+
+    return staticmethod(convert)
+
+
 class _SizeFunctions(PythonReferenceAnalysis):
-    """The functions of symbolic sizes as Python: also those that torch leaves symbolic, or calls at once."""
+    """The functions of symbolic sizes as Python, with those that torch leaves symbolic or calls at once."""
 
-    @staticmethod
-    def int_truediv(a: Any, b: Any) -> Any:
-        return a / b
-
-    @staticmethod
-    def floor_to_int(x: Any, dtype: Any) -> Any:
-        return _call_later(math.floor, x)
-
-    @staticmethod
-    def ceil_to_int(x: Any, dtype: Any) -> Any:
-        return _call_later(math.ceil, x)
-
-    @staticmethod
-    def trunc_to_int(x: Any, dtype: Any) -> Any:
-        return _call_later(math.trunc, x)
-
-    @staticmethod
-    def round_to_int(a: Any, dtype: Any) -> Any:
-        return _call_later(round, a)
-
-
-def _call_later(function: Callable[[Any], Any], x: Any) -> Any:
-    return x.tracer.create_proxy("call_function", function, (x,), {}) if isinstance(x, fx.Proxy) else function(x)
+    int_truediv = staticmethod(operator.truediv)
+    floor_to_int = _to_int(math.floor)
+    ceil_to_int = _to_int(math.ceil)
+    trunc_to_int = _to_int(math.trunc)
+    round_to_int = _to_int(round)
 
 
 class Scope:
-    """A graph with what its values have become; the base of the whole program's scope and of a region's."""
+    """A graph and the nodes of its values; base class for programs and regions."""
 
     def __init__(self, tree: ModuleTree, inputs: tuple[Value, ...]) -> None:
         self.tree = tree
@@ -93,13 +84,13 @@ class Scope:
         raise NotImplementedError
 
     def count_batches(self, op: Operation, running_mean: Value) -> None:
-        """Note a normalization that is no module, and so has to be told to count its batches."""
+        """Note a normalization that is not a module: `forward` has to count its batches."""
         weight = self.find(running_mean)
         if weight is not None:
             self.tree.counting.append((op, weight))
 
     def training_flag(self, op: Operation) -> Any:
-        """Return what to write for a training flag that follows the mode of the module."""
+        """Return the node of a training flag that follows the mode of the module."""
         raise NotImplementedError
 
     # ---- building ----
@@ -220,7 +211,7 @@ class Scope:
     # ---- devices and dtypes ----
 
     def attribute_like(self, op: Operation, name: str) -> Any:
-        """Return what to write for the device or dtype of a new tensor, or None for the literal.
+        """Return the node of the device or dtype of a new tensor, or None for the literal.
 
         A tensor made on the device of an input follows that input, so the emitted module can be moved; a constant
         fill of the dtype of an input follows it too (its elements are exact in every dtype), and so do samples for a
@@ -244,7 +235,7 @@ class Scope:
         return None
 
     def _sampled_for(self, op: Operation) -> Any:
-        """Return the node of what is pooled at the places that `op` draws, or None where it draws none."""
+        """Return the node of what is pooled at places that `op` draws, or None for other operations."""
         if op.name != "aten.rand" or any(user.name not in _SAMPLING for user in op.results[0].users):
             return None
         wanted = op.results[0].type

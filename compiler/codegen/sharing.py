@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def share_modules(tree: ModuleTree, made: dict[str, nn.Module]) -> None:
-    """Let what the original has under several paths be one module here as well.
+    """Make what the original has under several paths one module in the emitted tree.
 
     Args:
         tree: where everything stands.
@@ -45,7 +45,7 @@ def share_modules(tree: ModuleTree, made: dict[str, nn.Module]) -> None:
 
 
 def _put_inside(tree: ModuleTree, made: dict[str, nn.Module], path: str, other: str) -> bool:
-    """Put the module at `path` into one that is kept as it is, where that has the same layer at `other`."""
+    """Put the module at `path` into an opaque one that has the same layer at `other`."""
     for opaque in tree.opaques:
         if not other.startswith(f"{opaque}."):
             continue
@@ -59,9 +59,7 @@ def _put_inside(tree: ModuleTree, made: dict[str, nn.Module], path: str, other: 
 
 def part_of(module: nn.Module, path: str) -> nn.Module | None:
     """Return a module in another one, or None where it has none there."""
-    for name in filter(None, path.split(".")):
-        found = module._modules.get(name)
-        if found is None:
-            return None
-        module = found
-    return module
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None

@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+import sympy
 import torch
 from torch import fx, nn
 
@@ -18,19 +19,20 @@ from ir.core import Operation
 from ir.errors import CodegenError
 from ir.locations import Location
 from ir.program import Program, Weight, WeightKind
+from ir.spelling import free_name
 
 _RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | {"_guard", "_in_spec", "_out_spec"}
 """Attributes of every GraphModule: a submodule of such a name could not be reached."""
 
 _FOLDED = "_folded"
-"""Ends the path of a layer, or the name of a weight, that holds other values than the original's of that name."""
+"""Suffix of the path of a layer, or the name of a weight, whose values are not those of the original."""
 
 _LAYER_SLOTS = ("weight", "bias", "running_mean")
 """Names of weights by which a path is one where a layer may be placed."""
 
 
 def folded_path(path: str) -> str:
-    """Return the path of a layer that holds other values than the original's at `path`."""
+    """Return the path of a layer whose values differ from the original's at `path`."""
     return f"{path}{_FOLDED}"
 
 
@@ -38,8 +40,8 @@ class ModuleTree:
     """Places modules at paths and weights under keys, and builds the tree in the order of the original.
 
     Paths are those of the original where that is possible: a module whose weights the original has at `conv1` stands
-    at `conv1`. Whatever comes second to a path that is taken gets a number. A key that the original has too holds the
-    same tensor, or one of another shape, for which a checkpoint of the original fails to load.
+    at `conv1`. A path that is taken gets a number. A key that the original has too holds the same tensor, or one of
+    another shape, for which loading a checkpoint of the original fails.
     """
 
     def __init__(self, program: Program, weights: Weights) -> None:
@@ -56,40 +58,33 @@ class ModuleTree:
         self._invented: dict[str, str] = {}
         self._adopted: dict[int, torch.Tensor] = {}
         self._memo: dict[int, Any] = {}
-        """Of the copies of modules kept as they are: what several of them hold stays one object."""
+        """Memo of the copies of opaque modules: what several of them hold stays one object."""
         self.opaques: list[str] = []
-        """Paths of modules kept as they are."""
+        """Paths of opaque modules."""
         self.opaque_keys: dict[str, str] = {}
-        """Key inside a module kept as it is -> the original's name."""
-        self.extras: dict[str, tuple[Any, ...]] = {}
-        """Path of a region -> symbols whose sizes it takes as further arguments."""
+        """Key inside an opaque module -> the original's name."""
+        self.calls: dict[str, tuple[list[int], tuple[sympy.Symbol, ...]]] = {}
+        """Path of a region -> numbers of the operands that it takes, and the symbols whose sizes follow."""
         self.counting: list[tuple[Operation, Weight]] = []
-        """Normalizations that are no modules and count their batches, and their running means."""
+        """Normalizations that are not modules and count their batches, with their running means."""
         self._origins: dict[int, tuple[nn.Module, str]] = {}
         self._made: dict[tuple[Any, ...], nn.Module] = {}
         """The layers that were built: one that is called twice may stand in two regions."""
         self._prefixes: dict[str, None] = {}
         """Paths below which the original has weights."""
         for name in weights.originals:
-            while name := name.rpartition(".")[0]:
-                self._prefixes[name] = None
+            self._prefixes.update(dict.fromkeys(_above(name)))
         self._top = {path.partition(".")[0] for path in (*weights.originals, *program.module_modes)}
-        self._renamed: dict[str, str] = {}
 
     def safe_path(self, path: str) -> str:
         """Return the path in the emitted module of what the original has at `path`."""
         first, dot, rest = path.partition(".")
         if first not in _RESERVED:
             return path
-        if first not in self._renamed:
-            number = 1
-            while f"{first}_{number}" in self._top:
-                number += 1
-            self._renamed[first] = f"{first}_{number}"
-        return f"{self._renamed[first]}{dot}{rest}"
+        return f"{free_name(first, lambda name: name in self._top or name == first)}{dot}{rest}"
 
     def home(self, form: ModuleForm, locations: tuple[Location, ...]) -> str | None:
-        """Return the path at which all weights of `form` have their own names, or None.
+        """Return the path at which all weights of `form` keep their names, or None.
 
         A derived weight has no name of its own, and takes one that is free.
         """
@@ -106,7 +101,7 @@ class ModuleTree:
         return None
 
     def _has_more(self, path: str, form: ModuleForm) -> bool:
-        """Whether the original has a weight there that the class would use, and the operation does not."""
+        """Whether the original has a weight there that the class uses and the operation does not."""
         slots = dict(form.slots)
         return any(
             name not in slots and f"{path}.{name}" in self.weights.live_names
@@ -116,10 +111,11 @@ class ModuleTree:
 
     def _fits(self, name: str, weight: Weight) -> bool:
         owner = self.weights.live_names.get(name)
-        return owner is weight or (owner is None and self.weights.is_free(weight))
+        is_free = owner is None and weight.derivation is not None  # a derived weight has no name in the original
+        return owner is weight or is_free
 
     def is_mistakable(self, path: str, form: ModuleForm) -> bool:
-        """Whether the original has the keys of a module built for `form` at `path`, for tensors that are others."""
+        """Whether the original has the keys of a module for `form` at `path`, with other tensors."""
         return any(self.weights.is_mistakable(f"{path}.{slot}", weight) for slot, weight in form.slots)
 
     def make(self, form: ModuleForm, path_of_original: str | None = None) -> nn.Module:
@@ -146,12 +142,10 @@ class ModuleTree:
         return module
 
     def origin(self, path: str, module: nn.Module) -> str:
-        """Return the path in the original of the module whose mode decides about an emitted one."""
+        """Return the path in the original of the module whose mode an emitted one follows."""
         known, modes = self._origins.get(id(module)), self.program.module_modes
         found = known[1] if known is not None else self._original(path)
-        while found and found not in modes:
-            found = found.rpartition(".")[0]
-        return found
+        return next((each for each in (found, *_above(found)) if each in modes), "")
 
     def is_layer_of(self, module: nn.Module, path: str) -> bool:
         """Return whether a module is the layer that the original has at a path."""
@@ -159,7 +153,7 @@ class ModuleTree:
         return known is not None and known[1] == path
 
     def _hold(self, owner: nn.Module, name: str, weight: Weight) -> None:
-        """Give `owner` the tensor: a parameter or a buffer, whatever the class makes of it."""
+        """Give `owner` the tensor as a parameter or a buffer, whatever its class declares."""
         tensor = self.weights.tensor(weight)
         if isinstance(tensor, nn.Parameter):
             owner._buffers.pop(name, None)
@@ -186,11 +180,8 @@ class ModuleTree:
     def mode(self, path: str | None) -> bool:
         """Return the mode of the module at `path`, or of the nearest one around it."""
         modes = self.program.module_modes
-        while path:
-            if path in modes:
-                return modes[path]
-            path = path.rpartition(".")[0]
-        return modes.get("", False)
+        around = (path, *_above(path)) if path else ()
+        return next((modes[each] for each in around if each in modes), modes.get("", False))
 
     def is_original(self, path: str) -> bool:
         """Whether the original has a weight, or modules with weights, at `path`."""
@@ -219,9 +210,9 @@ class ModuleTree:
         return target
 
     def _outside(self, path: str, module: nn.Module) -> str:
-        """Return a path where a module neither replaces a part of one that is placed, nor finds its own parts replaced.
+        """Return a path where a module replaces no part of a placed one, and no placed one replaces a part of it.
 
-        A layer that is called as a whole has its parts; they may be called on their own, or fused, as well.
+        A layer that is called as a whole holds its parts, which may also be called on their own, or fused.
         """
         parts = path.split(".")
         for end in range(1, len(parts)):
@@ -233,7 +224,7 @@ class ModuleTree:
         return f"{path}_whole" if module._modules and any(name in module._modules for name in inner) else path
 
     def _beside(self, path: str) -> str:
-        """Return a path beside a layer for what would stand below it: a fused module runs all of its children."""
+        """Return a path beside a layer for what would stand below it: a fused module calls all of its children."""
         parent, _, name = path.rpartition(".")
         is_layer = any(f"{parent}.{slot}" in self.weights.live_names for slot in _LAYER_SLOTS)
         return f"{parent}_{name}" if parent and is_layer else path
@@ -254,11 +245,7 @@ class ModuleTree:
                 or candidate in self._prefixes
             )
 
-        number, candidate = 0, path
-        while taken(candidate):
-            number += 1
-            candidate = f"{path}_{number}"
-        return candidate
+        return free_name(path, taken)
 
     def register(self, key: str, weight: Weight, name: str | None = None) -> None:
         """Record that a placed module holds `weight` under `key`; `name` is the original's name of that place."""
@@ -269,7 +256,7 @@ class ModuleTree:
         self._covered.setdefault(name, key)
 
     def register_form(self, path: str, form: ModuleForm, home: str | None) -> None:
-        """Record all weights of a module built by `make` that stands at `path`; in the original it stood at `home`."""
+        """Record all weights of a module built by `make`, which is at `path` here and at `home` in the original."""
         for slot, weight in form.slots:
             self.register(f"{path}.{slot}", weight, f"{home}.{slot}" if home is not None else None)
         counter = self.counter(form, home) if form.counter else None
@@ -278,7 +265,7 @@ class ModuleTree:
             self.register(f"{path}.num_batches_tracked", counter, name)
 
     def adopt(self, module: nn.Module) -> nn.Module:
-        """Return a copy of a module that is kept as it is: new parameters and buffers over the same storage."""
+        """Return a copy of an opaque module: new parameters and buffers over the same storage."""
         memo = self._memo
         ours = {id(w.data): w for w in self.weights.live if w.data is not None}
         for each in module.modules():
@@ -297,13 +284,13 @@ class ModuleTree:
         return copy.deepcopy(module, memo)
 
     def register_opaque(self, path: str, original: str, module: nn.Module) -> None:
-        """Record the state of a module that is kept as it is."""
+        """Record the state of an opaque module."""
         self.opaques.append(path)
         for key in module.state_dict(keep_vars=True):
             self.opaque_keys[f"{path}.{key}"] = f"{original}.{key}"
 
     def container(self, path: str) -> str:
-        """Make sure that there is a module at `path` of the original, and return its path here."""
+        """Ensure that there is a module for `path` of the original, and return its path here."""
         target = self.safe_path(path)
         if target:
             self._containers[target] = None
@@ -336,11 +323,7 @@ class ModuleTree:
         base = self.safe_path(name)
         if self.weights.is_mistakable(base, weight):
             base += _FOLDED
-        number, key = 0, base
-        while self._is_taken(key, weight):
-            number += 1
-            key = f"{base}_{number}"
-        return key, name
+        return free_name(base, lambda key: self._is_taken(key, weight)), name
 
     def _is_taken(self, key: str, weight: Weight) -> bool:
         if key in self.key_weights or self.weights.is_mistakable(key, weight):
@@ -350,7 +333,7 @@ class ModuleTree:
         return is_module or (owner is not None and owner is not weight)
 
     def finish(self, root: nn.Module) -> None:
-        """Build the tree below `root`: every weight has a key now, and every module its place."""
+        """Build the tree below `root`, when weights have their keys and modules their places."""
         aliases = tuple(f"{path}." for path in self.program.module_aliases)
         for weight in self.weights.live:
             for name in names_of(weight):
@@ -364,15 +347,10 @@ class ModuleTree:
         placed = {f"{path}.{key}" for path, module in self._modules.items() for key in _own_keys(module)}
         leaves = [(key, weight) for key, weight in self.key_weights.items() if key not in placed]
         paths = dict(self._modules)
-        for path in [*paths, *self._containers, *(key.rpartition(".")[0] for key, _ in leaves)]:
-            while path and path not in paths:
-                paths[path] = Container()
-                path = path.rpartition(".")[0]
-        for path in [p for p in paths if "." in p]:
-            parent = path.rpartition(".")[0]
-            while parent and parent not in paths:
-                paths[parent] = Container()
-                parent = parent.rpartition(".")[0]
+        for path in (*self._containers, *(key.rpartition(".")[0] for key, _ in leaves), *paths):
+            for each in (path, *_above(path)):
+                if each and each not in paths:
+                    paths[each] = Container()
         order = self._order(paths)
         made = {"": root}
         for path in sorted(paths, key=lambda p: (p.count("."), order[p])):
@@ -409,7 +387,7 @@ class ModuleTree:
         return self._invented.get(path, path)
 
     def _order(self, paths: dict[str, nn.Module]) -> dict[str, tuple[float, int]]:
-        """Return sort keys: the place of the module in the original, or else of the first weight below the path."""
+        """Return sort keys: the place of the module in the original, else of the first weight below it."""
         modes = {self.safe_path(path): i for i, path in enumerate(self.program.module_modes)}
         positions = {name: i for i, name in enumerate(self.weights.by_name)}
         first: dict[str, tuple[float, int]] = {}
@@ -418,10 +396,8 @@ class ModuleTree:
             name = sources[0].name if sources else self.keys[key]
             owner = self.safe_path(name).rpartition(".")[0]
             place = (modes.get(owner, positions[name]), positions[name])
-            path = key.rpartition(".")[0]
-            while path:
+            for path in _above(key):
                 first[path] = min(place, first.get(path, place))
-                path = path.rpartition(".")[0]
         order: dict[str, tuple[float, int]] = {}
         for i, path in enumerate(paths):
             if path in modes and path not in self._invented:
@@ -431,8 +407,14 @@ class ModuleTree:
         return order
 
 
+def _above(path: str) -> list[str]:
+    """Return the paths of the modules around a path, the nearest first, without the root."""
+    parts = path.split(".")[:-1]
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
 def _own_keys(module: nn.Module) -> list[str]:
-    """Return the names of everything that a placed module holds, tied tensors under each of their names."""
+    """Return the names of all tensors of a placed module, tied ones under each of their names."""
     found = [name for name, _ in module.named_parameters(remove_duplicate=False)]
     found.extend(name for name, _ in module.named_buffers(remove_duplicate=False))
     return found

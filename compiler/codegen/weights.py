@@ -1,4 +1,4 @@
-"""Which weights the emitted module holds, and as what tensors."""
+"""The weights that the emitted module holds, and their tensors."""
 
 from __future__ import annotations
 
@@ -7,15 +7,8 @@ import torch
 from torch import nn
 
 from compiler.usercode.overlap import may_overlap
-from ir.core import Value
 from ir.program import Program, Weight, WeightKind
 from ir.types import Dim
-
-
-def weight_of(value: Value | None) -> Weight | None:
-    """Return the weight that `value` is, or None."""
-    owner = value.owner if value is not None else None
-    return owner if isinstance(owner, Weight) else None
 
 
 class Weights:
@@ -53,16 +46,16 @@ class Weights:
         self.live_names: dict[str, Weight] = {n: w for w in self.live for n in names_of(w)}
 
     def sources(self, weight: Weight) -> tuple[Weight, ...]:
-        """Return the weights that a derived one was computed from, as far as it did not take their place."""
+        """Return the weights that a derived one was computed from, except one whose name it has."""
         if weight.derivation is None:
             return ()
         found = (self.by_name.get(name) for name in weight.derivation.sources)
         return tuple(source for source in found if source is not None and source is not weight)
 
     def is_mistakable(self, key: str, weight: Weight) -> bool:
-        """Whether a checkpoint of the original has something else under `key`, and would load all the same.
+        """Whether a checkpoint of the original has another tensor under `key` that would load all the same.
 
-        What is another tensor than the original's may have the same key where its shape is another: loading fails.
+        Where the shapes differ, loading fails, so the key may be the same.
         """
         original = self.originals.get(key)
         if original is None or original.weight is weight:
@@ -70,10 +63,6 @@ class Weights:
         # load_state_dict takes the first element of a vector for a tensor of rank 0
         shape, had = weight.type.shape, original.shape
         return shape == had or (shape == () and had is not None and len(had) == 1)
-
-    def is_free(self, weight: Weight) -> bool:
-        """Whether the weight has no name in the original module, and so may be put anywhere."""
-        return weight.derivation is not None
 
     def _inline(self, derived: list[Weight], used: dict[Weight, None]) -> None:
         taken: dict[Weight, list[Weight]] = {}
@@ -93,7 +82,13 @@ class Weights:
         """Return the one parameter or buffer that the emitted module has for a weight: same storage, new object."""
         found = self._tensors.get(weight)
         if found is None:
-            found = self._tensors[weight] = _share(weight)
+            data = weight.data
+            if data is None:
+                sizes = [d if isinstance(d, int) else 1 for d in weight.type.shape or ()]
+                data = torch.empty(sizes, dtype=weight.type.dtype, device="meta")
+            is_parameter = weight.kind is WeightKind.PARAMETER
+            found = share(data, is_parameter=is_parameter, requires_grad=weight.requires_grad)
+            self._tensors[weight] = found
         return found
 
 
@@ -123,27 +118,17 @@ def names_of(weight: Weight) -> tuple[str, ...]:
     return (weight.name, *weight.aliases)
 
 
-def _share(weight: Weight) -> torch.Tensor:
-    data = weight.data
-    if data is None:
-        sizes = [d if isinstance(d, int) else 1 for d in weight.type.shape or ()]
-        data = torch.empty(sizes, dtype=weight.type.dtype, device="meta")
-    shared = data.detach()
-    if weight.kind is WeightKind.PARAMETER:
-        return nn.Parameter(shared, requires_grad=weight.requires_grad)
-    return shared.requires_grad_() if weight.requires_grad else shared
-
-
-def share(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a new parameter, or a new tensor, over the storage of one."""
+def share(tensor: torch.Tensor, *, is_parameter: bool | None = None, requires_grad: bool | None = None) -> torch.Tensor:
+    """Return a new parameter or tensor over the same storage; by default of the same kind."""
     shared = tensor.detach()
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(shared, requires_grad=tensor.requires_grad)
-    return shared.requires_grad_() if tensor.requires_grad else shared
+    needs_grad = tensor.requires_grad if requires_grad is None else requires_grad
+    if isinstance(tensor, nn.Parameter) if is_parameter is None else is_parameter:
+        return nn.Parameter(shared, requires_grad=needs_grad)
+    return shared.requires_grad_() if needs_grad else shared
 
 
 def _share_elements(a: Weight, b: Weight) -> bool:
-    """Return whether two weights may share elements; of tensors without numbers it is not known."""
+    """Whether two weights may share elements, which is unknown of tensors without data."""
     if a.data is None or b.data is None or a.data.is_meta or b.data.is_meta:
         return True
     return may_overlap(a.data, b.data)

@@ -1,4 +1,4 @@
-"""The code of an emitted `forward`: the kinds of parameters that Python knows, and names as a person writes them."""
+"""The code of an emitted `forward`: Python's kinds of parameters, and names as a person writes them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import attrs
 import torch
 from torch import fx, nn
 from torch.fx.graph import CodeGen, PythonCode, _format_target
@@ -48,46 +49,34 @@ def _colons(found: re.Match[str]) -> str:
     return f"{start}:{stop}:{step}" if step else f"{start}:{stop}"
 
 
+@attrs.define(eq=False, slots=False)
 class SignatureCodeGen(CodeGen):
-    """Writes a `forward` with the kinds of parameters that Python knows.
+    """Writes a `forward` with the kinds of parameters that Python knows."""
 
-    Args:
-        positional: the number of parameters before the keyword-only ones.
-        names: of the parameters; for arguments that `**kwargs` takes their keywords.
-        positional_only: how many parameters no name is given for.
-        defaults: number of a parameter -> its default.
-        absent: numbers of the parameters that the capture passed no argument for.
-        variable: name of the `**kwargs`.
-        keywords: how many parameters, the last ones, `**kwargs` takes.
-        keeps_order: whether these have to be given in the order of their `names`.
-    """
+    positional: int
+    """The number of parameters before the keyword-only ones."""
+    names: tuple[str, ...] = ()
+    """Names of the parameters; keywords of the arguments that `**kwargs` takes."""
+    positional_only: int = 0
+    """How many parameters cannot be given by name."""
+    defaults: Mapping[int, Any] = attrs.field(factory=dict)
+    """Number of a parameter -> its default."""
+    absent: tuple[int, ...] = ()
+    """Numbers of the parameters that the capture passed no argument for."""
+    variable: str = ""
+    """Name of the `**kwargs`."""
+    keywords: int = 0
+    """How many parameters, the last ones, `**kwargs` takes."""
+    keeps_order: bool = False
+    """Whether these have to be given in the order of their `names`."""
 
-    def __init__(
-        self,
-        positional: int,
-        names: tuple[str, ...] = (),
-        positional_only: int = 0,
-        defaults: Mapping[int, Any] | None = None,
-        absent: tuple[int, ...] = (),
-        variable: str = "",
-        keywords: int = 0,
-        keeps_order: bool = False,
-    ) -> None:
+    def __attrs_pre_init__(self) -> None:
         super().__init__()
-        self.positional = positional
-        self.names = names
-        self.positional_only = positional_only
-        self.defaults = dict(defaults or {})
-        self.absent = absent
-        self.variable = variable
-        self.keywords = keywords
-        self.keeps_order = keeps_order
 
     @property
     def data(self) -> tuple[Any, ...]:
         """The arguments that make an equal one."""
-        options = (self.positional_only, self.defaults, self.absent, self.variable, self.keywords, self.keeps_order)
-        return self.positional, self.names, *options
+        return attrs.astuple(self, recurse=False)
 
     def process_inputs(self, *args: Any) -> Any:
         """Return the arguments of all parameters, for an interpreter.
@@ -181,7 +170,7 @@ def other_order(name: str, given: Iterable[Any], keys: Iterable[Any]) -> InputEr
 
 
 def _keywords_of_export(args: tuple[Any, ...]) -> Mapping[str, Any]:
-    """Return the keyword arguments of which `torch.export` passes the values alone to the interpreter.
+    """Return the keyword arguments whose values `torch.export` passes to the interpreter without their names.
 
     The names are in its frame and nowhere else; without them, arguments in another order would be mixed up.
     """
@@ -201,19 +190,19 @@ def _keywords_of_export(args: tuple[Any, ...]) -> Mapping[str, Any]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether Python code can write an attribute as it is: the parser normalizes names (NFKC), so `µ` becomes `μ`."""
+    """Whether Python code can spell an attribute verbatim: the parser normalizes names (NFKC), so `µ` becomes `μ`."""
     return name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
 
 
 def _attribute(root: str, target: str) -> str:
-    """Return the expression for a submodule at a path of which a part is no plain name."""
+    """Return the expression for a submodule at a path with parts that are not plain names."""
     for name in target.split("."):
         root = f"{root}.{name}" if _is_plain(name) else f"getattr({root}, {json.dumps(name)})"
     return root
 
 
 def _unshadow(code: PythonCode, name: str, parameter: str) -> None:
-    """Give a global that the code uses another name, where a parameter of `forward` hides it (`torch`, `device`)."""
+    """Rename a global that the code uses where a parameter of `forward` shadows it (`torch`, `device`)."""
     head, assignment, body = code.src.partition(f"    {name} = {parameter}\n")
     used = re.compile(rf"(?<![\w.'\"]){re.escape(parameter)}\b(?!\s*=(?!=))")
     if parameter in code.globals:

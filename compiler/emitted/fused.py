@@ -1,40 +1,56 @@
 """The modules that fused regions are emitted as: small, readable, with their parts as children.
 
 Each has a `kind`, and `quantization_points`: the names of those arguments of `forward` that a quantizer puts
-quantize/dequantize pairs on. What has no class here is emitted as a `FusedRegion` with a generated `forward`.
+quantize/dequantize pairs on. Both, and the names of the parts, are those that the fusion rule declares.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
 from compiler.emitted.graphmodule import FusedRegion
+from ir.caches import cached
+from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
+from passes.fuse.base import FusionPattern
+from passes.fuse.conv import ConvBNActPattern, ConvBNAddActPattern, ConvBNPattern, StemConvBNActMaxPoolPattern
+from passes.fuse.dense import AdaptiveAvgPoolPattern, LayerNormPattern, LinearActPattern, LinearPattern
 
 
 class FusedModule(nn.Module):
-    """Base class of the fused modules; its parts are called one after the other.
+    """A fused region whose parts are called one after the other; base class of those with a `forward` of their own.
 
     Args:
-        **parts: the children, in the order of the calls.
+        **parts: the children. Without a rule that declares them, they are called in this order.
     """
 
-    kind: ClassVar[str] = ""
+    kind: str = ""
     """The kind of the region: `conv_bn_act`."""
-    parts: ClassVar[tuple[str, ...]] = ()
-    """Names of the children, in the order of the calls."""
-    optional: ClassVar[tuple[str, ...]] = ()
-    """Those that may be absent."""
+    parts: tuple[str, ...] = ()
+    """Names of the children, in the order of the calls; some may be absent."""
     quantization_points: tuple[str, ...] = ("input",)
     """Names of the arguments that are quantized."""
+
+    def __init_subclass__(cls, rule: type[FusionPattern] | None = None) -> None:
+        """Take kind, parts and quantization points from the declaration of a fusion rule."""
+        super().__init_subclass__()
+        if rule is not None:
+            cls.kind, cls.parts, cls.quantization_points = rule.kind, rule.parts, rule.quantization_points
 
     def __init__(self, **parts: nn.Module) -> None:
         super().__init__()
         for name, part in parts.items():
             self.add_module(name, part)
+        if not self.parts:
+            self.parts = tuple(parts)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        if type(self) is fused_class(self.kind):  # which nothing else can import where it was made for a user's kind
+            return _empty, (self.kind,), self.__dict__.copy()
+        return super().__reduce_ex__(protocol)  # type: ignore[return-value]
 
     @override
     def forward(self, input: Tensor) -> Tensor:
@@ -47,37 +63,21 @@ class FusedModule(nn.Module):
         return output
 
 
-class FusedConvBN(FusedModule):
+class FusedConvBN(FusedModule, rule=ConvBNPattern):
     """conv → [bn]"""
 
-    kind = "conv_bn"
-    parts = ("conv", "bn")
-    optional = ("bn",)
 
-
-class FusedConvBNAct(FusedModule):
+class FusedConvBNAct(FusedModule, rule=ConvBNActPattern):
     """conv → [bn] → act"""
 
-    kind = "conv_bn_act"
-    parts = ("conv", "bn", "act")
-    optional = ("bn",)
 
-
-class FusedConvBNActMaxPool(FusedModule):
+class FusedConvBNActMaxPool(FusedModule, rule=StemConvBNActMaxPoolPattern):
     """conv → [bn] → act → max pool"""
 
-    kind = "conv_bn_act_max_pool"
-    parts = ("conv", "bn", "act", "pool")
-    optional = ("bn",)
 
-
-class FusedConvBNAddAct(FusedModule):
+class FusedConvBNAddAct(FusedModule, rule=ConvBNAddActPattern):
     """conv → [bn] → + residual → [act]"""
 
-    kind = "conv_bn_add_act"
-    parts = ("conv", "bn", "act")
-    optional = ("bn", "act")
-    quantization_points = ("input", "residual")
     conv: nn.Module
     bn: nn.Module
     act: nn.Module
@@ -94,32 +94,20 @@ class FusedConvBNAddAct(FusedModule):
         return output
 
 
-class FusedLinear(FusedModule):
+class FusedLinear(FusedModule, rule=LinearPattern):
     """linear"""
 
-    kind = "linear"
-    parts = ("linear",)
 
-
-class FusedLinearAct(FusedModule):
+class FusedLinearAct(FusedModule, rule=LinearActPattern):
     """linear → act"""
 
-    kind = "linear_act"
-    parts = ("linear", "act")
 
-
-class FusedLayerNorm(FusedModule):
+class FusedLayerNorm(FusedModule, rule=LayerNormPattern):
     """layer norm"""
 
-    kind = "layer_norm"
-    parts = ("norm",)
 
-
-class FusedAdaptiveAvgPool2d(FusedModule):
+class FusedAdaptiveAvgPool2d(FusedModule, rule=AdaptiveAvgPoolPattern):
     """adaptive average pooling"""
-
-    kind = "adaptive_avg_pool2d"
-    parts = ("pool",)
 
 
 class MHAInProjection(FusedRegion):
@@ -128,8 +116,8 @@ class MHAInProjection(FusedRegion):
     Its children are the projections: `in_proj` where there is a joint one, else `q_proj`, `k_proj` and `v_proj`.
     """
 
-    kind = "mha_in_projection"
-    quantization_points = ("input",)
+    kind = MHAInProjectionPattern.kind
+    quantization_points = MHAInProjectionPattern.quantization_points
 
 
 class ScaledDotProductAttention(nn.Module):
@@ -143,8 +131,8 @@ class ScaledDotProductAttention(nn.Module):
         enable_gqa: let groups of query heads share key and value heads.
     """
 
-    kind = "scaled_dot_product_attention"
-    quantization_points: tuple[str, ...] = ("query", "key", "value")
+    kind = ScaledDotProductAttentionPattern.kind
+    quantization_points: tuple[str, ...] = ScaledDotProductAttentionPattern.quantization_points
 
     def __init__(
         self,
@@ -182,7 +170,7 @@ class ScaledDotProductAttention(nn.Module):
         return ", ".join(f"{k}={getattr(self, k)}" for k, v in shown.items() if getattr(self, k) != v)
 
 
-CHAIN_CLASSES: dict[str, type[FusedModule]] = {
+_CLASSES: dict[str, type[Any]] = {
     cls.kind: cls
     for cls in (
         FusedConvBN,
@@ -193,9 +181,23 @@ CHAIN_CLASSES: dict[str, type[FusedModule]] = {
         FusedLinearAct,
         FusedLayerNorm,
         FusedAdaptiveAvgPool2d,
+        MHAInProjection,
+        ScaledDotProductAttention,
     )
 }
-"""The hand-written classes by kind; a region must have exactly their shape to become one."""
 
-REGION_CLASSES: dict[str, type[FusedRegion]] = {MHAInProjection.kind: MHAInProjection}
-"""Classes with a generated `forward`."""
+
+@cached()
+def fused_class(kind: str) -> type[Any]:
+    """Return the class of the modules of a kind of region: of one that is the user's, a `FusedModule` of its name."""
+    found = _CLASSES.get(kind)
+    if found is not None:
+        return found
+    text = "".join(c if c.isalnum() or c == "_" else "_" for c in kind)
+    name = "Fused" + "".join(part.capitalize() for part in text.split("_"))
+    return type(name, (FusedModule,), {"kind": kind, "__module__": __name__, "__doc__": f"A fused `{kind}`."})
+
+
+def _empty(kind: str) -> FusedModule:
+    cls: type[FusedModule] = fused_class(kind)
+    return cls.__new__(cls)

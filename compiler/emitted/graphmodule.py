@@ -7,8 +7,8 @@ pickles by tracing its code anew. Here the tree is given and kept, and the graph
 from __future__ import annotations
 
 import builtins
-import importlib
 import operator
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -35,10 +35,10 @@ _MADE_BY_FX = ("_graph", "_code", "_lineno_map", "_prologue_start", "shape_env",
 
 
 class TreeGraphModule(fx.GraphModule):
-    """A GraphModule with a given module tree, in its own order, with everything it holds.
+    """A GraphModule that keeps a given module tree, with its order and everything it holds.
 
     Args:
-        root: holds the children, parameters and buffers; they are taken over as they are.
+        root: holds the children, parameters and buffers, which are taken over.
         graph: the graph of `forward`.
         class_name: the name shown by `print`.
     """
@@ -124,7 +124,7 @@ class SwitchedModule(nn.Module):
 
 
 def _set_mode(module: SwitchedModule, mode: bool) -> None:
-    """Set the mode of a module and of all below, past the `train()` of containers."""
+    """Set the mode of a module and all below, without the `train()` of containers."""
     module.training = mode
     for child in module.children():
         if isinstance(child, Container):
@@ -134,7 +134,7 @@ def _set_mode(module: SwitchedModule, mode: bool) -> None:
 
 
 class Container(SwitchedModule):
-    """A module of the original as a place for names: it holds what the original has below a path, and a mode."""
+    """A module of the original that only holds what is below its path, and a mode."""
 
     def _get_name(self) -> str:
         return "Module"
@@ -175,7 +175,7 @@ class EmittedModule(SwitchedModule, TreeGraphModule):
 
     Its parameters are new `nn.Parameter` objects over the storage of the original ones. So no memory is spent on
     a second copy, while gradients, `requires_grad` and what `.to()` assigns are its own. An optimizer step on it
-    writes the storage that it shares; `copy.deepcopy` it first where the original has to stay as it is.
+    mutates the shared storage; `copy.deepcopy` it first where the original must not change.
     """
 
     _order: Mapping[str, int] = MappingProxyType({})
@@ -203,7 +203,7 @@ class EmittedModule(SwitchedModule, TreeGraphModule):
                 module._mode_unknown = is_unknown
 
     def refuse(self, surroundings: Mapping[str, Surrounding]) -> None:
-        """Let calls in surroundings raise."""
+        """Make calls in these surroundings raise."""
         self.get_submodule("_guard").surroundings = dict(surroundings)  # type: ignore[assignment]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> EmittedModule:
@@ -308,19 +308,20 @@ def _encode_graph(graph: fx.Graph) -> tuple[Any, ...]:
 
 
 def _encode_argument(item: Any) -> Any:
+    """Return an argument with plain lists and dicts, in which nodes and functions are names."""
     if isinstance(item, fx.Node):
         return _NodeName(item.name)
     if isinstance(item, torch.memory_format):
         return _FunctionName(str(item))  # torch.save cannot write one
-    if isinstance(item, (list, tuple)):
-        parts = [_encode_argument(part) for part in item]
-        if isinstance(item, tuple):
-            return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
-        return parts
+    if isinstance(item, tuple):
+        parts = map(_encode_argument, item)
+        return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
+    if isinstance(item, list):
+        return list(map(_encode_argument, item))
     if isinstance(item, dict):
         return {key: _encode_argument(value) for key, value in item.items()}
     if isinstance(item, slice):
-        return slice(_encode_argument(item.start), _encode_argument(item.stop), _encode_argument(item.step))
+        return slice(*map(_encode_argument, (item.start, item.stop, item.step)))
     return item
 
 
@@ -331,39 +332,29 @@ def _decode_graph(encoded: tuple[Any, ...]) -> fx.Graph:
         graph.set_codegen(SignatureCodeGen(*signature))
     made: dict[str, fx.Node] = {}
 
-    def decode(item: Any) -> Any:
-        if isinstance(item, _NodeName):
-            return made[item]
-        if isinstance(item, _FunctionName):
-            return _decode_function(item)
-        if isinstance(item, (list, tuple)):
-            parts = [decode(part) for part in item]
-            return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
-        if isinstance(item, dict):
-            return {key: decode(value) for key, value in item.items()}
-        if isinstance(item, slice):
-            return slice(decode(item.start), decode(item.stop), decode(item.step))
-        return item
+    def decode(leaf: Any) -> Any:
+        if isinstance(leaf, _NodeName):
+            return made[leaf]
+        return _decode_function(leaf) if isinstance(leaf, _FunctionName) else leaf
 
     for name, op, target, args, kwargs in nodes:
-        if isinstance(target, _FunctionName):
-            target = _decode_function(target)
-        made[name] = graph.create_node(op, target, decode(tuple(args)), decode(dict(kwargs)), name=name)
+        args, kwargs = (fx.node.map_aggregate(each, decode) for each in (args, kwargs))
+        made[name] = graph.create_node(op, decode(target), args, kwargs, name=name)
     return graph
 
 
 @fx.has_side_effect
 def write_unless_itself(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Write `value` into `target`; nothing is written, and no leaf refuses it, where an operator returned `target`."""
+    """Write `value` into `target`, unless it is `target` itself, which a leaf would refuse."""
     return target if value is target else torch.ops.aten.copy_.default(target, value)
 
 
 @fx.has_side_effect
 def assign_buffer(buffers: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
-    """Put `value` in the place of a buffer, as `self.name = value` of the original does: the old tensor stays as it is.
+    """Assign a buffer, as `self.name = value` of the original does: the old tensor is not mutated.
 
-    What traces the module (`torch.export`, `torch.compile`, `torch.jit.trace`, FX) keeps writes to buffers and loses
-    what is put in a buffer's place: for it, the value is written.
+    Tracers (`torch.export`, `torch.compile`, `torch.jit.trace`, FX) keep mutations of buffers and lose assignments: for
+    them, the buffer is mutated.
 
     Args:
         buffers: those of the module that holds it.
@@ -380,7 +371,7 @@ def assign_buffer(buffers: dict[str, torch.Tensor], name: str, value: torch.Tens
 
 
 def before_assignment(value: torch.Tensor) -> torch.Tensor:
-    """Return what lies in a buffer that is going to be assigned: for what traces the module, which writes, a copy."""
+    """Return the value of a buffer that is about to be assigned; a copy under tracers, which mutate the buffer."""
     return value.clone() if _is_traced(value) and not _assignments_seen.get() else value
 
 
@@ -389,7 +380,7 @@ _assignments_seen: ContextVar[bool] = ContextVar("assignments_seen", default=Fal
 
 @contextmanager
 def assignments_seen() -> Iterator[None]:
-    """Let emitted modules assign buffers while they are traced: the tracer looks at what is in their places."""
+    """Let emitted modules assign buffers under a tracer that sees assignments."""
     token = _assignments_seen.set(True)
     try:
         yield
@@ -407,7 +398,7 @@ def _is_traced(value: Any) -> bool:
 
 
 def _encode_function(function: Any) -> Any:
-    """Return the path of a function where one leads to it, or else the function itself, for pickle to judge."""
+    """Return the path of a function if it has one, else the function itself, for pickle to judge."""
     if isinstance(function, torch._ops.OpOverload):
         return _FunctionName(f"torch.ops.{function}")
     name = getattr(function, "__name__", "")
@@ -418,19 +409,10 @@ def _encode_function(function: Any) -> Any:
 
 
 def _decode_function(path: str) -> Any:
-    parts = path.split(".")
-    for cut in range(len(parts) - 1, 0, -1):
-        try:
-            found: Any = importlib.import_module(".".join(parts[:cut]))
-        except ImportError:
-            continue
-        try:
-            for part in parts[cut:]:
-                found = getattr(found, part)
-        except AttributeError:
-            break
-        return found
-    raise CodegenError(
-        f"the pickled module calls {path}, which does not exist here",
-        remedy="import the library that registers it first, or unpickle with the versions that pickled it",
-    )
+    try:
+        return pkgutil.resolve_name(path)
+    except (ImportError, AttributeError) as error:
+        raise CodegenError(
+            f"the pickled module calls {path}, which does not exist here",
+            remedy="import the library that registers it first, or unpickle with the versions that pickled it",
+        ) from error

@@ -1,4 +1,4 @@
-"""The check that an emitted module makes of its arguments before it computes anything."""
+"""The guard of an emitted module, which checks arguments before anything is computed."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class Check:
     structure: str = ""
     """For an object that only pytree can take apart: the text of its structure."""
     constant: tuple[Any, ...] = ()
-    """For an argument that is no tensor: the value the capture fixed, as a tuple of one."""
+    """For an argument that is not a tensor: the value that the capture fixed, in a tuple."""
     scalar: bool = False
     """Whether the leaf is a number that the program takes at run time."""
     accepts: tuple[str, ...] = ()
     """What it may be besides a tensor."""
     written: bool = False
-    """Whether the program writes to the tensor: no other one may share its memory then."""
+    """Whether the program mutates the tensor: no other argument may share its memory then."""
 
 
 _ACCEPTED: dict[str, Callable[[Any], bool]] = {
@@ -85,7 +85,7 @@ class InputGuard(nn.Module):
     checked.
     """
 
-    # fx removes calls whose result nobody uses, unless the module says that it has an effect
+    # fx removes calls with unused results, unless the module declares an effect
     _is_impure = True
 
     def __init__(
@@ -99,8 +99,8 @@ class InputGuard(nn.Module):
         self.ranges = tuple(ranges)
         self.relations = tuple(relations)
         self.surroundings: Mapping[str, Surrounding] = {}
-        """Where the module must not be run: the original does something else there."""
-        # Everything that is one tensor of one known shape goes through a loop as short as can be.
+        """Surroundings in which the module must not run: the original behaves otherwise there."""
+        # Single tensors of known shape go through the shortest loop.
         self._static = tuple(
             (c.parameter, c.shape, c.dtype, c) for c in self.checks if c.shape is not None and not c.path
         )
@@ -155,14 +155,14 @@ class InputGuard(nn.Module):
                 )
 
     def _check_sharing(self, parameters: tuple[Any, ...]) -> None:
-        """Refuse an argument that the program writes and in whose memory another one lies: it takes them for two."""
+        """Refuse arguments that share memory with one that the program mutates: it treats them as distinct."""
         leaves = [(check, _leaf(check, parameters[check.parameter])) for check in self.checks if check.length is None]
         tensors = [(check, leaf) for check, leaf in leaves if type(leaf) is torch.Tensor]
         for check, tensor in tensors:
             for other, leaf in tensors if check.written else ():
                 if other is not check and may_overlap(tensor, leaf):
                     raise InputError(
-                        f"input `{check.name}` is written in forward, and shares its memory with `{other.name}`",
+                        f"input `{check.name}` is mutated in forward, and shares its memory with `{other.name}`",
                         remedy="pass tensors with memory of their own (`.clone()`)",
                     )
 
@@ -251,7 +251,7 @@ def _leaf(check: Check, value: Any) -> Any:
 
 
 def _same_constant(value: Any, constant: Any) -> bool:
-    """Return whether an argument is the constant, of the same type; fx has lists and dicts of its own."""
+    """Whether an argument is the constant, of the same type; fx has its own lists and dicts."""
     if isinstance(constant, (tuple, list)):
         same = isinstance(value, list) if isinstance(constant, list) else type(value) is type(constant)
         return same and len(value) == len(constant) and all(map(_same_constant, value, constant))
@@ -284,7 +284,7 @@ def _mismatch(check: Check, given: str, expected: str) -> InputError:
 def tensor_check(
     name: str, parameter: int, path: tuple[Any, ...], type_: Type, bound: dict[sympy.Symbol, None]
 ) -> Check:
-    """Return the check of one leaf, and add the symbols whose sizes it gives to `bound`."""
+    """Return the check of one leaf; add the symbols that it binds to `bound`."""
     if isinstance(type_, ScalarType):
         scalar_binds: list[tuple[int, str, int, int]] = []
         if isinstance(type_.value, sympy.Expr) and (found := _binding(type_.value, bound)):
@@ -351,7 +351,7 @@ def checked_relations(
 
 
 def drop_unbound(checks: Sequence[Check], bound: Mapping[sympy.Symbol, None]) -> tuple[Check, ...]:
-    """Return the checks without comparisons with symbols that no input gives a size."""
+    """Return the checks without comparisons of symbols that no input binds."""
     names = {symbol.name for symbol in bound}
 
     def known(formula: Formula) -> bool:

@@ -33,6 +33,7 @@ class Entry:
     """How it is computed from the sources; None where it is the source itself."""
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class ParameterMap(Mapping[str, tuple[str, ...]]):
     """Key of the emitted module's parameter or buffer -> names of the original ones that it comes from.
 
@@ -43,38 +44,22 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         literals: the keys of tensors that are literals of the original's code.
     """
 
-    def __init__(
-        self,
-        entries: Mapping[str, Entry],
-        *,
-        originals: tuple[str, ...] = (),
-        persistent: frozenset[str] | None = None,
-        constants: Mapping[str, torch.Tensor] | None = None,
-        aliases: Mapping[str, tuple[str, ...]] | None = None,
-        extra_state: Mapping[str, Any] | None = None,
-        literals: frozenset[str] = frozenset(),
-        counters: Mapping[str, torch.Tensor] | None = None,
-    ) -> None:
-        """Make a map.
-
-        Args:
-            entries: key -> where the tensor comes from.
-            originals: every name that the original's tensors have.
-            persistent: the keys that are in the emitted module's `state_dict`; None means all.
-            constants: sources that no checkpoint has (constants and non-persistent buffers).
-            aliases: all names of each tensor that has several: a checkpoint may have it under any of them.
-            extra_state: what `get_extra_state` returned for the modules that were captured, by its key.
-            literals: the keys of tensors that are literals of the original's code.
-            counters: the counts of batches of the original's normalizations, which old checkpoints do not have.
-        """
-        self._entries = dict(entries)
-        self._originals = dict.fromkeys(originals)
-        self._persistent = persistent
-        self._constants = dict(constants or {})
-        self.aliases = dict(aliases or {})
-        self._extra_state = dict(extra_state or {})
-        self._counters = dict(counters or {})
-        self.literals = literals
+    _entries: dict[str, Entry]
+    """Key -> where the tensor comes from."""
+    _originals: frozenset[str] = attrs.field(default=frozenset(), kw_only=True)
+    """Every name that the original's tensors have."""
+    _persistent: frozenset[str] | None = attrs.field(default=None, kw_only=True)
+    """The keys that are in the emitted module's `state_dict`; None means all."""
+    _constants: Mapping[str, torch.Tensor] = attrs.field(factory=dict, kw_only=True)
+    """Sources that no checkpoint has (constants and non-persistent buffers)."""
+    aliases: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict, kw_only=True)
+    """All names of each tensor that has several: a checkpoint may have it under any of them."""
+    _extra_state: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True)
+    """What `get_extra_state` returned for the modules that were captured, by its key."""
+    literals: frozenset[str] = attrs.field(default=frozenset(), kw_only=True)
+    """The keys of tensors that are literals of the original's code."""
+    _counters: Mapping[str, torch.Tensor] = attrs.field(factory=dict, kw_only=True)
+    """The counts of batches of the original's normalizations, which old checkpoints do not have."""
 
     def __getstate__(self) -> dict[str, Any]:
         # operations refer to PyTorch's operators, which cannot be pickled; their text form says the same
@@ -98,9 +83,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
             for path, each in (() if module is None else module.named_modules(remove_duplicate=False))
             if type(each).get_extra_state is not nn.Module.get_extra_state
         }
-        twin = copy.copy(self)
-        twin._extra_state = found
-        return twin
+        return attrs.evolve(self, extra_state=found)
 
     def __getitem__(self, key: str) -> tuple[str, ...]:
         return self._entries[key].sources
@@ -128,8 +111,8 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
 
         Tensors are those of the checkpoint, not copies; computed ones are computed anew. What the original does not
         know passes through, so that `load_state_dict(strict=True)` reports it. Extra state (`get_extra_state`) goes
-        to the modules that are kept as they are; of others it is left out, since their code is gone: what it says is
-        in the emitted module as constants. Old checkpoints have no counts of batches (`num_batches_tracked`): they
+        to opaque modules; of others it is left out: their code is gone, and what it says is in the emitted module as
+        constants. Old checkpoints have no counts of batches (`num_batches_tracked`): they
         stay what they were, as in the original.
 
         Raises:
@@ -151,7 +134,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         return converted
 
     def _versions(self, metadata: Mapping[str, Any]) -> OrderedDict[str, Any]:
-        """Return what a checkpoint says of the versions of modules, for those that hold their tensors now."""
+        """Return the versions of modules in a checkpoint, for the modules that hold their tensors now."""
         found: OrderedDict[str, Any] = OrderedDict()
         for key, entry in self._entries.items():
             path, _, name = key.rpartition(".")
@@ -161,7 +144,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         return found
 
     def heir(self, key: str, tensors: Mapping[str, Any]) -> Any:
-        """Return what one tensor of the emitted module is, for these tensors of the original.
+        """Return one tensor of the emitted module, computed from tensors of the original.
 
         Args:
             key: of the emitted module.
@@ -202,7 +185,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
 
 
 def _version(state_dict: Mapping[str, Any], name: str) -> int:
-    """Return the version of the module that has a name, as a checkpoint says; 0 where it says nothing."""
+    """Return the version of a tensor's module in a checkpoint, or 0."""
     metadata: Mapping[str, Any] = getattr(state_dict, "_metadata", {})
     return metadata.get(name.rpartition(".")[0], {}).get("version") or 0
 

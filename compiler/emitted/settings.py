@@ -17,13 +17,9 @@ REMEDY = (
 """Of an encoder that makes nested tensors."""
 
 
-def _same(tree: Any) -> Any:
-    return tree
-
-
 @attrs.frozen
 class Setting:
-    """Surroundings that are not those of an ordinary call: gradients on, no autocast, inputs as in the example."""
+    """Surroundings that differ from those of an ordinary call: gradients on, no autocast, inputs as in the example."""
 
     question: str
     """What a model asks to learn of them."""
@@ -31,8 +27,8 @@ class Setting:
     """As in "the model was captured …"."""
     remedy: str
     enter: Callable[[], AbstractContextManager[Any]] = nullcontext
-    inputs: Callable[[Any], Any] = _same
-    """Returns (args, kwargs) as they are in these surroundings."""
+    leaf: Callable[[Any], Any] | None = None
+    """Returns an argument as it is in these surroundings, where that differs."""
     changes_numbers: bool = False
     """Whether operators compute otherwise there, so that results differ though nothing was asked."""
     is_decided: bool = False
@@ -45,30 +41,22 @@ def _inference() -> Iterator[None]:
         yield
 
 
-def _other_layout(tree: Any) -> Any:
-    """Return the arguments with the same numbers in another order in memory, where that is possible."""
-
-    def convert(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or leaf.layout is not torch.strided or leaf.dim() < 2:
-            return leaf
-        if leaf.dim() == 4:
-            other = torch.channels_last if leaf.is_contiguous() else torch.contiguous_format
-            return leaf.detach().contiguous(memory_format=other).requires_grad_(leaf.requires_grad)
-        turned = leaf.detach().transpose(-1, -2).contiguous().transpose(-1, -2)
-        return turned.requires_grad_(leaf.requires_grad)
-
-    return pytree.tree_map(convert, tree)
+def _other_layout(leaf: Any) -> Any:
+    """Return an argument with the same numbers in another order in memory, where that is possible."""
+    if not isinstance(leaf, torch.Tensor) or leaf.layout is not torch.strided or leaf.dim() < 2:
+        return leaf
+    if leaf.dim() == 4:
+        other = torch.channels_last if leaf.is_contiguous() else torch.contiguous_format
+        return leaf.detach().contiguous(memory_format=other).requires_grad_(leaf.requires_grad)
+    turned = leaf.detach().transpose(-1, -2).contiguous().transpose(-1, -2)
+    return turned.requires_grad_(leaf.requires_grad)
 
 
-def _other_gradients(tree: Any) -> Any:
-    """Return the arguments with gradients asked for where the example has none, and the other way round."""
-
-    def convert(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
-            return leaf
-        return leaf.detach().requires_grad_(not leaf.requires_grad)
-
-    return pytree.tree_map(convert, tree)
+def _other_gradient(leaf: Any) -> Any:
+    """Return an argument that requires a gradient where the example does not, and the other way round."""
+    if not isinstance(leaf, torch.Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
+        return leaf
+    return leaf.detach().requires_grad_(not leaf.requires_grad)
 
 
 SETTINGS: Mapping[str, Setting] = {
@@ -81,13 +69,13 @@ SETTINGS: Mapping[str, Setting] = {
         "layout",
         "on inputs that lie in memory as those of the example",
         "make the inputs as those of the example (`.contiguous()`), or transform with such inputs",
-        inputs=_other_layout,
+        leaf=_other_layout,
     ),
     "requires_grad": Setting(
         "requires_grad",
         "on inputs whose `requires_grad` is that of the example",
         "pass inputs that require gradients where those of the example do, or transform with such inputs",
-        inputs=_other_gradients,
+        leaf=_other_gradient,
     ),
     "autocast": Setting(
         "autocast",
@@ -101,7 +89,7 @@ SETTINGS: Mapping[str, Setting] = {
 
 
 def settings_of(questions: Mapping[str, Any]) -> list[str]:
-    """Return the surroundings to try, in which a model that asks these questions may do something else."""
+    """Return the surroundings in which a model that asks these questions may behave differently."""
     found = [name for name, setting in SETTINGS.items() if setting.question in questions and not setting.is_decided]
     if "requires_grad" in questions and "no_grad" not in found:
         found.insert(0, "no_grad")  # what is computed there requires no gradient
@@ -119,9 +107,10 @@ def surroundings(names: Sequence[str]) -> Iterator[None]:
 
 
 def inputs_in(names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
-    """Return the arguments of a call as they are in surroundings."""
+    """Return the arguments that a call has in surroundings."""
     for name in names:
-        args, kwargs = SETTINGS[name].inputs((args, dict(kwargs)))
+        if (other := SETTINGS[name].leaf) is not None:
+            args, kwargs = pytree.tree_map(other, (args, dict(kwargs)))
     return args, kwargs
 
 

@@ -1,4 +1,4 @@
-"""How exact an emitted module is: its error against float64 beside the original's own."""
+"""The accuracy of an emitted module: its error against float64 beside that of the original."""
 
 from __future__ import annotations
 
@@ -13,77 +13,78 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from compiler.capture.boundary.fast_path import ordinary_call
 from compiler.emitted.parameter_map import ParameterMap
-from compiler.equality.observation import copied_arguments, flatten, foreign_seeded, ordinary_call, seeded
-from compiler.equality.widened import ALL_FLOATS, Precision, copied_module, double_twin, is_float, precision_of, widened
-from compiler.usercode.difference import RELATIVE_BOUND, dense, precision_floor, tensor_difference
+from compiler.equality.observation import copied_arguments, flatten, foreign_seeded, seeded
+from compiler.equality.widened import copied_module, double_twin, is_float, precision_of, widened
+from compiler.usercode.difference import RELATIVE_BOUND, allowed_error, dense, precision_floor, tensor_difference
 from ir.errors import GraphwrightError
 
 
 class MeasurementError(GraphwrightError):
-    """The error of a module cannot be measured: it does not run as it is, or not in float64."""
+    """The error of a module cannot be measured: it does not run, or not in float64."""
 
 
 @attrs.frozen
 class OutputAccuracy:
-    """Errors of one output tensor; the reference is the original module, run in float64.
+    """Errors of one output tensor against the original module in float64.
 
-    All are largest absolute differences over the elements that are finite in the reference.
+    Each is the largest absolute difference over the elements that are finite in the reference.
     """
 
     scale: float
     """Largest magnitude in the reference."""
     original_error: float
-    """The original module in its own precision against the reference."""
+    """Of the original in its own precision."""
     emitted_error: float
-    """The emitted module in its own precision against the reference."""
+    """Of the emitted module in its own precision."""
     difference: float
-    """The emitted module in float64 against the reference."""
+    """Of the emitted module in float64."""
     same_nonfinite: bool
     """Whether NaN and infinity sit in the same places."""
     floor: float = 1e-6
-    """What is allowed in any case, relative to the scale: eight units in the last place, 1e-6 at least."""
+    """The error that is always allowed, relative to the scale: eight units in the last place, at least 1e-6."""
     is_mixed: bool = False
-    """Whether a module rounds on purpose to a precision that is not its own, in float64 too."""
+    """Whether a module rounds to another precision on purpose, so that its run in float64 does too."""
 
     @property
     def allowed(self) -> float:
-        """The bound for `emitted_error`: twice the original's own error, and 1e-6 of the scale."""
-        return 2 * self.original_error + self.floor * self.scale
+        """The bound for `emitted_error`: twice the error of the original, plus the floor."""
+        return allowed_error(self.original_error, self.scale, self.floor)
 
     @property
     def is_within_bound(self) -> bool:
-        """Whether the emitted module is as exact as the original, up to `allowed`."""
+        """Whether the emitted module is as accurate as the original, up to `allowed`."""
         return self.same_nonfinite and self.emitted_error <= self.allowed
 
     @property
     def difference_allowed(self) -> float:
-        """The bound for `difference`: 1e-9 of the scale, where all of the way is in float64."""
+        """The bound for `difference`: 1e-9 of the scale where everything is computed in float64."""
         return self.allowed if self.is_mixed else RELATIVE_BOUND * max(self.scale, 1e-30)
 
 
 @attrs.frozen
 class Accuracy:
-    """Errors of all floating-point outputs of one call, and whether all other outputs are equal.
+    """Errors of the floating-point outputs of one call, and whether the other outputs are equal.
 
     Attributes:
         outputs: one entry for each tensor among the outputs, in their order.
     """
 
     dtype: str
-    """The precision in which the modules ran: that of the inputs and weights, `float32` mostly."""
+    """The dtypes of the outputs, mostly `float32`."""
     outputs: tuple[OutputAccuracy, ...]
     others_equal: bool = True
-    """Whether outputs of other types (integers, bools) are equal element by element."""
+    """Whether all elements of the other outputs (integers, bools) are equal."""
 
     @property
     def worst(self) -> OutputAccuracy | None:
-        """The output with the largest error relative to its bound; None when there is no floating-point output."""
+        """The output with the largest error relative to its bound; None without floating-point outputs."""
         return max(self.outputs, key=_strain, default=None)
 
     @property
     def is_within_bound(self) -> bool:
-        """Whether every output is."""
+        """Whether every output is within its bound."""
         return self.others_equal and all(output.is_within_bound for output in self.outputs)
 
 
@@ -104,20 +105,19 @@ def measure_accuracy(
     parameter_map: ParameterMap | None = None,
     seed: int = 0,
 ) -> Accuracy:
-    """Run both modules on one input, as they are and in float64, and compare the results.
+    """Run both modules on one input, in their own precision and in float64, and compare the results.
 
-    In float64 also what the code casts to the modules' own precision is in float64 (`x.float()`). Each run is on a deep
-    copy that is freed before the next, and starts from the same random state; the modules, the inputs and the global
-    random state stay as they are.
+    The run in float64 ignores casts to the modules' own precision (`x.float()`). Each run is on a deep copy that is
+    freed before the next, and starts from the same random state. Modules, inputs and random state are not changed.
 
     Args:
         original: the module that was compiled.
-        emitted: the module that it became.
+        emitted: the emitted module.
         args: positional arguments of the call.
         kwargs: keyword arguments of the call.
-        parameter_map: of the emitted module. With it, weights that were computed from the original's are computed anew
-            in float64 for the run in float64, so that their rounding is no difference.
-        seed: seeds what the modules draw.
+        parameter_map: of the emitted module. With it, derived weights are recomputed in float64, so that their rounding
+            does not count.
+        seed: of the random numbers that the modules draw.
 
     Raises:
         MeasurementError: when a module cannot be copied or run.
@@ -148,25 +148,21 @@ def measure_accuracy(
 def _run_both_double(
     original: nn.Module, emitted: nn.Module, arguments: Any, parameter_map: ParameterMap | None, seed: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
-    """Return the results of both modules in float64, and whether one rounds on purpose to another precision."""
-    precision = precision_of(original, arguments)
+    """Return the results of both modules in float64, and whether one rounds to another precision on purpose."""
     wide = widened(arguments)
-
-    def run(precision: Precision) -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
-        modes = precision.mode(), precision.mode()
-        twins = (
-            partial(double_twin, original, precision),
-            partial(double_twin, emitted, precision, original, parameter_map),
-        )
-        reference = _run("the original", "in float64", twins[0], wide, seed, modes[0])
-        new = _run("the emitted module", "in float64", twins[1], wide, seed, modes[1])
-        return reference, new, any(mode.has_kept for mode in modes)
-
-    try:
-        return run(precision)
-    except MeasurementError:
-        # where operands of two precisions do not go together, all are widened
-        return run(attrs.evolve(precision, narrow=ALL_FLOATS))
+    failure: MeasurementError | None = None
+    for precision, *modes in precision_of(arguments, original).attempts():
+        own = partial(double_twin, original, precision)
+        new = partial(double_twin, emitted, precision, original, parameter_map)
+        try:
+            reference = _run("the original", "in float64", own, wide, seed, modes[0])
+            results = _run("the emitted module", "in float64", new, wide, seed, modes[1])
+        except MeasurementError as error:
+            failure = error
+            continue
+        return reference, results, any(mode.has_kept for mode in modes)
+    assert failure is not None
+    raise failure
 
 
 def _run(
@@ -195,15 +191,7 @@ def compare_output(
     *,
     is_mixed: bool = False,
 ) -> OutputAccuracy:
-    """Return the errors of one output.
-
-    Args:
-        exact: of the original, in float64.
-        original: of the original, in its own precision.
-        emitted: of the emitted module, in its own precision.
-        emitted_double: of the emitted module, in float64.
-        is_mixed: whether either rounds to another precision on purpose, in float64 too.
-    """
+    """Return the errors of one output; `exact` and `emitted_double` are in float64, the others in their own dtype."""
     floor = precision_floor(original.dtype)
     exact, original, emitted, emitted_double = map(dense, (exact, original, emitted, emitted_double))
     finite = exact.isfinite()

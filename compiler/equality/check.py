@@ -1,4 +1,4 @@
-"""The check of every result: original and emitted module are called on the example inputs, and must do the same."""
+"""The check of every result: original and emitted module must behave alike on the example inputs."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ from ir.program import Program, Surrounding
 
 @attrs.frozen(eq=False)
 class Reference:
-    """What the original did, and the original itself for more."""
+    """The original module, and its behaviour in real runs."""
 
     model: nn.Module
     first: Outcome
     other: Outcome | None = None
-    """After a switch of the mode, from the state that the first call left."""
+    """After a switch of the mode, starting from the state that the first call left."""
     back: Outcome | None = None
-    """After the switch back, where modules were in several modes."""
+    """After the switch back, where the modules were in mixed modes."""
     unlike: Mapping[str, Outcome] = attrs.field(factory=dict)
-    """Surroundings in which the original may do something else -> what it does there."""
+    """Surroundings in which the original may behave differently -> its behaviour there."""
     questions: Mapping[str, Location] = attrs.field(factory=dict)
-    """What it asked -> where."""
+    """Questions it asked about its surroundings -> where."""
 
 
 def reference_of(model: nn.Module | ExportedProgram, captured: Captured) -> Reference | None:
-    """Return what the original did in its runs, or None where there was none to look at."""
+    """Return the behaviour of the original, or None where it was not run."""
     seen = captured.observed
     if seen is not None:
         return Reference(seen.model, seen.first, seen.other, seen.back, seen.unlike, seen.questions)
     if not isinstance(model, ExportedProgram) or not captured.has_example:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of guards, and of classes of PyTorch's own
+        warnings.simplefilter("ignore")  # about guards and classes of PyTorch itself
         module = model.module()
     if on_meta(module, captured.args, captured.kwargs):
         return None
@@ -81,30 +81,30 @@ class Check:
         self.emitted: EmittedModule = emitted.module
         self.kept = emitted.kept
         self.start = KeptState(self.emitted, self.kept)
-        """What kept modules change in themselves is the user's, and begins with the user's first call."""
+        """State of the opaque modules, which is the user's: the user's first call starts from it."""
         self.args = args
         self.kwargs = kwargs
         names = emitted.parameter_map
-        # tensors that are no buffers of the original are state as well, and are not seen in its runs
+        # the runs of the original do not show state outside of its buffers
         known = dict(reference.model.named_buffers(remove_duplicate=False))
         self.first_names = {alias: group[0] for alias, group in names.aliases.items()}
-        """Further names of tied tensors -> the first one, by which they are compared."""
+        """Other names of tied tensors -> the first name, by which they are compared."""
         self.names = {
             key: self.first_names.get(names[key][0], names[key][0])
             for key in names
             if len(names[key]) == 1 and names[key][0] in known
         }
-        # what was folded for inference is not trained any more, and says so in the parameter map
+        # weights that were folded for inference cannot be trained, as the parameter map says
         self.is_folded = any(w.derivation is not None and not w.requires_grad for w in program.weights.values())
 
     def run(self) -> None:
-        """Compare three calls: as it is, after a switch of the mode, and after the switch back.
+        """Compare three calls: the first, one after a switch of the mode, and one after the switch back.
 
-        Where the module computes something else after the switch, its mode is locked; where it does in surroundings
-        that the original asks about, it refuses these. Both are noted in the program as well.
+        Where the module differs after the switch, its mode is locked. Where it differs in surroundings that the
+        original asks about, it refuses these. Both are also noted in the program.
 
         Raises:
-            ValidationError: when a call differs, or a key of the `state_dict` that both have holds other values.
+            ValidationError: when a call differs, or a common key of the `state_dict`s holds different values.
         """
         self._check_keys()
         reference, emitted, twin = self.reference, self.emitted, Twin(self.emitted)
@@ -150,7 +150,7 @@ class Check:
         return difference(expected, found, self.names)
 
     def _is_rounding(self, problem: str) -> bool:
-        """Judge a small difference of values against float64: deep models amplify rounding."""
+        """Return whether a difference in values is rounding, judged against float64: deep models amplify rounding."""
         if "values differ by" not in problem:
             return False
         now = KeptState(self.emitted, self.kept)
@@ -169,7 +169,7 @@ class Check:
         return ValidationError(
             f"the emitted module does not do what the original does: {problem}{where}",
             location=place.location if place is not None else None,
-            remedy='`validate="each"` tells whether a rewrite did it; leaf_modules= keeps a module as it is, '
+            remedy='`validate="each"` tells whether a rewrite did it; leaf_modules= keeps a module as is, '
             "check=False skips the check; please report it",
         )
 
@@ -182,13 +182,13 @@ class Check:
             if tensor.shape == other.shape and not _is_same(tensor.detach(), other.detach()):
                 raise ValidationError(
                     f"the key {key!r} of the emitted module's state_dict holds other values than the original's",
-                    remedy="please report it: what is changed has a key of its own",
+                    remedy="please report it: a changed tensor has a key of its own",
                 )
 
     # ---- other modes, other surroundings ----
 
     def _switch(self, twin: Twin, mode: bool, expected: Outcome) -> None:
-        """Call the module after a switch; lock its mode where it then computes something else."""
+        """Call the module after a switch of the mode, and lock its mode if it differs there."""
         (self.emitted.train if mode else self.emitted.eval)()
         problem = self._difference(expected, twin.call(self.args, self.kwargs))
         if problem is not None:
@@ -197,7 +197,7 @@ class Check:
             self.emitted.lock_mode(self.program.mode_locked)
 
     def _guard(self, twin: Twin) -> None:
-        """Try the module in the surroundings that matter to the original; where it does not follow, it refuses them."""
+        """Try the module in the surroundings that matter to the original; it refuses those where it differs."""
         found: dict[str, Surrounding] = {}
         for name, expected in self.reference.unlike.items():
             if not SETTINGS[name].is_decided:

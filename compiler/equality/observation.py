@@ -1,12 +1,12 @@
-"""What a caller can see of calls of a module.
+"""The observable behaviour of calls of a module.
 
-The calls are real ones on copies of the arguments. `state_kept` puts the module back afterwards, so that two calls in
-a row can be seen, the second from the state that the first left, without a copy of the weights:
+The calls are real ones, on copies of the arguments. `state_kept` restores the module afterwards. So two calls in a row
+can be observed, the second from the state that the first left, without a copy of the weights:
 
     with state_kept(module):
         first, second = (observe(module, args, kwargs) for _ in range(2))
 
-How two of them differ is in `observation_differences`.
+`observation_differences` compares two observations.
 """
 
 from __future__ import annotations
@@ -30,54 +30,54 @@ from compiler.usercode.state import ModuleState
 from compiler.usercode.tensors import foreign_state, meaningful_strides, storage_of
 
 _SMALL = 1 << 20
-"""Bytes up to which a buffer is copied without need. Kernels write statistics that their schemas do not name; what is
-larger is watched instead."""
+"""Buffers of at most this many bytes are always copied, since kernels mutate statistics that their schemas do not name.
+Larger ones are watched instead."""
 _DEPTH = 6
-"""How deep objects lie in each other that are looked into."""
+"""Nesting depth to which objects of unknown classes are flattened."""
 
 
 @attrs.frozen(eq=False)
 class Look:
-    """How a result looks to the caller, without its values."""
+    """Everything observable about a result except its values."""
 
     facts: tuple[Any, ...]
-    """Shape, dtype, strides that mean something, whether it requires a gradient, whether it is a Parameter."""
+    """Shape, dtype, meaningful strides, whether it requires a gradient, whether it is a Parameter."""
     inputs: tuple[int, ...]
-    """The inputs that it shares memory with."""
+    """Inputs that it shares storage with."""
     weights: frozenset[str]
-    """The parameters and buffers that it shares memory with, by all their names."""
+    """Parameters and buffers that it shares storage with, under all their names."""
     results: tuple[int, ...]
-    """The results that it shares memory with, by their places; itself among them."""
+    """Positions of the results that it shares storage with, its own among them."""
 
 
 @attrs.frozen(eq=False)
 class Observation:
-    """What a caller sees of one call; of a call that raised, no results."""
+    """What a caller can observe of one call; a call that raised has no results."""
 
     structure: Any
-    """The tree that the results form."""
+    """The tree structure of the results."""
     results: tuple[Any, ...]
-    """Its leaves: tensors, and all else as it is."""
+    """The leaves: tensors and other objects."""
     looks: tuple[Look | None, ...]
-    """One for each result; None for what is no tensor."""
+    """One for each result; None for what is not a tensor."""
     inputs: tuple[Any, ...]
-    """The leaves of the arguments after the call; a tensor that occurs twice is there once."""
+    """The leaves of the arguments after the call, each object once."""
     drawn: torch.Tensor
-    """The state of the random generator afterwards."""
+    """The state of PyTorch's random generator after the call."""
     state: Mapping[str, torch.Tensor]
-    """Parameters and buffers afterwards, by all their names; what is tied is one tensor."""
+    """Parameters and buffers after the call, under all their names; tied ones are one tensor."""
     written: frozenset[str]
-    """The names of those that the call changed."""
+    """Names of those that the call mutated or replaced."""
     attached: frozenset[str]
-    """The names of those among them that carry a gradient to what the next call reads."""
+    """Names of those that carry gradients into the next call."""
     replaced: frozenset[str]
-    """The names of those in whose place the call put what lies elsewhere in memory."""
+    """Names of those that the call replaced by a tensor with another storage."""
     slopes: Mapping[str, torch.Tensor | None]
-    """Gradients of inputs (by "input 0") and parameters; empty where they were not asked for."""
+    """Gradients of inputs ("input 0") and parameters; empty where they were not requested."""
     drawn_elsewhere: Any = None
-    """The states of Python's and numpy's random generators afterwards."""
+    """The states of the random generators of Python and numpy after the call."""
     error: Exception | None = None
-    """What the call raised."""
+    """The exception that the call raised."""
 
 
 # ---- running ----
@@ -85,10 +85,9 @@ class Observation:
 
 @contextmanager
 def state_kept(module: nn.Module) -> Iterator[None]:
-    """Put back at the end whatever calls do to a module: buffers, parameters, attributes, modes.
+    """Restore buffers, parameters, attributes and modes of a module at the end.
 
-    No weight is copied unless it is written, but for small buffers that share no memory: these are replaced by clones
-    meanwhile.
+    Weights are copied only when they are mutated. Small buffers that own their storage are replaced by clones.
     """
     state = ModuleState(module)
     tensors = {id(t): t for t in named_state(module).values()}
@@ -126,16 +125,16 @@ def observe(
     copies: bool = False,
     mode: AbstractContextManager[Any] | None = None,
 ) -> Observation:
-    """Call a module on copies of its arguments, in the grad mode of the caller, and return what can be seen of it.
+    """Call a module on copies of its arguments, in the caller's grad mode, and return what is observable.
 
     Args:
-        module: the module; what it writes to itself stays (see `state_kept`).
-        args: positional arguments; not written.
-        kwargs: keyword arguments; not written.
-        seed: seeds what is drawn; the state of the random generators is put back.
-        gradients: whether to compute gradients of a random linear form in the results; parameters keep theirs.
-        copies: whether to copy also what the call did not write, since somebody will write it later.
-        mode: a mode of PyTorch to call it in.
+        module: the module; its state stays as the call leaves it (see `state_kept`).
+        args: positional arguments; not mutated.
+        kwargs: keyword arguments; not mutated.
+        seed: of the random generators, whose states are restored.
+        gradients: whether to compute gradients of a random linear form in the results; `grad` of parameters stays.
+        copies: whether to copy also state that the call did not change, since it will be mutated later.
+        mode: a mode of PyTorch to call the module in.
     """
     args, kwargs = copied_arguments((tuple(args), dict(kwargs or {})))
     given = list({id(t): t for t in pytree.tree_leaves((args, kwargs))}.values())
@@ -154,8 +153,12 @@ def observe(
         drawn, elsewhere = torch.random.get_rng_state(), foreign_state()
     leaves, structure = flatten(out)
     state = named_state(module)
-    looks = _looks(leaves, inputs, state) if error is None else ()
-    slopes = _slopes(leaves, inputs, module) if gradients and error is None else {}
+    looks = looks_of(leaves, inputs, state) if error is None else ()
+    slopes: Mapping[str, torch.Tensor | None] = {}
+    if gradients and error is None:
+        sources = {f"input {i}": t for i, t in enumerate(inputs) if t.requires_grad and t.is_leaf}
+        sources |= {name: p for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+        slopes = slopes_of(leaves, sources)
     written, after = before.compare(state)
     results = tuple(_clone(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
     left = tuple(_clone(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in given)
@@ -166,20 +169,8 @@ def observe(
     )
 
 
-@contextmanager
-def ordinary_call() -> Iterator[None]:
-    """Call modules as the capture does: with gradients, and attention without its fused fast path."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-
-
 def copied_arguments(tree: Any) -> Any:
-    """Return arguments that may be written: what is one object, or one piece of memory, stays one."""
+    """Return copies of arguments. One object stays one object, and one storage stays one storage."""
     memo: dict[int, Any] = {}
 
     def leaf_only(tensor: torch.Tensor) -> torch.Tensor:
@@ -190,15 +181,15 @@ def copied_arguments(tree: Any) -> Any:
     tree = pytree.tree_map_only(torch.Tensor, leaf_only, tree)
     try:
         return copy.deepcopy(tree)
-    except Exception:  # noqa: BLE001 - an object that cannot be copied is handed over as it is
+    except Exception:  # noqa: BLE001 - an object that cannot be copied is passed itself
         return pytree.tree_map_only(torch.Tensor, lambda t: _clone(t).requires_grad_(t.requires_grad), tree)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the random numbers of PyTorch, and put their state back at the end.
+    """Seed PyTorch's random generators, and restore their states at the end.
 
-    As `torch.random.fork_rng` and `torch.manual_seed` do, at a hundredth of their cost where there is the CPU alone.
+    On the CPU alone this takes a hundredth of the time of `torch.random.fork_rng` and `torch.manual_seed`.
     """
     if torch.cuda.is_initialized():
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -215,7 +206,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def foreign_seeded(seed: int) -> Iterator[None]:
-    """Seed the random numbers of Python and numpy, and put the states back at the end."""
+    """Seed the random generators of Python and numpy, and restore their states at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -227,13 +218,13 @@ def foreign_seeded(seed: int) -> Iterator[None]:
 
 
 def named_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return parameters and buffers by all their names: what is tied has several."""
+    """Return parameters and buffers under all their names; tied ones have several."""
     parameters = module.named_parameters(remove_duplicate=False)
     return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}
 
 
 def flatten(tree: Any, depth: int = _DEPTH) -> tuple[list[Any], Any]:
-    """Return leaves and structure of a result, as of a pytree; objects of unknown classes are looked into."""
+    """Return leaves and structure of a result. Unlike a pytree, objects of unknown classes are flattened too."""
     leaves, spec = pytree.tree_flatten(tree)
     found: list[Any] = []
     inner: list[Any] = []
@@ -249,7 +240,7 @@ def flatten(tree: Any, depth: int = _DEPTH) -> tuple[list[Any], Any]:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Return what an object holds, in its dict and its slots."""
+    """Return the attributes of an object, in its dict and its slots."""
     try:
         state = value.__getstate__()
     except Exception:  # noqa: BLE001 - it cannot be told
@@ -270,7 +261,7 @@ class _Before:
         }
 
     def compare(self, state: Mapping[str, torch.Tensor]) -> tuple[frozenset[str], dict[str, torch.Tensor]]:
-        """Return the names of what has changed, and the state as it is now, with copies of that at least."""
+        """Return the names of what has changed, and the present state with at least that copied."""
         changed = {id(t) for name, t in state.items() if self._is_changed(name, t)}
         after: dict[int, torch.Tensor] = {}
         for t in state.values():
@@ -305,7 +296,10 @@ def _is_small(tensor: torch.Tensor) -> bool:
     return tensor.numel() * tensor.element_size() <= _SMALL
 
 
-def _looks(leaves: list[Any], inputs: list[torch.Tensor], state: Mapping[str, torch.Tensor]) -> tuple[Look | None, ...]:
+def looks_of(
+    leaves: Sequence[Any], inputs: Sequence[torch.Tensor], state: Mapping[str, torch.Tensor]
+) -> tuple[Look | None, ...]:
+    """Return the looks of results, given the inputs and weights that they may share storage with."""
     places = [storage_of(leaf) if isinstance(leaf, torch.Tensor) and leaf.numel() else None for leaf in leaves]
     given = [storage_of(t) for t in inputs]
     owned = {name: storage_of(t) for name, t in state.items()}
@@ -327,15 +321,14 @@ def _looks(leaves: list[Any], inputs: list[torch.Tensor], state: Mapping[str, to
     return tuple(look(i, leaf) for i, leaf in enumerate(leaves))
 
 
-def _slopes(leaves: list[Any], inputs: list[torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor | None]:
-    # also where two results are one tensor object: whether they are is not compared, only that they share memory
+def slopes_of(leaves: Sequence[Any], sources: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
+    """Return the gradients of a random linear form in some results, None where no gradient flows."""
+    # twice if two results are one tensor object: sharing of storage is compared, identity is not
     wanted = [t for t in leaves if isinstance(t, torch.Tensor) and t.requires_grad]
     generator = torch.Generator().manual_seed(0)
     directions = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in wanted]
-    sources = {f"input {i}": t for i, t in enumerate(inputs) if t.requires_grad and t.is_leaf}
-    sources |= {name: p for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if not wanted or not sources:
         return dict.fromkeys(sources)
-    # what a buffer keeps of this call is needed by the next one
+    # a buffer may carry this graph into the next call
     slopes = torch.autograd.grad(wanted, list(sources.values()), directions, allow_unused=True, retain_graph=True)
     return dict(zip(sources, slopes, strict=True))

@@ -1,4 +1,4 @@
-"""How two modules differ in what is seen of their calls."""
+"""Differences between observations of two modules."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ import torch
 
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.observation import Look, Observation
-from compiler.usercode.difference import dense, tensor_difference
+from compiler.usercode.difference import scale_of, tensor_difference
+from compiler.usercode.error_text import first_lines
 from ir.errors import GraphwrightError
 
 Pick = Callable[[Observation], Any]
-"""Takes one tensor out of what is seen of a call."""
+"""Selects one tensor of an observation."""
 Judge = Callable[[Any, Any, Pick], str | None]
-"""Says how what is seen (the second) differs from the original's (the first) by more than is allowed, or None."""
+"""Takes a value of the original and one to judge; says how they differ by more than is allowed, or None."""
 
 
 def within(relative: float) -> Judge:
-    """Return the judge that allows a difference relative to the largest magnitude in the original's tensor."""
+    """Return a judge that allows a difference relative to the largest magnitude of the original."""
 
     def judge(a: Any, b: Any, pick: Pick) -> str | None:
-        bound = 0.0
-        if isinstance(a, torch.Tensor) and relative and a.numel() and a.device.type != "meta":
-            magnitudes = dense(a.detach()).abs().double()
-            bound = relative * float(magnitudes.nan_to_num(0.0, 0.0, 0.0).max())
-        return tensor_difference(a, b, exact=False, bound=bound)
+        scale = scale_of(a) if isinstance(a, torch.Tensor) and a.device.type != "meta" else 0.0
+        return tensor_difference(a, b, exact=False, bound=relative * scale)
 
     return judge
 
@@ -36,20 +34,24 @@ def differences(
     b: Observation,
     *,
     judge: Judge,
+    slopes: Judge | None = None,
     names: ParameterMap | None = None,
     unwritten: bool = False,
+    noise: float = 0.0,
 ) -> Iterator[tuple[str, str]]:
-    """Yield (property, message) for each property in which an observation differs from the original's.
+    """Yield (property, message) for each difference from the original.
 
     The properties are "errors", "structure", "values", "types", "strides", "gradients", "sharing", "inputs", "random
-    numbers" and "state". Not each of them is promised of each module: the caller chooses.
+    numbers" and "state". Not all are promised of all modules: the caller chooses.
 
     Args:
         a: of the original.
-        b: of the emitted module, run on the same inputs in the same precision.
-        judge: says by how much `b` may differ in values.
-        names: the emitted module's; without it, names are the same in both.
-        unwritten: whether to compare also parameters and buffers that no call wrote.
+        b: of what it became, run on the same inputs in the same precision.
+        judge: compares values.
+        slopes: compares gradients; `judge` by default.
+        names: of the emitted module; without it, both have the same names.
+        unwritten: whether to compare also parameters and buffers that neither call changed.
+        noise: gradients in float64 that count as none where the original has none.
     """
     names = ParameterMap({}) if names is None else names
     if a.error is not None or b.error is not None:
@@ -76,14 +78,14 @@ def differences(
     if a.drawn_elsewhere != b.drawn_elsewhere:
         yield "random numbers", "another count of Python's or numpy's is drawn"
     yield from _unlike_state(a, b, names, judge, unwritten=unwritten)
-    yield from _unlike_slopes(a, b, names, judge)
+    yield from _unlike_slopes(a, b, names, slopes or judge, noise)
 
 
 def _unlike_errors(a: Exception | None, b: Exception | None) -> str | None:
-    """Return how two calls differ in what they raise; a call that fails may be refused by an error of ours."""
+    """Return how two calls differ in what they raise. Where the original raises, one of our errors is allowed."""
     if a is not None and b is not None and (type(a) is type(b) or isinstance(b, GraphwrightError)):
         return None
-    x, y = ("no error" if e is None else f"{type(e).__name__} ({str(e).strip().partition(chr(10))[0]})" for e in (a, b))
+    x, y = ("no error" if e is None else f"{type(e).__name__} ({first_lines(e, 1)})" for e in (a, b))
     return f"{x} became {y}"
 
 
@@ -130,53 +132,65 @@ def _unlike_state(
         elif (key in b.replaced) is a.replaced.isdisjoint(sources):
             yield (
                 "sharing",
-                f"{key} afterwards: {'assigned' if key in b.replaced else 'written'}, unlike the original's",
+                f"{key} afterwards: {'replaced' if key in b.replaced else 'mutated'}, unlike the original's",
             )
     kept = {id(a.state[name]) for name in covered & set(a.state)}  # what is tied may have lost some of its names
     for name in sorted(a.written - covered):
         if id(a.state[name]) not in kept:
-            yield "state", f"{name} is written by the original, and gone"
+            yield "state", f"{name} is changed by the original, and gone"
 
 
-def _unlike_slopes(a: Observation, b: Observation, names: ParameterMap, judge: Judge) -> Iterator[tuple[str, str]]:
+def _unlike_slopes(
+    a: Observation, b: Observation, names: ParameterMap, judge: Judge, noise: float
+) -> Iterator[tuple[str, str]]:
+    covered = {source for key in (*b.state, *b.slopes) for source in names.get(key, (key,))}
     for key, value in b.slopes.items():
         sources = (key,) if key.startswith("input ") else names.get(key, (key,))
         if len(sources) > 1:
-            continue  # computed of several, for inference
+            continue  # derived from several weights, for inference
         (source,) = sources
         if source not in a.slopes:
-            if not is_no_slope(value):
+            if not is_no_slope(value, noise):
                 yield "gradients", f"of {key}, which the original has not"
             continue
-        # of what is overwritten it is zero, times what may be infinite: what is finite is compared, as elsewhere
+        # the gradient of an overwritten value is zero, times a factor that may be infinite
         finite_slope = None if a.slopes[source] is None else a.slopes[source].nan_to_num(0.0, 0.0, 0.0)  # type: ignore[union-attr]
-        if is_no_slope(finite_slope) and is_no_slope(value):
+        if is_no_slope(finite_slope) and is_no_slope(value, noise):
             continue
         if a.slopes[source] is None or value is None:
             if a.slopes[source] is not value:
                 yield "gradients", f"of {key}: there is {'none now' if value is None else 'one now, and none before'}"
             continue
         expected = heir(names, key, a.slopes)
-        # where its gradient is infinite, a value with several users gets NaN or not by the order of the sum
+        # where a gradient is infinite, the order of a sum decides whether it is NaN
         finite = expected.isfinite()
         if expected.shape == value.shape:
             expected, value = expected[finite], value[finite]
         problem = judge(expected, value, _slope(names, key, finite))
         if problem is not None:
             yield "gradients", f"of {key}: {problem}"
+    tied = {id(a.state[name]) for name in covered & set(a.state)}  # what is tied may have lost some of its names
+    for name in sorted(set(a.slopes) - covered):
+        if not is_no_slope(a.slopes[name]) and id(a.state.get(name)) not in tied:
+            yield "gradients", f"of {name}: there is none now, and one before"
 
 
 def heir(names: ParameterMap, key: str, tensors: Mapping[str, torch.Tensor | None]) -> Any:
-    """Return what a tensor of the emitted module should be: a weight may have been transposed or reshaped."""
+    """Return the expected tensor of the emitted module: a weight may have been transposed or reshaped."""
     sources = names.get(key, (key,))
     if key not in names or any(tensors.get(source) is None for source in sources):
         return tensors.get(sources[0])
     return names.heir(key, tensors)
 
 
-def is_no_slope(slope: torch.Tensor | None) -> bool:
-    """Return whether a gradient is absent or zero throughout: what is overwritten has one or the other."""
-    return slope is None or not bool((slope != 0).any())
+def is_no_slope(slope: torch.Tensor | None, noise: float = 0.0) -> bool:
+    """Return whether a gradient is absent or zero throughout: overwritten values have one or the other.
+
+    In float64, `noise` counts as zero: terms that cancel inside of a kernel leave their last places.
+    """
+    if slope is None or not bool((slope != 0).any()):
+        return True
+    return slope.dtype is torch.float64 and float(slope.abs().max()) <= noise
 
 
 def _state(names: ParameterMap, key: str) -> Pick:

@@ -1,4 +1,4 @@
-"""The first operation at which a program computes something else than the model it was made from."""
+"""The first operation at which a program differs from its original model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Key = tuple[str, str]
 
 
 class _Results(TorchFunctionMode):
-    """Keeps what each call of a function of PyTorch returned, by its place in the user's code."""
+    """Records the results of PyTorch's functions by their place in the user's code."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -44,20 +44,13 @@ class _Results(TorchFunctionMode):
 
 
 class _FoundError(Exception):
-    """Ends an evaluation at the operation that was looked for."""
+    """Ends the evaluation at the operation that differs."""
 
 
 def first_parting(
     model: nn.Module, program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Operation | None:
-    """Return the first operation of which no result is one of the model's at that place; None where none is known.
-
-    Args:
-        model: the original, or a copy of it.
-        program: the program.
-        args: positional arguments of the call.
-        kwargs: keyword arguments.
-    """
+    """Return the first operation whose results the model does not compute at that place, or None."""
     found: list[Operation] = []
 
     def watch(op: Operation, results: Sequence[Any]) -> None:
@@ -75,7 +68,7 @@ def first_parting(
         with random_state_kept(), torch.no_grad():
             torch.manual_seed(SEED)
             evaluate(program, inputs, watch=watch)
-    except Exception:  # noqa: BLE001 - this adds to an error: whatever goes wrong here must not hide it
+    except Exception:  # noqa: BLE001 - this adds to an error, and must not hide it
         pass
     return found[0] if found else None
 
@@ -92,7 +85,7 @@ def _is_among(result: Any, expected: Sequence[torch.Tensor]) -> bool:
     if not isinstance(result, torch.Tensor):
         return True
     alike = [other for other in expected if other.shape == result.shape and other.dtype == result.dtype]
-    # what has another shape was spelled anew, which says nothing
+    # results of another shape were spelled differently, which proves nothing
     return not alike or any(value_difference(other, result) is None for other in alike)
 
 

@@ -1,9 +1,9 @@
-"""Validation of a whole result: the emitted module beside the original, in several calls, modes and precisions."""
+"""Validation of a result: emitted and original module compared over several calls, modes and precisions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import attrs
@@ -12,11 +12,12 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from compiler.capture.boundary.fast_path import ordinary_call
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.accuracy import compare_output
-from compiler.equality.observation import Observation, observe, ordinary_call, state_kept
+from compiler.equality.observation import Observation, observe, state_kept
 from compiler.equality.observation_differences import Judge, Pick, differences, within
-from compiler.equality.unit_strides import OtherUnitStrides
+from compiler.equality.unit_strides import is_definite
 from compiler.equality.widened import ALL_FLOATS, double_twin, is_float, precision_of, widened
 from compiler.usercode.difference import tensor_difference
 from compiler.usercode.tensors import meaningful_strides
@@ -25,11 +26,11 @@ from ir.errors import InputError, ValidationError
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
 Calls = dict[str, Observation]
-"""What is seen of several calls in a row, by what they are."""
+"""Label of a call -> its observation, for calls in a row."""
 
 _REMEDY = '`validate="each"` names the rewrite that did it, if it was one; please report it'
 _OF_NUMBERS = frozenset({"values", "inputs", "state", "structure", "errors"})
-"""The properties that a run in float64 shows; the others are those of the run in the modules' own precision."""
+"""The properties that are compared in float64; others are compared in the modules' own precision."""
 
 
 def validate_result(
@@ -43,18 +44,18 @@ def validate_result(
 ) -> None:
     """Compare the emitted module with the original on random inputs of the example's types.
 
-    Floating-point inputs are drawn anew; others are permuted, so that indices stay in range. The first trial makes two
-    calls in a row, one in the other mode where the emitted module has it, and one after the mode was put back. Compared
-    are results (structure, types, strides, shared memory, values), what was written to inputs and buffers, random
-    numbers, and errors; in the modules' own precision and in float64.
+    Floating-point inputs are drawn anew. Others are permuted, so that indices stay in range. The first trial makes two
+    calls in a row, one in the other mode if the emitted module has it, and one after the switch back. Compared are
+    results (structure, types, strides, sharing of storage, values), mutations of inputs and buffers, random numbers and
+    errors, in the modules' own precision and in float64.
 
     Args:
         original: the module that was compiled.
-        emitted: the module that it became.
-        args: the example's positional arguments.
-        kwargs: its keyword arguments.
+        emitted: the emitted module.
+        args: positional arguments of the example.
+        kwargs: keyword arguments of the example.
         parameter_map: of the emitted module.
-        trials: how many inputs are tried.
+        trials: the number of inputs to try.
 
     Raises:
         InputError: when there are no example inputs.
@@ -64,7 +65,7 @@ def validate_result(
         raise InputError('validate="final" needs example inputs', remedy="pass `example_inputs` to transform")
     source = original.module() if isinstance(original, ExportedProgram) else original
     names = ParameterMap({}) if parameter_map is None else parameter_map
-    # what is computed of several weights is for inference
+    # weights that are derived from several others are for inference
     trains = all(len(sources) == 1 for sources in names.values())
     switches = trains and source is original and _can_switch(source) and _can_switch(emitted)
     for trial in range(trials):
@@ -75,17 +76,17 @@ def validate_result(
 
 
 def _can_switch(module: nn.Module) -> bool:
-    """Return whether a module can be put into the other mode, by its own `train()` or `eval()`."""
+    """Return whether the module's own `train()` or `eval()` switches its mode."""
     with state_kept(module):
         try:
             _put_into(module, mode=not module.training)
-        except Exception:  # noqa: BLE001 - a module may refuse it in any way
+        except Exception:  # noqa: BLE001 - a module may refuse in any way
             return False
     return True
 
 
 def _put_into(module: nn.Module, *, mode: bool) -> None:
-    """Switch a module as its user does: a module may override either method."""
+    """Switch a module as users do: it may override either method."""
     if mode:
         module.train()
     else:
@@ -113,7 +114,7 @@ class _Comparison:
         double = self._calls_in_double(own)
         for label, seen in own.items():
             if double is None:
-                judge = within(torch.finfo(precision_of(self.original, self.arguments).spoken).eps ** 0.5)
+                judge = within(torch.finfo(precision_of(self.arguments, self.original).spoken).eps ** 0.5)
             else:
                 judge = _beside(double.reference[label])
             for property_, message in differences(seen, new[label], judge=judge, names=self.names):
@@ -129,7 +130,7 @@ class _Comparison:
                     yield f"{label}, in float64", property_, message
 
     def _calls(self, module: nn.Module, arguments: Arguments, mode: AbstractContextManager[Any] | None = None) -> Calls:
-        """Observe calls in a row; the module is put back afterwards."""
+        """Observe calls in a row; the module is restored afterwards."""
 
         def call() -> Observation:
             return observe(module, *arguments, seed=self.seed, mode=mode)
@@ -148,13 +149,9 @@ class _Comparison:
         return calls
 
     def _calls_in_double(self, own: Calls) -> _Double | None:
-        """Observe the calls of both modules in float64; None where the original does not run in it."""
-        precision = precision_of(self.original, self.arguments)
+        """Observe the calls of both modules in float64; None where the original does not run in float64."""
         arguments = widened(self.arguments)
-        # where operands of two precisions do not go together, all are widened
-        for narrow in (precision.narrow, ALL_FLOATS):
-            precision = attrs.evolve(precision, narrow=narrow)
-            modes = precision.mode(), precision.mode()
+        for precision, *modes in precision_of(self.arguments, self.original).attempts():
             try:
                 twin = double_twin(self.original, precision)
             except Exception:  # noqa: BLE001 - a module that cannot be copied, or converted
@@ -165,33 +162,30 @@ class _Comparison:
                 continue
             twin = double_twin(self.emitted, precision, self.original, self.names)
             emitted = self._calls(twin, arguments, modes[1])
-            if narrow is ALL_FLOATS or all(seen.error is None for seen in emitted.values()):
+            if precision.narrow == ALL_FLOATS or all(seen.error is None for seen in emitted.values()):
                 return _Double(reference, emitted, any(mode.has_kept for mode in modes))
         return None
 
     def _is_promised(self, property_: str, seen: Observation) -> bool:
-        """Return whether the emitted module has to be like the original in a property."""
+        """Return whether the emitted module promises to keep a property."""
         if property_ == "gradients":
             return self.trains
         return property_ not in ("strides", "sharing") or self._has_definite_strides(seen)
 
     def _has_definite_strides(self, seen: Observation) -> bool:
-        """Return whether the strides of the results are more than an accident.
+        """Return whether the strides of the results do not depend on those of size-1 dimensions on the way."""
 
-        They are one where they change with the strides of dimensions of size 1 on the way, which mean nothing.
-        """
-        for level in OtherUnitStrides.LEVELS:
+        def show(mode: AbstractContextManager[Any]) -> list[Any]:
             with state_kept(self.original), ordinary_call():
-                mode = OtherUnitStrides(level)
                 other = observe(self.original, *self.arguments, seed=self.seed, mode=mode)
-            if list(map(_strides, other.results)) != list(map(_strides, seen.results)):
-                return False
-        return True
+            return list(map(_strides, other.results))
+
+        return show(nullcontext()) == list(map(_strides, seen.results)) and is_definite(show)
 
 
 @attrs.frozen(eq=False)
 class _Double:
-    """What is seen of the calls of both modules in float64."""
+    """Observations of both modules in float64."""
 
     reference: Calls
     emitted: Calls
@@ -204,10 +198,9 @@ def _strides(result: Any) -> list[int] | None:
 
 
 def _beside(reference: Observation) -> Judge:
-    """Return the judge of runs in the modules' own precision: the emitted module may err as the original does, twice.
+    """Return the judge in the modules' own precision: the error may be twice that of the original.
 
-    Args:
-        reference: of the original, in float64.
+    The reference is the original in float64.
     """
 
     def judge(a: Any, b: Any, pick: Pick) -> str | None:
@@ -227,11 +220,9 @@ def _beside(reference: Observation) -> Judge:
 
 
 def _in_double(own: Observation, *, is_mixed: bool) -> Judge:
-    """Return the judge of runs in float64: they are equal, or as far apart as rounding on purpose explains.
+    """Return the judge in float64: only rounding on purpose may make a difference.
 
-    Args:
-        own: of the original, in its own precision.
-        is_mixed: whether a module rounds on purpose to a precision that the run in float64 keeps.
+    That is measured by the original in its own precision, `own`.
     """
 
     def judge(a: Any, b: Any, pick: Pick) -> str | None:
@@ -255,7 +246,7 @@ def _are_comparable(*tensors: Any) -> bool:
 
 
 def _draw(tree: Any, seed: int) -> Any:
-    """Return `tree` with random tensors of the same types; an object that occurs twice stays one object."""
+    """Return random tensors of the same types in the structure of `tree`; one object stays one object."""
     generator = torch.Generator().manual_seed(seed)
     drawn: dict[int, torch.Tensor] = {}
 

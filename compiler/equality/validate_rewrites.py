@@ -1,8 +1,7 @@
-"""Validation of single rewrites: each match and its replacement at the boundary of its region."""
+"""Validation of single rewrites: a match and its replacement compared at the boundary of the region."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,8 +12,9 @@ import torch
 
 from compiler.equality.accuracy import compare_output
 from compiler.equality.observation import copied_arguments, seeded
-from compiler.equality.widened import ALL_FLOATS, Precision, is_float, mark_constant, widened
+from compiler.equality.widened import Precision, is_float, mark_constant, precision_of, widened
 from compiler.usercode.difference import tensor_difference
+from compiler.usercode.error_text import first_lines
 from ir.copying import copy_into, copy_operation
 from ir.core import Graph, Operation, Value
 from ir.errors import GraphwrightError, ValidationError
@@ -27,31 +27,31 @@ from passes.rewrite.driver import Replacements
 from passes.rewrite.pattern import Match, Pattern
 from passes.rewrite.remarks import Remark
 
-# How far a region is widened backwards so that the match and its replacement start from the same values.
 _MAX_WIDENING = 256
+"""How many operations a region is widened by, so that match and replacement start from the same values."""
 
 
 @attrs.define(eq=False)
 class EachRewriteValidator:
-    """The hook of `validate="each"`: evaluates every match and its replacement on random tensors and compares them.
+    """The hook of `validate="each"`: compares every match with its replacement on random tensors.
 
-    Exact rules must agree bit for bit, numeric ones to 1e-9 in float64, casts to float32 among them. `checked` counts
-    the rewrites that were compared, `skipped` has those that could not be (unknown types, weights without data, opaque
-    calls), with the reason; `remarks` tells both.
+    Exact rules must agree bit for bit, numeric ones to 1e-9 in float64, where casts to float32 are ignored. `checked`
+    counts the rewrites that were compared. `skipped` lists the others (unknown types, weights without data, opaque
+    calls) with the reason. `remarks` has both.
     """
 
     checked: int = 0
     skipped: list[str] = attrs.field(factory=list)
 
     def remarks(self) -> tuple[Remark, ...]:
-        """Say how many rewrites were compared, and of each other one why it was not."""
+        """Return how many rewrites were compared, and why each of the others was not."""
         total = self.checked + len(self.skipped)
         message = f"{self.checked} of {total} rewrites were compared with what they replaced"
         summary = Remark("validated", "validate", UNKNOWN_LOCATION, message)
         return (summary, *(Remark("unvalidated", "validate", UNKNOWN_LOCATION, reason) for reason in self.skipped))
 
     def __call__(self, rule: Pattern, match: Match, program: Program) -> Callable[[Replacements], None]:
-        """Remember the matched region before it is rewritten; the returned function compares."""
+        """Copy the matched region before it is rewritten; the returned function compares."""
         before = _Snapshot(match.ops or [match.root])
         existing = set(program.graph.operations())
 
@@ -105,7 +105,7 @@ class EachRewriteValidator:
 
 
 class _Snapshot:
-    """A copy of operations whose originals may be erased: their operands are kept as they were."""
+    """Copies of operations whose originals may be erased, with their original operands."""
 
     def __init__(self, ops: Sequence[Operation]) -> None:
         self.copies: list[Operation] = []
@@ -130,7 +130,7 @@ class _Snapshot:
 
 
 def _created_behind(values: Sequence[Value], existing: set[Operation]) -> list[Operation]:
-    """Return the operations that are new and that `values` depend on, operands first."""
+    """Return the new operations that `values` depend on, operands first."""
     order: dict[Operation, None] = {}
     stack = [(op, False) for v in reversed(values) if (op := v.defining_op) is not None]
     while stack:
@@ -153,7 +153,7 @@ def _common_leaves(leaves: set[Value]) -> tuple[list[Value], list[Operation]] | 
     """Widen the region backwards until no leaf depends on another one.
 
     Returns:
-        The leaves in a fixed order, and the operations between them and the region, in graph order.
+        The leaves in a fixed order, and the operations between leaves and region in graph order.
     """
     shared: dict[Operation, None] = {}
     current = set(leaves)
@@ -178,7 +178,7 @@ def _common_leaves(leaves: set[Value]) -> tuple[list[Value], list[Operation]] | 
             continue
         if stack:
             return None
-        # only layout and other pure operations may be run twice
+        # only pure operations may run twice
         if not all(op.is_pure for op in inside):
             return None
         current.discard(leaf)
@@ -217,7 +217,7 @@ class _Regions:
     symbols: Mapping[sympy.Symbol, int]
 
     def check(self) -> str | None:
-        """Evaluate both on random tensors and compare; return why that is not possible, or None.
+        """Compare both on random tensors; return why that is not possible, or None.
 
         Raises:
             ValidationError: when they differ.
@@ -233,31 +233,28 @@ class _Regions:
                 return tensors
             results = self._results(self.old, tensors)
             if isinstance(results, Exception):
-                return f"it does not run on random tensors: {type(results).__name__}: {_first_line(results)}"
+                return f"it does not run on random tensors: {type(results).__name__}: {first_lines(results, 1)}"
             self._compare(tensors, results)
             vacuous = not any(map(_has_numbers, results))
             if not vacuous:
-                break  # else these are no operands for it: the logarithms of negative numbers, say
+                break  # else these are not operands for it: logarithms of negative numbers, say
         return "its results are NaN or infinite throughout" if vacuous else None
 
     def _compare(self, tensors: list[torch.Tensor], own: list[Any]) -> None:
         if self.rule.exact:
             self._judge(own, self._results(self.new, tensors), [0.0] * len(own), exact=True)
             return
-        precision = Precision(frozenset({*(t.dtype for t in tensors), *_FLOATS}) & ALL_FLOATS, _spoken(tensors))
-        modes = precision.mode(), precision.mode()
-        wide = self._widened(tensors, precision)
-        before = self._results(self.old, wide, modes[0])
-        if isinstance(before, Exception):
-            precision = attrs.evolve(precision, narrow=ALL_FLOATS)
-            modes = precision.mode(), precision.mode()
+        for precision, *modes in precision_of(tensors).attempts():
+            wide = self._widened(tensors, precision)
             before = self._results(self.old, wide, modes[0])
-        if isinstance(before, Exception):  # a kernel that has no float64
+            if not isinstance(before, Exception):
+                break
+        else:  # a kernel that has no float64
             self._judge(own, self._results(self.new, tensors), [_HALF_OF_THE_DIGITS] * len(own), exact=False)
             return
         after = self._results(self.new, wide, modes[1])
         bounds = [0.0] * len(before)
-        if any(mode.has_kept for mode in modes):  # rounded on purpose: a number near a tie may tip over
+        if any(mode.has_kept for mode in modes):  # rounding on purpose may tip a number near a tie over
             bounds = [_error(exact, narrow) for exact, narrow in zip(before, own, strict=True)]
         self._judge(before, after, bounds, exact=False)
 
@@ -272,7 +269,7 @@ class _Regions:
             return error
 
     def _widened(self, tensors: Sequence[torch.Tensor], precision: Precision) -> list[torch.Tensor]:
-        """Return the tensors in float64; a weight that is computed from others is computed anew."""
+        """Return the tensors in float64; derived weights are computed anew."""
         wide: list[torch.Tensor] = widened(list(tensors))
         for i, (value, tensor) in enumerate(zip(self.boundary, tensors, strict=True)):
             weight = weight_of(value)
@@ -289,7 +286,7 @@ class _Regions:
 
     def _judge(self, before: list[Any], after: list[Any] | Exception, bounds: Sequence[float], *, exact: bool) -> None:
         if isinstance(after, Exception):
-            problem: str | None = f"it does not run any more: {type(after).__name__}: {_first_line(after)}"
+            problem: str | None = f"it does not run any more: {type(after).__name__}: {first_lines(after, 1)}"
         else:
             rows = zip(before, after, bounds, strict=True)
             problem = next(filter(None, (tensor_difference(a, b, exact=exact, bound=c) for a, b, c in rows)), None)
@@ -301,34 +298,21 @@ class _Regions:
             )
 
 
-_FLOATS = (torch.float32, torch.complex64)
 _HALF_OF_THE_DIGITS = 3.5e-4
 
 
 def _error(exact: Any, own: Any) -> float:
-    """Return what a result in float64 may differ by, where it was rounded on purpose on the way."""
+    """Return the difference that is allowed in float64 where values are rounded on purpose."""
     if not isinstance(exact, torch.Tensor) or not is_float(exact.dtype) or exact.shape != own.shape:
         return 0.0
     return compare_output(exact, own, own, exact).allowed
 
 
-def _spoken(tensors: Sequence[torch.Tensor]) -> torch.dtype:
-    sizes = Counter({t.dtype: 0 for t in tensors if t.is_floating_point()})
-    for tensor in tensors:
-        if tensor.is_floating_point():
-            sizes[tensor.dtype] += tensor.numel()
-    return sizes.most_common(1)[0][0] if sizes else torch.float32
-
-
 def _has_numbers(result: Any) -> bool:
-    """Return whether a result has a number that says something: one that is not NaN or infinite."""
+    """Return whether a result has a finite number."""
     if not isinstance(result, torch.Tensor) or not is_float(result.dtype):
         return True
     return not result.numel() or bool(result.isfinite().any())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _choose_symbols(program: Program, boundary: Sequence[Value]) -> dict[sympy.Symbol, int]:
@@ -347,7 +331,7 @@ def _choose_symbols(program: Program, boundary: Sequence[Value]) -> dict[sympy.S
 def _random_tensors(
     boundary: Sequence[Value], symbols: Mapping[sympy.Symbol, int], *, positive: bool
 ) -> list[torch.Tensor] | str:
-    """Return a tensor for each value at the boundary of a region, or why there is none."""
+    """Return a random tensor for each boundary value of a region, or why that is not possible."""
     generator = torch.Generator().manual_seed(len(boundary))
     tensors = []
     for value in boundary:

@@ -1,4 +1,4 @@
-"""Running a module in float64 though its code names other precisions: `x.float()`, `zeros(3, dtype=torch.float32)`."""
+"""Runs of modules in float64 whose code names other precisions: `x.float()`, `zeros(3, dtype=torch.float32)`."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _WRITES = re.compile(
     r"__setitem__|__set__|setitem|__i(add|sub|mul|truediv|floordiv|mod|pow|matmul|and|or|xor|lshift|rshift)__|\w+[^_]_"
 )
 _MARK = "_dtype_of_constant"
-"""The attribute of a tensor that depends on nothing but literals: the dtype that it has in the module itself."""
+"""Attribute of a tensor that depends only on literals: its dtype in the module itself."""
 
 
 def is_float(dtype: torch.dtype) -> bool:
-    """Return whether a dtype has real or complex floating-point numbers."""
+    """Return whether a dtype is real or complex floating point."""
     return dtype.is_floating_point or dtype.is_complex
 
 
@@ -45,14 +45,14 @@ def widest(dtype: torch.dtype) -> torch.dtype:
 
 
 class Widened(TorchFunctionMode):
-    """Lets the code of a module that was converted to float64 compute in float64 throughout.
+    """Makes the code of a module that was converted to float64 compute in float64 throughout.
 
-    A dtype that the code names is taken for float64, and so is a tensor that is not among the module's weights; code
-    that asks for a dtype is told that of the module itself, so that it takes the same branch. What depends on literals
-    alone is rounded as in the module itself, since constant folding does so too.
+    Dtypes that the code names become float64, and so do tensors that are not weights of the module. Code that asks for
+    a dtype gets that of the module itself, so that it takes the same branch. Values that depend only on literals are
+    rounded as in the module itself, as constant folding does.
 
     Args:
-        narrow: the dtypes that are taken for float64; others, in which a module rounds on purpose, are kept.
+        narrow: the dtypes that become float64; others are rounding on purpose, and stay.
         spoken: the dtype that float64 tensors have in the module itself.
     """
 
@@ -61,7 +61,7 @@ class Widened(TorchFunctionMode):
         self.narrow = narrow
         self.spoken = spoken
         self.has_kept = False
-        """Whether a result was in a precision that was kept."""
+        """Whether a result had a dtype that stays."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -126,13 +126,13 @@ class Widened(TorchFunctionMode):
         return result
 
     def _constant(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor]) -> Any:
-        """Call a function of literals in the dtypes that these have in the module, and widen what it returns."""
+        """Call a function of literals in their dtypes in the module, and widen the results."""
         narrowed: dict[int, torch.Tensor] = {}
         for tensor in tensors:
             dtype = _mark(tensor)
             own = tensor.to(dtype)
             if not torch.equal(own.to(tensor.dtype).nan_to_num(), tensor.nan_to_num()):
-                return _UNKNOWN  # something else was written into it
+                return _UNKNOWN  # it was mutated
             narrowed[id(tensor)] = own
         given = pytree.tree_map_only(torch.Tensor, lambda t: narrowed[id(t)], (args, kwargs))
         try:
@@ -159,7 +159,7 @@ _UNKNOWN = object()
 
 
 def mark_constant(tensor: torch.Tensor, dtype: torch.dtype) -> None:
-    """Note that a tensor is a literal of the code, of a dtype that it has in the module itself."""
+    """Mark a tensor as a literal of the code, with its dtype in the module itself."""
     setattr(tensor, _MARK, dtype)
 
 
@@ -187,16 +187,25 @@ def _writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
 
 @attrs.frozen
 class Precision:
-    """What a module and its arguments are in, and so what is to be widened."""
+    """The dtypes of a module and its arguments."""
 
     narrow: frozenset[torch.dtype]
-    """The dtypes that are taken for float64."""
+    """The dtypes that become float64."""
     spoken: torch.dtype
-    """The dtype of most numbers."""
+    """The dtype of most elements."""
 
     def mode(self) -> Widened:
-        """Return the mode in which a module that was converted to float64 runs."""
+        """Return the mode for a module that was converted to float64."""
         return Widened(self.narrow, self.spoken)
+
+    def attempts(self) -> Iterator[tuple[Precision, Widened, Widened]]:
+        """Yield this precision with modes for two modules, then one that widens all dtypes.
+
+        The second is for code that cannot mix the two precisions.
+        """
+        for narrow in (self.narrow, ALL_FLOATS):
+            precision = attrs.evolve(self, narrow=narrow)
+            yield precision, precision.mode(), precision.mode()
 
 
 ALL_FLOATS = frozenset(
@@ -204,11 +213,12 @@ ALL_FLOATS = frozenset(
 ) - {torch.float64, torch.complex128}
 
 
-def precision_of(module: nn.Module, arguments: Any) -> Precision:
-    """Return the precision of a module and the tensors in its arguments."""
+def precision_of(arguments: Any, module: nn.Module | None = None) -> Precision:
+    """Return the precision of the tensors in some arguments, and of a module."""
     sizes: Counter[torch.dtype] = Counter()
     given = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
-    for tensor in (*module.parameters(), *module.buffers(), *given):
+    own = () if module is None else (*module.parameters(), *module.buffers())
+    for tensor in (*own, *given):
         if tensor.dtype.is_floating_point:
             sizes[tensor.dtype] += tensor.numel()
     found = frozenset(sizes) | {torch.float32, torch.complex64} | {t.dtype for t in given if t.is_complex()}
@@ -224,12 +234,8 @@ def double_twin(
 ) -> nn.Module:
     """Return a copy of a module in float64, to be run in the mode of a precision.
 
-    Args:
-        module: the module.
-        precision: of the module.
-        original: what an emitted module was made from.
-        parameter_map: of the emitted module: weights that were computed from the original's are computed anew from
-            those in float64, since rounding them is no fault of the algebra.
+    Of an emitted module, derived weights are computed anew from those of the original in float64, since rounding them
+    is not a fault of the algebra.
     """
     twin = copied_module(module)
     literals = {name: b.dtype for name, b in twin.named_buffers() if parameter_map and name in parameter_map.literals}
@@ -257,7 +263,7 @@ def copied_module(module: nn.Module) -> nn.Module:
 
 
 class _WideState(Mapping[str, torch.Tensor]):
-    """Parameters and buffers of a module in float64, each converted when it is asked for."""
+    """Parameters and buffers of a module, converted to float64 on access."""
 
     def __init__(self, module: nn.Module) -> None:
         self.state: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
@@ -275,7 +281,7 @@ class _WideState(Mapping[str, torch.Tensor]):
 
 
 def widened(tree: Any) -> Any:
-    """Return arguments in float64; what is one tensor stays one tensor."""
+    """Return arguments in float64; one tensor stays one tensor."""
     memo: dict[int, torch.Tensor] = {}
 
     def widen(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What lowers graphs: the program that is made, and what is known of its tensors, weights and modules."""
+"""The common part of both lowerings: the program, its tensors and weights, and facts about modules."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ir.program import CallingConvention, Program
 
 
 class Lowering:
-    """Makes a program of a graph; subclasses go through the nodes.
+    """Builds a program from a graph; subclasses visit the nodes.
 
     Args:
-        module: the original; None where there is an exported program only.
-        convention: how the program is called, as far as it is known at the start.
-        irregular: paths of the modules whose mode other code reads or sets than that of the layer itself.
+        module: the original; None for a bare ExportedProgram.
+        convention: the calling convention, as far as it is known at the start.
+        irregular: paths of modules whose mode code other than the layer's own reads or sets.
     """
 
     def __init__(
@@ -37,17 +37,17 @@ class Lowering:
         self.env: dict[fx.Node, Any] = {}
 
     def _add_module(self, module: nn.Module, without: Iterable[str] = ()) -> None:
-        """Take the weights and modes of the original, except for weights below the paths `without`."""
+        """Add the weights and modes of the original, without the weights below the paths `without`."""
         self.weights.add_module(module, without=without)
         self.program.module_modes, self.program.module_aliases = modules_of(module)
 
     def _adjust(self, op: Operation, node: fx.Node) -> None:
-        """Set what the original module says of an operation that a node became; replace the result where it must."""
+        """Apply what the original module says about an operation of a node; replace the node's result if needed."""
         result = self.facts.adjust(op, self.functionalizer)
         if result is not None:
             self.env[node] = self.functionalizer.fresh(result)
 
     def _lock_mode(self) -> None:
-        """Note why the program must stay in its mode, if it must."""
+        """Record why the program must stay in its mode, if it must."""
         conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
         self.program.mode_locked = self.facts.mode_locked(conflicts)

@@ -1,4 +1,4 @@
-"""An exported program becomes a program of ours."""
+"""Lowering of exported programs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from compiler.lower.functional.writes import check_writes
 from compiler.lower.regions import RegionLowering, attribute_of, has_raised
 from compiler.lower.results import Results, note_written
 from compiler.lower.symbols import DataDependentSizeError, SymbolTable, restricted
-from compiler.lower.weights import is_one_tensor
+from compiler.lower.weights import is_one_tensor, tensor_type
 from ir.core import Value
 from ir.errors import CaptureError, GraphwrightError, VerificationError
 from ir.expressions import format_expression
@@ -43,7 +43,7 @@ from ir.opdef import OpDef, Trait, get_opdef, opdef_of_overload
 from ir.ops.nn_ops import parse_call
 from ir.parameters import ParameterKind, ParameterSpec
 from ir.program import CallingConvention, InputLeaf, Program, Weight, WeightKind
-from ir.types import OpaqueType, ScalarType, TensorType, Type
+from ir.types import OpaqueType, ScalarType, Type
 from ir.verify import verify
 
 _KIND_NAMES = {
@@ -62,13 +62,12 @@ class ExportLowering(RegionLowering):
         self.module = captured.module
         self.exported = traced.exported
         self.assigned = traced.assigned
-        """Buffers in whose place new tensors are put: the last results are these."""
+        """Buffers that are replaced by new tensors: the last results."""
         spec, out_spec = self.exported.call_spec
         convention = CallingConvention(spec, out_spec.child(0) if self.assigned else out_spec)
         super().__init__(self.module, convention, captured.irregular)
         self.program.opaques = dict(captured.opaques)
         self.symbols = SymbolTable(captured.symbol_names, traced)
-        self._types: dict[Any, TensorType] = {}
         self._opdefs: dict[Any, OpDef] = {}
         self._reliable_keys = True
 
@@ -78,7 +77,7 @@ class ExportLowering(RegionLowering):
         """Return the program.
 
         Raises:
-            CaptureError: when it cannot be expressed; the message names the place in the user's code.
+            CaptureError: when the program cannot be expressed; it names the place in the user's code.
         """
         if self.module is not None:
             self._add_module(self.module, without=self.program.opaques)
@@ -113,10 +112,10 @@ class ExportLowering(RegionLowering):
         return self.program
 
     def _check_types(self) -> None:
-        """Refuse a program whose types hold only under its constraints: they say less than sizes that are ints.
+        """Refuse a program whose types hold only under its constraints.
 
         Raises:
-            CaptureError: naming the operation whose type depends on what the capture took for granted.
+            CaptureError: naming the operation whose type depends on an assumption of the capture.
         """
         if not any(isinstance(constraint, sympy.Eq) for constraint in self.program.constraints):
             return
@@ -139,8 +138,8 @@ class ExportLowering(RegionLowering):
                 self.env[node] = self._weight(node, spec.kind, str(spec.target))
             else:
                 raise CaptureError(
-                    f"the model takes {spec.kind.name.lower()} {spec.target!r}, which is no tensor",
-                    remedy="keep the module that owns it as it is with leaf_modules=",
+                    f"the model takes {spec.kind.name.lower()} {spec.target!r}, which is not a tensor",
+                    remedy="keep the module that owns it as is with leaf_modules=",
                 )
         self.convention.inputs = tuple(leaves)
         forward = self.exported.module_call_graph[0].signature
@@ -171,7 +170,7 @@ class ExportLowering(RegionLowering):
         if weight is None:
             if not node.users:
                 return None
-            weight = self._constant(node, name)
+            weight = self._constant(name)
         if node.users and node.meta["val"].layout is not torch.strided:
             raise CaptureError(
                 f"{_KIND_NAMES[kind]} {name!r} is of layout {node.meta['val'].layout}, which is not supported",
@@ -179,7 +178,7 @@ class ExportLowering(RegionLowering):
             )
         return self.functionalizer.source(weight.value, _KIND_NAMES[kind], name=weight.name, key=_key(node.meta["val"]))
 
-    def _constant(self, node: fx.Node, name: str) -> Weight:
+    def _constant(self, name: str) -> Weight:
         constant = self.exported.constants.get(name)
         if constant is None:
             constant = self.exported.state_dict.get(name)
@@ -187,7 +186,7 @@ class ExportLowering(RegionLowering):
             raise CaptureError(f"constant {name!r} is not a tensor but a {type(constant).__qualname__}")
         for weight in self.program.weights.values():
             if weight.data is not None and is_one_tensor(weight.data, constant):
-                return weight  # a parameter that code reaches by another way than as an attribute of its module
+                return weight  # a parameter that code reaches other than as an attribute of its module
         return self.weights.add(name, constant, WeightKind.CONSTANT, persistent=False, alias=False)
 
     def _outputs(self, node: fx.Node) -> None:
@@ -226,12 +225,7 @@ class ExportLowering(RegionLowering):
             if val.layout is not torch.strided:
                 raise CaptureError(f"a tensor of layout {val.layout} is not supported")
             dim = self.symbols.dim
-            shape = tuple([d if type(d) is int else dim(d) for d in val.shape])
-            key = (shape, val.dtype, val.device)
-            found = self._types.get(key)
-            if found is None:
-                found = self._types[key] = TensorType(*key)
-            return found
+            return tensor_type(tuple([d if type(d) is int else dim(d) for d in val.shape]), val.dtype, val.device)
         if isinstance(val, bool | torch.SymBool):
             return ScalarType("bool")
         if isinstance(val, int | torch.SymInt):
@@ -264,7 +258,7 @@ class ExportLowering(RegionLowering):
             raise CaptureError(
                 f"{_name(target)} makes a size that depends on the data of a tensor ({error})",
                 location=location,
-                remedy="keep the module as it is with leaf_modules=, or compute with a mask of fixed size",
+                remedy="keep the module as is with leaf_modules=, or compute with a mask of fixed size",
             ) from None
         except GraphwrightError as error:
             if error.location is None or error.remedy is None:
@@ -272,7 +266,7 @@ class ExportLowering(RegionLowering):
             raise
 
     def _check_functions(self, nodes: Sequence[fx.Node]) -> None:
-        """Refuse what functorch (torch.func.grad) left in the graph, before its tensors are looked at."""
+        """Refuse what functorch (torch.func.grad) leaves in a graph, before its tensors are inspected."""
         for node in nodes:
             if node.op == "call_function" and is_of_functorch(node.target):
                 raise no_operator(node.target, self.locate(node), self.module)
@@ -296,7 +290,7 @@ class ExportLowering(RegionLowering):
         args = [self._argument(arg) for arg in node.args]
         kwargs = {key: self._argument(arg) for key, arg in node.kwargs.items()} if node.kwargs else {}
         if name == "aten.lift_fresh_copy":
-            # the fake tensors of these share storage where the real ones do not
+            # its fake tensors share storage, the real ones do not
             self.env[node] = functionalizer.call(get_opdef("aten.clone"), args, kwargs, (self._type(val),))[0]
             return
         if name == "aten.detach_" and not may_need_gradient(args[0].value):
@@ -309,7 +303,7 @@ class ExportLowering(RegionLowering):
             self.env[node] = args[0]
             return
         if name == "aten.batch_norm" and self._inside_no_grad:
-            # its own parameters make it the layer that it is; what it returns loses its gradient instead
+            # the layer keeps its own parameters; its result loses the gradient instead
             args = [self._with_gradient(arg) for arg in args]
         types: Sequence[Type] | None = None
         keys: Sequence[int | None] = ()
@@ -338,7 +332,7 @@ class ExportLowering(RegionLowering):
             self._adjust(last, node)
 
     def _layouts(self, node: fx.Node) -> dict[Handle, Strides]:
-        """Return the strides of the tensors that a call takes."""
+        """Return the strides of the tensors among the arguments of a call."""
         tensors = [(self.env.get(arg), arg.meta.get("val")) for arg in node.all_input_nodes]
         return {
             handle: tuple(self.symbols.dim(step) for step in val.stride())
@@ -372,7 +366,7 @@ class ExportLowering(RegionLowering):
 
 
 def _attached(seen: Observed | None) -> list[str]:
-    """Return the names of the buffers in which a run leaves a value with a gradient."""
+    """Names of the buffers in which a run leaves a value that requires a gradient."""
     runs = () if seen is None else (seen.first, seen.other, seen.back)
     return [name for run in runs if run is not None for name in run.attached]
 
@@ -386,7 +380,7 @@ def _key(val: Any) -> int | None:
 
 
 def _keys_are_reliable(nodes: Sequence[fx.Node]) -> bool:
-    """Return whether the fake tensors still share storage as the real ones do (a loaded program's do not)."""
+    """Return whether fake tensors share storage as the real ones do; those of a loaded program do not."""
     for node in nodes:
         target = node.target
         if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable and node.args:

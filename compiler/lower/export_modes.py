@@ -1,4 +1,4 @@
-"""What of an exported program follows `train()` and `eval()`: the code that asked for the mode is gone."""
+"""Which parts of an exported program follow `train()` and `eval()`: the code that asked for the mode is gone."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _MAX_FUNCTIONS = 200
 
 
 def lock_of_exported(program: Program, exported: ExportedProgram) -> str:
-    """Return why the module emitted from an exported program must stay in its mode; empty where it need not.
+    """Return why a module emitted from an exported program must stay in its mode, or an empty text.
 
-    Layers of PyTorch itself are known to follow. What else looks as if it depended on the mode does not say how.
+    PyTorch's own layers are known to follow it. For other code that seems to depend on the mode, nothing says how.
 
     Args:
-        program: as it was lowered.
-        exported: what it was lowered from.
+        program: the lowered program.
+        exported: its source.
     """
     if exported.dialect != "TRAINING":
         return "the exported program was decomposed, and nothing of it tells what follows the mode"
@@ -53,21 +53,21 @@ def lock_of_exported(program: Program, exported: ExportedProgram) -> str:
         if not reason and name == _SEQUENTIAL:
             hidden = [fqn for fqn in called if fqn.rpartition(".")[0] == path and fqn not in modules]
             names = {fqn.rpartition(".")[2] for fqn in hidden} - children.get(path, set())
-            reason = _hidden(min(names)) if names else ""
+            reason = _hidden(names)
         if reason:
             return f"`{path}` ({name}) {reason}" if path else f"the root module ({name}) {reason}"
     return ""
 
 
 def mode_of_exported(program: Program, said: bool | None) -> bool | None:
-    """Return the mode that an exported program was captured in, or None where nobody tells.
+    """Return the mode that an exported program was captured in, or None where it is unknown.
 
     Args:
-        program: as it was lowered.
-        said: what the user says of it.
+        program: the lowered program.
+        said: the mode according to the user.
 
     Raises:
-        InputError: when a layer tells otherwise than the user.
+        InputError: when a layer contradicts the user.
     """
     modes = [mode for _, mode in _modes_of_layers(program)]
     if modes and said is not None and any(modes) is not said:
@@ -80,28 +80,28 @@ def mode_of_exported(program: Program, said: bool | None) -> bool | None:
 
 
 def modes_of_exported(program: Program, mode: bool | None) -> dict[str, bool]:
-    """Return module path -> `training`, as far as an exported program tells.
+    """Return module path -> `training`, as far as an exported program shows it.
 
     Args:
-        program: as it was lowered.
-        mode: that of the whole, None where it is not known.
+        program: the lowered program.
+        mode: that of the root module; None if unknown.
     """
     whole = {} if mode is None else {"": mode}
     return whole | {path: flag for path, flag in _modes_of_layers(program) if path}
 
 
 def _modes_of_layers(program: Program) -> Iterator[tuple[str, bool]]:
-    """Yield the path of each layer that tells its mode, and the mode."""
+    """Yield path and mode of each layer whose mode shows."""
     for op in program.graph.operations():
         if _tells_the_mode(op):
             yield op.location.module_path, op.in_training
 
 
 def shared_modules(program: Program, exported: ExportedProgram) -> dict[str, str]:
-    """Return further paths of modules -> their first ones, as far as an exported program tells.
+    """Return alias -> first path of shared modules, as far as an exported program shows it.
 
-    Paths are taken for one module where all parameters and buffers below them are the same tensors, and where the
-    graph shows no two classes.
+    Two paths count as one module if all parameters and buffers below them are the same tensors, and the graph shows one
+    class.
     """
     tied = [weight for weight in program.weights.values() if weight.aliases]
     if not tied:
@@ -128,7 +128,7 @@ def shared_modules(program: Program, exported: ExportedProgram) -> dict[str, str
 
 
 def _paths_above(name: str) -> list[str]:
-    """Return the paths of the modules that a tensor is in, the innermost first."""
+    """Return the paths of the modules that contain a tensor, innermost first."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
 
@@ -141,24 +141,24 @@ def _tells_the_mode(op: Operation) -> bool:
 
 
 def _reason_of(op: Operation) -> str:
-    home = op.location.module_class
-    if op.opdef.has(Trait.DROPOUT) and not op.attributes["follows_mode"] and op.attributes["p"] != 0:
+    home, follows = op.location.module_class, op.attributes.get("follows_mode")
+    drops = op.opdef.has(Trait.DROPOUT) and op.attributes["p"] != 0
+    has_statistics = "running_mean" in op.opdef.operand_index and op.operand("running_mean") is not None
+    if not follows and (drops or (op.name == "aten.batch_norm" and has_statistics)):
         return "may depend on it: no layer of PyTorch made it"
-    if op.name == "aten.batch_norm" and not op.attributes["follows_mode"] and op.operand("running_mean") is not None:
-        return "may depend on it: no layer of PyTorch made it"
-    if op.name == "aten.batch_norm" and op.attributes["follows_mode"] and op.attributes["momentum"] == 0:
+    if op.name == "aten.batch_norm" and follows and op.attributes["momentum"] == 0:
         return "has no momentum, or one of None: the graph does not tell which"
     if op.name == "aten.scaled_dot_product_attention" and (op.attributes["dropout_p"] or home == _ATTENTION):
         return "drops weights in one of the modes, and the other one is not known"
     if home.startswith(_RECURRENT) and op.opdef.training is not None and op.attributes.get("dropout"):
         return "drops values in training"
-    if op.name.startswith("aten.rrelu") or (op.name == "aten.instance_norm" and op.operand("running_mean") is not None):
+    if op.name.startswith("aten.rrelu") or (op.name == "aten.instance_norm" and has_statistics):
         return "computes something else in training"
     return ""
 
 
 def _modules(exported: ExportedProgram) -> tuple[dict[str, str], dict[str, set[str]]]:
-    """Return path -> class of the modules that the graph shows, and path -> names of the modules in it."""
+    """Return path -> class of the modules in the graph, and path -> names of their submodules."""
     found: dict[str, str] = {}
     seen: set[int] = set()
     for node in exported.graph.nodes:
@@ -176,20 +176,20 @@ def _modules(exported: ExportedProgram) -> tuple[dict[str, str], dict[str, set[s
     return found, children
 
 
-def _hidden(name: str) -> str:
-    return f"has a module {name!r} of which the graph shows nothing in this mode"
+def _hidden(names: set[str]) -> str:
+    return f"has a module {min(names)!r} of which the graph shows nothing in this mode" if names else ""
 
 
 def _reason_of_class(name: str, children: set[str]) -> str:
-    """Return why what a module does may depend on the mode.
+    """Return why the behaviour of a module may depend on the mode.
 
     Args:
         name: its class.
-        children: the names of the modules in it that the graph shows.
+        children: names of its submodules that the graph shows.
     """
     if name == _SEQUENTIAL:
         hidden = set(map(str, range(len(children)))) - children
-        return _hidden(min(hidden)) if hidden else ""
+        return _hidden(hidden)
     if not name or name.startswith("torch."):
         return ""
     cls = _find(name)
@@ -212,7 +212,7 @@ def _reason_of_class(name: str, children: set[str]) -> str:
 
 
 def _called_on_self(function: FunctionType) -> Iterator[str]:
-    """Yield the names of what a method calls as `self.name(...)`."""
+    """Yield each `name` that a method calls as `self.name(...)`."""
     previous = ""
     for instruction in dis.get_instructions(function):
         name = str(instruction.argval)
@@ -236,7 +236,7 @@ def _find(name: str) -> type | None:
 
 
 def _reached(cls: type) -> Iterator[FunctionType]:
-    """Yield the functions of a class, and those of the user's that they call by name."""
+    """Yield the functions of a class, and the user's functions that they call by name."""
     pending = [function for base in cls.__mro__ if not _is_torchs(base) for function in functions_of(base)]
     seen: set[int] = set()
     while pending and len(seen) < _MAX_FUNCTIONS:

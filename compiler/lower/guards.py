@@ -1,4 +1,4 @@
-"""What torch.export decided about sizes while it captured: relations for which alone the graph is right."""
+"""Guards of torch.export: relations between sizes under which the graph is right."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ir.expressions import linear_solution
 from ir.program import SymbolRange
 
 Guard = tuple[sympy.Basic, str]
-"""A relation over torch's symbols, and the line of the user's code that made it (empty where that is not known)."""
+"""A relation over torch's symbols, and the line of the user's code that made it (empty if unknown)."""
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -40,7 +40,7 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 
 
 class UnreadableGuardError(Exception):
-    """The text of a guard says something that is not known here."""
+    """The text of a guard is not understood."""
 
 
 def guards_of(traced: Traced, env: ShapeEnv) -> Iterator[Guard]:
@@ -71,7 +71,7 @@ def guards_of(traced: Traced, env: ShapeEnv) -> Iterator[Guard]:
 
 
 def _inputs(exported: ExportedProgram) -> dict[str, Any]:
-    """Return the fake inputs by the names of forward's parameters."""
+    """Return the fake inputs by the names of `forward`'s parameters."""
     values = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
     flat = [values.get(getattr(spec.arg, "name", "")) for spec in exported.graph_signature.input_specs]
     flat = flat[len(flat) - len(exported.graph_signature.user_inputs) :]
@@ -116,7 +116,7 @@ def follows_from(relation: sympy.Basic, ranges: Mapping[sympy.Symbol, SymbolRang
         return False
     symbol, slope, offset = solution
     bounds = ranges.get(symbol, SymbolRange())
-    # the difference is smallest at one end of the range
+    # the difference is least at one end of the range
     end = bounds.lower if slope > 0 else bounds.upper
     least = None if end is None else slope * end + offset
     return least is not None and (least > 0 or (least == 0 and not isinstance(relation, (sympy.Gt, sympy.Lt))))

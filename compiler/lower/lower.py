@@ -1,4 +1,4 @@
-"""From a captured model to a program."""
+"""Lowering: from a captured model to a program."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ir.program import Program
 
 
 def lower(captured: Captured) -> Program:
-    """Return the program of a captured model: types, locations and weights in place, in-place operators gone.
+    """Return the program of a captured model: typed, located, with weights, without in-place operators.
 
     Raises:
-        CaptureError: when something in the captured graph cannot be expressed; it names the place in the user's code.
+        CaptureError: when the graph cannot be expressed; it names the place in the user's code.
     """
     if captured.traced is None:
         if captured.graph_module is None:
@@ -36,10 +36,10 @@ def lower(captured: Captured) -> Program:
 
 
 def _check_joined(captured: Captured, program: Program) -> None:
-    """Refuse a model that makes one tensor of two buffers, writes to it and reads both: in a graph they stay two.
+    """Refuse a model that joins two buffers into one tensor and mutates it: in a graph they stay two.
 
     Raises:
-        CaptureError: naming them.
+        CaptureError: naming the buffers.
     """
     seen = captured.observed
     written = {m.buffer for m in program.convention.mutations if m.buffer is not None and not m.is_assigned}
@@ -58,7 +58,7 @@ def _check_joined(captured: Captured, program: Program) -> None:
 
 
 def _follow_modes(captured: Captured, program: Program) -> None:
-    """Decide what follows the mode where other code than a layer's own asks for it."""
+    """Decide what follows the mode where code other than a layer's own asks for it."""
     seen = captured.observed
     if seen is not None:
         program.modes_after = seen.modes_after
@@ -95,7 +95,7 @@ def _follow_modes(captured: Captured, program: Program) -> None:
 
 
 def _follow_back(captured: Captured, program: Program, seen: Observed) -> None:
-    """Hold what was found to follow the mode to the run after the switch back, where its modes are others again."""
+    """Check what follows the mode against the run after the switch back, where modes may differ from the first run."""
     if seen.back is None or seen.back.error is not None or seen.back_steps is None or program.mode_locked:
         return
     try:
@@ -114,9 +114,9 @@ def _lower_exported(captured: Captured, traced: Traced) -> Program:
 
 
 def _check_sharing(captured: Captured, program: Program) -> None:
-    """Refuse a model that writes to an argument which shares its memory with another in the example.
+    """Refuse a model that mutates an argument that aliases another one in the example.
 
-    The graph takes them for two tensors, so the write would not be seen in the other one.
+    The graph has two tensors, so the other one would not change.
     """
     written = [m.input for m in program.convention.mutations if m.input is not None]
     names = [value.name for value in program.graph.inputs]
@@ -125,6 +125,6 @@ def _check_sharing(captured: Captured, program: Program) -> None:
         if found:
             others = ", ".join(f"`{names[number]}`" for number in sorted(group) if number != found[0])
             raise CaptureError(
-                f"input `{names[found[0]]}` is written in forward, and shares its memory with {others} in the example",
+                f"input `{names[found[0]]}` is mutated in forward, and shares its memory with {others} in the example",
                 remedy="pass tensors with memory of their own (`.clone()`), also when calling the result",
             )

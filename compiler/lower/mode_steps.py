@@ -1,4 +1,4 @@
-"""What follows the mode where the user's own code asks for it, from what two real runs did: one in each mode."""
+"""What follows the mode where the user's code asks for it, found from two real runs: one in each mode."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _OPERATORS: Mapping[str, frozenset[str]] = {
     "aten.batch_norm": frozenset({"batch_norm"}),
     "aten.scaled_dot_product_attention": frozenset({"scaled_dot_product_attention"}),
 }
-"""Operators that are told of the mode -> the functions that call them."""
+"""Operators that take the mode -> functions that call them."""
 _COUNTS = ("add_", "__iadd__")
 
 
 class UndecidedError(Exception):
-    """The runs do not show which operation is told of the mode by which call."""
+    """The runs do not show which call passes the mode to which operation."""
 
 
 @attrs.frozen
 class _Pair:
-    """One call of a function in the run that was captured, and in the other one."""
+    """One call of a function in the captured run, and in the other one."""
 
     here: Step
     there: Step
@@ -39,17 +39,17 @@ class _Pair:
 def follow_steps(
     program: Program, irregular: Collection[str], opaques: Collection[str], here: Record, there: Record
 ) -> None:
-    """Set what follows the mode in operations of irregular modules, or lock the mode.
+    """Set which operations of irregular modules follow the mode, or lock the mode.
 
     Args:
-        program: as it was lowered.
-        irregular: paths of the modules whose mode is read by other code than that of a layer about itself.
-        opaques: paths of the modules that are kept as they are.
-        here: the run in the mode that was captured.
-        there: the run in the opposite one.
+        program: the lowered program.
+        irregular: paths of modules whose mode code other than the layer's own reads.
+        opaques: paths of opaque modules.
+        here: the run in the captured mode.
+        there: the run in the opposite mode.
 
     Raises:
-        UndecidedError: when calls and operations do not belong together one by one.
+        UndecidedError: when calls and operations do not correspond one to one.
     """
     steps = list(_relevant(here, irregular, opaques)), list(_relevant(there, irregular, opaques))
     for a, b in zip(*steps, strict=False):
@@ -83,7 +83,7 @@ def _parting(place: Location, what: str) -> str:
 
 
 def _relevant(record: Record, irregular: Collection[str], opaques: Collection[str]) -> Iterator[Step]:
-    """Yield the calls that the user's code decides about: not those of layers that follow the mode by themselves."""
+    """Yield the calls that the user's code decides about; layers that follow the mode by themselves are left out."""
     for step in record.steps:
         path = step.location.module_path
         if any(step.is_in(opaque) for opaque in opaques):
@@ -94,7 +94,7 @@ def _relevant(record: Record, irregular: Collection[str], opaques: Collection[st
 
 
 def _counts(record: Record, step: Step) -> bool:
-    """Return whether a layer counts its batches at the place of a call."""
+    """Return whether a layer counts its batches where a call is made."""
     path = step.location.module_path
     return any(s.of_layer and s.name in _COUNTS and s.location.module_path == path for s in record.steps)
 
@@ -120,7 +120,7 @@ def _is_of_layer(op: Operation) -> bool:
 
 
 def _attributes(op: Operation, pair: _Pair) -> dict[str, object]:
-    """Return the attributes that an operation would have in the other mode."""
+    """Return the attributes that an operation has in the other mode."""
     names = {"training": "training" if op.name == "aten.batch_norm" else "train", "train": "train"}
     found = {names.get(name, name): value for name, value in pair.there.flags.items()}
     return {name: value for name, value in found.items() if name in op.attributes}

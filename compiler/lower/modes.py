@@ -1,8 +1,9 @@
-"""What follows the mode where the user's own code reads `self.training`: found by comparing two captures."""
+"""What follows the mode where the user's code reads `self.training`, found by comparing two captures."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import zip_longest
 
 from ir.attributes import Attribute, attributes_equal
 from ir.core import Operation, Value
@@ -16,9 +17,9 @@ def follow_modes(program: Program, opposite: Program | None, error: str, readers
     """Decide for each operation of a module in `readers` whether its training flag follows the mode.
 
     Args:
-        program: the program to set the flags in; its lock on the mode says where else the two captures differ.
-        opposite: the model captured with those modules in the opposite mode.
-        error: why there is none.
+        program: receives the flags; its lock says where else the two captures differ.
+        opposite: the capture with those modules in the opposite mode.
+        error: why there is no such capture.
         readers: paths of the modules whose code depends on `self.training`.
     """
     names = ", ".join(f"`{path}`" if path else "the root module" for path in readers[:5])
@@ -33,21 +34,21 @@ def follow_modes(program: Program, opposite: Program | None, error: str, readers
 
 
 def lock(program: Program, reason: str) -> None:
-    """Keep the emitted module in the mode that it is in, for a reason."""
+    """Lock the mode of the emitted module, for a reason."""
     program.mode_locked = f"{program.mode_locked}; {reason}" if program.mode_locked else reason
 
 
 def _compare(program: Program, opposite: Program, readers: frozenset[str]) -> str:
-    """Set the flags of pairs that differ in them alone; return what else differs, or an empty text."""
+    """Set the flags of operations that differ in these only; return what else differs, or an empty text."""
     matches: dict[Value, Value] = {}
     for name, weight in program.weights.items():
         if name in opposite.weights:
             matches[weight.value] = opposite.weights[name].value
     matches.update(zip(program.graph.inputs, opposite.graph.inputs, strict=True))
     changes: list[tuple[Operation, str, object]] = []
-    others = opposite.graph.operations()
-    for op in program.graph.operations():
-        other = next(others, None)
+    for op, other in zip_longest(program.graph.operations(), opposite.graph.operations()):
+        if op is None:
+            return f"{other.name}{_where(other)} is there only"
         if other is None:
             return f"{op.name}{_where(op)} is missing there"
         same = op.opdef is other.opdef and op.segments == other.segments
@@ -59,9 +60,6 @@ def _compare(program: Program, opposite: Program, readers: frozenset[str]) -> st
             return f"{op.name}{_where(op)} has other arguments there"
         changes.extend((op, name, value) for name, value in found.items())
         matches.update(zip(op.results, other.results, strict=True))
-    extra = next(others, None)
-    if extra is not None:
-        return f"{extra.name}{_where(extra)} is there only"
     mine, theirs = program.graph.outputs, opposite.graph.outputs
     if len(mine) != len(theirs) or any(
         a is not None and matches.get(a) is not b for a, b in zip(mine, theirs, strict=True)
@@ -77,27 +75,22 @@ def _where(op: Operation) -> str:
 
 
 def _operands_match(op: Operation, other: Operation, matches: dict[Value, Value]) -> bool:
-    if len(op.operands) != len(other.operands):
-        return False
-    for a, b in zip(op.operands, other.operands, strict=True):
-        if (b is None) if a is None else (matches.get(a) is b):
-            continue
-        return False
-    return True
+    found = [None if a is None else matches.get(a, a) for a in op.operands]
+    return len(found) == len(other.operands) and all(a is b for a, b in zip(found, other.operands, strict=True))
 
 
 def flags_that_follow(
     op: Operation, other: Mapping[str, Attribute], readers: Collection[str], mode: bool | None
 ) -> dict[str, Attribute] | None:
-    """Return the attributes to set so that `op` follows its mode, or None where none would do.
+    """Return the attributes that make `op` follow its mode, or None where none do.
 
-    What trains where its module does not (`dropout(x, p, not self.training)`) follows nothing.
+    An operation that trains while its module does not (`dropout(x, p, not self.training)`) does not follow it.
 
     Args:
-        op: the operation as it was captured.
+        op: the captured operation.
         other: its attributes in the opposite mode.
-        readers: paths of the modules whose mode is read by other code than that of a layer about itself.
-        mode: the mode of the operation's module in the capture.
+        readers: paths of modules whose mode code other than the layer's own reads.
+        mode: the mode of its module in the capture.
     """
     differing = [name for name, value in op.attributes.items() if not attributes_equal(value, other[name])]
     flag = op.opdef.training
@@ -111,11 +104,7 @@ def flags_that_follow(
             # `dropout(x, p if self.training else 0.0)`
             if mode is not None and (here["p"] != 0) is not mode:
                 return None
-            return {
-                "p": here["p"] or there["p"],
-                "train": here["p"] != 0,
-                "follows_mode": True,
-            }
+            return {"p": here["p"] or there["p"], "train": here["p"] != 0, "follows_mode": True}
         return None
     if op.name == _ATTENTION and differing == ["dropout_p"]:
         here, there = op.attributes["dropout_p"], other["dropout_p"]

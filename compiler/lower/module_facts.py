@@ -1,4 +1,4 @@
-"""What a module of `torch.nn` says beyond the operators that it calls: momentum of None, what follows its mode."""
+"""Facts of `torch.nn` modules that their operators do not show: momentum of None, what follows the mode."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ATTENTION = "aten.scaled_dot_product_attention"
 
 
 def modules_of(root: nn.Module) -> tuple[dict[str, bool], dict[str, str]]:
-    """Return the modes of all modules, by their first paths, and further paths of modules -> their first ones."""
+    """Return first path -> mode of all modules, and alias -> first path of shared ones."""
     first = {module: path for path, module in root.named_modules()}
     aliases: dict[str, str] = {}
     for module, path in first.items():
@@ -35,17 +35,17 @@ def modules_of(root: nn.Module) -> tuple[dict[str, bool], dict[str, str]]:
 
 
 class ModuleFacts:
-    """Lays what the original modules know over the operations that came from them.
+    """Applies what the original modules know to the operations that came from them.
 
-    Without the original (an `ExportedProgram` alone) only the classes in the locations are known.
+    Without the original (a bare `ExportedProgram`), only the classes in the locations are known.
     """
 
     def __init__(self, module: nn.Module | None, irregular: Collection[str] = ()) -> None:
-        """Look at the original.
+        """Read the original.
 
         Args:
-            module: the original, None for an ExportedProgram.
-            irregular: paths of the modules whose mode other code reads or sets than that of the layer itself.
+            module: the original; None for a bare ExportedProgram.
+            irregular: paths of modules whose mode code other than the layer's own reads or sets.
         """
         self.modules: dict[str, nn.Module] = (
             {} if module is None else dict(module.named_modules(remove_duplicate=False))
@@ -54,11 +54,11 @@ class ModuleFacts:
         self.irregular = frozenset(
             path for path, each in self.modules.items() if id(each) in own or (path and not is_plain(each))
         )
-        """What their code does in each mode is found by looking at both, not by their class."""
+        """Their behaviour in each mode is found by running both, not from their class."""
         self._locked: dict[str, str] = {}
 
     def is_batch_counter(self, target: Any, location: Location) -> bool:
-        """Return whether a write to `target` is BatchNorm counting its batches."""
+        """Return whether a write to `target` is a BatchNorm that counts its batches."""
         if type(target) is not Handle or target.parent is not None:
             return False
         storage = target.storage
@@ -70,7 +70,7 @@ class ModuleFacts:
         return location.module_class.startswith(_BATCH_NORM_CLASSES)
 
     def adjust(self, op: Operation, functionalizer: Functionalizer) -> Value | None:
-        """Set what the schema does not say of an operation; return what takes the place of its result, if anything."""
+        """Set what the schema of an operation does not say; return what replaces its result, if anything."""
         name, module = op.name, self.modules.get(op.location.module_path)
         if op.location.module_path in self.irregular:
             if op.opdef.follows_mode:
@@ -89,7 +89,7 @@ class ModuleFacts:
                 op.attributes["train_dropout_p"] = float(module.dropout)
         elif name == "aten.softmax.int":
             if isinstance(module, nn.MultiheadAttention) and module.dropout and not module.training:
-                # attention drops weights in training, and leaves that out in eval
+                # attention drops weights in training only
                 return functionalizer.emit("aten.dropout", op.result, module.dropout, False, follows_mode=True)
         elif op.opdef.training is not None:
             self._lock(op, module)
@@ -106,7 +106,7 @@ class ModuleFacts:
             op.attributes["counts_batches"] = in_class or not has_statistics
 
     def _lock(self, op: Operation, module: nn.Module | None) -> None:
-        """Note a module whose operator changes with the mode in a way that no attribute of ours expresses."""
+        """Record a module whose operator depends on the mode in a way that no attribute expresses."""
         follows = isinstance(module, nn.RReLU) or (isinstance(module, _InstanceNorm) and module.track_running_stats)
         follows = follows or (isinstance(module, nn.RNNBase) and module.dropout > 0)
         if follows:
@@ -114,10 +114,10 @@ class ModuleFacts:
             self._locked.setdefault(where, f"`{where}` ({type(module).__qualname__}) calls {op.name}")
 
     def mode_locked(self, dropouts: Sequence[Operation] = ()) -> str:
-        """Return why the other mode would compute something that no attribute of ours expresses, or an empty text.
+        """Return why no attribute expresses the other mode, or an empty text.
 
         Args:
-            dropouts: those that return their operand itself in eval mode, which matters to what is written in place.
+            dropouts: those whose aliasing in eval mode matters to in-place writes.
         """
         reasons = list(self._locked.values())
         reasons += [f"{op.name} at {op.location} shares memory with what is written in place" for op in dropouts]

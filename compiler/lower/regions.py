@@ -1,4 +1,4 @@
-"""Regions inside of an exported graph: `torch.no_grad()` blocks are lowered in place, others refused by name."""
+"""Regions in an exported graph: `torch.no_grad()` blocks are inlined, others refused by name."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from compiler.lower.base import Lowering
 from compiler.lower.functional.storage import Handle
 from compiler.lower.functional.views import may_need_gradient
 from compiler.lower.symbols import SymbolTable
-from compiler.usercode.locations import module_of
+from compiler.usercode.locations import class_path, module_of
 from ir.errors import CaptureError
 from ir.locations import Location
 from ir.opdef import get_opdef
 
 
 class RegionLowering(Lowering):
-    """Lowers the nodes of a graph; a subclass says how operators are called."""
+    """Lowers regions; a subclass lowers single calls."""
 
     symbols: SymbolTable
     _inside_no_grad = False
@@ -46,14 +46,14 @@ class RegionLowering(Lowering):
             raise CaptureError(
                 f"the model uses {target.name()}, which is not supported",
                 location=location,
-                remedy="keep the module as it is with leaf_modules=",
+                remedy="keep the module as is with leaf_modules=",
             )
         enabled, region, *args = node.args
         if enabled and self._inside_no_grad:
             raise CaptureError(
                 "gradients are switched on again inside of torch.no_grad()",
                 location=location,
-                remedy="end the no_grad block first, or keep the module as it is with leaf_modules=",
+                remedy="end the no_grad block first, or keep the module as is with leaf_modules=",
             )
         body = self.env[region]  # type: ignore[index]
         inputs = [self._argument(arg) for arg in args]
@@ -68,7 +68,7 @@ class RegionLowering(Lowering):
             self._inside_no_grad = outer
 
     def _first_inside(self, node: fx.Node, location: Location) -> Location:
-        """Return the location of the first operation in a region: the region itself has none."""
+        """Return the location of the first operation in a region, which has none itself."""
         for arg in node.args:
             body = self.env.get(arg) if isinstance(arg, fx.Node) else None
             if isinstance(body, fx.GraphModule) and not location.file:
@@ -78,7 +78,7 @@ class RegionLowering(Lowering):
         return location
 
     def _inline(self, body: fx.GraphModule, inputs: Sequence[Any]) -> Any:
-        """Lower the graph of a region here, on these inputs, and return its outputs."""
+        """Inline the graph of a region on these inputs; return its outputs."""
         rest = iter(inputs)
         for node in body.graph.nodes:
             if node.op == "placeholder":
@@ -92,7 +92,7 @@ class RegionLowering(Lowering):
         return []
 
     def _without_gradient(self, arg: Any) -> Any:
-        """Return a tensor as it is seen inside of torch.no_grad(): without gradient, if it may have one."""
+        """Return a tensor as torch.no_grad() shows it: detached, if it may need a gradient."""
         if isinstance(arg, list):
             return [self._without_gradient(item) for item in arg]
         if type(arg) is not Handle or not may_need_gradient(arg.value):
@@ -100,7 +100,7 @@ class RegionLowering(Lowering):
         return self.functionalizer.call(get_opdef("aten.detach"), (arg,), {})[0]
 
     def _with_gradient(self, arg: Any) -> Any:
-        """Return the parameter itself of which a tensor is what `_without_gradient` made."""
+        """Undo `_without_gradient` for a parameter."""
         if type(arg) is not Handle or arg.parent is None or arg.parent.storage.kind != "parameter":
             return arg
         op = arg.value.defining_op
@@ -108,9 +108,9 @@ class RegionLowering(Lowering):
 
 
 def _entry(inside: Location, node: fx.Node) -> Location:
-    """Return the `with` or the decorator that enters the region of autocast in which a node was traced.
+    """Return the location of the `with` or decorator that enters the autocast region of a node.
 
-    Where it is not around the line of the node itself, what is known is the node.
+    Where it does not enclose the line of the node, return the location of the node.
     """
     found: ast.AST | None = None
     try:
@@ -130,17 +130,13 @@ def _entry(inside: Location, node: fx.Node) -> Location:
     if found is None:
         return inside
     stack = node.meta.get("nn_module_stack") or {}
-    own = {key: entry for key, entry in stack.items() if not _name(entry[1]).startswith("torch.nn.")}
+    own = {key: entry for key, entry in stack.items() if not class_path(entry[1]).startswith("torch.nn.")}
     path, class_name = module_of({"nn_module_stack": own})
     return Location(path, class_name, inside.file, found.lineno)  # type: ignore[attr-defined]
 
 
-def _name(class_: Any) -> str:
-    return f"{class_.__module__}.{class_.__qualname__}" if isinstance(class_, type) else str(class_)
-
-
 def has_raised(node: fx.Node) -> bool:
-    """Return whether a call of an operator raised while the model was traced, and the model went on (`try:`)."""
+    """Return whether an operator raised during tracing and the model caught it (`try:`)."""
     made = node.meta.get("val", node)
     return made is None and not node.users and isinstance(node.target, OpOverload) and bool(node.target._schema.returns)
 

@@ -1,4 +1,4 @@
-"""What a call returns and writes, while a program is lowered."""
+"""Results and mutations of a program that is being lowered."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ir.program import Mutation, OutputLeaf, Program, Weight
 
 
 def note_written(program: Program, weight: Weight) -> None:
-    """Note that a call writes a weight in place.
+    """Record that a call mutates a weight.
 
     Raises:
-        CaptureError: when other weights are in the same memory.
+        CaptureError: when other weights share its memory.
     """
     weight.is_mutated = True
     if weight.data is not None and (others := shares_storage(weight.data, program.weights)):
         raise CaptureError(
-            f"buffer {weight.name!r} is written in forward and shares its memory with {', '.join(others)}",
+            f"buffer {weight.name!r} is mutated in forward and shares its memory with {', '.join(others)}",
             remedy="give the buffer memory of its own, or register one tensor under both names",
         )
 
 
 class Results:
-    """Collects the results of the user's program, and makes outputs of the graph of them."""
+    """Collects the results of the user's program, and makes them outputs of the graph."""
 
     def __init__(self, functionalizer: Functionalizer) -> None:
         self.functionalizer = functionalizer
@@ -38,10 +38,10 @@ class Results:
         self._themselves: dict[Storage, list[int]] = {}
         self._views: dict[Storage, list[int]] = {}
         self._handles: dict[int, Handle] = {}
-        """Of the results, by their places."""
+        """The results by their position."""
 
     def constant(self, constant: Any) -> None:
-        """Add a result that is no tensor of the graph."""
+        """Add a result that is not a value of the graph."""
         self.leaves.append(OutputLeaf(None, constant))
 
     def value(self, item: Any) -> None:
@@ -54,7 +54,7 @@ class Results:
         self._handles[len(self.leaves)] = item
         is_written = bool(storage.version) and storage.kind in ("input", "buffer", "constant")
         if is_written and storage.owner is item:
-            # the written tensor itself
+            # the mutated tensor itself
             self._themselves.setdefault(storage, []).append(len(self.leaves))
             self.leaves.append(OutputLeaf(None))
             return
@@ -64,16 +64,16 @@ class Results:
         self.values.append(self.functionalizer.read_result(item))
 
     def write(self, value: Value, *, buffer: str | None = None, input: int | None = None) -> None:  # noqa: A002
-        """Add a write to a buffer or an input when the call ends."""
+        """Add a mutation of a buffer or an input at the end of the call."""
         self.mutations.append(Mutation(len(self.values), buffer=buffer, input=input))
         self.values.append(value)
 
     def finish(self, program: Program, assigned: Sequence[Weight] = ()) -> None:
-        """Make the outputs of the program's graph, and say in its calling convention what they are.
+        """Set the outputs of the graph, and describe them in the calling convention.
 
         Args:
             program: the program.
-            assigned: buffers in whose place new tensors are put: the last results are these.
+            assigned: buffers that are replaced by new tensors: the last results.
         """
         convention = program.convention
         for storage, value in self.functionalizer.written_sources():

@@ -1,4 +1,4 @@
-"""Symbols of a program: their names and ranges, and torch's symbolic sizes as expressions over them."""
+"""Symbols of a program: names, ranges, and torch's symbolic sizes as expressions over them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class SymbolTable:
         return expr.xreplace({s: self._symbol(s) for s in symbols})
 
     def ranges(self) -> dict[sympy.Symbol, SymbolRange]:
-        """Return the ranges of the symbols met so far."""
+        """Return the ranges of the symbols seen so far."""
         found: dict[sympy.Symbol, SymbolRange] = {}
         for inner, symbol in self.symbols.items():
             interval = self._ranges.get(inner)
@@ -87,13 +87,13 @@ class SymbolTable:
         return found
 
     def constraints(self) -> tuple[sympy.Basic, ...]:
-        """Return what the capture decided about sizes: relations beside the ranges, for which alone the graph is right.
+        """Return the relations between sizes, beside the ranges, that the graph assumes.
 
-        Python code that asks for a size (`if x.shape[0] % 2`) goes one way while it is captured. With `Dim`s that
-        have ranges, torch.export refuses what not every size fulfils; with `Dim.AUTO` it takes it for granted.
+        Python code that asks for a size (`if x.shape[0] % 2`) takes one branch during capture. With `Dim`s that have
+        ranges, torch.export refuses a condition that not every size meets; with `Dim.AUTO` it assumes it.
 
         Raises:
-            CaptureError: when such a relation cannot be checked of inputs.
+            CaptureError: when a relation cannot be checked on inputs.
         """
         if self._env is None:
             return ()
@@ -103,7 +103,7 @@ class SymbolTable:
             for expr, line in guards_of(self._traced, self._env):
                 symbols = expr.free_symbols
                 if not symbols or not symbols <= self.symbols.keys() or all(s.name in self._names for s in symbols):
-                    continue  # always true; about what is gone; with ranges of the user's, which torch.export checked
+                    continue  # always true; about lost symbols; within the user's ranges, which torch.export checked
                 constraint = self._renamed(expr)
                 if not constraint.is_Relational or formula_of(constraint) is None:
                     raise restricted(format_expression(constraint), line)
@@ -115,7 +115,7 @@ class SymbolTable:
 
 
 def restricted(what: str, line: str = "", location: Location | None = None) -> CaptureError:
-    """Return the error for sizes that the model restricts in a way that is not supported."""
+    """Return the error for an unsupported restriction of sizes."""
     return CaptureError(
         f"a dimension marked as dynamic is restricted{f' by `{line}`' if line else ''}: {what}",
         location=location,

@@ -9,36 +9,32 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from compiler.usercode.locations import is_inside
 from compiler.usercode.overlap import share_memory
-from ir.caches import Cache
+from ir.caches import cached
 from ir.program import Program, Weight, WeightKind
-from ir.types import TensorType, type_of_tensor
-
-_TYPES: Cache[tuple[torch.Size, torch.dtype, torch.device], TensorType] = Cache()
+from ir.types import Dim, TensorType
 
 
-def tensor_type(tensor: torch.Tensor) -> TensorType:
-    """Return the type of a real tensor; equal types are one object."""
-    key = (tensor.shape, tensor.dtype, tensor.device)
-    found = _TYPES.get(key)
-    if found is None:
-        found = _TYPES[key] = type_of_tensor(tensor)
-    return found
+@cached()
+def tensor_type(shape: tuple[Dim, ...], dtype: torch.dtype, device: torch.device) -> TensorType:
+    """Return a type; equal ones are one object."""
+    return TensorType(shape, dtype, device)
 
 
 class WeightTable:
-    """Adds weights to a program; a tensor that is met again under another name becomes an alias."""
+    """Adds weights to a program; a tensor that has a second name becomes an alias."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.names: dict[str, Weight] = {}
-        """Every name, aliases too, -> weight."""
+        """Name or alias -> weight."""
         self._seen: dict[int, Weight] = {}
 
     def add(
         self, name: str, tensor: torch.Tensor, kind: WeightKind, *, persistent: bool = True, alias: bool = True
     ) -> Weight:
-        """Add the weight `name`, or the alias of one that is there."""
+        """Add a weight, or an alias of one that is there."""
         weight = self._seen.get(id(tensor))
         if weight is not None:
             if alias:
@@ -48,7 +44,7 @@ class WeightTable:
         weight = Weight(
             name if name not in self.names else self.program.unique_weight_name(name),
             kind,
-            tensor_type(tensor),
+            tensor_type(tuple(tensor.shape), tensor.dtype, tensor.device),
             tensor,
             requires_grad=tensor.requires_grad and (tensor.is_leaf or kind is not WeightKind.BUFFER),
             persistent=persistent,
@@ -59,10 +55,10 @@ class WeightTable:
         return weight
 
     def add_module(self, module: nn.Module, without: Iterable[str] = ()) -> None:
-        """Add the parameters and buffers of a module in `state_dict` order, but none below the paths `without`."""
+        """Add the parameters and buffers of a module in `state_dict` order, except below the paths `without`."""
         skipped = tuple(without)
         for name, tensor, kind, persistent in _state_of(module):
-            if not any(name.startswith(f"{path}.") for path in skipped):
+            if not is_inside(name, skipped):
                 self.add(name, tensor, kind, persistent=persistent)
 
     def add_exported(self, exported: ExportedProgram) -> None:
@@ -71,7 +67,7 @@ class WeightTable:
         parameters = set(signature.parameters)
         places: dict[int, list[torch.Tensor]] = {}
         for name, tensor in exported.state_dict.items():
-            # a program that was saved and loaded has several objects for what is tied
+            # a loaded program has several objects for tied tensors
             same = places.setdefault(0 if tensor.is_meta else tensor.data_ptr(), [])
             tensor = next((other for other in same if is_one_tensor(other, tensor)), tensor)
             same.append(tensor)
@@ -96,7 +92,7 @@ def _state_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, WeightKind
 
 
 def shares_storage(tensor: torch.Tensor, others: Mapping[str, Weight]) -> list[str]:
-    """Return the names of the other weights whose memory is the tensor's."""
+    """Return the names of other weights that share the tensor's memory."""
     return [
         name
         for name, other in others.items()
@@ -105,7 +101,7 @@ def shares_storage(tensor: torch.Tensor, others: Mapping[str, Weight]) -> list[s
 
 
 def is_one_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether two tensor objects are the same numbers in the same memory."""
+    """Return whether two tensor objects show the same elements of the same memory."""
     if a.dtype != b.dtype or a.shape != b.shape or a.layout is not torch.strided or b.layout is not torch.strided:
         return False
     return not a.is_meta and a.numel() > 0 and a.data_ptr() == b.data_ptr() and a.stride() == b.stride()

@@ -1,4 +1,4 @@
-"""What TensorRT wants: its conversions, fusions and quantization points, as ordered tuples of patterns."""
+"""The target TensorRT: conversions and fusions, as ordered tuples of patterns."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is the user's: places in the code, copies of modules, what modules hold."""
+"""The user's code and modules: places, copies, state."""

@@ -1,4 +1,4 @@
-"""Things that code can change in place, as they are now: to be compared, and put back."""
+"""Snapshots of mutable objects, to be compared and restored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, torch.memory_format)
-_OPERATORS = (torch._ops.OpOverloadPacket, torch._ops.OpOverload)  # they cache what they dispatch to
+_OPERATORS = (torch._ops.OpOverloadPacket, torch._ops.OpOverload)  # they cache dispatch
 CODE = (type, types.FunctionType, types.MethodType, types.ModuleType, types.BuiltinFunctionType, *_OPERATORS)
 OPAQUE = (*CODE, nn.Module, torch.Tensor)
 _DEPTH = 5
@@ -27,33 +27,33 @@ _STANDARD = tuple(f"{path}/" for path in (*_PYTHON, *np.__path__, *torch.__path_
 _HELD_BY_LIBRARIES = frozenset(
     {"collections", "itertools", "builtins", "types", "random", "array", "dataclasses", "enum", "contextvars"}
 )
-"""Homes of classes whose instances are the user's state; of other libraries of Python's they are not (a logger)."""
+"""Standard modules whose instances are the user's state; those of other modules are not (a logger)."""
 
 
 @attrs.define(eq=False)
 class Container:
-    """A mutable object as it was."""
+    """A snapshot of a mutable object."""
 
     label: str
     target: Any
     current: Callable[[], Any]
-    """Reads what it holds."""
+    """Reads the content."""
     write: Callable[[Any], None]
     saved: Any = attrs.field(init=False, default=attrs.Factory(lambda self: self.current(), takes_self=True))
-    """What `current` returned at the start."""
+    """The content at the time of the snapshot."""
 
     def restore(self) -> None:
-        """Put back what it held."""
+        """Restore the content."""
         self.write(self.saved)
 
     def differences(self) -> list[str]:
-        """Return the entries that are no longer what they were, as they are written behind the label."""
+        """Return the entries that changed, as suffixes of the label."""
         found = differences(self.saved, self.current())
         return found if self.label.endswith(".") else [f"[{name!r}]" if name else "" for name in found]
 
 
 def same(old: Any, new: Any) -> bool:
-    """Return whether a value is what it was; equal containers count as one (`torch.export` puts copies of them)."""
+    """Return whether a value is unchanged; equal containers count as the same (`torch.export` copies them)."""
     if old is new:
         return True
     if type(old) is not type(new):
@@ -72,9 +72,9 @@ def same(old: Any, new: Any) -> bool:
 
 
 def same_content(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether two tensors of one shape and dtype hold the same numbers, NaN equal to NaN."""
+    """Return whether two tensors of one shape and dtype have equal elements; NaN equals NaN."""
     if a.shape != b.shape or a.dtype != b.dtype:
-        return True  # replaced as a whole, which the attributes tell
+        return True  # replaced as a whole: attributes show it
     if torch.equal(a, b):
         return True
     equal = (a == b) | ((a != a) & (b != b))
@@ -82,7 +82,7 @@ def same_content(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def differences(saved: Any, current: Any) -> list[str]:
-    """Return the keys under which two dicts differ; `[""]` where things of other kinds do."""
+    """Return the keys under which two dicts differ; `[""]` for other objects that differ."""
     if isinstance(saved, dict):
         keys = list(saved) + [key for key in current if key not in saved]
         return [str(k) for k in keys if k not in saved or k not in current or not same(saved[k], current[k])]
@@ -92,7 +92,7 @@ def differences(saved: Any, current: Any) -> list[str]:
 
 
 def is_library_object(value: Any) -> bool:
-    """Return whether a thing belongs to a library of Python's, to numpy or to PyTorch: no state of the user's."""
+    """Return whether an object belongs to Python's library, numpy or PyTorch, and is not the user's state."""
     home = getattr(type(value), "__module__", "") or ""
     root = home.partition(".")[0]
     if root in _HELD_BY_LIBRARIES or isinstance(value, (np.ndarray, torch.Generator)) or root == "numpy":
@@ -104,7 +104,7 @@ def is_library_object(value: Any) -> bool:
 
 
 def is_library_file(path: str) -> bool:
-    """Return whether a file is of Python's library, numpy or PyTorch."""
+    """Return whether a file belongs to Python's library, numpy or PyTorch."""
     return path.startswith(_STANDARD) and ("site-packages" not in path or path.startswith(_STANDARD[2:]))
 
 
@@ -116,15 +116,15 @@ def collect(
     depth: int = _DEPTH,
     is_foreign: Callable[[Any], bool] = is_library_object,
 ) -> Iterator[tuple[str, Any]]:
-    """Add what lies below a value and can be changed in place to `found`; yield all that is met, with its label.
+    """Add snapshots of mutable objects below a value to `found`; yield all objects on the way, with labels.
 
     Args:
-        label: how the value is called.
+        label: the name of the value.
         value: where to begin.
         found: receives the containers.
-        seen: ids of what was looked at before.
-        depth: how many steps to go.
-        is_foreign: whether an object's attributes are none of the user's state.
+        seen: ids of objects visited before.
+        depth: the number of steps.
+        is_foreign: tells whether the attributes of an object are not the user's state.
     """
     yield label, value
     if depth == 0 or isinstance(value, (*PLAIN, *OPAQUE)) or id(value) in seen:
@@ -161,8 +161,8 @@ def collect(
 
 
 def of_dict(label: str, target: dict[Any, Any], joint: str = "") -> Container:
-    """Return a dict as it is."""
-    # past what a class of the user's does (`__getitem__`); an OrderedDict keeps its order beside the dict
+    """Return a snapshot of a dict."""
+    # bypasses a user's class (`__getitem__`); an OrderedDict keeps its order outside the dict
     base = collections.OrderedDict if isinstance(target, collections.OrderedDict) else dict
 
     def items() -> dict[Any, Any]:
@@ -177,7 +177,7 @@ def of_dict(label: str, target: dict[Any, Any], joint: str = "") -> Container:
 
 
 def of_names(label: str, target: dict[str, Any], names: list[str]) -> Container:
-    """Return some entries of a namespace as they are."""
+    """Return a snapshot of some entries of a namespace."""
 
     def write(saved: dict[str, Any]) -> None:
         for name in names:
@@ -188,7 +188,7 @@ def of_names(label: str, target: dict[str, Any], names: list[str]) -> Container:
 
 
 def of_class(label: str, target: type, names: list[str]) -> Container:
-    """Return some attributes of a class as they are."""
+    """Return a snapshot of some attributes of a class."""
 
     def write(saved: dict[str, Any]) -> None:
         for name, value in saved.items():
@@ -231,7 +231,7 @@ def _of_slots(label: str, target: Any, names: list[str]) -> Container:
     )
 
 
-# ---- things that have a state which is no container ----
+# ---- objects with a state of their own ----
 
 
 def _of_state(label: str, value: Any) -> Container | None:
@@ -245,7 +245,7 @@ def _of_state(label: str, value: Any) -> Container | None:
 
 
 def _state_of(value: Any) -> tuple[Callable[[Any], Any] | None, Callable[[Any, Any], None] | None]:
-    """Return what reads and what puts back the state of a thing; nothing puts back what is run as a copy only."""
+    """Return how to read and restore the state of an object; None restores nothing, since only copies run."""
     if isinstance(value, np.ndarray):
         return np.ndarray.copy, _fill
     if isinstance(value, random.Random):
@@ -276,7 +276,7 @@ def _frame_of(generator: Any) -> Any:
 
 
 def _position(iterator: Any) -> Any:
-    """Return what tells how far an iterator is."""
+    """Return the position of an iterator, as far as it shows."""
     if isinstance(iterator, itertools.count):
         return repr(iterator)
     hint = getattr(iterator, "__length_hint__", None)

@@ -1,4 +1,4 @@
-"""A copy of a module that may be run, traced and changed: the user's own stays as it is, its tensors are shared."""
+"""Structural copies of modules, which may be run, traced and mutated; they share the original's tensors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from compiler.usercode.containers import CODE
 _ATOMIC = (str, bytes, int, float, complex, type(None), type, torch.dtype, torch.device, torch.Size)
 _PLAIN = frozenset({*_ATOMIC, bool})
 _SHARED = (fx.Graph, torch.jit.ScriptModule)
-"""What is never written by a run, and costs much to copy."""
+"""Objects that runs do not mutate, and that are expensive to copy."""
 
 
 def structural_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of a module that has the same tensors, not copies of them.
+    """Return a copy of a module that shares its tensors.
 
-    Modules, containers and objects in attributes are new; functions too, where they hold one of these (a hook, a
-    `forward` put into the instance). What cannot be copied (a lock, an open file) is shared.
+    Modules, containers and objects in attributes are new; so are functions that hold one of these (a hook, a `forward`
+    on the instance). Objects that cannot be copied (a lock, an open file) are shared.
     """
     found = _Copier(module).copy_of(module)
     assert isinstance(found, nn.Module)
@@ -70,28 +70,28 @@ class _Copier:
     def __init__(self, root: nn.Module) -> None:
         self.memo: dict[int, Any] = {}
         self.kept: list[Any] = []
-        """What the memo names by id must live as long as it does."""
+        """Objects that the memo names by id, kept alive with it."""
         modules = self._shells(root)
         for module in modules:
-            # not through setattr: nn.Module registers what is set
+            # bypasses setattr, which registers in nn.Module
             self.memo[id(module)].__dict__.update({name: self.copy_of(item) for name, item in module.__dict__.items()})
 
     def _shells(self, root: nn.Module) -> list[nn.Module]:
-        """Return the modules of a tree, and those in plain attributes and containers of theirs; the memo has all.
+        """Return the modules of a tree, and those in plain attributes and containers; put empty copies into the memo.
 
-        Tensors stand in it for themselves.
+        Tensors are in it as themselves.
         """
         found: list[nn.Module] = []
         for value in held([root]):
             if isinstance(value, nn.Module) and not isinstance(value, _SHARED):
                 found.append(value)
-                self.memo[id(value)] = object.__new__(value.__class__)  # a GraphModule's own makes a new class
+                self.memo[id(value)] = object.__new__(value.__class__)  # GraphModule.__new__ makes a new class
             else:
                 self.memo[id(value)] = value
         return found
 
     def copy_of(self, value: Any) -> Any:
-        """Return the copy of anything that a module holds."""
+        """Return a copy of any object that a module holds."""
         kind = type(value)
         if kind in _PLAIN or isinstance(value, torch.Tensor):
             return value
@@ -119,17 +119,17 @@ class _Copier:
         else:
             try:
                 made = copy.deepcopy(value, self.memo)
-            except Exception:  # noqa: BLE001 - whatever an object of the user's raises
+            except Exception:  # noqa: BLE001 - the user's objects raise anything
                 made = value
         self.kept.append(value)
         self.memo[id(value)] = made
         return made
 
     def _function(self, function: FunctionType) -> FunctionType:
-        """Return a function whose closure holds copies, or the function itself where that makes no difference."""
+        """Return a function whose closure holds copies, or the function itself if there are none."""
         cells = function.__closure__ or ()
         contents = [_content(cell) for cell in cells]
-        self.memo[id(function)] = function  # one that calls itself is in its own closure
+        self.memo[id(function)] = function  # a recursive function is in its own closure
         copied = [item if isinstance(item, _ATOMIC) else self.memo.get(id(item), item) for item in contents]
         copied = [
             self.copy_of(item) if type(item) in (FunctionType, functools.partial, MethodType) else other

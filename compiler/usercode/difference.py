@@ -1,4 +1,4 @@
-"""How two tensors differ that should be one: in their bits, or by more than rounding explains."""
+"""Differences of results: in bits, or beyond rounding."""
 
 from __future__ import annotations
 
@@ -11,20 +11,31 @@ RELATIVE_BOUND = 1e-9
 
 
 def precision_floor(dtype: torch.dtype) -> float:
-    """Return the relative difference that is allowed in any case: eight units in the last place, 1e-6 at least."""
+    """Return the relative difference that is always allowed: eight units in the last place, at least 1e-6."""
     if not dtype.is_floating_point and not dtype.is_complex:
         return 1e-6
     return 1e-6 * max(1.0, torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
+
+
+def allowed_error(own: float, scale: float, floor: float) -> float:
+    """Return the distance from a reference that is allowed: twice that of the original, and the floor of the scale.
+
+    Args:
+        own: the original's own distance.
+        scale: the largest magnitude in the reference.
+        floor: what is allowed in any case, relative to the scale.
+    """
+    return 2 * own + floor * scale
 
 
 def tensor_difference(a: Any, b: Any, *, exact: bool, bound: float = 0.0) -> str | None:
     """Return how two results differ in dtype, shape or values, or None.
 
     Args:
-        a: the one expected.
-        b: the one to judge.
+        a: the expected result.
+        b: the result to judge.
         exact: whether floats must have the same bits (any NaN equals any NaN).
-        bound: an absolute difference that is allowed beside that of `RELATIVE_BOUND`.
+        bound: an absolute difference that is allowed in addition to `RELATIVE_BOUND`.
     """
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
         return None if _are_equal(a, b) else f"{a!r} became {b!r}"
@@ -38,8 +49,8 @@ def tensor_difference(a: Any, b: Any, *, exact: bool, bound: float = 0.0) -> str
     if a.is_complex():
         a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
     if a.is_floating_point() and a.dtype.itemsize == 1:
-        a, b = a.float(), b.float()  # eight bits are not computed with
-    # most are equal, and found to be so by one operation
+        a, b = a.float(), b.float()  # there is no arithmetic on eight bits
+    # the common case takes one operation
     equal = torch.equal(a, b)
     if not a.is_floating_point():
         return None if equal else f"{int((a != b).sum())} of {a.numel()} elements differ"
@@ -64,7 +75,7 @@ _PLAIN = (torch.Tensor, bool, int, float, complex, str, bytes, type(None), torch
 
 
 def is_plain(value: Any) -> bool:
-    """Return whether a value is compared as a whole: a tensor, a number, a text."""
+    """Return whether a value is compared as a whole: a tensor, number or text."""
     return isinstance(value, _PLAIN) or _is_array(value)
 
 
@@ -73,22 +84,31 @@ def _is_array(value: Any) -> bool:
 
 
 def _are_equal(a: Any, b: Any) -> bool:
-    """Return whether two things that are no tensors are equal, as far as can be told: NaN is equal to NaN."""
+    """Return whether two objects other than tensors are equal, as far as they show it; NaN equals NaN."""
     if type(a) is not type(b):
         return False
     if _is_array(a):
         return bool(a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes())
     equality: Any = type(a).__eq__
     if equality is object.__eq__ and not isinstance(a, type):
-        return True  # each call makes one of its own
+        return True  # each call makes a new one
     return bool(a == b) or bool(a != a and b != b)
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the numbers of a tensor in a layout and a dtype that every comparison takes."""
+    """Return a tensor in a layout and dtype that support comparison."""
     if tensor.is_quantized:
         tensor = tensor.dequantize()
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
     small = tensor.is_floating_point() and tensor.element_size() == 1  # float8 has few operators
     return tensor.float() if small else tensor
+
+
+def scale_of(tensor: torch.Tensor) -> float:
+    """Return the largest finite magnitude of a floating-point tensor; 0 of others."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
+        return 0.0
+    magnitudes = dense(tensor.detach()).abs()
+    finite = magnitudes[magnitudes.isfinite()]
+    return float(finite.max()) if finite.numel() else 0.0

@@ -1,4 +1,4 @@
-"""What an exception shows: the frames that it went through, and its text without PyTorch's advice."""
+"""Exceptions: their frames, and their text without PyTorch's advice."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _ADVICE = re.compile(
 
 
 def first_lines(error: BaseException, count: int = 3) -> str:
-    """Return the first lines of an exception's text as one, without what PyTorch advises."""
+    """Return the first lines of an exception's text in one line, without PyTorch's advice."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return _ADVICE.sub("", " ".join(lines[:count])).strip()
 
 
 def frames_of(error: BaseException) -> Iterator[tuple[FrameType, int]]:
-    """Yield the frames of an error's traceback, and of those it came from, outermost first."""
+    """Yield the frames of an error and its causes, outermost first."""
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in chain:

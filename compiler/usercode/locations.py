@@ -1,4 +1,4 @@
-"""Locations of operations: from the module stack and stack trace that a tracer leaves on its nodes."""
+"""Locations of operations, from the module stack and stack trace on traced nodes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping
-from types import FrameType
+from collections.abc import Iterable, Iterator, Mapping
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -20,19 +20,26 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _REPEAT = re.compile(r"@\d+")
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-"""The folder of the compiler: what every frame of its code begins with."""
+"""The folder of the compiler: the prefix of its files."""
 
 
 @cached()
 def is_user_file(path: str) -> bool:
-    """Return whether a frame's file is neither PyTorch's nor ours nor generated, nor what enters a `with` block."""
+    """Return whether a file is the user's: not PyTorch's, ours, generated, or contextlib."""
     return not path.startswith((_TORCH, OURS, "<", "torch/", contextlib.__file__))
 
 
-def callers() -> frozenset[tuple[str, int]]:
-    """Return the lines that the compiler is being called from.
+def frame_of_user(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame of the user's code at or above a frame."""
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
 
-    They are no places in the model, though the stack of an `nn.Sequential` has no others of the user's.
+
+def callers() -> frozenset[tuple[str, int]]:
+    """Return the lines that call the compiler.
+
+    They are not places in the model, though the stack of an `nn.Sequential` has no other lines of the user's.
     """
     found: list[tuple[str, int]] = []
     frame: FrameType | None = sys._getframe()
@@ -43,17 +50,17 @@ def callers() -> frozenset[tuple[str, int]]:
 
 
 class Locator:
-    """Makes the location of each node, memoised: many nodes share a module and a line."""
+    """Locates nodes, memoised: many nodes share a module and a line."""
 
     def __init__(self) -> None:
         self.aliases: Mapping[str, str] = {}
-        """Further paths of modules -> their first ones, by which all is known."""
+        """Alias -> first path of shared modules."""
         self._callers = callers()
         self._traces: dict[str, tuple[str, int]] = {}
         self._locations: dict[tuple[str, str, str, int], Location] = {}
 
     def __call__(self, node: fx.Node) -> Location:
-        """Return the location of a node: its innermost module, and the last frame of the user's code."""
+        """Return the location of a node: its innermost module, and the innermost frame of the user's code."""
         path, class_name = module_of(node.meta)
         trace = node.meta.get("stack_trace") or node.stack_trace or ""
         file, line = self._source(trace)
@@ -74,7 +81,7 @@ class Locator:
 
 
 def first_path(path: str, aliases: Mapping[str, str]) -> str:
-    """Return the first of the paths that lead to the same module, given those that are not."""
+    """Return the first path of the module at a path, given alias -> first path."""
     parts = path.split(".")
     for number in range(1, len(parts) + 1):
         found = aliases.get(".".join(parts[:number]))
@@ -84,22 +91,38 @@ def first_path(path: str, aliases: Mapping[str, str]) -> str:
 
 
 def module_of(meta: Mapping[str, Any]) -> tuple[str, str]:
-    """Return path and class of the innermost module that a node came from."""
+    """Return path and class of the innermost module of a node."""
     stack = meta.get("nn_module_stack")
     if not stack:
         return "", ""
     path, class_ = next(reversed(stack.values()))
     if path.startswith("_empty_nn_module_stack"):
         return "", ""
-    if isinstance(class_, type):
-        class_ = f"{class_.__module__}.{class_.__qualname__}"
     if "@" in path:
         path = _REPEAT.sub("", path)
-    return path.removeprefix("L__self__.").removeprefix("L['self']."), str(class_)
+    return path.removeprefix("L__self__.").removeprefix("L['self']."), class_path(class_)
+
+
+def class_path(class_: type | str) -> str:
+    """Return the full name of a class; saved graphs have names in place of classes."""
+    return f"{class_.__module__}.{class_.__qualname__}" if isinstance(class_, type) else str(class_)
+
+
+def is_inside(path: str, modules: Iterable[str]) -> bool:
+    """Return whether a path is that of one of some modules, or of something in it."""
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """Yield the names that code uses, those in functions inside of it too."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names_in(constant)
 
 
 def kept_with(path: str) -> str:
-    """Return the remedy of keeping the module at a path as it is; the model itself cannot be kept so."""
+    """Return the remedy of making the module at a path opaque; the model itself cannot be."""
     if path:
-        return f"keep `{path}` as it is with leaf_modules=[{path!r}]"
-    return "move what does it into a submodule and keep that one as it is with leaf_modules="
+        return f"keep `{path}` as is with leaf_modules=[{path!r}]"
+    return "move what does it into a submodule and keep that one as is with leaf_modules="

@@ -1,4 +1,4 @@
-"""Whether tensors have elements in common."""
+"""Overlap of tensors in memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 def may_overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether two tensors may have an element in common: what they span of one piece of memory overlaps.
+    """Return whether two tensors may share an element: their spans in one piece of memory overlap.
 
-    Tensors that lie beside each other in one piece of memory do not; a tensor without memory overlaps with none.
+    Disjoint parts of one piece of memory do not overlap; a tensor without memory overlaps with none.
     """
     if not share_memory(a, b):
         return False
@@ -17,7 +17,7 @@ def may_overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether two tensors lie in one piece of memory, perhaps beside each other."""
+    """Return whether two tensors share a piece of memory, perhaps as disjoint parts."""
     return _has_memory(a) and _has_memory(b) and _memory(a) == _memory(b)
 
 
@@ -26,12 +26,12 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 
 
 def _memory(tensor: torch.Tensor) -> tuple[torch.device, int]:
-    # not the storage object: two of them may be over one array of numpy's
+    # not the storage object: two may wrap one numpy array
     return tensor.device, tensor.untyped_storage().data_ptr()
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return the first byte of the storage that a tensor uses, and the one after the last."""
+    """Return the first byte that a tensor uses in its storage, and the one after the last."""
     size = tensor.element_size()
     reach = sum((int(n) - 1) * int(stride) for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     first = int(tensor.storage_offset()) * size

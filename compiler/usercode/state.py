@@ -1,4 +1,4 @@
-"""Keeping the user's module as it is: a snapshot before the capture, restored and compared after it."""
+"""Snapshots of modules, compared and restored after runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from compiler.usercode.containers import OPAQUE, PLAIN, Container, collect, differences, same, same_content
 from compiler.usercode.copies import held
+from compiler.usercode.locations import class_path
 from compiler.usercode.tensors import storage_of
 from ir.locations import Location
 
@@ -25,7 +26,7 @@ Change = tuple[str, nn.Module, str]
 
 
 def plain_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield the tensors in attributes and containers of modules that are no parameters or buffers, nor share theirs."""
+    """Yield tensors in attributes and containers of modules that alias no parameter or buffer."""
     seen = {storage_of(t) for t in (*model.parameters(), *model.buffers())}
     for value in held((value for module in model.modules() for value in module.__dict__.values()), modules=False):
         if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.device.type == "meta":
@@ -36,12 +37,12 @@ def plain_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 
 
 class ModuleState:
-    """The attributes of a module and its submodules as they are now."""
+    """A snapshot of the attributes of a module and its submodules."""
 
     def __init__(self, root: nn.Module) -> None:
         self.modules = [(path, module, dict(module.__dict__)) for path, module in root.named_modules()]
         self.requires_grad = [(p, p.requires_grad) for p in root.parameters()]
-        # tracing writes to tensors that are no buffers; a copy costs little, since few models have such tensors
+        # tracing mutates tensors that are not buffers; few models have such tensors, so copies are cheap
         self.tensors = [(tensor, tensor.detach().clone()) for tensor in plain_tensors(root)]
         self.containers: list[tuple[str, nn.Module, Container]] = []
         self.tables: list[tuple[str, nn.Module, str, Any]] = []
@@ -49,7 +50,7 @@ class ModuleState:
         for path, module, attributes in self.modules:
             for name, value in attributes.items():
                 if name in _HIDDEN or name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
-                    self.tables.append((path, module, name, value.copy()))
+                    self.tables.append((path, module, name, _plain(value)))
                 elif not isinstance(value, (*PLAIN, *OPAQUE)):
                     found: list[Container] = []
                     for _ in collect(name, value, found, seen):
@@ -57,7 +58,7 @@ class ModuleState:
                     self.containers.extend((path, module, each) for each in found)
 
     def changes(self) -> list[Change]:
-        """Return the attributes that are no longer what they were, tensors and registered ones left out."""
+        """Return the attributes that changed, except tensors and registered ones."""
         changed: list[Change] = []
         for path, module, attributes in self.modules:
             now = module.__dict__
@@ -70,7 +71,7 @@ class ModuleState:
         return changed
 
     def assigned_tensors(self) -> list[Change]:
-        """Return the attributes that hold a tensor now, and did not hold that one."""
+        """Return the attributes that hold another tensor object now."""
         return [
             (path, module, name)
             for path, module, attributes in self.modules
@@ -79,13 +80,13 @@ class ModuleState:
         ]
 
     def unlike_tensors(self) -> list[Change]:
-        """Return the attributes that hold another tensor now, of another type or with other numbers."""
+        """Return the attributes that hold another tensor now, of another type or with other elements."""
         before = {path: attributes for path, _, attributes in self.modules}
         changed = self.assigned_tensors()
         return [(p, m, name) for p, m, name in changed if not same(before[p].get(name), m.__dict__[name])]
 
     def forget(self, names: Collection[tuple[str, str]]) -> None:
-        """Put back some attributes, given as (module path, name), and what they held."""
+        """Restore some attributes and their contents, given as (module path, name)."""
         for path, module, attributes in self.modules:
             for name in [name for where, name in names if where == path]:
                 if name in attributes:
@@ -97,11 +98,11 @@ class ModuleState:
                 container.restore()
 
     def tensors_written(self) -> bool:
-        """Return whether tensors that are no parameters or buffers have other numbers now."""
+        """Return whether tensors other than parameters and buffers were mutated."""
         return any(not same_content(tensor, copy) for tensor, copy in self.tensors)
 
     def restore(self) -> list[Change]:
-        """Put everything back; return what had changed."""
+        """Restore everything; return what had changed."""
         changed = self.restore_attributes()
         self.restore_tensors()
         for parameter, flag in self.requires_grad:
@@ -110,13 +111,13 @@ class ModuleState:
         return changed
 
     def restore_tensors(self) -> None:
-        """Put back the numbers of tensors that are no parameters or buffers."""
+        """Restore the elements of tensors other than parameters and buffers."""
         for tensor, copy in self.tensors:
             if not same_content(tensor, copy):
                 tensor.detach().copy_(copy)
 
     def restore_attributes(self) -> list[Change]:
-        """Put back attributes and what they hold, tables of buffers and modes too; return what had changed."""
+        """Restore attributes and their contents, with tables of buffers and modes; return what had changed."""
         changed: list[Change] = []
         for path, module, attributes in self.modules:
             changed.extend((path, module, name) for name in differences(attributes, module.__dict__))
@@ -124,7 +125,7 @@ class ModuleState:
             module.__dict__.update(attributes)
         for path, module, name, saved in self.tables:
             table = module.__dict__[name]
-            names = [each or name for each in differences(saved, table)]
+            names = [each or name for each in differences(saved, _plain(table))]
             if names:
                 changed.extend((path, module, each) for each in names)
                 table.clear()
@@ -138,20 +139,20 @@ class ModuleState:
 
 
 class KeptState:
-    """The attributes of modules that are kept as they are, which go on with what they change in themselves."""
+    """A snapshot of opaque modules, which mutate themselves over calls."""
 
     def __init__(self, root: nn.Module, paths: Collection[str]) -> None:
-        """Take the state as it is now.
+        """Take the snapshot.
 
         Args:
-            root: the module that they are in.
-            paths: where they are in it.
+            root: the module that contains them.
+            paths: their paths in it.
         """
         self._root = root
         self._states = [ModuleState(root.get_submodule(path)) for path in paths]
 
     def restore(self) -> None:
-        """Put all of it back but the modes: tables of buffers too, which hold the very buffers of then."""
+        """Restore everything but the modes; tables of buffers get the same buffer objects back."""
         modes = [(module, module.training) for module in self._root.modules()] if self._states else []
         for state in self._states:
             state.restore()
@@ -160,25 +161,30 @@ class KeptState:
                 module.training = mode
 
     def restore_tensors(self) -> None:
-        """Put back the numbers of tensors that are no parameters or buffers."""
+        """Restore the elements of tensors other than parameters and buffers."""
         for state in self._states:
             state.restore_tensors()
 
 
 def attribute_of(label: str) -> str:
-    """Return the attribute of a module that a label of something in it begins with: `cache` of `cache['cos'].x`."""
+    """Return the attribute that a label begins with: `cache` of `cache['cos'].x`."""
     return re.split(r"[.\[]", label, maxsplit=1)[0]
 
 
+def _plain(table: Any) -> Any:
+    """Return a copy of a table of a module, whose class may be TorchScript's."""
+    return set(table) if isinstance(table, set) else dict(table)
+
+
 def run_with_copied_buffers(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a model so that what it writes to its buffers is lost."""
+    """Run a model, and discard what it writes to its buffers."""
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     return torch.func.functional_call(model, buffers, args, kwargs)
 
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Restore the state of Python's, numpy's and PyTorch's random number generators at the end."""
+    """Restore the random number generators of Python, numpy and PyTorch at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
@@ -190,7 +196,7 @@ def random_state_kept() -> Iterator[None]:
 
 
 def is_list_of_parameters(change: Change) -> bool:
-    """Return whether it is the list that a recurrent module of torch keeps of its own parameters."""
+    """Return whether a change is in the list of parameters that torch's recurrent modules keep."""
     _, module, name = change
     return isinstance(module, nn.RNNBase) and name.startswith("_flat_weight")
 
@@ -198,8 +204,8 @@ def is_list_of_parameters(change: Change) -> bool:
 def location_of_module(path: str, module: nn.Module) -> Location:
     """Return the location of a module: its class, and the first line of its forward method."""
     class_ = type(module)
-    name = f"{class_.__module__}.{class_.__qualname__}"
-    # not `class_.forward`: that of a TorchScript module asks for an instance
+    name = class_path(class_)
+    # not `class_.forward`, which needs an instance for TorchScript modules
     code = getattr(inspect.unwrap(inspect.getattr_static(class_, "forward")), "__code__", None)
     if code is None:
         return Location(path, name)

@@ -1,4 +1,4 @@
-"""Where tensors lie, and what random generators hold."""
+"""Identity and strides of tensors, and the state of random generators."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 
 def foreign_state() -> tuple[Any, ...]:
-    """Return the states of the random numbers of Python and numpy."""
+    """Return the states of the random generators of Python and numpy."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     return random.getstate(), kind, np.asarray(keys).tobytes(), *rest
 
 
 def storage_of(tensor: torch.Tensor) -> int:
-    """Return what identifies the memory of a tensor."""
+    """Return an identity of the storage of a tensor."""
     return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else id(tensor)
 
 
 def meaningful_strides(tensor: torch.Tensor) -> list[int]:
-    """Return the strides of the dimensions where they mean something."""
+    """Return the strides of the dimensions larger than 1."""
     if not tensor.numel() or tensor.layout is not torch.strided:
         return []
     return [s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]

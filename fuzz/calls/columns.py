@@ -1,4 +1,4 @@
-"""The columns of the operator table, held to the kernels: what each claims, on one call with real tensors."""
+"""Checks of the columns of the operator table against the kernels, on one call with real tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ir.attributes import has_ref
 from ir.columns import Layout, StorageRule, StrideRule
 from ir.core import Operation, Value
-from ir.fake import call_arguments
+from ir.fake import call_arguments, flat_results
 from ir.memory.aliasing import demands_strides, makes_view, may_alias_operands
 from ir.memory.layout import LayoutMap
 from ir.opdef import OpDef, Trait, get_opdef
@@ -21,16 +21,16 @@ _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 @attrs.frozen(eq=False)
 class Call:
-    """A call that was run: an operation whose attributes are numbers, its operands, and what the kernel returned."""
+    """A call that was run: the operation, without symbolic attributes, its operands, and the kernel's results."""
 
     op: Operation
     operands: list[Any]
-    """Tensors, lists of them and None, as the operator's parameters take them."""
+    """Tensors, lists of tensors and None, by parameter."""
     results: list[torch.Tensor]
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """All operands that are tensors."""
+        """The operands that are tensors."""
         found: list[torch.Tensor | None] = []
         for operand in self.operands:
             found += operand if isinstance(operand, list) else [operand]
@@ -39,7 +39,7 @@ class Call:
     def again(
         self, opdef: OpDef | None = None, operands: list[Any] | None = None, attributes: Mapping[str, Any] | None = None
     ) -> Any:
-        """Return what a kernel returns for the call with some things in it replaced."""
+        """Run a kernel on the call, with operator, operands or attributes replaced."""
         opdef = opdef or self.op.opdef
         given = {**self.op.attributes, **(attributes or {})}
         grouped = tuple(self.operands if operands is None else operands)
@@ -49,7 +49,7 @@ class Call:
 
 
 def called(op: Operation, tensors: Mapping[Value, Any]) -> Call | None:
-    """Run an operation on tensors for its operands; None where the kernel refuses them, or takes sizes from them."""
+    """Run an operation on tensors; None if the kernel refuses them, or an attribute is an operand."""
     if any(has_ref(attribute) for attribute in op.attributes.values()) or op.opdef.target is None:
         return None
     parts: tuple[Any, ...] = op.grouped_operands()
@@ -60,18 +60,22 @@ def called(op: Operation, tensors: Mapping[Value, Any]) -> Call | None:
         returned = call.again()
     except (RuntimeError, IndexError, NotImplementedError):
         return None
-    for item in returned if isinstance(returned, tuple | list) else (returned,):
-        call.results.extend(item if isinstance(item, list) else [item] if isinstance(item, torch.Tensor) else [])
+    call.results.extend(tensors_of(returned))
     return call
 
 
+def tensors_of(returned: Any) -> list[torch.Tensor]:
+    """Return the tensors among the results of a kernel."""
+    return [item for item in flat_results(returned) if isinstance(item, torch.Tensor)]
+
+
 def broken_columns(call: Call) -> list[str]:
-    """Return what the table claims of the operator and this call disproves."""
+    """Return the claims of the table about the operator that this call disproves."""
     return [f"{call.op.name}: {claim}" for check in _CHECKS for claim in check(call)]
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether two tensors hold the same elements, NaN being equal to itself."""
+    """Return whether two tensors have the same elements; NaN equals itself."""
     if a.dtype.is_floating_point or a.dtype.is_complex:
         return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
     return torch.equal(a, b)
@@ -99,7 +103,7 @@ def _storage(call: Call) -> Iterator[str]:
     first = tensors[0] if tensors else None
     is_view = demands_strides(opdef) or (makes_view(opdef) and opdef.facts.storage is not StorageRule.EITHER)
     if is_view and first is not None and any(_place(each) != _place(first) for each in results):
-        yield "it is a view of its first operand, but was none"
+        yield "it is a view of its first operand, but was not"
 
 
 def _layout(call: Call) -> Iterator[str]:
@@ -174,7 +178,7 @@ def _fixed(call: Call) -> Iterator[str]:
 
 
 def _in_another_order(tensor: torch.Tensor) -> torch.Tensor:
-    """Return an equal tensor whose dimensions lie in memory the other way round."""
+    """Return an equal tensor with the dimensions in reverse memory order."""
     order = list(range(tensor.dim()))[::-1]
     return tensor.permute(order).contiguous().permute(order)
 

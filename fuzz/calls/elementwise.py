@@ -46,7 +46,7 @@ def _attributes(source: Source, opdef: OpDef, **overrides: tuple[Any, ...]) -> d
 
 
 def _broadcastable(source: Source, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    """Draw a shape that broadcasts to `shape`: as it is, or without leading dimensions, or with sizes of 1."""
+    """Draw a shape that broadcasts to `shape`: equal, without leading dimensions, or with sizes of 1."""
     kind = source.integer(0, 7)
     if kind < 2 or not shape:
         return shape
@@ -55,14 +55,14 @@ def _broadcastable(source: Source, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
     if kind > 3:
         shape = shape[source.integer(0, len(shape) - 1) if kind > 4 else 0 :]
         if kind == 6:
-            # what belongs to one dimension: (channels, 1, 1), or to none
+            # per channel, (channels, 1, 1), or a single element
             return (source.one_of((shape[0], shape[0], 1)), *(1,) * (len(shape) - 1))
         return tuple([1 if source.flag() else size for size in shape])
     return shape[source.integer(1, len(shape)) :]
 
 
 def _broadcasting(source: Source, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    """Draw a shape that makes `shape` larger: by its last sizes of 1, or with a dimension more."""
+    """Draw a shape that `shape` broadcasts to: its sizes of 1 enlarged, or one dimension more."""
     if 1 not in shape:
         return (source.size(), *shape)
     last = max(i for i, size in enumerate(shape) if size == 1)
@@ -70,7 +70,7 @@ def _broadcasting(source: Source, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
 
 
 def _joined(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    """Return the shape that two shapes broadcast to, which they must."""
+    """Return the shape that two compatible shapes broadcast to."""
     longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
     lead = len(longer) - len(shorter)
     ends = zip(longer[lead:], shorter, strict=True)
@@ -78,7 +78,7 @@ def _joined(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
 
 
 def _operands(source: Source, opdef: OpDef, dtypes: tuple[torch.dtype, ...]) -> list[Value]:
-    """Draw operands that broadcast, in any order of large and small, some of them the same value."""
+    """Draw operands that broadcast, large or small ones first, some of them the same value."""
     first = source.tensor(dtypes=dtypes)
     shape = shape_of(first)
     operands = [first]
@@ -116,7 +116,7 @@ def elementwise(source: Source, opdef: OpDef) -> Arguments:
 
 
 def any_elementwise(source: Source, opdef: OpDef) -> Arguments:
-    """Operands of any dtypes that have an order."""
+    """Operands of any ordered dtypes."""
     return list(_operands(source, opdef, (*FLOATS, *INTEGERS, torch.bool))), _attributes(source, opdef)
 
 
@@ -177,7 +177,7 @@ def reduction(source: Source, opdef: OpDef) -> Arguments:
 
 
 def reduced_dims(source: Source, opdef: OpDef, rank: int) -> dict[str, Any]:
-    """Draw the attributes of a reduction of a tensor of a rank."""
+    """Draw the attributes of a reduction of a tensor of rank `rank`."""
     chosen: dict[str, Any] = {}
     for param in opdef.attribute_params:
         if param.name == "dim":
@@ -234,7 +234,7 @@ def type_as(source: Source, opdef: OpDef) -> Arguments:
 
 
 def shaped(source: Source, opdef: OpDef) -> Arguments:
-    """A shape, a dtype and perhaps a number to fill with."""
+    """A shape, a dtype and perhaps a fill value."""
     operands: list[Any] = [source.tensor()] if opdef.operand_params else []
     chosen: dict[str, Any] = {"size": [source.size() for _ in range(source.integer(0, 3))]}
     if "fill_value" in {p.name for p in opdef.attribute_params}:

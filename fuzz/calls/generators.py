@@ -1,4 +1,4 @@
-"""Which generator makes the calls of which operator."""
+"""The generators of calls, by operator."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def generate_call(source: Source, name: str) -> Arguments:
 
 
 def draw_call(source: Source, opdef: OpDef) -> tuple[list[Any], dict[str, Any]]:
-    """Draw the arguments of a call; an operator without a generator gets tensors of one shape, and its defaults."""
+    """Draw the arguments of a call; operators without a generator get tensors and their defaults."""
     if opdef.name in GENERATORS:
         return generate_call(source, opdef.name)
     args: list[Any] = []

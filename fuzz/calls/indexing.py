@@ -1,4 +1,4 @@
-"""Generators of calls: operators that read and write by index, sort, scatter, and recurrent layers."""
+"""Generators of calls: indexing, scattering, sorting, recurrent layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ir.opdef import OpDef
 
 
 def index(source: Source, opdef: OpDef) -> Arguments:
-    """One or two dimensions by tensors that broadcast, neighbours or with a dimension between."""
+    """Dimensions indexed by tensors that broadcast, adjacent or not."""
     x = ranked(source, zero=False)
     shape = shape_of(x)
     places = [place for place, size in enumerate(shape) if is_int(size)][:3]
@@ -25,7 +25,7 @@ def index(source: Source, opdef: OpDef) -> Arguments:
 
 
 def like_another(source: Source, opdef: OpDef) -> Arguments:
-    """A tensor that takes the shape of another: of as many elements, or one that it broadcasts to."""
+    """A tensor that takes the shape of another, of as many elements or by broadcasting."""
     other = source.tensor(zero=False)
     shape = shape_of(other)
     if opdef.short_name == "expand_as":
@@ -83,7 +83,7 @@ def copy(source: Source, opdef: OpDef) -> Arguments:
 
 
 def slice_scatter(source: Source, opdef: OpDef) -> Arguments:
-    """A slice with any bounds and step, and what is put into it."""
+    """A slice with any bounds and step, and a source for it."""
     x, dim, size = along(source, zero=False)
     shape = list(shape_of(x))
     if type(size) is not int:
@@ -94,7 +94,7 @@ def slice_scatter(source: Source, opdef: OpDef) -> Arguments:
 
 
 def select_scatter(source: Source, opdef: OpDef) -> Arguments:
-    """One index of a dimension, and what is put there."""
+    """One index of a dimension, and a source for it."""
     x, dim, size = along(source, zero=False)
     shape = list(shape_of(x))
     del shape[dim]
@@ -102,12 +102,12 @@ def select_scatter(source: Source, opdef: OpDef) -> Arguments:
 
 
 def diagonal(source: Source, opdef: OpDef) -> Arguments:
-    """A diagonal of two of the dimensions, and perhaps what is put there."""
+    """A diagonal of two dimensions, and a source for it if it is scattered."""
     x = source.tensor(2, 4, zero=False)
     shape = shape_of(x)
     one = any_dim(source, len(shape))
     others = [d for d in range(len(shape)) if d != one % len(shape)]
-    # a symbol's diagonal with anything else has a length that nobody knows
+    # the length of a diagonal of two different symbolic sizes is not known
     fitting = [d for d in others if (type(shape[d]) is type(shape[one]) is int) or shape[d] == shape[one]]
     if not fitting:
         raise Unavailable
@@ -126,7 +126,7 @@ def diagonal(source: Source, opdef: OpDef) -> Arguments:
 
 
 def scatter(source: Source, opdef: OpDef) -> Arguments:
-    """A number or a tensor to some places of one dimension; no place twice, whose order would be open."""
+    """A number or a tensor to places of one dimension; no place twice, where the order would be undefined."""
     x, dim, size = along(source, zero=False)
     shape = list(shape_of(x))
     adds = "add" in opdef.name
@@ -138,7 +138,7 @@ def scatter(source: Source, opdef: OpDef) -> Arguments:
 
 
 def index_put(source: Source, opdef: OpDef) -> Arguments:
-    """One place of the first dimension, or sums over some; without sums no place twice, whose order would be open."""
+    """One place of the first dimension, or sums over several; without sums no place twice."""
     x = source.tensor(1, 3, zero=False)
     size, *rest = shape_of(x)
     accumulate = source.flag()
@@ -147,7 +147,7 @@ def index_put(source: Source, opdef: OpDef) -> Arguments:
 
 
 def index_add(source: Source, opdef: OpDef) -> Arguments:
-    """Rows that are added to some places of one dimension."""
+    """Slices added to places of one dimension."""
     x, dim, size = along(source, zero=False)
     shape = list(shape_of(x))
     shape[dim] = source.size()
@@ -161,7 +161,7 @@ def sort(source: Source, opdef: OpDef) -> Arguments:
 
 
 def one_hot(source: Source, opdef: OpDef) -> Arguments:
-    """Numbers below the count of classes."""
+    """Class numbers."""
     classes = source.integer(1, 4)
     shape = tuple([source.size() for _ in range(source.integer(0, 2))])
     return [numbers_below(source, shape, classes), classes], {}

@@ -1,4 +1,4 @@
-"""Calls on which a kernel of PyTorch 2.13 ends the process, so that nothing can be compared."""
+"""Calls on which a kernel of PyTorch 2.13 crashes the process."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from ir.types import TensorType
 
 
 def ends_the_process(program: Program) -> bool:
-    """Return whether a convolution of a program may end the process on the CPU, whatever the rule does.
+    """Return whether a convolution of a program may crash the process on the CPU, independent of the rule.
 
     It is a segmentation fault of `conv2d` in channels_last, and of `conv1d`, which calls it, for a map and a kernel
-    that are 1 wide, with padding, a stride and a dilation of more than 1 along the width, and a bias. Layouts are not
-    asked: cases run in several.
+    of width 1, with padding, a stride and a dilation of more than 1 along the width, and a bias. The layout does not
+    count: cases run in several.
     """
     return any(op.name in ("aten.conv1d", "aten.conv2d") and _may_fault(op) for op in program.graph.operations())
 

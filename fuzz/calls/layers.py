@@ -24,7 +24,7 @@ def _kernel(source: Source, size: Dim, padding: int, dilation: int) -> int:
 
 
 def _each(source: Source, dims: int, choices: tuple[int, ...]) -> list[int]:
-    """Draw a number for each dimension, one number for all as often as not; all by one draw, which is cheaper."""
+    """Draw a number for each dimension, half of the time the same for all; one draw is cheaper than several."""
     count = len(choices)
     same, code = divmod(source.integer(0, 2 * count**dims - 1), count**dims)
     if not same:
@@ -33,7 +33,7 @@ def _each(source: Source, dims: int, choices: tuple[int, ...]) -> list[int]:
 
 
 def _weight(source: Source, ranks: tuple[int, ...], places: tuple[int, ...] = (1,)) -> tuple[Value, Shape] | None:
-    """Return a weight that is fixed where the input is not, and its shape: the input is then drawn to fit."""
+    """Return a weight that is given while the input is free, and its shape: the input is then drawn to fit."""
     if source.given(0) is None:
         for place in places:
             fixed = source.given(place)
@@ -43,7 +43,7 @@ def _weight(source: Source, ranks: tuple[int, ...], places: tuple[int, ...] = (1
 
 
 def _of_channels(source: Source, low: int, high: int, places: tuple[int, ...]) -> Value:
-    """Draw the input of a norm: its channels are those of a weight that is fixed."""
+    """Draw the input of a norm, with the channels of a weight that is given."""
     fixed = _weight(source, (1,), places)
     if fixed is None:
         return source.tensor(low, high, zero=False)
@@ -52,7 +52,7 @@ def _of_channels(source: Source, low: int, high: int, places: tuple[int, ...]) -
 
 
 def _conv_with(source: Source, dims: int, weight: Value, shape: Shape) -> Arguments:
-    """Draw a convolution around its weight: an input that has as many channels, and at least the kernel's size."""
+    """Draw a convolution for a given weight: an input of its channels, and at least the size of the kernel."""
     if not all(map(is_int, shape)):
         raise Unavailable
     out, per_group, *kernel = map(int, shape)
@@ -83,7 +83,7 @@ def conv(dims: int, *, padding_text: bool = False) -> Generator:
             padding: Any = source.one_of(("same", "valid"))
             stride = [1] * dims if padding == "same" else _each(source, dims, (1, 2))
             kernel = [
-                # seldom, since PyTorch warns of even kernels with odd dilation
+                # seldom even: PyTorch warns of even kernels with odd dilation
                 source.one_of((1, 3, 1, 3, 1, 3, 2) if d == 1 else (1, 2, 3))
                 if padding == "same"
                 else _kernel(source, size, 0, d)
@@ -134,7 +134,7 @@ def pool(dims: int) -> Generator:
         spatial = shape_of(x)[-dims:]
         padding = [source.integer(0, 1) for _ in range(dims)]
         if opdef.name == "aten.avg_pool3d":
-            # the kernel must fit into the input without its padding
+            # the kernel must fit into the unpadded input
             kernel = [_kernel(source, s, 0, 1) for s in spatial]
             padding = [min(p, k // 2) for p, k in zip(padding, kernel, strict=True)]
         else:
@@ -150,7 +150,7 @@ def pool(dims: int) -> Generator:
 
 
 def adaptive_pool(dims: int) -> Generator:
-    """Return the generator of adaptive pooling; often to size 1, and to the size that is there."""
+    """Return the generator of adaptive pooling; often to size 1, or to the size of the input."""
 
     def generate(source: Source, opdef: OpDef) -> Arguments:
         x = source.tensor(dims + 1, dims + 2, zero=False)
@@ -191,7 +191,7 @@ def pixel_shuffle(source: Source, opdef: OpDef) -> Arguments:
 
 
 def linear(source: Source, opdef: OpDef) -> Arguments:
-    """Any leading dimensions, with and without bias; seldom one that broadcasts: a number, or a row for each of x's."""
+    """Any leading dimensions, with and without bias; seldom a bias that broadcasts: one element, or one per row."""
     fixed = _weight(source, (2,))
     if fixed is None:
         x, out = source.tensor(1, 4), source.size()
@@ -277,7 +277,7 @@ def attention(source: Source, opdef: OpDef) -> Arguments:
 
 
 def multihead_attention(source: Source, opdef: OpDef) -> Arguments:
-    """Self-attention mostly; each of the other options seldom, since a call that has many of them is like no model."""
+    """Self-attention mostly; other options seldom, since no model has many of them."""
     seldom = [source.integer(0, 7) == 7 for _ in range(4)]
     separate, extra, zero, cross = seldom
     x = source.tensor(3 if source.integer(0, 7) < 7 else 2, 3, zero=False, condition=_is_static)
@@ -327,7 +327,7 @@ def embedding(source: Source, opdef: OpDef) -> Arguments:
 
 
 def batch_norm(source: Source, opdef: OpDef) -> Arguments:
-    """With and without weight and bias; batch statistics only where nothing is written (no running statistics)."""
+    """With and without weight and bias; batch statistics mostly without running statistics."""
     low = 3 if opdef.short_name == "instance_norm" else 2
     x = _of_channels(source, low, 5, (1, 2, 3, 4))
     count = (shape_of(x)[1],)
@@ -379,6 +379,6 @@ def softmax(source: Source, opdef: OpDef) -> Arguments:
 
 
 def dropout(source: Source, opdef: OpDef) -> Arguments:
-    """In training where the source is, and out of it, where it does nothing."""
+    """In training if the source allows it, and outside, where it is the identity."""
     training = source.training and source.integer(0, 3) < 3
     return [source.tensor(), source.one_of((0.5, 0.5, 0.0, 1.0)), training], {"follows_mode": source.flag()}

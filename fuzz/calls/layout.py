@@ -1,4 +1,4 @@
-"""Generators of calls: operators that move elements, take parts and put tensors together."""
+"""Generators of calls: reshaping, permuting, slicing, concatenation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ir.types import Dim, simplify_dim
 
 
 def reshape(source: Source, opdef: OpDef) -> Arguments:
-    """Neighbours merged, sizes split, ones added or dropped; some size perhaps written as -1."""
+    """Sizes merged, split, or 1s added and dropped; one size may be written as -1."""
     x = source.tensor(zero=False)
     sizes: list[Dim] = []
     for size in shape_of(x):
@@ -36,7 +36,7 @@ def reshape(source: Source, opdef: OpDef) -> Arguments:
 
 
 def _bring_to_rank(source: Source, sizes: list[Dim], rank: int) -> None:
-    """Split sizes, or merge neighbours, until there are as many as wanted; more than one element keeps a dimension."""
+    """Split or merge sizes to a wanted rank; it stays 1 at least if there are several elements."""
     while len(sizes) < rank:
         composite = [i for i, size in enumerate(sizes) if len(divisors(size)) > 1]
         if composite:
@@ -158,7 +158,7 @@ def pad(source: Source, opdef: OpDef) -> Arguments:
     if opdef.short_name == "constant_pad_nd" or mode == "constant" or len(shape) < 2:
         count = source.one_of((min(2, len(shape)), *range(len(shape) + 1)))
         if source.flag():
-            amounts = [amount for _ in range(count) for amount in (source.integer(0, 2),) * 2]  # as much on both sides
+            amounts = [amount for _ in range(count) for amount in (source.integer(0, 2),) * 2]  # the same on both sides
         else:
             amounts = [source.integer(0, 2) for _ in range(2 * count)]
         if count and source.integer(0, 3) == 3 and shape[-1] not in (0, 1):
@@ -176,12 +176,12 @@ def triangle(source: Source, opdef: OpDef) -> Arguments:
 
 
 def alone(source: Source, opdef: OpDef) -> Arguments:
-    """Nothing but the tensor."""
+    """The tensor alone."""
     return [source.tensor()], {}
 
 
 def select(source: Source, opdef: OpDef) -> Arguments:
-    """One slice, counted from either end."""
+    """One index, counted from either end."""
     x, dim, size = along(source, zero=False)
     return [x, dim, source.integer(-size, size - 1) if type(size) is int else 0], {}
 
@@ -194,14 +194,14 @@ def slice_(source: Source, opdef: OpDef) -> Arguments:
 
 
 def narrow(source: Source, opdef: OpDef) -> Arguments:
-    """A part that is there."""
+    """A range within the dimension."""
     x, dim, size = along(source, zero=False)
     start = source.integer(0, size - 1) if type(size) is int else 0
     return [x, dim, start, source.integer(0, size - start) if type(size) is int else 1], {}
 
 
 def split(source: Source, opdef: OpDef) -> Arguments:
-    """Pieces of one to four."""
+    """Pieces of size one to four."""
     x = ranked(source)
     return [x, source.integer(1, 4), static_dim(source, x)], {}
 
@@ -216,7 +216,7 @@ def split_with_sizes(source: Source, opdef: OpDef) -> Arguments:
 
 
 def chunk(source: Source, opdef: OpDef) -> Arguments:
-    """More chunks than there are elements too."""
+    """Any number of chunks, even more than elements."""
     x = ranked(source, zero=False)
     return [x, source.integer(1, 4), static_dim(source, x)], {}
 
@@ -263,7 +263,7 @@ def gather(source: Source, opdef: OpDef) -> Arguments:
 
 
 def topk(source: Source, opdef: OpDef) -> Arguments:
-    """As many as there are at most."""
+    """At most all."""
     x, dim, size = along(source, zero=False)
     return [x, source.integer(1, size) if type(size) is int else 1, dim], {}
 

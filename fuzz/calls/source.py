@@ -1,7 +1,7 @@
-"""Where a generated call takes its operands from.
+"""Sources of operands for generated calls.
 
-A call generator (`fuzz.calls.generators`) asks a `Source` for operands and draws the attributes that suit them. The
-source decides whether operands are new (`FreshSource`: one call alone) or values of a growing program.
+A call generator (`fuzz.calls.generators`) takes operands from a `Source` and draws attributes that fit. The source
+decides whether operands are new (`FreshSource`, for one call alone) or values of a growing program.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import attrs
 import torch
 from hypothesis import strategies as st
 from typing_extensions import override
@@ -25,12 +26,34 @@ Condition = Callable[[TensorType], bool]
 
 @cached()
 def integers(lower: int, upper: int) -> st.SearchStrategy[int]:
-    """Return the strategy for a range, made once: making strategies costs more than drawing from them."""
+    """Return the strategy for a range, cached: making strategies costs more than drawing from them."""
     return st.integers(lower, upper)
 
 
 class Unavailable(Exception):  # noqa: N818 - control flow of the strategies, no error
-    """There is no operand of the kind asked for."""
+    """There is no operand of the requested kind."""
+
+
+@attrs.frozen
+class Wanted:
+    """What a call generator demands of an operand."""
+
+    min_rank: int
+    max_rank: int
+    dtypes: tuple[torch.dtype, ...]
+    zero: bool
+    """Whether sizes may be 0."""
+    condition: Condition | None = None
+    """What an existing operand must fulfil, too."""
+
+    def fits(self, type_: TensorType) -> bool:
+        """Return whether an operand of this type is as demanded."""
+        return (
+            self.min_rank <= (type_.rank or 0) <= self.max_rank
+            and type_.dtype in self.dtypes
+            and (self.zero or 0 not in (type_.shape or ()))
+            and (self.condition is None or self.condition(type_))
+        )
 
 
 class Source:
@@ -51,7 +74,7 @@ class Source:
         return self.draw(integers(lower, upper))
 
     def extent(self, lower: int, upper: int) -> int:
-        """Draw the size of a window: a small one, unless the source has a reason for others."""
+        """Draw the size of a window; small by default."""
         return self.integer(lower, max(lower, min(upper, 3)))
 
     def flag(self) -> bool:
@@ -77,57 +100,53 @@ class Source:
     ) -> Value:
         """Return an operand with a rank in the range, one of the dtypes and, without `zero`, no size that is 0.
 
-        It also fulfils `condition` unless it is new: a new one need not.
+        An existing one also fulfils `condition`; a new one need not.
         """
+        return self.wanted(Wanted(min_rank, max_rank, dtypes, zero, condition))
+
+    def wanted(self, wanted: Wanted) -> Value:
+        """Return an operand as `tensor` describes it."""
         raise NotImplementedError
 
     def make(
         self, shape: Sequence[Dim], dtype: torch.dtype | None = None, *, bounds: tuple[float, float] | None = None
     ) -> Value:
-        """Return an operand of exactly this type; its values lie in `bounds`, ints below the upper one.
+        """Return an operand of exactly this type, with values in `bounds`; ints are below the upper one.
 
-        Without a dtype it is the usual one for floats: float32, unless the source has another.
+        The default dtype is the usual floating one of the source, float32 mostly.
         """
         raise NotImplementedError
 
     def given(self, place: int) -> Value | None:
-        """Return the operand that must stand in this place of the call, or None where any may."""
+        """Return the operand that is given for a place of the call; None if any may be drawn."""
         return None
 
     def result_rank(self) -> int | None:
-        """Draw the rank that the result of a call must have, or None where any will do."""
+        """Draw the rank that the result of a call must have; None if any will do."""
         return None
 
     def written(self, value: Value | None) -> None:
-        """Note that an operator writes to an operand: a program knows such weights, and nothing else reads them."""
+        """Note that an operator mutates an operand, a weight that nothing else may read."""
 
     def like(self, value: Value, shape: Sequence[Dim], **options: Any) -> Value:
-        """Return an operand of this shape and the dtype of `value`."""
+        """Return an operand of a shape, with the dtype of `value`."""
         dtype = value.tensor_type.dtype
         assert dtype is not None
         return self.make(shape, dtype, **options)
 
 
 class FreshSource(Source):
-    """Makes each operand an input of a graph of its own."""
+    """Makes each operand a new input of one graph."""
 
     def __init__(self, draw: st.DrawFn, *, symbolic: bool = False) -> None:
         super().__init__(draw, symbolic=symbolic)
         self.graph = Graph()
 
     @override
-    def tensor(
-        self,
-        min_rank: int = 0,
-        max_rank: int = 4,
-        *,
-        dtypes: tuple[torch.dtype, ...] = FLOATS,
-        zero: bool = True,
-        condition: Condition | None = None,
-    ) -> Value:
-        """Return a new input; `condition` is not asked."""
-        shape = self.draw(shapes(min_rank, max_rank, zero=zero, symbolic=self.symbolic))
-        return self.graph.add_input(TensorType(shape, self.one_of(dtypes)), f"x{len(self.graph.inputs)}")
+    def wanted(self, wanted: Wanted) -> Value:
+        """Return a new input."""
+        shape = self.draw(shapes(wanted.min_rank, wanted.max_rank, zero=wanted.zero, symbolic=self.symbolic))
+        return self.graph.add_input(TensorType(shape, self.one_of(wanted.dtypes)), f"x{len(self.graph.inputs)}")
 
     @override
     def make(
@@ -154,7 +173,7 @@ def is_int(size: Dim) -> bool:
 
 
 def divisors(size: Dim) -> list[int]:
-    """Return the divisors of a size, 1 alone for a symbolic one or 0."""
+    """Return the divisors of a size; only 1 for a symbolic size or 0."""
     if type(size) is not int or size == 0:
         return [1]
     return [n for n in range(1, size + 1) if size % n == 0]
@@ -166,7 +185,7 @@ def any_dim(source: Source, rank: int) -> int:
 
 
 def static_dim(source: Source, value: Value) -> int:
-    """Draw a dimension, one with a number for its size if there is one."""
+    """Draw the number of a dimension, of a static one if there is any."""
     shape = shape_of(value)
     static = [i for i, d in enumerate(shape) if is_int(d)]
     chosen = source.one_of(static or list(range(len(shape))))
@@ -174,7 +193,7 @@ def static_dim(source: Source, value: Value) -> int:
 
 
 def ranked(source: Source, *, zero: bool = True) -> Value:
-    """Draw a tensor, in programs with at least one static size."""
+    """Draw a tensor that is not a scalar, if possible with a static size."""
     return source.tensor(1, zero=zero, condition=lambda t: t.shape is not None and any(type(d) is int for d in t.shape))
 
 
@@ -186,5 +205,5 @@ def along(source: Source, *, zero: bool = True) -> tuple[Value, int, Dim]:
 
 
 def numbers_below(source: Source, shape: Sequence[Dim], size: Dim) -> Value:
-    """Draw ints below a size; all of them 0 where the size is symbolic."""
+    """Draw ints below a size; all are 0 if the size is symbolic."""
     return source.make(shape, torch.int64, bounds=(0, size if type(size) is int else 1))

@@ -1,4 +1,4 @@
-"""Strategies for what is compared by value: sizes, shapes, dtypes and tensor types."""
+"""Strategies for sizes, shapes, dtypes and tensor types."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ir.caches import cached
 from ir.types import Dim, TensorType, make_symbol
 
 ONE_IN_FOUR = st.integers(0, 3).map(lambda number: number >= 2)
-"""Draws True about once in four times: of few numbers, hypothesis draws the lower half three times as often."""
+"""True about once in four draws: of few numbers, hypothesis draws the lower half three times as often."""
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.uint8)
@@ -40,8 +40,10 @@ def sizes(*, zero: bool = True, symbolic: bool = False) -> st.SearchStrategy[Dim
 def shapes(
     min_rank: int = 0, max_rank: int = 5, *, zero: bool = True, symbolic: bool = False
 ) -> st.SearchStrategy[tuple[Dim, ...]]:
-    """Return a strategy for shapes. In half of them all sizes are equal, so that a rule that takes one dimension for
-    another does not find out from the sizes."""
+    """Return a strategy for shapes.
+
+    Half of them have equal sizes, so that sizes do not keep a rule from confusing dimensions.
+    """
     size = sizes(zero=zero, symbolic=symbolic)
     mixed = [st.tuples(*[size] * rank) for rank in range(min_rank, max_rank + 1)]
     equal = st.builds(lambda one, rank: (one,) * rank, size, st.integers(min_rank, max_rank))

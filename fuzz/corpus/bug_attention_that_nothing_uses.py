@@ -7,11 +7,7 @@ stays, and the rule left the old operation beside the new ones.
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -24,8 +20,6 @@ class Net(nn.Module):
         return x + torch.rand(4)
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FIRES = True
 CASE = ModuleCase(
     Net,
@@ -33,6 +27,3 @@ CASE = ModuleCase(
     training=True,
     seed=1,
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

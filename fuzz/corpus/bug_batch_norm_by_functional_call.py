@@ -3,11 +3,7 @@
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Block(nn.Module):
@@ -28,8 +24,6 @@ class Net(nn.Module):
         return torch.func.functional_call(self.block, {"norm.weight": self.block.norm.weight * 2}, (x,))
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
     Net,
@@ -39,6 +33,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="batch norm elsewhere: functional_call of a block",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

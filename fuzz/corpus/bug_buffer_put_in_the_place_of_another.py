@@ -3,11 +3,7 @@
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -22,8 +18,6 @@ class Net(nn.Module):
         return y
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("equal",)
 CASE = ModuleCase(
     Net,
@@ -32,6 +26,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="re-assigned buffer: two swapped",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

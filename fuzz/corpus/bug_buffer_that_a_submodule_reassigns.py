@@ -3,11 +3,7 @@
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Stepper(nn.Module):
@@ -29,8 +25,6 @@ class Net(nn.Module):
         return self.stepper(x)
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
     Net,
@@ -39,6 +33,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="re-assigned buffer: in a submodule",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

@@ -3,11 +3,7 @@
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 tables: dict[int, torch.Tensor] = {}
 
@@ -19,8 +15,6 @@ class Net(nn.Module):
         return x + tables[3]
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 CASE = ModuleCase(
     Net,
     (InputSpec("x", (4, 3)),),
@@ -28,6 +22,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="cache: global dict",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

@@ -5,11 +5,7 @@ import functools
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 @functools.lru_cache
@@ -22,8 +18,6 @@ class Net(nn.Module):
         return x + table(3)
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 CASE = ModuleCase(
     Net,
     (InputSpec("x", (4, 3)),),
@@ -31,6 +25,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="cache: lru_cache",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

@@ -3,11 +3,7 @@
 from torch import nn
 from torch.nn import functional as F
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class MCDropout(nn.Dropout):
@@ -24,8 +20,6 @@ class Net(nn.Module):
         return self.drop(x)
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
     Net,
@@ -35,6 +29,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="own layer: dropout that is always on",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

@@ -6,11 +6,7 @@ did not. Such a module keeps its mode now, and says why.
 
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -23,14 +19,9 @@ class Net(nn.Module):
         return self.relu(self.dropout(x)) * 2 + x
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FIRES = False
 CASE = ModuleCase(
     Net,
     (InputSpec("x", (3, 4)),),
     training=True,
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

@@ -2,11 +2,7 @@
 
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -19,8 +15,6 @@ class Net(nn.Module):
         return self.drop(y), y
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("equal, some calls refused",)
 CASE = ModuleCase(
     Net,
@@ -29,6 +23,3 @@ CASE = ModuleCase(
     ways=("exported",),
     kind="asked mode: dropout",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

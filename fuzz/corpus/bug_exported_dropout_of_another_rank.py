@@ -2,11 +2,7 @@
 
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -19,8 +15,6 @@ class Net(nn.Module):
         return self.awake(self.resting(x))
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
     Net,
@@ -29,6 +23,3 @@ CASE = ModuleCase(
     modes=(("awake", True),),
     ways=("exported",),
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

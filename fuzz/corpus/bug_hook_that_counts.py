@@ -2,11 +2,7 @@
 
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 counts = {"calls": 0}
 
@@ -25,8 +21,6 @@ class Net(nn.Module):
         return self.linear(x)
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("refused",)
 CASE = ModuleCase(
     Net,
@@ -35,6 +29,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="hook with effects: count",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

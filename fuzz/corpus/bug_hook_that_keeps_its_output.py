@@ -2,11 +2,7 @@
 
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 kept: list[object] = []
 
@@ -21,8 +17,6 @@ class Net(nn.Module):
         return self.linear(x)
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("refused",)
 CASE = ModuleCase(
     Net,
@@ -31,6 +25,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="hook with effects: list",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

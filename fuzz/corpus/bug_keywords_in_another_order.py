@@ -2,11 +2,7 @@
 
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -14,8 +10,6 @@ class Net(nn.Module):
         return a - 2 * b
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
     Net,
@@ -27,6 +21,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="keywords: two in another order",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

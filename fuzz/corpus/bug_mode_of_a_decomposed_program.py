@@ -2,11 +2,7 @@
 
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -18,8 +14,6 @@ class Net(nn.Module):
         return self.norm(x)
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
     Net,
@@ -28,6 +22,3 @@ CASE = ModuleCase(
     ways=("decomposed",),
     kind="asked mode: batch norm",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

@@ -3,11 +3,7 @@
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -15,8 +11,6 @@ class Net(nn.Module):
         return x * 2 if torch.is_autocast_enabled("cpu") else x * 3
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 CASE = ModuleCase(
     Net,
     (InputSpec("x", (2, 3, 4, 4)),),
@@ -24,6 +18,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="question that matters: is_autocast_enabled",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

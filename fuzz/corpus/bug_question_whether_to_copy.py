@@ -2,11 +2,7 @@
 
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -14,8 +10,6 @@ class Net(nn.Module):
         return x if x.is_contiguous() else x.contiguous()
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 CASE = ModuleCase(
     Net,
     (InputSpec("x", (2, 3, 4, 4)),),
@@ -23,6 +17,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="question that matters: contiguous()",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

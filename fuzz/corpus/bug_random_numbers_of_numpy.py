@@ -3,11 +3,7 @@
 import numpy as np
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -15,8 +11,6 @@ class Net(nn.Module):
         return x * float(np.random.rand())
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("refused",)
 CASE = ModuleCase(
     Net,
@@ -25,6 +19,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="foreign randomness: numpy",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

@@ -3,11 +3,7 @@
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -20,8 +16,6 @@ class Net(nn.Module):
             return x * self.weight
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 CASE = ModuleCase(
     Net,
     (InputSpec("x", (4, 3)),),
@@ -29,6 +23,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="grad region: enable_grad",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

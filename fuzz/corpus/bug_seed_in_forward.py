@@ -3,11 +3,7 @@
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -16,8 +12,6 @@ class Net(nn.Module):
         return x * torch.rand_like(x)
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("refused",)
 CASE = ModuleCase(
     Net,
@@ -26,6 +20,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="foreign randomness: seed",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

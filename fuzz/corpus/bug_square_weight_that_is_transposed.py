@@ -4,11 +4,7 @@ loaded, and was wrong."""
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -20,8 +16,6 @@ class Net(nn.Module):
         return x @ self.weight.t()
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
     Net,
@@ -30,6 +24,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="transposed weight: t()",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

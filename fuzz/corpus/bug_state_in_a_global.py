@@ -2,11 +2,7 @@
 
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 calls = {"count": 0}
 
@@ -17,8 +13,6 @@ class Net(nn.Module):
         return x * calls["count"]
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("refused",)
 CASE = ModuleCase(
     Net,
@@ -27,6 +21,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="hidden state: global dict",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

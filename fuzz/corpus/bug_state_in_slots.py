@@ -2,11 +2,7 @@
 
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Meter:
@@ -26,8 +22,6 @@ class Net(nn.Module):
         return x * self.meter.count
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("refused",)
 CASE = ModuleCase(
     Net,
@@ -36,6 +30,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="hidden state: slots",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

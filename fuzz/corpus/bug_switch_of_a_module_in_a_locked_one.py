@@ -2,11 +2,7 @@
 
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -28,8 +24,6 @@ class Head(nn.Module):
         return y if self.training else y.softmax(-1)
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("equal, some calls refused",)
 CASE = ModuleCase(
     Net,
@@ -38,6 +32,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="asked mode: if self.training",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

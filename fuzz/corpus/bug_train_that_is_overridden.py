@@ -2,11 +2,7 @@
 
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Backbone(nn.Module):
@@ -32,8 +28,6 @@ class Net(nn.Module):
         return self.backbone(x)
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
     Net,
@@ -42,6 +36,3 @@ CASE = ModuleCase(
     ways=("export",),
     kind="overridden mode: batch norm stays in eval",
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

@@ -3,11 +3,7 @@
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -15,8 +11,6 @@ class Net(nn.Module):
         return x * 2 - torch.relu(torch.relu(y))
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FIRES = True
 CASE = ModuleCase(
     Net,
@@ -25,6 +19,3 @@ CASE = ModuleCase(
         InputSpec("y", (3, 4), same_as="x"),
     ),
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

@@ -3,11 +3,7 @@
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -22,8 +18,6 @@ class Net(nn.Module):
         return self.last_norm(self.last(torch.relu(self.norm(self.conv(x)))))
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FIRES = True
 CASE = ModuleCase(
     Net,
@@ -31,6 +25,3 @@ CASE = ModuleCase(
     seed=1,
     modes=(("norm", True),),
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

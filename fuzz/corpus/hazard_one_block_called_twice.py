@@ -3,11 +3,7 @@
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -21,8 +17,6 @@ class Net(nn.Module):
         return torch.relu(self.norm(self.conv(y)))
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FIRES = True
 CASE = ModuleCase(
     Net,
@@ -30,6 +24,3 @@ CASE = ModuleCase(
     seed=8,
     training=True,
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

@@ -3,11 +3,7 @@
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -17,8 +13,6 @@ class Net(nn.Module):
         return torch.relu(torch.relu(y.flatten(1))) / n, x.view(x.size(0), -1)
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FIRES = True
 CASE = ModuleCase(
     Net,
@@ -26,6 +20,3 @@ CASE = ModuleCase(
     dynamic=(("x", 0),),
     ways=("export",),
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

@@ -3,11 +3,7 @@
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -16,8 +12,6 @@ class Net(nn.Module):
         return {"a": (z, [x, None]), "b": z, "c": 3}
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FIRES = True
 CASE = ModuleCase(
     Net,
@@ -26,6 +20,3 @@ CASE = ModuleCase(
         InputSpec("y", (3, 4), seed=1, keyword=True),
     ),
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

@@ -3,11 +3,7 @@
 import torch
 from torch import nn
 
-from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
-from fuzz.search.sound import check
 
 
 class Net(nn.Module):
@@ -21,14 +17,9 @@ class Net(nn.Module):
         return self.second(torch.relu(self.first(x)))
 
 
-SUBJECT = pipeline_of(TENSORRT_PATTERNS)
-PROPERTIES = Properties()
 FIRES = True
 CASE = ModuleCase(
     Net,
     (InputSpec("x", (3, 4)),),
     seed=8,
 )
-
-if __name__ == "__main__":
-    check(SUBJECT, CASE, PROPERTIES)

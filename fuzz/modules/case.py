@@ -1,4 +1,4 @@
-"""A case that is a module: the source text of its class, its inputs and modes. It can be built, run and kept."""
+"""A case that is a module: the source text of its class, with inputs and modes. It can be built, run and saved."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ir.caches import cached
 HEADER = "import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"
 
 WAYS = ("export", "fx")
-"""The captures that a module is taken through."""
+"""The captures of a module."""
 
 SPECIAL = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0)
-"""What an input of special values has among ordinary ones."""
+"""Special values, which occur among ordinary ones."""
 
 
 @attrs.frozen
@@ -39,20 +39,20 @@ class InputSpec:
     shape: tuple[int, ...]
     """The shape; rank 0 to 5, sizes may be 0."""
     dtype: torch.dtype = torch.float32
-    """A float dtype draws from a normal distribution, others draw 0 or 1."""
+    """Floats are normally distributed, others are 0 or 1."""
     channels_last: bool = False
     """Whether a tensor of rank 4 is in channels_last."""
     special: bool = False
-    """Whether some elements are NaN, infinite, or a zero of either sign."""
+    """Whether special values occur."""
     seed: int = 0
     """Seeds the values."""
     same_as: str | None = None
-    """The name of an earlier input whose object this one is."""
+    """The name of an earlier input that is the same object."""
     keyword: bool = False
     """Whether it is passed by name."""
 
     def build(self, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """Return the tensor, of another shape where one is given."""
+        """Return the tensor, of another shape if one is given."""
         generator = torch.Generator().manual_seed(self.seed)
         shape = self.shape if shape is None else shape
         if not self.dtype.is_floating_point:
@@ -68,10 +68,10 @@ class InputSpec:
 
 @attrs.frozen
 class ModuleCase:
-    """What a property was checked on: a module, and what it is called with."""
+    """The subject of a check: a module, and the inputs of its calls."""
 
     module: str | type[nn.Module]
-    """The class, whose constructor takes no arguments; or Python text with imports that has it as `Net`."""
+    """A class whose constructor takes no arguments; or Python source with imports and the class `Net`."""
     inputs: tuple[InputSpec, ...]
     """The arguments in their order."""
     seed: int = 0
@@ -81,24 +81,24 @@ class ModuleCase:
     training: bool = False
     """The mode of the module."""
     modes: tuple[tuple[str, bool], ...] = ()
-    """(path of a submodule, its mode), where it differs."""
+    """(path of a submodule, its mode) where it differs."""
     dynamic: tuple[tuple[str, int], ...] = ()
-    """(name of an argument, dimension): sizes that `torch.export` may leave open."""
+    """(name of an argument, dimension) of sizes that `torch.export` may keep symbolic."""
     ways: tuple[str, ...] = WAYS
-    """The captures: "export" (the module itself), "fx" (what `torch.fx.symbolic_trace` makes of it), "exported" (its
-    `ExportedProgram`), "decomposed" (that after `run_decompositions`)."""
+    """The captures: "export" (the module itself), "fx" (its trace by `torch.fx.symbolic_trace`), "exported" (its
+    `ExportedProgram`), "decomposed" (the same after `run_decompositions`)."""
     kind: str = ""
-    """What it has of Python around its graph, as `family: variant` (`fuzz.modules.kinds`); it says what is wanted."""
+    """Its kind of Python around the graph, as `family: variant`; `fuzz.modules.kinds` says what is wanted."""
 
     @property
     def source(self) -> str:
-        """The text of the module's class, without imports."""
+        """The source of the module's class, without imports."""
         text = self.module if isinstance(self.module, str) else textwrap.dedent(inspect.getsource(self.module))
         return text.removeprefix(HEADER).strip()
 
     @property
     def dynamic_shapes(self) -> dict[str, Any] | None:
-        """What `torch.export.export` takes: a dimension for each dynamic size; None where all are static."""
+        """The argument of `torch.export.export`; None if all sizes are static."""
         if not self.dynamic:
             return None
         return {
@@ -107,11 +107,7 @@ class ModuleCase:
         }
 
     def arguments(self, sizes: dict[tuple[str, int], int] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return positional and keyword arguments, anew for each call.
-
-        Args:
-            sizes: (name of an argument, dimension) -> a size to take the place of the usual one.
-        """
+        """Return new positional and keyword arguments, where some (name of an argument, dimension) have other sizes."""
         made: dict[str, torch.Tensor] = {}
         for spec in self.inputs:
             if spec.same_as is not None:
@@ -123,12 +119,12 @@ class ModuleCase:
         return positional, {spec.name: made[spec.name] for spec in self.inputs if spec.keyword}
 
     def build(self) -> nn.Module:
-        """Return the module with its weights and modes, anew for each call."""
+        """Return a new module with its weights and modes."""
         made = load(self.module).Net if isinstance(self.module, str) else self.module
         kept = torch.random.get_rng_state()  # layers draw their first weights
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of weights without elements
+                warnings.simplefilter("ignore")  # about weights without elements
                 module: nn.Module = made()
         finally:
             torch.random.set_rng_state(kept)
@@ -140,13 +136,13 @@ class ModuleCase:
         return module
 
     def renew(self) -> None:
-        """Forget what a module of source text keeps outside of itself: the next one that is built starts anew."""
+        """Forget the state of a module's source outside of the module: the next one that is built starts afresh."""
         if isinstance(self.module, str):
             _forget(_name(self.module))
 
     @property
     def program(self) -> str:
-        """The text that tells cases apart."""
+        """The text that identifies the case."""
         return self.source
 
     def code(self) -> str:
@@ -169,7 +165,7 @@ def _fields(spec: InputSpec) -> str:
 
 
 def load(source: str) -> types.ModuleType:
-    """Return the Python module that a text is, in a file that tracebacks, `inspect`, errors and pickle find."""
+    """Return a source text as a Python module, in a file for tracebacks, `inspect`, errors and pickle."""
     name = _name(source)
     if name in sys.modules:
         return sys.modules[name]
@@ -184,7 +180,7 @@ def load(source: str) -> types.ModuleType:
 
 
 def forget_loaded() -> None:
-    """Forget the modules that `load` made: a campaign draws many."""
+    """Forget the modules that `load` made, of which a campaign draws many."""
     for name in [name for name in sys.modules if name.startswith("fuzz_module_")]:
         _forget(name)
 
@@ -198,7 +194,7 @@ def _forget(name: str) -> None:
 
 @cached()
 def _folder() -> Path:
-    """Return the folder of this process's modules, which ends with the process."""
+    """Return the folder of this process's modules, which is removed at exit."""
     folder = tempfile.mkdtemp(prefix="fuzz_modules_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
@@ -209,7 +205,7 @@ def _name(source: str) -> str:
 
 
 def randomize(module: nn.Module, seed: int) -> None:
-    """Give all weights and statistics random values: variances are positive, some scales negative, some zero."""
+    """Give all weights and statistics random values: positive variances, scales of either sign, some zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):

@@ -1,4 +1,4 @@
-"""Whether `transform` keeps everything that can be seen of a module, through both captures."""
+"""The oracle for modules: `transform` must keep everything observable, through all captures."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from compiler.usercode.tensors import foreign_state
 from fuzz.modules.case import ModuleCase
 from fuzz.modules.hold import Arguments, Comparison
 from fuzz.modules.kinds import family_of
-from fuzz.modules.observation import Reference, Seen, cast_tree, module_differences, observe_module, snapshot
+from fuzz.modules.observation import Seen, cast_tree, module_differences, observe_module, snapshot
 from fuzz.modules.outside import globals_of, left_by_tracing
-from fuzz.programs.check import Finding, Outcome, Properties, Unusable, check_text
+from fuzz.programs.budget import Budget
+from fuzz.programs.check import Finding, Outcome, Properties, Unusable, check_text, outcome_of
 from fuzz.programs.emission import check_emission
 from fuzz.programs.kinds import other_than_its_kind
 from fuzz.programs.observation import quiet
@@ -38,17 +39,17 @@ from passes.manager.manager import Pass, PassContext, PassManager
 from passes.rewrite.driver import RewriteLog
 
 EQUAL, SOME_REFUSED, REFUSED, NOT_TRACED = "equal", "equal, some calls refused", "refused", "not traced by PyTorch"
-"""What becomes of a module, beside a `Finding`."""
+"""The fates of a module without a `Finding`."""
 SELDOM = 8
-"""One of this many cases, by its seed, is also exported again, pickled, loaded with other weights and made twice."""
+"""One of so many cases, by its seed, is also exported again, pickled, loaded with other weights and compiled twice."""
 OTHER_SIZES = (1, 3, 5)
-"""The sizes that are tried where the compiler left a size open."""
+"""The sizes to try where the compiler kept a size symbolic."""
 _ROUNDS_ON_ITS_WAY = re.compile(r"torch\.(b?float16|float32)")
 
 
 @attrs.frozen
 class Watch(Pass):
-    """Notes the program that the passes are given, and the log that they write to."""
+    """Records the input program of the passes, and the log that they write to."""
 
     name: ClassVar[str] = "watch"
     before: list[str] = attrs.field(factory=list, eq=False)
@@ -57,34 +58,34 @@ class Watch(Pass):
 
     @override
     def run(self, program: Program, context: PassContext) -> None:
-        """Note the program and the log."""
+        """Record the program and the log."""
         self.before.append(print_program(program))
         self.operators.extend(sorted({op.name for op in program.graph.operations()}))
         self.logs.append(context.log)
 
 
 def check_module(pass_: Pass, case: ModuleCase, properties: Properties) -> Outcome:
-    """Transform a module through both captures, and hold each result to it.
+    """Transform a module through its captures, and compare each result with it.
 
-    Compared are calls: two with gradients on, two with them off, one that takes gradients, one after a step of
-    training, one in the other mode and one after the way back, and, where the module asks for it, calls under
-    autocast, in inference mode, of inputs with other strides: structure, values, dtypes, shapes, strides, shared
-    memory, inputs and state afterwards, random numbers, effects outside; the text form; the checkpoint; where sizes are
-    open, other sizes. The user's module, what it reaches, and the states of random numbers must be as they were.
-    Modules in float32 and float64 are compared in float64; others may be twice as far from float64 as the original is.
+    Compared are two calls with gradients on, two with gradients off, one with gradients taken, one after a training
+    step, one in the other mode, one after the switch back, and calls in surroundings that the source asks about
+    (autocast, inference mode, inputs with other strides). Of each call: structure, values, dtypes, shapes, strides,
+    sharing of storage, inputs and state afterwards, random numbers, effects outside. Also compared are the text form,
+    the checkpoint and calls at other sizes where sizes are symbolic. The user's module, the objects that it reaches and
+    the random states must be unchanged. Modules in float32 and float64 are compared in float64. Others may be twice as
+    far from float64 as the original.
 
     Args:
-        pass_: what is applied to the program of the module.
+        pass_: the pass that is applied to the program of the module.
         case: the module.
-        properties: what must hold; `exact` and `idempotent` do not apply to modules.
+        properties: the properties to check; `exact` and `idempotent` do not apply to modules.
 
     Returns:
-        What the pass did, in all captures together, what the compiler refused before, as of the rule "transform", and
-        what became of its kind in each capture.
+        The effects of the pass in all captures together; refusals by the compiler count for the rule "transform".
 
     Raises:
         Finding: when a property does not hold.
-        Unusable: when the module itself does not run, or trains where `properties` speak of inference.
+        Unusable: when the module itself does not run, or is in training and `properties` exclude that.
     """
     if not properties.modes and (case.training or case.modes):
         raise Unusable
@@ -109,12 +110,12 @@ def check_module(pass_: Pass, case: ModuleCase, properties: Properties) -> Outco
 
 
 def lowered_and_changed(pass_: Pass, case: ModuleCase) -> tuple[str, str]:
-    """Return the program of a module as the passes get it, and as they leave it; empty where there is none."""
+    """Return the program of a module before and after the passes; empty if there is none."""
     watch, text = Watch(), ""
     with quiet(), seeded(0):
         args, kwargs = case.arguments()
         try:
-            # a wrong pass is to be shown, which the compiler's own check would refuse
+            # without the compiler's own check, which would refuse a wrong pass
             result = transform(
                 case.build(),
                 args,
@@ -124,7 +125,7 @@ def lowered_and_changed(pass_: Pass, case: ModuleCase) -> tuple[str, str]:
                 dynamic_shapes=case.dynamic_shapes,
             )
             text = print_program(result.program)
-        except Exception:  # noqa: BLE001 - this is what the counterexample is about
+        except Exception:  # noqa: BLE001 - the counterexample may be about it
             text = ""
     return watch.before[0] if watch.before else "", text
 
@@ -141,8 +142,8 @@ class _Way:
         self.arguments = self._arguments()
 
     def check(self) -> Outcome:
-        """Transform the module and compare; raise a `Finding` where something differs."""
-        # nothing runs the module before: what it keeps outside of itself is to be filled by the compiler
+        """Transform the module and compare; raise a `Finding` if something differs."""
+        # not run before, so that the compiler is the first to fill its state outside
         model = self.case.build().to(self.dtype)
         given = self._given(copy.deepcopy(model) if self.way == "fx" else model)
         if given is None:
@@ -158,7 +159,7 @@ class _Way:
         if other is not None:
             raise Finding("kind", other)
         if isinstance(given, ExportedProgram):
-            self.case.renew()  # torch.export itself leaves fake tensors in caches
+            self.case.renew()  # torch.export leaves fake tensors in caches
             model = self.case.build().to(self.dtype)
         elif self.way == "fx":
             model = given
@@ -198,13 +199,11 @@ class _Way:
 
     def _outcome(self, refusal: str | None, result: TransformResult | None = None, fate: str = REFUSED) -> Outcome:
         log = self.watch.logs[0] if self.watch.logs else RewriteLog()
-        fired = Counter({name: count for name, count in log.counts.items() if not name.endswith(" refused")})
-        refused = Counter((remark.rule, remark.message) for remark in log.remarks)
+        outcome = outcome_of(log, result is not None and print_program(result.program) != self.watch.before[0])
         if refusal is not None:
-            refused["transform", f"{self.way}: {refusal}"] += 1
-        changed = result is not None and print_program(result.program) != self.watch.before[0]
+            outcome.refused["transform", f"{self.way}: {refusal}"] += 1
         fates = Counter({(self.case.kind, fate): 1})
-        return Outcome(fired, refused, log.variants, changed, tuple(self.watch.operators), fates)
+        return attrs.evolve(outcome, operators=tuple(self.watch.operators), fates=fates)
 
     # ---- the original ----
 
@@ -213,7 +212,7 @@ class _Way:
         return args, kwargs
 
     def _run_original(self) -> None:
-        """Run the module, on state of its own.
+        """Run a new module of the case.
 
         Raises:
             Unusable: when it does not run.
@@ -225,13 +224,13 @@ class _Way:
             raise Unusable from error
 
     def _given(self, model: nn.Module) -> nn.Module | ExportedProgram | None:
-        """Return what the compiler is given: the module, or what a tracer makes of it; None where that fails."""
+        """Return the input of the compiler: the module, or its trace; None where tracing fails."""
         if self.way == "export":
             return model
-        # the tracers cannot follow all modules, and say so in many ways
+        # the tracers fail in many ways
         if self.way == "fx":
             try:
-                return fx.symbolic_trace(model)  # which runs what is written to buffers
+                return fx.symbolic_trace(model)  # this mutates buffers
             except Exception:  # noqa: BLE001
                 return None
         args, kwargs = copy.deepcopy(self.arguments)
@@ -244,7 +243,7 @@ class _Way:
     # ---- the result ----
 
     def _transformed(self, given: nn.Module | ExportedProgram, model: nn.Module) -> TransformResult | str:
-        """Return the result, or why the compiler does not take the module."""
+        """Return the result, or why the compiler refuses the module."""
         arguments: tuple[Any, ...] = ()
         options: dict[str, Any] = {}
         if self.way == "export":
@@ -259,7 +258,7 @@ class _Way:
             result = transform(given, *arguments, pipeline=self.manager, **options)
         except ValidationError as error:
             result = _reason(error)
-            if _is_taken(given, *copy.deepcopy(arguments), **options):  # so the pass did it: here it is told how
+            if _is_taken(given, *copy.deepcopy(arguments), **options):  # so the pass did it; here it is compared
                 result = transform(given, *arguments, pipeline=self.manager, check=False, **options)
         except GraphwrightError as error:
             if self.watch.before:
@@ -277,7 +276,7 @@ class _Way:
         return result
 
     def _hold_original(self, model: nn.Module) -> None:
-        """Hold the user's module to giving what it gave, and what it reaches to being free of what tracing makes."""
+        """Check that the user's module behaves as before, and reaches no values from tracing."""
         left = left_by_tracing(model, globals_of(model))
         if left:
             raise Finding("the user's objects", f"tracing left {', '.join(left)} in what the module reaches")
@@ -287,7 +286,7 @@ class _Way:
             self._run_original()
             raise Finding("the user's objects", f"the original raises after it: {error}") from error
         if not isinstance(self.case.module, str):
-            return  # what its file keeps cannot be made anew
+            return  # the state of its file cannot be renewed
         self.case.renew()
         try:
             fresh = self.case.build().to(self.dtype)
@@ -297,17 +296,17 @@ class _Way:
         except Exception as error:
             raise Unusable from error
         if any(_unlike(*usual)):
-            return  # it keeps something outside of itself, and gives another result each time
+            return  # it has state outside, and each result differs
         for property_, message in _unlike(usual[0], after):
             raise Finding("the user's objects", f"the original is another one after it: {property_}: {message}")
 
     def _hold_text(self, result: TransformResult) -> None:
-        """Hold the text form to parsing, and what is parsed to becoming the same module."""
+        """Check that the text form parses, and is emitted as the same module."""
         parsed = check_text(result.program, print_program(result.program))
         check_emission(result.program, parsed, result.model)
 
     def _hold_at_other_sizes(self, comparison: Comparison) -> None:
-        """Compare at other sizes, where the compiler left a size open; it may refuse one by an error of ours."""
+        """Compare at other sizes where a size is symbolic; the result may refuse one by an error of ours."""
         for name, dim in self.case.dynamic:
             if _is_open(comparison.result, self.case, name, dim):
                 for size in OTHER_SIZES:
@@ -322,13 +321,13 @@ class _Way:
 
 
 def _note_shapes(model: nn.Module, arguments: Arguments) -> None:
-    """Give a traced graph the metadata that `ShapeProp` finds, without running the module itself."""
+    """Give a traced graph the metadata of `ShapeProp`, without a run of the module itself."""
     assert isinstance(model, fx.GraphModule)
     twin = copy.deepcopy(model)
-    # it takes no keyword arguments; what it raises it prints as well, and then types are unknown
+    # it takes no keyword arguments, and prints its errors; then types are unknown
     with suppress(Exception), redirect_stderr(io.StringIO()):
         ShapeProp(twin).propagate(*copy.deepcopy(arguments[0]))
-    found = {node.name: node.meta for node in twin.graph.nodes}  # without the nodes that nothing uses
+    found = {node.name: node.meta for node in twin.graph.nodes}  # without unused nodes
     for node in model.graph.nodes:
         node.meta = found.get(node.name, node.meta)
 
@@ -338,7 +337,7 @@ def _reason(error: GraphwrightError) -> str:
 
 
 def _is_taken(*arguments: Any, **options: Any) -> bool:
-    """Return whether the compiler takes a module when no pass is applied."""
+    """Return whether the compiler accepts a module without any pass."""
     try:
         transform(*arguments, pipeline=PassManager(()), **options)
     except GraphwrightError:
@@ -347,7 +346,7 @@ def _is_taken(*arguments: Any, **options: Any) -> bool:
 
 
 def _unlike(a: Seen, b: Seen) -> Iterator[tuple[str, str]]:
-    return module_differences(a, b, ParameterMap({}), Reference())
+    return module_differences(a, b, ParameterMap({}), Budget())
 
 
 def _is_open(result: TransformResult, case: ModuleCase, name: str, dim: int) -> bool:

@@ -1,11 +1,11 @@
-"""A module beside what `transform` makes of it: everything that a caller can see must be the same."""
+"""The comparison of a module with its transformed form: everything observable must be the same."""
 
 from __future__ import annotations
 
 import copy
 import io
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import attrs
@@ -15,33 +15,34 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compiler.driver import TransformResult
 from compiler.emitted.parameter_map import ParameterMap
-from compiler.equality.unit_strides import OtherUnitStrides
+from compiler.equality.unit_strides import is_definite
 from compiler.usercode.difference import tensor_difference
 from fuzz.modules.case import randomize
-from fuzz.modules.observation import Reference, Seen, cast_tree, is_computed, module_differences, observe_module
+from fuzz.modules.observation import Seen, cast_tree, is_computed, module_differences, observe_module
 from fuzz.modules.outside import globals_of
+from fuzz.programs.budget import Budget
 from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.programs.layouts import channels_last, transposed
 from fuzz.programs.rounding import Rounding
 from ir.errors import GraphwrightError, InputError
 
 Runs = dict[str, Seen]
-"""What is seen of several calls, by what they are."""
+"""Label of a call -> its observation."""
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
 Run = Callable[[nn.Module, Arguments], Runs]
-"""Runs a module; neither it nor its arguments are changed."""
+"""Runs a module, which is a copy; its arguments are not mutated."""
 
 _NOT_OF_THE_MODULE = (RuntimeError, ValueError, IndexError, NotImplementedError)
-"""What the kernels of the original raise for operands that they do not take."""
+"""Errors of kernels for operands that they do not accept."""
 
 
 @attrs.frozen(eq=False)
 class Comparison:
-    """A module, the result of its transformation, and what both are called with.
+    """A module, the result of its transformation, and the arguments of their calls.
 
-    The module and its arguments are in float64, where rounding is measured; or in another precision: then the result
-    may be twice as far from float64 as the module is. The methods raise:
+    In float64, rounding is measured. In another precision, the result may be twice as far from float64 as the module.
+    The methods raise:
 
         Finding: where a property does not hold.
         Unusable: where the module itself does not run.
@@ -54,20 +55,20 @@ class Comparison:
     double: bool = True
     """Whether the module is in float64."""
     mixed: bool = False
-    """Whether it rounds to another precision on its way."""
+    """Whether it rounds to another precision."""
     guarded: bool = False
-    """Whether the result may refuse, by an InputError, a call in other surroundings than those of the example."""
+    """Whether the result may refuse calls in other surroundings than those of the example by an InputError."""
     witness: nn.Module | None = None
-    """What the result was made of, where that is not the module itself: where it shows the ordinary calls otherwise,
-    nothing is compared."""
+    """The source of the result, if that is not the module itself. If they differ in ordinary calls, nothing is
+    compared."""
     refused: list[str] = attrs.field(factory=list)
-    """The runs that the result refused."""
+    """Labels of the runs that the result refused."""
 
     def hold_ordinary_calls(self) -> None:
-        """Compare two calls in a row as users write them: gradients are on, and no input requires one.
+        """Compare two ordinary calls in a row: gradients are on, and no input requires one.
 
         Raises:
-            Unusable: also where the witness is another module than the original.
+            Unusable: also when the witness differs from the original.
         """
         outside = globals_of(self.model)
 
@@ -88,7 +89,7 @@ class Comparison:
         self.hold("", self.run, may_refuse=self.guarded)
 
     def hold_in_other_surroundings(self, source: str) -> None:
-        """Compare calls under what the source asks for: autocast, inference mode, strides, the order of keywords."""
+        """Compare calls in the surroundings that the source asks about: autocast, inference mode, strides, keywords."""
         if "is_autocast" in source:
             self.hold("under autocast", _under(_autocast), may_refuse=self.guarded)
         if "is_inference" in source:
@@ -118,7 +119,7 @@ class Comparison:
         return runs
 
     def hold_in_the_other_mode(self) -> None:
-        """Compare a call after `train()` or `eval()`, and one after the way back; the result may refuse to switch."""
+        """Compare a call after `train()` or `eval()`, and one after the switch back; the result may refuse."""
         mode = not self.model.training
         name = "training" if mode else "eval"
 
@@ -129,7 +130,7 @@ class Comparison:
             module = module.train() if mode else module.eval()
             return _once(module.eval() if mode else module.train(), arguments)
 
-        with suppress(Unusable):  # batch norm wants more than one value per channel in training
+        with suppress(Unusable):  # batch norm needs more than one value per channel in training
             self.hold(f"in {name} mode", there, may_refuse=True)
         with suppress(Unusable):
             self.hold(f"in {name} mode and back", back, may_refuse=True)
@@ -137,21 +138,20 @@ class Comparison:
             self._hold_switch_of(path)
 
     def _switched(self) -> list[str]:
-        """Return the paths of modules that the result has as well: of shared ones further ones, those with children,
-        normalizations."""
+        """Return paths of modules that the result has too: other paths of shared ones, containers, normalizations."""
         paths = {path for path, _ in self.result.model.named_modules(remove_duplicate=False)}
         modules = [(p, m) for p, m in self.model.named_modules(remove_duplicate=False) if p and p in paths]
         first = dict(self.model.named_modules())
-        # an exported program does not tell that two paths lead to one module
+        # an exported program does not record that two paths are one module
         shared = [path for path, _ in modules if path not in first and self.witness is None]
         norms = [p for p, m in modules if p in first and isinstance(m, _BatchNorm)]
         groups = [p for p, m in modules if p in first and next(m.children(), None) is not None]
         return [*shared[:2], *groups[:2], *norms[:1]]
 
     def _hold_switch_of(self, path: str) -> None:
-        """Compare a call after `train()` or `eval()` of a module in it; the result may refuse to switch."""
+        """Compare a call after `train()` or `eval()` of a submodule; the result may refuse."""
 
-        mode = not self.model.get_submodule(path).training  # what an exported program says of it is a guess
+        mode = not self.model.get_submodule(path).training  # an exported program only guesses it
 
         def below(module: nn.Module, arguments: Arguments) -> Runs:
             module.get_submodule(path).train(mode)
@@ -161,7 +161,7 @@ class Comparison:
             self.hold(f"after a switch of {path}", below, may_refuse=True)
 
     def hold_at(self, arguments: Arguments) -> None:
-        """Compare a call with other arguments; the result may refuse them by an InputError."""
+        """Compare a call with other arguments, which the result may refuse by an InputError."""
         shapes = [tuple(x.shape) for x in arguments[0] if isinstance(x, torch.Tensor)]
 
         def run(module: nn.Module, arguments: Arguments) -> Runs:
@@ -170,30 +170,30 @@ class Comparison:
         self.hold(f"at {shapes}", run, arguments=arguments, may_refuse=True)
 
     def hold_checkpoint(self) -> None:
-        """Hold the tensors that both have under one key and of one shape to being equal: a checkpoint loads either."""
+        """Check that common keys of one shape hold equal tensors, since a checkpoint may come from either."""
         original = self.model.state_dict()
         for key, value in self.result.model.state_dict().items():
             other = original.get(key)
             if not isinstance(other, torch.Tensor) or other.shape != value.shape:
-                continue  # loading a checkpoint reports it
+                continue  # loading a checkpoint reports this
             problem = tensor_difference(other, value, exact=True)
             if problem is not None:
                 raise Finding("checkpoint", f"{key} is not what the original has under this key: {problem}")
 
     def hold_saved(self) -> None:
-        """Compare a call of the result when it was saved and loaded."""
+        """Compare a call of the result after it was saved and loaded."""
         buffer = io.BytesIO()
         torch.save(self.result.model, buffer)
         buffer.seek(0)
         self.hold("saved and loaded", _once, emitted=torch.load(buffer, weights_only=False))
 
     def hold_with_other_weights(self, seed: int) -> None:
-        """Compare a call with other weights, which come to the result through the parameter map."""
+        """Compare a call with other weights, converted by the parameter map."""
         other, emitted = copy.deepcopy(self.model), copy.deepcopy(self.result.model)
         randomize(other, seed)
         kept = dict(self.model.named_buffers())
         for name, buffer in other.named_buffers():
-            if name not in other.state_dict():  # no checkpoint carries it
+            if name not in other.state_dict():  # not in checkpoints
                 buffer.data.copy_(kept[name])
         try:
             emitted.load_state_dict(self.result.parameter_map.convert(other.state_dict()))
@@ -202,7 +202,7 @@ class Comparison:
         self.hold("with other weights", _once, model=other, emitted=emitted)
 
     def hold_exported(self) -> None:
-        """Export the result with `torch.export`, and compare what is exported with it."""
+        """Export the result with `torch.export`, and compare the exported program with it."""
         try:
             program = torch.export.export(copy.deepcopy(self.result.model), *copy.deepcopy(self.arguments))
         except Exception as error:
@@ -217,10 +217,10 @@ class Comparison:
                 raise Finding("export", f"result {i} of the emitted module, exported: {problem}")
 
     def _original_exports(self) -> bool:
-        """Return whether `torch.export` takes the module itself: no batch norm without momentum in training."""
+        """Return whether `torch.export` accepts the module itself: not batch norm without momentum in training."""
         try:
             torch.export.export(copy.deepcopy(self.model), *copy.deepcopy(self.arguments))
-        except Exception:  # noqa: BLE001 - it says so in many ways
+        except Exception:  # noqa: BLE001 - it fails in many ways
             return False
         return True
 
@@ -234,15 +234,15 @@ class Comparison:
         emitted: nn.Module | None = None,
         may_refuse: bool = False,
     ) -> None:
-        """Run the module and the result, and raise a `Finding` where they differ.
+        """Run the module and the result, and raise a `Finding` if they differ.
 
         Args:
-            what: which run it is.
-            run: is given a copy of a module.
-            arguments: others than usual.
+            what: a label of the run.
+            run: runs a copy of a module.
+            arguments: instead of the usual ones.
             may_refuse: whether the result may refuse the run by an InputError, which ends the comparison.
-            model: takes the place of the module.
-            emitted: takes the place of the result's module.
+            model: instead of the module.
+            emitted: instead of the result's module.
         """
         model = self.model if model is None else model
         emitted = self.result.model if emitted is None else emitted
@@ -260,9 +260,9 @@ class Comparison:
             raise Finding("it still runs", f"{what}: {type(error).__name__}: {error}".removeprefix(": ")) from error
         for label, seen in before.items():
             if label == "after a step" and (is_computed(self.result.parameter_map) or self._keeps_tables()):
-                continue  # what is computed from weights does not follow them, here or in the original
-            reference = self._reference(run, label, model, given)
-            for property_, message in module_differences(seen, after[label], self.result.parameter_map, reference):
+                continue  # derived values do not follow their weights, here or in the original
+            budget = self._budget(run, label, model, given)
+            for property_, message in module_differences(seen, after[label], self.result.parameter_map, budget):
                 if property_ in ("strides", "sharing") and not self.properties.strides:
                     continue
                 if property_ == "strides" and not _strides_are_definite(model, given):
@@ -271,33 +271,33 @@ class Comparison:
                 raise Finding(property_, f"{place}: {message}")
 
     def _keeps_tables(self) -> bool:
-        """Return whether the original keeps what it computed, maybe of weights that are others by now."""
+        """Return whether the original keeps computed values, which may depend on old weights."""
         return any(remark.kind == "left out" for remark in self.result.remarks)
 
     def _is_unlike_the_witness(self, run: Run) -> bool:
-        """Return whether what the result was made of is another module already."""
+        """Return whether the source of the result already differs from the module."""
         assert self.witness is not None
         try:
             before = run(copy.deepcopy(self.model), self.arguments)
             shown = run(copy.deepcopy(self.witness), self.arguments)
         except _NOT_OF_THE_MODULE:
             return True
-        reference = Reference(double=self.double)
+        budget = Budget[Seen]()
         return any(
-            any(module_differences(seen, shown[label], ParameterMap({}), reference)) for label, seen in before.items()
+            any(module_differences(seen, shown[label], ParameterMap({}), budget)) for label, seen in before.items()
         )
 
-    def _reference(self, run: Run, label: str, model: nn.Module, arguments: Arguments) -> Reference:
+    def _budget(self, run: Run, label: str, model: nn.Module, arguments: Arguments) -> Budget[Seen]:
         other_dtype = torch.float32 if self.double else torch.float64
 
         def in_another_precision() -> Seen:
             args, kwargs = cast_tree(arguments, other_dtype)
             return run(copy.deepcopy(model).to(other_dtype), (args, kwargs))[label]
 
-        return Reference(
+        return Budget(
             Rounding(lambda: run(copy.deepcopy(model), arguments)[label]),
             in_another_precision if self.mixed or not self.double else None,
-            self.double,
+            torch.float64 if self.double else torch.float32,
         )
 
 
@@ -318,21 +318,14 @@ def _once(module: nn.Module, arguments: Arguments) -> Runs:
 
 
 def _strides_are_definite(model: nn.Module, arguments: Arguments) -> bool:
-    """Return whether the strides of the results are more than an accident.
+    """Return whether the strides of the results are not accidental.
 
-    They are one where the original gives others with gradients (`nn.MultiheadAttention` has a fast path), or where
-    dimensions of size 1 have other strides on the way (see `is_definite`).
+    They must not depend on gradients (`nn.MultiheadAttention` has a fast path), nor on strides of size-1 dimensions.
     """
 
-    def strides(*, gradients: bool = False) -> list[Any]:
-        seen = observe_module(copy.deepcopy(model), *arguments, gradients=gradients)
+    def strides(mode: AbstractContextManager[Any], *, gradients: bool = False) -> list[Any]:
+        with mode:
+            seen = observe_module(copy.deepcopy(model), *arguments, gradients=gradients)
         return [None if look is None else look.facts[2] for look in seen.looks]
 
-    usual = strides()
-    if strides(gradients=True) != usual:
-        return False
-    for level in OtherUnitStrides.LEVELS:
-        with OtherUnitStrides(level):
-            if strides() != usual:
-                return False
-    return True
+    return strides(nullcontext(), gradients=True) == strides(nullcontext()) and is_definite(strides)

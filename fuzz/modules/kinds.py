@@ -1,4 +1,4 @@
-"""The kinds of Python around a graph that a module is more than one by: what is wanted of each."""
+"""Kinds of Python around a graph, and what is wanted of modules with them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import attrs
 
 @attrs.frozen
 class Family:
-    """What is wanted of modules of a kind: equal, or refused by name; never silently different."""
+    """What is wanted of modules of a kind: equal or refused, but never silently different."""
 
     want: str
-    """"equal": a refusal is one too many, and counted; "refused"; "either": both are right."""
+    """"equal", where each refusal is counted; "refused"; or "either"."""
     guarded: bool = False
-    """Whether the emitted module may refuse a call in other surroundings than those of the example."""
+    """Whether the emitted module may refuse calls in other surroundings than those of the example."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -41,5 +41,5 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(kind: str) -> Family:
-    """Return what is wanted of a kind; of a module without one, that it comes out equal."""
+    """Return what is wanted of a kind; a module without one must be equal."""
     return FAMILIES[kind.partition(":")[0]] if kind else Family("equal")

@@ -1,4 +1,4 @@
-"""What can be seen of calls of a module, and how two modules differ in it."""
+"""The observable behaviour of calls of a module, and differences between two modules."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ from torch.utils import _pytree as pytree
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.observation import Observation, observe
 from compiler.equality.observation_differences import differences
-from compiler.usercode.difference import RELATIVE_BOUND, tensor_difference
 from fuzz.modules.outside import plain_state
-from fuzz.programs.observation import own_error, rounding_limit
-from fuzz.programs.rounding import Rounding
+from fuzz.programs.budget import Budget
 
 
 @attrs.frozen(eq=False)
 class Seen(Observation):
-    """What a caller sees of one call."""
+    """What a caller can observe of one call, effects outside included."""
 
     effects: bool = False
-    """Whether the call changed numbers or the sizes of containers outside of the state; see `fuzz.modules.outside`."""
+    """Whether the call changed numbers or sizes of containers outside of its state; see `fuzz.modules.outside`."""
 
 
 def observe_module(
@@ -38,16 +36,16 @@ def observe_module(
     surroundings: Callable[[], AbstractContextManager[Any]] | None = None,
     outside: Any = None,
 ) -> Seen:
-    """Call a module on copies of its arguments and return what can be seen of the call; raise what it raises.
+    """Call a module on copies of its arguments and return what is observable; raise what it raises.
 
     Args:
-        module: the module; what it writes to its buffers stays.
-        args: positional arguments; not written.
-        kwargs: keyword arguments; not written.
-        gradients: whether to compute gradients of a random linear form in the results; parameters keep theirs.
-        seed: seeds what is drawn.
-        surroundings: what the call is made under; by default gradients are off unless they are asked for.
-        outside: what `effects` are looked for in, beside the module; None to look for none.
+        module: the module; its state stays as the call leaves it.
+        args: positional arguments; not mutated.
+        kwargs: keyword arguments; not mutated.
+        gradients: whether to compute gradients of a random linear form in the results; `grad` of parameters stays.
+        seed: of the random numbers.
+        surroundings: of the call; by default gradients are off unless they are requested.
+        outside: where to look for `effects` besides the module; None to look for none.
     """
     usual = torch.enable_grad if gradients else torch.no_grad
     around = (usual if surroundings is None else surroundings)()
@@ -63,57 +61,9 @@ def observe_module(
 # ---- comparison ----
 
 
-@attrs.define(eq=False)
-class Reference:
-    """By how much a run may differ from the original's in values.
-
-    Args:
-        rounding: what rounding alone does to the original.
-        other: runs the original in another precision; what it differs by is allowed twice.
-        double: whether the runs to be compared are in float64.
-    """
-
-    rounding: Rounding[Seen] | None = None
-    other: Callable[[], Seen] | None = None
-    double: bool = True
-    _seen: Seen | None = attrs.field(default=None, init=False)
-
-    def difference(self, a: Any, b: Any, pick: Callable[[Seen], Any]) -> str | None:
-        """Return how two tensors differ by more than is allowed, or None.
-
-        Args:
-            a: of the original.
-            b: the one to judge.
-            pick: takes the tensor out of what is seen of the original.
-        """
-        problem = tensor_difference(a, b, exact=False)
-        if problem is None or not isinstance(a, torch.Tensor) or not a.is_floating_point() or not same_kind(a, b):
-            return problem
-        bound = 0.0
-        if self.rounding is not None:
-            bound = self.rounding.bound(a, pick, RELATIVE_BOUND if self.double else rounding_limit(a.dtype))
-        if self.other is not None:
-            self._seen = self._seen or self.other()
-            bound = max(bound, own_error(a, pick(self._seen)))
-        return tensor_difference(a, b, exact=False, bound=bound)
-
-
-def same_kind(a: Any, b: Any) -> bool:
-    """Return whether two things are tensors of one dtype and shape."""
-    tensors = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
-    return tensors and a.dtype == b.dtype and a.shape == b.shape
-
-
-def module_differences(a: Seen, b: Seen, names: ParameterMap, reference: Reference) -> Iterator[tuple[str, str]]:
-    """Yield (property, message) for each property in which an observation differs from the original's.
-
-    Args:
-        a: of the original.
-        b: of the emitted module, run on the same inputs in the same precision.
-        names: the emitted module's.
-        reference: by how much `b` may differ in values.
-    """
-    yield from differences(a, b, judge=reference.difference, names=names, unwritten=True)
+def module_differences(a: Seen, b: Seen, names: ParameterMap, budget: Budget[Seen]) -> Iterator[tuple[str, str]]:
+    """Yield (property, message) for each difference of the emitted module from the original, within a budget."""
+    yield from differences(a, b, judge=budget.difference, names=names, unwritten=True)
     if a.effects != b.effects:
         yield "effects", f"outside of its state, the module {_changes(a)}, and now {_changes(b)}"
 
@@ -123,7 +73,7 @@ def _changes(seen: Seen) -> str:
 
 
 def is_computed(names: ParameterMap) -> bool:
-    """Return whether tensors of the emitted module are computed of several: these do not follow the weights."""
+    """Return whether tensors of the emitted module are derived from several, so that they do not follow the weights."""
     return any(len(sources) > 1 for sources in names.values())
 
 
@@ -131,7 +81,7 @@ def is_computed(names: ParameterMap) -> bool:
 
 
 def cast_tree(tree: Any, dtype: torch.dtype) -> Any:
-    """Return arguments with floats of another dtype; one object stays one object."""
+    """Return arguments with floats of another dtype; one tensor stays one tensor."""
     memo: dict[int, torch.Tensor] = {}
 
     def convert(leaf: Any) -> Any:
@@ -143,7 +93,7 @@ def cast_tree(tree: Any, dtype: torch.dtype) -> Any:
 
 
 def snapshot(model: nn.Module) -> list[Any]:
-    """Return what identifies a module, its weights and their versions: equal as long as nobody changes it."""
+    """Return a fingerprint of a module, its weights and their versions, which changes with any of them."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return [
         *((name, id(t), t.requires_grad, t._version, _values(t)) for name, t in tensors),

@@ -1,4 +1,4 @@
-"""What a user's module reaches beside its state: lists, dicts, caches, closures, globals of its Python module."""
+"""Objects that a user's module reaches outside of its state: lists, dicts, caches, closures, globals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ITSELF = ("__builtins__", "__loader__", "__spec__")
 
 
 def globals_of(module: nn.Module) -> Mapping[str, Any]:
-    """Return the globals of the Python module that a module's class stands in; empty of PyTorch's own."""
+    """Return the globals of the Python module of a module's class; empty for PyTorch's own."""
     for member in vars(type(module)).values():
         if isinstance(member, types.FunctionType):
             found = member.__globals__
@@ -32,9 +32,9 @@ def globals_of(module: nn.Module) -> Mapping[str, Any]:
 
 
 def reachable(*roots: Any) -> Iterator[Any]:
-    """Yield what is reached from roots by way of containers, closures, caches, and what the user's classes hold.
+    """Yield the objects reachable from roots through containers, closures, caches and attributes of the user's classes.
 
-    The user's classes are those of the Python modules that the roots' modules stand in. Tensors are ends.
+    The user's classes are those of the Python modules of the roots. Tensors are not entered.
     """
     names = {type(root).__module__ for root in roots} | {
         root.get("__name__") for root in roots if isinstance(root, dict)
@@ -88,12 +88,12 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 def left_by_tracing(*roots: Any) -> list[str]:
-    """Return what tracing left behind in what is reached from roots: fake tensors, proxies, symbols."""
+    """Return the kinds of values from tracing that are reachable from roots: fake tensors, proxies, symbols."""
     return sorted({type(item).__name__ for item in reachable(*roots) if isinstance(item, _TRACING)})
 
 
 def plain_state(*roots: Any) -> tuple[Any, ...]:
-    """Return numbers, sizes of containers and states of generators that are reached: what a call may change."""
+    """Return the reachable state that a call may change: numbers, sizes of containers, states of generators."""
     notes: list[Any] = []
     for item in reachable(*roots):
         if isinstance(item, (bool, int, float, str)) and not isinstance(item, type):

@@ -1,9 +1,10 @@
-"""How a kind of Python around a graph is written into a module: as data, one recipe for each variant."""
+"""Recipes that write a kind of Python around a graph into a module: one for each variant, as data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from string import Template
+from typing import Any
 
 import attrs
 
@@ -15,14 +16,14 @@ SQUARES = ((3, 3), (4, 4), (2, 2))
 TOKENS = ((2, 3, 4), (3, 4, 4))
 ANY = (*ROWS, *TOKENS, *IMAGES)
 MAPS = (*ROWS, *IMAGES)
-"""What batch norm takes, with several values for each channel."""
+"""Shapes for batch norm, with several values per channel."""
 
 _NORMS = {2: "1d", 3: "1d", 4: "2d", 5: "3d"}
 
 
 @attrs.frozen
 class Recipe:
-    """The statements of one variant; `$x` is the value that they work on, `$n` a number that makes names new.
+    """The statements of one variant. `$x` is their operand, and `$n` a number that makes names unique.
 
     Other names are `$c` (its channels), `$last` (its last size), `$shape`, `$d` (`1d` or `2d`) and `$y` (a new value).
     """
@@ -30,7 +31,7 @@ class Recipe:
     kind: str
     """`family: variant`."""
     result: str = ""
-    """An expression for what the statements make; empty where it is in `$y`."""
+    """An expression for the result of the statements; empty if that is in `$y`."""
     body: str = ""
     """Statements of `forward` before it."""
     setup: str = ""
@@ -40,19 +41,19 @@ class Recipe:
     method: str = ""
     """Methods of the root class."""
     shapes: tuple[tuple[int, ...], ...] = ANY
-    """What the first input is one of."""
+    """Shapes of the first input."""
     ways: tuple[str, ...] = ()
     """The captures that the kind is about; empty for any."""
     on_input: bool = False
-    """Whether it must work on the input itself."""
+    """Whether `$x` must be the input itself."""
     base: str = ""
-    """The class that the root derives from and leaves as it is, with the arguments of its constructor."""
+    """A class that the root derives from without any change, with the arguments of its constructor."""
     signature: str = ""
-    """The parameters of `forward`, where they are not the inputs in order."""
+    """The parameters of `forward`, unless they are the inputs in order."""
     keywords: tuple[str, ...] = ()
-    """Names of inputs that are passed by keyword, in the order of the call."""
+    """Names of inputs passed by keyword, in the order of the call."""
     write: Callable[[Writer, str], str | None] | None = None
-    """Writes the statements where these depend on more than that; returns the value, or None where nothing fits."""
+    """Writes statements that depend on more than that; returns the name of the value, or None."""
 
     @property
     def family(self) -> str:
@@ -61,7 +62,7 @@ class Recipe:
 
 
 def follow(recipe: Recipe, w: Writer, x: str) -> str | None:
-    """Write the statements of a recipe; return the name of the value that they make, None where they do not run."""
+    """Write the statements of a recipe; return the name of their value, or None if they do not run."""
     w.signature, w.base = recipe.signature, recipe.base
     if recipe.base:
         return x
@@ -100,9 +101,12 @@ def follow(recipe: Recipe, w: Writer, x: str) -> str | None:
     return y
 
 
-def variants(family: str, recipes: dict[str, dict[str, str]], **common: object) -> tuple[Recipe, ...]:
-    """Return a recipe for each variant of a family, from its fields by its name."""
-    return tuple(
-        Recipe(f"{family}: {name}", **{**common, **fields})  # type: ignore[arg-type]
-        for name, fields in recipes.items()
-    )
+def of(result: str = "", **statements: str) -> dict[str, str]:
+    """Return the fields of a variant: its result, and its other statements by field."""
+    return {"result": result, **statements}
+
+
+def variants(family: str, recipes: Mapping[str, str | dict[str, str]], **common: Any) -> tuple[Recipe, ...]:
+    """Return a recipe for each variant of a family, from name -> fields; a string is a result."""
+    fields = {name: {"result": each} if isinstance(each, str) else each for name, each in recipes.items()}
+    return tuple(Recipe(f"{family}: {name}", **{**common, **each}) for name, each in fields.items())

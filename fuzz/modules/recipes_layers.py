@@ -1,8 +1,8 @@
-"""Recipes for layers that are not what their class says, modes, and calls that go another way."""
+"""Recipes for layers that override their class, for modes, and for calls of `forward` itself."""
 
 from __future__ import annotations
 
-from fuzz.modules.recipes import IMAGES, MAPS, TOKENS, Recipe, variants
+from fuzz.modules.recipes import IMAGES, MAPS, TOKENS, Recipe, of, variants
 
 _DROPOUT = """
 class Own$n(nn.Dropout):
@@ -23,7 +23,7 @@ _STATISTICS = "x, self.running_mean, self.running_var, self.weight, self.bias"
 
 
 def _own(define: str, arguments: str) -> dict[str, str]:
-    return {"define": define, "setup": f"self.own$n = Own$n({arguments})", "result": "self.own$n($x)"}
+    return of("self.own$n($x)", setup=f"self.own$n = Own$n({arguments})", define=define)
 
 
 OWN_LAYERS = (
@@ -88,11 +88,7 @@ class Backbone$n(nn.Module):
 
 
 def _backbone(train: str) -> dict[str, str]:
-    return {
-        "define": _BACKBONE.format(train),
-        "setup": "self.backbone$n = Backbone$n()",
-        "result": "self.backbone$n($x)",
-    }
+    return of("self.backbone$n($x)", setup="self.backbone$n = Backbone$n()", define=_BACKBONE.format(train))
 
 
 MODES = variants(
@@ -103,30 +99,19 @@ MODES = variants(
         "dropout stays on": _backbone("super().train(mode)\n        self.drop.train()"),
         "dropout stays off": _backbone("super().train(mode)\n        self.drop.training = False"),
         "no switch": _backbone("self.training = False"),
-        "of the root": {
-            "setup": "self.norm$n = nn.BatchNorm$d($c)",
-            "method": "def train(self, mode=True):\n    super().train(mode)\n    self.norm$n.eval()\n    return self",
-            "result": "self.norm$n($x)",
-        },
-        "eval of the root": {
-            "setup": "self.drop$n = nn.Dropout(0.5)",
-            "method": "def eval(self):\n    super().eval()\n    self.drop$n.train()\n    return self",
-            "result": "self.drop$n($x)",
-        },
-        "eval() in forward": {
-            "setup": "self.norm$n = nn.BatchNorm$d($c)",
-            "body": "self.norm$n.eval()",
-            "result": "self.norm$n($x)",
-        },
-        "train() in forward": {
-            "setup": "self.drop$n = nn.Dropout(0.5)",
-            "body": "self.drop$n.train()",
-            "result": "self.drop$n($x)",
-        },
-        "mode of another": {
-            "setup": "self.norm$n = nn.BatchNorm$d($c)",
-            "result": "$x * 2 if self.norm$n.training else $x * 3",
-        },
+        "of the root": of(
+            "self.norm$n($x)",
+            setup="self.norm$n = nn.BatchNorm$d($c)",
+            method="def train(self, mode=True):\n    super().train(mode)\n    self.norm$n.eval()\n    return self",
+        ),
+        "eval of the root": of(
+            "self.drop$n($x)",
+            setup="self.drop$n = nn.Dropout(0.5)",
+            method="def eval(self):\n    super().eval()\n    self.drop$n.train()\n    return self",
+        ),
+        "eval() in forward": of("self.norm$n($x)", setup="self.norm$n = nn.BatchNorm$d($c)", body="self.norm$n.eval()"),
+        "train() in forward": of("self.drop$n($x)", setup="self.drop$n = nn.Dropout(0.5)", body="self.drop$n.train()"),
+        "mode of another": of("$x * 2 if self.norm$n.training else $x * 3", setup="self.norm$n = nn.BatchNorm$d($c)"),
     },
     shapes=MAPS,
 )
@@ -144,11 +129,11 @@ class Sub$n(nn.Module):
 
 
 def _norm(result: str, **more: str) -> dict[str, str]:
-    return {"setup": "self.norm$n = nn.BatchNorm$d($c)", "result": result, **more}
+    return of(result, setup="self.norm$n = nn.BatchNorm$d($c)", **more)
 
 
 def _drop(result: str, **more: str) -> dict[str, str]:
-    return {"setup": "self.drop$n = nn.Dropout(0.5)", "result": result, **more}
+    return of(result, setup="self.drop$n = nn.Dropout(0.5)", **more)
 
 
 CALLS = variants(
@@ -160,12 +145,10 @@ CALLS = variants(
         "batch norm by a method": _norm("call$n($x)", body="call$n = self.norm$n.forward"),
         "dropout": _drop("self.drop$n.forward($x)"),
         "dropout by its class": _drop("nn.Dropout.forward(self.drop$n, $x)"),
-        "block": {"define": _SUB, "setup": "self.sub$n = Sub$n()", "result": "self.sub$n.forward($x)"},
-        "layers of a block": {
-            "define": _SUB,
-            "setup": "self.sub$n = Sub$n()",
-            "result": "self.sub$n.drop.forward(self.sub$n.norm.forward($x))",
-        },
+        "block": of("self.sub$n.forward($x)", setup="self.sub$n = Sub$n()", define=_SUB),
+        "layers of a block": of(
+            "self.sub$n.drop.forward(self.sub$n.norm.forward($x))", setup="self.sub$n = Sub$n()", define=_SUB
+        ),
     },
     shapes=MAPS,
 )
@@ -176,11 +159,11 @@ ASKED_MODES = (
     *variants(
         "asked mode",
         {
-            "if self.training": {"result": "$x * 2 if self.training else $x * 3"},
-            "F.dropout": {"result": "F.dropout($x, 0.5, training=self.training)"},
+            "if self.training": "$x * 2 if self.training else $x * 3",
+            "F.dropout": "F.dropout($x, 0.5, training=self.training)",
             "dropout": _drop("self.drop$n($x)"),
-            "random relu": {"setup": "self.act$n = nn.RReLU()", "result": "self.act$n($x)"},
-            "F.dropout that is on": {"result": "F.dropout($x, 0.5, training=True)"},
+            "random relu": of("self.act$n($x)", setup="self.act$n = nn.RReLU()"),
+            "F.dropout that is on": "F.dropout($x, 0.5, training=True)",
         },
         ways=_PROGRAMS,
     ),
@@ -196,17 +179,15 @@ ASKED_MODES = (
     *variants(
         "asked mode",
         {
-            "LSTM": {
-                "setup": "self.lstm$n = nn.LSTM($last, 4, num_layers=2, dropout=0.5, batch_first=True)",
-                "result": "self.lstm$n($x)[0]",
-            },
-            "attention": {
-                "setup": "self.attention$n = nn.MultiheadAttention($last, 1, dropout=0.5, batch_first=True)",
-                "result": "self.attention$n($x, $x, $x, need_weights=False)[0]",
-            },
-            "scaled dot product": {
-                "result": "F.scaled_dot_product_attention($x, $x, $x, dropout_p=0.5 if self.training else 0.0)"
-            },
+            "LSTM": of(
+                "self.lstm$n($x)[0]",
+                setup="self.lstm$n = nn.LSTM($last, 4, num_layers=2, dropout=0.5, batch_first=True)",
+            ),
+            "attention": of(
+                "self.attention$n($x, $x, $x, need_weights=False)[0]",
+                setup="self.attention$n = nn.MultiheadAttention($last, 1, dropout=0.5, batch_first=True)",
+            ),
+            "scaled dot product": "F.scaled_dot_product_attention($x, $x, $x, dropout_p=0.5 if self.training else 0.0)",
         },
         ways=_PROGRAMS,
         shapes=TOKENS,
@@ -228,28 +209,28 @@ BATCH_NORMS = (
         "batch norm elsewhere",
         {
             "under no_grad": _norm("", body="with torch.no_grad():\n    $y = self.norm$n($x)"),
-            "cumulative, under no_grad": {
-                "setup": "self.norm$n = nn.BatchNorm$d($c, momentum=None)",
-                "body": "with torch.no_grad():\n    $y = self.norm$n($x)",
-            },
-            "in a block under no_grad": {
-                "define": _SUB.replace("    def forward", "    @torch.no_grad()\n    def forward"),
-                "setup": "self.sub$n = Sub$n()",
-                "result": "self.sub$n($x)",
-            },
+            "cumulative, under no_grad": of(
+                setup="self.norm$n = nn.BatchNorm$d($c, momentum=None)",
+                body="with torch.no_grad():\n    $y = self.norm$n($x)",
+            ),
+            "in a block under no_grad": of(
+                "self.sub$n($x)",
+                setup="self.sub$n = Sub$n()",
+                define=_SUB.replace("    def forward", "    @torch.no_grad()\n    def forward"),
+            ),
             "functional_call": _norm(f"torch.func.functional_call(self.norm$n, {_STATE}, ($x,))"),
             "functional_call with parameters": _norm(
                 "torch.func.functional_call(self.norm$n, dict(self.norm$n.named_parameters()), ($x,))"
             ),
-            "cumulative, functional_call": {
-                "setup": "self.norm$n = nn.BatchNorm$d($c, momentum=None)",
-                "result": f"torch.func.functional_call(self.norm$n, {_STATE}, ($x,))",
-            },
-            "functional_call of a block": {
-                "define": _SUB,
-                "setup": "self.sub$n = Sub$n()",
-                "result": 'torch.func.functional_call(self.sub$n, {"norm.weight": self.sub$n.norm.weight * 2}, ($x,))',
-            },
+            "cumulative, functional_call": of(
+                f"torch.func.functional_call(self.norm$n, {_STATE}, ($x,))",
+                setup="self.norm$n = nn.BatchNorm$d($c, momentum=None)",
+            ),
+            "functional_call of a block": of(
+                'torch.func.functional_call(self.sub$n, {"norm.weight": self.sub$n.norm.weight * 2}, ($x,))',
+                setup="self.sub$n = Sub$n()",
+                define=_SUB,
+            ),
             "functional_call of a dropout": _drop("torch.func.functional_call(self.drop$n, {}, ($x,))"),
         },
         shapes=MAPS,

@@ -1,10 +1,10 @@
-"""Recipes for arguments, buffers that are re-assigned, weights used in another form, and writes through views."""
+"""Recipes for arguments, re-assigned buffers, transposed weights, and mutations through views."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from fuzz.modules.recipes import ANY, IMAGES, MAPS, ROWS, SQUARES, TOKENS, Recipe, variants
+from fuzz.modules.recipes import ANY, IMAGES, MAPS, ROWS, SQUARES, TOKENS, Recipe, of, variants
 from fuzz.modules.writer import Writer
 
 KEYWORDS = (
@@ -42,23 +42,19 @@ class Stepper$n(nn.Module):
 
 
 def _stepper(statement: str, dtype: str = "") -> dict[str, str]:
-    return {
-        "define": _STEPPER.format(dtype, statement),
-        "setup": "self.stepper$n = Stepper$n()",
-        "result": "self.stepper$n($x)",
-    }
+    return of("self.stepper$n($x)", setup="self.stepper$n = Stepper$n()", define=_STEPPER.format(dtype, statement))
 
 
 def _outside(statement: str) -> dict[str, str]:
-    return {
-        "setup": 'self.holder$n = nn.Module()\nself.holder$n.register_buffer("v", torch.zeros(()))',
-        "body": statement,
-        "result": "$x + self.holder$n.v",
-    }
+    return of(
+        "$x + self.holder$n.v",
+        setup='self.holder$n = nn.Module()\nself.holder$n.register_buffer("v", torch.zeros(()))',
+        body=statement,
+    )
 
 
 def _gained(statement: str) -> dict[str, str]:
-    """Return a recipe whose buffer may carry a gradient to the next call."""
+    """Return the fields of a variant whose buffer may carry a gradient into the next call."""
     fields = _stepper(statement)
     parameter = "        self.gain = nn.Parameter(torch.full((), 0.7))\n"
     return {**fields, "define": fields["define"].replace("\n\n    def forward", f"\n{parameter}\n    def forward")}
@@ -75,34 +71,28 @@ BUFFERS = variants(
         "average in a submodule": _stepper("self.step = self.step * 0.9 + x.detach().mean() * 0.1"),
         "setattr in a submodule": _stepper('setattr(self, "step", self.step + 1)'),
         "_buffers in a submodule": _stepper('self._buffers["step"] = self.step + 1'),
-        "after its use in a submodule": {
-            "define": _STEPPER.format("", "x, self.step = x * self.step, self.step + 1"),
-            "setup": "self.stepper$n = Stepper$n()",
-            "result": "self.stepper$n($x)",
-        },
+        "after its use in a submodule": of(
+            "self.stepper$n($x)",
+            setup="self.stepper$n = Stepper$n()",
+            define=_STEPPER.format("", "x, self.step = x * self.step, self.step + 1"),
+        ),
         "from outside": _outside("self.holder$n.v = self.holder$n.v + 1"),
         "setattr from outside": _outside('setattr(self.holder$n, "v", self.holder$n.v + 1)'),
         "_buffers from outside": _outside('self.holder$n._buffers["v"] = self.holder$n.v + 1'),
-        "two levels down": {
-            "setup": (
-                "self.outer$n = nn.Module()\nself.outer$n.inner = nn.Module()\n"
-                'self.outer$n.inner.register_buffer("v", torch.zeros(()))'
-            ),
-            "body": "self.outer$n.inner.v = self.outer$n.inner.v * 0.5 + 1",
-            "result": "$x + self.outer$n.inner.v",
-        },
-        "of the root": {
-            "setup": 'self.register_buffer("v$n", torch.zeros(()))',
-            "body": "self.v$n = self.v$n + 1",
-            "result": "$x + self.v$n",
-        },
-        "not persistent": {
-            "setup": (
-                'self.holder$n = nn.Module()\nself.holder$n.register_buffer("v", torch.zeros(()), persistent=False)'
-            ),
-            "body": "self.holder$n.v = self.holder$n.v + 1",
-            "result": "$x + self.holder$n.v",
-        },
+        "two levels down": of(
+            "$x + self.outer$n.inner.v",
+            setup="self.outer$n = nn.Module()\nself.outer$n.inner = nn.Module()\n"
+            'self.outer$n.inner.register_buffer("v", torch.zeros(()))',
+            body="self.outer$n.inner.v = self.outer$n.inner.v * 0.5 + 1",
+        ),
+        "of the root": of(
+            "$x + self.v$n", setup='self.register_buffer("v$n", torch.zeros(()))', body="self.v$n = self.v$n + 1"
+        ),
+        "not persistent": of(
+            "$x + self.holder$n.v",
+            setup='self.holder$n = nn.Module()\nself.holder$n.register_buffer("v", torch.zeros(()), persistent=False)',
+            body="self.holder$n.v = self.holder$n.v + 1",
+        ),
         "with a gradient": _gained("self.step = self.step * 0.5 + (x * self.gain).mean()"),
         "written with a gradient": _gained("self.step.copy_(self.step * 0.5 + (x * self.gain).mean())"),
         "written without a gradient": _gained(
@@ -111,66 +101,54 @@ BUFFERS = variants(
         "truncated in place": _gained(
             "self.step.detach_()\n        self.step = self.step * 0.5 + (x * self.gain).mean()"
         ),
-        "a mask in place": {
-            "setup": _BUFFER.replace("zeros(())", "zeros((), dtype=torch.bool)"),
-            "body": "self.v$n |= ($x.detach() > 0).any()",
-            "result": "$x * self.v$n",
-        },
-        "a view that is written and returned": {
-            "setup": _BUFFER.replace("zeros(())", "zeros(2, 2)"),
-            "body": "$y = self.v$n.view(4)\n$y.add_($x.detach().mean())",
-        },
-        "its old value": {
-            "setup": _BUFFER,
-            "body": "$y = self.v$n\nself.v$n = self.v$n + $x.detach().mean()",
-        },
+        "a mask in place": of(
+            "$x * self.v$n",
+            setup=_BUFFER.replace("zeros(())", "zeros((), dtype=torch.bool)"),
+            body="self.v$n |= ($x.detach() > 0).any()",
+        ),
+        "a view that is written and returned": of(
+            setup=_BUFFER.replace("zeros(())", "zeros(2, 2)"), body="$y = self.v$n.view(4)\n$y.add_($x.detach().mean())"
+        ),
+        "its old value": of(setup=_BUFFER, body="$y = self.v$n\nself.v$n = self.v$n + $x.detach().mean()"),
         "called twice": {**_stepper("self.step = self.step + 1"), "result": "self.stepper$n(self.stepper$n($x))"},
-        "one put in the place of another": {
-            "setup": f"{_BUFFER}\n{_BUFFER.replace('v$n', 'w$n')}",
-            "body": "$y = $x + self.w$n\nself.w$n = self.v$n\nself.v$n = self.v$n * 0.5 + $x.detach().mean()",
-        },
-        "two swapped": {
-            "setup": f"{_BUFFER}\n{_BUFFER.replace('v$n', 'w$n')}",
-            "body": "$y = $x + self.w$n\nself.w$n, self.v$n = self.v$n, self.w$n + $x.detach().mean()",
-        },
-        "written and assigned": {
-            "setup": _BUFFER,
-            "body": "self.v$n.add_($x.detach().mean())\nself.v$n = self.v$n * 0.5",
-            "result": "$x + self.v$n",
-        },
-        "detached and written": {
-            "setup": _BUFFER,
-            "body": "self.v$n = self.v$n.detach()\nself.v$n.mul_(0.5).add_($x.detach().mean())",
-            "result": "$x + self.v$n",
-        },
-        "the input": {
-            "setup": 'self.register_buffer("v$n", torch.zeros($shape))',
-            "body": "$y = $x * self.v$n\nself.v$n = $x.detach()",
-        },
-        "tied to another": {
-            "setup": f'{_BUFFER}\nself.holder$n = nn.Module()\nself.holder$n.register_buffer("v", self.v$n)',
-            "body": "self.v$n = self.v$n + $x.detach().mean()",
-            "result": "$x * self.v$n + self.holder$n.v",
-        },
-        "a view of it returned": {
-            "setup": _BUFFER.replace("zeros(())", "zeros(3)"),
-            "body": "self.v$n = self.v$n + $x.detach().mean()",
-            "result": "self.v$n[1:]",
-        },
-        "a view of what is written": {
-            "setup": _BUFFER.replace("zeros(())", "zeros(3)"),
-            "body": "self.v$n.add_($x.detach().mean())",
-            "result": "self.v$n[1:]",
-        },
+        "one put in the place of another": of(
+            setup=f"{_BUFFER}\n{_BUFFER.replace('v$n', 'w$n')}",
+            body="$y = $x + self.w$n\nself.w$n = self.v$n\nself.v$n = self.v$n * 0.5 + $x.detach().mean()",
+        ),
+        "two swapped": of(
+            setup=f"{_BUFFER}\n{_BUFFER.replace('v$n', 'w$n')}",
+            body="$y = $x + self.w$n\nself.w$n, self.v$n = self.v$n, self.w$n + $x.detach().mean()",
+        ),
+        "written and assigned": of(
+            "$x + self.v$n", setup=_BUFFER, body="self.v$n.add_($x.detach().mean())\nself.v$n = self.v$n * 0.5"
+        ),
+        "detached and written": of(
+            "$x + self.v$n",
+            setup=_BUFFER,
+            body="self.v$n = self.v$n.detach()\nself.v$n.mul_(0.5).add_($x.detach().mean())",
+        ),
+        "the input": of(
+            setup='self.register_buffer("v$n", torch.zeros($shape))', body="$y = $x * self.v$n\nself.v$n = $x.detach()"
+        ),
+        "tied to another": of(
+            "$x * self.v$n + self.holder$n.v",
+            setup=f'{_BUFFER}\nself.holder$n = nn.Module()\nself.holder$n.register_buffer("v", self.v$n)',
+            body="self.v$n = self.v$n + $x.detach().mean()",
+        ),
+        "a view of it returned": of(
+            "self.v$n[1:]",
+            setup=_BUFFER.replace("zeros(())", "zeros(3)"),
+            body="self.v$n = self.v$n + $x.detach().mean()",
+        ),
+        "a view of what is written": of(
+            "self.v$n[1:]", setup=_BUFFER.replace("zeros(())", "zeros(3)"), body="self.v$n.add_($x.detach().mean())"
+        ),
     },
 )
 
 
 def _shared(layer: str) -> dict[str, str]:
-    return {
-        "setup": f"self.layer$n = {layer}\nself.twin$n = self.layer$n",
-        "result": "self.layer$n($x) + self.twin$n($x * 2)",
-    }
+    return of("self.layer$n($x) + self.twin$n($x * 2)", setup=f"self.layer$n = {layer}\nself.twin$n = self.layer$n")
 
 
 SHARED = (
@@ -178,18 +156,16 @@ SHARED = (
     *variants(
         "shared module",
         {
-            "behind a convolution and without one": {
-                "setup": "self.conv$n = nn.Conv2d($c, $c, 1, bias=False)\nself.norm$n = nn.BatchNorm2d($c)",
-                "result": "self.norm$n(F.relu(self.norm$n(self.conv$n($x))))",
-            },
-            "behind two convolutions": {
-                "setup": (
-                    "self.norm$n = nn.BatchNorm2d($c)\n"
-                    "self.conv$n = nn.Conv2d($c, $c, 1)\n"
-                    "self.layers$n = nn.Sequential(self.conv$n, self.norm$n, nn.Conv2d($c, $c, 1), self.norm$n)"
-                ),
-                "result": "self.layers$n($x)",
-            },
+            "behind a convolution and without one": of(
+                "self.norm$n(F.relu(self.norm$n(self.conv$n($x))))",
+                setup="self.conv$n = nn.Conv2d($c, $c, 1, bias=False)\nself.norm$n = nn.BatchNorm2d($c)",
+            ),
+            "behind two convolutions": of(
+                "self.layers$n($x)",
+                setup="self.norm$n = nn.BatchNorm2d($c)\n"
+                "self.conv$n = nn.Conv2d($c, $c, 1)\n"
+                "self.layers$n = nn.Sequential(self.conv$n, self.norm$n, nn.Conv2d($c, $c, 1), self.norm$n)",
+            ),
         },
         shapes=IMAGES,
     ),
@@ -199,13 +175,11 @@ SHARED = (
             "dropout": _shared("nn.Dropout(0.5)"),
             "linear": _shared("nn.Linear($last, $last)"),
             "sequence": _shared("nn.Sequential(nn.Linear($last, $last), nn.ReLU(), nn.Dropout(0.5))"),
-            "of two parents": {
-                "setup": (
-                    "self.left$n = nn.Sequential(nn.Linear($last, $last), nn.Dropout(0.5))\n"
-                    "self.right$n = nn.Sequential(nn.ReLU(), self.left$n)"
-                ),
-                "result": "self.right$n(self.left$n($x))",
-            },
+            "of two parents": of(
+                "self.right$n(self.left$n($x))",
+                setup="self.left$n = nn.Sequential(nn.Linear($last, $last), nn.Dropout(0.5))\n"
+                "self.right$n = nn.Sequential(nn.ReLU(), self.left$n)",
+            ),
             "with a buffer": {
                 **_stepper("self.step = self.step + 1"),
                 "setup": "self.stepper$n = Stepper$n()\nself.twin$n = self.stepper$n",
@@ -222,56 +196,51 @@ WEIGHTS = (
     *variants(
         "transposed weight",
         {
-            "t()": {"setup": _SQUARE, "result": "$x @ self.weight$n.t()"},
-            "T": {"setup": _SQUARE, "result": "torch.matmul($x, self.weight$n.T)"},
-            "mT": {"setup": _SQUARE, "result": "$x @ self.weight$n.mT"},
-            "transpose": {"setup": _SQUARE, "result": "$x @ self.weight$n.transpose(0, 1)"},
-            "permute": {"setup": _SQUARE, "result": "$x @ self.weight$n.permute(1, 0)"},
-            "F.linear": {"setup": _SQUARE, "result": "F.linear($x, self.weight$n.t())"},
-            "matmul": {"setup": _SQUARE, "result": "$x @ self.weight$n"},
-            "contiguous": {"setup": _SQUARE, "result": "$x @ self.weight$n.t().contiguous()"},
-            "of a linear": {
-                "setup": "self.linear$n = nn.Linear($last, $last)",
-                "result": "F.linear($x, self.linear$n.weight.t(), self.linear$n.bias)",
-            },
-            "as both": {"setup": _SQUARE, "result": "F.linear(F.linear($x, self.weight$n), self.weight$n.t())"},
-            "einsum": {"setup": _SQUARE, "result": 'torch.einsum("...i,ij->...j", $x, self.weight$n)'},
-            "buffer": {
-                "setup": 'self.register_buffer("weight$n", torch.randn($last, $last))',
-                "result": "$x @ self.weight$n.t()",
-            },
-            "scaled": {"setup": _SQUARE, "result": "$x @ (self.weight$n * 0.5).t()"},
-            "flipped": {"setup": _SQUARE, "result": "F.linear($x, self.weight$n.flip(0))"},
+            "t()": "$x @ self.weight$n.t()",
+            "T": "torch.matmul($x, self.weight$n.T)",
+            "mT": "$x @ self.weight$n.mT",
+            "transpose": "$x @ self.weight$n.transpose(0, 1)",
+            "permute": "$x @ self.weight$n.permute(1, 0)",
+            "F.linear": "F.linear($x, self.weight$n.t())",
+            "matmul": "$x @ self.weight$n",
+            "contiguous": "$x @ self.weight$n.t().contiguous()",
+            "of a linear": of(
+                "F.linear($x, self.linear$n.weight.t(), self.linear$n.bias)",
+                setup="self.linear$n = nn.Linear($last, $last)",
+            ),
+            "as both": "F.linear(F.linear($x, self.weight$n), self.weight$n.t())",
+            "einsum": 'torch.einsum("...i,ij->...j", $x, self.weight$n)',
+            "buffer": of("$x @ self.weight$n.t()", setup='self.register_buffer("weight$n", torch.randn($last, $last))'),
+            "scaled": "$x @ (self.weight$n * 0.5).t()",
+            "flipped": "F.linear($x, self.weight$n.flip(0))",
         },
+        setup=_SQUARE,
         shapes=ANY,
     ),
     *variants(
         "transposed weight",
         {
-            "mm": {"setup": _SQUARE, "result": "torch.mm($x, self.weight$n.t())"},
-            "addmm": {
-                "setup": _SQUARE + "\nself.bias$n = nn.Parameter(torch.randn($last))",
-                "result": "torch.addmm(self.bias$n, $x, self.weight$n.t())",
-            },
-            "on the left": {
-                "setup": "self.weight$n = nn.Parameter(torch.randn($last, $last))",
-                "result": "(self.weight$n.t() @ $x.t()).t()",
-            },
+            "mm": "torch.mm($x, self.weight$n.t())",
+            "addmm": of(
+                "torch.addmm(self.bias$n, $x, self.weight$n.t())",
+                setup=_SQUARE + "\nself.bias$n = nn.Parameter(torch.randn($last))",
+            ),
+            "on the left": "(self.weight$n.t() @ $x.t()).t()",
         },
+        setup=_SQUARE,
         shapes=ROWS,
     ),
     *variants(
         "transposed weight",
         {
-            "kernel": {"setup": _KERNEL.format(1), "result": "F.conv2d($x, self.kernel$n.transpose(0, 1))"},
-            "kernel by permute": {
-                "setup": _KERNEL.format(3),
-                "result": "F.conv2d($x, self.kernel$n.permute(1, 0, 3, 2), padding=1)",
-            },
-            "matrix as kernel": {
-                "setup": "self.weight$n = nn.Parameter(torch.randn($c, $c))",
-                "result": "F.conv2d($x, self.weight$n.t()[:, :, None, None])",
-            },
+            "kernel": of("F.conv2d($x, self.kernel$n.transpose(0, 1))", setup=_KERNEL.format(1)),
+            "kernel by permute": of(
+                "F.conv2d($x, self.kernel$n.permute(1, 0, 3, 2), padding=1)", setup=_KERNEL.format(3)
+            ),
+            "matrix as kernel": of(
+                "F.conv2d($x, self.weight$n.t()[:, :, None, None])",
+                setup="self.weight$n = nn.Parameter(torch.randn($c, $c))",
+            ),
         },
         shapes=IMAGES,
     ),
@@ -310,7 +279,7 @@ WRITES = {
 
 
 def _write_through_a_view(operator: str, w: Writer, x: str) -> str | None:
-    """Write to a view of a new tensor, and return the tensor: several views are tried until one takes the operator."""
+    """Mutate a new tensor through a view, the first of several that accepts the operator; return the tensor."""
     if (
         not w[x].dim()
         or not w[x].numel()

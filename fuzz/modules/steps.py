@@ -1,4 +1,4 @@
-"""The steps a generated module consists of: one function for each family of statements, in one table."""
+"""The steps of a generated module: one function for each family of statements."""
 
 from __future__ import annotations
 
@@ -42,6 +42,44 @@ MASKS = (
     "{x} + torch.ones({x}.shape, dtype={x}.dtype)", "({x} > 0.123) & ({x} < 2.0)", "({x} * 3.3).to(torch.int64)",
     "{x}.detach() + {x}",
 )  # fmt: skip
+POOLS = (
+    "nn.AdaptiveAvgPool{d}(1)", "nn.AdaptiveAvgPool{d}({last})", "nn.MaxPool{d}(2)", "nn.AvgPool{d}(2, ceil_mode=True)",
+    "nn.MaxPool{d}(3, stride=1, padding=1)", "nn.AvgPool{d}(1)",
+)  # fmt: skip
+LAYOUTS = (
+    "{x}.transpose({i}, {j})", "{x}.permute({order})", "{x}.flatten({start})", "{x}.reshape(-1)", "{x}.unsqueeze({i})",
+    "{x}.squeeze({i})", "{x}.reshape({x}.shape[0], -1)", "{x}.contiguous()", "{x}.flip({i})", "{x}.roll(1, {i})",
+    "{x}.narrow({i}, 0, 1)", "{x}.select({i}, 0)", "{x}[..., 0]", "{x}[None]", "{x}[:, None]", "{x}[..., ::2]",
+    "{x}[1:]", "{x}.reshape({x}.shape)", "{x}.expand_as({x})", "{x}.unsqueeze(0).expand(2, {minus})",
+    "{x}.movedim(0, -1)", "{x}.mT", "{x}.view({x}.size(0), -1)", "F.pad({x}, (0, 1))", "{x}.repeat({ones})",
+    "{x}.index_select({i}, torch.tensor([0]))",
+)  # fmt: skip
+REDUCTIONS = (
+    "{x}.mean({dim})", "{x}.sum({dim}, keepdim=True)", "{x}.amax({dim})", "{x}.sum()", "{x}.mean({dim}, keepdim=True)",
+    "{x}.max({dim}).values", "{x}.var({dim}, correction=0)", "{x}.cumsum({dim})",
+    "{x}.norm(dim={dim}, keepdim=True) + 1", "{x}.argmax({dim})", "torch.softmax({x}, dim={dim})", "{x}.mean()",
+)  # fmt: skip
+NORMALIZATIONS = (
+    "F.layer_norm({x}, ({last},))", "F.normalize({x}, dim={dim})", "F.softmax({x}, {dim})",
+    "({x} - {x}.mean(-1, keepdim=True)) / ({x}.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()",
+)  # fmt: skip
+COMBINATIONS = (
+    "{x} + {y}", "{y} + {x}", "{x} * {y}", "{x} - {y}", "torch.minimum({x}, {y})", "torch.add({x}, {y}, alpha=2)",
+    "torch.stack([{x}, {y}], {place})",
+)  # fmt: skip
+PRODUCTS = (
+    "torch.einsum('...i,...i->...', {x}, {y})", "torch.einsum('...i,...j->...ij', {x}, {y})",
+    "torch.einsum('i...,i...->...', {x}, {y})",
+)  # fmt: skip
+POOLED = ("F.adaptive_avg_pool2d({x}, 1)", "{x}.mean((2, 3), keepdim=True)", "{x}[:, :, :1, :1]")
+FLATTENED = (
+    "torch.flatten({x}, 1)", "{x}.flatten(1)", "{x}.view({x}.size(0), -1)", "{x}.squeeze(-1).squeeze(-1)",
+    "{x}.reshape({x}.shape[0], -1)", "{x}[:, :, 0, 0]", "{x}.mean((2, 3))",
+)  # fmt: skip
+ATTENTION_MASKS = (
+    "", ", is_causal=True", ", scale=0.3", ", attn_mask=torch.ones({n}, {n}, dtype=torch.bool).tril()",
+    ", attn_mask=torch.arange({n}, dtype={x}.dtype)", ", attn_mask={x}[..., :1] > 0.123",
+)  # fmt: skip
 
 
 def _activation(w: Writer, x: str) -> None:
@@ -79,7 +117,7 @@ def _convolution(w: Writer, x: str) -> None:
 
 
 def _block(w: Writer, x: str) -> None:
-    """A convolution, a normalization and an activation, as in most networks for images."""
+    """Write a convolution, a normalization and an activation, as in most networks for images."""
     if w[x].dim() not in _DIMENSIONS or not w[x].shape[1]:
         return
     if w.integer(0, 2) == 2 and w[x].dim() == 4:
@@ -88,7 +126,7 @@ def _block(w: Writer, x: str) -> None:
     _convolution(w, x)
     made = w[w.values[-1]]
     if made.dim() not in _DIMENSIONS:
-        return  # no convolution fits, and something else was made last
+        return  # no convolution fits
     w.layer(f"nn.BatchNorm{_DIMENSIONS[made.dim()]}({made.shape[1]})", w.values[-1])
     if w.flag():
         _activation(w, w.values[-1])
@@ -126,34 +164,15 @@ def _normalization(w: Writer, x: str) -> None:
     if w.flag():
         w.layer(w.one_of(*choices), x)
     else:
-        centered = f"({x} - {x}.mean(-1, keepdim=True))"
         dim = w.dim(x)
-        w.let(
-            w.one_of(
-                f"F.layer_norm({x}, ({last},))",
-                f"F.normalize({x}, dim={dim})",
-                f"F.softmax({x}, {dim})",
-                f"{centered} / ({x}.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()",
-            )
-        )
+        w.let(w.one_of(*NORMALIZATIONS).format(x=x, dim=dim, last=last))
 
 
 def _pool(w: Writer, x: str) -> None:
     shape = w[x].shape
     if len(shape) not in _DIMENSIONS:
         return
-    d = _DIMENSIONS[len(shape)]
-    w.layer(
-        w.one_of(
-            f"nn.AdaptiveAvgPool{d}(1)",
-            f"nn.AdaptiveAvgPool{d}({shape[-1]})",
-            f"nn.MaxPool{d}(2)",
-            f"nn.AvgPool{d}(2, ceil_mode=True)",
-            f"nn.MaxPool{d}(3, stride=1, padding=1)",
-            f"nn.AvgPool{d}(1)",
-        ),
-        x,
-    )
+    w.layer(w.one_of(*POOLS).format(d=_DIMENSIONS[len(shape)], last=shape[-1]), x)
 
 
 def _linear(w: Writer, x: str) -> None:
@@ -171,41 +190,19 @@ def _linear(w: Writer, x: str) -> None:
 def _classifier(w: Writer, x: str) -> None:
     shape = w[x].shape
     if len(shape) == 4:
-        w.let(w.one_of(f"F.adaptive_avg_pool2d({x}, 1)", f"{x}.mean((2, 3), keepdim=True)", f"{x}[:, :, :1, :1]"))
-        source = w.values[-1]
-        w.let(
-            w.one_of(
-                "torch.flatten({x}, 1)",
-                "{x}.flatten(1)",
-                "{x}.view({x}.size(0), -1)",
-                "{x}.squeeze(-1).squeeze(-1)",
-                "{x}.reshape({x}.shape[0], -1)",
-                "{x}[:, :, 0, 0]",
-                "{x}.mean((2, 3))",
-            ).format(x=source)
-        )
+        w.let(w.one_of(*POOLED).format(x=x))
+        w.let(w.one_of(*FLATTENED).format(x=w.values[-1]))
         w.layer(f"nn.Linear({w[w.values[-1]].shape[-1]}, 3)", w.values[-1])
 
 
 def _combination(w: Writer, x: str) -> None:
     y, rank = w.same_shape(x), w[x].dim()
-    choices = [
-        f"{x} + {y}",
-        f"{y} + {x}",
-        f"{x} * {y}",
-        f"{x} - {y}",
-        f"torch.minimum({x}, {y})",
-        f"torch.add({x}, {y}, alpha=2)",
-        f"torch.stack([{x}, {y}], {w.integer(0, rank)})",
-    ]
+    choices, place = [*COMBINATIONS], w.integer(0, rank)
     if rank:
-        choices += [f"torch.cat([{x}, {y}], {w.dim(x)})"]
-        choices += [
-            f"torch.einsum('{form}', {x}, {y})" for form in ("...i,...i->...", "...i,...j->...ij", "i...,i...->...")
-        ]
+        choices += [f"torch.cat([{{x}}, {{y}}], {w.dim(x)})", *PRODUCTS]
     if rank == 3:
-        choices += [f"torch.einsum('bij,bkj->bik', {x}, {y})", f"torch.bmm({x}, {y}.transpose(1, 2))"]
-    w.let(w.one_of(*choices))
+        choices += ["torch.einsum('bij,bkj->bik', {x}, {y})", "torch.bmm({x}, {y}.transpose(1, 2))"]
+    w.let(w.one_of(*choices).format(x=x, y=y, place=place))
 
 
 def _layout(w: Writer, x: str) -> None:
@@ -214,41 +211,13 @@ def _layout(w: Writer, x: str) -> None:
         w.let(w.one_of(f"{x}.unsqueeze(0)", f"{x}.reshape(1, 1)", f"{x}.expand(2, 3)"))
         return
     i, j = w.dim(x), w.dim(x)
-    size = w[x].shape[i]
     order = w.order(rank)
-    kind = w.one_of(
-        "{x}.transpose({i}, {j})",
-        "{x}.permute({order})",
-        "{x}.flatten({start})",
-        "{x}.reshape(-1)",
-        "{x}.unsqueeze({i})",
-        "{x}.squeeze({i})",
-        "{x}.reshape({x}.shape[0], -1)",
-        "{x}.contiguous()",
-        "{x}.flip({i})",
-        "{x}.roll(1, {i})",
-        "{x}.narrow({i}, 0, 1)",
-        "{x}.select({i}, 0)",
-        "{x}[..., 0]",
-        "{x}[None]",
-        "{x}[:, None]",
-        "{x}[..., ::2]",
-        "{x}[1:]",
-        "{x}.reshape({x}.shape)",
-        "{x}.expand_as({x})",
-        "{x}.unsqueeze(0).expand(2, {minus})",
-        "{x}.movedim(0, -1)",
-        "{x}.mT",
-        "{x}.view({x}.size(0), -1)",
-        "F.pad({x}, (0, 1))",
-        "{x}.repeat({ones})",
-        "{x}.index_select({i}, torch.tensor([0]))",
-    )
+    kind = w.one_of(*LAYOUTS)
     if "unsqueeze" in kind and rank > 4:
         return
     start = w.integer(0, 1)
     ones, minus = ", ".join(["2"] + ["1"] * (rank - 1)), ", ".join(["-1"] * rank)
-    w.let(kind.format(x=x, i=i, j=j, order=order, start=start, ones=ones, minus=minus, size=size))
+    w.let(kind.format(x=x, i=i, j=j, order=order, start=start, ones=ones, minus=minus))
 
 
 def _parts(w: Writer, x: str) -> None:
@@ -268,22 +237,7 @@ def _reduction(w: Writer, x: str) -> None:
     if not w[x].dim():
         return
     dim = w.dim(x)
-    w.let(
-        w.one_of(
-            f"{x}.mean({dim})",
-            f"{x}.sum({dim}, keepdim=True)",
-            f"{x}.amax({dim})",
-            f"{x}.sum()",
-            f"{x}.mean({dim}, keepdim=True)",
-            f"{x}.max({dim}).values",
-            f"{x}.var({dim}, correction=0)",
-            f"{x}.cumsum({dim})",
-            f"{x}.norm(dim={dim}, keepdim=True) + 1",
-            f"{x}.argmax({dim})",
-            f"torch.softmax({x}, dim={dim})",
-            f"{x}.mean()",
-        )
-    )
+    w.let(w.one_of(*REDUCTIONS).format(x=x, dim=dim))
 
 
 def _attention(w: Writer, x: str) -> None:
@@ -299,15 +253,7 @@ def _attention(w: Writer, x: str) -> None:
     if kind == 0:
         w.layer(f"nn.MultiheadAttention({width}, {heads}, batch_first={w.flag()})", x, "{layer}({x}, {x}, {x})[0]")
     elif kind == 1:
-        n = shape[1]
-        mask = w.one_of(
-            "",
-            ", is_causal=True",
-            ", scale=0.3",
-            f", attn_mask=torch.ones({n}, {n}, dtype=torch.bool).tril()",
-            f", attn_mask=torch.arange({n}, dtype={x}.dtype)",
-            f", attn_mask={x}[..., :1] > 0.123",
-        )
+        mask = w.one_of(*ATTENTION_MASKS).format(x=x, n=shape[1])
         w.let(f"F.scaled_dot_product_attention({x}, {x}, {x}{mask})")
     elif kind == 2:
         w.let(f"torch.softmax({x} @ {x}.transpose(-2, -1) * {width**-0.5}, dim=-1) @ {x}")
@@ -331,10 +277,7 @@ def _container(w: Writer, x: str) -> None:
     layer = f"nn.Linear({last}, {last})"
     kind = w.integer(0, 4)
     if kind == 0:
-        w.layer(
-            f"nn.Sequential({layer}, {act}, nn.Sequential(nn.Dropout(0.5), {layer}))",
-            x,
-        )
+        w.layer(f"nn.Sequential({layer}, {act}, nn.Sequential(nn.Dropout(0.5), {layer}))", x)
     elif kind == 1:
         w.layer(f"Block({last}, {act})", x)
     elif kind == 2 and len(shape) == 4 and shape[1]:
@@ -353,7 +296,7 @@ def _container(w: Writer, x: str) -> None:
 
 
 def _reuse(w: Writer, x: str) -> None:
-    """Call a layer that has been called: the first that takes the value."""
+    """Call a layer again: the first that accepts the value."""
     start = w.integer(0, max(0, len(w.layers) - 1))
     for path in (*w.layers[start:], *w.layers[:start]):
         if w.let(f"{path}({x})"):

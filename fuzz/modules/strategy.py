@@ -1,4 +1,4 @@
-"""A strategy for modules as source text, with their inputs and modes: what a user's model can be."""
+"""A strategy for modules as source text, with inputs and modes, as users may write them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DTYPES = (torch.float32,) * 5 + (torch.float64, torch.float16, torch.bfloat16, 
 
 @st.composite
 def _second_input(draw: st.DrawFn, first: InputSpec) -> tuple[InputSpec, ...]:
-    """None most often; else a second tensor, or the first one's object again."""
+    """Return no second input, a second tensor, or the same object again."""
     if not draw(st.booleans()):
         return ()
     kind = draw(st.sampled_from(("new", "bool", "int", "same")))
@@ -55,7 +55,7 @@ def _inputs(draw: st.DrawFn, dtype: torch.dtype) -> tuple[InputSpec, ...]:
 def _seldom(draw: st.DrawFn, one_of: int) -> bool:
     """Return True in one of so many draws; draws shrink towards False.
 
-    Ask it before other conditions: a draw more is no smaller example, so what makes one does not shrink away.
+    Call it before other conditions are tested: otherwise these would not shrink away, as that would add a draw.
     """
     return draw(st.integers(1, one_of)) == one_of
 
@@ -75,7 +75,7 @@ def _inputs_for(draw: st.DrawFn, recipe: Recipe, dtype: torch.dtype) -> tuple[In
 
 @st.composite
 def _kind_of(draw: st.DrawFn, kinds: tuple[str, ...]) -> str:
-    """Return one of some kinds: first a family, so that those of few variants are no rarer."""
+    """Return one of some kinds: first a family, so that small families are not rare."""
     families: dict[str, list[str]] = {}
     for kind in kinds:
         families.setdefault(RECIPES[kind].family, []).append(kind)
@@ -83,7 +83,7 @@ def _kind_of(draw: st.DrawFn, kinds: tuple[str, ...]) -> str:
 
 
 def _follow(w: Writer, recipe: Recipe) -> str | None:
-    """Write a recipe on the newest value that is like the input, or on the input; return the value that it makes."""
+    """Write a recipe for the newest value that is like the input, or for the input; return the name of its value."""
     first = w["x"].shape
     alike = [name for name in w.values if w[name].shape == first and w[name].dtype == w.dtype]
     mark = len(w.setup)
@@ -108,7 +108,7 @@ def _grow(w: Writer, max_ops: int) -> None:
 
 @st.composite
 def _step(draw: st.DrawFn, w: Writer) -> bool:
-    """Write a step, or return False to stop; a strategy of its own, so that a step shrinks away with all its draws."""
+    """Write a step, or return False to stop. As a strategy of its own, a step shrinks away with all its draws."""
     if draw(st.integers(0, 15)) == 0:
         return False
     usable = [n for n in w.values if w[n].is_floating_point() and w[n].numel() <= LARGEST and w[n].dim() <= 5]
@@ -117,7 +117,7 @@ def _step(draw: st.DrawFn, w: Writer) -> bool:
         source = usable[-1] if w.integer(0, 3) < 3 else w.one_of(*usable)
         mark, written = len(w.setup), len(w.body)
         w.one_of(*STEPS)(w, source)
-        if len(w.body) == written and not w.flag():  # else it stays as a layer that nothing uses
+        if len(w.body) == written and not w.flag():  # else it stays as an unused layer
             w.roll_back(mark)
     finally:
         w.draw = outer
@@ -138,14 +138,14 @@ def _returned(w: Writer, wanted: str | None = None) -> str:
 def modules(draw: st.DrawFn, max_ops: int = 12, kinds: Sequence[str] = ()) -> ModuleCase:
     """Return a strategy for modules as source text, each with its inputs, weights and modes.
 
-    Every statement was run on the inputs when it was written, so each module runs. Modules write to intermediate
-    values, to views of them, to buffers, and now and then to their inputs. One in three has something of Python around
-    its graph: layers that are not what their class says, state outside of buffers, questions to the surroundings.
+    Every statement was run on the inputs when it was written, so each module runs. Modules mutate intermediate values,
+    views of them, buffers, and sometimes inputs. One in three has some Python around its graph: layers that override
+    their class, state outside of buffers, questions to the surroundings.
 
     Args:
         draw: of hypothesis.
         max_ops: the largest number of steps; a step is one to five statements.
-        kinds: each module has one of these kinds of Python around its graph (names of `RECIPES`).
+        kinds: names of `RECIPES`, of which each module has one.
     """
     recipe = None
     if kinds or _seldom(draw, 3):
@@ -161,7 +161,7 @@ def modules(draw: st.DrawFn, max_ops: int = 12, kinds: Sequence[str] = ()) -> Mo
             _grow(writer, max_ops)
         else:
             if "**" in recipe.signature:
-                writer.values = ["x"]  # the others have no names in `forward`
+                writer.values = ["x"]  # the others do not have names in `forward`
             steps = draw(st.integers(0, max_ops // 4))
             _grow(writer, 0 if recipe.base else steps)
             wanted = _follow(writer, recipe)
@@ -183,7 +183,7 @@ def modules(draw: st.DrawFn, max_ops: int = 12, kinds: Sequence[str] = ()) -> Mo
 
 
 def _runs(case: ModuleCase) -> bool:
-    """Return whether a module runs in its modes: batch norm in training wants several values for each channel."""
+    """Return whether a module runs in its modes: batch norm in training needs several values per channel."""
     args, kwargs = case.arguments()
     with warnings.catch_warnings(), seeded(0), torch.no_grad():
         warnings.simplefilter("ignore")

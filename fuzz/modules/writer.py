@@ -1,4 +1,4 @@
-"""A module's source text while it is written: every statement is run at once on example inputs."""
+"""The source text of a module while it is written; every statement is run at once on example inputs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from fuzz.modules.case import HEADER, InputSpec
 T = TypeVar("T")
 
 _ERRORS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, AssertionError, ZeroDivisionError)
-"""What torch raises for operands that do not fit."""
+"""Errors of PyTorch for operands that do not fit."""
 LARGEST = 4096
-"""Tensors with more elements are not worked on."""
+"""Tensors with more elements are not used as operands."""
 
 CLASSES = {
     "Block": """\
@@ -52,7 +52,7 @@ class Residual(nn.Module):
 
 
 class Writer:
-    """The text so far and the values it makes on the example inputs."""
+    """The text so far, and its values on the example inputs."""
 
     def __init__(
         self, draw: st.DrawFn, inputs: tuple[InputSpec, ...], dtype: torch.dtype, training: bool, writes_inputs: bool
@@ -61,7 +61,7 @@ class Writer:
         self.inputs = inputs
         self.dtype = dtype
         self.writes_inputs = writes_inputs
-        """Whether statements may write to inputs."""
+        """Whether statements may mutate inputs."""
         self.module = nn.Module()
         self.module.train(training)
         self.scope: dict[str, Any] = {"torch": torch, "nn": nn, "F": functional, "self": self.module}
@@ -72,13 +72,13 @@ class Writer:
             made[spec.name] = made[spec.same_as] if spec.same_as is not None else spec.build()
         self.scope.update(made)
         self.definitions: list[str] = []
-        """Statements of the Python module, in front of the class."""
+        """Statements of the Python module before the class."""
         self.setup: list[str] = []
         self.body: list[str] = []
         self.methods: list[str] = []
         """Further methods of the class."""
         self.base = ""
-        """The class that it derives from and leaves as it is, with the constructor's arguments; empty for a new one."""
+        """A base class that it does not change, with the constructor's arguments; empty for an ordinary module."""
         self.signature = ""
         """The parameters of `forward`; empty for the inputs in order."""
         self.values = list(made)
@@ -94,7 +94,7 @@ class Writer:
         return self.draw(st.sampled_from(choices))
 
     def integer(self, lower: int, upper: int) -> int:
-        """Return an integer between two, both included; draws shrink towards the lower one."""
+        """Return an integer between two bounds, both included; draws shrink towards the lower one."""
         return self.draw(st.integers(lower, upper))
 
     def flag(self) -> bool:
@@ -102,11 +102,11 @@ class Writer:
         return self.draw(st.booleans())
 
     def order(self, rank: int) -> tuple[int, ...]:
-        """Return a permutation of the dimensions of a rank."""
+        """Return a permutation of so many dimensions."""
         return tuple(self.draw(st.permutations(range(rank))))
 
     def dim(self, name: str) -> int:
-        """Return a dimension of a value, counted from the front or from the back."""
+        """Return a dimension of a value, positive or negative."""
         rank = self[name].dim()
         return self.integer(0, rank - 1) - (rank if self.flag() else 0)
 
@@ -124,7 +124,7 @@ class Writer:
         return self.one_of(*alike)
 
     def writable(self, name: str) -> bool:
-        """Return whether a value may be written: no weight or view of one; an input only where that is wanted."""
+        """Return whether a value may be mutated: not a weight or a view of one, and inputs only if wanted."""
         x = self[name]
         kept = [*self.module.parameters(), *self.module.buffers()]
         if not self.writes_inputs:
@@ -136,12 +136,12 @@ class Writer:
     # ---- statements ----
 
     def fresh(self, stem: str = "v") -> str:
-        """Return a name that is not used yet."""
+        """Return a new name."""
         self.count += 1
         return f"{stem}{self.count}"
 
     def run(self, line: str) -> bool:
-        """Append a statement of `forward` where it runs; return whether it does."""
+        """Append a statement of `forward` if it runs; return whether it does."""
         with torch.no_grad():
             try:
                 exec(line, self.scope)
@@ -151,10 +151,7 @@ class Writer:
         return True
 
     def let(self, expression: str, count: int = 1) -> bool:
-        """Append `name = expression`, for several names where the expression makes several tensors.
-
-        Return whether it runs.
-        """
+        """Append `name = expression`, with several names for several tensors; return whether it runs."""
         names = [self.fresh() for _ in range(count)]
         if not self.run(f"{', '.join(names)} = {expression}"):
             return False
@@ -162,7 +159,7 @@ class Writer:
         return True
 
     def define(self, text: str) -> None:
-        """Put statements in front of the class, once."""
+        """Put statements before the class, once."""
         if text not in self.definitions:
             exec(text, self.scope)
             self.definitions.append(text)
@@ -179,7 +176,7 @@ class Writer:
         return True
 
     def layer(self, expression: str, source: str, call: str = "{layer}({x})", *, count: int = 1) -> bool:
-        """Append a layer and its call; neither where the call does not run. Return whether it does."""
+        """Append a layer and its call, or neither if the call does not run; return whether it does."""
         stem = expression.partition("(")[0].rpartition(".")[2].lower()
         path = f"self.{self.fresh(stem)}"
         mark = len(self.setup)
@@ -193,7 +190,7 @@ class Writer:
         return True
 
     def roll_back(self, mark: int) -> None:
-        """Take back the statements of `__init__` after the first `mark` ones."""
+        """Remove the statements of `__init__` after the first `mark` ones."""
         for line in self.setup[mark:]:
             name = line.partition(" = ")[0].removeprefix("self.")
             if name.isidentifier() and hasattr(self.module, name):
@@ -203,7 +200,7 @@ class Writer:
     # ---- the text ----
 
     def text(self, returned: str) -> str:
-        """Return the source of the module, whose `forward` returns an expression."""
+        """Return the source of the module with the expression that `forward` returns."""
         if self.base:
             name, _, arguments = self.base.partition("(")
             return f"{HEADER}\n\nclass Net({name}):\n    def __init__(self):\n        super().__init__({arguments}\n"

@@ -153,9 +153,9 @@ CURATED: tuple[Mutant, ...] = (
     _mutant(
         "inference",
         "types: permute the wrong way round",
-        "ir.ops.inference.layout:permute",
-        "return _with_shape(x, [x.shape[d] for d in wrap_dims(dims, len(x.shape))])",
-        "return _with_shape(x, [x.shape[wrap_dims(dims, len(x.shape)).index(d)] for d in range(len(dims))])",
+        "ir.columns:permutation",
+        'order = [wrap(dim, rank) for dim in attributes["dims"]]',
+        'order = [[wrap(dim, rank) for dim in attributes["dims"]].index(place) for place in range(rank)]',
         "aten.permute",
         "aten.relu",
     ),
@@ -197,7 +197,7 @@ CURATED: tuple[Mutant, ...] = (
     _mutant(
         "compiler",
         "codegen: infix operands",
-        "compiler.codegen.functions:_emit_infix",
+        "compiler.codegen.functions:_emit_operator",
         "tuple(operands))",
         "tuple(operands[::-1]))",
     ),

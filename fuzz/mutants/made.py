@@ -51,7 +51,7 @@ _MACHINERY = (
         Subject("pass", ("eliminate-dead-code",)),
     ),
     _Machinery(
-        "passes.fold.constants:fold_constants",
+        "passes.fold.constants:FoldConstants.run",
         ("passes.fold.constants",),
         Subject("pass", ("fold-constants",), (*_CONSTANTS, *_ON_CONSTANTS)),
     ),
@@ -61,7 +61,7 @@ _MACHINERY = (
         Subject("pass", ("fold-batch-norm", "FoldBatchNormPattern")),
     ),
     _Machinery(
-        "passes.fold.weights:fold_weight_views",
+        "passes.fold.weights:FoldParameterViews.run",
         ("passes.fold.weights",),
         Subject("pass", ("canonicalize{fold_parameter_views=true}",), _ON_WEIGHTS),
     ),
@@ -134,9 +134,10 @@ def _reached(starts: Iterable[Any], homes: tuple[str, ...]) -> list[str]:
         if function is None or not function.__module__.startswith(homes) or id(function) in closures:
             continue
         closures.add(id(function))
-        if function.__code__.co_filename.startswith("<"):
-            continue  # attrs wrote it
-        target = f"{function.__module__}:{function.__qualname__.partition('.<locals>')[0]}"
+        path = function.__qualname__.partition(".<locals>")[0]
+        if function.__code__.co_filename.startswith("<") or "<lambda>" in path:
+            continue  # attrs wrote it; a lambda outside of a function has no name to be found by
+        target = f"{function.__module__}:{path}"
         whole = _resolved(target)
         found.setdefault(target)
         pending += [cell.cell_contents for cell in function.__closure__ or ()]

@@ -50,6 +50,11 @@ def choose(
         InputError: when there is none, or a rule cannot be found.
     """
     mutants = mutants_of_rules({name: find_rule(name) for name in rules}) if rules else all_mutants()
+    if not mutants:
+        raise InputError(
+            f"{', '.join(rules)} has no code to mutate",
+            remedy="name a rule whose `pattern`, `check` or `rewrite` is written in a file",
+        )
     found = [
         m for m in mutants if (not only or any(n in m.name for n in only)) and (not classes or m.class_ in classes)
     ]
@@ -93,21 +98,50 @@ def known_results(
     """Return what a report says of mutants that were found, or survived as many examples or seconds.
 
     Raises:
-        InputError: when no report is named.
+        InputError: when no report is named, or the file is not a report.
     """
     if report is None:
         raise InputError("there is no report to resume from", remedy="name one with --report")
     wanted = {mutant.name for mutant in mutants}
-    known = [MutantResult(**entry) for entry in json.loads(report.read_text())] if report.exists() else []
     return [
         r
-        for r in known
+        for r in (_read(report) if report.exists() else ())
         if r.name in wanted
         and (
             r.status == "found"
             or (r.status in ("survived", "narrower") and (r.examples >= max_examples or r.seconds >= limit))
         )
     ]
+
+
+def _read(report: Path) -> list[MutantResult]:
+    try:
+        return [MutantResult(**entry) for entry in json.loads(report.read_text())]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{report} is not a report of mutants: {error}", remedy="name another file, or leave out --resume"
+        ) from error
+
+
+def _write(report: Path, results: Sequence[MutantResult]) -> None:
+    """Write a report in one step: what is interrupted leaves the one before."""
+    written = report.with_name(report.name + ".part")
+    written.write_text(json.dumps([attrs.asdict(r) for r in results], indent=1) + "\n")
+    written.replace(report)
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a time")
+    return number
 
 
 def _resumed(options: argparse.Namespace, mutants: Sequence[Mutant]) -> list[MutantResult]:
@@ -121,12 +155,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--rule", action="append", default=[], dest="rules", metavar="RULE", help="of this rule, also module:Class")
     add("--only", action="append", default=[], metavar="TEXT", help="mutants whose name contains this")
     add("--class", action="append", default=[], dest="classes", metavar="CLASS", help="of this class")
-    add("--sample", type=int, metavar="N", help="that many of them")
+    add("--sample", type=_at_least_one, metavar="N", help="that many of them")
     add("--seed", type=int, default=SEED, help="of the sample and of the searches")
     add("--list", action="store_true", help="print their names, and run none")
-    add("--processes", type=int, default=1, help="mutants at once")
-    add("--max-examples", type=int, default=2000, help="examples for each mutant")
-    add("--limit", type=float, default=LIMIT, help="seconds for each mutant")
+    add("--processes", type=_at_least_one, default=1, help="mutants at once")
+    add("--max-examples", type=_at_least_one, default=2000, help="examples for each mutant")
+    add("--limit", type=_seconds, default=LIMIT, help="seconds for each mutant")
     add("--report", type=Path, metavar="FILE", help="write all results as JSON")
     add("--resume", action="store_true", help="keep what the report says of as many examples")
     options = parser.parse_args(arguments)
@@ -134,7 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         mutants = choose(options.only, options.classes, options.rules, options.sample, options.seed)
         results = _resumed(options, mutants)
-    except InputError as error:
+        if options.report is not None and not options.list:
+            _write(options.report, results)
+    except (InputError, OSError) as error:
         console.print(str(error), markup=False)
         return 2
     if options.list:
@@ -151,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = f"{len(results)}/{len(mutants)} {result.status:9} {result.examples:5} examples {result.seconds:6.1f} s"
         console.print(f"{line}  {result.name}  [{what}]", markup=False, highlight=False, soft_wrap=True)
         if options.report is not None:
-            options.report.write_text(json.dumps([attrs.asdict(r) for r in results], indent=1) + "\n")
+            _write(options.report, results)
     console.print(score_table(results))
     for result in results:
         if result.status != "found":

@@ -1,4 +1,4 @@
-"""A case: a program in its text form, its weights and inputs. It can be run, written as a script, and kept."""
+"""A case: a program in its text form, with weights and inputs. It can be run, saved and written as a script."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ir.types import TensorType, Type
 
 @attrs.frozen(eq=False)
 class Case:
-    """What a property was checked on: a program and what it is run on."""
+    """The subject of a check: a program, its weights and inputs."""
 
     program: str
     """The text form of the program."""
@@ -27,9 +27,9 @@ class Case:
     weights: Mapping[str, torch.Tensor] = attrs.field(factory=dict)
     """The weights by name."""
     original: str = ""
-    """The text of a program that this one is equal to by construction, where there is one."""
+    """The text of a program that is equal by construction, if there is one."""
     one_text: bool = False
-    """Whether canonicalization must make one text of both."""
+    """Whether canonicalization must give both the same text."""
 
     @classmethod
     def of(cls, program: Program, inputs: Sequence[Any]) -> Case:
@@ -51,11 +51,11 @@ class Case:
         Args:
             program: the text of the program.
             seed: of the random numbers.
-            bounds: the range of what has this name: variances must be positive.
-            values: what has this name is this tensor or number.
+            bounds: name -> range of its values: variances must be positive.
+            values: name -> tensor or number.
 
         Raises:
-            InputError: when something has neither a value nor a type of which a tensor can be drawn.
+            InputError: when an input or a weight has no value, and no type for which a tensor can be drawn.
         """
         built = parse_program(program)
         generator = torch.Generator().manual_seed(seed)
@@ -78,11 +78,11 @@ class Case:
         return cls(program, tuple(inputs), {name: draw(name, w.type) for name, w in built.weights.items()})
 
     def of_original(self) -> Case:
-        """Return the case of the program that this one is equal to by construction."""
+        """Return the case of the program that is equal by construction."""
         return attrs.evolve(self, program=self.original, original="", one_text=False)
 
     def build(self) -> Program:
-        """Return the program with its weights, anew for each call."""
+        """Return a new program with its weights."""
         program = parse_program(self.program)
         for name, data in self.weights.items():
             program.weights[name].data = data
@@ -107,7 +107,7 @@ class Case:
 
 
 def literal(item: Any) -> str:
-    """Return Python code for a tensor or number: every bit of it."""
+    """Return Python code that reproduces every bit of a tensor or number."""
     if not isinstance(item, torch.Tensor):
         return _number(item)
     dtype = str(item.dtype)

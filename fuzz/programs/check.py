@@ -1,4 +1,4 @@
-"""The oracles: what must hold when a pass or a rule has been applied to a program."""
+"""The oracle: properties that must hold after a pass or a rule was applied to a program."""
 
 from __future__ import annotations
 
@@ -12,21 +12,16 @@ from typing import Any
 import attrs
 import torch
 
+from compiler.equality.observation import Observation
 from compiler.usercode.difference import tensor_difference
+from compiler.usercode.tensors import storage_of
 from fuzz.calls.kernels import ends_the_process
+from fuzz.programs.budget import Budget
 from fuzz.programs.case import Case
 from fuzz.programs.definite import has_definite_gradients, is_definite
 from fuzz.programs.kinds import other_than_its_kind
 from fuzz.programs.layouts import channels_last, is_standard, transposed
-from fuzz.programs.observation import (
-    Observation,
-    budgeted_differences,
-    coarsest_dtype,
-    differences,
-    fixes_dtypes,
-    observe,
-    quiet,
-)
+from fuzz.programs.observation import coarsest_dtype, differences, fixes_dtypes, observe, quiet
 from fuzz.programs.retyping import untrue_type, with_types_of
 from fuzz.programs.rounding import Rounding
 from fuzz.programs.training_mode import put_in_training
@@ -43,13 +38,13 @@ from passes.rewrite.driver import RewriteLog
 _COPIES_CHECKED_ONE_IN = 8
 
 
-class Finding(AssertionError):  # noqa: N818 - what was found, not what failed
-    """A property that does not hold: its name, and how; of a module, also in which capture.
+class Finding(AssertionError):  # noqa: N818 - a result, not a failure
+    """A property that does not hold.
 
     Attributes:
-        property: the property that fails: `equal`, `types`, `gradients`, …
-        message: what was expected and what was found.
-        way: how the program was run when it failed, or the empty string.
+        property: the property: `values`, `types`, `gradients`, …
+        message: how it does not hold.
+        way: the capture of a module; None for a program.
     """
 
     def __init__(self, property_: str, message: str, way: str | None = None) -> None:
@@ -60,70 +55,61 @@ class Finding(AssertionError):  # noqa: N818 - what was found, not what failed
 
 
 class Unusable(Exception):  # noqa: N818 - control flow: nothing is wrong with the rule
-    """The program does not run on these inputs as it is, so there is nothing to compare."""
+    """The original itself does not run on these inputs, so there is nothing to compare."""
 
 
 @attrs.frozen
 class Outcome:
-    """What applying a pass to one program did."""
+    """The effects of a pass on a program or a module."""
 
     fired: Counter[str]
-    """Rewrites by rule."""
+    """Rule -> number of rewrites."""
     refused: Counter[tuple[str, str]]
-    """(rule, reason) of the matches that were refused."""
+    """(rule, reason) -> number of refused matches."""
     variants: Counter[tuple[str, int]]
-    """(rule, number of the alternative of its pattern) -> rewrites."""
+    """(rule, alternative of its pattern) -> number of rewrites."""
     changed: bool
-    """Whether the program is another one."""
+    """Whether the program changed."""
     operators: tuple[str, ...] = ()
-    """The operators of a module's programs; empty for a program, whose operators are known."""
+    """The operators of a module's programs; empty for a program."""
     fates: Counter[tuple[str, str]] = attrs.field(factory=Counter)
-    """(kind, what became of it) of a module, over its captures; see `fuzz.modules.check`."""
+    """(kind, fate) of a module -> number of captures; see `fuzz.modules.check`."""
 
 
 @attrs.frozen
 class Properties:
-    """Which properties are demanded."""
+    """The properties to check."""
 
     exact: bool = False
-    """Whether results must have the same bits; else they may differ by rounding, measured in float64."""
+    """Whether results must have the same bits; otherwise they may differ by rounding."""
     strides: bool = True
-    """Whether the strides of results must stay; of rules that are not exact, for contiguous or channels_last inputs."""
+    """Whether results keep their strides; for rules that are not exact, on contiguous or channels_last inputs only."""
     sharing: bool = True
-    """Whether the tensors that share memory must stay the same ones."""
+    """Whether the same tensors share storage."""
     gradients: bool = True
-    """Whether gradients of inputs and weights must stay, measured in float64."""
+    """Whether gradients of inputs and weights stay."""
     idempotent: bool = False
-    """Whether a second application must change nothing."""
+    """Whether a second application changes nothing."""
     text: bool = True
-    """Whether the changed program must survive printing and parsing."""
+    """Whether the changed program survives printing and parsing."""
     modes: bool = True
-    """Whether it must hold after `train()` as well, which switches on what follows the mode of its module."""
+    """Whether all holds after `train()` too, for operations that follow the mode of their module."""
     canonical: bool = False
-    """Whether programs that are equal by construction must become one text, where the case says so."""
+    """Whether programs that are equal by construction get the same text, where the case says so."""
     non_finite: bool = True
-    """Whether it must hold for inputs that hold NaN or infinity, and numbers that overflow on the way."""
+    """Whether all holds for inputs with NaN or infinity, and for values that overflow."""
     unknown: bool = True
-    """Whether it must hold for programs whose types are not all known, as of FX graphs without example inputs."""
+    """Whether all holds for programs with unknown types, as of FX graphs without example inputs."""
 
 
 def check_case(pass_: Pass, case: Case, properties: Properties, program: Program | None = None) -> Outcome:
-    """Apply a pass to a case and hold the result to the properties.
-
-    Args:
-        pass_: the pass.
-        case: what it is applied to.
-        properties: what must hold.
-        program: the program of the case where it exists already; it is changed.
-
-    Returns:
-        What the pass did.
+    """Apply a pass to a case and check the properties. The program of the case, if it is built already, is changed.
 
     Raises:
         Finding: when a property does not hold.
-        Unusable: when the program cannot be run as it was; one that was not changed is not run.
+        Unusable: when the original cannot be run. An unchanged program is not run.
     """
-    text = case.program  # as it was printed from the program, or as somebody wrote it
+    text = case.program
     if program is None:
         program = case.build()
         text = print_program(program)
@@ -139,7 +125,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         try:
             _apply(pass_, program, context)
             after = print_program(program)
-            outcome = _outcome(context.log, after != text)
+            outcome = outcome_of(context.log, after != text)
             kept.compare("the pass")
             if not outcome.changed:
                 _compare_with_original(pass_, case, properties, program)
@@ -149,14 +135,14 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         except Finding:
             _demand_that_it_runs(case)
             raise
-        # copying is done by rules as well, and a fault in it would be on both sides
+        # rules copy too, so a fault in copying would be on both sides
         if zlib.crc32(text.encode()) % _COPIES_CHECKED_ONE_IN == 0 and print_program(original) != text:
             raise AssertionError("a copy of the program is another program: ir.copying is wrong")
         runs = _Runs(original, case, properties)
         try:
             runs.compare(program)
         finally:
-            kept.compare("a run")  # what is written explains what else was found
+            kept.compare("a run")  # a mutation explains other findings
         other = other_than_its_kind(program, typed)
         if other is not None:
             raise Finding("kind", other)
@@ -172,7 +158,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
 
 
 def _with_true_types(program: Program, inputs: Sequence[Any]) -> Program:
-    """Return a program with the types that it has on its inputs; raise a `Finding` where it says others."""
+    """Return a program with its types on these inputs; raise a `Finding` if it says other ones."""
     try:
         typed = with_types_of(program, inputs)
     except InferenceError as error:
@@ -184,14 +170,15 @@ def _with_true_types(program: Program, inputs: Sequence[Any]) -> Program:
 
 
 def _demand_that_it_runs(case: Case) -> None:
-    """Raise `Unusable` where the case cannot be run: type inference takes a few operands that kernels refuse."""
+    """Raise `Unusable` if the case cannot be run: type inference accepts a few operands that kernels refuse."""
     try:
         observe(case.build(), case.inputs)
     except EvaluationError as error:
         raise Unusable from error
 
 
-def _outcome(log: RewriteLog, changed: bool) -> Outcome:
+def outcome_of(log: RewriteLog, changed: bool) -> Outcome:
+    """Return the effects of a pass from its log."""
     fired = Counter({name: count for name, count in log.counts.items() if not name.endswith(" refused")})
     refused = Counter((remark.rule, remark.message) for remark in log.remarks)
     return Outcome(fired, refused, log.variants, changed)
@@ -209,11 +196,7 @@ def _hold(property_: str, action: Any) -> None:
 
 
 def check_text(program: Program, text: str) -> Program:
-    """Return what a text parses to, with the weights of the program that was printed.
-
-    Args:
-        program: the program.
-        text: what was printed.
+    """Return the program that a text parses to, with the weights of the program that was printed.
 
     Raises:
         Finding: when the program does not survive printing and parsing.
@@ -231,7 +214,7 @@ def check_text(program: Program, text: str) -> Program:
 
 
 def _compare_with_original(pass_: Pass, case: Case, properties: Properties, program: Program) -> None:
-    """Raise a `Finding` where a changed program is not what its case's is equal to by construction."""
+    """Raise a `Finding` if a changed program differs from the program that is equal by construction."""
     if not case.original:
         return
     original = case.of_original()
@@ -248,51 +231,47 @@ def _compare_with_original(pass_: Pass, case: Case, properties: Properties, prog
 
 
 def _compare_in_training(original: Program, changed: Program, case: Case, properties: Properties) -> None:
-    """Raise a `Finding` where a changed program is not what the original is after a call of `train()`.
+    """Raise a `Finding` if a changed program differs from the original after a call of `train()`.
 
-    Args:
-        original: the program of the case; it is put in training.
-        changed: the changed one; it is put in training.
-        case: says what they are run on.
-        properties: what must hold.
+    Both programs are put in training.
     """
     follow = [put_in_training(program.graph) for program in (original, changed)]
     if not any(follow):
         return
-    once = attrs.evolve(properties, strides=False)  # memory layouts were compared in the mode that it is in
+    once = attrs.evolve(properties, strides=False)  # strides were compared in the present mode
     try:
         _Runs(original, case, once, together=True).compare(changed)
     except Unusable:
-        return  # batch norm refuses one value for each channel
+        return  # batch norm refuses a single value per channel
     except Finding as finding:
         raise Finding("training mode", f"{finding.property}: {finding.message}") from finding
 
 
 class _Kept:
-    """Copies of the inputs and weights of a case, which neither a pass nor a run may write."""
+    """Copies of the inputs and weights of a case, which neither passes nor runs may mutate."""
 
     def __init__(self, case: Case) -> None:
         given = {**{f"input {i}": x for i, x in enumerate(case.inputs)}, **case.weights}
         self.tensors = [(name, x, x.clone()) for name, x in given.items() if isinstance(x, torch.Tensor)]
 
     def compare(self, who: str) -> None:
-        """Raise a `Finding` where a tensor is not what it was."""
+        """Raise a `Finding` if a tensor has changed."""
         for name, tensor, copy in self.tensors:
             if not torch.equal(tensor, copy) and tensor_difference(copy, tensor, exact=True) is not None:
                 raise Finding("inputs and weights stay", f"{who} wrote to {name}")
 
 
 class _Runs:
-    """The runs of a program before it is changed, to be compared with those after.
+    """Runs of a program before it is changed, to be compared with runs after.
 
-    Exact rules are compared bit by bit, the others in float64. Where the program fixes dtypes of its own, a run in
-    float64 is none throughout: then runs as they are may differ by what they differ from float64.
+    Exact rules are compared bit by bit, others in float64. If the program fixes dtypes of its own, no run is in float64
+    throughout. Then runs in its own precision may differ by as much as they differ from float64.
 
     Args:
         program: the program.
-        case: says what it is run on.
-        properties: what must hold.
-        together: whether one run shows values and gradients, where both are in float64.
+        case: the case, for weights and inputs.
+        properties: the properties to check.
+        together: whether one run shows values and gradients, if both are in float64.
     """
 
     def __init__(self, program: Program, case: Case, properties: Properties, *, together: bool = False) -> None:
@@ -324,126 +303,107 @@ class _Runs:
                     continue  # a view may refuse strides
 
     def compare(self, program: Program) -> None:
-        """Raise a `Finding` for the first property that a changed program does not have."""
+        """Raise a `Finding` for the first property that does not hold of a changed program."""
         properties = self.properties
         new = [weight for name, weight in program.weights.items() if name not in self.weights]
         if new or fixes_dtypes(with_types_of(program, self.case.inputs)):
-            self.budgeted = True  # new weights were computed in the precision of the old ones
+            self.budgeted = True  # new weights have the precision of the old ones
         if any(weight.derivation is not None for weight in new):
-            # for inference: gradients flow to what was derived, and no further
+            # for inference: gradients end at derived weights
             if self.together and self.slopes is not None:
-                self.layouts.append((self.case.inputs, attrs.evolve(self.slopes, gradients=None)))
+                self.layouts.append((self.case.inputs, self.slopes))
             self.slopes = None
         first: Observation | None = None
         for inputs, before in self.layouts:
-            if self.budgeted and not properties.exact:
-                self._compare_within_budget(program, inputs)
-                continue
-            after = self._after(program, inputs, double=self.double)
+            if properties.exact:
+                after = self._compare_bits(program, inputs, before)
+            else:
+                after = self._compare_rounded(program, inputs, before)
             first = first or after
-            rounding = self._rounding(inputs) if self.double else None
-            for name, message in differences(before, after, exact=properties.exact, rounding=rounding):
-                if not self._counts(name, inputs):
-                    continue
-                if name in ("values", "strides") and not is_definite(self.program, inputs):
-                    self._compare_rounded(program, inputs)
-                    continue
-                raise Finding(name, message)
         if self.slopes is None or self.budgeted:
-            self._compare_second_run(program, first)  # else the run with gradients is one
-        if self.slopes is None:
-            return
-        if self.budgeted:
-            self._compare_within_budget(program, self.case.inputs, gradients=True)
-            return
-        after = self._after(program, self.case.inputs, double=True, gradients=True)
-        rounding = self._rounding(self.case.inputs, gradients=True)
-        for name, message in differences(self.slopes, after, exact=False, rounding=rounding):
-            if name == "gradients" and not has_definite_gradients(self.program, self.case.inputs):
-                continue
-            if name in ("values", "gradients") or (self.together and self._counts(name, self.case.inputs)):
-                raise Finding(name, message)
-
-    def _rounding(self, inputs: Sequence[Any], *, gradients: bool = False) -> Rounding[Observation]:
-        run = partial(observe, self.program, inputs, double=True, gradients=gradients)
-        return Rounding(run, exact=run)
+            self._compare_second_run(program, first)  # else the run with gradients is a second one
+        if self.slopes is not None:
+            self._compare_rounded(program, self.case.inputs, self.slopes, gradients=True)
 
     def _compare_second_run(self, program: Program, first: Observation | None) -> None:
-        """Raise a `Finding` where a second run of a changed program does not show what the first one did."""
+        """Raise a `Finding` if a second run of a changed program differs from the first."""
         double = self.double and not self.budgeted
         first = first or self._after(program, self.case.inputs, double=double)
         again = self._after(program, self.case.inputs, double=double)
-        for name, message in differences(first, again, exact=True):
+        for name, message in differences(first, again):
             raise Finding("second run", f"{name}: {message}")
 
-    def _compare_rounded(self, program: Program, inputs: Sequence[Any]) -> None:
-        """Compare as for a rule that is not exact."""
-        if self.budgeted:
-            self._compare_within_budget(program, inputs)
-            return
-        before, after = observe(self.program, inputs, double=True), self._after(program, inputs, double=True)
-        for name, message in differences(before, after, exact=False, rounding=self._rounding(inputs)):
-            if name == "values":
+    def _compare_bits(self, program: Program, inputs: Sequence[Any], before: Observation) -> Observation:
+        after = self._after(program, inputs)
+        for name, message in differences(before, after):
+            if name in ("values", "strides") and not is_definite(self.program, inputs):
+                self._compare_rounded(program, inputs)
+            elif self._counts(name, inputs):
                 raise Finding(name, message)
+        return after
 
-    def _compare_within_budget(self, program: Program, inputs: Sequence[Any], *, gradients: bool = False) -> None:
-        original = self.program
-        try:
-            before = observe(original, inputs, gradients=gradients)
-        except EvaluationError as error:
-            raise Unusable from error
-        try:
-            exact = observe(original, inputs, double=True, gradients=gradients)
-        except EvaluationError:
-            exact = before  # dtypes that are fixed do not go with float64
-        after = self._after(program, inputs, gradients=gradients)
-        rounding = Rounding(
-            lambda: observe(original, inputs, gradients=gradients),
-            exact=lambda: observe(original, inputs, double=True, gradients=gradients),
-        )
-        for name, message in budgeted_differences(before, after, exact, rounding, coarsest_dtype(self.typed)):
-            if not self._counts(name, inputs) or (name == "strides" and not is_definite(original, inputs)):
+    def _compare_rounded(
+        self, program: Program, inputs: Sequence[Any], before: Observation | None = None, *, gradients: bool = False
+    ) -> Observation:
+        """Compare in float64, or in the program's own precision if it fixes dtypes. `before` is in float64."""
+        run = partial(observe, self.program, inputs, gradients=gradients)
+        double = partial(run, double=True)
+        if self.budgeted or before is None:
+            try:
+                before = (run if self.budgeted else double)()
+            except EvaluationError as error:
+                raise Unusable from error
+        budget = Budget(Rounding(double, exact=double))
+        if self.budgeted:
+            try:
+                exact = double()
+            except EvaluationError:
+                exact = before  # fixed dtypes cannot be mixed with float64
+            rounding = Rounding(run, exact=double)
+            budget = Budget(rounding, lambda: exact, coarsest_dtype(self.typed), may_overflow=True)
+        after = self._after(program, inputs, double=not self.budgeted, gradients=gradients)
+        for name, message in differences(before, after, budget):
+            if not self._counts(name, inputs) or (name == "strides" and not is_definite(self.program, inputs)):
                 continue
-            if name == "gradients" and not has_definite_gradients(original, inputs):
+            if name == "gradients" and not has_definite_gradients(self.program, inputs):
                 continue
             raise Finding(name, message)
+        return after
 
     def _after(
         self, program: Program, inputs: Sequence[Any], *, double: bool = False, gradients: bool = False
     ) -> Observation:
-        """Observe a changed program, as the original: weights that are views of its weights go by their names.
+        """Observe a changed program in terms of the original.
 
-        Gradients of parameters that became views of themselves have the shape that they had.
+        Weights that are views of the original's have the names of those. Gradients of parameters that became views of
+        themselves have their old shape.
         """
         seen = _observe(program, inputs, double=double, gradients=gradients)
-        places = {t.untyped_storage().data_ptr(): name for name, t in self.case.weights.items() if t.numel()}
+        places = {storage_of(t): name for name, t in self.case.weights.items() if t.numel()}
         names: dict[str, str] = {}
-        slopes = dict(seen.gradients or {})
+        slopes = dict(seen.slopes)
         for name, weight in program.weights.items():
             new, old = weight.data, self.case.weights.get(name)
             if new is None:
                 continue
-            place = new.untyped_storage().data_ptr()
+            home, slope = places.get(storage_of(new)), slopes.get(name)
             if old is None:
-                names[f"weight {name}"] = f"weight {places.get(place, name)}"
-            elif (
-                name in slopes and (new.shape, new.stride()) != (old.shape, old.stride()) and places.get(place) == name
-            ):
-                memory = slopes[name].new_zeros(old.untyped_storage().nbytes() // old.element_size())
-                memory.as_strided(new.shape, new.stride(), new.storage_offset()).copy_(slopes[name])
+                names[name] = home or name
+            elif slope is not None and (new.shape, new.stride()) != (old.shape, old.stride()) and home == name:
+                memory = slope.new_zeros(old.untyped_storage().nbytes() // old.element_size())
+                memory.as_strided(new.shape, new.stride(), new.storage_offset()).copy_(slope)
                 slopes[name] = memory.as_strided(old.shape, old.stride(), old.storage_offset()).clone()
-        return attrs.evolve(
-            seen,
-            gradients=slopes if seen.gradients else seen.gradients,
-            sharing=frozenset((names.get(one, one), other) for one, other in seen.sharing),
+        looks = tuple(
+            look and attrs.evolve(look, weights=frozenset(names.get(w, w) for w in look.weights)) for look in seen.looks
         )
+        return attrs.evolve(seen, slopes=slopes, looks=looks)
 
     def _counts(self, name: str, inputs: Sequence[Any]) -> bool:
-        """Return whether a difference in this property is one that is asked for."""
+        """Return whether a difference in this property counts."""
         if (name == "strides" and not self.properties.strides) or (name == "sharing" and not self.properties.sharing):
             return False
-        # inputs are taken to be contiguous or channels_last; where they are not, strides decide what shares memory too
-        # (`contiguous` gives its operand or a copy)
+        # rules assume contiguous or channels_last inputs; for others, sharing depends on strides too (`contiguous`
+        # returns its operand or a copy)
         return name not in ("strides", "sharing") or self.properties.exact or all(map(is_standard, inputs))
 
 

@@ -1,22 +1,27 @@
-"""Whether what a program shows hangs on strides that mean nothing: those of dimensions of size 1."""
+"""Whether results depend on the strides of size-1 dimensions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compiler.equality import unit_strides
+from compiler.equality.observation import Observation
 from compiler.equality.unit_strides import OtherUnitStrides
+from fuzz.programs.budget import Budget
 from fuzz.programs.observation import differences, observe
 from ir.errors import EvaluationError
 from ir.program import Program
 
 
 class OwnPlaces(TorchDispatchMode):
-    """Gives every element of a result a place of its own in memory, where some share one: those of an expansion."""
+    """Gives every element of a result its own memory; those of an expansion share one."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -33,41 +38,37 @@ def _with_own_places(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def is_definite(program: Program, inputs: Sequence[Any]) -> bool:
-    """Return whether bits and strides of the results stay whatever strides dimensions of size 1 have on the way.
+    """Return whether bits and strides of the results do not depend on the strides of size-1 dimensions.
 
-    PyTorch says nothing of these, and rewrites of reshapes change them; yet some kernels (convolutions) choose their
-    memory format, and with it the order of their sums, by them. Where that happens, bits and strides of the original
-    are an accident that nothing can be held to.
+    PyTorch does not specify these, and rewrites of reshapes change them. Yet some kernels (convolutions) choose their
+    memory format by them, and with it the order of their sums. Then bits and strides of the original are accidental.
     """
-    expected = observe(program, inputs)
-    for level in OtherUnitStrides.LEVELS:
-        with OtherUnitStrides(level) as mode:
-            other = observe(program, _restrided(inputs, mode))
-        if any(name in ("values", "strides") for name, _ in differences(expected, other, exact=True)):
-            return False
-    return True
+
+    def alike(a: Observation, b: Observation) -> bool:
+        return all(name not in ("values", "strides") for name, _ in differences(a, b))
+
+    return unit_strides.is_definite(partial(_show, program, inputs), alike)
 
 
 def has_definite_gradients(program: Program, inputs: Sequence[Any]) -> bool:
-    """Return whether gradients in float64 stay whatever strides mean nothing: of dimensions of size 1, of expansions.
+    """Return whether gradients in float64 do not depend on the strides of size-1 dimensions and expansions.
 
-    PyTorch gives wrong ones for some. That of batch norm in eval mode takes a map of width 1 for one in channels_last,
-    and mixes up the channels; and it reads an expanded scale beyond its memory.
+    PyTorch has wrong ones. The gradient of batch norm in eval mode mistakes a map of width 1 for one in channels_last,
+    and confuses the channels. It also reads beyond the memory of an expanded scale.
     """
-    modes: list[OtherUnitStrides | OwnPlaces] = [*map(OtherUnitStrides, OtherUnitStrides.LEVELS), OwnPlaces()]
+
+    def alike(a: Observation, b: Observation) -> bool:
+        return all(name != "gradients" for name, _ in differences(a, b, Budget()))
+
     try:
-        expected = observe(program, inputs, double=True, gradients=True)
-        for mode in modes:
-            with mode:
-                other = observe(program, _restrided(inputs, mode), double=True, gradients=True)
-            if any(name == "gradients" for name, _ in differences(expected, other, exact=False)):
-                return False
+        show = partial(_show, program, inputs, double=True, gradients=True)
+        return unit_strides.is_definite(show, alike, [OwnPlaces()])
     except EvaluationError:
         return True  # it cannot be told
-    return True
 
 
-def _restrided(inputs: Sequence[Any], mode: OtherUnitStrides | OwnPlaces) -> list[Any]:
-    if not isinstance(mode, OtherUnitStrides):
-        return list(inputs)
-    return [mode.restride(x) if isinstance(x, torch.Tensor) else x for x in inputs]
+def _show(program: Program, inputs: Sequence[Any], mode: AbstractContextManager[Any], **options: bool) -> Observation:
+    with mode:
+        if isinstance(mode, OtherUnitStrides):
+            inputs = [mode.restride(x) if isinstance(x, torch.Tensor) else x for x in inputs]
+        return observe(program, inputs, **options)

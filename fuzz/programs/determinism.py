@@ -1,7 +1,7 @@
-"""The same bytes in every process: programs, what passes make of them, and the code that is emitted.
+"""Equal bytes in every process: programs, the results of passes, and the emitted code.
 
-Sets and dictionaries keyed by hashes of text run through in another order in each process, unless PYTHONHASHSEED says
-which. Two processes with different ones must write the same.
+The order of sets depends on PYTHONHASHSEED, which differs between processes by default. Two processes with different
+seeds must write the same.
 
     python -m fuzz.programs.determinism PROGRAMS SEED     writes the transcript of this process
 """
@@ -32,13 +32,13 @@ from passes.canonicalize import Canonicalize
 from passes.manager.manager import Pass, PassContext, run_pass
 
 STAGES = ("drawn", "canonicalized", "compiled", "report", "emitted", "state")
-"""What is written of each program: its text as it was drawn and after passes, what they report, code, and state."""
+"""Texts of each program: as drawn, after passes, their reports, the emitted code, and its state."""
 HASH_SEEDS = ("1", "20231")
 
 
 @attrs.frozen
 class Unlike:
-    """The first program of which two processes wrote different things."""
+    """The first program for which two processes wrote different texts."""
 
     number: int
     stage: str
@@ -52,7 +52,7 @@ class Unlike:
 
 
 def transcript(count: int, seed: int) -> list[tuple[str, ...]]:
-    """Return what this process writes of drawn programs, one text for each of `STAGES`."""
+    """Return the texts of drawn programs, one for each of `STAGES`."""
     written: list[tuple[str, ...]] = []
 
     @settings(
@@ -93,7 +93,7 @@ def _after(pass_: Pass, program: Program) -> tuple[str, str]:
 
 
 def compare_processes(count: int, seed: int, hash_seeds: Sequence[str] = HASH_SEEDS) -> Unlike | None:
-    """Return the first program of which processes with these hash seeds write different things, or None.
+    """Return the first program for which processes with these hash seeds write different texts, or None.
 
     Raises:
         InputError: when a process fails.

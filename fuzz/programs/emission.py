@@ -1,4 +1,4 @@
-"""The text form holds all that the emitter reads: a program and what its text parses to become equal modules."""
+"""The text form has all that the emitter reads: a program and its parsed text are emitted as equal modules."""
 
 from __future__ import annotations
 
@@ -9,37 +9,34 @@ import torch
 from torch import fx, nn
 
 from compiler.codegen import Emitted, emit
-from compiler.emitted.parameter_map import ParameterMap
 from fuzz.programs.check import Finding
 from ir.errors import GraphwrightError
 from ir.program import Program
 
 
 def check_emission(program: Program, parsed: Program, module: fx.GraphModule | None = None) -> None:
-    """Emit both programs and compare the modules.
+    """Emit both programs and compare the modules, apart from their weights.
 
     Args:
         program: the program.
-        parsed: what its text was parsed to, with the data of the weights; it is given the opaque callables.
-        module: what `transform` made of the program, to be held to it as well.
+        parsed: its parsed text, with the data of the weights; it gets the opaque callables.
+        module: the result of `transform` for the program, to be compared too.
 
     Raises:
-        Finding: when something that can be seen of the modules differs; their weights are not compared.
+        Finding: when the modules differ.
     """
     parsed.opaques.update(program.opaques)
     try:
         emitted = emit(program)
     except GraphwrightError:
-        return  # whoever emits it is told so
+        return
     try:
         other = emit(parsed)
     except GraphwrightError as error:
         raise Finding("text", f"nothing can be emitted from what was printed: {error}") from error
     whole = emitted.module if module is None else module
-    for (what, mine), (_, theirs) in zip(_of_module(whole), _of_module(other.module), strict=True):
-        if mine != theirs:
-            raise Finding("text", f"what is emitted from what was printed has another {what}: {mine} != {theirs}")
-    for (what, mine), (_, theirs) in zip(_of_parts(emitted), _of_parts(other), strict=True):
+    facts = (*_of_module(whole), *_of_parts(emitted)), (*_of_module(other.module), *_of_parts(other))
+    for (what, mine), (_, theirs) in zip(*facts, strict=True):
         if mine != theirs:
             raise Finding("text", f"what is emitted from what was printed has another {what}: {mine} != {theirs}")
 
@@ -51,7 +48,7 @@ def _of_module(module: fx.GraphModule) -> Iterator[tuple[str, object]]:
 
 
 def _of_parts(emitted: Emitted) -> Iterator[tuple[str, object]]:
-    """Yield all else that a module has beside the data of its weights."""
+    """Yield everything else about a module except the data of its weights."""
     module = emitted.module
     guard = module.get_submodule("_guard")
     yield "guard", [repr(getattr(guard, name)) for name in ("checks", "ranges", "relations")]
@@ -61,7 +58,7 @@ def _of_parts(emitted: Emitted) -> Iterator[tuple[str, object]]:
     yield "parameters", [(name, _described(tensor)) for name, tensor in module.named_parameters(remove_duplicate=False)]
     yield "buffers", [(name, _described(tensor)) for name, tensor in module.named_buffers(remove_duplicate=False)]
     yield "state", list(module.state_dict())
-    yield "parameter map", _sources(emitted.parameter_map)
+    yield "parameter map", list(emitted.parameter_map.items())
 
 
 def _shown(module: nn.Module) -> str:
@@ -70,7 +67,3 @@ def _shown(module: nn.Module) -> str:
 
 def _described(tensor: torch.Tensor) -> tuple[object, ...]:
     return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad
-
-
-def _sources(parameter_map: ParameterMap) -> list[tuple[str, tuple[str, ...]]]:
-    return list(parameter_map.items())

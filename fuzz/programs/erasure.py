@@ -1,4 +1,4 @@
-"""Programs of which types are not known, wholly or in part: as `torch.fx.symbolic_trace` gives them."""
+"""Programs with unknown or partly known types, as from `torch.fx.symbolic_trace`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ir.types import UNKNOWN_TENSOR, TensorType, Type
 
 @st.composite
 def with_erased_types(draw: st.DrawFn, program: Program, *, always: bool = False) -> Program:
-    """Return a strategy for a program as it is or, once in four times, without types that it had.
+    """Return a strategy that erases types of a program once in four times.
 
-    Erased are the types of all inputs, or their first size (the batch), or of each input all or some of its type. What
-    follows is inferred anew. Weights keep their types, and so do inputs whose sizes are symbols, or tell how many
-    results there are.
+    It erases the types of all inputs, or their first size (the batch), or all or part of the type of each input. All
+    other types are inferred again. Weights keep their types, and so do inputs whose sizes are symbols or determine a
+    number of results.
 
     Args:
-        draw: given by hypothesis.
+        draw: of hypothesis.
         program: the program; it is changed. Draw tensors for its inputs first.
         always: whether types are erased each time.
     """

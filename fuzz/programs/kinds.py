@@ -1,4 +1,4 @@
-"""Whether regions are what their kind says: their bodies against the meaning of the kind, on random operands."""
+"""Whether regions compute what their kind means, on random operands."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ir.types import TensorType
 from passes.fuse.kinds import Meaning, Region, meanings_of
 
 _ROUNDED = 1e-5
-"""What is allowed beside rounding in float64, of numbers of usual size, where a body fixes another dtype."""
+"""The difference that is allowed where a body fixes another dtype than float64."""
 
 
 def other_than_its_kind(program: Program, typed: Program) -> str | None:
-    """Return the first region that is not what its kind means, and how; None where all are.
+    """Return the first region that does not compute what its kind means, and how; None if all do.
 
     Args:
         program: the program, with the types that its rules saw.
-        typed: the same with the types that it has on some inputs; regions whose sizes are open are left out.
+        typed: the same with its types on some inputs; regions with unknown sizes are skipped.
     """
     for op, twin in zip(program.graph.operations(), typed.graph.operations(), strict=True):
         meanings = meanings_of(op) if op.results else ()  # dead code has no results
@@ -48,7 +48,7 @@ def _difference(
     names = [value.name for value in body.inputs]
     leaves = [leaf for inner in body.operations() for leaf in iter_leaves(tuple(inner.attributes.values()))]
     rounded = any(isinstance(leaf, torch.dtype) for leaf in leaves)
-    # a division by 0 leaves NaN in other places when it stands elsewhere
+    # a division by 0 gives NaN elsewhere if it is moved
     finite = all(bool(x.isfinite().all()) for x in results if isinstance(x, torch.Tensor))
     problems = []
     for meaning in meanings:
@@ -82,7 +82,7 @@ def _compare(expected: Sequence[torch.Tensor], results: Sequence[torch.Tensor], 
 
 
 def _stand_ins(op: Operation) -> list[torch.Tensor] | None:
-    """Return a random tensor for each operand of a region, the same for the same value; None where sizes are open."""
+    """Return a random tensor for each operand of a region, one per value; None where sizes are unknown."""
     assert op.body is not None
     positive = {
         inner.operand("running_var") for inner in op.body.operations() if "running_var" in inner.opdef.operand_index

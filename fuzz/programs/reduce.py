@@ -1,7 +1,7 @@
-"""Making a counterexample smaller by its structure: what hypothesis leaves of operations that have no part in it.
+"""Reduction of a counterexample by its structure, as by `mlir-reduce`.
 
-Hypothesis shrinks what was drawn. To it, an operation in front of a match cannot go, since all that was drawn after it
-would mean something else. Here whole operations and results are cut out of the program, as by `mlir-reduce`.
+Hypothesis shrinks draws, and cannot remove an operation in front of a match, since all later draws would change their
+meaning. Here whole operations and results are removed from the program.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 import attrs
 import torch
 
+from compiler.equality.observation import seeded
 from fuzz.programs.case import Case
 from fuzz.programs.check import Finding
 from fuzz.programs.strategy import positional_convention
-from ir.copying import copy_into, copy_program
+from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
 from ir.errors import GraphwrightError
 from ir.evaluate import evaluate
@@ -23,16 +24,13 @@ from ir.program import Program
 from ir.types import TensorType
 
 _BUDGET = 200
-"""How many smaller cases are tried."""
+"""The number of smaller cases to try."""
 
 
 def reduced(case: Case, finding: Finding, recheck: Callable[[Case], object]) -> tuple[Case, Finding]:
-    """Return the smallest case that cutting out results and operations leads to, and how it fails.
+    """Return the smallest failing case that removal of results and operations leads to, and its finding.
 
-    Args:
-        case: a case that does not hold; one that is equal to another by construction is returned as it is.
-        finding: how it does not hold.
-        recheck: raises the `Finding` of a case that does not hold.
+    A case with an original by construction is returned unchanged. `recheck` raises the `Finding` of a failing case.
     """
     budget = _BUDGET
     smaller: Case | None = case
@@ -53,17 +51,17 @@ def _found(case: Case, recheck: Callable[[Case], object]) -> Finding | None:
         recheck(case)
     except Finding as finding:
         return finding
-    except Exception:  # noqa: BLE001 - whatever else is wrong with it, it is no smaller form of what was found
+    except Exception:  # noqa: BLE001 - another error is not a smaller form of the finding
         return None
     return None
 
 
 def _candidates(case: Case) -> Iterator[Case]:
-    """Yield smaller cases, those that lack most first."""
+    """Yield smaller cases, the smallest first."""
     program = case.build()
     convention = program.convention
     if convention.mutations or convention.in_spec is not None:
-        return  # what is returned has other places than the outputs of the graph
+        return  # results are not the outputs of the graph
     cut = _Cut(program, case.inputs)
     outputs = program.graph.outputs
     if any(value.is_unused for value in (*program.graph.inputs, *(w.value for w in program.weights.values()))):
@@ -90,24 +88,26 @@ def _candidates(case: Case) -> Iterator[Case]:
 
 
 def _values(program: Program, inputs: Sequence[Any]) -> dict[Value, torch.Tensor]:
-    """Return the tensors that the results of the operations are."""
-    twin = copy_program(program)
-    twin.graph.set_outputs([result for op in twin.graph.operations() for result in op.results])
-    results = [result for op in program.graph.operations() for result in op.results]
+    """Return the tensor of each result of an operation."""
+    values: dict[Value, torch.Tensor] = {}
+
+    def watch(op: Operation, results: Sequence[Any]) -> None:
+        for value, result in zip(op.results, results, strict=True):
+            if isinstance(value.type, TensorType):
+                # a clone, since a result may be an expanded view, unlike inputs
+                values[value] = result.detach().clone()
+
     try:
-        with torch.no_grad(), torch.random.fork_rng([]):
-            torch.manual_seed(0)
-            tensors = evaluate(twin, inputs)
+        with torch.no_grad(), seeded(0):
+            evaluate(program, inputs, watch=watch)
     except GraphwrightError:
         return {}
-    found = zip(results, tensors, strict=True)
-    # a clone, since a result may be an expanded view, which no input is
-    return {value: tensor.detach().clone() for value, tensor in found if isinstance(value.type, TensorType)}
+    return values
 
 
 @attrs.frozen(eq=False)
 class _Cut:
-    """Makes programs that lack something of this one."""
+    """Makes smaller programs of this one."""
 
     program: Program
     inputs: Sequence[Any]
@@ -120,13 +120,13 @@ class _Cut:
         dropped: Operation | None = None,
         values: Mapping[Value, Any] | None = None,
     ) -> Case:
-        """Return the case of what is left, with the inputs and weights that it needs.
+        """Return the case of the smaller program, with the inputs and weights that it needs.
 
         Args:
-            outputs: what is returned; all that is by default.
-            replaced: results, and what takes their places: another value, or None for a new input.
-            dropped: an operation whose results nobody uses.
-            values: what new inputs are.
+            outputs: the outputs; all by default.
+            replaced: result -> its replacement, or None for a new input.
+            dropped: an operation with unused results.
+            values: result -> tensor of the new input.
         """
         graph, instead = self.program.graph, replaced or {}
         returned = graph.outputs if outputs is None else outputs

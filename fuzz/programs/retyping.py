@@ -1,4 +1,4 @@
-"""Types inferred anew from other types of the inputs: what is known of a program changes, and nothing else does."""
+"""Inference of all types of a program from other types of its inputs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,10 @@ from ir.types import Type, type_of_tensor, types_agree
 
 
 def retype(graph: Graph, types: Sequence[Type | None]) -> None:
-    """Give the inputs of a graph other types, and infer all others from them.
-
-    Args:
-        graph: the graph; it is changed.
-        types: one for each input; None where it stays as it is.
+    """Give the inputs of a graph other types (None where one stays), and infer all others from them.
 
     Raises:
-        InferenceError: when an operation does not take them, or their number of results hangs on what is unknown.
+        InferenceError: when an operation does not accept them, or a number of results depends on an unknown size.
     """
     for value, type_ in zip(graph.inputs, types, strict=True):
         value.type = value.type if type_ is None else type_
@@ -39,10 +35,10 @@ def retype(graph: Graph, types: Sequence[Type | None]) -> None:
 
 
 def with_types_of(program: Program, inputs: Sequence[Any]) -> Program:
-    """Return a program with the types that its values have on these inputs: itself where all types are known.
+    """Return a program with the types of its values on these inputs; itself if all types are known.
 
     Raises:
-        InferenceError: when an operation does not take them.
+        InferenceError: when an operation does not accept them.
     """
     if not any(is_unknown(value.type) for value in program.graph.inputs):
         return program
@@ -52,11 +48,9 @@ def with_types_of(program: Program, inputs: Sequence[Any]) -> Program:
 
 
 def untrue_type(program: Program, typed: Program) -> str | None:
-    """Return the first value that has another type on some inputs than the program says of it, or None.
+    """Return the first value whose type on some inputs contradicts the program, or None.
 
-    Args:
-        program: the program.
-        typed: the same with the types that it has on these inputs.
+    `typed` is the program with its types on these inputs.
     """
     for said, found in zip(program.values(), typed.values(), strict=True):
         if not types_agree(said.type, found.type):

@@ -1,8 +1,8 @@
-"""How far rounding alone moves the results of a run: Monte Carlo arithmetic.
+"""The effect of rounding on results, measured by Monte Carlo arithmetic.
 
-Results that cancel are rounding errors themselves (the gradient of a softmax over equal numbers, say), and no bound
-relative to what is left of them is fair. What they may differ by is measured: the original is run again with every
-operand of every operation moved at random by one unit in the last place (D. S. Parker, "Monte Carlo arithmetic", 1997).
+Results that cancel are rounding errors themselves (the gradient of a softmax over equal numbers), so a bound relative
+to their size is not fair. Instead the original is run again with every operand of every operation moved at random by
+one unit in the last place (D. S. Parker, "Monte Carlo arithmetic", 1997).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 SAMPLES = 4
 """Runs with random rounding."""
 _SPREAD = 16.0
-"""What is allowed, as a multiple of the largest deviation that few samples show."""
+"""The allowed multiple of the largest deviation of a few samples."""
 _STEP = 2.0**-32
 _RATIO = 16.0
 
@@ -34,7 +34,7 @@ class RandomRounding(TorchDispatchMode):
 
     Args:
         seed: of the random directions.
-        unit: what an operand is moved by, relative to its size; None for a unit in the last place of its dtype.
+        unit: the relative step; None for a unit in the last place of the operand's dtype.
     """
 
     def __init__(self, seed: int, unit: float | None = None) -> None:
@@ -49,7 +49,7 @@ class RandomRounding(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         schema = func._schema
-        # what aliases or writes its operands must get these themselves; a view rounds nothing
+        # operators that alias or mutate their operands need the operands themselves; a view does not round
         if not schema.is_mutable and all(result.alias_info is None for result in schema.returns):
             args, kwargs = pytree.tree_map_only(torch.Tensor, self._rounded, (args, kwargs))
         return func(*args, **kwargs)
@@ -66,10 +66,10 @@ class RandomRounding(TorchDispatchMode):
 
 @attrs.define(eq=False)
 class Rounding(Generic[T]):
-    """What rounding alone may change in a run, measured when it is asked for.
+    """The effect of rounding on a run, measured on demand.
 
     Args:
-        run: runs the original and returns what is seen.
+        run: runs the original and returns an observation.
         exact: does so in float64, and raises an `EvaluationError` where that is not possible.
     """
 
@@ -82,12 +82,9 @@ class Rounding(Generic[T]):
     def bound(
         self, original: torch.Tensor, pick: Callable[[T], torch.Tensor | None], relative: float = RELATIVE_BOUND
     ) -> float:
-        """Return how far one tensor may be from what it is in the original.
+        """Return how much a tensor that `pick` selects may differ from the original's.
 
-        Args:
-            original: the tensor as the original computes it.
-            pick: takes the tensor out of what is seen.
-            relative: the most that is allowed, relative to the largest magnitude on the way.
+        The upper limit is relative to the largest magnitude in the computation.
         """
         if not self._samples:
             for seed in range(SAMPLES):
@@ -97,23 +94,23 @@ class Rounding(Generic[T]):
         deviation = 0.0
         for sample in map(pick, self._samples):
             if sample is not None and sample.shape == original.shape:
-                # where rounding alone makes float64 overflow, what is left are numbers by chance
+                # where rounding makes float64 overflow, the other numbers are accidental
                 if original.dtype is torch.float64 and bool((original.isfinite() & ~sample.isfinite()).any()):
                     return math.inf
                 gap = (original - sample).abs()
                 deviation = max(deviation, float(gap.nan_to_num(0.0, 0.0, 0.0).max()) if gap.numel() else 0.0)
-        # where a comparison or a maximum tips over the samples are far apart, for no reason of rounding
+        # a comparison or a maximum that tips over moves samples far apart, which is not rounding
         return min(_SPREAD * deviation, relative * self._largest)
 
     def first_order(self, pick: Callable[[T], torch.Tensor | None], eps: float) -> float:
-        """Return how far units in the last place of size `eps` move a tensor to first order; 0 where they tip it over.
+        """Return the first-order effect of units in the last place of size `eps` on a tensor; 0 if it is not linear.
 
-        The limit of `bound` knows nothing of how large terms are inside of a kernel: a norm over two close numbers
-        divides their difference by something small. So the derivative itself is measured: in float64, by two steps so
-        small that next to nothing tips over, of which one must do sixteen times what the other does.
+        The limit of `bound` does not cover large terms inside a kernel: a norm over two close numbers divides their
+        difference by a small number. So the derivative is measured in float64 by two steps, small enough that hardly
+        anything tips over. One must have sixteen times the effect of the other.
 
         Args:
-            pick: takes the tensor out of what is seen.
+            pick: selects the tensor in an observation.
             eps: relative size of a unit in the last place.
         """
         if self.exact is None:
@@ -139,7 +136,7 @@ class Rounding(Generic[T]):
 
 
 def _distance(a: torch.Tensor | None, b: torch.Tensor | None) -> float:
-    """Return the largest difference between two tensors of one shape; infinite where one of them is not finite."""
+    """Return the largest difference between two tensors; infinite if their infinities or NaN differ."""
     if a is None or b is None or a.shape != b.shape or not a.numel():
         return 0.0
     both = a.isfinite() & b.isfinite()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from fuzz.calls.generators import GENERATORS, generate_call
-from fuzz.calls.source import Condition, Source, Unavailable, integers
-from fuzz.calls.types import FLOATS, SYMBOLS, shapes
+from fuzz.calls.source import Source, Unavailable, Wanted, integers
+from fuzz.calls.types import SYMBOLS, shapes
 from ir.attributes import map_leaves
 from ir.builder import Builder, bind_arguments, infer_types
 from ir.core import Graph, Operation, Value
@@ -129,24 +129,14 @@ class ProgramSource(Source):
         self.values: list[Value] = []
         self.contiguous = False
 
-    def tensor(
-        self,
-        min_rank: int = 0,
-        max_rank: int = 4,
-        *,
-        dtypes: tuple[torch.dtype, ...] = FLOATS,
-        zero: bool = True,
-        condition: Condition | None = None,
-    ) -> Value:
+    def wanted(self, wanted: Wanted) -> Value:
         """Return a value of the program, recent ones more often than old ones, or a new input."""
-        allowed = [d for d in self.dtypes if d in dtypes]
+        allowed = [d for d in self.dtypes if d in wanted.dtypes]
         found = [
             v
             for v in reversed(self.values)
             if v.tensor_type.dtype in allowed
-            and min_rank <= (v.tensor_type.rank or 0) <= max_rank
-            and (zero or 0 not in (v.tensor_type.shape or ()))
-            and (condition is None or condition(v.tensor_type))
+            and wanted.fits(v.tensor_type)
             and (not self.contiguous or _is_contiguous(v))
         ]
         # recent values more often than old ones, so that there are chains; a new input now and then (one draw makes
@@ -155,8 +145,9 @@ class ProgramSource(Source):
         place = self.integer(0, square + square // 9) if found else 0
         if place < square:
             return found[len(found) - 1 - math.isqrt(square - 1 - place)]
-        some_zero = zero and self.integer(0, 19) == 19
-        shape = self.draw(shapes(max(min_rank, min(2, max_rank)), max_rank, zero=some_zero, symbolic=self.symbolic))
+        some_zero = wanted.zero and self.integer(0, 19) == 19
+        most = wanted.max_rank
+        shape = self.draw(shapes(max(wanted.min_rank, min(2, most)), most, zero=some_zero, symbolic=self.symbolic))
         return self._input(TensorType(shape, self.one_of(allowed)))
 
     def make(
@@ -185,7 +176,7 @@ class ProgramSource(Source):
 
     def written(self, value: Value | None) -> None:
         """Mark a weight as one that the program writes, and take it for nothing else."""
-        weight = None if value is None else weight_of(value)
+        weight = weight_of(value)
         if weight is not None:
             weight.is_mutated = True
             self.values = [v for v in self.values if v is not value]

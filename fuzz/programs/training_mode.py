@@ -1,4 +1,4 @@
-"""What a call of `train()` does to a program."""
+"""The effect of `train()` on a program."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from ir.program import weight_of
 
 
 def put_in_training(graph: Graph, outside: Mapping[Value, Value] | None = None) -> int:
-    """Do what a call of `train()` does to operations that follow the mode; return how many changed.
+    """Put the operations of a graph that follow the mode in training; return how many changed.
 
-    Args:
-        graph: the graph, or the body of a region.
-        outside: the inputs of the body -> what they are outside.
+    In the body of a region, `outside` maps its inputs to the operands of the region.
     """
     outside, count = outside or {}, 0
     for op in graph.operations():
@@ -42,7 +40,7 @@ def put_in_training(graph: Graph, outside: Mapping[Value, Value] | None = None) 
 
 
 def _behind_views(value: Value, outside: Mapping[Value, Value]) -> Value:
-    """Return what a value is a view of in the end: writing to it writes there."""
+    """Return the value that owns the storage of a view."""
     while True:
         value = outside.get(value, value)
         op = value.defining_op

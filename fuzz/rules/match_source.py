@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 from hypothesis import strategies as st
 from typing_extensions import override
 
 from fuzz.calls.generators import generate_call
-from fuzz.calls.source import Condition, Unavailable
-from fuzz.calls.types import FLOATS
+from fuzz.calls.source import Unavailable, Wanted
 from fuzz.programs.strategy import ProgramSource
 from fuzz.rules.dictionary import around
 from ir.builder import Builder
@@ -90,49 +90,30 @@ class MatchSource(ProgramSource):
         return self.one_of(fitting) if fitting and kind > 2 else self.integer(lower, min(upper, max(9, lower)))
 
     @override
-    def tensor(
-        self,
-        min_rank: int = 0,
-        max_rank: int = 4,
-        *,
-        dtypes: tuple[torch.dtype, ...] = FLOATS,
-        zero: bool = True,
-        condition: Condition | None = None,
-    ) -> Value:
+    def wanted(self, wanted: Wanted) -> Value:
         """Return the next operand that the pattern fixes and that fits; else one as in any program."""
         for i, value in enumerate(self.pinned):
-            type_ = value.tensor_type
-            if (
-                min_rank <= (type_.rank or 0) <= max_rank
-                and type_.dtype in dtypes
-                and (zero or 0 not in (type_.shape or ()))
-                and (condition is None or condition(type_))
-            ):
+            if wanted.fits(value.tensor_type):
                 return self.pinned.pop(i)
         if self.ranks is not None:
             # where none is in the generator's range they win: it stops at rank 4 to stay small
-            fitting = [rank for rank in self.ranks if min_rank <= rank <= max_rank] or self.ranks
-            min_rank, max_rank, self.ranks = min(fitting), max(fitting), None
+            fitting = [rank for rank in self.ranks if wanted.min_rank <= rank <= wanted.max_rank] or self.ranks
+            wanted, self.ranks = attrs.evolve(wanted, min_rank=min(fitting), max_rank=max(fitting)), None
         alike = self.alike
-        if (
-            alike is not None
-            and min_rank <= (alike.rank or 0) <= max_rank
-            and alike.dtype in dtypes
-            and (zero or 0 not in (alike.shape or ()))
-            and self.integer(0, 3) < 3
-        ):
+        if alike is not None and attrs.evolve(wanted, condition=None).fits(alike) and self.integer(0, 3) < 3:
             return self._input(alike)
         kind = self.integer(0, 7)
         if kind > 4:
-            rank = self.hinted(min_rank, max_rank)
+            rank = self.hinted(wanted.min_rank, wanted.max_rank)
             ones = self.hinted(0, rank) if kind > 5 else 0
             shape = (*(self.size() for _ in range(rank - ones)), *(1,) * ones)
-            if zero and rank and self.integer(0, 7) == 7:
+            if wanted.zero and rank and self.integer(0, 7) == 7:
                 at = self.integer(0, rank - 1)
                 shape = (*shape[:at], 0, *shape[at + 1 :])
+            dtypes = wanted.dtypes
             usual = [d for d in self.dtypes if d in dtypes and d in (self.usual, dtypes[0])]
             return self._input(TensorType(shape, self.one_of(usual or dtypes)))
-        return super().tensor(min_rank, max_rank, dtypes=dtypes, zero=zero, condition=condition)
+        return super().wanted(wanted)
 
     @override
     def make(

@@ -36,12 +36,16 @@ def find_rule(name: str) -> type[Pattern]:
             remedy=did_you_mean(name, RULES, "write a rule of your own as `package.module:Class`"),
         )
     module, _, attribute = name.partition(":")
+    if not module or module.startswith("."):
+        raise InputError(f"{name!r} does not name a module", remedy="write `package.module:Class`")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(
             f"the rule {name!r} cannot be imported: {error}", remedy="is its folder in PYTHONPATH?"
         ) from error
+    except Exception as error:
+        raise InputError(f"the module of {name!r} raises {type(error).__name__} on import: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Pattern)):
         raise InputError(f"{name!r} is {found!r}, no subclass of graphwright.Pattern")
     return found

@@ -14,12 +14,10 @@ import attrs
 from typing_extensions import override
 
 from fuzz.rules.rule_pass import ApplyRules
-from ir.caches import cached
 from ir.program import Program
 from passes.apply import Convert, Fuse
-from passes.canonicalize import Canonicalize
+from passes.canonicalize import ApplyCanonicalRules, Canonicalize
 from passes.manager.manager import Fixpoint, Pass, PassContext, PassManager, run_pass
-from passes.rewrite.matching import RuleIndex
 from passes.rewrite.pattern import Pattern, instantiate
 
 ORDERS = 32
@@ -28,22 +26,11 @@ ORDERS = 32
 T = TypeVar("T")
 
 
-@cached()
-def _shuffled_rules(inference: bool, number: int) -> RuleIndex:
-    rules = Canonicalize(inference=inference).rules().rules
-    return RuleIndex(_shuffled(rules, random.Random(number)))
-
-
 @attrs.frozen
-class CanonicalizeInOrder(Canonicalize):
-    """Canonicalization that tries its rules in the order of a number."""
+class CanonicalizeInOrder(Fixpoint):
+    """The passes of canonicalization, with other rules or in another order."""
 
-    number: int = 0
-
-    @override
-    def rules(self) -> RuleIndex:
-        """Return the rules in this order."""
-        return _shuffled_rules(self.inference, self.number)
+    name: ClassVar[str] = Canonicalize.name
 
 
 @attrs.frozen
@@ -71,8 +58,9 @@ class InOrder(Pass):
 
 def _reordered(pass_: Pass, generator: random.Random, number: int) -> Pass:
     if isinstance(pass_, Canonicalize):
-        options = {field.name: getattr(pass_, field.name) for field in attrs.fields(Canonicalize)}
-        return CanonicalizeInOrder(**options, number=number)
+        return CanonicalizeInOrder([_reordered(inner, random.Random(number), number) for inner in pass_.passes])
+    if isinstance(pass_, ApplyCanonicalRules):
+        return ApplyCanonicalRules(_shuffled(pass_.rules, generator))
     if isinstance(pass_, ApplyRules):
         return ApplyRules(_shuffled(pass_.rules, generator))
     if isinstance(pass_, Fuse):
@@ -109,10 +97,10 @@ def _described(pass_: Pass) -> list[str]:
     if isinstance(pass_, PassManager):
         return [text for inner in pass_.passes for text in _described(inner)]
     rules: Sequence[Any] = ()
-    if isinstance(pass_, CanonicalizeInOrder):
-        rules = pass_.rules().rules
-    elif isinstance(pass_, (Convert, Fuse)):
+    if isinstance(pass_, (Convert, Fuse)):
         rules = instantiate(pass_.patterns)
+    elif isinstance(pass_, ApplyCanonicalRules):
+        rules = instantiate(pass_.rules)
     elif isinstance(pass_, ApplyRules):
         rules = pass_.rules
     names = ", ".join(rule.name for rule in rules)

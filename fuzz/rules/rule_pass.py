@@ -35,4 +35,4 @@ class ApplyRules(Pass):
         if all(rule.is_fusion for rule in self.rules):
             run_sweep(program, index, context.log)
         else:
-            run_worklist(program, index, context.log, record=True, report_misses=True)
+            run_worklist(program, index, context.log, record=True)

@@ -20,6 +20,7 @@ from ir.errors import GraphwrightError
 from ir.program import Program
 from ir.text.printer import print_program
 from passes.manager.manager import Pass, PassContext, run_pass
+from passes.manager.options import takes_passes
 from passes.rewrite.pattern import Pattern
 
 AnyCase = Case | ModuleCase
@@ -145,7 +146,7 @@ def _expression(subject: str, pass_: Pass, rules: Sequence[Pattern]) -> tuple[st
 
 def _parts(pass_: Pass) -> tuple[list[type[Pass]], list[type[Pattern]]]:
     """Return the classes of the passes that a pass consists of, and of the patterns that these apply."""
-    inner = [getattr(pass_, "pass_", None), *getattr(pass_, "passes", ())]
+    inner = [getattr(pass_, "pass_", None), *(getattr(pass_, "passes", ()) if takes_passes(type(pass_)) else ())]
     nested = [each for each in inner if isinstance(each, Pass)]
     patterns = [entry if isinstance(entry, type) else type(entry) for entry in getattr(pass_, "patterns", ())]
     if not nested:

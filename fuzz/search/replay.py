@@ -10,7 +10,9 @@ import types
 from collections.abc import Sequence
 from pathlib import Path
 
-from fuzz.programs.check import Finding
+from compiler.pipeline import pipeline_of
+from compiler.targets.tensorrt import TENSORRT_PATTERNS
+from fuzz.programs.check import Finding, Properties
 from fuzz.rules.orders import InOrder
 from fuzz.search.casefile import EXPECTED, SUFFIX, CaseFile, read_case
 from fuzz.search.judge import judge
@@ -67,11 +69,10 @@ def _compare(path: Path, file: CaseFile, pass_: Pass) -> None:
 
 
 def _replay_script(path: Path) -> None:
-    """Check the CASE of a script, a module mostly: its SUBJECT, under its PROPERTIES."""
-    names = vars(_load(path))
-    missing = [name for name in ("SUBJECT", "PROPERTIES", "CASE") if name not in names]
-    if missing:
-        raise InputError(f"{path} has no {', '.join(missing)}", remedy="see fuzz/corpus/README.md")
+    """Check the CASE of a script, a module mostly: by default the whole pipeline, with all properties."""
+    names = {"SUBJECT": pipeline_of(TENSORRT_PATTERNS), "PROPERTIES": Properties(), **vars(_load(path))}
+    if "CASE" not in names:
+        raise InputError(f"{path} has no CASE", remedy="see fuzz/corpus/README.md")
     outcome = check(names["SUBJECT"], names["CASE"], names["PROPERTIES"])
     refused = names.get("REFUSED")
     if refused is not None and not any(refused in reason for rule, reason in outcome.refused if rule == "transform"):

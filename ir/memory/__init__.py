@@ -1,1 +1,1 @@
-"""Who shares storage, where elements lie."""
+"""Aliasing, strides and layouts."""

@@ -1,7 +1,7 @@
-"""Which values may share storage, and whose strides a caller can see.
+"""Which values may alias, and whose strides are observable.
 
-All answers are conservative: where an operator's behaviour is not known, a result may alias each operand, and its
-strides may depend on theirs. Every walk is bounded; past the bound the conservative answer is given.
+All answers are conservative: where the behaviour of an operator is not known, a result may alias each operand, and its
+strides may depend on theirs. Every walk is bounded; past the bound the answer is the conservative one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAY_ALIAS: Cache[OpDef, bool] = Cache()
 
 
 def may_alias_operands(opdef: OpDef) -> bool:
-    """Return whether a result of the operator may share storage with an operand."""
+    """Return whether a result of the operator may alias an operand."""
     found = _MAY_ALIAS.get(opdef)
     if found is None:
         found = _MAY_ALIAS[opdef] = _may_alias(opdef)
@@ -34,26 +34,26 @@ def _may_alias(opdef: OpDef) -> bool:
     if opdef.facts.storage is StorageRule.FRESH:
         return False
     if not opdef.operand_params:
-        return False  # an operator on numbers; the dispatcher does not know those
+        return False  # an operator on numbers, which the dispatcher does not know
     if opdef.has(Trait.VIEW) or opdef.has(Trait.OPAQUE):
         return True
     if not isinstance(opdef.target, torch._ops.OpOverload):
         return not opdef.has(Trait.PURE)
     if opdef.has(Trait.ELEMENTWISE):
         return False
-    # A composite is Python-like code over other operators: it may return its operand as it is (`type_as`, `einsum`).
+    # A composite is code over other operators, and may return its operand (`type_as`, `einsum`).
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(opdef.target.name(), "CompositeImplicitAutograd"))
 
 
 def demands_strides(opdef: OpDef) -> bool:
-    """Return whether the operator fails where its operand's strides allow no view; types know no strides."""
+    """Return whether the operator fails where the strides of its operand do not allow a view."""
     return opdef.facts.storage is StorageRule.DEMANDED
 
 
 def makes_view(opdef: OpDef) -> bool:
-    """Return whether the results of the operator are views of its first operand, however that lies in memory.
+    """Return whether the results of the operator are views of its first operand, whatever its strides.
 
-    A reshape is one where strides allow it, and a copy elsewhere.
+    `reshape` counts, though it copies where strides do not allow a view.
     """
     if opdef.name == "aten.reshape":
         return True
@@ -67,16 +67,16 @@ def makes_view(opdef: OpDef) -> bool:
 
 
 def aliased_operands(op: Operation) -> tuple[Value, ...]:
-    """Return the operands that a result may alias, where the operator may alias any.
+    """Return the operands the result may alias, if the operator may alias any.
 
-    What lies as its first operand at most (`view_as`) takes nothing but a shape or dtype from the second.
+    Where the table has a storage rule, it is the first at most: `view_as` takes only a shape from the second.
     """
     operands = op.operand_values
     return operands[:1] if op.opdef.facts.storage is not None else operands
 
 
 def is_fresh(value: Value) -> bool:
-    """Return whether `value` certainly owns its storage: a result that shares it with no operand."""
+    """Return whether `value` certainly owns its storage."""
     op = value.defining_op
     if op is None or op.body is not None:
         return False
@@ -84,9 +84,9 @@ def is_fresh(value: Value) -> bool:
 
 
 def may_alias_roots(value: Value) -> tuple[Value, ...]:
-    """Return the values whose storage `value` may share: itself where it is fresh, else what it may be a view of.
+    """Return the roots that `value` may alias: itself if it is fresh, else what it may be a view of.
 
-    A result of a region may share storage with every operand of the region.
+    A result of a region may alias every operand of the region.
     """
     roots: dict[Value, None] = {}
     seen: set[Value] = {value}
@@ -109,12 +109,12 @@ def may_alias_roots(value: Value) -> tuple[Value, ...]:
 def _reaches(
     value: Value, ends: Callable[[Operation, int], bool], onward: Callable[[Operation, int], Iterable[Value]]
 ) -> bool:
-    """Return whether a walk from use to use comes to an end that is looked for.
+    """Return whether a forward walk over uses reaches a use of some kind; True past the bound.
 
     Args:
         value: where the walk starts.
-        ends: whether a use, an operation and the number of its operand, is what is looked for.
-        onward: the values to which the walk goes on from a use.
+        ends: tells whether a use (operation, operand number) is of that kind.
+        onward: returns the values at which the walk continues after a use.
     """
     seen: set[Value] = {value}
     worklist = [value]
@@ -136,19 +136,19 @@ def _aliasing_results(op: Operation) -> tuple[Value, ...]:
 
 
 def aliases_output(value: Value) -> bool:
-    """Return whether `value`, or a value that may share its storage, is an output of the graph."""
+    """Return whether `value`, or a value that may alias it, is an output of the graph."""
     return _reaches(value, lambda op, _: op.opdef is RETURN, lambda op, _: _aliasing_results(op))
 
 
 def may_share_with_caller(value: Value) -> bool:
-    """Return whether the caller, or a later call, may hold the storage of `value`: inputs, weights, their views."""
+    """Return whether the storage of `value` may escape to the caller or a later call: inputs, weights, their views."""
     return any(root.defining_op is None or not is_fresh(root) for root in may_alias_roots(value))
 
 
 def reaches_output(value: Value) -> bool:
-    """Return whether the strides of `value` may show: in the strides of an output, or in what a dropout drops.
+    """Return whether the strides of `value` may be observable, in strides of an output or in what a dropout drops.
 
-    Random numbers are drawn in the order of memory, so strides decide which element gets which number.
+    Random numbers are drawn in memory order, so strides decide which element gets which number.
     """
     return _strides_reach(
         value, lambda op: op.opdef is RETURN or (op.opdef.has(Trait.RANDOM) and op.attributes.get("p") != 0)
@@ -156,14 +156,14 @@ def reaches_output(value: Value) -> bool:
 
 
 def reaches_view(value: Value) -> bool:
-    """Return whether the strides of `value` may decide whether an operation fails: a view that may not copy."""
+    """Return whether the strides of `value` may make an operation fail: a view that may not copy."""
     return _strides_reach(value, lambda op: demands_strides(op.opdef))
 
 
 def reaches_format(value: Value) -> bool:
     """Return whether the strides of `value` may decide whether a conversion to channels_last copies.
 
-    It is asked of strides of dimensions of size 1 too, which mean nothing elsewhere.
+    That depends on the strides of size-1 dimensions, too, which are irrelevant elsewhere.
     """
     return _strides_reach(
         value, lambda op: op.attributes.get("memory_format") in _CHANNELS_LAST and may_alias_operands(op.opdef)
@@ -173,8 +173,7 @@ def reaches_format(value: Value) -> bool:
 def _strides_reach(value: Value, ends: Callable[[Operation], bool]) -> bool:
     """Return whether the strides of `value` may matter to an operation of some kind.
 
-    The walk goes forward through every operator whose result strides may follow its operands', and stops at those
-    that fix them.
+    The walk stops at operators whose result strides are independent of their operands'.
     """
 
     def onward(op: Operation, _: int) -> list[Value]:
@@ -184,10 +183,10 @@ def _strides_reach(value: Value, ends: Callable[[Operation], bool]) -> bool:
 
 
 def is_written(value: Value) -> bool:
-    """Return whether an operation may write to `value`, or to what may share its storage.
+    """Return whether `value`, or a value that may alias it, may be mutated.
 
-    Normalizations write their running statistics, in training, and after a call of `train()` where they follow the
-    mode of their module. Opaque calls write where they say so.
+    Normalizations mutate their running statistics in training, and after `train()` where they follow the mode of their
+    module. Opaque calls mutate arguments where they say so.
     """
 
     def onward(op: Operation, index: int) -> tuple[Value, ...]:
@@ -197,7 +196,7 @@ def is_written(value: Value) -> bool:
 
 
 def writes_operand(op: Operation, index: int) -> bool:
-    """Return whether an operation may write to the operand of that number, now or when `train()` is called."""
+    """Return whether an operation may mutate operand number `index`, now or after `train()`."""
     opdef = op.opdef
     if opdef.has(Trait.OPAQUE):
         return bool(op.attributes.get("writes", False))
@@ -207,16 +206,15 @@ def writes_operand(op: Operation, index: int) -> bool:
 
 
 def statistics_places(opdef: OpDef) -> tuple[int, ...]:
-    """Return the numbers of the operands that a normalization writes in training."""
+    """Return the numbers of the operands that a normalization mutates in training."""
     index = opdef.operand_index
     return tuple([index[name] for name in ("running_mean", "running_var") if name in index])
 
 
 def may_replace(old: Value, new: Value) -> bool:
-    """Return whether the users of `old`, a fresh copy of `new`, may use `new` itself without a caller telling.
+    """Return whether using `new` in place of `old`, a fresh copy of it, is unobservable.
 
-    They may unless an output would then share storage with an input, a weight or another output, or one of the two is
-    written while somebody reads the other.
+    It is unless an output would then alias an input, a weight or another output, or one of the two is mutated.
     """
     roots = may_alias_roots(new)
     if is_written(old) or any(map(is_written, roots)):

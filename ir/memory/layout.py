@@ -1,4 +1,4 @@
-"""The algebra of layouts: where each element of a value lies in what it was made from.
+"""The algebra of layouts: where each element of a value lies in its source.
 
 A `LayoutMap` writes each dimension of a value as a sequence of atoms (size, stride): stepping through the atom moves by
 `stride` elements in the row-major order of the source. Reshape regroups atoms (splitting them where it must), permute
@@ -26,7 +26,7 @@ Strides = tuple[Dim, ...]
 
 
 def _divide(a: Dim, b: Dim) -> Dim | None:
-    """Return a / b where it is exact for all values of the symbols."""
+    """Return a / b if it is exact for all values of the symbols."""
     if isinstance(a, int) and isinstance(b, int):
         return a // b if b and a % b == 0 else None
     if dims_equal(a, b):
@@ -39,7 +39,7 @@ def _divide(a: Dim, b: Dim) -> Dim | None:
 
 
 def _merged(atoms: Sequence[Atom]) -> list[Atom]:
-    """Return atoms without those of size 1, neighbours merged where one steps on from the other."""
+    """Return atoms without those of size 1, with consecutive ones merged where the steps continue."""
     merged: list[Atom] = []
     for size, stride in atoms:
         if dims_equal(size, 1):
@@ -63,7 +63,7 @@ def contiguous_strides(shape: Sequence[Dim]) -> Strides:
 
 @attrs.frozen
 class LayoutMap:
-    """Where the elements of a value come from in a source in row-major order."""
+    """Where the elements of a value come from, in the row-major order of a source."""
 
     dims: tuple[tuple[Atom, ...], ...]
     offset: Dim = 0
@@ -85,7 +85,7 @@ class LayoutMap:
 
     @property
     def strides(self) -> Strides | None:
-        """The strides of the value, 1 for dimensions of size 1; None where one dimension has several."""
+        """The strides of the value, 1 for dimensions of size 1; None if a dimension has several."""
         dims = self.normal_form().dims
         return None if any(len(dim) > 1 for dim in dims) else tuple([dim[0][1] if dim else 1 for dim in dims])
 
@@ -120,11 +120,11 @@ class LayoutMap:
         return None if rest else LayoutMap(tuple(result), self.offset)
 
     def seams(self) -> dict[Dim, bool | None]:
-        """Return where the row-major order of the value is cut into dimensions, those of size 1 left out.
+        """Return the cuts between the dimensions of the value, in row-major order; size-1 dimensions are left out.
 
         Returns:
-            The number of elements behind each cut -> whether the dimension before it steps on from the one behind it,
-            so that the two could be one; None where that is not known.
+            The number of elements behind each cut -> whether the dimensions on both sides could be merged without a
+            copy; None if that is not known.
         """
         seams: dict[Dim, bool | None] = {}
         atoms = [atom for dim in self.dims for atom in dim if atom[0] != 1]
@@ -137,20 +137,20 @@ class LayoutMap:
         return seams
 
     def is_view(self, shape: Sequence[Dim]) -> bool | None:
-        """Return whether `reshape(shape)` of a tensor with this map is a view; None where that is not known."""
+        """Return whether `reshape(shape)` of a tensor with this map is a view; None if that is not known."""
         kept = LayoutMap.identity(shape).seams()
         answers = [is_one for cut, is_one in self.seams().items() if cut not in kept]
         return False if False in answers else None if None in answers else True
 
     def view(self, shape: Sequence[Dim]) -> LayoutMap | None:
-        """Return the map of the view of a shape, one atom a dimension; None where it provably has none."""
+        """Return the map of a view of another shape, with one atom a dimension; None if none is proved to exist."""
         atoms = _merged([atom for dim in self.dims for atom in dim])
         found = LayoutMap((tuple(atoms),), self.offset).reshape(shape)
         strides = None if found is None else found.strides
         return None if strides is None else LayoutMap.strided(shape, strides)
 
     def narrow(self, dim: int, start: Dim, length: Dim) -> LayoutMap | None:
-        """Return the map after taking `length` elements of `dim` from `start`; None where that cuts through atoms."""
+        """Return the map after taking `length` elements of `dim` from `start`; None if that cuts through atoms."""
         atoms = [atom for atom in self.dims[dim] if not dims_equal(atom[0], 1)]
         if not atoms:
             return self if dims_equal(length, 1) else None
@@ -173,7 +173,7 @@ class LayoutMap:
         return LayoutMap((*dims[:dim], *dims[dim + 1 :]), narrowed.offset)
 
     def normal_form(self) -> LayoutMap:
-        """Return the map with size-1 atoms dropped and adjacent atoms merged where one steps on from the other."""
+        """Return the map without size-1 atoms, with atoms merged where the steps continue."""
         return LayoutMap(tuple([tuple(_merged(dim)) for dim in self.dims]), self.offset)
 
     def same_as(self, other: LayoutMap) -> bool:
@@ -189,7 +189,7 @@ class LayoutMap:
         return True
 
     def step(self, op: Operation, result: int = 0) -> LayoutMap | None:
-        """Return the map after one layout operation; None for operations that it does not describe."""
+        """Return the map after one layout operation; None for operations that are not described."""
         layout, attributes = op.opdef.layout, op.attributes
         type_ = op.results[result].type
         if layout is None or not isinstance(type_, TensorType) or not type_.is_known:

@@ -1,8 +1,8 @@
-"""What is known of strides, and whether composed reshapes leave the same strides as one.
+"""Strides of values, and whether merged reshapes keep them.
 
-`reshape` returns a view where the operand's strides allow it, and a contiguous copy elsewhere. So whether a chain of
-layout operations may be merged "bit for bit" is a question about strides: another layout sends the kernels behind it
-down another path, and shows in the outputs. Strides of dimensions of size 1 mean nothing and are ignored throughout.
+`reshape` returns a view where the strides of the operand allow it, else a contiguous copy. So merging layout operations
+may change strides, and with them the path that later kernels take, and the bits of outputs. Strides of size-1
+dimensions are ignored throughout.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _BOUND = 32
 _STEPS = frozenset(
     {Layout.RESHAPE, Layout.PERMUTE, Layout.SPLIT, Layout.SLICE, Layout.SELECT, Layout.SAME, Layout.DETACHED}
 )
-"""What the strides of a result follow from, where it is written in the one spelling."""
+"""Layouts of canonical operators whose result strides follow from the operand's."""
 
 
 def is_contiguous_result(op: Operation) -> bool:
-    """Return whether an operation's results are contiguous whatever the strides of its operands are."""
+    """Return whether the results of an operation are contiguous whatever the strides of its operands."""
     if op.opdef.facts.strides is StrideRule.CONTIGUOUS:
         return True
     return op.opdef.layout is Layout.SAME and op.attributes.get("memory_format") is torch.contiguous_format
 
 
 def layout_of(value: Value) -> LayoutMap | None:
-    """Return how `value` lies in memory where that follows from the operations alone, else None."""
+    """Return the layout of `value` in memory if it follows from the operations alone, else None."""
     path: list[tuple[Operation, int]] = []
     op = value.defining_op
     while op is not None and not is_contiguous_result(op):
@@ -65,7 +65,7 @@ def _is_step(opdef: OpDef) -> bool:
 
 
 def _keeps_strides(op: Operation) -> bool:
-    """Whether the op is a unary elementwise one: a dense operand's strides are the result's."""
+    """Whether the op is unary and elementwise, so that the result has the strides of a dense operand."""
     return (
         op.opdef.has(Trait.ELEMENTWISE)
         and len(op.operands) == 1
@@ -75,7 +75,7 @@ def _keeps_strides(op: Operation) -> bool:
 
 
 def _step(op: Operation, before: LayoutMap, shape: Sequence[Dim]) -> LayoutMap | None:
-    """Return the map of the result, which has this shape, of an operation on a tensor with one atom a dimension."""
+    """Return the map of a result of this shape; the operand has one atom a dimension."""
     layout, strides = op.opdef.layout, before.strides
     assert strides is not None
     if layout is Layout.RESHAPE:
@@ -94,9 +94,9 @@ def _step(op: Operation, before: LayoutMap, shape: Sequence[Dim]) -> LayoutMap |
 
 
 def memory_order(shape: Sequence[Dim], strides: Sequence[Dim]) -> list[int] | None:
-    """Return the dimensions of a dense tensor in the order in which they lie in memory; those of size 1 come first.
+    """Return the dimensions of a dense tensor in memory order; those of size 1 come first.
 
-    None where the strides are not provably a permutation of contiguous ones.
+    Return None if the strides are not provably a permutation of contiguous ones.
     """
     left = [d for d in range(len(shape)) if not dims_equal(shape[d], 1)]
     order: list[int] = []
@@ -112,12 +112,12 @@ def memory_order(shape: Sequence[Dim], strides: Sequence[Dim]) -> list[int] | No
 
 
 def strides_equal(shape: Sequence[Dim | None], a: Sequence[Dim | None], b: Sequence[Dim | None]) -> bool:
-    """Return whether tensors of one shape provably lie alike."""
+    """Return whether tensors of one shape provably have the same strides, up to size-1 dimensions."""
     return all(dims_equal(size, 1) or dims_equal(x, y) for size, x, y in zip(shape, a, b, strict=True))
 
 
 def merge_keeps_strides(x: Value, middle: Sequence[Dim], target: Sequence[Dim]) -> bool:
-    """Return whether `reshape(reshape(x, middle), target)` has the strides, and the sharing, of `reshape(x, target)`.
+    """Return whether `reshape(reshape(x, middle), target)` has the strides and the aliasing of `reshape(x, target)`.
 
     The chain is a view where x merges at every cut that `middle` or `target` drops; one reshape, where it merges at
     those that `target` drops. Where a copy is made, it is contiguous in both.
@@ -171,7 +171,7 @@ def is_contiguous(value: Value) -> bool:
 def is_dense(value: Value) -> bool:
     """Return whether `value` has neither gaps nor overlaps.
 
-    Graph inputs and weights are taken to be dense; so is every tensor that an operator made anew.
+    Graph inputs, weights and fresh results are assumed to be dense.
     """
     for _ in range(_BOUND):
         op = value.defining_op
@@ -187,7 +187,7 @@ def is_dense(value: Value) -> bool:
 
 
 def _keeps_density(opdef: OpDef) -> bool:
-    """Whether a dense operand, without gaps and overlap, gives a dense result."""
+    """Whether a dense operand gives a dense result."""
     layout = opdef.layout
     if opdef.has(Trait.DROPOUT) or layout in (Layout.RESHAPE, Layout.DETACHED):
         return True
@@ -197,7 +197,7 @@ def _keeps_density(opdef: OpDef) -> bool:
 def has_standard_format(value: Value, *, trust_inputs: bool = False) -> bool:
     """Return whether `value` is certainly contiguous or channels_last: what convolutions and pools return.
 
-    With `trust_inputs`, the inputs of the graph are taken to be one of these.
+    With `trust_inputs`, graph inputs are assumed to be one of these.
     """
     for _ in range(_BOUND):
         if is_contiguous(value):

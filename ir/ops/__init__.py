@@ -1,1 +1,1 @@
-"""What is known of operators: the table, the dialects beside ATen, type inference."""
+"""Operators: the table, the dialects beside ATen, type inference."""

@@ -1,4 +1,4 @@
-"""Operators of our own: modules that an FX graph keeps as a leaf, and calls whose meaning only Python knows."""
+"""Operators of our own: leaf modules of FX graphs, and opaque calls of Python."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def _multihead_attention(
     is_causal: bool,
     training: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute what the forward method of `nn.MultiheadAttention` does outside of its fast path."""
+    """Compute `nn.MultiheadAttention.forward` without its fast path."""
     transposed = batch_first and query.dim() == 3
     if transposed:
-        # PyTorch chooses the projection by whether the operands are one object, so a transposed one must stay one
+        # PyTorch chooses the projection by identity of the operands, so transposing must keep it
         seen: dict[int, Tensor] = {}
         query, key, value = (seen.setdefault(id(x), x.transpose(1, 0)) for x in (query, key, value))
     output, weights = F.multi_head_attention_forward(
@@ -117,14 +117,14 @@ MULTIHEAD_ATTENTION = register_opdef(
         ),
     )
 )
-"""`nn.MultiheadAttention` as one operation: only where an FX graph has the module as a leaf.
+"""`nn.MultiheadAttention` as one operation, for FX graphs that have it as a leaf module.
 
-Its second result is the attention weights; it is opaque (None) where `need_weights` is False.
+The second result is the attention weights; it is opaque (None) if `need_weights` is False.
 """
 
 
 def _infer_opaque(types: tuple[Any, ...], attributes: Mapping[str, Attribute]) -> tuple[Type, ...]:
-    """Return the types that the capture recorded: nothing else is known of the call."""
+    """Return the types that the capture recorded."""
     try:
         return tuple(parse_type(text) for text in attributes["result_types"])
     except ParseError as error:
@@ -151,15 +151,14 @@ OPAQUE = register_opdef(
 """A call of a Python callable of `Program.opaques`: never moved, merged or removed.
 
 `positional` and `keywords` are the arguments (`encode_call`); they refer to the operands. The results are the leaves of
-what the callable returns; where `returns` is "items", its items as they are, and where it is "whole", what it returns,
-tensor or not.
+what the callable returns; if `returns` is "items", its items; if it is "whole", the returned object itself.
 
-Where `writes` is True, the callable writes to its arguments, which nothing else reads then.
+If `writes` is True, the callable mutates its arguments, and nothing else reads them.
 """
 
 
 def opaque_results(returned: Any, returns: str) -> list[Any]:
-    """Return the results of an opaque operation whose callable returned this."""
+    """Return the results of an opaque operation for what its callable returned."""
     if returns == "whole":
         return [returned]
     return list(returned) if returns == "items" else list(pytree.tree_leaves(returned))
@@ -168,7 +167,7 @@ def opaque_results(returned: Any, returns: str) -> list[Any]:
 def encode_call(
     args: Sequence[Any], kwargs: Mapping[str, Any], is_operand: Callable[[Any], bool]
 ) -> tuple[tuple[Attribute, ...], dict[str, Attribute], list[Any]]:
-    """Return the arguments of an opaque call as attributes, and the leaves that become operands, in order.
+    """Return the arguments of an opaque call as attributes, and the leaves that become operands.
 
     Args:
         args: positional arguments: nested tuples, lists, dicts (with text keys), slices, and leaves.
@@ -205,12 +204,12 @@ def encode_call(
 def decode_call(
     attributes: Mapping[str, Attribute], operands: Sequence[Any], resolve: Callable[[Attribute], Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments that `encode_call` made attributes of.
+    """Return the arguments that `encode_call` encoded.
 
     Args:
         attributes: of the opaque call.
-        operands: what stands for each operand.
-        resolve: maps each attribute value to what the callable takes (a symbolic size to its number).
+        operands: the tensor for each operand.
+        resolve: maps each attribute value to what the callable takes: a symbolic size to its number.
     """
 
     def decode(leaf: Attribute) -> Any:
@@ -225,14 +224,14 @@ def format_call(positional: tuple[Attribute, ...], keywords: dict[str, Attribute
 
 
 def parse_call(text: str) -> tuple[tuple[Attribute, ...], dict[str, Attribute]]:
-    """Return the arguments of an opaque call that `format_call` made a text of."""
+    """Return the arguments of an opaque call, from the text of `format_call`."""
     lexer = Lexer(text)
     positional, keywords = Literals(lexer, lambda: Ref(int(lexer.expect_value()))).constant()
     return positional, keywords
 
 
 def call_module(callee: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Call an opaque callable; a module gets copies of its buffers, so that a call never writes them."""
+    """Call an opaque callable; a module gets copies of its buffers, so that calls never mutate them."""
     if isinstance(callee, torch.nn.Module):
         buffers = {name: buffer.clone() for name, buffer in callee.named_buffers()}
         return torch.func.functional_call(callee, buffers, tuple(args), dict(kwargs))

@@ -1,14 +1,14 @@
-"""The op table: one row for each operator of which more is known than its schema says.
+"""The op table: one row of facts beyond the schema for each operator that has them.
 
-The columns are those of `ir.opdef.Facts`, `ir.columns` has what they may say, and `ir.opdef` lays a row over the
-schema. How rules must read them:
+The columns are those of `ir.opdef.Facts`, their values those of `ir.columns`; `ir.opdef` combines row and schema. How
+rules must read them:
 
-* `COMMUTATIVE` speaks of the values. Of `add.Tensor` it holds where attribute `alpha` is 1, and nowhere does it speak
-  of strides: an elementwise result takes after the strides of its first operand where both are dense.
+* `COMMUTATIVE` is about values. For `add.Tensor` it holds where attribute `alpha` is 1. It does not cover strides: an
+  elementwise result has the strides of its first operand where both are dense.
 * `IDEMPOTENT` means f(f(x)) = f(x) for one set of attributes: a rule compares the attributes of both.
 * `unit` is the constant second operand (or scalar) that changes nothing *but* perhaps the dtype, the shape (where it
   broadcasts) and the sign of zero; which of them matter is for the rule to check.
-* `strides` is about dense operands, in any order of dimensions; of dimensions of size 1 it says nothing.
+* `strides` is about dense operands, in any memory order; it does not cover size-1 dimensions.
 * `follows_mode` (batch_norm, dropouts) tells whether the training flag follows `module.training` in the emitted
   module, or is a literal of the user's code. `counts_batches` (batch_norm) tells whether training counts the batches in
   the buffer `num_batches_tracked`, as `nn.BatchNorm2d` does and `F.batch_norm` does not. `train_dropout_p` (attention)
@@ -41,14 +41,14 @@ RuleFactory = Callable[[str], InferRule]
 
 
 def _rows(names: str, rule: RuleFactory | None = None, traits: Trait = Trait.NONE, **facts: Any) -> None:
-    """Add one row for each of the ATen operators `names` (a text, separated by blanks)."""
+    """Add one row for each of the ATen operators `names`, separated by blanks."""
     for short in names.split():
         name = f"aten.{short}"
         add_row(name, Facts(traits=traits, infer=None if rule is None else rule(name), **facts))
 
 
 def _synonyms(names: str, rule: RuleFactory | None = None, traits: Trait = Trait.NONE, **facts: Any) -> None:
-    """Add rows for other names of operators: `names` has pairs `other=operator`."""
+    """Add rows for aliases of operators: `names` has pairs `alias=operator`."""
     for pair in names.split():
         name, _, operator = pair.partition("=")
         _rows(name, rule, traits, synonym=f"aten.{operator}", **facts)
@@ -92,10 +92,10 @@ def _batch_norm(
     follows_mode: bool = True,
     counts_batches: bool = True,
 ) -> torch.Tensor:
-    """The kernel takes no momentum of None (a cumulative average, whose factor the module's own counter gives).
+    """Accept a momentum of None, which the kernel refuses: a cumulative average, by the counter of the module.
 
-    Outside of training momentum is not read. In training it is how much of the batch goes into the running statistics,
-    which the module accounts for, like its counter: here they then stay as they are. The result depends on neither.
+    Outside of training momentum is unused. In training with None the module updates the running statistics, like its
+    counter, and they are not mutated here. The result does not depend on either.
     """
     result: torch.Tensor = torch.ops.aten.batch_norm.default(
         x, weight, bias, running_mean, running_var, training, momentum or 0.0, eps, cudnn_enabled
@@ -104,12 +104,12 @@ def _batch_norm(
 
 
 def _copy(x: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
-    """The functional kernel has no derivative."""
+    """Copy with a derivative, which the functional kernel lacks."""
     return x.clone().copy_(source, non_blocking)
 
 
 def _lift_fresh(x: torch.Tensor) -> torch.Tensor:
-    """The kernel writes into its operand that no gradient is known for it: it gets a tensor object of its own."""
+    """Give the kernel a tensor object of its own: it marks its operand as having no gradient."""
     result: torch.Tensor = torch.ops.aten.lift_fresh.default(x.view_as(x))
     return result
 
@@ -131,7 +131,7 @@ def _activations() -> None:
     _rows("leaky_relu", _unary("negative_slope"), _ACTIVATION)
     _rows("elu", _unary("alpha", "scale", "input_scale"), _ACTIVATION)
     _rows("softplus", _unary("beta", "threshold"), _ACTIVATION)
-    # celu's alpha may not be 0, nor softshrink's lambda negative, so the operator is asked
+    # the kernels refuse an alpha of 0 for celu, and a negative lambda for softshrink
     _rows("celu softshrink", elementwise.nary, _ACTIVATION)
     _rows("prelu", _fast(elementwise.prelu), Trait.ACTIVATION, **_FRESH)
     _rows("_prelu_kernel", elementwise.nary, _ACTIVATION)
@@ -173,7 +173,7 @@ def _arithmetic() -> None:
     _synonyms("multiply.Tensor=mul.Tensor multiply.Scalar=mul.Scalar subtract.Tensor=sub.Tensor")
     _synonyms("subtract.Scalar=sub.Scalar divide.Tensor=div.Tensor divide.Scalar=div.Scalar")
     _synonyms("true_divide.Tensor=div.Tensor true_divide.Scalar=div.Scalar")
-    # not commutative: of 0.0 and -0.0 they return one by position
+    # not commutative: of 0.0 and -0.0 they return one by its position
     _rows("maximum minimum max.other min.other fmax fmin", elementwise.binary)
     _rows("atan2 hypot remainder.Tensor fmod.Tensor", elementwise.binary)
     _rows("rsub.Tensor", elementwise.binary, _ELEMENTWISE, spelled="aten.sub.Tensor", **_FRESH)
@@ -285,7 +285,7 @@ def _layouts() -> None:
     _rows("gather", _fast(slicing.gather), **_ALONG)
     _rows("topk", _fast(slicing.topk), **_ALONG)
     _rows("glu", _fast(slicing.glu), **_ALONG)
-    # views that the schema does not tell of (all others were looked for by running PyTorch's own samples of operators)
+    # views that the schema does not show, found by running PyTorch's own samples of operators
     _rows("einsum", _fast(linear.einsum), _VIEW)
     _rows("atleast_1d atleast_2d atleast_3d", None, _VIEW, layout=Layout.RESHAPE, **_EITHER)
     _rows("meshgrid meshgrid.indexing sum_to_size", None, _VIEW)
@@ -351,7 +351,7 @@ def _copies() -> None:
     _rows("detach_", functional="aten.detach")
     _rows("lift_fresh_copy", _fast(layout.same), _IDEMPOTENT, **_FRESH)
     _rows("lift_fresh", None, evaluate=_lift_fresh)
-    _rows("lift", None, Trait.VIEW, evaluate=_lift)  # it returns its operand, which its schema does not say
+    _rows("lift", None, Trait.VIEW, evaluate=_lift)  # it returns its operand, which the schema does not show
     _rows("resolve_conj resolve_neg", **_EITHER)
     _rows("to.dtype to.device to.dtype_layout", _fast(creation.copy), _IDEMPOTENT | Trait.CAST, **_EITHER)
     _rows("_to_copy", _fast(creation.copy), _IDEMPOTENT | Trait.CAST)

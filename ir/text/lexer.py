@@ -1,4 +1,4 @@
-"""The tokens of the text form, and errors that point at them."""
+"""Tokens of the text form, and errors that point at them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import islice
 
 from ir.errors import ParseError
 
-# One group alone: what a token is follows from how it begins, and `findall` with one group is several times quicker.
+# With a single group `findall` is several times faster; the kind of a token follows from its first character.
 _TOKEN = re.compile(
     r"""
     [ \t\r\n]* (?:\#[^\n]*[ \t\r\n]*)*
@@ -28,9 +28,9 @@ _TOKEN = re.compile(
 )
 
 MAX_DEPTH = 100
-"""How deep brackets and the like may be nested."""
+"""Maximal nesting of brackets and the like."""
 _MAX_DIGITS = 77
-"""Digits of a number below 2**256, which is more than what any size or attribute has."""
+"""Digits of a number below 2**256, more than any size or attribute has."""
 
 END = "end"
 """Kind of the token after the last."""
@@ -41,7 +41,7 @@ _KINDS = {
     **dict.fromkeys(string.digits, "int"),
     **dict.fromkeys("-+*/<>(){}[],:=@?", "mark"),
 }
-"""What a token is, by its first character; a number may also be a float."""
+"""Kind of a token, by its first character; a number may also be a float."""
 
 
 class Lexer:
@@ -67,7 +67,7 @@ class Lexer:
             raise self.error_at(self.start(min(wrong)), f"unexpected character {texts[min(wrong)]!r}")
 
     def start(self, index: int) -> int:
-        """Return the place of token number `index` in the text, which only a few tokens and errors ask for."""
+        """Return the position of token number `index` in the text; computed on demand."""
         if index == len(self.texts) - 1:
             return len(self.source.rstrip())
         missing = index + 1 - len(self._starts)
@@ -112,7 +112,7 @@ class Lexer:
         self.index += 1
 
     def items(self, end: str) -> Iterator[None]:
-        """Yield before each of the items up to the mark `end`, which commas separate; the last may have one, too."""
+        """Yield before each of the comma-separated items up to the mark `end`; a trailing comma is allowed."""
         while not self.accept(end):
             yield
             if not self.at(end):
@@ -129,7 +129,7 @@ class Lexer:
         return self.next()
 
     def expect_string(self, meaning: str) -> str:
-        """Step over a string in quotes and return what it stands for.
+        """Step over a string in quotes and return its value.
 
         Raises:
             ParseError: when something else is next, or an escape in it is unknown.
@@ -150,7 +150,7 @@ class Lexer:
         """Step over the next token, an int, and return it.
 
         Raises:
-            ParseError: when it is too long to be of use.
+            ParseError: when it is too long.
         """
         self.index += 1
         return self._int(self.index - 1)
@@ -162,17 +162,17 @@ class Lexer:
         return int(text)
 
     def enter(self) -> None:
-        """Note that what follows is nested in what came before, until `leave`.
+        """Enter a level of nesting, until `leave`.
 
         Raises:
-            ParseError: when that is so deep that reading it on would overflow the stack.
+            ParseError: when it is so deep that reading on could overflow the stack.
         """
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise self.error(f"nested more than {MAX_DEPTH} deep")
 
     def leave(self) -> None:
-        """End what `enter` began."""
+        """Leave a level of nesting."""
         self._depth -= 1
 
     def expect_value(self) -> str:
@@ -185,7 +185,7 @@ class Lexer:
         return self._unquote(text, self.index - 1, 1) if text.startswith('"') else text
 
     def _unquote(self, text: str, index: int, offset: int = 0) -> str:
-        """Return what a string in quotes stands for, which is token number `index` without its first characters."""
+        """Return the value of a string in quotes: token number `index` without its first `offset` characters."""
         if "\\" not in text and text.isprintable():
             return text[1:-1]
         try:
@@ -194,7 +194,7 @@ class Lexer:
             raise self.error_at(self.start(index) + offset + error.pos, f"not a string: {error.msg}") from None
 
     def describe(self) -> str:
-        """Return what to call the next token in a message."""
+        """Return the name of the next token in a message."""
         return "the end of the text" if self.kind == END else repr(self.text)
 
     def error(self, message: str, *, index: int | None = None, remedy: str | None = None) -> ParseError:
@@ -209,7 +209,7 @@ class Lexer:
         end = source.find("\n", position)
         shown = source[begin : len(source) if end < 0 else end]
         column = position - begin + 1
-        # tabs stay tabs, so that the caret stands below its character
+        # tabs stay tabs, to keep the caret below its character
         padding = "".join("\t" if c == "\t" else " " for c in shown[: column - 1])
         return ParseError(
             f"line {line}, column {column}: {message}\n    {shown}\n    {padding}^",

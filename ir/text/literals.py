@@ -1,4 +1,4 @@
-"""The literals of what is compared by value: expressions, types, attributes and locations."""
+"""Literals: expressions, types, attributes and locations."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _CONSTANTS = {"inf": float("inf"), "nan": float("nan"), "oo": sympy.oo, "int_oo"
 _KEYWORDS = {"None": None, "True": True, "False": False}
 
 RESERVED_SYMBOLS = frozenset({*_CONSTANTS, *_KEYWORDS})
-"""Names that a symbol cannot have, since they mean something else in an expression."""
+"""Names with a meaning in expressions, which a symbol cannot have."""
 
 
 def parse_type(text: str) -> Type:
     """Return the type that `text` stands for: `f32[batch, 3]`, `int(2*seq)`, `?`, `opaque`.
 
     Raises:
-        ParseError: when it is no type; the message points at the place.
+        ParseError: when it is not a type; the message points at the place.
     """
     lexer = Lexer(text)
     type_ = Literals(lexer).type()
@@ -51,7 +51,7 @@ def parse_attribute(text: str) -> Attribute:
     """Return the attribute value that `text` stands for, as `format_attribute` writes it.
 
     Raises:
-        ParseError: when it is none; the message points at the place.
+        ParseError: when it is not one; the message points at the place.
     """
     lexer = Lexer(text)
     value = Literals(lexer).attribute()
@@ -113,13 +113,13 @@ class Literals:
         self.lexer = lexer
         self._refer = refer
         self._symbol = symbol
-        # text up to the closing bracket -> (type, number of tokens); most types of a program occur often
+        # text up to the closing bracket -> (type, number of tokens); most types occur often
         self._types: dict[str, tuple[TensorType, int]] = {}
 
     # Expressions
 
     def expression(self, power: int = 0) -> Any:
-        """Return a number or a symbolic expression; operators that bind weaker than `power` end it."""
+        """Return a number or a symbolic expression; it ends at operators that bind weaker than `power`."""
         lexer = self.lexer
         left = self._operand()
         while lexer.kind == "mark" and lexer.text in BINARY_OPERATORS:
@@ -246,7 +246,7 @@ class Literals:
         try:
             end = lexer.texts.index("]", first)
         except ValueError:
-            end = first  # `expect` says below what is missing
+            end = first  # `expect` below reports what is missing
         key = " ".join(lexer.texts[first : end + 1])
         known = self._types.get(key)
         if known is not None:
@@ -357,9 +357,9 @@ class Literals:
         lexer = self.lexer
         place = lexer.index
         text = lexer.next()
-        value = vars(torch).get(text.removeprefix("torch."))  # asked with `getattr`, torch would import
+        value = vars(torch).get(text.removeprefix("torch."))  # `getattr` could import modules
         if not isinstance(value, torch.dtype | torch.layout | torch.memory_format):
-            raise lexer.error(f"{text} is no dtype, layout or memory format", index=place)
+            raise lexer.error(f"{text} is not a dtype, layout or memory format", index=place)
         return value
 
     # Locations
@@ -391,7 +391,7 @@ def _dtype(name: str) -> torch.dtype | None:
 
 def _expression_constant(value: Any) -> sympy.Expr:
     if not isinstance(value, int | float | sympy.Expr):
-        raise TypeError("expected a number")  # of a text, SymPy would run the code
+        raise TypeError("expected a number")  # SymPy would run text as code
     return sympy.sympify(value)
 
 

@@ -36,8 +36,8 @@ _WEIGHT_KINDS = {kind.value: kind for kind in WeightKind}
 def parse_program(text: str, symbol: Callable[[str], Dim] = make_symbol) -> Program:
     """Return the program that `text` stands for; its weights have no data.
 
-    The result types of an operation may be left out, and are inferred then. The text is not verified beyond what it
-    takes to build the program: call `ir.verify.verify` on a program that was written by hand.
+    Result types that are left out are inferred. Only what is needed to build the program is checked: call
+    `ir.verify.verify` on a program that was written by hand.
 
     Args:
         text: the text form of a program.
@@ -45,8 +45,8 @@ def parse_program(text: str, symbol: Callable[[str], Dim] = make_symbol) -> Prog
             itself makes one of the programs that a text with symbols describes.
 
     Raises:
-        ParseError: when the text is not well-formed, uses a value that is not defined above, or names an operator that
-            does not exist. The message points at the place.
+        ParseError: when the text is ill-formed, uses an undefined value, or names an unknown operator. The message
+            points at the place.
     """
     parser = _Parser(text, symbol)
     program = parser.program()
@@ -55,14 +55,14 @@ def parse_program(text: str, symbol: Callable[[str], Dim] = make_symbol) -> Prog
 
 
 class _Scope:
-    """The values that have a name, and the operands that the attributes of the current operation refer to."""
+    """Values by name, and the operands that attributes of the current operation refer to."""
 
     def __init__(self) -> None:
         self.values: dict[str, Value] = {}
         self.referred: list[Value] = []
         self.first_reference = 0
         self.arguments: list[Value | None] = []
-        """The operands of the current operation that its attributes name again: those of an opaque call."""
+        """The operands that attributes may name again: those of an opaque call."""
 
 
 class _Parser(BoundaryParser):
@@ -176,7 +176,7 @@ class _Parser(BoundaryParser):
                 lexer.expect("=")
                 convention.views = {**convention.views, output: self._output_number()}
             case _:
-                raise lexer.error(f"{keyword!r} is no statement of a program", index=place)
+                raise lexer.error(f"{keyword!r} is not a statement of a program", index=place)
 
     def _symbol(self, program: Program) -> None:
         lexer = self.lexer
@@ -287,7 +287,7 @@ class _Parser(BoundaryParser):
             self.scope = scope
         elif opdef.is_region:
             raise lexer.error(f"expected the body of {name}, found {lexer.describe()}")
-        # made without types first: inference reads operands through the operation's own grouping
+        # without types if these are inferred: inference reads the operands of the operation
         op = Operation(
             opdef,
             [*operands, *referred],
@@ -314,7 +314,7 @@ class _Parser(BoundaryParser):
             types = infer_operation(op)
         except GraphwrightError as error:
             raise self.lexer.error(error.message, index=place) from error
-        except Exception as error:  # rules of inference rely on attributes of the schema's types, and text has any
+        except Exception as error:  # inference rules expect attributes of the schema's types, and text may have any
             raise self.lexer.error(f"{op.name} does not take these attributes: {error}", index=place) from error
         if len(types) != count:
             raise self.lexer.error(f"{op.name} has {len(types)} results, but {count} are named", index=place)

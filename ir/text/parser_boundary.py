@@ -1,4 +1,4 @@
-"""Parsing of what a program has beside its graph: how it is called, its modes, and where it refuses to run."""
+"""Parsing of what a program has beside its graph: calling convention, modes, refused surroundings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ir.types import Dim
 
 
 class BoundaryParser:
-    """Reads the statements of a program that are neither weights, symbols nor the graph."""
+    """Reads the statements of a program other than weights, symbols and the graph."""
 
     def __init__(self, text: str, refer: Callable[[], Ref], symbol: Callable[[str], Dim]) -> None:
         self.lexer = Lexer(text)
@@ -49,7 +49,9 @@ class BoundaryParser:
             kinds.append(self.lexer.expect_kind("name", "what else the argument may be"))
             if kinds[-1] not in ARGUMENT_KINDS:
                 known = ", ".join(ARGUMENT_KINDS)
-                raise self.lexer.error(f"an argument is no {kinds[-1]!r}", index=place, remedy=f"write one of {known}")
+                raise self.lexer.error(
+                    f"an argument cannot be {kinds[-1]!r}", index=place, remedy=f"write one of {known}"
+                )
         return tuple(kinds)
 
     def _surrounding(self) -> Surrounding:

@@ -9,9 +9,9 @@
       }
     }
 
-Operands stand in parentheses in schema order, a list of tensors as `[%a, %b]`, an absent one as `None`. Attributes
-follow in braces; those that equal the default of the schema are left out. A value inside an attribute is written by its
-name, and is an operand after those of the schema. `#` starts a comment.
+Operands are in parentheses in schema order, a list of tensors as `[%a, %b]`, an absent one as `None`. Attributes follow
+in braces, without those that equal the default of the schema. A value inside an attribute is written by its name, and
+is an operand after those of the schema. `#` starts a comment.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ WEIGHT_FLAGS: dict[str, tuple[str, bool]] = {
     "non_persistent": ("persistent", False),
     "mutated": ("is_mutated", True),
     "carries_gradient": ("carries_gradient", True),
+    "folded": ("is_folded", True),
 }
-"""Words that say what a weight is -> the field of `Weight` and its value."""
+"""Words after the type of a weight -> field of `Weight` and its value."""
 
 _INDENT = "  "
 _MODES_WIDTH = 100
@@ -54,8 +55,8 @@ def print_program(program: Program, *, locations: bool = True) -> str:
 
     Args:
         program: the program.
-        locations: whether each operation ends in its `loc(...)`; without them the text parses back to a program whose
-            operations have unknown locations.
+        locations: whether to write `loc(...)` after each operation; without it, parsed operations have unknown
+            locations.
     """
     return "\n".join(_Printer(locations).program(program, ""))
 
@@ -74,7 +75,7 @@ def print_operation(op: Operation, *, locations: bool = False) -> str:
 def print_operation_context(op: Operation, radius: int = 10) -> str:
     """Return the operation, marked by `>`, with up to `radius` operations on either side.
 
-    It does not need the graph to be well-formed: it is what error messages show.
+    The graph may be ill-formed: error messages show this text.
     """
     names = _Names.around(op)
     printer = _Printer(locations=False)
@@ -89,7 +90,7 @@ def print_operation_context(op: Operation, radius: int = 10) -> str:
         text = printer.operation(current, names, "")
         mark = "> " if current is op else "  "
         lines.append(mark + text[0])
-        # the body of a neighbour says nothing about the operation
+        # bodies of neighbours are left out
         lines.extend("  " + line for line in text[1:] if current is op)
         current = current.next
     return "\n".join(lines)
@@ -101,7 +102,7 @@ def format_name(name: str) -> str:
 
 
 def format_location(location: Location) -> str:
-    """Return `loc(module path, class, file, line)`, empty ends left out, and the merged locations."""
+    """Return `loc(module path, class, file, line)` without empty ends, with merged locations."""
     fields: list[str | int] = [location.module_path, location.module_class, location.file, location.line]
     while fields and not fields[-1]:
         fields.pop()
@@ -131,7 +132,7 @@ def format_parameters(parameters: Sequence[ParameterSpec]) -> str:
 
 
 class _Names:
-    """Unique names for the values of one scope, given in the order in which they are asked for."""
+    """Unique names for the values of one scope, in order of definition."""
 
     __slots__ = ("_names", "_next", "_used")
 
@@ -142,7 +143,7 @@ class _Names:
 
     @classmethod
     def of_graph(cls, graph: Graph) -> _Names:
-        """Name what a graph defines and the weights that it uses."""
+        """Name the values that a graph defines, and the weights that it uses."""
         names = cls()
         for op in _all_operations(graph):
             for value in op.operands:
@@ -153,7 +154,7 @@ class _Names:
 
     @classmethod
     def around(cls, op: Operation) -> _Names:
-        """Name what there is in the operation's graph, or the results of an operation in none."""
+        """Name the values of the operation's graph, or the results of an unattached operation."""
         if op.graph is not None:
             return cls.of_graph(op.graph)
         names = cls()
@@ -188,18 +189,18 @@ class _Names:
         return format_name(f"undefined.{_base_name(value)}") if text is None else text
 
     def hint(self, value: Value) -> str:
-        """Return what follows a name in its definition where the value was named otherwise: ` "x"`."""
+        """Return what follows a name in its definition if the value has another name: ` "x"`."""
         return "" if self[value] == format_name(value.name) else f" {json.dumps(value.name)}"
 
 
 def _base_name(value: Value) -> str:
-    """Return what a value is called before names are made unique."""
+    """Return the name of a value before names are made unique."""
     owner = value.owner
     return value.name or (owner.opdef.short_name if type(owner) is Operation else f"arg{value.index}")
 
 
 def _all_operations(graph: Graph) -> Iterator[Operation]:
-    """Yield the operations and the `return`, each once even where the links of a broken graph run in a circle."""
+    """Yield the operations and the `return`, each once even if the links of a broken graph form a cycle."""
     seen: set[Operation] = set()
     op = graph.first
     while op is not None and op not in seen:
@@ -209,7 +210,7 @@ def _all_operations(graph: Graph) -> Iterator[Operation]:
 
 
 class _Printer:
-    """Makes lines of text; the texts of types and locations are kept, since few differ."""
+    """Makes lines of text; caches the texts of types and locations."""
 
     def __init__(self, locations: bool) -> None:
         self._with_locations = locations
@@ -310,7 +311,7 @@ def _operand_texts(op: Operation, names: _Names) -> list[str]:
         return texts[: op.num_schema_operands]
     grouped: list[str] = []
     start = 0
-    # a broken operation may have a wrong number of segments: show what there is
+    # a broken operation may have a wrong number of segments
     for param, size in zip(op.opdef.operand_params, segments, strict=False):
         part = ", ".join(texts[start : start + size])
         grouped.append(f"[{part}]" if param.kind is ParamKind.LIST else part)

@@ -1,8 +1,8 @@
-"""The text of tree specifications, which say how arguments and results are nested: `((*, [*]), {"scale": *})`.
+"""The text of tree specifications, the structure of arguments and results: `((*, [*]), {"scale": *})`.
 
-`*` is a leaf. Tuples, lists and dicts are written as in Python. The name of any other class stands in front:
-`collections.OrderedDict{"a": *}`, `user.Pair(*, *)`. A dataclass has its fields, None where one holds no value:
-`user.Output(logits=*, loss=None)`. What else a node says of itself follows it: `collections.deque(*, *) with 4`.
+`*` is a leaf. Tuples, lists and dicts are written as in Python, other classes with their name:
+`collections.OrderedDict{"a": *}`, `user.Pair(*, *)`. A dataclass has its fields, with None for those without a value:
+`user.Output(logits=*, loss=None)`. Other context of a node follows it: `collections.deque(*, *) with 4`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _PLAIN_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 
 def format_spec(spec: pytree.TreeSpec) -> str:
-    """Return the text of a tree specification; one that cannot be read back from it is only named."""
+    """Return the text of a tree specification; one that could not be read back is only named."""
     try:
         text = _format(spec)
         lexer = Lexer(text)
         if read_spec(Literals(lexer)) == spec and lexer.kind == END:
             return text
     except (ParseError, NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError):
-        pass  # classes that are not registered, and contexts that no literal stands for
+        pass  # unregistered classes, and contexts without a literal
     return f"{_UNSERIALIZABLE} {json.dumps(' '.join(str(spec).split()))}"
 
 
@@ -77,7 +77,7 @@ def _braces(keys: list[Any], children: list[str]) -> str:
 
 
 def _is_of_dataclass(context: Any, count: int) -> bool:
-    """Return whether this is the context of a dataclass: the fields that are children, and those that are None."""
+    """Return whether a context is that of a dataclass: the fields that are children, and those that are None."""
     if type(context) is not list or len(context) != 2 or not all(type(part) is list for part in context):
         return False
     fields = [*context[0], *context[1]]
@@ -94,7 +94,7 @@ def _format_name(class_: type) -> str:
 
 
 def _name_of(class_: type) -> str:
-    """Return the name that a class was registered with, or else its own."""
+    """Return the registered name of a class, or else its own."""
     registered = pytree.SUPPORTED_SERIALIZED_TYPES.get(class_)
     if registered is None or registered.serialized_type_name == pytree.NO_SERIALIZED_TYPE_NAME_FOUND:
         return f"{class_.__module__}.{class_.__qualname__}"
@@ -105,8 +105,8 @@ def read_spec(literals: Literals) -> pytree.TreeSpec:
     """Return the tree specification that starts at the next token.
 
     Raises:
-        ParseError: when there is none, or it names a class that is not registered, or not imported. Nothing is imported
-            for a text: that would run code of its choice.
+        ParseError: when there is none, or it names a class that is not registered or not imported. Text never causes
+            an import: that would run code of its choice.
     """
     lexer = literals.lexer
     if lexer.at(_UNSERIALIZABLE):
@@ -201,7 +201,7 @@ class _Reader:
         if registered is not None and registered.from_dumpable_context is not None:
             try:
                 context = registered.from_dumpable_context(context)
-            except Exception as error:  # it is code of the class's author, and a text may hand it anything
+            except Exception as error:  # code of the author of the class, and text may hand it anything
                 raise lexer.error(f"{class_.__qualname__} does not read this: {error}", index=place) from error
         return pytree.TreeSpec(class_, context, children)
 
@@ -240,12 +240,12 @@ class _Reader:
 
 
 def _find(name: str) -> type | None:
-    """Return the class of a qualified name, in a module that is imported already."""
+    """Return the class of a qualified name in a module that is already imported."""
     parts = name.split(".")
     for count in range(len(parts) - 1, 0, -1):
         found: Any = sys.modules.get(".".join(parts[:count]))
         for part in parts[count:]:
-            # not getattr: a module may import what it is asked for
+            # not getattr, which may import
             found = vars(found).get(part) if isinstance(found, ModuleType | type) else None
         if isinstance(found, type):
             return found

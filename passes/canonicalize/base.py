@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from typing_extensions import override
 
 from ir.core import Operation, Value
 from ir.types import Dim, TensorType
-from passes.rewrite.pattern import Pattern
+from passes.rewrite.pattern import Match, Pattern
+from passes.rewrite.rewriter import Rewriter
 
 
 class Rule(Pattern):
@@ -14,6 +16,22 @@ class Rule(Pattern):
 
     exact = True
     warns_without_shapes = False
+
+
+class Identity(Rule):
+    """A rule that replaces its match by the value captured as `x`, or by the root's first operand."""
+
+    @override
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        return m.captures.get("x") or first(m.root)
+
+
+class ToReshape(Rule):
+    """A rule that replaces its match by one reshape of `x`, or of the root's first operand, to the same shape."""
+
+    @override
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        return b.op("aten.reshape", m.captures.get("x") or first(m.root), shape_of(m.root.result)).result
 
 
 def tensor(value: Value | None) -> TensorType | None:

@@ -1,8 +1,8 @@
-"""Operators that change nothing, and casts and copies that nobody can tell from their operand.
+"""Operators that change nothing, and casts and copies that are unobservable.
 
-Two kinds are told apart. Some operators return their operand itself, or a view of all of it: removing them leaves
-sharing and strides as they are. Others return a new tensor: they go only where the strides stay and where no output
-comes to share storage with an input, a weight or another output.
+Some operators return their operand itself, or a view of all of it: without them, sharing and strides are the same.
+Others return a new tensor: they go only where strides stay the same, and no output starts to share storage with an
+input, a weight or another output.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ir.memory.strides import has_standard_format, is_contiguous, is_dense
 from ir.opdef import Trait, get_opdef, operators_with
 from ir.program import weight_of
 from ir.types import shapes_equal
-from passes.canonicalize.base import Rule, first, is_floating, is_integral, same_dtype, shape_of, tensor
+from passes.canonicalize.base import Identity, Rule, first, is_floating, is_integral, same_dtype, shape_of, tensor
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
@@ -40,11 +40,11 @@ def copy_refusal(old: Value, x: Value) -> str | None:
 
 
 def sharing_refusal(old: Value, x: Value) -> str | None:
-    """Return why a caller could tell that `old`, a new tensor, became `x` itself; None when it could not."""
+    """Return why it is observable that `old`, a new tensor, becomes `x` itself; None where it is not."""
     for source in may_alias_roots(x):
         weight = weight_of(source)
         if weight is not None and weight.is_mutated:
-            return f"the copied weight `{weight.name}` is written by the program"
+            return f"the copied weight `{weight.name}` is mutated by the program"
     if not may_replace(old, x):
         return (
             "an output would share storage with an input, a weight or another output, or statistics with another value"
@@ -52,15 +52,7 @@ def sharing_refusal(old: Value, x: Value) -> str | None:
     return None
 
 
-class _Identity(Rule):
-    """op(x) = x"""
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return first(m.root)
-
-
-class NoDropout(_Identity):
+class NoDropout(Identity):
     """dropout(x, p=0) = x: it returns its operand and draws no random numbers, in training too"""
 
     @override
@@ -68,7 +60,7 @@ class NoDropout(_Identity):
         return p.op(_DROPOUTS, p=0.0)
 
 
-class NoDropoutInEval(_Identity):
+class NoDropoutInEval(Identity):
     """dropout(x, p, train=False) = x, for a program that will never train"""
 
     @override
@@ -76,7 +68,7 @@ class NoDropoutInEval(_Identity):
         return p.op(_DROPOUTS, train=False)
 
 
-class NoCast(_Identity):
+class NoCast(Identity):
     """to(x, dtype of x) = x"""
 
     @override
@@ -85,7 +77,7 @@ class NoCast(_Identity):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand the operand's own dtype, device and format; where a copy is asked for, that nobody can tell."""
+        """Demand the operand's own dtype, device and format; a copy must be unobservable."""
         op = m.root
         x = first(op)
         if not same_dtype(x, op.result):
@@ -98,7 +90,7 @@ class NoCast(_Identity):
         return None
 
 
-class NoAlias(_Identity):
+class NoAlias(Identity):
     """alias(x) = positive(x) = x"""
 
     @override
@@ -106,7 +98,7 @@ class NoAlias(_Identity):
         return p.op(("aten.alias", "aten.positive"))
 
 
-class NoDetach(_Identity):
+class NoDetach(Identity):
     """detach(x) = lift(x) = x, where no gradient can flow: x is an integer tensor or comes from constants"""
 
     examples = (
@@ -123,7 +115,7 @@ class NoDetach(_Identity):
         """Demand that x has no gradient."""
         x = first(m.root)
         if is_written(m.root.result):
-            return "an operation writes to it"
+            return "an operation mutates it"
         if is_integral(x):
             return None
         for source in may_alias_roots(x):
@@ -138,8 +130,8 @@ _COPIED = Example("""
 """)
 
 
-class NoCopy(_Identity):
-    """clone(x) = x, where nobody can tell the copy from x"""
+class NoCopy(Identity):
+    """clone(x) = x, where the copy is unobservable"""
 
     examples = (
         _COPIED,
@@ -166,7 +158,7 @@ class NoCopy(_Identity):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand that strides and sharing stay as they are."""
+        """Demand the same strides and unobservable sharing."""
         op = m.root
         x = first(op)
         memory_format = op.attributes.get("memory_format", torch.contiguous_format)
@@ -177,7 +169,7 @@ class NoCopy(_Identity):
         return "the strides may change"
 
 
-class NoContiguous(_Identity):
+class NoContiguous(Identity):
     """contiguous(x) = x, where x is contiguous"""
 
     examples = (
@@ -202,7 +194,7 @@ _WHOLE = Example("""
 """)
 
 
-class NoExpand(_Identity):
+class NoExpand(Identity):
     """expand(x, shape of x) = slice(x, all) = x"""
 
     examples = (
@@ -232,8 +224,8 @@ class NoExpand(_Identity):
         return None
 
 
-class NoPad(_Identity):
-    """pad(x, zeros) = repeat(x, ones) = x, where nobody can tell the copy from x"""
+class NoPad(Identity):
+    """pad(x, zeros) = repeat(x, ones) = x, where the copy is unobservable"""
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -258,8 +250,8 @@ class NoPad(_Identity):
         return sharing_refusal(op.result, x) if is_contiguous(x) else "the strides may change"
 
 
-class CatOfOne(Rule):
-    """cat([x], d) = x, where nobody can tell the copy from x"""
+class CatOfOne(Identity):
+    """cat([x], d) = x, where the copy is unobservable"""
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -267,15 +259,10 @@ class CatOfOne(Rule):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand that strides and sharing stay as they are."""
+        """Demand the same strides and unobservable sharing."""
         if not has_standard_format(m.x):
             return "the strides may change"
         return sharing_refusal(m.root.result, m.x)
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        x: Value = m.x
-        return x
 
 
 _PRODUCT = Example("""
@@ -284,7 +271,7 @@ _PRODUCT = Example("""
 _SUM = _PRODUCT.changed(("f32", "i64"), ("mul.Scalar(%copy) {other=1}", "add.Scalar(%copy) {other=0}"))
 
 
-class NoArithmetic(_Identity):
+class NoArithmetic(Identity):
     """x * 1 = x / 1 = x - 0 = x ** 1 = x, and x + 0 = x for integers, the dtype unchanged
 
     For floating x, x + 0 turns -0.0 into 0.0, so only x + (-0.0) goes.
@@ -303,7 +290,7 @@ class NoArithmetic(_Identity):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand the unit, an unchanged dtype, and that nobody can tell the copy from x."""
+        """Demand the unit, an unchanged dtype, and an unobservable copy."""
         op = m.root
         x = first(op)
         if not _is_unit(op, x):
@@ -352,7 +339,7 @@ class Idempotent(Rule):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand the same operator and arguments, and that nobody can tell that a tensor is missing."""
+        """Demand the same operator and arguments; where it returns a new tensor, that must be unobservable."""
         outer, inner = m.root, m.inner
         if outer.opdef is not inner.opdef or len(outer.results) != 1:
             return "the operators differ"
@@ -377,7 +364,7 @@ _INVOLUTIONS = tuple(
 )
 
 
-class Involution(Rule):
+class Involution(Identity):
     """neg(neg(x)) = bitwise_not(bitwise_not(x)) = x"""
 
     @override
@@ -386,15 +373,10 @@ class Involution(Rule):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand real numbers, and that nobody can tell the copy from x."""
+        """Demand real numbers, and an unobservable copy."""
         if not (is_integral(m.x) or is_floating(m.x)) or tensor(m.x) != tensor(m.root.result):
             return "the dtype is not known, or complex"
         return copy_refusal(m.root.result, m.x)
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        x: Value = m.x
-        return x
 
 
 IDENTITY_RULES = (

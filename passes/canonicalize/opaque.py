@@ -4,37 +4,44 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+import attrs
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from ir.core import Operation, Value
 from ir.errors import InputError
 from ir.ops.nn_ops import OPAQUE, decode_call, opaque_results
 from ir.program import Program
+from passes.manager.manager import Pass, PassContext
 
 
-def drop_identities(program: Program) -> int:
-    """Replace the results of opaque calls of modules in eval mode that return an argument itself, and return how many.
+@attrs.frozen
+class DropOpaqueIdentities(Pass):
+    """Removes opaque calls of modules in eval mode that return an argument itself.
 
-    Only for a program that will never train: in training the module may well do something else.
+    Only for a program that will never train: in training the module may do something else.
     """
-    count = 0
-    for op in list(program.graph.operations()):
-        if op.opdef is not OPAQUE:
-            continue
-        replacement = _returned_operand(op, program.opaques.get(op.attributes["callee"]))
-        if replacement is not None:
-            program.graph.replace_all_uses(op.result, replacement)
-            program.graph.erase(op)
-            count += 1
-    return count
+
+    name: ClassVar[str] = "drop-opaque-identities"
+
+    @override
+    def run(self, program: Program, context: PassContext) -> None:
+        """Run once over the program."""
+        for op in list(program.graph.operations()):
+            if op.opdef is not OPAQUE:
+                continue
+            replacement = _returned_operand(op, program.opaques.get(op.attributes["callee"]))
+            if replacement is not None:
+                program.graph.replace_all_uses(op.result, replacement)
+                program.graph.erase(op)
 
 
 def _returned_operand(op: Operation, callee: Any) -> Value | None:
-    """Return the operand that the call is proved to return, whatever its shape and values.
+    """Return the operand that the call provably returns, for all shapes and values.
 
     The proof is a call on tensors without data that asks nothing of them: no function of PyTorch, not even for a size.
     """
@@ -59,7 +66,7 @@ def _returned_operand(op: Operation, callee: Any) -> Value | None:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Return whether a module is in eval mode, alone, without state and hooks: its call can be tried."""
+    """Whether a module is in eval mode and has no children, state or hooks, so that a call can be tried."""
     hooks = (table for name, table in vars(module).items() if name.endswith("_hooks"))
     return not (
         module.training

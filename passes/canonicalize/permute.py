@@ -11,7 +11,7 @@ from ir.core import Operation, Value
 from ir.memory.strides import merge_keeps_strides
 from ir.opdef import operators_with
 from ir.types import Dim, dims_equal, simplify_dim
-from passes.canonicalize.base import Rule, first, rank_of, shape_of
+from passes.canonicalize.base import Identity, Rule, ToReshape, first, rank_of, shape_of
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
@@ -47,7 +47,7 @@ class SpellPermute(Rule):
             return "the rank is not known"
         order = _order_of(op, rank)
         if order is None:
-            return "the dimensions are no literals in range"
+            return "the dimensions are not literals in range"
         return "this is the one spelling" if op.name == "aten.permute" and op.attributes["dims"] == order else None
 
     @override
@@ -58,7 +58,7 @@ class SpellPermute(Rule):
         return b.op("aten.permute", x, _order_of(m.root, rank)).result
 
 
-class NoPermute(Rule):
+class NoPermute(Identity):
     """permute(x, (0, 1, 2)) = x"""
 
     @override
@@ -69,11 +69,6 @@ class NoPermute(Rule):
     def check(self, m: Match) -> str | None:
         """Demand the identity."""
         return None if m.dims == tuple(range(len(m.dims))) else "the order changes"
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        x: Value = m.x
-        return x
 
 
 class MergePermutes(Rule):
@@ -100,7 +95,7 @@ def _without_ones(shape: Sequence[Dim]) -> list[int]:
     return [i for i, size in enumerate(shape) if not (type(size) is int and size == 1)]
 
 
-class ReshapeOfUnitPermute(Rule):
+class ReshapeOfUnitPermute(ToReshape):
     """reshape(permute(x, p), s) = reshape(x, s), where p moves dimensions of size 1 only"""
 
     @override
@@ -116,10 +111,6 @@ class ReshapeOfUnitPermute(Rule):
         kept = set(_without_ones(shape))
         moved = [d for d in _order(m.permute) if d in kept]
         return None if moved == sorted(moved) else "the permute moves elements"
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
 
 
 _MATRICES = Example("""
@@ -153,7 +144,7 @@ class PermuteWithoutUnits(Rule):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand sizes of 1 between the reshapes, and that nobody else uses what is between them."""
+        """Demand sizes of 1 between the reshapes, and no other users of what is between them."""
         middle, target = shape_of(m.inner.result), shape_of(m.root.result)
         if middle is None or target is None:
             return "a shape is not known"
@@ -201,7 +192,7 @@ class SplitBeforePermute(Rule):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand an outer reshape that only splits, and that nobody else uses what is between them."""
+        """Demand an outer reshape that only splits, and no other users of what is between them."""
         parts = _split_before(m)
         if parts is None:
             return "the outer reshape merges dimensions"

@@ -10,7 +10,7 @@ from ir.core import Value
 from ir.memory.strides import is_contiguous, merge_keeps_strides, reshape_copies, reshape_views
 from ir.opdef import operators_with
 from ir.types import shapes_equal
-from passes.canonicalize.base import Rule, first, shape_of
+from passes.canonicalize.base import Identity, Rule, ToReshape, first, shape_of
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
@@ -42,10 +42,10 @@ class SpellReshape(Rule):
         return b.op("aten.reshape", x, shape_of(m.root.result)).result
 
 
-class WriteOutReshape(Rule):
+class WriteOutReshape(ToReshape):
     """reshape(x, (2, -1)) = reshape(x, (2, 12)), x: f[4, 6]
 
-    The sizes are those of the result's type, which must be known.
+    The sizes are those of the result's type, which must be known. An operand that only sizes referred to goes.
     """
 
     @override
@@ -62,13 +62,8 @@ class WriteOutReshape(Rule):
             return "all sizes are written out"
         return None
 
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        """Build the reshape anew: an operand that only its sizes referred to goes."""
-        return b.op("aten.reshape", first(m.root), shape_of(m.root.result)).result
 
-
-class NoReshape(Rule):
+class NoReshape(Identity):
     """reshape(x, shape of x) = x"""
 
     @override
@@ -80,11 +75,6 @@ class NoReshape(Rule):
         """Demand provably equal shapes."""
         equal = shapes_equal(shape_of(m.x), shape_of(m.root.result))
         return None if equal else "the shape changes"
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        x: Value = m.x
-        return x
 
 
 _RESHAPES = Example("""
@@ -99,10 +89,10 @@ _RESHAPES = Example("""
 _APART = ("[0, 1, 2]", "[2, 1, 0]"), ("[n*a, b]", "[b*a, n]")
 
 
-class MergeReshapes(Rule):
+class MergeReshapes(ToReshape):
     """reshape(reshape(x, s), t) = reshape(x, t)
 
-    Where the strides, and the sharing of storage, provably stay as they are.
+    Where strides and sharing of storage provably stay the same.
     """
 
     examples = (
@@ -117,7 +107,7 @@ class MergeReshapes(Rule):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand that one reshape is a view, or a copy, where the two are."""
+        """Demand that one reshape is a view, or a copy, exactly where the two are."""
         middle, target = shape_of(m.inner.result), shape_of(m.root.result)
         if middle is None or target is None:
             return "a shape is not known"
@@ -127,17 +117,13 @@ class MergeReshapes(Rule):
             return "the inner reshape may be a copy, which its other users share"
         return None
 
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
-
 
 _COPY = _RESHAPES.changed(
     ("[0, 1, 2]", "[2, 1, 0]"), ("reshape(%t) {shape=[n*a, b]}", "contiguous(%t)"), ("[n, a*b]", "[b, a*n]")
 )
 
 
-class ReshapeOfCopy(Rule):
+class ReshapeOfCopy(ToReshape):
     """reshape(contiguous(x), s) = reshape(x, s), where that makes a contiguous copy itself"""
 
     examples = (_COPY, _COPY.changed(("contiguous(%t)", "clone(%t) {memory_format=torch.contiguous_format}")))
@@ -158,10 +144,6 @@ class ReshapeOfCopy(Rule):
         if not m.copy.result.has_one_use():
             return "others share the copy"
         return None if reshape_copies(m.x, target) else "the reshape might be a view"
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.op("aten.reshape", m.x, shape_of(m.root.result)).result
 
 
 RESHAPE_RULES = (SpellReshape, WriteOutReshape, NoReshape, MergeReshapes, ReshapeOfCopy)

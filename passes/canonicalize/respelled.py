@@ -11,7 +11,7 @@ from passes.rewrite.pattern import Chain, OpNode, Pattern
 
 
 def canonical_name(opdef: OpDef) -> str | None:
-    """Return the operator that canonical programs have in place of `opdef`, where shapes are known; None: it stays."""
+    """Return what canonical programs have in place of an operator where shapes are known; None where it stays."""
     known = opdef.facts.synonym or opdef.facts.spelled
     if known is not None:
         return known
@@ -40,12 +40,12 @@ def respelled_operators(rule: Pattern) -> dict[str, str]:
 
 
 def spelled_otherwise(respelled: Mapping[str, str]) -> str:
-    """Return the operators that `respelled_operators` found in words, with what to write in their place."""
+    """Return the result of `respelled_operators` as text, with what to write instead."""
     return ", ".join(f"{name} (write {canonical})" for name, canonical in respelled.items())
 
 
 def _respelled(node: OpNode | Chain) -> dict[str, str]:
-    """Return the operators of a node that must match, when all of them are written otherwise."""
+    """Return the operators of a node with their canonical names, if all of them are respelled."""
     if isinstance(node.ops, Trait) or (isinstance(node, Chain) and not node.minimum):
         return {}
     found: dict[str, str] = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from ir.attributes import attributes_equal
+from ir.attributes import Attribute, attributes_equal
 from ir.columns import Layout
 from ir.core import RETURN, Operation, Value
 from ir.memory.aliasing import reaches_format
@@ -14,7 +14,7 @@ from ir.opdef import ParamKind, operators_with
 from ir.types import wrap
 from passes.canonicalize.base import Rule, first, is_floating, shape_of, tensor
 from passes.rewrite.example import Example
-from passes.rewrite.literals import dims_from_front, index_from_front
+from passes.rewrite.literals import one_form
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -93,9 +93,9 @@ _KEPT = ("3]}", "3], keepdim=True}")
 class SpatialMeanToPool(Rule):
     """mean(x, (2, 3), keepdim=True) = adaptive_avg_pool2d(x, (1, 1)), x: f[N, C, H, W]; without keepdim, reshaped
 
-    PyTorch computes this pool as this mean, so the numbers are the same bits. The one difference: for a map in
-    channels_last, the strides of the result's dimensions of size 1 (which mean nothing) differ, so a mean that is an
-    output as it is stays, and one that is converted to channels_last later.
+    PyTorch computes this pool as this mean, so the bits are the same. For a map in channels_last, the strides of the
+    result's dimensions of size 1 differ: a mean that is itself an output stays, and so does one that is converted to
+    channels_last later.
     """
 
     examples = (
@@ -117,7 +117,7 @@ class SpatialMeanToPool(Rule):
         """Demand a floating 4-d map that is not empty, and its last two dimensions."""
         type_, shape = tensor(m.x), shape_of(m.x)
         if type_ is None or shape is None or len(shape) != 4:
-            return "the operand is no 4-d map of a known shape"
+            return "the operand is not a 4-d map of a known shape"
         if not isinstance(m.dims, tuple) or {wrap(d, 4) for d in m.dims} != {2, 3} or len(m.dims) != 2:
             return "the mean is not over the two spatial dimensions"
         if 0 in shape or not is_floating(m.x) or m.dtype not in (None, type_.dtype):
@@ -134,23 +134,6 @@ class SpatialMeanToPool(Rule):
         assert shape is not None
         pool = b.op("aten.adaptive_avg_pool2d", m.x, (1, 1)).result
         return pool if m.keepdim else b.op("aten.reshape", pool, shape[:2]).result
-
-
-_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
-_INDEXED_POOLS = ("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices")
-
-
-class WriteOutPoolStride(Rule):
-    """max_pool2d(x, k) = max_pool2d(x, k, stride=k)"""
-
-    @override
-    def pattern(self, p: PatternBuilder) -> Node:
-        stride = p.attr_where(lambda given: given == (), "left out")
-        return p.op(tuple(f"aten.{name}" for name in (*_POOLS, *_INDEXED_POOLS)), stride=stride)
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> None:
-        b.set_attribute(m.root, "stride", m.root.attributes["kernel_size"])
 
 
 class WriteOutConvPadding(Rule):
@@ -212,45 +195,40 @@ class SpellExpand(Rule):
         return b.op("aten.expand", first(m.root), shape_of(m.root.result)).result
 
 
-class CountDimsFromFront(Rule):
-    """softmax(x, -1) = softmax(x, rank - 1); the dimensions of a reduction are also sorted"""
+_POOLS = tuple(
+    f"aten.{family}{rank}d{suffix}"
+    for family, suffix in (("max_pool", ""), ("avg_pool", ""), ("max_pool", "_with_indices"))
+    for rank in (1, 2, 3)
+)
+
+
+class WriteOneForm(Rule):
+    """softmax(x, -1) = softmax(x, rank - 1), select(x, d, -1) = select(x, d, n - 1), max_pool(x, k) = max_pool(x, k, k)
+
+    Dimensions and indices are counted from the front, those of a reduction are sorted, strides are written out.
+    """
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
-        return p.op(operators_with(lambda facts: facts.dims))
+        dims = operators_with(lambda facts: facts.dims)
+        return p.op((*dims, "aten.split_with_sizes", "aten.select.int", *_POOLS))
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand dimensions written otherwise, and a known rank."""
-        dims = dims_from_front(m.root, "dim", m.root.attributes["dim"])
-        if dims is None:
-            return "there are no dimensions, or the rank is not known"
-        return "this is the one spelling" if attributes_equal(dims, m.root.attributes["dim"]) else None
+        """Demand another form."""
+        return None if _other_forms(m.root) else "all attributes have their one form, or it is not known"
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> None:
-        b.set_attribute(m.root, "dim", dims_from_front(m.root, "dim", m.root.attributes["dim"]))
+        for name, form in _other_forms(m.root).items():
+            b.set_attribute(m.root, name, form)
 
 
-class SelectFromFront(Rule):
-    """select(x, d, -1) = select(x, d, n - 1), x: f[n] along d"""
-
-    @override
-    def pattern(self, p: PatternBuilder) -> Node:
-        return p.op("aten.select.int")
-
-    @override
-    def check(self, m: Match) -> str | None:
-        """Demand a negative index into a dimension of known size."""
-        index = m.root.attributes["index"]
-        if type(index) is not int or index >= 0:
-            return "the index is counted from the front"
-        known = index_from_front(m.root, index) is not None
-        return None if known else "the size of the dimension is not known"
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> None:
-        b.set_attribute(m.root, "index", index_from_front(m.root, m.root.attributes["index"]))
+def _other_forms(op: Operation) -> dict[str, Attribute]:
+    """Return the one form of each attribute that has another."""
+    given = {name: op.attributes[name] for name in ("dim", "index", "stride") if name in op.attributes}
+    forms = {name: one_form(op, name, value) for name, value in given.items()}
+    return {name: form for name, form in forms.items() if not attributes_equal(form, given[name])}
 
 
 SPELLING_RULES = (
@@ -259,9 +237,7 @@ SPELLING_RULES = (
     SpellRelu6,
     SpellClamp,
     SpatialMeanToPool,
-    WriteOutPoolStride,
     WriteOutConvPadding,
     SpellExpand,
-    CountDimsFromFront,
-    SelectFromFront,
+    WriteOneForm,
 )

@@ -10,7 +10,7 @@ from ir.columns import Layout
 from ir.core import Operation, Value
 from ir.opdef import operators_with
 from ir.types import wrap
-from passes.canonicalize.base import Rule, first, shape_of
+from passes.canonicalize.base import Identity, Rule, first, shape_of
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -18,7 +18,7 @@ SPLITS = operators_with(lambda facts: facts.layout is Layout.SPLIT and facts.spe
 
 
 def split_sizes(op: Operation, dim: int) -> tuple[int, ...] | None:
-    """Return the sizes along `dim` of the pieces, which are the results; None where one is no int."""
+    """Return the sizes along `dim` of the pieces, which are the results; None where one is not an int."""
     sizes: list[int] = []
     for result in op.results:
         shape = shape_of(result)
@@ -30,7 +30,7 @@ def split_sizes(op: Operation, dim: int) -> tuple[int, ...] | None:
 
 
 def _place(op: Operation) -> tuple[int, tuple[int, ...]] | None:
-    """Return the dimension that is cut and the sizes of the pieces, where they cover it; else None."""
+    """Return the dimension that is split and the sizes of the pieces, or None where they do not cover it."""
     shape = shape_of(first(op))
     dim = None if not shape else wrap(op.attributes["dim"], len(shape))
     if dim is None or shape is None:
@@ -63,31 +63,6 @@ class SpellSplit(Rule):
         dim, sizes = place
         names = [result.name for result in m.root.results]
         return b.op("aten.split_with_sizes", first(m.root), sizes, dim, names=names).results
-
-
-class SplitFromFront(Rule):
-    """split_with_sizes(x, sizes, -1) = split_with_sizes(x, sizes, rank - 1)"""
-
-    @override
-    def pattern(self, p: PatternBuilder) -> Node:
-        return p.op("aten.split_with_sizes")
-
-    @override
-    def check(self, m: Match) -> str | None:
-        """Demand a negative dimension and a known rank."""
-        dim = m.root.attributes["dim"]
-        if type(dim) is not int or dim >= 0:
-            return "the dimension is counted from the front"
-        return None if shape_of(first(m.root)) else "the rank is not known"
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Sequence[Value]:
-        op = m.root
-        shape = shape_of(first(op))
-        assert shape is not None
-        dim = op.attributes["dim"] + len(shape)
-        names = [result.name for result in op.results]
-        return b.op("aten.split_with_sizes", first(op), op.attributes["split_sizes"], dim, names=names).results
 
 
 class SpellUnbind(Rule):
@@ -126,7 +101,7 @@ class SpellUnbind(Rule):
         )
 
 
-class NoSplit(Rule):
+class NoSplit(Identity):
     """split_with_sizes(x, (n,), d) = x, x: f[n] along d"""
 
     @override
@@ -138,10 +113,5 @@ class NoSplit(Rule):
         """Demand one piece, which a split without an error makes the whole."""
         return None if len(m.root.results) == 1 else "there are several pieces"
 
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> Value:
-        x: Value = m.x
-        return x
 
-
-SPLIT_RULES = (SpellSplit, SplitFromFront, SpellUnbind, NoSplit)
+SPLIT_RULES = (SpellSplit, SpellUnbind, NoSplit)

@@ -26,15 +26,15 @@ class EliminateCommonSubexpressions(Pass):
 
     @override
     def run(self, program: Program, context: PassContext) -> None:
-        """Run once over the program, which is enough: operands are merged before their users are looked at."""
+        """Run once over the program: operands are merged before their users."""
         eliminate_common_subexpressions(program)
 
 
 def eliminate_common_subexpressions(program: Program) -> int:
     """Merge equal pure operations; return the number of operations that went.
 
-    Two values that are outputs, or share storage with outputs, stay two. What `train()` may change (dropout,
-    BatchNorm) is never merged. Fused regions are left alone.
+    Two values that escape stay two. What `train()` may change (dropout, BatchNorm) is never merged, and fused regions
+    are not either.
     """
     rewriter = Rewriter(program)
     seen: dict[Any, Operation] = {}
@@ -53,7 +53,7 @@ def eliminate_common_subexpressions(program: Program) -> int:
 
 
 def operation_key(op: Operation) -> Any:
-    """Return a key that two operations share exactly when they have operator, operands and attributes in common.
+    """Return a key of operator, operands and attributes: equal keys mean equal operations.
 
     Operands compare by identity, attributes by value and type: 1, 1.0 and True differ, so do 0.0 and -0.0.
     """

@@ -1,8 +1,7 @@
-"""Dead code: operations without effect whose results nobody uses, and constants that nobody uses."""
+"""Dead code: unused operations without effects, and unused constants."""
 
 from __future__ import annotations
 
-from collections.abc import Container
 from typing import ClassVar
 
 import attrs
@@ -16,11 +15,11 @@ from passes.rewrite.effects import is_removable
 
 @attrs.frozen
 class EliminateDeadCode(Pass):
-    """Erases pure operations that nothing uses, and constants that nothing uses."""
+    """Erases unused pure operations and unused constants."""
 
     name: ClassVar[str] = "eliminate-dead-code"
     inference: bool = False
-    """Whether the program will never train: what only `train()` would make effective goes too."""
+    """Whether the program will never train: what has effects only after `train()` goes too."""
 
     @override
     def run(self, program: Program, context: PassContext) -> None:
@@ -28,34 +27,32 @@ class EliminateDeadCode(Pass):
         eliminate_dead_code(program, inference=self.inference)
 
 
-def eliminate_dead_code(program: Program, *, inference: bool = False, temporary: Container[str] = ()) -> int:
-    """Erase dead operations and unused constants; return the number of operations erased.
+def eliminate_dead_code(program: Program, *, inference: bool = False) -> None:
+    """Erase dead operations, unused constants and what folding made in vain.
 
-    Parameters and buffers stay: they belong to the module, used or not. Those named in `temporary` go like constants.
+    The module's own parameters and buffers stay, used or not.
     """
-    count = _sweep(program.graph, inference)
+    _sweep(program.graph, inference)
+    derived = [weight.derivation for weight in program.weights.values() if weight.derivation is not None]
+    sources = {name for derivation in derived for name in derivation.sources}
     unused = [
         name
         for name, weight in program.weights.items()
         if weight.value.is_unused
-        and (weight.kind is WeightKind.CONSTANT or name in temporary)
-        and not weight.is_mutated
+        and (weight.kind is WeightKind.CONSTANT or weight.is_folded)
+        and not (weight.is_mutated or name in sources)
     ]
     for name in unused:
         del program.weights[name]
     if unused:
         program.graph.revision += 1
-    return count
 
 
-def _sweep(graph: Graph, inference: bool) -> int:
-    count = 0
+def _sweep(graph: Graph, inference: bool) -> None:
     op = graph.last
     while op is not None:
         before = op.prev
         unused = op is not graph.return_op and all(result.is_unused for result in op.results)
         if unused and (is_removable(op) or (inference and op.is_pure)):
             graph.erase(op)
-            count += 1
         op = before
-    return count

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 from typing_extensions import override
 
+from ir.attributes import Attribute
 from ir.core import Operation, Value
 from ir.memory.aliasing import reaches_output
 from ir.memory.layout import LayoutMap, trace_back
 from ir.types import Dim, TensorType
 from passes.attention import InProjection, find_in_projection
-from passes.fuse.attention import SDPA, SELF_ATTENTION, fuse_in_projection
+from passes.fuse.attention import SDPA, SELF_ATTENTION, ScaledDotProductAttentionPattern, fuse_in_projection
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.remarks import Refusal
@@ -293,25 +296,23 @@ def _in_projection(
     return query, key, value
 
 
-def _attention(b: Rewriter, query: Value, key: Value, value: Value, mask: Value | None, attributes: object) -> Value:
-    given = attributes if isinstance(attributes, dict) else {}
-    op = b.op(SDPA, query, key, value, mask, **given)
+def _attention(
+    b: Rewriter, query: Value, key: Value, value: Value, mask: Value | None, attributes: Mapping[str, Attribute]
+) -> Value:
+    op = b.op(SDPA, query, key, value, mask, **attributes)
     inputs = {query: "query", key: "key", value: "value"}
     if mask is not None:
         inputs[mask] = "mask"
+    rule = ScaledDotProductAttentionPattern
+    points, outputs = rule.quantization_points, [op.result]
     region = b.fuse(
-        "scaled_dot_product_attention",
-        [op],
-        parts={op: "attention"},
-        inputs=inputs,
-        quantization_points=("query", "key", "value"),
-        outputs=[op.result],
+        rule.kind, [op], parts={op: "attention"}, inputs=inputs, quantization_points=points, outputs=outputs
     )
     return region.result
 
 
 def _shows(value: Value) -> bool:
-    """Whether a caller may see the strides of a result of rank 3, or of a rank that is not known."""
+    """Whether the strides of a result of rank 3, or of unknown rank, are observable."""
     type_ = value.type
     return isinstance(type_, TensorType) and type_.rank in (3, None) and reaches_output(value)
 

@@ -43,7 +43,7 @@ def _keeps_batch_first(flatten: Operation) -> bool | None:
 
 
 def _drops_units(flatten: Operation) -> bool:
-    """Whether the operation certainly makes a 4-d map into (N, C) by leaving out its sizes of 1, wherever they are.
+    """Whether the operation certainly makes a 4-d map into (N, C) by dropping dimensions of size 1.
 
     A norm of the channels of a pooled map moves them last, and canonicalization leaves them there: (N, 1, 1, C).
     """
@@ -86,7 +86,7 @@ def _in_features(m: Match) -> Dim | None:
 
 
 def _refusal(m: Match, window: str) -> str | Refusal | None:
-    """Return why the flattened map is no map of a batch, or None when it certainly is."""
+    """Return why the flattened map is not certainly a batch of maps, or None where it is."""
     flatten: Operation = m.flatten
     where = f"`{flatten.location.where}`"
     batch_first = _drops_units(flatten) or _keeps_batch_first(flatten)
@@ -119,7 +119,7 @@ def _rebuild(m: Match, b: Rewriter, x: Value, kernel: tuple[Dim, Dim, Dim]) -> V
             link.opdef,
             (x, *link.operands[1:]),
             dict(link.attributes),
-            [_with_shape_of(link, x)],
+            [x.tensor_type],
             location=link.location,
         )
         with b.at(link):  # a dropout stays in the order in which dropouts draw
@@ -133,10 +133,6 @@ def _rebuild(m: Match, b: Rewriter, x: Value, kernel: tuple[Dim, Dim, Dim]) -> V
     if result.is_known:
         return b.op("aten.reshape", conv, result.shape, location=m.flatten.location).result
     return b.op("aten.flatten.using_ints", conv, 1, location=m.flatten.location).result
-
-
-def _with_shape_of(link: Operation, x: Value) -> TensorType:
-    return x.tensor_type
 
 
 _CLASSIFIER = Example("""
@@ -209,8 +205,8 @@ class FlattenLinearToConv1x1Pattern(Pattern):
 class FlattenLinearToConvPattern(Pattern):
     """linear(links(flatten(x)), w, b) = flatten(conv2d(links(x), w.view(out, C, H, W), b)), x: f[N, C, H, W]
 
-    The window of the convolution is the whole map. Dropout is no link here: on a map in channels_last it would draw
-    its mask in another order.
+    The window of the convolution is the whole map. Dropout is not a link here: on a map in
+    channels_last it would draw its mask in another order.
     """
 
     is_conversion = True

@@ -69,7 +69,7 @@ class FoldBatchNormPattern(Pattern):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Refuse what has no running statistics, is no weight, or does not fit the dtype any more."""
+        """Refuse batch statistics, operands that are not weights, and results that overflow the dtype."""
         bn: Operation = m.bn
         where = f"batch_norm at `{bn.location.where}`"
         if bn.operand("running_mean") is None or bn.operand("running_var") is None:
@@ -94,7 +94,7 @@ class FoldBatchNormPattern(Pattern):
             if weight is None:
                 return f"{where}: {value.name or 'a weight'} is computed, not a weight"
             if weight.is_mutated:
-                return f"{where}: {weight.name} is written by the model"
+                return f"{where}: {weight.name} is mutated by the model"
         return _does_not_fit(m)
 
     @override
@@ -107,7 +107,7 @@ class FoldBatchNormPattern(Pattern):
 
 
 def _folded(b: Rewriter, m: Match) -> tuple[Value, Value]:
-    """Write the new weight and bias as operations, and return them."""
+    """Insert the operations for the new weight and bias, and return their results."""
     bn: Operation = m.bn
     gamma, beta, mean, variance = (bn.operand(name) for name in _STATISTICS)
     weight: Value = m.w
@@ -132,10 +132,10 @@ def _folded(b: Rewriter, m: Match) -> tuple[Value, Value]:
 
 
 def _does_not_fit(m: Match) -> str | None:
-    """Return with numbers why the folded weights overflow their dtype; needs the data, and asks nothing without."""
+    """Return, with numbers, why the folded weights overflow their dtype; None where they fit, or hold no data."""
     tensors: list[torch.Tensor | None] = []
     for value in (m.w, m.b, *(m.bn.operand(name) for name in _STATISTICS)):
-        weight = None if value is None else weight_of(value)
+        weight = weight_of(value)
         data = None if weight is None else weight.data
         if data is not None and data.is_meta:
             return None
@@ -167,12 +167,12 @@ class FoldBatchNorm(Pass):
     @override
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the rule everywhere, then compute the new weights where there is data."""
-        run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True, report_misses=True)
+        run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True)
         _materialize(program, context.log)
 
 
 def _materialize(program: Program, log: RewriteLog) -> None:
-    """Evaluate the operations on weights that the rule wrote, into weights."""
+    """Evaluate the operations on weights that the rule inserted, and make weights of their results."""
     rewriter = Rewriter(program)
     for op in list(program.graph.operations()):
         if not (op.opdef.has(Trait.CONV) or op.name == "aten.linear"):
@@ -214,7 +214,7 @@ def _source_weight(value: Value | None) -> Weight | None:
         if op is None or op.name != name:
             return None
         value = op.operands[0]
-    return None if value is None else weight_of(value)
+    return weight_of(value)
 
 
 def _slice(value: Value) -> tuple[list[Operation], list[Weight]] | None:
@@ -260,7 +260,7 @@ def _evaluate(value: Value) -> tuple[torch.Tensor | None, Derivation | None]:
 
 
 def _free_name(program: Program, name: str, op: Operation) -> str:
-    """Return `name` where its weight has no other user than what is being replaced, else a new name."""
+    """Return `name` where its weight has no user besides what is replaced, else a new name."""
     weight = program.weights.get(name)
     if weight is None:
         return program.unique_weight_name(name)  # a tied weight may have it as its second name

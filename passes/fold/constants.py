@@ -44,48 +44,39 @@ class FoldConstants(Pass):
 
     @override
     def run(self, program: Program, context: PassContext) -> None:
-        """Run once over the program."""
-        fold_constants(program)
+        """Evaluate the operations whose operands are constants.
+
+        Results that others still use become weights named `folded_<value>`.
+        """
+        if not _anything_to_fold(program):
+            return
+        known: dict[Value, _Constant] = {}
+        folded: list[Operation] = []
+        for op in program.graph.operations():
+            constants = _fold(op, known)
+            if constants is not None:
+                known.update(zip(op.results, constants, strict=True))
+                folded.append(op)
+        rewriter = Rewriter(program)
+        interned: dict[Any, Value] = {}
+        for op in reversed(folded):
+            for result in op.results:
+                # the users among the folded operations come later in the graph, and are erased by now
+                if result._uses:
+                    rewriter.replace_value(result, _materialize(program, result, known[result], op, interned))
+            rewriter.erase(op)
 
 
 @attrs.frozen(eq=False)
 class _Constant:
-    """A tensor that is known, and whether it follows the dtype that the module is converted to."""
+    """A known tensor, and whether it follows `.to(dtype)` of the module."""
 
     tensor: torch.Tensor
     follows: bool
 
 
-def fold_constants(program: Program) -> tuple[str, ...]:
-    """Evaluate the operations whose operands are constants.
-
-    The results that others still use become weights named `folded_<value>`; their names are returned.
-    """
-    if not _anything_to_fold(program):
-        return ()
-    known: dict[Value, _Constant] = {}
-    folded: list[Operation] = []
-    for op in program.graph.operations():
-        constants = _fold(op, known)
-        if constants is not None:
-            known.update(zip(op.results, constants, strict=True))
-            folded.append(op)
-    rewriter = Rewriter(program)
-    interned: dict[Any, Value] = {}
-    made: dict[str, None] = {}
-    for op in reversed(folded):
-        for result in op.results:
-            # the users among the folded operations come later in the graph, and are erased by now
-            if result._uses:
-                new = _materialize(program, result, known[result], op, interned)
-                made.setdefault(new.name)
-                rewriter.replace_value(result, new)
-        rewriter.erase(op)
-    return tuple(made)
-
-
 def _anything_to_fold(program: Program) -> bool:
-    """Whether any operation could be folded: most programs have no constants, and need no second look."""
+    """Whether any operation could be folded: most programs have no constants."""
     for op in program.graph.operations():
         if op.opdef.facts.creates or op.opdef.facts.fill is not None:
             return True
@@ -108,9 +99,9 @@ def _constant_of(value: Value, known: dict[Value, _Constant]) -> _Constant | Non
 
 
 def _fold(op: Operation, known: dict[Value, _Constant]) -> list[_Constant] | None:
-    """Return the results of an operation on constants; None where it is not to be folded."""
+    """Return the results of an operation on constants; None where it must not be folded."""
     facts = op.opdef.facts
-    # of what is made like an operand, nothing matters but its dtype, device and shape
+    # of what is made like an operand, only its dtype, device and shape matter
     fill = None if facts.creates else facts.fill
     if not op.operands and not facts.creates:
         return None
@@ -124,7 +115,7 @@ def _fold(op: Operation, known: dict[Value, _Constant]) -> list[_Constant] | Non
     if not op.results or not is_foldable(op) or not _is_literal(op) or not _is_small(op, operands):
         return None
     if not may_alias_operands(op.opdef) and any(map(_is_own, op.results)):
-        return None  # every call hands out a tensor of its own
+        return None  # each call returns a tensor of its own
     if fill is not None:
         return _filled(op, fill)
     follows = any(c is not None and c.follows for c in operands)
@@ -135,7 +126,7 @@ def _fold(op: Operation, known: dict[Value, _Constant]) -> list[_Constant] | Non
     given = {t.untyped_storage().data_ptr() for t in tensors if t is not None}
     for value, made in zip(op.results, results, strict=True):
         if made.untyped_storage().data_ptr() not in given and _is_own(value):
-            return None  # the operator may hand out its operand, and did not
+            return None  # the operator may return its operand, and did not
     if follows and not op.opdef.has(Trait.LAYOUT):
         wide = _evaluate(op, [None if c is None else c.tensor.double() if c.follows else c.tensor for c in operands])
         if wide is None or not all(map(_same_numbers, results, wide)):
@@ -174,7 +165,7 @@ def _filled(op: Operation, fill: float | str) -> list[_Constant] | None:
     if op.attributes.get("memory_format") not in (None, torch.preserve_format) or op.attributes.get("layout"):
         return None
     if op.name.endswith("_like") and reaches_output(op.result):
-        return None  # it takes after the strides of its operand, which an output would show
+        return None  # it has the strides of its operand, which are observable in an output
     shape = [int(d) for d in type_.shape or () if type(d) is int]
     follows = op.attributes.get("dtype") is None and type_.dtype.is_floating_point
     tensor = torch.full(shape, value, dtype=type_.dtype, device=type_.device)
@@ -221,7 +212,7 @@ def _same_numbers(narrow: torch.Tensor, wide: torch.Tensor) -> bool:
 
 
 def _is_own(value: Value) -> bool:
-    """Return whether a tensor must be made anew by each call: the caller may write to it, or an operation does."""
+    """Whether each call needs a tensor of its own: it escapes, or is mutated."""
     return aliases_output(value) or is_written(value)
 
 
@@ -232,7 +223,7 @@ def _materialize(
     tensor = constant.tensor
     key: Any = None
     if tensor.numel() * tensor.element_size() <= _MAX_INTERNED_BYTES and not _is_own(value):
-        # `contiguous` leaves one element as it is, whatever its strides
+        # `contiguous` keeps the strides of a single element
         flat = tensor.clone(memory_format=torch.contiguous_format).reshape(-1)
         raw = flat.view(torch.uint8).numpy(force=True).tobytes() if tensor.numel() else b""
         key = (value.type, tensor.stride(), constant.follows, raw)
@@ -246,6 +237,7 @@ def _materialize(
         type=type_of_tensor(tensor),
         data=tensor,
         persistent=False,
+        is_folded=True,
     )
     new = program.add_weight(weight)
     if key is not None:

@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 import torch
+from typing_extensions import override
 
 from ir.builder import make_operation
 from ir.columns import Layout
-from ir.copying import copy_into
+from ir.copying import copy_graph
 from ir.core import Graph, Operation, Value
 from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
 from ir.types import TensorType
+from passes.manager.manager import Pass, PassContext
 from passes.rewrite.rewriter import Rewriter
 
 
-def fold_weight_views(program: Program) -> int:
-    """Replace each weight whose only use is a reshape or permute by that view of itself, under its own name.
+@attrs.frozen
+class FoldParameterViews(Pass):
+    """Replaces each weight whose only use is a reshape or permute by that view of itself, under its own name.
 
     Gradients, training and `state_dict` go on with the new shape; `Weight.derivation` says how to load an original
-    checkpoint. Tied weights stay as they are, and so do weights that the program writes.
-
-    Returns:
-        The number of operations that went.
+    checkpoint. Tied and mutated weights stay.
     """
-    rewriter = Rewriter(program)
-    count = 0
-    for op in program.graph.operations():
-        if op.opdef.layout not in (Layout.RESHAPE, Layout.PERMUTE) or op.opdef.facts.spelled or len(op.operands) != 1:
-            continue
-        source = op.operands[0]
-        weight = None if source is None else weight_of(source)
-        if weight is None or not _is_replaceable(weight):
-            continue
-        new = _view(weight, op)
-        if new is None:
-            continue
-        rewriter.replace_value(op.result, new.value)
-        rewriter.erase(op)
-        program.weights[weight.name] = new
-        program.graph.revision += 1
-        count += 1
-    return count
+
+    name: ClassVar[str] = "fold-parameter-views"
+
+    @override
+    def run(self, program: Program, context: PassContext) -> None:
+        """Run once over the program."""
+        rewriter = Rewriter(program)
+        for op in program.graph.operations():
+            is_view = op.opdef.layout in (Layout.RESHAPE, Layout.PERMUTE) and not op.opdef.facts.spelled
+            if not is_view or len(op.operands) != 1:
+                continue
+            source = op.operands[0]
+            weight = weight_of(source)
+            new = _view(weight, op) if weight is not None and _is_replaceable(weight) else None
+            if new is None:
+                continue
+            rewriter.replace_value(op.result, new.value)
+            rewriter.erase(op)
+            program.weights[new.name] = new
+            program.graph.revision += 1
 
 
 def _is_replaceable(weight: Weight) -> bool:
@@ -78,20 +82,13 @@ def _view(weight: Weight, op: Operation) -> Weight | None:
 def _derive(weight: Weight, op: Operation) -> Derivation:
     """Return the derivation of the weight, with one operation more."""
     before = weight.derivation
-    graph = Graph([(name, weight.type) for name in (weight.name,)])
     if before is None:
-        sources: tuple[str, ...] = (weight.name,)
-        value: Value = graph.inputs[0]
+        graph = Graph([(weight.name, weight.type)])
+        value: Value | None = graph.inputs[0]
     else:
-        sources = before.sources
-        old: Graph = before.program.graph
-        graph = Graph([(value.name, value.type) for value in old.inputs])
-        mapping: dict[Value, Value] = dict(zip(old.inputs, graph.inputs, strict=True))
-        for step in old.operations():
-            copy_into(step, graph, mapping)
-        output = old.outputs[0]
-        assert output is not None
-        value = mapping[output]
+        graph = copy_graph(before.program.graph, {})
+        (value,) = graph.outputs
+    sources = (weight.name,) if before is None else before.sources
     key = "shape" if op.opdef.layout is Layout.RESHAPE else "dims"
     step = graph.append(make_operation(op.opdef, value, op.attributes[key], location=op.location))
     graph.set_outputs([step.result])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import ClassVar
 
 from typing_extensions import override
@@ -117,7 +116,7 @@ class ScaledDotProductAttentionPattern(FusionPattern):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Refuse what is no attention over (…, tokens, head_dim)."""
+        """Refuse what is not attention over (…, tokens, head_dim)."""
         query = m.query.type
         if isinstance(query, TensorType) and query.rank is not None and query.rank < 3:
             return f"the query is {query}, without a batch or head dimension"
@@ -129,7 +128,7 @@ class ScaledDotProductAttentionPattern(FusionPattern):
 
 
 def _other_shape(apart: Operation | None, back: Operation | None) -> str | None:
-    """Return why scores that are reshaped for a mask are not provably of their own shape again."""
+    """Return why scores reshaped for a mask do not provably get their own shape back."""
     if apart is None or back is None:
         return None
     before, after = apart.operand_values[0].type, back.result.type
@@ -190,6 +189,8 @@ class MHAInProjectionPattern(Pattern):
     is_fusion = True
     exact = True
     check_adds: ClassVar[int] = 3
+    kind = "mha_in_projection"
+    quantization_points = ("input",)
 
     examples = (
         SELF_ATTENTION,
@@ -247,10 +248,10 @@ def fuse_in_projection(
     """Make `ops` the region of an in-projection with results query, key and value."""
     names = ("in_proj",) if len(linears) == 1 else ("q_proj", "k_proj", "v_proj")
     return b.fuse(
-        "mha_in_projection",
+        MHAInProjectionPattern.kind,
         ops,
         parts=dict(zip(linears, names, strict=True)),
         inputs={x: "input"},
-        quantization_points=("input",),
-        outputs=list(itertools.chain(outputs)),
+        quantization_points=MHAInProjectionPattern.quantization_points,
+        outputs=outputs,
     )

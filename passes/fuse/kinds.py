@@ -1,7 +1,7 @@
-"""What each kind of region means: a function of its operands that what the region holds is compared with.
+"""What each kind of region means: a function of its operands, with which the body is compared.
 
-A region computes its body, so that fusing changes no number, whatever is fused. But who reads `conv_bn_act` (a
-quantizer, a runtime, a person) takes it for an activation of a batch norm of a convolution.
+A region computes its body, so fusing changes no numbers. But a quantizer, a runtime or a person takes `conv_bn_act` for
+an activation of a batch norm of a convolution.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from passes.rewrite.region_names import check_kind
 
 @attrs.frozen(eq=False)
 class Region:
-    """A region as the meaning of its kind sees it: operands by name, and parts to apply to them.
+    """A region as its meaning sees it: operands by name, and parts to apply to them.
 
     Attributes:
         op: the region, in its program.
@@ -204,7 +204,7 @@ def _scale(body: Graph) -> torch.Tensor:
 
 
 def _masked(region: Region, scores: torch.Tensor) -> torch.Tensor:
-    """Return scores with the masks: added, the second one under the shape that it has, or filled in."""
+    """Return scores with masks added, the second one in its own shape, or filled in."""
     if "mask" not in region.operands:
         return scores
     filled = [op for op in region.body.operations() if op.name == "aten.masked_fill.Scalar"]
@@ -259,15 +259,15 @@ KINDS: dict[str, tuple[Meaning, ...]] = {
 
 
 def register_kind(kind: str, *meanings: Meaning) -> None:
-    """Say what a kind of region means, so that the fuzzer holds regions of the kind to it.
+    """Register what a kind of region means, for the fuzzer to compare with.
 
     Args:
         kind: the kind.
         meanings: functions that compute the results from the operands; a region must agree with one of them.
 
     Raises:
-        PatternError: when the kind is no identifier.
-        InputError: when there is no meaning, or the kind has others.
+        PatternError: when the kind is not an identifier.
+        InputError: when no meaning is given, or the kind has another one.
     """
     check_kind(kind)
     if not meanings or not all(map(callable, meanings)):
@@ -277,5 +277,5 @@ def register_kind(kind: str, *meanings: Meaning) -> None:
 
 
 def meanings_of(op: Operation) -> Sequence[Meaning]:
-    """Return what the kind of an operation means; nothing where it is no region, or of a kind that says nothing."""
+    """Return the meanings of a region's kind; none for other operations and for kinds without a meaning."""
     return KINDS.get(op.attributes.get("kind", ""), ()) if op.body is not None else ()

@@ -7,21 +7,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import attrs
 from typing_extensions import override
 
-from ir.errors import DidNotConverge, GraphwrightError, InputError, PassError, PatternError
+from ir.errors import DidNotConverge, GraphwrightError, InputError, PassError
 from ir.program import Program
 from ir.verify import verify
+from passes.manager.options import check_option, format_options, takes_passes
 from passes.manager.text import PipelineParser
 from passes.rewrite.driver import RewriteLog
-from passes.rewrite.pattern import Pattern, instantiate
+from passes.rewrite.pattern import Pattern
 from passes.rewrite.remarks import GraphwrightWarning
 
 # What pipeline text can spell.
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+_T = TypeVar("_T")
 
 
 @attrs.define(eq=False)
@@ -84,7 +87,7 @@ class Pass:
     def __attrs_post_init__(self) -> None:
         _name_of(type(self))
         for field in attrs.fields(type(self)):
-            _check_option(self, field)
+            check_option(self, field)
 
     def run(self, program: Program, context: PassContext) -> None:
         """Change the program in place.
@@ -106,37 +109,7 @@ class Pass:
         return None
 
     def __str__(self) -> str:
-        options = []
-        for field in attrs.fields(type(self)):
-            value = getattr(self, field.name)
-            if value != field.default:
-                options.append(f"{field.name.replace('_', '-')}={_format_option(value)}")
-        return self.name + (f"{{{' '.join(options)}}}" if options else "")
-
-
-_PLAIN_OPTIONS: dict[Any, tuple[tuple[type, ...], str]] = {
-    "bool": ((bool,), "True or False"),
-    "int": ((int,), "an int"),
-    "float": ((int, float), "a number"),
-    "str": ((str,), "a text"),
-}
-"""Annotation of a field -> the types of its values, and their name in messages; other fields check themselves."""
-
-
-def _check_option(pass_: Pass, field: Any) -> None:
-    """Check an option by its annotation, which is text or a class.
-
-    Raises:
-        InputError: when the value is of another type.
-    """
-    wanted = _PLAIN_OPTIONS.get(getattr(field.type, "__name__", field.type))
-    value = getattr(pass_, field.name)
-    if wanted is None or (isinstance(value, wanted[0]) and (type(value) is not bool or bool in wanted[0])):
-        return
-    raise InputError(
-        f"the option `{field.name}` of pass `{pass_.name}` is {value!r}, not {wanted[1]}",
-        remedy=f"write `{type(pass_).__name__}({field.name}=...)` with {wanted[1]}, or leave it out",
-    )
+        return f"{self.name}{format_options(self)}"
 
 
 def _name_of(cls: type[Pass]) -> str:
@@ -147,31 +120,19 @@ def _name_of(cls: type[Pass]) -> str:
     """
     if isinstance(cls.name, str) and _NAME.fullmatch(cls.name):
         return cls.name
-    what = f"the name {cls.name!r}, which is no word of letters, digits and `-`" if cls.name else "no name"
+    what = f"the name {cls.name!r}, which is not a word of letters, digits and `-`" if cls.name else "no name"
     raise InputError(
         f"the pass class {cls.__qualname__} has {what}",
         remedy='give it a kebab-case one: `name: ClassVar[str] = "my-pass"`',
     )
 
 
-def _format_option(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return ",".join(_format_option(item) for item in value)
-    if isinstance(value, type):
-        return value.__name__
-    if isinstance(value, Pattern):
-        return value.name
-    return str(value)
-
-
 def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
     """Run one pass under its contract and the instruments.
 
     Raises:
-        PassError: when the pass breaks its contract, or raised something that is not of our own.
-        GraphwrightError: whatever the pass raised of our own, with a note that names the pass.
+        PassError: when the pass breaks its contract, or raised something that is not a GraphwrightError.
+        GraphwrightError: whatever the pass raised, with a note that names the pass.
     """
     reason = pass_.requires(program)
     if reason is not None:
@@ -214,7 +175,7 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
 
 @contextmanager
 def _blamed(instrument: Instrument, when: str, pass_: Pass) -> Iterator[None]:
-    """Name the instrument in what it raises, which the manager around it would take for an error of its pass."""
+    """Blame the instrument, not the pass, for what it raises."""
     try:
         yield
     except (GraphwrightError, GraphwrightWarning):
@@ -235,28 +196,31 @@ def _raised_at(error: BaseException) -> str:
     return f" (at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
 
 
-# A bare `tuple` as converter would lose the element type for the type checker.
 def _tuple_of_passes(passes: Iterable[Pass]) -> tuple[Pass, ...]:
-    # a manager is iterable, but taking it apart would lose its instruments and rounds
-    if isinstance(passes, (Pass, type, str)) or not isinstance(passes, Iterable):
-        raise InputError(
-            f"the passes of a manager are {_shown(passes)}, not a list",
-            remedy="write `PassManager([Canonicalize(), ...])`",
-        )
-    return tuple(passes)
+    return _tuple_of(passes, Pass, "passes", "PassManager([Canonicalize(), ...])")
 
 
 def _tuple_of_instruments(instruments: Iterable[Instrument]) -> tuple[Instrument, ...]:
-    if isinstance(instruments, (Instrument, type, str)) or not isinstance(instruments, Iterable):
-        raise InputError(
-            f"the instruments of a manager are {_shown(instruments)}, not a list",
-            remedy="write `PassManager([...], instruments=[Timing()])`",
-        )
-    return tuple(instruments)
+    return _tuple_of(instruments, Instrument, "instruments", "PassManager([...], instruments=[Timing()])")
+
+
+def _tuple_of(given: Iterable[_T], base: type[_T], what: str, example: str) -> tuple[_T, ...]:
+    # a manager is iterable, but taking it apart would lose its instruments and rounds
+    if isinstance(given, (base, type, str)) or not isinstance(given, Iterable):
+        raise InputError(f"the {what} of a manager are {_shown(given)}, not a list", remedy=f"write `{example}`")
+    entries = tuple(given)
+    for entry in entries:
+        if not isinstance(entry, base):
+            article = "an" if base is Instrument else "a"
+            raise InputError(
+                f"{_shown(entry)} is not {article} {base.__name__}",
+                remedy=f"pass instances of {base.__name__}: `{example}`",
+            )
+    return entries
 
 
 def _shown(given: object) -> str:
-    """Return how a message names a wrong argument: classes and passes as the user writes them."""
+    """Return the text of a wrong argument: classes and passes as the user writes them."""
     if isinstance(given, type):
         return f"the class {given.__name__}"
     return f"the pass `{given}`" if isinstance(given, Pass) else repr(given)
@@ -266,7 +230,7 @@ def _by_name(classes: Iterable[Any], base: type, key: Callable[[Any], str], argu
     """Return classes by name.
 
     Raises:
-        InputError: when they are no list of classes derived from `base`.
+        InputError: when they are not a list of classes derived from `base`.
     """
     if isinstance(classes, (str, type, base)) or not isinstance(classes, Iterable):
         raise InputError(f"`{argument}` is {_shown(classes)}, not a list of {base.__name__} classes")
@@ -276,7 +240,7 @@ def _by_name(classes: Iterable[Any], base: type, key: Callable[[Any], str], argu
             remedy = (
                 f"pass the class itself, `{argument}=[{type(entry).__name__}]`" if isinstance(entry, base) else None
             )
-            raise InputError(f"{_shown(entry)} in `{argument}` is no subclass of {base.__name__}", remedy=remedy)
+            raise InputError(f"{_shown(entry)} in `{argument}` is not a subclass of {base.__name__}", remedy=remedy)
         found[key(entry)] = entry
     return found
 
@@ -286,7 +250,7 @@ class PassManager(Pass):
     """A sequence of passes, which is a pass itself.
 
     `str(manager)` is its text, `PassManager.parse(text)` the way back. The editing methods return new managers; they
-    find passes by name, in nested managers too.
+    find passes by name, in nested managers too, but not in those that make their passes themselves.
 
     Attributes:
         passes: run in this order.
@@ -298,23 +262,6 @@ class PassManager(Pass):
     instruments: tuple[Instrument, ...] = attrs.field(
         converter=_tuple_of_instruments, default=(), kw_only=True, eq=False
     )
-
-    @passes.validator
-    def _check_passes(self, attribute: Any, value: tuple[Any, ...]) -> None:
-        for entry in value:
-            if not isinstance(entry, Pass):
-                raise InputError(
-                    f"{_shown(entry)} is not a Pass", remedy="pass instances of Pass: `PassManager([Canonicalize()])`"
-                )
-
-    @instruments.validator
-    def _check_instruments(self, attribute: Any, value: tuple[Any, ...]) -> None:
-        for entry in value:
-            if not isinstance(entry, Instrument):
-                raise InputError(
-                    f"{_shown(entry)} is not an Instrument",
-                    remedy="pass instances of Instrument: `manager.with_instruments(Timing())`",
-                )
 
     @override
     def run(self, program: Program, context: PassContext) -> None:
@@ -357,7 +304,7 @@ class PassManager(Pass):
 
     def append(self, *passes: Pass) -> Self:
         """Return a manager with `passes` at the end."""
-        return attrs.evolve(self, passes=(*self.passes, *passes))
+        return self._with_passes((*self.passes, *passes))
 
     def _edit(self, name: str, edit: Callable[[Pass], Sequence[Pass]]) -> Self:
         result, count = self._edited(name, edit)
@@ -372,13 +319,20 @@ class PassManager(Pass):
             if pass_.name == name:
                 passes.extend(edit(pass_))
                 count += 1
-            elif isinstance(pass_, PassManager):
+            elif isinstance(pass_, PassManager) and takes_passes(type(pass_)):
                 inner, found = pass_._edited(name, edit)
                 passes.append(inner)
                 count += found
             else:
                 passes.append(pass_)
-        return attrs.evolve(self, passes=tuple(passes)), count
+        return self._with_passes(passes), count
+
+    def _with_passes(self, passes: Sequence[Pass]) -> Self:
+        if not takes_passes(type(self)):
+            raise InputError(
+                f"the passes of `{self}` are its own", remedy=f"edit `PassManager([{type(self).__name__}()])`"
+            )
+        return attrs.evolve(self, passes=tuple(passes))
 
     @classmethod
     def parse(
@@ -390,7 +344,7 @@ class PassManager(Pass):
 
         Raises:
             ParseError: when the text is ill-formed or names what is not given.
-            InputError: when `text` is no string, or `passes` or `patterns` hold anything but classes of theirs.
+            InputError: when `text` is not a string, or `passes` or `patterns` hold other things than such classes.
         """
         if not isinstance(text, str):
             raise InputError(
@@ -400,7 +354,7 @@ class PassManager(Pass):
         known = _by_name(passes, Pass, _name_of, "passes")
         known.update({PassManager.name: PassManager, Fixpoint.name: Fixpoint})
         named = _by_name(patterns, Pattern, attrgetter("__name__"), "patterns")
-        return PassManager(PipelineParser(text, known, named, lambda c: issubclass(c, PassManager)).parse())
+        return PassManager(PipelineParser(text, known, named).parse())
 
 
 @attrs.frozen
@@ -412,6 +366,7 @@ class Fixpoint(PassManager):
     """
 
     name: ClassVar[str] = "fixpoint"
+    _remedy: ClassVar[str] = "let only one of these passes apply: they undo each other"
     max_rounds: int = attrs.field(default=16, kw_only=True)
 
     @max_rounds.validator
@@ -431,32 +386,20 @@ class Fixpoint(PassManager):
             revision = program.graph.revision
             start = len(context.results)
             PassManager.run(self, program, context)
-            changing = [result.name for result in context.results[start:] if result.changed]
+            own = {pass_.name for pass_ in self.passes}
+            changing = [result.name for result in context.results[start:] if result.changed and result.name in own]
             if program.graph.revision == revision:
                 return
         raise DidNotConverge(
             f"`{self}` still changes the program after {self.max_rounds} rounds; passes that take turns: "
             + ", ".join(dict.fromkeys(changing)),
             location=program.location,
+            remedy=self._remedy,
         )
 
     def __str__(self) -> str:
-        options = f"{{max-rounds={self.max_rounds}}}" if self.max_rounds != 16 else ""
-        return f"fixpoint({PassManager.__str__(self)}){options}"
-
-
-def as_patterns(patterns: Sequence[type[Pattern] | Pattern]) -> tuple[type[Pattern] | Pattern, ...]:
-    """Convert the value of an option that takes patterns: give it `converter=as_patterns, metadata=PATTERNS`.
-
-    Raises:
-        PatternError: when an entry is no pattern, or there is none.
-    """
-    if not instantiate(patterns):
-        raise PatternError(
-            "the pass has no patterns, so it would do nothing",
-            remedy="name them, `Fuse([MyPattern])` or in text `fuse{patterns=MyPattern}`, or leave the pass out",
-        )
-    return tuple(patterns)
+        passes = f"({PassManager.__str__(self)})" if takes_passes(type(self)) else ""
+        return f"{self.name}{passes}{format_options(self)}"
 
 
 @attrs.frozen

@@ -1,23 +1,22 @@
 """The text form of pipelines: `canonicalize,convert{patterns=A,B},fixpoint(a,b){max-rounds=4}`.
 
-The parser knows no pass by itself: it is told the classes, and which of them hold other passes.
+The parser knows no pass by itself: it is told the classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from typing import Any
-
-import attrs
 
 from ir.errors import GraphwrightError, ParseError
 from ir.spelling import known_names
+from passes.manager.options import options_of, takes_passes
 
+_WORD = re.compile(r"[\w-]*")
+_OPTION = re.compile(r"\S+")
 _MAX_DEPTH = 50
 """How deep managers may be nested, far below what would overflow the stack when they are run."""
-
-PATTERNS: Mapping[str, bool] = {"patterns": True}
-"""Metadata of a field whose text form is a list of pattern names."""
 
 
 class PipelineParser:
@@ -27,17 +26,10 @@ class PipelineParser:
         text: the pipeline.
         passes: the pass classes (attrs classes) by name.
         patterns: the pattern classes that options may name, by name.
-        holds_passes: whether a class takes a list of passes as its first argument.
     """
 
-    def __init__(
-        self,
-        text: str,
-        passes: Mapping[str, type[Any]],
-        patterns: Mapping[str, type[Any]],
-        holds_passes: Callable[[type[Any]], bool],
-    ) -> None:
-        self.text, self.passes, self.patterns, self.holds_passes = text, passes, patterns, holds_passes
+    def __init__(self, text: str, passes: Mapping[str, type[Any]], patterns: Mapping[str, type[Any]]) -> None:
+        self.text, self.passes, self.patterns = text, passes, patterns
         self.at = 0
         self.depth = 0
 
@@ -64,15 +56,13 @@ class PipelineParser:
         )
 
     def _peek(self) -> str:
-        while self.at < len(self.text) and self.text[self.at].isspace():
-            self.at += 1
+        self.at = len(self.text) - len(self.text[self.at :].lstrip())
         return self.text[self.at : self.at + 1]
 
     def _sequence(self) -> list[Any]:
-        passes: list[Any] = []
         if self._peek() in ("", ")"):
-            return passes
-        passes.append(self._pass())
+            return []
+        passes = [self._pass()]
         while self._peek() == ",":
             self.at += 1
             passes.append(self._pass())
@@ -81,16 +71,15 @@ class PipelineParser:
     def _pass(self) -> Any:
         self._peek()
         start = self.at
-        while self.at < len(self.text) and (self.text[self.at].isalnum() or self.text[self.at] in "-_"):
-            self.at += 1
-        name = self.text[start : self.at]
+        name = _WORD.match(self.text, start)[0]  # type: ignore[index]
+        self.at += len(name)
         if not name:
             raise self._error(f"the name of a pass is missing; {known_names('', self.passes)}")
         cls = self.passes.get(name)
         if cls is None:
             raise self._error(f"no pass is named {name!r}; {known_names(name, self.passes)}", start)
         args: tuple[Any, ...] = ()
-        if self.holds_passes(cls):
+        if takes_passes(cls):
             if self._peek() != "(":
                 raise self._error(f"`{name}` needs its passes in parentheses: `{name}(canonicalize)`")
             self.at += 1
@@ -116,17 +105,11 @@ class PipelineParser:
         end = self.text.find("}", self.at)
         if end < 0:
             raise self._error("`{` is never closed")
-        fields = {field.name.replace("_", "-"): field for field in attrs.fields(cls) if _in_text(field)}
+        fields = {field.name.replace("_", "-"): field for field in options_of(cls)}
         options: dict[str, Any] = {}
-        at = self.at + 1
-        while at < end:
-            if self.text[at].isspace():
-                at += 1
-                continue
-            stop = at
-            while stop < end and not self.text[stop].isspace():
-                stop += 1
-            key, equals, value = self.text[at:stop].partition("=")
+        for found in _OPTION.finditer(self.text, self.at + 1, end):
+            at = found.start()
+            key, equals, value = found[0].partition("=")
             field = fields.get(key.replace("_", "-"))
             if field is None:
                 raise self._error(f"pass `{cls.name}` has no option {key!r}; {known_names(key, fields)}", at)
@@ -135,7 +118,6 @@ class PipelineParser:
             if field.name in options:
                 raise self._error(f"option {key!r} is given twice", at)
             options[field.name] = self._option(field, value, at + len(key) + 1)
-            at = stop
         self.at = end + 1
         return options
 
@@ -166,8 +148,3 @@ class PipelineParser:
                 found.append(self.patterns[name])
             at += len(name) + 1
         return tuple(found)
-
-
-def _in_text(field: Any) -> bool:
-    """Whether a field of a pass can be written in text: the passes it holds and its instruments cannot."""
-    return bool(field.init) and field.name not in ("passes", "instruments")

@@ -1,6 +1,6 @@
 """Applying rules to a graph: a worklist driver for fixpoints and a sweep for fusions.
 
-The order is fixed by the program and the rule list. A match is always made on the graph as it is now.
+The order is fixed by the program and the rule list. A match is always made on the present graph.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RewriteHook = Callable[[Pattern, Match, Program], Callable[[Replacements], None]
 
 @attrs.define(eq=False)
 class RewriteLog:
-    """What the drivers of one compilation share: the record of rewrites, remarks and a validation hook."""
+    """State that the drivers of one compilation share: rewrites, remarks and a validation hook."""
 
     matches: list[MatchRecord] = attrs.field(factory=list)
     remarks: RemarkLog = attrs.field(factory=RemarkLog)
@@ -57,10 +57,7 @@ class _Events(Listener):
     """Collects what a rewrite touched."""
 
     def __init__(self) -> None:
-        self.created: list[Operation] = []
-        self.touched: list[Operation] = []
-        self.freed: list[Value] = []
-        self.replacements: Replacements = []
+        self.clear()
 
     @override
     def replaced(self, old: Value, new: Value) -> None:
@@ -79,25 +76,22 @@ class _Events(Listener):
         self.freed.extend(operands)
 
     def clear(self) -> None:
-        self.created.clear()
-        self.touched.clear()
-        self.freed.clear()
-        self.replacements.clear()
+        self.created: list[Operation] = []
+        self.touched: list[Operation] = []
+        self.freed: list[Value] = []
+        self.replacements: Replacements = []
 
 
 class Applier:
     """Tries rules at single operations and applies the first that matches; the base of both drivers."""
 
-    def __init__(
-        self, program: Program, log: RewriteLog, *, record: bool, report_misses: bool, graph: Graph | None = None
-    ) -> None:
+    def __init__(self, program: Program, log: RewriteLog, *, record: bool) -> None:
         self.program = program
-        self.graph = program.graph if graph is None else graph
+        self.graph = program.graph
         self.log = log
         self.record = record
-        self.report_misses = report_misses
         self.events = _Events()
-        self.rewriter = Rewriter(program, self.graph, (self.events,))
+        self.rewriter = Rewriter(program, (self.events,))
 
     def apply_first(self, op: Operation, variants: Sequence[Variant]) -> Variant | None:
         """Apply the first variant that matches at `op` and is not refused; return it."""
@@ -148,12 +142,12 @@ class Applier:
 
     def _miss(self, rule: Pattern, op: Operation, refusal: Refusal, involved: Sequence[Operation]) -> None:
         self.log.counts[f"{rule.name} refused"] += 1
-        if self.report_misses and refusal.near:
+        if self.record and refusal.near:
             for each in involved:
                 self.log.misses.setdefault((each.name, each.location), {})[f"{rule.name}: {refusal.reason}"] = None
         if refusal.warn and rule.warns_without_shapes:
             self.log.remarks.skip(Remark("skipped", rule.name, op.location, refusal.reason, op.name))
-        elif self.report_misses and refusal.near:
+        elif self.record and refusal.near:
             self.log.remarks.add(Remark("missed", rule.name, op.location, refusal.reason, op.name))
 
     def _apply(self, rule: Pattern, match: Match) -> bool:
@@ -200,7 +194,7 @@ class Applier:
         return True
 
     def _erase_dead(self, ops: Sequence[Operation], replaced_by_rule: Sequence[Operation] = ()) -> None:
-        """Erase the operations (matched ones first, then what only they used) that nothing uses any more.
+        """Erase unused operations: matched ones first, then what only they used.
 
         Those in `replaced_by_rule` go although they have an effect: the rule has put its own in their place.
         """
@@ -223,7 +217,7 @@ def is_unused(op: Operation) -> bool:
 
 
 def outside_use(match: Match) -> str | None:
-    """Return why a match is not closed: an intermediate value that is used outside of it; None when it is."""
+    """Return why a match is not closed: an intermediate value has users outside; None where it is."""
     members = set(match.ops)
     for op in match.ops:
         if op is match.root:
@@ -247,23 +241,23 @@ def run_worklist(
     log: RewriteLog,
     *,
     record: bool = False,
-    report_misses: bool = False,
     max_rewrites: int | None = None,
-    graph: Graph | None = None,
 ) -> int:
     """Apply rules until none matches; return the number of rewrites.
+
+    With `record`, rewrites and near misses are recorded in the log.
 
     Raises:
         DidNotConverge: after `max_rewrites` rewrites (by default 64 for each operation, and 1024).
     """
-    applier = Applier(program, log, record=record, report_misses=report_misses, graph=graph)
+    applier = Applier(program, log, record=record)
     events, target = applier.events, applier.graph
     by_root = index.by_root
     worklist: deque[Operation] = deque()
     queued: set[Operation] = set()
 
     def push(op: Operation) -> None:
-        """Queue an operation, unless no rule is about it and it is no dead code that could be erased on the way."""
+        """Queue an operation that some rule is about, or that is dead code."""
         if op in queued or op.opdef is RETURN:
             return
         if not by_root[op.opdef]:
@@ -334,13 +328,13 @@ def _did_not_converge(count: int, recent: deque[tuple[Pattern, Location]], graph
     )
 
 
-def run_sweep(program: Program, index: RuleIndex, log: RewriteLog, *, record: bool = True) -> int:
+def run_sweep(program: Program, index: RuleIndex, log: RewriteLog) -> int:
     """Apply rules once at each operation, in graph order, longest variants of all rules first; return the count.
 
     The longest pattern takes its operations before any shorter one is tried anywhere, so a short rule never breaks
     up what a long one wants.
     """
-    applier = Applier(program, log, record=record, report_misses=True)
+    applier = Applier(program, log, record=True)
     order = {rule: i for i, rule in enumerate(index.rules)}
     ranked = sorted(index.variants, key=lambda v: (-v.length, order[v.rule], v.order))
     by_root: dict[Any, list[Operation]] = {}
@@ -360,7 +354,7 @@ def run_sweep(program: Program, index: RuleIndex, log: RewriteLog, *, record: bo
 
 
 class UnfusedReasons:
-    """Says why operations were left as they are, in the words of the near misses that looked at them."""
+    """Explains why operations were not rewritten, from the near misses that involved them."""
 
     def __init__(self, log: RewriteLog, rules: Sequence[Pattern]) -> None:
         self._index = RuleIndex(rules)
@@ -368,7 +362,7 @@ class UnfusedReasons:
         self._general: dict[OpDef, str] = {}
 
     def of(self, op: Operation) -> str:
-        """Return why `op` was left as it is."""
+        """Return why `op` was not rewritten."""
         reasons = self._misses.get((op.name, op.location))
         if reasons:
             return "; ".join(reasons)
@@ -378,8 +372,8 @@ class UnfusedReasons:
         return found
 
     def _without_miss(self, op: Operation) -> str:
-        """Return why no rule came near an operation: all of one operator have the same answer."""
-        rooted = [variant.rule for variant in self._index.lookup(op.opdef)]
+        """Return why no rule nearly matched an operation, the same for all operations of an operator."""
+        rooted = [variant.rule for variant in self._index.by_root[op.opdef]]
         names = dict.fromkeys(rule.name for rule in rooted or self._index.mentioning(op.opdef))
         if names:
             return f"what surrounds it does not have the structure of {', '.join(names)}"

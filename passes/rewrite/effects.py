@@ -1,4 +1,4 @@
-"""What an operation does besides computing its results, in eval mode and in train mode."""
+"""Effects of operations, in eval mode and in train mode."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ _BOUND = 4096
 
 
 def may_train(op: Operation) -> bool:
-    """Return whether `train()` on the emitted module can put the operation in training mode, or it is in it already.
+    """Whether the operation is in training mode, or `train()` on the emitted module can put it there.
 
-    Then it draws random numbers or updates its statistics, so that it can neither be removed where it is unused nor
-    merged with an equal one.
+    Then it draws random numbers or updates statistics: it can be neither removed nor merged.
     """
     if op.body is not None:
         return any(map(may_train, op.body.operations()))
@@ -30,32 +29,32 @@ def may_train(op: Operation) -> bool:
 
 
 def _never_draws(op: Operation) -> bool:
-    """Whether it is a dropout that drops nothing, or a normalization without statistics to write."""
+    """Whether it is a dropout that drops nothing, or a normalization without statistics."""
     p = op.attributes.get("p", op.attributes.get("dropout"))
     return type(p) is float and p == 0.0
 
 
 def is_removable(op: Operation) -> bool:
-    """Return whether the operation may go when nothing uses it."""
+    """Whether the operation may be removed when it is unused."""
     if op.body is None and op.opdef.training is None:
         return op.opdef.is_pure
     return op.is_pure and not may_train(op)
 
 
 def is_mergeable(op: Operation) -> bool:
-    """Return whether the operation may be replaced by an equal one before it, unless what it reads is written."""
+    """Whether an equal operation before it may take its place, unless what it reads is mutated."""
     if op.body is not None or not op.opdef.is_pure or op.opdef.has(Trait.UNINITIALIZED):
         return False
     return not may_train(op)
 
 
 def is_foldable(op: Operation) -> bool:
-    """Return whether the results depend on nothing but the operands and attributes."""
+    """Whether results depend on operands and attributes only."""
     return is_mergeable(op) and not reads_written(op)
 
 
 def reads_written(op: Operation) -> bool:
-    """Return whether an operand is written by some operation: what is read depends on when."""
+    """Whether some operation mutates an operand, so that what is read depends on the time."""
     return any(map(_is_written, op.operand_values))
 
 
@@ -63,15 +62,15 @@ def _is_written(value: Value) -> bool:
     weight = weight_of(value)
     if weight is not None:
         return weight.is_mutated
-    # statistics that are no weights: the lowering lets nobody see them through a view
+    # statistics that are not weights: lowering hides them from views
     return any(writes_operand(op, index) for op, index in value.uses)
 
 
 def crossed_effect(ops: Sequence[Operation]) -> str | None:
-    """Return why operations cannot become one where the last of them stands, or None when they can.
+    """Return why operations cannot be fused where the last of them stands, or None where they can.
 
-    In training two dropouts draw their numbers in order, and two uses of one batch norm update its statistics in
-    order; an operation that moves past another of its kind would change both.
+    In training, dropouts draw their numbers in order, and uses of one batch norm update its statistics in order. No
+    operation may move past another of its kind.
     """
     effects = [op for op in ops if may_train(op)]
     if not effects or len(ops) < 2:
@@ -92,7 +91,7 @@ def crossed_effect(ops: Sequence[Operation]) -> str | None:
 
 
 def _rivals(op: Operation, last: Operation) -> list[Operation]:
-    """Return the operations, not necessarily between `op` and `last`, whose order with `op` shows in training."""
+    """Return operations whose order with `op` is observable in training; not all lie between `op` and `last`."""
     if op.body is None and op.opdef.has(Trait.NORMALIZES):
         statistics = [op.operand(name) for name in ("running_mean", "running_var")]
         return [user for value in statistics if value is not None for user in value.users if user.opdef is not RETURN]
@@ -108,7 +107,7 @@ def _rivals(op: Operation, last: Operation) -> list[Operation]:
 
 
 def _draws(op: Operation) -> bool:
-    """Whether the operation draws random numbers, or does what only Python knows."""
+    """Whether the operation draws random numbers, or is opaque."""
     if op.body is not None:
         return any(map(_draws, op.body.operations()))
     if op.opdef.training is not None and not op.opdef.has(Trait.OPAQUE):

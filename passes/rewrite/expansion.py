@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -15,7 +15,7 @@ _MAX_VARIANTS = 256
 
 
 def _next_choice(node: Node, chosen: dict[int, int], seen: set[int]) -> tuple[int, int] | None:
-    """Return (node id, number of options) of the first reachable node at which an expansion has yet to choose."""
+    """Return (node id, number of options) of the first reachable node without a choice."""
     if id(node) in seen:
         return None
     seen.add(id(node))
@@ -24,28 +24,26 @@ def _next_choice(node: Node, chosen: dict[int, int], seen: set[int]) -> tuple[in
         if option is None:
             return id(node), len(node.alternatives)
         return _next_choice(node.alternatives[option], chosen, seen)
+    if isinstance(node, OpNode) and id(node) not in chosen and _swappable(node):
+        return id(node), 2
+    choices = (_next_choice(part, chosen, seen) for part in inner_nodes(node))
+    return next((choice for choice in choices if choice is not None), None)
+
+
+def inner_nodes(node: Node) -> Sequence[Node]:
+    """Return the patterns directly below one: alternatives, or those of operands that must be present."""
+    if isinstance(node, AnyOf):
+        return node.alternatives
     if isinstance(node, Chain):
-        return _next_choice(node.inner, chosen, seen)
-    if isinstance(node, OpNode):
-        if id(node) not in chosen and _swappable(node):
-            return id(node), 2
-        for part in operand_nodes(node):
-            found = _next_choice(part, chosen, seen)
-            if found is not None:
-                return found
-    return None
-
-
-def operand_nodes(node: OpNode) -> Iterator[Node]:
-    """Yield the patterns of the operands that must be present."""
-    for _, operand in node.operands:
-        for part in operand if isinstance(operand, tuple) else (operand,):
-            if part is not None:
-                yield part
+        return (node.inner,)
+    if isinstance(node, AnyValue):
+        return ()
+    operands = [operand if isinstance(operand, tuple) else (operand,) for _, operand in node.operands]
+    return [part for parts in operands for part in parts if part is not None]
 
 
 def _swappable(node: OpNode) -> bool:
-    """Whether the two first operands are given, may be swapped, and swapping could make a difference."""
+    """Whether swapping the first two operands is allowed and could make a difference."""
     if isinstance(node.ops, Trait):
         commutes = Trait.COMMUTATIVE in node.ops
     else:
@@ -108,15 +106,9 @@ def op_nodes(tree: Node) -> Iterator[OpNode | Chain]:
     pending, seen = [tree], {id(tree)}
     while pending:
         node = pending.pop()
-        if isinstance(node, AnyValue):
-            continue
-        parts: tuple[Node, ...]
-        if isinstance(node, AnyOf):
-            parts = node.alternatives
-        else:
+        if isinstance(node, (OpNode, Chain)):
             yield node
-            parts = (node.inner,) if isinstance(node, Chain) else tuple(operand_nodes(node))
-        for part in reversed(parts):
+        for part in reversed(inner_nodes(node)):
             if id(part) not in seen:
                 seen.add(id(part))
                 pending.append(part)
@@ -124,11 +116,8 @@ def op_nodes(tree: Node) -> Iterator[OpNode | Chain]:
 
 def num_operations(node: Node) -> int:
     """Return how many operations a tree has at least, context not counted."""
-    if isinstance(node, Chain):
-        return node.minimum + num_operations(node.inner)
-    if isinstance(node, OpNode):
-        return sum(map(num_operations, operand_nodes(node))) + (not node.context)
-    return 0
+    own = node.minimum if isinstance(node, Chain) else isinstance(node, OpNode) and not node.context
+    return own + sum(map(num_operations, inner_nodes(node)))
 
 
 def shared_nodes(tree: Node) -> set[int]:
@@ -137,12 +126,8 @@ def shared_nodes(tree: Node) -> set[int]:
 
     def visit(node: Node) -> None:
         counts[id(node)] = counts.get(id(node), 0) + 1
-        if counts[id(node)] > 1:
-            return
-        if isinstance(node, Chain):
-            visit(node.inner)
-        elif isinstance(node, OpNode):
-            for part in operand_nodes(node):
+        if counts[id(node)] == 1:
+            for part in inner_nodes(node):
                 visit(part)
 
     visit(tree)

@@ -1,4 +1,4 @@
-"""What a rule did wrong, in one form: the rule, the line of its own code, the fault, and the place in the model."""
+"""Errors about rules: the rule, the line of its own code, the fault, and the place in the model."""
 
 from __future__ import annotations
 
@@ -91,14 +91,14 @@ def returned_values(rule: Pattern, returned: Any, location: Location) -> tuple[V
     if all(isinstance(value, Value) for value in values):
         return values
     raise rule_fault(
-        rule, "rewrite", f"returned {returned!r}, which is no value of the graph", location=location, remedy=_RETURN
+        rule, "rewrite", f"returned {returned!r}, which is not a value of the graph", location=location, remedy=_RETURN
     )
 
 
 def without_effect(
     rule: Pattern, returned: Any, created: Sequence[Operation], location: Location
 ) -> PatternError | None:
-    """Return what is wrong with a rewrite that replaced and changed nothing, or None where its code is at work.
+    """Return what is wrong with a rewrite that replaced and changed nothing, or None where it edited the graph itself.
 
     Args:
         rule: the rule.

@@ -1,6 +1,6 @@
-"""The one form of an attribute, in which literals of patterns are compared: that of canonical programs.
+"""The canonical form of an attribute, in which literals of patterns are compared.
 
-A dimension may be counted from the back, a size be left to be computed: what is meant depends on the operands' types.
+A dimension may be counted from the back, and a size left out: what that means depends on the types of the operands.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _DIMS = frozenset(
 
 
 def has_value(op: Operation, name: str, literal: Attribute) -> bool:
-    """Return whether an attribute of an operation is what a literal means for it.
+    """Return whether an attribute has the value that a literal means for the operation.
 
-    For a tensor of rank 3, softmax has `dim=-1` and `dim=2` alike; where the rank is unknown, as it is written.
+    For a tensor of rank 3, softmax has `dim=-1` and `dim=2` alike; where the rank is unknown, it is taken verbatim.
     """
     value = op.attributes[name]
     if attributes_equal(value, literal):
@@ -61,7 +61,7 @@ def dims_from_front(op: Operation, name: str, given: Attribute) -> int | tuple[i
 
 
 def index_from_front(op: Operation, index: Attribute) -> int | None:
-    """Return the index of a selection counted from the front; None where the size or the index is no number."""
+    """Return the index of a selection counted from the front; None where the size or the index is not a number."""
     shape = _shape(op.operands[0])
     dim = None if not shape else wrap(op.attributes["dim"], len(shape))
     size = None if dim is None or shape is None else shape[dim]

@@ -63,11 +63,11 @@ class Variant:
 
     def accepts(self, opdef: OpDef) -> bool:
         """Return whether an operation of this operator can be the root."""
-        return _node_accepts(self.root, opdef)
+        return _accepts(self.root.ops, opdef)
 
     def mentions(self, opdef: OpDef) -> bool:
         """Return whether an operation of this operator can be anywhere in a match."""
-        return any(_node_accepts(node, opdef) for node in op_nodes(self.root))
+        return any(_accepts(node.ops, opdef) for node in op_nodes(self.root))
 
     def try_match(self, op: Operation) -> Match | str | None:
         """Match at `op`: a match, the reason of a near miss, or None."""
@@ -87,15 +87,9 @@ class Variant:
         return Match(op, ops, state.captures)
 
 
-def _node_accepts(node: OpNode | Chain, opdef: OpDef) -> bool:
-    return _accepts(node.ops, opdef) if isinstance(node, OpNode) else _accepts_any(node.ops, opdef)
-
-
-def _accepts(ops: tuple[OpDef, ...] | Trait, opdef: OpDef) -> bool:
-    return opdef.has(ops) if isinstance(ops, Trait) else opdef in ops
-
-
-def _accepts_any(ops: Sequence[OpDef | Trait], opdef: OpDef) -> bool:
+def _accepts(ops: Trait | Sequence[OpDef | Trait], opdef: OpDef) -> bool:
+    if isinstance(ops, Trait):
+        return opdef.has(ops)
     return any(opdef.has(o) if isinstance(o, Trait) else opdef is o for o in ops)
 
 
@@ -107,7 +101,7 @@ def compile_rule(rule: Pattern) -> tuple[Variant, ...]:
     """Return the variants of a rule, longest first.
 
     Raises:
-        PatternError: when the pattern is ill-formed or its root is no operation.
+        PatternError: when the pattern is ill-formed or its root is not an operation.
     """
     if vars(rule):
         # a rule with parameters: its pattern may depend on them
@@ -255,7 +249,7 @@ def _chain_matcher(node: Chain, shared: set[int]) -> _ValueMatcher:
                 state.captures, state.reason = captures, reason
                 del state.ops[count:]
             op = None if value is None else value.defining_op
-            if op is None or len(links) >= maximum or not _accepts_any(ops, op.opdef) or len(op.operand_values) != 1:
+            if op is None or len(links) >= maximum or not _accepts(ops, op.opdef) or len(op.operand_values) != 1:
                 return False
             if where is not None and state.reason is None:
                 state.reason = _refusal(where, op)
@@ -348,7 +342,7 @@ def _check_names(node: OpNode, opdefs: tuple[OpDef, ...]) -> None:
     if all(last >= len(opdef.operand_params) and not opdef.is_region for opdef in opdefs):
         raise PatternError(
             f"{names} takes fewer than {last + 1} operands",
-            remedy='attributes go by keyword and are no values: dim=1, or dim=p.attr("dim") for any',
+            remedy='attributes are not values and go by keyword: dim=1, or dim=p.attr("dim") for any',
         )
     if all(
         node.result >= len(opdef.results) and "list" not in opdef.results and not opdef.is_region for opdef in opdefs
@@ -396,10 +390,6 @@ class RuleIndex:
         self.variants = tuple(itertools.chain.from_iterable(compile_rule(rule) for rule in rules))
         self.by_root = _ByRoot(self.variants)
         """For each operator, the variants whose root can be an operation of it."""
-
-    def lookup(self, opdef: OpDef) -> tuple[Variant, ...]:
-        """Return the variants whose root can be an operation of `opdef`."""
-        return self.by_root[opdef]
 
     def mentioning(self, opdef: OpDef) -> tuple[Pattern, ...]:
         """Return the rules whose patterns mention `opdef`, at the root or further in, in rule order."""

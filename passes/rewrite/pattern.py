@@ -17,7 +17,8 @@ from ir.builder import short_opdef
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError, PatternError
 from ir.locations import Location, merge_locations
-from ir.opdef import OpDef, Trait, get_opdef, nearest_operator
+from ir.opdef import OpDef, Trait, get_opdef
+from ir.schemas import nearest_operator
 from passes.rewrite.example import Example
 from passes.rewrite.remarks import Refusal
 
@@ -121,7 +122,7 @@ def _check_nodes(what: str, nodes: Sequence[Any]) -> None:
     for node in nodes:
         if node is not None and not isinstance(node, (AnyValue, OpNode, AnyOf, Chain)):
             raise PatternError(
-                f"{node!r} as {what} is no pattern",
+                f"{node!r} as {what} is not a pattern",
                 remedy='an operand is `p.any("x")`, an operation such as `p.relu(...)`, or None where it must be '
                 "absent; attributes are given by keyword",
             )
@@ -279,10 +280,7 @@ class Pattern:
         Raises:
             PatternError: where a subclass does not override this.
         """
-        raise PatternError(
-            f"{self.name} does not define `pattern`",
-            remedy='define `pattern(self, p)`; it returns the tree to match, such as `p.relu(p.any("x"))`',
-        )
+        raise missing_method(self, "pattern")
 
     def check(self, m: Match) -> str | Refusal | None:
         """Return why the rule does not apply to this match, or None when it does."""

@@ -1,4 +1,4 @@
-"""What the names that a fused region is given must be: they become classes, submodules and arguments."""
+"""Checks of the names of fused regions, which become classes, submodules and arguments."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def check_kind(kind: object) -> None:
     """Check the kind of a region: the operation is `fused.<kind>`, and the emitted class is named after it.
 
     Raises:
-        PatternError: when it is no identifier.
+        PatternError: when it is not an identifier.
     """
     if not (isinstance(kind, str) and kind.isidentifier()):
-        raise PatternError(f"the kind {kind!r} of a region is no identifier", remedy='name it like "conv_bn_act"')
+        raise PatternError(f"the kind {kind!r} of a region is not an identifier", remedy='name it like "conv_bn_act"')
 
 
 def check_parts(names: Iterable[object]) -> None:
     """Check the names of parts: each becomes the name of a submodule.
 
     Raises:
-        PatternError: when one is no identifier, or an attribute that every module has.
+        PatternError: when one is not an identifier, or an attribute that every module has.
     """
     for name in _each(names, "parts"):
         if not (isinstance(name, str) and name.isidentifier()):
             raise PatternError(
-                f"the part {name!r} of a region cannot name a submodule: it is no identifier",
+                f"the part {name!r} of a region cannot name a submodule: it is not an identifier",
                 remedy='name it like "conv", without dots',
             )
         if name in _OF_REGIONS or hasattr(_MODULE, name):
@@ -46,12 +46,12 @@ def check_inputs(names: Iterable[object], what: str = "inputs") -> None:
     """Check the names of a region's operands.
 
     Raises:
-        PatternError: when one is no identifier.
+        PatternError: when one is not an identifier.
     """
     for name in _each(names, what):
         if not (isinstance(name, str) and name.isidentifier()):
             raise PatternError(
-                f"the name {name!r} in the {what} of a region is no identifier", remedy='name it like "input"'
+                f"the name {name!r} in the {what} of a region is not an identifier", remedy='name it like "input"'
             )
 
 

@@ -15,6 +15,7 @@ from ir.errors import PatternError
 from ir.locations import merge_locations
 from ir.opdef import get_opdef
 from ir.program import Program, Weight
+from ir.spelling import free_name
 from ir.types import types_agree
 from passes.rewrite.region_names import check_inputs, check_kind, check_parts
 
@@ -43,8 +44,8 @@ class Rewriter(Builder):
         listeners: told of every edit.
     """
 
-    def __init__(self, program: Program, graph: Graph | None = None, listeners: Sequence[Listener] = ()) -> None:
-        super().__init__(program.graph if graph is None else graph)
+    def __init__(self, program: Program, listeners: Sequence[Listener] = ()) -> None:
+        super().__init__(program.graph)
         self.program = program
         self.listeners = tuple(listeners)
 
@@ -100,12 +101,12 @@ class Rewriter(Builder):
         self.erase(op)
 
     def set_operand(self, op: Operation, index: int, value: Value | None) -> None:
-        """Change one operand; the result types must stay as they are."""
+        """Change one operand; the result types must not change."""
         op.set_operand(index, value)
         self._modified(op)
 
     def set_attribute(self, op: Operation, name: str, value: Attribute) -> None:
-        """Change one attribute; the result types must stay as they are."""
+        """Change one attribute; the result types must not change."""
         op.set_attribute(name, value)
         self._modified(op)
 
@@ -151,14 +152,14 @@ class Rewriter(Builder):
             The region; the uses of the outputs are replaced and `ops` erased.
 
         Raises:
-            PatternError: when a value would be used before it is defined, a name is no identifier or taken by modules,
-                or `parts` and `inputs` are about anything but `ops` and values.
+            PatternError: when a value would be used before it is defined, a name is not an identifier or is taken by
+                modules, or `parts` and `inputs` are not about `ops` and values.
         """
         if not ops:
             raise PatternError(f"the region `fused.{kind}` would hold no operations", remedy="pass `m.ops`")
         for op in ops:
             if not isinstance(op, Operation):
-                raise PatternError(f"{op!r} among the operations to fuse is no operation", remedy="pass `m.ops`")
+                raise PatternError(f"{op!r} among the operations to fuse is not an operation", remedy="pass `m.ops`")
         ordered = sort_operations(ops)
         members = set(ordered)
         _check_names(kind, members, parts or {}, inputs or {}, quantization_points or ())
@@ -235,7 +236,7 @@ def _check_names(
         for key in given:
             if not isinstance(key, wanted):
                 raise PatternError(
-                    f"the key {key!r} of `{what}` is no {wanted.__name__.lower()}",
+                    f"the key {key!r} of `{what}` is not {'an operation' if wanted is Operation else 'a value'}",
                     remedy=f"write `{example}`: operations are captured by `name=`, values by `p.any`",
                 )
     for op in parts:
@@ -277,10 +278,7 @@ def _entering(
             if len(known) < max(1, len(wanted)):
                 param = params[i] if op.segments is None and i < len(params) else f"operand{i}"
                 base = wanted[len(known)] if wanted else f"{parts[op]}_{param}" if parts.get(op) else param
-                name, number = base, 0
-                while name in names:
-                    number += 1
-                    name = f"{base}_{number}"
+                name = free_name(base, names.__contains__)
                 names[name] = value
                 known.append(name)
             uses[op, i] = known[-1]

@@ -26,6 +26,7 @@ from graphwright import (
     pipeline_of,
     transform,
 )
+from graphwright.passes import Canonicalize, Convert, Fixpoint, Timing
 from graphwright.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUSION_PATTERNS, TENSORRT_PATTERNS
 from tests.zoo.equality import assert_equal_outputs, assert_equal_training
 
@@ -107,9 +108,9 @@ def test_conversions_run_before_fusions_whatever_the_order_of_the_list():
             InputError,
             "similar paths: drop$",
         ),
-        (lambda: transform(Small(), (X,), leaf_modules=3), InputError, "leaf_modules=3 is no list"),
-        (lambda: transform(Small(), (X,), leaf_modules=None), InputError, "leaf_modules=None is no list"),
-        (lambda: transform(Small(), (X,), progress=3), InputError, "progress=3 is no function"),
+        (lambda: transform(Small(), (X,), leaf_modules=3), InputError, "leaf_modules=3 is not a list"),
+        (lambda: transform(Small(), (X,), leaf_modules=None), InputError, "leaf_modules=None is not a list"),
+        (lambda: transform(Small(), (X,), progress=3), InputError, "progress=3 is not a function"),
         (lambda: transform(Small(), (X,), leaf_modules=[""]), InputError, "the model itself, Small"),
         (
             lambda: transform(Small(), (X,), patterns=TENSORRT_PATTERNS, pipeline=PassManager([])),
@@ -147,7 +148,7 @@ def test_the_remedy_for_the_root_module_is_no_leaf_module():
     assert "move that part of Branches.forward into a submodule" in str(caught.value.remedy)
     with pytest.raises(CaptureError) as caught:
         transform(Outer(), (torch.randn(2, 3),))
-    assert "keep `inner` as it is with leaf_modules=['inner']" in str(caught.value.remedy)
+    assert "keep `inner` as is with leaf_modules=['inner']" in str(caught.value.remedy)
 
 
 class Branches(nn.Module):
@@ -247,6 +248,24 @@ def test_a_pipeline_instead_of_patterns():
     bare = transform(Small().eval(), X, pipeline=PassManager())
     assert bare.matches == () and type(bare.model.conv) is nn.Conv2d
     assert set(bare.model.state_dict()) == set(Small().state_dict())
+
+
+def test_stages_are_the_passes_of_the_pipeline():
+    told: list[str] = []
+    timing = Timing()
+    pipeline = pipeline_of(TENSORRT_PATTERNS).with_instruments(timing)
+    result = transform(Small().eval(), (X,), pipeline=pipeline, progress=told.append)
+    stages = [stage.name for stage in result.stages]
+    assert told == stages
+    assert stages[3:-3] == ["canonicalize", "convert+canonicalize", "fuse"]
+    assert {"apply-canonical-rules", "convert", "fuse"} <= timing.seconds.keys()
+
+
+def test_a_fixpoint_may_be_the_whole_pipeline():
+    pipeline = Fixpoint([Canonicalize(), Convert(TENSORRT_CONVERSION_PATTERNS)])
+    result = transform(Small().eval(), (X,), pipeline=pipeline)
+    assert result.stages[3].name == "canonicalize+convert"
+    assert result.counts() == {"FlattenLinearToConv1x1Pattern": 1}
 
 
 def test_without_shapes_a_rule_that_needs_them_is_skipped_with_a_warning_that_names_the_node():

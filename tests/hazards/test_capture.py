@@ -80,7 +80,7 @@ def test_inputs_of_one_memory_are_two_inputs(make: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("make", [same, overlapping, transposed])
 def test_a_write_to_one_of_two_inputs_of_one_memory_is_refused(make: Callable[[], Any]) -> None:
-    refused(WritesFirst(), *make(), message="input `a` is written in forward, and shares its memory with `b`")
+    refused(WritesFirst(), *make(), message="input `a` is mutated in forward, and shares its memory with `b`")
 
 
 def test_a_write_to_an_input_beside_another_is_not_refused() -> None:
@@ -138,7 +138,7 @@ class FailsAfterAWrite(WritesParameter):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (WritesParameter(), "parameter 'weight' is written"),
+        (WritesParameter(), "parameter 'weight' is mutated"),
         (ReplacesData(), r"assigns to `\.data`"),
         (FailsAfterAWrite(), "data-dependent"),
     ],

@@ -127,7 +127,7 @@ class AllPieces(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "message"), [(WritesData(), "'weight' is written"), (AllPieces(), "number of pieces is not known")]
+    ("model", "message"), [(WritesData(), "'weight' is mutated"), (AllPieces(), "number of pieces is not known")]
 )
 def test_refusals(model: nn.Module, message: str) -> None:
     with pytest.raises(GraphwrightError, match=message):

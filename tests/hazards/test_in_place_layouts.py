@@ -179,7 +179,7 @@ def test_a_view_of_statistics_that_are_inputs_is_refused(when: str) -> None:
         views += [mean.view(-1)] if when == "after" else []
         return y, views[0] + 1
 
-    with pytest.raises(GraphwrightError, match="statistics that are no buffers") as caught:
+    with pytest.raises(GraphwrightError, match="statistics that are not buffers") as caught:
         transform(Lambda(forward), (torch.randn(2, 3, 4), torch.zeros(3), torch.ones(3)))
     assert caught.value.remedy is not None
 
@@ -190,5 +190,5 @@ def test_statistics_that_are_written_by_the_model_too() -> None:
         mean.add_(1)
         return y
 
-    with pytest.raises(GraphwrightError, match="input 1 is written here and by a normalization"):
+    with pytest.raises(GraphwrightError, match="input 1 is mutated here and by a normalization"):
         transform(Lambda(forward), (torch.randn(2, 3, 4), torch.zeros(3), torch.ones(3)))

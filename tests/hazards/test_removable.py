@@ -180,7 +180,7 @@ def test_a_buffer_that_a_view_shares_is_refused_by_name() -> None:
             self.all[1] += 1
             return x @ self.all + self.first
 
-    with pytest.raises(GraphwrightError, match=r"'all' is written .* shares its memory with first"):
+    with pytest.raises(GraphwrightError, match=r"'all' is mutated .* shares its memory with first"):
         transform(Shared(), (torch.randn(2, 4),))
 
 

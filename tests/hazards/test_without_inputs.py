@@ -170,11 +170,11 @@ def own_backward(m: Inner, x: torch.Tensor) -> Any:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (accumulates, "writes to a tensor that is no buffer"),
-        (assigns, "writes to a tensor that is no buffer"),
-        (writes_late, "writes to a tensor that is no buffer"),
-        (writes_a_view, "writes to a tensor that is no buffer"),
-        (writes_an_attribute, "writes to a tensor that is no buffer"),
+        (accumulates, "mutates a tensor that is not a buffer"),
+        (assigns, "mutates a tensor that is not a buffer"),
+        (writes_late, "mutates a tensor that is not a buffer"),
+        (writes_a_view, "mutates a tensor that is not a buffer"),
+        (writes_an_attribute, "mutates a tensor that is not a buffer"),
         (changes_state, r"changes Python state: `inner\.calls`"),
         (assigns_a_buffer, r"changes what buffers are: `inner\.b`"),
         (draws, "draws random numbers"),

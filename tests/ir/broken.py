@@ -1,4 +1,4 @@
-"""Ways to break a program: each one invariant, and what the verifier must say of it."""
+"""Ways to break a program: one invariant each, and the message of the verifier."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def refer_to(index: int) -> Callable[[Program], None]:
     return lambda p: the_op(p, "aten.repeat").set_attribute("repeats", (Ref(index), 1))
 
 
-# Each breaks `rich_program()` in one way. What is private is reached into on purpose: it is how a faulty pass, or a
-# faulty edit of the core, would break a program.
+# Each breaks `rich_program()` in one way. Private names are used on purpose: a faulty pass or edit of the core would
+# break a program so.
 
 
 def second_return(p: Program) -> None:
@@ -426,7 +426,7 @@ BREAKAGES: list[tuple[Callable[[Program], None], str]] = [
     (undeclared_symbol, "uses symbol n, which the program does not declare"),
     (foreign_symbol, "symbol 'm' was not made by `make_symbol`"),
     (constraint_on_another_symbol, "uses symbol m, which the program does not declare"),
-    (constraint_that_is_none, "is no relation"),
+    (constraint_that_is_none, "is not a relation"),
     (reserved_symbol, "a symbol cannot be named 'inf'"),
     (symbol_with_blanks, "a symbol cannot be named 'a b'"),
     (empty_range, "the range [3, 2] of symbol 'batch' is empty"),
@@ -451,7 +451,7 @@ BREAKAGES: list[tuple[Callable[[Program], None], str]] = [
     (result_out_of_range, "the result has output 4, but the graph has 4"),
     (mutation_out_of_range, "a mutation writes output 4"),
     (mutation_of_nothing, "a mutation writes either a buffer or an input"),
-    (mutation_of_unknown, "a mutation writes 'count', which is no weight"),
+    (mutation_of_unknown, "a mutation writes 'count', which is not a weight"),
     (mutation_of_constant, "a mutation writes weight 'bn.count', which is not marked as mutated"),
     (mutation_of_no_input, "a mutation writes input 3, but the graph has 3"),
     (wrong_in_spec, "in_spec has 1 leaves for 4 arguments"),

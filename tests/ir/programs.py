@@ -88,7 +88,7 @@ def rich_program() -> Program:
         Weight("conv.weight", WeightKind.PARAMETER, f32(4, 3, 3, 3), requires_grad=True, aliases=("twin.weight",))
     )
     mean = program.add_weight(Weight("bn.mean", WeightKind.BUFFER, f32(4), is_mutated=True, carries_gradient=True))
-    variance = program.add_weight(Weight("bn.var", WeightKind.BUFFER, f32(4), persistent=False))
+    variance = program.add_weight(Weight("bn.var", WeightKind.BUFFER, f32(4), persistent=False, is_folded=True))
     count = program.add_weight(Weight("bn.count", WeightKind.BUFFER, TensorType((), torch.int64), is_mutated=True))
     inner = Graph([("weight", f32(4, 3, 3, 3))])
     inner.set_outputs([Builder(inner).reshape(inner.inputs[0], (4, 27))])

@@ -1,4 +1,4 @@
-"""One helper keeps what was computed, so that all of it can be forgotten."""
+"""All caches can be cleared, since one helper makes them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_objects_are_let_go() -> None:
 
 
 def test_nothing_is_kept_otherwise() -> None:
-    """Neither functools' caches nor weak tables: a mutant's code would go on to see what another code computed."""
+    """No functools caches or weak tables: a mutant would see results of other code."""
     found = []
     for path, text in sources(*ROOMS).items():
         if path == "ir/caches.py" or path.startswith("fuzz/corpus/"):

@@ -1,4 +1,4 @@
-"""Each field that the text form keeps counts: a copy that differs in it alone is told apart."""
+"""Each field of the text form counts: a copy that differs only in it is not equal."""
 
 from __future__ import annotations
 
@@ -124,6 +124,7 @@ CHANGES: list[tuple[Callable[[Program], object], str]] = [
     (set_on(lambda p: p.weights["bn.var"], "persistent", True), "weight bn.var, persistent"),
     (set_on(lambda p: p.weights["bn.var"], "is_mutated", True), "weight bn.var, is_mutated"),
     (set_on(lambda p: p.weights["bn.mean"], "carries_gradient", False), "weight bn.mean, carries_gradient"),
+    (set_on(lambda p: p.weights["bn.var"], "is_folded", False), "weight bn.var, is_folded: True != False"),
     (set_on(lambda p: p, "module_aliases", {}), "names of one module, count: 1 != 0"),
     (set_on(lambda p: p.convention, "views", {}), "views"),
     (set_on(lambda p: p.weights["bn.var"], "aliases", ("z",)), "weight bn.var, aliases"),

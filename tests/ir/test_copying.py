@@ -1,4 +1,4 @@
-"""A copy of a program is equal to it, verifies, and stays as it is whatever is done to the other."""
+"""A copy of a program is equal to it, verifies, and is independent of it."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_is_before_follows_insertions_anywhere() -> None:
     graph, ops = chain(3)
     order = list(ops)
     for i in range(100):
-        # always at the same place: numbers between two neighbours run out, and all must be numbered anew
+        # always at one place: the numbers between two neighbours run out, and all are renumbered
         op = graph.insert_before(order[1 + i % 2], make_operation("aten.neg", graph.inputs[0]))
         order.insert(1 + i % 2, op)
         assert order[0].is_before(op)

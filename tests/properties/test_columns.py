@@ -1,4 +1,4 @@
-"""What the operator table says of an operator holds for its kernel, on calls that are drawn."""
+"""The claims of the operator table hold for the kernels, on drawn calls."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from fuzz.calls.columns import Call, broken_columns, called, same
+from fuzz.calls.columns import Call, called, same
 from fuzz.calls.generators import GENERATORS
+from fuzz.calls.traits import broken_claims
 from fuzz.programs.observation import quiet
 from fuzz.programs.strategy import input_tensors
 from fuzz.strategies import programs
@@ -18,7 +19,7 @@ from ir.builder import make_operation
 from ir.columns import Dims, Layout, StorageRule, StrideRule
 from ir.core import Graph
 from ir.memory.aliasing import aliased_operands, may_alias_operands
-from ir.opdef import Facts, get_opdef, operators_with
+from ir.opdef import Facts, Trait, get_opdef, operators_with
 from ir.types import type_of_tensor
 
 # Each of several hundred operators gets a small part of what the profile grants one test.
@@ -38,7 +39,7 @@ def test_the_kernel_does_what_the_table_says(name: str, data: st.DataObject) -> 
     with quiet():
         call = called(op, tensors)
         if call is not None:
-            assert broken_columns(call) == []
+            assert broken_claims(call) == []
             for other in operators_with(lambda facts: facts.synonym == name):
                 assert same(call.results[0], call.again(get_opdef(other)))
 
@@ -93,11 +94,11 @@ CALLS: list[tuple[str, tuple[Any, ...]]] = [
 
 @pytest.mark.parametrize(("name", "args"), CALLS, ids=[name for name, _ in CALLS])
 def test_the_kernel_does_what_the_table_says_of_operators_without_a_generator(name: str, args: tuple[Any, ...]) -> None:
-    assert broken_columns(call_of(name, *args)) == []
+    assert broken_claims(call_of(name, *args)) == []
 
 
 def test_what_is_said_of_operators_is_tried() -> None:
-    """A claim that no call tries is held by nothing."""
+    """A claim that no call tests could be wrong."""
 
     def claims(facts: Facts) -> bool:
         return bool(facts.layout or facts.storage or facts.strides or facts.dims or facts.shape or facts.synonym)
@@ -120,6 +121,24 @@ WRONG: list[tuple[str, tuple[Any, ...], Facts]] = [
     ("aten.sub.Tensor", (X, X + 1), Facts(synonym="aten.add.Tensor")),
     ("aten.exp", (X,), Facts(inverse="aten.exp")),
     ("aten.reshape", (X, (6, 4)), Facts(adds_dim=True)),
+    ("aten.rand_like", (X,), Facts(traits=Trait.PURE)),
+    ("aten.rand_like", (X,), Facts()),
+    ("aten.relu_", (X - 5,), Facts(traits=Trait.PURE)),
+    ("aten.cumsum", (X, 0), Facts(traits=Trait.ELEMENTWISE)),
+    ("aten.transpose.int", (X, 0, 1), Facts(traits=Trait.ELEMENTWISE)),
+    ("aten.gt.Scalar", (X, 0.0), Facts(traits=Trait.ACTIVATION)),
+    ("aten.add.Tensor", (X, X), Facts(traits=Trait.ACTIVATION)),
+    ("aten.neg", (X,), Facts(traits=Trait.CAST)),
+    ("aten.neg", (X,), Facts(traits=Trait.IDEMPOTENT)),
+    ("aten.sub.Tensor", (X, X + 1), Facts(traits=Trait.COMMUTATIVE)),
+    ("aten.mul.Tensor", (X, X), Facts(unit=0)),
+    ("aten.neg", (X,), Facts(evaluate=torch.abs)),
+    ("aten.neg", (X,), Facts(training="train")),
+    ("aten.neg", (X,), Facts(traits=Trait.DROPOUT)),
+    ("aten.neg", (X,), Facts(dims=Dims.ALONG)),
+    ("aten.neg", (X,), Facts(shape="size")),
+    ("aten.neg", (X,), Facts(fill="value")),
+    ("aten.neg", (X,), Facts(layout=Layout.PERMUTE)),
 ]
 
 
@@ -128,18 +147,20 @@ def test_a_wrong_claim_is_found(
     name: str, args: tuple[Any, ...], claim: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = call_of(name, *args)
-    assert broken_columns(call) == []
+    assert broken_claims(call) == []
     opdef = get_opdef(name)
     monkeypatch.setattr(opdef, "facts", claim)
-    monkeypatch.setattr(opdef, "layout", claim.layout)
+    for column in ("layout", "traits", "training"):
+        monkeypatch.setattr(opdef, column, getattr(claim, column))
+    monkeypatch.setattr(opdef, "is_pure", Trait.PURE in claim.traits)
     monkeypatch.setattr("ir.memory.aliasing._MAY_ALIAS", {})
-    assert broken_columns(call), claim
+    assert broken_claims(call), claim
 
 
 def test_dimensions_counted_from_the_back_are_told_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
     call = call_of("aten.unsqueeze", X, 0)
     monkeypatch.setattr(get_opdef("aten.unsqueeze"), "facts", Facts(dims=Dims.ALONG))
-    assert broken_columns(call)
+    assert broken_claims(call)
 
 
 @pytest.mark.parametrize("name", ["aten.view_as", "aten.reshape_as", "aten.expand_as", "aten.type_as", "aten.to.other"])

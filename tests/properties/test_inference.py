@@ -1,4 +1,4 @@
-"""Each fast inference rule gives what the operator itself gives on fake tensors."""
+"""Each inference rule agrees with the operator on fake tensors."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def agrees(known: Type, partial: Type) -> bool:
     )
 
 
-# How many results there are is not known before the size is.
+# The number of results depends on the size.
 COUNTING = {"aten.split.Tensor", "aten.chunk", "aten.unbind.int"}
 
 
 def check_certain(name: str, partial: Types, attributes: Attributes, want: tuple[Type, ...]) -> None:
-    """What the rule says of types with unknown parts is true of the whole ones, whose results are `want`."""
+    """The results of the rule for types with unknown parts agree with `want`, those for the known types."""
     rule = get_opdef(name).infer
     assert rule is not None
     got = outcome(lambda: rule(partial, attributes))
@@ -132,7 +132,7 @@ def count_types(types: Types) -> int:
 @SHARE
 @given(data=st.data())
 def test_rule_equals_fallback(name: str, data: st.DataObject) -> None:
-    """On operands that fit, on ones that perhaps do not, and on ones of which less is known."""
+    """For operands that fit, that may not fit, and that are partly unknown."""
     types, attributes = draw_call(data.draw, name)
     want = check_equal(name, types, attributes)
     count = count_types(types)
@@ -149,14 +149,14 @@ def test_rule_equals_fallback(name: str, data: st.DataObject) -> None:
 @SHARE
 @given(data=st.data())
 def test_rule_of_symbolic_sizes_holds_for_all_sizes(name: str, data: st.DataObject) -> None:
-    """A result over symbols is that of the operator for any numbers put in their place."""
+    """A symbolic result is that of the operator for all numbers in place of the symbols."""
     types, attributes = draw_call(data.draw, name, symbolic=True)
     opdef = get_opdef(name)
     assert opdef.infer is not None
     try:
         got = opdef.infer(types, attributes)
     except InferenceError:
-        # A rule refuses nothing itself, and the fallback can refuse what holds for some sizes only.
+        # Rules refuse nothing themselves; the fallback may refuse what holds for some sizes only.
         return
     for numbers in ((12, 20), (9, 7)):
         values = dict(zip(SYMBOLS, numbers, strict=True))
@@ -183,7 +183,7 @@ def test_every_rule_has_a_generator() -> None:
 
 
 def test_indices_without_dimensions() -> None:
-    """The rule gives what the kernel gives, where fake tensors take such an index for a number."""
+    """The rule agrees with the kernel, where fake tensors treat such an index as a number."""
     opdef = get_opdef("aten.index.Tensor")
     assert opdef.infer is not None
     x, one, none = torch.zeros(2, 3, 4), torch.tensor([1]), torch.tensor(0)

@@ -1,1 +1,1 @@
-"""What a module is beside its graph, as real runs show it."""
+"""Real runs of a model, which show what its graph would miss."""

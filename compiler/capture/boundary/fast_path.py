@@ -1,8 +1,8 @@
-"""The fast path of PyTorch's transformer layers, which is taken where no gradients are asked for.
+"""The fast path of PyTorch's transformer layers, which is taken when gradients are off.
 
-It computes what the ordinary path does, but for three things: an `nn.TransformerEncoder` that makes nested tensors of a
-padding mask returns zeros at padded positions, a row of a mask that leaves nothing makes NaN, and in a mask of numbers
-all but zeros exclude, where the ordinary path adds them.
+It computes the same as the ordinary path, with three exceptions. An `nn.TransformerEncoder` that makes nested tensors
+of a padding mask returns zeros at padded positions. A mask row that excludes everything gives NaN. In a mask of
+numbers, all but zeros exclude, where the ordinary path adds them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from compiler.capture.patches import patched
+
 _ENCODER = nn.TransformerEncoder.forward.__code__
 _LAYERS = frozenset({nn.TransformerEncoderLayer.forward.__code__, nn.MultiheadAttention.forward.__code__})
 _MASKS = ("src_key_padding_mask", "key_padding_mask", "src_mask", "attn_mask")
 
 
 def questions_of(code: Any, local: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what is asked of the surroundings where a method of PyTorch's asks whether it may take the fast path.
+    """Return the questions to the surroundings on which a method's choice of the fast path depends.
 
-    Args:
-        code: of the method.
-        local: its variables.
+    The method of PyTorch is given by its code and its local variables.
     """
     if code is _ENCODER:
         encoder, src = local["self"], local["src"]
@@ -45,14 +45,14 @@ def is_fast(code: Any) -> bool:
 
 
 def makes_nested(encoder: Any, src: torch.Tensor, mask: Any, padding: Any) -> bool:
-    """Return whether an encoder makes nested tensors of some padding mask of this type, where gradients are off."""
+    """Return whether an encoder makes nested tensors of some padding mask of this type when gradients are off."""
     if not isinstance(padding, torch.Tensor) or mask is not None or src.dim() != 3 or src.is_nested:
         return False
     return bool(getattr(encoder, "use_nested_tensor", False)) and not encoder.layers[0].__dict__["training"]
 
 
 def _is_read_otherwise(mask: Any) -> bool:
-    """Return whether a mask may have another meaning in the fast path."""
+    """Return whether a mask may mean something else on the fast path."""
     if not isinstance(mask, torch.Tensor):
         return False
     excluded = mask if mask.dtype == torch.bool else torch.isneginf(mask)
@@ -61,7 +61,7 @@ def _is_read_otherwise(mask: Any) -> bool:
 
 @contextmanager
 def slow_path() -> Iterator[None]:
-    """Let layers take the ordinary path inside of the `with` block."""
+    """Turn the fast path off inside the `with` block."""
     known = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -71,13 +71,21 @@ def slow_path() -> Iterator[None]:
 
 
 @contextmanager
-def padding_tried(*, zeros: bool) -> Iterator[None]:
-    """Let encoders that may make nested tensors get a mask that pads, and take the ordinary path.
+def ordinary_call() -> Iterator[None]:
+    """Turn gradients on, and inference mode and the fast path off, inside the `with` block."""
+    with slow_path(), torch.inference_mode(False), torch.enable_grad():
+        yield
 
-    A mask that pads already stays; in another one the last position of each row is padded.
+
+@contextmanager
+def padding_tried(*, zeros: bool) -> Iterator[None]:
+    """Give encoders that may make nested tensors a mask that pads, on the ordinary path.
+
+    A mask that pads already stays. In another one, the last position of each row is padded.
 
     Args:
-        zeros: whether to put zeros where it pads, as the fast path does: who sees them sees the fast path.
+        zeros: whether to return zeros at padded positions, as the fast path does. Where that is observable, so is the
+            fast path.
     """
     original = nn.TransformerEncoder.forward
 
@@ -97,12 +105,8 @@ def padding_tried(*, zeros: bool) -> Iterator[None]:
         found = original(self, src, mask, padding, is_causal)
         return found.masked_fill((padding != 0).unsqueeze(-1), 0.0) if zeros else found
 
-    nn.TransformerEncoder.forward = forward  # type: ignore[method-assign]
-    try:
-        with slow_path():
-            yield
-    finally:
-        nn.TransformerEncoder.forward = original  # type: ignore[method-assign]
+    with patched(nn.TransformerEncoder, forward=forward), slow_path():
+        yield
 
 
 def _pads(src: torch.Tensor, padding: torch.Tensor) -> bool:

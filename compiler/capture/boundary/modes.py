@@ -1,4 +1,4 @@
-"""The modes of modules, and what the `train()` and `eval()` of a model make of them."""
+"""The modes of modules, and the effects of a model's `train()` and `eval()` on them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def modes_of(model: nn.Module) -> dict[str, bool]:
 
 
 def set_modes(model: nn.Module, modes: Modes) -> None:
-    """Set the mode of each module, past whatever `train()` does."""
+    """Set the mode of each module without a call of `train()`."""
     for path, module in model.named_modules():
         if path not in modes:
             continue
         if isinstance(module, torch.jit.ScriptModule):
-            module.training = modes[path]  # it has it in C++
+            module.training = modes[path]  # it is in C++
         else:
             module.__dict__["training"] = modes[path]
 
 
 def modes_below(model: nn.Module) -> dict[str, Modes]:
-    """Return what the switches of submodules do that have a `train()` or `eval()` of their own."""
+    """Return the effects of switches of those submodules that override `train()` or `eval()`."""
     found: dict[str, Modes] = {}
     for path, module in model.named_modules():
         if path and (type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval):
@@ -41,14 +41,14 @@ def modes_below(model: nn.Module) -> dict[str, Modes]:
 
 
 def modes_after(module: nn.Module, prefix: str, after: Mapping[str, Modes]) -> dict[str, Modes]:
-    """Return switch -> exceptions, from the modes of all modules after each switch."""
+    """Return switch -> modules in another mode than a plain switch gives, from all modes after each switch."""
     exceptions = {name: _exceptions(flags, name == "train") for name, flags in after.items()}
     if type(module).eval is not nn.Module.eval:
         module.train()
         module.train(False)
         plain = modes_of(module)
         if plain != after["eval"]:
-            # it is there, even with no exception
+            # never empty, even without exceptions
             exceptions["train_false"] = {"": plain[""], **_exceptions(plain, False)}
     return {
         f"{prefix}{name}": {f"{prefix}{path}".rstrip("."): flag for path, flag in modes.items()}

@@ -1,7 +1,7 @@
-"""A model is run for real before it is captured: what it does beside computing is seen there, and judged.
+"""Real runs of a model before its capture, which show its effects beside its results.
 
-It runs three times on copies of the example inputs: as it is, after a switch of its mode, and once more as it was at
-first. The first and the last start from the same state and seed, so they must agree.
+It runs three times on copies of the example inputs: first, after a switch of its mode, and again as at first. The first
+and the last run start from the same state and seed, so they must agree.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from compiler.capture.boundary.outsiders import (
     check_hooks_of_all_modules,
     check_members,
     hooks_of_all_modules_watched,
-    is_in,
 )
 from compiler.capture.boundary.questions import Record, Recorder, direct_calls
 from compiler.capture.boundary.refusals import (
@@ -42,6 +41,7 @@ from compiler.capture.opaque import CallRecord, recorded_calls
 from compiler.capture.patches import ParametersKept
 from compiler.emitted.settings import REMEDY, SETTINGS, settings_of
 from compiler.usercode.copies import structural_copy
+from compiler.usercode.locations import is_inside
 from compiler.usercode.state import (
     Change,
     KeptState,
@@ -66,17 +66,18 @@ def observe(
     """Run a copy of a model on copies of its inputs.
 
     Args:
-        model: the model; it and what it holds stay as they are.
+        model: the model; it is not changed.
         args: positional arguments of the example call.
         kwargs: its keyword arguments.
         wanted: returns the modules of the copy whose calls are recorded, by path.
-        kept: paths of the modules that are kept as they are: what they change in themselves, they go on to change.
-        of_one_size: whether the sizes of inputs are those of the example in all calls: else what a call keeps may
-            depend on the sizes of those before.
+        kept: paths of the opaque modules, which may change their own state.
+        of_one_size: whether inputs have the sizes of the example in all calls. Otherwise what a call keeps may depend
+            on the sizes of earlier ones.
 
     Raises:
-        CaptureError: when the model fails on the inputs, or does something that no graph can keep: it changes Python
-            state, seeds a random generator, draws numbers that are not PyTorch's, or depends on the calls before.
+        CaptureError: when the model fails on the inputs, or has an effect that no graph can express: it changes Python
+            state, seeds a random generator, draws numbers from other generators than PyTorch's, or depends on earlier
+            calls.
     """
     return _Observation(model, args, kwargs, kept, of_one_size).run(wanted)
 
@@ -93,7 +94,7 @@ class _Observation:
         self.kwargs = kwargs
         self.work = structural_copy(model)
         self.start = KeptState(self.work, self.kept)
-        """Of the modules that are kept as they are: where the calls begin that must do what the first one did."""
+        """Initial state of the opaque modules, from which each call that must repeat the first one starts."""
         self.twin = Twin(self.work)
         self.recorder = Recorder(self.work, self.twin)
         self.empty = [
@@ -102,7 +103,7 @@ class _Observation:
             for name, buffer in module._buffers.items()
             if buffer is None
         ]
-        """Buffers that are None so far: a graph has no place for what the first call puts there."""
+        """Buffers that are None: a graph has no place for what a call puts there."""
         self.buffers = {id(module): frozenset(_names(module)) for module in self.work.modules()}
 
     def run(self, wanted: Callable[[nn.Module], Mapping[str, Any]]) -> Observed:
@@ -137,7 +138,6 @@ class _Observation:
             if twin.written:
                 raise written_elsewhere(twin.written[0], work)
         except CaptureError:
-            before.restore()
             outside.restore()
             raise
         finally:
@@ -152,9 +152,9 @@ class _Observation:
             return self.twin.call(self.args, self.kwargs), record
 
     def _repeat(self, found: Observed, warm: ModuleState) -> None:
-        """Run the model once more from the same state: in other surroundings, where it asks about them.
+        """Run the model again from the same state, and in each of the surroundings that it asks about.
 
-        They matter only where they make a difference.
+        Surroundings matter only if they make a difference.
         """
         if self._minds_padding(found.steps, warm):
             place = found.steps.questions["nested"]
@@ -180,13 +180,13 @@ class _Observation:
                 self._reset(warm)
                 try:
                     found.unlike[name] = self._again(warm, [name])
-                except CaptureError as error:  # what it would keep of these surroundings is no part of a graph
+                except CaptureError as error:  # state from these surroundings is not part of a graph
                     found.unlike[name] = Outcome(error=error)
 
     def _minds_padding(self, steps: Record, state: ModuleState) -> bool:
-        """Return whether callers see what an encoder that makes nested tensors returns at padded positions."""
+        """Return whether the results of an nn.TransformerEncoder at padded positions are observable."""
         place = steps.questions.get("nested")
-        if place is None or is_in(place, self.kept):
+        if place is None or is_inside(place.module_path, self.kept):
             return False
         with padding_tried(zeros=False):
             plain = self._again(state)
@@ -197,10 +197,10 @@ class _Observation:
         return difference(plain, zeroed) is not None
 
     def _matter(self, first: Outcome, outcome: Outcome, settings: Sequence[str]) -> bool:
-        """Return whether surroundings may have made a difference to the caller."""
+        """Return whether surroundings may have made an observable difference."""
         if difference(first, outcome) is not None:
             return True
-        # how results lie in memory depends on the inputs in any case: the emitted module is compared under them
+        # strides of results depend on the inputs in any case: the emitted module is compared in these surroundings
         return "layout" in settings or ("no_grad" in settings and any(gradient for gradient, _ in outcome.looks))
 
     def _reset(self, state: ModuleState) -> None:
@@ -210,7 +210,7 @@ class _Observation:
         self._begin()
 
     def _begin(self) -> None:
-        """Begin anew with the first state of buffers, and of the modules that are kept as they are."""
+        """Restore the initial state of buffers and opaque modules."""
         self.start.restore()
         self.twin.reset()
 
@@ -218,7 +218,7 @@ class _Observation:
         outside = Surroundings(self.work)
         with direct_calls(self.work):
             found = self.twin.call(self.args, self.kwargs, settings)
-        # what calls on equal numbers keep is equal: a counter is not, whether or not something depends on it yet
+        # calls on equal numbers keep equal state; a counter does not, even if nothing depends on it yet
         changed = [change for change in state.changes() if not self._is_fine(change) or self._is_memo(change)]
         if not settings:
             changed += [change for change in state.unlike_tensors() if self._is_memo(change)]
@@ -231,18 +231,15 @@ class _Observation:
         return found
 
     def _is_fine(self, change: Change) -> bool:
-        path = change[0]
-        if self._is_memo(change):
-            return True
-        return is_list_of_parameters(change) or any(path == kept or path.startswith(f"{kept}.") for kept in self.kept)
+        return self._is_memo(change) or is_list_of_parameters(change) or is_inside(change[0], self.kept)
 
     def _is_memo(self, change: Change) -> bool:
         return (change[0], attribute_of(change[2])) in self.memos
 
-    # ---- what no graph can keep ----
+    # ---- what no graph can express ----
 
     def _check_first_changes(self, before: ModuleState, first: Outcome, modes: Modes) -> None:
-        """Accept what a first call puts in place for all later ones, flags and hooks, and what no other depends on."""
+        """Refuse state that a first call changes, except flags, functions, and state that no other call depends on."""
         changed = [
             change
             for change in (*before.changes(), *before.assigned_tensors())
@@ -266,7 +263,7 @@ class _Observation:
             raise state_change(changed)
 
     def _keep_apart(self, before: ModuleState, first: Outcome, modes: Modes) -> bool:
-        """Return whether calls do not depend on what other calls kept: a call before, on other numbers, is not seen."""
+        """Return whether calls are independent: an earlier call on other numbers makes no observable difference."""
         warm = ModuleState(self.work)
         args, kwargs = other_numbers(self.args, self.kwargs)
         try:
@@ -350,7 +347,7 @@ class _Observation:
         return self._minds_padding(record, state)
 
     def _ask_there(self, found: Observed, outcome: Outcome, record: Record, asked: Sequence[str]) -> None:
-        """Keep the mode where the model asks about its surroundings in the other one, and minds the answer there."""
+        """Lock the mode where the model depends on its surroundings in the other mode."""
         modes = modes_of(self.work)
         self._begin()
         with direct_calls(self.work):
@@ -360,13 +357,13 @@ class _Observation:
         set_modes(self.work, modes)
         if difference(first, other) is not None:
             place = next(iter(record.questions.values()))
-            found.mode_problem = f"in the other mode it asks about its surroundings at {place}, and minds the answer"
+            found.mode_problem = f"in the other mode it depends on its surroundings, which it asks about at {place}"
 
     @contextmanager
     def _switching(self, found: Observed) -> Iterator[ParametersKept]:
-        """Call the user's own `train()` and `eval()` inside of what is yielded: what they write is put back.
+        """Watch the user's own `train()` and `eval()`, which are called inside the yielded mode.
 
-        A call of the model is no part of that: a module that is kept as it is may write to its own parameters.
+        Calls of the model stay outside: an opaque module may mutate its own parameters.
         """
         state, kept = ModuleState(self.work), ParametersKept(self.work)
         try:
@@ -378,7 +375,7 @@ class _Observation:
             written = kept.restore()
         changed = [change for change in state.changes() if change[2] != "training" and not self._is_memo(change)]
         if written and not found.mode_problem:
-            found.mode_problem = "train() or eval() of the model writes to its parameters"
+            found.mode_problem = "train() or eval() of the model mutates its parameters"
         elif changed and not found.mode_problem:
             path, module, name = changed[0]
             where = f"`{path}.{name}`" if path else f"`{name}`"
@@ -391,16 +388,16 @@ def _clear(records: Mapping[str, list[CallRecord]]) -> None:
 
 
 def _names(module: nn.Module) -> list[str]:
-    """Return the names of a module's own buffers; those of a TorchScript module are in no dict."""
+    """Return the names of a module's own buffers; a TorchScript module has no dict of them."""
     return [name for name, _ in module._buffers.items()]
 
 
 def _is_switch(value: Any) -> bool:
-    """Return whether a value may be what a first call sets for good: it holds no number of that call."""
+    """Return whether a first call may set a value for good: it holds no number of that call."""
     return isinstance(value, (bool, str, type(None), type, types.FunctionType, types.MethodType))
 
 
 def _is_loss(change: Change) -> bool:
-    """Return whether a call keeps a number with a gradient in an attribute: somebody will train with it."""
+    """Return whether an attribute keeps a number with a gradient, which is for training."""
     value = change[1].__dict__.get(change[2])
     return isinstance(value, torch.Tensor) and value.numel() == 1 and value.grad_fn is not None

@@ -1,4 +1,4 @@
-"""What real runs of a model showed, as data for what lowers it."""
+"""What real runs of a model showed, as data for the lowering."""
 
 from __future__ import annotations
 
@@ -16,34 +16,33 @@ from ir.locations import Location
 
 @attrs.define(eq=False)
 class Observed:
-    """What the runs of a model showed."""
+    """What real runs of a model showed."""
 
     model: nn.Module
-    """The copy that was run, as it is after a first call: tables and flags that a first call makes are there."""
+    """The copy that was run, after a first call: it has the tables and flags that a first call makes."""
     first: Outcome
     records: Mapping[str, list[CallRecord]]
-    """Calls of the modules that may be kept as they are."""
+    """Calls of the modules that may become opaque."""
     steps: Record
     """What the first run asked and did."""
     other: Outcome | None = None
     """The run after a switch of the mode; None where there was none."""
     other_steps: Record | None = None
     back: Outcome | None = None
-    """The run after the switch back; None where that only puts the modes of the first run in place again."""
+    """The run after the switch back; None where that restores the modes of the first run."""
     back_steps: Record | None = None
     mode_problem: str = ""
-    """Why the mode of the emitted module must stay, as far as the runs show it."""
+    """Why the mode of the emitted module must be locked, as far as the runs show."""
     unlike: dict[str, Outcome] = attrs.field(factory=dict)
-    """Surroundings in which the model does something else, or may -> what it does there."""
+    """Surroundings in which the model behaves differently, or may -> its behaviour there."""
     memos: frozenset[tuple[str, str]] = frozenset()
-    """(module path, attribute) of what calls keep in the model and no other call depends on: as before a first call."""
+    """(module path, attribute) of state that calls keep and no other call depends on."""
     modes_after: Mapping[str, Modes] = attrs.field(factory=dict)
-    """Switch (of `ir.program.SWITCHES`) -> the modes that modules have afterwards, where they are others than those of
-    a plain module."""
+    """Switch (of `ir.program.SWITCHES`) -> modes of modules afterwards, where a plain switch would give others."""
 
     @property
     def questions(self) -> Mapping[str, Location]:
-        """What was asked of the surroundings in any of the runs -> where."""
+        """Questions to the surroundings in any of the runs -> where."""
         found: dict[str, Location] = {}
         for steps in (self.back_steps, self.other_steps, self.steps):
             found |= steps.questions if steps is not None else {}
@@ -51,7 +50,7 @@ class Observed:
 
     @property
     def irregular(self) -> frozenset[str]:
-        """Paths of the modules whose mode is read or set by other code than that of the layer itself."""
+        """Paths of the modules whose mode is read or set by code outside of the layer itself."""
         found: set[str] = set()
         for steps in (self.steps, self.other_steps, self.back_steps):
             if steps is not None:

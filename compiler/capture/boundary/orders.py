@@ -1,14 +1,13 @@
-"""Whether a model walks through the mappings among its arguments: then the order of their keys has a meaning.
+"""Whether a model depends on the order of keys in the mappings among its arguments.
 
-A graph has the order of the example for good. What a real run computes, operator by operator, on which of its
-arguments, says whether another order makes a difference; the numbers would say so by chance only.
+A graph has the order of the example for good. The operators that a real run applies, and the arguments that it applies
+them to, show whether another order makes a difference. Numbers would show it only by chance.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,25 +18,22 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from compiler.capture.boundary.runs import Twin, copy_of_inputs
 from compiler.capture.patches import ParametersKept
-from compiler.usercode.state import ModuleState, random_state_kept
+from compiler.usercode.copies import structural_copy
+from compiler.usercode.state import random_state_kept
 
 _MAPPINGS = (dict, OrderedDict, defaultdict)
 _MAX_LITERAL = 4096
 
 
 def order_matters(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], variable: tuple[str, ...]) -> bool:
-    """Return whether the model computes something else when mappings among its arguments come in another order.
+    """Return whether the model depends on the order of the mappings among its arguments; copies of it are run.
 
-    Args:
-        model: a copy of the user's; it is run, and put back.
-        args: positional arguments of the example call.
-        kwargs: its keyword arguments.
-        variable: the keywords that `**kwargs` takes.
+    `variable` are the keyword arguments that `**kwargs` takes.
     """
     if len(variable) < 2 and not any(len(mapping) > 1 for mapping in _mappings((args, kwargs))):
         return False
     first = _computed(model, args, kwargs)
-    # each key comes to another place in the one, and each pair of keys is the other way round in the other
+    # one moves each key to another place, the other reverses each pair of keys
     return first is None or any(
         _computed(model, *_reordered(args, kwargs, variable, order)) != first for order in (_rotated, _reversed)
     )
@@ -81,16 +77,13 @@ def _reordered(
 
 
 def _computed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
-    """Return the operators that a call runs, with what they are applied to; None where the call fails."""
+    """Return the operators that a call runs, with their operands; None where the call fails."""
     args, kwargs = copy_of_inputs((args, kwargs))
-    twin, state, kept = Twin(model), ModuleState(model), ParametersKept(model)
-    with ExitStack() as stack:
-        stack.enter_context(twin.own_buffers())
-        stack.enter_context(random_state_kept())
-        stack.callback(state.restore)
-        stack.callback(kept.restore)
+    model = structural_copy(model)
+    kept = ParametersKept(model)
+    with Twin(model).own_buffers(), random_state_kept():
         log = _Log()
-        # the path of an argument is the same in every order of the keys
+        # the path of an argument does not depend on the order of keys
         for path, leaf in pytree.tree_leaves_with_path((args, kwargs)):
             log.name(leaf, f"argument {pytree.keystr(path)}")
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -100,12 +93,14 @@ def _computed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
                 results = model(*args, **kwargs)
         except Exception:  # noqa: BLE001 - whatever the user's code raises
             return None
+        finally:
+            kept.restore()
         leaves, spec = pytree.tree_flatten(results)
         return [*log.steps, str(spec), [log.of(leaf) for leaf in leaves]]
 
 
 class _Log(TorchDispatchMode):
-    """Writes down the operators that are run, and names tensors by where they come from."""
+    """Logs operators, and names tensors by their origin."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -118,12 +113,12 @@ class _Log(TorchDispatchMode):
             self._names[leaf] = name
 
     def of(self, leaf: Any) -> Any:
-        """Return what stands for an argument of an operator, or for a result."""
+        """Return the name of an operand or a result."""
         if not isinstance(leaf, torch.Tensor):
             return leaf if isinstance(leaf, (bool, int, float, str, type(None))) else repr(leaf)
         name = self._names.get(leaf)
         if name is None:
-            # a literal of the code, or a tensor that the module holds: what it is, or which object
+            # a literal of the code goes by its value, a tensor that the module holds by its identity
             name = f"tensor {id(leaf)}"
             if leaf.device.type == "cpu" and leaf.layout is torch.strided and leaf.numel() <= _MAX_LITERAL:
                 name = f"literal {leaf.dtype} {list(leaf.shape)} {leaf.detach().tolist()}"
@@ -134,7 +129,7 @@ class _Log(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Write the operator down, and name its results."""
+        """Log the operator, and name its results."""
         given = [self.of(leaf) for leaf in pytree.tree_leaves((args, dict(kwargs or {})))]
         results = func(*args, **(kwargs or {}))
         number = len(self.steps)

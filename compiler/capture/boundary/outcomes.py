@@ -1,4 +1,4 @@
-"""How two calls differ that should be one: structure, results, inputs afterwards, buffers."""
+"""Differences between two calls that should be equal: structure, results, inputs and buffers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from compiler.capture.boundary.runs import Outcome
-from compiler.usercode.difference import RELATIVE_BOUND, tensor_difference
+from compiler.usercode.difference import RELATIVE_BOUND, scale_of, tensor_difference
 
 ROUNDING: Mapping[torch.dtype, float] = {
     torch.float64: RELATIVE_BOUND,
@@ -19,16 +19,13 @@ ROUNDING: Mapping[torch.dtype, float] = {
     torch.float16: 4e-3,
     torch.bfloat16: 3e-2,
 }
-"""What is surely rounding, relative to the largest magnitude; what is more is judged against float64."""
+"""Differences that are surely rounding, relative to the largest magnitude; larger ones are judged against float64."""
 
 
 def difference(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) -> str | None:
-    """Return the first way in which two outcomes differ by more than rounding, or None.
+    """Return the first way in which an outcome differs from the original's by more than rounding, or None.
 
-    Args:
-        a: of the original.
-        b: the one to judge.
-        names: its names of buffers -> those of the original; None where they are the same.
+    `names` maps its names of buffers to those of the original; None where they are the same.
     """
     return next(differences(a, b, names), None)
 
@@ -77,15 +74,6 @@ def value_difference(a: Any, b: Any) -> str | None:
     return tensor_difference(a, b, exact=False, bound=ROUNDING.get(a.dtype, 0.0) * scale_of(a))
 
 
-def scale_of(tensor: torch.Tensor) -> float:
-    """Return the largest finite magnitude of a tensor."""
-    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
-        return 0.0
-    magnitudes = (tensor.float() if tensor.dtype.itemsize == 1 else tensor).detach().abs()
-    finite = magnitudes[magnitudes.isfinite()]
-    return float(finite.max()) if finite.numel() else 0.0
-
-
 def _buffer_differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None) -> Iterator[str]:
     keys = {name: name for name in b.buffers} if names is None else names
     changed = {keys[key]: value for key, value in b.buffers.items() if key in keys}
@@ -100,10 +88,10 @@ def _buffer_differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None)
                 here, there = ("a", "none") if name in a.attached else ("no", "one")
                 yield f"buffer {name!r} after the call has {here} gradient from this call, and {there} in the other"
             elif (name in a.assigned) is not (name in assigned):
-                here, there = ("assigned", "written") if name in a.assigned else ("written", "assigned")
+                here, there = ("replaced", "mutated") if name in a.assigned else ("mutated", "replaced")
                 yield f"buffer {name!r} is {here} by the original, and {there} by the other"
         else:
-            yield f"buffer {name!r} is written by the original, and not by the other"
+            yield f"buffer {name!r} is changed by the original, and not by the other"
     for name in changed:
         if name not in a.buffers:
-            yield f"buffer {name!r} is written, and not by the original"
+            yield f"buffer {name!r} is changed, and not by the original"

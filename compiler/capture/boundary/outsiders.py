@@ -1,4 +1,4 @@
-"""What takes part in a call and is no part of the model: modules in plain lists, hooks of all modules."""
+"""Participants of a call that are not part of the model: modules in plain lists, global hooks."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from torch import nn
 from compiler.capture.boundary.questions import Record
 from compiler.capture.patches import place_of_hook
 from compiler.usercode.copies import held_modules
+from compiler.usercode.locations import is_inside
 from compiler.usercode.state import location_of_module
 from ir.errors import CaptureError
-from ir.locations import Location
 
 
 @attrs.frozen(eq=False)
 class ActingHook:
-    """A hook of all modules that put something in the place of what a module takes or returns."""
+    """A global hook that replaced the arguments or the result of a module."""
 
     hook: Callable[..., Any]
     module: nn.Module
     register: str
-    """The function of PyTorch that registers such hooks."""
+    """The function of PyTorch that registered it."""
 
 
 @contextmanager
 def hooks_of_all_modules_watched() -> Iterator[list[ActingHook]]:
-    """Collect the hooks of all modules that act inside of the `with` block; those that are registered there do not."""
+    """Collect the global hooks that act inside the `with` block, except those registered there."""
     found: list[ActingHook] = []
     tables = {
         "register_module_forward_pre_hook": torch.nn.modules.module._global_forward_pre_hooks,
@@ -59,7 +59,7 @@ def hooks_of_all_modules_watched() -> Iterator[list[ActingHook]]:
 
 
 def check_hooks_of_all_modules(acting: Sequence[ActingHook], model: nn.Module) -> None:
-    """Refuse hooks of all modules that change what modules compute: they go on to act, on other modules.
+    """Refuse global hooks that change results of modules: they would act on the emitted modules too.
 
     Raises:
         CaptureError: when there is one.
@@ -78,17 +78,12 @@ def check_hooks_of_all_modules(acting: Sequence[ActingHook], model: nn.Module) -
 
 
 def check_members(record: Record, model: nn.Module, kept: Sequence[str]) -> None:
-    """Refuse calls of modules that the model holds without having them: they learn, and nothing of it is in a graph.
-
-    Args:
-        record: of a run.
-        model: what was run.
-        kept: paths of the modules that are kept as they are.
+    """Refuse calls of trainable modules that the model holds but does not register: a graph would not train them.
 
     Raises:
         CaptureError: when there was such a call.
     """
-    called = [item for item in record.strangers.values() if not is_in(item[1], kept)]
+    called = [item for item in record.strangers.values() if not is_inside(item[1].module_path, kept)]
     if not called:
         return
     held = {id(module) for module in held_modules(model)}
@@ -100,7 +95,7 @@ def check_members(record: Record, model: nn.Module, kept: Sequence[str]) -> None
             where, name = _holder(module, model)
             inside = f" in {where} (a plain list, dict or attribute)" if where else ""
             raise CaptureError(
-                f"forward calls a {type(module).__qualname__}{inside} that is no submodule of the model: train(), "
+                f"forward calls a {type(module).__qualname__}{inside} that is not a submodule of the model: train(), "
                 "parameters() and state_dict() do not reach it, and a graph would not train it",
                 location=place,
                 remedy=f"make {f'`self.{name}`' if name else 'what holds it'} an nn.ModuleList or nn.ModuleDict; or "
@@ -108,13 +103,8 @@ def check_members(record: Record, model: nn.Module, kept: Sequence[str]) -> None
             )
 
 
-def is_in(place: Location, paths: Sequence[str]) -> bool:
-    """Return whether a place is in one of some modules, or below it."""
-    return any(place.module_path == path or place.module_path.startswith(f"{path}.") for path in paths)
-
-
 def _holder(module: nn.Module, model: nn.Module) -> tuple[str, str]:
-    """Return which attribute of which module has another one in its container: with its path, and its name."""
+    """Return path and name of the attribute whose value contains a module."""
     for path, owner in model.named_modules():
         for name, value in owner.__dict__.items():
             if name not in ("_parameters", "_buffers", "_modules") and _contains(value, module):

@@ -1,4 +1,4 @@
-"""What a run of a model asks of its surroundings, and what it does in each mode: recorded while it goes."""
+"""A record of what a run of a model asks about its surroundings, and of the functions that it calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
@@ -25,7 +25,8 @@ from torch.utils import _pytree as pytree
 
 from compiler.capture.boundary.fast_path import is_fast, questions_of
 from compiler.capture.boundary.runs import Twin
-from compiler.usercode.locations import OURS, is_user_file
+from compiler.capture.patches import mode_watched, patched
+from compiler.usercode.locations import OURS, frame_of_user, is_inside, is_user_file
 from ir.locations import Location
 
 _OF_THE_THREAD = {
@@ -38,7 +39,7 @@ _OF_THE_THREAD = {
     "get_autocast_cpu_dtype": "autocast",
     "get_autocast_gpu_dtype": "autocast",
 }
-"""Functions that answer with what is set for the thread, and what is asked with them."""
+"""Functions that return a setting of the thread -> the question."""
 _OF_A_TENSOR = {
     "is_contiguous": "layout",
     "stride": "layout",
@@ -53,29 +54,29 @@ _OF_A_DTYPE = frozenset(
     | {f"{name}_like" for name in ("zeros", "ones", "empty", "full", "rand", "randn", "randint")}
     | {f"new_{name}" for name in ("zeros", "ones", "empty", "full", "tensor", "empty_strided")}
 )
-"""Functions whose result depends on the dtype of a tensor, which autocast may have made another one."""
+"""Functions whose result depends on the dtype of a tensor, which autocast may have changed."""
 _WRITES = frozenset(
     {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow")}
     | {f"{name}_" for name in ("add", "sub", "subtract", "mul", "multiply", "div", "divide", "pow", "copy", "lerp")}
     | {f"{name}_" for name in ("addcmul", "addcdiv", "index_add", "index_copy", "masked_scatter", "scatter_add")}
     | {"__setitem__"}
 )
-"""Functions that write numbers of other tensors to a tensor, in its own dtype."""
+"""Functions that mutate a tensor with values of other tensors, in its own dtype."""
 _ABOUT = frozenset(
     {"size", "dim", "ndimension", "nelement", "numel", "stride", "storage_offset", "is_contiguous", "data_ptr", "type"}
     | {"element_size", "__len__", "get_device", "is_floating_point", "is_complex", "__hash__", "__repr__", "__format__"}
     | {"untyped_storage", "is_same_size", "is_inference"}
 )
-"""Questions about a tensor, which are no part of what a module computes."""
+"""Questions about a tensor, which are not part of the computation."""
 FLAGS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), ("input", "p", "training")),
     **dict.fromkeys(("alpha_dropout", "feature_alpha_dropout", "feature_dropout"), ("input", "p", "training")),
     "batch_norm": ("input", "running_mean", "running_var", "weight", "bias", "training"),
     "scaled_dot_product_attention": ("query", "key", "value", "attn_mask", "dropout_p"),
 }
-"""Functions that are told whether the model is being trained: the names of their first arguments, in order."""
+"""Functions with an argument for the mode -> names of their first arguments, in order."""
 MODE_LAYERS = (_BatchNorm, _DropoutNd, _InstanceNorm, nn.MultiheadAttention, nn.RNNBase, nn.RReLU)
-"""The layers of PyTorch that compute something else in training."""
+"""The layers of PyTorch that depend on their mode."""
 _FUNCTIONS = tuple(
     os.path.join("torch", *parts) for parts in (("nn", "functional.py"), ("overrides.py",), ("_jit_internal.py",))
 )
@@ -90,42 +91,41 @@ class Step:
     name: str
     location: Location
     of_layer: bool
-    """Whether a layer of PyTorch itself makes it."""
+    """Whether a layer of PyTorch makes it."""
     arguments: tuple[Any, ...] = attrs.field(repr=False)
-    """All but tensors, and but what `flags` has."""
+    """All arguments except those in `flags`; tensors are only named as such."""
     flags: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
-    """Of a function in `FLAGS`: how it is told of the mode."""
+    """Of a function in `FLAGS`: its arguments for the mode."""
 
     def is_in(self, path: str) -> bool:
-        """Return whether the call was made in a module or below it."""
-        where = self.location.module_path
-        return where == path or where.startswith(f"{path}.")
+        """Return whether the call was made inside a module."""
+        return is_inside(self.location.module_path, (path,))
 
 
 @attrs.define(eq=False)
 class Record:
-    """What was seen of a run."""
+    """The record of a run."""
 
     questions: dict[str, Location] = attrs.field(factory=dict)
-    """What was asked by code that is not PyTorch's -> where first."""
+    """Questions that code outside of PyTorch asked -> where first."""
     asked_of_buffers: dict[str, Location] = attrs.field(factory=dict)
-    """Buffers that were asked whether they have a gradient -> where."""
+    """Buffers whose `requires_grad` or the like was read -> where."""
     steps: list[Step] = attrs.field(factory=list)
     readers: dict[str, Location] = attrs.field(factory=dict)
-    """Paths of the modules whose mode was read otherwise than by a layer of PyTorch about itself -> where."""
+    """Paths of the modules whose mode was read, except by a layer of PyTorch about itself -> where."""
     switched: dict[str, None] = attrs.field(factory=dict)
-    """Paths of the modules whose mode was set in the run."""
+    """Paths of the modules whose mode was set."""
     seeded: Location | None = None
     foreign: Location | None = None
-    """Where Python's own generator was asked for numbers."""
+    """Where Python's own generator was used."""
     rewound: Location | None = None
-    """Where the state of a generator of PyTorch was set to another one."""
+    """Where the state of a generator of PyTorch was changed."""
     strangers: dict[int, tuple[nn.Module, Location]] = attrs.field(factory=dict)
-    """Modules that were called and are none of the model's, by id, and where first."""
+    """Called modules that are not modules of the model, by id, and where first."""
 
 
 class Recorder:
-    """Records runs of one model, in the thread that it is used in."""
+    """Records runs of one model in the current thread."""
 
     def __init__(self, model: nn.Module, twin: Twin | None = None) -> None:
         self.model = model
@@ -136,39 +136,38 @@ class Recorder:
         self.stack: list[nn.Module] = []
         self.record = Record()
         self._given: frozenset[int] | None = None
-        """What the run is given: parameters, buffers, inputs; by id, once it was looked for."""
+        """Ids of parameters, buffers and inputs, once they were needed."""
         self._setting: tuple[torch.Generator, torch.Tensor] | None = None
-        """A generator whose state is being set, and that state before."""
+        """A generator whose state is being set, and its state before."""
 
     @contextmanager
     def recording(self) -> Iterator[Record]:
-        """Record the run inside of the `with` block."""
+        """Record the run inside the `with` block."""
         self.record, self.stack, self._given = Record(), [], None
         thread = threading.get_ident()
 
-        def enter(module: nn.Module, args: Any) -> None:
+        def entered(module: nn.Module) -> None:
+            if id(module) not in self.paths and id(module) not in self.record.strangers:
+                self.record.strangers[id(module)] = module, self.place_of_user(sys._getframe(1))
+
+        def mode_read(module: nn.Module, frame: FrameType) -> None:
             if threading.get_ident() == thread:
-                if id(module) not in self.paths and id(module) not in self.record.strangers:
-                    self.record.strangers[id(module)] = module, self.place_of_user(sys._getframe(1))
-                self.stack.append(module)
+                self.mode_read(module, frame)
 
-        def leave(module: nn.Module, args: Any, result: Any) -> None:
-            if threading.get_ident() == thread and self.stack:
-                self.stack.pop()
+        def mode_set(module: nn.Module) -> None:
+            if threading.get_ident() == thread:
+                self.mode_set(module)
 
-        with ExitStack() as stack:
-            for handle in (
-                register_module_forward_pre_hook(enter),
-                register_module_forward_hook(leave, always_call=True),
-            ):
-                stack.callback(handle.remove)
-            stack.enter_context(_training_watched(self))
-            stack.enter_context(_Steps(self))
-            stack.enter_context(_profiled(self._profile))
+        with (
+            calls_watched(entered) as self.stack,
+            mode_watched(mode_read, mode_set),
+            _Steps(self),
+            _profiled(self._profile),
+        ):
             yield self.record
 
     def place(self, frame: FrameType | None) -> Location:
-        """Return where a frame of the user's code is, and in which module."""
+        """Return the location of a frame of the user's code, in the module that is being called."""
         module = self.stack[-1] if self.stack else None
         path = self.paths.get(id(module), "") if module is not None else ""
         name = f"{type(module).__module__}.{type(module).__qualname__}" if module is not None else ""
@@ -177,17 +176,11 @@ class Recorder:
         return Location(path, name, frame.f_code.co_filename, frame.f_lineno)
 
     def place_of_user(self, frame: FrameType | None) -> Location:
-        """Return the innermost place in the user's code that leads to a frame."""
-        return self.place(self.frame_of_user(frame))
-
-    def frame_of_user(self, frame: FrameType | None) -> FrameType | None:
-        """Return the innermost frame of the user's code that leads to a frame."""
-        while frame is not None and not is_user_file(frame.f_code.co_filename):
-            frame = frame.f_back
-        return frame
+        """Return the location of the innermost frame of the user's code at or above a frame."""
+        return self.place(frame_of_user(frame))
 
     def frame_of_model(self, frame: FrameType | None) -> FrameType | None:
-        """Return the innermost frame of the user's code that leads to a frame, in the model itself; else None."""
+        """Return the innermost frame of the user's code at or above a frame, or None outside of the model."""
         found = frame
         while found is not None and not is_user_file(found.f_code.co_filename):
             if found.f_code.co_filename.startswith(OURS):
@@ -196,12 +189,12 @@ class Recorder:
         return found
 
     def ask(self, question: str, frame: FrameType) -> None:
-        """Note a question."""
+        """Record a question of the user's code."""
         if question not in self.record.questions and is_user_file(frame.f_code.co_filename):
             self.record.questions[question] = self.place(frame)
 
     def ask_of_tensor(self, question: str, tensor: Any, frame: FrameType) -> None:
-        """Note a question about a tensor, and the buffer that it is."""
+        """Record a question about a tensor, and the buffer that it is."""
         self.ask(question, frame)
         if question == "requires_grad" and is_user_file(frame.f_code.co_filename) and self.stack:
             for name, buffer in self.model.named_buffers():
@@ -209,7 +202,7 @@ class Recorder:
                     self.record.asked_of_buffers.setdefault(name, self.place(frame))
 
     def is_computed(self, value: Any) -> bool:
-        """Return whether a value is a floating tensor that autocast may give another dtype: no input, no weight."""
+        """Return whether autocast may change the dtype of a value: a float tensor that is not an input or a weight."""
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             return False
         if self._given is None:
@@ -218,7 +211,7 @@ class Recorder:
         return id(value) not in self._given and id(value._base) not in self._given
 
     def ask_dtype(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType) -> None:
-        """Note where code that is not PyTorch's depends on the dtype that autocast gave a tensor."""
+        """Record where code outside of PyTorch depends on a dtype that autocast may change."""
         if "autocast" in self.record.questions or not self.stack or not is_user_file(frame.f_code.co_filename):
             return
         first, others = args[:1], (*args[1:], *kwargs.values())
@@ -235,7 +228,7 @@ class Recorder:
             self.ask("autocast", frame)
 
     def mode_read(self, module: nn.Module, frame: FrameType) -> None:
-        """Note that the mode of a module was read, unless a layer of PyTorch did it about itself."""
+        """Record that the mode of a module was read, except by a layer of PyTorch about itself."""
         if is_fast(frame.f_code):
             for question in questions_of(frame.f_code, frame.f_locals):
                 self.record.questions.setdefault(question, self.place(self.frame_of_model(frame)))
@@ -245,11 +238,11 @@ class Recorder:
         is_own = bool(self.stack) and self.stack[-1] is module
         if not is_code_of_torch(frame) or not (is_own and is_plain(module)):
             if frame.f_code.co_filename.endswith("torch/nn/modules/transformer.py"):
-                return  # it asks whether its fast path may be taken: what differs there is a question of its own
+                return  # it asks whether it may take the fast path, which is a question of its own
             self.record.readers[path] = self.place(frame)
 
     def mode_set(self, module: nn.Module) -> None:
-        """Note that the mode of a module was set."""
+        """Record that the mode of a module was set."""
         path = self.paths.get(id(module))
         if path is not None and self.stack:
             self.record.switched[path] = None
@@ -273,13 +266,38 @@ class Recorder:
 
 
 @contextmanager
-def direct_calls(model: nn.Module) -> Iterator[None]:
-    """Let `layer.forward(x)` be a call of the layer, where that is the same: a layer of PyTorch's without hooks.
+def calls_watched(entered: Callable[[nn.Module], None] = lambda _: None) -> Iterator[list[nn.Module]]:
+    """Yield the stack of the modules that are being called in this thread, kept up to date inside the `with` block.
 
-    Tracers see calls of modules only; what such a layer does in each mode would get lost.
+    `entered` is called with each module before it is pushed.
+    """
+    stack: list[nn.Module] = []
+    thread = threading.get_ident()
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if threading.get_ident() == thread:
+            entered(module)
+            stack.append(module)
+
+    def leave(module: nn.Module, args: Any, result: Any) -> None:
+        if threading.get_ident() == thread and stack:
+            stack.pop()
+
+    handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def direct_calls(model: nn.Module) -> Iterator[None]:
+    """Turn `layer.forward(x)` into a call of the layer, for layers of PyTorch without hooks.
+
+    Tracers see only calls of modules, and would lose the mode of such a layer.
     """
     mine = {id(module) for module in model.modules()}
-    stack: list[nn.Module] = []
     thread = threading.get_ident()
     classes: dict[type, Any] = {}
     for module in model.modules():
@@ -287,15 +305,7 @@ def direct_calls(model: nn.Module) -> Iterator[None]:
             if issubclass(base, MODE_LAYERS) and "forward" in vars(base) and base.__module__.startswith("torch.nn."):
                 classes[base] = vars(base)["forward"]
 
-    def enter(module: nn.Module, args: Any) -> None:
-        if threading.get_ident() == thread:
-            stack.append(module)
-
-    def leave(module: nn.Module, args: Any, result: Any) -> None:
-        if threading.get_ident() == thread and stack:
-            stack.pop()
-
-    def rerouted(original: Any) -> Any:
+    def rerouted(original: Any, stack: Sequence[nn.Module]) -> Any:
         @functools.wraps(original)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             is_direct = id(self) in mine and threading.get_ident() == thread and not (stack and stack[-1] is self)
@@ -308,16 +318,10 @@ def direct_calls(model: nn.Module) -> Iterator[None]:
     if not classes:
         yield
         return
-    handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
-    try:
+    with calls_watched() as stack, ExitStack() as patches:
         for base, original in classes.items():
-            base.forward = rerouted(original)  # type: ignore[attr-defined]
+            patches.enter_context(patched(base, forward=rerouted(original, stack)))
         yield
-    finally:
-        for base, original in classes.items():
-            base.forward = original  # type: ignore[attr-defined]
-        for handle in handles:
-            handle.remove()
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -326,7 +330,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 @contextmanager
 def _profiled(function: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
-    """Call a function at each call of a C function; a profiler of the user's (cProfile) rests meanwhile."""
+    """Call a function at each call of a C function; the user's own profiler (cProfile) pauses."""
     known: Any = sys.getprofile()
     if known is not None and not callable(known):
         known.disable()
@@ -342,13 +346,13 @@ def _profiled(function: Callable[[FrameType, str, Any], None]) -> Iterator[None]
 
 
 def is_code_of_torch(frame: FrameType) -> bool:
-    """Return whether a frame runs code of PyTorch's."""
+    """Return whether a frame runs code of PyTorch."""
     file = frame.f_code.co_filename
     return not is_user_file(file) and not file.startswith("<")
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Return whether what runs when a module is called is the code of a layer of PyTorch's, unchanged."""
+    """Return whether a call of a module runs the unchanged code of a layer of PyTorch."""
     if "forward" in module.__dict__ or "__call__" in vars(type(module)):
         return False
     # not `type(module).forward`: that of a TorchScript module asks for an instance
@@ -356,38 +360,8 @@ def is_plain(module: nn.Module) -> bool:
     return home.startswith(("torch.nn.modules.", "torch.ao.nn."))
 
 
-@contextmanager
-def _training_watched(recorder: Recorder) -> Iterator[None]:
-    thread = threading.get_ident()
-
-    class Watched:
-        """Stands in the way of `module.training`."""
-
-        def __get__(self, module: nn.Module | None, owner: type) -> Any:
-            if module is None:
-                return self
-            try:
-                mode = module.__dict__["training"]
-            except KeyError:
-                raise AttributeError("training") from None
-            if threading.get_ident() == thread:
-                recorder.mode_read(module, sys._getframe(1))
-            return mode
-
-        def __set__(self, module: nn.Module, mode: bool) -> None:
-            module.__dict__["training"] = mode
-            if threading.get_ident() == thread:
-                recorder.mode_set(module)
-
-    nn.Module.training = Watched()  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del nn.Module.training
-
-
 class _Steps(TorchFunctionMode):
-    """Records the functions of PyTorch that a model calls, and what it asks of tensors."""
+    """Records the functions of PyTorch that a model calls, and its questions about tensors."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -396,7 +370,7 @@ class _Steps(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Note a call and make it."""
+        """Record a call and make it."""
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         is_getter = name == "__get__"
@@ -404,8 +378,8 @@ class _Steps(TorchFunctionMode):
             name = getattr(getattr(func, "__self__", None), "__name__", "")
         frame = sys._getframe(1)
         if name == "_set_grad_enabled" and args and args[0] and self.recorder.stack:
-            # what is computed there has a gradient wherever the model is called
-            self.recorder.ask("grad", self.recorder.frame_of_user(frame) or frame)
+            # values there have a gradient wherever the model is called
+            self.recorder.ask("grad", frame_of_user(frame) or frame)
         if name in _OF_A_DTYPE or name in _WRITES:
             self.recorder.ask_dtype(name, args, kwargs, frame)
         if name in _OF_A_TENSOR:
@@ -417,14 +391,14 @@ class _Steps(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _counts(self, args: tuple[Any, ...]) -> bool:
-        """Return whether a normalization counts its batches, be it in code of its own."""
+        """Return whether a normalization counts its batches."""
         module = self.recorder.stack[-1]
         counter = module._buffers.get("num_batches_tracked") if isinstance(module, _BatchNorm) else None
         return counter is not None and bool(args) and args[0] is counter
 
 
 def _caller(frame: FrameType) -> FrameType:
-    """Return the frame that called a function of `torch.nn.functional`, whose own frame is given; else the frame."""
+    """Return the caller of a frame of `torch.nn.functional`; other frames are returned themselves."""
     while frame.f_back is not None and frame.f_code.co_filename.endswith(_FUNCTIONS):
         frame = frame.f_back
     return frame

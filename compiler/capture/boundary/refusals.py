@@ -1,30 +1,25 @@
-"""The errors for models that do what no graph can keep, as their runs show it."""
+"""The errors for models whose runs show effects that no graph can express."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from compiler.capture.boundary.outsiders import is_in
 from compiler.capture.boundary.questions import Record
 from compiler.capture.boundary.runs import Outcome, Twin, type_text
 from compiler.capture.errors import example_fails
 from compiler.emitted.settings import REMEDY
+from compiler.usercode.locations import is_inside
 from compiler.usercode.state import Change, location_of_module
 from ir.errors import CaptureError
 from ir.locations import Location
 
 
 def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[str, ...]) -> None:
-    """Refuse a model whose first run did what no graph can keep.
-
-    Args:
-        outcome: what a caller sees of the run.
-        record: what was seen of it besides.
-        model: the model.
-        kept: paths of the modules that are kept as they are.
+    """Refuse a model whose first run had effects that no graph can express, outside of its opaque modules, `kept`.
 
     Raises:
-        CaptureError: when it failed, changed arguments or parameters, or drew numbers that are not PyTorch's.
+        CaptureError: when it failed, changed arguments or parameters, or drew numbers from other generators than
+            PyTorch's.
     """
     if outcome.error is not None:
         raise example_fails(outcome.error, model)
@@ -47,8 +42,7 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
             location=root,
             remedy="call requires_grad_() on the input before the call, or on its detach() in forward",
         )
-    inside = tuple(f"{path}." for path in kept)
-    tracking = [name for name in outcome.tracking if not name.startswith(inside)]
+    tracking = [name for name in outcome.tracking if not is_inside(name, kept)]
     if tracking:
         raise CaptureError(
             f"forward sets whether the buffer {tracking[0]!r} requires gradients, which the caller would not see of a "
@@ -56,7 +50,7 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
             location=root,
             remedy="make it a parameter, or call requires_grad_() on it before the call",
         )
-    asked = [name for name in record.asked_of_buffers if name in outcome.attached and not name.startswith(inside)]
+    asked = [name for name in record.asked_of_buffers if name in outcome.attached and not is_inside(name, kept)]
     if asked:
         raise CaptureError(
             f"forward asks whether the buffer {asked[0]!r} has a gradient, and what it leaves there for the next call "
@@ -70,12 +64,12 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
             location=record.seeded or root,
             remedy="draw the numbers once and keep them in a buffer, or seed outside of forward",
         )
-    if record.rewound is not None and not is_in(record.rewound, kept):
+    if record.rewound is not None and not is_inside(record.rewound.module_path, kept):
         raise CaptureError(
-            "forward sets back a random generator of PyTorch (torch.random.fork_rng, set_rng_state): what is drawn "
-            "afterwards is the same again, and a graph draws each number anew",
+            "forward resets a random generator of PyTorch (torch.random.fork_rng, set_rng_state) and draws the same "
+            "numbers again, where a graph draws new ones",
             location=record.rewound,
-            remedy="draw numbers without it in forward; or keep the module as it is with leaf_modules=",
+            remedy="draw numbers without it in forward; or keep the module as is with leaf_modules=",
         )
     if outcome.foreign:
         name = outcome.foreign[0]
@@ -87,13 +81,13 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
 
 
 def check_weights(first: Outcome, again: Outcome, model: nn.Module, kept: tuple[str, ...]) -> None:
-    """Refuse a model whose first call alone writes to parameters: no later one would, and no graph shows it.
+    """Refuse a model whose first call alone mutates parameters.
 
     Raises:
         CaptureError: naming the parameter.
     """
     for name in first.rewritten:
-        if name in again.rewritten or any(name.startswith(f"{each}.") for each in kept):
+        if name in again.rewritten or is_inside(name, kept):
             continue
         path = name.rpartition(".")[0]
         raise CaptureError(
@@ -104,22 +98,18 @@ def check_weights(first: Outcome, again: Outcome, model: nn.Module, kept: tuple[
 
 
 def check_resized(twin: Twin, kept: tuple[str, ...]) -> None:
-    """Refuse a model that gives a buffer another shape or dtype.
-
-    Args:
-        twin: the model, after a run.
-        kept: paths of the modules that are kept as they are.
+    """Refuse a model whose run changed shape or dtype of a buffer outside of its opaque modules, `kept`.
 
     Raises:
         CaptureError: naming the buffer.
     """
     for name, module, before, now in twin.resized():
         path = next((path for path, each in twin.module.named_modules() if each is module), "")
-        if any(path == each or path.startswith(f"{each}.") for each in kept):
+        if is_inside(path, kept):
             continue
         if now is None and name in module._parameters:
             raise CaptureError(
-                f"forward puts a parameter in the place of the buffer {name!r}, which is no buffer any more",
+                f"forward puts a parameter in the place of the buffer {name!r}, which is not a buffer any more",
                 location=location_of_module(path, module),
                 remedy="put a tensor there: `parameter.detach()`, or `parameter * 1` to keep its gradient",
             )
@@ -143,7 +133,7 @@ def kept_loss(change: Change) -> CaptureError:
 
 
 def written_elsewhere(name: str, model: nn.Module) -> CaptureError:
-    """Return the error for a model that writes to a weight of its own past the module that has it."""
+    """Return the error for a model that mutates a weight other than through its module."""
     return CaptureError(
         f"forward replaces or writes {name!r} by another way than as an attribute of its module (`.data`, a view or a "
         "list that holds it), which no graph can express",
@@ -153,17 +143,17 @@ def written_elsewhere(name: str, model: nn.Module) -> CaptureError:
 
 
 def outside_change(names: list[str], model: nn.Module) -> CaptureError:
-    """Return the error for a model whose call changes what lies outside of it."""
+    """Return the error for a model whose call changes state outside of it."""
     shown = ", ".join(f"`{name}`" for name in names[:5]) + (", …" if len(names) > 5 else "")
     return CaptureError(
-        f"a call of the model changes Python state outside of it: {shown}; a graph would change it never again",
+        f"a call of the model changes Python state outside of it: {shown}; a graph would not change it",
         location=location_of_module("", model),
         remedy="keep it in a buffer of the module (register_buffer), or take it out of forward and of the hooks",
     )
 
 
 def tracing_left(names: list[str], model: nn.Module) -> CaptureError:
-    """Return the error for a model whose code keeps values of tracing."""
+    """Return the error for a model whose code keeps values from tracing."""
     shown = ", ".join(f"`{name}`" for name in names[:5])
     return CaptureError(
         f"the code of the model keeps tensors of the call in {shown}; those of tracing have been taken out again",
@@ -173,7 +163,7 @@ def tracing_left(names: list[str], model: nn.Module) -> CaptureError:
 
 
 def padded_to_zeros(place: Location) -> CaptureError:
-    """Return the error for an encoder that takes the path of nested tensors in every call."""
+    """Return the error for an encoder that makes nested tensors in every call."""
     return CaptureError(
         "an nn.TransformerEncoder without gradients makes nested tensors of its padding mask, and returns zeros at "
         "padded positions, which no graph can express",
@@ -183,7 +173,7 @@ def padded_to_zeros(place: Location) -> CaptureError:
 
 
 def fast_path_differs(problem: str, model: nn.Module) -> CaptureError:
-    """Return the error for a model of which PyTorch's fast path computes something else on the example."""
+    """Return the error for a model on whose example PyTorch's fast path differs from the ordinary path."""
     return CaptureError(
         f"the fast path of PyTorch's attention, which is taken without gradients, computes something else: {problem}",
         location=location_of_module("", model),

@@ -1,7 +1,7 @@
-"""Real runs of a module on copies of its inputs, and what a caller sees of them.
+"""Real runs of a module on copies of its inputs, and their observable outcomes.
 
-A run changes nothing that lasts: buffers are clones while it goes, written parameters are put back, the random
-generators of PyTorch, Python and numpy are as before.
+A run changes nothing for good: buffers are clones meanwhile, and mutated parameters and the random generators of
+PyTorch, Python and numpy are restored.
 """
 
 from __future__ import annotations
@@ -24,74 +24,63 @@ from compiler.usercode.state import random_state_kept
 from compiler.usercode.tensors import foreign_state, meaningful_strides, storage_of
 
 SEED = 0x5EED
-"""Of every real run, so that two of them draw the same numbers."""
+"""The seed of every real run, so that all draw the same numbers."""
 
 
 @attrs.define(eq=False)
 class Outcome:
-    """What a caller sees of one call; an error instead of results where it raised one."""
+    """The observable outcome of one call: results, or an error."""
 
     results: Any = None
-    """As the call returned it; tensors are detached copies."""
+    """What the call returned, with detached copies of tensors."""
     looks: tuple[tuple[bool, tuple[int, ...]], ...] = ()
-    """Of each tensor among the results: whether it requires a gradient, and the strides that mean something."""
+    """Of each tensor among the results: whether it requires a gradient, and its meaningful strides."""
     inputs: tuple[torch.Tensor, ...] = ()
     """The tensors among the arguments, after the call."""
     tracked: tuple[tuple[bool, bool], ...] = ()
-    """Of each of them: whether it required a gradient before the call, and whether it does so afterwards."""
+    """Of each of them: whether it required a gradient before the call, and after it."""
     replaced: tuple[str, ...] = ()
     """Parameters whose `.data` the call assigned."""
     rearranged: bool = False
-    """Whether a list or dict among the arguments holds other things after the call."""
+    """Whether the call changed a list or dict among the arguments."""
     buffers: dict[str, torch.Tensor] = attrs.field(factory=dict)
-    """Those that the call changed, after it."""
+    """Buffers that the call changed, after it."""
     settings: tuple[str, ...] = ()
     """The surroundings of the call, names of `SETTINGS`."""
     rewritten: tuple[str, ...] = ()
-    """Parameters that the call wrote to; they have been put back."""
+    """Parameters that the call mutated; they have been restored."""
     attached: tuple[str, ...] = ()
-    """Those of them that carry a gradient to what the next call reads."""
+    """The changed buffers that carry a gradient into the next call."""
     joined: tuple[frozenset[str], ...] = ()
-    """Groups of buffers that share memory since the call."""
+    """Groups of buffers that share storage since the call."""
     tracking: tuple[str, ...] = ()
-    """Buffers of which the call set whether they require gradients."""
+    """Buffers whose `requires_grad` the call changed."""
     assigned: tuple[str, ...] = ()
-    """Those of them in whose place the call put what lies elsewhere in memory."""
+    """The changed buffers that the call replaced by a tensor with another storage."""
     error: Exception | None = None
-    generator: torch.Tensor | None = None
-    """The state of PyTorch's generator afterwards."""
     reseeded: bool = False
     """Whether the call seeded PyTorch's generator."""
     foreign: tuple[str, ...] = ()
-    """The other generators that it drew from: `random`, `numpy.random`."""
-
-    @property
-    def leaves(self) -> list[Any]:
-        """The results, flat."""
-        return pytree.tree_leaves(self.results)
+    """Other generators that the call drew from: `random`, `numpy.random`."""
 
 
 class Twin:
-    """A module whose buffers are its own while it is run, and then again what they were.
-
-    Args:
-        module: the module; it may share tensors with the user's.
-    """
+    """A module that is run on clones of its buffers; it may share tensors with the user's module."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self._places = [(each, name) for each in module.modules() for name, b in each._buffers.items() if b is not None]
         self._given = [each._buffers[name] for each, name in self._places]
         self.inputs: list[Any] = []
-        """The arguments of the call that goes on, flat."""
+        """The arguments of the current call, flat."""
         self.written: list[str] = []
-        """Parameters and buffers that a run changed by another way than through the module: they are put back."""
+        """Buffers that a run changed other than through the module; they have been restored."""
         self.on_restart: Callable[[], None] = lambda: None
-        """Called where a call has to be made anew, with what its backward pass needs."""
+        """Called when a call is repeated because its backward pass needs saved tensors."""
 
     @contextmanager
     def own_buffers(self) -> Iterator[None]:
-        """Give the module clones of its buffers inside of the `with` block."""
+        """Give the module clones of its buffers inside the `with` block."""
         paths = {id(module): path for path, module in self.module.named_modules()}
         copies = [None if given is None or given.is_meta else given.detach().clone() for given in self._given]
         data = [(name, parameter, parameter.data) for name, parameter in self.module.named_parameters()]
@@ -107,25 +96,25 @@ class Twin:
             _put_back(data)
 
     def resized(self) -> Iterator[tuple[str, nn.Module, torch.Tensor, torch.Tensor | None]]:
-        """Yield the buffers that have another shape or dtype now, or are gone: name, module, tensors before and now."""
+        """Yield the buffers that changed shape or dtype, or are gone: name, module, tensor before, tensor now."""
         for (each, name), given in zip(self._places, self._given, strict=True):
             now = each._buffers.get(name)
             if given is not None and (now is None or now.shape != given.shape or now.dtype != given.dtype):
                 yield name, each, given, now
 
     def reset(self) -> None:
-        """Begin anew with clones of the given buffers."""
+        """Start again with fresh clones of the buffers."""
         clones: dict[int, torch.Tensor] = {}
         for (each, name), given in zip(self._places, self._given, strict=True):
             assert given is not None
             if id(given) not in clones:
-                # a history of calls before is not gone through again
+                # without the history of earlier calls
                 clones[id(given)] = given.detach().clone().requires_grad_(given.requires_grad and given.is_leaf)
             each._buffers[name] = clones[id(given)]
 
     @contextmanager
     def meanwhile(self) -> Iterator[None]:
-        """Begin anew inside of the `with` block, and have the buffers as they are now at its end."""
+        """Start again inside the `with` block, and restore the present buffers at its end."""
         now = [each._buffers.get(name) for each, name in self._places]
         self.reset()
         try:
@@ -135,12 +124,9 @@ class Twin:
                 each._buffers[name] = buffer
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Sequence[str] = ()) -> Outcome:
-        """Call the module once; its buffers keep what the call wrote.
+        """Call the module once on copies of the arguments; its changes of buffers stay.
 
-        Args:
-            args: positional arguments; a copy is passed.
-            kwargs: keyword arguments.
-            settings: the surroundings of the call, names of `SETTINGS`; those of an ordinary call where there are none.
+        `settings` are the surroundings of the call, names of `SETTINGS`; those of an ordinary call by default.
         """
         args, kwargs = inputs_in(settings, args, kwargs)
         before = [
@@ -149,7 +135,7 @@ class Twin:
             for name, b in each._buffers.items()
             if b is not None
         ]
-        # what only a backward pass needs is not kept, so that a run takes no more memory than one without gradients
+        # tensors for the backward pass are dropped, so that a run needs no more memory than one without gradients
         with torch.autograd.graph.saved_tensors_hooks(lambda _: None, _missing):
             outcome = self._call(args, kwargs, settings)
         if isinstance(outcome.error, _NeedsGradientsError) or _is_about_hooks(outcome.error):
@@ -205,7 +191,6 @@ class Twin:
             drawn = foreign_state()
             moved = {"random": drawn[0] != foreign[0], "numpy.random": drawn[1:] != foreign[1:]}
             outcome.foreign = tuple(name for name, has_moved in moved.items() if has_moved)
-            outcome.generator = torch.random.get_rng_state()
         outcome.tracking = tuple(name for name, b, flag in buffers if b.is_leaf and b.requires_grad is not flag)
         after, now = pytree.tree_flatten((args, kwargs))
         outcome.rearranged = now != structure or any(
@@ -224,11 +209,11 @@ class Twin:
 
 
 class _NeedsGradientsError(Exception):
-    """A backward pass inside of the model asked for a tensor that was not kept."""
+    """A backward pass inside the model needs a tensor that was dropped."""
 
 
 def _is_about_hooks(error: Exception | None) -> bool:
-    """Return whether a call failed since functorch (torch.func.grad) takes no hooks of saved tensors: ours."""
+    """Return whether a call failed because functorch (torch.func.grad) does not take our hooks of saved tensors."""
     return isinstance(error, RuntimeError) and "saved tensor hooks" in str(error)
 
 
@@ -237,7 +222,7 @@ def _missing(_: Any) -> torch.Tensor:
 
 
 def copy_of_inputs(tree: Any) -> Any:
-    """Return arguments with every tensor cloned; an object that occurs twice stays one object."""
+    """Return arguments with every tensor cloned; one object stays one object."""
     made: dict[int, Any] = {}
 
     def clone(leaf: Any) -> Any:
@@ -254,9 +239,9 @@ def copy_of_inputs(tree: Any) -> Any:
 
 
 def other_numbers(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return arguments of the same types with other numbers in them: the same ones in another order, and scaled.
+    """Return arguments of the same types with other numbers: reversed, and scaled.
 
-    What stands in a tensor of integers stands there still, or beside it, since it may be an index.
+    Integers stay close to those that occur, since they may be indices.
     """
 
     def change(leaf: Any) -> Any:
@@ -288,21 +273,21 @@ def _detached(results: Any) -> Any:
     def detach(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return leaf
-        # a copy, since a later call may write to what was returned
+        # a later call may mutate the result
         return leaf.detach().clone()
 
     return pytree.tree_map(detach, results)
 
 
 def _was_changed(copied: torch.Tensor | None, now: torch.Tensor) -> bool:
-    """Return whether a buffer is another one than before, given as a copy."""
+    """Return whether a buffer differs from a copy made before."""
     if copied is None or now.shape != copied.shape or now.dtype != copied.dtype:
         return True
     return not torch.equal(now, copied) and not bool(((now == copied) | ((now != now) & (copied != copied))).all())
 
 
 def _joined(before: Mapping[tuple[int, str], torch.Tensor], module: nn.Module) -> tuple[frozenset[str], ...]:
-    """Return the groups of buffers that share memory now, and did not before."""
+    """Return the groups of buffers that share storage now, and did not before."""
     groups: dict[int, dict[str, int | None]] = {}
     for path, each in module.named_modules():
         for name, now in each._buffers.items():
@@ -315,7 +300,7 @@ def _joined(before: Mapping[tuple[int, str], torch.Tensor], module: nn.Module) -
 
 
 def _put_back(data: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> tuple[str, ...]:
-    """Give parameters the memory that they had; return the names of those that had other memory."""
+    """Restore the storage of parameters; return the names of those that had another one."""
     replaced = [(name, p, saved) for name, p, saved in data if not p.is_meta and p.data_ptr() != saved.data_ptr()]
     for _, parameter, saved in replaced:
         parameter.data = saved
@@ -328,6 +313,6 @@ def type_text(tensor: torch.Tensor | None) -> str:
 
 
 def on_meta(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Return whether some tensor has no numbers, so that a real run says nothing."""
+    """Return whether some tensor has no values, so that real runs show nothing."""
     tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, dict(kwargs))))
     return any(isinstance(t, torch.Tensor) and (t.is_meta or type(t).__name__ == "FakeTensor") for t in tensors)

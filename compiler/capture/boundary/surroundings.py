@@ -1,7 +1,7 @@
-"""What the code of a model reaches beside its modules: globals, closures, class attributes, caches.
+"""State that the code of a model reaches outside of its modules: globals, closures, class attributes, caches.
 
-A graph keeps nothing of it. What a call changes there is hidden state, and what tracing leaves there would break the
-user's own model.
+A graph has none of it. Changes there are hidden state, and values that tracing leaves there would break the user's
+model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -32,10 +32,10 @@ from compiler.usercode.containers import (
     of_names,
     same_content,
 )
-from compiler.usercode.locations import is_user_file
+from compiler.usercode.locations import is_user_file, names_in
 
 _MAX_FUNCTIONS = 1000
-"""Those that are called first are looked at first."""
+"""The most functions to look into; those called first come first."""
 _STEPS = 4
 _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 _TRACING = (FakeTensor, FunctionalTensor, fx.Proxy, torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -43,7 +43,7 @@ _TRACING = (FakeTensor, FunctionalTensor, fx.Proxy, torch.SymInt, torch.SymFloat
 
 @attrs.frozen(eq=False)
 class _Namespace:
-    """Entries of a module's globals, or of a class, that code names."""
+    """Those entries of a module's globals, or of a class, that code names."""
 
     label: str
     owner: Any
@@ -51,7 +51,7 @@ class _Namespace:
 
 
 class Surroundings:
-    """Everything outside of a model's modules that its code names, as it is now."""
+    """A snapshot of everything outside of a model's modules that its code names."""
 
     def __init__(self, model: nn.Module) -> None:
         self.containers: list[Container] = []
@@ -66,7 +66,7 @@ class Surroundings:
             for module in model.modules()
             for base in type(module).__mro__
         )
-        """Installed packages that the model's own classes come from; others are tools."""
+        """Installed packages of the model's own classes; other packages are tools."""
         self._roots(model)
         while self._pending:
             self._visit(*self._pending.popleft())
@@ -74,7 +74,7 @@ class Surroundings:
             make = of_class if isinstance(space.owner, type) else of_names
             self.containers.append(make(space.label, space.owner, space.names))
 
-    # ---- what there is ----
+    # ---- traversal ----
 
     def _roots(self, model: nn.Module) -> None:
         classes: dict[type, None] = {}
@@ -133,7 +133,7 @@ class Surroundings:
                     self._pending.append((inner, item))
         for item in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._pending.append((f"a default of {label}", item))
-        names = dict.fromkeys(_names(function.__code__))
+        names = dict.fromkeys(names_in(function.__code__))
         space = function.__globals__
         for name in names:
             if name not in space:
@@ -171,13 +171,13 @@ class Surroundings:
         if not isinstance(tensor, _TRACING) and tensor.layout is torch.strided and tensor.device.type != "meta":
             self.tensors.append((label, tensor, tensor.detach().clone()))
 
-    # ---- whose it is ----
+    # ---- ownership ----
 
     def _is_code_of_user(self, path: str) -> bool:
         return is_user_file(path) and not is_library_file(path) and _package_of(path) in (*self._homes, "")
 
     def _is_users(self, cls: type) -> bool:
-        """Return whether a class was written by the user, or by the library that the model is from."""
+        """Return whether a class is the user's, or of the library that the model comes from."""
         for item in vars(cls).values():
             function = getattr(item, "__func__", getattr(item, "fget", item))
             if isinstance(function, types.FunctionType):
@@ -191,16 +191,16 @@ class Surroundings:
         file = getattr(sys.modules.get(type(value).__module__), "__file__", None)
         return file is not None and _package_of(file) not in (*self._homes, "")
 
-    # ---- what became of it ----
+    # ---- changes ----
 
     def changes(self) -> list[str]:
-        """Return the names of what is no longer what it was."""
+        """Return the names of everything that has changed."""
         found = [f"{each.label}{name}" for each in self.containers for name in each.differences()]
         found += [label for label, tensor, copy in self.tensors if not same_content(tensor.detach(), copy)]
         return list(dict.fromkeys(found))
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore everything."""
         for each in self.containers:
             if each.differences():
                 each.restore()
@@ -209,7 +209,7 @@ class Surroundings:
                 tensor.detach().copy_(copy)
 
     def remove_traces(self) -> list[str]:
-        """Take out what tracing left, and return where it was."""
+        """Remove values that tracing left, and return where they were."""
         found: list[str] = []
         clean: dict[int, Any] = {}
         for each in self.containers:
@@ -227,11 +227,9 @@ class Surroundings:
 
 
 def holds_trace(value: Any, clean: dict[int, Any] | None = None) -> bool:
-    """Return whether a value is one of tracing, or holds one at a few steps' distance.
+    """Return whether a value comes from tracing, or holds such a value within a few steps.
 
-    Args:
-        value: anything.
-        clean: what is known to hold none, by id; what is looked at is added.
+    `clean` are objects known to hold none, by id; those found to hold none are added.
     """
     clean = {} if clean is None else clean
     pending: list[tuple[Any, int]] = [(value, 0)]
@@ -262,19 +260,12 @@ def _parts(value: Any) -> Iterable[Any]:
     return () if is_library_object(value) else list(attributes.values())
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
-
-
 def _name(function: Any) -> str:
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _package_of(path: str) -> str:
-    """Return the installed package that a file is of; empty for what is not installed."""
+    """Return the installed package of a file; empty if the file is not installed."""
     for folder in _INSTALLED:
         _, found, rest = path.partition(folder)
         if found:

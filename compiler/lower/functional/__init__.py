@@ -1,1 +1,1 @@
-"""In-place operators become functional ones."""
+"""Functionalization: in-place operators become functional ones."""

@@ -1,9 +1,9 @@
-"""In-place operators become functional ones, while a program is lowered.
+"""Functionalization of in-place operators, during lowering.
 
-A `Handle` stands for one tensor object of the user's program, a `Storage` for the memory that it and its views share.
-Each write makes a new version of the storage: the written value goes through the chain of views to the tensor that
-owns the memory, and every other live view is computed anew when it is next read. Inputs and buffers that were written
-are collected at the end, as extra outputs of the graph.
+A `Handle` stands for one tensor object of the user's program, a `Storage` for the memory it shares with its views.
+Each write makes a new version of the storage. The written value goes through the chain of views to the owner of the
+storage; every other view is computed again when it is next read. Mutated inputs and buffers become extra outputs of the
+graph.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Argument = Any
 
 
 class Functionalizer(FunctionalTensors):
-    """Appends operations to a graph, and makes in-place ones functional."""
+    """Appends operations to a graph; in-place ones become functional."""
 
     def call(
         self,
@@ -52,15 +52,15 @@ class Functionalizer(FunctionalTensors):
         """Append the functional form of a call of an operator.
 
         Args:
-            opdef: the operator, which may be an in-place one.
+            opdef: the operator, perhaps an in-place one.
             args: positional arguments; tensors are handles.
             kwargs: keyword arguments.
-            types: of the results, where the tracer knows them.
+            types: types of the results, where the tracer knows them.
             keys: storage identities of the results, where the tracer knows them.
             names: hints for the results.
 
         Raises:
-            CaptureError: when the operator writes in a way that no functional operator expresses.
+            CaptureError: when no functional operator expresses the write.
         """
         handles: list[Handle] = []
         values = [self._value(arg, handles) for arg in args]
@@ -88,7 +88,7 @@ class Functionalizer(FunctionalTensors):
             if op.in_training and op.attributes["p"] != 0:
                 result = self.fresh(op.results[0], key)
             else:
-                # the tracer made a tensor of its own, which the views of the result are views of
+                # the tracer made a fresh tensor here: later views of the result have its key
                 result = self._view(op, 0, handles[0], certain=True)
                 result.key = result.key if key is None else key
             if op.attributes["p"] != 0:
@@ -126,7 +126,7 @@ class Functionalizer(FunctionalTensors):
         return Handle(op.results[index], parent.storage, parent, call, index, parent.key)
 
     def _note_statistics(self, op: Operation, handles: list[Handle]) -> None:
-        """Note which buffers a normalization in training mode updates."""
+        """Record which buffers a normalization in training mode updates."""
         for name in ("running_mean", "running_var"):
             value = op.operand(name) if name in op.opdef.operand_index else None
             for handle in handles:
@@ -147,7 +147,7 @@ class Functionalizer(FunctionalTensors):
         target = args[0] if args else None
         if opdef.name == "aten.embedding_renorm_" and type(target) is Handle and target.storage.kind == "parameter":
             raise CaptureError(
-                f"parameter {target.storage.name!r} is written in forward: `max_norm=` of an embedding scales down the "
+                f"parameter {target.storage.name!r} is mutated in forward: `max_norm=` of an embedding scales down the "
                 "rows that are read",
                 remedy=f"{kept_with(self.location.module_path)}; or leave max_norm= out, and scale the rows outside of "
                 "forward",
@@ -168,7 +168,7 @@ class Functionalizer(FunctionalTensors):
             names = ", ".join(argument.name for argument in written)
             raise CaptureError(
                 f"{opdef.name} writes to its argument {names}, which has no functional form",
-                remedy="use the out-of-place operator, or keep the module as it is with leaf_modules=",
+                remedy="use the out-of-place operator, or keep the module as is with leaf_modules=",
             )
         if opdef.name.startswith("aten.set_."):
             raise CaptureError(
@@ -183,7 +183,7 @@ class Functionalizer(FunctionalTensors):
         if opdef.in_place is None:
             raise CaptureError(
                 f"{opdef.name} has no functional form",
-                remedy="use the out-of-place operator, or keep the module as it is with leaf_modules=",
+                remedy="use the out-of-place operator, or keep the module as is with leaf_modules=",
             )
         functional = get_opdef(opdef.in_place)
         if functional.layout not in (None, Layout.DETACHED):
@@ -206,7 +206,7 @@ class Functionalizer(FunctionalTensors):
         return target
 
     def _laid_out(self, target: Handle, value: Value, before: Value | None = None) -> Value:
-        """An in-place operator keeps the strides of the tensor it writes; `before` is that one without gradient."""
+        """Give a value the strides of the tensor it is written to; `before` is that tensor, detached."""
         wanted = self.layouts.get(target)
         if wanted is not None:
             known = {handle.value: strides for handle, strides in self.layouts.items()}
@@ -219,7 +219,7 @@ class Functionalizer(FunctionalTensors):
         return self.emit("aten.copy", target.value, value)
 
     def _cast(self, value: Value, like: Type) -> Value:
-        """An in-place operator keeps the dtype of the tensor it writes."""
+        """Cast a value to the dtype of the tensor it is written to."""
         new = value.type
         if isinstance(new, TensorType) and isinstance(like, TensorType):
             if new.dtype is not None and like.dtype is not None and new.dtype != like.dtype:
@@ -248,7 +248,7 @@ class Functionalizer(FunctionalTensors):
         self.write(target, laid_out, is_fresh=is_fresh or laid_out is not value)
 
     def _reshape_in_place(self, opdef: OpDef, target: Handle, values: list[Any], named: Mapping[str, Any]) -> Handle:
-        """`x.unsqueeze_(0)`: the object becomes a view of what it was."""
+        """Make a tensor object a view of what it was: `x.unsqueeze_(0)`."""
         if target.has_views:
             raise CaptureError(
                 f"{opdef.name}_ changes the shape of a tensor that has views",
@@ -271,27 +271,27 @@ class Functionalizer(FunctionalTensors):
     # ---- the end ----
 
     def written_sources(self) -> list[tuple[Storage, Value]]:
-        """Return the inputs and weights that were written, with their final values."""
+        """Return the mutated inputs and weights, with their final values."""
         written = [storage for storage in self.sources if storage.version or storage.tainted is not None]
         return [(storage, self.read(storage.owner)) for storage in written if storage.owner is not None]
 
 
 def _seen_as_view() -> CaptureError:
     return CaptureError(
-        "a normalization in training mode updates statistics that are no buffers, and of which there is a view",
+        "a normalization in training mode updates statistics that are not buffers, and of which there is a view",
         remedy="register them as buffers, or take the view of a clone",
     )
 
 
 def written_statistics(what: str, handle: Handle) -> CaptureError:
-    """Return the error for a normalization that updates what is no buffer as it was at the start of the call."""
+    """Return the error for statistics that are not a buffer with its value at the start of the call."""
     if handle.storage.version:
         return CaptureError(
-            f"{what}, which was written in forward before (reset_running_stats(), or a write of its own)",
+            f"{what}, which was mutated in forward before (reset_running_stats(), or a write of its own)",
             remedy="make the layer with track_running_stats=False if it shall forget earlier calls, write to the "
             "statistics outside of forward, or keep the module that writes and normalizes with leaf_modules=",
         )
     return CaptureError(
         f"{what}, which is a view",
-        remedy="register the statistics as buffers of their own, or keep the module as it is with leaf_modules=",
+        remedy="register the statistics as buffers of their own, or keep the module as is with leaf_modules=",
     )

@@ -1,4 +1,4 @@
-"""The strides of what an in-place operator writes stay as they are; those of its functional form may be others."""
+"""Strides of in-place operators: they keep those of their target, and their functional forms may not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Emit = Callable[..., Value]
 
 
 def lies_as_operand(op: Operation) -> bool:
-    """Return whether the result of an operation has the strides of its first operand, where that one is dense."""
+    """Return whether the result of an operation has the strides of its first operand, if that is dense."""
     return op.opdef.has(Trait.ELEMENTWISE) and not op.opdef.fixes_strides
 
 
@@ -25,7 +25,7 @@ def _reorders(op: Operation) -> bool:
 
 
 def is_transposed(handle: Handle) -> bool:
-    """Return whether a tensor is seen through a view that orders its dimensions otherwise."""
+    """Return whether a tensor is a view that reorders dimensions."""
     while handle.call is not None and handle.parent is not None:
         if _reorders(handle.call.op):
             return True
@@ -34,7 +34,7 @@ def is_transposed(handle: Handle) -> bool:
 
 
 def comes_transposed(value: Value) -> bool:
-    """Return whether a value lies as a tensor that is seen through such a view."""
+    """Return whether a value has the strides of such a view."""
     op = value.defining_op
     while op is not None and (_reorders(op) or lies_as_operand(op)):
         if _reorders(op):
@@ -44,12 +44,12 @@ def comes_transposed(value: Value) -> bool:
 
 
 def with_strides(emit: Emit, value: Value, wanted: Strides, known: Mapping[Value, Strides]) -> Value:
-    """Return `value`, which an operation has just made, with the strides of the tensor that it takes the place of.
+    """Return a value that was just made, with the strides of the tensor it replaces.
 
     Args:
         emit: appends an operation.
         value: the value.
-        wanted: those strides; where they are no dense tensor's, it is a part that is written into the whole anyway.
+        wanted: those strides; if they are not dense, the value is a part that is copied into the whole anyway.
         known: the strides of the operands.
     """
     shape, op = value.known_shape, value.defining_op
@@ -68,9 +68,9 @@ def with_strides(emit: Emit, value: Value, wanted: Strides, known: Mapping[Value
 
 
 def _strides_of_result(op: Operation, known: Mapping[Value, Strides], wanted: Strides) -> Sequence[Dim | None] | None:
-    """Return the strides of what an operation makes, or None where they are not known."""
+    """Return the strides of an operation's result, or None if unknown."""
     if op.name == "aten.to.dtype" and op.operands[0] is not None and op.operands[0].defining_op is not None:
-        op = op.operands[0].defining_op  # it keeps those of a dense operand
+        op = op.operands[0].defining_op  # a cast keeps those of a dense operand
     operands = op.operand_values
     if any(operand not in known for operand in operands):
         return None

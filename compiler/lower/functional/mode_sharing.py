@@ -1,7 +1,7 @@
-"""Memory that is shared in one mode only: a dropout in eval mode is its operand itself.
+"""Aliasing that depends on the mode: the result of a dropout in eval mode is its operand.
 
-Where one of the two is written and the other one is read afterwards, the model computes something else in the other
-mode than its graph says; the emitted module must then refuse to change its mode.
+If one of the two is mutated and the other is read afterwards, the graph is wrong in the other mode; the emitted module
+must then refuse to change its mode.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ir.core import Operation
 
 @attrs.define(eq=False)
 class _Memory:
-    """What is one piece of memory whatever the mode."""
+    """Memory that is one piece in both modes."""
 
     links: list[tuple[Operation, _Memory]] = attrs.field(factory=list)
-    """(a dropout, the memory that it shares or does not share with this one)."""
+    """(a dropout, the memory that it joins with this one in eval mode)."""
     written: list[Operation] = attrs.field(factory=list)
-    """The dropouts over which writes to other memory reach this one, in one of the modes."""
+    """Dropouts through which writes to other memory reach this one, in one of the modes."""
 
 
 class ModeSharing:
@@ -33,14 +33,14 @@ class ModeSharing:
         self._conflicts: dict[Operation, None] = {}
 
     def link(self, operand: Handle, result: Handle, op: Operation) -> None:
-        """Note that the result of a dropout is its operand in eval mode, and is not in training."""
+        """Record that the result of a dropout is its operand in eval mode only."""
         memory, other = self._memory(operand), _Memory()
         memory.links.append((op, other))
         other.links.append((op, memory))
         self._of_handles[result] = other
 
     def wrote(self, handle: Handle) -> None:
-        """Note a write to a tensor."""
+        """Record a write to a tensor."""
         if not self._of_handles:
             return
         start = self._memory(handle)
@@ -53,15 +53,15 @@ class ModeSharing:
                 ways.extend(memory.links)
 
     def read(self, handle: Handle) -> None:
-        """Note a read of a tensor by the model."""
+        """Record a read of a tensor by the model."""
         if self._of_handles:
             self._conflicts.update(dict.fromkeys(self._memory(handle).written))
 
     def conflicts(self, sources: Iterable[Storage]) -> list[Operation]:
-        """Return the dropouts that make what the model computes or writes depend on the mode.
+        """Return the dropouts that make results or mutations depend on the mode.
 
         Args:
-            sources: the storages that the caller sees after the call.
+            sources: storages that the caller observes after the call.
         """
         for storage in sources:
             if storage.owner is not None:

@@ -1,4 +1,4 @@
-"""Tensor objects of the user's program, and the memory they share."""
+"""Tensor objects of the user's program, and their storages."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
-import torch
 
-from ir.caches import Cache
+from ir.caches import cached
 from ir.core import Operation, Value
 from ir.errors import CaptureError, InputError
 from ir.locations import UNKNOWN_LOCATION, Location
-from ir.opdef import OpDef, ParamKind, get_opdef
+from ir.opdef import OpDef, ParamKind, get_opdef, opdef_of_overload
 
 
 @attrs.define(eq=False)
@@ -20,7 +19,7 @@ class Storage:
     """Memory that handles share."""
 
     owner: Handle | None = None
-    """The tensor that covers it all."""
+    """The tensor that owns it."""
     kind: str = "local"
     """`local`, `input`, `buffer`, `constant` or `parameter`."""
     number: int = 0
@@ -29,12 +28,12 @@ class Storage:
     """Which weight."""
     version: int = 0
     linked: list[Storage] = attrs.field(factory=list)
-    """Storages that may be this one: opaque calls may return their arguments."""
+    """Storages that may alias this one: opaque calls may return their arguments."""
     tainted: Location | None = None
-    """Where a linked storage was written: what is in this one is then unknown."""
+    """Where a linked storage was mutated; the content of this one is then unknown."""
     written_at: Location = UNKNOWN_LOCATION
     kernel_writes: Location | None = None
-    """Where a kernel in training mode writes it (running statistics)."""
+    """Where a kernel in training mode mutates it (running statistics)."""
 
     def __str__(self) -> str:
         if self.kind == "local":
@@ -42,47 +41,37 @@ class Storage:
         return f"{self.kind} {self.number if self.kind == 'input' else repr(self.name)}"
 
 
+@attrs.define(eq=False, repr=False)
 class ViewCall:
-    """An operation that made views, and can make them anew from a later version."""
+    """An operation that made views, and can make them again from a later version."""
 
-    __slots__ = ("certain", "op", "position", "results", "version")
-
-    def __init__(self, op: Operation, position: int, version: int, certain: bool) -> None:
-        self.op = op
-        self.position = position
-        self.results = op.results
-        self.version = version
-        self.certain = certain
-        """False where, shapes being unknown, the results may as well be fresh tensors."""
+    op: Operation
+    position: int
+    """Which operand the views are of."""
+    version: int
+    certain: bool
+    """False where shapes are unknown, and the results may be fresh tensors."""
+    results: tuple[Value, ...] = attrs.field(init=False, default=attrs.Factory(lambda self: self.op.results, True))
 
 
+@attrs.define(eq=False, repr=False)
 class Handle:
-    """One tensor object of the program: its current value, and how it lies in its storage."""
+    """A tensor object of the program: its current value, and its place in a storage."""
 
-    __slots__ = ("call", "has_views", "index", "key", "parent", "storage", "value", "version")
-
-    def __init__(
-        self,
-        value: Value,
-        storage: Storage,
-        parent: Handle | None = None,
-        call: ViewCall | None = None,
-        index: int = 0,
-        key: int | None = None,
-    ) -> None:
-        self.value = value
-        self.storage = storage
-        self.version = storage.version
-        self.parent = parent
-        self.call = call
-        self.index = index
-        self.has_views = False
-        self.key = key
-        """Identity of the storage in the tracer's fake tensors, None where it is not known."""
+    value: Value
+    storage: Storage
+    parent: Handle | None = None
+    call: ViewCall | None = None
+    index: int = 0
+    """Which result of the call."""
+    key: int | None = None
+    """Identity of the storage in the tracer's fake tensors; None if unknown."""
+    has_views: bool = False
+    version: int = attrs.field(init=False, default=attrs.Factory(lambda self: self.storage.version, True))
 
 
 def copy_of_view(op: Operation, operands: Sequence[Value | None]) -> Operation:
-    """Return the operation on other operands; a `view` as `reshape`, since strides are no longer what they were."""
+    """Return the operation on other operands; a `view` becomes `reshape`, since strides may differ."""
     opdef, attributes = op.opdef, dict(op.attributes)
     if opdef.name == "aten.view":
         opdef, attributes = get_opdef("aten.reshape"), {"shape": attributes["size"]}
@@ -95,9 +84,6 @@ def copy_of_view(op: Operation, operands: Sequence[Value | None]) -> Operation:
         segments=op.segments,
         names=[result.name for result in op.results],
     )
-
-
-_SCALAR_OVERLOADS: Cache[tuple[str, int], OpDef] = Cache()
 
 
 def scalar_overload(opdef: OpDef, args: Sequence[Any]) -> OpDef:
@@ -113,10 +99,8 @@ def scalar_overload(opdef: OpDef, args: Sequence[Any]) -> OpDef:
     return opdef
 
 
+@cached()
 def _find_scalar_overload(opdef: OpDef, position: int) -> OpDef:
-    found = _SCALAR_OVERLOADS.get((opdef.name, position))
-    if found is not None:
-        return found
     dialect, _, rest = opdef.name.partition(".")
     packet, _, overload = rest.partition(".")
     candidates = [overload.replace("Tensor", "Scalar"), "Scalar"]
@@ -130,7 +114,6 @@ def _find_scalar_overload(opdef: OpDef, position: int) -> OpDef:
         except InputError:
             continue
         if found.params[position].kind is ParamKind.ATTRIBUTE:
-            _SCALAR_OVERLOADS[opdef.name, position] = found
             return found
     raise CaptureError(f"{opdef.name} got a Python number as argument {opdef.params[position].name!r}")
 
@@ -138,21 +121,19 @@ def _find_scalar_overload(opdef: OpDef, position: int) -> OpDef:
 def functional_of_out(opdef: OpDef) -> OpDef | None:
     """Return the overload without `out=` of an operator that has it: `aten.add.out` -> `aten.add.Tensor`."""
     wanted = [(p.name, p.kind, p.type) for p in opdef.params if p.name != "out"]
-    dialect, packet = opdef.name.split(".")[:2]
-    for overload in getattr(getattr(torch.ops, dialect), packet).overloads():
-        candidate = get_opdef(f"{dialect}.{packet}" + ("" if overload == "default" else f".{overload}"))
-        schema = getattr(candidate.target, "_schema", None)
-        if schema is None or schema.is_mutable:
-            continue
-        if [(p.name, p.kind, p.type) for p in candidate.params if not p.extra] == wanted:
-            return candidate
+    packet = opdef.target._overloadpacket  # type: ignore[union-attr]
+    for overload in (getattr(packet, name) for name in packet.overloads()):
+        if not overload._schema.is_mutable:
+            candidate = opdef_of_overload(overload)
+            if [(p.name, p.kind, p.type) for p in candidate.params if not p.extra] == wanted:
+                return candidate
     return None
 
 
 def with_defaults(
     opdef: OpDef, functional: OpDef, values: Sequence[Any], named: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Return the keyword arguments with defaults of the in-place operator that its functional form does not have."""
+    """Return keyword arguments, with defaults that only the in-place operator has."""
     required = {p.name for p in functional.params if p.kind is ParamKind.ATTRIBUTE and not p.has_default}
     missing = {
         p.name: p.default
@@ -163,6 +144,6 @@ def with_defaults(
 
 
 def makes_views(opdef: OpDef) -> bool:
-    """Return whether the schema says that results are views."""
+    """Return whether results are views according to the schema."""
     schema = getattr(opdef.target, "_schema", None)
     return schema is not None and any(ret.alias_info is not None for ret in schema.returns)

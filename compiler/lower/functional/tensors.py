@@ -1,4 +1,4 @@
-"""The tensors of a program that is lowered: their current values, through writes to them and to views of them."""
+"""Current values of the tensors of a program, through writes to them and to their views."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ir.types import Type
 
 
 class FunctionalTensors:
-    """Appends operations to a graph, and knows what value each tensor object has after them."""
+    """Appends operations to a graph, and tracks the value of each tensor object."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -28,7 +28,7 @@ class FunctionalTensors:
         self.sources: list[Storage] = []
         self.sharing = ModeSharing()
         self.layouts: Mapping[Handle, Strides] = {}
-        """Strides of the tensors that the next call takes, where the tracer knows them; asked for in-place calls."""
+        """Strides of the operands of the next call, where the tracer knows them; used for in-place calls."""
 
     # ---- tensors ----
 
@@ -40,7 +40,7 @@ class FunctionalTensors:
         return storage.owner
 
     def fresh(self, value: Value, key: int | None = None, linked: Sequence[Handle] = ()) -> Handle:
-        """Return the handle of a new tensor; `linked` are tensors that it may be a view of."""
+        """Return the handle of a new tensor; it may alias the tensors `linked`."""
         storage = Storage()
         storage.owner = Handle(value, storage, key=key)
         for other in linked:
@@ -83,8 +83,7 @@ class FunctionalTensors:
     def read_result(self, handle: Handle) -> Value:
         """Return the current value of a tensor that the model returns.
 
-        Where the model wrote to a view of a part and returns it, it is made anew from the whole: the caller sees from
-        its strides, and from the memory it shares, that it is one.
+        A mutated view of a part is computed again from the whole: its strides and its aliasing are observable.
 
         Raises:
             CaptureError: when a write may or may not have reached it.
@@ -135,7 +134,7 @@ class FunctionalTensors:
         )
 
     def write(self, handle: Handle, value: Value, *, is_fresh: bool = True) -> None:
-        """Make `value` the content of the tensor, seen through all views of its memory.
+        """Make `value` the content of a tensor, visible through all views of its storage.
 
         Raises:
             CaptureError: when the view cannot be written through.
@@ -143,19 +142,19 @@ class FunctionalTensors:
         storage = handle.storage
         if storage.kind == "parameter":
             raise CaptureError(
-                f"parameter {storage.name!r} is written in forward",
+                f"parameter {storage.name!r} is mutated in forward",
                 remedy="register it as a buffer, update it outside of forward, or "
                 f"{kept_with(self.location.module_path)}",
             )
         if storage.kernel_writes is not None:
             raise CaptureError(
-                f"{storage} is written here and by a normalization in training mode",
+                f"{storage} is mutated here and by a normalization in training mode",
                 remedy="call eval() on that normalization before the capture, or give it a clone",
             )
         for other in storage.linked:
             other.tainted = self.location
         if handle.parent is None and storage.kind == "local" and not is_fresh:
-            # the tensor stays its own memory: a caller who gets it may write to it
+            # the tensor owns its storage: a caller that gets it may mutate it
             value = self.emit("aten.clone", value)
         path: list[tuple[Handle, Value]] = [(handle, value)]
         current = handle
@@ -185,7 +184,7 @@ class FunctionalTensors:
     # ---- operations ----
 
     def emit(self, opdef: OpDef | str, *args: Any, **kwargs: Any) -> Value:
-        """Append an operation on values and return its only result, its type inferred."""
+        """Append an operation on values; return its only result, with inferred type."""
         return self._create(get_opdef(opdef) if isinstance(opdef, str) else opdef, args, kwargs, None).result
 
     def _create(

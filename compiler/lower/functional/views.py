@@ -1,4 +1,4 @@
-"""Views: which operators make them, how a write through one reaches the tensor it is a view of."""
+"""Writes through views: the base with a part replaced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Emit = Callable[..., Value]
 """`emit(name, *args, **kwargs)`: append an operation and return its only result."""
 
 Inverse = Callable[[Emit, Operation, int, Value, Value], Value | None]
-"""(emit, the view operation, number of the result, whole, part) -> the whole with the part written, or None."""
+"""(emit, the view operation, number of the result, whole, part) -> the whole with the part replaced, or None."""
 
 
 def _attributes(op: Operation) -> dict[str, Any]:
@@ -33,15 +33,16 @@ def _reshape(emit: Emit, _op: Operation, _index: int, whole: Value, part: Value)
     return emit("aten.reshape_as", part, whole) if shape is None else emit("aten.reshape", part, shape)
 
 
-def _scatter(name: str) -> Inverse:
-    return lambda emit, op, _index, whole, part: emit(name, whole, part, **_attributes(op))
+def _scatter(view: str) -> Inverse:
+    """The scatter of a view has its parameters: `slice_scatter` those of `slice`."""
+    return lambda emit, op, _index, whole, part: emit(f"aten.{view}_scatter", whole, part, **_attributes(op))
 
 
 def _as_strided(emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -> Value:
     attributes = _attributes(op)
     if not may_need_gradient(whole):
         return emit("aten.as_strided_scatter", whole, part, **attributes)
-    # PyTorch's derivative of it lets the gradient of what is overwritten through
+    # in PyTorch's derivative, gradients of overwritten elements pass through
     written = emit("aten.as_strided_scatter", emit("aten.detach", whole), part, **attributes)
     nowhere, everywhere = (emit(f"aten.{n}_like", v, dtype=torch.bool) for n, v in (("zeros", whole), ("ones", part)))
     return emit("aten.where.self", emit("aten.as_strided_scatter", nowhere, everywhere, **attributes), written, whole)
@@ -55,7 +56,7 @@ def _narrow(emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -
     if isinstance(start, Value) or isinstance(length, Value):
         return None
     if isinstance(start, int) and start < 0:
-        # with start + length == 0 the end of the slice would be 0
+        # if start + length == 0, the slice would end at 0
         size = None if shape is None else shape[dim]
         if size is None:
             return None
@@ -101,11 +102,11 @@ def _split(emit: Emit, op: Operation, index: int, whole: Value, part: Value) -> 
 
 def _expand(_emit: Emit, op: Operation, _index: int, whole: Value, part: Value) -> Value | None:
     same = whole.type == op.results[0].type and whole.tensor_type.is_known
-    return part if same else None  # otherwise several elements are one: PyTorch refuses such a write too
+    return part if same else None  # otherwise elements alias each other: PyTorch refuses such a write too
 
 
 def _detach(_emit: Emit, _op: Operation, _index: int, whole: Value, part: Value) -> Value | None:
-    # elsewhere the write changes the data and not the gradient, which no functional operator expresses
+    # otherwise the write changes data but not the gradient, which no functional operator expresses
     return None if may_need_gradient(whole) or may_need_gradient(part) else part
 
 
@@ -145,20 +146,20 @@ _INVERSES: dict[Layout, Inverse] = {
     Layout.SWAP: _swap,
     Layout.MOVE: _movedim,
     Layout.EXPAND: _expand,
-    Layout.SELECT: _scatter("aten.select_scatter"),
-    Layout.SLICE: _scatter("aten.slice_scatter"),
+    Layout.SELECT: _scatter("select"),
+    Layout.SLICE: _scatter("slice"),
     Layout.NARROW: _narrow,
     Layout.SPLIT: _split,
     Layout.UNBIND: _unbind,
-    Layout.DIAGONAL: _scatter("aten.diagonal_scatter"),
+    Layout.DIAGONAL: _scatter("diagonal"),
     Layout.STRIDED: _as_strided,
 }
 
 
 def write_through(emit: Emit, op: Operation, index: int, whole: Value, part: Value) -> Value | None:
-    """Return `whole` with `part` written where result number `index` of the view operation `op` lies in it.
+    """Return `whole` with result `index` of the view operation `op` replaced by `part`.
 
-    None means that this view cannot be written through.
+    None means that the view cannot be written through.
     """
     facts = op.opdef.facts
     if facts.inverse is not None:
@@ -166,7 +167,7 @@ def write_through(emit: Emit, op: Operation, index: int, whole: Value, part: Val
     if op.name == "aten.view.dtype":
         return _view_dtype(emit, op, whole, part)
     if facts.layout is None:
-        # where it is a view at all, it is the operand itself
+        # if it is a view, it is the operand itself
         return part if facts.storage is StorageRule.EITHER or Trait.DROPOUT in facts.traits else None
     inverse = _INVERSES.get(facts.layout)
     return None if inverse is None else inverse(emit, op, index, whole, part)

@@ -1,4 +1,4 @@
-"""What opaque calls write: only what nothing else reads, since the graph says nothing of writes."""
+"""Mutations by opaque calls: only of values that nothing else reads, since the graph does not order them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ir.ops.nn_ops import OPAQUE
 
 
 def check_writes(graph: Graph) -> None:
-    """Check that what opaque calls write to is read by nothing else, neither before nor after.
+    """Check that nothing else reads what opaque calls mutate.
 
     Raises:
-        CaptureError: when it is: the order of the read and the write would be lost.
+        CaptureError: when something does: the order of read and write would be lost.
     """
     for op in graph.operations():
         if op.opdef is not OPAQUE or not op.attributes["writes"]:
@@ -29,7 +29,7 @@ def check_writes(graph: Graph) -> None:
 
 
 def _other_reader(value: Value, call: Operation) -> str | None:
-    """Return what else may read the memory of an operand of a call."""
+    """Return what else may read the storage of an operand of a call, or None."""
     while True:
         others = [user for user in value.users if user is not call]
         if others:

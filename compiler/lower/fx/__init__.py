@@ -1,1 +1,1 @@
-"""FX graphs, lowered without being run."""
+"""Lowering of FX graphs, without running them."""

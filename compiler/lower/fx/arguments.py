@@ -1,4 +1,4 @@
-"""What the arguments of an FX graph may be besides tensors, where nothing is known of their types."""
+"""Kinds of arguments besides tensors that an FX graph accepts where types are unknown."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _GETITEM = "_operator.getitem"
 
 
 def with_kinds(program: Program, *, is_traced: bool) -> tuple[InputLeaf, ...]:
-    """Return the arguments of a program, with what those of unknown type may be, judged by what the graph does.
+    """Return the arguments of a program with the kinds that those of unknown type accept, judged by their uses.
 
-    Functions that are called as they are take anything, and indexing is the same for sequences.
+    Opaque functions take anything, and indexing works on sequences.
 
     Args:
         program: the program.
-        is_traced: whether the graph is a trace of a module: its code may have asked for the class of the argument, and
-            only a key that is a text tells that it is a mapping.
+        is_traced: whether the graph is a trace of a module, whose code may have asked for the class of the argument:
+            only a text as key then shows a mapping.
     """
     written = {mutation.input for mutation in program.convention.mutations}
 
@@ -48,7 +48,7 @@ def _kinds(value: Value, users: list[Operation], is_traced: bool) -> tuple[str, 
 
 
 def _is_lookup(op: Operation, owner: Value) -> bool:
-    """Whether an operation looks up a key of `owner` that is a text."""
+    """Return whether an operation looks up a text key of `owner`."""
     if op.name != "nn.opaque" or op.attributes["callee"] != _GETITEM or op.operands != (owner,):
         return False
     args, _ = decode_call(op.attributes, op.operands, lambda leaf: leaf)

@@ -1,4 +1,4 @@
-"""Calls in an FX graph: functions of `torch`, `torch.nn.functional` and `operator`, and methods, as ATen operators."""
+"""Calls in an FX graph, as ATen operators: functions of `torch` and `operator`, and methods."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VARIADIC = frozenset(
         "new_empty",
     }
 )
-"""Methods that take their list of ints as separate arguments, too."""
+"""Methods that also take their list of ints as separate arguments."""
 
 CASTS = {
     "float": torch.float32,
@@ -46,7 +46,7 @@ CASTS = {
     "bool": torch.bool,
 }
 
-# Names of Python functions whose operator is named otherwise.
+# Python functions whose operator has another name.
 _RENAMED = {
     "true_divide": "div",
     "__matmul__": "matmul",
@@ -62,7 +62,7 @@ _RENAMED = {
 }
 # Python-level functions in torch/functional.py that are one operator.
 _PYTHON_FUNCTIONS = frozenset({torch.split, torch.einsum, torch.meshgrid, torch.norm, torch.stft})
-# Functions that take the size of a new tensor as separate arguments, too.
+# Functions that also take the size of a new tensor as separate arguments.
 _FACTORIES = frozenset({"zeros", "ones", "empty", "rand", "randn"})
 
 
@@ -70,7 +70,7 @@ _FACTORIES = frozenset({"zeros", "ones", "empty", "rand", "randn"})
 
 
 class Calls(Indexing):
-    """Appends the operators that calls stand for."""
+    """Appends the operators for calls."""
 
     # ---- methods ----
 
@@ -123,7 +123,7 @@ class Calls(Indexing):
         return self.operator("aten.to.dtype_layout", (receiver,), options)
 
     def named(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Call the operator of a Python function's or method's name, its arguments written as in Python."""
+        """Call the operator for the name of a Python function or method, with its Python arguments."""
         args = [self.plain(arg) for arg in args]
         named = {key: self.plain(arg) for key, arg in kwargs.items()}
         name = _RENAMED.get(name, name)
@@ -132,7 +132,7 @@ class Calls(Indexing):
             return self.operator(overload, args, named)
         found = self.aten(name, *args, **named)
         class_ = getattr(torch.return_types, name, None)
-        # a caller may ask for `.values` of what Python returns, where the operator returns a plain tuple
+        # callers may read `.values` of the result, where the operator returns a plain tuple
         return class_(found) if type(found) is tuple and isinstance(class_, type) else found
 
     # ---- functions ----
@@ -174,7 +174,7 @@ class Calls(Indexing):
         """Return `owner.name`.
 
         Raises:
-            UnknownCallError: when it is not known.
+            UnknownCallError: when the attribute is not supported.
         """
         if isinstance(owner, tuple) and owner and type(owner[0]) is Handle:
             names = _named_results(owner[0])
@@ -199,7 +199,7 @@ class Calls(Indexing):
 
 
 def _named_results(handle: Handle) -> list[str]:
-    """Return the names of the results (`values`, `indices`) of the operator that a tensor is a result of."""
+    """Return the names of the results (`values`, `indices`) of the operator that made a tensor."""
     op = handle.value.defining_op
     schema = getattr(op.opdef.target, "_schema", None) if op is not None else None
     return [] if schema is None else [result.name for result in schema.returns]

@@ -1,4 +1,4 @@
-"""An FX graph becomes a program without being run: shapes come from its metadata, or stay unknown."""
+"""Lowering of an FX graph without running it: shapes come from its metadata, or stay unknown."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from compiler.lower.fx.overloads import UnknownCallError, is_runtime
 from compiler.lower.regions import attribute_of
 from compiler.lower.results import Results
 from compiler.usercode.copies import structural_copy
+from compiler.usercode.locations import class_path, is_inside
 from ir.attributes import map_leaves
 from ir.core import Operation, Value
 from ir.errors import CaptureError, GraphwrightError, InputError
@@ -43,8 +44,8 @@ class FxLowering(Lowering):
 
     Args:
         graph_module: the graph.
-        leaves: modules that are kept as opaque calls, by path.
-        is_traced: whether it is a trace of a module, whose code may have asked what its arguments are.
+        leaves: modules that stay opaque calls, by path.
+        is_traced: whether it is a trace of a module, whose code may have asked for the kind of its arguments.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class FxLowering(Lowering):
         return self.program
 
     def _drop_weights_of_opaques(self) -> None:
-        """Weights that only opaque modules own stay inside of them."""
+        """Remove weights that only opaque modules own."""
         prefixes = tuple(f"{path}." for path in self.program.opaques)
         for name, weight in list(self.program.weights.items()):
             names = (name, *weight.aliases)
@@ -112,11 +113,11 @@ class FxLowering(Lowering):
         if node.op != "call_module":
             return location
         module = self.facts.modules.get(str(node.target))
-        class_name = "" if module is None else f"{type(module).__module__}.{type(module).__qualname__}"
+        class_name = "" if module is None else class_path(type(module))
         return Location(str(node.target), class_name, location.file, location.line)
 
     def _complete(self, node: fx.Node, before: Operation | None) -> None:
-        """Set what the module and the node say of the operations after `before`."""
+        """Apply what the module and the node say about the operations after `before`."""
         op = self.graph.return_op.prev
         while op is not None and op is not before:
             self._adjust(op, node)
@@ -212,7 +213,7 @@ class FxLowering(Lowering):
                 return self.calls.method(str(node.target), args, kwargs)
             assert callable(node.target)
             if node.target is torch._assert or (node.users and all(u.target is torch._assert for u in node.users)):
-                return None  # an assertion on sizes: types say the same where they are known
+                return None  # an assertion on sizes, which types express where they are known
             if any(is_runtime(leaf) or type(leaf) in (Size, Pieces) for leaf in leaves_of((args, kwargs))):
                 return self.leaf_modules.function(node.target, args, kwargs)
             return self._constant_call(node.target, args, kwargs)
@@ -220,7 +221,7 @@ class FxLowering(Lowering):
             return self._opaque_function(node, args, kwargs, problem)
 
     def _constant_call(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Call a function of constants: at once, unless each call of the model makes a new tensor or may do anything.
+        """Evaluate a function of constants now, unless each call makes a new tensor or may have effects.
 
         Raises:
             UnknownCallError: for a function of the user's.
@@ -239,7 +240,7 @@ class FxLowering(Lowering):
     def _call_module(self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         path = str(node.target)
         module = self.facts.modules[path]
-        if not any(path == kept or path.startswith(f"{kept}.") for kept in self.kept):
+        if not is_inside(path, self.kept):
             try:
                 found = self.leaf_modules.module(module, args, kwargs)
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
@@ -292,11 +293,11 @@ class FxLowering(Lowering):
         recorded = _recorded_types(node, self.device)
         count = _unpacked(node)
         if recorded is None and count == 1:
-            # an unpacking would name all results; this takes the first of a number that is not known
+            # unpacking would name all results; this takes the first of an unknown number
             raise CaptureError(f"it is not known how many results {callee} returns", remedy=_WITH_INPUTS)
         types: list[Type] = [t or UNKNOWN_TENSOR for t in recorded or ()]
         if not count and len(types) != 1:
-            # a tensor, or a structure that only the callers of the graph look into
+            # a tensor, or a structure that only callers of the graph inspect
             types = [OpaqueType() if _is_no_tensor(node) else UNKNOWN_TENSOR]
         elif not types:
             types = [UNKNOWN_TENSOR] * count
@@ -322,7 +323,7 @@ def _is_no_tensor(node: fx.Node) -> bool:
 
 
 def _unpacked(node: fx.Node) -> int:
-    """Return how many results the users of a node unpack it into, or 0 where they do not."""
+    """Return how many results the users of a node unpack, or 0."""
     indices = [user.args[1] for user in node.users if user.op == "call_function" and user.target is operator.getitem]
     if not indices or len(indices) < len(node.users) or not all(type(i) is int and i >= 0 for i in indices):
         return 0
@@ -330,7 +331,7 @@ def _unpacked(node: fx.Node) -> int:
 
 
 def _recorded_types(node: fx.Node, device: torch.device) -> list[TensorType | None] | None:
-    """Return the types that `ShapeProp` (or a fake tensor propagation) left on a node."""
+    """Return the types that `ShapeProp` or fake tensor propagation left on a node."""
     meta = node.meta.get("val", node.meta.get("tensor_meta"))
     if meta is None:
         return None

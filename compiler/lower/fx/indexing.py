@@ -1,4 +1,4 @@
-"""Indexing in an FX graph: items of tensors, of sizes, and of an unknown number of pieces."""
+"""Indexing in an FX graph: of tensors, sizes, and an unknown number of pieces."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ir.core import Value
 
 
 class Indexing(Operators):
-    """Appends the operators that indexing stands for."""
+    """Appends the operators for indexing."""
 
     def _piece(self, pieces: Pieces, index: int) -> Any:
-        """Return one piece, as the view that it is."""
+        """Return one piece, as a view."""
         if index < 0:
             raise UnknownCallError("the last of an unknown number of pieces")
         handle, axis, size = pieces.handle, pieces.axis, pieces.number
         if pieces.name == "aten.unbind.int":
             return self.operator("aten.select.int", (handle, axis, index))
         if pieces.name == "aten.chunk":
-            # the size of all chunks but the last is rounded up
+            # all chunks but the last have this size, rounded up
             rounded = self.python_operator(operator.add, [self.dim(handle, axis), size - 1])
             size = self.python_operator(operator.floordiv, [rounded, size])
         start, stop = (self.python_operator(operator.mul, [size, i]) for i in (index, index + 1))
@@ -35,7 +35,7 @@ class Indexing(Operators):
         if type(owner) is Size:
             if isinstance(index, int):
                 return self.dim(owner.handle, index)
-            return tuple(self.dims(owner))[index]  # which Python adds to tuples, as it does the part of a torch.Size
+            return tuple(self.dims(owner))[index]  # a plain tuple, which adds to tuples as a part of a torch.Size does
         if type(owner) is Pieces and isinstance(index, int):
             return self._piece(owner, index)
         if type(owner) is not Handle:
@@ -73,7 +73,7 @@ class Indexing(Operators):
         return current if current is not owner else self.operator("aten.alias", (owner,))
 
     def _index_around(self, owner: Handle, before: list[Any], after: list[Any]) -> Any:
-        """Index a tensor of unknown rank on both sides of an ellipsis: from the end, then from the front."""
+        """Index a tensor of unknown rank on both sides of an ellipsis, first from the end."""
         if any(map(is_tensor, (*before, *after))):
             raise UnknownCallError("indexing by tensors around an ellipsis where the rank is not known")
         current = owner
@@ -88,7 +88,7 @@ class Indexing(Operators):
         return current
 
     def _take(self, current: Handle, axis: int, part: Any) -> tuple[Handle, int]:
-        """Apply one part of an index; return the result and whether the dimension stays."""
+        """Apply one part of an index; return the result, and 1 if the dimension stays."""
         if part is None:
             return self.operator("aten.unsqueeze", (current, axis)), 1
         if isinstance(part, slice):
@@ -103,7 +103,7 @@ class Indexing(Operators):
         raise UnknownCallError(f"indexing by a {type(part).__qualname__}")
 
     def set_item(self, owner: Any, index: Any, value: Any) -> None:
-        """Do what `owner[index] = value` does.
+        """Lower `owner[index] = value`.
 
         Raises:
             UnknownCallError: when no operator stands for it.

@@ -1,4 +1,4 @@
-"""Modules of `torch.nn` that an FX graph keeps as leaves: their own forward methods say what they call."""
+"""Leaf modules of `torch.nn` in an FX graph: their own forward methods run on proxies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TRACED = "torch.nn.modules."
 
 
 class TensorProxy:
-    """Stands for a tensor while a forward method of `torch.nn` runs: what it is passed to becomes an operator."""
+    """Stands for a tensor while a forward method of `torch.nn` runs; functions that take it become operators."""
 
     def __init__(self, leaves: LeafModules, handle: Handle) -> None:
         self._leaves = leaves
@@ -115,7 +115,7 @@ class LeafModules:
         """Lower the call of a leaf module on handles.
 
         Raises:
-            UnknownCallError: when it is no module of `torch.nn`, or asks for what is not known.
+            UnknownCallError: when it is not a module of `torch.nn`, or asks for something unknown.
         """
         class_ = type(module)
         if not class_.__module__.startswith(_TRACED) or _has_hooks(module) or "forward" in module.__dict__:
@@ -149,7 +149,7 @@ class LeafModules:
         rank = self.calls.rank(input)
         batched = {"InstanceNorm1d": 3, "InstanceNorm2d": 4, "InstanceNorm3d": 5}.get(type(module).__name__)
         if batched is None or rank != batched:
-            # without a batch the first dimension is that of the channels, so an unknown rank decides nothing
+            # without a batch, the first dimension is the channels
             raise UnknownCallError("instance norm without a batch, of an unknown rank, or lazy")
         if module.track_running_stats and module.training:
             raise UnknownCallError("instance norm that updates its statistics")
@@ -203,7 +203,7 @@ class LeafModules:
                 "is_causal": bool(a["is_causal"]),
                 "training": module.training,
             },
-            # without the weights, the result is as the query: running the module on fake tensors takes 10 ms
+            # without weights, the result has the query's type; inference would run the module on fake tensors for 10 ms
             types=None if a["need_weights"] else (a["query"].value.type, OpaqueType()),
         )
         return found if a["need_weights"] else (found[0], None)

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def map_nested(item: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to each leaf; a tuple with names keeps its class, FX's own containers become plain ones."""
+    """Apply a function to each leaf; named tuples keep their class, FX's immutable containers become plain ones."""
     if isinstance(item, tuple):
         parts = [map_nested(part, function) for part in item]
         if hasattr(item, "_fields"):

@@ -1,4 +1,4 @@
-"""`torch.nn.functional`: the functions that are written in Python, as ATen operators."""
+"""Python functions of `torch.nn.functional`, as ATen operators."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.nn import functional as F
 
 from compiler.lower.fx.calls import Calls
 from compiler.lower.fx.overloads import UnknownCallError
-from ir.caches import Cache
+from ir.caches import cached
 from ir.opdef import get_opdef
 
 Arguments = Mapping[str, Any]
 Lowering = Callable[[Calls, Arguments], Any]
-"""(calls, the arguments of a function by name) -> the result, or one argument of the operator."""
+"""(calls, arguments of a function by name) -> the result, or one argument of the operator."""
 
 _NAMES = {"self": "input", "indices": "input", "train": "training"}
-"""Parameters of operators -> what functions call them."""
+"""Parameter of an operator -> its name in functions."""
 
 
 def _operator(name: str, **changed: Lowering) -> Lowering:
@@ -114,7 +114,7 @@ _UPSAMPLING = {
 def _interpolate(calls: Calls, arguments: Arguments) -> Any:
     a = arguments
     mode, size, scale = a["mode"], calls.plain(a["size"]), a["scale_factor"]
-    if mode not in _UPSAMPLING or a["recompute_scale_factor"] or a["antialias"]:
+    if mode not in _UPSAMPLING or a.get("recompute_scale_factor") or a.get("antialias"):
         raise UnknownCallError(f"interpolation of mode {mode} with these options")
     name, ranks, aligns = _UPSAMPLING[mode]
     rank = calls.rank(a["input"])
@@ -150,15 +150,13 @@ _PLAIN = (
     *(F.relu, F.relu6, F.hardtanh, F.hardswish, F.hardsigmoid, F.silu, F.mish, F.elu, F.selu, F.celu, F.leaky_relu),
     *(F.rrelu, F.sigmoid, F.tanh, F.glu, F.group_norm, F.batch_norm, F.instance_norm),
 )
-"""Functions that are the operator of their name."""
+"""Functions that are one operator of the same name."""
 
 FUNCTIONS: dict[Any, Lowering] = {
     **{function: _operator(function.__name__) for function in _PLAIN},
     F.threshold: _operator("threshold"),
     F.dropout: _dropout("dropout"),
-    F.dropout1d: _dropout("feature_dropout"),
-    F.dropout2d: _dropout("feature_dropout"),
-    F.dropout3d: _dropout("feature_dropout"),
+    **dict.fromkeys((F.dropout1d, F.dropout2d, F.dropout3d), _dropout("feature_dropout")),
     F.alpha_dropout: _dropout("alpha_dropout"),
     F.feature_alpha_dropout: _dropout("feature_alpha_dropout"),
     F.softmax: _softmax("softmax"),
@@ -168,9 +166,7 @@ FUNCTIONS: dict[Any, Lowering] = {
     F.adaptive_max_pool1d: _adaptive("adaptive_max_pool1d", 1),
     F.adaptive_max_pool2d: _adaptive("adaptive_max_pool2d", 2),
     F.adaptive_max_pool3d: _adaptive("adaptive_max_pool3d", 3),
-    F.max_pool1d: _max_pool("max_pool1d"),
-    F.max_pool2d: _max_pool("max_pool2d"),
-    F.max_pool3d: _max_pool("max_pool3d"),
+    **{function: _max_pool(function.__name__) for function in (F.max_pool1d, F.max_pool2d, F.max_pool3d)},
     F.layer_norm: _operator("layer_norm", normalized_shape=_normalized_shape),
     F.rms_norm: _operator("rms_norm", normalized_shape=_normalized_shape),
     F.embedding: _embedding,
@@ -180,7 +176,11 @@ FUNCTIONS: dict[Any, Lowering] = {
     F.normalize: _normalize,
 }
 
-_SIGNATURES: Cache[Any, inspect.Signature] = Cache()
+
+@cached()
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    # pooling functions are dispatchers without a signature of their own
+    return inspect.signature(getattr(F, f"{function.__name__}_with_indices", function))
 
 
 def lower_functional(calls: Calls, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -189,15 +189,9 @@ def lower_functional(calls: Calls, function: Callable[..., Any], args: Sequence[
     Raises:
         UnknownCallError: when no operator stands for it.
     """
-    lowering = FUNCTIONS[function]
-    signature = _SIGNATURES.get(function)
-    if signature is None:
-        # a pooling function is a dispatcher without a signature of its own
-        typed = getattr(F, f"{function.__name__}_with_indices", function)
-        signature = _SIGNATURES[function] = inspect.signature(typed)
     try:
-        bound = signature.bind(*args, **kwargs)
+        bound = _signature(function).bind(*args, **kwargs)
     except TypeError as error:
         raise UnknownCallError(str(error)) from None
     bound.apply_defaults()
-    return lowering(calls, bound.arguments)
+    return FUNCTIONS[function](calls, bound.arguments)

@@ -25,14 +25,14 @@ from ir.types import ScalarType, TensorType, Type
 
 
 class Size:
-    """The size of a tensor (`x.shape`), of which single dimensions are read later."""
+    """The size of a tensor (`x.shape`), whose dimensions are read later."""
 
     def __init__(self, handle: Handle) -> None:
         self.handle = handle
 
 
 class Pieces:
-    """The pieces of `x.chunk(n)`, `x.split(n)` or `x.unbind()`, where it is not known how many there are."""
+    """The pieces of `x.chunk(n)`, `x.split(n)` or `x.unbind()`, where their number is unknown."""
 
     def __init__(self, name: str, handle: Handle, number: Any, axis: int) -> None:
         self.name = name
@@ -43,11 +43,11 @@ class Pieces:
 
 
 PIECES = {"aten.chunk": "chunks", "aten.split.Tensor": "split_size", "aten.unbind.int": None}
-"""Operators that may return an unknown number of views -> the parameter that decides it."""
+"""Operators with an unknown number of views -> the parameter that decides it."""
 
 
 class Operators:
-    """Appends operators to a program that is lowered."""
+    """Appends operators to a program."""
 
     def __init__(self, functionalizer: Functionalizer) -> None:
         self.functionalizer = functionalizer
@@ -68,7 +68,7 @@ class Operators:
         kwargs: Mapping[str, Any] | None = None,
         types: Sequence[Type] | None = None,
     ) -> Any:
-        """Call an operator; return its result, a tuple where it has several, or a value where it is a number."""
+        """Call an operator; return its result: a handle, a value for a number, or a tuple of several."""
         if isinstance(opdef, str):
             opdef = get_opdef(opdef)
         if any(type(arg) is Handle and not is_tensor(arg) for arg in (*args, *(kwargs or {}).values())):
@@ -93,7 +93,7 @@ class Operators:
         return Pieces(opdef.name, bound["self"], None if number is None else bound[number], bound["dim"])
 
     def plain(self, arg: Any) -> Any:
-        """Return an argument with sizes as tuples of dimensions, as Python sees them, and FX's own lists as lists."""
+        """Return an argument with sizes as tuples of dimensions, and FX's containers as plain ones."""
         return map_nested(arg, self._plain)
 
     def _plain(self, leaf: Any) -> Any:
@@ -104,7 +104,7 @@ class Operators:
         return leaf
 
     def python_operator(self, function: Callable[..., Any], args: list[Any]) -> Any:
-        """An operator of Python on tensors, or on numbers of which some are read from tensors."""
+        """Apply an operator of Python to tensors, or to numbers of which some are read from tensors."""
         if not any(map(is_runtime, args)):
             return function(*args)
         if not any(map(is_tensor, args)):
@@ -115,7 +115,7 @@ class Operators:
         a, b = args
         if is_tensor(a):
             return self.aten(name, a, b)
-        # a number on the left: what the reflected method of torch.Tensor does
+        # a number on the left: as the reflected method of torch.Tensor
         if name == "sub":
             return self.operator("aten.rsub.Scalar", (b, a))
         if name == "div":
@@ -140,7 +140,7 @@ class Operators:
     # ---- sizes ----
 
     def dim(self, handle: Handle, axis: Any) -> Any:
-        """Return one dimension of a tensor: an int where it is known, else a value."""
+        """Return one dimension of a tensor: an int if known, else a value."""
         type_ = handle.value.type
         if isinstance(type_, TensorType) and type_.shape is not None and isinstance(axis, int):
             known = type_.shape[axis]
@@ -160,6 +160,6 @@ class Operators:
         return [self.dim(size.handle, axis) for axis in range(rank)]
 
     def rank(self, handle: Handle) -> int | None:
-        """Return the number of dimensions, where it is known."""
+        """Return the number of dimensions, or None if unknown."""
         type_ = handle.value.type
         return type_.rank if isinstance(type_, TensorType) else None

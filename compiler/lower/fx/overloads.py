@@ -1,4 +1,4 @@
-"""Which overload of an ATen operator a call in Python means."""
+"""Overload resolution: which ATen operator a call in Python means."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEYWORDS = {"input": "self", "axis": "dim", "keepdims": "keepdim", "x": "self",
 
 
 class UnknownCallError(Exception):
-    """A call that no operator stands for: it stays an opaque call."""
+    """No operator stands for a call: it stays opaque."""
 
 
 def is_tensor(arg: Any) -> bool:
@@ -27,7 +27,7 @@ def is_tensor(arg: Any) -> bool:
 
 
 def is_runtime(arg: Any) -> bool:
-    """Return whether an argument is known at run time only: a tensor, or a number read from one."""
+    """Return whether an argument is known only at run time: a tensor, or a number read from one."""
     return type(arg) is Handle or type(arg) is Value
 
 
@@ -35,7 +35,7 @@ def is_runtime(arg: Any) -> bool:
 
 
 def find_overload(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[OpDef, dict[str, Any]]:
-    """Return the overload of `aten.<name>` that takes these arguments, and the keyword arguments as it names them.
+    """Return the overload of `aten.<name>` that takes these arguments, and the keyword arguments by its names.
 
     Raises:
         UnknownCallError: when there is none.
@@ -69,7 +69,7 @@ def _renamed(opdef: OpDef, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fits(opdef: OpDef, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Return None where the arguments do not fit the schema, else how many of them need a conversion."""
+    """Return how many arguments need a conversion to fit the schema, or None where they do not fit."""
     params = [p for p in opdef.params if not p.extra]
     positional = [p for p in params if not p.keyword_only]
     if len(args) > len(positional):
@@ -149,6 +149,7 @@ def shapes_known(args: Sequence[Any]) -> bool:
     return all(isinstance(type_, TensorType) and type_.is_known for type_ in types)
 
 
+_COMPARISONS = {getattr(operator, name): name for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 BINARY: dict[Callable[..., Any], str] = {
     operator.add: "add",
     operator.sub: "sub",
@@ -161,12 +162,7 @@ BINARY: dict[Callable[..., Any], str] = {
     operator.and_: "bitwise_and",
     operator.or_: "bitwise_or",
     operator.xor: "bitwise_xor",
-    operator.eq: "eq",
-    operator.ne: "ne",
-    operator.lt: "lt",
-    operator.le: "le",
-    operator.gt: "gt",
-    operator.ge: "ge",
+    **_COMPARISONS,
     operator.iadd: "add_",
     operator.isub: "sub_",
     operator.imul: "mul_",
@@ -188,10 +184,5 @@ SCALAR_OPERATORS: dict[Callable[..., Any], str] = {
     operator.floordiv: "floordiv",
     operator.mod: "remainder",
     operator.neg: "neg",
-    operator.eq: "eq",
-    operator.ne: "ne",
-    operator.lt: "lt",
-    operator.le: "le",
-    operator.gt: "gt",
-    operator.ge: "ge",
+    **_COMPARISONS,
 }

@@ -80,7 +80,7 @@ def conv_transpose(dims: int) -> InferRule:
 def _fit(
     types: tuple[Any, ...], groups: Any, dims: int, *, transposed: bool = False
 ) -> tuple[Shape | None, Dim | None, Shape, Shape]:
-    """Return batch dimensions (None for an unknown rank), output channels, spatial sizes and those of the kernel."""
+    """Check the operands; return batch (None for an unknown rank), output channels, spatial and kernel sizes."""
     x, weight, bias = types
     batch, channels, sizes = _split_input(x, dims)
     out: Dim | None = None
@@ -112,7 +112,7 @@ def _split_input(x: TensorType, dims: int) -> tuple[Shape | None, Dim | None, Sh
 
 
 def _check_lengths(dims: int, *numbers: Sequence[Any]) -> None:
-    """Refuse what the kernels refuse and the operator on fake tensors takes."""
+    """Check lengths that kernels refuse and fake tensors accept."""
     for given in numbers:
         if len(given) != dims:
             raise InferenceError(f"a convolution over {dims} dimensions takes {dims} numbers, not {given}")

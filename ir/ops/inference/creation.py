@@ -37,7 +37,7 @@ def copy(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 
 
 def random(rule: InferRule) -> InferRule:
-    """Return `rule` for floating results only: which other dtypes are taken depends on the operator."""
+    """Restrict a rule to floating results: operators differ in which other dtypes they accept."""
 
     def infer(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         (result,) = rule(types, attributes)

@@ -1,4 +1,4 @@
-"""Inference for elementwise operators: broadcasting here, dtypes by asking the operator itself, once a combination."""
+"""Inference for elementwise operators: shapes by broadcasting, dtypes from one run of each combination."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-from ir.attributes import attribute_key
-from ir.caches import Cache
 from ir.fake import infer_with_fakes
 from ir.opdef import InferRule, get_opdef
 from ir.ops.inference.support import (
@@ -20,38 +18,29 @@ from ir.ops.inference.support import (
 )
 from ir.types import Dim, TensorType, Type, dims_equal
 
-_PROBES: Cache[Any, TensorType] = Cache()
-_MAX_PROBES = 10_000
 _REAL = frozenset({int, float, bool})
 
 
 def probe(name: str, types: tuple[TensorType | None, ...], attributes: Attributes) -> TensorType:
     """Return the result type of an elementwise operator for operands of one element each.
 
-    The dtype of the result and whether the operator takes the operands at all depend on their dtypes, on which of them
-    are scalars, and on the attributes: the operator is asked once for each combination.
+    The result dtype, and whether the operator takes the operands at all, depend on their dtypes, on which are scalars,
+    and on the attributes: the operator is run once for each combination.
 
     Raises:
         InferenceError: when the operator refuses the operands.
     """
-    operands = tuple([None if t is None else (t.dtype, t.device, t.shape is not None and not t.shape) for t in types])
-    key = (name, operands, tuple([(n, attribute_key(v)) for n, v in attributes.items()]))
-    found = _PROBES.get(key)
-    if found is None:
-        tiny = tuple([None if o is None else TensorType(() if o[2] else (1,), o[0], o[1]) for o in operands])
-        (result,) = infer_with_fakes(get_opdef(name), tiny, attributes)
-        if type(result) is not TensorType:
-            raise Undecided
-        if len(_PROBES) >= _MAX_PROBES:
-            _PROBES.clear()
-        _PROBES[key] = found = result
-    return found
+    tiny = tuple([t and TensorType(() if t.shape == () else (1,), t.dtype, t.device) for t in types])
+    (result,) = infer_with_fakes(get_opdef(name), tiny, attributes)
+    if type(result) is not TensorType:
+        raise Undecided
+    return result
 
 
 def unary(name: str, *scalars: str) -> InferRule:
     """Return the rule of an operator on one tensor that keeps floating dtypes.
 
-    `scalars` are the attributes that may be complex and would then change the dtype.
+    `scalars` are the attributes that would change the dtype if they were complex.
     """
     general = nary(name)
 
@@ -105,7 +94,7 @@ def _nary(name: str) -> InferRule:
 
 
 def _certain_dtype(name: str, types: list[TensorType], attributes: Attributes) -> torch.dtype | None:
-    """Return the result's dtype where it follows from what is known: equal dtypes, or the same result for any."""
+    """Return the result dtype if it is certain: the operands have one dtype, or it is always bool."""
     if name in BOOL_RESULT:
         return torch.bool
     dtypes = {t.dtype for t in types}
@@ -125,7 +114,7 @@ def boolean(name: str) -> InferRule:
 
 
 def masked(name: str) -> InferRule:
-    """Return the rule of `masked_fill`: operands broadcast, and the dtype is the first one's."""
+    """Return the rule of `masked_fill`: operands broadcast, with the dtype of the first."""
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         x, mask = types[0], types[1]

@@ -26,7 +26,7 @@ def _with_shape(x: TensorType, shape: Sequence[Dim | None] | None) -> tuple[Type
 
 
 def reshape(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """view, reshape and _unsafe_view: to the sizes of the attribute, of which one may be -1."""
+    """view, reshape and _unsafe_view: the sizes of the attribute, of which one may be -1."""
     x = types[0]
     sizes = attributes["size"] if "size" in attributes else attributes["shape"]
     return _with_shape(x, fill_in(x.shape, sizes))
@@ -102,7 +102,7 @@ def unflatten(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
 
 
 def reorder(layout: Layout) -> InferRule:
-    """Return the rule of an operator that puts the dimensions in another order."""
+    """Return the rule of an operator that permutes dimensions."""
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         x = types[0]
@@ -118,7 +118,7 @@ def reorder(layout: Layout) -> InferRule:
 
 
 def matrix_transpose(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """aten.t: a matrix transposed, anything smaller as it is."""
+    """aten.t: a matrix transposed, anything smaller unchanged."""
     if types[0].shape is not None and len(types[0].shape) > 2:
         raise Misfit("a matrix is needed")
     return reorder(Layout.REVERSE)(types, attributes)
@@ -191,7 +191,7 @@ def repeat(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 
 
 def same(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """Operators that give their operand's type back, whatever it is."""
+    """The operand's type, whatever it is."""
     return (types[0],)
 
 

@@ -96,7 +96,7 @@ def _added(types: tuple[Any, ...], product: tuple[Type, ...]) -> tuple[Type, ...
 
 
 def einsum(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """`"ab,bc->ac"`: the sizes of the letters after the arrow, which must be there."""
+    """`"ab,bc->ac"`: the sizes of the letters after the arrow, which is required."""
     (operands,) = types
     equation = str(attributes["equation"]).replace(" ", "")
     inputs, arrow, output = equation.partition("->")
@@ -108,7 +108,7 @@ def einsum(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     sizes: dict[str, Dim | None] = {}
     for part, operand in zip(letters, operands, strict=True):
         shape = operand.shape
-        # a letter that occurs twice in one operand takes a diagonal, and sizes of 1 broadcast: the operator knows how
+        # diagonals (a letter twice in one operand) and broadcasting are left to the operator
         require(shape is not None and len(shape) == len(part) == len(set(part)) and None not in shape)
         for letter, size in zip(part, shape, strict=True):
             require(dims_equal(sizes.setdefault(letter, size), size))
@@ -126,7 +126,7 @@ def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
         return (TensorType(None, dtype, device),)
     require(len(q) == len(k) == len(v) >= 3 and 0 not in (*q, *k, *v))
     for a, b, c in zip(q[:-2], k[:-2], v[:-2], strict=True):
-        # sizes of 1 broadcast and groups of heads are repeated: the operator knows how
+        # broadcasting and grouped heads are left to the operator
         require(a is None or b is None or dims_equal(a, b))
         require(b is None or c is None or dims_equal(b, c))
     require_equal(q[-1], k[-1], "the size of a key")
@@ -141,9 +141,9 @@ def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
 
 
 def multihead_attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """[N, L, E], [N, S, K], [N, S, V] -> [N, L, E], weights [N, L, S]: batch first, and all parameters there.
+    """[N, L, E], [N, S, K], [N, S, V] -> [N, L, E], weights [N, L, S], with `batch_first`.
 
-    Tokens come before the batch otherwise, and there may be no batch. Without `need_weights` there are no weights; not
+    Otherwise tokens come before the batch; there may be no batch. Without `need_weights` there are no weights; not
     averaged, they are [N, heads, L, S].
     """
     query, key, value, in_proj, in_bias, out_proj, out_bias, *separate, bias_k, bias_v, padding, mask = types

@@ -1,4 +1,4 @@
-"""Inference for normalization, softmax and dropout: the type of the input, if the rest fits."""
+"""Inference for normalization, softmax and dropout: the input's type if the rest fits."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def group_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ..
 
 
 def layer_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """input, weight?, bias? -> the input's type; `normalized_shape` are its last sizes. RMSNorm too."""
+    """input, weight?, bias? -> the input's type, with last sizes `normalized_shape`; RMSNorm, too."""
     x, shape = types[0], attributes["normalized_shape"]
     require(isinstance(shape, tuple) and len(shape) > 0)
     for type_ in types[1:]:
@@ -103,7 +103,7 @@ def softmax(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 
 
 def dropout(min_training_rank: int = 0) -> InferRule:
-    """Return the rule of a dropout: the input's type; dropping whole channels needs a channel dimension."""
+    """Return the rule of a dropout: the input's type. Dropping whole channels needs a channel dimension."""
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         x, p = types[0], attributes["p"]

@@ -22,7 +22,7 @@ from ir.types import Dim, TensorType, Type, simplify_dim
 def pool(dims: int, *, indices: bool = False, covered: bool = False) -> InferRule:
     """Return the rule of max and average pooling over `dims` dimensions.
 
-    With `indices` there are two results; with `covered` the kernel must fit into the input without its padding.
+    With `indices` there are two results. With `covered` the kernel must fit into the unpadded input.
     """
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
@@ -89,7 +89,7 @@ def upsample(dims: int) -> InferRule:
 
 
 def pixel_shuffle(*, back: bool = False) -> InferRule:
-    """Return the rule of pixel_shuffle, [*, C * r * r, H, W] -> [*, C, H * r, W * r], or of the way back."""
+    """Return the rule of pixel_shuffle, [*, C * r * r, H, W] -> [*, C, H * r, W * r], or of its inverse."""
     name = "downscale_factor" if back else "upscale_factor"
     of_channels, of_sizes = (_times, _divided) if back else (_divided, _times)
 
@@ -130,7 +130,7 @@ def _pool_size(size: Dim | None, kernel: Any, stride: Any, padding: Any, dilatio
     room = size + 2 * padding - reach
     if ceil_mode:
         length = floor_div(room + stride - 1, stride) + 1
-        # a last window that starts in the padding after the input is dropped; a large enough kernel has none
+        # a last window that starts in the padding behind the input is dropped; large kernels have none
         if padding + stride > reach:
             if type(size) is not int or type(length) is not int:
                 raise Undecided

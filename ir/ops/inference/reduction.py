@@ -21,9 +21,9 @@ from ir.types import TensorType, Type
 
 
 def _reduced(x: TensorType, attributes: Attributes, *, empty: bool = False) -> Shape | None:
-    """Return the shape without the dimensions in `dim`, or with 1 for each; no `dim`, or none in it, means all.
+    """Return the shape without the dimensions in `dim`, or with 1 for each; no or an empty `dim` means all.
 
-    `empty` tells whether tensors without elements are taken.
+    `empty` tells whether tensors without elements are accepted.
     """
     dims, keepdim = attributes.get("dim"), attributes.get("keepdim", False)
     if x.shape is None:
@@ -39,7 +39,7 @@ def _reduced(x: TensorType, attributes: Attributes, *, empty: bool = False) -> S
 def reduce(*, empty: bool = False, results: int = 1) -> InferRule:
     """Return the rule of a reduction that keeps floating dtypes, or converts to attribute `dtype`.
 
-    `empty` tells whether tensors without elements are taken.
+    `empty` tells whether tensors without elements are accepted.
     """
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:

@@ -32,7 +32,7 @@ def _at(x: TensorType, dim: int, size: Dim | None) -> TensorType:
 
 
 def _ranked(x: TensorType) -> Shape:
-    """Return the shape of a tensor with at least one dimension, or leave the case to the operator."""
+    """Return the shape of a tensor, which must be known and not a scalar's."""
     if x.shape is None:
         raise Undecided
     if not x.shape:
@@ -53,7 +53,7 @@ def _without(x: TensorType, dim: int) -> TensorType:
 
 
 def select(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """select.int: one slice of a dimension, which disappears."""
+    """select.int: one index of a dimension, which is dropped."""
     x, index = types[0], attributes["index"]
     if x.shape is None:
         return (x,)
@@ -84,15 +84,15 @@ def slice_(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 
 
 def _symbolic_slice(size: int, start: Dim | None, end: Dim | None) -> Dim:
-    """Return how much of a dimension is taken by symbolic bounds, which are within it.
+    """Return the length of a slice with symbolic bounds, which are within the dimension.
 
-    `positions[:, :length]` of a table is the case that occurs: capture has bounded `length` by the size of the table.
+    It occurs as `positions[:, :length]` of a table, with `length` bounded by the capture.
     """
     first = 0 if start is None else start
     last = size if end is None or (type(end) is int and end >= size) else end
     for bound in (first, last):
         if isinstance(bound, sympy.Expr):
-            # counted from the front, so not negative
+            # counted from the front
             require(bool(bound.subs(dict.fromkeys(bound.free_symbols, 64)) > 0))
         else:
             require(0 <= bound <= size)
@@ -115,7 +115,7 @@ def narrow(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 
 
 def split(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """split.Tensor: pieces of one size, the last one with what is left."""
+    """split.Tensor: pieces of one size, and the rest."""
     x, piece = types[0], attributes["split_size"]
     dim, size = _along(x, attributes)
     if size is None:
@@ -152,7 +152,7 @@ def chunk(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 
 
 def unbind(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """All slices of one dimension, which disappears."""
+    """Each index of one dimension, which is dropped."""
     x = types[0]
     dim, size = _along(x, attributes)
     if size is None:
@@ -174,7 +174,7 @@ def _pieces(x: TensorType, dim: int, sizes: Sequence[Dim]) -> tuple[Type, ...]:
 
 
 def _tensors(types: tuple[Any, ...]) -> list[TensorType]:
-    """Return the operand list, if it is not empty and of one dtype."""
+    """Return the operand list, which must have one dtype and not be empty."""
     operands = types[0]
     require(len(operands) > 0 and all(type(t) is TensorType for t in operands))
     known = [t.dtype for t in operands if t.dtype is not None]
@@ -183,12 +183,12 @@ def _tensors(types: tuple[Any, ...]) -> list[TensorType]:
 
 
 def _list_dtype(operands: list[TensorType]) -> torch.dtype | None:
-    """Return the common dtype; an unknown one might promote the others."""
+    """Return the common dtype; None if one is unknown, as it could promote the others."""
     return None if any(t.dtype is None for t in operands) else operands[0].dtype
 
 
 def _common_sizes(shapes: Sequence[Shape], but: int | None = None) -> list[Dim | None]:
-    """Return the sizes of shapes that are equal in all dimensions but one."""
+    """Return the common sizes of shapes, which must be equal in all dimensions but one."""
     sizes: list[Dim | None] = list(shapes[0])
     for shape in shapes[1:]:
         if len(shape) != len(sizes):
@@ -208,7 +208,7 @@ def cat(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     if not ranked:
         return (TensorType(None, dtype, device),)
     if any(len(shape) == 1 and shape[0] in (0, None) for shape in ranked):
-        raise Undecided  # an empty vector goes with any rank
+        raise Undecided  # an empty vector may be concatenated with any rank
     if not ranked[0]:
         raise Misfit("scalars cannot be concatenated")
     dim = wrap_dim(attributes["dim"], len(ranked[0]))
@@ -230,7 +230,7 @@ def stack(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 
 
 def index_select(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """The slices of one dimension that a vector of indices names."""
+    """The indices of one dimension in a vector."""
     x, index = types
     if x.shape is None:
         return (x,)
@@ -239,7 +239,7 @@ def index_select(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, 
     if index.shape is None:
         return (_at(x, dim, None),)
     if len(index.shape) > 1:
-        raise Misfit("the indices are no vector")
+        raise Misfit("the indices are not a vector")
     common_device(types)
     return (_at(x, dim, index.shape[0] if index.shape else 1),)
 
@@ -247,9 +247,8 @@ def index_select(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, 
 def index(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """index.Tensor: dimensions by tensors of ints, which broadcast against each other.
 
-    The result has their shape in the place of the dimensions where these are neighbours, and in front of the others
-    where they are not. Fake tensors take an index without dimensions for a number, which is no neighbour of anything;
-    the kernels do not.
+    Their shape replaces the dimensions if these are adjacent, else it comes first. Fake tensors treat an index without
+    dimensions as a number, which is not adjacent to any; the kernels do not.
     """
     x, indices = types[0], types[1]
     require(x.shape is not None)
@@ -283,7 +282,7 @@ def gather(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 
 
 def topk(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """The k largest of a dimension, and where they were."""
+    """The k largest along a dimension, and their indices."""
     x, k = types[0], attributes["k"]
     if x.shape is None:
         return (x, TensorType(None, torch.int64, x.device))
@@ -294,7 +293,7 @@ def topk(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 
 
 def glu(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """Half of a dimension gates the other half."""
+    """The first half of a dimension, gated by the second."""
     x = types[0]
     if x.shape is None:
         return (x,)

@@ -1,8 +1,8 @@
-"""What the inference rules share: the way out to the fallback, and arithmetic on dimensions.
+"""Shared by inference rules: the fallback to fake tensors, and arithmetic on dimensions.
 
-A rule answers for the cases it is sure of. Where it is not, it raises `Undecided`, and where the operands cannot fit,
-`Misfit`: both hand the question to the operator itself, run on fake tensors, so that a rule can be slow but not wrong.
-Only where a type is partly unknown, and so cannot be run, a `Misfit` is the answer.
+A rule answers only where it is certain. Else it raises `Undecided`, or `Misfit` if the operands cannot fit. Both fall
+back to running the operator on fake tensors, so that a rule may be slow but not wrong. Operands of partly unknown types
+cannot be run: there a `Misfit` is final.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLOATS_OR_UNKNOWN = FLOATS | {None}
 
 
 class Undecided(Exception):  # noqa: N818 - control flow inside this package, no error
-    """The rule leaves the answer to the operator."""
+    """The rule falls back to the operator."""
 
 
 class Misfit(Undecided):
@@ -35,7 +35,7 @@ class Misfit(Undecided):
 
 
 class Refusal(Exception):  # noqa: N818 - becomes an InferenceError that names the operator
-    """The operator may take the operands, but its result types cannot be told; the message says why."""
+    """The operator may take the operands, but its result types cannot be known; the message says why."""
 
 
 def with_fallback(name: str, rule: InferRule) -> InferRule:
@@ -65,14 +65,14 @@ def with_fallback(name: str, rule: InferRule) -> InferRule:
 
 
 def floor_div(a: Dim, b: Dim) -> Dim:
-    """Return a // b, written as PyTorch writes it where it is symbolic."""
+    """Return a // b, with PyTorch's function if it is symbolic."""
     if type(a) is int and type(b) is int:
         return a // b
     return simplify_dim(FloorDiv(a, b))
 
 
 def total(dims: Sequence[Dim | None]) -> Dim | None:
-    """Return the sum of sizes, or None where one is unknown."""
+    """Return the sum of sizes, or None if one is unknown."""
     result: Dim = 0
     for dim in dims:
         if dim is None:
@@ -82,7 +82,7 @@ def total(dims: Sequence[Dim | None]) -> Dim | None:
 
 
 def require_equal(a: Dim | None, b: Dim | None, what: str) -> None:
-    """Let two sizes that are equal (or not known) pass.
+    """Demand two sizes that are equal or unknown.
 
     Raises:
         Misfit: when they are different numbers.
@@ -98,7 +98,7 @@ def require_equal(a: Dim | None, b: Dim | None, what: str) -> None:
 
 
 def require(condition: bool) -> None:
-    """Leave the case to the operator unless the condition holds.
+    """Fall back to the operator unless a condition holds.
 
     Raises:
         Undecided: when it does not.
@@ -108,7 +108,7 @@ def require(condition: bool) -> None:
 
 
 def require_rank(shape: Shape, *ranks: int) -> None:
-    """Let a shape of one of the ranks pass.
+    """Demand a shape of one of the ranks.
 
     Raises:
         Misfit: when the rank is another.
@@ -118,13 +118,13 @@ def require_rank(shape: Shape, *ranks: int) -> None:
 
 
 def require_not_empty(shape: Shape) -> None:
-    """Leave tensors without elements to the operator, since each has its own view of them."""
+    """Fall back to the operator for tensors without elements, which operators treat differently."""
     if 0 in shape:
         raise Undecided
 
 
 def wrap_dim(dim: Any, rank: int) -> int:
-    """Return a dimension's number counted from the front; a scalar has a dimension 0 here, as in PyTorch.
+    """Return the number of a dimension, counted from the front; scalars have a dimension 0, as in PyTorch.
 
     Raises:
         Misfit: when it is out of range.
@@ -138,7 +138,7 @@ def wrap_dim(dim: Any, rank: int) -> int:
 
 
 def wrap_dims(dims: Sequence[Any], rank: int) -> list[int]:
-    """Return distinct dimensions' numbers counted from the front.
+    """Return the numbers of distinct dimensions, counted from the front.
 
     Raises:
         Misfit: when one is out of range or there twice.
@@ -179,7 +179,7 @@ def _one_of(values: Sequence[Any]) -> Any:
 def broadcast(shapes: Sequence[Shape]) -> Shape:
     """Return the shape that the shapes broadcast to.
 
-    A symbolic size is taken for a general one: it broadcasts against 1 and against itself.
+    A symbolic size broadcasts against 1 and against itself only.
 
     Raises:
         Misfit: when sizes are different numbers, neither of them 1.
@@ -205,7 +205,7 @@ def _broadcast_dim(a: Dim | None, b: Dim | None) -> Dim | None:
     if type(a) is int and a == 1:
         return b
     if a is None or b is None:
-        # an unknown size against a number is that number; against a symbol, which may be 1 too, it can be either
+        # unknown against a number gives the number; against a symbol, which may be 1, it stays unknown
         known = b if a is None else a
         return known if type(known) is int else None
     if type(a) is int and type(b) is int:

@@ -256,7 +256,7 @@ def test_a_leaf_is_kept(net: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_ir_dumps(net: str) -> None:
     assert main([f"{net}:make", "--dump-ir", "dumps"]) == 0
     names = [path.name for path in sorted(Path("dumps").iterdir())]
-    assert names[0] == "000-canonicalize.gw" and names[-1].endswith("-fuse.gw")
+    assert names[0] == "000-apply-canonical-rules.gw" and names[-1].endswith("-fuse.gw")
     assert "fused." in Path("dumps", names[-1]).read_text()
 
 

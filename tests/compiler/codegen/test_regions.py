@@ -21,12 +21,14 @@ from compiler.emitted.fused import (
     FusedLayerNorm,
     FusedLinear,
     FusedLinearAct,
+    FusedModule,
     MHAInProjection,
     ScaledDotProductAttention,
 )
 from compiler.emitted.graphmodule import FusedRegion
 from ir.core import Operation, Value
 from ir.types import make_symbol
+from passes.fuse.conv import ConvBNAddActPattern
 from passes.rewrite.rewriter import Rewriter
 from tests.compiler.drafts import Draft, f32, randomize
 
@@ -296,6 +298,34 @@ def test_a_kind_of_the_users_becomes_a_region_with_its_parts_as_children() -> No
         block = module.get_submodule("conv")
         assert isinstance(block, FusedRegion)
         assert (type(block).__name__, block.kind, block.quantization_points) == ("FusedMyBlock", "my_block", ("input",))
+
+
+def test_a_chain_of_the_users_becomes_a_fused_module_of_its_kind() -> None:
+    classes = []
+    for build in (lambda c: c.pool(c.conv(c["x"])), lambda c: c.pool(c.bn(c.conv(c["x"])))):
+        c = Chain(x=IMAGE)
+        y = build(c)
+        c.graph.set_outputs([y])
+        emitted = c.emit(c.fuse("my_stem", {c["x"]: "input"}).result).module
+        x = torch.randn(2, 3, 8, 8)
+        expected = c.model.get_submodule("conv")(x)
+        expected = c.model.get_submodule("pool")(c.model.get_submodule("bn")(expected) if "bn" in c.parts else expected)
+        for module in (emitted, copy.deepcopy(emitted), pickle.loads(pickle.dumps(emitted))):
+            stem = module.get_submodule("conv")
+            assert isinstance(stem, FusedModule)
+            assert (stem.kind, stem.parts, stem.quantization_points) == ("my_stem", tuple(c.parts), ("input",))
+            assert torch.equal(module(x), expected)
+            classes.append(type(stem))
+    assert [cls.__name__ for cls in set(classes)] == ["FusedMyStem"]
+
+
+def test_fused_modules_have_the_declaration_of_their_rules() -> None:
+    assert FusedConvBNAddAct.parts == ConvBNAddActPattern.parts
+    assert FusedConvBNAddAct.quantization_points == ("input", "residual")
+    act = FusedLinearAct(linear=nn.Linear(3, 3), act=nn.ReLU())
+    assert (act.kind, act.parts) == ("linear_act", ("linear", "act"))
+    assert torch.equal(act(-torch.ones(3)), F.relu(act.get_submodule("linear")(-torch.ones(3))))
+    assert torch.equal(copy.deepcopy(act)(torch.ones(3)), act(torch.ones(3)))
 
 
 def test_weights_without_a_part_are_passed_in() -> None:

@@ -153,6 +153,20 @@ def test_each_property_is_compared(original: Any, other: Any, found: str) -> Non
     assert compare(other, other) == []
 
 
+def test_a_parameter_that_is_trained_may_not_be_gone() -> None:
+    def slopes(module: nn.Module) -> Observation:
+        with state_kept(module), torch.enable_grad():
+            return observe(module, (X,), gradients=True)
+
+    trained, untied = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+    with torch.no_grad():
+        trained.bias.zero_()
+        untied.weight.copy_(trained.weight)
+    found = [message for _, message in differences(slopes(trained), slopes(untied), judge=within(0.0))]
+    assert found == ["of bias: there is none now, and one before"]
+    assert not list(differences(slopes(trained), slopes(copy.deepcopy(trained)), judge=within(0.0)))
+
+
 def test_what_the_original_does_not_take_may_be_refused() -> None:
     assert problems(Does(lambda m, x: _raise(RuntimeError("a"))), Does(lambda m, x: _raise(InputError("b"))), X) == []
 

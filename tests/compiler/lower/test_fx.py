@@ -227,6 +227,13 @@ def test_functions_and_methods(number: int, shapes: bool) -> None:
     assert_same(program, model, x)
 
 
+def test_a_size_is_a_shape_to_normalize() -> None:
+    model, x = Applied(lambda x: F.rms_norm(x, x.size())), torch.randn(IMAGE)
+    assert_same(graph_of(model, x, shapes=True), model, x)
+    with pytest.raises(CaptureError, match="the rank is not known"):
+        graph_of(model, x, shapes=False)
+
+
 def test_sizes_are_read_at_run_time_where_they_are_unknown() -> None:
     model = Applied(lambda x: x.view(x.size(0), x.shape[1] * 2, -1))
     program = graph_of(model, torch.randn(2, 4, 6), shapes=False)
@@ -368,6 +375,14 @@ def test_weights_constants_and_defaults() -> None:
     ]
     assert next(iter(program.weights)) == "weight" and program.weights["weight"].data is model.weight
     assert_same(program, model, torch.randn(3))
+
+
+def test_upsample_is_interpolation_with_fewer_options() -> None:
+    graph = fx.Graph()
+    graph.output(graph.call_function(F.upsample, (graph.placeholder("x"), (5, 6))))
+    program = lower(capture(fx.GraphModule(nn.Module(), graph)))
+    assert names(program) == ["upsample_nearest2d.vec"]
+    assert_same(program, Applied(lambda x: F.interpolate(x, (5, 6))), torch.randn(IMAGE))
 
 
 def test_item_assignment() -> None:

@@ -1,4 +1,4 @@
-"""Programs that end the process are left out; those like them are not."""
+"""Programs that crash the process are left out; similar ones are not."""
 
 from __future__ import annotations
 

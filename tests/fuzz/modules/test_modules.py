@@ -20,7 +20,8 @@ from compiler.equality.observation import named_state
 from compiler.pipeline import pipeline_of
 from fuzz.modules.case import InputSpec, ModuleCase
 from fuzz.modules.check import check_module, lowered_and_changed
-from fuzz.modules.observation import Reference, module_differences, observe_module
+from fuzz.modules.observation import module_differences, observe_module
+from fuzz.programs.budget import Budget
 from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.rules.rule_pass import ApplyRules
 from fuzz.search.judge import write_script
@@ -264,7 +265,7 @@ def test_what_a_caller_sees_is_told_apart(other: type[nn.Module], properties: se
     found: set[str] = set()
     for gradients in (False, True) if other is not WritesTheInput else (False,):
         a, b = (observe_module(copy.deepcopy(m), args, {}, gradients=gradients) for m in (one, two))
-        found |= {property_ for property_, _ in module_differences(a, b, names, Reference())}
+        found |= {property_ for property_, _ in module_differences(a, b, names, Budget())}
     assert found == properties
 
 

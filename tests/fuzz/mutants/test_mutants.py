@@ -253,6 +253,52 @@ def test_a_rule_of_a_user_is_measured(tmp_path: Path, monkeypatch: pytest.Monkey
     assert run_mutant(either, max_examples=400).status == "found"
 
 
+UNUSUAL = """
+from graphwright import Pattern
+
+Lambdas = type("Lambdas", (Pattern,), {"pattern": lambda self, p: p.neg(p.any("x")), "rewrite": lambda self, m, b: m.x})
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rule", "unusual:Lambdas"], "has no code to mutate"),
+        (["--rule", "graphwright:Pattern"], "has no code to mutate"),
+        (["--rule", "..unusual:Lambdas"], "does not name a module"),
+        (["--rule", "not_python:Rule"], "raises SyntaxError on import"),
+        (["--rule", "raising:Rule"], "raises ZeroDivisionError on import"),
+        (["--rule", "NoCast", "--resume", "--report", "empty.json"], "is not a report of mutants"),
+        (["--rule", "NoCast", "--resume", "--report", "list.json"], "is not a report of mutants"),
+        (["--rule", "NoCast", "--resume", "--report", "."], "is not a report of mutants"),
+        (["--rule", "NoCast", "--report", "missing/report.json"], "No such file or directory"),
+        (["--processes", "0"], "0 is less than 1"),
+        (["--max-examples", "0"], "0 is less than 1"),
+        (["--sample", "-1"], "-1 is less than 1"),
+        (["--limit", "0"], "0 is not a time"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = {"unusual.py": UNUSUAL, "not_python.py": "1 +", "raising.py": "1 / 0", "empty.json": "", "list.json": "[1]"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as exit_:  # of argparse
+        code = int(exit_.code or 0)
+    printed = capsys.readouterr()
+    assert code == 2
+    assert message in " ".join((printed.out + printed.err).split())
+
+
 SOURCE = '''
 def check(m) -> str | None:
     """A docstring: 1 and 2."""

@@ -205,7 +205,7 @@ def test_a_kind_of_the_users_may_have_a_meaning(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_no_meaning_is_refused() -> None:
-    with pytest.raises(PatternError, match="is no identifier"):
+    with pytest.raises(PatternError, match="is not an identifier"):
         register_kind("my kind", gate)
     with pytest.raises(InputError, match="pass a function"):
         register_kind("mine")

@@ -100,7 +100,7 @@ def test_what_keeps_something_between_runs_is_found() -> None:
 
 
 @pytest.mark.parametrize(("width", "definite"), [(1, False), (2, True)])
-def test_gradients_that_hang_on_the_strides_of_unit_dimensions_are_told(width: int, definite: bool) -> None:
+def test_gradients_that_depend_on_the_strides_of_unit_dimensions_are_told(width: int, definite: bool) -> None:
     """PyTorch 2.13 takes a contiguous map of width 1 for one in channels_last, and mixes up its channels."""
     case = Case.seeded(
         f"""

@@ -45,7 +45,7 @@ def test_conversions_run_alone_with_canonicalization_in_between() -> None:
     pass_ = pipeline_of(TENSORRT_PATTERNS)
 
     def conversions(pass_: Pass) -> list[int]:
-        (fixpoint,) = (p for p in pass_ if isinstance(p, Fixpoint))  # type: ignore[attr-defined]
+        (fixpoint,) = (p for p in pass_ if type(p) is Fixpoint)  # type: ignore[attr-defined]
         return [len(p.patterns) if isinstance(p, Convert) else 0 for p in fixpoint]
 
     shapes = {tuple(conversions(InOrder(pass_, number).reordered)) for number in range(1, ORDERS)}

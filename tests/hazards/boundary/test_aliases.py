@@ -285,7 +285,7 @@ def test_an_input_that_is_written_is_alone_in_its_memory() -> None:
     emitted = transform(WritesFirst(), (ROWS.clone(), {"x": ROWS.clone()})).model
     shared, rows = ROWS.clone(), torch.zeros(6, 4)
     for a, b in ((shared, shared), (shared, shared.t().t()), (rows[:3], rows[2:5])):
-        with pytest.raises(InputError, match=r"input `a` is written in forward, and shares its memory with `b\['x'\]`"):
+        with pytest.raises(InputError, match=r"input `a` is mutated in forward, and shares its memory with `b\['x'\]`"):
             emitted(a, {"x": b})
     apart = rows[:3], {"x": rows[3:]}
     torch.testing.assert_close(emitted(*apart), torch.ones(3, 4))

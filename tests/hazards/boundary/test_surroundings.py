@@ -104,7 +104,9 @@ def test_a_question_in_the_other_mode_only(mode: bool) -> None:
     model = nn.Sequential(AsksInTheOtherMode(mode, matters=True)).train(mode)
     result = transform(model, (X,))
     same(result.model(X), model(X))
-    with pytest.raises(InputError, match="in the other mode it asks about its surroundings at `0`") as raised:
+    with pytest.raises(
+        InputError, match="in the other mode it depends on its surroundings, which it asks about at `0`"
+    ) as raised:
         result.model.train(not mode)
     assert __file__ in str(raised.value)
     model.train(not mode)  # the remedy

@@ -184,9 +184,9 @@ def test_an_embedding_that_scales_its_rows(kind: Any, mode: bool) -> None:
     model = nn.Sequential(embedding, nn.ReLU()).train(mode)
     with torch.no_grad():
         embedding.weight.mul_(3)
-    error = refused(model, index, message=r"parameter '0\.weight' is written in forward: `max_norm=`", place="at `0` (")
+    error = refused(model, index, message=r"parameter '0\.weight' is mutated in forward: `max_norm=`", place="at `0` (")
     assert "leaf_modules=['0']" in str(error)
-    refused(embedding, index, message="parameter 'weight' is written in forward: `max_norm=`")
+    refused(embedding, index, message="parameter 'weight' is mutated in forward: `max_norm=`")
     emitted = copy.deepcopy(transform(model, (index,), leaf_modules=["0"]).model)  # the remedy
     for switch in (model.training, not mode, mode):
         same(emitted.train(switch)(index), model.train(switch)(index))
@@ -206,8 +206,8 @@ class WritesParameter(nn.Module):
 
 def test_a_parameter_that_is_written_is_kept_with_its_module() -> None:
     model = nn.Sequential(WritesParameter())
-    error = refused(model, FLAT, message="parameter '0.weight' is written in forward", place=__file__)
-    assert "or keep `0` as it is with leaf_modules=['0']" in str(error)
+    error = refused(model, FLAT, message="parameter '0.weight' is mutated in forward", place=__file__)
+    assert "or keep `0` as is with leaf_modules=['0']" in str(error)
     emitted = copy.deepcopy(transform(model, (FLAT,), leaf_modules=["0"]).model)
     for _ in range(2):
         same(emitted(FLAT), model(FLAT))
@@ -222,7 +222,7 @@ class Merges(WritesParameter):
 
 def test_a_kept_module_whose_switch_writes_locks_the_mode() -> None:
     emitted = transform(nn.Sequential(Merges()), (FLAT,), leaf_modules=["0"]).model
-    with pytest.raises(InputError, match="train\\(\\) or eval\\(\\) of the model writes to its parameters"):
+    with pytest.raises(InputError, match="train\\(\\) or eval\\(\\) of the model mutates its parameters"):
         emitted.eval()
 
 
@@ -246,7 +246,7 @@ def test_a_distribution_that_checks_its_arguments(monkeypatch: pytest.MonkeyPatc
     model = nn.Sequential(Samples())
     place = f"at `0` (Samples), {line_of(Samples, 'normal = ')}"
     error = refused(model, FLAT, message=r"a distribution of torch\.distributions checks its arguments", place=place)
-    assert "validate_args=False, or keep `0` as it is with leaf_modules=['0']" in str(error)
+    assert "validate_args=False, or keep `0` as is with leaf_modules=['0']" in str(error)
     hold(nn.Sequential(Samples(validate_args=False)), FLAT)  # the remedies
     kept = transform(model, (FLAT,), leaf_modules=["0"]).model
     same(run(kept, FLAT), run(model, FLAT))

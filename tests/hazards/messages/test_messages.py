@@ -103,7 +103,7 @@ class Forgets(nn.Module):
 def test_statistics_that_forward_resets() -> None:
     model = nn.Sequential(Forgets())
     place = f"at `0.bn` (BatchNorm2d), {line_of(Forgets, 'return self.bn')}"
-    refused(model, X, message="counts its batches in a number, which was written in forward before", place=place)
+    refused(model, X, message="counts its batches in a number, which was mutated in forward before", place=place)
     # the remedies
     hold(nn.Sequential(Forgets(track_running_stats=False)), X)
     kept = transform(model, (X,), leaf_modules=["0"]).model
@@ -137,7 +137,7 @@ def _count_anew(bn: nn.BatchNorm2d) -> None:
     ("act", "message"),
     [
         (_halve, "updates what forward puts in the place of '0.bn.running_mean'"),
-        (_count_anew, "counts its batches in a number, which was written in forward before"),
+        (_count_anew, "counts its batches in a number, which was mutated in forward before"),
     ],
 )
 def test_statistics_that_forward_sets(act: Callable[[nn.BatchNorm2d], Any], message: str) -> None:
@@ -177,7 +177,7 @@ class SetsBack(nn.Module):
 def test_random_numbers_that_are_drawn_again(model: nn.Module, line: str) -> None:
     model = nn.Sequential(model)
     place = f"at `0` ({type(model[0]).__name__}), {line_of(type(model[0]), line)}"
-    refused(model, FLAT, message="forward sets back a random generator", place=place)
+    refused(model, FLAT, message="forward resets a random generator", place=place)
     # the remedies
     emitted = transform(model, (FLAT,), leaf_modules=["0"]).model
     for module in (emitted, model):

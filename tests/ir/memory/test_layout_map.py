@@ -1,17 +1,21 @@
-"""LayoutMap against PyTorch: it must agree with what layout operations really do."""
+"""LayoutMap must agree with the layout operations of PyTorch."""
 
 from __future__ import annotations
 
+import itertools
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ir.columns import Layout, permutation
 from ir.memory.layout import LayoutMap
 from ir.types import make_symbol
 
 
 def evaluate(layout: LayoutMap, source: torch.Tensor) -> torch.Tensor:
-    """Gather the elements that a static map names out of a source."""
+    """Gather the elements of a source that a static map refers to."""
     indices = torch.tensor(int(layout.offset))
     for dim in layout.dims:
         index = torch.zeros(1, dtype=torch.int64)
@@ -95,3 +99,36 @@ def test_sizes_that_do_not_divide_are_not_decided():
     assert LayoutMap.identity((4, 6)).permute((1, 0)).reshape((8, 3)) is None
     batch = make_symbol("batch")
     assert LayoutMap.identity((batch, 4)).reshape((2, 2 * batch)) is None
+
+
+NUMBERS = range(-3, 3)  # in range for two dimensions, or not
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_moved_dimensions_are_those_of_torch(count: int) -> None:
+    for source, destination in itertools.product(itertools.product(NUMBERS, repeat=count), repeat=2):
+        try:
+            expected = torch.empty(2, 3).movedim(source, destination).shape
+        except (RuntimeError, IndexError):
+            expected = None
+        order = permutation(Layout.MOVE, {"source": source, "destination": destination}, 2)
+        assert (order and tuple((2, 3)[d] for d in order)) == expected, (source, destination)
+
+
+def test_other_numbers_of_places_are_no_move() -> None:
+    assert permutation(Layout.MOVE, {"source": (0, 1), "destination": 0}, 2) is None
+
+
+@pytest.mark.parametrize("dims", [*itertools.product(NUMBERS, repeat=2), (0,), (0, 1, 0)])
+def test_permuted_and_swapped_dimensions_are_those_of_torch(dims: tuple[int, ...]) -> None:
+    x = torch.empty(2, 3)
+    for layout, attributes, call in (
+        (Layout.PERMUTE, {"dims": dims}, x.permute),
+        (Layout.SWAP, {"dim0": dims[0], "dim1": dims[-1]}, lambda _: x.transpose(dims[0], dims[-1])),
+    ):
+        try:
+            expected = call(dims).shape
+        except (RuntimeError, IndexError):
+            expected = None
+        order = permutation(layout, attributes, 2)
+        assert (order and tuple((2, 3)[d] for d in order)) == expected, (layout, dims)

@@ -209,7 +209,7 @@ def test_attention_that_does_not_fit_is_refused() -> None:
 
 
 class Counter(nn.Module):
-    """Writes a buffer at each call, and reads arguments of many kinds."""
+    """Mutates a buffer in each call, and reads arguments of many kinds."""
 
     count: Tensor
 
@@ -249,7 +249,7 @@ def test_opaque_calls() -> None:
     assert torch.equal(a, x * 2 * 0.5)
     assert torch.equal(b, y + 4)
     assert torch.equal(c, x[1:])
-    assert counter.count == 0  # the call wrote a copy
+    assert counter.count == 0  # the call mutated a copy
     a.sum().backward()
     assert torch.equal(counter.weight.grad, 0.5 * x.sum())
 

@@ -1,4 +1,4 @@
-"""Text may come from anywhere: whatever it is, it runs no code, ends soon, and is refused where it is wrong."""
+"""Text is untrusted: parsing it runs no code, ends soon, and refuses what is wrong."""
 
 from __future__ import annotations
 
@@ -149,5 +149,5 @@ def test_no_text_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             parse_program(statement(f"in_spec {spec}"))
     assert "imported_by_text" not in sys.modules
     for text in ("torch.imported_by_text", "torch._inductor", "torch.nn.functional"):
-        with pytest.raises(ParseError, match="is no dtype"):
+        with pytest.raises(ParseError, match="is not a dtype"):
             parse_attribute(text)

@@ -358,7 +358,7 @@ PLAIN = """program "p" {
         ("return %y", "return %z", 4, 12, "no value named 'z' is defined above"),
         ("return %y", "", 5, 3, "expected an operation or `return`, found '}'"),
         ("program", "programme", 1, 1, "expected 'program', found 'programme'"),
-        ("  graph", "  grap", 2, 3, "'grap' is no statement of a program"),
+        ("  graph", "  grap", 2, 3, "'grap' is not a statement of a program"),
         ('"p"', '"p', 1, 9, "unexpected character '\"'"),
         ("%x :", "$x :", 2, 9, "unexpected character '$'"),
     ],

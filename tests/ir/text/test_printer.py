@@ -158,7 +158,7 @@ def test_context_of_broken_and_detached_operations() -> None:
     assert print_operation_context(op) == "> %relu = aten.relu(%undefined.relu) : f32[2]"
     graph.append(op)
     assert "> %relu_2 = aten.relu(%undefined.relu) : f32[2]" in print_operation_context(op)
-    # links that run in a circle
+    # links that form a cycle
     first = graph.first
     assert first is not None
     op.next = first

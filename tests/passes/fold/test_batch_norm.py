@@ -108,3 +108,25 @@ def test_a_shared_convolution_is_folded_for_each_call():
     result = folded(model, x)
     assert "aten.batch_norm" not in result.operations_after
     assert_equal_outputs(model, result.model, x)
+
+
+def test_constants_that_a_folded_weight_comes_from_stay():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.bn = nn.BatchNorm2d(4, affine=False)
+
+        def forward(self, x):
+            y = self.conv(x)
+            scale = y.new_tensor([1.0, 2.0, 0.5, 4.0]) * 2
+            return nn.functional.batch_norm(y, self.bn.running_mean, self.bn.running_var, scale)
+
+    model, x = Fixed().eval(), torch.randn(2, 3, 4, 4)
+    pipeline = PassManager([Canonicalize(), FoldBatchNorm(), Canonicalize()])
+    result = transform(model, (x,), pipeline=pipeline)
+    assert "aten.batch_norm" not in result.operations_after
+    other = copy.deepcopy(model)
+    nn.init.normal_(other.conv.weight)
+    result.model.load_state_dict(result.parameter_map.convert(other.state_dict()))
+    torch.testing.assert_close(result.model(x), other(x))

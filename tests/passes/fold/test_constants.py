@@ -38,6 +38,15 @@ def test_a_chain_on_a_literal_becomes_one_constant():
     assert names(p) == ["aten.matmul"]
     assert kinds(p) == {"folded_exp": WeightKind.CONSTANT}
     assert not p.weights["folded_exp"].persistent and not p.weights["folded_exp"].requires_grad
+    assert p.weights["folded_exp"].is_folded
+
+
+def test_what_folding_made_in_vain_goes_later():
+    p = check([X], lambda b, x: b.call("aten.add.Tensor", x, b.call("aten.new_ones", x, [3])))
+    assert kinds(p) == {"folded_new_ones": WeightKind.BUFFER}
+    p.graph.set_outputs([p.graph.inputs[0]])
+    run_pass(Canonicalize(), p, PassContext())
+    assert not p.weights
 
 
 def test_creations_fold():

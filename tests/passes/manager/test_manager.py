@@ -157,10 +157,10 @@ Fix: Any = Fixpoint
         (lambda: Manager().with_instruments(Timing), "the class Timing is not an Instrument"),
         (lambda: Manager([], instruments=Timing()), "not a list"),
         (lambda: Manager.parse(None), "the text of a pipeline is None, not a string"),
-        (lambda: Manager.parse("nothing", passes=[Nothing()]), r"the pass `nothing` in `passes` is no subclass"),
+        (lambda: Manager.parse("nothing", passes=[Nothing()]), r"the pass `nothing` in `passes` is not a subclass"),
         (lambda: Manager.parse("nothing", passes=Nothing), "`passes` is the class Nothing, not a list"),
-        (lambda: Manager.parse("verify", patterns=[ReluRelu()]), r"ReluRelu\(\) in `patterns` is no subclass"),
-        (lambda: Manager.parse("verify", patterns=[Nothing]), "the class Nothing in `patterns` is no subclass"),
+        (lambda: Manager.parse("verify", patterns=[ReluRelu()]), r"ReluRelu\(\) in `patterns` is not a subclass"),
+        (lambda: Manager.parse("verify", patterns=[Nothing]), "the class Nothing in `patterns` is not a subclass"),
     ],
 )
 def test_wrong_arguments_are_refused(build, message):
@@ -386,3 +386,49 @@ def test_context_collects_matches_and_remarks():
         warnings.simplefilter("error")
         PassManager([Convert([ReluRelu])])(chain(), context)
     assert [match.pattern for match in context.log.matches] == [ReluRelu]
+
+
+def test_instruments_see_the_passes_of_canonicalize():
+    dumps: list[str] = []
+    timing = Timing()
+    manager = PassManager([Canonicalize()]).with_instruments(timing, DumpIR(lambda title, text: dumps.append(title)))
+    manager(chain())
+    own = [pass_.name for pass_ in Canonicalize()]
+    assert (
+        list(timing.seconds)
+        == own
+        == [
+            "apply-canonical-rules",
+            "fold-constants",
+            "eliminate-common-subexpressions",
+            "eliminate-dead-code",
+        ]
+    )
+    assert dumps == ["000-apply-canonical-rules"]
+
+
+def test_canonicalize_makes_its_passes_from_its_options():
+    pass_ = Canonicalize(inference=True, fold_parameter_views=True)
+    names_ = [inner.name for inner in pass_]
+    assert names_[0] == "drop-opaque-identities" and "fold-parameter-views" in names_
+    assert str(pass_) == "canonicalize{inference=true fold-parameter-views=true}"
+    assert PassManager.parse(str(pass_), passes=[Canonicalize]) == PassManager([pass_])
+    with pytest.raises(InputError, match="no pass named 'fold-constants'"):
+        PassManager([pass_]).without("fold-constants")
+    for edit in (lambda: pass_.append(Nothing()), lambda: pass_.without("fold-constants")):
+        with pytest.raises(InputError, match=r"the passes of `canonicalize.*` are its own") as caught:
+            edit()
+        assert "PassManager([Canonicalize()])" in caught.value.remedy
+
+
+def test_a_fixpoint_names_its_own_passes_that_take_turns():
+    @attrs.frozen
+    class Flip(Nothing):
+        name: ClassVar[str] = "flip"
+
+        def run(self, program, context):
+            program.graph.revision += 1
+
+    with pytest.raises(DidNotConverge, match=r"passes that take turns: flip\n") as caught:
+        PassManager([Fixpoint([Canonicalize(), Fixpoint([Nothing()]), Flip()], max_rounds=2)])(chain())
+    assert "undo each other" in caught.value.remedy

@@ -32,7 +32,7 @@ class ReluRelu(Pattern):
 
 def apply(rule, p, **options):
     log = RewriteLog()
-    count = run_worklist(p, RuleIndex([rule]), log, record=True, report_misses=True, **options)
+    count = run_worklist(p, RuleIndex([rule]), log, record=True, **options)
     return count, log
 
 
