@@ -24,12 +24,6 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.cleanup.cse:eliminate_common_subexpressions": {
         "integer: 0 -> 1": "the count that is returned, which tests of the pass hold",
     },
-    "passes.cleanup.dce:_sweep": {
-        "integer: 0 -> 1": "the count that is returned",
-    },
-    "passes.convert.attention:_attention": {
-        "order: 'key' <-> 'value'": "the names of values, not which operand is which",
-    },
     "passes.convert.attention:_check_exported": {
         "condition: never op.location.class_name != 'MultiheadAttention'": "it says which modules are meant, and is "
         "right for all",
@@ -69,9 +63,6 @@ _JUDGED: dict[str, dict[str, str]] = {
     },
     "passes.fold.weights:_view": {
         "connective: without type(type_) is not TensorType of `or`": "a reshape and a permute give tensors",
-    },
-    "passes.fold.weights:fold_weight_views": {
-        "integer: 1 -> 0 (3)": "the count that is returned",
     },
     "passes.fuse.attention:ScaledDotProductAttentionPattern.check": {
         "order: m.key <-> m.value": "the order of what is asked for by `any`",
