@@ -110,7 +110,7 @@ def _of_example(draw: st.DrawFn, rule: Pattern) -> Instance:
     """Return a program around an example: one in which the rule fires, more often than a near miss."""
     variants, numbers, named = _prepared(rule)
     firing, near = ([e for e in rule.examples if bool(e.refused) is refused] for refused in (False, True))
-    example = draw(st.sampled_from(near if near and draw(st.integers(0, 3)) == 3 else firing or near))
+    example = draw(st.sampled_from(near if near and draw(st.integers(0, 7)) == 7 else firing or near))
     for _ in range(_VARIATIONS):
         source = MatchSource(draw, numbers, named, symbolic=False)
         with suppress(Unavailable, GraphwrightError):

@@ -82,7 +82,7 @@ class Variation:
             self.values[weight.value] = self._weight(weight)
         ops = list(program.graph.operations())
         edits: dict[int, list[str]] = {}
-        for _ in range(source.integer(1, 2 + len(ops) // _OPS_FOR_AN_EDIT) if ops and source.integer(0, 2) else 0):
+        for _ in range(source.integer(1, 1 + len(ops) // _OPS_FOR_AN_EDIT) if ops and source.flag() else 0):
             edits.setdefault(source.integer(0, len(ops) - 1), []).append(source.one_of(EDITS))
         anonymous = self._seldom()
         for number, op in enumerate(ops):
