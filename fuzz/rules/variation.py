@@ -76,6 +76,8 @@ class Variation:
         half = [value.tensor_type.dtype for value in program.graph.inputs if value.tensor_type.dtype in HALVES]
         if half and half[0] is not None:
             source.in_half(half[0], large=True)
+        elif source.integer(0, 15) == 15:
+            source.usual = source.one_of((torch.float64, torch.int64))
         for value in program.graph.inputs:
             self.values[value] = self._entry(value.tensor_type)
         for weight in program.weights.values():
@@ -120,13 +122,13 @@ class Variation:
         """Return the type with the dtype that the program uses for floats, seldom another one, or another shape."""
         source = self.source
         dtype = source.usual if type_.dtype is torch.float32 else type_.dtype
-        kind = source.integer(0, 23)
-        if kind == 23:
+        kind = source.integer(0, 19)
+        if kind == 19:
             dtype = source.one_of((*FLOATS, torch.int64, torch.bool))
         shape = type_.shape or ()
-        if kind in (20, 21, 22) and shape:
+        if kind in (16, 17, 18) and shape:
             at = source.integer(0, len(shape) - 1)
-            shape = (*shape[:at], source.integer(1, 3), *shape[at + (kind < 22) :])
+            shape = (*shape[:at], source.integer(1, 3), *shape[at + (kind < 18) :])
         return attrs.evolve(type_, dtype=dtype, shape=shape)
 
     def _entry(self, type_: TensorType) -> Value:

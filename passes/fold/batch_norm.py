@@ -141,6 +141,8 @@ def _does_not_fit(m: Match) -> str | None:
             return None
         tensors.append(None if data is None else data.detach().double())
     w, bias, gamma, beta, mean, variance = tensors
+    if m.w.tensor_type.dtype is not None and not m.w.tensor_type.dtype.is_floating_point:
+        return f"batch_norm at `{m.bn.location.where}`: the weight is {m.w.tensor_type}, not floating point"
     if w is None or mean is None or variance is None:
         return None
     scale = torch.rsqrt(variance + m.bn.attributes["eps"])

@@ -96,7 +96,7 @@ def test_every_kind_of_change_is_made() -> None:
 )
 def test_reasons_are_reached(rule: str, reasons: list[str]) -> None:
     made = find_rule(rule)()
-    seen = [reason for program in varied(made, 300) for reason in refusals(made, program)]
+    seen = [reason for program in varied(made, 400) for reason in refusals(made, program)]
     assert not [reason for reason in reasons if not any(reason in one for one in seen)]
 
 
