@@ -25,6 +25,7 @@ from ir.errors import (
     VerificationError,
 )
 from passes.manager.manager import Fixpoint, Pass, PassContext, PassManager
+from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Pattern, PatternBuilder
 from passes.rewrite.remarks import GraphwrightWarning, MatchRecord, Refusal, Remark
 from passes.rewrite.rewriter import Rewriter
@@ -34,6 +35,7 @@ __all__ = [
     "CodegenError",
     "DidNotConverge",
     "EvaluationError",
+    "Example",
     "Fixpoint",
     "GraphwrightError",
     "GraphwrightWarning",

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 _JUDGED: dict[str, dict[str, str]] = {
+    "passes.canonicalize.identity:NoPad.check": {
+        "connective: without type(n) is not int of `or`": "an expression is unequal to a number as well",
+    },
     "passes.canonicalize.permute:ReshapeOfUnitPermute.check": {
         "connective: without target is None of `or`": "a reshape of an operand of known shape has a known shape",
     },
     "passes.canonicalize.reshape:ReshapeOfCopy.check": {
         "condition: never target is None": "it is known where the operand's shape is; else `reshape_copies` says no",
     },
+    "passes.canonicalize.spelling:SpatialMeanToPool.check": {
+        "order: None <-> type_.dtype": "the order of what is asked for by `in`",
+    },
+    "passes.canonicalize.spelling:SpellExpand.check": {
+        "order: m.root.attributes['size'] <-> shape in attributes_equal(...)": "equality is symmetric",
+    },
     "passes.canonicalize.split:split_sizes": {
         "comparison: dim < len(shape) -> dim <= len(shape)": "the caller wrapped `dim`, and pieces have the rank of x",
     },
+    "passes.cleanup.cse:eliminate_common_subexpressions": {
+        "integer: 0 -> 1": "the count that is returned, which tests of the pass hold",
+    },
     "passes.convert.attention:_check_exported": {
-        "condition: never op.location.class_name != 'MultiheadAttention'": "it says which modules are meant, "
-        "and is right for all",
+        "condition: never op.location.class_name != 'MultiheadAttention'": "it says which modules are meant, and is "
+        "right for all",
     },
     "passes.convert.attention:_check_module": {
         "connective: without op.operand('bias_v') is not None of `or`": "`bias_k` and `bias_v` come together",
@@ -22,20 +34,41 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.convert.attention:_in_projection": {
         "order: 'key' <-> 'value'": "the names of values: which result is which says their order",
     },
+    "passes.convert.attention:_swapped_back": {
+        "connective: without not isinstance(type_, TensorType) of `or`": "layout operations lead to tensors only",
+    },
     "passes.convert.classifier:FlattenLinearToConvPattern.check": {
         "integer: 1 -> 0 (3)": "a map of C x 1 x 1 is the other rule's, and right here as well",
     },
+    "passes.convert.classifier:_start_dim": {
+        "integer: -1 -> -2 (2)": "no start: only 1 is asked for",
+    },
     "passes.convert.pooling:RemoveIdentityAdaptiveAvgPoolPattern.check": {
-        "quantifier: any((d is None and s is not None for d, s in zip(sizes, m.size, strict=True))) -> all((d is "
-        "None and s is not…": "the comparison of sizes that follows refuses an unknown one too, in other words",
+        "quantifier: any((d is None and s is not None for d, s in zip(sizes, m.size, strict=True))) -> all((d is None "
+        "and s is not…": "the comparison of sizes that follows refuses an unknown one too, in other words",
     },
     "passes.fold.batch_norm:FoldBatchNormPattern.check": {
         "connective: without bn.operand('running_var') is None of `or`": "mean and variance come together",
         "reason: return None, not f'{where} normalizes with the statistics of the batch'": "PyTorch raises where the "
         "pattern's `training=False` has no statistics",
+        "connective: without isinstance(type_, TensorType) of `and`": "the operands of a layer and a batch norm are "
+        "tensors",
     },
     "passes.fold.batch_norm:_free_name": {
         "order: op.operands[1] <-> op.operands[2]": "a set is made of what both reach",
+    },
+    "passes.fold.constants:_anything_to_fold": {
+        "connective: without _constant_of(w.value, {}) is not None of `and`": "it saves a look at programs without "
+        "constants",
+    },
+    "passes.fold.weights:_view": {
+        "connective: without type(type_) is not TensorType of `or`": "a reshape and a permute give tensors",
+    },
+    "passes.fuse.attention:ScaledDotProductAttentionPattern.check": {
+        "order: m.key <-> m.value": "the order of what is asked for by `any`",
+    },
+    "passes.fuse.conv:ConvBNAddActPattern.check": {
+        "condition: never value is m.residual": "a word of the reason",
     },
     "passes.rewrite.effects:may_train": {
         "condition: never op.opdef.training is None": "such an operator has none of the attributes asked for next",

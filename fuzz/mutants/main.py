@@ -61,8 +61,8 @@ def choose(
     if not found:
         known = sorted({m.class_ for m in mutants})
         raise InputError("no mutant is of that name and class", remedy=f"the classes are {', '.join(known)}")
-    random.Random(seed).shuffle(found)
-    return found[:sample]
+    # by name, so that a sample stays what it is when the code around it changes
+    return sorted(found, key=lambda mutant: random.Random(f"{seed} {mutant.name}").random())[:sample]
 
 
 def counts(result: MutantResult) -> bool:

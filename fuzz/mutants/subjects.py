@@ -35,7 +35,7 @@ from passes.manager.manager import PassContext
 
 Run = Callable[[], None]
 """Holds one drawn example to its properties; can be called again."""
-Draw = Callable[[st.DataObject], Run]
+Draw = Callable[[st.DrawFn], Run]
 
 
 def draws(subject: Subject) -> Draw:
@@ -45,21 +45,21 @@ def draws(subject: Subject) -> Draw:
         InputError: when the subject is of no known kind, or its rule does not exist.
     """
     if subject.kind in ("rule", "pass"):
-        return _draw_case(subject)
+        return draws_of_cases(subject)
     found = {"text": _draw_text, "types": _draw_types, "modules": _draw_module}.get(subject.kind)
     if found is None:
         raise InputError(f"{subject} is no subject", remedy="write rule, pass, text, types or modules")
     return found(subject)
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Drawn:
     """A program that was drawn for a rule or pass, and what it is held to."""
 
     target: Target
     case: Case
 
-    def run(self) -> None:
+    def __call__(self) -> None:
         """Hold the target to its properties on the program."""
         _usable(lambda: check_case(self.target.pass_, self.case, self.target.properties))
 
@@ -81,7 +81,7 @@ class Drawn:
         return print_program(program), fired if self.target.rules else gone
 
 
-def draws_of_cases(subject: Subject) -> Callable[[st.DataObject], Drawn]:
+def draws_of_cases(subject: Subject) -> Callable[[st.DrawFn], Drawn]:
     """Return how to draw a program for a rule or pass; of several rules, each program is for one."""
     whole = programs(operators=subject.operators, half=True, training=True)
     if subject.kind == "rule":
@@ -92,19 +92,14 @@ def draws_of_cases(subject: Subject) -> Callable[[st.DataObject], Drawn]:
         targets = [Target.of(pipeline.passes[0] if len(pipeline.passes) == 1 else pipeline)]
         drawings = [instances(find_rule(name)()) for name in subject.names[1:]]
 
-    def draw(data: st.DataObject) -> Drawn:
-        number = data.draw(st.integers(0, len(targets) - 1)) if len(targets) > 1 else 0
-        program = data.draw(drawings[number]).program if drawings else data.draw(whole)
-        inputs = data.draw(input_tensors(program))
-        data.draw(with_erased_types(program))
+    def drawn(draw: st.DrawFn) -> Drawn:
+        number = draw(st.integers(0, len(targets) - 1)) if len(targets) > 1 else 0
+        program = draw(drawings[number]).program if drawings else draw(whole)
+        inputs = draw(input_tensors(program))
+        draw(with_erased_types(program))
         return Drawn(targets[number], Case.of(program, inputs))
 
-    return draw
-
-
-def _draw_case(subject: Subject) -> Draw:
-    draw = draws_of_cases(subject)
-    return lambda data: draw(data).run
+    return drawn
 
 
 def _usable(action: Callable[[], Any]) -> None:
@@ -129,11 +124,11 @@ def _draw_text(subject: Subject) -> Draw:
         if print_program(parsed) != text:
             raise Finding("text", "what was parsed prints differently")
 
-    def draw(data: st.DataObject) -> Run:
-        program = data.draw(strategy)
+    def drawn(draw: st.DrawFn) -> Run:
+        program = draw(strategy)
         return lambda: run(program)
 
-    return draw
+    return drawn
 
 
 def _draw_types(subject: Subject) -> Draw:
@@ -152,12 +147,12 @@ def _draw_types(subject: Subject) -> Draw:
                 made = type_of_tensor(result)
                 raise Finding("types", f"{value.name} is inferred as {value.type}, and evaluates to {made}")
 
-    def draw(data: st.DataObject) -> Run:
-        program = data.draw(strategy)
-        inputs = data.draw(input_tensors(program))
+    def drawn(draw: st.DrawFn) -> Run:
+        program = draw(strategy)
+        inputs = draw(input_tensors(program))
         return lambda: run(program, inputs)
 
-    return draw
+    return drawn
 
 
 def _fits(value: Value, tensor: torch.Tensor) -> bool:
@@ -167,8 +162,8 @@ def _fits(value: Value, tensor: torch.Tensor) -> bool:
 def _draw_module(subject: Subject) -> Draw:
     pipeline = pipeline_of(TENSORRT_PATTERNS)
 
-    def draw(data: st.DataObject) -> Run:
-        case = data.draw(modules())
+    def drawn(draw: st.DrawFn) -> Run:
+        case = draw(modules())
         return lambda: _usable(lambda: check_module(pipeline, case, Properties()))
 
-    return draw
+    return drawn

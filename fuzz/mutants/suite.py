@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import resource
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import torch
@@ -24,6 +26,7 @@ from fuzz.mutants.mutation import Mutant, StaleMutantError, mutated
 from fuzz.mutants.subjects import Drawn, Run, draws, draws_of_cases
 from fuzz.programs.check import Finding
 
+T = TypeVar("T")
 SEED = 20260
 LIMIT = 240.0
 _COMPARED = 300
@@ -63,14 +66,14 @@ def run_mutant(
         mutant: the mutant.
         max_examples: how many examples to draw.
         seed: of the search.
-        limit: seconds after which no further example is drawn.
+        limit: seconds of this process after which no further example is drawn.
     """
-    start = time.perf_counter()
+    start = time.process_time()
     failed: list[Run] = []
     count = 0
 
     def result(status: str, property_: str = "", message: str = "") -> MutantResult:
-        seconds = round(time.perf_counter() - start, 2)
+        seconds = round(time.process_time() - start, 2)
         shown = next(iter(message.strip().splitlines()), "")[:300]
         return MutantResult(mutant.name, mutant.class_, str(mutant.subject), status, count, seconds, property_, shown)
 
@@ -79,11 +82,10 @@ def run_mutant(
         with mutated(mutant):
             draw = draws(mutant.subject)
 
-            def attempt(data: st.DataObject) -> None:
+            def attempt(run: Run) -> None:
                 nonlocal count
-                run = draw(data)
-                if time.perf_counter() - start > limit:
-                    raise _Enough  # after the draws, which must be the same when hypothesis replays them
+                if time.process_time() - start > limit:
+                    raise _Enough
                 count += 0 if failed else 1
                 try:
                     run()
@@ -94,7 +96,7 @@ def run_mutant(
                     raise
 
             try:
-                _search(attempt, max_examples, seed)
+                _search(draw, attempt, max_examples, seed)
             except _Enough:
                 pass
             except Exception as raised:  # noqa: BLE001 - a mutant may fail in any way
@@ -121,8 +123,11 @@ def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
     if mutant.subject.kind not in ("rule", "pass"):
         return "survived", "", ""
     cases: list[Drawn] = []
-    draw = draws_of_cases(mutant.subject)
-    _search(lambda data: cases.append(draw(data)), _COMPARED, seed)
+
+    def keep(case: Drawn) -> None:
+        cases.append(case)
+
+    _search(draws_of_cases(mutant.subject), keep, _COMPARED, seed)
     unchanged = [case.rewrites() for case in cases]
     with mutated(mutant):
         changed = [case.rewrites() for case in cases]
@@ -137,8 +142,9 @@ def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
     return "survived", "", f"another result for {len(other)} of {len(cases)} programs"
 
 
-def _search(attempt: Callable[[st.DataObject], None], max_examples: int, seed: int) -> None:
-    test: Callable[[], None] = given(st.data())(attempt)
+def _search(draw: Callable[[st.DrawFn], T], attempt: Callable[[T], None], max_examples: int, seed: int) -> None:
+    # drawn as one: of each draw of `st.data()` in a failing example, hypothesis prints the result, which takes minutes
+    test: Callable[[], None] = given(st.composite(draw)())(attempt)
     settings = hypothesis_settings(
         max_examples=max_examples,
         deadline=None,
@@ -178,12 +184,12 @@ def run_all(
         mutants: the mutants.
         processes: how many run at once.
         max_examples: how many examples to draw for each.
-        limit: seconds for each; what goes on for another minute is found: it does not end.
+        limit: seconds of its process for each; what goes on for another minute is found: it does not end.
         seed: of the searches.
     """
     context = multiprocessing.get_context("fork")
     waiting = list(reversed(mutants))
-    running: dict[Connection, tuple[Mutant, Any, float]] = {}
+    running: dict[Connection, tuple[Mutant, Any]] = {}
     while waiting or running:
         while waiting and len(running) < processes:
             mutant = waiting.pop()
@@ -191,29 +197,22 @@ def run_all(
             process = context.Process(target=_child, args=(sender, mutant, max_examples, limit, seed))
             process.start()
             sender.close()
-            running[receiver] = (mutant, process, time.perf_counter())
-        for ready in wait(list(running), timeout=1.0):
+            running[receiver] = (mutant, process)
+        for ready in wait(list(running)):
             assert isinstance(ready, Connection)
-            mutant, process, started = running.pop(ready)
+            mutant, process = running.pop(ready)
             try:
                 yield ready.recv()
             except EOFError:
-                yield _lost(mutant, started, "the process died")
-            process.join()
-        for receiver, (mutant, process, started) in list(running.items()):
-            if time.perf_counter() - started > limit + _GRACE:
-                process.kill()
                 process.join()
-                del running[receiver]
-                yield _lost(mutant, started, f"no end after {limit + _GRACE:.0f} s")
-
-
-def _lost(mutant: Mutant, started: float, message: str) -> MutantResult:
-    seconds = round(time.perf_counter() - started, 2)
-    return MutantResult(mutant.name, mutant.class_, str(mutant.subject), "found", 0, seconds, "it ends", message)
+                message = "no end" if process.exitcode == -signal.SIGXCPU else f"exit code {process.exitcode}"
+                yield MutantResult(mutant.name, mutant.class_, str(mutant.subject), "found", 0, 0.0, "it ends", message)
+            process.join()
 
 
 def _child(sender: Connection, mutant: Mutant, max_examples: int, limit: float, seed: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(limit + _GRACE), resource.RLIM_INFINITY))
     torch.set_num_threads(1)
     with contextlib.closing(sender):
         sender.send(run_mutant(mutant, max_examples=max_examples, limit=limit, seed=seed))

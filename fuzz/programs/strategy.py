@@ -102,7 +102,7 @@ _FOLLOWERS = {
     "scaled_dot_product_attention": ("transpose.int", "permute"),
 }
 _DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
-_HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 _HALF_ONE_IN = 10
 _ZEROS_ONE_IN = 6
 _SEEDS = 2**16
@@ -123,7 +123,7 @@ class ProgramSource(Source):
         """What weights are multiplied by."""
         self.dtypes: tuple[torch.dtype, ...] = _DTYPES
         if half and self.integer(0, _HALF_ONE_IN - 1) == _HALF_ONE_IN - 1:
-            self.in_half(self.one_of(_HALVES), large=self.flag())
+            self.in_half(self.one_of(HALVES), large=self.flag())
         self.graph = Graph()
         self.program = Program("fuzzed", self.graph, CallingConvention(None, None))
         self.values: list[Value] = []

@@ -2,11 +2,13 @@
 
 The pattern's tree is built bottom-up. The calls of its operators come from the generators of `fuzz.calls.generators`,
 with the operands that the pattern fixes put in their places; type inference says whether a call is possible. Numbers
-that the rule's code names are drawn more often than others, so that conditions on sizes and attributes are met.
+that the rule's code names are drawn more often than others, so that conditions on sizes and attributes are met. Where a
+rule has examples, most programs vary one of them (`fuzz.rules.variation`).
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -18,8 +20,7 @@ from fuzz.programs.strategy import finish_program
 from fuzz.rules.dictionary import dictionary_of, operators_named_by
 from fuzz.rules.growth import NEAR_MISSES, Growth
 from fuzz.rules.match_source import MatchSource
-from fuzz.rules.scene_parts import Scene
-from fuzz.rules.scenes import SCENES
+from fuzz.rules.variation import Variation
 from ir.caches import WeakCache
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError
@@ -29,9 +30,11 @@ from passes.rewrite.matching import compile_rule
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 
 _BEGINNINGS = 4
-"""How often a match is begun where there is no scene to take its place."""
+"""How often a match is begun where there is no example to take its place."""
 _TRIES = 4
-"""How many times a match is built where the rule does not fire on it and there is no scene: the last one is kept."""
+"""How many times a match is built where the rule does not fire on it and has no example: the last one is kept."""
+_VARIATIONS = 3
+"""How often an example is varied until its changes fit together."""
 
 
 @attrs.frozen(eq=False)
@@ -41,9 +44,9 @@ class Instance:
     rule: Pattern
     program: Program
     change: str | None
-    """One of `NEAR_MISSES`, or None where the rule's pattern must match; `"scene"` where it comes from a scene."""
+    """One of `NEAR_MISSES`, or None where the rule's pattern must match; `"example"` where it varies an example."""
     variant: int
-    """The number of the expansion of the pattern (alternatives and operand orders) that was built; -1 for a scene."""
+    """The number of the expansion of the pattern (alternatives and operand orders) that was built, or -1."""
 
 
 @st.composite
@@ -61,9 +64,9 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
     change = None
     if near or (near is None and draw(st.integers(0, 2)) == 2):
         change = draw(st.sampled_from(NEAR_MISSES))
-    scene = SCENES.get(rule.name)
-    if scene is not None and not near and change is None and draw(st.integers(0, 3)):
-        return _from_scene(draw, rule, scene)
+    examples = rule.examples
+    if examples and not near and change is None and draw(st.integers(0, 3)):
+        return _of_example(draw, rule)
     _, numbers, named = _prepared(rule)
     source = MatchSource(draw, numbers, named, symbolic=symbolic)
     for _ in range(draw(st.integers(0, 2))):
@@ -72,18 +75,18 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
     for _ in range(2 if draw(st.integers(0, 4)) == 4 else 1):
         growth = Growth(source, change)
         try:
-            root = growth.grow(variants[number], 1 if scene is not None else _BEGINNINGS)
-            if scene is None and change is None and source.integer(0, 3):
+            root = growth.grow(variants[number], 1 if examples else _BEGINNINGS)
+            if not examples and change is None and source.integer(0, 3):
                 for _ in range(_TRIES - 1):
-                    if _fires(rule, root):
+                    if root.defining_op is not None and _fires(rule, root.defining_op):
                         break
                     growth.erase()
                     root = growth.grow(variants[number], _BEGINNINGS)
         except Unavailable:
             if roots:
                 break
-            if scene is not None and not near:
-                return _from_scene(draw, rule, scene)
+            if examples and not near:
+                return _of_example(draw, rule)
             reject()
         growth.surround(root)
         roots.append(root)
@@ -91,10 +94,8 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
     return Instance(rule, source.program, change, number)
 
 
-def _fires(rule: Pattern, root: Value) -> bool:
+def _fires(rule: Pattern, op: Operation) -> bool:
     """Return whether the rule matches at an operation and does not refuse; where it fails, that is seen later."""
-    op = root.owner
-    assert isinstance(op, Operation)
     for variant in compile_rule(rule):
         try:
             found = variant.try_match(op) if variant.accepts(op.opdef) else None
@@ -105,16 +106,21 @@ def _fires(rule: Pattern, root: Value) -> bool:
     return False
 
 
-def _from_scene(draw: st.DrawFn, rule: Pattern, scene: Scene) -> Instance:
-    source = MatchSource(draw, (), frozenset(), symbolic=False)
-    try:
-        root = scene(source)
-    except (Unavailable, GraphwrightError):
+def _of_example(draw: st.DrawFn, rule: Pattern) -> Instance:
+    """Return a program around an example: one in which the rule fires, more often than a near miss."""
+    variants, numbers, named = _prepared(rule)
+    firing, near = ([e for e in rule.examples if bool(e.refused) is refused] for refused in (False, True))
+    example = draw(st.sampled_from(near if near and draw(st.integers(0, 7)) == 7 else firing or near))
+    for _ in range(_VARIATIONS):
+        source = MatchSource(draw, numbers, named, symbolic=False)
+        with suppress(Unavailable, GraphwrightError):
+            roots = Variation(source, rule, variants).build(example)
+            break
+    else:
         reject()
-    growth = Growth(source, None)
-    growth.surround(root)
-    finish_program(source, [*([root] if source.flag() else []), *source.returned])
-    return Instance(rule, source.program, "scene", -1)
+    Growth(source, None).surround(roots[0])
+    finish_program(source, [*(roots if source.integer(0, 3) else roots[1:]), *source.returned])
+    return Instance(rule, source.program, "example", -1)
 
 
 _EXPANDED: WeakCache[Pattern, tuple[list[Node], list[Any], frozenset[str]]] = WeakCache()

@@ -20,8 +20,19 @@ from ir.errors import GraphwrightError
 from ir.types import Dim, TensorType
 
 # Operators that give an operand other strides, or make it a view of something, in front of the match.
-_PREFIXES = tuple(
-    f"aten.{name}" for name in ("transpose.int", "permute", "slice.Tensor", "expand", "relu", "clone", "mul.Scalar")
+PREFIXES = tuple(
+    f"aten.{name}"
+    for name in (
+        "transpose.int",
+        "permute",
+        "slice.Tensor",
+        "expand",
+        "relu",
+        "clone",
+        "mul.Scalar",
+        "to.dtype",
+        "dropout",
+    )
 )
 _LARGEST = 1024
 """The largest number that a size is drawn from."""
@@ -136,7 +147,7 @@ class MatchSource(ProgramSource):
 
     def add_prefix(self) -> None:
         """Add an operation whose results the match may take."""
-        name = self.one_of(_PREFIXES)
+        name = self.one_of(PREFIXES)
         try:
             args, kwargs = generate_call(self, name)
             self.add(self.builder.op(name, *args, **kwargs))

@@ -25,6 +25,7 @@ from fuzz.rules.rule_pass import ApplyRules, index_of
 from fuzz.search.canonical import TRIED, fires_on_none, hold_canonical, meets_canonical
 from fuzz.search.constants import only_common_constants
 from fuzz.search.counterexample import Counterexample, UnsoundError, explain
+from fuzz.search.examples import hold_example
 from fuzz.search.judge import AnyCase, judge
 from fuzz.search.soundness import Soundness
 from ir.errors import GraphwrightError, InputError
@@ -117,10 +118,11 @@ def assert_sound(
 ) -> Soundness:
     """Hold a rule, several, or a pass to meaning what they replace.
 
-    A pattern is tried on programs that are built from it (`fuzz.instances`): those that it must match, and near misses
-    that differ in one point. Of a conversion or fusion, the canonical forms of some of them are tried as well, since
-    these are what it will meet. A pass is tried on whole programs. Every change is compared with the original as
-    `Properties` says: values, dtypes, shapes, strides, sharing, gradients, statistics, random numbers, the text form.
+    A pattern is held to its examples, and tried on programs that are built from it (`fuzz.instances`): variations of
+    its examples, those that it must match, and near misses that differ in one point. Of a conversion or fusion, the
+    canonical forms of some of them are tried as well, since these are what it will meet. A pass is tried on whole
+    programs. Every change is compared with the original as `Properties` says: values, dtypes, shapes, strides, sharing,
+    gradients, statistics, random numbers, the text form.
 
     Args:
         subject: a Pattern class or object, a sequence of them, or a Pass (a PassManager).
@@ -140,7 +142,8 @@ def assert_sound(
         UnsoundError: when a property does not hold. It carries the smallest `Counterexample` that was found; its text
             is a file that shows the failure, the program before and after, and which rewrite did it. Also when a
             rule never fired (of several, none on what `on` draws), or a pass changed no program: one that cannot
-            fire is an error. And when a conversion or fusion fires, but on no program that is canonical.
+            fire is an error. And when a conversion or fusion fires, but on no program that is canonical, or a rule
+            does not do what its examples say.
         InputError: when the subject is neither a rule nor a pass, `on` draws something else, or a rule does not always
             say the same of one match.
     """
@@ -154,6 +157,8 @@ def assert_sound(
                 GraphwrightWarning,
                 stacklevel=2,
             )
+        for example in rule.examples:
+            hold_example(rule, example, target.properties)
     seen, found = search(target, on, settings)
     found = found or _insist_on_all(target, on, seen)
     if found is not None:

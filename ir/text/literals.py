@@ -102,11 +102,17 @@ def expect_end(lexer: Lexer) -> None:
 
 
 class Literals:
-    """Reads the literals of one text; `refer` reads the name of a value in an attribute as a `Ref`."""
+    """Reads the literals of one text.
 
-    def __init__(self, lexer: Lexer, refer: Callable[[], Ref] | None = None) -> None:
+    `refer` turns the name of a value in an attribute into a `Ref`, and `symbol` the name of a symbol into a size.
+    """
+
+    def __init__(
+        self, lexer: Lexer, refer: Callable[[], Ref] | None = None, symbol: Callable[[str], Dim] = make_symbol
+    ) -> None:
         self.lexer = lexer
         self._refer = refer
+        self._symbol = symbol
         # text up to the closing bracket -> (type, number of tokens); most types occur often
         self._types: dict[str, tuple[TensorType, int]] = {}
 
@@ -166,7 +172,7 @@ class Literals:
                 return _CONSTANTS[name]
             if "." in name or name in _KEYWORDS:
                 raise lexer.error(f"{name!r} is not the name of a symbol", index=place)
-            return make_symbol(name)
+            return self._symbol(name)
         raise lexer.error(f"expected a number or an expression, found {lexer.describe()}")
 
     def _list(self, end: str, element: Callable[[], Any]) -> list[Any]:

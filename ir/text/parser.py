@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import sympy
 
 from ir.attributes import Attribute, Ref
@@ -24,24 +26,29 @@ from ir.text.literals import RESERVED_SYMBOLS, expect_end, parse_attribute, pars
 from ir.text.parser_boundary import BoundaryParser
 from ir.text.printer import WEIGHT_FLAGS
 from ir.text.specs import read_spec
-from ir.types import TensorType, Type, make_symbol
+from ir.types import Dim, TensorType, Type, make_symbol
 
 __all__ = ["parse_attribute", "parse_program", "parse_type"]
 
 _WEIGHT_KINDS = {kind.value: kind for kind in WeightKind}
 
 
-def parse_program(text: str) -> Program:
+def parse_program(text: str, symbol: Callable[[str], Dim] = make_symbol) -> Program:
     """Return the program that `text` stands for; its weights have no data.
 
     Result types that are left out are inferred. Only what is needed to build the program is checked: call
     `ir.verify.verify` on a program that was written by hand.
 
+    Args:
+        text: the text form of a program.
+        symbol: returns what the name of a symbol stands for in types and attributes; a number in place of the symbol
+            itself makes one of the programs that a text with symbols describes.
+
     Raises:
         ParseError: when the text is ill-formed, uses an undefined value, or names an unknown operator. The message
             points at the place.
     """
-    parser = _Parser(text)
+    parser = _Parser(text, symbol)
     program = parser.program()
     expect_end(parser.lexer)
     return program
@@ -59,8 +66,8 @@ class _Scope:
 
 
 class _Parser(BoundaryParser):
-    def __init__(self, text: str) -> None:
-        super().__init__(text, self._refer)
+    def __init__(self, text: str, symbol: Callable[[str], Dim]) -> None:
+        super().__init__(text, self._refer, symbol)
         self.scope = _Scope()
 
     # Values

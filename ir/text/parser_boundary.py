@@ -12,14 +12,15 @@ from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec, are_in_order
 from ir.program import ARGUMENT_KINDS, SWITCHES, Mutation, Surrounding
 from ir.text.lexer import Lexer
 from ir.text.literals import Literals
+from ir.types import Dim
 
 
 class BoundaryParser:
     """Reads the statements of a program other than weights, symbols and the graph."""
 
-    def __init__(self, text: str, refer: Callable[[], Ref]) -> None:
+    def __init__(self, text: str, refer: Callable[[], Ref], symbol: Callable[[str], Dim]) -> None:
         self.lexer = Lexer(text)
-        self.literals = Literals(self.lexer, refer)
+        self.literals = Literals(self.lexer, refer, symbol)
 
     def _strings(self, meaning: str) -> tuple[str, ...]:
         found = [self.lexer.expect_string(meaning)]

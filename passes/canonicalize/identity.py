@@ -20,6 +20,7 @@ from ir.opdef import Trait, get_opdef, operators_with
 from ir.program import weight_of
 from ir.types import shapes_equal
 from passes.canonicalize.base import Identity, Rule, first, is_floating, is_integral, same_dtype, shape_of, tensor
+from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -100,6 +101,11 @@ class NoAlias(Identity):
 class NoDetach(Identity):
     """detach(x) = lift(x) = x, where no gradient can flow: x is an integer tensor or comes from constants"""
 
+    examples = (
+        Example("graph(%x : i64[n, a]) { %y = aten.detach(%x) %z = aten.neg(%y) return %z }"),
+        Example("constant %x : f32[n, a] graph() { %y = aten.detach(%x) %z = aten.neg(%y) return %z }"),
+    )
+
     @override
     def pattern(self, p: PatternBuilder) -> Node:
         return p.op(("aten.detach", "aten.lift_fresh", "aten.lift"))
@@ -119,8 +125,32 @@ class NoDetach(Identity):
         return None
 
 
+_COPIED = Example("""
+    graph(%x : f32[n, a]) { %y = aten.linear(%x, %x, None) %copy = aten.clone(%y) return %copy }
+""")
+
+
 class NoCopy(Identity):
     """clone(x) = x, where the copy is unobservable"""
+
+    examples = (
+        _COPIED,
+        _COPIED.changed(("%copy =", "%part = aten.permute(%y) {dims=[1, 0]} %copy ="), ("clone(%y)", "clone(%part)")),
+        Example(
+            """
+            buffer %mean : f32[c]
+            buffer %var : f32[c]
+            graph(%x : f32[n, c]) {
+              %copy = aten.clone(%var)
+              %y = aten.batch_norm(%x, None, None, %mean, %copy)
+                {training=False, momentum=0.1, eps=1e-05, cudnn_enabled=False}
+              %z = aten.add.Tensor(%y, %copy)
+              return %z
+            }
+            """,
+            refused="statistics with another value",
+        ),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -142,6 +172,12 @@ class NoCopy(Identity):
 class NoContiguous(Identity):
     """contiguous(x) = x, where x is contiguous"""
 
+    examples = (
+        _COPIED.changed(
+            ("%copy = aten.clone(%y)", "%part = aten.permute(%y) {dims=[0, 1]} %copy = aten.contiguous(%part)")
+        ),
+    )
+
     @override
     def pattern(self, p: PatternBuilder) -> Node:
         """Match contiguous; it returns its operand where that is contiguous already."""
@@ -153,8 +189,24 @@ class NoContiguous(Identity):
         return None if is_contiguous(first(m.root)) else "the operand may have other strides"
 
 
+_WHOLE = Example("""
+    graph(%x : f32[n, a, h, w]) { %y = aten.slice.Tensor(%x) {dim=1, start=0, end=9} %z = aten.neg(%y) return %z }
+""")
+
+
 class NoExpand(Identity):
     """expand(x, shape of x) = slice(x, all) = x"""
+
+    examples = (
+        _WHOLE,
+        _WHOLE.changed(("slice.Tensor(%x) {dim=1, start=0, end=9}", "expand(%x) {size=[n, -1, h, w]}")),
+        _WHOLE.changed(
+            ("a, h, w]", "1, 1, 1]"),
+            ("end=9", "end=9, step=2"),
+            ("aten.neg(%y)", "aten.to.dtype(%y) {dtype=torch.float32, memory_format=torch.channels_last}"),
+            refused="the strides of the slice decide whether a conversion copies",
+        ),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -213,11 +265,24 @@ class CatOfOne(Identity):
         return sharing_refusal(m.root.result, m.x)
 
 
+_PRODUCT = Example("""
+    graph(%x : f32[n, a]) { %copy = aten.clone(%x) %y = aten.mul.Scalar(%copy) {other=1} %z = aten.neg(%y) return %z }
+""")
+_SUM = _PRODUCT.changed(("f32", "i64"), ("mul.Scalar(%copy) {other=1}", "add.Scalar(%copy) {other=0}"))
+
+
 class NoArithmetic(Identity):
     """x * 1 = x / 1 = x - 0 = x ** 1 = x, and x + 0 = x for integers, the dtype unchanged
 
     For floating x, x + 0 turns -0.0 into 0.0, so only x + (-0.0) goes.
     """
+
+    examples = (
+        _PRODUCT,
+        _SUM,
+        _SUM.changed(("i64", "f32"), ("=0", "=-0.0"), ("clone(%x)", "mul.Scalar(%x) {other=0.0}")),
+        _PRODUCT.changed(("f32", "i64"), ("=1", "=1.0"), refused="the dtype changes"),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -255,6 +320,18 @@ def _is_unit(op: Operation, x: Value) -> bool:
 
 class Idempotent(Rule):
     """f(f(x)) = f(x), for every f of which the op table says so"""
+
+    examples = (
+        Example("graph(%x : f32[n]) { %y = aten.clamp(%x) {min=0.5} %z = aten.clamp(%y) {min=0.5} return %z }"),
+        Example("""
+            graph(%x : f32[n, a]) {
+              %y = aten.to.dtype(%x) {dtype=torch.float64}
+              %z = aten.to.dtype(%y) {dtype=torch.float64}
+              %u = aten.neg(%z)
+              return %u
+            }
+        """),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

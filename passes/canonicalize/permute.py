@@ -12,6 +12,7 @@ from ir.memory.strides import merge_keeps_strides
 from ir.opdef import operators_with
 from ir.types import Dim, dims_equal, simplify_dim
 from passes.canonicalize.base import Identity, Rule, ToReshape, first, rank_of, shape_of
+from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -112,11 +113,29 @@ class ReshapeOfUnitPermute(ToReshape):
         return None if moved == sorted(moved) else "the permute moves elements"
 
 
+_MATRICES = Example("""
+    graph(%x : f32[n, a, b]) {
+      %y = aten.contiguous(%x)
+      %inner = aten.reshape(%y) {shape=[1, n*a, 1, b]}
+      %turned = aten.permute(%inner) {dims=[0, 3, 2, 1]}
+      %z = aten.reshape(%turned) {shape=[b, n*a]}
+      return %z
+    }
+""")
+_WITHOUT_UNITS = ("[1, n*a, 1, b]", "[n*a, b]"), ("[0, 3, 2, 1]", "[1, 0]")
+
+
 class PermuteWithoutUnits(Rule):
     """reshape(permute(reshape(x, s), p), t) = reshape(permute(reshape(x, s without 1s), q), t)
 
     q is what p does to the other dimensions: sizes of 1 between two reshapes say nothing.
     """
+
+    examples = (
+        _MATRICES,
+        _MATRICES.changed(("[0, 3, 2, 1]", "[1, 2, 3, 0]"), ("[b, n*a]", "[n, a, b]")),
+        _MATRICES.changed(("return %z", "return %z, %turned"), refused="are used elsewhere"),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -152,6 +171,19 @@ class SplitBeforePermute(Rule):
 
     Where the outer reshape only splits dimensions, which is always a view: they are split at once.
     """
+
+    examples = (
+        _MATRICES.changed(*_WITHOUT_UNITS, ("[b, n*a]", "[b, n, a]")),
+        _MATRICES.changed(*_WITHOUT_UNITS, ("return %z", "return %z, %inner"), refused="are used elsewhere"),
+        _MATRICES.changed(
+            *_WITHOUT_UNITS,
+            ("[b, n*a]", "[n, b, a]"),
+            ("[n*a, b]", "[b*a, n]"),
+            ("%inner =", "%back = aten.permute(%y) {dims=[2, 1, 0]} %inner ="),
+            ("reshape(%y)", "reshape(%back)"),
+            refused="one reshape might be a view where two make a copy",
+        ),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

@@ -11,6 +11,7 @@ from ir.memory.strides import is_contiguous, merge_keeps_strides, reshape_copies
 from ir.opdef import operators_with
 from ir.types import shapes_equal
 from passes.canonicalize.base import Identity, Rule, ToReshape, first, shape_of
+from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -76,11 +77,29 @@ class NoReshape(Identity):
         return None if equal else "the shape changes"
 
 
+_RESHAPES = Example("""
+    graph(%x : f32[n, a, b]) {
+      %y = aten.contiguous(%x)
+      %t = aten.permute(%y) {dims=[0, 1, 2]}
+      %inner = aten.reshape(%t) {shape=[n*a, b]}
+      %z = aten.reshape(%inner) {shape=[n, a*b]}
+      return %z
+    }
+""")
+_APART = ("[0, 1, 2]", "[2, 1, 0]"), ("[n*a, b]", "[b*a, n]")
+
+
 class MergeReshapes(ToReshape):
     """reshape(reshape(x, s), t) = reshape(x, t)
 
     Where strides and sharing of storage provably stay the same.
     """
+
+    examples = (
+        _RESHAPES,
+        _RESHAPES.changed(*_APART, ("[n, a*b]", "[b*a*n]")),
+        _RESHAPES.changed(*_APART, ("[n, a*b]", "[b, a, n]"), refused="might be a view where two make a copy"),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -99,8 +118,15 @@ class MergeReshapes(ToReshape):
         return None
 
 
+_COPY = _RESHAPES.changed(
+    ("[0, 1, 2]", "[2, 1, 0]"), ("reshape(%t) {shape=[n*a, b]}", "contiguous(%t)"), ("[n, a*b]", "[b, a*n]")
+)
+
+
 class ReshapeOfCopy(ToReshape):
     """reshape(contiguous(x), s) = reshape(x, s), where that makes a contiguous copy itself"""
+
+    examples = (_COPY, _COPY.changed(("contiguous(%t)", "clone(%t) {memory_format=torch.contiguous_format}")))
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

@@ -13,6 +13,7 @@ from ir.memory.aliasing import reaches_format
 from ir.opdef import ParamKind, operators_with
 from ir.types import wrap
 from passes.canonicalize.base import Rule, first, is_floating, shape_of, tensor
+from passes.rewrite.example import Example
 from passes.rewrite.literals import one_form
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
@@ -83,6 +84,12 @@ class SpellClamp(Rule):
         return b.op("aten.clamp", m.x, **bounds).result
 
 
+_MEAN = Example("""
+    graph(%x : f32[n, c, h, 3]) { %y = aten.mean.dim(%x) {dim=[2, 3]} %z = aten.relu(%y) return %z }
+""")
+_KEPT = ("3]}", "3], keepdim=True}")
+
+
 class SpatialMeanToPool(Rule):
     """mean(x, (2, 3), keepdim=True) = adaptive_avg_pool2d(x, (1, 1)), x: f[N, C, H, W]; without keepdim, reshaped
 
@@ -90,6 +97,16 @@ class SpatialMeanToPool(Rule):
     result's dimensions of size 1 differ: a mean that is itself an output stays, and so does one that is converted to
     channels_last later.
     """
+
+    examples = (
+        _MEAN,
+        _MEAN.changed(_KEPT, ("return %z", "return %y"), refused="the result is an output"),
+        _MEAN.changed(
+            _KEPT,
+            ("relu(%y)", "to.dtype(%y) {dtype=torch.float32, memory_format=torch.channels_last}"),
+            refused="the strides of the result decide whether a conversion copies",
+        ),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

@@ -13,7 +13,8 @@ from ir.memory.aliasing import reaches_output
 from ir.memory.layout import LayoutMap, trace_back
 from ir.types import Dim, TensorType
 from passes.attention import InProjection, find_in_projection
-from passes.fuse.attention import SDPA, ScaledDotProductAttentionPattern, fuse_in_projection
+from passes.fuse.attention import SDPA, SELF_ATTENTION, ScaledDotProductAttentionPattern, fuse_in_projection
+from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.remarks import Refusal
 from passes.rewrite.rewriter import Rewriter
@@ -34,6 +35,33 @@ class _OutProjection:
     """Whether the linear works on (B, N, E), or a reshape of it."""
 
 
+_LEAF = Example("""
+    parameter %w : f32[3*h*d, h*d]
+    parameter %o : f32[h*d, h*d]
+    graph(%x : f32[n, t, h*d], %mask : f32[t, t]) {
+      %y, %weights = nn.multihead_attention(%x, %x, %x, %w, None, %o, None, None, None, None, None, None, None, %mask)
+        {num_heads=h, embed_dim=h*d, batch_first=True}
+      return %y
+    }
+""")
+_EXPORTED = SELF_ATTENTION.changed(
+    ("parameter %w", "parameter %o : f32[h*d, h*d]\nparameter %w"),
+    ("%v, None)", '%v, None) loc("attention", "MultiheadAttention")'),
+    (
+        "return %z",
+        """%merged = aten.permute(%z) {dims=[0, 2, 1, 3]}
+  %flat = aten.reshape(%merged) {shape=[n, t, h*d]}
+  %r = aten.linear(%flat, %o, None)
+  return %r""",
+    ),
+)
+_TOKENS_FIRST = _EXPORTED.changed(
+    ("[n, t, h", "[t, n, h"),
+    ("4) {dims=[0, 2, 1, 3]", "4) {dims=[1, 2, 0, 3]"),
+    ("z) {dims=[0, 2, 1, 3]", "z) {dims=[2, 0, 1, 3]"),
+)
+
+
 class DecomposeMultiheadAttentionPattern(Pattern):
     """mha(x, x, x) = linear(merge(attention(*in_projection(x)))), x: f[B, N, E]
 
@@ -41,6 +69,19 @@ class DecomposeMultiheadAttentionPattern(Pattern):
     """
 
     is_conversion = True
+
+    examples = (
+        _LEAF,
+        _LEAF.changed(("f32[n, t,", "f32[t, n,"), ("=True", "=False"), ("%mask)\n", "None)\n")),
+        _LEAF.changed(("f32[n, t,", "f32[t,")),
+        _EXPORTED,
+        _TOKENS_FIRST,
+        _TOKENS_FIRST.changed(("return %r", "%turned = aten.transpose.int(%r) {dim0=0, dim1=1} return %turned")),
+        _LEAF.changed(("%x, %x, %x", "%x, %x, %u"), ("graph(", "graph(%u : f32[n, t, h*d], "), refused="(cross-"),
+        _LEAF.changed(("%mask : f32", "%mask : bool"), refused="not floating point of shape (tokens, tokens)"),
+        _EXPORTED.changed(("(%z) {dims=[0, 2, 1, 3]", "(%z) {dims=[0, 2, 3, 1]"), refused="not merged in the order"),
+        _LEAF.changed(("=True}", "=True, is_causal=True}"), refused="it is called with is_causal=True"),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -163,7 +204,7 @@ def _find_out_projection(attention: Operation) -> _OutProjection | str:
         user = value.users[0]
         if user.name == "aten.linear" and user.operands[0] is value:
             break
-        current = None if current is None else current.step(user)
+        current = current.step(user) if current is not None and len(user.results) == 1 else None
         if current is None:
             return f"the heads are not merged by layout operations, but used by {user.name}"
         ops.append(user)

@@ -8,6 +8,7 @@ from ir.core import Operation, Value
 from ir.opdef import Trait
 from ir.types import Dim, TensorType, dims_equal, shapes_equal
 from passes.canonicalize.base import shape_of
+from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.remarks import Refusal
 from passes.rewrite.rewriter import Rewriter
@@ -38,7 +39,7 @@ def _keeps_batch_first(flatten: Operation) -> bool | None:
     first, second = source.shape[0], target.shape[0]
     if first is None or second is None:
         return None
-    return dims_equal(first, second)
+    return dims_equal(first, second) and not dims_equal(first, 0)  # an empty batch may have any features
 
 
 def _drops_units(flatten: Operation) -> bool:
@@ -134,6 +135,19 @@ def _rebuild(m: Match, b: Rewriter, x: Value, kernel: tuple[Dim, Dim, Dim]) -> V
     return b.op("aten.flatten.using_ints", conv, 1, location=m.flatten.location).result
 
 
+_CLASSIFIER = Example("""
+    parameter %w : f32[o, c]
+    parameter %b : f32[o]
+    graph(%x : f32[n, c, 1, 1]) {
+      %flat = aten.flatten.using_ints(%x) {start_dim=1}
+      %act = aten.relu(%flat)
+      %y = aten.linear(%act, %w, %b)
+      return %y
+    }
+""")
+_WINDOW = _CLASSIFIER.changed(("1, 1]", "h, 2]"), ("[o, c]", "[o, c*h*2]"))
+
+
 class FlattenLinearToConv1x1Pattern(Pattern):
     """linear(links(flatten(x)), w, b) = flatten(conv2d(links(x), w[:, :, None, None], b)), x: f[N, C, 1, 1]
 
@@ -143,6 +157,18 @@ class FlattenLinearToConv1x1Pattern(Pattern):
 
     is_conversion = True
     closed = True
+
+    examples = (
+        _CLASSIFIER,
+        _CLASSIFIER.changed(
+            ("[n, c, 1, 1]", "[n, 1, 1, c]"),
+            ("flatten.using_ints(%x) {start_dim=1}", "reshape(%x) {shape=[n, c]}"),
+            ("relu(%flat)", "dropout(%flat) {p=0.5, train=False}"),
+        ),
+        _WINDOW.changed(refused="not C x 1 x 1"),
+        _CLASSIFIER.changed(("[n, c, 1, 1]", "[c, 1, 1]"), ("[o, c]", "[o, 1]"), refused="a 4-d map to 2-d"),
+        _CLASSIFIER.changed(("%b : f32[o]", "%b : f32[1, o]"), refused="the bias of the linear"),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -185,6 +211,13 @@ class FlattenLinearToConvPattern(Pattern):
 
     is_conversion = True
     closed = True
+
+    examples = (
+        _WINDOW,
+        _WINDOW.changed(("flatten.using_ints(%x) {start_dim=1}", "reshape(%x) {shape=[n, -1]}"), (", %b)", ", None)")),
+        _WINDOW.changed(("%b : f32[o]", "%b : f32[1]"), refused="the bias of the linear"),
+        _CLASSIFIER.changed(refused="FlattenLinearToConv1x1Pattern converts it"),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

@@ -17,12 +17,31 @@ from ir.program import CallingConvention, Derivation, Program, Weight, WeightKin
 from ir.types import TensorType, shapes_equal
 from passes.manager.manager import Pass, PassContext
 from passes.rewrite.driver import RewriteLog, run_worklist
+from passes.rewrite.example import Example
 from passes.rewrite.matching import RuleIndex
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.remarks import Remark
 from passes.rewrite.rewriter import Rewriter
 
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
+
+
+_CONVOLUTION = Example("""
+    parameter %w : f32[o, c, 2, 3]
+    parameter %b : f32[o]
+    parameter %gamma : f32[o]
+    parameter %beta : f32[o]
+    buffer %mean : f32[o]
+    buffer %var : f32[o]
+    graph(%x : f32[n, c, 3, 3]) {
+      %y = aten.conv2d(%x, %w, %b)
+      %z = aten.batch_norm(%y, %gamma, %beta, %mean, %var) {training=False, momentum=0.1, eps=1e-05, cudnn_enabled=True}
+      return %z
+    }
+""")
+_LINEAR = _CONVOLUTION.changed(
+    (", 2, 3]", "]"), (", 3, 3]", "]"), ("conv2d(%x, %w, %b)", "linear(%x, %w, None)"), ("%gamma, %beta", "None, None")
+)
 
 
 class FoldBatchNormPattern(Pattern):
@@ -33,6 +52,12 @@ class FoldBatchNormPattern(Pattern):
     """
 
     closed = True
+
+    examples = (
+        _CONVOLUTION,
+        _CONVOLUTION.changed(("f32", "f16")),
+        _LINEAR,
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -116,6 +141,8 @@ def _does_not_fit(m: Match) -> str | None:
             return None
         tensors.append(None if data is None else data.detach().double())
     w, bias, gamma, beta, mean, variance = tensors
+    if m.w.tensor_type.dtype is not None and not m.w.tensor_type.dtype.is_floating_point:
+        return f"batch_norm at `{m.bn.location.where}`: the weight is {m.w.tensor_type}, not floating point"
     if w is None or mean is None or variance is None:
         return None
     scale = torch.rsqrt(variance + m.bn.attributes["eps"])

@@ -10,6 +10,7 @@ from ir.core import Operation, Value
 from ir.types import TensorType, shapes_equal
 from passes.attention import InProjection, find_in_projection
 from passes.fuse.base import FusionPattern
+from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.remarks import Refusal
 from passes.rewrite.rewriter import Rewriter
@@ -18,6 +19,33 @@ SDPA = "aten.scaled_dot_product_attention"
 FUSED_SDPA = "fused.scaled_dot_product_attention"
 _MATMULS = ("aten.matmul", "aten.bmm")
 _SCALINGS = ("aten.mul.Scalar", "aten.div.Scalar")
+
+
+_WRITTEN_OUT = Example("""
+    graph(%q : f32[n, h, t, d], %k : f32[n, h, s, d], %v : f32[n, h, s, e], %mask : f32[t, s]) {
+      %turned = aten.permute(%k) {dims=[0, 1, 3, 2]}
+      %scores = aten.matmul(%q, %turned)
+      %scaled = aten.mul.Scalar(%scores) {other=0.5}
+      %masked = aten.add.Tensor(%scaled, %mask)
+      %weights = aten.softmax.int(%masked) {dim=3}
+      %dropped = aten.dropout(%weights) {p=0.5, train=False}
+      %y = aten.matmul(%dropped, %v)
+      return %y
+    }
+""")
+_WINDOWS = Example("""
+    graph(%q : f32[n*m, h, t, d], %k : f32[n*m, h, t, d], %bias : f32[t, t], %mask : f32[m, 1, t, t]) {
+      %turned = aten.permute(%k) {dims=[0, 1, 3, 2]}
+      %scores = aten.matmul(%q, %turned)
+      %biased = aten.add.Tensor(%scores, %bias)
+      %apart = aten.reshape(%biased) {shape=[n, m, h, t, t]}
+      %masked = aten.add.Tensor(%apart, %mask)
+      %back = aten.reshape(%masked) {shape=[n*m, h, t, t]}
+      %weights = aten.softmax.int(%back) {dim=3}
+      %y = aten.matmul(%weights, %k)
+      return %y
+    }
+""")
 
 
 class ScaledDotProductAttentionPattern(FusionPattern):
@@ -32,6 +60,23 @@ class ScaledDotProductAttentionPattern(FusionPattern):
     parts = ("attention", "drop")
     inputs = ("query", "key", "value", "mask", "mask2")
     quantization_points = ("query", "key", "value")
+
+    examples = (
+        Example("""
+            graph(%q : f32[n, h, t, d], %k : f32[n, h, s, d], %v : f32[n, h, s, d], %mask : f32[t, s]) {
+              %y = aten.scaled_dot_product_attention(%q, %k, %v, %mask)
+              return %y
+            }
+        """),
+        _WRITTEN_OUT,
+        _WINDOWS,
+        _WRITTEN_OUT.changed(
+            ("%scores = aten.matmul(%q", "%half = aten.mul.Scalar(%q) {other=0.5}\n  %scaled = aten.matmul(%half"),
+            ("  %scaled = aten.mul.Scalar(%scores) {other=0.5}\n", ""),
+            ("%mask : f32", "%mask : bool"),
+            ("add.Tensor(%scaled, %mask)", "masked_fill.Scalar(%scaled, %mask) {value=-inf}"),
+        ),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -107,6 +152,33 @@ def _over_last_dim(op: Operation) -> str | None:
     return f"softmax at `{op.location.where}` is over dimension {dim}, not the last"
 
 
+SELF_ATTENTION = Example("""
+    parameter %w : f32[3*h*d, h*d]
+    graph(%x : f32[n, t, h*d]) {
+      %y = aten.linear(%x, %w, None)
+      %a, %b, %c = aten.split_with_sizes(%y) {split_sizes=[h*d, h*d, h*d], dim=2}
+      %a4 = aten.reshape(%a) {shape=[n, t, h, d]}
+      %b4 = aten.reshape(%b) {shape=[n, t, h, d]}
+      %c4 = aten.reshape(%c) {shape=[n, t, h, d]}
+      %q = aten.permute(%a4) {dims=[0, 2, 1, 3]}
+      %k = aten.permute(%b4) {dims=[0, 2, 1, 3]}
+      %v = aten.permute(%c4) {dims=[0, 2, 1, 3]}
+      %z = aten.scaled_dot_product_attention(%q, %k, %v, None)
+      return %z
+    }
+""")
+"""Attention over one joint projection that is split into heads."""
+_SPLIT = "%a, %b, %c = aten.split_with_sizes(%y) {split_sizes=[h*d, h*d, h*d], dim=2}"
+_SLICES = """%a = aten.slice.Tensor(%y) {dim=2, start=0, end=h*d}
+%b = aten.slice.Tensor(%y) {dim=2, start=h*d, end=2*h*d}
+%c = aten.slice.Tensor(%y) {dim=2, start=2*h*d, end=3*h*d}"""
+_SEPARATE = SELF_ATTENTION.changed(
+    ("parameter %w : f32[3*h*d", "parameter %u : f32[h*d, h*d]\nparameter %w : f32[h*d"),
+    ("%y = aten.linear(%x, %w, None)", "%a = aten.linear(%x, %w, None)"),
+    (_SPLIT, "%b = aten.linear(%x, %u, None)\n%c = aten.linear(%x, %w, None)"),
+)
+
+
 class MHAInProjectionPattern(Pattern):
     """(heads(q), heads(k), heads(v)) with q, k, v = linear(x) = fused.mha_in_projection(x, w, b, ...)
 
@@ -119,6 +191,18 @@ class MHAInProjectionPattern(Pattern):
     check_adds: ClassVar[int] = 3
     kind = "mha_in_projection"
     quantization_points = ("input",)
+
+    examples = (
+        SELF_ATTENTION,
+        _SEPARATE,
+        SELF_ATTENTION.changed((_SPLIT, _SLICES), ("[n, t, h", "[t, n, h"), ("[0, 2, 1, 3]", "[1, 2, 0, 3]")),
+        _SEPARATE.changed(
+            ("graph(", "graph(%other : f32[n, t, h*d], "),
+            ("linear(%x, %u", "linear(%other, %u"),
+            refused="projections of different inputs",
+        ),
+        SELF_ATTENTION.changed(("(%q, %k,", "(%k, %q,"), refused="not split into heads in the order"),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

@@ -7,6 +7,7 @@ from typing_extensions import override
 from ir.opdef import Trait
 from ir.types import TensorType, shapes_equal
 from passes.fuse.base import FusionPattern, activation
+from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 
 
@@ -38,6 +39,29 @@ class ConvBNActPattern(FusionPattern):
         return activation(p, conv_bn(p))
 
 
+_RESIDUAL = Example("""
+    parameter %w : f32[o, c, 3, 3]
+    buffer %mean : f32[o]
+    buffer %var : f32[o]
+    graph(%x : f32[n, c, h, 2], %r : f32[n, o, h, 2]) {
+      %y = aten.conv2d(%x, %w, None) {padding=[1, 1]}
+      %bn = aten.batch_norm(%y, None, None, %mean, %var) {training=False, momentum=0.1, eps=1e-05, cudnn_enabled=True}
+      %sum = aten.add.Tensor(%bn, %r)
+      %z = aten.relu(%sum)
+      return %z
+    }
+""")
+_PLAIN_RESIDUAL = Example("""
+    parameter %w : f32[o, c, 1]
+    parameter %b : f32[o]
+    graph(%x : f32[n, c, h], %r : f32[n, o, h]) {
+      %y = aten.conv1d(%x, %w, %b)
+      %sum = aten.add.Tensor(%r, %y)
+      return %sum
+    }
+""")
+
+
 class ConvBNAddActPattern(FusionPattern):
     """[act](add([batch_norm](conv(x, w, b)), r)) = fused.conv_bn_add_act(x, r, w, b, ...), in either operand order
 
@@ -48,6 +72,12 @@ class ConvBNAddActPattern(FusionPattern):
     parts = ("conv", "bn", "act")
     inputs = ("input", "residual")
     quantization_points = ("input", "residual")
+
+    examples = (
+        _RESIDUAL,
+        _PLAIN_RESIDUAL,
+        _PLAIN_RESIDUAL.changed(("f32[n, o, h]", "f32[o, 1]"), refused="is broadcast"),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
@@ -74,11 +104,27 @@ class ConvBNAddActPattern(FusionPattern):
         return None
 
 
+_STEM = Example("""
+    parameter %w : f32[2*o, 3, 7, 7]
+    buffer %mean : f32[2*o]
+    buffer %var : f32[2*o]
+    graph(%x : f32[n, 3, 8, 7]) {
+      %y = aten.conv2d(%x, %w, None) {stride=[2, 2], padding=[3, 3]}
+      %bn = aten.batch_norm(%y, None, None, %mean, %var) {training=False, momentum=0.1, eps=1e-05, cudnn_enabled=True}
+      %act = aten.relu(%bn)
+      %z = aten.max_pool2d(%act) {kernel_size=[3, 3], stride=[2, 2], padding=[1, 1]}
+      return %z
+    }
+""")
+
+
 class StemConvBNActMaxPoolPattern(FusionPattern):
     """max_pool2d(act([batch_norm](conv(x, w, b)))) = fused.conv_bn_act_max_pool(x, w, b, ...), w: f[out, 3, 7, 7]"""
 
     kind = "conv_bn_act_max_pool"
     parts = ("conv", "bn", "act", "pool")
+
+    examples = (_STEM, _STEM.changed(("7, 7]\n", "5, 7]\n"), refused="is not 7x7 on 3 channels"))
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

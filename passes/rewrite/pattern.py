@@ -6,6 +6,7 @@ below, which can be printed, indexed by root operator, matched (`passes.rewrite.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from ir.errors import GraphwrightError, PatternError
 from ir.locations import Location, merge_locations
 from ir.opdef import OpDef, Trait, get_opdef
 from ir.schemas import nearest_operator
+from passes.rewrite.example import Example
 from passes.rewrite.remarks import Refusal
 
 
@@ -269,6 +271,8 @@ class Pattern:
     """How many operations `check` adds to the match (it may extend `m.ops`); counts for "longest first"."""
     warns_without_shapes: ClassVar[bool] = True
     """Whether a refusal for want of a shape is a Python warning as well as a remark."""
+    examples: ClassVar[tuple[Example, ...]] = ()
+    """Programs in which it fires, and near misses: tests hold it to them, and the fuzzer starts from them."""
 
     def pattern(self, p: PatternBuilder) -> Node:
         """Return the tree that the rule matches.
@@ -305,6 +309,10 @@ class Pattern:
 
     def __repr__(self) -> str:
         return f"{self.name}()"
+
+    def __str__(self) -> str:
+        """Return the docstring and the examples."""
+        return "\n\n".join([inspect.cleandoc(type(self).__doc__ or self.name), *map(str, self.examples)])
 
 
 def missing_method(rule: Pattern, method: str) -> PatternError:

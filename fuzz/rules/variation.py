@@ -1,0 +1,267 @@
+"""Programs around an example of a rule: of other sizes and dtypes, with other producers and users, and with changes.
+
+An example meets conditions that a pattern does not tell. What is drawn here begins with it, and some of its operations
+are changed; calls that do not take what came of this are drawn anew around it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import attrs
+import torch
+
+from fuzz.calls.generators import GENERATORS, draw_call, generate_call
+from fuzz.calls.source import Unavailable
+from fuzz.calls.types import FLOATS
+from fuzz.programs.strategy import HALVES
+from fuzz.rules.growth import operators_with
+from fuzz.rules.match_source import PREFIXES, MatchSource
+from fuzz.rules.respelling import Respelling
+from ir.builder import bind_arguments
+from ir.core import Operation, Value
+from ir.errors import GraphwrightError
+from ir.locations import UNKNOWN_LOCATION
+from ir.opdef import OpDef, Trait
+from ir.program import Weight
+from ir.types import TensorType
+from passes.rewrite.example import Example
+from passes.rewrite.expansion import op_nodes
+from passes.rewrite.pattern import Chain, Node, OpNode, Pattern
+
+EDITS = ("attribute", "attribute", "operator", "redraw", "insert", "exchange", "absent", "drop")
+"""What is done to an operation: an attribute gets another value, the operator is one that the pattern or a trait
+takes in its place, operands and attributes are drawn anew, an operation is put in front of it, operands change places,
+an optional operand goes, the operation goes."""
+_OPS_FOR_AN_EDIT = 5
+"""One edit more is possible for each of so many operations."""
+_ATTEMPTS = 4
+_USUAL = (2, 3, 1, 4, 2, 3)
+"""What sizes are, as often as they stand here."""
+_BOUNDS = {"running_mean": (-1.0, 1.0), "running_var": (0.5, 2.0)}
+"""Operand -> what its numbers lie in: a variance is positive."""
+
+
+def bounds_of(value: Value) -> tuple[float, float] | None:
+    """Return what the numbers of a weight must lie in, as its users say; None where any will do."""
+    for op in value.users:
+        for name, bounds in _BOUNDS.items():
+            if name in op.opdef.operand_index and op.operand(name) is value:
+                return bounds
+    return None
+
+
+class Variation:
+    """One program under construction that begins with an example."""
+
+    def __init__(self, source: MatchSource, rule: Pattern, variants: list[Node]) -> None:
+        self.source = source
+        self.rule = rule
+        self.parts = [part for node in variants for part in op_nodes(node)]
+        self.values: dict[Value, Value] = {}
+        """Value of the example -> what stands for it."""
+        self.computed: dict[Value, None] = {}
+        """Results of operations that stand for those of the example, in their order."""
+
+    def build(self, example: Example) -> list[Value]:
+        """Build the program; return what stands for the results of the example.
+
+        Raises:
+            Unavailable: when the changes do not fit together.
+            GraphwrightError: when the example does not take the sizes that were drawn.
+        """
+        source = self.source
+        program = example.program(self._sizes())
+        half = [value.tensor_type.dtype for value in program.graph.inputs if value.tensor_type.dtype in HALVES]
+        if half and half[0] is not None:
+            source.in_half(half[0], large=True)
+        elif source.integer(0, 15) == 15:
+            source.usual = source.one_of((torch.float64, torch.int64))
+        for value in program.graph.inputs:
+            self.values[value] = self._entry(value.tensor_type)
+        for weight in program.weights.values():
+            self.values[weight.value] = self._weight(weight)
+        ops = list(program.graph.operations())
+        edits: dict[int, list[str]] = {}
+        for _ in range(source.integer(1, 1 + len(ops) // _OPS_FOR_AN_EDIT) if ops and source.flag() else 0):
+            edits.setdefault(source.integer(0, len(ops) - 1), []).append(source.one_of(EDITS))
+        anonymous = self._seldom()
+        for number, op in enumerate(ops):
+            source.builder.location = UNKNOWN_LOCATION if anonymous else op.location
+            results = self._operation(op, edits.get(number, []))
+            if len(results) < len(op.results):
+                raise Unavailable
+            self.values.update(zip(op.results, results, strict=False))
+            self.computed |= dict.fromkeys(results)
+        source.builder.location = UNKNOWN_LOCATION
+        if self.computed and source.integer(0, 3) == 3:
+            self._use(source.one_of(list(self.computed)))
+        return [self.values[value] for value in program.graph.outputs if value is not None]
+
+    def _seldom(self) -> bool:
+        return self.source.integer(0, 7) == 7
+
+    # ---- sizes, inputs and weights ----
+
+    def _sizes(self) -> Any:
+        """Return a function that draws a number for each name of a size: now and then one for all, or a 0."""
+        source, known = self.source, dict[str, int]()
+        kind, equal = source.integer(0, 7), source.integer(2, 3)
+
+        def size(name: str) -> int:
+            if name not in known:
+                known[name] = equal if kind > 5 else source.one_of(_USUAL)
+                if kind in (4, 5) and self._seldom():
+                    known[name] = 0 if kind == 4 else source.hinted(1, 16)
+            return known[name]
+
+        return size
+
+    def _retyped(self, type_: TensorType) -> TensorType:
+        """Return the type with the dtype that the program uses for floats, seldom another one, or another shape."""
+        source = self.source
+        dtype = source.usual if type_.dtype is torch.float32 else type_.dtype
+        kind = source.integer(0, 19)
+        if kind == 19:
+            dtype = source.one_of((*FLOATS, torch.int64, torch.bool))
+        shape = type_.shape or ()
+        if kind in (16, 17, 18) and shape:
+            at = source.integer(0, len(shape) - 1)
+            shape = (*shape[:at], source.integer(1, 3), *shape[at + (kind < 18) :])
+        return attrs.evolve(type_, dtype=dtype, shape=shape)
+
+    def _entry(self, type_: TensorType) -> Value:
+        """Return an input, perhaps in another memory order or behind an operation."""
+        source, type_ = self.source, self._retyped(type_)
+        shape, kind = type_.shape or (), source.integer(0, 7)
+        if kind > 5 and len(shape) > 1:
+            order = source.shuffled(range(len(shape)))
+            made = source.new_input(
+                attrs.evolve(type_, shape=tuple([shape[order.index(i)] for i in range(len(shape))]))
+            )
+            return source.builder.op("aten.permute", made, order).results[0]
+        made = source.new_input(type_)
+        return self._behind(made) if kind == 5 and self._seldom() else made
+
+    def _weight(self, weight: Weight) -> Value:
+        """Return a weight, or another value of its type."""
+        type_ = self._retyped(weight.type)
+        return self.source.make(type_.shape or (), type_.dtype, bounds=bounds_of(weight.value))
+
+    # ---- operations ----
+
+    def _operation(self, op: Operation, edits: list[str]) -> list[Value]:
+        """Return the results of an operation, or what takes their place."""
+        source = self.source
+        grouped = [self._taken(entry) for entry in op.grouped_operands()]
+        opdef, attributes = op.opdef, dict(op.attributes)
+        for edit in edits:
+            data = [place for place, entry in enumerate(grouped) if isinstance(entry, Value)]
+            if edit == "drop" and data and len(op.results) == 1:
+                return [grouped[data[0]]]
+            if edit == "insert" and data:
+                place = source.one_of(data)
+                grouped[place] = self._behind(grouped[place])
+            elif edit == "exchange" and data:
+                self._exchange(grouped, data)
+            elif edit == "absent":
+                for place in data[1:]:
+                    grouped[place] = grouped[place] if source.flag() else None
+            elif edit == "operator":
+                opdef = source.one_of(self._relatives(opdef))
+            elif edit == "attribute" and op.opdef.attribute_params:
+                self._respell(op, grouped[data[0]] if data else None, attributes)
+        made = None if "redraw" in edits else self._made(opdef, grouped, attributes)
+        made = made or self._drawn(opdef, grouped, attributes)
+        if made.in_training:
+            for name in _BOUNDS:
+                source.written(made.operand(name) if name in made.opdef.operand_index else None)
+        return list(made.results)
+
+    def _use(self, value: Value) -> None:
+        """Give a value another user, or return it."""
+        if self.source.flag():
+            self.source.returned.append(value)
+        else:
+            self.source.builder.op("aten.neg", value)
+
+    def _taken(self, entry: Any) -> Any:
+        return tuple(map(self._taken, entry)) if isinstance(entry, tuple) else self.values.get(entry)
+
+    def _made(self, opdef: OpDef, grouped: list[Any], attributes: dict[str, Any]) -> Operation | None:
+        known = {param.name: attributes[param.name] for param in opdef.attribute_params if param.name in attributes}
+        if len(grouped) != len(opdef.operand_params):
+            return None
+        named = {param.name: value for param, value in zip(opdef.operand_params, grouped, strict=True)}
+        try:
+            return self.source.builder.op(opdef, **named, **known)
+        except GraphwrightError:
+            return None
+
+    def _drawn(self, opdef: OpDef, grouped: list[Any], attributes: dict[str, Any]) -> Operation:
+        """Draw a call around operands that the example computes, with its attributes where it takes them.
+
+        Raises:
+            Unavailable: when none is found.
+        """
+        source = self.source
+        fixed = {place: value for place, value in enumerate(grouped) if value in self.computed}
+        fixed = fixed or {place: value for place, value in enumerate(grouped[:1]) if isinstance(value, Value)}
+        for attempt in range(_ATTEMPTS):
+            source.places, source.pinned = fixed, list(fixed.values())
+            try:
+                operands, drawn, segments, _ = bind_arguments(opdef, *draw_call(source, opdef))
+            except (Unavailable, GraphwrightError):
+                continue
+            finally:
+                source.places, source.pinned = {}, []
+            around = [fixed.get(place, value) for place, value in enumerate(opdef.group(operands, segments))]
+            kept = drawn if attempt % 2 else drawn | {k: v for k, v in attributes.items() if k in drawn}
+            made = self._made(opdef, around, kept) or self._made(opdef, around, drawn)
+            if made is not None:
+                return made
+        raise Unavailable
+
+    def _respell(self, op: Operation, operand: Value | None, attributes: dict[str, Any]) -> None:
+        """Give an attribute another value."""
+        param = self.source.one_of(op.opdef.attribute_params)
+        own = op.attributes.get(param.name, param.default)
+        with suppress(Unavailable):
+            drawn = Respelling(self.source, self.rule, op, operand).attribute(param, lambda value: value != own)
+            attributes[param.name] = drawn
+
+    def _behind(self, value: Value) -> Value:
+        """Return what an operation makes of a value."""
+        source = self.source
+        name = source.one_of(PREFIXES)
+        source.pinned = [value]
+        try:
+            args, kwargs = generate_call(source, name)
+            return source.builder.op(name, *args, **kwargs).results[0] if value in args else value
+        except (Unavailable, GraphwrightError):
+            return value
+        finally:
+            source.pinned = []
+
+    def _exchange(self, grouped: list[Any], data: list[int]) -> None:
+        """Let two operands change places, or put another value of its type in the place of one."""
+        source = self.source
+        a, b = source.one_of(data), source.one_of(data)
+        if a != b:
+            grouped[a], grouped[b] = grouped[b], grouped[a]
+            return
+        others = [value for value in self.values.values() if value.type == grouped[a].type]
+        grouped[a] = source.one_of(others) if others else grouped[a]
+
+    def _relatives(self, opdef: OpDef) -> list[OpDef]:
+        """Return the operators that parts of the pattern take where they take this one, and those with its traits."""
+        found: dict[OpDef, None] = {}
+        for part in self.parts:
+            if isinstance(part, (OpNode, Chain)):
+                ops = part.ops if isinstance(part.ops, tuple) else (part.ops,)
+                flat = [o for op in ops for o in (operators_with(op) if isinstance(op, Trait) else (op,))]
+                found |= dict.fromkeys(flat if opdef in flat else ())
+        for trait in (Trait.ACTIVATION, Trait.IDEMPOTENT, Trait.LAYOUT):
+            found |= dict.fromkeys(operators_with(trait) if opdef.has(trait) else ())
+        return [o for o in found if o.name in GENERATORS and not o.is_region] or [opdef]

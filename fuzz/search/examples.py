@@ -1,0 +1,73 @@
+"""A rule held to its examples: it fires where they say so, means the same there, and gives its reasons elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fuzz.programs.case import Case
+from fuzz.programs.check import Finding, Properties
+from fuzz.programs.strategy import positional_convention, random_tensor
+from fuzz.rules.rule_pass import ApplyRules
+from fuzz.rules.variation import bounds_of
+from fuzz.search.counterexample import UnsoundError, explain
+from fuzz.search.judge import judge
+from fuzz.search.soundness import Soundness
+from ir.core import Value
+from ir.program import Program
+from ir.verify import verify
+from passes.rewrite.example import Example
+from passes.rewrite.matching import compile_rule
+from passes.rewrite.pattern import Match, Pattern
+from passes.rewrite.remarks import Refusal
+
+
+def hold_example(rule: Pattern, example: Example, properties: Properties) -> None:
+    """Apply a rule to one of its examples, with random numbers for inputs and weights.
+
+    Raises:
+        UnsoundError: when the rule does not fire, or fires on a near miss or refuses it for another reason; and when a
+            property does not hold, with the counterexample.
+        PatternError: when the example is no program.
+    """
+    program = example.program()
+    verify(program)
+    program.convention = positional_convention(program.graph)
+    reasons = refusals(rule, program)
+    for number, weight in enumerate(program.weights.values()):
+        weight.data = _numbers(weight.value, number)
+    case = Case.of(program, [_numbers(value, number) for number, value in enumerate(program.graph.inputs)])
+    pass_ = ApplyRules((rule,))
+    try:
+        fired = judge(pass_, case, properties).fired[rule.name]
+    except Finding as finding:
+        raise UnsoundError(explain(rule.name, pass_, (rule,), properties, case, finding, 0)) from finding
+    said = "; ".join(reasons) or "it does not match"
+    if not example.refused and not fired:
+        raise _unlike(f"{rule.name} does not fire on its example: {said}", example)
+    if example.refused and fired:
+        raise _unlike(f"{rule.name} fires on its near miss", example)
+    if example.refused and not any(example.refused in reason for reason in reasons):
+        raise _unlike(f"{rule.name} refuses its near miss for another reason: {said}", example)
+
+
+def refusals(rule: Pattern, program: Program) -> list[str]:
+    """Return why a rule leaves places of a program alone that it matches, each reason once."""
+    reasons: dict[str, None] = {}
+    for op in program.graph.operations():
+        for variant in compile_rule(rule):
+            found = variant.try_match(op) if variant.accepts(op.opdef) else None
+            answer = rule.check(found) if isinstance(found, Match) else found
+            if answer is not None:
+                reasons[answer.reason if isinstance(answer, Refusal) else answer] = None
+    return list(reasons)
+
+
+def _numbers(value: Value, seed: int) -> Any:
+    type_ = value.tensor_type
+    assert type_.shape is not None and type_.dtype is not None
+    return random_tensor([int(d) for d in type_.shape if d is not None], type_.dtype, seed, bounds_of(value))
+
+
+def _unlike(message: str, example: Example) -> UnsoundError:
+    remedy = "correct the example, or the rule's `check`"
+    return UnsoundError(None, message, Soundness(), details=f"\n\n{example}\n", remedy=remedy)

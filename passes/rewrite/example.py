@@ -1,0 +1,69 @@
+"""Example programs of a rule: what it is for, and what it must leave alone."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+
+import attrs
+from typing_extensions import override
+
+from ir.errors import GraphwrightError, PatternError
+from ir.program import Program
+from ir.text.parser import parse_program
+
+_SIZES = (2, 3, 4, 5)
+"""What the sizes of an example are, in the order in which they occur, where nobody says otherwise."""
+
+
+def _without_indent(text: str) -> str:
+    return textwrap.dedent(text).strip()
+
+
+@attrs.frozen
+class Example:
+    """A program in which a rule fires or, with `refused`, a near miss.
+
+    The text is that of a program without its header: weights, then the graph. Result types may be left out. Sizes may
+    be names, and expressions over them: `graph(%x : f32[n, c, h, w]) { %y = aten.reshape(%x) {shape=[n, c*h*w]} ... }`.
+    """
+
+    text: str = attrs.field(converter=_without_indent)
+    refused: str = ""
+    """A part of the reason why the rule leaves a near miss alone; empty where the rule fires."""
+
+    def changed(self, *changes: tuple[str, str], refused: str = "") -> Example:
+        """Return another example: the text with each (old, new) replaced, wherever it stands.
+
+        Raises:
+            PatternError: when the text has no such part.
+        """
+        text = self.text
+        for old, new in changes:
+            if old not in text:
+                raise PatternError(f"an example has no {old!r}:\n{text}")
+            text = text.replace(old, new)
+        return Example(text, refused)
+
+    def program(self, size: Callable[[str], int] | None = None) -> Program:
+        """Return the program, whose weights have no data.
+
+        Args:
+            size: returns the number for the name of a size, each time that it occurs; 2, 3, 4, 5 in turn by default.
+
+        Raises:
+            PatternError: when the text is not well-formed, or does not take the default sizes.
+            GraphwrightError: when it does not take the sizes that are given.
+        """
+        text = f'program "example" {{\n{self.text}\n}}'
+        if size is not None:
+            return parse_program(text, size)
+        numbers: dict[str, int] = {}
+        try:
+            return parse_program(text, lambda name: numbers.setdefault(name, _SIZES[len(numbers) % len(_SIZES)]))
+        except GraphwrightError as error:
+            raise PatternError(f"an example is no program: {error.message}\n{self}", remedy=error.remedy) from error
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.text}\nrefused: {self.refused}" if self.refused else self.text
