@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.capture.boundary.runs import Outcome
 from compiler.usercode.difference import RELATIVE_BOUND, scale_of, tensor_difference
+from ir.attributes import attribute_key
 
 ROUNDING: Mapping[torch.dtype, float] = {
     torch.float64: RELATIVE_BOUND,
@@ -41,6 +42,9 @@ def differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) 
     if structure != other:
         yield f"the result's structure {structure} became {other}"
         return
+    if list(map(attribute_key, _contexts(structure))) != list(map(attribute_key, _contexts(other))):
+        yield f"the keys of the result {structure} are of other classes"
+        return
     for i, (x, y) in enumerate(zip(left, right, strict=True)):
         problem = value_difference(x, y)
         if problem is not None:
@@ -52,6 +56,13 @@ def differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) 
     if [before is after for before, after in a.tracked] != [before is after for before, after in b.tracked]:
         yield "another input requires gradients after the call"
     yield from _buffer_differences(a, b, names)
+
+
+def _contexts(spec: pytree.TreeSpec) -> Iterator[Any]:
+    """Yield what each node says beside its class and children; keys of several classes may be equal (1 and True)."""
+    yield spec.context
+    for child in spec.children():
+        yield from _contexts(child)
 
 
 def _end(outcome: Outcome) -> str:
