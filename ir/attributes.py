@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Iterator
 from types import NoneType
 from typing import Any
@@ -69,6 +70,18 @@ def _is_literal(value: Any) -> bool:
     if type(value) is dict:
         return all(_is_literal(key) and _is_literal(item) for key, item in value.items())
     return type(value) in LITERAL_TYPES
+
+
+def is_written_exactly(value: Any) -> bool:
+    """Return whether Python reads the `repr` of a literal, or of a tuple of literals, as an equal one."""
+    if type(value) is tuple:
+        return all(map(is_written_exactly, value))
+    if type(value) is not complex:
+        return type(value) in LITERAL_TYPES
+    try:
+        return attributes_equal(ast.literal_eval(repr(value)), value)
+    except ValueError:
+        return False  # with NaN or infinity
 
 
 def unknown_object(value: Any) -> UnknownObject:
