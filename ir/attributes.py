@@ -37,7 +37,7 @@ class UnknownObject:
 Attribute = Any
 """None, bool, number, str, sympy.Expr, torch dtype/device/layout/memory_format, Ref, or a tuple of these.
 
-The arguments of an opaque call may also be lists, dicts with text keys, and slices of these.
+The arguments of an opaque call may also be lists, dicts with constants as keys, and slices of these.
 """
 
 LITERAL_TYPES = frozenset(

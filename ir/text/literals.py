@@ -15,7 +15,7 @@ from torch.utils._sympy.numbers import int_oo
 from ir.attributes import Attribute, Ref, UnknownObject, unknown_object
 from ir.expressions import BINARY_OPERATORS, UNARY_POWER, apply_function, apply_operator, format_expression, negate
 from ir.locations import Location
-from ir.text.lexer import END, Lexer
+from ir.text.lexer import END, Lexer, is_readable
 from ir.types import (
     CPU,
     DTYPES_BY_NAME,
@@ -63,7 +63,7 @@ def format_attribute(value: Attribute, refer: Callable[[int], str] = lambda inde
     """Return the text of an attribute, or of a constant in the calling convention; `refer` gives that of a `Ref`."""
     if isinstance(value, tuple):
         return f"[{', '.join([format_attribute(item, refer) for item in value])}]"
-    if value is None or type(value) in (bool, int):
+    if value is None or type(value) is bool or (type(value) is int and is_readable(value)):
         return repr(value)
     if type(value) is float:
         return repr(value)
