@@ -136,6 +136,14 @@ def items_of(value: Attribute) -> Iterable[Attribute] | None:
     return (value.start, value.stop, value.step) if isinstance(value, slice) else None
 
 
+def is_deeper(tree: Any, limit: int) -> bool:
+    """Return whether tuples, lists, dicts and slices are nested more than `limit` deep."""
+    level = [tree]
+    for _ in range(limit + 1):
+        level = [part for item in level for part in items_of(item) or ()]
+    return bool(level)
+
+
 def has_ref(value: Attribute) -> bool:
     """Return whether `value` contains a `Ref`."""
     return any(type(leaf) is Ref for leaf in iter_leaves(value))

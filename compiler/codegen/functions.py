@@ -93,7 +93,7 @@ def resolve(scope: Scope, op: Operation, attribute: Attribute) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def literal(scope: CallScope, value: Any) -> Any:
+def literal(scope: Scope, value: Any) -> Any:
     """Return what to write for a number: the node of a size, and of a complex number whose `repr` is no code for it."""
     if isinstance(value, sympy.Basic):
         return scope.size(value)

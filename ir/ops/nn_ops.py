@@ -14,8 +14,8 @@ from ir.attributes import (
     ATTRIBUTE_TYPES,
     Attribute,
     Ref,
+    is_deeper,
     is_written_exactly,
-    items_of,
     iter_leaves,
     map_leaves,
     normalize_attribute,
@@ -224,18 +224,9 @@ def encode_call(
             raise refused(f"a number of more than {MAX_DIGITS} digits")
         return item
 
-    depth = max(map(depth_of, (*args, *kwargs.values())), default=0)
-    if depth > _MAX_ARGUMENT_DEPTH:
-        raise refused(f"an argument that is nested {depth} deep")
+    if any(is_deeper(item, _MAX_ARGUMENT_DEPTH) for item in (*args, *kwargs.values())):
+        raise refused(f"an argument that is nested more than {_MAX_ARGUMENT_DEPTH} deep")
     return tuple(map(encode, args)), {key: encode(part) for key, part in kwargs.items()}, operands
-
-
-def depth_of(tree: Any) -> int:
-    """Return how deep tuples, lists, dicts and slices are nested."""
-    depth, level = 0, [tree]
-    while level := [part for item in level for part in items_of(item) or ()]:
-        depth += 1
-    return depth
 
 
 def decode_call(

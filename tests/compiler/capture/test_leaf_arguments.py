@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from graphwright import CaptureError, transform
+from graphwright import CaptureError, InputError, transform
 from graphwright.ir import parse_program, print_program, programs_equal, verify
 from ir.attributes import attribute_key
 
@@ -49,7 +49,7 @@ class Color(enum.Enum):
     [
         ((torch.float16, torch.strided, torch.channels_last, torch.device("cpu")), {"dtype": torch.int8}),
         ((complex(-0.0, 1.0), complex(0.0, -1.0), complex("nan+infj"), [1 + 2j]), {"c": complex(1.0, -0.0)}),
-        (({1: 2, None: 3, True: {2.5: "a"}, (1, "b"): []},), {"table": {torch.float16: {-0.0: 1}}}),
+        (({1: 2, None: 3, False: {2.5: "a"}, (1, "b"): []},), {"table": {torch.float16: {-0.0: 1}}}),
         ((), {"a-b": 1, "class": {"nested": [complex("inf")]}, "µ": torch.float16, "plain": 2}),
         ((10**77 - 1,), {"deep": reduce(lambda inner, _: [inner], range(90), 1)}),
     ],
@@ -75,9 +75,27 @@ def test_what_text_can_hold_arrives(args: tuple[Any, ...], kwargs: dict[str, Any
         (Color.RED, "an argument of class Color"),
         (10**77, "a number of more than 77 digits"),
         ({-(10**80): 1}, "a number of more than 77 digits"),
-        (reduce(lambda inner, _: [inner], range(91), 1), "an argument that is nested 91 deep"),
+        (reduce(lambda inner, _: [inner], range(91), 1), "an argument that is nested more than 90 deep"),
     ],
 )
 def test_what_text_cannot_hold_is_refused_by_name(argument: Any, message: str) -> None:
     with pytest.raises(CaptureError, match=f"an opaque call cannot take {message}"):
         transform(Calls((argument,), {}), (X,), leaf_modules=(Leaf,))
+
+
+class Nests(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.depth = depth
+
+    def forward(self, x: torch.Tensor) -> list[Any]:
+        return reduce(lambda inner, _: [inner], range(self.depth - 1), [x + 1, 10**80])
+
+
+def test_results_that_are_nested_deep() -> None:
+    program = transform(Nests(90), (X,)).program
+    assert programs_equal(parse_program(print_program(program)), program) is None
+    with pytest.raises(CaptureError, match="the result of forward is nested more than 200 deep"):
+        transform(Nests(400), (X,))
+    with pytest.raises(InputError, match="the example inputs are nested more than 200 deep"):
+        transform(Nests(1), (Nests(400)(X),))
