@@ -35,7 +35,7 @@ MAX_DIGITS = 77
 
 def is_readable(number: int) -> bool:
     """Return whether text may hold a number."""
-    return abs(number) < 10**MAX_DIGITS
+    return bool(abs(number) < 10**MAX_DIGITS)
 
 
 END = "end"

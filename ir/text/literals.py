@@ -323,10 +323,14 @@ class Literals:
             return tuple(self._list("]", self.constant))
         if lexer.accept("{"):
             place = lexer.index
+            items = self._list("}", self._item)
             try:
-                return dict(self._list("}", self._item))
+                found = dict(items)
             except TypeError as error:
                 raise lexer.error(f"not a dict: {error}", index=place) from error
+            if len(found) != len(items):
+                raise lexer.error("a key stands twice", index=place)
+            return found
         if lexer.at("list") and lexer.texts[lexer.index + 1] == "(":
             lexer.index += 2
             return self._list(")", self.constant)
@@ -371,8 +375,10 @@ class Literals:
                 merged = tuple(self._list("]", self.location))
             elif len(fields) < 3:
                 fields.append(lexer.expect_string("a string"))
-            else:
+            elif len(fields) == 3:
                 fields.append(lexer.expect_int("a line number"))
+            else:
+                raise lexer.error("a location has a module path, a class, a file and a line")
         defaults: list[Any] = ["", "", "", 0]
         path, class_, file, line = fields + defaults[len(fields) :]
         return Location(path, class_, file, line, merged)

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from compiler.capture.boundary.runs import Outcome
 from compiler.usercode.difference import RELATIVE_BOUND, scale_of, tensor_difference
 from ir.attributes import attribute_key
+from ir.text.specs import ADDRESS
 
 ROUNDING: Mapping[torch.dtype, float] = {
     torch.float64: RELATIVE_BOUND,
@@ -40,7 +41,11 @@ def differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) 
     left, structure = pytree.tree_flatten(a.results)
     right, other = pytree.tree_flatten(b.results)
     if structure != other:
-        yield f"the result's structure {structure} became {other}"
+        here, there = (ADDRESS.sub("", str(each)) for each in (structure, other))
+        if here == there:
+            yield f"the result's structure {here} holds an object (a key, or a factory) that is another in each call"
+        else:
+            yield f"the result's structure {here} became {there}"
         return
     if list(map(attribute_key, _contexts(structure))) != list(map(attribute_key, _contexts(other))):
         yield f"the keys of the result {structure} are of other classes"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import enum
 import pickle
-from functools import reduce
 from typing import Any
 
 import pytest
@@ -40,6 +39,12 @@ class Calls(nn.Module):
         return result + 1
 
 
+def nested(item: Any, depth: int) -> Any:
+    for _ in range(depth):
+        item = [item]
+    return item
+
+
 class Color(enum.Enum):
     RED = 1
 
@@ -51,7 +56,7 @@ class Color(enum.Enum):
         ((complex(-0.0, 1.0), complex(0.0, -1.0), complex("nan+infj"), [1 + 2j]), {"c": complex(1.0, -0.0)}),
         (({1: 2, None: 3, False: {2.5: "a"}, (1, "b"): []},), {"table": {torch.float16: {-0.0: 1}}}),
         ((), {"a-b": 1, "class": {"nested": [complex("inf")]}, "µ": torch.float16, "plain": 2}),
-        ((10**77 - 1,), {"deep": reduce(lambda inner, _: [inner], range(90), 1)}),
+        ((10**77 - 1,), {"deep": nested(1, 90)}),
     ],
     ids=["codes of PyTorch", "complex numbers", "keys of dicts", "keywords", "limits"],
 )
@@ -59,7 +64,8 @@ def test_what_text_can_hold_arrives(args: tuple[Any, ...], kwargs: dict[str, Any
     result = transform(Calls(args, kwargs), (X,), leaf_modules=(Leaf,))
     for module in (result.model, copy.deepcopy(result.model), pickle.loads(pickle.dumps(result.model))):
         module(X)
-        ((given, named),) = module.get_submodule("leaf").given
+        leaf: Any = module.get_submodule("leaf")
+        ((given, named),) = leaf.given
         assert attribute_key(given) == attribute_key(args)
         assert attribute_key(named) == attribute_key(kwargs)
     parsed = parse_program(print_program(result.program))
@@ -75,7 +81,7 @@ def test_what_text_can_hold_arrives(args: tuple[Any, ...], kwargs: dict[str, Any
         (Color.RED, "an argument of class Color"),
         (10**77, "a number of more than 77 digits"),
         ({-(10**80): 1}, "a number of more than 77 digits"),
-        (reduce(lambda inner, _: [inner], range(91), 1), "an argument that is nested more than 90 deep"),
+        (nested(1, 91), "an argument that is nested more than 90 deep"),
     ],
 )
 def test_what_text_cannot_hold_is_refused_by_name(argument: Any, message: str) -> None:
@@ -89,7 +95,7 @@ class Nests(nn.Module):
         self.depth = depth
 
     def forward(self, x: torch.Tensor) -> list[Any]:
-        return reduce(lambda inner, _: [inner], range(self.depth - 1), [x + 1, 10**80])
+        return [nested([x + 1, 10**80], self.depth - 2)]
 
 
 def test_results_that_are_nested_deep() -> None:
@@ -98,4 +104,4 @@ def test_results_that_are_nested_deep() -> None:
     with pytest.raises(CaptureError, match="the result of forward is nested more than 200 deep"):
         transform(Nests(400), (X,))
     with pytest.raises(InputError, match="the example inputs are nested more than 200 deep"):
-        transform(Nests(1), (Nests(400)(X),))
+        transform(Nests(2), (nested(X, 400),))

@@ -203,3 +203,11 @@ def test_keys_of_another_class_are_a_difference() -> None:
         assert found is not None
         assert "of other classes" in found
         assert difference(Outcome([{key: FLAT}]), Outcome([{key: FLAT}])) is None
+
+
+def test_no_message_has_an_address() -> None:
+    a, b = ({"k": FLAT, object(): FLAT} for _ in range(2))
+    found = difference(Outcome(a), Outcome(b))
+    assert found is not None
+    assert "another in each call" in found
+    assert "0x" not in found
