@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Iterator
 from types import NoneType
 from typing import Any
@@ -36,7 +37,7 @@ class UnknownObject:
 Attribute = Any
 """None, bool, number, str, sympy.Expr, torch dtype/device/layout/memory_format, Ref, or a tuple of these.
 
-The arguments of an opaque call may also be lists, dicts with text keys, and slices of these.
+The arguments of an opaque call may also be lists, dicts with constants as keys, and slices of these.
 """
 
 LITERAL_TYPES = frozenset(
@@ -69,6 +70,18 @@ def _is_literal(value: Any) -> bool:
     if type(value) is dict:
         return all(_is_literal(key) and _is_literal(item) for key, item in value.items())
     return type(value) in LITERAL_TYPES
+
+
+def is_written_exactly(value: Any) -> bool:
+    """Return whether Python reads the `repr` of a literal, or of a tuple of literals, as an equal one."""
+    if type(value) is tuple:
+        return all(map(is_written_exactly, value))
+    if type(value) is not complex:
+        return type(value) in LITERAL_TYPES
+    try:
+        return attributes_equal(ast.literal_eval(repr(value)), value)
+    except ValueError:
+        return False  # with NaN or infinity
 
 
 def unknown_object(value: Any) -> UnknownObject:
@@ -121,6 +134,14 @@ def items_of(value: Attribute) -> Iterable[Attribute] | None:
     if isinstance(value, dict):
         return value.values()
     return (value.start, value.stop, value.step) if isinstance(value, slice) else None
+
+
+def is_deeper(tree: Any, limit: int) -> bool:
+    """Return whether tuples, lists, dicts and slices are nested more than `limit` deep."""
+    level = [tree]
+    for _ in range(limit + 1):
+        level = [part for item in level for part in items_of(item) or ()]
+    return bool(level)
 
 
 def has_ref(value: Attribute) -> bool:

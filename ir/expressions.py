@@ -48,6 +48,12 @@ class _ExpressionPrinter(StrPrinter):  # type: ignore[misc] # SymPy has no types
     def _print_Identity(self, expr: sympy.Expr) -> str:  # noqa: N802 - SymPy looks it up by the class's name
         return f"Identity({self.stringify(expr.args, ', ')})"
 
+    def _print_IntInfinity(self, expr: sympy.Expr) -> str:  # noqa: N802 - SymPy looks it up by the class's name
+        return "int_oo"
+
+    def _print_NegativeIntInfinity(self, expr: sympy.Expr) -> str:  # noqa: N802 - SymPy looks it up by the class's name
+        return "-int_oo"
+
     def _print_Float(self, expr: sympy.Float) -> str:  # noqa: N802 - SymPy looks it up by the class's name
         return repr(float(expr))
 
@@ -129,6 +135,8 @@ def check_size(value: Any) -> Any:
             raise ValueError(f"a number of more than {MAX_BITS} bits")
     elif isinstance(value, sympy.Basic) and max(_measure(value)) > _MAX_TERMS:
         raise ValueError(f"an expression of more than {_MAX_TERMS} terms")
+    elif isinstance(value, sympy.Basic) and value.has(sympy.I):
+        raise ValueError("the result is not a real number")
     return value
 
 

@@ -105,6 +105,8 @@ class Param:
 
         PyTorch confuses these with each other and with ints without a check: wrong numbers, or a crash.
         """
+        if self.type == ARGUMENTS:
+            return True
         if self.code is not None:
             return value is None or isinstance(value, self.code)
         if type(value) is tuple:

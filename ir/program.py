@@ -149,6 +149,10 @@ class CallingConvention:
     """Whether keys of mappings among the arguments, including `**kwargs`, must be in the order of `in_spec`."""
 
 
+SURROUNDINGS = ("no_grad", "nested", "inference_mode", "layout", "requires_grad", "autocast")
+"""Surroundings of a call that a model may ask about."""
+
+
 @attrs.frozen
 class Surrounding:
     """Surroundings in which the program must not run, since the original computes something else there.
@@ -219,7 +223,7 @@ class Program:
     A switch is one of `SWITCHES` of the root or, as in `backbone.train`, of a module that overrides it.
     """
     surroundings: Mapping[str, Surrounding] = attrs.field(factory=dict)
-    """Name (no_grad, inference_mode, autocast, layout, requires_grad) -> surroundings that the program refuses."""
+    """Name, of `SURROUNDINGS` -> surroundings that the program refuses."""
 
     def add_weight(self, weight: Weight) -> Value:
         """Add a weight and return its value.

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import sympy
 import torch
+from torch.utils import _pytree as pytree
 
 from ir.attributes import ATTRIBUTE_TYPES, Attribute, Ref, iter_leaves
 from ir.builder import infer_operation
@@ -300,10 +301,13 @@ class _Verifier:
                 self._fail(
                     f"operand {inside.name!r} of {op.name} is {value.type}, but the body takes {inside.type}", op
                 )
+        for name in ("parts", "quantization_points"):
+            if not _is_names(op.attributes.get(name)):
+                self._fail(f"attribute {name!r} of {op.name} is not a list of names", op)
         parts = op.attributes.get("parts")
         if parts is not None and len(parts) != body.num_operations:
             self._fail(f"{op.name} names {len(parts)} parts, but its body has {body.num_operations} operations", op)
-        for point in op.attributes.get("quantization_points", ()):
+        for point in op.attributes.get("quantization_points") or ():
             if point not in names:
                 self._fail(f"quantization point {point!r} of {op.name} is not one of its operands", op)
         self._graph(body, op)
@@ -313,6 +317,8 @@ class _Verifier:
             inferred = infer_operation(op)
         except GraphwrightError as error:
             self._fail(f"the operands of {op.name} do not fit it: {error.message}", op, error)
+        except Exception as error:  # noqa: BLE001 - rules rely on attributes of the schema's types, and text has any
+            self._fail(f"{op.name} does not take these attributes: {str(error) or type(error).__name__}", op, error)
         if len(inferred) != len(op.results):
             self._fail(f"{op.name} has {len(op.results)} results, inference gives {len(inferred)}", op)
         for value, type_ in zip(op.results, inferred, strict=True):
@@ -365,6 +371,8 @@ class _Verifier:
                 self._fail(f"the result has output {leaf.value}, but the graph has {num_outputs}")
             if isinstance(leaf.constant, sympy.Expr):
                 self._expression(leaf.constant, "the result", None)
+        if convention.in_spec is not None and not _is_of_call(convention.in_spec):
+            self._fail("in_spec is not that of a call: `((...), {...})`, with names as keys")
         if convention.in_spec is not None and convention.in_spec.num_leaves != len(convention.inputs):
             self._fail(f"in_spec has {convention.in_spec.num_leaves} leaves for {len(convention.inputs)} arguments")
         if convention.out_spec is not None and convention.out_spec.num_leaves != len(convention.outputs):
@@ -388,6 +396,18 @@ class _Verifier:
                 self._fail(f"output {output} is a view, but the graph has {num_outputs}")
             if source not in written:
                 self._fail(f"output {output} is a view of output {source}, which no mutation writes")
+
+
+def _is_of_call(spec: pytree.TreeSpec) -> bool:
+    """Return whether a structure is one of positional arguments and keyword arguments."""
+    if spec.type is not tuple or spec.num_children != 2:
+        return False
+    args, kwargs = spec.children()
+    return args.type is tuple and kwargs.type is dict and all(isinstance(key, str) for key in kwargs.context)
+
+
+def _is_names(value: Attribute) -> bool:
+    return value is None or (isinstance(value, tuple) and all(isinstance(name, str) for name in value))
 
 
 def _leaves_of_tuples(value: Attribute) -> Iterator[Attribute]:

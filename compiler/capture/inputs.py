@@ -15,17 +15,22 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from compiler.usercode.overlap import may_overlap
+from ir.attributes import is_deeper
 from ir.errors import CaptureError, InputError
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 """Kinds of parameters that take an argument by name."""
 
 
+MAX_NESTING = 200
+"""How deep arguments and results may be nested: PyTorch compares structures by recursion."""
+
+
 def check_inputs(example_inputs: Any, example_kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return example inputs as (args, kwargs).
 
     Raises:
-        InputError: when they are not a tuple (or a bare tensor) and a mapping with string keys.
+        InputError: when they are not a tuple (or a bare tensor) and a mapping with string keys, or nested too deep.
     """
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
@@ -42,6 +47,10 @@ def check_inputs(example_inputs: Any, example_kwargs: Any) -> tuple[tuple[Any, .
     kwargs = {} if example_kwargs is None else example_kwargs
     if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
         raise InputError(f"example_kwargs must map argument names to values, not be a {type(kwargs).__qualname__}")
+    if is_deeper((example_inputs, kwargs), MAX_NESTING):
+        raise InputError(
+            f"the example inputs are nested more than {MAX_NESTING} deep", remedy="pass a list of what they hold"
+        )
     return example_inputs, dict(kwargs)
 
 

@@ -31,7 +31,7 @@ from compiler.emitted.guard import (
     drop_unbound,
     tensor_check,
 )
-from ir.attributes import UnknownObject
+from ir.attributes import UnknownObject, is_written_exactly
 from ir.errors import CodegenError
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
 from ir.program import InputLeaf, Program
@@ -172,6 +172,9 @@ class Inputs:
         self.graph = graph
         self.parameters, variable = parameters_of(program)
         self.checks: list[Check] = []
+        self.keys: list[Any] = []
+        """Keys in the arguments that Python code cannot write."""
+        self._keys: fx.Node | None = None
         self._bound: dict[sympy.Symbol, None] = {}
         self._written = {mutation.input for mutation in program.convention.mutations}
         self._constant_defaults()
@@ -238,6 +241,11 @@ class Inputs:
     def _access(self, node: Any, key: Any) -> fx.Node:
         if isinstance(key, Leaves):
             return self.graph.create_node("call_function", pytree.tree_leaves, (node,))
+        if not _is_written(key):
+            if self._keys is None:
+                self._keys = self.graph.create_node("get_attr", "_keys")
+            self.keys.append(key)
+            key = self.graph.create_node("call_function", operator.getitem, (self._keys, len(self.keys) - 1))
         return self.graph.create_node("call_function", operator.getitem, (node, key))
 
     def _walk(
@@ -292,6 +300,13 @@ class Inputs:
         accesses.append((leaf.value, number, path))
 
 
+def _is_written(key: Any) -> bool:
+    """Return whether fx writes code for a key: a constant, a member of an enum, or a tuple of these."""
+    if isinstance(key, enum.Enum):
+        return type(key).__members__.get(key.name or "") is key
+    return all(map(_is_written, key)) if type(key) is tuple else is_written_exactly(key)
+
+
 def unknown_constant(what: str, constant: UnknownObject) -> CodegenError:
     """Return the error for a constant of a parsed program, which has only its class."""
     return CodegenError(
@@ -310,6 +325,8 @@ def _has_mapping(spec: pytree.TreeSpec) -> bool:
 def native_structure(spec: pytree.TreeSpec, leaves: Iterator[Any], call: Callable[..., Any]) -> Any:
     """Return the result as nested tuples, lists, dicts and named tuples; NotImplemented where it has other types.
 
+    So it is where a key is an object that Python code cannot write.
+
     Args:
         spec: the structure.
         leaves: what it is filled with.
@@ -326,7 +343,7 @@ def native_structure(spec: pytree.TreeSpec, leaves: Iterator[Any], call: Callabl
         return call(torch.Size, (children,))  # pytree itself would make a tuple
     if spec.type is list:
         return children
-    if spec.type is dict:
+    if spec.type is dict and all(map(is_written_exactly, spec.context)):
         return dict(zip(spec.context, children, strict=True))
     if spec.type is collections.namedtuple:
         return spec.context(*children)

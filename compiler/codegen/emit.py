@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import attrs
 import torch
@@ -97,11 +98,12 @@ class _Emitter:
         root.add_module("_guard", guard)
         root.training = program.module_modes.get("", False)
         root._guard.training = root.training  # type: ignore[union-attr]
+        held: dict[str, Any] = {"_keys": tuple(inputs.keys)} if inputs.keys else {}
         if self.results.out_spec is not None:
-            root.__dict__["_out_spec"] = self.results.out_spec
+            held["_out_spec"] = self.results.out_spec
+        root.__dict__.update(held)
         module = EmittedModule(root, scope.graph, self._class_name())
-        if self.results.out_spec is not None:
-            module.__dict__["_out_spec"] = self.results.out_spec
+        module.__dict__.update(held)
         self._set_modes_after(module)
         module._unlike_after = frozenset(_unlike_after(program, module))
         if program.mode_locked:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from compiler.codegen.function_names import FUNCTIONS, GLOBAL_FLAGS
-from ir.attributes import Attribute, Ref, attributes_equal, map_leaves
+from ir.attributes import Attribute, Ref, attributes_equal, is_written_exactly, map_leaves
 from ir.core import Operation
 from ir.opdef import ParamKind
 from ir.types import Dim, TensorType, shapes_equal, simplify_dim
@@ -87,10 +87,19 @@ def resolve(scope: Scope, op: Operation, attribute: Attribute) -> Any:
             operand = op.operands[item.index]
             assert operand is not None
             return scope.value(operand)
-        return scope.size(item) if isinstance(item, sympy.Basic) else item
+        return literal(scope, item)
 
     value = map_leaves(attribute, leaf)
     return list(value) if isinstance(value, tuple) else value
+
+
+def literal(scope: Scope, value: Any) -> Any:
+    """Return what to write for a number: the node of a size, and of a complex number whose `repr` is no code for it."""
+    if isinstance(value, sympy.Basic):
+        return scope.size(value)
+    if type(value) is complex and not is_written_exactly(value):
+        return scope.call(complex, (value.real, value.imag))
+    return value
 
 
 def _special(*names: str) -> Callable[[Emit], Emit]:

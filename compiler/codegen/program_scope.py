@@ -10,10 +10,13 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from compiler.codegen.forms import ModuleForm, own_location
+from compiler.codegen.functions import literal
 from compiler.codegen.modules import module_form
 from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree, folded_path
+from compiler.emitted.forward_code import is_plain_name
 from compiler.emitted.fused import ScaledDotProductAttention
+from compiler.emitted.graphmodule import call_with
 from ir.columns import Layout
 from ir.core import Operation, Value
 from ir.errors import CodegenError
@@ -129,16 +132,24 @@ class ProgramScope(Scope):
         if function is None:
             raise CodegenError(f"the program has no callable {callee!r}", location=op.location)
         operands = [None if v is None else self.value(v) for v in op.operands]
-        args, kwargs = decode_call(
-            op.attributes, operands, lambda leaf: self.size(leaf) if hasattr(leaf, "free_symbols") else leaf
-        )
+        args, kwargs = decode_call(op.attributes, operands, lambda leaf: literal(self, leaf))
+        plain = all(map(is_plain_name, kwargs))
+        if not plain and not isinstance(function, nn.Module):
+            raise CodegenError(
+                f"the keywords {', '.join(map(repr, kwargs))} of a call of {callee!r} are not all names of Python",
+                location=op.location,
+                remedy="call it in a module, and keep that one with leaf_modules=",
+            )
         if isinstance(function, nn.Module):
             key = ("opaque", callee)
             path = self.tree.find(key)
             if path is None:
                 path = self.tree.place(self.tree.adopt(function), callee, own=True, key=key)
                 self.tree.register_opaque(path, callee, function)
-            node = self.graph.create_node("call_module", path, args, kwargs)
+            if plain:
+                node = self.graph.create_node("call_module", path, args, kwargs)
+            else:
+                node = self.call(call_with, (self.graph.create_node("get_attr", path), args, kwargs))
         else:
             node = self.call(function, args, kwargs)
         returns = op.attributes["returns"]

@@ -11,6 +11,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from compiler.codegen.convention import native_structure, unknown_constant
+from compiler.codegen.functions import literal
 from compiler.codegen.program_scope import ProgramScope, is_detached
 from compiler.emitted.graphmodule import assign_buffer, before_assignment, write_unless_itself
 from ir.attributes import UnknownObject
@@ -109,7 +110,7 @@ class Results:
         """Return the node of a result that is not a tensor: a literal, or a size of an input."""
         if isinstance(constant, UnknownObject):
             raise unknown_constant("a result", constant)
-        return self.scope.size(constant) if isinstance(constant, sympy.Basic) else constant
+        return literal(self.scope, constant)
 
     def _view_again(self, value: Value | None, source: Value | None, node: Any) -> Any:
         """Return an output as a view of `node`, the tensor that `source` was written to; None where it is none."""

@@ -21,7 +21,7 @@ from ir.locations import Location
 from ir.program import Program, Weight, WeightKind
 from ir.spelling import free_name
 
-_RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | {"_guard", "_in_spec", "_out_spec"}
+_RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | {"_guard", "_keys", "_out_spec"}
 """Attributes of every GraphModule: a submodule of such a name could not be reached."""
 
 _FOLDED = "_folded"

@@ -131,7 +131,7 @@ class SignatureCodeGen(CodeGen):
         for node in nodes:
             if node.op == "placeholder" and node.name != node.target:
                 _unshadow(code, node.name, node.target)
-            elif node.op in ("call_module", "get_attr") and not all(map(_is_plain, node.target.split("."))):
+            elif node.op in ("call_module", "get_attr") and not all(map(is_plain_name, node.target.split("."))):
                 old, new = _format_target(root_module, node.target), _attribute(root_module, node.target)
                 code.src = re.sub(rf"(?<== ){re.escape(old)}(?![\w.])", new.replace("\\", r"\\"), code.src)
         return code
@@ -189,7 +189,7 @@ def _keywords_of_export(args: tuple[Any, ...]) -> Mapping[str, Any]:
     return keywords if all(a is b for a, b in zip(values, keywords.values(), strict=True)) else {}
 
 
-def _is_plain(name: str) -> bool:
+def is_plain_name(name: str) -> bool:
     """Whether Python code can spell an attribute verbatim: the parser normalizes names (NFKC), so `µ` becomes `μ`."""
     return name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
 
@@ -197,7 +197,7 @@ def _is_plain(name: str) -> bool:
 def _attribute(root: str, target: str) -> str:
     """Return the expression for a submodule at a path with parts that are not plain names."""
     for name in target.split("."):
-        root = f"{root}.{name}" if _is_plain(name) else f"getattr({root}, {json.dumps(name)})"
+        root = f"{root}.{name}" if is_plain_name(name) else f"getattr({root}, {json.dumps(name)})"
     return root
 
 

@@ -375,6 +375,11 @@ def before_assignment(value: torch.Tensor) -> torch.Tensor:
     return value.clone() if _is_traced(value) and not _assignments_seen.get() else value
 
 
+def call_with(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Call a module with keywords that are no names of Python, so that a call cannot spell them."""
+    return module(*args, **kwargs)
+
+
 _assignments_seen: ContextVar[bool] = ContextVar("assignments_seen", default=False)
 
 

@@ -15,12 +15,14 @@ The last paragraph of the comment says one fact a line. `rules` (names, or `pack
 is applied, `order` the number of the order of its rules; `properties` what is demanded; `fires` whether the
 program changes. Inputs and weights are random by `seed`, but for those with a range (`%var in [0.5, 2.0]`) or a value
 (`%x = f32[2] [1.0, -inf]`). The program that must come out follows a line `==== expected`, one that this is equal to by
-construction a line `==== original`; with `one text: yes`, canonicalization must make one text of both.
+construction a line `==== original`; with `one text: yes`, canonicalization must make one text of both, and the property
+`canonical` is demanded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,15 @@ from compiler.pipeline import parse_pipeline
 from fuzz.programs.case import Case
 from fuzz.programs.check import Properties
 from fuzz.rules.names import find_rule
-from ir.errors import GraphwrightError, ParseError
+from ir.errors import GraphwrightError, ParseError, VerificationError
+from ir.program import Program
 from ir.spelling import known_names
 from ir.text.lexer import Lexer
 from ir.text.literals import Literals, expect_end, format_attribute
 from ir.text.parser import parse_program
 from ir.text.printer import format_name
-from ir.types import type_of_tensor
+from ir.types import CPU, TensorType, Type, type_of_tensor
+from ir.verify import verify
 
 SUFFIX = ".gw"
 """Of files that hold a case, as of dumps of programs."""
@@ -77,9 +81,18 @@ def read_case(path: Path) -> CaseFile:
 class _Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines = path.read_text(encoding="utf-8").splitlines()
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = path.read_bytes()[: error.start].count(b"\n") + 1
+            raise self._error(line, f"the file is not UTF-8 text: {error.reason}", "save it as UTF-8") from error
+        self.lines = text.split("\n")
+        if not self.lines[-1]:
+            del self.lines[-1]
         self.subject: Any = None
         self.properties = Properties()
+        self.demands: dict[str, bool] = {}
+        """The properties that the file names."""
         self.fires: bool | None = None
         self.order = self.seed = 0
         self.one_text = False
@@ -88,10 +101,10 @@ class _Reader:
         self.facts: dict[str, Callable[[str], None]] = {
             "rules": lambda text: self._applied(tuple(find_rule(name.strip()) for name in text.split(","))),
             "pipeline": lambda text: self._applied(parse_pipeline(text)),
-            "order": lambda text: setattr(self, "order", int(text)),
+            "order": lambda text: setattr(self, "order", _int_within(text, 0)),
             "properties": self._properties,
             "fires": lambda text: setattr(self, "fires", _yes_or_no(text)),
-            "seed": lambda text: setattr(self, "seed", int(text)),
+            "seed": lambda text: setattr(self, "seed", _int_within(text, -(2**63))),
             "one text": lambda text: setattr(self, "one_text", _yes_or_no(text)),
         }
 
@@ -110,13 +123,17 @@ class _Reader:
         sections = self._sections(end)
         for text in sections.values():
             self._parsed(text)
+        if self.one_text:
+            self._demand_one_text(sections, seen)
         program = self._parsed(sections[""])
-        known = {*(value.name for value in program.graph.inputs), *program.weights}
+        known = {value.name: value.type for value in program.graph.inputs}
+        known |= {name: weight.type for name, weight in program.weights.items()}
         for name in (*self.bounds, *self.values):
             if name not in known:
                 raise self._error(
                     seen[f"%{name}"], f"the program has no input or weight {name!r}; {known_names(name, known)}"
                 )
+            self._check_type(name, known[name], seen[f"%{name}"])
         try:
             case = Case.seeded(sections[""].strip(), seed=self.seed, bounds=self.bounds, values=self.values)
         except GraphwrightError as error:
@@ -128,12 +145,36 @@ class _Reader:
     def _error(self, line: int, message: str, remedy: str | None = "see fuzz/corpus/README.md") -> ParseError:
         return ParseError(f"{self.path}, line {line}: {message}", line=line, remedy=remedy)
 
-    def _parsed(self, text: str) -> Any:
+    def _parsed(self, text: str) -> Program:
         try:
-            return parse_program(text)
+            program = parse_program(text)
         except ParseError as error:
             message = f"{self.path}, {error.message}"
             raise ParseError(message, line=error.line, column=error.column, remedy=error.remedy) from error
+        try:
+            verify(program)
+        except VerificationError as error:
+            start = len(text) - len(text.lstrip("\n"))
+            raise self._error(start + 1, error.message, "correct the program, or what printed it") from error
+        return program
+
+    def _demand_one_text(self, sections: Mapping[str, str], seen: Mapping[str, int]) -> None:
+        """Demand the property by which `one text` is checked."""
+        place = seen["one text"]
+        if _ORIGINAL not in sections:
+            raise self._error(place, f"`one text: yes` needs a program after a line `{_ORIGINAL}`")
+        if self.demands.get("canonical") is False:
+            raise self._error(place, "`one text: yes` contradicts `properties: not canonical`")
+        self.properties = attrs.evolve(self.properties, canonical=True)
+
+    def _check_type(self, name: str, type_: Type, number: int) -> None:
+        """Check that a range or a value is one of what it is given for."""
+        dtype = type_.dtype if isinstance(type_, TensorType) else None
+        if name in self.bounds and dtype is not None and not dtype.is_floating_point:
+            raise self._error(number, f"%{name} has type {type_}: only floating-point numbers are drawn from a range")
+        value = self.values.get(name)
+        if dtype is not None and isinstance(value, torch.Tensor) and value.dtype != dtype:
+            raise self._error(number, f"%{name} has type {type_}, and its value has dtype {value.dtype}")
 
     def _sections(self, start: int) -> dict[str, str]:
         """Return the programs by the line in front of each, with so many lines before them that places are right."""
@@ -163,16 +204,16 @@ class _Reader:
             read = self.facts.get(key)
             if read is None or not colon:
                 raise self._error(number, f"{line!r} is not a fact; {known_names(key, self.facts)}")
+            if key in seen:
+                raise self._error(number, f"{key!r} is said twice")
             try:
                 read(text.strip())
             except GraphwrightError as error:
                 raise self._error(number, error.message, error.remedy) from error
             except ValueError as error:
                 raise self._error(number, f"`{key}`: {error}") from error
-        if key in seen or {"rules", "pipeline"} <= {key, *seen}:
-            raise self._error(
-                number, f"{key!r} is said twice" if key in seen else "rules and a pipeline are two subjects"
-            )
+        if key in seen:
+            raise self._error(number, f"{key!r} is said twice")
         seen[key] = number
 
     def _applied(self, subject: Any) -> None:
@@ -185,7 +226,10 @@ class _Reader:
             name = word.removeprefix("not ")
             if name not in _DEMANDS:
                 raise ValueError(f"{name!r} is not a property; {known_names(name, _DEMANDS)}")
-            self.properties = attrs.evolve(self.properties, **{name: name == word})
+            if name in self.demands:
+                raise ValueError(f"{name!r} is said twice")
+            self.demands[name] = name == word
+        self.properties = attrs.evolve(self.properties, **self.demands)
 
     def _value(self, number: int) -> str:
         """Read the range or the value of an input or weight; return its name."""
@@ -200,6 +244,8 @@ class _Reader:
                     isinstance(bounds, tuple) and len(bounds) == 2 and all(type(b) in (int, float) for b in bounds)
                 ):
                     raise lexer.error("expected a range, such as `[0.5, 2.0]`", index=place)
+                if not bounds[0] <= bounds[1] or not all(map(math.isfinite, bounds)):
+                    raise lexer.error("no number is drawn from this range", index=place)
                 self.bounds[name] = bounds
             else:
                 lexer.expect("=")
@@ -209,6 +255,13 @@ class _Reader:
             message = f"{self.path}, {error.message}"
             raise ParseError(message, line=error.line, column=error.column, remedy=error.remedy) from error
         return name
+
+
+def _int_within(text: str, lowest: int) -> int:
+    number = int(text)
+    if not lowest <= number < 2**63:
+        raise ValueError(f"{text} is not in [{lowest}, {2**63 - 1}]")
+    return number
 
 
 def _yes_or_no(text: str) -> bool:
@@ -224,6 +277,8 @@ def _read_value(literals: Literals) -> Any:
         return literals.constant()
     place = lexer.index
     type_: Any = literals.type()
+    if isinstance(type_, TensorType) and type_.device not in (None, CPU):
+        raise lexer.error(f"a tensor of a case is in the memory of the CPU, not on {type_.device}", index=place)
     elements = literals.constant()
     strides = tuple(literals.dims()) if lexer.accept("strides") else None
     try:
@@ -264,9 +319,19 @@ def format_case(about: str, subject: str, case: Case, properties: Properties, *,
     facts = [subject]
     facts += [f"order: {order}"] * bool(order)
     facts += [f"properties: {', '.join(demands)}"] * bool(demands)
-    facts += ["one text: yes"] * case.one_text
+    facts += ["one text: yes"] * (case.one_text and properties.canonical)
     values = [*case.inputs, *(case.weights[name] for name in program.weights)]
     facts += [f"{format_name(name)} = {_format_value(value)}" for name, value in zip(names, values, strict=True)]
     comment = "\n".join(f"# {line}".rstrip() for line in (*about.splitlines(), "", *facts))
     text = f"{comment}\n\n{case.program.strip()}\n"
     return f"{text}{_ORIGINAL}\n{case.original.strip()}\n" if case.original else text
+
+
+def with_expected(text: str, program: str) -> str:
+    """Return the text of a file that expects a program, with another one in its place."""
+    newline = "\r\n" if "\r\n" in text else "\n"
+    lines = text.split("\n")
+    start = next(i for i, line in enumerate(lines) if line.rstrip() == EXPECTED) + 1
+    rest = next((i for i in range(start, len(lines)) if lines[i].startswith("====")), len(lines))
+    kept = "\n".join(lines[rest:])
+    return "\n".join(lines[:start]) + "\n" + newline.join([*program.split("\n"), kept])

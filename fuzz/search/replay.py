@@ -12,12 +12,14 @@ from pathlib import Path
 
 from compiler.pipeline import pipeline_of
 from compiler.targets.tensorrt import TENSORRT_PATTERNS
-from fuzz.programs.check import Finding, Properties
+from fuzz.programs.check import Finding, Properties, Unusable
+from fuzz.programs.observation import quiet
 from fuzz.rules.orders import InOrder
-from fuzz.search.casefile import EXPECTED, SUFFIX, CaseFile, read_case
+from fuzz.search.casefile import SUFFIX, CaseFile, read_case, with_expected
 from fuzz.search.judge import judge
 from fuzz.search.sound import Target, check
-from ir.errors import InputError
+from ir.errors import EvaluationError, InputError
+from ir.evaluate import evaluate
 from ir.text.printer import print_program
 from passes.manager.manager import Pass, PassContext, run_pass
 
@@ -48,7 +50,13 @@ def replay(path: Path) -> None:
 def _replay_text(path: Path, file: CaseFile) -> None:
     target = Target.of(file.subject, file.properties)
     pass_ = InOrder(target.pass_, file.order) if file.order else target.pass_
-    outcome = judge(pass_, file.case, target.properties)
+    try:
+        with quiet():
+            outcome = judge(pass_, file.case, target.properties)
+            if not outcome.changed:
+                evaluate(file.case.build(), file.case.inputs)
+    except (Unusable, EvaluationError, InputError) as error:
+        raise InputError(f"{path}: the program does not run on its inputs: {error.__cause__ or error}") from error
     _check_that_it_fires(file.fires, bool(outcome.changed), dict(outcome.fired))
     if file.expected is not None:
         _compare(path, file, pass_)
@@ -60,8 +68,9 @@ def _compare(path: Path, file: CaseFile, pass_: Pass) -> None:
     run_pass(pass_, program, PassContext())
     text = print_program(program, locations=False)
     if text != file.expected and os.environ.get(UPDATE):
-        before = path.read_text(encoding="utf-8").partition(EXPECTED)[0]
-        path.write_text(f"{before}{EXPECTED}\n{text}\n", encoding="utf-8")
+        with path.open(encoding="utf-8", newline="") as file_:  # its line ends stay
+            before = file_.read()
+        path.write_text(with_expected(before, text), encoding="utf-8", newline="")
     elif text != file.expected:
         lines = (file.expected or "").splitlines()
         shown = difflib.unified_diff(lines, text.splitlines(), str(path), "what comes out", lineterm="")

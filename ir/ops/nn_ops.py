@@ -10,14 +10,26 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from ir.attributes import ATTRIBUTE_TYPES, Attribute, Ref, map_leaves, normalize_attribute
+from ir.attributes import (
+    ATTRIBUTE_TYPES,
+    Attribute,
+    Ref,
+    is_deeper,
+    is_written_exactly,
+    iter_leaves,
+    map_leaves,
+    normalize_attribute,
+)
 from ir.errors import InferenceError, InputError, ParseError
 from ir.opdef import ARGUMENTS, Facts, OpDef, Param, ParamKind, Trait, register_opdef
 from ir.ops.inference import linear
 from ir.ops.inference.support import with_fallback
-from ir.text.lexer import Lexer
+from ir.text.lexer import MAX_DEPTH, MAX_DIGITS, Lexer, is_readable
 from ir.text.literals import Literals, format_attribute, parse_type
 from ir.types import Type
+
+_MAX_ARGUMENT_DEPTH = MAX_DEPTH - 10
+"""How deep the arguments of an opaque call may be nested: the text of a program nests them once more."""
 
 
 def _multihead_attention(
@@ -170,14 +182,21 @@ def encode_call(
     """Return the arguments of an opaque call as attributes, and the leaves that become operands.
 
     Args:
-        args: positional arguments: nested tuples, lists, dicts (with text keys), slices, and leaves.
+        args: positional arguments: nested tuples, lists, dicts (with constants as keys), slices, and leaves.
         kwargs: keyword arguments.
         is_operand: tells which leaves are operands; the others must be attribute values.
 
     Raises:
-        InputError: when a leaf is neither.
+        InputError: when a leaf is neither, or no text can hold the arguments.
     """
     operands: list[Any] = []
+
+    def refused(what: str) -> InputError:
+        return InputError(
+            f"an opaque call cannot take {what}",
+            remedy="pass it when the module is made; calls may have tensors, numbers, texts, and tuples, lists and "
+            "dicts of these",
+        )
 
     def encode(item: Any) -> Attribute:
         if is_operand(item):
@@ -189,15 +208,24 @@ def encode_call(
             return tuple([encode(part) for part in item])
         if isinstance(item, slice):
             return slice(*map(encode, (item.start, item.stop, item.step)))
-        if type(item) is dict and all(isinstance(key, str) for key in item):
-            return {key: encode(part) for key, part in item.items()}
+        if type(item) is dict:
+            return {encode_key(key): encode(part) for key, part in item.items()}
         if isinstance(item, ATTRIBUTE_TYPES):
-            return normalize_attribute(item)
-        raise InputError(
-            f"an opaque call cannot take an argument of class {type(item).__qualname__}",
-            remedy="pass it when the module is made; calls may have tensors, numbers, texts, tuples, lists and dicts",
-        )
+            return within_bound(normalize_attribute(item))
+        raise refused(f"an argument of class {type(item).__qualname__}")
 
+    def encode_key(key: Any) -> Attribute:
+        if isinstance(key, str) or is_written_exactly(key):
+            return within_bound(normalize_attribute(key))
+        raise refused(f"a dict with a key of class {type(key).__qualname__}")
+
+    def within_bound(item: Attribute) -> Attribute:
+        if any(type(leaf) is int and not is_readable(leaf) for leaf in iter_leaves(item)):
+            raise refused(f"a number of more than {MAX_DIGITS} digits")
+        return item
+
+    if any(is_deeper(item, _MAX_ARGUMENT_DEPTH) for item in (*args, *kwargs.values())):
+        raise refused(f"an argument that is nested more than {_MAX_ARGUMENT_DEPTH} deep")
     return tuple(map(encode, args)), {key: encode(part) for key, part in kwargs.items()}, operands
 
 

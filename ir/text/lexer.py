@@ -29,8 +29,14 @@ _TOKEN = re.compile(
 
 MAX_DEPTH = 100
 """Maximal nesting of brackets and the like."""
-_MAX_DIGITS = 77
+MAX_DIGITS = 77
 """Digits of a number below 2**256, more than any size or attribute has."""
+
+
+def is_readable(number: int) -> bool:
+    """Return whether text may hold a number."""
+    return bool(abs(number) < 10**MAX_DIGITS)
+
 
 END = "end"
 """Kind of the token after the last."""
@@ -157,8 +163,8 @@ class Lexer:
 
     def _int(self, index: int) -> int:
         text = self.texts[index]
-        if len(text) > _MAX_DIGITS:
-            raise self.error(f"a number of more than {_MAX_DIGITS} digits", index=index)
+        if len(text) > MAX_DIGITS:
+            raise self.error(f"a number of more than {MAX_DIGITS} digits", index=index)
         return int(text)
 
     def enter(self) -> None:

@@ -15,7 +15,7 @@ from torch.utils._sympy.numbers import int_oo
 from ir.attributes import Attribute, Ref, UnknownObject, unknown_object
 from ir.expressions import BINARY_OPERATORS, UNARY_POWER, apply_function, apply_operator, format_expression, negate
 from ir.locations import Location
-from ir.text.lexer import END, Lexer
+from ir.text.lexer import END, Lexer, is_readable
 from ir.types import (
     CPU,
     DTYPES_BY_NAME,
@@ -63,7 +63,7 @@ def format_attribute(value: Attribute, refer: Callable[[int], str] = lambda inde
     """Return the text of an attribute, or of a constant in the calling convention; `refer` gives that of a `Ref`."""
     if isinstance(value, tuple):
         return f"[{', '.join([format_attribute(item, refer) for item in value])}]"
-    if value is None or type(value) in (bool, int):
+    if value is None or type(value) is bool or (type(value) is int and is_readable(value)):
         return repr(value)
     if type(value) is float:
         return repr(value)
@@ -329,10 +329,14 @@ class Literals:
             return tuple(self._list("]", self.constant))
         if lexer.accept("{"):
             place = lexer.index
+            items = self._list("}", self._item)
             try:
-                return dict(self._list("}", self._item))
+                found = dict(items)
             except TypeError as error:
                 raise lexer.error(f"not a dict: {error}", index=place) from error
+            if len(found) != len(items):
+                raise lexer.error("a key stands twice", index=place)
+            return found
         if lexer.at("list") and lexer.texts[lexer.index + 1] == "(":
             lexer.index += 2
             return self._list(")", self.constant)
@@ -377,8 +381,10 @@ class Literals:
                 merged = tuple(self._list("]", self.location))
             elif len(fields) < 3:
                 fields.append(lexer.expect_string("a string"))
-            else:
+            elif len(fields) == 3:
                 fields.append(lexer.expect_int("a line number"))
+            else:
+                raise lexer.error("a location has a module path, a class, a file and a line")
         defaults: list[Any] = ["", "", "", 0]
         path, class_, file, line = fields + defaults[len(fields) :]
         return Location(path, class_, file, line, merged)

@@ -13,6 +13,7 @@ from ir.errors import GraphwrightError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import OpDef, ParamKind, Trait, get_opdef
 from ir.program import (
+    SURROUNDINGS,
     CallingConvention,
     Derivation,
     InputLeaf,
@@ -30,6 +31,8 @@ from ir.types import Dim, TensorType, Type, make_symbol
 
 __all__ = ["parse_attribute", "parse_program", "parse_type"]
 
+_ONCE = frozenset({"in_spec", "out_spec", "parameters", "keeps_order", "mode_locked"})
+_ONCE_A_NAME = frozenset({"opaque", "same_module", "refuses"})
 _WEIGHT_KINDS = {kind.value: kind for kind in WeightKind}
 
 
@@ -61,6 +64,8 @@ class _Scope:
         self.values: dict[str, Value] = {}
         self.referred: list[Value] = []
         self.first_reference = 0
+        self.said: set[str] = set()
+        """The statements of the program that it makes once, by what they are about."""
         self.arguments: list[Value | None] = []
         """The operands that attributes may name again: those of an opaque call."""
 
@@ -125,6 +130,11 @@ class _Parser(BoundaryParser):
         convention = program.convention
         place = lexer.index
         keyword = lexer.expect_kind("name", "a statement or the graph")
+        subject = f"{keyword} {lexer.text}" if keyword in _ONCE_A_NAME else keyword
+        if subject in self.scope.said:
+            raise lexer.error(f"{subject!r} is said twice", index=place)
+        if subject in _ONCE or keyword in _ONCE_A_NAME:
+            self.scope.said.add(subject)
         match keyword:
             case "symbol":
                 self._symbol(program)
@@ -135,7 +145,7 @@ class _Parser(BoundaryParser):
             case "opaque":
                 program.opaques[lexer.expect_string("the name of an opaque callable")] = None
             case "modules":
-                program.module_modes.update(self._modes())
+                self._add_modes(program.module_modes)
             case "same_module":
                 alias = lexer.expect_string("a path of a module")
                 lexer.expect("=")
@@ -146,9 +156,10 @@ class _Parser(BoundaryParser):
                     switch = f"{lexer.expect_string('a module path')}.{switch}"
                 lexer.expect("modules")
                 modes = dict(program.modes_after.get(switch, {}))
-                program.modes_after = {**program.modes_after, switch: modes | self._modes()}
+                self._add_modes(modes)
+                program.modes_after = {**program.modes_after, switch: modes}
             case "refuses":
-                name = lexer.expect_string("the name of surroundings")
+                name = self._one_of(SURROUNDINGS, "the name of surroundings")
                 program.surroundings = {**program.surroundings, name: self._surrounding()}
             case "mode_locked":
                 program.mode_locked = lexer.expect_string("why the mode is locked")

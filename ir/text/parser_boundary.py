@@ -72,9 +72,20 @@ class BoundaryParser:
             raise self.lexer.error(f"there is no mode {switch!r}", index=place, remedy=f"write {expected}")
         return switch
 
-    def _modes(self) -> dict[str, bool]:
+    def _add_modes(self, modes: dict[str, bool]) -> None:
         training = self._switch(("train", "eval")) == "train"
-        return dict.fromkeys(self._strings("a module path"), training)
+        place = self.lexer.index
+        for path in self._strings("a module path"):
+            if path in modes:
+                raise self.lexer.error(f"the mode of module {path!r} is said twice", index=place)
+            modes[path] = training
+
+    def _one_of(self, names: Sequence[str], meaning: str) -> str:
+        place = self.lexer.index
+        name = self.lexer.expect_string(meaning)
+        if name not in names:
+            raise self.lexer.error(f"{name!r} is not {meaning}", index=place, remedy=f"write one of {', '.join(names)}")
+        return name
 
     def _parameters(self) -> tuple[ParameterSpec, ...]:
         lexer = self.lexer

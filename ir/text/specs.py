@@ -11,7 +11,7 @@ import enum
 import json
 import re
 import sys
-from collections import defaultdict, namedtuple
+from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -26,9 +26,14 @@ _REMEDY = (
     "import the module that registers it, or register it: torch.export.register_dataclass, register_pytree_node of "
     "torch.utils._pytree"
 )
+ADDRESS = re.compile(r" at 0x[0-9a-f]+", re.ASCII | re.IGNORECASE)
+"""The address of an object in its `repr`, which is another one in each process."""
 _UNSERIALIZABLE = "unserializable"
 _PLAIN_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 """Names of classes that are written without quotes."""
+
+
+_PLAIN = {tuple: "`(*, *)`", list: "`[*, *]`", dict: '`{"a": *}`'}
 
 
 def format_spec(spec: pytree.TreeSpec) -> str:
@@ -40,7 +45,7 @@ def format_spec(spec: pytree.TreeSpec) -> str:
             return text
     except (ParseError, NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError):
         pass  # unregistered classes, and contexts without a literal
-    return f"{_UNSERIALIZABLE} {json.dumps(' '.join(str(spec).split()))}"
+    return f"{_UNSERIALIZABLE} {json.dumps(' '.join(ADDRESS.sub('', str(spec)).split()))}"
 
 
 def _format(spec: pytree.TreeSpec) -> str:
@@ -113,7 +118,7 @@ def read_spec(literals: Literals) -> pytree.TreeSpec:
         raise lexer.error(
             "the structure holds a class that cannot be written as text",
             remedy="register the class with torch.export.register_dataclass or register_pytree_node, "
-            "with a serialized_type_name",
+            "with a serialized_type_name; what it says of itself, and keys, are texts, numbers or members of enums",
         )
     lexer.enter()
     spec = _Reader(literals).node()
@@ -184,19 +189,29 @@ class _Reader:
 
     def _of_class(self) -> pytree.TreeSpec:
         lexer = self.lexer
+        first = lexer.index
         class_ = self._class()
+        if class_ in _PLAIN:
+            raise lexer.error(f"a {class_.__name__} is written as {_PLAIN[class_]}, without its name", index=first)
         if pytree.is_namedtuple_class(class_):
             lexer.expect("(")
-            return pytree.TreeSpec(namedtuple, class_, self._list(")"))
-        if lexer.accept("{"):
+            children = self._list(")")
+            self._check_fields(class_, len(children), first)
+            return pytree.TreeSpec(namedtuple, class_, children)
+        if class_ in (OrderedDict, defaultdict) and not lexer.at("{"):
+            raise lexer.error(f"expected the keys of the {class_.__name__} in braces, found {lexer.describe()}")
+        if class_ is not deque and lexer.accept("{"):
             keys, children = self._items()
             return pytree.TreeSpec(class_, [self._factory(), keys] if class_ is defaultdict else keys, children)
         lexer.expect("(")
         if lexer.kind == "name" and lexer.texts[lexer.index + 1] == "=":
             return self._of_dataclass(class_)
         children = self._list(")")
+        self._check_fields(class_, len(children), first)
         place = lexer.index
         context: Any = self._constant() if lexer.accept("with") else None
+        if class_ is deque and context is not None and (type(context) is not int or context < len(children)):
+            raise lexer.error("a deque is written with the most that it holds", index=place + 1)
         registered = pytree.SUPPORTED_SERIALIZED_TYPES.get(class_)
         if registered is not None and registered.from_dumpable_context is not None:
             try:
@@ -204,6 +219,13 @@ class _Reader:
             except Exception as error:  # code of the author of the class, and text may hand it anything
                 raise lexer.error(f"{class_.__qualname__} does not read this: {error}", index=place) from error
         return pytree.TreeSpec(class_, context, children)
+
+    def _check_fields(self, class_: type, given: int, index: int) -> None:
+        """Check that a named tuple, one of PyTorch's `return_types` for instance, has a child for each field."""
+        fields = getattr(class_, "_fields", ())
+        count = getattr(class_, "n_sequence_fields", len(fields) if pytree.is_namedtuple_class(class_) else given)
+        if count != given:
+            raise self.lexer.error(f"{class_.__name__} has {count} fields, not {given}", index=index)
 
     def _class(self) -> type:
         lexer = self.lexer

@@ -7,9 +7,11 @@ from torch import nn
 from compiler.capture.boundary.questions import Record
 from compiler.capture.boundary.runs import Outcome, Twin, type_text
 from compiler.capture.errors import example_fails
+from compiler.capture.inputs import MAX_NESTING
 from compiler.emitted.settings import REMEDY
 from compiler.usercode.locations import is_inside
 from compiler.usercode.state import Change, location_of_module
+from ir.attributes import is_deeper
 from ir.errors import CaptureError
 from ir.locations import Location
 
@@ -24,6 +26,12 @@ def check_run(outcome: Outcome, record: Record, model: nn.Module, kept: tuple[st
     if outcome.error is not None:
         raise example_fails(outcome.error, model)
     root = location_of_module("", model)
+    if is_deeper(outcome.results, MAX_NESTING):
+        raise CaptureError(
+            f"the result of forward is nested more than {MAX_NESTING} deep",
+            location=root,
+            remedy="return a list of what it holds",
+        )
     if outcome.replaced:
         raise CaptureError(
             f"forward assigns to `.data` of parameter {outcome.replaced[0]!r}, which no graph can express",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 import inspect
 import pickle
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from compiler.driver import transform
 from compiler.emitted.guard import InputGuard
 from ir.errors import InputError
 from ir.parameters import parameters_of_signature
@@ -52,6 +54,58 @@ def test_keyword_nested_and_constant_arguments() -> None:
         emitted(x, [b, {"k": c}, c], 3, mask=m, flag=None)
     with pytest.raises(TypeError):
         emitted(x, [b, {"k": c}], 3, m, flag=None)
+
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+    def __repr__(self) -> str:
+        return "'color'"
+
+
+class Permission(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Word(str):
+    __slots__ = ()
+
+
+KEYS = [
+    Color.RED,
+    (Color.BLUE, 1),
+    Permission.READ | Permission.WRITE,
+    Word("word"),
+    int,
+    (str, 2),
+    complex(-0.0, 1.0),
+    complex(0.0, float("inf")),
+    float("-inf"),
+    torch.float16,
+]
+
+
+class Looks(nn.Module):
+    def __init__(self, key: Any) -> None:
+        super().__init__()
+        self.key = key
+
+    def forward(self, table: dict[Any, torch.Tensor]) -> dict[Any, Any]:
+        return {"nested": [{self.key: table[self.key] - table["other"]}], self.key: table["other"] + 1}
+
+
+@pytest.mark.parametrize("key", KEYS, ids=repr)
+def test_any_object_may_be_a_key(key: Any) -> None:
+    model, table = Looks(key), {"other": torch.randn(2), key: torch.randn(2)}
+    emitted = transform(model, (table,)).model
+    expected = model(table)
+    for module in (emitted, copy.deepcopy(emitted), pickle.loads(pickle.dumps(emitted))):
+        result = module(table)
+        assert [type(each) for each in result] == [str, type(key)]
+        assert torch.equal(result[key], expected[key])
+        assert torch.equal(result["nested"][0][key], expected["nested"][0][key])
 
 
 def test_the_original_signature_gives_names_order_and_defaults() -> None:

@@ -95,13 +95,15 @@ def test_facts_have_defaults(tmp_path: Path) -> None:
 )
 def test_every_bit_of_a_case_reads_back(value: Any, tmp_path: Path) -> None:
     weights = {"var": torch.randn(2), "a b": torch.tensor([1, 2])}
-    case = Case(PROGRAM, (value, 3), weights, original=PROGRAM, one_text=True)
-    text = format_case("wrong\n\nreally", "rules: NoCopy", case, Properties(strides=False, exact=True), order=2)
+    program = PROGRAM.replace("%x : f32[2, 2]", "%x : ?")
+    case = Case(program, (value, 3), weights, original=PROGRAM, one_text=True)
+    properties = Properties(strides=False, exact=True, canonical=True)
+    text = format_case("wrong\n\nreally", "rules: NoCopy", case, properties, order=2)
     assert text is not None
     file = read_case(written(tmp_path, text))
     assert file.about == "wrong\n\nreally"
     assert (file.case.original, file.case.one_text, file.order) == (PROGRAM, True, 2)
-    assert file.properties == Properties(strides=False, exact=True)
+    assert file.properties == properties
     again = file.case.inputs[0]
     assert type(again) is type(value)
     if isinstance(value, torch.Tensor):
@@ -132,6 +134,26 @@ def test_rules_have_names() -> None:
         ("# fires: no", "# fires", 8, "'fires' is not a fact"),
         ("# fires: no", "# fires: perhaps", 8, "`fires`: 'perhaps' is neither yes nor no"),
         ("# fires: no", "# order: 1", 9, "'order' is said twice"),
+        ("# fires: no", "# rules: NoCopy", 8, "'rules' is said twice"),
+        ("# fires: no", "# one text: yes", 8, "`one text: yes` needs a program after a line `==== original`"),
+        ("# order: 3", "# order: -3", 9, "`order`: -3 is not in [0, "),
+        ("# seed: 1", "# seed: 99999999999999999999999", 10, "`seed`: 99999999999999999999999 is not in ["),
+        ("exact, not modes", "exact, not exact", 7, "`properties`: 'exact' is said twice"),
+        ("rules: NoCopy", "rules: ..relative:Rule", 6, "'..relative:Rule' does not name a module"),
+        ("rules: NoCopy", "rules: :Rule", 6, "':Rule' does not name a module"),
+        ("[0.5, 2.0]", "[2.0, 0.5]", 11, "no number is drawn from this range"),
+        ("[0.5, 2.0]", "[nan, 2.0]", 11, "no number is drawn from this range"),
+        ("[0.5, 2.0]", "[0.5, inf]", 11, "no number is drawn from this range"),
+        ('%"a b" = i64[2] [1, -9223372036854775808]', '%"a b" in [1, 2]', 12, "only floating-point numbers are drawn"),
+        ("%x = f32", "%x = f64", 13, "%x has type f32[2, 2], and its value has dtype torch.float64"),
+        ("%x = f32[2, 2]", "%x = f32[2, 2]@meta", 13, "a tensor of a case is in the memory of the CPU, not on meta"),
+        ("clone(%x) : f32[2, 2]", "clone(%x) : f32[2, 3]", 16, "result 0 of aten.clone has type f32[2, 3]"),
+        (
+            "==== expected",
+            '==== original\nprogram "p" { argument "x" = input 2 graph() { return } }\n==== expected',
+            28,
+            "the ",
+        ),
         ("# fires: no", "# pipeline: canonicalize", 8, "`pipeline`: rules and a pipeline are two subjects"),
         ("# order: 3", "# order: third", 9, "`order`: invalid literal"),
         ("rules: NoCopy", "rules: NoCopies", 6, "there is no rule 'NoCopies'"),
@@ -173,3 +195,22 @@ def test_what_is_ill_formed_is_refused(old: str, new: str, line: int, message: s
     assert caught.value.message.startswith(f"{path}, line {line}")
     assert message in caught.value.message
     assert caught.value.line == line
+
+
+def test_one_text_demands_that_canonicalization_makes_one(tmp_path: Path) -> None:
+    text = HEADER.replace("# fires: no", "# one text: yes")
+    file = read_case(written(tmp_path, f"{text}\n{PROGRAM}\n==== original\n{PROGRAM}\n"))
+    assert file.case.one_text
+    assert file.properties.canonical
+    text = text.replace("not modes", "not canonical")
+    with pytest.raises(ParseError, match="contradicts `properties: not canonical`"):
+        read_case(written(tmp_path, f"{text}\n{PROGRAM}\n==== original\n{PROGRAM}\n"))
+
+
+def test_files_are_utf_8_with_or_without_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "case.gw"
+    path.write_text(f"{HEADER}\n{PROGRAM}", encoding="utf-8-sig")
+    assert read_case(path).about.startswith("What was wrong")
+    path.write_bytes(f"{HEADER}\n{PROGRAM}".replace("Found", "F\xf6und").encode("latin-1"))
+    with pytest.raises(ParseError, match=r"case\.gw, line 4: the file is not UTF-8 text"):
+        read_case(path)

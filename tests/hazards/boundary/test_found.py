@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from compiler.capture.boundary.outcomes import difference
+from compiler.capture.boundary.runs import Outcome
 from graphwright import CaptureError, transform
 from tests.hazards.holding import FLAT, X, hold, line_of, refused, run, same
 
@@ -190,3 +192,22 @@ def test_a_tensor_in_a_list_among_the_arguments_may_be_written() -> None:
     ours, theirs = [FLAT.clone()], [FLAT.clone()]
     same(emitted(FLAT, ours), Writes()(FLAT, theirs))
     same(ours, theirs)
+
+
+def test_keys_of_another_class_are_a_difference() -> None:
+    class Word(str):
+        __slots__ = ()
+
+    for key, other in ((Word("k"), "k"), (True, 1), (1.0, 1), ((Word("k"), 1), ("k", 1))):
+        found = difference(Outcome([{key: FLAT}]), Outcome([{other: FLAT}]))
+        assert found is not None
+        assert "of other classes" in found
+        assert difference(Outcome([{key: FLAT}]), Outcome([{key: FLAT}])) is None
+
+
+def test_no_message_has_an_address() -> None:
+    a, b = ({"k": FLAT, object(): FLAT} for _ in range(2))
+    found = difference(Outcome(a), Outcome(b))
+    assert found is not None
+    assert "another in each call" in found
+    assert "0x" not in found

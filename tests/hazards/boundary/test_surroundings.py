@@ -17,7 +17,9 @@ from torch import nn
 
 from compiler.capture.boundary.runs import Twin
 from compiler.capture.boundary.surroundings import holds_trace
+from compiler.emitted.settings import SETTINGS
 from graphwright import CaptureError, InputError, ValidationError, transform
+from ir.program import SURROUNDINGS
 from tests.hazards.holding import FLAT, X, hold, same
 
 # ---- questions ----
@@ -408,3 +410,7 @@ def test_in_inference_mode() -> None:
         result = transform(model, (x,))
         same(result.model(x), model(x))
     result.model(torch.ones(2, 4)).sum().backward()
+
+
+def test_surroundings_have_one_list_of_names() -> None:
+    assert tuple(SETTINGS) == SURROUNDINGS

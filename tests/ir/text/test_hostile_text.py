@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from ir.errors import ParseError
+from ir.errors import ParseError, VerificationError
 from ir.expressions import EXPRESSION_FUNCTIONS
 from ir.text.literals import parse_attribute, parse_type
 from ir.text.parser import parse_program
+from ir.verify import verify
 
 PROGRAM = """program "p" {
   STATEMENT
@@ -151,3 +153,50 @@ def test_no_text_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for text in ("torch.imported_by_text", "torch._inductor", "torch.nn.functional"):
         with pytest.raises(ParseError, match="is not a dtype"):
             parse_attribute(text)
+
+
+CALL = """program "p" {
+  in_spec ((*,), {})
+  argument "x" = input 0
+  graph(%x : f32[2, 3]) {
+    %y = aten.relu(%x) : f32[2, 3]
+    return %y
+  }
+}"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("aten.relu(%x)", "aten.reshape(%x) {shape=[nan, 2]}"),
+        ("aten.relu(%x)", 'aten.adaptive_avg_pool2d(%x) {output_size=["r", 5]}'),
+        ("aten.relu(%x)", 'aten.view(%x) {size=["a", 2]}'),
+        ("%x : f32[2, 3]", "%x : quint8[2, 3]"),
+        (
+            "aten.relu(%x) : f32[2, 3]",
+            "fused.foo(%x) {parts=3} : f32[2, 3] body(%a : f32[2, 3]) { %b = aten.relu(%a) return %b }",
+        ),
+        (
+            "aten.relu(%x) : f32[2, 3]",
+            "fused.foo(%x) {quantization_points=1} : f32[2, 3] body(%a : f32[2, 3]) { return %a }",
+        ),
+        ("in_spec ((*,), {})", "in_spec *"),
+        ("in_spec ((*,), {})", "in_spec [(*,), {}]"),
+        ("in_spec ((*,), {})", "in_spec ((), (*,))"),
+        ("in_spec ((*,), {})", "in_spec ((), {1: *})"),
+        ("in_spec ((*,), {})", 'in_spec ((), collections.OrderedDict{"x": *})'),
+    ],
+)
+def test_the_verifier_refuses_what_parses(old: str, new: str) -> None:
+    verify(parse_program(CALL))
+    assert old in CALL
+    program = parse_program(CALL.replace(old, new))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the dtypes of quantization
+        with pytest.raises(VerificationError):
+            verify(program)
+
+
+def test_no_size_is_imaginary() -> None:
+    with pytest.raises(ParseError, match="not a real number"):
+        parse_type("f32[(0 - a)**(1/2)]")

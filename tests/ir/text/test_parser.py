@@ -6,6 +6,7 @@ import pytest
 import sympy
 import torch
 from torch.utils._sympy import functions as size_functions
+from torch.utils._sympy.numbers import int_oo
 
 from ir.attributes import Attribute, UnknownObject, attributes_equal
 from ir.builder import Builder
@@ -57,6 +58,8 @@ EXPRESSIONS = [
     0.1 * S,
     S / 3.0,
     sympy.exp(S),
+    F.Max(S, int_oo),
+    S - int_oo,
 ]
 
 LEAVES = [
@@ -101,6 +104,8 @@ LEAVES = [
     sympy.Float(0.1),
     sympy.Rational(1, 3),
     sympy.oo,
+    int_oo,
+    -int_oo,
 ]
 
 TYPES: list[tuple[str, Type]] = [
@@ -359,6 +364,7 @@ PLAIN = """program "p" {
         ("return %y", "", 5, 3, "expected an operation or `return`, found '}'"),
         ("program", "programme", 1, 1, "expected 'program', found 'programme'"),
         ("  graph", "  grap", 2, 3, "'grap' is not a statement of a program"),
+        ("f32[2, 3]\n", 'f32[2, 3] loc("a", "b", "c", 1, 2)\n', 3, 58, "a location has a module path"),
         ('"p"', '"p', 1, 9, "unexpected character '\"'"),
         ("%x :", "$x :", 2, 9, "unexpected character '$'"),
     ],
@@ -394,6 +400,18 @@ def test_errors_point_at_the_place(old: str, new: str, line: int, column: int, m
         "refuses",
         'refuses "no_grad" answers [1]',
         'refuses "no_grad" place',
+        'refuses "bogus"',
+        'refuses "no_grad" refuses "no_grad"',
+        "in_spec ((), {}) in_spec ((), {})",
+        "out_spec * out_spec *",
+        'parameters "x" parameters "x"',
+        "keeps_order keeps_order",
+        'mode_locked "a" mode_locked "b"',
+        'opaque "f" opaque "f"',
+        'same_module "a" = "b" same_module "a" = "c"',
+        'modules eval "a" modules train "a"',
+        'after eval modules eval "a" after eval modules train "a"',
+        'argument "x" = {1: 2, 1.0: 3}',
         'parameters *"x", *"y"',
         'parameters *"x", "y", *"z"',
         'parameters /, "x"',

@@ -151,6 +151,7 @@ def test_what_no_text_stands_for_is_named() -> None:
             with pytest.raises(ParseError, match="cannot be written as text") as caught:
                 read(text)
             assert "register" in str(caught.value.remedy)
+            assert "0x" not in text
     finally:
         pytree._deregister_pytree_node(Local)
 
@@ -180,6 +181,16 @@ def test_what_no_text_stands_for_is_named() -> None:
         ("collections.defaultdict{} with no.such.Type", "there is no class 'no.such.Type'", 32),
         ("sizes.Coded(*)", "Coded does not read this", 15),
         ('sizes.Coded(*) with {"size": 1}', "Coded does not read this", 16),
+        ("builtins.tuple(*)", "a tuple is written as `(*, *)`, without its name", 1),
+        ("builtins.list(*) with 3", "a list is written as `[*, *]`, without its name", 1),
+        ('builtins.dict{"a": *}', "a dict is written as", 1),
+        ("torch.return_types.max(*)", "max has 2 fields, not 1", 1),
+        (f"{HERE}.Pair(*, *, *)", "Pair has 2 fields, not 3", 1),
+        ("collections.OrderedDict(*) with 3", "expected the keys of the OrderedDict in braces", 24),
+        ("collections.defaultdict(*)", "expected the keys of the defaultdict in braces", 24),
+        ('collections.deque{"a": *}', "expected '('", 18),
+        ('collections.deque(*) with "x"', "a deque is written with the most that it holds", 27),
+        ("collections.deque(*) with -3", "a deque is written with the most that it holds", 27),
         ("[" * 200, "nested more than 100 deep", 101),
     ],
     ids=lambda value: str(value)[:30],
