@@ -26,6 +26,9 @@ class Example:
 
     The text is that of a program without its header: weights, then the graph. Result types may be left out. Sizes may
     be names, and expressions over them: `graph(%x : f32[n, c, h, w]) { %y = aten.reshape(%x) {shape=[n, c*h*w]} ... }`.
+
+    Attributes:
+        text: the text, in which indentation means nothing.
     """
 
     text: str = attrs.field(converter=_without_indent)

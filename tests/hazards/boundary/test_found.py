@@ -182,7 +182,7 @@ class Writes(nn.Module):
 @pytest.mark.parametrize("model", [Appends(), Replaces(), Enters(), Pops()])
 def test_lists_and_dicts_among_the_arguments_that_forward_changes_are_refused(model: nn.Module) -> None:
     given: Any = {"old": FLAT.clone()} if isinstance(model, (Enters, Pops)) else [FLAT.clone()]
-    refused(model, FLAT, given, message="forward changes a list or dict among its arguments", place=__file__)
+    refused(model, FLAT, given, message="forward mutates a list or dict among its arguments", place=__file__)
     assert len(given) == 1
     same(given["old"] if isinstance(given, dict) else given[0], FLAT)
 
