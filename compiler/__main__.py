@@ -10,7 +10,7 @@ import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,24 +31,14 @@ from compiler.cli.userfile import (
     search_path,
 )
 from compiler.driver import VALIDATE_MODES, TransformResult
-from compiler.pipeline import STANDARD_PASSES, STANDARD_PATTERNS, parse_pipeline, pipeline_of
+from compiler.pipeline import STANDARD_PASSES, parse_pipeline, pipeline_of
 from compiler.report import Report, print_remarks, print_report
-from compiler.targets.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUSION_PATTERNS, TENSORRT_PATTERNS
+from compiler.targets import STANDARD_PATTERNS, TARGETS
 from ir.errors import GraphwrightError, InputError
 from passes.manager.instruments import DumpIR
 from passes.manager.manager import Fixpoint, Pass, PassManager
 from passes.manager.options import options_of, takes_passes
 from passes.rewrite.pattern import Pattern
-
-TARGETS: dict[str, dict[str, tuple[type[Pattern], ...]]] = {
-    "tensorrt": {
-        "all": TENSORRT_PATTERNS,
-        "conversions": TENSORRT_CONVERSION_PATTERNS,
-        "fusions": TENSORRT_FUSION_PATTERNS,
-        "none": (),
-    }
-}
-"""Target -> the names of its lists of patterns."""
 
 _DESCRIPTION = """\
 Compile a PyTorch model: capture it, rewrite it for a runtime, and emit an nn.Module that gives the same numbers.
@@ -291,7 +281,7 @@ def _pipeline(
 
 
 def select_patterns(
-    names: str, lists: dict[str, tuple[type[Pattern], ...]], extra: Sequence[type[Pattern]] = ()
+    names: str, lists: Mapping[str, tuple[type[Pattern], ...]], extra: Sequence[type[Pattern]] = ()
 ) -> tuple[type[Pattern], ...]:
     """Return the patterns in a comma-separated text, each once, in order.
 

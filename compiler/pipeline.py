@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compiler.targets.tensorrt import OPTIONAL_PATTERNS, TENSORRT_PATTERNS
+from compiler.targets import STANDARD_PATTERNS
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
 from passes.cleanup.cse import EliminateCommonSubexpressions
@@ -25,9 +25,6 @@ STANDARD_PASSES: tuple[type[Pass], ...] = (
     Verify,
 )
 """The pass classes that pipeline text may name without more."""
-
-STANDARD_PATTERNS: tuple[type[Pattern], ...] = TENSORRT_PATTERNS + OPTIONAL_PATTERNS
-"""The pattern classes that pipeline text may name without more."""
 
 
 def pipeline_of(patterns: Sequence[type[Pattern] | Pattern]) -> PassManager:

@@ -171,20 +171,11 @@ class ScaledDotProductAttention(nn.Module):
 
 
 _CLASSES: dict[str, type[Any]] = {
-    cls.kind: cls
-    for cls in (
-        FusedConvBN,
-        FusedConvBNAct,
-        FusedConvBNActMaxPool,
-        FusedConvBNAddAct,
-        FusedLinear,
-        FusedLinearAct,
-        FusedLayerNorm,
-        FusedAdaptiveAvgPool2d,
-        MHAInProjection,
-        ScaledDotProductAttention,
-    )
+    kind: made
+    for made in [*vars().values()]
+    if isinstance(made, type) and issubclass(made, nn.Module) and (kind := getattr(made, "kind", ""))
 }
+"""The classes of this module, by their kind."""
 
 
 @cached()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from compiler.pipeline import STANDARD_PATTERNS
+from compiler.targets import STANDARD_PATTERNS
 from ir.errors import InputError
 from ir.spelling import did_you_mean
 from passes.canonicalize import CANONICALIZATION_RULES

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import attrs
 
-from compiler.pipeline import STANDARD_PASSES, STANDARD_PATTERNS
+from compiler.pipeline import STANDARD_PASSES
+from compiler.targets import STANDARD_PATTERNS
 from fuzz.modules.case import ModuleCase
 from fuzz.modules.check import check_module, lowered_and_changed
 from fuzz.programs.case import Case

@@ -174,7 +174,16 @@ class SplitBeforePermute(Rule):
 
     examples = (
         _MATRICES.changed(*_WITHOUT_UNITS, ("[b, n*a]", "[b, n, a]")),
-        _MATRICES.changed(*_WITHOUT_UNITS, ("return %z", "return %z, %inner"), refused="are used elsewhere"),
+        *(
+            _MATRICES.changed(
+                *_WITHOUT_UNITS,
+                ("contiguous(%x)", "permute(%x) {dims=[1, 0, 2]}"),  # so that %inner is a copy, of which %z is a view
+                ("[b, n*a]", "[b, n, a]"),
+                ("return %z", f"return %z, {other}"),
+                refused="are used elsewhere",
+            )
+            for other in ("%inner", "%turned")
+        ),
         _MATRICES.changed(
             *_WITHOUT_UNITS,
             ("[b, n*a]", "[n, b, a]"),

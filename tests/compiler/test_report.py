@@ -16,8 +16,8 @@ from torch import nn
 
 from compiler.driver import TransformResult, transform
 from compiler.equality.accuracy import MeasurementError, measure_accuracy
-from compiler.pipeline import STANDARD_PATTERNS
 from compiler.report import KeptGroup, Report, RewriteCount, group_kept, make_report, print_remarks, print_report
+from compiler.targets import STANDARD_PATTERNS
 from ir.errors import InputError
 from ir.locations import Location
 from passes.rewrite.remarks import Remark

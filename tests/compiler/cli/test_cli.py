@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import demo
 from compiler.__main__ import main
-from compiler.pipeline import STANDARD_PATTERNS
+from compiler.targets import STANDARD_PATTERNS
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
 

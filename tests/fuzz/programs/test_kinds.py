@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from compiler.pipeline import STANDARD_PATTERNS
+from compiler.targets import STANDARD_PATTERNS
 from graphwright import Pattern, PatternBuilder
 from graphwright.fuzz import Case, Finding, Region, UnsoundError, assert_sound, check, register_kind
 from ir.errors import InputError, PatternError
