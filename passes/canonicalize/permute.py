@@ -74,6 +74,17 @@ class NoPermute(Identity):
 class MergePermutes(Rule):
     """permute(permute(x, p), q) = permute(x, p[q])"""
 
+    examples = (
+        # of three dimensions, in orders that do not commute
+        Example("""
+            graph(%x : f32[n, a, b]) {
+              %y = aten.permute(%x) {dims=[1, 2, 0]}
+              %z = aten.permute(%y) {dims=[0, 2, 1]}
+              return %z
+            }
+        """),
+    )
+
     @override
     def pattern(self, p: PatternBuilder) -> Node:
         return p.permute(p.permute(p.any("x"), dims=p.attr("inner")), dims=p.attr("outer"))

@@ -221,8 +221,9 @@ def test_a_condition_that_raises_does_not_hold() -> None:
         return p.relu(p.any("x", where=lambda v: v.tensor_type.shape[2] > 0))  # type: ignore[index]
 
     for instance in draws(instances(rule_of(of_rank_three), near=False), 10):
-        (relu,) = [op for op in instance.program.graph.operations() if op.name == "aten.relu"][:1]
-        assert (relu.operand_values[0].tensor_type.rank or 0) > 2
+        # others may be among the surroundings
+        relus = [op for op in instance.program.graph.operations() if op.name == "aten.relu"]
+        assert any((relu.operand_values[0].tensor_type.rank or 0) > 2 for relu in relus)
 
 
 def root_of(written: Callable[[PatternBuilder], Node]) -> OpNode:

@@ -62,7 +62,7 @@ def test_exported_programs_switch_only_where_it_is_known_what_follows(name: str,
     unsaid, said = transform(exported), transform(exported, training=mode)
     for result in (unsaid, said):
         same(run(result.model, x), run(exported.module(), x))
-        with pytest.raises(InputError, match="holds for"):
+        with pytest.raises(InputError, match="is valid"):
             result.model.train(not mode)
     if name == "train() of its own" and mode:
         with pytest.raises(InputError, match="would change some of them"):
@@ -110,7 +110,7 @@ def test_modules_at_the_end_of_a_sequential_that_compute_nothing() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), Doubled())).eval()
     result = transform(torch.export.export(model, (FLAT,)), training=False)
     result.model.eval()
-    with pytest.raises(InputError, match="'1' of which the graph shows nothing"):
+    with pytest.raises(InputError, match="'1' that does not appear in the graph"):
         result.model.train()
 
 
