@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import torch
 
-from compiler.equality.observation import Observation
+from compiler.equality.observation import Look, Observation
 from compiler.usercode.difference import tensor_difference
 from compiler.usercode.tensors import storage_of
 from fuzz.calls.kernels import ends_the_process
@@ -393,10 +393,9 @@ class _Runs:
                 memory = slope.new_zeros(old.untyped_storage().nbytes() // old.element_size())
                 memory.as_strided(new.shape, new.stride(), new.storage_offset()).copy_(slope)
                 slopes[name] = memory.as_strided(old.shape, old.stride(), old.storage_offset()).clone()
-        looks = tuple(
-            look and attrs.evolve(look, weights=frozenset(names.get(w, w) for w in look.weights)) for look in seen.looks
-        )
-        return attrs.evolve(seen, slopes=slopes, looks=looks)
+        if names:
+            seen = attrs.evolve(seen, looks=tuple(_under(names, look) for look in seen.looks))
+        return attrs.evolve(seen, slopes=slopes)
 
     def _counts(self, name: str, inputs: Sequence[Any]) -> bool:
         """Return whether a difference in this property counts."""
@@ -405,6 +404,13 @@ class _Runs:
         # rules assume contiguous or channels_last inputs; for others, sharing depends on strides too (`contiguous`
         # returns its operand or a copy)
         return name not in ("strides", "sharing") or self.properties.exact or all(map(is_standard, inputs))
+
+
+def _under(names: Mapping[str, str], look: Look | None) -> Look | None:
+    """Return what a result looks like with other names for weights."""
+    if look is None or not look.weights:
+        return look
+    return attrs.evolve(look, weights=frozenset(names.get(weight, weight) for weight in look.weights))
 
 
 def _observe(program: Program, inputs: Sequence[Any], **options: Any) -> Observation:
