@@ -9,7 +9,7 @@ import torch
 
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.observation import Look, Observation
-from compiler.usercode.difference import scale_of, tensor_difference
+from compiler.usercode.difference import scale_of, structures_equal, tensor_difference
 from compiler.usercode.error_text import first_lines
 from ir.errors import GraphwrightError
 
@@ -59,7 +59,7 @@ def differences(
         if problem is not None:
             yield "errors", problem
         return
-    if a.structure != b.structure or len(a.results) != len(b.results):
+    if not structures_equal(a.structure, b.structure) or len(a.results) != len(b.results):
         yield "structure", f"{a.structure} became {b.structure}"
         return
     for i, (x, y) in enumerate(zip(a.results, b.results, strict=True)):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
+
+from ir.attributes import attributes_equal
 
 RELATIVE_BOUND = 1e-9
 """Largest difference of float64 results that counts as rounding, relative to the largest magnitude."""
@@ -112,3 +115,17 @@ def scale_of(tensor: torch.Tensor) -> float:
     magnitudes = dense(tensor.detach()).abs()
     finite = magnitudes[magnitudes.isfinite()]
     return float(finite.max()) if finite.numel() else 0.0
+
+
+def structures_equal(a: Any, b: Any) -> bool:
+    """Return whether two structures of results are the same: specs, or tuples of these and classes.
+
+    Keys of several classes may be equal (1, True and 1.0), and are told apart.
+    """
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(structures_equal, a, b))
+    if not isinstance(a, pytree.TreeSpec) or not isinstance(b, pytree.TreeSpec):
+        return bool(a == b)
+    if a != b or not attributes_equal(a.context, b.context):
+        return False
+    return all(map(structures_equal, a.children(), b.children()))

@@ -9,8 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from compiler.capture.boundary.runs import Outcome
-from compiler.usercode.difference import RELATIVE_BOUND, scale_of, tensor_difference
-from ir.attributes import attribute_key
+from compiler.usercode.difference import RELATIVE_BOUND, scale_of, structures_equal, tensor_difference
 from ir.text.specs import ADDRESS
 
 ROUNDING: Mapping[torch.dtype, float] = {
@@ -47,7 +46,7 @@ def differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) 
         else:
             yield f"the result's structure {here} became {there}"
         return
-    if list(map(attribute_key, _contexts(structure))) != list(map(attribute_key, _contexts(other))):
+    if not structures_equal(structure, other):
         yield f"the keys of the result {structure} are of other classes"
         return
     for i, (x, y) in enumerate(zip(left, right, strict=True)):
@@ -61,13 +60,6 @@ def differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) 
     if [before is after for before, after in a.tracked] != [before is after for before, after in b.tracked]:
         yield "another input requires gradients after the call"
     yield from _buffer_differences(a, b, names)
-
-
-def _contexts(spec: pytree.TreeSpec) -> Iterator[Any]:
-    """Yield what each node says beside its class and children; keys of several classes may be equal (1 and True)."""
-    yield spec.context
-    for child in spec.children():
-        yield from _contexts(child)
 
 
 def _end(outcome: Outcome) -> str:

@@ -122,6 +122,8 @@ class Box:
         (lambda m, x: x * 2, lambda m, x: x * 2.001, "values"),
         (lambda m, x: (x, 1), lambda m, x: (x, 2), "values"),
         (lambda m, x: (x + 1, "a"), lambda m, x: [x + 1, "a"], "structure"),
+        (lambda m, x: {1: x + 1}, lambda m, x: {True: x + 1}, "structure"),
+        (lambda m, x: [{0: x + 1}], lambda m, x: [{0.0: x + 1}], "structure"),
         (lambda m, x: {"a": x + 1, "b": x + 1}, lambda m, x: {"b": x + 1, "a": x + 1}, "structure"),
         (lambda m, x: Box(x * 2), lambda m, x: Box(x * 3), "values"),
         (lambda m, x: x * 2, lambda m, x: (x * 2).double(), "types"),
