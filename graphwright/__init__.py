@@ -1,4 +1,4 @@
-"""graphwright: makes PyTorch models ready for deployment, and shows that it did not change them.
+"""graphwright: makes PyTorch models ready for deployment, and checks that it did not change them.
 
 Attributes:
     __version__: the version, `major.minor.patch`; `docs/stability.md` says what it promises.
