@@ -96,6 +96,8 @@ def _refusal(m: Match, window: str) -> str | Refusal | None:
         return f"the weight of the linear at `{m.linear.location.where}` has no known shape"
     if _in_features(m) == 0:
         return f"the linear at `{m.linear.location.where}` takes no features; a convolution takes no empty map"
+    if m.weight.tensor_type.shape[0] == 0:
+        return f"the linear at `{m.linear.location.where}` gives no features; a convolution has at least one channel"
     bias = m.bias.type if m.bias is not None else None
     if isinstance(bias, TensorType) and bias.shape is not None:
         out_features = m.weight.tensor_type.shape[0]
@@ -168,6 +170,7 @@ class FlattenLinearToConv1x1Pattern(Pattern):
         _WINDOW.changed(refused="not C x 1 x 1"),
         _CLASSIFIER.changed(("[n, c, 1, 1]", "[c, 1, 1]"), ("[o, c]", "[o, 1]"), refused="a 4-d map to 2-d"),
         _CLASSIFIER.changed(("%b : f32[o]", "%b : f32[1, o]"), refused="the bias of the linear"),
+        _CLASSIFIER.changed(("[o, c]", "[0, c]"), ("f32[o]", "f32[0]"), refused="gives no features"),
     )
 
     @override
