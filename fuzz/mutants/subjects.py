@@ -16,19 +16,17 @@ from fuzz.modules.check import check_module
 from fuzz.modules.strategy import modules
 from fuzz.mutants.mutation import Subject
 from fuzz.programs.case import Case
-from fuzz.programs.check import Finding, Properties, Unusable, check_case
+from fuzz.programs.check import Finding, Properties, Unusable, check_case, check_text
 from fuzz.programs.erasure import with_erased_types
 from fuzz.programs.observation import quiet
 from fuzz.programs.strategy import input_tensors, programs
 from fuzz.rules.instances import instances
 from fuzz.rules.names import find_rule
 from fuzz.search.sound import Target
-from ir.compare import programs_equal
 from ir.core import Value
-from ir.errors import EvaluationError, GraphwrightError, InputError
+from ir.errors import EvaluationError, InputError
 from ir.evaluate import evaluate
 from ir.program import Program
-from ir.text.parser import parse_program
 from ir.text.printer import print_program
 from ir.types import TensorType, type_of_tensor, types_agree
 from passes.manager.manager import PassContext
@@ -114,14 +112,7 @@ def _draw_text(subject: Subject) -> Draw:
 
     def run(program: Program) -> None:
         text = print_program(program)
-        try:
-            parsed = parse_program(text)
-        except GraphwrightError as error:
-            raise Finding("text", f"what was printed does not parse: {error}") from error
-        unlike = programs_equal(program, parsed)
-        if unlike is not None:
-            raise Finding("text", f"what was printed parses to another program: {unlike}")
-        if print_program(parsed) != text:
+        if print_program(check_text(program, text)) != text:
             raise Finding("text", "what was parsed prints differently")
 
     def drawn(draw: st.DrawFn) -> Run:
