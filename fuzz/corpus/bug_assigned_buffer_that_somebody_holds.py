@@ -17,10 +17,4 @@ class Net(nn.Module):
 
 
 FATES = ("equal",)
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="re-assigned buffer: of the root",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="re-assigned buffer: of the root")

@@ -21,9 +21,4 @@ class Net(nn.Module):
 
 
 FIRES = True
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (3, 2, 4)),),
-    training=True,
-    seed=1,
-)
+CASE = ModuleCase(Net, (InputSpec("x", (3, 2, 4)),), training=True, seed=1)

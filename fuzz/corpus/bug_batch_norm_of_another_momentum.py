@@ -23,9 +23,5 @@ class Net(nn.Module):
 
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="own layer: batch norm of another momentum",
+    Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="own layer: batch norm of another momentum"
 )

@@ -19,10 +19,4 @@ class Net(nn.Module):
 
 
 FATES = ("equal",)
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="re-assigned buffer: two swapped",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="re-assigned buffer: two swapped")

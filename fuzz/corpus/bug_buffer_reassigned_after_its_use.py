@@ -29,9 +29,5 @@ class Net(nn.Module):
 
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="re-assigned buffer: after its use in a submodule",
+    Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="re-assigned buffer: after its use in a submodule"
 )

@@ -15,10 +15,4 @@ class Net(nn.Module):
         return x + tables[3]
 
 
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="cache: global dict",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="cache: global dict")

@@ -18,10 +18,4 @@ class Net(nn.Module):
         return x + table(3)
 
 
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="cache: lru_cache",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="cache: lru_cache")

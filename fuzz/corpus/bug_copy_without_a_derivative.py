@@ -18,8 +18,4 @@ class Net(nn.Module):
 
 
 FIRES = True
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (3, 4)),),
-    ways=("fx",),
-)
+CASE = ModuleCase(Net, (InputSpec("x", (3, 4)),), ways=("fx",))

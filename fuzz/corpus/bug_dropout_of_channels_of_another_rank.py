@@ -17,10 +17,5 @@ class Net(nn.Module):
 
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (2, 3, 6, 4)),),
-    seed=1,
-    training=True,
-    ways=("export",),
-    kind="asked mode: dropout",
+    Net, (InputSpec("x", (2, 3, 6, 4)),), seed=1, training=True, ways=("export",), kind="asked mode: dropout"
 )

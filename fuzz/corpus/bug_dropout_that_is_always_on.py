@@ -22,10 +22,5 @@ class Net(nn.Module):
 
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    training=True,
-    ways=("export",),
-    kind="own layer: dropout that is always on",
+    Net, (InputSpec("x", (4, 3)),), seed=1, training=True, ways=("export",), kind="own layer: dropout that is always on"
 )

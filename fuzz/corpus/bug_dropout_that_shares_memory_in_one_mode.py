@@ -20,8 +20,4 @@ class Net(nn.Module):
 
 
 FIRES = False
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (3, 4)),),
-    training=True,
-)
+CASE = ModuleCase(Net, (InputSpec("x", (3, 4)),), training=True)

@@ -16,10 +16,4 @@ class Net(nn.Module):
 
 
 FATES = ("equal, some calls refused",)
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (2, 3, 4, 4)),),
-    seed=1,
-    ways=("exported",),
-    kind="asked mode: dropout",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (2, 3, 4, 4)),), seed=1, ways=("exported",), kind="asked mode: dropout")

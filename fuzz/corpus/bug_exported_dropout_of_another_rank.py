@@ -16,10 +16,4 @@ class Net(nn.Module):
 
 
 FATES = ("equal", "equal, some calls refused")
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    modes=(("awake", True),),
-    ways=("exported",),
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, modes=(("awake", True),), ways=("exported",))

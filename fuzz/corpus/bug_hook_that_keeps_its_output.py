@@ -18,10 +18,4 @@ class Net(nn.Module):
 
 
 FATES = ("refused",)
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="hook with effects: list",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="hook with effects: list")

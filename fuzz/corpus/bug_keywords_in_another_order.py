@@ -13,10 +13,7 @@ class Net(nn.Module):
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
     Net,
-    (
-        InputSpec("b", (4, 3), seed=1, keyword=True),
-        InputSpec("a", (4, 3), seed=2, keyword=True),
-    ),
+    (InputSpec("b", (4, 3), seed=1, keyword=True), InputSpec("a", (4, 3), seed=2, keyword=True)),
     seed=1,
     ways=("export",),
     kind="keywords: two in another order",

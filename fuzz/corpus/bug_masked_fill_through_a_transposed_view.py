@@ -15,9 +15,5 @@ class Net(nn.Module):
 
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="in place through a view: masked_fill_",
+    Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="in place through a view: masked_fill_"
 )

@@ -15,10 +15,4 @@ class Net(nn.Module):
 
 
 FATES = ("equal", "equal, some calls refused")
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("decomposed",),
-    kind="asked mode: batch norm",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("decomposed",), kind="asked mode: batch norm")

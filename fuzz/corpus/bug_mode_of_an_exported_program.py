@@ -11,10 +11,4 @@ class Net(nn.Module):
 
 
 FATES = ("equal", "equal, some calls refused")
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("exported",),
-    kind="asked mode: if self.training",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("exported",), kind="asked mode: if self.training")

@@ -12,10 +12,5 @@ class Net(nn.Module):
 
 FATES = ("equal, some calls refused",)
 CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    training=True,
-    ways=("exported",),
-    kind="asked mode: if self.training",
+    Net, (InputSpec("x", (4, 3)),), seed=1, training=True, ways=("exported",), kind="asked mode: if self.training"
 )

@@ -15,10 +15,4 @@ class Net(nn.Module):
         return self.norm(x)
 
 
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="overridden mode: eval() in forward",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="overridden mode: eval() in forward")

@@ -16,10 +16,4 @@ class Net(nn.Module):
 
 
 FATES = ("equal",)
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="shared module: batch norm",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="shared module: batch norm")

@@ -12,9 +12,5 @@ class Net(nn.Module):
 
 
 CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (2, 3, 4, 4)),),
-    seed=1,
-    ways=("export",),
-    kind="question that matters: is_autocast_enabled",
+    Net, (InputSpec("x", (2, 3, 4, 4)),), seed=1, ways=("export",), kind="question that matters: is_autocast_enabled"
 )

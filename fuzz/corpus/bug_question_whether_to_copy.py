@@ -11,9 +11,5 @@ class Net(nn.Module):
 
 
 CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (2, 3, 4, 4)),),
-    seed=1,
-    ways=("export",),
-    kind="question that matters: contiguous()",
+    Net, (InputSpec("x", (2, 3, 4, 4)),), seed=1, ways=("export",), kind="question that matters: contiguous()"
 )

@@ -12,10 +12,4 @@ class Net(nn.Module):
 
 
 FATES = ("refused",)
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="foreign randomness: numpy",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="foreign randomness: numpy")

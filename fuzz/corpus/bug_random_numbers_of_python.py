@@ -13,10 +13,4 @@ class Net(nn.Module):
 
 
 FATES = ("refused",)
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="foreign randomness: random",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="foreign randomness: random")

@@ -16,10 +16,4 @@ class Net(nn.Module):
             return x * self.weight
 
 
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="grad region: enable_grad",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="grad region: enable_grad")

@@ -11,10 +11,4 @@ class Net(nn.BatchNorm2d):
 
 
 FATES = ("equal", "equal, some calls refused")
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (2, 3, 4, 4)),),
-    seed=1,
-    ways=("export",),
-    kind="batch norm elsewhere: the root",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (2, 3, 4, 4)),), seed=1, ways=("export",), kind="batch norm elsewhere: the root")

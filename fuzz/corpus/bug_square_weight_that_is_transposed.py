@@ -17,10 +17,4 @@ class Net(nn.Module):
 
 
 FATES = ("equal", "equal, some calls refused")
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="transposed weight: t()",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="transposed weight: t()")

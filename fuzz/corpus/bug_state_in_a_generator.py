@@ -16,10 +16,4 @@ class Net(nn.Module):
 
 
 FATES = ("refused",)
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="hidden state: RandomState",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="hidden state: RandomState")

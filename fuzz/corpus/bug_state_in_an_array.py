@@ -17,10 +17,4 @@ class Net(nn.Module):
 
 
 FATES = ("refused",)
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="hidden state: numpy array",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="hidden state: numpy array")

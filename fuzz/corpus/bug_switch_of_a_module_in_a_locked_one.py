@@ -25,10 +25,4 @@ class Head(nn.Module):
 
 
 FATES = ("equal, some calls refused",)
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="asked mode: if self.training",
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="asked mode: if self.training")

@@ -11,9 +11,4 @@ class Net(nn.Module):
 
 
 FATES = ("equal", "equal, some calls refused")
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-)
+CASE = ModuleCase(Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",))

@@ -30,9 +30,5 @@ class Net(nn.Module):
 
 FATES = ("equal", "equal, some calls refused")
 CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="overridden mode: batch norm stays in eval",
+    Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="overridden mode: batch norm stays in eval"
 )

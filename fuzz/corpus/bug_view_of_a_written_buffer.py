@@ -18,9 +18,5 @@ class Net(nn.Module):
 
 FATES = ("equal",)
 CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (4, 3)),),
-    seed=1,
-    ways=("export",),
-    kind="re-assigned buffer: a view of what is written",
+    Net, (InputSpec("x", (4, 3)),), seed=1, ways=("export",), kind="re-assigned buffer: a view of what is written"
 )

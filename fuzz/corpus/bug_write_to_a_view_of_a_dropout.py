@@ -22,7 +22,4 @@ class Net(nn.Module):
 
 
 FIRES = True
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (3, 4)),),
-)
+CASE = ModuleCase(Net, (InputSpec("x", (3, 4)),))

@@ -18,8 +18,4 @@ class Net(nn.Module):
 
 
 FIRES = True
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (2, 3, 4, 4), channels_last=True),),
-    seed=8,
-)
+CASE = ModuleCase(Net, (InputSpec("x", (2, 3, 4, 4), channels_last=True),), seed=8)

@@ -12,10 +12,4 @@ class Net(nn.Module):
 
 
 FIRES = True
-CASE = ModuleCase(
-    Net,
-    (
-        InputSpec("x", (3, 4)),
-        InputSpec("y", (3, 4), same_as="x"),
-    ),
-)
+CASE = ModuleCase(Net, (InputSpec("x", (3, 4)), InputSpec("y", (3, 4), same_as="x")))

@@ -16,8 +16,4 @@ class Net(nn.Module):
 
 PROPERTIES = Properties(gradients=False, text=False)
 FIRES = True
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (3, 4)),),
-    ways=("fx",),
-)
+CASE = ModuleCase(Net, (InputSpec("x", (3, 4)),), ways=("fx",))

@@ -19,9 +19,4 @@ class Net(nn.Module):
 
 
 FIRES = True
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (2, 3, 4, 4)),),
-    seed=1,
-    modes=(("norm", True),),
-)
+CASE = ModuleCase(Net, (InputSpec("x", (2, 3, 4, 4)),), seed=1, modes=(("norm", True),))

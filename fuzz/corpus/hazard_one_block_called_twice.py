@@ -18,9 +18,4 @@ class Net(nn.Module):
 
 
 FIRES = True
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (2, 3, 4, 4)),),
-    seed=8,
-    training=True,
-)
+CASE = ModuleCase(Net, (InputSpec("x", (2, 3, 4, 4)),), seed=8, training=True)

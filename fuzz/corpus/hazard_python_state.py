@@ -17,8 +17,4 @@ class Net(nn.Module):
 
 FIRES = False
 REFUSED = "calls"
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (3, 4)),),
-    ways=("export",),
-)
+CASE = ModuleCase(Net, (InputSpec("x", (3, 4)),), ways=("export",))

@@ -20,8 +20,4 @@ class Net(nn.Module):
 
 
 FIRES = True
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (2, 3, 4, 4)),),
-    seed=1,
-)
+CASE = ModuleCase(Net, (InputSpec("x", (2, 3, 4, 4)),), seed=1)

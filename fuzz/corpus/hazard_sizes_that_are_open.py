@@ -14,9 +14,4 @@ class Net(nn.Module):
 
 
 FIRES = True
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (3, 4)),),
-    dynamic=(("x", 0),),
-    ways=("export",),
-)
+CASE = ModuleCase(Net, (InputSpec("x", (3, 4)),), dynamic=(("x", 0),), ways=("export",))

@@ -13,10 +13,4 @@ class Net(nn.Module):
 
 
 FIRES = True
-CASE = ModuleCase(
-    Net,
-    (
-        InputSpec("x", (3, 4)),
-        InputSpec("y", (3, 4), seed=1, keyword=True),
-    ),
-)
+CASE = ModuleCase(Net, (InputSpec("x", (3, 4)), InputSpec("y", (3, 4), seed=1, keyword=True)))

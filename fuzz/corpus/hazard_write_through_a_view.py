@@ -20,8 +20,4 @@ class Net(nn.Module):
 
 PROPERTIES = Properties(gradients=False)
 FIRES = True
-CASE = ModuleCase(
-    Net,
-    (InputSpec("x", (3, 4)),),
-    ways=("export",),
-)
+CASE = ModuleCase(Net, (InputSpec("x", (3, 4)),), ways=("export",))
