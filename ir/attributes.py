@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import NoneType
 from typing import Any
 
@@ -41,18 +41,7 @@ The arguments of an opaque call may also be lists, dicts with constants as keys,
 """
 
 LITERAL_TYPES = frozenset(
-    {
-        NoneType,
-        bool,
-        int,
-        float,
-        complex,
-        str,
-        torch.dtype,
-        torch.device,
-        torch.layout,
-        torch.memory_format,
-    }
+    {NoneType, bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format}
 )
 """Exact types of the constants that text and Python code can hold; subclasses, such as enums, do not count."""
 
@@ -149,10 +138,13 @@ def has_ref(value: Attribute) -> bool:
     return any(type(leaf) is Ref for leaf in iter_leaves(value))
 
 
-def map_leaves(value: Attribute, function: Any) -> Any:
-    """Return `value` with `function` applied to each leaf; tuples stay tuples."""
+def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Return `value` with `function` applied to each leaf; named tuples keep their class."""
     if isinstance(value, tuple):
-        return tuple(map_leaves(item, function) for item in value)
+        items = [map_leaves(item, function) for item in value]
+        if hasattr(value, "_fields"):
+            return type(value)(*items)
+        return type(value)(items) if type(value).__module__ == "torch.return_types" else tuple(items)
     if isinstance(value, list):
         return [map_leaves(item, function) for item in value]
     if isinstance(value, dict):

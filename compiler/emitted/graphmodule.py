@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 from compiler.emitted.forward_code import SignatureCodeGen
+from ir.attributes import map_leaves
 from ir.caches import cached
 from ir.errors import CodegenError, InputError
 from ir.program import Surrounding
@@ -302,27 +303,16 @@ def _encode_graph(graph: fx.Graph) -> tuple[Any, ...]:
     nodes = []
     for node in graph.nodes:
         target = _encode_function(node.target) if node.op == "call_function" else node.target
-        nodes.append((node.name, node.op, target, _encode_argument(node.args), _encode_argument(node.kwargs)))
+        args, kwargs = (map_leaves(each, _encode_leaf) for each in (node.args, node.kwargs))
+        nodes.append((node.name, node.op, target, args, kwargs))
     codegen = graph._codegen
     return nodes, codegen.data if isinstance(codegen, SignatureCodeGen) else None
 
 
-def _encode_argument(item: Any) -> Any:
-    """Return an argument with plain lists and dicts, in which nodes and functions are names."""
+def _encode_leaf(item: Any) -> Any:
     if isinstance(item, fx.Node):
         return _NodeName(item.name)
-    if isinstance(item, torch.memory_format):
-        return _FunctionName(str(item))  # torch.save cannot write one
-    if isinstance(item, tuple):
-        parts = map(_encode_argument, item)
-        return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
-    if isinstance(item, list):
-        return list(map(_encode_argument, item))
-    if isinstance(item, dict):
-        return {key: _encode_argument(value) for key, value in item.items()}
-    if isinstance(item, slice):
-        return slice(*map(_encode_argument, (item.start, item.stop, item.step)))
-    return item
+    return _FunctionName(str(item)) if isinstance(item, torch.memory_format) else item  # torch.save cannot write one
 
 
 def _decode_graph(encoded: tuple[Any, ...]) -> fx.Graph:

@@ -19,14 +19,13 @@ from compiler.lower.functional.storage import Handle
 from compiler.lower.fx.arguments import with_kinds
 from compiler.lower.fx.calls import Calls
 from compiler.lower.fx.leaf_modules import LeafModules
-from compiler.lower.fx.nested import leaves_of, map_nested
 from compiler.lower.fx.operators import Pieces, Size
 from compiler.lower.fx.overloads import UnknownCallError, is_runtime
 from compiler.lower.regions import attribute_of
 from compiler.lower.results import Results
 from compiler.usercode.copies import structural_copy
 from compiler.usercode.locations import class_path, is_inside
-from ir.attributes import map_leaves
+from ir.attributes import iter_leaves, map_leaves
 from ir.core import Operation, Value
 from ir.errors import CaptureError, GraphwrightError, InputError
 from ir.locations import Location
@@ -175,13 +174,13 @@ class FxLowering(Lowering):
         return self._weight(item)
 
     def _output(self, node: fx.Node) -> None:
-        tree = map_nested(node.args[0], lambda leaf: leaf)
+        tree = map_leaves(node.args[0], lambda leaf: leaf)
         leaves, self.convention.out_spec = pytree.tree_flatten(tree, is_leaf=lambda item: isinstance(item, fx.Node))
         flat = [self.env[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
         if any(isinstance(item, (tuple, list, Size, Pieces)) for item in flat):
             # a node that stands for several values
             try:
-                nested = self.calls.plain(map_nested(tree, self._result))
+                nested = self.calls.plain(map_leaves(tree, self._result))
             except UnknownCallError as error:
                 raise CaptureError(f"a result of the graph is not known: {error}", remedy=_WITH_INPUTS) from None
             flat, self.convention.out_spec = pytree.tree_flatten(nested, is_leaf=is_runtime)
@@ -214,7 +213,7 @@ class FxLowering(Lowering):
             assert callable(node.target)
             if node.target is torch._assert or (node.users and all(u.target is torch._assert for u in node.users)):
                 return None  # an assertion on sizes, which types express where they are known
-            if any(is_runtime(leaf) or type(leaf) in (Size, Pieces) for leaf in leaves_of((args, kwargs))):
+            if any(is_runtime(leaf) or type(leaf) in (Size, Pieces) for leaf in iter_leaves((args, kwargs))):
                 return self.leaf_modules.function(node.target, args, kwargs)
             return self._constant_call(node.target, args, kwargs)
         except (UnknownCallError, InputError) as problem:

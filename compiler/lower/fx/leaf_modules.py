@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 
 from compiler.lower.functional.storage import Handle
 from compiler.lower.fx.calls import Calls
-from compiler.lower.fx.nested import map_nested
 from compiler.lower.fx.nn_functional import FUNCTIONS, lower_functional
 from compiler.lower.fx.overloads import UnknownCallError
+from ir.attributes import map_leaves
 from ir.opdef import get_opdef
 from ir.types import OpaqueType
 
@@ -82,11 +82,11 @@ class LeafModules:
 
     def wrap(self, item: Any) -> Any:
         """Return handles as proxies."""
-        return map_nested(item, lambda leaf: TensorProxy(self, leaf) if type(leaf) is Handle else leaf)
+        return map_leaves(item, lambda leaf: TensorProxy(self, leaf) if type(leaf) is Handle else leaf)
 
     def unwrap(self, item: Any) -> Any:
         """Return proxies and weights as handles."""
-        return map_nested(item, self._unwrap)
+        return map_leaves(item, self._unwrap)
 
     def _unwrap(self, leaf: Any) -> Any:
         if isinstance(leaf, TensorProxy):

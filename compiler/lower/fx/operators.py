@@ -7,7 +7,6 @@ from typing import Any
 
 from compiler.lower.functional.functionalizer import Functionalizer
 from compiler.lower.functional.storage import Handle
-from compiler.lower.fx.nested import map_nested
 from compiler.lower.fx.overloads import (
     BINARY,
     SCALAR_OPERATORS,
@@ -19,6 +18,7 @@ from compiler.lower.fx.overloads import (
     is_tensor,
     shapes_known,
 )
+from ir.attributes import map_leaves
 from ir.errors import InferenceError
 from ir.opdef import OpDef, get_opdef
 from ir.types import ScalarType, TensorType, Type
@@ -94,7 +94,7 @@ class Operators:
 
     def plain(self, arg: Any) -> Any:
         """Return an argument with sizes as tuples of dimensions, and FX's containers as plain ones."""
-        return map_nested(arg, self._plain)
+        return map_leaves(arg, self._plain)
 
     def _plain(self, leaf: Any) -> Any:
         if type(leaf) is Size:
