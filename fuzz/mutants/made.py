@@ -7,13 +7,14 @@ import inspect
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import attrs
 
+from compiler.usercode.locations import names_in
 from fuzz.calls.generators import GENERATORS
-from fuzz.mutants.mutation import Mutant, Subject
+from fuzz.mutants.mutation import Mutant, Subject, innermost_function
 from fuzz.mutants.operators import edits
 from ir.opdef import get_opdef
 from passes.rewrite.pattern import Pattern
@@ -130,7 +131,7 @@ def _reached(starts: Iterable[Any], homes: tuple[str, ...]) -> list[str]:
         item = pending.pop(0)
         if isinstance(item, type) and item.__module__.startswith(homes):
             pending += [member for name, member in vars(item).items() if not name.startswith("__")]
-        function = function_of(item)
+        function = innermost_function(item)
         if function is None or not function.__module__.startswith(homes) or id(function) in closures:
             continue
         closures.add(id(function))
@@ -141,18 +142,8 @@ def _reached(starts: Iterable[Any], homes: tuple[str, ...]) -> list[str]:
         whole = _resolved(target)
         found.setdefault(target)
         pending += [cell.cell_contents for cell in function.__closure__ or ()]
-        pending += [whole.__globals__.get(name) for name in dict.fromkeys(_names(whole.__code__))]
+        pending += [whole.__globals__.get(name) for name in dict.fromkeys(names_in(whole.__code__))]
     return list(found)
-
-
-def function_of(item: Any) -> FunctionType | None:
-    """Return the Python function behind an object that is one: a method, a property, or one that is wrapped."""
-    if isinstance(item, staticmethod | classmethod):
-        item = item.__func__
-    elif isinstance(item, property):
-        item = item.fget
-    item = inspect.unwrap(item) if callable(item) else item
-    return item if isinstance(item, FunctionType) else None
 
 
 def _resolved(target: str) -> FunctionType:
@@ -160,13 +151,6 @@ def _resolved(target: str) -> FunctionType:
     found: Any = importlib.import_module(module)
     for name in path.split("."):
         found = inspect.getattr_static(found, name)
-    function = function_of(found)
+    function = innermost_function(found)
     assert function is not None, f"{target} is no function"
     return function
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)

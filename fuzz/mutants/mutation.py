@@ -19,6 +19,7 @@ from typing import Any
 
 import attrs
 
+from fuzz.rules.dictionary import function_of
 from ir.caches import forget
 from ir.errors import InputError
 
@@ -108,11 +109,14 @@ def _find(mutant: Mutant) -> tuple[Any, str, Any]:
         found = inspect.getattr_static(owner, attribute)
     except (ImportError, AttributeError) as error:
         raise _stale(mutant, f"there is no {mutant.target}: {error}") from error
-    if isinstance(found, (staticmethod, classmethod)):
-        found = found.__func__
-    if isinstance(found, property):
-        found = found.fget
-    return owner, attribute, inspect.unwrap(found) if callable(found) else found
+    return owner, attribute, innermost_function(found) or found
+
+
+def innermost_function(item: Any) -> FunctionType | None:
+    """Return the Python function behind an object that is one, without what wraps it."""
+    function = function_of(item)
+    inner = None if function is None else inspect.unwrap(function)
+    return inner if isinstance(inner, FunctionType) else None
 
 
 def _value(mutant: Mutant, found: Any) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from compiler.usercode.locations import names_in
 from passes.rewrite.pattern import Pattern
 
 _MOST = 64
@@ -66,7 +67,7 @@ def _functions(rule: Pattern) -> Iterator[types.FunctionType]:
             pending += [vars(base).get(name) for name in _METHODS]
     seen: set[types.CodeType] = set()
     while pending:
-        function = _function(pending.pop(0))
+        function = function_of(pending.pop(0))
         if function is None or function.__code__ in seen:
             continue
         seen.add(function.__code__)
@@ -75,11 +76,11 @@ def _functions(rule: Pattern) -> Iterator[types.FunctionType]:
         pending += [
             item
             for item in _named(function, rule)
-            if (inner := _function(item)) is not None and inner.__module__ in homes
+            if (inner := function_of(item)) is not None and inner.__module__ in homes
         ]
 
 
-def _function(item: Any) -> types.FunctionType | None:
+def function_of(item: Any) -> types.FunctionType | None:
     """Return the Python function behind an object that is one: a method, a property, or one that is wrapped."""
     if isinstance(item, (staticmethod, classmethod)):
         item = item.__func__
@@ -94,7 +95,7 @@ def _function(item: Any) -> types.FunctionType | None:
 
 def _named(function: types.FunctionType, rule: Pattern) -> Iterator[Any]:
     """Yield what a function takes by name, without running it: from globals, its closure, defaults, attributes."""
-    names = list(dict.fromkeys(_names(function.__code__)))
+    names = list(dict.fromkeys(names_in(function.__code__)))
     found: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # it is not assigned yet
@@ -123,13 +124,6 @@ def _holds_constants(item: Any) -> bool:
         return True
     kind = item if isinstance(item, type) else type(item)
     return kind.__module__ not in ("builtins", "typing", "functools", "torch") and not isinstance(item, Pattern)
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
 
 
 def _literals(code: types.CodeType) -> Iterator[Any]:
