@@ -53,7 +53,7 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status: 1 where something was found, 2 for a wrong call, 130 for Ctrl-C."""
-    console = Console()
+    console = Console(markup=False, highlight=False)
     options = _parser().parse_args(arguments)
     try:
         if options.command == "replay":
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except GraphwrightError as error:
-        Console(stderr=True).print(f"graphwright-fuzz: {error}", style="red", markup=False, highlight=False)
+        Console(stderr=True, markup=False, highlight=False).print(f"graphwright-fuzz: {error}", style="red")
         return 2
 
 
@@ -181,13 +181,10 @@ def _search(options: argparse.Namespace, console: Console) -> int:
             counts = f"{campaign.examples} programs, {len(campaign.found)} found"
             bar.update(task, completed=campaign.examples, description=result.unit.target[:40], counts=counts)
             if not console.is_terminal:
-                console.print(f"{result.unit.target}, seed {result.unit.seed}: {counts}", markup=False, highlight=False)
+                console.print(f"{result.unit.target}, seed {result.unit.seed}: {counts}")
             if new and result.found is not None:
                 console.print(
-                    f"found: {result.unit.target}: {result.found.property}: {result.found.message}",
-                    style="red",
-                    markup=False,
-                    highlight=False,
+                    f"found: {result.unit.target}: {result.found.property}: {result.found.message}", style="red"
                 )
 
         try:
@@ -249,20 +246,16 @@ def print_summary(campaign: Campaign, targets: Sequence[str], console: Console) 
     console.print(table)
     rare = [f"{name} ({count})" for name, count in operators.most_common()[:-11:-1]]
     console.print(
-        f"{len(operators)} operators in the programs, {len(changed)} in changed ones; rarest: {', '.join(rare)}",
-        markup=False,
-        highlight=False,
+        f"{len(operators)} operators in the programs, {len(changed)} in changed ones; rarest: {', '.join(rare)}"
     )
     rate = campaign.examples / campaign.seconds if campaign.seconds else 0.0
     console.print(f"{campaign.examples} programs, {rate:.0f} a second and process; {len(campaign.found)} found")
     for error in campaign.errors:
-        console.print(f"  ended before its time: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  ended before its time: {error}", style="red", soft_wrap=True)
     for found in campaign.found.values():
         place = "" if campaign.folder is None else f" {campaign.folder / found.file_name()}"
         console.print(
             f"  {found.target}: {found.property}: {found.message}, after {found.examples} programs{place}",
-            markup=False,
-            highlight=False,
             soft_wrap=True,
         )
 
@@ -282,7 +275,7 @@ def _determinism(options: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--examples {count} is less than 1")
     unlike = compare_processes(count, options.seed)
     if unlike is not None:
-        console.print(str(unlike), style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(str(unlike), style="red", soft_wrap=True)
         return 1
     console.print(f"two processes write the same of {count} programs: text, passes, reports and code")
     return 0
@@ -311,7 +304,7 @@ def _replay(files: Sequence[Path], console: Console) -> int:
             raise InputError(f"there is no file {path}")
     failures = replay_all(files)
     for path, message in failures:
-        console.print(f"{path}: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{path}: {message}", style="red", soft_wrap=True)
     console.print("all hold" if not failures else f"{len(failures)} do not hold")
     return 1 if failures else 0
 

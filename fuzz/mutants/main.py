@@ -164,18 +164,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--report", type=Path, metavar="FILE", help="write all results as JSON")
     add("--resume", action="store_true", help="keep what the report says of as many examples")
     options = parser.parse_args(arguments)
-    console = Console()
+    console = Console(markup=False, highlight=False)
     try:
         mutants = choose(options.only, options.classes, options.rules, options.sample, options.seed)
         results = _resumed(options, mutants)
         if options.report is not None and not options.list:
             _write(options.report, results)
     except (InputError, OSError) as error:
-        console.print(str(error), markup=False)
+        console.print(str(error))
         return 2
     if options.list:
         for mutant in mutants:
-            console.print(mutant.name, markup=False, highlight=False, soft_wrap=True)
+            console.print(mutant.name, soft_wrap=True)
         return 0
     torch.set_num_threads(1)
     done = {result.name for result in results}
@@ -185,12 +185,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results.append(result)
         what = result.property or result.message
         line = f"{len(results)}/{len(mutants)} {result.status:9} {result.examples:5} examples {result.seconds:6.1f} s"
-        console.print(f"{line}  {result.name}  [{what}]", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{line}  {result.name}  [{what}]", soft_wrap=True)
         if options.report is not None:
             _write(options.report, results)
     console.print(score_table(results))
     for result in results:
         if result.status != "found":
             reason = EQUIVALENT.get(result.name, result.message)
-            console.print(f"{result.status}: {result.name} ({reason})", markup=False, soft_wrap=True)
+            console.print(f"{result.status}: {result.name} ({reason})", soft_wrap=True)
     return int(any(r.status != "found" and counts(r) for r in results))
