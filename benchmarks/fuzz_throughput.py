@@ -20,7 +20,7 @@ from typing import Any
 import attrs
 import torch
 import torch._dynamo  # torch loads it with the first ShapeEnv: not a part of any rule's time
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Column, Table
@@ -75,14 +75,7 @@ def measure(rule: type[Pattern], examples: int) -> Sample:
         finally:
             spent["checking"] += time.process_time() - start
 
-    chosen = settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    chosen = settings(sound.search_settings(examples), derandomize=True, phases=[Phase.generate])
     vars(judge)["check_case"] = timed_check
     try:
         start = time.process_time()

@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 
 import attrs
 import torch
-from hypothesis import HealthCheck, Phase, given
+from hypothesis import Phase, given, settings
 from hypothesis import seed as hypothesis_seed
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from fuzz.mutants.mutation import Mutant, StaleMutantError, mutated
 from fuzz.mutants.subjects import Drawn, Run, draws, draws_of_cases
 from fuzz.programs.check import Finding
+from fuzz.search.sound import search_settings
 
 T = TypeVar("T")
 SEED = 20260
@@ -145,17 +145,10 @@ def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
 def _search(draw: Callable[[st.DrawFn], T], attempt: Callable[[T], None], max_examples: int, seed: int) -> None:
     # drawn as one: of each draw of `st.data()` in a failing example, hypothesis prints the result, which takes minutes
     test: Callable[[], None] = given(st.composite(draw)())(attempt)
-    settings = hypothesis_settings(
-        max_examples=max_examples,
-        deadline=None,
-        database=None,
-        derandomize=False,
-        suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate,),
-        report_multiple_bugs=False,
-        print_blob=False,
+    chosen = settings(
+        search_settings(max_examples), phases=(Phase.generate,), report_multiple_bugs=False, print_blob=False
     )
-    hypothesis_seed(seed)(settings(test))()
+    hypothesis_seed(seed)(chosen(test))()
 
 
 def _is_control(error: Exception) -> bool:
