@@ -94,16 +94,17 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
     return Instance(rule, source.program, change, number)
 
 
+def fires_at(rule: Pattern, op: Operation) -> bool:
+    """Return whether the rule matches at an operation, as it stands now, and does not refuse."""
+    found = (variant.try_match(op) for variant in compile_rule(rule) if variant.accepts(op.opdef))
+    return any(isinstance(match, Match) and rule.check(match) is None for match in found)
+
+
 def _fires(rule: Pattern, op: Operation) -> bool:
-    """Return whether the rule matches at an operation and does not refuse; where it fails, that is seen later."""
-    for variant in compile_rule(rule):
-        try:
-            found = variant.try_match(op) if variant.accepts(op.opdef) else None
-            if isinstance(found, Match) and rule.check(found) is None:
-                return True
-        except Exception:  # noqa: BLE001 - it is reported where the rule is applied
-            return True
-    return False
+    try:
+        return fires_at(rule, op)
+    except Exception:  # noqa: BLE001 - it is reported where the rule is applied
+        return True
 
 
 def _of_example(draw: st.DrawFn, rule: Pattern) -> Instance:

@@ -18,7 +18,7 @@ from fuzz.calls.source import Source, Unavailable
 from fuzz.programs.case import Case
 from fuzz.programs.strategy import programs
 from fuzz.rules.growth import operators_with
-from fuzz.rules.instances import expanded_pattern, instances
+from fuzz.rules.instances import expanded_pattern, fires_at, instances
 from fuzz.rules.respelling import Respelling
 from ir.compare import programs_equal
 from ir.core import RETURN, Operation, Value
@@ -31,8 +31,8 @@ from passes.canonicalize import CANONICALIZATION_RULES
 from passes.canonicalize.identity import CatOfOne, Idempotent, Involution, NoArithmetic, NoCast, NoCopy, NoPad
 from passes.cleanup.dce import eliminate_dead_code
 from passes.rewrite.driver import RewriteLog, run_worklist
-from passes.rewrite.matching import RuleIndex, compile_rule
-from passes.rewrite.pattern import AnyValue, AttrCapture, AttrWhere, Match, Node, OpNode, Pattern
+from passes.rewrite.matching import RuleIndex
+from passes.rewrite.pattern import AnyValue, AttrCapture, AttrWhere, Node, OpNode, Pattern
 from passes.rewrite.rewriter import Rewriter
 
 _ATTEMPTS, _INSTANCES = 4, 16
@@ -193,17 +193,12 @@ class _Inverse:
             root = self._operation(source.one_of(expanded_pattern(self.rule)))
         except (Unavailable, GraphwrightError):
             return False
-        if len(root.results) != len(targets) or not self._is_taken(root):
+        if len(root.results) != len(targets) or not fires_at(self.rule, root):
             return False
         if not all(types_equal(a.type, b.type) for a, b in zip(root.results, targets, strict=True)):
             return False
         self._connect(root, targets)
         return True
-
-    def _is_taken(self, root: Operation) -> bool:
-        """Return whether the rule matches at an operation, as it stands now: without users."""
-        found = (variant.try_match(root) for variant in compile_rule(self.rule) if variant.accepts(root.opdef))
-        return any(isinstance(match, Match) and self.rule.check(match) is None for match in found)
 
     def _clear(self) -> None:
         """Erase what was built."""
