@@ -16,6 +16,8 @@ from passes.rewrite.pattern import AttrCapture, AttrWhere, OpNode
 
 _AT_ONCE = 7
 """Attributes that one draw decides about: drawing costs more than computing with what was drawn."""
+_COMMON = (None, True, False, 0, 1, -1, 0.0, 1.0, (), (0,), (1, 1), (0, 1), (1, 0))
+"""What is tried where the pattern has a condition on an attribute."""
 _PROBABILITIES = frozenset({"p", "dropout_p", "train_dropout_p", "dropout"})
 _SCALES = frozenset({"other", "value", "scale"})
 """Attributes that models make of the sizes of tensors."""
@@ -90,24 +92,7 @@ def made_of_sizes(captures: Mapping[str, Any]) -> list[int | float]:
 def _meeting(source: MatchSource, predicate: Callable[[Any], bool], drawn: Any) -> Any:
     if holds(predicate, normalize_attribute(drawn)) and source.flag():
         return drawn
-    pool = [
-        drawn,
-        *source.dictionary,
-        *source.around,
-        None,
-        True,
-        False,
-        0,
-        1,
-        -1,
-        0.0,
-        1.0,
-        (),
-        (0,),
-        (1, 1),
-        (0, 1),
-        (1, 0),
-    ]
+    pool = [drawn, *source.dictionary, *source.around, *_COMMON]
     meeting = [value for value in pool if holds(predicate, normalize_attribute(value))]
     if not meeting:
         raise Unavailable

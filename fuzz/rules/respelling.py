@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fuzz.calls.source import Source, Unavailable
-from fuzz.rules.dictionary import dictionary_of
+from fuzz.rules.dictionary import dictionary_of, holds
 from ir.attributes import normalize_attribute
 from ir.core import Operation, Value
 from ir.opdef import Param
@@ -66,7 +66,7 @@ class Respelling:
         return source.one_of(pool)
 
     def _meeting(self, predicate: Callable[[Any], bool] | None, pool: list[Any]) -> list[Any]:
-        return pool if predicate is None else [value for value in pool if _meets(predicate, value)]
+        return pool if predicate is None else [value for value in pool if holds(predicate, normalize_attribute(value))]
 
     def _other_ways(self, given: Any) -> Iterator[Any]:
         """Yield ways to write the same: dimensions and indices from the back, a size left open, defaults left out."""
@@ -144,10 +144,3 @@ def _sizes(type_: TensorType | None) -> list[int]:
 
 def _all_ints(item: Any) -> bool:
     return isinstance(item, tuple) and all(type(n) is int for n in item)
-
-
-def _meets(predicate: Callable[[Any], bool], value: Any) -> bool:
-    try:
-        return bool(predicate(normalize_attribute(value)))
-    except Exception:  # noqa: BLE001 - a predicate need not take values of every type
-        return False
