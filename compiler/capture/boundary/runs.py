@@ -176,7 +176,8 @@ class Twin:
                 with kept, surroundings(settings):
                     results = self.module(*args, **kwargs)
                 outcome.looks = _looks(results)
-                outcome.results = _detached(results)
+                # a later call may mutate them
+                outcome.results = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), results)
             except Exception as error:  # noqa: BLE001 - whatever the user's code raises
                 outcome.error = error
             finally:
@@ -269,21 +270,11 @@ def _looks(results: Any) -> tuple[tuple[bool, tuple[int, ...]], ...]:
     return tuple((t.requires_grad, tuple(meaningful_strides(t))) for t in tensors)
 
 
-def _detached(results: Any) -> Any:
-    def detach(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        # a later call may mutate the result
-        return leaf.detach().clone()
-
-    return pytree.tree_map(detach, results)
-
-
 def _was_changed(copied: torch.Tensor | None, now: torch.Tensor) -> bool:
     """Return whether a buffer differs from a copy made before."""
     if copied is None or now.shape != copied.shape or now.dtype != copied.dtype:
         return True
-    return not torch.equal(now, copied) and not bool(((now == copied) | ((now != now) & (copied != copied))).all())
+    return not same_content(now, copied)
 
 
 def _joined(before: Mapping[tuple[int, str], torch.Tensor], module: nn.Module) -> tuple[frozenset[str], ...]:
