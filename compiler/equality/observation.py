@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from compiler.capture.patches import ParametersKept
 from compiler.usercode.difference import is_plain, tensor_difference
 from compiler.usercode.state import ModuleState
-from compiler.usercode.tensors import foreign_state, meaningful_strides, storage_of
+from compiler.usercode.tensors import foreign_state, map_tensors, meaningful_strides, storage_of
 
 _SMALL = 1 << 20
 """Buffers of at most this many bytes are always copied, since kernels mutate statistics that their schemas do not name.
@@ -171,14 +171,7 @@ def observe(
 
 def copied_arguments(tree: Any) -> Any:
     """Return copies of arguments. One object stays one object, and one storage stays one storage."""
-    memo: dict[int, Any] = {}
-
-    def leaf_only(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.is_leaf:
-            return tensor
-        return memo.setdefault(id(tensor), tensor.detach().requires_grad_(tensor.requires_grad))  # type: ignore[no-any-return]
-
-    tree = pytree.tree_map_only(torch.Tensor, leaf_only, tree)
+    tree = map_tensors(tree, lambda t: t if t.is_leaf else t.detach().requires_grad_(t.requires_grad))
     try:
         return copy.deepcopy(tree)
     except Exception:  # noqa: BLE001 - an object that cannot be copied is passed itself

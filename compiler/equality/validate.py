@@ -10,7 +10,6 @@ import attrs
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from compiler.capture.boundary.fast_path import ordinary_call
 from compiler.emitted.parameter_map import ParameterMap
@@ -20,7 +19,7 @@ from compiler.equality.observation_differences import Judge, Pick, differences, 
 from compiler.equality.unit_strides import is_definite
 from compiler.equality.widened import ALL_FLOATS, double_twin, is_float, precision_of, widened
 from compiler.usercode.difference import tensor_difference
-from compiler.usercode.tensors import meaningful_strides
+from compiler.usercode.tensors import map_tensors, meaningful_strides
 from ir.errors import InputError, ValidationError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -248,20 +247,15 @@ def _are_comparable(*tensors: Any) -> bool:
 def _draw(tree: Any, seed: int) -> Any:
     """Return random tensors of the same types in the structure of `tree`; one object stays one object."""
     generator = torch.Generator().manual_seed(seed)
-    drawn: dict[int, torch.Tensor] = {}
 
     def draw(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
             return tensor
-        if id(tensor) not in drawn:
-            if tensor.is_floating_point():
-                noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
-                drawn[id(tensor)] = torch.empty_like(tensor, requires_grad=False).copy_(noise)
-                drawn[id(tensor)].requires_grad_(tensor.requires_grad)
-            else:
-                flat = tensor.reshape(-1)
-                order = torch.randperm(flat.numel(), generator=generator).to(tensor.device)
-                drawn[id(tensor)] = flat[order].reshape(tensor.shape)
-        return drawn[id(tensor)]
+        if tensor.is_floating_point():
+            noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+            return torch.empty_like(tensor, requires_grad=False).copy_(noise).requires_grad_(tensor.requires_grad)
+        flat = tensor.reshape(-1)
+        order = torch.randperm(flat.numel(), generator=generator).to(tensor.device)
+        return flat[order].reshape(tensor.shape)
 
-    return pytree.tree_map_only(torch.Tensor, draw, tree)
+    return map_tensors(tree, draw)

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.usercode.state import plain_tensors
+from compiler.usercode.tensors import map_tensors
 
 _GET_DTYPE = torch.Tensor.dtype.__get__  # type: ignore[attr-defined]
 _CASTS = {
@@ -282,13 +283,10 @@ class _WideState(Mapping[str, torch.Tensor]):
 
 def widened(tree: Any) -> Any:
     """Return arguments in float64; one tensor stays one tensor."""
-    memo: dict[int, torch.Tensor] = {}
 
     def widen(tensor: torch.Tensor) -> torch.Tensor:
         if not is_float(tensor.dtype) or tensor.dtype is widest(tensor.dtype):
             return tensor
-        if id(tensor) not in memo:
-            memo[id(tensor)] = tensor.detach().to(widest(tensor.dtype)).requires_grad_(tensor.requires_grad)
-        return memo[id(tensor)]
+        return tensor.detach().to(widest(tensor.dtype)).requires_grad_(tensor.requires_grad)
 
-    return pytree.tree_map_only(torch.Tensor, widen, tree)
+    return map_tensors(tree, widen)

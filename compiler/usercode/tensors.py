@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 
 def foreign_state() -> tuple[Any, ...]:
@@ -18,6 +20,18 @@ def foreign_state() -> tuple[Any, ...]:
 def storage_of(tensor: torch.Tensor) -> int:
     """Return an identity of the storage of a tensor."""
     return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else id(tensor)
+
+
+def map_tensors(tree: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return a tree with a function applied to each tensor, once: one tensor stays one tensor."""
+    made: dict[int, torch.Tensor] = {}
+
+    def apply(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            made[id(tensor)] = function(tensor)
+        return made[id(tensor)]
+
+    return pytree.tree_map_only(torch.Tensor, apply, tree)
 
 
 def meaningful_strides(tensor: torch.Tensor) -> list[int]:

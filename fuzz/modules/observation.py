@@ -9,11 +9,11 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.observation import Observation, observe
 from compiler.equality.observation_differences import differences
+from compiler.usercode.tensors import map_tensors
 from fuzz.modules.outside import plain_state
 from fuzz.programs.budget import Budget
 
@@ -82,14 +82,7 @@ def is_computed(names: ParameterMap) -> bool:
 
 def cast_tree(tree: Any, dtype: torch.dtype) -> Any:
     """Return arguments with floats of another dtype; one tensor stays one tensor."""
-    memo: dict[int, torch.Tensor] = {}
-
-    def convert(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
-            return leaf
-        return memo.setdefault(id(leaf), leaf.to(dtype))
-
-    return pytree.tree_map(convert, tree)
+    return map_tensors(tree, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 def snapshot(model: nn.Module) -> list[Any]:
