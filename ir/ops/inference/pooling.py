@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from ir.opdef import InferRule
 from ir.ops.inference.support import (
     FLOATS_OR_UNKNOWN,
     Attributes,
+    Shape,
     Undecided,
     floor_div,
     require,
@@ -25,13 +27,7 @@ def pool(dims: int, *, indices: bool = False, covered: bool = False) -> InferRul
     With `indices` there are two results. With `covered` the kernel must fit into the unpadded input.
     """
 
-    def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-        x = types[0]
-        require(x.dtype in FLOATS_OR_UNKNOWN)
-        if x.shape is None:
-            return _results(x, None, indices)
-        require_rank(x.shape, dims + 1, dims + 2)
-        require_not_empty(x.shape)
+    def sizes(given: Shape, attributes: Attributes) -> Sequence[Dim | None]:
         kernel = _expand(attributes["kernel_size"], dims)
         stride = _expand(attributes["stride"] or kernel, dims)
         padding = _expand(attributes["padding"], dims)
@@ -39,28 +35,35 @@ def pool(dims: int, *, indices: bool = False, covered: bool = False) -> InferRul
         require(attributes.get("divisor_override") != 0)
         ceil_mode = attributes["ceil_mode"]
         if covered:
-            require(all(type(x.shape[i - dims]) is not int or x.shape[i - dims] >= kernel[i] for i in range(dims)))
-        sizes = [
-            _pool_size(x.shape[i - dims], kernel[i], stride[i], padding[i], dilation[i], ceil_mode) for i in range(dims)
-        ]
-        return _results(x, (*x.shape[:-dims], *sizes), indices)
+            require(all(type(size) is not int or size >= n for size, n in zip(given, kernel, strict=True)))
+        windows = zip(given, kernel, stride, padding, dilation, strict=True)
+        return [_pool_size(*window, ceil_mode) for window in windows]
 
-    return rule
+    return _pooling(dims, sizes, indices)
 
 
 def adaptive_pool(dims: int, *, indices: bool = False) -> InferRule:
     """Return the rule of adaptive pooling over `dims` dimensions."""
 
+    def sizes(given: Shape, attributes: Attributes) -> Sequence[Dim | None]:
+        wanted: Sequence[Dim] = _expand(attributes["output_size"], dims)
+        require(all(type(size) is not int or size > 0 for size in wanted))
+        return wanted
+
+    return _pooling(dims, sizes, indices)
+
+
+def _pooling(dims: int, sizes: Callable[[Shape, Attributes], Sequence[Dim | None]], indices: bool) -> InferRule:
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         x = types[0]
         require(x.dtype in FLOATS_OR_UNKNOWN)
-        if x.shape is None:
-            return _results(x, None, indices)
-        require_rank(x.shape, dims + 1, dims + 2)
-        require_not_empty(x.shape)
-        sizes = _expand(attributes["output_size"], dims)
-        require(all(type(size) is not int or size > 0 for size in sizes))
-        return _results(x, (*x.shape[:-dims], *sizes), indices)
+        shape: Shape | None = None
+        if x.shape is not None:
+            require_rank(x.shape, dims + 1, dims + 2)
+            require_not_empty(x.shape)
+            shape = (*x.shape[:-dims], *sizes(x.shape[-dims:], attributes))
+        result = TensorType(shape, x.dtype, x.device)
+        return (result, TensorType(shape, torch.int64, x.device)) if indices else (result,)
 
     return rule
 
@@ -104,11 +107,6 @@ def pixel_shuffle(*, back: bool = False) -> InferRule:
         return (TensorType(shape, x.dtype, x.device),)
 
     return rule
-
-
-def _results(x: TensorType, shape: tuple[Dim | None, ...] | None, indices: bool) -> tuple[Type, ...]:
-    result = TensorType(shape, x.dtype, x.device)
-    return (result, TensorType(shape, torch.int64, x.device)) if indices else (result,)
 
 
 def _expand(value: Any, dims: int) -> Any:
