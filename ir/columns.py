@@ -44,15 +44,7 @@ class Layout(enum.Enum):
 
 
 _PARTS = frozenset(
-    {
-        Layout.SELECT,
-        Layout.SLICE,
-        Layout.NARROW,
-        Layout.SPLIT,
-        Layout.UNBIND,
-        Layout.DIAGONAL,
-        Layout.STRIDED,
-    }
+    {Layout.SELECT, Layout.SLICE, Layout.NARROW, Layout.SPLIT, Layout.UNBIND, Layout.DIAGONAL, Layout.STRIDED}
 )
 
 

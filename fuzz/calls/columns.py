@@ -170,7 +170,7 @@ def _fixed(call: Call) -> Iterator[str]:
         return
     turned = [_in_another_order(each) if isinstance(each, torch.Tensor) else each for each in call.operands]
     results = call.again(operands=turned)
-    for before, after in zip(call.results, results if isinstance(results, tuple) else (results,), strict=False):
+    for before, after in zip(call.results, tensors_of(results), strict=False):
         sizes = [size != 1 for size in before.shape]
         pairs = zip(before.stride(), after.stride(), sizes, strict=True)
         if before.numel() and any(a != b for a, b, counts in pairs if counts):
@@ -195,7 +195,7 @@ def _dims(call: Call) -> Iterator[str]:
     turned = tuple(d - rank if d >= 0 else d + rank for d in dim[::-1]) if isinstance(dim, tuple) else dim
     turned = turned if isinstance(dim, tuple) else dim - rank if dim >= 0 else dim + rank
     results = call.again(attributes={"dim": turned})
-    for before, after in zip(call.results, results if isinstance(results, tuple) else (results,), strict=False):
+    for before, after in zip(call.results, tensors_of(results), strict=False):
         if not same(before, after):
             yield f"dim={dim} and dim={turned} are one, but were two"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ir.core import Operation
 from ir.program import Program
-from ir.types import TensorType
 
 
 def ends_the_process(program: Program) -> bool:
@@ -19,16 +18,10 @@ def ends_the_process(program: Program) -> bool:
 
 def _may_fault(op: Operation) -> bool:
     x, weight, bias = op.operands[:3]
-    if (
-        x is None
-        or weight is None
-        or bias is None
-        or not isinstance(x.type, TensorType)
-        or not isinstance(weight.type, TensorType)
-    ):
-        return False
     attributes = [op.attributes[name] for name in ("stride", "padding", "dilation")]
-    if x.type.shape is None or weight.type.shape is None or not all(isinstance(item, tuple) for item in attributes):
+    if x is None or weight is None or bias is None or not all(isinstance(item, tuple) for item in attributes):
         return False
+    shapes = x.tensor_type.shape, weight.tensor_type.shape
     stride, padding, dilation = (item[-1] for item in attributes)
-    return x.type.shape[-1] == weight.type.shape[-1] == 1 and stride > 1 and padding > 0 and dilation > 1
+    is_narrow = all(shape is not None and shape[-1] == 1 for shape in shapes)
+    return is_narrow and stride > 1 and padding > 0 and dilation > 1

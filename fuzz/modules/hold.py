@@ -91,7 +91,7 @@ class Comparison:
     def hold_in_other_surroundings(self, source: str) -> None:
         """Compare calls in the surroundings that the source asks about: autocast, inference mode, strides, keywords."""
         if "is_autocast" in source:
-            self.hold("under autocast", _under(_autocast), may_refuse=self.guarded)
+            self.hold("under autocast", _under(lambda: torch.autocast("cpu", torch.bfloat16)), may_refuse=self.guarded)
         if "is_inference" in source:
             self.hold("in inference mode", _under(torch.inference_mode), may_refuse=self.guarded)
         args, kwargs = self.arguments
@@ -299,10 +299,6 @@ class Comparison:
             in_another_precision if self.mixed or not self.double else None,
             torch.float64 if self.double else torch.float32,
         )
-
-
-def _autocast() -> AbstractContextManager[Any]:
-    return torch.autocast("cpu", torch.bfloat16)
 
 
 def _packed(x: Any) -> Any:

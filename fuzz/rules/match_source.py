@@ -19,21 +19,9 @@ from ir.core import Value
 from ir.errors import GraphwrightError
 from ir.types import Dim, TensorType
 
-# Operators that give an operand other strides, or make it a view of something, in front of the match.
-PREFIXES = tuple(
-    f"aten.{name}"
-    for name in (
-        "transpose.int",
-        "permute",
-        "slice.Tensor",
-        "expand",
-        "relu",
-        "clone",
-        "mul.Scalar",
-        "to.dtype",
-        "dropout",
-    )
-)
+_PREFIXES = ("transpose.int", "permute", "slice.Tensor", "expand", "relu", "clone", "mul.Scalar", "to.dtype", "dropout")
+PREFIXES = tuple([f"aten.{name}" for name in _PREFIXES])
+"""Operators that give an operand other strides, or make it a view of something, in front of the match."""
 _LARGEST = 1024
 """The largest number that a size is drawn from."""
 _ROOM = 4096

@@ -12,13 +12,10 @@ from passes.canonicalize.identity import INFERENCE_RULES
 from passes.fold.batch_norm import FoldBatchNormPattern
 from passes.rewrite.pattern import Pattern
 
-_ALL: tuple[type[Pattern], ...] = (
-    *CANONICALIZATION_RULES,
-    *INFERENCE_RULES,
-    *STANDARD_PATTERNS,
-    FoldBatchNormPattern,
-)
-RULES: dict[str, type[Pattern]] = {rule.__name__: rule for rule in _ALL}
+RULES: dict[str, type[Pattern]] = {
+    rule.__name__: rule
+    for rule in (*CANONICALIZATION_RULES, *INFERENCE_RULES, *STANDARD_PATTERNS, FoldBatchNormPattern)
+}
 """All rules of ours, by name."""
 
 

@@ -17,19 +17,8 @@ from ir.opdef import get_opdef, opdef_of_overload
 from ir.types import TensorType
 
 VARIADIC = frozenset(
-    {
-        "view",
-        "reshape",
-        "permute",
-        "expand",
-        "repeat",
-        "tile",
-        "flip",
-        "broadcast_to",
-        "new_zeros",
-        "new_ones",
-        "new_empty",
-    }
+    {"view", "reshape", "permute", "expand", "repeat", "tile", "flip", "broadcast_to"}
+    | {"new_zeros", "new_ones", "new_empty"}
 )
 """Methods that also take their list of ints as separate arguments."""
 
