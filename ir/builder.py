@@ -11,7 +11,7 @@ import attrs
 import torch
 
 from ir.attributes import Attribute, Ref, normalize_attribute
-from ir.caches import Cache
+from ir.caches import cached
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import GraphwrightError, InferenceError, InputError
 from ir.fake import infer_with_fakes, strides_with_fakes
@@ -103,9 +103,7 @@ class _Plan:
     attributes: dict[str, Attribute]
 
 
-_PLANS: Cache[OpDef, _Plan | None] = Cache()
-
-
+@cached()
 def _plan_of(opdef: OpDef) -> _Plan | None:
     """Return the plan of an operator; None where such a call does not fit its schema."""
     tensors = 0
@@ -136,10 +134,7 @@ def bind_arguments(
         InputError: when the arguments do not fit the schema.
     """
     if not kwargs:
-        try:
-            plan = _PLANS[opdef]
-        except KeyError:
-            plan = _PLANS[opdef] = _plan_of(opdef)
+        plan = _plan_of(opdef)
         if plan is not None and len(args) == plan.tensors:
             given_types = [value.type for value in args if type(value) is Value]
             if len(given_types) == len(args):
@@ -335,22 +330,19 @@ class Builder:
         return method
 
 
-_SHORT: Cache[str, OpDef] = Cache()
 # Names whose `default` overload is TorchScript's.
 _SHORT_NAMES = {"split": "aten.split.Tensor"}
 
 
+@cached()
 def short_opdef(name: str) -> OpDef:
     """Return the ATen operator of a short name: `relu`, `add` (`aten.add.Tensor`).
 
     Raises:
         InputError: when there is none.
     """
-    found = _SHORT.get(name)
-    if found is not None:
-        return found
     if name in _SHORT_NAMES:
-        return _SHORT.setdefault(name, get_opdef(_SHORT_NAMES[name]))
+        return get_opdef(_SHORT_NAMES[name])
     for suffix in ("", *(f".{overload}" for overload in _PREFERRED_OVERLOADS)):
         try:
             found = get_opdef(f"aten.{name}{suffix}")
@@ -361,7 +353,6 @@ def short_opdef(name: str) -> OpDef:
             continue
         if not found.operand_params and found.results != ("tensor",):
             continue
-        _SHORT[name] = found
         return found
     raise InputError(
         f"there is no ATen operator named {name!r}{nearest_operator(f'aten.{name}')}",

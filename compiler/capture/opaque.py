@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from compiler.capture.errors import check_no_packed
 from compiler.usercode.locations import is_inside
 from compiler.usercode.state import location_of_module
-from ir.caches import Cache
+from ir.caches import cached
 from ir.errors import CaptureError, InputError
 from ir.ops.nn_ops import encode_call, format_call
 from ir.spelling import nearest
@@ -126,23 +126,18 @@ def _outermost(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return ordered
 
 
-_READS_TRAINING: Cache[type, bool] = Cache()
-
-
+@cached()
 def reads_training(class_: type) -> bool:
     """Return whether code of a class outside of `torch.nn.modules` names `training`.
 
     The modes of PyTorch's layers are known. Parametrizations (the spectral norm's iteration) count as the user's code.
     """
-    found = _READS_TRAINING.get(class_)
-    if found is None:
-        found = _READS_TRAINING[class_] = any(
-            "training" in code_names(function.__code__)
-            for base in class_.__mro__
-            if not _is_layer(base)
-            for function in functions_of(base)
-        )
-    return found
+    return any(
+        "training" in code_names(function.__code__)
+        for base in class_.__mro__
+        if not _is_layer(base)
+        for function in functions_of(base)
+    )
 
 
 def _is_layer(class_: type) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from ir.caches import Cache
+from ir.caches import cached
 from ir.columns import Layout, StorageRule
 from ir.core import RETURN, Operation, Value
 from ir.opdef import OpDef, Trait
@@ -19,18 +19,11 @@ from ir.types import TensorType
 _BOUND = 512
 
 _CHANNELS_LAST = (torch.channels_last, torch.channels_last_3d)
-_MAY_ALIAS: Cache[OpDef, bool] = Cache()
 
 
+@cached()
 def may_alias_operands(opdef: OpDef) -> bool:
     """Return whether a result of the operator may alias an operand."""
-    found = _MAY_ALIAS.get(opdef)
-    if found is None:
-        found = _MAY_ALIAS[opdef] = _may_alias(opdef)
-    return found
-
-
-def _may_alias(opdef: OpDef) -> bool:
     if opdef.facts.storage is StorageRule.FRESH:
         return False
     if not opdef.operand_params:

@@ -144,7 +144,7 @@ WRONG: list[tuple[str, tuple[Any, ...], Facts]] = [
 
 @pytest.mark.parametrize(("name", "args", "claim"), WRONG, ids=[name for name, _, _ in WRONG])
 def test_a_wrong_claim_is_found(
-    name: str, args: tuple[Any, ...], claim: Facts, monkeypatch: pytest.MonkeyPatch
+    name: str, args: tuple[Any, ...], claim: Facts, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     call = call_of(name, *args)
     assert broken_claims(call) == []
@@ -153,7 +153,8 @@ def test_a_wrong_claim_is_found(
     for column in ("layout", "traits", "training"):
         monkeypatch.setattr(opdef, column, getattr(claim, column))
     monkeypatch.setattr(opdef, "is_pure", Trait.PURE in claim.traits)
-    monkeypatch.setattr("ir.memory.aliasing._MAY_ALIAS", {})
+    may_alias_operands.cache_clear()  # type: ignore[attr-defined]
+    request.addfinalizer(may_alias_operands.cache_clear)  # type: ignore[attr-defined]
     assert broken_claims(call), claim
 
 
