@@ -13,7 +13,7 @@ from torch.fx._symbolic_trace import _assert_is_none
 from compiler.capture.errors import state_change
 from compiler.capture.opaque import mode_readers
 from compiler.capture.patches import functions_refused
-from compiler.usercode.state import ModuleState, location_of_module, random_state_kept
+from compiler.usercode.state import ModuleState, location_of_module, part_of, random_state_kept
 from ir.errors import CaptureError, InputError
 
 _EXAMPLES = "pass example inputs: `transform(model, (x,))` captures it with torch.export"
@@ -209,7 +209,7 @@ def _add_unused(traced: fx.GraphModule, model: nn.Module) -> None:
     """Add modules and weights that forward does not use, in the order of the model, for the `state_dict`."""
     for path, module in model.named_modules():
         parent_path, _, name = path.rpartition(".")
-        if path and not _has(traced, path):
+        if path and part_of(traced, path) is None:
             traced.get_submodule(parent_path).add_module(name, module)
     for path, module in model.named_modules():
         made = traced.get_submodule(path)
@@ -220,11 +220,3 @@ def _add_unused(traced: fx.GraphModule, model: nn.Module) -> None:
             tables = made.__dict__[table], module.__dict__[table]
             for name, held in tables[1].items():
                 tables[0][name] = tables[0].pop(name, held)
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    try:
-        module.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from compiler.emitted.graphmodule import Container
+from compiler.usercode.state import part_of
 
 if TYPE_CHECKING:
     from compiler.codegen.tree import ModuleTree
@@ -55,11 +56,3 @@ def _put_inside(tree: ModuleTree, made: dict[str, nn.Module], path: str, other: 
             owner._modules[name] = made[path]
             return True
     return False
-
-
-def part_of(module: nn.Module, path: str) -> nn.Module | None:
-    """Return a module in another one, or None where it has none there."""
-    try:
-        return module.get_submodule(path)
-    except AttributeError:
-        return None

@@ -12,9 +12,10 @@ import torch
 from torch import fx, nn
 
 from compiler.codegen.forms import ModuleForm, build, declared_names, homes
-from compiler.codegen.sharing import part_of, share_modules
+from compiler.codegen.sharing import share_modules
 from compiler.codegen.weights import Weights, names_of, share
 from compiler.emitted.graphmodule import Container
+from compiler.usercode.state import part_of
 from ir.core import Operation
 from ir.errors import CodegenError
 from ir.locations import Location

@@ -201,6 +201,14 @@ def is_list_of_parameters(change: Change) -> bool:
     return isinstance(module, nn.RNNBase) and name.startswith("_flat_weight")
 
 
+def part_of(module: nn.Module, path: str) -> nn.Module | None:
+    """Return a module in another one, or None where it has none there."""
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
 def location_of_module(path: str, module: nn.Module) -> Location:
     """Return the location of a module: its class, and the first line of its forward method."""
     class_ = type(module)
