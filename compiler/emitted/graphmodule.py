@@ -232,10 +232,7 @@ class FusedRegion(TreeGraphModule):
 
 def _public_class(module: fx.GraphModule) -> type[TreeGraphModule]:
     """Return the class below the one that fx makes for each instance."""
-    for cls in type(module).__mro__:
-        if cls.__qualname__.rpartition(".")[2] != "GraphModuleImpl" and "GraphModuleImpl" not in cls.__qualname__:
-            return cls
-    raise AssertionError("unreachable")
+    return next(cls for cls in type(module).__mro__ if "GraphModuleImpl" not in cls.__qualname__)
 
 
 def _init_copy(module: TreeGraphModule, root: nn.Module, graph: fx.Graph) -> None:

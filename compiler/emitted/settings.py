@@ -35,12 +35,6 @@ class Setting:
     """Whether the runs of the original decide, since that on the example may not show the difference."""
 
 
-@contextmanager
-def _inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
-
-
 def _other_layout(leaf: Any) -> Any:
     """Return an argument with the same numbers in another order in memory, where that is possible."""
     if not isinstance(leaf, torch.Tensor) or leaf.layout is not torch.strided or leaf.dim() < 2:
@@ -63,7 +57,7 @@ SETTINGS: Mapping[str, Setting] = {
     "no_grad": Setting("grad", "with gradients enabled", "call it with gradients enabled", torch.no_grad),
     "nested": Setting("nested", "with gradients enabled", REMEDY, torch.no_grad, is_decided=True),
     "inference_mode": Setting(
-        "inference", "outside of torch.inference_mode()", "use torch.no_grad() in its place", _inference
+        "inference", "outside of torch.inference_mode()", "use torch.no_grad() in its place", torch.inference_mode
     ),
     "layout": Setting(
         "layout",

@@ -150,13 +150,11 @@ def _strides(call: Call) -> Iterator[str]:
         return
     tensors = [each for each in call.operands if isinstance(each, torch.Tensor)]
     for result in call.results:
-        contiguous = result.is_contiguous()
-        last = result.dim() in _LAST and result.is_contiguous(memory_format=_LAST[result.dim()])
-        if rule is StrideRule.CONTIGUOUS and not contiguous:
+        if rule is StrideRule.CONTIGUOUS and not result.is_contiguous():
             yield "its result is contiguous, but was not"
-        if rule is StrideRule.FORMAT and all(map(_has_format, tensors)) and not (contiguous or last):
+        if rule is StrideRule.FORMAT and all(map(_has_format, tensors)) and not _has_format(result):
             yield "its result is contiguous or channels_last, but was neither"
-        if rule is StrideRule.PASSED and _has_format(tensors[0]) and not (contiguous or last):
+        if rule is StrideRule.PASSED and _has_format(tensors[0]) and not _has_format(result):
             yield "it passes the memory format on, but did not"
 
 
