@@ -30,59 +30,18 @@ SYMBOL_RANGE = SymbolRange(4, 9)
 # Each symbol takes each number once.
 _SAMPLES = ((4, 9), (5, 4), (6, 7), (7, 8), (8, 6), (9, 5))
 
-RANDOM_OR_UNINITIALIZED = (
-    "aten.rand",
-    "aten.randn",
-    "aten.rand_like",
-    "aten.randn_like",
-    "aten.empty.memory_format",
-    "aten.empty_like",
-    "aten.new_empty",
-)
+_UNKNOWN_SHORT = ("rand", "randn", "rand_like", "randn_like", "empty.memory_format", "empty_like", "new_empty")
+RANDOM_OR_UNINITIALIZED = tuple(f"aten.{short}" for short in _UNKNOWN_SHORT)
 OPERATORS = tuple(name for name in GENERATORS if name not in RANDOM_OR_UNINITIALIZED)
-# What rewrite rules look for.
 _COMMON_SHORT = (
-    "relu",
-    "conv2d",
-    "batch_norm",
-    "linear",
-    "add.Tensor",
-    "reshape",
-    "permute",
-    "gelu",
-    "max_pool2d",
-    "adaptive_avg_pool2d",
-    "flatten.using_ints",
-    "layer_norm",
-    "matmul",
-    "softmax.int",
-    "mul.Tensor",
-    "mul.Scalar",
-    "add.Scalar",
-    "transpose.int",
-    "view",
-    "squeeze.dim",
-    "unsqueeze",
-    "cat",
-    "split.Tensor",
-    "chunk",
-    "unbind.int",
-    "select.int",
-    "scaled_dot_product_attention",
-    "hardtanh",
-    "relu6",
-    "silu",
-    "clone",
-    "contiguous",
-    "to.dtype",
-    "dropout",
-    "mean.dim",
-    "expand",
-    "conv1d",
-    "clamp",
-    "slice.Tensor",
-)
+    "relu", "conv2d", "batch_norm", "linear", "add.Tensor", "reshape", "permute", "gelu", "max_pool2d",
+    "adaptive_avg_pool2d", "flatten.using_ints", "layer_norm", "matmul", "softmax.int", "mul.Tensor", "mul.Scalar",
+    "add.Scalar", "transpose.int", "view", "squeeze.dim", "unsqueeze", "cat", "split.Tensor", "chunk", "unbind.int",
+    "select.int", "scaled_dot_product_attention", "hardtanh", "relu6", "silu", "clone", "contiguous", "to.dtype",
+    "dropout", "mean.dim", "expand", "conv1d", "clamp", "slice.Tensor",
+)  # fmt: skip
 COMMON = tuple(f"aten.{short}" for short in _COMMON_SHORT)
+"""What rewrite rules look for."""
 # What often follows an operator in a model, and is looked for there.
 _FOLLOWERS = {
     "conv2d": ("batch_norm", "relu", "batch_norm", "add.Tensor"),
