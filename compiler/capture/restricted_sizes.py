@@ -24,11 +24,7 @@ _ONE = re.compile(r"specialized it to be a constant \(1\)")
 
 def with_shapes(text: str) -> str:
     """Return a text with sizes in Python's spelling: `x.shape[0]`."""
-    return _SIZE_OF.sub(_as_shape, text)
-
-
-def _as_shape(found: re.Match[str]) -> str:
-    return f"{found[1]}{found[2]}.shape[{found[3]}]"
+    return _SIZE_OF.sub(r"\1\2.shape[\3]", text)
 
 
 def size_restricted(error: Exception, model: nn.Module, location: Location) -> CaptureError:

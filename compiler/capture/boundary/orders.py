@@ -23,6 +23,7 @@ from compiler.usercode.state import random_state_kept
 
 _MAPPINGS = (dict, OrderedDict, defaultdict)
 _MAX_LITERAL = 4096
+_Order = Callable[[list[Any]], list[Any]]
 
 
 def order_matters(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], variable: tuple[str, ...]) -> bool:
@@ -34,8 +35,9 @@ def order_matters(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         return False
     first = _computed(model, args, kwargs)
     # one moves each key to another place, the other reverses each pair of keys
+    orders: tuple[_Order, ...] = (lambda keys: [*keys[1:], *keys[:1]], lambda keys: keys[::-1])
     return first is None or any(
-        _computed(model, *_reordered(args, kwargs, variable, order)) != first for order in (_rotated, _reversed)
+        _computed(model, *_reordered(args, kwargs, variable, order)) != first for order in orders
     )
 
 
@@ -48,16 +50,8 @@ def _mappings(tree: Any) -> Iterator[Mapping[Any, Any]]:
             yield from _mappings(child)
 
 
-def _rotated(keys: list[Any]) -> list[Any]:
-    return [*keys[1:], *keys[:1]]
-
-
-def _reversed(keys: list[Any]) -> list[Any]:
-    return keys[::-1]
-
-
 def _reordered(
-    args: tuple[Any, ...], kwargs: dict[str, Any], variable: tuple[str, ...], order: Callable[[list[Any]], list[Any]]
+    args: tuple[Any, ...], kwargs: dict[str, Any], variable: tuple[str, ...], order: _Order
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments with the keys of all mappings in another order."""
 
