@@ -1,4 +1,4 @@
-"""What a pattern demands of operands that are built before the operation that demands it is."""
+"""What a pattern demands of operands, found before the operation that demands it is built."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ _RANKS: WeakCache[OpNode, frozenset[int] | None] = WeakCache()
 
 
 def demanded_ranks(node: OpNode) -> frozenset[int] | None:
-    """Return the ranks that an operation's first operand may have as its literals say: `permute(x, dims=(0, 2, 1))`.
+    """Return the ranks that the literals of an operation allow its first operand: `permute(x, dims=(0, 2, 1))`.
 
-    None where its literals leave open what the rank is, where sizes decide as well, or it needs several operands.
+    None where the literals do not determine it, where sizes decide as well, or where there are several operands.
     """
     if node not in _RANKS:
         _RANKS[node] = _probed_ranks(node)
@@ -54,7 +54,7 @@ def demanded_ranks(node: OpNode) -> frozenset[int] | None:
 
 
 def weight_ranks(node: OpNode, place: int) -> frozenset[int] | None:
-    """Return the ranks that an operand in one place of an operation usually has, whatever the others are."""
+    """Return the usual ranks of one operand of an operation, independent of the others."""
     ops = node.ops if isinstance(node.ops, tuple) else ()
     ranks = [_WEIGHT_RANKS.get(opdef.short_name, {}).get(place) for opdef in ops]
     return None if None in ranks or not ranks else frozenset([rank for rank in ranks if rank is not None])
@@ -79,7 +79,7 @@ def _probed_ranks(node: OpNode) -> frozenset[int] | None:
 
 
 def _taken_ranks(opdef: OpDef, literals: tuple[tuple[str, object], ...]) -> frozenset[int] | None:
-    """Return the ranks of an operand with which an operator takes literals; None for all, or where it is not known."""
+    """Return the operand ranks for which an operator accepts some literals; None for any rank, or where unknown."""
     params = opdef.operand_params
     if opdef.is_region or not params or any((p.kind is ParamKind.TENSOR) != (p is params[0]) for p in params):
         return None
@@ -104,10 +104,9 @@ def _takes(opdef: OpDef, literals: tuple[tuple[str, object], ...], rank: int, si
 
 
 def meeting_value(source: MatchSource, leaf: AnyValue) -> Value | None:
-    """Return an operand that meets the condition of a leaf: one that is there, or a new input or weight; else None.
+    """Return an operand that meets the condition of a leaf: an existing one, or a new input or weight; else None.
 
-    A condition cannot say what it asks for, so types are tried: of all ranks and dtypes, with sizes that the rule's
-    code names among them.
+    A condition is opaque, so types of all ranks and dtypes are tried, some with sizes that the rule's code names.
     """
     condition = leaf.where
     assert condition is not None

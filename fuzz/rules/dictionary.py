@@ -1,4 +1,4 @@
-"""The numbers in the code of a rule: drawn more often than others, they meet its conditions."""
+"""The numbers in the code of a rule, which are drawn more often than others to meet its conditions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compiler.usercode.locations import names_in
 from passes.rewrite.pattern import Pattern
 
 _MOST = 64
-"""Numbers of one table, or around which others are drawn, that are used."""
+"""The most numbers that are taken from one table, and the most around which others are drawn."""
 _METHODS = ("pattern", "check", "rewrite")
 
 
@@ -31,12 +31,12 @@ def dictionary_of(rule: Pattern) -> list[Any]:
     for literal in itertools.chain(literals, named):
         found.setdefault((type(literal), repr(literal)), literal)
         if literal == 0:
-            found.setdefault((float, "-0.0"), -0.0)  # a zero in the code may mean one sign only
+            found.setdefault((float, "-0.0"), -0.0)  # the rule may mean one sign of zero only
     return list(found.values())
 
 
 def around(dictionary: Sequence[Any]) -> list[Any]:
-    """Return numbers next to those of a dictionary, on both sides: code may ask for more, or less."""
+    """Return the neighbors of the numbers of a dictionary, on both sides: code may ask for more, or less."""
     found: dict[Any, Any] = {}
     for number in dictionary[:_MOST]:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
@@ -49,7 +49,7 @@ def around(dictionary: Sequence[Any]) -> list[Any]:
 
 
 def operators_named_by(rule: Pattern) -> frozenset[str]:
-    """Return the texts in the code of a rule that may name an operator, such as `aten.stack`: it treats these apart."""
+    """Return the texts in the code of a rule that may name an operator, such as `aten.stack`, as a special case."""
     return frozenset(
         text
         for function in _functions(rule)
@@ -60,7 +60,7 @@ def operators_named_by(rule: Pattern) -> frozenset[str]:
 
 
 def _functions(rule: Pattern) -> Iterator[types.FunctionType]:
-    """Yield a rule's methods, and the functions of its module, its class and their closures that they name."""
+    """Yield a rule's methods, and the functions that they reach by name in its module, its class and closures."""
     pending: list[Any] = []
     for base in type(rule).__mro__:
         if base is not object and base is not Pattern:
@@ -94,11 +94,11 @@ def function_of(item: Any) -> types.FunctionType | None:
 
 
 def _named(function: types.FunctionType, rule: Pattern) -> Iterator[Any]:
-    """Yield what a function takes by name, without running it: from globals, its closure, defaults, attributes."""
+    """Yield what a function refers to, without running it: globals, its closure, defaults, attributes."""
     names = list(dict.fromkeys(names_in(function.__code__)))
     found: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     for cell in function.__closure__ or ():
-        with suppress(ValueError):  # it is not assigned yet
+        with suppress(ValueError):  # not assigned yet
             found.append(cell.cell_contents)
     found += [function.__globals__[name] for name in names if name in function.__globals__]
     pending, seen = [rule, *found], set()
@@ -119,7 +119,7 @@ def _attribute(holder: Any, name: str) -> Any:
 
 
 def _holds_constants(item: Any) -> bool:
-    """Return whether an object may be one that numbers are kept on: a module, a class, an object of a user's class."""
+    """Return whether an object may hold constants: a module, a class, an object of a user's class."""
     if isinstance(item, types.ModuleType):
         return True
     kind = item if isinstance(item, type) else type(item)
@@ -135,9 +135,9 @@ def _literals(code: types.CodeType) -> Iterator[Any]:
 
 
 def _numbers(item: Any, *, booleans: bool = False) -> Iterator[Any]:
-    """Yield a number, or those of a table; a row of numbers as a whole, too."""
+    """Yield a number, or the numbers of a table; a row of numbers also as a whole."""
     if isinstance(item, enum.Enum):
-        item = None if isinstance(item, enum.Flag) else item.value  # a flag is no number that is meant
+        item = None if isinstance(item, enum.Flag) else item.value  # the number of a flag means nothing
     if isinstance(item, bool):
         if booleans:
             yield item
@@ -157,7 +157,7 @@ def _numbers(item: Any, *, booleans: bool = False) -> Iterator[Any]:
 
 
 def neutral_like(value: Any, name: str = "") -> tuple[Any, ...]:
-    """Return what often changes nothing, in the form of `value`, an attribute of this name."""
+    """Return values of the form of `value`, an attribute of this name, that often change nothing."""
     if isinstance(value, tuple):
         if name == "dims":
             return (tuple(range(len(value))),)
@@ -166,7 +166,7 @@ def neutral_like(value: Any, name: str = "") -> tuple[Any, ...]:
 
 
 def is_alike(a: Any, b: Any) -> bool:
-    """Return whether a literal may stand where another value stands: it is of the same kind."""
+    """Return whether a literal may replace another value: it is of the same kind."""
     if isinstance(b, bool) or isinstance(a, bool):
         return isinstance(a, bool) and isinstance(b, bool)
     if isinstance(b, tuple):
@@ -177,7 +177,7 @@ def is_alike(a: Any, b: Any) -> bool:
 
 
 def holds(predicate: Callable[[Any], bool], value: Any) -> bool:
-    """Return whether a predicate holds of a value; it need not take values of every type."""
+    """Return whether a predicate holds of a value; where it raises, it does not."""
     try:
         return bool(predicate(value))
     except Exception:  # noqa: BLE001 - it may raise anything

@@ -1,4 +1,4 @@
-"""Growing a match of a pattern: where its operands come from, and what each of its nodes becomes."""
+"""Construction of a match of a pattern: operands, and an operation for each node."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ an intermediate value, the mode of operations, or conditions of the pattern on v
 
 _ATTEMPTS = 6
 _SEARCHING_FROM = 3
-"""The attempt from which on operands are searched that meet the pattern's conditions."""
+"""From this attempt on, operands that meet the pattern's conditions are searched for."""
 _MAX_CHAIN = 3
 _MANY = 4
-"""Where a node takes more operators than this, those that the rule's code names are drawn more often."""
+"""If a node takes more operators than this, those that the rule's code names are drawn more often."""
 
 
 @cached()
@@ -43,16 +43,16 @@ def operators_with(trait: Trait) -> tuple[OpDef, ...]:
 
 @attrs.define
 class _Tried:
-    """What is known of the operators that were tried for one node."""
+    """The operators that were tried for one node and did not fit."""
 
     unfit: set[OpDef] = attrs.field(factory=set)
-    """Their generators had no use for what is fixed, which hardly fits then."""
+    """Their generators did not use the fixed operands, which hardly fit then."""
     hopeless: set[OpDef] = attrs.field(factory=set)
-    """They did not take what is fixed, and have no other operands."""
+    """They refused the fixed operands, and have no others."""
 
 
 class Growth:
-    """One match under construction: what each node of the pattern became, and what it captured.
+    """One match under construction: an operation for each node, and the captures.
 
     `change` is one of `NEAR_MISSES`, or None.
     """
@@ -65,18 +65,18 @@ class Growth:
         self.made: dict[OpNode, Operation] = {}
         self.captures: dict[str, Any] = {}
         self.unmet: set[int] = set()
-        """Leaves whose conditions no operand was found to meet: searching again takes long and finds little."""
+        """Leaves whose conditions no operand was found to meet: another search takes long and finds little."""
         self.ops: list[Operation] = []
         """The operations of the match, operands first."""
         self.inner: list[Value] = []
         """Results of the operations of the match."""
         self.spatial = ""
-        """The number of spatial dimensions, where an operator further on fixes it."""
+        """The number of spatial dimensions, if a later operator fixes it."""
         self.ranks: frozenset[int] | None = None
-        """The ranks that the literals of an operator further on allow what is built now."""
+        """The ranks that the literals of a later operator allow for the value that is built now."""
 
     def value(self, node: Node) -> Value:
-        """Build a node and return the value that it matches."""
+        """Build a node; return the value that it matches."""
         if isinstance(node, AnyValue):
             return self._leaf(node)
         if isinstance(node, Chain):
@@ -89,24 +89,24 @@ class Growth:
         return op.results[node.result]
 
     def _other_result(self, node: OpNode) -> Operation | None:
-        """Return, often, an operation whose other result the pattern takes: halves are mostly those of one split."""
+        """Return an operation whose other result the pattern uses, three times in four: a split yields both halves."""
         for other, op in self.made.items():
             if other.result != node.result < len(op.results) and _same_call(other, node):
                 return op if self.source.integer(0, 3) else None
         return None
 
     def _last_result(self, node: OpNode, attempt: int) -> int:
-        """Return the number of the last result that the pattern takes of a call, where there was time to try for it."""
+        """Return the number of the last result of a call that the pattern uses; in late attempts, that of this node."""
         if attempt >= _SEARCHING_FROM:
             return node.result
         return max((other.result for other in self.nodes if _same_call(other, node)), default=node.result)
 
     def grow(self, node: Node, beginnings: int) -> Value:
-        """Build the pattern and return its root; where its parts do not fit together, begin anew.
+        """Build the pattern and return its root; if its parts do not fit together, start again.
 
         Args:
             node: the pattern.
-            beginnings: how often to begin.
+            beginnings: how often to start.
 
         Raises:
             Unavailable: when it could not be built.
@@ -120,13 +120,13 @@ class Growth:
         raise Unavailable
 
     def erase(self) -> None:
-        """Forget what was built, which nothing uses yet."""
+        """Erase what was built; nothing uses it yet."""
         for op in reversed(self.ops):
             self.source.graph.erase(op)
         self.made, self.captures, self.inner, self.ops = {}, {}, [], []
 
     def surround(self, root: Value) -> None:
-        """Let other operations use the root, and what the match takes; an intermediate value too for a near miss."""
+        """Add other users of the root and of operands; for a near miss, of an intermediate value too."""
         source = self.source
         intermediate = [v for v in self.inner if v is not root]
         if self.change == "user" and intermediate:
@@ -169,12 +169,12 @@ class Growth:
     def _chain(self, node: Chain) -> Value:
         links = self.source.integer(node.minimum, max(node.minimum, min(node.maximum, _MAX_CHAIN)))
         ops = [opdef for o in node.ops for opdef in (operators_with(o) if isinstance(o, Trait) else (o,))]
-        unary = [opdef for opdef in ops if len(opdef.operand_params) == 1]  # a link has one operand: PReLU is none
+        unary = [opdef for opdef in ops if len(opdef.operand_params) == 1]  # PReLU, with two operands, is not a link
         ops = ops if self.change == "operator" else unary or ops
         made: list[Operation] = []
         demanded = self.ranks
         try:
-            # what is demanded of the last link is so of those before it where none changes the rank
+            # where no link changes the rank, the demand on the last one holds for all
             self.ranks = demanded if not links or keeps_rank(ops) else None
             value = self.value(node.inner)
             while len(made) < links:
@@ -212,7 +212,7 @@ class Growth:
                     fixed[key] = value = self.value(part)
                     self.source.alike = value.tensor_type if isinstance(value.type, TensorType) else around
             for key in [key for key, part in free.items() if part.name in self.captures]:
-                fixed[key] = self.value(free.pop(key))  # what an operand after it is made of
+                fixed[key] = self.value(free.pop(key))  # a later operand was built from it
         finally:
             self.spatial, self.ranks, self.source.alike = outer, outer_ranks, around
         broken = self._broken_edges(fixed)
@@ -230,7 +230,7 @@ class Growth:
         raise Unavailable
 
     def _demanded(self, node: OpNode) -> frozenset[int] | None:
-        """Return the ranks that the operands of a node may have."""
+        """Return the ranks that the first operand of a node may have."""
         if self.change in ("literal", "operator"):
             return None
         demanded = demanded_ranks(node)
@@ -282,7 +282,7 @@ class Growth:
             grouped = list(opdef.group(operands, segments))
             if max(places, default=0) >= len(grouped) or min(places, default=0) < 0:
                 return None
-            # where the call was drawn around what is fixed, the other operands fit already
+            # if the call was drawn around the fixed operands, the others fit already
             fits = bool(places) and all(grouped[place] is value for place, value in places.items())
             if source.integer(0, 7) == 7 if fits else attempt > 1 or source.flag():
                 self._fit_to(grouped, places)
@@ -300,7 +300,7 @@ class Growth:
                 op = source.builder.op(opdef, **named, **attributes)
             except GraphwrightError:
                 if all(place in given for place, value in enumerate(grouped) if value is not None):
-                    tried.hopeless.add(opdef)  # nothing but numbers is left to be drawn
+                    tried.hopeless.add(opdef)  # only attributes are left to draw
                 plain, captured_attributes = draw_attributes(*asked, hinted=False)
                 if plain == attributes:
                     return None
@@ -320,7 +320,7 @@ class Growth:
         return op
 
     def _searched(self, opdef: OpDef, free: dict[int | str, AnyValue]) -> dict[int, Any]:
-        """Return operands that meet the conditions of leaves, by their places: no call was drawn that met them."""
+        """Return operands that meet the conditions of leaves, by place: no drawn call met them."""
         found: dict[int, Any] = {}
         for key, leaf in free.items():
             place = key if isinstance(key, int) else opdef.operand_index.get(key, -1)
@@ -356,7 +356,7 @@ class Growth:
         return source.one_of(agreeing if agreeing and source.integer(0, 7) < 7 else ops)
 
     def _fit_to(self, grouped: list[Any], places: dict[int, Any]) -> None:
-        """Replace the operands that are free by new ones whose shapes are made of those of the fixed ones."""
+        """Replace free operands by new ones whose shapes derive from those of the fixed ones."""
         source = self.source
         shapes = [v.tensor_type.shape for v in places.values() if isinstance(v, Value)]
         if not shapes or shapes[0] is None:
@@ -370,7 +370,7 @@ class Growth:
                 grouped[place] = source.make(source.one_of(candidates), value.tensor_type.dtype)
 
     def _reshape_one(self, grouped: list[Any], places: dict[int, Any]) -> None:
-        """Replace an operand that is free by one with a size of 1, or with a dimension more or less."""
+        """Replace a free operand by one with a size of 1, or with a dimension more or less."""
         source = self.source
         candidates = [
             (place, value.tensor_type)
@@ -427,6 +427,6 @@ def _place(node: OpNode, key: int | str) -> int:
 
 @attrs.frozen(eq=False)
 class _Given(AnyValue):
-    """An operand that exists already, in place of a node."""
+    """An existing operand in place of a node."""
 
     value: Value | None = None

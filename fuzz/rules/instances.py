@@ -1,4 +1,4 @@
-"""Strategies for programs in which a rule must match, and for near misses: drawn from the rule's own pattern.
+"""Strategies for programs in which a rule matches, and for near misses, drawn from the rule's own pattern.
 
 The pattern's tree is built bottom-up. The calls of its operators come from the generators of `fuzz.calls.generators`,
 with the operands that the pattern fixes put in their places; type inference says whether a call is possible. Numbers
@@ -30,11 +30,11 @@ from passes.rewrite.matching import compile_rule
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 
 _BEGINNINGS = 4
-"""How often a match is begun where there is no example to take its place."""
+"""How often a match is started, for a rule without examples."""
 _TRIES = 4
-"""How many times a match is built where the rule does not fire on it and has no example: the last one is kept."""
+"""How often a match is built until the rule fires on it, for a rule without examples; the last one is kept."""
 _VARIATIONS = 3
-"""How often an example is varied until its changes fit together."""
+"""How often an example is varied until the changes fit together."""
 
 
 @attrs.frozen(eq=False)
@@ -44,9 +44,9 @@ class Instance:
     rule: Pattern
     program: Program
     change: str | None
-    """One of `NEAR_MISSES`, or None where the rule's pattern must match; `"example"` where it varies an example."""
+    """One of `NEAR_MISSES`; None if the pattern must match; `"example"` for a variation of an example."""
     variant: int
-    """The number of the expansion of the pattern (alternatives and operand orders) that was built, or -1."""
+    """The number of the expansion of the pattern (alternatives and operand orders), or -1."""
 
 
 @st.composite
@@ -95,7 +95,7 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
 
 
 def fires_at(rule: Pattern, op: Operation) -> bool:
-    """Return whether the rule matches at an operation, as it stands now, and does not refuse."""
+    """Return whether the rule matches at an operation, as it is now, and does not refuse."""
     found = (variant.try_match(op) for variant in compile_rule(rule) if variant.accepts(op.opdef))
     return any(isinstance(match, Match) and rule.check(match) is None for match in found)
 
@@ -108,7 +108,7 @@ def _fires(rule: Pattern, op: Operation) -> bool:
 
 
 def _of_example(draw: st.DrawFn, rule: Pattern) -> Instance:
-    """Return a program around an example: one in which the rule fires, more often than a near miss."""
+    """Return a variation of an example, more often of one that fires than of a near miss."""
     variants, numbers, named = _prepared(rule)
     firing, near = ([e for e in rule.examples if bool(e.refused) is refused] for refused in (False, True))
     example = draw(st.sampled_from(near if near and draw(st.integers(0, 7)) == 7 else firing or near))

@@ -15,14 +15,14 @@ from ir.types import TensorType
 from passes.rewrite.pattern import AttrCapture, AttrWhere, OpNode
 
 _AT_ONCE = 7
-"""Attributes that one draw decides about: drawing costs more than computing with what was drawn."""
+"""Attributes that one draw decides: drawing costs more than computing."""
 _COMMON = (None, True, False, 0, 1, -1, 0.0, 1.0, (), (0,), (1, 1), (0, 1), (1, 0))
-"""What is tried where the pattern has a condition on an attribute."""
+"""Values to try if the pattern has a condition on an attribute."""
 _PROBABILITIES = frozenset({"p", "dropout_p", "train_dropout_p", "dropout"})
 _SCALES = frozenset({"other", "value", "scale"})
-"""Attributes that models make of the sizes of tensors."""
+"""Attributes that models compute from the sizes of tensors."""
 _POSITIVE = frozenset({"stride", "dilation", "groups", "kernel_size"})
-"""Attributes whose numbers are 1 or more, and as many as the operator has dimensions."""
+"""Attributes of positive numbers, one for each dimension of the operator."""
 
 
 def draw_attributes(
@@ -35,9 +35,9 @@ def draw_attributes(
     *,
     hinted: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the attributes that the pattern demands, where it does not the drawn ones, and what is captured.
+    """Return the attributes of a call, and what is captured: those that the pattern demands, else the drawn ones.
 
-    With `hinted`, those that the rule's code names, or that change nothing, stand for some of the drawn ones.
+    With `hinted`, numbers that the rule's code names, or that change nothing, replace some of the drawn ones.
     """
     attributes: dict[str, Any] = dict(drawn)
     captured: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def draw_attributes(
 
 
 def made_of_sizes(captures: Mapping[str, Any]) -> list[int | float]:
-    """Return numbers made of the last two sizes of what was captured, as the scales of models are."""
+    """Return numbers computed from the last two sizes of captured values, as models compute scales."""
     types = [value.type for value in captures.values() if isinstance(value, Value)]
     sizes = {d for t in types if isinstance(t, TensorType) for d in (t.shape or ())[-2:] if type(d) is int and d > 1}
     return [number for n in sorted(sizes) for number in (n**-0.5, n**-0.5, n**0.5, 1 / n, n)]

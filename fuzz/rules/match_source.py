@@ -1,4 +1,4 @@
-"""Where the operands of a match come from."""
+"""The source of the operands of a match."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ _PREFIXES = ("transpose.int", "permute", "slice.Tensor", "expand", "relu", "clon
 PREFIXES = tuple([f"aten.{name}" for name in _PREFIXES])
 """Operators that give an operand other strides, or make it a view of something, in front of the match."""
 _LARGEST = 1024
-"""The largest number that a size is drawn from."""
+"""The largest number in the code that may become a size."""
 _ROOM = 4096
-"""What the product of the sizes above 9 in a program may be: tensors stay small."""
+"""The largest product of the sizes above 9 in a program: tensors stay small."""
 
 
 class MatchSource(ProgramSource):
-    """Hands out the operands that the pattern fixes, and keeps the values of the match for the match."""
+    """Hands out the operands that the pattern fixes."""
 
     def __init__(self, draw: st.DrawFn, dictionary: Sequence[Any], named: frozenset[str], *, symbolic: bool) -> None:
         super().__init__(draw, symbolic=symbolic, half=True)
         self.builder = Builder(self.graph)
         self.dictionary = dictionary
         self.named = named
-        """The names of operators that the rule's code treats apart."""
+        """The names of operators in the rule's code."""
         self.around = around(dictionary)
-        """Numbers next to those of the dictionary."""
+        """The neighbors of the numbers of the dictionary."""
         self.sizes = sorted({n for n in dictionary if type(n) is int and 0 < n <= _LARGEST})
         self.near_sizes = sorted({n for n in self.around if type(n) is int and 0 < n <= _LARGEST})
         self._room = _ROOM
         self.pinned: list[Value] = []
-        """The operands that the pattern fixes and that no place has taken yet."""
+        """The fixed operands that have no place in the call yet."""
         self.places: Mapping[int, Any] = {}
-        """The places of the call where the pattern fixes an operand."""
+        """Place in the call -> the operand that the pattern fixes."""
         self.alike: TensorType | None = None
-        """The type of an operand beside which what is grown now will stand: often it has the same one."""
+        """The type of another operand of the same operation: often the next one has it too."""
         self.ranks: frozenset[int] | None = None
-        """The ranks that the first operand drawn next may have, where the pattern's literals say it."""
+        """The ranks that the pattern's literals allow the next first operand; None for any."""
         self.result_ranks: frozenset[int] | None = None
-        """The ranks that the result of the call drawn next may have, where the pattern's literals say it."""
+        """The ranks that the pattern's literals allow the result of the next call; None for any."""
         self.returned: list[Value] = []
-        """What the program returns although it may be used."""
+        """Values that the program returns even if they are used."""
 
     @override
     def size(self) -> Dim:
-        """Draw a size, often one that the rule's code names, or one beside it; few of them large."""
+        """Draw a size, often one that the rule's code names, or a neighbor; few are large."""
         if not self.sizes or self.integer(0, 3) < 3:
             return super().size()
         size = self.hinted(1, max(9, self._room))
@@ -72,14 +72,14 @@ class MatchSource(ProgramSource):
         return self.one_of(fitting) if fitting and self.flag() else super().extent(lower, upper)
 
     def hinted(self, lower: int, upper: int) -> int:
-        """Draw an int from a closed range, often one that the rule's code names, or one beside it."""
+        """Draw an int from a closed range, often one that the rule's code names, or a neighbor."""
         kind = self.integer(0, 7)
         fitting = [n for n in (self.near_sizes if kind > 5 else self.sizes) if lower <= n <= upper]
         return self.one_of(fitting) if fitting and kind > 2 else self.integer(lower, min(upper, max(9, lower)))
 
     @override
     def wanted(self, wanted: Wanted) -> Value:
-        """Return the next operand that the pattern fixes and that fits; else one as in any program."""
+        """Return the next fixed operand that fits; else one as in any program."""
         for i, value in enumerate(self.pinned):
             if wanted.fits(value.tensor_type):
                 return self.pinned.pop(i)
@@ -107,7 +107,7 @@ class MatchSource(ProgramSource):
     def make(
         self, shape: Sequence[Dim], dtype: torch.dtype | None = None, *, bounds: tuple[float, float] | None = None
     ) -> Value:
-        """Return the next operand that the pattern fixes and that has this type; else one as in any program."""
+        """Return the next fixed operand of this type; else one as in any program."""
         for i, value in enumerate(self.pinned):
             type_ = value.tensor_type
             if type_.shape == tuple(shape) and type_.dtype == (dtype or self.usual):
@@ -116,13 +116,13 @@ class MatchSource(ProgramSource):
 
     @override
     def given(self, place: int) -> Value | None:
-        """Return the operand that the pattern fixes in this place."""
+        """Return the fixed operand for this place."""
         value = self.places.get(place)
         return value if isinstance(value, Value) else None
 
     @override
     def result_rank(self) -> int | None:
-        """Draw a rank that the pattern allows the result of a call; None where any will do."""
+        """Draw a rank that the pattern allows for the result of a call; None for any."""
         return None if self.result_ranks is None else self.one_of(sorted(self.result_ranks))
 
     def new_input(self, type_: TensorType) -> Value:
@@ -134,7 +134,7 @@ class MatchSource(ProgramSource):
         return tuple(self.draw(st.permutations(items)))
 
     def add_prefix(self) -> None:
-        """Add an operation whose results the match may take."""
+        """Add an operation whose results the match may use."""
         name = self.one_of(PREFIXES)
         try:
             args, kwargs = generate_call(self, name)

@@ -1,4 +1,4 @@
-"""Rules by name: ours by the name of their class, those of other people as `package.module:Class`."""
+"""Rules by name: ours by the name of the class, others as `package.module:Class`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ RULES: dict[str, type[Pattern]] = {
     rule.__name__: rule
     for rule in (*CANONICALIZATION_RULES, *INFERENCE_RULES, *STANDARD_PATTERNS, FoldBatchNormPattern)
 }
-"""All rules of ours, by name."""
+"""All our rules, by name."""
 
 
 def find_rule(name: str) -> type[Pattern]:
-    """Return the rule of a name: one of ours, or `module:Class`.
+    """Return the rule with a name: one of ours, or `module:Class`.
 
     Raises:
         InputError: when there is none.
@@ -49,7 +49,7 @@ def find_rule(name: str) -> type[Pattern]:
 
 
 def name_of_rule(rule: type[Pattern]) -> str | None:
-    """Return the name that `find_rule` finds a rule by, or None where it cannot be imported."""
+    """Return the name by which `find_rule` finds a rule; None if it cannot be imported."""
     if RULES.get(rule.__name__) is rule:
         return rule.__name__
     plain = rule.__module__ != "__main__" and "." not in rule.__qualname__

@@ -1,7 +1,7 @@
-"""Passes with their rules, and with the passes that are independent of each other, in another order.
+"""Passes with their rules, and independent passes, in another order.
 
-Which of several rules is tried first, and which of several conversions runs first, must not matter for what a program
-means. It may matter for how the result is written, which is not asked here.
+The order in which rules are tried and conversions run must not change what a program means. It may change how the
+result is written, which is not checked here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from passes.manager.manager import Fixpoint, Pass, PassContext, PassManager, run
 from passes.rewrite.pattern import Pattern, instantiate
 
 ORDERS = 32
-"""How many orders are tried; number 0 is the one that is written."""
+"""How many orders are tried; number 0 is the given one."""
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class CanonicalizeInOrder(Fixpoint):
 
 @attrs.frozen
 class InOrder(Pass):
-    """A pass in the order of a number; its text says which order that is."""
+    """A pass in the order with a number."""
 
     name: ClassVar[str] = "in-order"
     pass_: Pass
@@ -48,11 +48,11 @@ class InOrder(Pass):
 
     @property
     def reordered(self) -> Pass:
-        """The pass with everything in its place."""
+        """The pass in that order."""
         return self.pass_ if self.number == 0 else _reordered(self.pass_, random.Random(self.number), self.number)
 
     def order(self) -> str:
-        """Return the order in words: the rules of each pass in the order in which they are tried."""
+        """Return the order in words: the rules of each pass in the order of trial."""
         return f"order {self.number}: {' -> '.join(_described(self.reordered))}"
 
 
@@ -66,7 +66,7 @@ def _reordered(pass_: Pass, generator: random.Random, number: int) -> Pass:
     if isinstance(pass_, Fuse):
         return Fuse(_shuffled(pass_.patterns, generator))
     if isinstance(pass_, Convert):
-        # to a fixpoint of all: one conversion may build what another one waits for
+        # to a joint fixpoint: one conversion may build what another one matches
         return Fixpoint(_conversions(pass_.patterns, (Canonicalize(),), generator))
     if isinstance(pass_, Fixpoint) and any(isinstance(inner, Convert) for inner in pass_.passes):
         patterns = [pattern for inner in pass_.passes if isinstance(inner, Convert) for pattern in inner.patterns]
@@ -80,7 +80,7 @@ def _reordered(pass_: Pass, generator: random.Random, number: int) -> Pass:
 def _conversions(
     patterns: Sequence[type[Pattern] | Pattern], between: Sequence[Pass], generator: random.Random
 ) -> list[Pass]:
-    """Return one pass for each conversion, in another order, now and then with passes between two of them."""
+    """Return one pass for each conversion, in another order, sometimes with passes between them."""
     passes: list[Pass] = []
     for pattern in _shuffled(patterns, generator):
         if passes and generator.random() < 0.5:

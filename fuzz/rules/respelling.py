@@ -1,4 +1,4 @@
-"""Attributes for an operation that is to do what another one does: the other's own, and other ways to write them."""
+"""Attributes for an operation that replaces another one: the same ones, and other ways to write them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Respelling:
         self.result = _type(model.results[0]) if model is not None and model.results else self.operand
 
     def attribute(self, param: Param, predicate: Callable[[Any], bool] | None = None) -> Any:
-        """Return a value for an attribute, one that meets the predicate where there is one.
+        """Return a value for an attribute that meets the predicate, if one is given.
 
         Raises:
             Unavailable: when there is none.
@@ -69,7 +69,7 @@ class Respelling:
         return pool if predicate is None else [value for value in pool if holds(predicate, normalize_attribute(value))]
 
     def _other_ways(self, given: Any) -> Iterator[Any]:
-        """Yield ways to write the same: dimensions and indices from the back, a size left open, defaults left out."""
+        """Yield other ways to write a value: dimensions and indices from the back, a size of -1, defaults left out."""
         rank = self._rank()
         if type(given) is int:
             yield given - rank
@@ -83,7 +83,7 @@ class Respelling:
                 yield tuple([n - rank for n in given])
 
     def _choices(self, param: Param) -> list[Any]:
-        """Return values of an attribute's type, those that the rule's code names first."""
+        """Return values of an attribute's type, some of them named by the rule's code."""
         kind, optional = param.type, [None]
         if kind.startswith("Optional["):
             kind = kind[len("Optional[") : -1]
@@ -116,7 +116,7 @@ class Respelling:
             yield given
             start, stop = source.integer(0, len(given)), source.integer(0, len(given))
             yield given[min(start, stop) : max(start, stop)]
-            # a 1 that a rule drops, dimensions that it merges, the places where pieces end
+            # an extra 1, merged dimensions, the ends of pieces
             yield (*given[:start], 1, *given[start:])
             yield (*given[:start], math.prod(given[start:stop]), *given[max(start, stop) :])
             yield tuple(itertools.accumulate(given[:-1]))

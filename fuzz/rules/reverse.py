@@ -1,8 +1,8 @@
 """Rules applied in reverse: programs that are equal to a drawn one by construction.
 
-A rule says that what its pattern matches is equal to what it builds. Here an instance of the pattern is put in place of
-an operation, or behind a value, such that the rule alone turns the program back into the one it was. Whatever a pass
-makes of the inflated program must then be equal to the original, and canonicalization must bring both to one text.
+A rule claims that its match equals its replacement. Here an instance of the pattern replaces an operation, or is put
+behind a value, such that the rule alone restores the program. The result of a pass on the inflated program must then
+equal the original, and canonicalization must give both the same text.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ _ATTEMPTS, _INSTANCES = 4, 16
 """How many programs are verified, and how many instances are grown for each of them."""
 _ROUNDS = 3
 _HOSTS = 4
-"""How many instances are drawn for one on which the rule fires."""
+"""How many instances are drawn until the rule fires on one."""
 
 REVERSIBLE: tuple[type[Pattern], ...] = CANONICALIZATION_RULES
-"""The rules that are applied in reverse to whole programs: the exact ones whose results are expressions of operators.
+"""The rules that are applied in reverse to whole programs: exact ones whose results are expressions of operators.
 
-Fusions build a region, and conversions and foldings new weights: no drawn program has what they leave.
+Fusions build regions, and conversions and foldings new weights, which no drawn program contains.
 """
 
 
 COPIES: tuple[type[Pattern], ...] = (NoCast, NoCopy, NoPad, CatOfOne, NoArithmetic, Idempotent, Involution)
-"""The rules that leave a copy where callers could tell: which one of several stays depends on the order."""
+"""The rules that keep an observable copy: which one of several stays depends on the order."""
 
 
 @attrs.frozen(eq=False)
 class Inflated:
-    """A program, and one that it is equal to by construction."""
+    """A program, and another one that it equals by construction."""
 
     program: Program
     original: Program
@@ -62,7 +62,7 @@ class Inflated:
     """The rules that were applied in reverse, in this order."""
 
     def case(self, inputs: Sequence[Any]) -> Case:
-        """Return the case that this is on some inputs."""
+        """Return the case of this program on some inputs."""
         case = Case.of(self.program, inputs)
         one_text = not any(rule.__name__ in self.rules for rule in COPIES)
         return attrs.evolve(case, original=print_program(self.original), one_text=one_text)
@@ -98,7 +98,7 @@ def inflated(
 
 @st.composite
 def hosts(draw: st.DrawFn, rule: Pattern) -> Program:
-    """Return a strategy for programs that hold what a rule leaves: instances of it, after it was applied."""
+    """Return a strategy for programs that contain the results of a rule: instances to which it was applied."""
     strategy = instances(rule, near=False)
     program = draw(strategy).program
     for _ in range(_HOSTS - 1):
@@ -109,7 +109,7 @@ def hosts(draw: st.DrawFn, rule: Pattern) -> Program:
 
 
 def inflate(draw: st.DrawFn, program: Program, rule: Pattern) -> Program | None:
-    """Return a program that a rule turns into `program`, or None where a few attempts make none."""
+    """Return a program that a rule turns into `program`, or None after a few failed attempts."""
     reduced = _copy(program)
     try:
         _apply(reduced, rule)
@@ -118,12 +118,12 @@ def inflate(draw: st.DrawFn, program: Program, rule: Pattern) -> Program | None:
             if not _Inverse(draw, candidate, rule).put():
                 return None
             if programs_equal(candidate, program, locations=False) is None:
-                continue  # it stood there already
+                continue  # it was there already
             back = _copy(candidate)
             if _apply(back, rule) and programs_equal(back, reduced, locations=False) is None:
                 return candidate
     except GraphwrightError:
-        return None  # a rule that raises is found by other properties
+        return None  # other properties find a rule that raises
     return None
 
 
@@ -149,13 +149,13 @@ class _Inverse:
         self.model: Operation | None = None
         """The operation that the instance is to become."""
         self.leaves: list[Value] = []
-        """What the instance may take as operands, the likely ones first."""
+        """Candidates for operands of the instance, the likely ones first."""
         self.built: list[Operation] = []
         self.made: dict[int, Operation] = {}
         self.captures: dict[str, Any] = {}
 
     def put(self) -> bool:
-        """Put an instance somewhere that the rule matches; return whether one was found."""
+        """Insert an instance that the rule matches; return whether one was found."""
         for _ in range(_INSTANCES):
             if self._put_one():
                 return True
@@ -209,7 +209,7 @@ class _Inverse:
         self.captures.clear()
 
     def _connect(self, root: Operation, targets: Sequence[Value]) -> None:
-        """Let those who use the targets use the results of the instance: all of them where it stands for a model."""
+        """Let users of the targets use the results of the instance; all of them if it replaces a model."""
         graph = self.program.graph
         if self.model is not None:
             for old, new in zip(targets, root.results, strict=True):
@@ -309,10 +309,10 @@ class _Inverse:
 
 
 def results_of(rule: Pattern) -> tuple[frozenset[str], int]:
-    """Return operators that a rule builds, and in how many of 8 cases an operation is a better place than a value.
+    """Return the operators that a rule builds, and in how many of 8 cases to replace an operation and not a value.
 
-    They are what the code of its rewrite names, itself or in a table; where it changes attributes, those of its
-    pattern. A rule that builds nothing uses what is there.
+    They are named by the code of its rewrite or by a table that it reads; if it changes attributes, by its pattern. A
+    rule that builds nothing returns existing values.
     """
     rewrite = type(rule).rewrite
     names, literals = rewrite.__code__.co_names, list(rewrite.__code__.co_consts)

@@ -1,4 +1,4 @@
-"""A pass that applies rules alone, so that they can be held to what a pass is."""
+"""A pass that applies rules alone, so that they can be checked as passes are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from passes.rewrite.pattern import Pattern
 
 @cached()
 def index_of(rules: tuple[Pattern, ...]) -> RuleIndex:
-    """Return the index of rules, made once: a pattern with many alternatives takes longer to expand than to match."""
+    """Return the index of rules, cached: a pattern with many alternatives takes longer to expand than to match."""
     return RuleIndex(rules)
 
 

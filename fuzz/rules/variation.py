@@ -1,7 +1,7 @@
-"""Programs around an example of a rule: of other sizes and dtypes, with other producers and users, and with changes.
+"""Variations of an example of a rule: other sizes and dtypes, other producers and users, edited operations.
 
-An example meets conditions that a pattern does not tell. What is drawn here begins with it, and some of its operations
-are changed; calls that do not take what came of this are drawn anew around it.
+An example meets conditions that the pattern does not state. A variation starts with it and edits some of its
+operations; a call that refuses the changed operands is drawn again around them.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from passes.rewrite.expansion import op_nodes
 from passes.rewrite.pattern import Chain, Node, OpNode, Pattern
 
 EDITS = ("attribute", "attribute", "operator", "redraw", "insert", "exchange", "absent", "drop")
-"""What is done to an operation: an attribute gets another value, the operator is one that the pattern or a trait
-takes in its place, operands and attributes are drawn anew, an operation is put in front of it, operands change places,
-an optional operand goes, the operation goes."""
+"""Edits of an operation: another value of an attribute, another operator that the pattern or a trait allows, operands
+and attributes drawn again, an operation inserted before it, operands exchanged, an optional operand dropped, the
+operation dropped."""
 _OPS_FOR_AN_EDIT = 5
-"""One edit more is possible for each of so many operations."""
+"""One more edit is possible for each of so many operations."""
 _ATTEMPTS = 4
 _USUAL = (2, 3, 1, 4, 2, 3)
-"""What sizes are, as often as they stand here."""
+"""Usual sizes, with their frequencies."""
 _BOUNDS = {"running_mean": (-1.0, 1.0), "running_var": (0.5, 2.0)}
-"""Operand -> what its numbers lie in: a variance is positive."""
+"""Operand -> the range of its numbers: a variance is positive."""
 
 
 def bounds_of(value: Value) -> tuple[float, float] | None:
-    """Return what the numbers of a weight must lie in, as its users say; None where any will do."""
+    """Return the range that the users of a weight demand of its numbers; None for any."""
     for op in value.users:
         for name, bounds in _BOUNDS.items():
             if name in op.opdef.operand_index and op.operand(name) is value:
@@ -53,23 +53,23 @@ def bounds_of(value: Value) -> tuple[float, float] | None:
 
 
 class Variation:
-    """One program under construction that begins with an example."""
+    """One program under construction that starts with an example."""
 
     def __init__(self, source: MatchSource, rule: Pattern, variants: list[Node]) -> None:
         self.source = source
         self.rule = rule
         self.parts = [part for node in variants for part in op_nodes(node)]
         self.values: dict[Value, Value] = {}
-        """Value of the example -> what stands for it."""
+        """Value of the example -> the value that replaces it."""
         self.computed: dict[Value, None] = {}
-        """Results of operations that stand for those of the example, in their order."""
+        """The values that replace results of operations of the example, in their order."""
 
     def build(self, example: Example) -> list[Value]:
-        """Build the program; return what stands for the results of the example.
+        """Build the program; return the values that replace the outputs of the example.
 
         Raises:
             Unavailable: when the changes do not fit together.
-            GraphwrightError: when the example does not take the sizes that were drawn.
+            GraphwrightError: when the example is not valid for the drawn sizes.
         """
         source = self.source
         program = example.program(self._sizes())
@@ -105,7 +105,7 @@ class Variation:
     # ---- sizes, inputs and weights ----
 
     def _sizes(self) -> Any:
-        """Return a function that draws a number for each name of a size: now and then one for all, or a 0."""
+        """Return a function that draws a number for each named size: sometimes one for all, or a 0."""
         source, known = self.source, dict[str, int]()
         kind, equal = source.integer(0, 7), source.integer(2, 3)
 
@@ -119,7 +119,7 @@ class Variation:
         return size
 
     def _retyped(self, type_: TensorType) -> TensorType:
-        """Return the type with the dtype that the program uses for floats, seldom another one, or another shape."""
+        """Return the type with the program's floating dtype; seldom another dtype, or another shape."""
         source = self.source
         dtype = source.usual if type_.dtype is torch.float32 else type_.dtype
         kind = source.integer(0, 19)
@@ -152,7 +152,7 @@ class Variation:
     # ---- operations ----
 
     def _operation(self, op: Operation, edits: list[str]) -> list[Value]:
-        """Return the results of an operation, or what takes their place."""
+        """Return the results of an edited operation, or the values that replace them."""
         source = self.source
         grouped = [self._taken(entry) for entry in op.grouped_operands()]
         opdef, attributes = op.opdef, dict(op.attributes)
@@ -180,7 +180,7 @@ class Variation:
         return list(made.results)
 
     def _use(self, value: Value) -> None:
-        """Give a value another user, or return it."""
+        """Add a user of a value, or return it from the program."""
         if self.source.flag():
             self.source.returned.append(value)
         else:
@@ -200,7 +200,7 @@ class Variation:
             return None
 
     def _drawn(self, opdef: OpDef, grouped: list[Any], attributes: dict[str, Any]) -> Operation:
-        """Draw a call around operands that the example computes, with its attributes where it takes them.
+        """Draw a call around operands that the example computes, with its attributes where they are accepted.
 
         Raises:
             Unavailable: when none is found.
@@ -232,7 +232,7 @@ class Variation:
             attributes[param.name] = drawn
 
     def _behind(self, value: Value) -> Value:
-        """Return what an operation makes of a value."""
+        """Return the result of a drawn operation on a value."""
         source = self.source
         name = source.one_of(PREFIXES)
         source.pinned = [value]
@@ -245,7 +245,7 @@ class Variation:
             source.pinned = []
 
     def _exchange(self, grouped: list[Any], data: list[int]) -> None:
-        """Let two operands change places, or put another value of its type in the place of one."""
+        """Exchange two operands, or replace one by another value of its type."""
         source = self.source
         a, b = source.one_of(data), source.one_of(data)
         if a != b:
@@ -255,7 +255,7 @@ class Variation:
         grouped[a] = source.one_of(others) if others else grouped[a]
 
     def _relatives(self, opdef: OpDef) -> list[OpDef]:
-        """Return the operators that parts of the pattern take where they take this one, and those with its traits."""
+        """Return the operators that the pattern accepts in place of this one, and those with its traits."""
         found: dict[OpDef, None] = {}
         for part in self.parts:
             if isinstance(part, (OpNode, Chain)):
