@@ -1,1 +1,1 @@
-"""The search for a counterexample, and what is said of one."""
+"""The search for a counterexample, and its explanation."""

@@ -1,7 +1,7 @@
-"""Rules on canonical programs, which are what conversions and fusions meet in every pipeline of ours.
+"""Rules on canonical programs, the input of conversions and fusions in all our pipelines.
 
-A rule may wait for what canonicalization writes otherwise, in its pattern or in the code of its conditions: a dimension
-counted from the back, an operation that changes nothing. It is right on every program, and matches no model.
+The pattern or the conditions of a rule may require what canonicalization rewrites: a dimension counted from the back,
+an operation that changes nothing. Such a rule is right on every program, and matches no model.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from passes.manager.manager import PassContext, run_pass
 from passes.rewrite.pattern import Pattern
 
 ENOUGH = 10
-"""Canonical programs that a rule is held to, of those on which it fires."""
+"""The number of canonical programs on which a rule is checked, of those on which it fires."""
 TRIED = 200
-"""Programs that a rule fires on, after which one that fires on no canonical program is taken to fire on none."""
+"""After so many programs on which a rule fires, and no canonical one, it is assumed to fire on none."""
 
 
 def meets_canonical(rule: Pattern) -> bool:
-    """Return whether a rule is for canonical programs, and does not name operators that these never have."""
+    """Return whether a rule is for canonical programs, and names only operators that occur in them."""
     return (rule.is_conversion or rule.is_fusion) and not respelled_operators(rule)
 
 
 def hold_canonical(
     rules: Sequence[Pattern], case: Case, fired: Counter[str], seen: Soundness, held: Callable[[Case], Counter[str]]
 ) -> None:
-    """Hold the rules that fired on a case to its canonical form, where few of them have been.
+    """Check the rules that fired on a case on its canonical form, unless they have been checked often enough.
 
     Args:
-        rules: the rules that are tried.
-        case: what they were tried on.
-        fired: which of them fired on it, and how often.
-        seen: what was seen; it is added to.
-        held: holds the rules to a case, and returns which fired.
+        rules: the rules.
+        case: the case on which they fired.
+        fired: how often each of them fired on it.
+        seen: the statistics, which are updated.
+        held: checks the rules on a case, and returns which fired.
     """
     rules = [r for r in rules if fired[r.name] and seen.canonical[r.name] < ENOUGH and meets_canonical(r)]
     if not rules:
@@ -62,7 +62,7 @@ def hold_canonical(
 
 
 def canonical_case(case: Case) -> Case | None:
-    """Return the case of the canonical program, on the same inputs; None where types are unknown, which leaves much."""
+    """Return the canonical program as a case, on the same inputs; None if types are unknown, which stops most rules."""
     program = case.build()
     types = [value.type for value in program.graph.inputs]
     if any(isinstance(type_, TensorType) and not type_.is_known for type_ in types):
@@ -73,7 +73,7 @@ def canonical_case(case: Case) -> Case | None:
 
 
 def fires_on_none(rule: Pattern, seen: Soundness) -> UnsoundError:
-    """Return the error for a rule that fires on programs, and never on their canonical forms."""
+    """Return the error for a rule that fires on programs, but never on their canonical forms."""
     before, after = (text.strip() for text in seen.missed[rule.name])
     fired = seen.fired[rule.name]
     message = (

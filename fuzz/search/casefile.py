@@ -1,4 +1,4 @@
-"""A case as text: what was wrong and what is asked in a comment, and then the program.
+"""A case as text: a comment with the fault and the facts, then the program.
 
     # A copy of an input that is an output: the caller may write to it.
     #
@@ -11,12 +11,11 @@
       ...
     }
 
-The last paragraph of the comment says one fact a line. `rules` (names, or `package.module:Class`) or `pipeline` is what
-is applied, `order` the number of the order of its rules; `properties` what is demanded; `fires` whether the
-program changes. Inputs and weights are random by `seed`, but for those with a range (`%var in [0.5, 2.0]`) or a value
-(`%x = f32[2] [1.0, -inf]`). The program that must come out follows a line `==== expected`, one that this is equal to by
-construction a line `==== original`; with `one text: yes`, canonicalization must make one text of both, and the property
-`canonical` is demanded.
+The last paragraph of the comment has one fact per line. `rules` (names, or `package.module:Class`) or `pipeline` are
+applied, in the order number `order`; `properties` must hold; `fires` says whether the program must change. Inputs and
+weights are random by `seed`, except those with a range (`%var in [0.5, 2.0]`) or a value (`%x = f32[2] [1.0, -inf]`).
+The expected program follows a line `==== expected`, a program that is equal by construction a line `==== original`;
+with `one text: yes`, canonicalization must give both the same text, and the property `canonical` is demanded.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from ir.types import CPU, TensorType, Type, type_of_tensor
 from ir.verify import verify
 
 SUFFIX = ".gw"
-"""Of files that hold a case, as of dumps of programs."""
+"""The suffix of case files, and of dumps of programs."""
 EXPECTED = "==== expected"
 _ORIGINAL = "==== original"
 _DEMANDS = {field.name: field.default for field in attrs.fields(Properties)}
@@ -52,27 +51,27 @@ _DEMANDS = {field.name: field.default for field in attrs.fields(Properties)}
 
 @attrs.frozen(eq=False)
 class CaseFile:
-    """What a file says."""
+    """The contents of a case file."""
 
     about: str
     """What was wrong."""
     subject: Any
-    """What is applied: rules, or a pipeline."""
+    """The rules or the pipeline to apply."""
     case: Case
     order: int = 0
-    """The number of the order in which rules are tried; 0 is the one that is written."""
+    """The number of the order in which rules are tried; 0 is the given one."""
     properties: Properties = attrs.field(factory=Properties)
     fires: bool | None = None
-    """Whether the program changes; None where it does not matter."""
+    """Whether the program must change; None for either."""
     expected: str | None = None
-    """The text of the program that must come out, where the file says it."""
+    """The text of the expected program, if the file has one."""
 
 
 def read_case(path: Path) -> CaseFile:
-    """Return what a file says.
+    """Read a case file.
 
     Raises:
-        ParseError: when it is ill-formed: a fact or a rule is not known, the program is missing or does not parse. The
+        ParseError: when it is ill-formed: a fact or a rule is unknown, the program is missing or does not parse. The
             message names the file and the line.
     """
     return _Reader(path).case_file()
@@ -159,7 +158,7 @@ class _Reader:
         return program
 
     def _demand_one_text(self, sections: Mapping[str, str], seen: Mapping[str, int]) -> None:
-        """Demand the property by which `one text` is checked."""
+        """Demand the property that `one text` states."""
         place = seen["one text"]
         if _ORIGINAL not in sections:
             raise self._error(place, f"`one text: yes` needs a program after a line `{_ORIGINAL}`")
@@ -168,7 +167,7 @@ class _Reader:
         self.properties = attrs.evolve(self.properties, canonical=True)
 
     def _check_type(self, name: str, type_: Type, number: int) -> None:
-        """Check that a range or a value is one of what it is given for."""
+        """Check that a range or a value fits the type of its input or weight."""
         dtype = type_.dtype if isinstance(type_, TensorType) else None
         if name in self.bounds and dtype is not None and not dtype.is_floating_point:
             raise self._error(number, f"%{name} has type {type_}: only floating-point numbers are drawn from a range")
@@ -177,7 +176,7 @@ class _Reader:
             raise self._error(number, f"%{name} has type {type_}, and its value has dtype {value.dtype}")
 
     def _sections(self, start: int) -> dict[str, str]:
-        """Return the programs by the line in front of each, with so many lines before them that places are right."""
+        """Return the programs by the line before each; blank lines in front keep line numbers right."""
         found: dict[str, list[str]] = {"": [""] * start}
         name = ""
         for number, line in enumerate(self.lines[start:], start + 1):
@@ -271,7 +270,7 @@ def _yes_or_no(text: str) -> bool:
 
 
 def _read_value(literals: Literals) -> Any:
-    """Return a number, or a tensor written as its type, its elements and, where they are not standard, its strides."""
+    """Read a number, or a tensor: its type, its elements and, if they are not standard, its strides."""
     lexer = literals.lexer
     if lexer.kind != "name" or lexer.texts[lexer.index + 1] != "[":
         return literals.constant()
@@ -298,13 +297,13 @@ def _format_value(value: Any) -> str:
 
 
 def format_case(about: str, subject: str, case: Case, properties: Properties, *, order: int = 0) -> str | None:
-    """Return the text of a file for a case, or None where names do not tell its inputs and weights apart.
+    """Return the text of a file for a case, or None if the names of its inputs and weights are not unique.
 
     Args:
         about: what was wrong.
-        subject: the fact that says what is applied: `rules: ...` or `pipeline: ...`.
+        subject: the fact `rules: ...` or `pipeline: ...`.
         case: the case.
-        properties: what is demanded.
+        properties: the properties that must hold.
         order: the number of the order in which rules are tried.
     """
     program = parse_program(case.program)
@@ -328,7 +327,7 @@ def format_case(about: str, subject: str, case: Case, properties: Properties, *,
 
 
 def with_expected(text: str, program: str) -> str:
-    """Return the text of a file that expects a program, with another one in its place."""
+    """Return the text of a file with another expected program."""
     newline = "\r\n" if "\r\n" in text else "\n"
     lines = text.split("\n")
     start = next(i for i, line in enumerate(lines) if line.rstrip() == EXPECTED) + 1

@@ -10,10 +10,10 @@ from typing import Any
 
 @contextmanager
 def only_common_constants() -> Iterator[None]:
-    """Keep hypothesis from drawing constants of whatever local modules its process has imported by now.
+    """Keep hypothesis from drawing constants of the local modules that its process has imported so far.
 
-    With them a seed would stand for other programs in a worker process, behind another search, or under pytest. What a
-    rule's own code says is drawn by `fuzz.rules.dictionary`.
+    With them, one seed would mean different programs in a worker process, after another search, or under pytest. The
+    constants of a rule's own code are drawn by `fuzz.rules.dictionary`.
     """
     providers: Any = None
     with suppress(ImportError):
@@ -23,7 +23,7 @@ def only_common_constants() -> Iterator[None]:
         yield
         return
     none = providers.Constants()
-    # the cache holds what is permitted of the local constants as well
+    # the cache also holds the permitted local constants
     providers.CONSTANTS_CACHE.cache.clear()
     providers._get_local_constants = lambda: none
     try:

@@ -1,4 +1,4 @@
-"""A counterexample, and what is said of it: which rewrite did it, before and after, a file."""
+"""A counterexample and its explanation: the rewrite at fault, the program before and after, a file."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class Counterexample:
     """
 
     subject: str
-    """What was tried: the rules or the pipeline."""
+    """The rules or the pipeline."""
     property: str
     """The property that does not hold."""
     message: str
-    """How it does not hold."""
+    """The difference."""
     case: AnyCase
     before: str
-    """The text of the program before the pass: of a module, as it was lowered."""
+    """The text of the program before the pass; for a module, the lowered program."""
     after: str
-    """The text of the program after the pass; empty where the pass raised."""
+    """The text of the program after the pass; empty if the pass raised."""
     rewrite: str | None
-    """The rewrite with which the property ceases to hold, found by bisection over those that were applied."""
+    """The first rewrite after which the property does not hold, found by bisection."""
     examples: int
-    """How many programs were right before one was wrong."""
+    """The number of programs that passed before."""
     file: str
     """A file that shows the failure, for `python -m fuzz replay`."""
     suffix: str
@@ -66,11 +66,11 @@ class Counterexample:
 
 
 class UnsoundError(GraphwrightError, AssertionError):
-    """A rule or pass changes what programs mean, or a rule never fires, or on no canonical program.
+    """A rule or pass changes the meaning of a program, or a rule never fires, or on no canonical program.
 
     Attributes:
-        counterexample: the smallest one that was found; None where a rule never fired.
-        seen: what the run saw, where a rule never fired.
+        counterexample: the smallest one that was found; None if a rule never fired.
+        seen: the statistics of the run, if a rule never fired.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ def explain(
     finding: Finding,
     examples: int,
 ) -> Counterexample:
-    """Return the counterexample for a finding: with the rewrite that did it, and a file."""
+    """Return the counterexample for a finding, with the rewrite at fault and a file."""
     case = narrowed(case, finding)
     if isinstance(case, Case):
         case, finding = reduced(case, finding, lambda smaller: judge(pass_, smaller, properties))
@@ -124,12 +124,12 @@ def explain(
 
 
 class _Stop(Exception):  # noqa: N818 - control flow
-    """The wanted number of rewrites has been applied."""
+    """Enough rewrites have been applied."""
 
 
 @attrs.frozen
 class _Prefix(Pass):
-    """The first rewrites of a pass, and no more."""
+    """The first `count` rewrites of a pass."""
 
     name: ClassVar[str] = "prefix"
     pass_: Pass
@@ -139,7 +139,7 @@ class _Prefix(Pass):
     @override
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the pass until the count is reached."""
-        self.trace.clear()  # a module's program is made more than once
+        self.trace.clear()  # a module is lowered more than once
 
         def stop_if_enough(replacements: Replacements | None = None) -> None:
             if len(self.trace) == self.count:
@@ -149,7 +149,7 @@ class _Prefix(Pass):
             stop_if_enough()
             operations = ", ".join(op.name for op in match.ops)
             self.trace.append(f"{rule.name} at `{match.location.where}` ({operations})")
-            return stop_if_enough  # at once: what the pass does besides rewriting is no rewrite's fault
+            return stop_if_enough  # at once: other changes of the pass are not the fault of a rewrite
 
         log = RewriteLog(hook=hook)
         try:
@@ -159,7 +159,7 @@ class _Prefix(Pass):
 
 
 def bisect(pass_: Pass, case: AnyCase, properties: Properties) -> str | None:
-    """Return the first rewrite after which the properties do not hold, or None where no rewrite does it."""
+    """Return the first rewrite after which the properties do not hold, or None if no rewrite is at fault."""
     whole = _Prefix(pass_, -1)
     _holds(whole, case, properties)
     low, high = 0, len(whole.trace)

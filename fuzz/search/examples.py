@@ -1,4 +1,4 @@
-"""A rule held to its examples: it fires where they say so, means the same there, and gives its reasons elsewhere."""
+"""The check of a rule on its examples: it fires on them and is right, and refuses near misses for their reasons."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def hold_example(rule: Pattern, example: Example, properties: Properties) -> Non
     Raises:
         UnsoundError: when the rule does not fire, or fires on a near miss or refuses it for another reason; and when a
             property does not hold, with the counterexample.
-        PatternError: when the example is no program.
+        PatternError: when the example is not a program.
     """
     program = example.program()
     verify(program)
@@ -51,7 +51,7 @@ def hold_example(rule: Pattern, example: Example, properties: Properties) -> Non
 
 
 def refusals(rule: Pattern, program: Program) -> list[str]:
-    """Return why a rule leaves places of a program alone that it matches, each reason once."""
+    """Return why a rule refuses its matches in a program, each reason once."""
     reasons: dict[str, None] = {}
     for op in program.graph.operations():
         for variant in compile_rule(rule):

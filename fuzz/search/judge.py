@@ -1,4 +1,4 @@
-"""What can be done with a case, whether it is a program or a module: check it, show it, write it as a file."""
+"""Operations on a case, a program or a module: check it, show it, write it as a file."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from passes.rewrite.pattern import Pattern
 AnyCase = Case | ModuleCase
 
 trace: Path | None = None
-"""A file that each case is written to before it runs, to tell what ended a process; set in a process of its own."""
+"""A file to which each case is written before it runs, to show which one ended the process."""
 _IMPORTS = "from torch import nn\nfrom torch.nn import functional as F\n"
 
 
 def judge(pass_: Pass, case: AnyCase, properties: Properties, program: Program | None = None) -> Outcome:
-    """Apply a pass to a case and hold the result to the properties.
+    """Apply a pass to a case and check the properties of the result.
 
     Args:
         pass_: the pass.
-        case: what it is applied to.
-        properties: what must hold.
-        program: the program of a case that is one, where it exists already; it is changed.
+        case: the case.
+        properties: the properties that must hold.
+        program: the program of the case, if it has been built; it is changed.
 
     Raises:
         Finding: when a property does not hold.
-        Unusable: when the case cannot be run as it was.
+        Unusable: when the original case does not run.
     """
     if trace is not None:
         trace.write_text(case.code(), encoding="utf-8")
@@ -52,7 +52,7 @@ def judge(pass_: Pass, case: AnyCase, properties: Properties, program: Program |
 
 
 def before_and_after(pass_: Pass, case: AnyCase) -> tuple[str, str]:
-    """Return the text of the program before and after a pass; an empty one where there is none."""
+    """Return the texts of the program before and after a pass; empty if there is no program."""
     if isinstance(case, ModuleCase):
         return lowered_and_changed(pass_, case)
     changed = case.build()
@@ -65,7 +65,7 @@ def before_and_after(pass_: Pass, case: AnyCase) -> tuple[str, str]:
 
 
 def narrowed(case: AnyCase, finding: Finding) -> AnyCase:
-    """Return the case without what the finding does not need: a module keeps the capture in which it was found."""
+    """Return the case without what the finding does not need: a module keeps only the capture at fault."""
     if isinstance(case, ModuleCase) and finding.way is not None:
         return attrs.evolve(case, ways=(finding.way,))
     return case
@@ -76,7 +76,7 @@ def write_case(
 ) -> tuple[str, str]:
     """Return a file that shows a failure, for `python -m fuzz replay`, and its suffix.
 
-    It is text where the case is a program and names can say what is applied to it, else a script.
+    It is text if the case is a program and the subject has a name, else a script.
     """
     applied = _fact(subject, pass_, rules)
     if isinstance(case, Case) and applied is not None:
@@ -89,7 +89,7 @@ def write_case(
 
 
 def _fact(subject: str, pass_: Pass, rules: Sequence[Pattern]) -> str | None:
-    """Return the fact of a case's text that says what is applied, or None where only code can say it."""
+    """Return the fact that names the rules or the pipeline, or None if only code can express them."""
     if rules:
         names = [name for rule in rules if (name := name_of_rule(type(rule))) is not None]
         return f"rules: {', '.join(names)}" if len(names) == len(rules) else None
@@ -132,7 +132,7 @@ if __name__ == "__main__":
 
 
 def _expression(subject: str, pass_: Pass, rules: Sequence[Pattern]) -> tuple[str, str]:
-    """Return the imports of a script, and the expression that stands for the subject."""
+    """Return the imports of a script, and the expression of the subject."""
     if rules:
         imports, names = _imports(list(map(type, rules)))
         return imports, "(" + "".join(f"{name}, " for name in names).strip() + ")"
@@ -146,7 +146,7 @@ def _expression(subject: str, pass_: Pass, rules: Sequence[Pattern]) -> tuple[st
 
 
 def _parts(pass_: Pass) -> tuple[list[type[Pass]], list[type[Pattern]]]:
-    """Return the classes of the passes that a pass consists of, and of the patterns that these apply."""
+    """Return the classes of the passes in a pass, and of the patterns that they apply."""
     inner = [getattr(pass_, "pass_", None), *(getattr(pass_, "passes", ()) if takes_passes(type(pass_)) else ())]
     nested = [each for each in inner if isinstance(each, Pass)]
     patterns = [entry if isinstance(entry, type) else type(entry) for entry in getattr(pass_, "patterns", ())]
@@ -158,7 +158,7 @@ def _parts(pass_: Pass) -> tuple[list[type[Pass]], list[type[Pattern]]]:
 
 
 def _imports(classes: Sequence[type]) -> tuple[str, list[str]]:
-    """Return the lines that import classes, and the names that they have then."""
+    """Return lines that import classes, and their names in the script."""
     lines, names = [], []
     for class_ in dict.fromkeys(classes):
         module, name = class_.__module__, class_.__qualname__

@@ -1,4 +1,4 @@
-"""Cases that are kept as files, checked again: what went wrong once, and what passes make of programs."""
+"""The check of case files: past failures, and expected results of passes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from passes.manager.manager import Pass, PassContext, run_pass
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 UPDATE = "GRAPHWRIGHT_UPDATE_GOLDEN"
-"""A variable of the environment: where it is set, what comes out is written as what is expected."""
+"""An environment variable: if it is set, results are written as expected ones."""
 
 
 def case_files(folder: Path = CORPUS) -> list[Path]:
-    """Return the files of a folder that hold cases, in order: programs as text, and modules as scripts."""
+    """Return the case files of a folder, sorted: programs as text, and modules as scripts."""
     found = (path for path in folder.iterdir() if path.suffix in (SUFFIX, ".py") and path.name != "__init__.py")
     return sorted(found)
 
@@ -38,8 +38,8 @@ def replay(path: Path) -> None:
     """Check the case of a file.
 
     Raises:
-        Finding: when a property does not hold, or something else comes out than what is expected.
-        GraphwrightError: when the file holds no case.
+        Finding: when a property does not hold, or the result is not the expected one.
+        GraphwrightError: when the file is not a case.
     """
     if path.suffix == SUFFIX:
         _replay_text(path, read_case(path))
@@ -63,7 +63,7 @@ def _replay_text(path: Path, file: CaseFile) -> None:
 
 
 def _compare(path: Path, file: CaseFile, pass_: Pass) -> None:
-    """Compare what comes out with what is expected, or write it to the file."""
+    """Compare the result with the expected program, or write it to the file."""
     program = file.case.build()
     run_pass(pass_, program, PassContext())
     text = print_program(program, locations=False)
@@ -78,7 +78,7 @@ def _compare(path: Path, file: CaseFile, pass_: Pass) -> None:
 
 
 def _replay_script(path: Path) -> None:
-    """Check the CASE of a script, a module mostly: by default the whole pipeline, with all properties."""
+    """Check the CASE of a script, mostly a module; by default with the whole pipeline and all properties."""
     names = {"SUBJECT": pipeline_of(TENSORRT_PATTERNS), "PROPERTIES": Properties(), **vars(_load(path))}
     if "CASE" not in names:
         raise InputError(f"{path} has no CASE", remedy="see fuzz/corpus/README.md")
@@ -100,7 +100,7 @@ def _check_that_it_fires(fires: bool | None, changed: bool, fired: dict[str, int
 
 
 def _load(path: Path) -> types.ModuleType:
-    """Return a file as a Python module that `inspect` finds: the source of a class is part of its case."""
+    """Import a file under a name that `inspect` finds: the source of a class is part of its case."""
     name = f"corpus_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -112,7 +112,7 @@ def _load(path: Path) -> types.ModuleType:
 
 
 def replay_all(files: Sequence[Path] = ()) -> list[tuple[Path, str]]:
-    """Check the given files, or the whole corpus; return those that do not hold, with the reason."""
+    """Check the given files, or the whole corpus; return those that fail, with the reason."""
     failures = []
     for path in files or case_files():
         try:

@@ -1,4 +1,4 @@
-"""`assert_sound` and `find_counterexample`: a rule or pass against programs that are drawn for it."""
+"""`assert_sound` and `find_counterexample`: a rule or pass on programs that are drawn for it."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ from passes.rewrite.remarks import GraphwrightWarning
 
 _NUMBERS = st.integers(0, ORDERS - 1)
 _SHRINKING = 60.0
-"""Seconds after which a counterexample is not shrunk further."""
+"""Seconds for shrinking a counterexample."""
 _ROUNDS, _EACH_ROUND = 10, 100
-"""How often, and with how many programs each time, the search goes on for a rule that did not fire."""
+"""How many searches follow for a rule that did not fire, and with how many programs each."""
 
 Subject = type[Pattern] | Pattern | Sequence[type[Pattern] | Pattern] | Pass
 
 
 @attrs.frozen(eq=False)
 class Target:
-    """A subject made ready: the pass, its rules where it consists of rules, and what must hold."""
+    """A prepared subject: the pass, its rules if it consists of rules, and the properties that must hold."""
 
     name: str
     pass_: Pass
     rules: tuple[Pattern, ...]
     properties: Properties
     on: st.SearchStrategy[Any] | None = None
-    """What it is tried on; None for what suits it."""
+    """The strategy for its programs; None for the default one."""
     orders: bool = False
-    """Whether its rules, and those of its passes that are independent, are tried in drawn orders."""
+    """Whether its rules and its independent passes are tried in drawn orders."""
 
     @classmethod
     def of(cls, subject: Any, properties: Properties | None = None) -> Target:
@@ -69,7 +69,7 @@ class Target:
             InputError: when the subject is neither a pattern (class, object or sequence of them) nor a pass.
         """
         if isinstance(subject, Pass):
-            # its own demand is known for one pass only
+            # the strict properties are known to hold for this pass only
             exact = isinstance(subject, Canonicalize) and not subject.inference
             modes = not _is_for_inference(subject)
             chosen = properties or Properties(exact=exact, idempotent=exact, canonical=exact, modes=modes)
@@ -82,14 +82,14 @@ class Target:
             subject = (subject,)
         if not isinstance(subject, Sequence) or isinstance(subject, str) or not subject:
             raise InputError(
-                f"{subject!r} is no pattern and no pass",
+                f"{subject!r} is neither a pattern nor a pass",
                 remedy="pass a Pattern class, a sequence of them, or a Pass such as a PassManager",
             )
         rules = instantiate(list(subject))
         for rule in rules:
             if type(rule).rewrite is Pattern.rewrite:
                 raise missing_method(rule, "rewrite")
-        index_of(rules)  # a pattern that is ill-formed is an error of its own, and no finding
+        index_of(rules)  # an ill-formed pattern is an error, not a finding
         exact = all(rule.exact for rule in rules)
         return cls(
             ", ".join(rule.name for rule in rules),
@@ -100,7 +100,7 @@ class Target:
 
 
 def _is_for_inference(subject: Pass | Pattern) -> bool:
-    """Return whether a pass or rule says that the program will never train, or has a part that does."""
+    """Return whether a pass or rule, or a part of it, assumes that the program will never train."""
     if isinstance(subject, Pattern):
         return isinstance(subject, (*INFERENCE_RULES, FoldBatchNormPattern))
     if getattr(subject, "inference", False) or isinstance(subject, FoldBatchNorm):
@@ -116,36 +116,35 @@ def assert_sound(
     settings: settings | None = None,
     orders: bool = False,
 ) -> Soundness:
-    """Hold a rule, several, or a pass to meaning what they replace.
+    """Check that a rule, several rules or a pass preserve the meaning of programs.
 
-    A pattern is held to its examples, and tried on programs that are built from it (`fuzz.instances`): variations of
-    its examples, those that it must match, and near misses that differ in one point. Of a conversion or fusion, the
-    canonical forms of some of them are tried as well, since these are what it will meet. A pass is tried on whole
-    programs. Every change is compared with the original as `Properties` says: values, dtypes, shapes, strides, sharing,
+    A pattern is checked on its examples, and on programs that are built from it (`fuzz.instances`): variations of its
+    examples, programs that it must match, and near misses that differ in one point. A conversion or fusion is also
+    tried on the canonical forms of some of them, since its input is canonical. A pass is tried on whole programs.
+    Changed programs are compared with the original as `Properties` says: values, dtypes, shapes, strides, sharing,
     gradients, statistics, random numbers, the text form.
 
     Args:
         subject: a Pattern class or object, a sequence of them, or a Pass (a PassManager).
-        on: a strategy to take the place of the default one, for `Program`s, `Instance`s, or modules (`modules()`),
-            which are taken through both captures.
-        properties: what must hold; bits and strides for rules that say they are exact, rounding for the others.
+        on: a strategy in place of the default one, for `Program`s, `Instance`s, or modules (`modules()`), which go
+            through both captures.
+        properties: the properties that must hold; by default equal bits for exact rules, and rounding for others.
         settings: of hypothesis; the active profile by default.
-        orders: whether rules, and passes that are independent of each other, are tried in other orders as well.
+        orders: whether rules and independent passes are also tried in other orders.
 
     Returns:
-        What was seen: how often each rule fired and was refused, and alternatives that never fired.
+        Statistics: how often each rule fired and was refused, and alternatives that never fired.
 
     Warns:
-        GraphwrightWarning: when a conversion or fusion waits for an operator that canonicalization writes otherwise.
+        GraphwrightWarning: when a conversion or fusion matches an operator that canonicalization replaces.
 
     Raises:
         UnsoundError: when a property does not hold. It carries the smallest `Counterexample` that was found; its text
-            is a file that shows the failure, the program before and after, and which rewrite did it. Also when a
-            rule never fired (of several, none on what `on` draws), or a pass changed no program: one that cannot
-            fire is an error. And when a conversion or fusion fires, but on no program that is canonical, or a rule
-            does not do what its examples say.
-        InputError: when the subject is neither a rule nor a pass, `on` draws something else, or a rule does not always
-            say the same of one match.
+            shows the program before and after, the rewrite at fault, and a file. Also when a rule never fires (of
+            several, when none fires on what `on` draws), a pass changes no program, a conversion or fusion fires on
+            no canonical program, or a rule contradicts its examples.
+        InputError: when the subject is neither a rule nor a pass, `on` draws something else, or a rule is not
+            deterministic.
     """
     target = attrs.evolve(Target.of(subject, properties), orders=orders)
     for rule in target.rules:
@@ -169,10 +168,10 @@ def assert_sound(
 
 
 def _insist_on_all(target: Target, on: st.SearchStrategy[Any] | None, seen: Soundness) -> Counterexample | None:
-    """Return what is found while each rule is made to fire.
+    """Search until each rule has fired; return a counterexample if one is found.
 
     Raises:
-        UnsoundError: when a rule never fires, or a pass changed nothing: it was not tried then.
+        UnsoundError: when a rule never fires, or a pass changed nothing: then it was not tested.
     """
     if not target.rules and not seen.changed:
         raise UnsoundError(None, f"{target.name} changed none of {seen.examples} programs", seen)
@@ -202,10 +201,10 @@ def _insist_on_all(target: Target, on: st.SearchStrategy[Any] | None, seen: Soun
 
 
 def _insist(rule: Pattern, target: Target, seen: Soundness, *, canonical: bool = False) -> Counterexample | None:
-    """Search on, without near misses, until a rule fires; the rarest of ours fires once in some hundred programs.
+    """Search on, without near misses, until a rule fires; our rarest one fires once in some hundred programs.
 
-    With `canonical`, until it fires on a canonical program. Where no program could be built with one seed, there is no
-    other try.
+    With `canonical`, search until it fires on a canonical program. If no program could be built with one seed, no
+    other seed is tried.
     """
     counts = seen.canonical if canonical else seen.fired
     for seed in range(_ROUNDS):
@@ -231,11 +230,11 @@ def find_counterexample(
         on: as for `assert_sound`.
         properties: as for `assert_sound`.
         max_examples: how many programs to draw.
-        seed: of the search; without one, each search is another one.
+        seed: of the search; without one, searches differ.
 
     Raises:
         UnsoundError: when nothing is found because a rule never fired, or a pass changed no program.
-        InputError: when the subject is neither a rule nor a pass, `on` draws something else, or nothing is to be drawn.
+        InputError: when the subject is neither a rule nor a pass, `on` draws something else, or `max_examples` is 0.
     """
     if max_examples < 1:
         raise InputError(f"max_examples is {max_examples}", remedy="ask for one program at least")
@@ -246,7 +245,7 @@ def find_counterexample(
 
 
 def search_settings(max_examples: int) -> settings:
-    """Return the settings for a search that stands alone: no database, no deadline."""
+    """Return the settings for a standalone search: no database, no deadline."""
     return settings(
         max_examples=max_examples,
         deadline=None,
@@ -257,7 +256,7 @@ def search_settings(max_examples: int) -> settings:
 
 
 def check(subject: Subject, case: AnyCase, properties: Properties | None = None) -> Outcome:
-    """Apply a subject to one case and hold the result to its properties.
+    """Apply a subject to one case and check the properties of the result.
 
     Raises:
         Finding: when a property does not hold.
@@ -267,7 +266,7 @@ def check(subject: Subject, case: AnyCase, properties: Properties | None = None)
 
 
 def drawn_cases(target: Target, on: st.SearchStrategy[Any] | None) -> st.SearchStrategy[Any]:
-    """Return the strategy for what a target is tried on: `on`, or what suits the target."""
+    """Return the strategy for the programs of a target: `on`, or its default one."""
     chosen = target.on if on is None else on
     if chosen is not None:
         return chosen
@@ -284,7 +283,7 @@ def search(
     seed: int | None = None,
     drawing: st.SearchStrategy[Any] | None = None,
 ) -> tuple[Soundness, Counterexample | None]:
-    """Try a target on drawn programs; return what was seen, and the smallest counterexample.
+    """Try a target on drawn programs; return the statistics, and the smallest counterexample.
 
     Args:
         target: the target.
@@ -294,7 +293,7 @@ def search(
         drawing: a strategy of ours in place of the target's own.
     """
     if on is not None and not isinstance(on, st.SearchStrategy):
-        raise InputError(f"`on` is {on!r}, no strategy", remedy="call it: on=modules(), on=programs()")
+        raise InputError(f"`on` is {on!r}, not a strategy", remedy="call it: on=modules(), on=programs()")
     seen = Soundness()
     last: list[tuple[AnyCase, Finding, Pass]] = []
     first: list[int] = []
@@ -307,12 +306,12 @@ def search(
         except Finding as finding:
             last[:] = [(case, finding, pass_)]
             since.append(time.monotonic())
-            first.append(seen.examples)  # what is checked from now on is for shrinking
+            first.append(seen.examples)  # later checks only shrink the case
             raise
 
     def attempt(data: st.DataObject) -> None:
         if last and time.monotonic() - since[0] > _SHRINKING:
-            reject()  # nothing is smaller from now on; what was found last counts
+            reject()  # the last failing case counts
         drawn = data.draw(strategy)
         case, program = drawn, None
         operators: Sequence[str] = ()
@@ -320,7 +319,8 @@ def search(
             program = drawn.program if isinstance(drawn, (Instance, Inflated)) else drawn
             if not isinstance(program, Program):
                 raise InputError(
-                    f"`on` draws {program!r}, no program", remedy="draw from programs(), instances() or modules()"
+                    f"`on` draws {program!r}, which is not a program",
+                    remedy="draw from programs(), instances() or modules()",
                 )
             if on is not None:
                 _verify_drawn(program)
@@ -343,10 +343,10 @@ def search(
 
     test: Callable[[], None] = given(st.data())(attempt)
     chosen = chosen or settings()
-    # how long a program takes says nothing of a rule; and the report is ours: hypothesis would explain and print the
-    # drawn values as well
+    # the time of a program says nothing about a rule; and the report is ours: hypothesis would also explain and print
+    # the drawn values
     phases = [phase for phase in chosen.phases if phase is not Phase.explain]
-    # the first program fills caches (inference rules, tables of operators), which is no slow generation
+    # the first program fills caches (inference rules, tables of operators): later ones are not slow to generate
     unhealthy = [*chosen.suppress_health_check, HealthCheck.too_slow]
     if on is None:
         unhealthy.append(HealthCheck.filter_too_much)  # a pattern may be hard to meet
@@ -364,7 +364,7 @@ def search(
         with only_common_constants():
             test()
     except (Finding, Flaky) as error:
-        # a subject that is wrong now and then, or keeps something between runs, is flaky: what was found counts
+        # a subject that fails at random, or keeps state between runs, is flaky: the failure counts
         if not last and isinstance(error, FlakyStrategyDefinition) and on is None and target.rules:
             raise InputError(
                 f"{target.name} does not always say the same of one match",
@@ -375,14 +375,14 @@ def search(
         case, finding, pass_ = last[0]
         return seen, explain(target.name, pass_, target.rules, target.properties, case, finding, first[0])
     except Unsatisfiable:
-        pass  # no program could be built: what was seen says it
+        pass  # no program could be built, as the statistics show
     finally:
         forget_loaded()
     return seen, None
 
 
 def _verify_drawn(program: Program) -> None:
-    """Check a program of the user's strategy, whose types may be written by hand.
+    """Verify a program of the user's strategy, whose types may be written by hand.
 
     Raises:
         InputError: when it is ill-formed.

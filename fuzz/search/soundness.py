@@ -1,4 +1,4 @@
-"""What a run of `assert_sound` saw."""
+"""The statistics of a run of `assert_sound`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fuzz.programs.check import Outcome
 
 @attrs.define(eq=False)
 class Soundness:
-    """What a run of `assert_sound` saw."""
+    """The statistics of a run of `assert_sound`."""
 
     examples: int = 0
     """Programs that were checked."""
@@ -27,18 +27,18 @@ class Soundness:
     variants: Counter[tuple[str, int]] = attrs.field(factory=Counter)
     """Rewrites by (rule, number of the alternative of its pattern)."""
     operators: Counter[str] = attrs.field(factory=Counter)
-    """Programs that had an operator."""
+    """Programs by operator."""
     changed_operators: Counter[str] = attrs.field(factory=Counter)
-    """Programs among them that were changed."""
+    """Changed programs by operator."""
     canonical: Counter[str] = attrs.field(factory=Counter)
-    """Canonical forms of programs that a rule fired on, on which it fired too, by rule; a few, and then no more."""
+    """Canonical programs on which a rule fired, by rule; only a few are counted."""
     missed: dict[str, tuple[str, str]] = attrs.field(factory=dict)
-    """The shortest program that a rule fired on, and its canonical form, on which it did not, by rule."""
+    """Rule -> the shortest program on which it fired, and its canonical form, on which it did not."""
     never: tuple[str, ...] = ()
     """The alternatives of the patterns that never fired."""
 
     def merge(self, other: Soundness) -> None:
-        """Add what another search saw."""
+        """Add the statistics of another search."""
         for field in attrs.fields(Soundness):
             if isinstance(getattr(self, field.name), Counter):
                 getattr(self, field.name).update(getattr(other, field.name))
@@ -49,7 +49,7 @@ class Soundness:
         self.changed += other.changed
 
     def miss(self, rule: str, program: str, canonical: str) -> None:
-        """Keep a program that a rule fired on and its canonical form, on which it did not, where it is a short one."""
+        """Keep the shortest program on which a rule fired, with its canonical form, on which it did not."""
         if rule not in self.missed or len(canonical) < len(self.missed[rule][1]):
             self.missed[rule] = program, canonical
 

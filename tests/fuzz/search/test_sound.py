@@ -415,7 +415,11 @@ def test_requests_that_make_no_sense_are_refused() -> None:
     for subject, text in ((DoesNothing, "is a class of passes"), (Unwritten, "has no `rewrite`")):
         with pytest.raises(GraphwrightError, match=text):
             assert_sound(subject)
-    for on, text in ((modules, "no strategy"), ([1], "no strategy"), (st.integers(), "draws 0, no program")):
+    for on, text in (
+        (modules, "not a strategy"),
+        ([1], "not a strategy"),
+        (st.integers(), "draws 0, which is not a program"),
+    ):
         with pytest.raises(InputError, match=text):
             assert_sound(ViewForCopy, on=on)
     for options, text in (
