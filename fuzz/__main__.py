@@ -133,7 +133,7 @@ def _seconds(text: str | None) -> float | None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if match is None:
-        raise InputError(f"--time {text!r} is no time", remedy="write 90s, 15m or 2h")
+        raise InputError(f"--time {text!r} is not a time", remedy="write 90s, 15m or 2h")
     seconds = float(match[1]) * _UNITS[match[2]]
     if not seconds:
         raise InputError("--time 0 leaves no time for anything")
@@ -289,7 +289,7 @@ def _kinds(options: argparse.Namespace, console: Console) -> int:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{folder} is no folder: {error}", remedy="name another one") from error
+            raise InputError(f"{folder} is not a folder: {error}", remedy="name another one") from error
     target = resolve("standard")
     rows = survey(target, kinds_named(options.kind), examples=count, seed=options.seed, seconds=_seconds(options.time))
     console.print(table_of(rows))

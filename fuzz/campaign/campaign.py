@@ -27,23 +27,23 @@ from fuzz.search.sound import search, search_settings
 from ir.errors import InputError
 
 _ENOUGH = 5
-"""How many findings of a target, new ones or not, end the search in one run: they are one fault most often."""
+"""So many findings of a target, new or not, end its search in a run: they mostly have one cause."""
 
 
 @attrs.frozen
 class Unit:
-    """A piece of work: one search."""
+    """A unit of work: one search."""
 
     target: str
     seed: int
     examples: int
     number: int = 0
-    """Which one of its target's units it is."""
+    """Its number among the units of its target."""
 
 
 @attrs.frozen
 class Found:
-    """A counterexample, as it is kept."""
+    """A counterexample in the state of a campaign."""
 
     target: str
     property: str
@@ -56,35 +56,35 @@ class Found:
     suffix: str
     seed: int
     examples: int
-    """How many programs were right before."""
+    """The number of programs that passed before."""
 
     def file_name(self) -> str:
-        """Return what the file is called in the folder of a campaign."""
+        """Return the name of the file in the folder of a campaign."""
         return f"found_{self.key()}{self.suffix}"
 
     def key(self) -> str:
-        """Return what two findings have in common that are one: the rule, the property, the shrunk program."""
+        """Return a key that is equal for equal findings: a hash of the rule, the property and the shrunk program."""
         rule = re.sub(r"number \d+ of \d+, ", "", self.rewrite).split(" at ")[0] or self.target
         return hashlib.sha256(f"{rule}\n{self.property}\n{self.program}".encode()).hexdigest()[:12]
 
 
 @attrs.frozen
 class UnitResult:
-    """What came of a unit."""
+    """The result of a unit."""
 
     unit: Unit
     seconds: float
     coverage: Coverage
     found: Found | None
     error: str = ""
-    """What ended the unit before its time, where something did that is no finding."""
+    """The error that ended the unit early, if it was not a finding."""
 
 
 def freeze_imports() -> None:
-    """Take what was imported out of garbage collection, for a process that does nothing but fuzz.
+    """Exclude imported objects from garbage collection, in a process that only fuzzes.
 
-    Programs are cycles of objects, so that collections are frequent; going through torch's modules each time takes a
-    tenth of the time, and going through a few programs every thirty times as often as needed some more.
+    Programs are cyclic, so collections are frequent. Scanning torch's modules each time takes a tenth of the time, and
+    collecting thirty times as often as needed takes some more.
     """
     gc.collect()
     gc.freeze()
@@ -92,11 +92,11 @@ def freeze_imports() -> None:
 
 
 def run_unit(unit: Unit, trace: Path | None = None) -> UnitResult:
-    """Do a piece of work; the same unit gives the same result in every process.
+    """Run a unit; the same unit gives the same result in every process.
 
     Args:
-        unit: the piece of work.
-        trace: a file that each case is written to before it runs.
+        unit: the unit.
+        trace: a file to which each case is written before it runs.
     """
     torch.set_num_threads(1)
     judge.trace = trace
@@ -127,7 +127,7 @@ def run_unit(unit: Unit, trace: Path | None = None) -> UnitResult:
 
 
 def run_alone(unit: Unit) -> UnitResult:
-    """Do a piece of work in a process of its own; where it ends that, the result says on which case."""
+    """Run a unit in a process of its own; if the process dies, the result names the case."""
     with tempfile.TemporaryDirectory() as folder, _processes(1) as executor:
         trace = Path(folder) / "case.py"
         start = time.monotonic()
@@ -149,20 +149,20 @@ def _processes(count: int) -> ProcessPoolExecutor:
 
 @attrs.define(eq=False)
 class Campaign:
-    """What a campaign has done so far; kept in a folder, where there is one."""
+    """The state of a campaign, kept in a folder if there is one."""
 
     folder: Path | None = None
     seeds: dict[str, list[int]] = attrs.field(factory=dict)
-    """Target -> the numbers of its units that are done; with several processes they end in any order."""
+    """Target -> the numbers of its finished units; with several processes they finish in any order."""
     asked: dict[str, int] = attrs.field(factory=dict)
-    """Target -> how many programs its units asked for."""
+    """Target -> the number of programs that its units requested."""
     seconds: float = 0.0
     coverage: dict[str, Coverage] = attrs.field(factory=dict)
     """By target."""
     found: dict[str, Found] = attrs.field(factory=dict)
     """By key."""
     errors: list[str] = attrs.field(factory=list)
-    """What ended units before their time."""
+    """The errors that ended units early."""
     findings: Counter[str] = attrs.field(factory=Counter)
     """Target -> its findings in this run."""
 
@@ -188,17 +188,17 @@ class Campaign:
             campaign.coverage = {name: Coverage.from_json(item) for name, item in data["coverage"].items()}
             campaign.found = {key: Found(**item) for key, item in data["found"].items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{state} is no state of a campaign: {error}", remedy="name another folder") from error
+            raise InputError(f"{state} is not a campaign state: {error}", remedy="name another folder") from error
         return campaign
 
     def save(self) -> None:
-        """Write the state and a file for each case that was found; an old state stays until the new one is whole."""
+        """Write the state and a file for each finding; an old state stays until the new one is complete."""
         if self.folder is None:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{self.folder} is no folder: {error}", remedy="name another one") from error
+            raise InputError(f"{self.folder} is not a folder: {error}", remedy="name another one") from error
         for found in self.found.values():
             (self.folder / found.file_name()).write_text(found.file, encoding="utf-8")
         partial = self.folder / "state.json.part"
@@ -217,7 +217,7 @@ class Campaign:
         }
 
     def add(self, result: UnitResult) -> bool:
-        """Take in a result; return whether it holds a case that was not known."""
+        """Add a result; return whether it has a new finding."""
         unit = result.unit
         self.seeds.setdefault(unit.target, []).append(unit.number)
         self.asked[unit.target] = self.asked.get(unit.target, 0) + unit.examples
@@ -236,12 +236,12 @@ class Campaign:
 
     @property
     def examples(self) -> int:
-        """Programs that were checked."""
+        """The number of programs that were checked."""
         return sum(coverage.examples for coverage in self.coverage.values())
 
 
 def units(campaign: Campaign, targets: Sequence[str], *, seed: int, examples: int | None, batch: int) -> Iterator[Unit]:
-    """Yield the units that are left, the targets in turns; without `examples` they do not end."""
+    """Yield the remaining units, the targets in turn; endlessly without `examples`."""
     done_before = {target: set(campaign.seeds.get(target, ())) for target in targets}
     issued = dict.fromkeys(targets, 0)
     done = {target: campaign.asked.get(target, 0) for target in targets}
@@ -265,7 +265,7 @@ def units(campaign: Campaign, targets: Sequence[str], *, seed: int, examples: in
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back meanwhile; processes that are started do so for good: a terminal sends it to all of them."""
+    """Block Ctrl-C inside the `with` block; processes started there ignore it: a terminal sends it to all of them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -292,22 +292,22 @@ def run_campaign(
     """Search until the examples of each target or the time are used up; the state is saved after each unit.
 
     Args:
-        campaign: is continued.
+        campaign: the campaign to continue.
         targets: as `fuzz.campaign.targets.resolve` takes them.
         seed: of the first unit of each target; the next units have the next seeds.
-        examples: programs for each target, those of earlier runs counted; without, only the time ends the campaign.
+        examples: programs for each target, including those of earlier runs; None for no limit but the time.
         seconds: of wall time for this run.
-        processes: worker processes; with 1 the work is done in this one.
+        processes: worker processes; with 1, units run in this one.
         batch: programs in one unit.
         executor: runs the units, in place of processes of this machine.
-        report: is called with each result, and whether it holds a new case.
-        stopped: says whether the user has asked to stop: what runs in this process may swallow the interrupt.
+        report: called with each result, and whether it has a new finding.
+        stopped: tells whether the user has asked to stop: a unit in this process may swallow the interrupt.
 
     Raises:
-        KeyboardInterrupt: when the user stopped it; units that had not ended are not counted.
+        KeyboardInterrupt: when the user stopped it; unfinished units are not counted.
     """
     for target in targets:
-        resolve(target)  # faults in names come before the work
+        resolve(target)  # wrong names are reported before the work
     pending = units(campaign, targets, seed=seed, examples=examples, batch=batch)
     deadline = None if seconds is None else time.monotonic() + seconds
 
@@ -346,7 +346,7 @@ def run_campaign(
                 except BrokenExecutor:
                     if own is None:
                         raise
-                    # one of them ended its process, and the others with it
+                    # one unit killed its process, which ends the others too
                     own.shutdown(wait=False, cancel_futures=True)
                     lost, running = list(running.values()), {}
                     for each in lost:

@@ -1,4 +1,4 @@
-"""What a search has reached: by rule (fired, refused by which condition) and by operator."""
+"""The coverage of a search: by rule (fired, refused by which condition) and by operator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import attrs
 from fuzz.search.soundness import Soundness
 
 _REASONS = 200
-"""How many reasons are kept for one target; places and types in them make them many."""
+"""The most reasons that are kept for one target."""
 
 
 @attrs.define(eq=False)
@@ -21,7 +21,7 @@ class Coverage:
     changed: int = 0
     fired: Counter[str] = attrs.field(factory=Counter)
     refused: Counter[str] = attrs.field(factory=Counter)
-    """`rule: reason`, types and places left out."""
+    """`rule: reason`, without types and places."""
     variants: Counter[str] = attrs.field(factory=Counter)
     """`rule, alternative n`."""
     operators: Counter[str] = attrs.field(factory=Counter)
@@ -66,7 +66,7 @@ _COUNTERS = ("fired", "refused", "variants", "operators", "changed_operators")
 
 
 def condition(reason: str) -> str:
-    """Return a reason without what is different each time: code in backquotes, types, numbers, shapes."""
+    """Return a reason without its variable parts: code in backquotes, types, numbers, shapes."""
     words: list[str] = []
     for word in reason.replace("`an unknown place`", "`…`").split():
         bare = word.strip(".,;:()")

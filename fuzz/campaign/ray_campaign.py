@@ -1,4 +1,4 @@
-"""A campaign's work on a Ray cluster: each worker does units of its own seeds, results come back as they are done."""
+"""Campaigns on a Ray cluster: workers run units, and results come back as they finish."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ except ImportError:  # an extra
 class RayExecutor(Executor):
     """Runs calls as Ray tasks of one CPU each.
 
-    `workers` is the number of CPUs that the cluster has.
+    `workers` is the number of CPUs of the cluster.
 
     Args:
-        address: of the cluster, as `ray.init` takes it; "auto" for the one that is running, "local" for a new one.
+        address: of the cluster, as `ray.init` takes it; "auto" for a running one, "local" for a new one.
 
     Raises:
         InputError: when ray is not installed or there is no cluster.
@@ -33,7 +33,7 @@ class RayExecutor(Executor):
             )
         self._ray: Any = ray
         try:
-            # a new cluster needs no web pages, which take long to start
+            # a new cluster needs no dashboard, which takes long to start
             options = {"include_dashboard": False} if address == "local" else {}
             ray.init(address=address, log_to_driver=False, **options)
         except (ConnectionError, ValueError) as error:

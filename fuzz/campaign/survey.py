@@ -1,4 +1,4 @@
-"""A survey of modules by kind: after how many each is found to go wrong, and how often one is refused."""
+"""A survey of modules by kind: how many are wrong, which was the first, and how many are refused."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from ir.errors import InputError
 
 @attrs.define(eq=False)
 class Row:
-    """What was seen of the modules of one kind."""
+    """The results for the modules of one kind."""
 
     kind: str
     modules: int = 0
     """Those that run."""
     wrong: int = 0
-    """Those on which a property did not hold."""
+    """Those with a finding."""
     first: int = 0
-    """The number of the first of these among all modules of the survey, from 1; 0 where there is none."""
+    """The number of the first of these among all modules of the survey, from 1; 0 for none."""
     first_of_kind: int = 0
     """Its number among those of the kind."""
     found: str = ""
-    """The property, and how it did not hold, of the first one."""
+    """The property and the message of the first finding."""
     case: ModuleCase | None = None
-    """The first one."""
+    """The module of the first finding."""
     fates: Counter[str] = attrs.field(factory=Counter)
-    """What became of the others in each of their captures."""
+    """The fates of the others in each of their captures."""
 
     @property
     def refusals(self) -> str:
-        """How many captures were refused; with their share, where the kind is wanted to come out equal."""
+        """The number of refused captures; with their share, if the kind must come out equal."""
         count, taken = self.fates[REFUSED], self.fates.total() - self.fates[NOT_TRACED]
         share = f" ({100 * count / taken:.0f} %)" if count and family_of(self.kind).want == "equal" else ""
         return f"{count}{share}"
 
 
 def kinds_named(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the kinds that names stand for: kinds, or whole families.
+    """Return the kinds with the given names, or in families of these names.
 
     Raises:
         InputError: when a name is neither.
@@ -70,14 +70,14 @@ def kinds_named(names: Sequence[str]) -> tuple[str, ...]:
 def survey(
     target: Target, kinds: Sequence[str] = (), *, examples: int = 300, seed: int = 0, seconds: float | None = None
 ) -> list[Row]:
-    """Draw modules and check each; a wrong one does not end the survey.
+    """Draw modules and check each; a finding does not end the survey.
 
     Args:
         target: the pass.
         kinds: the kinds of all modules; empty for modules as `modules()` mixes them.
         examples: how many modules are drawn.
         seed: of the search.
-        seconds: after these, nothing more is checked.
+        seconds: after these, no more are checked.
     """
     rows: dict[str, Row] = {}
     end = time.monotonic() + (math.inf if seconds is None else seconds)
@@ -113,7 +113,7 @@ def survey(
 
 
 def table_of(rows: Sequence[Row]) -> Table:
-    """Return a table of what a survey saw."""
+    """Return the table of a survey."""
     numbers = ("modules", "wrong", "first", "of kind", "equal", "in part", "refused", "untraced")
     table = Table(
         Column("kind", overflow="fold", min_width=20),
@@ -130,7 +130,7 @@ def table_of(rows: Sequence[Row]) -> Table:
 
 
 def write_found(rows: Sequence[Row], target: Target, folder: Path) -> None:
-    """Write the first wrong module of each kind to a folder, as a script that shows it."""
+    """Write the first wrong module of each kind to a folder, as a script."""
     for row in rows:
         if row.case is not None:
             text = write_script(target.name, target.pass_, target.rules, target.properties, row.case, row.found)

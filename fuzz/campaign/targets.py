@@ -1,4 +1,4 @@
-"""What can be fuzzed by name: rules, passes, pipelines."""
+"""Targets by name: rules, passes, pipelines."""
 
 from __future__ import annotations
 
@@ -19,21 +19,19 @@ PASSES = (
     "fold-constants",
     "fold-batch-norm",
 )
-"""The passes that a campaign tries when asked for all."""
+"""The passes that `--passes all` means."""
 
 VARIANTS = ("inflated", "reordered", "modules")
-"""Words in front of a pipeline: on programs to which rules were applied in reverse; with rules and conversions in other
+"""Words before a pipeline: on programs to which rules were applied in reverse; with rules and conversions in other
 orders; on whole modules, through both captures."""
 
 
 def resolve(target: str) -> Target:
-    """Return the target that a text names.
-
-    It is `rule NAME`, or the text of a pipeline (`standard` for the standard one), perhaps behind one of `VARIANTS`.
+    """Return the target of a text: `rule NAME`, or a pipeline (`standard` is ours), perhaps after one of `VARIANTS`.
 
     Raises:
         InputError: when there is no such rule.
-        ParseError: when the text is no pipeline.
+        ParseError: when the text is not a pipeline.
     """
     kind, _, name = target.partition(" ")
     if kind == "rule":

@@ -1,1 +1,1 @@
-"""The suite is tested too: faults put in on purpose."""
+"""Mutation tests of the suite."""

@@ -1,4 +1,4 @@
-"""Mutants that no operator makes: faults in machinery, text form and compiler, and in what a region is called."""
+"""Curated mutants, which no operator makes: faults in passes, regions, the text form and the compiler."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _KINDS = {"pass": "pass", "inference": "types", "text form": "text", "compiler":
 
 
 def _mutant(class_: str, name: str, target: str, old: str, new: str, *operators: str) -> Mutant:
-    """Return a mutant; its name begins with the rule or the pass that finds it, where one does."""
+    """Return a mutant; its name starts with the rule or the pass that finds it, if there is one."""
     kind = _KINDS.get(class_, "rule")
     names = (name.partition(":")[0],) if kind in ("rule", "pass") else ()
     return Mutant(name, class_, target, old, new, Subject(kind, names, operators))

@@ -1,4 +1,4 @@
-"""Mutants that are made: every change that the operators know, in all code that a rule, pass or operator reaches."""
+"""Generated mutants: every edit of the operators, in all code that a rule, a pass or type inference reaches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ir.opdef import get_opdef
 from passes.rewrite.pattern import Pattern
 
 _SHARED = ("ir.memory.", "passes.rewrite.literals", "passes.attention")
-"""What rules of all folders ask: its faults are faults of the rules that ask."""
+"""Modules that rules of all folders use: their faults are faults of these rules."""
 _INFERENCE = "ir.ops.inference."
 _CONSTANTS = tuple(f"aten.{name}" for name in ("full", "zeros", "ones", "arange", "new_full", "full_like"))
 _ON_CONSTANTS = tuple(
@@ -31,10 +31,10 @@ _ON_WEIGHTS = tuple(f"aten.{name}" for name in ("linear", "permute", "reshape", 
 
 @attrs.frozen
 class _Machinery:
-    """A pass that is no rule."""
+    """A pass that does not consist of rules."""
 
     start: str
-    """Where its code begins."""
+    """Its entry point."""
     homes: tuple[str, ...]
     """The modules that are mutated for it."""
     subject: Subject
@@ -70,13 +70,13 @@ _MACHINERY = (
 
 
 def mutants_of_rules(rules: Mapping[str, type[Pattern]], *, shared: bool = False) -> list[Mutant]:
-    """Return the mutants of rules by name: of their methods, and of what these call in the rule's folder and below.
+    """Return the mutants of rules: of their methods, and of the functions that these call in the rule's folder.
 
-    What several rules reach is mutated once, and all of them are tried.
+    A function that several rules reach is mutated once, and tried on all of them.
 
     Args:
         rules: name -> rule.
-        shared: whether what rules of all folders ask is mutated as well.
+        shared: whether modules that rules of all folders use are mutated too.
     """
     reaching: dict[str, list[str]] = {}
     for name, rule in rules.items():
@@ -88,7 +88,7 @@ def mutants_of_rules(rules: Mapping[str, type[Pattern]], *, shared: bool = False
 
 
 def mutants_of_passes() -> list[Mutant]:
-    """Return the mutants of passes that are no rules."""
+    """Return the mutants of passes that do not consist of rules."""
     found: dict[str, Mutant] = {}
     for pass_ in _MACHINERY:
         for target in _reached([_resolved(pass_.start)], pass_.homes):
@@ -137,7 +137,7 @@ def _reached(starts: Iterable[Any], homes: tuple[str, ...]) -> list[str]:
         closures.add(id(function))
         path = function.__qualname__.partition(".<locals>")[0]
         if function.__code__.co_filename.startswith("<") or "<lambda>" in path:
-            continue  # attrs wrote it; a lambda outside of a function has no name to be found by
+            continue  # attrs generated it, or it is a lambda outside of a function, which has no name
         target = f"{function.__module__}:{path}"
         whole = _resolved(target)
         found.setdefault(target)
@@ -152,5 +152,5 @@ def _resolved(target: str) -> FunctionType:
     for name in path.split("."):
         found = inspect.getattr_static(found, name)
     function = innermost_function(found)
-    assert function is not None, f"{target} is no function"
+    assert function is not None, f"{target} is not a function"
     return function

@@ -1,4 +1,4 @@
-"""The command line `python -m fuzz.mutants`: which mutants are run, and the score."""
+"""The command line `python -m fuzz.mutants`: the choice of mutants, and the score."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ir.errors import InputError
 
 
 def all_mutants() -> list[Mutant]:
-    """Return the curated mutants, and all that are made of our rules, passes and type inference."""
+    """Return the curated mutants, and those of our rules, passes and type inference."""
     found = {mutant.name: mutant for mutant in CURATED}
     for mutant in (*mutants_of_rules(RULES, shared=True), *mutants_of_passes(), *mutants_of_inference()):
         found.setdefault(mutant.name, mutant)
@@ -37,13 +37,13 @@ def choose(
     sample: int | None = None,
     seed: int = SEED,
 ) -> list[Mutant]:
-    """Return mutants, in an order of their own for each seed; all by default.
+    """Return mutants in an order that depends on the seed; all by default.
 
     Args:
-        only: texts of which a mutant's name contains one.
+        only: the name of a mutant contains one of these texts.
         classes: the classes of faults.
         rules: names of rules, also `module:Class`: mutants of these rules, no curated ones.
-        sample: how many.
+        sample: the number of mutants.
         seed: of the sample.
 
     Raises:
@@ -61,17 +61,17 @@ def choose(
     if not found:
         known = sorted({m.class_ for m in mutants})
         raise InputError("no mutant is of that name and class", remedy=f"the classes are {', '.join(known)}")
-    # by name, so that a sample stays what it is when the code around it changes
+    # by name, so that a sample does not change with other code
     return sorted(found, key=lambda mutant: random.Random(f"{seed} {mutant.name}").random())[:sample]
 
 
 def counts(result: MutantResult) -> bool:
-    """Return whether the suite should find a mutant: it is not equivalent, and does more than make a rule narrower."""
+    """Return whether the suite should find a mutant: it is not equivalent, and not just narrower."""
     return result.status != "narrower" and result.name not in EQUIVALENT
 
 
 def score_table(results: Sequence[MutantResult]) -> Table:
-    """Return the score by class; equivalent mutants and those that only make a rule narrower do not count."""
+    """Return the score by class; equivalent and narrower mutants do not count."""
     table = Table(title="mutants found")
     for column in ("class", "found", "of", "score", "examples: median", "most", "equivalent", "narrower"):
         table.add_column(column, justify="left" if column == "class" else "right")
@@ -95,7 +95,7 @@ def score_table(results: Sequence[MutantResult]) -> Table:
 def known_results(
     report: Path | None, mutants: Sequence[Mutant], max_examples: int, limit: float = LIMIT
 ) -> list[MutantResult]:
-    """Return what a report says of mutants that were found, or survived as many examples or seconds.
+    """Return the results in a report of mutants that were found, or that survived as many examples or seconds.
 
     Raises:
         InputError: when no report is named, or the file is not a report.
@@ -124,7 +124,7 @@ def _read(report: Path) -> list[MutantResult]:
 
 
 def _write(report: Path, results: Sequence[MutantResult]) -> None:
-    """Write a report in one step: what is interrupted leaves the one before."""
+    """Write a report in one step: an interruption leaves the old one."""
     written = report.with_name(report.name + ".part")
     written.write_text(json.dumps([attrs.asdict(r) for r in results], indent=1) + "\n")
     written.replace(report)
@@ -149,7 +149,7 @@ def _resumed(options: argparse.Namespace, mutants: Sequence[Mutant]) -> list[Mut
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run mutants as the command line says; return 1 where one that counts was not found."""
+    """Run the command; return 1 if a mutant that counts was not found."""
     parser = argparse.ArgumentParser(prog="python -m fuzz.mutants", description="Test the fuzz suite by faults.")
     add = parser.add_argument
     add("--rule", action="append", default=[], dest="rules", metavar="RULE", help="of this rule, also module:Class")

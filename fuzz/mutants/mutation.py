@@ -1,7 +1,7 @@
-"""A fault that is put into one function on purpose, and taken out again.
+"""Injection of a fault into one function, and its removal.
 
-The function object stays the one it is: only its code is exchanged, so that every module that imported it by name,
-every class that has it as a method and every table that holds it sees the fault.
+Only the code of the function object is replaced, so every module that imported it, every class that has it as a method
+and every table that holds it sees the fault.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _PACKAGES = ("ir", "passes", "compiler", "fuzz", "graphwright")
 
 @attrs.frozen
 class Subject:
-    """What finds a mutant: a rule or a pass held to its meaning, a round trip, inferred types, or compiled modules."""
+    """The check that should find a mutant: of a rule, a pass, the text form, inferred types, or compiled modules."""
 
     kind: str
     """`rule`, `pass`, `text`, `types` or `modules`."""
     names: tuple[str, ...] = ()
-    """The rules, one for each program; or the text of a pipeline, and a rule whose programs it is tried on."""
+    """The rules, one for each program; or the text of a pipeline, and a rule for whose programs it is tried."""
     operators: tuple[str, ...] = ()
-    """The operators that programs are made of; all where it is empty."""
+    """The operators of the programs; empty for all."""
 
     def __str__(self) -> str:
         operators = f" on {', '.join(self.operators)}" if self.operators else ""
@@ -44,11 +44,11 @@ class Subject:
 
 @attrs.frozen
 class Mutant:
-    """One fault: a piece of the source of one function (or the value of one class attribute), and what replaces it."""
+    """One fault: a piece of the source of one function (or the value of a class attribute), and its replacement."""
 
     name: str
     class_: str
-    """The class of faults that it belongs to."""
+    """Its class of faults."""
     target: str
     """`module:function`, `module:Class.method` or `module:Class.attribute`."""
     old: str
@@ -56,20 +56,20 @@ class Mutant:
     new: str
     subject: Subject
     at: int | None = None
-    """Where `old` begins in the source; None where it occurs exactly once."""
+    """Where `old` starts in the source; None if it occurs exactly once."""
 
 
 class StaleMutantError(InputError):
-    """The source that a mutant changes is not what it was."""
+    """The source of the target has changed since the mutant was written."""
 
 
 @contextmanager
 def mutated(mutant: Mutant) -> Iterator[None]:
-    """Put a mutant in place for the length of a `with` block.
+    """Apply a mutant inside the `with` block.
 
     Raises:
-        StaleMutantError: when the target is gone, `old` is not in its place there, or the result is no function of the
-            same form.
+        StaleMutantError: when the target is gone, `old` is not at its place, or the result does not compile to a
+            function of the same form.
     """
     owner, attribute, found = _find(mutant)
     forget()
@@ -113,7 +113,7 @@ def _find(mutant: Mutant) -> tuple[Any, str, Any]:
 
 
 def innermost_function(item: Any) -> FunctionType | None:
-    """Return the Python function behind an object that is one, without what wraps it."""
+    """Return the innermost Python function behind an object, without wrappers, or None."""
     function = function_of(item)
     inner = None if function is None else inspect.unwrap(function)
     return inner if isinstance(inner, FunctionType) else None
@@ -126,7 +126,7 @@ def _value(mutant: Mutant, found: Any) -> Any:
 
 
 def _changes(mutant: Mutant, function: FunctionType) -> list[tuple[FunctionType, CodeType]]:
-    """Return the functions whose code changes (the target, and closures it has made already) with their new code."""
+    """Return the functions whose code changes (the target, and closures that it made before) with their new code."""
     source = textwrap.dedent(inspect.getsource(function))
     at = source.find(mutant.old) if mutant.at is None else mutant.at
     count = source.count(mutant.old)

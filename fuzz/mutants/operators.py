@@ -1,6 +1,6 @@
 """Mutation operators: small changes of the source of one function, enumerated from its syntax tree.
 
-What has no meaning for a program is left alone: annotations, assertions, messages, names, locations.
+Annotations, assertions, messages, names and locations, which have no effect on programs, are not changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 _SILENT = frozenset({"location", "name", "names", "strict", "warn", "near"})
-"""Keywords that change no computation: dropping them changes a message, a name, or nothing."""
+"""Keywords that affect no computation: without them, a message or a name changes, or nothing."""
 _MESSAGES = frozenset({"Refusal", "Remark"})
 _TURNED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Eq: ast.NotEq,
@@ -46,11 +46,11 @@ _TORCH = {
     "channels_last": "contiguous_format",
 }
 _TYPED = frozenset({"isinstance", "getattr", "map", "zip"})
-"""What takes its arguments in no other order: it raises at once."""
+"""Functions that raise at once for another order of arguments."""
 _LABEL = 110
 
 Replacement = tuple[ast.AST, ast.AST | str, str]
-"""The node that is replaced, what replaces it, and the change in words; no words for `old -> new`."""
+"""The node to replace, its replacement, and the change in words; empty for `old -> new`."""
 
 
 @attrs.frozen
@@ -59,11 +59,11 @@ class Edit:
 
     operator: str
     at: int
-    """Where `old` begins in the source."""
+    """Where `old` starts in the source."""
     old: str
     new: str
     label: str
-    """The change in words; it does not say where in the function it is."""
+    """The change in words, without its place in the function."""
 
 
 def _conditions(node: ast.AST) -> Iterator[Replacement]:
@@ -174,11 +174,11 @@ OPERATORS: dict[str, Callable[[ast.AST], Iterator[Replacement]]] = {
     "reason": _reasons,
     "statement": _statements,
 }
-"""Name -> the changes that it makes of a node."""
+"""Name -> its changes of a node."""
 
 
 def edits(source: str) -> list[Edit]:
-    """Return all changes of a function, in the order of its source, no two with the same result.
+    """Return all changes of a function in source order, without duplicates.
 
     Args:
         source: the function, not indented.
@@ -203,7 +203,7 @@ def edits(source: str) -> list[Edit]:
 
 
 def _nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes below that compute something."""
+    """Yield the nodes below a node that compute something."""
     for name, field in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "type_comment"):
             continue
@@ -220,7 +220,7 @@ def _nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _gives_reasons(function: ast.FunctionDef) -> bool:
-    """Return whether what the function returns is why something must not be done, or None."""
+    """Return whether the function returns the reason of a refusal, or None."""
     returns = "" if function.returns is None else ast.unparse(function.returns)
     return function.name == "check" or ("str" in returns and "None" in returns)
 
@@ -234,7 +234,7 @@ def _integer(node: ast.AST) -> int | None:
 
 
 def _swapped(items: Sequence[ast.expr], fixed: int = 0) -> Iterator[tuple[list[ast.expr], str]]:
-    """Yield the items with two neighbours swapped, and these in words; the first `fixed` ones stay."""
+    """Yield the items with two neighbors swapped, and the swap in words; the first `fixed` ones stay."""
     for i in range(fixed, len(items) - 1):
         one, other = ast.unparse(items[i]), ast.unparse(items[i + 1])
         if one != other:
@@ -253,7 +253,7 @@ def _with(node: ast.AST, **fields: Any) -> ast.AST:
 
 
 def _line_starts(source: str) -> list[int]:
-    """Return where each line begins, in bytes: what the columns of a tree count in."""
+    """Return the start of each line in bytes, the unit of columns in a syntax tree."""
     starts = [0]
     for line in source.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))

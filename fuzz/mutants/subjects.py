@@ -1,4 +1,4 @@
-"""What mutants are tried on: drawn examples, each held to the properties of its subject."""
+"""The examples on which mutants are tried, each with the check of its subject."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ir.types import TensorType, type_of_tensor, types_agree
 from passes.manager.manager import PassContext
 
 Run = Callable[[], None]
-"""Holds one drawn example to its properties; can be called again."""
+"""Checks one drawn example; can be called again."""
 Draw = Callable[[st.DrawFn], Run]
 
 
@@ -46,25 +46,25 @@ def draws(subject: Subject) -> Draw:
         return draws_of_cases(subject)
     found = {"text": _draw_text, "types": _draw_types, "modules": _draw_module}.get(subject.kind)
     if found is None:
-        raise InputError(f"{subject} is no subject", remedy="write rule, pass, text, types or modules")
+        raise InputError(f"{subject} is not a subject", remedy="write rule, pass, text, types or modules")
     return found(subject)
 
 
 @attrs.frozen(eq=False, repr=False)
 class Drawn:
-    """A program that was drawn for a rule or pass, and what it is held to."""
+    """A program that was drawn for a rule or pass, and the check of both."""
 
     target: Target
     case: Case
 
     def __call__(self) -> None:
-        """Hold the target to its properties on the program."""
+        """Check the properties of the target on the program."""
         _usable(lambda: check_case(self.target.pass_, self.case, self.target.properties))
 
     def rewrites(self) -> tuple[str, int | None]:
-        """Return what the program becomes, and how many rewrites there were (of a pass: how many operations went).
+        """Return the text of the result, and the number of rewrites (of a pass: of erased operations).
 
-        Where it fails, return the error, and None.
+        If it fails, return the error, and None.
         """
         context = PassContext()
         program = self.case.build()
@@ -80,7 +80,7 @@ class Drawn:
 
 
 def draws_of_cases(subject: Subject) -> Callable[[st.DrawFn], Drawn]:
-    """Return how to draw a program for a rule or pass; of several rules, each program is for one."""
+    """Return how to draw a program for a rule or pass; with several rules, each program is for one of them."""
     whole = programs(operators=subject.operators, half=True, training=True)
     if subject.kind == "rule":
         targets = [Target.of(find_rule(name)) for name in subject.names]

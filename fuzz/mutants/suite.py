@@ -1,7 +1,7 @@
-"""The suite is tested too: faults are put into rules and machinery, one at a time, and the suite must find them.
+"""Mutation tests: faults are injected into rules and passes, one at a time, and the fuzz suite must find them.
 
-Every mutant runs in a process of its own, which draws what the mutant's subject is tried on until a property does not
-hold. What was found is tried on the unchanged code as well, which must pass.
+Every mutant runs in a process of its own, which draws examples for its subject until a property does not hold. The
+failing example is tried on the unchanged code too, which must pass.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ T = TypeVar("T")
 SEED = 20260
 LIMIT = 240.0
 _COMPARED = 300
-"""How many programs a surviving mutant of a rule is compared with the unchanged rule on."""
+"""The number of programs on which a surviving mutant of a rule is compared with the unchanged rule."""
 _GRACE = 60.0
-"""Seconds beyond the limit for what follows a search, or for one example: then it does not end."""
+"""Seconds beyond the limit for the end of a search, or for one example; after that, the mutant does not end."""
 _FIRED = 5
-"""How many rewrites of the unchanged rule show that the mutant never fires."""
+"""After so many rewrites of the unchanged rule, a mutant without any is taken never to fire."""
 
 
 @attrs.frozen
 class MutantResult:
-    """What became of one mutant."""
+    """The result of one mutant."""
 
     name: str
     class_: str
     subject: str
     status: str
-    """`found`, `survived`, `narrower` (as far as was seen, it does less, and that right), `stale`, or `unsound`: the
-    unchanged code fails on what was found as well."""
+    """`found`, `survived`, `narrower` (as far as was seen, it fires less often, and is right), `stale`, or `unsound`:
+    the unchanged code fails on the example too."""
     examples: int = 0
     seconds: float = 0.0
     property: str = ""
@@ -60,13 +60,13 @@ class _Enough(Exception):  # noqa: N818 - control flow inside this module, no er
 def run_mutant(
     mutant: Mutant, *, max_examples: int = 2000, seed: int = SEED, limit: float = float("inf")
 ) -> MutantResult:
-    """Look for a mutant in this process.
+    """Run a mutant in this process.
 
     Args:
         mutant: the mutant.
-        max_examples: how many examples to draw.
+        max_examples: the number of examples.
         seed: of the search.
-        limit: seconds of this process after which no further example is drawn.
+        limit: CPU seconds after which no more examples are drawn.
     """
     start = time.process_time()
     failed: list[Run] = []
@@ -116,7 +116,7 @@ def run_mutant(
 
 
 def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
-    """Return the status of a mutant that no property found, the property, and how it differs from the unchanged code.
+    """Return the status of a mutant that no property found, the property, and its difference from the unchanged code.
 
     A rule that never fires, or a pass that changes nothing, is an error of `assert_sound`: such a mutant is found.
     """
@@ -143,7 +143,7 @@ def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
 
 
 def _search(draw: Callable[[st.DrawFn], T], attempt: Callable[[T], None], max_examples: int, seed: int) -> None:
-    # drawn as one: of each draw of `st.data()` in a failing example, hypothesis prints the result, which takes minutes
+    # one draw: hypothesis prints each draw of `st.data()` in a failing example, which takes minutes
     test: Callable[[], None] = given(st.composite(draw)())(attempt)
     chosen = settings(
         search_settings(max_examples), phases=(Phase.generate,), report_multiple_bugs=False, print_blob=False
@@ -152,7 +152,7 @@ def _search(draw: Callable[[st.DrawFn], T], attempt: Callable[[T], None], max_ex
 
 
 def _is_control(error: Exception) -> bool:
-    """Return whether hypothesis raised it to end an example."""
+    """Return whether hypothesis raised an error to end an example."""
     return type(error).__module__.startswith("hypothesis") and type(error).__name__ in (
         "UnsatisfiedAssumption",
         "StopTest",
@@ -171,13 +171,13 @@ def run_all(
     limit: float = LIMIT,
     seed: int = SEED,
 ) -> Iterator[MutantResult]:
-    """Look for each mutant in a process of its own and yield the results as they come.
+    """Run each mutant in a process of its own, and yield the results as they come.
 
     Args:
         mutants: the mutants.
-        processes: how many run at once.
-        max_examples: how many examples to draw for each.
-        limit: seconds of its process for each; what goes on for another minute is found: it does not end.
+        processes: the number of processes at once.
+        max_examples: the number of examples for each.
+        limit: CPU seconds for each; a mutant that runs a minute longer is found: it does not end.
         seed: of the searches.
     """
     context = multiprocessing.get_context("fork")

@@ -199,12 +199,12 @@ def test_ctrl_c_is_no_success_and_loses_nothing(processes: int, tmp_path: Path) 
         (["--rules", "no.such:Rule"], "cannot be imported"),
         (["--rules", "torch:nn"], "no subclass of graphwright.Pattern"),
         (["--passes", "cannonicalize"], "no pass is named"),
-        (["--time", "5 hours"], "is no time"),
+        (["--time", "5 hours"], "is not a time"),
         (["--processes", "0"], "less than 1"),
         (["--rules", ","], "nothing is named"),
         (["--time", "0s"], "leaves no time"),
         (["--report", "no/such/folder.json"], "there is no folder"),
-        (["--state", "README.md"], "is no folder"),
+        (["--state", "README.md"], "is not a folder"),
         (["search", "case.py"], "a search takes no files"),
         (["replay", "no_such_case.py"], "there is no file"),
     ],
@@ -217,7 +217,7 @@ def test_wrong_calls(arguments: list[str], message: str, capsys: pytest.CaptureF
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "state.json").write_text("{}")
     assert main(["--rules", "NoPermute", "--state", str(tmp_path)]) == 2
-    assert "is no state of a campaign" in " ".join(capsys.readouterr().err.split())
+    assert "is not a campaign state" in " ".join(capsys.readouterr().err.split())
 
 
 def test_reasons_are_counted_without_what_is_different_each_time() -> None:
