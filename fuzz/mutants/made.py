@@ -23,7 +23,8 @@ _SHARED = ("ir.memory.", "passes.rewrite.literals", "passes.attention")
 _INFERENCE = "ir.ops.inference."
 _CONSTANTS = tuple(f"aten.{name}" for name in ("full", "zeros", "ones", "arange", "new_full", "full_like"))
 _ON_CONSTANTS = tuple(
-    f"aten.{name}" for name in ("add.Tensor", "mul.Tensor", "where.self", "permute", "reshape", "neg")
+    f"aten.{name}"
+    for name in ("add.Tensor", "mul.Tensor", "where.self", "permute", "reshape", "neg", "exp", "to.dtype")
 )
 _ON_WEIGHTS = tuple(f"aten.{name}" for name in ("linear", "permute", "reshape", "mul.Tensor", "relu"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -20,11 +20,11 @@ from fuzz.programs.budget import Budget
 from fuzz.programs.case import Case
 from fuzz.programs.definite import has_definite_gradients, is_definite
 from fuzz.programs.kinds import other_than_its_kind
+from fuzz.programs.later import Later, put_in_training, with_other_dtype, with_other_numbers
 from fuzz.programs.layouts import channels_last, is_standard, transposed
 from fuzz.programs.observation import coarsest_dtype, differences, fixes_dtypes, observe, quiet
 from fuzz.programs.retyping import untrue_type, with_types_of
 from fuzz.programs.rounding import Rounding
-from fuzz.programs.training_mode import put_in_training
 from ir.compare import programs_equal
 from ir.copying import copy_program
 from ir.errors import EvaluationError, GraphwrightError, InferenceError
@@ -36,6 +36,8 @@ from passes.manager.manager import Pass, PassContext, run_pass
 from passes.rewrite.driver import RewriteLog
 
 _COPIES_CHECKED_ONE_IN = 8
+_OTHER_WEIGHTS_ONE_IN = 4
+"""How often a changed program without weights of its own runs on other ones."""
 
 
 class Finding(AssertionError):  # noqa: N818 - a result, not a failure
@@ -94,6 +96,10 @@ class Properties:
     """Whether the changed program survives printing and parsing."""
     modes: bool = True
     """Whether all holds after `train()` too, for operations that follow the mode of their module."""
+    weights: bool = True
+    """Whether all holds for other numbers in weights too: of a checkpoint, after training, after calls that mutate."""
+    converted: bool = False
+    """Whether all holds after `.to(torch.float64)`, which literals of the code do not follow."""
     canonical: bool = False
     """Whether programs that are equal by construction get the same text, where the case says so."""
     non_finite: bool = True
@@ -148,6 +154,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             raise Finding("kind", other)
         copy = check_text(program, after) if properties.text else Case.of(program, case.inputs).build()
         _compare_with_original(pass_, case, properties, program)
+        _compare_on_later_weights(original, copy, case, properties)
         if properties.modes:
             _compare_in_training(original, copy, case, properties)
         if properties.idempotent:
@@ -228,6 +235,28 @@ def _compare_with_original(pass_: Pass, case: Case, properties: Properties, prog
         unlike = programs_equal(program, other, locations=False)
         if unlike is not None:
             raise Finding("one text", f"what is equal by construction becomes another program: {unlike}")
+
+
+def _compare_on_later_weights(original: Program, changed: Program, case: Case, properties: Properties) -> None:
+    """Raise a `Finding` if a changed program differs from the original when its weights are others."""
+    made = any(w.derivation is not None or name not in original.weights for name, w in changed.weights.items())
+    once = attrs.evolve(properties, strides=False, gradients=False)
+    if properties.weights and (made or zlib.crc32(case.program.encode()) % _OTHER_WEIGHTS_ONE_IN == 0):
+        _compare_once("other weights", once, lambda: with_other_numbers(original, changed, case))
+    if properties.converted and made:
+        _compare_once("conversion", once, lambda: with_other_dtype(original, changed, case))
+
+
+def _compare_once(property_: str, properties: Properties, later: Callable[[], Later | None]) -> None:
+    try:
+        found = later()
+        if found is not None:
+            original, changed, case = found
+            _Runs(original, case, properties).compare(changed)
+    except (Unusable, InferenceError):
+        return
+    except Finding as finding:
+        raise Finding(property_, f"{finding.property}: {finding.message}") from finding
 
 
 def _compare_in_training(original: Program, changed: Program, case: Case, properties: Properties) -> None:

@@ -160,7 +160,7 @@ class ProgramSource(Source):
         if bounds is None and (found := [v for v in self.values if v.type == type_]) and self.flag():
             return self.one_of(found)
         if all(type(size) is int for size in shape):
-            return self._weight(type_, bounds)
+            return self.weight(type_, bounds)
         if bounds is not None:
             raise Unavailable
         return self._input(type_)
@@ -190,16 +190,23 @@ class ProgramSource(Source):
         self.values.append(value)
         return value
 
-    def _weight(self, type_: TensorType, bounds: tuple[float, float] | None) -> Value:
+    def weight(self, type_: TensorType, bounds: tuple[float, float] | None, like: Weight | None = None) -> Value:
+        """Return a new weight of a type without symbols; of the kind of another one, if `like` is given."""
         number = len(self.program.weights)
         assert type_.dtype is not None
         kind = WeightKind.BUFFER
-        if bounds is None and type_.dtype.is_floating_point:
-            kind = self.one_of((WeightKind.PARAMETER, WeightKind.BUFFER, WeightKind.CONSTANT))
+        if like is not None:
+            kind, persistent, is_mutated = like.kind, like.persistent, like.is_mutated
+        else:
+            if bounds is None and type_.dtype.is_floating_point:
+                kind = self.one_of((WeightKind.PARAMETER, WeightKind.BUFFER, WeightKind.CONSTANT))
+            chance = self.integer(0, 7) if kind is WeightKind.BUFFER else 0
+            persistent, is_mutated = chance not in (5, 6), chance == 7
         data = random_tensor([int(d) for d in type_.shape or () if d is not None], type_.dtype, number, bounds)
         if len(self.scales) > 1 and bounds is None and type_.dtype.is_floating_point:
             data = data * self.one_of(self.scales)
-        weight = Weight(f"w{number}", kind, type_, data, requires_grad=kind is WeightKind.PARAMETER)
+        trains = kind is WeightKind.PARAMETER and type_.dtype.is_floating_point
+        weight = Weight(f"w{number}", kind, type_, data, trains, persistent, is_mutated)
         value = self.program.add_weight(weight)
         self.values.append(value)
         return value

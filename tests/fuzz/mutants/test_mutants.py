@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import attrs
@@ -181,7 +182,7 @@ def test_what_is_found_as_the_time_ends_is_found(monkeypatch: pytest.MonkeyPatch
             raise ValueError
 
     monkeypatch.setattr(suite, "draws", lambda _: lambda draw: draw(st.just(fails_late)))
-    monkeypatch.setattr(suite.time, "process_time", lambda: 10.0 * len(calls))
+    monkeypatch.setattr(time, "process_time", lambda: 10.0 * len(calls))
     result = run_mutant(COMPOSED, limit=5.0)
     assert (result.status, result.property, result.examples) == ("found", "ValueError", 1)
 
