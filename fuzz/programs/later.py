@@ -27,9 +27,6 @@ def with_other_numbers(original: Program, changed: Program, case: Case) -> Later
 
     A checkpoint and training give numbers to parameters and persistent buffers, and weights of the changed program are
     derived from these anew. Calls give numbers to what the program mutates, and then nothing is derived anew.
-
-    Raises:
-        EvaluationError: when a derivation fails.
     """
     kept = {name: w.data for name, w in original.weights.items() if w.data is not None}
     memory: dict[Any, torch.Tensor] = {}
@@ -39,14 +36,40 @@ def with_other_numbers(original: Program, changed: Program, case: Case) -> Later
     loaded = {name: kept[name] if original.weights[name].is_mutated else other.get(name, kept[name]) for name in kept}
 
     def later(name: str, weight: Weight) -> torch.Tensor | None:
-        if weight.derivation is not None:
-            with torch.no_grad():
-                (derived,) = evaluate(weight.derivation.program, [loaded[s] for s in weight.derivation.sources])
-            assert isinstance(derived, torch.Tensor)
-            return derived
-        return other.get(name, weight.data)
+        return other.get(name, weight.data) if weight.derivation is None else _derived(weight, loaded)
 
     return _with_weights(original, changed, attrs.evolve(case, weights={**kept, **other}), later)
+
+
+def without_data(program: Program) -> Program:
+    """Return the program of the same model on the meta device."""
+    bare = copy_program(program)
+    for weight in bare.weights.values():
+        weight.data = None if weight.data is None else weight.data.to("meta")
+    return bare
+
+
+def with_data(original: Program, changed: Program, case: Case) -> Later:
+    """Return the programs where the changed one, whose weights had no data, has got it."""
+    kept = {name: w.data for name, w in original.weights.items() if w.data is not None}
+
+    def later(name: str, weight: Weight) -> torch.Tensor | None:
+        return kept.get(name, weight.data) if weight.derivation is None else _derived(weight, kept)
+
+    return _with_weights(original, changed, case, later)
+
+
+def unlike_state(original: Program, changed: Program) -> str | None:
+    """Return how the names of weights, or what trains, differ from the original; None if they do not."""
+    names = {alias for weight in changed.weights.values() for alias in (weight.name, *weight.aliases)}
+    for weight in original.weights.values():
+        for name in (weight.name, *weight.aliases):
+            if name not in names and weight.kind is not WeightKind.CONSTANT and not weight.is_folded:
+                return f"nothing has the name {name} of a {weight.kind.value} any more"
+    for name, weight in changed.weights.items():
+        if weight.data is not None and weight.data.requires_grad and not weight.requires_grad:
+            return f"the tensor of {name} requires a gradient, and the weight does not"
+    return None
 
 
 def with_other_dtype(original: Program, changed: Program, case: Case) -> Later:
@@ -66,6 +89,14 @@ def with_other_dtype(original: Program, changed: Program, case: Case) -> Later:
     held = {name: data for name, data in weights.items() if data is not None}
     inputs = tuple(widened(list(case.inputs)))
     return _with_weights(original, changed, attrs.evolve(case, weights=held, inputs=inputs), later)
+
+
+def _derived(weight: Weight, sources: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    assert weight.derivation is not None
+    with torch.no_grad():
+        (derived,) = evaluate(weight.derivation.program, [sources[name] for name in weight.derivation.sources])
+    assert isinstance(derived, torch.Tensor)
+    return derived
 
 
 def _gets_numbers(weight: Weight) -> bool:

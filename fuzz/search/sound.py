@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky, FlakyStrategyDefinition, Unsatisfiable
 
 from fuzz.modules.case import ModuleCase, forget_loaded
-from fuzz.programs.case import Case
-from fuzz.programs.check import Finding, Outcome, Properties, Unusable
+from fuzz.programs.case import Case, Outcome
+from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.programs.erasure import with_erased_types
 from fuzz.programs.strategy import input_tensors, programs
 from fuzz.rules.instances import Instance, expanded_pattern, instances
