@@ -381,4 +381,7 @@ def softmax(source: Source, opdef: OpDef) -> Arguments:
 def dropout(source: Source, opdef: OpDef) -> Arguments:
     """In training if the source allows it, and outside, where it is the identity."""
     training = source.training and source.integer(0, 3) < 3
-    return [source.tensor(), source.one_of((0.5, 0.5, 0.0, 1.0)), training], {"follows_mode": source.flag()}
+    # in training, what drops channels asks for them
+    rank = 2 if training and "feature" in opdef.name else 0
+    probability = source.one_of((0.5, 0.5, 0.0, 1.0))
+    return [source.tensor(min_rank=rank), probability, training], {"follows_mode": source.flag()}

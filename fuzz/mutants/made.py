@@ -24,8 +24,10 @@ _SHARED = ("ir.memory.", "passes.rewrite.literals", "passes.attention")
 _INFERENCE = "ir.ops.inference."
 _CONSTANTS = tuple(f"aten.{name}" for name in ("full", "zeros", "ones", "arange", "new_full", "full_like"))
 _ON_CONSTANTS = tuple(
-    f"aten.{name}" for name in ("add.Tensor", "mul.Tensor", "where.self", "permute", "reshape", "neg")
+    f"aten.{name}"
+    for name in ("add.Tensor", "mul.Tensor", "where.self", "permute", "reshape", "neg", "exp", "to.dtype")
 )
+_CLEANUP = "eliminate-common-subexpressions,eliminate-dead-code"
 _ON_WEIGHTS = tuple(f"aten.{name}" for name in ("linear", "permute", "reshape", "mul.Tensor", "relu"))
 
 
@@ -43,13 +45,17 @@ class _Machinery:
 _MACHINERY = (
     _Machinery(
         "passes.cleanup.cse:EliminateCommonSubexpressions.run",
-        ("passes.cleanup.cse", "passes.rewrite.effects"),
+        ("passes.cleanup.cse",),
         Subject("pass", ("eliminate-common-subexpressions",)),
     ),
     _Machinery(
         "passes.cleanup.dce:EliminateDeadCode.run",
-        ("passes.cleanup.dce", "passes.rewrite.effects"),
+        ("passes.cleanup.dce",),
         Subject("pass", ("eliminate-dead-code",)),
+    ),
+    *(
+        _Machinery(f"passes.rewrite.effects:{start}", ("passes.rewrite.effects",), Subject("pass", (_CLEANUP,)))
+        for start in ("is_mergeable", "is_removable", "reads_written")
     ),
     _Machinery(
         "passes.fold.constants:FoldConstants.run",

@@ -84,9 +84,11 @@ def run_mutant(
 
             def attempt(run: Run) -> None:
                 nonlocal count
-                if time.process_time() - start > limit:
-                    raise _Enough
-                count += 0 if failed else 1
+                # what failed is tried again at the end: it is found, however late it is
+                if not failed:
+                    if time.process_time() - start > limit:
+                        raise _Enough
+                    count += 1
                 try:
                     run()
                 except Exception as raised:

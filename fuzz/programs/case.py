@@ -1,16 +1,20 @@
-"""A case: a program in its text form, with weights and inputs. It can be run, saved and written as a script."""
+"""A case: a program in its text form, with weights and inputs; it can be run, saved, written as a script."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 import torch
+from torch.utils import _pytree as pytree
 
+from compiler.usercode.difference import tensor_difference
+from ir.core import Graph
 from ir.errors import InputError
-from ir.program import Program
+from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
 from ir.types import TensorType, Type
@@ -104,6 +108,50 @@ class Case:
     weights={{
 {weights}    }},
 {original})'''
+
+
+@attrs.frozen
+class Outcome:
+    """The effects of a pass on a program or a module."""
+
+    fired: Counter[str]
+    """Rule -> number of rewrites."""
+    refused: Counter[tuple[str, str]]
+    """(rule, reason) -> number of refused matches."""
+    variants: Counter[tuple[str, int]]
+    """(rule, alternative of its pattern) -> number of rewrites."""
+    changed: bool
+    """Whether the program changed."""
+    operators: tuple[str, ...] = ()
+    """The operators of a module's programs; empty for a program."""
+    fates: Counter[tuple[str, str]] = attrs.field(factory=Counter)
+    """(kind, fate) of a module -> number of captures; see `fuzz.modules.check`."""
+
+
+class Kept:
+    """Copies of the inputs and weights of a case, which neither passes nor runs may mutate."""
+
+    def __init__(self, case: Case) -> None:
+        given = {**{f"input {i}": x for i, x in enumerate(case.inputs)}, **case.weights}
+        self.tensors = [(name, x, x.clone()) for name, x in given.items() if isinstance(x, torch.Tensor)]
+
+    def mutated(self) -> str | None:
+        """Return the name of a tensor that has changed, or None."""
+        for name, tensor, copy in self.tensors:
+            if not torch.equal(tensor, copy) and tensor_difference(copy, tensor, exact=True) is not None:
+                return name
+        return None
+
+
+def positional_convention(graph: Graph) -> CallingConvention:
+    """Return the convention of a function of the graph's inputs, one by one, that returns its outputs."""
+    count = len(graph.outputs)
+    return CallingConvention(
+        None,
+        None if count == 1 else pytree.tree_structure(tuple(range(count))),
+        inputs=tuple(InputLeaf(v.name, i) for i, v in enumerate(graph.inputs)),
+        outputs=tuple(OutputLeaf(i) for i in range(count)),
+    )
 
 
 def literal(item: Any) -> str:

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import attrs
-import torch
 
 from compiler.equality.observation import Look, Observation
-from compiler.usercode.difference import tensor_difference
 from compiler.usercode.tensors import storage_of
 from fuzz.calls.kernels import ends_the_process
 from fuzz.programs.budget import Budget
-from fuzz.programs.case import Case
+from fuzz.programs.case import Case, Kept, Outcome
 from fuzz.programs.definite import has_definite_gradients, is_definite
 from fuzz.programs.kinds import other_than_its_kind
+from fuzz.programs.later import (
+    Later,
+    put_in_training,
+    unlike_state,
+    with_data,
+    with_other_dtype,
+    with_other_numbers,
+    without_data,
+)
 from fuzz.programs.layouts import channels_last, is_standard, transposed
 from fuzz.programs.observation import coarsest_dtype, differences, fixes_dtypes, observe, quiet
 from fuzz.programs.retyping import untrue_type, with_types_of
 from fuzz.programs.rounding import Rounding
-from fuzz.programs.training_mode import put_in_training
 from ir.compare import programs_equal
 from ir.copying import copy_program
 from ir.errors import EvaluationError, GraphwrightError, InferenceError
@@ -36,6 +42,9 @@ from passes.manager.manager import Pass, PassContext, run_pass
 from passes.rewrite.driver import RewriteLog
 
 _COPIES_CHECKED_ONE_IN = 8
+_OTHER_WEIGHTS_ONE_IN = 4
+"""How often a changed program without weights of its own runs on other ones."""
+_WITHOUT_DATA_ONE_IN = 8
 
 
 class Finding(AssertionError):  # noqa: N818 - a result, not a failure
@@ -59,24 +68,6 @@ class Unusable(Exception):  # noqa: N818 - control flow: nothing is wrong with t
 
 
 @attrs.frozen
-class Outcome:
-    """The effects of a pass on a program or a module."""
-
-    fired: Counter[str]
-    """Rule -> number of rewrites."""
-    refused: Counter[tuple[str, str]]
-    """(rule, reason) -> number of refused matches."""
-    variants: Counter[tuple[str, int]]
-    """(rule, alternative of its pattern) -> number of rewrites."""
-    changed: bool
-    """Whether the program changed."""
-    operators: tuple[str, ...] = ()
-    """The operators of a module's programs; empty for a program."""
-    fates: Counter[tuple[str, str]] = attrs.field(factory=Counter)
-    """(kind, fate) of a module -> number of captures; see `fuzz.modules.check`."""
-
-
-@attrs.frozen
 class Properties:
     """The properties to check."""
 
@@ -94,6 +85,10 @@ class Properties:
     """Whether the changed program survives printing and parsing."""
     modes: bool = True
     """Whether all holds after `train()` too, for operations that follow the mode of their module."""
+    weights: bool = True
+    """Whether all holds for other numbers in weights too: of a checkpoint, after training, after calls that mutate."""
+    converted: bool = False
+    """Whether all holds after `.to(torch.float64)`, which literals of the code do not follow."""
     canonical: bool = False
     """Whether programs that are equal by construction get the same text, where the case says so."""
     non_finite: bool = True
@@ -118,19 +113,24 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             raise Unusable
     except InferenceError as error:
         raise Unusable from error
-    original = copy_program(program)
+    original, revision = copy_program(program), program.graph.revision
     context = PassContext()
-    kept = _Kept(case)
+    kept = Kept(case)
     with quiet():
         try:
             _apply(pass_, program, context)
             after = print_program(program)
             outcome = outcome_of(context.log, after != text)
-            kept.compare("the pass")
+            _demand_kept(kept, "the pass")
             if not outcome.changed:
                 _compare_with_original(pass_, case, properties, program)
                 return outcome
+            if program.graph.revision == revision:
+                raise Finding("revision", "the program changed, and its revision says that it did not")
             _hold("verifier", lambda: verify(program))
+            state = unlike_state(original, program)
+            if state is not None:
+                raise Finding("state", state)
             typed = _with_true_types(program, case.inputs)
         except Finding:
             _demand_that_it_runs(case)
@@ -142,12 +142,13 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         try:
             runs.compare(program)
         finally:
-            kept.compare("a run")  # a mutation explains other findings
+            _demand_kept(kept, "a run")  # a mutation explains other findings
         other = other_than_its_kind(program, typed)
         if other is not None:
             raise Finding("kind", other)
         copy = check_text(program, after) if properties.text else Case.of(program, case.inputs).build()
         _compare_with_original(pass_, case, properties, program)
+        _compare_on_later_weights(pass_, original, copy, case, properties)
         if properties.modes:
             _compare_in_training(original, copy, case, properties)
         if properties.idempotent:
@@ -155,6 +156,12 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             if print_program(program) != after:
                 raise Finding("idempotence", "a second application changes the program again")
     return outcome
+
+
+def _demand_kept(kept: Kept, who: str) -> None:
+    name = kept.mutated()
+    if name is not None:
+        raise Finding("inputs and weights stay", f"{who} wrote to {name}")
 
 
 def _with_true_types(program: Program, inputs: Sequence[Any]) -> Program:
@@ -230,6 +237,38 @@ def _compare_with_original(pass_: Pass, case: Case, properties: Properties, prog
             raise Finding("one text", f"what is equal by construction becomes another program: {unlike}")
 
 
+def _compare_on_later_weights(
+    pass_: Pass, original: Program, changed: Program, case: Case, properties: Properties
+) -> None:
+    """Raise a `Finding` if a changed program differs from the original when its weights are others."""
+    made = any(w.derivation is not None or name not in original.weights for name, w in changed.weights.items())
+    once = attrs.evolve(properties, strides=False, gradients=False)
+    number = zlib.crc32(case.program.encode())
+    if properties.weights and (made or number % _OTHER_WEIGHTS_ONE_IN == 0):
+        _compare_later("other weights", once, lambda: with_other_numbers(original, changed, case))
+    if properties.weights and number % _WITHOUT_DATA_ONE_IN == 1 and original.weights:
+        bare = without_data(original)
+        _apply(pass_, bare, PassContext())
+        _compare_later("weights without data", once, lambda: with_data(original, bare, case))
+    if properties.converted and made:
+        # two buffers that share storage do not share it any more
+        _compare_later(
+            "conversion", attrs.evolve(once, sharing=False), lambda: with_other_dtype(original, changed, case)
+        )
+
+
+def _compare_later(property_: str, properties: Properties, later: Callable[[], Later | None]) -> None:
+    try:
+        found = later()
+        if found is not None:
+            original, changed, case = found
+            _Runs(original, case, properties).compare(changed)
+    except (Unusable, InferenceError):
+        return
+    except Finding as finding:
+        raise Finding(property_, f"{finding.property}: {finding.message}") from finding
+
+
 def _compare_in_training(original: Program, changed: Program, case: Case, properties: Properties) -> None:
     """Raise a `Finding` if a changed program differs from the original after a call of `train()`.
 
@@ -245,20 +284,6 @@ def _compare_in_training(original: Program, changed: Program, case: Case, proper
         return  # batch norm refuses a single value per channel
     except Finding as finding:
         raise Finding("training mode", f"{finding.property}: {finding.message}") from finding
-
-
-class _Kept:
-    """Copies of the inputs and weights of a case, which neither passes nor runs may mutate."""
-
-    def __init__(self, case: Case) -> None:
-        given = {**{f"input {i}": x for i, x in enumerate(case.inputs)}, **case.weights}
-        self.tensors = [(name, x, x.clone()) for name, x in given.items() if isinstance(x, torch.Tensor)]
-
-    def compare(self, who: str) -> None:
-        """Raise a `Finding` if a tensor has changed."""
-        for name, tensor, copy in self.tensors:
-            if not torch.equal(tensor, copy) and tensor_difference(copy, tensor, exact=True) is not None:
-                raise Finding("inputs and weights stay", f"{who} wrote to {name}")
 
 
 class _Runs:

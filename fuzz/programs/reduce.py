@@ -13,9 +13,8 @@ import attrs
 import torch
 
 from compiler.equality.observation import seeded
-from fuzz.programs.case import Case
+from fuzz.programs.case import Case, positional_convention
 from fuzz.programs.check import Finding
-from fuzz.programs.strategy import positional_convention
 from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
 from ir.errors import GraphwrightError

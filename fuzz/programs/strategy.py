@@ -9,11 +9,11 @@ from typing import Any
 import sympy
 import torch
 from hypothesis import strategies as st
-from torch.utils import _pytree as pytree
 
 from fuzz.calls.generators import GENERATORS, generate_call
 from fuzz.calls.source import Source, Unavailable, Wanted, integers
 from fuzz.calls.types import SYMBOLS, shapes
+from fuzz.programs.case import positional_convention
 from ir.attributes import map_leaves
 from ir.builder import Builder, bind_arguments, infer_types
 from ir.core import Graph, Operation, Value
@@ -21,7 +21,7 @@ from ir.errors import InferenceError, InputError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.memory.aliasing import demands_strides
 from ir.opdef import get_opdef
-from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program, SymbolRange, Weight, WeightKind, weight_of
+from ir.program import CallingConvention, Program, SymbolRange, Weight, WeightKind, weight_of
 from ir.spelling import did_you_mean
 from ir.types import Dim, TensorType, simplify_dim, symbols_of
 
@@ -87,6 +87,10 @@ class ProgramSource(Source):
         self.program = Program("fuzzed", self.graph, CallingConvention(None, None))
         self.values: list[Value] = []
         self.contiguous = False
+        self.constants: set[Value] = set()
+        """The values that depend on constants alone."""
+        self.folds = False
+        """Whether only constants are taken, where there are any."""
 
     def wanted(self, wanted: Wanted) -> Value:
         """Return a value of the program, recent ones more often than old ones, or a new input."""
@@ -98,6 +102,8 @@ class ProgramSource(Source):
             and wanted.fits(v.tensor_type)
             and (not self.contiguous or _is_contiguous(v))
         ]
+        if self.folds:
+            found = [v for v in found if v in self.constants] or found
         # recent values more often than old ones, so that there are chains; a new input now and then (one draw makes
         # what is distributed as the smaller one of two)
         square = len(found) ** 2
@@ -117,9 +123,9 @@ class ProgramSource(Source):
             dtype = self.usual if dtype is None or dtype.is_floating_point else torch.int64
         type_ = TensorType(tuple(shape), dtype)
         if bounds is None and (found := [v for v in self.values if v.type == type_]) and self.flag():
-            return self.one_of(found)
+            return self.one_of([v for v in found if v in self.constants] or found if self.folds else found)
         if all(type(size) is int for size in shape):
-            return self._weight(type_, bounds)
+            return self.weight(type_, bounds)
         if bounds is not None:
             raise Unavailable
         return self._input(type_)
@@ -143,24 +149,36 @@ class ProgramSource(Source):
     def add(self, op: Operation) -> None:
         """Let the tensors that an operation gives be taken."""
         self.values += [result for result in op.results if type(result.type) is TensorType]
+        if all(v in self.constants for v in op.operand_values) or op.opdef.facts.fill is not None:
+            self.constants |= set(op.results)
 
     def _input(self, type_: TensorType) -> Value:
         value = self.graph.add_input(type_, f"x{len(self.graph.inputs)}")
         self.values.append(value)
         return value
 
-    def _weight(self, type_: TensorType, bounds: tuple[float, float] | None) -> Value:
+    def weight(self, type_: TensorType, bounds: tuple[float, float] | None, like: Weight | None = None) -> Value:
+        """Return a new weight of a type without symbols; of the kind of another one, if `like` is given."""
         number = len(self.program.weights)
         assert type_.dtype is not None
-        kind = WeightKind.BUFFER
-        if bounds is None and type_.dtype.is_floating_point:
+        kind, chance = WeightKind.BUFFER if like is None else like.kind, 0
+        if like is None and bounds is None and type_.dtype.is_floating_point:
             kind = self.one_of((WeightKind.PARAMETER, WeightKind.BUFFER, WeightKind.CONSTANT))
+        if like is None and kind is not WeightKind.CONSTANT:
+            chance = self.integer(0, 7)
         data = random_tensor([int(d) for d in type_.shape or () if d is not None], type_.dtype, number, bounds)
         if len(self.scales) > 1 and bounds is None and type_.dtype.is_floating_point:
             data = data * self.one_of(self.scales)
-        weight = Weight(f"w{number}", kind, type_, data, requires_grad=kind is WeightKind.PARAMETER)
+        trains = kind is WeightKind.PARAMETER and type_.dtype.is_floating_point
+        weight = Weight(f"w{number}", kind, type_, data, trains, aliases=(f"tied{number}",) if chance == 4 else ())
+        if like is not None:
+            weight.persistent, weight.is_mutated = like.persistent, like.is_mutated
+        elif kind is WeightKind.BUFFER:
+            weight.persistent, weight.is_mutated = chance not in (5, 6), chance == 7
         value = self.program.add_weight(weight)
         self.values.append(value)
+        if kind is WeightKind.CONSTANT or not weight.persistent:
+            self.constants.add(value)
         return value
 
 
@@ -226,14 +244,16 @@ def programs(
             break
         earlier = [op for op in source.graph.operations() if op.segments is None and op.operands]
         if earlier and source.integer(0, 7) == 7:
-            # what draws or writes in training above all: it may not be done once for twice
+            # what draws or writes in training above all, it may not be done once for twice; also what gives several
             trained = [op for op in earlier if op.in_training]
-            _repeat_operation(source, builder, source.one_of(trained if trained and source.integer(0, 3) else earlier))
+            found = trained if source.integer(0, 3) else [op for op in earlier if len(op.results) > 1]
+            _repeat_operation(source, builder, source.one_of(found or earlier))
             continue
         name = source.one_of(operators or _choices(source, earlier[-1].name if earlier else ""))
         builder.location = UNKNOWN_LOCATION
         if source.flag():
             builder.location = Location(f"layer{number}", "torch.nn.modules.module.Module", "model.py", number + 1)
+        source.folds = bool(source.constants) and source.integer(0, 7) > 5
         _add_operation(source, builder, name)
     finish_program(source)
     return source.program
@@ -358,17 +378,6 @@ def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None
         returned.append(source.one_of(source.values[-4:] if source.flag() else source.values))
     graph.set_outputs(returned)
     program.convention = positional_convention(graph)
-
-
-def positional_convention(graph: Graph) -> CallingConvention:
-    """Return the convention of a function of the graph's inputs, one by one, that returns its outputs."""
-    count = len(graph.outputs)
-    return CallingConvention(
-        None,
-        None if count == 1 else pytree.tree_structure(tuple(range(count))),
-        inputs=tuple(InputLeaf(v.name, i) for i, v in enumerate(graph.inputs)),
-        outputs=tuple(OutputLeaf(i) for i in range(count)),
-    )
 
 
 @st.composite

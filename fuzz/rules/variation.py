@@ -145,9 +145,11 @@ class Variation:
         return self._behind(made) if kind == 5 and self._seldom() else made
 
     def _weight(self, weight: Weight) -> Value:
-        """Return a weight, or another value of its type."""
-        type_ = self._retyped(weight.type)
-        return self.source.make(type_.shape or (), type_.dtype, bounds=bounds_of(weight.value))
+        """Return a weight like that of the example, another one, or another value of its type."""
+        source, type_, bounds = self.source, self._retyped(weight.type), bounds_of(weight.value)
+        if source.flag() and type_.dtype in source.dtypes:
+            return source.weight(type_, bounds, weight)
+        return source.make(type_.shape or (), type_.dtype, bounds=bounds)
 
     # ---- operations ----
 

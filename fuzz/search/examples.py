@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fuzz.programs.case import Case
+from fuzz.programs.case import Case, positional_convention
 from fuzz.programs.check import Finding, Properties
-from fuzz.programs.strategy import positional_convention, random_tensor
+from fuzz.programs.strategy import random_tensor
 from fuzz.rules.rule_pass import ApplyRules
 from fuzz.rules.variation import bounds_of
 from fuzz.search.counterexample import UnsoundError, explain

@@ -11,8 +11,8 @@ from compiler.pipeline import STANDARD_PASSES
 from compiler.targets import STANDARD_PATTERNS
 from fuzz.modules.case import ModuleCase
 from fuzz.modules.check import check_module, lowered_and_changed
-from fuzz.programs.case import Case
-from fuzz.programs.check import Finding, Outcome, Properties, check_case
+from fuzz.programs.case import Case, Outcome
+from fuzz.programs.check import Finding, Properties, check_case
 from fuzz.programs.observation import quiet
 from fuzz.rules.names import name_of_rule
 from fuzz.rules.orders import InOrder

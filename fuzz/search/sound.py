@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky, FlakyStrategyDefinition, Unsatisfiable
 
 from fuzz.modules.case import ModuleCase, forget_loaded
-from fuzz.programs.case import Case
-from fuzz.programs.check import Finding, Outcome, Properties, Unusable
+from fuzz.programs.case import Case, Outcome
+from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.programs.erasure import with_erased_types
 from fuzz.programs.strategy import input_tensors, programs
 from fuzz.rules.instances import Instance, expanded_pattern, instances
@@ -35,6 +35,7 @@ from passes.canonicalize import Canonicalize
 from passes.canonicalize.identity import INFERENCE_RULES
 from passes.canonicalize.respelled import respelled_operators, spelled_otherwise
 from passes.fold.batch_norm import FoldBatchNorm, FoldBatchNormPattern
+from passes.fold.constants import FoldConstants
 from passes.manager.manager import Pass
 from passes.rewrite.pattern import Pattern, instantiate, missing_method
 from passes.rewrite.remarks import GraphwrightWarning
@@ -71,8 +72,11 @@ class Target:
         if isinstance(subject, Pass):
             # the strict properties are known to hold for this pass only
             exact = isinstance(subject, Canonicalize) and not subject.inference
+            folds = isinstance(subject, FoldConstants)
             modes = not _is_for_inference(subject)
-            chosen = properties or Properties(exact=exact, idempotent=exact, canonical=exact, modes=modes)
+            chosen = properties or Properties(
+                exact=exact or folds, idempotent=exact, canonical=exact, modes=modes, converted=folds
+            )
             return cls(str(subject), subject, (), chosen)
         if isinstance(subject, type) and issubclass(subject, Pass):
             raise InputError(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from fuzz.programs.check import Outcome
+from fuzz.programs.case import Outcome
 
 
 @attrs.define(eq=False)

@@ -135,6 +135,11 @@ class NoCopy(Identity):
 
     examples = (
         _COPIED,
+        _COPIED.changed(
+            ("%copy =", "%part = aten.slice.Tensor(%y) {dim=1, start=0, end=1} %copy ="),
+            ("clone(%y)", "clone(%part) {memory_format=torch.preserve_format}"),
+            refused="gaps or overlaps",
+        ),
         _COPIED.changed(("%copy =", "%part = aten.permute(%y) {dims=[1, 0]} %copy ="), ("clone(%y)", "clone(%part)")),
         Example(
             """
@@ -226,6 +231,12 @@ class NoExpand(Identity):
 
 class NoPad(Identity):
     """pad(x, zeros) = repeat(x, ones) = x, where the copy is unobservable"""
+
+    examples = (
+        _COPIED.changed(("clone(%y)", "constant_pad_nd(%y) {pad=[0, 0]}")),
+        _COPIED.changed(("clone(%y)", "repeat(%y) {repeats=[1, 1]}")),
+        _COPIED.changed(("clone(%y)", "repeat(%y) {repeats=[1, 2]}"), refused="something is added"),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

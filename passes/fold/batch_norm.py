@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any, ClassVar
 
 import attrs
@@ -57,6 +58,7 @@ class FoldBatchNormPattern(Pattern):
         _CONVOLUTION,
         _CONVOLUTION.changed(("f32", "f16")),
         _LINEAR,
+        _CONVOLUTION.changed(("%mean : f32[o]", "%mean : f32[o] mutated"), refused="is mutated by the model"),
     )
 
     @override
@@ -169,12 +171,16 @@ class FoldBatchNorm(Pass):
     @override
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the rule everywhere, then compute the new weights where there is data."""
+        before = set(program.graph.operations())
         run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True)
-        _materialize(program, context.log)
+        _materialize(program, context.log, before)
 
 
-def _materialize(program: Program, log: RewriteLog) -> None:
-    """Evaluate the operations on weights that the rule inserted, and make weights of their results."""
+def _materialize(program: Program, log: RewriteLog, before: Set[Operation]) -> None:
+    """Evaluate the operations on weights that the rule inserted, and make weights of their results.
+
+    The operations that were there `before` are the user's.
+    """
     rewriter = Rewriter(program)
     for op in list(program.graph.operations()):
         if not (op.opdef.has(Trait.CONV) or op.name == "aten.linear"):
@@ -185,7 +191,7 @@ def _materialize(program: Program, log: RewriteLog) -> None:
         base = source.name.removesuffix("weight")
         for index, suffix in ((1, "weight"), (2, "bias")):
             value = op.operands[index]
-            if value is None or value.defining_op is None:
+            if value is None or value.defining_op is None or value.defining_op in before:
                 continue
             data, derivation = _evaluate(value)
             if data is None:

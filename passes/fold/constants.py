@@ -51,9 +51,10 @@ class FoldConstants(Pass):
         if not _anything_to_fold(program):
             return
         known: dict[Value, _Constant] = {}
+        followers: dict[Value, bool | None] = {}
         folded: list[Operation] = []
         for op in program.graph.operations():
-            constants = _fold(op, known)
+            constants = _fold(op, known, followers)
             if constants is not None:
                 known.update(zip(op.results, constants, strict=True))
                 folded.append(op)
@@ -98,7 +99,7 @@ def _constant_of(value: Value, known: dict[Value, _Constant]) -> _Constant | Non
     return _Constant(data, weight.kind is WeightKind.BUFFER and data.dtype.is_floating_point)
 
 
-def _fold(op: Operation, known: dict[Value, _Constant]) -> list[_Constant] | None:
+def _fold(op: Operation, known: dict[Value, _Constant], followers: dict[Value, bool | None]) -> list[_Constant] | None:
     """Return the results of an operation on constants; None where it must not be folded."""
     facts = op.opdef.facts
     # of what is made like an operand, only its dtype, device and shape matter
@@ -117,7 +118,7 @@ def _fold(op: Operation, known: dict[Value, _Constant]) -> list[_Constant] | Non
     if not may_alias_operands(op.opdef) and any(map(_is_own, op.results)):
         return None  # each call returns a tensor of its own
     if fill is not None:
-        return _filled(op, fill)
+        return _filled(op, fill, known, followers)
     follows = any(c is not None and c.follows for c in operands)
     tensors = [None if c is None else c.tensor for c in operands]
     results = _evaluate(op, tensors)
@@ -127,11 +128,13 @@ def _fold(op: Operation, known: dict[Value, _Constant]) -> list[_Constant] | Non
     for value, made in zip(op.results, results, strict=True):
         if made.untyped_storage().data_ptr() not in given and _is_own(value):
             return None  # the operator may return its operand, and did not
-    if follows and not op.opdef.has(Trait.LAYOUT):
-        wide = _evaluate(op, [None if c is None else c.tensor.double() if c.follows else c.tensor for c in operands])
-        if wide is None or not all(map(_same_numbers, results, wide)):
-            return None
-    return [_Constant(t, follows and t.dtype.is_floating_point) for t in results]
+    if not follows or op.opdef.has(Trait.LAYOUT):
+        return [_Constant(t, follows and t.dtype.is_floating_point) for t in results]
+    wide = _evaluate(op, [None if c is None else c.tensor.double() if c.follows else c.tensor for c in operands])
+    if wide is None or not all(map(_same_numbers, results, wide)):
+        return None
+    # a cast may end it, and so may a literal that decides the dtype
+    return [_Constant(t, w.dtype is torch.float64) for t, w in zip(results, wide, strict=True)]
 
 
 def _is_literal(op: Operation) -> bool:
@@ -157,7 +160,9 @@ def _is_small(op: Operation, operands: Sequence[_Constant | None]) -> bool:
     return size <= max(_MAX_BYTES, given)
 
 
-def _filled(op: Operation, fill: float | str) -> list[_Constant] | None:
+def _filled(
+    op: Operation, fill: float | str, known: dict[Value, _Constant], followers: dict[Value, bool | None]
+) -> list[_Constant] | None:
     type_ = op.result.tensor_type
     value = op.attributes[fill] if isinstance(fill, str) else fill
     if type_.dtype is None or type_.device is None or type_.device.type == "meta":
@@ -167,11 +172,52 @@ def _filled(op: Operation, fill: float | str) -> list[_Constant] | None:
     if op.name.endswith("_like") and reaches_output(op.result):
         return None  # it has the strides of its operand, which are observable in an output
     shape = [int(d) for d in type_.shape or () if type(d) is int]
-    follows = op.attributes.get("dtype") is None and type_.dtype.is_floating_point
+    follows = False
+    if op.attributes.get("dtype") is None and type_.dtype.is_floating_point and op.operands[0] is not None:
+        known_to = _follows(op.operands[0], known, followers)
+        if known_to is None:
+            return None
+        follows = known_to
     tensor = torch.full(shape, value, dtype=type_.dtype, device=type_.device)
     if follows and not bool((tensor.double() == value).all()):
         return None
     return [_Constant(tensor, follows)]
+
+
+def _follows(value: Value, known: dict[Value, _Constant], followers: dict[Value, bool | None]) -> bool | None:
+    """Return whether a float follows `.to(dtype)` of the module, as inputs do; None where that is not known.
+
+    `followers` has the answers so far.
+    """
+    stack = [value]
+    while stack:
+        current = stack[-1]
+        op, constant = current.defining_op, _constant_of(current, known)
+        if constant is not None or op is None:
+            weight = weight_of(current)
+            is_literal = weight is not None and weight.kind is WeightKind.CONSTANT
+            followers[current] = not is_literal if constant is None else constant.follows
+        elif op.opdef.facts.creates or any(map(_is_float, op.attributes.values())):
+            followers[current] = False
+        else:
+            sources = [v for v in op.operand_values if _may_be_float(v)]
+            pending = [v for v in sources if v not in followers]
+            if pending:
+                stack += pending
+                continue
+            answers = {followers[v] for v in sources}
+            # of two that differ, promotion takes one
+            followers[current] = None if len(answers) > 1 else answers.pop() if answers else False
+        stack.pop()
+    return followers[value]
+
+
+def _may_be_float(value: Value) -> bool:
+    return type(value.type) is TensorType and (value.type.dtype is None or value.type.dtype.is_floating_point)
+
+
+def _is_float(attribute: Any) -> bool:
+    return isinstance(attribute, torch.dtype) and attribute.is_floating_point
 
 
 def _evaluate(op: Operation, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor] | None:

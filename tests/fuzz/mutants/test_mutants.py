@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import attrs
 import pytest
+from hypothesis import strategies as st
 
 from fuzz.mutants import suite
 from fuzz.mutants.curated import CURATED
@@ -169,6 +171,20 @@ def test_what_does_not_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_search_ends_in_time() -> None:
     result = run_mutant(attrs.evolve(COMPOSED, new=COMPOSED.old), max_examples=10**6, limit=0.5)
     assert (result.status, result.examples < 1000) == ("survived", True)
+
+
+def test_what_is_found_as_the_time_ends_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def fails_late() -> None:
+        calls.append(1)
+        if len(calls) < 3:  # hypothesis tries it twice; then the unchanged code is tried
+            raise ValueError
+
+    monkeypatch.setattr(suite, "draws", lambda _: lambda draw: draw(st.just(fails_late)))
+    monkeypatch.setattr(time, "process_time", lambda: 10.0 * len(calls))
+    result = run_mutant(COMPOSED, limit=5.0)
+    assert (result.status, result.property, result.examples) == ("found", "ValueError", 1)
 
 
 def test_equivalent_and_narrower_mutants_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
