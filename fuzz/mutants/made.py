@@ -18,7 +18,7 @@ from fuzz.mutants.operators import edits
 from ir.opdef import get_opdef
 from passes.rewrite.pattern import Pattern
 
-_SHARED = ("ir.memory.", "passes.rewrite.literals", "passes.attention")
+_SHARED = ("ir.memory.", "passes.attention")
 """What rules of all folders ask: its faults are faults of the rules that ask."""
 _INFERENCE = "ir.ops.inference."
 _CONSTANTS = tuple(f"aten.{name}" for name in ("full", "zeros", "ones", "arange", "new_full", "full_like"))
@@ -30,7 +30,7 @@ _ON_WEIGHTS = tuple(f"aten.{name}" for name in ("linear", "permute", "reshape", 
 
 @attrs.frozen
 class _Machinery:
-    """A pass that is no rule."""
+    """A pass that is no rule, or what the matcher asks."""
 
     start: str
     """Where its code begins."""
@@ -65,6 +65,11 @@ _MACHINERY = (
         ("passes.fold.weights",),
         Subject("pass", ("canonicalize{fold_parameter_views=true}",), _ON_WEIGHTS),
     ),
+    _Machinery(
+        "passes.rewrite.literals:has_value",
+        ("passes.rewrite.literals",),
+        Subject("rule", ("fuzz.mutants.literals:WriteLiterals", "WriteOneForm")),
+    ),
 )
 
 
@@ -87,7 +92,7 @@ def mutants_of_rules(rules: Mapping[str, type[Pattern]], *, shared: bool = False
 
 
 def mutants_of_passes() -> list[Mutant]:
-    """Return the mutants of passes that are no rules."""
+    """Return the mutants of passes that are no rules, and of what literals of patterns mean."""
     found: dict[str, Mutant] = {}
     for pass_ in _MACHINERY:
         for target in _reached([_resolved(pass_.start)], pass_.homes):
