@@ -228,7 +228,7 @@ def unbind(source: Source, opdef: OpDef) -> Arguments:
 
 
 def cat(source: Source, opdef: OpDef) -> Arguments:
-    """Other tensors of the same rank, the same tensor twice."""
+    """Other tensors of the same rank, the same tensor twice; an empty vector, which goes with any rank."""
     x = source.tensor(1)
     shape = shape_of(x)
     dim = any_dim(source, len(shape))
@@ -237,6 +237,8 @@ def cat(source: Source, opdef: OpDef) -> Arguments:
         other = list(shape)
         other[dim] = source.size()
         operands.append(x if source.flag() else source.like(x, other))
+    if source.integer(0, 7) == 7:
+        operands.insert(source.integer(0, len(operands)), source.like(x, (0,)))
     return [operands, dim], {}
 
 

@@ -14,6 +14,8 @@ _JUDGED: dict[str, dict[str, str]] = {
     },
     "passes.canonicalize.spelling:SpatialMeanToPool.check": {
         "order: None <-> type_.dtype": "the order of what is asked for by `in`",
+        "connective: without not is_floating(m.x) of `or`": "a mean takes floating and complex numbers, and this pool "
+        "is the mean of both",
     },
     "passes.canonicalize.spelling:SpellExpand.check": {
         "order: m.root.attributes['size'] <-> shape in attributes_equal(...)": "equality is symmetric",
@@ -35,7 +37,7 @@ _JUDGED: dict[str, dict[str, str]] = {
         "order: 'key' <-> 'value'": "the names of values: which result is which says their order",
     },
     "passes.convert.attention:_swapped_back": {
-        "connective: without not isinstance(type_, TensorType) of `or`": "layout operations lead to tensors only",
+        "connective: without not path of `or`": "without a path, dimensions of size 1 alone are what is swapped",
     },
     "passes.convert.classifier:FlattenLinearToConvPattern.check": {
         "integer: 1 -> 0 (3)": "a map of C x 1 x 1 is the other rule's, and right here as well",

@@ -19,7 +19,7 @@ from fuzz.mutants.operators import edits
 from ir.opdef import get_opdef
 from passes.rewrite.pattern import Pattern
 
-_SHARED = ("ir.memory.", "passes.rewrite.literals", "passes.attention")
+_SHARED = ("ir.memory.", "passes.attention")
 """Modules that rules of all folders use: their faults are faults of these rules."""
 _INFERENCE = "ir.ops.inference."
 _CONSTANTS = tuple(f"aten.{name}" for name in ("full", "zeros", "ones", "arange", "new_full", "full_like"))
@@ -33,7 +33,7 @@ _ON_WEIGHTS = tuple(f"aten.{name}" for name in ("linear", "permute", "reshape", 
 
 @attrs.frozen
 class _Machinery:
-    """A pass that does not consist of rules."""
+    """A pass that does not consist of rules, or what the matcher asks."""
 
     start: str
     """Its entry point."""
@@ -72,6 +72,11 @@ _MACHINERY = (
         ("passes.fold.weights",),
         Subject("pass", ("canonicalize{fold_parameter_views=true}",), _ON_WEIGHTS),
     ),
+    _Machinery(
+        "passes.rewrite.literals:has_value",
+        ("passes.rewrite.literals",),
+        Subject("rule", ("fuzz.mutants.literals:WriteLiterals", "WriteOneForm")),
+    ),
 )
 
 
@@ -94,7 +99,7 @@ def mutants_of_rules(rules: Mapping[str, type[Pattern]], *, shared: bool = False
 
 
 def mutants_of_passes() -> list[Mutant]:
-    """Return the mutants of passes that do not consist of rules."""
+    """Return the mutants of passes that do not consist of rules, and of what literals of patterns mean."""
     found: dict[str, Mutant] = {}
     for pass_ in _MACHINERY:
         for target in _reached([_resolved(pass_.start)], pass_.homes):

@@ -1,6 +1,7 @@
 """Mutation operators: small changes of the source of one function, enumerated from its syntax tree.
 
-Annotations, assertions, messages, names and locations, which have no effect on programs, are not changed.
+Annotations, assertions, messages, names and locations, which have no effect on programs, are not changed, nor is the
+order of operands that a pattern matches in both orders.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
+
+from ir.builder import short_opdef
+from ir.errors import InputError
+from ir.opdef import Trait, get_opdef
 
 _SILENT = frozenset({"location", "name", "names", "strict", "warn", "near"})
 """Keywords that affect no computation: without them, a message or a name changes, or nothing."""
@@ -186,12 +191,15 @@ def edits(source: str) -> list[Edit]:
     function = ast.parse(source).body[0]
     assert isinstance(function, ast.FunctionDef)
     starts, encoded = _line_starts(source), source.encode()
+    builders = _pattern_builders(function)
     found: dict[tuple[int, str, str], Edit] = {}
     for node in _nodes(function):
         for operator, changes in OPERATORS.items():
             if operator == "reason" and not _gives_reasons(function):
                 continue
             for old, new, label in changes(node):
+                if operator == "order" and _matches_in_both_orders(old, new, builders):
+                    continue
                 begin, end = _span(old, starts)
                 text, at = encoded[begin:end].decode(), len(encoded[:begin].decode())
                 written = new if isinstance(new, str) else ast.unparse(new)
@@ -223,6 +231,35 @@ def _gives_reasons(function: ast.FunctionDef) -> bool:
     """Return whether the function returns the reason of a refusal, or None."""
     returns = "" if function.returns is None else ast.unparse(function.returns)
     return function.name == "check" or ("str" in returns and "None" in returns)
+
+
+def _pattern_builders(function: ast.FunctionDef) -> set[str]:
+    """Return the names of the parameters that patterns are written with."""
+    given = function.args.args
+    named = {arg.arg for arg in given if arg.annotation is not None and "PatternBuilder" in ast.unparse(arg.annotation)}
+    return named | {arg.arg for arg in given[1:2] if function.name == "pattern"}
+
+
+def _matches_in_both_orders(old: ast.AST, new: ast.AST | str, builders: set[str]) -> bool:
+    """Return whether a change swaps the first two operands of a commutative operator in a pattern."""
+    if not (isinstance(old, ast.Call) and isinstance(new, ast.Call) and isinstance(old.func, ast.Attribute)):
+        return False
+    owner, method, args = old.func.value, old.func.attr, old.args
+    if not (isinstance(owner, ast.Name) and owner.id in builders):
+        return False
+    first = 1 if method == "op" else 0
+    if old.args[first + 2 :] != new.args[first + 2 :] or old.args[:first] != new.args[:first]:
+        return False
+    names = [n.value for n in ast.walk(args[0]) if isinstance(n, ast.Constant)] if method == "op" else [method]
+    return bool(names) and all(isinstance(name, str) and _commutes(name) for name in names)
+
+
+def _commutes(name: str) -> bool:
+    try:
+        opdef = get_opdef(name) if "." in name else short_opdef(name)
+    except InputError:
+        return False
+    return opdef.has(Trait.COMMUTATIVE)
 
 
 def _integer(node: ast.AST) -> int | None:

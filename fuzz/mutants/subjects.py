@@ -29,6 +29,7 @@ from ir.evaluate import evaluate
 from ir.program import Program
 from ir.text.printer import print_program
 from ir.types import TensorType, type_of_tensor, types_agree
+from passes.canonicalize import Canonicalize
 from passes.manager.manager import PassContext
 
 Run = Callable[[], None]
@@ -50,6 +51,17 @@ def draws(subject: Subject) -> Draw:
     return found(subject)
 
 
+@attrs.frozen(eq=False)
+class Rewritten:
+    """What a program became."""
+
+    text: str
+    """Of the program, or of the error where there is none."""
+    count: int | None = None
+    """How many rewrites there were; of a pass, how many operations went."""
+    program: Program | None = None
+
+
 @attrs.frozen(eq=False, repr=False)
 class Drawn:
     """A program that was drawn for a rule or pass, and the check of both."""
@@ -61,11 +73,8 @@ class Drawn:
         """Check the properties of the target on the program."""
         _usable(lambda: check_case(self.target.pass_, self.case, self.target.properties))
 
-    def rewrites(self) -> tuple[str, int | None]:
-        """Return the text of the result, and the number of rewrites (of a pass: of erased operations).
-
-        If it fails, return the error, and None.
-        """
+    def rewritten(self) -> Rewritten:
+        """Return what the program becomes."""
         context = PassContext()
         program = self.case.build()
         before = len(list(program.graph.operations()))
@@ -73,10 +82,27 @@ class Drawn:
             with quiet():
                 self.target.pass_.run(program, context)
         except Exception as error:  # noqa: BLE001 - a mutant may fail in any way
-            return f"{type(error).__name__}: {error}", None
+            return Rewritten(f"{type(error).__name__}: {error}")
         gone = before - len(list(program.graph.operations()))
         fired = sum(count for name, count in context.log.counts.items() if not name.endswith(" refused"))
-        return print_program(program), fired if self.target.rules else gone
+        return Rewritten(print_program(program), fired if self.target.rules else gone, program)
+
+    def finished(self, made: Rewritten) -> str:
+        """Return what becomes of a program that was rewritten: what a mutant left undone is done.
+
+        Conversions and fusions are followed by canonicalization, where other spellings of the same are one.
+        """
+        rules = self.target.rules
+        follows = bool(rules) and all(rule.is_conversion or rule.is_fusion for rule in rules)
+        if made.program is None:
+            return made.text
+        try:
+            with quiet():
+                for pass_ in (self.target.pass_, Canonicalize()) if follows else (self.target.pass_,):
+                    pass_.run(made.program, PassContext())
+        except Exception as error:  # noqa: BLE001 - a mutant may have made any program
+            return f"{type(error).__name__}: {error}"
+        return print_program(made.program)
 
 
 def draws_of_cases(subject: Subject) -> Callable[[st.DrawFn], Drawn]:

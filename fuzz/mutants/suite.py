@@ -22,7 +22,7 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 
 from fuzz.mutants.mutation import Mutant, StaleMutantError, mutated
-from fuzz.mutants.subjects import Drawn, Run, draws, draws_of_cases
+from fuzz.mutants.subjects import Drawn, Rewritten, Run, draws, draws_of_cases
 from fuzz.programs.check import Finding
 from fuzz.search.sound import search_settings
 
@@ -45,8 +45,8 @@ class MutantResult:
     class_: str
     subject: str
     status: str
-    """`found`, `survived`, `narrower` (as far as was seen, it fires less often, and is right), `stale`, or `unsound`:
-    the unchanged code fails on the example too."""
+    """`found`, `survived`, `narrower` (as far as was seen, it fires less often and is right, or says the same in other
+    words), `stale`, or `unsound`: the unchanged code fails on the example too."""
     examples: int = 0
     seconds: float = 0.0
     property: str = ""
@@ -130,18 +130,25 @@ def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
         cases.append(case)
 
     _search(draws_of_cases(mutant.subject), keep, _COMPARED, seed)
-    unchanged = [case.rewrites() for case in cases]
+    unchanged = [case.rewritten() for case in cases]
     with mutated(mutant):
-        changed = [case.rewrites() for case in cases]
-    pairs = list(zip(unchanged, changed, strict=True))
-    other = [(now[1], before[1]) for before, now in pairs if now[0] != before[0]]
-    if sum(before[1] or 0 for before, _ in pairs) >= _FIRED and not any(now[1] for _, now in pairs):
+        changed = [case.rewritten() for case in cases]
+    if sum(before.count or 0 for before in unchanged) >= _FIRED and not any(now.count for now in changed):
         return "found", "it fires", "it never fires"
+    triples = zip(cases, unchanged, changed, strict=True)
+    other = [(case, before, now) for case, before, now in triples if now.text != before.text]
     if not other:
         return "survived", "", f"the same on {len(cases)} programs"
-    if all(now is not None and before is not None and now < before for now, before in other):
+    more = [(case, before, now) for case, before, now in other if not _is_less(now, before)]
+    if not more:
         return "narrower", "", f"it does less on {len(other)} of {len(cases)} programs"
+    if all(case.finished(now) == case.finished(before) for case, before, now in more):
+        return "narrower", "", f"it does less, or the same in other words, on {len(other)} of {len(cases)} programs"
     return "survived", "", f"another result for {len(other)} of {len(cases)} programs"
+
+
+def _is_less(now: Rewritten, before: Rewritten) -> bool:
+    return now.count is not None and before.count is not None and now.count < before.count
 
 
 def _search(draw: Callable[[st.DrawFn], T], attempt: Callable[[T], None], max_examples: int, seed: int) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from ir.builder import infer_operation
 from ir.copying import copy_program
-from ir.core import Graph
+from ir.core import Graph, Operation
 from ir.errors import InferenceError
 from ir.fake import is_unknown
 from ir.program import Program
@@ -25,13 +25,22 @@ def retype(graph: Graph, types: Sequence[Type | None]) -> None:
     for value, type_ in zip(graph.inputs, types, strict=True):
         value.type = value.type if type_ is None else type_
     for op in graph.operations():
-        if op.body is not None:
-            retype(op.body, [None if value is None else value.type for value in op.operands])
-        inferred = infer_operation(op)
-        if len(inferred) != len(op.results):
-            raise InferenceError(f"{op.name} has {len(op.results)} results, and {len(inferred)} for these types")
-        for result, type_ in zip(op.results, inferred, strict=True):
-            result.type = type_
+        retype_results(op)
+
+
+def retype_results(op: Operation) -> None:
+    """Give the results of an operation, and what its body holds, the types that follow from its operands.
+
+    Raises:
+        InferenceError: when it does not accept the operands, or has another number of results for them.
+    """
+    if op.body is not None:
+        retype(op.body, [None if value is None else value.type for value in op.operands])
+    inferred = infer_operation(op)
+    if len(inferred) != len(op.results):
+        raise InferenceError(f"{op.name} has {len(op.results)} results, and {len(inferred)} for these types")
+    for result, type_ in zip(op.results, inferred, strict=True):
+        result.type = type_
 
 
 def with_types_of(program: Program, inputs: Sequence[Any]) -> Program:

@@ -15,11 +15,13 @@ import torch
 from fuzz.calls.generators import GENERATORS, draw_call, generate_call
 from fuzz.calls.source import Unavailable
 from fuzz.calls.types import FLOATS
+from fuzz.programs.retyping import retype_results
 from fuzz.programs.strategy import HALVES
 from fuzz.rules.growth import operators_with
 from fuzz.rules.match_source import PREFIXES, MatchSource
 from fuzz.rules.respelling import Respelling
 from ir.builder import bind_arguments
+from ir.copying import copy_operation
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError
 from ir.locations import UNKNOWN_LOCATION
@@ -77,7 +79,7 @@ class Variation:
         if half and half[0] is not None:
             source.in_half(half[0], large=True)
         elif source.integer(0, 15) == 15:
-            source.usual = source.one_of((torch.float64, torch.int64))
+            source.usual = source.one_of((torch.float64, torch.int64, torch.complex64))
         for value in program.graph.inputs:
             self.values[value] = self._entry(value.tensor_type)
         for weight in program.weights.values():
@@ -124,7 +126,7 @@ class Variation:
         dtype = source.usual if type_.dtype is torch.float32 else type_.dtype
         kind = source.integer(0, 19)
         if kind == 19:
-            dtype = source.one_of((*FLOATS, torch.int64, torch.bool))
+            dtype = source.one_of((*FLOATS, torch.int64, torch.bool, torch.complex64))
         shape = type_.shape or ()
         if kind in (16, 17, 18) and shape:
             at = source.integer(0, len(shape) - 1)
@@ -156,6 +158,8 @@ class Variation:
     def _operation(self, op: Operation, edits: list[str]) -> list[Value]:
         """Return the results of an edited operation, or the values that replace them."""
         source = self.source
+        if op.body is not None:
+            return self._region(op)
         grouped = [self._taken(entry) for entry in op.grouped_operands()]
         opdef, attributes = op.opdef, dict(op.attributes)
         for edit in edits:
@@ -180,6 +184,13 @@ class Variation:
             for name in _BOUNDS:
                 source.written(made.operand(name) if name in made.opdef.operand_index else None)
         return list(made.results)
+
+    def _region(self, op: Operation) -> list[Value]:
+        """Return the results of a copy of a region, whose types follow from those of its operands."""
+        twin = copy_operation(op, [None if value is None else self.values[value] for value in op.operands])
+        retype_results(twin)
+        self.source.graph.append(twin)
+        return list(twin.results)
 
     def _use(self, value: Value) -> None:
         """Add a user of a value, or return it from the program."""

@@ -106,6 +106,7 @@ class SpatialMeanToPool(Rule):
             ("relu(%y)", "to.dtype(%y) {dtype=torch.float32, memory_format=torch.channels_last}"),
             refused="the strides of the result decide whether a conversion copies",
         ),
+        _MEAN.changed(("f32", "c64"), ("relu", "neg"), refused="empty or converted"),
     )
 
     @override

@@ -10,7 +10,7 @@ from typing_extensions import override
 from ir.attributes import Attribute
 from ir.core import Operation, Value
 from ir.memory.aliasing import reaches_output
-from ir.memory.layout import LayoutMap, trace_back
+from ir.memory.layout import LayoutMap, apply_path, trace_back
 from ir.types import Dim, TensorType
 from passes.attention import InProjection, find_in_projection
 from passes.fuse.attention import SDPA, SELF_ATTENTION, ScaledDotProductAttentionPattern, fuse_in_projection
@@ -60,6 +60,11 @@ _TOKENS_FIRST = _EXPORTED.changed(
     ("4) {dims=[0, 2, 1, 3]", "4) {dims=[1, 2, 0, 3]"),
     ("z) {dims=[0, 2, 1, 3]", "z) {dims=[2, 0, 1, 3]"),
 )
+_TURNED = _TOKENS_FIRST.changed(
+    ("graph(%x : f32[t, n, h*d]) {", "graph(%u : f32[n, t, h*d]) {\n  %x = aten.permute(%u) {dims=[1, 0, 2]}"),
+    ("return %r", "%turned = aten.transpose.int(%r) {dim0=0, dim1=1} return %turned"),
+)
+"""What torch.export makes of a module that is `batch_first`."""
 
 
 class DecomposeMultiheadAttentionPattern(Pattern):
@@ -74,9 +79,12 @@ class DecomposeMultiheadAttentionPattern(Pattern):
         _LEAF,
         _LEAF.changed(("f32[n, t,", "f32[t, n,"), ("=True", "=False"), ("%mask)\n", "None)\n")),
         _LEAF.changed(("f32[n, t,", "f32[t,")),
+        _LEAF.changed(("first=True", "first=True, training=True, dropout=0.5")),
+        _LEAF.changed(("f32[n, t,", "f32[t, n,"), ("first=True", "first=False, dropout=0.5")),
         _EXPORTED,
+        _EXPORTED.changed((", None) loc(", ", None) {dropout_p=0.5} loc(")),
         _TOKENS_FIRST,
-        _TOKENS_FIRST.changed(("return %r", "%turned = aten.transpose.int(%r) {dim0=0, dim1=1} return %turned")),
+        _TURNED,
         _LEAF.changed(("%x, %x, %x", "%x, %x, %u"), ("graph(", "graph(%u : f32[n, t, h*d], "), refused="(cross-"),
         _LEAF.changed(("%mask : f32", "%mask : bool"), refused="not floating point of shape (tokens, tokens)"),
         _EXPORTED.changed(("(%z) {dims=[0, 2, 1, 3]", "(%z) {dims=[0, 2, 3, 1]"), refused="not merged in the order"),
@@ -229,9 +237,9 @@ def _follow_result(
     current = (whole if batch_first else swapped).reshape(value.tensor_type.shape or ())
     best: _OutProjection | None = None
     while current is not None:
-        if len(current.dims) == 3 and current.same_as(whole):
+        if current.same_as(whole):
             return _OutProjection(linear, tuple(ops), value, True, batch_first)
-        if len(current.dims) == 3 and current.same_as(swapped) and best is None:
+        if current.same_as(swapped) and best is None:
             best = _OutProjection(linear, tuple(ops), value, False, batch_first)
         if len(value.users) != 1:
             break
@@ -264,16 +272,12 @@ def _rewrite_exported(m: Match, b: Rewriter) -> None:
 def _swapped_back(x: Value) -> Value | None:
     """Return y where x is provably y with its first two dimensions swapped."""
     source, path = trace_back(x)
-    type_ = source.type
-    if not path or not isinstance(type_, TensorType) or not type_.is_known or type_.rank != 3:
+    shape = source.known_shape
+    if not path or shape is None or len(shape) != 3:
         return None
-    shape: tuple[Dim, ...] = type_.shape  # type: ignore[assignment]
-    current: LayoutMap | None = LayoutMap.identity(shape)
-    for op, result in path:
-        current = None if current is None else current.step(op, result)
-    if current is not None and current.same_as(LayoutMap.identity(shape).permute((1, 0, 2))):
-        return source
-    return None
+    whole = LayoutMap.identity(shape)
+    current = apply_path(whole, path)
+    return source if current is not None and current.same_as(whole.permute((1, 0, 2))) else None
 
 
 # --- the three parts ----------------------------------------------------------------------------------------

@@ -24,11 +24,9 @@ def _flatten_linear(p: PatternBuilder, links: tuple[str | Trait, ...]) -> Node:
 
 def _keeps_batch_first(flatten: Operation) -> bool | None:
     """Whether the operation makes (N, C, H, W) into (N, C*H*W); None when that is not known."""
-    before, after = flatten.operands[0], flatten.result
+    before = flatten.operands[0]
     assert before is not None
-    source, target = before.type, after.type
-    if not isinstance(source, TensorType) or not isinstance(target, TensorType):
-        return False
+    source, target = before.tensor_type, flatten.result.tensor_type
     if source.shape is None or target.shape is None:
         return None
     if len(source.shape) != 4 or len(target.shape) != 2:

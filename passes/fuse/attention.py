@@ -172,6 +172,17 @@ _SPLIT = "%a, %b, %c = aten.split_with_sizes(%y) {split_sizes=[h*d, h*d, h*d], d
 _SLICES = """%a = aten.slice.Tensor(%y) {dim=2, start=0, end=h*d}
 %b = aten.slice.Tensor(%y) {dim=2, start=h*d, end=2*h*d}
 %c = aten.slice.Tensor(%y) {dim=2, start=2*h*d, end=3*h*d}"""
+_FUSED = SELF_ATTENTION.changed(
+    (
+        "%z = aten.scaled_dot_product_attention(%q, %k, %v, None)",
+        """%z = fused.scaled_dot_product_attention(%q, %k, %v)
+    {kind="scaled_dot_product_attention", parts=["attention"], quantization_points=["query", "key", "value"]}
+    body(%query : f32[n, h, t, d], %key : f32[n, h, t, d], %value : f32[n, h, t, d]) {
+      %y = aten.scaled_dot_product_attention(%query, %key, %value, None)
+      return %y
+    }""",
+    )
+)
 _SEPARATE = SELF_ATTENTION.changed(
     ("parameter %w : f32[3*h*d", "parameter %u : f32[h*d, h*d]\nparameter %w : f32[h*d"),
     ("%y = aten.linear(%x, %w, None)", "%a = aten.linear(%x, %w, None)"),
@@ -194,6 +205,7 @@ class MHAInProjectionPattern(Pattern):
 
     examples = (
         SELF_ATTENTION,
+        _FUSED,
         _SEPARATE,
         SELF_ATTENTION.changed((_SPLIT, _SLICES), ("[n, t, h", "[t, n, h"), ("[0, 2, 1, 3]", "[1, 2, 0, 3]")),
         _SEPARATE.changed(

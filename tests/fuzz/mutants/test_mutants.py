@@ -13,11 +13,16 @@ from hypothesis import strategies as st
 from fuzz.mutants import suite
 from fuzz.mutants.curated import CURATED
 from fuzz.mutants.equivalent import EQUIVALENT
+from fuzz.mutants.literals import WriteLiterals
 from fuzz.mutants.main import all_mutants, choose, known_results, main, score_table
 from fuzz.mutants.mutation import Mutant, StaleMutantError, Subject, mutated
 from fuzz.mutants.operators import OPERATORS, edits
+from fuzz.mutants.subjects import Drawn
 from fuzz.mutants.suite import MutantResult, run_all, run_mutant
-from fuzz.rules.names import RULES
+from fuzz.programs.case import Case
+from fuzz.programs.strategy import positional_convention
+from fuzz.rules.names import RULES, find_rule
+from fuzz.search.sound import Target, assert_sound
 from ir.errors import InputError
 from passes.canonicalize.identity import NoCast
 from passes.canonicalize.permute import MergePermutes
@@ -353,6 +358,41 @@ def test_operators_change_what_is_computed_and_nothing_else() -> None:
         "integer: 7 -> 8",
         "integer: 7 -> 6",
     ]
+
+
+def test_operands_that_a_pattern_matches_in_both_orders_stay() -> None:
+    source = """
+def pattern(self, p: PatternBuilder) -> Node:
+    x = p.mul(p.any("x"), p.any("y"))
+    y = p.op(("aten.add.Tensor", "aten.mul.Tensor"), x, p.any("z"))
+    return p.op("aten.where.self", p.any("c"), p.sub(y, x), x)
+"""
+    assert [edit.label for edit in edits(source.lstrip()) if edit.operator == "order"] == [
+        "p.any('c') <-> p.sub(y, x) in p.op(...)",
+        "p.sub(y, x) <-> x in p.op(...)",
+        "y <-> x in p.sub(...)",
+    ]
+    rewritten = "def rewrite(self, m, b):\n    return b.op('aten.add.Tensor', m.x, m.y)\n"
+    assert [edit.label for edit in edits(rewritten)] == ["m.x <-> m.y in b.op(...)"]
+
+
+def test_what_is_the_same_in_other_words_is_not_another_result() -> None:
+    name = "passes.convert.attention:_swapped_back: condition: always not path or shape is None or len(shape) != 3"
+    target = Target.of(find_rule("DecomposeMultiheadAttentionPattern"))
+    program = next(e for e in target.rules[0].examples if "%u : f32[n, t, h*d]" in e.text).program()
+    program.convention = positional_convention(program.graph)
+    drawn = Drawn(target, Case.of(program, []))
+    unchanged = drawn.rewritten()
+    with mutated(choose([name])[0]):
+        changed = drawn.rewritten()
+    assert unchanged.text != changed.text
+    assert drawn.finished(unchanged) == drawn.finished(changed)
+
+
+def test_literals_of_patterns_are_held_to_the_operators() -> None:
+    assert_sound(WriteLiterals)
+    [mutant] = choose(only=["literals:_written_out: arithmetic: len(shape) - len(given) -> len(shape) + len(given)"])
+    assert run_mutant(mutant, max_examples=400).status == "found"
 
 
 def test_edits_are_at_their_place() -> None:

@@ -55,6 +55,7 @@ def kinds_of(program: Program) -> dict[str, bool]:
         "another rank": any(len(shape) != 2 for shape in shapes),
         "half precision": any(value.tensor_type.dtype is torch.float16 for value in program.graph.inputs),
         "integers": any(value.tensor_type.dtype is torch.int64 for value in program.graph.inputs),
+        "complex numbers": any(value.tensor_type.dtype is torch.complex64 for value in program.graph.inputs),
         "another alpha": any(op.attributes.get("alpha", 2) != 2 for op in ops),
         "another activation": "aten.gelu" in names or "aten.silu" in names,
         "no relu": "aten.relu" not in names,
@@ -98,6 +99,12 @@ def test_reasons_are_reached(rule: str, reasons: list[str]) -> None:
     made = find_rule(rule)()
     seen = [reason for program in varied(made, 400) for reason in refusals(made, program)]
     assert not [reason for reason in reasons if not any(reason in one for one in seen)]
+
+
+def test_regions_of_an_example_get_the_types_that_are_drawn() -> None:
+    programs = varied(find_rule("MHAInProjectionPattern")(), 60)
+    regions = [op for program in programs for op in program.graph.operations() if op.body is not None]
+    assert len({op.operand_values[0].tensor_type.dtype for op in regions}) > 1
 
 
 def test_literals_of_the_pattern_are_missed_now_and_then() -> None:

@@ -1,0 +1,66 @@
+"""A rule that shows what literals in patterns mean: what `has_value` says is held to the operators."""
+
+from __future__ import annotations
+
+from typing_extensions import override
+
+from ir.attributes import Attribute, attributes_equal
+from ir.core import Operation
+from passes.rewrite.example import Example
+from passes.rewrite.pattern import AnyOf, Match, Node, OpNode, Pattern, PatternBuilder
+from passes.rewrite.rewriter import Rewriter
+
+_RESHAPED = Example("graph(%x : f32[n, 2, c]) { %y = aten.reshape(%x) {shape=[2, n*c]} return %y }")
+_EXPANDED = Example("graph(%x : f32[n, 1]) { %y = aten.expand(%x) {size=[n, 3]} return %y }")
+_SELECTED = Example("graph(%x : f32[n, c]) { %y = aten.select.int(%x) {dim=1, index=c - 1} return %y }")
+_JOINED = Example("graph(%x : f32[n, c], %y : f32[n, c]) { %z = aten.cat([%x, %y]) {dim=1} return %z }")
+_POOLED = Example("graph(%x : f32[n, 4, 4]) { %y = aten.max_pool2d(%x) {kernel_size=[2, 2], stride=[2, 2]} return %y }")
+
+
+class WriteLiterals(Pattern):
+    """reshape(x, s) = reshape(x, (2, -1)), where s means the same for x; likewise for other operators"""
+
+    exact = True
+
+    examples = (
+        _RESHAPED,
+        _RESHAPED.changed(("[2, n*c]", "[2, -1]"), refused="written so"),
+        _EXPANDED,
+        _EXPANDED.changed(("[n, 1]", "[1, 1]"), refused="size of"),
+        _SELECTED,
+        _SELECTED.changed(("c - 1", "0"), refused="index of"),
+        _JOINED,
+        _JOINED.changed(("%y : f32[n, c]", "%y : f32[0]"), ("dim=1", "dim=0"), refused="dim of"),
+        Example("graph(%x : f32[n, c, h]) { %y = aten.mean.dim(%x) {dim=[2, 1]} return %y }"),
+        _POOLED,
+        _POOLED.changed(("stride=[2, 2]", "stride=[1, 1]"), refused="stride of"),
+    )
+
+    @override
+    def pattern(self, p: PatternBuilder) -> AnyOf:
+        return p.one_of(
+            p.reshape(p.any("x"), shape=(2, -1)),
+            p.expand(p.any("x"), size=(-1, 3)),
+            p.op("aten.select.int", p.any("x"), index=-1),
+            p.op("aten.cat", dim=-1),
+            p.op("aten.mean.dim", p.any("x"), dim=(-1, 1)),
+            p.op("aten.max_pool2d", p.any("x"), stride=()),
+        )
+
+    @override
+    def check(self, m: Match) -> str | None:
+        """Demand another spelling."""
+        name, literal = self._literal(m.root)
+        return "the literal is written so" if attributes_equal(m.root.attributes[name], literal) else None
+
+    @override
+    def rewrite(self, m: Match, b: Rewriter) -> None:
+        b.set_attribute(m.root, *self._literal(m.root))
+
+    def _literal(self, op: Operation) -> tuple[str, Attribute]:
+        node = next(node for node in self.pattern(PatternBuilder()).alternatives if _takes(node, op))
+        return node.attributes[0]
+
+
+def _takes(node: Node, op: Operation) -> bool:
+    return isinstance(node, OpNode) and isinstance(node.ops, tuple) and op.opdef in node.ops
