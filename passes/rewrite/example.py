@@ -38,6 +38,10 @@ class Example:
     unknown: Literal["", "batch", "all"] = ""
     """What the rule is not told of the inputs: their first size, or all of their types, as of a traced FX graph."""
 
+    def __attrs_post_init__(self) -> None:
+        if self.unknown not in ("", "batch", "all"):
+            raise PatternError(f"an example has unknown={self.unknown!r}", remedy='write "batch" or "all"')
+
     def changed(
         self, *changes: tuple[str, str], refused: str = "", unknown: Literal["", "batch", "all"] = ""
     ) -> Example:
