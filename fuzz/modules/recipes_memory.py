@@ -279,7 +279,7 @@ WRITES = {
 
 
 def _write_through_a_view(operator: str, w: Writer, x: str) -> str | None:
-    """Mutate a new tensor through a view, the first of several that accepts the operator; return the tensor."""
+    """Mutate a new tensor through a view, the first of several that accepts the operator; return it or another view."""
     if (
         not w[x].dim()
         or not w[x].numel()
@@ -287,6 +287,7 @@ def _write_through_a_view(operator: str, w: Writer, x: str) -> str | None:
     ):
         return None
     y, written = w.values[-1], False
+    made = w.values.pop() if w.flag() and w.let(w.one_of(*_VIEWS).format(y=y)) else y
     for _ in range(4):
         view = w.one_of(*_VIEWS)
         if not w.let(view.format(y=y)):
@@ -297,7 +298,7 @@ def _write_through_a_view(operator: str, w: Writer, x: str) -> str | None:
             continue
         written = True
         break
-    return y if written else None
+    return made if written else None
 
 
 VIEWS = tuple(

@@ -29,6 +29,10 @@ SLICES = (
     "{x}[..., :1] = 0.5", "{x}[:1] = {y}[:1]", "{x}[0] += 1", "{x}[..., ::2] *= 3", "{x}[..., 0] = {y}[..., 0]",
     "{x}[:, :1] = {x}[:, :1] * 2", "{x}[-1:] = {x}[:1].clone()", "{x}[..., -1].add_(2)",
 )  # fmt: skip
+VIEWS = (
+    "{x}.view(-1)", "{x}.view({x}.shape)", "{x}[1:]", "{x}[..., ::2]", "{x}[0]", "{x}.unsqueeze(0)",
+    "{x}.transpose(0, -1)", "{x}.mT", "{x}.narrow(-1, 0, 1)", "{x}.chunk(2, -1)[0]", "{x}.detach()",
+)  # fmt: skip
 SCALARS = (
     "{x} + 0", "{x} * 1", "{x} * 1.0", "{x} + 0.5", "2 - {x}", "{x} / 2", "1 + {x} * -1.0", "{x}.sub(1)", "{x} ** 2",
     "{x} / {x}.shape[0]", "{x} * ({x}.dim() + 0.5)", "{x}.mul(0.25)", "{x} - {x}.size(-1)",
@@ -101,6 +105,17 @@ def _mask(w: Writer, x: str) -> None:
 def _in_place(w: Writer, x: str) -> None:
     if w.writable(x):
         w.run(w.one_of(*IN_PLACE).format(x=x, y=w.same_shape(x)))
+
+
+def _written_later(w: Writer, x: str) -> None:
+    """Take a view, mutate what it is of or another view of that, and go on with the view."""
+    if not w.writable(x) or w.flag():
+        w.let(w.one_of(f"{x} * 1.5", f"{x}.clone()"))
+        x = w.values[-1]
+    if w.writable(x) and w.let(w.one_of(*VIEWS).format(x=x)):
+        view = w.values[-1]
+        w.run(w.one_of(*IN_PLACE, *SLICES).format(x=x, y=w.same_shape(x)))
+        w.let(w.one_of(*SCALARS).format(x=view))
 
 
 def _convolution(w: Writer, x: str) -> None:
@@ -263,7 +278,12 @@ def _attention(w: Writer, x: str) -> None:
     else:
         w.layer(f"nn.Linear({width}, {3 * width})", x)
         fused, n, t = w.values[-1], shape[0], shape[1]
-        w.let(f"{fused}.reshape({n}, {t}, 3, {heads}, {width // heads}).permute(2, 0, 3, 1, 4).unbind(0)", 3)
+        split = w.one_of("{x}.chunk(3, -1)", "{x}.split({width}, 2)", "torch.tensor_split({x}, 3, dim=-1)")
+        by_head = f"{fused}.reshape({n}, {t}, 3, {heads}, {width // heads}).permute(2, 0, 3, 1, 4).unbind(0)"
+        w.let(split.format(x=fused, width=width) if w.flag() else by_head, 3)
+        if w[w.values[-1]].dim() == 3:
+            q, k, v = w.values[-3:]
+            w.let(f"F.scaled_dot_product_attention({q}, {k}, {v})")
         if w[w.values[-1]].dim() == 4:
             q, k, v = w.values[-3:]
             w.let(f"F.scaled_dot_product_attention({q}, {k}, {v}).transpose(1, 2).reshape({n}, {t}, {width})")
@@ -346,8 +366,8 @@ Step = Callable[[Writer, str], None]
 
 STEPS: tuple[Step, ...] = (
     _activation, _scalar, _combination, _combination, _layout, _layout, _layout, _in_place, _in_place,
-    _slice_assignment, _linear, _convolution, _block, _block, _normalization, _normalization, _pool, _classifier,
-    _parts, _reduction, _attention, _attention, _container, _container, _reuse, _reuse, _tied, _state, _state,
-    _dropout, _mask, _functional_convolution,
+    _slice_assignment, _written_later, _linear, _convolution, _block, _block, _normalization, _normalization, _pool,
+    _classifier, _parts, _parts, _reduction, _attention, _attention, _container, _container, _reuse, _reuse, _tied,
+    _state, _state, _dropout, _mask, _functional_convolution,
 )  # fmt: skip
 """All steps, the simplest first: draws shrink towards them."""

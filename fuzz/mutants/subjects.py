@@ -118,9 +118,10 @@ def draws_of_cases(subject: Subject) -> Callable[[st.DrawFn], Drawn]:
 
     def drawn(draw: st.DrawFn) -> Drawn:
         number = draw(st.integers(0, len(targets) - 1)) if len(targets) > 1 else 0
-        program = draw(drawings[number]).program if drawings else draw(whole)
+        made = draw(drawings[number]) if drawings else None
+        program = draw(whole) if made is None else made.program
         inputs = draw(input_tensors(program))
-        draw(with_erased_types(program))
+        draw(with_erased_types(program, unknown="" if made is None else made.unknown))
         return Drawn(targets[number], Case.of(program, inputs))
 
     return drawn

@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 from fuzz.mutants.mutation import Mutant, StaleMutantError, mutated
 from fuzz.mutants.subjects import Drawn, Rewritten, Run, draws, draws_of_cases
 from fuzz.programs.check import Finding
-from fuzz.search.sound import search_settings
+from fuzz.rules.names import find_rule
+from fuzz.search.examples import hold_example
+from fuzz.search.sound import Target, search_settings
 
 T = TypeVar("T")
 SEED = 20260
@@ -120,10 +122,14 @@ def run_mutant(
 def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
     """Return the status of a mutant that no property found, the property, and its difference from the unchanged code.
 
-    A rule that never fires, or a pass that changes nothing, is an error of `assert_sound`: such a mutant is found.
+    A rule that does not do what its examples say, or never fires, or a pass that changes nothing, is an error of
+    `assert_sound`: such a mutant is found.
     """
     if mutant.subject.kind not in ("rule", "pass"):
         return "survived", "", ""
+    unlike = _unlike_examples(mutant) if mutant.subject.kind == "rule" else None
+    if unlike is not None:
+        return "found", "examples", unlike
     cases: list[Drawn] = []
 
     def keep(case: Drawn) -> None:
@@ -149,6 +155,18 @@ def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
 
 def _is_less(now: Rewritten, before: Rewritten) -> bool:
     return now.count is not None and before.count is not None and now.count < before.count
+
+
+def _unlike_examples(mutant: Mutant) -> str | None:
+    """Return how a mutant is not what an example of its rules says; None where it is."""
+    for target in (Target.of(find_rule(name)) for name in mutant.subject.names):
+        for example in target.rules[0].examples:
+            try:
+                with mutated(mutant):
+                    hold_example(target.rules[0], example, target.properties)
+            except Exception as error:  # noqa: BLE001 - a mutant may fail in any way
+                return str(error)
+    return None
 
 
 def _search(draw: Callable[[st.DrawFn], T], attempt: Callable[[T], None], max_examples: int, seed: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 from hypothesis import strategies as st
 
@@ -13,7 +15,7 @@ from ir.types import UNKNOWN_TENSOR, TensorType, Type
 
 
 @st.composite
-def with_erased_types(draw: st.DrawFn, program: Program, *, always: bool = False) -> Program:
+def with_erased_types(draw: st.DrawFn, program: Program, *, always: bool = False, unknown: str = "") -> Program:
     """Return a strategy that erases types of a program once in four times.
 
     It erases the types of all inputs, or their first size (the batch), or all or part of the type of each input. All
@@ -24,34 +26,50 @@ def with_erased_types(draw: st.DrawFn, program: Program, *, always: bool = False
         draw: of hypothesis.
         program: the program; it is changed. Draw tensors for its inputs first.
         always: whether types are erased each time.
+        unknown: `batch` or `all`, where it is said what is erased.
     """
+    if program.symbols or not (always or unknown or draw(ONE_IN_FOUR)):
+        return program
+    how = unknown or draw(st.sampled_from(("all", "batch", "some", "some")))  # the first is drawn most often
+    types = [value.type for value in program.graph.inputs]
+    _erase(program, [draw(_erased(type_, how)) if isinstance(type_, TensorType) else type_ for type_ in types])
+    return program
+
+
+def erase_inputs(program: Program, unknown: str) -> None:
+    """Erase the first size (`batch`) or all of the types of the inputs, and infer all other types again."""
+    types = [value.type for value in program.graph.inputs]
+    _erase(program, [_without(type_, unknown) if isinstance(type_, TensorType) else type_ for type_ in types])
+
+
+def _erase(program: Program, erased: Sequence[Type]) -> None:
+    """Give the inputs these types and infer all others again; where that fails, inputs that need theirs keep them."""
     graph = program.graph
-    if program.symbols or not (always or draw(ONE_IN_FOUR)):
-        return program
     known: list[Type | None] = [value.type for value in graph.inputs]
-    how = draw(st.sampled_from(("all", "batch", "some", "some")))  # the first is drawn most often
-    erased = [draw(_erased(type_, how)) if isinstance(type_, TensorType) else type_ for type_ in known]
     if _takes(program, erased):
-        return program
+        return
     kept = list(known)
     for number, type_ in enumerate(erased):
         tried = [*kept[:number], type_, *kept[number + 1 :]]
         if _takes(program, tried):
             kept = tried
     retype(graph, kept)
-    return program
 
 
 @st.composite
 def _erased(draw: st.DrawFn, type_: TensorType, how: str) -> TensorType:
-    if how == "all" or (how == "some" and draw(st.booleans())):
+    if how == "some":
+        return UNKNOWN_TENSOR if draw(st.booleans()) else draw(forgetful(type_))
+    return _without(type_, how)
+
+
+def _without(type_: TensorType, unknown: str) -> TensorType:
+    if unknown == "all":
         return UNKNOWN_TENSOR
-    if how == "batch":
-        return attrs.evolve(type_, shape=(None, *type_.shape[1:])) if type_.shape else type_
-    return draw(forgetful(type_))
+    return attrs.evolve(type_, shape=(None, *type_.shape[1:])) if type_.shape else type_
 
 
-def _takes(program: Program, types: list[Type | None]) -> bool:
+def _takes(program: Program, types: Sequence[Type | None]) -> bool:
     try:
         retype(program.graph, types)
     except InferenceError:

@@ -6,6 +6,7 @@ from typing import Any
 
 from fuzz.programs.case import Case, positional_convention
 from fuzz.programs.check import Finding, Properties
+from fuzz.programs.erasure import erase_inputs
 from fuzz.programs.strategy import random_tensor
 from fuzz.rules.rule_pass import ApplyRules
 from fuzz.rules.variation import bounds_of
@@ -32,10 +33,13 @@ def hold_example(rule: Pattern, example: Example, properties: Properties) -> Non
     program = example.program()
     verify(program)
     program.convention = positional_convention(program.graph)
+    inputs = [_numbers(value, number) for number, value in enumerate(program.graph.inputs)]
+    if example.unknown:
+        erase_inputs(program, example.unknown)
     reasons = refusals(rule, program)
     for number, weight in enumerate(program.weights.values()):
         weight.data = _numbers(weight.value, number)
-    case = Case.of(program, [_numbers(value, number) for number, value in enumerate(program.graph.inputs)])
+    case = Case.of(program, inputs)
     pass_ = ApplyRules((rule,))
     try:
         fired = judge(pass_, case, properties).fired[rule.name]

@@ -330,7 +330,8 @@ def search(
                 _verify_drawn(program)
             inputs = data.draw(input_tensors(program, finite=not target.properties.non_finite))
             if target.properties.unknown and not isinstance(drawn, Inflated):
-                data.draw(with_erased_types(program))
+                unknown = drawn.unknown if isinstance(drawn, Instance) else ""
+                data.draw(with_erased_types(program, unknown=unknown))
             case = drawn.case(inputs) if isinstance(drawn, Inflated) else Case.of(program, inputs)
             operators = sorted({op.name for op in program.graph.operations()})
         pass_ = InOrder(target.pass_, data.draw(_NUMBERS)) if target.orders else target.pass_

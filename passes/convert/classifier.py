@@ -70,10 +70,43 @@ def _map_of(x: Value) -> tuple[Dim | None, Dim | None, Dim | None] | None:
     while op is not None and (op.opdef.has(Trait.ACTIVATION) or op.name == "aten.dropout"):
         source = op.operands[0]
         op = None if source is None else source.defining_op
-    if op is not None and op.name == "aten.adaptive_avg_pool2d":
+    if op is not None and op.name == "aten.adaptive_avg_pool2d" and _has_rank_of_map(op.operands[0]):
         height, width = op.attributes["output_size"]
         return None, height, width
     return None
+
+
+def _has_rank_of_map(x: Value | None) -> bool:
+    """Whether a value of unknown type certainly has at most 4 dimensions: a pool to 1 x 1 takes any number.
+
+    Convolutions and other pools take no more, and what is elementwise, normalizes or concatenates keeps the number.
+    """
+    pending, seen = [x], {x}
+    while pending:
+        value = pending.pop()
+        if value is None or not isinstance(value.type, TensorType):
+            return False
+        op, rank = value.defining_op, value.type.rank
+        if rank is not None:
+            if rank > 4:
+                return False
+        elif op is None:
+            return False
+        elif not _takes_maps(op):
+            keeps = op.opdef.has(Trait.ELEMENTWISE) or op.opdef.has(Trait.NORMALIZES) or op.opdef.has(Trait.DROPOUT)
+            if not keeps and op.name != "aten.cat":
+                return False
+            found = [v for v in op.operands if v is not None and v not in seen]
+            pending += found
+            seen.update(found)
+    return True
+
+
+def _takes_maps(op: Operation) -> bool:
+    if op.opdef.has(Trait.CONV):
+        weight = op.operand("weight")
+        return weight is not None and isinstance(weight.type, TensorType) and weight.type.rank == 4
+    return op.name == "aten.max_pool2d" or op.name == "aten.avg_pool2d"
 
 
 def _in_features(m: Match) -> Dim | None:
@@ -145,6 +178,7 @@ _CLASSIFIER = Example("""
       return %y
     }
 """)
+_POOL = "%pool = aten.adaptive_avg_pool2d(%sum) {output_size=[1, 1]}"
 _WINDOW = _CLASSIFIER.changed(("1, 1]", "h, 2]"), ("[o, c]", "[o, c*h*2]"))
 
 
@@ -169,6 +203,26 @@ class FlattenLinearToConv1x1Pattern(Pattern):
         _CLASSIFIER.changed(("[n, c, 1, 1]", "[c, 1, 1]"), ("[o, c]", "[o, 1]"), refused="a 4-d map to 2-d"),
         _CLASSIFIER.changed(("%b : f32[o]", "%b : f32[1, o]"), refused="the bias of the linear"),
         _CLASSIFIER.changed(("[o, c]", "[0, c]"), ("f32[o]", "f32[0]"), refused="gives no features"),
+        _CLASSIFIER.changed(  # it moves channels to the batch
+            ("[n, c, 1, 1]", "[n, c*2, 1, 1]"),
+            ("flatten.using_ints(%x) {start_dim=1}", "reshape(%x) {shape=[n*2, c]}"),
+            refused="C x 1 x 1 cannot be proved",
+            unknown="batch",
+        ),
+        _CLASSIFIER.changed(
+            ("parameter %b", "parameter %k : f32[c, a, 1, 1] parameter %b"),
+            ("c, 1, 1]) {", "a, h, w]) { %c = aten.conv2d(%x, %k, None) %sum = aten.add.Tensor(%c, %c) " + _POOL),
+            ("ints(%x)", "ints(%pool)"),
+            unknown="all",
+        ),
+        _CLASSIFIER.changed(  # the pool takes five dimensions, a convolution does not
+            ("c, 1, 1]) {", "c, a, h, w]) { %sum = aten.neg(%x) " + _POOL),
+            ("ints(%x)", "ints(%pool)"),
+            ("[o, c]", "[o, c*a]"),
+            refused="C x 1 x 1 cannot be proved",
+            unknown="all",
+        ),
+        _CLASSIFIER.changed(refused="C x 1 x 1 cannot be proved", unknown="all"),
     )
 
     @override
@@ -218,6 +272,12 @@ class FlattenLinearToConvPattern(Pattern):
         _WINDOW.changed(("flatten.using_ints(%x) {start_dim=1}", "reshape(%x) {shape=[n, -1]}"), (", %b)", ", None)")),
         _WINDOW.changed(("%b : f32[o]", "%b : f32[1]"), refused="the bias of the linear"),
         _CLASSIFIER.changed(refused="FlattenLinearToConv1x1Pattern converts it"),
+        _WINDOW.changed(
+            ("[n, c, h, 2]", "[n, c*2, h, 2]"),
+            ("flatten.using_ints(%x) {start_dim=1}", "reshape(%x) {shape=[n*2, c*h*2]}"),
+            refused="a map of static size cannot be proved",
+            unknown="batch",
+        ),
     )
 
     @override

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
+from typing import Literal
 
 import attrs
 from typing_extensions import override
@@ -34,9 +35,22 @@ class Example:
     text: str = attrs.field(converter=_without_indent)
     refused: str = ""
     """A part of the reason why the rule leaves a near miss alone; empty where the rule fires."""
+    unknown: Literal["", "batch", "all"] = ""
+    """What the rule is not told of the inputs: their first size, or all of their types, as of a traced FX graph."""
 
-    def changed(self, *changes: tuple[str, str], refused: str = "") -> Example:
+    def __attrs_post_init__(self) -> None:
+        if self.unknown not in ("", "batch", "all"):
+            raise PatternError(f"an example has unknown={self.unknown!r}", remedy='write "batch" or "all"')
+
+    def changed(
+        self, *changes: tuple[str, str], refused: str = "", unknown: Literal["", "batch", "all"] = ""
+    ) -> Example:
         """Return another example: the text with each (old, new) replaced, wherever it stands.
+
+        Args:
+            changes: the replacements.
+            refused: as of an example.
+            unknown: as of an example.
 
         Raises:
             PatternError: when the text has no such part.
@@ -46,10 +60,10 @@ class Example:
             if old not in text:
                 raise PatternError(f"an example has no {old!r}:\n{text}")
             text = text.replace(old, new)
-        return Example(text, refused)
+        return Example(text, refused, unknown)
 
     def program(self, size: Callable[[str], int] | None = None) -> Program:
-        """Return the program, whose weights have no data.
+        """Return the program, whose weights have no data, with all types known.
 
         Args:
             size: returns the number for the name of a size, each time that it occurs; 2, 3, 4, 5 in turn by default.
@@ -69,4 +83,5 @@ class Example:
 
     @override
     def __str__(self) -> str:
-        return f"{self.text}\nrefused: {self.refused}" if self.refused else self.text
+        notes = {"unknown": self.unknown, "refused": self.refused}
+        return "\n".join([self.text, *(f"{name}: {note}" for name, note in notes.items() if note)])

@@ -51,6 +51,8 @@ class NegTwice(Pattern):
         (TWICE.changed(("[n, c]", "[n]")), "does not fire on its example: the rank is not 2"),
         (TWICE.changed(("neg(%y)", "abs(%y)")), "does not fire on its example: it does not match"),
         (TWICE.changed(("[n, c]", "[n]"), refused="the dtype"), "refuses its near miss for another reason: the rank"),
+        (TWICE.changed(unknown="all"), "does not fire on its example: the rank is not 2"),
+        (TWICE.changed(refused="the rank", unknown="batch"), "the property `values` does not hold"),
     ],
 )
 def test_an_example_that_is_not_so_is_an_error(example: Example, message: str) -> None:
@@ -69,6 +71,15 @@ def test_a_text_that_is_no_program_is_shown() -> None:
         TWICE.changed(("neg(%y)", "neg(%q)")).program()
     with pytest.raises(PatternError, match="an example has no 'relu'"):
         TWICE.changed(("relu", "gelu"))
+
+
+def test_what_is_not_known_of_the_inputs_is_stated() -> None:
+    target = Target.of(NegTwice)
+    example = TWICE.changed(refused="the rank is not 2", unknown="all")
+    hold_example(target.rules[0], example, target.properties)
+    assert str(example).endswith("unknown: all\nrefused: the rank is not 2")
+    with pytest.raises(PatternError, match=r"unknown='types'.*\n.*\"batch\" or \"all\""):
+        TWICE.changed(unknown="types")  # type: ignore[arg-type]
 
 
 def test_a_rule_prints_its_equation_and_examples() -> None:

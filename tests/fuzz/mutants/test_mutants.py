@@ -149,6 +149,15 @@ def test_what_changes_nothing_survives() -> None:
     assert (result.status, result.message) == ("survived", "the same on 300 programs")
 
 
+def test_a_rule_that_is_not_what_its_examples_say_is_found() -> None:
+    target = "passes.canonicalize.permute:PermuteWithoutUnits.check"
+    reason = '"the values between the reshapes are used elsewhere"'
+    other = Mutant("other", "", target, reason, '"no"', Subject("rule", ("PermuteWithoutUnits",)))
+    result = run_mutant(other, max_examples=1)
+    assert (result.status, result.property) == ("found", "examples")
+    assert "refuses its near miss for another reason: no" in result.message
+
+
 def test_a_rule_that_takes_less_is_narrower_and_one_that_takes_nothing_is_found() -> None:
     target = "passes.canonicalize.permute:NoPermute.check"
     condition = "m.dims == tuple(range(len(m.dims)))"

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from compiler.driver import transform
 from passes.convert.classifier import FlattenLinearToConv1x1Pattern, FlattenLinearToConvPattern
+from passes.rewrite.remarks import GraphwrightWarning
 from tests.passes.compiled import image, run
 from tests.zoo.equality import assert_equal_outputs, assert_equal_training
 
@@ -22,6 +23,30 @@ FLATTENS = {
     "links": lambda s, x: s.fc(F.dropout(F.gelu(torch.flatten(x, 1)), 0.3, s.training)),
     "inplace": lambda s, x: s.fc(F.relu(torch.flatten(x, 1), inplace=True)),
 }
+
+
+class Pooled(nn.Module):
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.first, self.pool, self.fc = first, nn.AdaptiveAvgPool2d(1), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.pool(F.relu(self.first(x) * 2)), 1))
+
+
+def test_without_shapes_a_convolution_tells_the_rank_of_what_is_pooled():
+    traced = torch.fx.symbolic_trace(Pooled(nn.Conv2d(4, 12, 1)).eval())
+    result = transform(traced, patterns=(FlattenLinearToConv1x1Pattern,))
+    assert result.counts()["FlattenLinearToConv1x1Pattern"] == 1
+    assert_equal_outputs(traced, result.model, image())
+
+
+def test_without_shapes_a_pool_may_take_five_dimensions():
+    traced = torch.fx.symbolic_trace(Pooled(nn.Identity()).eval())
+    with pytest.warns(GraphwrightWarning, match="C x 1 x 1 cannot be proved"):
+        result = transform(traced, patterns=(FlattenLinearToConv1x1Pattern,))
+    x = torch.randn(2, 4, 3, 5, 5)
+    assert torch.equal(result.model(x), traced(x))
 
 
 @pytest.mark.parametrize("spelling", FLATTENS)
