@@ -45,23 +45,20 @@ def infer_types(
     """
     if body is not None:
         return tuple(v.type for v in body.outputs if v is not None)
-    for param in opdef.attribute_params:
-        if not param.takes(value := attributes[param.name]):
-            kind = f"a {param.code.__name__}" if param.code is not None else f"of type {param.type}"
-            raise InferenceError(f"argument {param.name!r} of {opdef.name} must be {kind}, not {value!r}")
-    rule = opdef.infer
-    if rule is not None and not extra:
-        try:
+    try:
+        for param in opdef.attribute_params:
+            if not param.takes(value := attributes[param.name]):
+                kind = f"a {param.code.__name__}" if param.code is not None else f"of type {param.type}"
+                raise InferenceError(f"argument {param.name!r} of {opdef.name} must be {kind}, not {value!r}")
+        rule = opdef.infer
+        if rule is not None and not extra:
             return rule(types, attributes)
-        except (
-            IndexError,
-            TypeError,
-            ValueError,
-        ) as error:  # unexpected attributes that the schema allows
-            raise InferenceError(f"{opdef.name} does not take {dict(attributes)} on {types}: {error}") from error
-    if opdef is RETURN:
-        return ()
-    return infer_with_fakes(opdef, types, attributes, extra)
+        return () if opdef is RETURN else infer_with_fakes(opdef, types, attributes, extra)
+    except GraphwrightError:
+        raise
+    except Exception as error:  # rules rely on attributes of the schema's types, and text may have any
+        shown = str(error) or type(error).__name__
+        raise InferenceError(f"{opdef.name} does not take {dict(attributes)} on {types}: {shown}") from error
 
 
 def infer_operation(op: Operation) -> tuple[Type, ...]:
@@ -192,7 +189,10 @@ def bind_arguments(
     if used != len(kwargs):
         _refuse_unknown(opdef, kwargs)
     for param, given in referring:
-        attributes[param.name] = _refer(given, operands)
+        try:
+            attributes[param.name] = _refer(given, operands)
+        except TypeError as error:
+            raise InputError(f"argument {param.name!r} of {opdef.name}: {error}") from None
     return operands, attributes, tuple(segments) if opdef.has_lists else None, tuple(types)
 
 
@@ -264,7 +264,7 @@ def make_operation(
         results = infer_types(opdef, types, attributes, extra)
     except InferenceError as error:
         if error.location is None and not location.is_unknown:
-            raise InferenceError(error.message, location=location) from error
+            raise InferenceError(error.message, location=location, remedy=error.remedy) from error
         raise
     return Operation(opdef, operands, attributes, results, location=location, segments=segments, names=names)
 

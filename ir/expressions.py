@@ -248,7 +248,8 @@ def linear_solution(dim: sympy.Expr) -> tuple[sympy.Symbol, int, int] | None:
     if len(symbols) != 1:
         return None
     symbol = symbols[0]
-    b, a = dim.subs(symbol, 0), dim.coeff(symbol, 1)
-    if sympy.expand(a * symbol + b - dim) != 0 or not (a.is_Integer and sympy.sympify(b).is_Integer and a != 0):
+    a = dim.coeff(symbol, 1)
+    b = sympy.expand(dim - a * symbol)
+    if not (a.is_Integer and b.is_Integer and a != 0):
         return None
     return symbol, int(a), int(b)

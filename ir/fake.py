@@ -34,7 +34,8 @@ from ir.types import (
 )
 
 # Distinct primes, so that symbols are not taken for equal to each other or to a size of the model. Large ones, so that
-# a dimension that a network divides by 32 is still larger than its kernels.
+# a dimension that a network divides by 32 is still larger than its kernels. An operator whose result depends on whether
+# a symbolic size is small gets the type that it has for large ones.
 _HINTS = (2003, 2011, 2017, 2027, 2029, 2039, 2053, 2063, 2069, 2081, 2083, 2087, 2089, 2099, 2111, 2113)
 # The hints of a second run differ in what operators branch on: they are even, divisible by 3, and descending. Where the
 # runs give different types, the type depends on the number.

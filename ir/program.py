@@ -239,8 +239,8 @@ class Program:
 
     def unique_weight_name(self, base: str) -> str:
         """Return `base`, or `base_1`, `base_2`, … where it is taken; names of tied weights count."""
-        taken = {*self.weights, *(alias for weight in self.weights.values() for alias in weight.aliases)}
-        return free_name(base, taken.__contains__)
+        tied = [weight.aliases for weight in self.weights.values() if weight.aliases]
+        return free_name(base, lambda name: name in self.weights or any(name in aliases for aliases in tied))
 
     def values(self) -> Iterator[Value]:
         """Yield weights, inputs and results, in order."""

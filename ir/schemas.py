@@ -9,10 +9,18 @@ import torch
 from ir.errors import InputError
 from ir.spelling import nearest
 
-_SCHEMA_CODES: dict[str, tuple[Any, ...]] = {
-    # c10/core/MemoryFormat.h, c10/core/ScalarType.h
-    "MemoryFormat": (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d),
-    "ScalarType": (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32),
+_SCHEMA_CODES: dict[str, tuple[str, ...]] = {
+    # c10/core/MemoryFormat.h, c10/core/Layout.h, c10/core/ScalarType.h; older versions of PyTorch lack the last ones
+    "MemoryFormat": ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d"),
+    "Layout": ("strided", "sparse_coo", "sparse_csr", "_mkldnn", "sparse_csc", "sparse_bsr", "sparse_bsc", "jagged"),
+    "ScalarType": (
+        *("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"),
+        *("complex32", "complex64", "complex128", "bool", "qint8", "quint8", "qint32", "bfloat16"),
+        *("quint4x2", "quint2x4", "bits1x8", "bits2x4", "bits4x2", "bits8", "bits16"),
+        *("float8_e5m2", "float8_e4m3fn", "float8_e5m2fnuz", "float8_e4m3fnuz", "uint16", "uint32", "uint64"),
+        *("uint1", "uint2", "uint3", "uint4", "uint5", "uint6", "uint7"),
+        *("int1", "int2", "int3", "int4", "int5", "int6", "int7", "float8_e8m0fnu", "float4_e2m1fn_x2"),
+    ),
 }
 
 
@@ -59,9 +67,19 @@ def without_optional(type_: str) -> str:
 
 
 def schema_constant(value: Any, text: str) -> Any:
-    """Return a default of a schema, with dtypes and memory formats for the numbers that stand for them."""
-    codes = _SCHEMA_CODES.get(without_optional(text))
-    return codes[value] if codes is not None and isinstance(value, int) else value
+    """Return a default of a schema, with dtypes, layouts and memory formats for the numbers that stand for them.
+
+    Raises:
+        InputError: when PyTorch has nothing of this number.
+    """
+    type_ = without_optional(text)
+    codes = _SCHEMA_CODES.get(type_)
+    if codes is None or not isinstance(value, int):
+        return value
+    found = getattr(torch, codes[value], None) if 0 <= value < len(codes) else None
+    if found is None:
+        raise InputError(f"{value} as the default of an operator's argument is not the number of a {type_}")
+    return found
 
 
 def functional_name(overload: torch._ops.OpOverload) -> str | None:

@@ -324,9 +324,7 @@ class _Parser(BoundaryParser):
         try:
             types = infer_operation(op)
         except GraphwrightError as error:
-            raise self.lexer.error(error.message, index=place) from error
-        except Exception as error:  # inference rules expect attributes of the schema's types, and text may have any
-            raise self.lexer.error(f"{op.name} does not take these attributes: {error}", index=place) from error
+            raise self.lexer.error(error.message, index=place, remedy=error.remedy) from error
         if len(types) != count:
             raise self.lexer.error(f"{op.name} has {len(types)} results, but {count} are named", index=place)
         return types

@@ -17,6 +17,7 @@ from ir.errors import InputError
 from ir.ops.nn_ops import OPAQUE, decode_call, opaque_results
 from ir.program import Program
 from passes.manager.manager import Pass, PassContext
+from passes.rewrite.rewriter import Rewriter
 
 
 @attrs.frozen
@@ -31,13 +32,14 @@ class DropOpaqueIdentities(Pass):
     @override
     def run(self, program: Program, context: PassContext) -> None:
         """Run once over the program."""
+        rewriter = Rewriter(program)
         for op in list(program.graph.operations()):
             if op.opdef is not OPAQUE:
                 continue
             replacement = _returned_operand(op, program.opaques.get(op.attributes["callee"]))
             if replacement is not None:
-                program.graph.replace_all_uses(op.result, replacement)
-                program.graph.erase(op)
+                rewriter.replace_value(op.result, replacement)
+                rewriter.erase(op)
 
 
 def _returned_operand(op: Operation, callee: Any) -> Value | None:
@@ -54,9 +56,7 @@ def _returned_operand(op: Operation, callee: Any) -> Value | None:
         args, kwargs = decode_call(op.attributes, operands, _unresolved)
         with _Untouched():
             results = opaque_results(module(*args, **kwargs), op.attributes["returns"])
-    except (_Touched, InputError):
-        return None
-    except Exception:  # noqa: BLE001 - whatever the user's code raises: then nothing is proved
+    except Exception:  # noqa: BLE001 - it touched a tensor, or the user's code raises: then nothing is proved
         return None
     after = vars(module)
     if after.keys() != before.keys() or any(after[key] is not value for key, value in before.items()):

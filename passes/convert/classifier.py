@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing_extensions import override
 
+from ir.attributes import Ref
 from ir.core import Operation, Value
 from ir.opdef import Trait
 from ir.types import Dim, TensorType, dims_equal, shapes_equal
@@ -71,7 +72,8 @@ def _map_of(x: Value) -> tuple[Dim | None, Dim | None, Dim | None] | None:
         source = op.operands[0]
         op = None if source is None else source.defining_op
     if op is not None and op.name == "aten.adaptive_avg_pool2d" and _has_rank_of_map(op.operands[0]):
-        height, width = op.attributes["output_size"]
+        # a size that the program computes is an operand
+        height, width = [None if isinstance(size, Ref) else size for size in op.attributes["output_size"]]
         return None, height, width
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing_extensions import override
 
+from ir.attributes import Ref
 from ir.core import Value
 from ir.memory.aliasing import may_replace, reaches_output, reaches_view
 from ir.memory.strides import has_standard_format
@@ -38,17 +39,16 @@ class RemoveIdentityAdaptiveAvgPoolPattern(Pattern):
 
     @override
     def check(self, m: Match) -> str | Refusal | None:
-        """Demand an output size that is provably the input's; None entries keep the input's size."""
+        """Demand an output size that is provably the input's."""
         where = f"adaptive_avg_pool2d at `{m.pool.location.where}`"
-        if m.size == (None, None):
-            return _seen_by_callers(m, where)
         type_ = m.x.type
         sizes = None if not isinstance(type_, TensorType) or type_.shape is None else type_.shape[-2:]
-        if sizes is None or any(d is None and s is not None for d, s in zip(sizes, m.size, strict=True)):
+        if sizes is None or None in sizes:
             return Refusal(f"{where}: its input's height and width are unknown", warn=True)
-        for dim, size in zip(sizes, m.size, strict=True):
-            if size is not None and not dims_equal(dim, size):
-                return f"{where} pools {type_} to {m.size[0]} x {m.size[1]}"
+        if any(isinstance(size, Ref) for size in m.size):
+            return f"{where} pools to a size that the program computes"
+        if not all(map(dims_equal, sizes, m.size)):
+            return f"{where} pools {type_} to {m.size[0]} x {m.size[1]}"
         return _seen_by_callers(m, where)
 
     @override

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import attrs
 import torch
 from typing_extensions import override
 
-from ir.copying import copy_into
-from ir.core import Graph, Operation, Value
-from ir.evaluate import evaluate_graph
+from ir.core import Operation, Value
 from ir.locations import Location
 from ir.opdef import Trait
-from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
+from ir.program import Program, Weight, WeightKind, weight_of
 from ir.types import TensorType, shapes_equal
+from passes.fold.derive import derive, weights_slice
 from passes.manager.manager import Pass, PassContext
 from passes.rewrite.driver import RewriteLog, run_worklist
 from passes.rewrite.example import Example
@@ -173,17 +172,17 @@ class FoldBatchNorm(Pass):
         """Apply the rule everywhere, then compute the new weights where there is data."""
         before = set(program.graph.operations())
         run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True)
-        _materialize(program, context.log, before)
+        _materialize(program, before, context.log)
 
 
-def _materialize(program: Program, log: RewriteLog, before: Set[Operation]) -> None:
+def _materialize(program: Program, before: Set[Operation], log: RewriteLog) -> None:
     """Evaluate the operations on weights that the rule inserted, and make weights of their results.
 
-    The operations that were there `before` are the user's.
+    What was there before is the model's own: it may scale a weight that is trained.
     """
     rewriter = Rewriter(program)
     for op in list(program.graph.operations()):
-        if not (op.opdef.has(Trait.CONV) or op.name == "aten.linear"):
+        if op in before or not (op.opdef.has(Trait.CONV) or op.name == "aten.linear"):
             continue
         source = _source_weight(op.operands[1])
         if source is None:
@@ -193,7 +192,7 @@ def _materialize(program: Program, log: RewriteLog, before: Set[Operation]) -> N
             value = op.operands[index]
             if value is None or value.defining_op is None or value.defining_op in before:
                 continue
-            data, derivation = _evaluate(value)
+            data, derivation = derive(value)
             if data is None:
                 continue
             name = _free_name(program, base + suffix, op)
@@ -225,54 +224,12 @@ def _source_weight(value: Value | None) -> Weight | None:
     return weight_of(value)
 
 
-def _slice(value: Value) -> tuple[list[Operation], list[Weight]] | None:
-    """Return the operations that compute `value` from weights, operands first, and these weights."""
-    ops: dict[Operation, None] = {}
-    weights: dict[str, Weight] = {}
-    stack: list[tuple[Value, bool]] = [(value, False)]
-    while stack:
-        current, expanded = stack.pop()
-        op = current.defining_op
-        if op is None:
-            weight = weight_of(current)
-            if weight is None:
-                return None
-            weights[weight.name] = weight
-        elif expanded:
-            ops.setdefault(op)
-        elif op not in ops:
-            stack.append((current, True))
-            stack.extend((v, False) for v in op.operand_values)
-    return list(ops), list(weights.values())
-
-
-def _evaluate(value: Value) -> tuple[torch.Tensor | None, Derivation | None]:
-    found = _slice(value)
-    if found is None:
-        return None, None
-    ops, weights = found
-    if any(weight.data is None or weight.data.is_meta for weight in weights):
-        return None, None
-    graph = Graph([(weight.name, weight.type) for weight in weights])
-    mapping: dict[Value, Value] = dict(zip([w.value for w in weights], graph.inputs, strict=True))
-    for op in ops:
-        copy_into(op, graph, mapping)
-    graph.set_outputs([mapping[value]])
-    data: list[Any] = [weight.data.detach() for weight in weights if weight.data is not None]
-    with torch.no_grad():
-        (result,) = evaluate_graph(graph, data, {}, {})
-    derivation = Derivation(
-        tuple(weight.name for weight in weights), Program("derivation", graph, CallingConvention(None, None))
-    )
-    return result, derivation
-
-
 def _free_name(program: Program, name: str, op: Operation) -> str:
     """Return `name` where its weight has no user besides what is replaced, else a new name."""
     weight = program.weights.get(name)
     if weight is None:
         return program.unique_weight_name(name)  # a tied weight may have it as its second name
-    found = [_slice(v) for v in (op.operands[1], op.operands[2]) if v is not None and v.defining_op is not None]
+    found = [weights_slice(v) for v in (op.operands[1], op.operands[2]) if v is not None and v.defining_op is not None]
     inside = {o for part in found if part is not None for o in part[0]}
     if not weight.aliases and all(user in inside for user in weight.value.users):
         return name

@@ -10,10 +10,10 @@ from typing_extensions import override
 
 from ir.builder import make_operation
 from ir.columns import Layout
-from ir.copying import copy_graph
-from ir.core import Graph, Operation, Value
+from ir.core import Operation
 from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
 from ir.types import TensorType
+from passes.fold.derive import from_originals
 from passes.manager.manager import Pass, PassContext
 from passes.rewrite.rewriter import Rewriter
 
@@ -74,22 +74,13 @@ def _view(weight: Weight, op: Operation) -> Weight | None:
             data = torch.nn.Parameter(viewed, requires_grad=data.requires_grad)
         else:
             data = viewed.requires_grad_(data.requires_grad)
-    # `evolve` would hand over the value; a weight makes its own
-    fields = {f.name: getattr(weight, f.name) for f in attrs.fields(Weight) if f.init}
-    return Weight(**{**fields, "type": type_, "data": data, "derivation": _derive(weight, op)})
+    return attrs.evolve(weight, type=type_, data=data, derivation=_derive(weight, op))
 
 
 def _derive(weight: Weight, op: Operation) -> Derivation:
     """Return the derivation of the weight, with one operation more."""
-    before = weight.derivation
-    if before is None:
-        graph = Graph([(weight.name, weight.type)])
-        value: Value | None = graph.inputs[0]
-    else:
-        graph = copy_graph(before.program.graph, {})
-        (value,) = graph.outputs
-    sources = (weight.name,) if before is None else before.sources
+    graph, sources, mapping = from_originals([weight])
     key = "shape" if op.opdef.layout is Layout.RESHAPE else "dims"
-    step = graph.append(make_operation(op.opdef, value, op.attributes[key], location=op.location))
+    step = graph.append(make_operation(op.opdef, mapping[weight.value], op.attributes[key], location=op.location))
     graph.set_outputs([step.result])
     return Derivation(sources, Program(f"derive {weight.name}", graph, CallingConvention(None, None)))

@@ -86,7 +86,7 @@ class ConvBNAddActPattern(FusionPattern):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Refuse a residual that is the convolution itself, is broadcast, or promotes the type."""
+        """Refuse a residual that is the convolution itself or, where types are known, is broadcast or promoted."""
         if m.residual.defining_op in m.ops:
             return "both operands of the addition come from the convolution"
         sum_ = m.add.result.type

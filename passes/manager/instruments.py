@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 from typing_extensions import override
 
-from ir.errors import GraphwrightError, InputError
+from ir.errors import GraphwrightError, InputError, PassError
 from ir.program import Program
 from ir.text.printer import print_program
 from ir.verify import verify
@@ -138,7 +138,8 @@ class VerifyEach(Instrument):
         """Verify.
 
         Raises:
-            GraphwrightError: when the pass broke the IR, or changed it without the revision telling so.
+            VerificationError: when the pass broke the IR.
+            PassError: when it changed the program without the revision telling so.
         """
         try:
             verify(program)
@@ -146,4 +147,4 @@ class VerifyEach(Instrument):
             error.add_note(f"pass `{pass_}` broke the IR")
             raise
         if self.check_unchanged and not result.changed and print_program(program) != self._text:
-            raise GraphwrightError(f"pass `{pass_.name}` changed the program behind the revision counter's back")
+            raise PassError(f"pass `{pass_.name}` changed the program behind the revision counter's back")

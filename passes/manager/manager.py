@@ -134,7 +134,8 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
         PassError: when the pass breaks its contract, or raised something that is not a GraphwrightError.
         GraphwrightError: whatever the pass raised, with a note that names the pass.
     """
-    reason = pass_.requires(program)
+    with _guarded(pass_, program):
+        reason = pass_.requires(program)
     if reason is not None:
         raise PassError(f"pass `{pass_.name}` cannot run: {reason}", location=program.location)
     for instrument in context.instruments:
@@ -142,8 +143,30 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
             instrument.before(pass_, program)
     graph = program.graph
     revision, before, start = graph.revision, graph.num_operations, time.perf_counter()
-    try:
+    with _guarded(pass_, program):
         returned = pass_.run(program, context)  # type: ignore[func-returns-value]
+    seconds = time.perf_counter() - start
+    if returned is not None:
+        raise PassError(
+            f"pass `{pass_.name}` returned {returned!r}", remedy="change the program in place, return nothing"
+        )
+    with _guarded(pass_, program):
+        reason = pass_.ensures(program)
+    if reason is not None:
+        raise PassError(f"pass `{pass_.name}` broke its promise: {reason}", location=program.location)
+    result = PassResult(pass_.name, graph.revision != revision, seconds, before, graph.num_operations)
+    context.results.append(result)
+    for instrument in context.instruments:
+        with _blamed(instrument, "after", pass_):
+            instrument.after(pass_, program, result)
+    return result
+
+
+@contextmanager
+def _guarded(pass_: Pass, program: Program) -> Iterator[None]:
+    """Name the pass in what it raises; what is not an error of ours becomes one."""
+    try:
+        yield
     except GraphwrightError as error:
         note = f"in pass `{pass_}`"
         if note not in getattr(error, "__notes__", ()):  # a manager of one pass has that pass's text
@@ -157,20 +180,6 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
             location=program.location,
             remedy="this is a bug in the pass",
         ) from error
-    seconds = time.perf_counter() - start
-    if returned is not None:
-        raise PassError(
-            f"pass `{pass_.name}` returned {returned!r}", remedy="change the program in place, return nothing"
-        )
-    reason = pass_.ensures(program)
-    if reason is not None:
-        raise PassError(f"pass `{pass_.name}` broke its promise: {reason}", location=program.location)
-    result = PassResult(pass_.name, graph.revision != revision, seconds, before, graph.num_operations)
-    context.results.append(result)
-    for instrument in context.instruments:
-        with _blamed(instrument, "after", pass_):
-            instrument.after(pass_, program, result)
-    return result
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class PipelineParser:
             raise self._error("unexpected text")
         return passes
 
-    def _error(self, message: str, at: int | None = None) -> ParseError:
+    def _error(self, message: str, at: int | None = None, remedy: str | None = None) -> ParseError:
         at = self.at if at is None else at
         line = self.text.count("\n", 0, at)
         start = self.text.rfind("\n", 0, at) + 1
@@ -52,7 +52,10 @@ class PipelineParser:
         column = at - start
         place = f"line {line + 1}, column {column + 1}" if "\n" in self.text else f"column {column + 1}"
         return ParseError(
-            f"pipeline text, {place}: {message}\n  {shown}\n  {' ' * column}^", line=line + 1, column=column + 1
+            f"pipeline text, {place}: {message}\n  {shown}\n  {' ' * column}^",
+            line=line + 1,
+            column=column + 1,
+            remedy=remedy,
         )
 
     def _peek(self) -> str:
@@ -97,7 +100,7 @@ class PipelineParser:
         try:
             return cls(*args, **options)
         except GraphwrightError as error:
-            raise self._error(error.message, start) from error
+            raise self._error(error.message, start, error.remedy) from error
         except (TypeError, ValueError) as error:
             raise self._error(f"pass `{name}`: {error}", start) from error
 

@@ -9,8 +9,6 @@ from ir.memory.aliasing import writes_operand
 from ir.opdef import Trait
 from ir.program import weight_of
 
-_BOUND = 4096
-
 
 def may_train(op: Operation) -> bool:
     """Whether the operation is in training mode, or `train()` on the emitted module can put it there.
@@ -96,10 +94,8 @@ def _rivals(op: Operation, last: Operation) -> list[Operation]:
         statistics = [op.operand(name) for name in ("running_mean", "running_var")]
         return [user for value in statistics if value is not None for user in value.users if user.opdef is not RETURN]
     found: list[Operation] = []
-    current = op.next
-    for _ in range(_BOUND):
-        if current is None or current is last:
-            break
+    current: Operation | None = op
+    while current is not None and current is not last:
         if _draws(current):
             found.append(current)
         current = current.next

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from ir.core import Operation
 from ir.errors import PatternError
 from ir.opdef import Trait
 from passes.rewrite.pattern import AnyOf, AnyValue, Chain, Node, OpNode
@@ -96,22 +97,42 @@ def _substitute(node: Node, chosen: dict[int, int], memo: dict[int, Node]) -> No
         if chosen.get(id(node)):
             swap: dict[int | str, int] = {0: 1, 1: 0}
             operands = [(swap.get(key, key), value) for key, value in operands]
+            node = _unscaled(node)
         result = attrs.evolve(node, operands=tuple(operands))
     memo[id(node)] = result
     return result
 
 
-def op_nodes(tree: Node) -> Iterator[OpNode | Chain]:
-    """Yield the nodes of a tree that match operations, each once, the root first."""
+def _unscaled(node: OpNode) -> OpNode:
+    """Return a node that does not match a scaled second operand: a + alpha * b commutes where alpha is 1."""
+    if not isinstance(node.ops, Trait) and not any("alpha" in opdef.defaults for opdef in node.ops):
+        return node
+    where = node.where
+
+    def condition(op: Operation) -> str | None:
+        alpha = op.attributes.get("alpha", 1)
+        if alpha != 1:
+            return f"alpha of {op.name} at `{op.location.where}` is {alpha}: its operands do not commute"
+        return None if where is None else where(op)
+
+    return attrs.evolve(node, where=condition)
+
+
+def nodes(tree: Node) -> Iterator[Node]:
+    """Yield the nodes of a tree, each once, the root first."""
     pending, seen = [tree], {id(tree)}
     while pending:
         node = pending.pop()
-        if isinstance(node, (OpNode, Chain)):
-            yield node
+        yield node
         for part in reversed(inner_nodes(node)):
             if id(part) not in seen:
                 seen.add(id(part))
                 pending.append(part)
+
+
+def op_nodes(tree: Node) -> Iterator[OpNode | Chain]:
+    """Yield the nodes of a tree that match operations, each once, the root first."""
+    return (node for node in nodes(tree) if isinstance(node, (OpNode, Chain)))
 
 
 def num_operations(node: Node) -> int:

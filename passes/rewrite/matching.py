@@ -14,7 +14,7 @@ from ir.core import Operation, Value
 from ir.errors import PatternError
 from ir.opdef import OpDef, ParamKind, Trait
 from ir.spelling import known_names
-from passes.rewrite.expansion import expand, num_operations, op_nodes, shared_nodes
+from passes.rewrite.expansion import expand, nodes, num_operations, op_nodes, shared_nodes
 from passes.rewrite.faults import rule_raised
 from passes.rewrite.literals import has_value
 from passes.rewrite.pattern import (
@@ -93,7 +93,7 @@ def _accepts(ops: Trait | Sequence[OpDef | Trait], opdef: OpDef) -> bool:
     return any(opdef.has(o) if isinstance(o, Trait) else opdef is o for o in ops)
 
 
-# Compiled once a class: a rule keeps nothing on itself, so its pattern is the same for every instance.
+# Compiled once a class, if its rules have no parameters: then the pattern is the same for every instance.
 _COMPILED: WeakCache[type[Pattern], tuple[Variant, ...]] = WeakCache()
 
 
@@ -103,8 +103,8 @@ def compile_rule(rule: Pattern) -> tuple[Variant, ...]:
     Raises:
         PatternError: when the pattern is ill-formed or its root is not an operation.
     """
-    if vars(rule):
-        # a rule with parameters: its pattern may depend on them
+    if type(rule).__init__ is not object.__init__ or vars(rule):
+        # it may have parameters, in slots too, and its pattern may depend on them
         return _compile(rule)
     known = _COMPILED.get(type(rule))
     if known is None:
@@ -143,11 +143,31 @@ def _variants(rule: Pattern) -> tuple[Variant, ...]:
 
 
 def _check_captures(root: Node) -> None:
-    """Raise where two operations of a pattern have one name: the match could hold one of them only."""
-    named: dict[str, int] = {}
-    for node in op_nodes(root):
-        if node.name and named.setdefault(node.name, id(node)) != id(node):
-            raise PatternError(f"two parts of the pattern are named {node.name!r}", remedy="give each its own name")
+    """Raise where one name means two things: a match could hold one of them only."""
+    named: dict[str, tuple[str, int]] = {}
+
+    def add(name: str, kind: str, identity: int = 0) -> None:
+        if hasattr(Match, name):
+            raise PatternError(
+                f"{name!r} is what a match itself calls something else", remedy="choose another name for the capture"
+            )
+        known = named.setdefault(name, (kind, identity))
+        if known == (kind, identity):
+            return  # values, or attributes, of one name must be equal
+        first, second = sorted((known[0], kind), key=("an operation", "a value", "an attribute").index)
+        what = "two parts of the pattern" if first == second else f"{first} and {second}"
+        raise PatternError(f"{what} are named {name!r}", remedy="give each its own name")
+
+    for node in nodes(root):
+        if isinstance(node, OpNode):
+            for _, given in node.attributes:
+                if isinstance(given, AttrCapture):
+                    add(given.name, "an attribute")
+        if isinstance(node, AnyValue):
+            if node.name:
+                add(node.name, "a value")
+        elif isinstance(node, (OpNode, Chain)) and node.name:
+            add(node.name, "an operation", id(node))
 
 
 def _needs(root: OpNode | Chain) -> tuple[tuple[int, frozenset[OpDef]], ...]:
@@ -202,7 +222,7 @@ def _any_matcher(node: AnyValue) -> _ValueMatcher:
             return optional
         if where is not None:
             answer = where(value)
-            if isinstance(answer, str):
+            if not isinstance(answer, bool):
                 raise PatternError(
                     f"the condition `where` of the value {name!r} returned {answer!r}",
                     remedy="return True or False: only the condition of an operation returns a reason",
@@ -240,13 +260,13 @@ def _chain_matcher(node: Chain, shared: set[int]) -> _ValueMatcher:
         links: list[Operation] = []
         while True:
             if len(links) >= minimum:
-                captures, count, reason = dict(state.captures), len(state.ops), state.reason
+                captures, bound, count, reason = dict(state.captures), dict(state.bound), len(state.ops), state.reason
                 if inner(value, state):
                     state.ops.extend(reversed(links))
                     if name:
                         state.captures[name] = tuple(reversed(links))
                     return True
-                state.captures, state.reason = captures, reason
+                state.captures, state.bound, state.reason = captures, bound, reason
                 del state.ops[count:]
             op = None if value is None else value.defining_op
             if op is None or len(links) >= maximum or not _accepts(ops, op.opdef) or len(op.operand_values) != 1:

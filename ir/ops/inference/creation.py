@@ -8,7 +8,7 @@ import torch
 
 from ir.opdef import InferRule
 from ir.ops.inference.support import FLOATS_OR_UNKNOWN, Attributes, require
-from ir.types import CPU, Dim, TensorType, Type
+from ir.types import Dim, TensorType, Type
 
 _ANY_RANK = (None, torch.preserve_format, torch.contiguous_format)
 _RANK_OF_FORMAT = {torch.channels_last: 4, torch.channels_last_3d: 5}
@@ -90,6 +90,6 @@ def arange(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     require(all(type(n) is int for n in (start, end, step)) and step != 0)
     require((end - start) * step >= 0)
     length: Dim = -((start - end) // step)
-    device = attributes["device"] or CPU
+    device = attributes["device"] or torch.get_default_device()
     require(device.type in ("cpu", "meta"))
     return (TensorType((length,), attributes["dtype"] or torch.int64, device),)

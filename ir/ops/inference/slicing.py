@@ -92,7 +92,7 @@ def _symbolic_slice(size: int, start: Dim | None, end: Dim | None) -> Dim:
     last = size if end is None or (type(end) is int and end >= size) else end
     for bound in (first, last):
         if isinstance(bound, sympy.Expr):
-            # counted from the front
+            # counted from the front; that of `length - 1` is assumed for a `length` of 0, too
             require(bool(bound.subs(dict.fromkeys(bound.free_symbols, 64)) > 0))
         else:
             require(0 <= bound <= size)
@@ -120,8 +120,8 @@ def split(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     dim, size = _along(x, attributes)
     if size is None:
         raise Undecided
+    require(type(piece) is not int or piece > 0)
     if type(size) is int and type(piece) is int:
-        require(piece > 0)
         return _pieces(x, dim, _piece_sizes(size, piece))
     count = floor_div(size, piece)
     if type(count) is int and dims_equal(count * piece, size):

@@ -8,7 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from compiler.driver import transform
+from ir.text.parser import parse_program
 from passes.convert.classifier import FlattenLinearToConv1x1Pattern, FlattenLinearToConvPattern
+from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
+from passes.rewrite.matching import compile_rule
 from passes.rewrite.remarks import GraphwrightWarning
 from tests.passes.compiled import image, run
 from tests.zoo.equality import assert_equal_outputs, assert_equal_training
@@ -176,3 +179,22 @@ def test_a_tied_classifier_weight_stays_tied():
     assert_equal_outputs(model, result.model, image(2, 4, 1, 1))
     storages = {p.untyped_storage().data_ptr() for p in result.model.parameters()}
     assert model.a.weight.untyped_storage().data_ptr() in storages and len(storages) == 3
+
+
+@pytest.mark.filterwarnings("ignore::passes.rewrite.remarks.GraphwrightWarning")
+@pytest.mark.parametrize("size", [(None, 1), (1, None), (None, None)])
+def test_a_pool_to_a_size_that_the_program_computes(size):
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(size), nn.Flatten(), nn.Linear(4, 3)).eval()
+    result = transform(torch.fx.symbolic_trace(model))
+    assert "FlattenLinearToConv1x1Pattern" not in result.counts()
+    assert_equal_outputs(model, result.model, image(2, 4, 1, 1))
+    pattern = RemoveIdentityAdaptiveAvgPoolPattern()
+    text = """
+        program "case" {
+          graph(%x : f32[2, 4, 6, 5], %n : int) {
+            %y = aten.adaptive_avg_pool2d(%x) {output_size=[%n, 5]} : ?
+            return %y
+          }
+        }"""
+    (match,) = [variant.try_match(parse_program(text).graph.first) for variant in compile_rule(pattern)]
+    assert "to a size that the program computes" in pattern.check(match)

@@ -130,3 +130,61 @@ def test_constants_that_a_folded_weight_comes_from_stay():
     nn.init.normal_(other.conv.weight)
     result.model.load_state_dict(result.parameter_map.convert(other.state_dict()))
     torch.testing.assert_close(result.model(x), other(x))
+
+
+@pytest.mark.parametrize("folds", [1, 2, 3])
+def test_checkpoints_fold_through_several_norms(folds):
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.BatchNorm2d(8)).double()
+    x = torch.randn(2, 4, 5, 5).double()
+    randomize_batch_norm(model, torch.Generator().manual_seed(1))
+    result = transform(model.eval(), (x,), pipeline=PassManager([Canonicalize(), *folds * [FoldBatchNorm()]]))
+    assert result.operations_after.get("aten.batch_norm", 0) == 3 - folds
+    assert_checkpoint_converts(model, result, x)
+
+
+def assert_checkpoint_converts(model, result, x):
+    """Check that a checkpoint of the original, with other weights, gives the emitted module the original's results."""
+    assert_equal_outputs(model, result.model, x)
+    other = copy.deepcopy(model)
+    randomize_batch_norm(other, torch.Generator().manual_seed(2))
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    result.model.load_state_dict(result.parameter_map.convert(other.state_dict()))
+    assert_equal_outputs(other, result.model, x)
+
+
+class Own(nn.Module):
+    """A convolution with a weight that the model itself makes of a parameter."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.weight, self.scale = weight, nn.Parameter(torch.rand(4, 1, 1, 1).double())
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight(self), self.conv.bias)
+
+
+def test_a_checkpoint_folds_into_a_weight_that_is_viewed():
+    class Viewed(Own):
+        def forward(self, x):
+            return self.bn(super().forward(x))
+
+    def view(s):
+        return s.conv.weight.reshape(3, 4, 1, 1).permute(1, 0, 2, 3)
+
+    model, x = Viewed(view).double().eval(), torch.randn(2, 3, 5, 5).double()
+    randomize_batch_norm(model, torch.Generator().manual_seed(1))
+    pipeline = PassManager([Canonicalize(fold_parameter_views=True), FoldBatchNorm()])
+    result = transform(model, (x,), pipeline=pipeline)
+    assert "aten.batch_norm" not in result.operations_after
+    assert_checkpoint_converts(model, result, x)
+
+
+def test_a_weight_that_the_model_scales_is_not_folded():
+    model = Own(lambda s: (s.conv.weight.to(torch.float64) * s.scale).to(torch.float32)).eval()
+    x = torch.randn(2, 3, 5, 5)
+    result = transform(model, (x,), pipeline=PIPELINE)
+    before = transform(model, (x,), pipeline=PassManager([Canonicalize()]))
+    assert str(result.program) == str(before.program)
+    assert "aten.mul.Tensor" in result.operations_after
