@@ -18,7 +18,9 @@ from compiler.lower.base import Lowering
 from compiler.lower.functional.storage import Handle
 from compiler.lower.fx.arguments import with_kinds
 from compiler.lower.fx.calls import Calls
+from compiler.lower.fx.constant_calls import draws_numbers, makes_tensors, only_computes
 from compiler.lower.fx.leaf_modules import LeafModules
+from compiler.lower.fx.nn_functional import FUNCTIONS
 from compiler.lower.fx.operators import Pieces, Size
 from compiler.lower.fx.overloads import UnknownCallError, is_runtime
 from compiler.lower.regions import attribute_of
@@ -220,18 +222,31 @@ class FxLowering(Lowering):
             return self._opaque_function(node, args, kwargs, problem)
 
     def _constant_call(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Evaluate a function of constants now, unless each call makes a new tensor or may have effects.
+        """Evaluate a function of constants now, if it only computes. What makes a tensor in each call is an operator.
 
         Raises:
             UnknownCallError: for a function of the user's.
+            CaptureError: for a function that may have effects, or depend on more than its arguments.
         """
         home = (getattr(function, "__module__", None) or "").partition(".")[0]
         if home not in ("", "torch", "_operator", "builtins", "math"):
             raise UnknownCallError("it may return something else each time")
+        computes = only_computes(function)
+        if not computes:
+            if function not in FUNCTIONS and not makes_tensors(function):
+                raise _not_computing(function)
+            try:
+                return self.leaf_modules.function(function, args, kwargs)
+            except (UnknownCallError, InputError):
+                if draws_numbers(function):
+                    raise _not_computing(function) from None
         try:
-            return self.leaf_modules.function(function, args, kwargs)
-        except (UnknownCallError, InputError):
             found = function(*args, **kwargs)
+        except Exception as error:
+            raise CaptureError(
+                f"the graph calls {_name_of(function)}, which raises {type(error).__name__}: {error}",
+                remedy=_WITH_INPUTS,
+            ) from error
         if not isinstance(found, torch.Tensor):
             return found
         return self.calls.operator("aten.lift_fresh_copy", (self._weight(found),))
@@ -314,6 +329,20 @@ class FxLowering(Lowering):
             types,
         )
         return tuple(found) if count else found[0]
+
+
+def _name_of(function: Any) -> str:
+    name = getattr(function, "__name__", str(function))
+    home = getattr(function, "__module__", None)
+    return f"{home}.{name}" if home else str(name)
+
+
+def _not_computing(function: Any) -> CaptureError:
+    return CaptureError(
+        f"the graph calls {_name_of(function)} without a tensor: it may have an effect, or return something else each "
+        "time",
+        remedy=_WITH_INPUTS,
+    )
 
 
 def _is_no_tensor(node: fx.Node) -> bool:
