@@ -7,7 +7,7 @@ from typing_extensions import override
 from ir.attributes import Attribute, attributes_equal
 from ir.core import Operation
 from passes.rewrite.example import Example
-from passes.rewrite.pattern import AnyOf, Match, Node, OpNode, Pattern, PatternBuilder
+from passes.rewrite.pattern import AnyOf, Match, OpNode, Pattern, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
 _RESHAPED = Example("graph(%x : f32[n, 2, c]) { %y = aten.reshape(%x) {shape=[2, n*c]} return %y }")
@@ -58,9 +58,6 @@ class WriteLiterals(Pattern):
         b.set_attribute(m.root, *self._literal(m.root))
 
     def _literal(self, op: Operation) -> tuple[str, Attribute]:
-        node = next(node for node in self.pattern(PatternBuilder()).alternatives if _takes(node, op))
+        nodes = [node for node in self.pattern(PatternBuilder()).alternatives if isinstance(node, OpNode)]
+        node = next(node for node in nodes if isinstance(node.ops, tuple) and op.opdef in node.ops)
         return node.attributes[0]
-
-
-def _takes(node: Node, op: Operation) -> bool:
-    return isinstance(node, OpNode) and isinstance(node.ops, tuple) and op.opdef in node.ops
