@@ -67,11 +67,11 @@ class Source:
 
     def one_of(self, choices: Sequence[T]) -> T:
         """Draw one of the choices; shrinks to the first."""
-        return choices[self.draw(integers(0, len(choices) - 1))]
+        return choices[self.integer(0, len(choices) - 1)]
 
     def integer(self, lower: int, upper: int) -> int:
         """Draw an int from a closed range; shrinks to `lower`."""
-        return self.draw(integers(lower, upper))
+        return lower if lower == upper else self.draw(integers(lower, upper))
 
     def extent(self, lower: int, upper: int) -> int:
         """Draw the size of a window; small by default."""

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from ir.caches import cached
 from ir.types import Dim, TensorType, make_symbol
 
-ONE_IN_FOUR = st.integers(0, 3).map(lambda number: number >= 2)
-"""True about once in four draws: of few numbers, hypothesis draws the lower half three times as often."""
+_BOOLEANS = st.booleans()
+_UP_TO_THREE = st.integers(0, 3)
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.uint8)
@@ -64,12 +64,20 @@ def tensor_types(
     return types.flatmap(forgetful) if unknown else types
 
 
-@st.composite
-def forgetful(draw: st.DrawFn, type_: TensorType) -> TensorType:
-    """Return a strategy for `type_` with some of its parts unknown."""
+def one_in_four(draw: st.DrawFn) -> bool:
+    """Draw True about once in four times: of few numbers, hypothesis draws the lower half three times as often."""
+    return draw(_UP_TO_THREE) >= 2
+
+
+def without_parts(draw: st.DrawFn, type_: TensorType) -> TensorType:
+    """Draw which parts of a type are unknown."""
     shape = type_.shape
     if shape is not None:
-        shape = tuple([None if draw(st.booleans()) else size for size in shape])
-        if draw(ONE_IN_FOUR):
-            return TensorType(None, type_.dtype if draw(st.booleans()) else None, type_.device)
-    return TensorType(shape, None if draw(ONE_IN_FOUR) else type_.dtype, type_.device)
+        shape = tuple([None if draw(_BOOLEANS) else size for size in shape])
+        if one_in_four(draw):
+            return TensorType(None, type_.dtype if draw(_BOOLEANS) else None, type_.device)
+    return TensorType(shape, None if one_in_four(draw) else type_.dtype, type_.device)
+
+
+forgetful = st.composite(without_parts)
+"""A strategy for a type with some of its parts unknown."""

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 import attrs
 from hypothesis import strategies as st
 
-from fuzz.calls.types import ONE_IN_FOUR, forgetful
+from fuzz.calls.types import one_in_four, without_parts
 from fuzz.programs.retyping import retype
 from ir.errors import InferenceError
 from ir.program import Program
 from ir.types import UNKNOWN_TENSOR, TensorType, Type
 
+_BOOLEANS = st.booleans()
+_WAYS = st.sampled_from(("all", "batch", "some", "some"))  # the first is drawn most often
 
-@st.composite
-def with_erased_types(draw: st.DrawFn, program: Program, *, always: bool = False, unknown: str = "") -> Program:
-    """Return a strategy that erases types of a program once in four times.
+
+def erase_types(draw: st.DrawFn, program: Program, *, always: bool = False, unknown: str = "") -> Program:
+    """Erase types of a program once in four times, and return the program.
 
     It erases the types of all inputs, or their first size (the batch), or all or part of the type of each input. All
     other types are inferred again. Weights keep their types, and so do inputs whose sizes are symbols or determine a
@@ -28,11 +30,11 @@ def with_erased_types(draw: st.DrawFn, program: Program, *, always: bool = False
         always: whether types are erased each time.
         unknown: `batch` or `all`, where it is said what is erased.
     """
-    if program.symbols or not (always or unknown or draw(ONE_IN_FOUR)):
+    if program.symbols or not (always or unknown or one_in_four(draw)):
         return program
-    how = unknown or draw(st.sampled_from(("all", "batch", "some", "some")))  # the first is drawn most often
+    how = unknown or draw(_WAYS)
     types = [value.type for value in program.graph.inputs]
-    _erase(program, [draw(_erased(type_, how)) if isinstance(type_, TensorType) else type_ for type_ in types])
+    _erase(program, [_erased(draw, type_, how) if isinstance(type_, TensorType) else type_ for type_ in types])
     return program
 
 
@@ -56,10 +58,13 @@ def _erase(program: Program, erased: Sequence[Type]) -> None:
     retype(graph, kept)
 
 
-@st.composite
+with_erased_types = st.composite(erase_types)
+"""A strategy that erases types of a program once in four times: of a test, which draws from strategies."""
+
+
 def _erased(draw: st.DrawFn, type_: TensorType, how: str) -> TensorType:
     if how == "some":
-        return UNKNOWN_TENSOR if draw(st.booleans()) else draw(forgetful(type_))
+        return UNKNOWN_TENSOR if draw(_BOOLEANS) else without_parts(draw, type_)
     return _without(type_, how)
 
 

@@ -240,7 +240,7 @@ def programs(
     builder = Builder(source.graph)
     for number in range(max_ops):
         # a stop and not a count, so that a failing program shrinks by leaving out any operation
-        if draw(st.integers(0, 15)) == 0:
+        if draw(integers(0, 15)) == 0:
             break
         earlier = [op for op in source.graph.operations() if op.segments is None and op.operands]
         if earlier and source.integer(0, 7) == 7:
@@ -389,6 +389,11 @@ def input_tensors(
     With `special`, some floating tensors hold zeros of both signs and subnormal numbers and, unless `finite`, NaN,
     infinities and numbers that overflow.
     """
+    return draw_inputs(draw, program, special=special, finite=finite)
+
+
+def draw_inputs(draw: st.DrawFn, program: Program, *, special: bool = True, finite: bool = False) -> list[torch.Tensor]:
+    """Draw the tensors of `input_tensors`."""
     numbers = {
         symbol: draw(integers(bounds.lower, bounds.upper if bounds.upper is not None else bounds.lower + 7))
         for symbol, bounds in program.symbols.items()
@@ -400,7 +405,8 @@ def input_tensors(
         tensor = random_tensor(type_.shape, type_.dtype, seed)
         if special and type_.dtype.is_floating_point and tensor.numel() and chance == 3:
             tiny = torch.finfo(type_.dtype).smallest_normal / 4
-            number = draw(st.sampled_from((0.0, -0.0, tiny, *(() if finite else _NON_FINITE))))
+            drawn = (0.0, -0.0, tiny, *(() if finite else _NON_FINITE))
+            number = drawn[draw(integers(0, len(drawn) - 1))]
             tensor.view(-1)[draw(integers(0, tensor.numel() - 1))] = number
         tensors.append(tensor)
     return tensors

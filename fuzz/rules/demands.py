@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -128,7 +128,7 @@ def meeting_value(source: MatchSource, leaf: AnyValue) -> Value | None:
     return None
 
 
-def _candidate(chance: random.Random, named: list[int]) -> TensorType:
+def _candidate(chance: random.Random, named: Sequence[int]) -> TensorType:
     rank = chance.randrange(MAX_RANK + 1)
     pool = (2, 3, 1, 4, *named)
     sizes: list[Dim] = [chance.choice(pool)] * rank

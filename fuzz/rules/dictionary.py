@@ -11,12 +11,45 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import attrs
+
 from compiler.usercode.locations import names_in
 from passes.rewrite.pattern import Pattern
 
 _MOST = 64
 """The most numbers that are taken from one table, and the most around which others are drawn."""
 _METHODS = ("pattern", "check", "rewrite")
+_LARGEST = 1024
+"""The largest number in the code that may become a size."""
+
+
+@attrs.frozen(eq=False)
+class Numbers:
+    """The numbers that a rule's code names, and their neighbors."""
+
+    named: Sequence[Any]
+    around: Sequence[Any] = attrs.field(init=False)
+    """The neighbors of the numbers."""
+    sizes: Sequence[int] = attrs.field(init=False)
+    """The numbers that may become sizes, in order."""
+    near_sizes: Sequence[int] = attrs.field(init=False)
+    """The neighbors that may become sizes, in order."""
+
+    @around.default
+    def _beside(self) -> Sequence[Any]:
+        return around(self.named)
+
+    @sizes.default
+    def _own_sizes(self) -> Sequence[int]:
+        return _sizes(self.named)
+
+    @near_sizes.default
+    def _sizes_beside(self) -> Sequence[int]:
+        return _sizes(self.around)
+
+
+def _sizes(numbers: Sequence[Any]) -> list[int]:
+    return sorted({n for n in numbers if type(n) is int and 0 < n <= _LARGEST})
 
 
 def dictionary_of(rule: Pattern) -> list[Any]:

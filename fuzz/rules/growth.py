@@ -284,7 +284,8 @@ class Growth:
                 return None
             # if the call was drawn around the fixed operands, the others fit already
             fits = bool(places) and all(grouped[place] is value for place, value in places.items())
-            if source.integer(0, 7) == 7 if fits else attempt > 1 or source.flag():
+            is_open = bool(places) and any(isinstance(v, Value) and i not in places for i, v in enumerate(grouped))
+            if is_open and (source.integer(0, 7) == 7 if fits else attempt > 1 or source.flag()):
                 self._fit_to(grouped, places)
             for place, value in places.items():
                 grouped[place] = value

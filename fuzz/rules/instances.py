@@ -9,15 +9,14 @@ rule has examples, most programs vary one of them (`fuzz.rules.variation`).
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 
 import attrs
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from fuzz.calls.source import Unavailable
+from fuzz.calls.source import Unavailable, integers
 from fuzz.programs.strategy import finish_program
-from fuzz.rules.dictionary import dictionary_of, operators_named_by
+from fuzz.rules.dictionary import Numbers, dictionary_of, operators_named_by
 from fuzz.rules.growth import NEAR_MISSES, Growth
 from fuzz.rules.match_source import MatchSource
 from fuzz.rules.variation import Variation
@@ -62,19 +61,19 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
         symbolic: whether sizes may be expressions over symbols.
     """
     variants = expanded_pattern(rule)
-    number = draw(st.integers(0, len(variants) - 1))
+    number = draw(integers(0, len(variants) - 1))
     change = None
-    if near or (near is None and draw(st.integers(0, 2)) == 2):
-        change = draw(st.sampled_from(NEAR_MISSES))
+    if near or (near is None and draw(integers(0, 2)) == 2):
+        change = NEAR_MISSES[draw(integers(0, len(NEAR_MISSES) - 1))]
     examples = rule.examples
-    if examples and not near and change is None and draw(st.integers(0, 3)):
+    if examples and not near and change is None and draw(integers(0, 3)):
         return _of_example(draw, rule)
     _, numbers, named = _prepared(rule)
     source = MatchSource(draw, numbers, named, symbolic=symbolic)
-    for _ in range(draw(st.integers(0, 2))):
+    for _ in range(draw(integers(0, 2))):
         source.add_prefix()
     roots: list[Value] = []
-    for _ in range(2 if draw(st.integers(0, 4)) == 4 else 1):
+    for _ in range(2 if draw(integers(0, 4)) == 4 else 1):
         growth = Growth(source, change)
         try:
             root = growth.grow(variants[number], 1 if examples else _BEGINNINGS)
@@ -113,7 +112,8 @@ def _of_example(draw: st.DrawFn, rule: Pattern) -> Instance:
     """Return a variation of an example, more often of one that fires than of a near miss."""
     variants, numbers, named = _prepared(rule)
     firing, near = ([e for e in rule.examples if bool(e.refused) is refused] for refused in (False, True))
-    example = draw(st.sampled_from(near if near and draw(st.integers(0, 7)) > 5 else firing or near))
+    chosen = near if near and draw(integers(0, 7)) > 5 else firing or near
+    example = chosen[draw(integers(0, len(chosen) - 1))]
     for _ in range(_VARIATIONS):
         source = MatchSource(draw, numbers, named, symbolic=False)
         with suppress(Unavailable, GraphwrightError):
@@ -126,7 +126,7 @@ def _of_example(draw: st.DrawFn, rule: Pattern) -> Instance:
     return Instance(rule, source.program, "example", -1, example.unknown)
 
 
-_EXPANDED: WeakCache[Pattern, tuple[list[Node], list[Any], frozenset[str]]] = WeakCache()
+_EXPANDED: WeakCache[Pattern, tuple[list[Node], Numbers, frozenset[str]]] = WeakCache()
 
 
 def expanded_pattern(rule: Pattern) -> list[Node]:
@@ -134,9 +134,9 @@ def expanded_pattern(rule: Pattern) -> list[Node]:
     return _prepared(rule)[0]
 
 
-def _prepared(rule: Pattern) -> tuple[list[Node], list[Any], frozenset[str]]:
+def _prepared(rule: Pattern) -> tuple[list[Node], Numbers, frozenset[str]]:
     known = _EXPANDED.get(rule)
     if known is None:
         expanded = expand(rule.pattern(PatternBuilder()))
-        known = _EXPANDED[rule] = (expanded, dictionary_of(rule), operators_named_by(rule))
+        known = _EXPANDED[rule] = (expanded, Numbers(dictionary_of(rule)), operators_named_by(rule))
     return known

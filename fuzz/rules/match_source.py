@@ -13,7 +13,7 @@ from typing_extensions import override
 from fuzz.calls.generators import generate_call
 from fuzz.calls.source import Unavailable, Wanted
 from fuzz.programs.strategy import ProgramSource
-from fuzz.rules.dictionary import around
+from fuzz.rules.dictionary import Numbers
 from ir.builder import Builder
 from ir.core import Value
 from ir.errors import GraphwrightError
@@ -22,8 +22,6 @@ from ir.types import Dim, TensorType
 _PREFIXES = ("transpose.int", "permute", "slice.Tensor", "expand", "relu", "clone", "mul.Scalar", "to.dtype", "dropout")
 PREFIXES = tuple([f"aten.{name}" for name in _PREFIXES])
 """Operators that give an operand other strides, or make it a view of something, in front of the match."""
-_LARGEST = 1024
-"""The largest number in the code that may become a size."""
 _ROOM = 4096
 """The largest product of the sizes above 9 in a program: tensors stay small."""
 
@@ -31,16 +29,15 @@ _ROOM = 4096
 class MatchSource(ProgramSource):
     """Hands out the operands that the pattern fixes."""
 
-    def __init__(self, draw: st.DrawFn, dictionary: Sequence[Any], named: frozenset[str], *, symbolic: bool) -> None:
+    def __init__(self, draw: st.DrawFn, numbers: Numbers, named: frozenset[str], *, symbolic: bool) -> None:
         super().__init__(draw, symbolic=symbolic, half=True)
         self.builder = Builder(self.graph)
-        self.dictionary = dictionary
+        self.dictionary = numbers.named
         self.named = named
         """The names of operators in the rule's code."""
-        self.around = around(dictionary)
-        """The neighbors of the numbers of the dictionary."""
-        self.sizes = sorted({n for n in dictionary if type(n) is int and 0 < n <= _LARGEST})
-        self.near_sizes = sorted({n for n in self.around if type(n) is int and 0 < n <= _LARGEST})
+        self.around = numbers.around
+        self.sizes = numbers.sizes
+        self.near_sizes = numbers.near_sizes
         self._room = _ROOM
         self.pinned: list[Value] = []
         """The fixed operands that have no place in the call yet."""
@@ -73,7 +70,7 @@ class MatchSource(ProgramSource):
 
     def hinted(self, lower: int, upper: int) -> int:
         """Draw an int from a closed range, often one that the rule's code names, or a neighbor."""
-        kind = self.integer(0, 7)
+        kind = self.integer(0, 7) if self.sizes or self.near_sizes else 0
         fitting = [n for n in (self.near_sizes if kind > 5 else self.sizes) if lower <= n <= upper]
         return self.one_of(fitting) if fitting and kind > 2 else self.integer(lower, min(upper, max(9, lower)))
 

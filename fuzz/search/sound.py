@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
+import torch
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
@@ -16,8 +17,8 @@ from hypothesis.errors import Flaky, FlakyStrategyDefinition, Unsatisfiable
 from fuzz.modules.case import ModuleCase, forget_loaded
 from fuzz.programs.case import Case, Outcome
 from fuzz.programs.check import Finding, Properties, Unusable
-from fuzz.programs.erasure import with_erased_types
-from fuzz.programs.strategy import input_tensors, programs
+from fuzz.programs.erasure import erase_types
+from fuzz.programs.strategy import draw_inputs, programs
 from fuzz.rules.instances import Instance, expanded_pattern, instances
 from fuzz.rules.orders import ORDERS, InOrder
 from fuzz.rules.reverse import Inflated
@@ -313,28 +314,31 @@ def search(
             first.append(seen.examples)  # later checks only shrink the case
             raise
 
-    def attempt(data: st.DataObject) -> None:
+    @st.composite
+    def attempts(draw: st.DrawFn) -> tuple[Any, Sequence[torch.Tensor], int]:
+        """Return a strategy for all that an attempt draws: what is tried, tensors for its inputs, and an order."""
         if last and time.monotonic() - since[0] > _SHRINKING:
             reject()  # the last failing case counts
-        drawn = data.draw(strategy)
+        drawn = draw(strategy)
+        inputs: Sequence[torch.Tensor] = ()
+        if not isinstance(drawn, ModuleCase):
+            program = _program_of(drawn)
+            if on is not None:
+                _verify_drawn(program)
+            inputs = draw_inputs(draw, program, finite=not target.properties.non_finite)
+            if target.properties.unknown and not isinstance(drawn, Inflated):
+                erase_types(draw, program, unknown=drawn.unknown if isinstance(drawn, Instance) else "")
+        return drawn, inputs, draw(_NUMBERS) if target.orders else 0
+
+    def attempt(attempted: tuple[Any, Sequence[torch.Tensor], int]) -> None:
+        drawn, inputs, number = attempted
         case, program = drawn, None
         operators: Sequence[str] = ()
         if not isinstance(drawn, ModuleCase):
-            program = drawn.program if isinstance(drawn, (Instance, Inflated)) else drawn
-            if not isinstance(program, Program):
-                raise InputError(
-                    f"`on` draws {program!r}, which is not a program",
-                    remedy="draw from programs(), instances() or modules()",
-                )
-            if on is not None:
-                _verify_drawn(program)
-            inputs = data.draw(input_tensors(program, finite=not target.properties.non_finite))
-            if target.properties.unknown and not isinstance(drawn, Inflated):
-                unknown = drawn.unknown if isinstance(drawn, Instance) else ""
-                data.draw(with_erased_types(program, unknown=unknown))
+            program = _program_of(drawn)
             case = drawn.case(inputs) if isinstance(drawn, Inflated) else Case.of(program, inputs)
             operators = sorted({op.name for op in program.graph.operations()})
-        pass_ = InOrder(target.pass_, data.draw(_NUMBERS)) if target.orders else target.pass_
+        pass_ = InOrder(target.pass_, number) if target.orders else target.pass_
         try:
             outcome = held(pass_, case, program)
         except Unusable:
@@ -346,7 +350,7 @@ def search(
         if isinstance(drawn, Instance) and drawn.change is None:
             seen.instances += 1
 
-    test: Callable[[], None] = given(st.data())(attempt)
+    test: Callable[[], None] = given(attempts())(attempt)
     chosen = chosen or settings()
     # the time of a program says nothing about a rule; and the report is ours: hypothesis would also explain and print
     # the drawn values
@@ -384,6 +388,21 @@ def search(
     finally:
         forget_loaded()
     return seen, None
+
+
+def _program_of(drawn: Any) -> Program:
+    """Return the program that was drawn.
+
+    Raises:
+        InputError: when it is something else.
+    """
+    program = drawn.program if isinstance(drawn, (Instance, Inflated)) else drawn
+    if not isinstance(program, Program):
+        raise InputError(
+            f"`on` draws {program!r}, which is not a program",
+            remedy="draw from programs(), instances() or modules()",
+        )
+    return program
 
 
 def _verify_drawn(program: Program) -> None:
