@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from ir.caches import cached
+
+_MOST = 1024
+"""What is kept for so many ranges of numbers."""
+
 
 @contextmanager
 def only_common_constants() -> Iterator[None]:
@@ -24,10 +29,17 @@ def only_common_constants() -> Iterator[None]:
         return
     none = providers.Constants()
     # the cache also holds the permitted local constants
-    providers.CONSTANTS_CACHE.cache.clear()
+    others, providers.CONSTANTS_CACHE = providers.CONSTANTS_CACHE, _permitted()
     providers._get_local_constants = lambda: none
     try:
         yield
     finally:
         providers._get_local_constants = found
-        providers.CONSTANTS_CACHE.cache.clear()
+        providers.CONSTANTS_CACHE = others
+
+
+@cached()
+def _permitted() -> Any:
+    """The cache of what is permitted of the common constants, for all searches."""
+    providers: Any = importlib.import_module("hypothesis.internal.conjecture.providers")
+    return type(providers.CONSTANTS_CACHE)(_MOST)
