@@ -140,7 +140,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             raise AssertionError("a copy of the program is another program: ir.copying is wrong")
         runs = _Runs(original, case, properties)
         try:
-            runs.compare(program)
+            runs.compare(program, typed)
         finally:
             _demand_kept(kept, "a run")  # a mutation explains other findings
         other = other_than_its_kind(program, typed)
@@ -327,11 +327,11 @@ class _Runs:
                 except EvaluationError:
                     continue  # a view may refuse strides
 
-    def compare(self, program: Program) -> None:
-        """Raise a `Finding` for the first property that does not hold of a changed program."""
+    def compare(self, program: Program, typed: Program | None = None) -> None:
+        """Raise a `Finding` for the first property that does not hold of a changed program, perhaps `typed` already."""
         properties = self.properties
         new = [weight for name, weight in program.weights.items() if name not in self.weights]
-        if new or fixes_dtypes(with_types_of(program, self.case.inputs)):
+        if new or fixes_dtypes(typed or with_types_of(program, self.case.inputs)):
             self.budgeted = True  # new weights have the precision of the old ones
         if any(weight.derivation is not None for weight in new):
             # for inference: gradients end at derived weights
