@@ -294,21 +294,27 @@ def looks_of(
 ) -> tuple[Look | None, ...]:
     """Return the looks of results, given the inputs and weights that they may share storage with."""
     places = [storage_of(leaf) if isinstance(leaf, torch.Tensor) and leaf.numel() else None for leaf in leaves]
-    given = [storage_of(t) for t in inputs]
-    owned = {name: storage_of(t) for name, t in state.items()}
+    given, owned, of_results = dict[Any, list[int]](), dict[Any, list[str]](), dict[Any, list[int]]()
+    for i, t in enumerate(inputs):
+        given.setdefault(storage_of(t), []).append(i)
+    for name, t in state.items():
+        owned.setdefault(storage_of(t), []).append(name)
+    for i, place in enumerate(places):
+        of_results.setdefault(place, []).append(i)
 
     def look(index: int, t: Any) -> Look | None:
         if not isinstance(t, torch.Tensor):
             return None
-        facts = (tuple(t.shape), t.dtype, meaningful_strides(t), t.requires_grad, isinstance(t, nn.Parameter))
+        is_parameter = type(t) is not torch.Tensor and isinstance(t, nn.Parameter)
+        facts = (tuple(t.shape), t.dtype, meaningful_strides(t), t.requires_grad, is_parameter)
         place = places[index]
         if place is None:
             return Look(facts, (), frozenset(), ())
         return Look(
             facts,
-            tuple(i for i, other in enumerate(given) if other == place),
-            frozenset(name for name, other in owned.items() if other == place),
-            tuple(i for i, other in enumerate(places) if other == place),
+            tuple(given.get(place, ())),
+            frozenset(owned.get(place, ())),
+            tuple(of_results[place]),
         )
 
     return tuple(look(i, leaf) for i, leaf in enumerate(leaves))

@@ -153,6 +153,8 @@ def _unlike_slopes(
             if not is_no_slope(value, noise):
                 yield "gradients", f"of {key}, which the original has not"
             continue
+        if key not in names and _is_same(a.slopes[source], value):
+            continue
         # the gradient of an overwritten value is zero, times a factor that may be infinite
         finite_slope = None if a.slopes[source] is None else a.slopes[source].nan_to_num(0.0, 0.0, 0.0)  # type: ignore[union-attr]
         if is_no_slope(finite_slope) and is_no_slope(value, noise):
@@ -181,6 +183,15 @@ def heir(names: ParameterMap, key: str, tensors: Mapping[str, torch.Tensor | Non
     if key not in names or any(tensors.get(source) is None for source in sources):
         return tensors.get(sources[0])
     return names.heir(key, tensors)
+
+
+def _is_same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    """Return whether two gradients hold equal numbers, the common case, which takes one operation."""
+    if a is None or b is None:
+        return a is b
+    if (a.dtype, a.device, a.layout, b.layout) != (b.dtype, b.device, torch.strided, torch.strided):
+        return False
+    return a.device.type != "meta" and torch.equal(a, b)
 
 
 def is_no_slope(slope: torch.Tensor | None, noise: float = 0.0) -> bool:

@@ -289,4 +289,4 @@ def widened(tree: Any) -> Any:
             return tensor
         return tensor.detach().to(widest(tensor.dtype)).requires_grad_(tensor.requires_grad)
 
-    return map_tensors(tree, widen)
+    return widen(tree) if isinstance(tree, torch.Tensor) else map_tensors(tree, widen)
