@@ -45,6 +45,9 @@ LITERAL_TYPES = frozenset(
 )
 """Exact types of the constants that text and Python code can hold; subclasses, such as enums, do not count."""
 
+_COMPARABLE = LITERAL_TYPES - {float, complex}
+"""Types whose values are the same where `==` says so."""
+
 ATTRIBUTE_TYPES = (*LITERAL_TYPES, sympy.Expr, Ref)
 
 
@@ -108,7 +111,7 @@ def normalize_attribute(value: Any) -> Attribute:
 
 def iter_leaves(value: Attribute) -> Iterator[Attribute]:
     """Yield the leaves of an attribute, depth first."""
-    items = items_of(value)
+    items = None if type(value) in LITERAL_TYPES else items_of(value)
     if items is None:
         yield value
     else:
@@ -118,7 +121,7 @@ def iter_leaves(value: Attribute) -> Iterator[Attribute]:
 
 def items_of(value: Attribute) -> Iterable[Attribute] | None:
     """Return the items of a tuple, list, dict or slice; None for a leaf."""
-    if isinstance(value, tuple | list):
+    if isinstance(value, (tuple, list)):
         return value
     if isinstance(value, dict):
         return value.values()
@@ -140,8 +143,12 @@ def has_ref(value: Attribute) -> bool:
 
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
     """Return `value` with `function` applied to each leaf; named tuples keep their class."""
+    if type(value) in LITERAL_TYPES:
+        return function(value)  # most are
     if isinstance(value, tuple):
         items = [map_leaves(item, function) for item in value]
+        if type(value) is tuple:
+            return tuple(items)
         if hasattr(value, "_fields"):
             return type(value)(*items)
         return type(value)(items) if type(value).__module__ == "torch.return_types" else tuple(items)
@@ -156,6 +163,8 @@ def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
 
 def attribute_key(value: Attribute) -> Any:
     """Return a hashable key that tells apart what `==` does not: 1, 1.0 and True; 0.0 and -0.0; NaN equals itself."""
+    if type(value) in _COMPARABLE:
+        return (type(value).__name__, value)  # most are
     if isinstance(value, tuple):
         return tuple(map(attribute_key, value))
     if isinstance(value, list):
@@ -173,4 +182,6 @@ def attribute_key(value: Attribute) -> Any:
 
 def attributes_equal(a: Attribute, b: Attribute) -> bool:
     """Return whether two attribute values are the same value of the same type."""
+    if type(a) is type(b) and type(a) in _COMPARABLE:
+        return bool(a == b)
     return bool(attribute_key(a) == attribute_key(b))

@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import sympy
 
-from ir.attributes import Attribute, Ref, attributes_equal, items_of
+from ir.attributes import LITERAL_TYPES, Attribute, Ref, attributes_equal, items_of
 from ir.core import Graph, Operation, Value
 from ir.expressions import format_expression
 from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program, Weight
@@ -210,6 +210,8 @@ class _Comparison:
         return None
 
     def _same_attribute(self, x: Attribute, y: Attribute, a: Operation, b: Operation) -> bool:
+        if type(x) in LITERAL_TYPES and type(y) in LITERAL_TYPES:
+            return attributes_equal(x, y)
         items, others = items_of(x), items_of(y)
         if items is not None and others is not None:
             if type(x) is not type(y) or (isinstance(x, dict) and list(x) != list(y)):

@@ -187,7 +187,7 @@ def call_arguments(
         if is_attribute:
             value = attributes[name]
             if isinstance(value, tuple):
-                value = list(map_leaves(value, resolve))
+                value = [item if type(item) in _PLAIN else map_leaves(item, resolve) for item in value]
             elif type(value) not in _PLAIN:
                 value = resolve(value)
         else:
@@ -218,9 +218,9 @@ def kernel_call(
 
 def flat_results(returned: Any) -> list[Any]:
     """Return the results of a kernel as inference counts them, with nested lists flattened."""
-    if not isinstance(returned, tuple | list):
+    if not isinstance(returned, (tuple, list)):
         return [] if returned is None else [returned]
-    return [part for item in returned for part in (item if isinstance(item, tuple | list) else (item,))]
+    return [part for item in returned for part in (item if isinstance(item, (tuple, list)) else (item,))]
 
 
 @cached()

@@ -19,7 +19,7 @@ import sympy
 import torch
 from torch.utils import _pytree as pytree
 
-from ir.attributes import ATTRIBUTE_TYPES, Attribute, Ref, iter_leaves
+from ir.attributes import ATTRIBUTE_TYPES, LITERAL_TYPES, Attribute, Ref, iter_leaves
 from ir.builder import infer_operation
 from ir.core import RETURN, Graph, Operation, Value
 from ir.errors import GraphwrightError, VerificationError
@@ -260,6 +260,8 @@ class _Verifier:
         self._fail(f"{op.name} has no attribute {', '.join(unknown)}", op)
 
     def _attribute(self, op: Operation, name: str, value: Attribute) -> None:
+        if type(value) in LITERAL_TYPES:
+            return
         leaves = iter_leaves(value) if op.opdef is OPAQUE else _leaves_of_tuples(value)
         for leaf in leaves:
             if not isinstance(leaf, ATTRIBUTE_TYPES):
@@ -274,7 +276,7 @@ class _Verifier:
         lowest = 0 if op.opdef is OPAQUE else first
         referred: set[int] = set()
         for name, value in op.attributes.items():
-            for leaf in iter_leaves(value):
+            for leaf in () if type(value) in LITERAL_TYPES else iter_leaves(value):
                 if isinstance(leaf, Ref):
                     if not lowest <= leaf.index < count:
                         self._fail(

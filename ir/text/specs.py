@@ -40,6 +40,8 @@ def format_spec(spec: pytree.TreeSpec) -> str:
     """Return the text of a tree specification; one that could not be read back is only named."""
     try:
         text = _format(spec)
+        if spec.is_leaf() or (spec.type is tuple and all(child.is_leaf() for child in spec.children())):
+            return text  # the usual results of a model can be read back
         lexer = Lexer(text)
         if read_spec(Literals(lexer)) == spec and lexer.kind == END:
             return text
