@@ -189,7 +189,9 @@ def _dims(call: Call) -> Iterator[str]:
     dim: Any = call.op.attributes.get("dim")
     if facts.dims is None or x is None or not x.dim() or dim is None or dim == ():
         return
-    rank = x.dim() + facts.adds_dim
+    # a list of tensors to concatenate may hold an empty vector, whatever the rank of the others
+    rank = max(t.dim() for t in call.tensors) if call.op.opdef.has_lists else x.dim()
+    rank += facts.adds_dim
     turned = tuple(d - rank if d >= 0 else d + rank for d in dim[::-1]) if isinstance(dim, tuple) else dim
     turned = turned if isinstance(dim, tuple) else dim - rank if dim >= 0 else dim + rank
     results = call.again(attributes={"dim": turned})

@@ -33,6 +33,10 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.convert.attention:_check_module": {
         "connective: without op.operand('bias_v') is not None of `or`": "`bias_k` and `bias_v` come together",
     },
+    "passes.convert.attention:_follow_result": {
+        "connective: without best is None of `and`": "what has the shape of the result again, behind layout "
+        "operations, is the result too",
+    },
     "passes.convert.attention:_in_projection": {
         "order: 'key' <-> 'value'": "the names of values: which result is which says their order",
     },
@@ -41,6 +45,10 @@ _JUDGED: dict[str, dict[str, str]] = {
     },
     "passes.convert.classifier:FlattenLinearToConvPattern.check": {
         "integer: 1 -> 0 (3)": "a map of C x 1 x 1 is the other rule's, and right here as well",
+    },
+    "passes.convert.classifier:_keeps_batch_first": {
+        "connective: without first is None of `or`": "unknown sizes are not provably equal: refused in other words",
+        "connective: without second is None of `or`": "unknown sizes are not provably equal: refused in other words",
     },
     "passes.convert.classifier:_start_dim": {
         "integer: -1 -> -2 (2)": "no start: only 1 is asked for",
@@ -68,6 +76,8 @@ _JUDGED: dict[str, dict[str, str]] = {
     },
     "passes.fuse.attention:ScaledDotProductAttentionPattern.check": {
         "order: m.key <-> m.value": "the order of what is asked for by `any`",
+        "reason: return None, not f'the query is {query}, without a batch or head dimension'": "a region of it is "
+        "right too; targets do not take it, which an example holds",
     },
     "passes.fuse.conv:ConvBNAddActPattern.check": {
         "condition: never value is m.residual": "a word of the reason",
@@ -77,6 +87,10 @@ _JUDGED: dict[str, dict[str, str]] = {
     },
     "passes.rewrite.literals:_rank": {
         "condition: always value and isinstance(value.type, TensorType)": "what has a `dim` takes a tensor first",
+    },
+    "passes.rewrite.literals:one_form": {
+        "connective: without op.name != 'aten.tile' of `and`": "no count is negative, so none is taken for a dimension "
+        "from the back",
     },
     "passes.rewrite.literals:dims_from_front": {
         "condition: always d is not None": "none is None by then: the filter is for the type checker",

@@ -17,7 +17,7 @@ from fuzz.calls.kernels import ends_the_process
 from fuzz.programs.budget import Budget
 from fuzz.programs.case import Case, Kept, Outcome
 from fuzz.programs.definite import has_definite_gradients, is_definite
-from fuzz.programs.kinds import other_than_its_kind
+from fuzz.programs.kinds import other_points, other_than_its_kind
 from fuzz.programs.later import (
     Later,
     put_in_training,
@@ -143,7 +143,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             runs.compare(program, typed)
         finally:
             _demand_kept(kept, "a run")  # a mutation explains other findings
-        other = other_than_its_kind(program, typed)
+        other = other_than_its_kind(program, typed) or other_points(program, getattr(pass_, "rules", ()))
         if other is not None:
             raise Finding("kind", other)
         copy = check_text(program, after) if properties.text else Case.of(program, case.inputs).build()

@@ -15,6 +15,7 @@ from ir.evaluate import evaluate_graph
 from ir.program import Program
 from ir.types import TensorType
 from passes.fuse.kinds import Meaning, Region, meanings_of
+from passes.rewrite.pattern import Pattern
 
 _ROUNDED = 1e-5
 """The difference that is allowed where a body fixes another dtype than float64."""
@@ -34,6 +35,16 @@ def other_than_its_kind(program: Program, typed: Program) -> str | None:
             problem = _difference(op, twin.body, operands, meanings)
             if problem is not None:
                 return problem
+    return None
+
+
+def other_points(program: Program, rules: Sequence[Pattern]) -> str | None:
+    """Return the first region that has other quantization points than the rule for its kind declares; None if none."""
+    declared = {getattr(rule, "kind", ""): getattr(rule, "quantization_points", None) for rule in rules}
+    for op in program.graph.operations():
+        points = declared.get(op.attributes.get("kind", "")) if op.body is not None else None
+        if points is not None and tuple(points) != op.attributes["quantization_points"]:
+            return f"{op.name} has the quantization points {op.attributes['quantization_points']}, not {points}"
     return None
 
 

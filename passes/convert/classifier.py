@@ -129,14 +129,12 @@ def _refusal(m: Match, window: str) -> str | Refusal | None:
         return f"the weight of the linear at `{m.linear.location.where}` has no known shape"
     if _in_features(m) == 0:
         return f"the linear at `{m.linear.location.where}` takes no features; a convolution takes no empty map"
-    if m.weight.tensor_type.shape[0] == 0:
+    out_features = m.weight.tensor_type.shape[0]
+    if out_features == 0:
         return f"the linear at `{m.linear.location.where}` gives no features; a convolution has at least one channel"
-    bias = m.bias.type if m.bias is not None else None
-    if isinstance(bias, TensorType) and bias.shape is not None:
-        out_features = m.weight.tensor_type.shape[0]
-        if not shapes_equal(bias.shape, (out_features,)):
-            # a linear broadcasts it, a convolution does not
-            return f"the bias of the linear at `{m.linear.location.where}` is {bias}, not {out_features} numbers"
+    if m.bias is not None and not shapes_equal(m.bias.tensor_type.shape, (out_features,)):
+        # a linear broadcasts it, a convolution does not
+        return f"the bias of the linear at `{m.linear.location.where}` is {m.bias.type}, not {out_features} numbers"
     if batch_first is None:
         # Without shapes, the rank is proved by the linear: from a batch-less (C, 1, 1) it would get one feature.
         proved = flatten.name == "aten.flatten.using_ints" and _start_dim(flatten) == 1

@@ -21,6 +21,12 @@ _MATMULS = ("aten.matmul", "aten.bmm")
 _SCALINGS = ("aten.mul.Scalar", "aten.div.Scalar")
 
 
+_ONE_OPERATOR = Example("""
+    graph(%q : f32[n, h, t, d], %k : f32[n, h, s, d], %v : f32[n, h, s, d], %mask : f32[t, s]) {
+      %y = aten.scaled_dot_product_attention(%q, %k, %v, %mask)
+      return %y
+    }
+""")
 _WRITTEN_OUT = Example("""
     graph(%q : f32[n, h, t, d], %k : f32[n, h, s, d], %v : f32[n, h, s, e], %mask : f32[t, s]) {
       %turned = aten.permute(%k) {dims=[0, 1, 3, 2]}
@@ -62,14 +68,12 @@ class ScaledDotProductAttentionPattern(FusionPattern):
     quantization_points = ("query", "key", "value")
 
     examples = (
-        Example("""
-            graph(%q : f32[n, h, t, d], %k : f32[n, h, s, d], %v : f32[n, h, s, d], %mask : f32[t, s]) {
-              %y = aten.scaled_dot_product_attention(%q, %k, %v, %mask)
-              return %y
-            }
-        """),
+        _ONE_OPERATOR,
+        _ONE_OPERATOR.changed(("f32[n, h, ", "f32["), refused="without a batch or head dimension"),
         _WRITTEN_OUT,
+        _WRITTEN_OUT.changed(("%k : f32[n, h, s, d]", "%k : f32[n, s, h, d]"), ("[0, 1, 3, 2]", "[0, 2, 3, 1]")),
         _WINDOWS,
+        _WINDOWS.changed(("{shape=[n*m, h", "{shape=[1, n*m, h"), ("dim=3", "dim=4"), refused="their shape"),
         _WRITTEN_OUT.changed(
             ("%scores = aten.matmul(%q", "%half = aten.mul.Scalar(%q) {other=0.5}\n  %scaled = aten.matmul(%half"),
             ("  %scaled = aten.mul.Scalar(%scores) {other=0.5}\n", ""),

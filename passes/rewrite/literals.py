@@ -8,7 +8,7 @@ from __future__ import annotations
 from ir.attributes import Attribute, attributes_equal
 from ir.builder import coerce_attribute
 from ir.columns import Dims, Layout
-from ir.core import Operation, Value
+from ir.core import Operation
 from ir.errors import InputError
 from ir.opdef import OpDef
 from ir.types import Dim, TensorType, dims_equal, wrap
@@ -62,9 +62,11 @@ def dims_from_front(op: Operation, name: str, given: Attribute) -> int | tuple[i
 
 def index_from_front(op: Operation, index: Attribute) -> int | None:
     """Return the index of a selection counted from the front; None where the size or the index is not a number."""
-    shape = _shape(op.operands[0])
-    dim = None if not shape else wrap(op.attributes["dim"], len(shape))
-    size = None if dim is None or shape is None else shape[dim]
+    shape = op.operand_values[0].tensor_type.shape
+    if not shape:
+        return None
+    dim = wrap(op.attributes["dim"], len(shape))
+    size = None if dim is None else shape[dim]
     if type(size) is not int or type(index) is not int:
         return None
     return index + size if index < 0 else index
@@ -87,12 +89,12 @@ def _rank(op: Operation, name: str) -> int | None:
 
 def _written_out(op: Operation, sizes: Attribute) -> tuple[Dim | None, ...] | None:
     """Return the shape of the result where it is what `sizes` asks for."""
-    shape = _shape(op.result)
+    shape = op.result.tensor_type.shape
     if shape is None or not isinstance(sizes, tuple) or len(sizes) != len(shape):
         return None
     left_out = shape
     if op.opdef.layout is Layout.EXPAND:  # the size that the operand has; of a new dimension, it must be written
-        given = _shape(op.operands[0])
+        given = op.operand_values[0].tensor_type.shape
         if given is None:
             return None
         left_out = (*(None,) * (len(shape) - len(given)), *given)
@@ -101,10 +103,6 @@ def _written_out(op: Operation, sizes: Attribute) -> tuple[Dim | None, ...] | No
         if type(wanted) is bool or not isinstance(wanted, Dim) or not dims_equal(wanted, size):
             return None
     return shape
-
-
-def _shape(value: Value | None) -> tuple[Dim | None, ...] | None:
-    return value.type.shape if value is not None and isinstance(value.type, TensorType) else None
 
 
 def _of_schema(opdef: OpDef, name: str, literal: Attribute) -> Attribute:
