@@ -23,6 +23,9 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.canonicalize.split:split_sizes": {
         "comparison: dim < len(shape) -> dim <= len(shape)": "the caller wrapped `dim`, and pieces have the rank of x",
     },
+    "passes.canonicalize.split:_place": {
+        "connective: without dim is None of `or`": "what is split has a dimension, and inference checked `dim`",
+    },
     "passes.cleanup.cse:eliminate_common_subexpressions": {
         "integer: 0 -> 1": "the count that is returned, which tests of the pass hold",
     },
