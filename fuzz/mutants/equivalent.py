@@ -48,10 +48,6 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.convert.classifier:_start_dim": {
         "integer: -1 -> -2 (2)": "no start: only 1 is asked for",
     },
-    "passes.convert.pooling:RemoveIdentityAdaptiveAvgPoolPattern.check": {
-        "quantifier: any((d is None and s is not None for d, s in zip(sizes, m.size, strict=True))) -> all((d is None "
-        "and s is not…": "the comparison of sizes that follows refuses an unknown one too, in other words",
-    },
     "passes.fold.batch_norm:FoldBatchNormPattern.check": {
         "connective: without bn.operand('running_var') is None of `or`": "mean and variance come together",
         "reason: return None, not f'{where} normalizes with the statistics of the batch'": "PyTorch raises where the "
