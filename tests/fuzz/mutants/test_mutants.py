@@ -19,8 +19,7 @@ from fuzz.mutants.mutation import Mutant, StaleMutantError, Subject, mutated
 from fuzz.mutants.operators import OPERATORS, edits
 from fuzz.mutants.subjects import Drawn
 from fuzz.mutants.suite import MutantResult, run_all, run_mutant
-from fuzz.programs.case import Case
-from fuzz.programs.strategy import positional_convention
+from fuzz.programs.case import Case, positional_convention
 from fuzz.rules.names import RULES, find_rule
 from fuzz.search.sound import Target, assert_sound
 from ir.errors import InputError
