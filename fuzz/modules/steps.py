@@ -236,9 +236,10 @@ def _layout(w: Writer, x: str) -> None:
 
 
 def _parts(w: Writer, x: str) -> None:
-    if not w[x].dim():
+    rank = w[x].dim()
+    if not rank:
         return
-    dim = w.dim(x)
+    dim = w.one_of(w.dim(x), -1, min(rank - 1, 1))  # models split channels
     size = w[x].shape[dim]
     if size == 2:
         w.let(w.one_of(f"{x}.unbind({dim})", f"{x}.chunk(2, {dim})", f"{x}.split(1, {dim})"), 2)

@@ -23,6 +23,9 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.canonicalize.split:split_sizes": {
         "comparison: dim < len(shape) -> dim <= len(shape)": "the caller wrapped `dim`, and pieces have the rank of x",
     },
+    "passes.canonicalize.split:_place": {
+        "connective: without dim is None of `or`": "what is split has a dimension, and inference checked `dim`",
+    },
     "passes.cleanup.cse:eliminate_common_subexpressions": {
         "integer: 0 -> 1": "the count that is returned, which tests of the pass hold",
     },
@@ -52,10 +55,6 @@ _JUDGED: dict[str, dict[str, str]] = {
     },
     "passes.convert.classifier:_start_dim": {
         "integer: -1 -> -2 (2)": "no start: only 1 is asked for",
-    },
-    "passes.convert.pooling:RemoveIdentityAdaptiveAvgPoolPattern.check": {
-        "quantifier: any((d is None and s is not None for d, s in zip(sizes, m.size, strict=True))) -> all((d is None "
-        "and s is not…": "the comparison of sizes that follows refuses an unknown one too, in other words",
     },
     "passes.fold.batch_norm:FoldBatchNormPattern.check": {
         "connective: without bn.operand('running_var') is None of `or`": "mean and variance come together",

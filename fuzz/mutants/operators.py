@@ -150,7 +150,7 @@ def _orders(node: ast.AST) -> Iterator[Replacement]:
         fixed = callee.rpartition(".")[2] in ("op", "call")
         for args, what in _swapped(node.args, fixed):
             yield node, _with(node, args=args), f"{what} in {callee}(...)"
-    elif isinstance(node, ast.Tuple) and isinstance(node.ctx, ast.Load) and not all(map(_names_operator, node.elts)):
+    elif isinstance(node, ast.Tuple) and isinstance(node.ctx, ast.Load) and not _lists_operators(node.elts):
         for elements, what in _swapped(node.elts):
             yield node, _with(node, elts=elements), what
 
@@ -276,6 +276,12 @@ def _swapped(items: Sequence[ast.expr], fixed: int = 0) -> Iterator[tuple[list[a
         one, other = ast.unparse(items[i]), ast.unparse(items[i + 1])
         if one != other:
             yield [*items[:i], items[i + 1], items[i], *items[i + 2 :]], f"{one} <-> {other}"
+
+
+def _lists_operators(items: Sequence[ast.expr]) -> bool:
+    """Return whether the items are names of operators, of which a pattern takes any: their order says nothing."""
+    names = [item for item in items if not isinstance(item, ast.Starred)]
+    return bool(names) and all(map(_names_operator, names))
 
 
 def _names_operator(node: ast.AST) -> bool:

@@ -24,6 +24,12 @@ class SpellReshape(Rule):
     t is the shape of the result, which must be known.
     """
 
+    examples = (
+        Example("graph(%x : f32[n, a]) { %y = aten.unsqueeze(%x) {dim=1} return %y }"),
+        # a copy, where a reshape is a view
+        Example("graph(%x : f32[a*2]) { %s = aten.slice.Tensor(%x) {step=2} %y = aten.ravel(%s) return %y }"),
+    )
+
     @override
     def pattern(self, p: PatternBuilder) -> Node:
         return p.op(RESHAPES)

@@ -102,6 +102,7 @@ class SpatialMeanToPool(Rule):
         _MEAN,
         _MEAN.changed(("[2, 3]", "[-1, -2]")),
         _MEAN.changed(("[2, 3]", "[-2, -3]"), refused="not over the two spatial dimensions"),
+        _MEAN.changed(("[2, 3]", "None"), refused="not over the two spatial dimensions"),
         _MEAN.changed(("f32", "c64"), ("relu", "neg"), refused="is empty or converted"),
         _MEAN.changed(_KEPT, ("return %z", "return %y"), refused="the result is an output"),
         _MEAN.changed(

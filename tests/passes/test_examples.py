@@ -79,7 +79,7 @@ def test_what_is_not_known_of_the_inputs_is_stated() -> None:
     hold_example(target.rules[0], example, target.properties)
     assert str(example).endswith("unknown: all\nrefused: the rank is not 2")
     with pytest.raises(PatternError, match=r"unknown='types'.*\n.*\"batch\" or \"all\""):
-        TWICE.changed(unknown="types")  # type: ignore[arg-type]
+        TWICE.changed(unknown="types")
 
 
 def test_a_rule_prints_its_equation_and_examples() -> None:

@@ -102,7 +102,7 @@ def test_reasons_are_reached(rule: str, reasons: list[str]) -> None:
 
 
 def test_regions_of_an_example_get_the_types_that_are_drawn() -> None:
-    programs = varied(find_rule("MHAInProjectionPattern")(), 60)
+    programs = varied(find_rule("MHAInProjectionPattern")(), 200)
     regions = [op for program in programs for op in program.graph.operations() if op.body is not None]
     assert len({op.operand_values[0].tensor_type.dtype for op in regions}) > 1
 
