@@ -281,18 +281,10 @@ class Builder:
         location: the location that they get.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        before: Operation | None = None,
-        *,
-        location: Location = UNKNOWN_LOCATION,
-        on_insert: Callable[[Operation], None] | None = None,
-    ) -> None:
+    def __init__(self, graph: Graph, before: Operation | None = None, *, location: Location = UNKNOWN_LOCATION) -> None:
         self.graph = graph
         self.anchor = before or graph.return_op
         self.location = location
-        self._on_insert = on_insert
 
     @contextmanager
     def at(self, before: Operation, location: Location | None = None) -> Iterator[Builder]:
@@ -309,8 +301,6 @@ class Builder:
     def insert(self, op: Operation) -> Operation:
         """Insert an existing operation."""
         self.graph.insert_before(self.anchor, op)
-        if self._on_insert is not None:
-            self._on_insert(op)
         return op
 
     def op(self, opdef: OpDef | str, /, *args: Any, location: Location | None = None, **kwargs: Any) -> Operation:
