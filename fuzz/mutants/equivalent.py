@@ -46,8 +46,8 @@ _JUDGED: dict[str, dict[str, str]] = {
         "integer: -1 -> -2 (2)": "no start: only 1 is asked for",
     },
     "passes.convert.pooling:RemoveIdentityAdaptiveAvgPoolPattern.check": {
-        "quantifier: any((d is None and s is not None for d, s in zip(sizes, m.size, strict=True))) -> all((d is None "
-        "and s is not…": "the comparison of sizes that follows refuses an unknown one too, in other words",
+        "connective: without None in sizes of `or`": "the comparison of sizes that follows refuses an unknown one too, in "
+        "other words",
     },
     "passes.fold.batch_norm:FoldBatchNormPattern.check": {
         "connective: without bn.operand('running_var') is None of `or`": "mean and variance come together",
