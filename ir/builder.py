@@ -62,7 +62,11 @@ def infer_types(
 
 
 def infer_operation(op: Operation) -> tuple[Type, ...]:
-    """Infer the result types of an existing operation again."""
+    """Infer the result types of an existing operation again.
+
+    Raises:
+        InferenceError: when the operands do not fit.
+    """
     return infer_types(op.opdef, *_types(op), op.body)
 
 
@@ -230,7 +234,11 @@ def _refer(given: Any, operands: list[Value | None]) -> Attribute:
 
 
 def coerce_attribute(opdef: OpDef, param: Param, given: Any) -> Attribute:
-    """Return an attribute in the canonical form of its schema type: tuples for lists, floats for floats."""
+    """Return an attribute in the canonical form of its schema type: tuples for lists, floats for floats.
+
+    Raises:
+        InputError: when it is not an attribute value.
+    """
     if param.type == ARGUMENTS:
         return given
     try:
@@ -304,11 +312,20 @@ class Builder:
         return op
 
     def op(self, opdef: OpDef | str, /, *args: Any, location: Location | None = None, **kwargs: Any) -> Operation:
-        """Make, insert and return an operation; `names` names its results."""
+        """Make, insert and return an operation; `names` names its results.
+
+        Raises:
+            InputError: when the operator is unknown, or the arguments do not fit its schema.
+            InferenceError: when the operand types do not fit the operator.
+        """
         return self.insert(make_operation(opdef, *args, location=location or self.location, **kwargs))
 
     def call(self, opdef: OpDef | str, /, *args: Any, **kwargs: Any) -> Any:
-        """Make and insert an operation; return its result, or the tuple of its results when there are several."""
+        """Make and insert an operation; return its result, or the tuple of its results when there are several.
+
+        Raises:
+            InputError, InferenceError: as `op` does.
+        """
         results = self.op(opdef, *args, **kwargs).results
         return results[0] if len(results) == 1 else results
 

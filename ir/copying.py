@@ -37,6 +37,9 @@ def copy_into(
         graph: where the copy goes.
         mapping: value -> its counterpart in the copy; the results are added.
         operands: the operands of the copy; by default those of `op`, through `mapping`.
+
+    Raises:
+        KeyError: when an operand is not in `mapping`.
     """
     if operands is None:
         operands = [None if v is None else mapping[v] for v in op.operands]

@@ -428,7 +428,11 @@ class Graph:
         return op
 
     def append(self, op: Operation) -> Operation:
-        """Insert `op` at the end, before the `return`."""
+        """Insert `op` at the end, before the `return`.
+
+        Raises:
+            VerificationError: when `op` is in a graph already or was erased.
+        """
         return self.insert_before(self.return_op, op)
 
     def erase(self, op: Operation) -> None:

@@ -46,8 +46,8 @@ _JUDGED: dict[str, dict[str, str]] = {
         "integer: -1 -> -2 (2)": "no start: only 1 is asked for",
     },
     "passes.convert.pooling:RemoveIdentityAdaptiveAvgPoolPattern.check": {
-        "connective: without None in sizes of `or`": "the comparison of sizes that follows refuses an unknown one too, in "
-        "other words",
+        "connective: without None in sizes of `or`": "the comparison that follows refuses an unknown size "
+        "too, in other words",
     },
     "passes.fold.batch_norm:FoldBatchNormPattern.check": {
         "connective: without bn.operand('running_var') is None of `or`": "mean and variance come together",
