@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import numbers
 from collections.abc import Callable, Iterable, Iterator
 from types import NoneType
 from typing import Any
@@ -98,11 +99,11 @@ def normalize_attribute(value: Any) -> Attribute:
         return simplify_dim(value)
     if isinstance(value, str):
         return str.__str__(value)  # `str(member)` of an enum is its name
-    if isinstance(value, int):
+    if isinstance(value, numbers.Integral):
         return int(value)
-    if isinstance(value, float):
+    if isinstance(value, numbers.Real):
         return float(value)
-    if isinstance(value, complex):
+    if isinstance(value, numbers.Complex):
         return complex(value)
     if isinstance(value, ATTRIBUTE_TYPES):
         return value

@@ -62,7 +62,11 @@ def infer_types(
 
 
 def infer_operation(op: Operation) -> tuple[Type, ...]:
-    """Infer the result types of an existing operation again."""
+    """Infer the result types of an existing operation again.
+
+    Raises:
+        InferenceError: when the operands do not fit.
+    """
     return infer_types(op.opdef, *_types(op), op.body)
 
 
@@ -230,7 +234,11 @@ def _refer(given: Any, operands: list[Value | None]) -> Attribute:
 
 
 def coerce_attribute(opdef: OpDef, param: Param, given: Any) -> Attribute:
-    """Return an attribute in the canonical form of its schema type: tuples for lists, floats for floats."""
+    """Return an attribute in the canonical form of its schema type: tuples for lists, floats for floats.
+
+    Raises:
+        InputError: when it is not an attribute value.
+    """
     if param.type == ARGUMENTS:
         return given
     try:
@@ -281,18 +289,10 @@ class Builder:
         location: the location that they get.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        before: Operation | None = None,
-        *,
-        location: Location = UNKNOWN_LOCATION,
-        on_insert: Callable[[Operation], None] | None = None,
-    ) -> None:
+    def __init__(self, graph: Graph, before: Operation | None = None, *, location: Location = UNKNOWN_LOCATION) -> None:
         self.graph = graph
         self.anchor = before or graph.return_op
         self.location = location
-        self._on_insert = on_insert
 
     @contextmanager
     def at(self, before: Operation, location: Location | None = None) -> Iterator[Builder]:
@@ -309,16 +309,23 @@ class Builder:
     def insert(self, op: Operation) -> Operation:
         """Insert an existing operation."""
         self.graph.insert_before(self.anchor, op)
-        if self._on_insert is not None:
-            self._on_insert(op)
         return op
 
     def op(self, opdef: OpDef | str, /, *args: Any, location: Location | None = None, **kwargs: Any) -> Operation:
-        """Make, insert and return an operation; `names` names its results."""
+        """Make, insert and return an operation; `names` names its results.
+
+        Raises:
+            InputError: when the operator is unknown, or the arguments do not fit its schema.
+            InferenceError: when the operand types do not fit the operator.
+        """
         return self.insert(make_operation(opdef, *args, location=location or self.location, **kwargs))
 
     def call(self, opdef: OpDef | str, /, *args: Any, **kwargs: Any) -> Any:
-        """Make and insert an operation; return its result, or the tuple of its results when there are several."""
+        """Make and insert an operation; return its result, or the tuple of its results when there are several.
+
+        Raises:
+            InputError, InferenceError: as `op` does.
+        """
         results = self.op(opdef, *args, **kwargs).results
         return results[0] if len(results) == 1 else results
 

@@ -24,7 +24,7 @@ class Layout(enum.Enum):
     SWAP_LAST = "the last two dimensions swapped"
     MOVE = "dimensions moved from `source` to `destination`"
     EXPAND = "dimensions of size 1 repeated"
-    SELECT = "one index of a dimension, which goes"
+    SELECT = "one index of a dimension, which is removed"
     SLICE = "a range of a dimension, by `start`, `end` and `step`"
     NARROW = "a range of a dimension, by `start` and `length`"
     SPLIT = "consecutive pieces of a dimension, one a result"

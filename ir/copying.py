@@ -37,6 +37,9 @@ def copy_into(
         graph: where the copy goes.
         mapping: value -> its counterpart in the copy; the results are added.
         operands: the operands of the copy; by default those of `op`, through `mapping`.
+
+    Raises:
+        KeyError: when an operand is not in `mapping`.
     """
     if operands is None:
         operands = [None if v is None else mapping[v] for v in op.operands]
@@ -75,18 +78,15 @@ def copy_program(program: Program) -> Program:
             derivation = attrs.evolve(derivation, program=copy_program(derivation.program))
         twin = weights[name] = attrs.evolve(weight, derivation=derivation)
         mapping[weight.value] = twin.value
-    return Program(
-        program.name,
-        copy_graph(program.graph, mapping),
-        attrs.evolve(program.convention, views=dict(program.convention.views)),
-        weights,
-        dict(program.symbols),
-        program.constraints,
-        dict(program.module_modes),
-        program.location,
-        dict(program.opaques),
-        program.mode_locked,
-        {switch: dict(modes) for switch, modes in program.modes_after.items()},
-        dict(program.surroundings),
+    return attrs.evolve(
+        program,
+        graph=copy_graph(program.graph, mapping),
+        convention=attrs.evolve(program.convention, views=dict(program.convention.views)),
+        weights=weights,
+        symbols=dict(program.symbols),
+        module_modes=dict(program.module_modes),
         module_aliases=dict(program.module_aliases),
+        opaques=dict(program.opaques),
+        modes_after={switch: dict(modes) for switch, modes in program.modes_after.items()},
+        surroundings=dict(program.surroundings),
     )

@@ -1,7 +1,7 @@
 """Values, operations and graphs: the SSA objects, compared by identity.
 
 Use-def edges have one owner: only `set_operand` changes the operands of an operation. Inserting and erasing an
-operation is O(1), replacing the uses of a value is O(uses). Every change bumps `Graph.revision`.
+operation is O(1), replacing a value is linear in the operands of its users. Every change bumps `Graph.revision`.
 
 Iteration contract of `Graph.operations()`: operations inserted after the current one are visited, operations inserted
 before it are not, and the current one may be erased.
@@ -428,7 +428,11 @@ class Graph:
         return op
 
     def append(self, op: Operation) -> Operation:
-        """Insert `op` at the end, before the `return`."""
+        """Insert `op` at the end, before the `return`.
+
+        Raises:
+            VerificationError: when `op` is in a graph already or was erased.
+        """
         return self.insert_before(self.return_op, op)
 
     def erase(self, op: Operation) -> None:

@@ -76,7 +76,7 @@ class PassError(GraphwrightError):
     """A pass failed, or broke its contract."""
 
 
-class DidNotConverge(PassError):  # noqa: N818 - the name the architecture gives it
+class DidNotConverge(PassError):  # noqa: N818 - a public name
     """A fixpoint reached its bound: rules take turns undoing each other."""
 
 

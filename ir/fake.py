@@ -116,7 +116,11 @@ class FakeContext:
         return simplify_dim(expr) if expr.free_symbols <= self._symbols.keys() else None
 
     def tensor(self, type_: TensorType, strides: Sequence[Dim] | None = None) -> torch.Tensor:
-        """Return a fake tensor of a known type; contiguous without `strides`."""
+        """Return a fake tensor of a known type; contiguous without `strides`.
+
+        Raises:
+            InferenceError: when the type is not fully known.
+        """
         if type_.shape is None or type_.dtype is None:
             raise InferenceError(f"type {type_} is not fully known")
         sizes = [self.size(d) for d in type_.shape if d is not None]

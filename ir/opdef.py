@@ -317,7 +317,11 @@ def get_opdef(name: str) -> OpDef:
 
 
 def opdef_of_overload(overload: torch._ops.OpOverload) -> OpDef:
-    """Return the definition of a `torch.ops` overload."""
+    """Return the definition of a `torch.ops` overload.
+
+    Raises:
+        InputError: when the default of an argument is a dtype or the like that PyTorch does not have.
+    """
     return get_opdef(name_of_overload(overload))
 
 

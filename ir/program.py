@@ -11,7 +11,6 @@ import sympy
 import torch
 from torch.utils import _pytree as pytree
 
-from ir.attributes import Attribute
 from ir.core import Graph, Value
 from ir.errors import VerificationError
 from ir.locations import UNKNOWN_LOCATION, Location
@@ -43,7 +42,7 @@ class Derivation:
     """
 
     sources: tuple[str, ...]
-    program: Any
+    program: Program
 
 
 @attrs.define(eq=False)
@@ -73,7 +72,7 @@ class Weight:
     carries_gradient: bool = False
     """Whether a call leaves a value with a gradient in it, which the next call reads."""
     is_folded: bool = False
-    """Whether constant folding made it: it belongs to the program, not to the model, and goes where nothing uses it."""
+    """Whether constant folding made it: it belongs to the program, not to the model; where unused, it is removed."""
     aliases: tuple[str, ...] = ()
     """Other names of the same tensor (tied weights)."""
     derivation: Derivation | None = None
@@ -114,7 +113,7 @@ class InputLeaf:
 
     name: str
     value: int | None
-    constant: Attribute | Any = None
+    constant: Any = None
     accepts: tuple[str, ...] = ()
     """What the argument may be besides a tensor, of `ARGUMENT_KINDS`; only where its type is unknown."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, overload
 
@@ -115,7 +116,7 @@ def simplify_dim(dim: Dim) -> Dim:
     """Return `dim` in expanded form, as a plain int if it is constant."""
     if type(dim) is int:
         return dim
-    if isinstance(dim, int):  # bool, numpy
+    if isinstance(dim, int | numbers.Integral):  # a bool, NumPy's, SymPy's
         return int(dim)
     if dim.is_Symbol:
         return dim

@@ -47,10 +47,10 @@ def _warn_of_respelled(pass_: Pass, index: RuleIndex, program: Program, context:
     earlier = dict.fromkeys(result.name for result in context.results)
     if next((name for name in earlier if name in (Canonicalize.name, pass_.name)), "") != Canonicalize.name:
         return
-    counts = context.log.counts
+    log = context.log
     for rule in index.rules:
         respelled = respelled_operators(rule)
-        if not respelled or counts[rule.name] or counts[f"{rule.name} refused"]:
+        if not respelled or log.counts[rule.name] or log.refusals[rule.name]:
             continue
         if any(op.name in respelled for op in program.graph.operations()):
             continue  # of an unknown shape: not respelled here

@@ -56,6 +56,10 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.convert.classifier:_start_dim": {
         "integer: -1 -> -2 (2)": "no start: only 1 is asked for",
     },
+    "passes.convert.pooling:RemoveIdentityAdaptiveAvgPoolPattern.check": {
+        "connective: without None in sizes of `or`": "the comparison that follows refuses an unknown size "
+        "too, in other words",
+    },
     "passes.fold.batch_norm:FoldBatchNormPattern.check": {
         "connective: without bn.operand('running_var') is None of `or`": "mean and variance come together",
         "reason: return None, not f'{where} normalizes with the statistics of the batch'": "PyTorch raises where the "

@@ -84,7 +84,7 @@ class Drawn:
         except Exception as error:  # noqa: BLE001 - a mutant may fail in any way
             return Rewritten(f"{type(error).__name__}: {error}")
         gone = before - len(list(program.graph.operations()))
-        fired = sum(count for name, count in context.log.counts.items() if not name.endswith(" refused"))
+        fired = context.log.counts.total()
         return Rewritten(print_program(program), fired if self.target.rules else gone, program)
 
     def finished(self, made: Rewritten) -> str:

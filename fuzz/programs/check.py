@@ -186,9 +186,8 @@ def _demand_that_it_runs(case: Case) -> None:
 
 def outcome_of(log: RewriteLog, changed: bool) -> Outcome:
     """Return the effects of a pass from its log."""
-    fired = Counter({name: count for name, count in log.counts.items() if not name.endswith(" refused")})
     refused = Counter((remark.rule, remark.message) for remark in log.remarks)
-    return Outcome(fired, refused, log.variants, changed)
+    return Outcome(Counter(log.counts), refused, log.variants, changed)
 
 
 def _apply(pass_: Pass, program: Program, context: PassContext) -> None:

@@ -89,7 +89,9 @@ def _after(pass_: Pass, program: Program) -> tuple[str, str]:
     context = PassContext()
     run_pass(pass_, program, context)
     log = context.log
-    return print_program(program), "\n".join(map(str, [*log.matches, *log.remarks, *log.counts, *log.misses]))
+    return print_program(program), "\n".join(
+        map(str, [*log.matches, *log.remarks, *log.counts, *log.refusals, *log.misses])
+    )
 
 
 def compare_processes(count: int, seed: int, hash_seeds: Sequence[str] = HASH_SEEDS) -> Unlike | None:

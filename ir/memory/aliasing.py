@@ -1,7 +1,7 @@
 """Which values may alias, and whose strides are observable.
 
 All answers are conservative: where the behaviour of an operator is not known, a result may alias each operand, and its
-strides may depend on theirs. Every walk is bounded; past the bound the answer is the conservative one.
+strides may depend on theirs. A walk over uses is bounded; past the bound the answer is the conservative one.
 """
 
 from __future__ import annotations

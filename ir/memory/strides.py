@@ -120,7 +120,7 @@ def merge_keeps_strides(x: Value, middle: Sequence[Dim], target: Sequence[Dim]) 
     """Return whether `reshape(reshape(x, middle), target)` has the strides and the aliasing of `reshape(x, target)`.
 
     The chain is a view where x merges at every cut that `middle` or `target` drops; one reshape, where it merges at
-    those that `target` drops. Where a copy is made, it is contiguous in both.
+    those that `target` drops (`computeStride` in ATen/TensorUtils.cpp). Where a copy is made, it is contiguous in both.
     """
     shape = x.known_shape
     if shape is None or 0 in shape:

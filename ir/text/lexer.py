@@ -209,17 +209,16 @@ class Lexer:
 
     def error_at(self, position: int, message: str, *, remedy: str | None = None) -> ParseError:
         """Return an error that points at a position of the text."""
-        source = self.source
-        line = source.count("\n", 0, position) + 1
-        begin = source.rfind("\n", 0, position) + 1
-        end = source.find("\n", position)
-        shown = source[begin : len(source) if end < 0 else end]
-        column = position - begin + 1
-        # tabs stay tabs, to keep the caret below its character
-        padding = "".join("\t" if c == "\t" else " " for c in shown[: column - 1])
-        return ParseError(
-            f"line {line}, column {column}: {message}\n    {shown}\n    {padding}^",
-            line=line,
-            column=column,
-            remedy=remedy,
-        )
+        line, column, shown = point_at(self.source, position, "    ")
+        return ParseError(f"line {line}, column {column}: {message}\n{shown}", line=line, column=column, remedy=remedy)
+
+
+def point_at(source: str, position: int, indent: str) -> tuple[int, int, str]:
+    """Return line and column of a position, from 1, and the text of the line with a caret below the position."""
+    begin = source.rfind("\n", 0, position) + 1
+    end = source.find("\n", position)
+    shown = source[begin : len(source) if end < 0 else end]
+    column = position - begin + 1
+    # tabs stay tabs, to keep the caret below its character
+    padding = "".join("\t" if c == "\t" else " " for c in shown[: column - 1])
+    return source.count("\n", 0, position) + 1, column, f"{indent}{shown}\n{indent}{padding}^"

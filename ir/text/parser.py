@@ -23,13 +23,11 @@ from ir.program import (
     Weight,
     WeightKind,
 )
-from ir.text.literals import RESERVED_SYMBOLS, expect_end, parse_attribute, parse_type
+from ir.text.literals import RESERVED_SYMBOLS, expect_end
 from ir.text.parser_boundary import BoundaryParser
 from ir.text.printer import WEIGHT_FLAGS
 from ir.text.specs import read_spec
 from ir.types import Dim, TensorType, Type, make_symbol
-
-__all__ = ["parse_attribute", "parse_program", "parse_type"]
 
 _ONCE = frozenset({"in_spec", "out_spec", "parameters", "keeps_order", "mode_locked"})
 _ONCE_A_NAME = frozenset({"opaque", "same_module", "refuses"})

@@ -64,8 +64,8 @@ class Canonicalize(Fixpoint):
     name: ClassVar[str] = "canonicalize"
     _remedy: ClassVar[str] = "report this: two canonicalization rules undo each other"
     inference: bool = False
-    """Whether the program will never train: dropout that is switched off goes, as do opaque modules (stochastic depth)
-    that return their argument in eval mode."""
+    """Whether the program will never train: dropout that is switched off is removed, and opaque modules (stochastic
+    depth) that return their argument in eval mode."""
     fold_parameter_views: bool = False
     """Whether a weight whose only use is a reshape or permute is replaced, under its name, by that view of itself."""
     passes: tuple[Pass, ...] = attrs.field(init=False, repr=False, eq=False)

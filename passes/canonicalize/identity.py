@@ -1,8 +1,8 @@
 """Operators that change nothing, and casts and copies that are unobservable.
 
 Some operators return their operand itself, or a view of all of it: without them, sharing and strides are the same.
-Others return a new tensor: they go only where strides stay the same, and no output starts to share storage with an
-input, a weight or another output.
+Others return a new tensor: they are removed only where strides stay the same, and no output starts to share storage
+with an input, a weight or another output.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ _SUM = _PRODUCT.changed(("f32", "i64"), ("mul.Scalar(%copy) {other=1}", "add.Sca
 class NoArithmetic(Identity):
     """x * 1 = x / 1 = x - 0 = x ** 1 = x, and x + 0 = x for integers, the dtype unchanged
 
-    For floating x, x + 0 turns -0.0 into 0.0, so only x + (-0.0) goes.
+    For floating x, x + 0 turns -0.0 into 0.0, so only x + (-0.0) is removed.
     """
 
     examples = (

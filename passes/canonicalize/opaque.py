@@ -1,4 +1,4 @@
-"""Opaque modules that return their argument (stochastic depth in eval mode) go where nothing will train."""
+"""Opaque modules that return their argument (stochastic depth in eval mode) are removed where nothing will train."""
 
 from __future__ import annotations
 

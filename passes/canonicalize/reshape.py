@@ -51,7 +51,7 @@ class SpellReshape(Rule):
 class WriteOutReshape(ToReshape):
     """reshape(x, (2, -1)) = reshape(x, (2, 12)), x: f[4, 6]
 
-    The sizes are those of the result's type, which must be known. An operand that only sizes referred to goes.
+    The sizes are those of the result's type, which must be known. An operand that only sizes referred to is dropped.
     """
 
     @override

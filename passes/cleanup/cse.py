@@ -31,7 +31,7 @@ class EliminateCommonSubexpressions(Pass):
 
 
 def eliminate_common_subexpressions(program: Program) -> int:
-    """Merge equal pure operations; return the number of operations that went.
+    """Merge equal pure operations; return the number of operations removed.
 
     Two values that escape stay two. What `train()` may change (dropout, BatchNorm) is never merged, and fused regions
     are not either.

@@ -19,7 +19,7 @@ class EliminateDeadCode(Pass):
 
     name: ClassVar[str] = "eliminate-dead-code"
     inference: bool = False
-    """Whether the program will never train: what has effects only after `train()` goes too."""
+    """Whether the program will never train: what has effects only after `train()` is erased too."""
 
     @override
     def run(self, program: Program, context: PassContext) -> None:

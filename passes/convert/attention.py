@@ -113,9 +113,13 @@ class DecomposeMultiheadAttentionPattern(Pattern):
 # --- a leaf module ------------------------------------------------------------------------------------------
 
 
+def _left(op: Operation, reason: str) -> str:
+    return f"MultiheadAttention at `{op.location.where}` is left as it is: {reason}"
+
+
 def _check_module(op: Operation) -> Refusal | None:
     def refuse(reason: str) -> Refusal:
-        return Refusal(f"MultiheadAttention at `{op.location.where}` is left as it is: {reason}", warn=True)
+        return Refusal(_left(op, reason), warn=True)
 
     query, key, value = op.operand("query"), op.operand("key"), op.operand("value")
     attributes = op.attributes
@@ -183,16 +187,15 @@ def _check_exported(m: Match) -> str | Refusal | None:
     if op.location.class_name != "MultiheadAttention":
         return Refusal("it is not part of an nn.MultiheadAttention", near=False)
     found = find_in_projection(op.input("query"), op.input("key"), op.input("value"))
-    where = f"MultiheadAttention at `{op.location.where}`"
     if isinstance(found, str):
-        return f"{where} is left as it is: {found}"
+        return _left(op, found)
     if len(found.linears) != 1:
-        return f"{where} is left as it is: it has separate weights for query, key and value"
+        return _left(op, "it has separate weights for query, key and value")
     out = _find_out_projection(op)
     if isinstance(out, str):
-        return f"{where} is left as it is: {out}"
+        return _left(op, out)
     if found.shared:
-        return f"{where} is left as it is: its projections have other users"
+        return _left(op, "its projections have other users")
     m.captures["projection"], m.captures["out"] = found, out
     m.ops[:] = [*found.ops, op, *out.ops]
     return None

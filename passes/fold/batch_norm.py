@@ -47,8 +47,9 @@ _LINEAR = _CONVOLUTION.changed(
 class FoldBatchNormPattern(Pattern):
     """batch_norm(conv(x, w, b)) = conv(x, w·s, (b - mean)·s + beta), s = gamma / sqrt(var + eps) by output channel
 
-    The new weights are ordinary operations on the old ones, in float64. Also behind a linear layer with a result of
-    rank 2, whose channels are the last dimension as well as dimension 1.
+    w: f[out, in, ...], all others f[out]; as in `torch.nn.utils.fusion.fuse_conv_bn_weights`. The new weights are
+    ordinary operations on the old ones, in float64. Also behind a linear layer with a result of rank 2, whose channels
+    are the last dimension as well as dimension 1.
     """
 
     closed = True

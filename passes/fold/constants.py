@@ -22,7 +22,7 @@ from typing_extensions import override
 from ir.attributes import Ref, iter_leaves
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError
-from ir.fake import call_arguments
+from ir.fake import flat_results, kernel_call
 from ir.memory.aliasing import aliases_output, is_written, may_alias_operands, reaches_output
 from ir.opdef import Trait
 from ir.program import Program, Weight, WeightKind, weight_of
@@ -223,16 +223,14 @@ def _is_float(attribute: Any) -> bool:
 def _evaluate(op: Operation, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor] | None:
     """Return what the operator's kernel returns; None where it fails or returns something else."""
     opdef = op.opdef
-    kernel = opdef.facts.evaluate or opdef.target
+    kernel, args, kwargs = kernel_call(opdef, opdef.group(tensors, op.segments), op.attributes, lambda leaf: leaf)
     if kernel is None or any(p.extra for p in opdef.params):
         return None
-    args, kwargs = call_arguments(opdef, opdef.group(tensors, op.segments), op.attributes, lambda leaf: leaf)
     try:
         with torch.no_grad():
-            result = kernel(*args, **kwargs)
+            results = flat_results(kernel(*args, **kwargs))
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, GraphwrightError):
         return None  # the error belongs to the user's call, not to us
-    results = list(result) if isinstance(result, (tuple, list)) else [result]
     return results if all(type(t) is torch.Tensor for t in results) else None
 
 

@@ -296,23 +296,43 @@ class PassManager(Pass):
         return attrs.evolve(self, instruments=(*self.instruments, *instruments))
 
     def insert_before(self, name: str, *passes: Pass) -> Self:
-        """Return a manager with `passes` before every pass called `name`."""
+        """Return a manager with `passes` before every pass called `name`.
+
+        Raises:
+            InputError: when there is none.
+        """
         return self._edit(name, lambda found: (*passes, found))
 
     def insert_after(self, name: str, *passes: Pass) -> Self:
-        """Return a manager with `passes` after every pass called `name`."""
+        """Return a manager with `passes` after every pass called `name`.
+
+        Raises:
+            InputError: when there is none.
+        """
         return self._edit(name, lambda found: (found, *passes))
 
     def replace(self, name: str, *passes: Pass) -> Self:
-        """Return a manager with `passes` in place of every pass called `name`."""
+        """Return a manager with `passes` in place of every pass called `name`.
+
+        Raises:
+            InputError: when there is none.
+        """
         return self._edit(name, lambda found: passes)
 
     def without(self, name: str) -> Self:
-        """Return a manager without the passes called `name`."""
+        """Return a manager without the passes called `name`.
+
+        Raises:
+            InputError: when there is none.
+        """
         return self._edit(name, lambda found: ())
 
     def append(self, *passes: Pass) -> Self:
-        """Return a manager with `passes` at the end."""
+        """Return a manager with `passes` at the end.
+
+        Raises:
+            InputError: when the manager makes its passes itself.
+        """
         return self._with_passes((*self.passes, *passes))
 
     def _edit(self, name: str, edit: Callable[[Pass], Sequence[Pass]]) -> Self:

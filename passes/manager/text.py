@@ -11,6 +11,7 @@ from typing import Any
 
 from ir.errors import GraphwrightError, ParseError
 from ir.spelling import known_names
+from ir.text.lexer import point_at
 from passes.manager.options import options_of, takes_passes
 
 _WORD = re.compile(r"[\w-]*")
@@ -45,18 +46,9 @@ class PipelineParser:
         return passes
 
     def _error(self, message: str, at: int | None = None, remedy: str | None = None) -> ParseError:
-        at = self.at if at is None else at
-        line = self.text.count("\n", 0, at)
-        start = self.text.rfind("\n", 0, at) + 1
-        shown = self.text[start:].split("\n", 1)[0]
-        column = at - start
-        place = f"line {line + 1}, column {column + 1}" if "\n" in self.text else f"column {column + 1}"
-        return ParseError(
-            f"pipeline text, {place}: {message}\n  {shown}\n  {' ' * column}^",
-            line=line + 1,
-            column=column + 1,
-            remedy=remedy,
-        )
+        line, column, shown = point_at(self.text, self.at if at is None else at, "  ")
+        place = f"line {line}, column {column}" if "\n" in self.text else f"column {column}"
+        return ParseError(f"pipeline text, {place}: {message}\n{shown}", line=line, column=column, remedy=remedy)
 
     def _peek(self) -> str:
         self.at = len(self.text) - len(self.text[self.at :].lstrip())

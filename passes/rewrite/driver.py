@@ -41,6 +41,9 @@ class RewriteLog:
     matches: list[MatchRecord] = attrs.field(factory=list)
     remarks: RemarkLog = attrs.field(factory=RemarkLog)
     counts: Counter[str] = attrs.field(factory=Counter)
+    """Rule -> rewrites."""
+    refusals: Counter[str] = attrs.field(factory=Counter)
+    """Rule -> matches that it refused."""
     variants: Counter[tuple[str, int]] = attrs.field(factory=Counter)
     """(rule, number of the alternative of its pattern) -> rewrites."""
     hook: RewriteHook | None = None
@@ -141,7 +144,7 @@ class Applier:
         return Refusal(answer)
 
     def _miss(self, rule: Pattern, op: Operation, refusal: Refusal, involved: Sequence[Operation]) -> None:
-        self.log.counts[f"{rule.name} refused"] += 1
+        self.log.refusals[rule.name] += 1
         if self.record and refusal.near:
             for each in involved:
                 self.log.misses.setdefault((each.name, each.location), {})[f"{rule.name}: {refusal.reason}"] = None
@@ -196,7 +199,7 @@ class Applier:
     def _erase_dead(self, ops: Sequence[Operation], replaced_by_rule: Sequence[Operation] = ()) -> None:
         """Erase unused operations: matched ones first, then what only they used.
 
-        Those in `replaced_by_rule` go although they have an effect: the rule has put its own in their place.
+        Those in `replaced_by_rule` are erased although they have an effect: the rule has put its own in their place.
         """
         graph = self.graph
         worklist = list(ops)

@@ -27,7 +27,7 @@ def may_train(op: Operation) -> bool:
 
 
 def _never_draws(op: Operation) -> bool:
-    """Whether it is a dropout that drops nothing, or a normalization without statistics."""
+    """Whether it is a dropout that drops nothing."""
     p = op.attributes.get("p", op.attributes.get("dropout"))
     return type(p) is float and p == 0.0
 

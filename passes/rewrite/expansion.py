@@ -62,7 +62,11 @@ def _swappable(node: OpNode) -> bool:
 
 
 def expand(tree: Node) -> list[Node]:
-    """Return the tree once for each combination of choices; a node that occurs twice is chosen once."""
+    """Return the tree once for each combination of choices; a node that occurs twice is chosen once.
+
+    Raises:
+        PatternError: when there are too many combinations.
+    """
     results: list[Node] = []
     pending: list[dict[int, int]] = [{}]
     while pending:

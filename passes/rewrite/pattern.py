@@ -157,7 +157,11 @@ class PatternBuilder:
         where: Callable[[Operation], str | None] | None = None,
         **keywords: Any,
     ) -> OpNode:
-        """Match an operation by operator names (alternatives) or by a trait that its operator has."""
+        """Match an operation by operator names (alternatives) or by a trait that its operator has.
+
+        Raises:
+            PatternError: when an operator is unknown, or an operand is not a pattern.
+        """
         opdefs = _opdefs(ops)
         what = f"an operand of {ops if isinstance(opdefs, Trait) else opdefs[0].name}"
         for given in operands:
@@ -178,7 +182,11 @@ class PatternBuilder:
         return OpNode(opdefs, tuple(entries), tuple(attributes), name, result, context, where)
 
     def one_of(self, *alternatives: Node) -> AnyOf:
-        """Match the first alternative that matches."""
+        """Match the first alternative that matches.
+
+        Raises:
+            PatternError: when there is none, or one is not a pattern.
+        """
         if not alternatives or None in alternatives:
             raise PatternError("`p.one_of` needs one pattern or more, and none of them is None")
         _check_nodes("an alternative", alternatives)
@@ -198,7 +206,11 @@ class PatternBuilder:
         maximum: int = 64,
         where: Callable[[Operation], str | None] | None = None,
     ) -> Chain:
-        """Match `inner` behind `minimum` to `maximum` unary operations of the given operators or traits."""
+        """Match `inner` behind `minimum` to `maximum` unary operations of the given operators or traits.
+
+        Raises:
+            PatternError: when an operator is unknown.
+        """
         flat: list[OpDef | Trait] = []
         for entry in ops:
             found = _opdefs(entry)

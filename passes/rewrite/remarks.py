@@ -75,8 +75,8 @@ class MatchRecord:
 
     Attributes:
         location: the place of what was replaced.
-        replaced: the operations that went.
-        created: the operations that came.
+        replaced: the operations that were removed.
+        created: the operations that were inserted.
         is_conversion: whether the rule is a conversion.
         is_fusion: whether the rule is a fusion.
     """

@@ -51,14 +51,22 @@ class Rewriter(Builder):
 
     @override
     def insert(self, op: Operation) -> Operation:
-        """Insert an operation made elsewhere before the anchor."""
+        """Insert an operation made elsewhere before the anchor.
+
+        Raises:
+            VerificationError: when it is in a graph already or was erased.
+        """
         self.graph.insert_before(self.anchor, op)
         for listener in self.listeners:
             listener.inserted(op)
         return op
 
     def erase(self, op: Operation) -> None:
-        """Erase an operation whose results are unused."""
+        """Erase an operation whose results are unused.
+
+        Raises:
+            VerificationError: when a result is still used.
+        """
         operands = op.operand_values
         self.graph.erase(op)
         for listener in self.listeners:
@@ -101,12 +109,22 @@ class Rewriter(Builder):
         self.erase(op)
 
     def set_operand(self, op: Operation, index: int, value: Value | None) -> None:
-        """Change one operand; the result types must not change."""
+        """Change one operand; the result types must not change.
+
+        Raises:
+            PatternError: when a result type changes.
+            InferenceError: when the operand does not fit.
+        """
         op.set_operand(index, value)
         self._modified(op)
 
     def set_attribute(self, op: Operation, name: str, value: Attribute) -> None:
-        """Change one attribute; the result types must not change."""
+        """Change one attribute; the result types must not change.
+
+        Raises:
+            PatternError: when a result type changes.
+            InferenceError: when the attribute does not fit.
+        """
         op.set_attribute(name, value)
         self._modified(op)
 

@@ -6,9 +6,11 @@ import re
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 import torch
 
+from ir.attributes import normalize_attribute
 from ir.builder import Builder, make_operation
 from ir.core import Graph, Value
 from ir.errors import InferenceError, InputError, ParseError, VerificationError
@@ -18,7 +20,7 @@ from ir.ops.inference.support import floor_div
 from ir.program import SymbolRange
 from ir.schemas import schema_constant
 from ir.text.parser import parse_program
-from ir.types import TensorType, make_symbol
+from ir.types import TensorType, make_symbol, simplify_dim
 from ir.verify import verify
 from tests.passes.building import f32, program
 
@@ -133,3 +135,13 @@ def test_what_is_created_is_on_the_default_device() -> None:
     with torch.device("meta"):
         for op in (make_operation("aten.arange", 3), make_operation("aten.zeros", [3])):
             assert op.result.tensor_type.device == torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(np.int64(3), 3), (np.float32(0.5), 0.5), (np.complex64(1j), 1j), ([np.uint8(2)], (2,))]
+)
+def test_numbers_of_numpy_are_plain_ones(given: Any, expected: Any) -> None:
+    found = normalize_attribute(given)
+    assert found == expected and type(found) is type(expected)
+    if isinstance(given, np.integer):
+        assert type(simplify_dim(given)) is int

@@ -79,7 +79,9 @@ def binary(name: str) -> InferRule:
     return infer
 
 
-def _nary(name: str) -> InferRule:
+def _nary(name: str, dtype: torch.dtype | None = None) -> InferRule:
+    """Return the rule of `nary`; `dtype` is the result's where that depends on nothing."""
+
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         present = [t for t in types if t is not None]
         shapes = [t.shape for t in present]
@@ -88,29 +90,22 @@ def _nary(name: str) -> InferRule:
             result = probe(name, types, attributes)
             device = result.device if all(t.device is not None for t in present) else common_device(present)
             return (TensorType(shape, result.dtype, device),)
-        return (TensorType(shape, _certain_dtype(name, present, attributes), common_device(present)),)
+        return (TensorType(shape, dtype or _certain_dtype(name, present, attributes), common_device(present)),)
 
     return rule
 
 
 def _certain_dtype(name: str, types: list[TensorType], attributes: Attributes) -> torch.dtype | None:
-    """Return the result dtype if it is certain: the operands have one dtype, or it is always bool."""
-    if name in BOOL_RESULT:
-        return torch.bool
+    """Return the result dtype if it is certain: the operands have one dtype."""
     dtypes = {t.dtype for t in types}
     if len(dtypes) != 1 or None in dtypes:
         return None
     return probe(name, tuple([TensorType((1,), t.dtype, t.device) for t in types]), attributes).dtype
 
 
-BOOL_RESULT: set[str] = set()
-"""Operators whose result is bool whatever the operands are."""
-
-
 def boolean(name: str) -> InferRule:
     """Return the rule of an elementwise operator with a bool result."""
-    BOOL_RESULT.add(name)
-    return nary(name)
+    return with_fallback(name, _nary(name, torch.bool))
 
 
 def masked(name: str) -> InferRule:

@@ -120,6 +120,7 @@ def _expand(value: Any, dims: int) -> Any:
 
 
 def _pool_size(size: Dim | None, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Dim | None:
+    """Return the size of a pooled dimension: `pooling_output_shape` in ATen/native/Pool.h."""
     require(all(type(n) is int for n in (kernel, stride, padding, dilation)))
     require(kernel > 0 and stride > 0 and dilation > 0 and padding >= 0 and 2 * padding <= kernel)
     if size is None:

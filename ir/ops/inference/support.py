@@ -17,7 +17,7 @@ from ir.attributes import Attribute
 from ir.errors import InferenceError
 from ir.fake import infer_with_fakes, is_unknown
 from ir.opdef import InferRule, get_opdef
-from ir.types import Dim, TensorType, Type, dims_equal, simplify_dim
+from ir.types import Dim, TensorType, Type, dims_equal, simplify_dim, wrap
 
 Shape = tuple[Dim | None, ...]
 Attributes = Mapping[str, Attribute]
@@ -129,12 +129,12 @@ def wrap_dim(dim: Any, rank: int) -> int:
     Raises:
         Misfit: when it is out of range.
     """
-    if type(dim) is not int:
-        raise Undecided
-    bound = rank or 1
-    if not -bound <= dim < bound:
+    wrapped = wrap(dim, rank)
+    if wrapped is None:
+        if type(dim) is not int:
+            raise Undecided
         raise Misfit(f"dimension {dim} is out of range for rank {rank}")
-    return dim + bound if dim < 0 else dim
+    return wrapped
 
 
 def wrap_dims(dims: Sequence[Any], rank: int) -> list[int]:

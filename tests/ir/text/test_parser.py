@@ -15,8 +15,8 @@ from ir.core import Graph, Operation
 from ir.errors import ParseError
 from ir.opdef import get_opdef
 from ir.program import Program
-from ir.text.literals import format_attribute
-from ir.text.parser import parse_attribute, parse_program, parse_type
+from ir.text.literals import format_attribute, parse_attribute, parse_type
+from ir.text.parser import parse_program
 from ir.text.printer import print_program
 from ir.types import CPU, OpaqueType, ScalarType, TensorType, Type, make_symbol
 from ir.verify import verify

@@ -72,3 +72,10 @@ def test_a_change_behind_the_revision_is_an_error_of_the_pass():
     with pytest.raises(GraphwrightError, match="behind the revision counter's back") as caught:
         run_pass(Hidden(), p, PassContext(instruments=(VerifyEach(check_unchanged=True),)))
     assert type(caught.value) is PassError
+
+
+def test_the_caret_stands_below_its_character_behind_a_tab():
+    with pytest.raises(ParseError) as caught:
+        PassManager.parse("faulty,\n\tfaulty{methd=run}", passes=[Faulty])
+    assert "line 2, column 9" in caught.value.message
+    assert caught.value.message.endswith("\n  \tfaulty{methd=run}\n  \t       ^")
