@@ -33,11 +33,12 @@ class MeasurementError(GraphwrightError):
 class OutputAccuracy:
     """Errors of one output tensor against the original module in float64.
 
-    Each is the largest absolute difference over the elements that are finite in the reference.
+    Each is the largest absolute difference over the elements that are finite in the reference and in the original's
+    own precision.
     """
 
     scale: float
-    """Largest magnitude in the reference."""
+    """Largest magnitude among these elements of the reference."""
     original_error: float
     """Of the original in its own precision."""
     emitted_error: float
@@ -243,7 +244,8 @@ def compare_output(
     """Return the errors of one output; `exact` and `emitted_double` are in float64, the others in their own dtype."""
     floor = precision_floor(original.dtype)
     exact, original, emitted, emitted_double = map(dense, (exact, original, emitted, emitted_double))
-    finite = exact.isfinite()
+    # where the original overflows, its error is infinite, and would allow any
+    finite = exact.isfinite() & original.isfinite()
     values = exact[finite]
     return OutputAccuracy(
         scale=_largest(values),
