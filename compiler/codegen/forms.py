@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
 import attrs
 from torch import nn
@@ -65,7 +65,7 @@ def _is_class_of(location: Location, cls: type[nn.Module]) -> bool:
 
 def build(form: ModuleForm) -> nn.Module:
     """Return a new module for `form`, without data: on the meta device and never initialized."""
-    prototype = _prototype(cast(Hashable, form.cls), form.options)
+    prototype = _prototype(_Call(form.cls, form.options))
     module = _twin(prototype)
     for name, child in prototype._modules.items():
         module._modules[name] = None if child is None else _twin(child)
@@ -82,15 +82,22 @@ def _twin(module: nn.Module) -> nn.Module:
 
 def declared_names(form: ModuleForm) -> tuple[str, ...]:
     """Return the names of all parameters and buffers that the class knows, absent ones too."""
-    prototype = _prototype(cast(Hashable, form.cls), form.options)
+    prototype = _prototype(_Call(form.cls, form.options))
     return (*prototype._parameters, *prototype._buffers)
 
 
+@attrs.frozen
+class _Call:
+    """A call of a constructor. Options compare as they are written: 0.0 is not -0.0, and 1 is not 1.0."""
+
+    cls: type[nn.Module]
+    options: tuple[tuple[str, Any], ...] = attrs.field(eq=repr)
+
+
 @cached(1024)
-def _prototype(cls: Any, options: tuple[tuple[str, Any], ...]) -> nn.Module:
+def _prototype(call: _Call) -> nn.Module:
     """Making a convolution on the meta device takes 0.2 ms, most of it to initialize nothing; so it is done once."""
-    module: nn.Module = cls(**dict(options))
-    return module
+    return call.cls(**dict(call.options))
 
 
 def homes(form: ModuleForm, locations: tuple[Location, ...]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from compiler.codegen.forms import AnyBatchNorm, ModuleForm, own_location
 from compiler.emitted.fused import ScaledDotProductAttention
-from ir.attributes import Attribute
+from ir.attributes import Attribute, attributes_equal
 from ir.core import Operation, Value
 from ir.program import Weight, weight_of
 from ir.types import TensorType
@@ -315,7 +315,7 @@ def _make_hardtanh(op: Operation, find: WeightOf) -> ModuleForm | None:
     low, high = op.attributes["min_val"], op.attributes["max_val"]
     if not all(isinstance(v, (int, float)) for v in (low, high)):
         return None
-    if (low, high) == (0, 6):
+    if attributes_equal((float(low), float(high)), (0.0, 6.0)):
         return ModuleForm(nn.ReLU6, (), (), (op.operands[0],))
     return ModuleForm(nn.Hardtanh, _options(min_val=low, max_val=high), (), (op.operands[0],))
 

@@ -12,6 +12,7 @@ import attrs
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from compiler.capture.boundary.fast_path import ordinary_call
 from compiler.emitted.parameter_map import ParameterMap
@@ -19,6 +20,9 @@ from compiler.equality.observation import copied_arguments, flatten, foreign_see
 from compiler.equality.widened import copied_module, double_twin, is_float, precision_of, widened
 from compiler.usercode.difference import RELATIVE_BOUND, allowed_error, dense, precision_floor, tensor_difference
 from ir.errors import GraphwrightError
+
+_Read = Callable[[nn.Module, Any, Any], list[torch.Tensor]]
+"""Returns the tensors to compare, given a module that was called, the arguments and what it returned."""
 
 
 class MeasurementError(GraphwrightError):
@@ -29,11 +33,12 @@ class MeasurementError(GraphwrightError):
 class OutputAccuracy:
     """Errors of one output tensor against the original module in float64.
 
-    Each is the largest absolute difference over the elements that are finite in the reference.
+    Each is the largest absolute difference over the elements that are finite in the reference and in the original's
+    own precision.
     """
 
     scale: float
-    """Largest magnitude in the reference."""
+    """Largest magnitude among these elements of the reference."""
     original_error: float
     """Of the original in its own precision."""
     emitted_error: float
@@ -123,10 +128,49 @@ def measure_accuracy(
         MeasurementError: when a module cannot be copied or run.
     """
     source = original.module() if isinstance(original, ExportedProgram) else original
-    arguments = (tuple(args), dict(kwargs or {}))
-    own = _run("the original", "as it is", lambda: copied_module(source), arguments, seed)
-    new = _run("the emitted module", "as it is", lambda: copied_module(emitted), arguments, seed)
-    reference, new_double, is_mixed = _run_both_double(source, emitted, arguments, parameter_map, seed)
+    return _measure(source, emitted, (tuple(args), dict(kwargs or {})), parameter_map, seed, (_results, _results))
+
+
+def measure_effects(
+    original: nn.Module, emitted: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], buffers: Mapping[str, str]
+) -> Accuracy:
+    """Measure what one call leaves in its arguments and in buffers, as `measure_accuracy` does with the results.
+
+    Args:
+        original: the module that was compiled.
+        emitted: the emitted module.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        buffers: names of buffers of the emitted module -> those of the original.
+
+    Raises:
+        MeasurementError: when a module cannot be copied or run.
+    """
+    reads = partial(_effects, list(buffers.values())), partial(_effects, list(buffers))
+    return _measure(original, emitted, (tuple(args), dict(kwargs)), None, 0, reads)
+
+
+def _results(_: nn.Module, __: Any, results: Any) -> list[torch.Tensor]:
+    return [leaf.detach() for leaf in flatten(results)[0] if isinstance(leaf, torch.Tensor)]
+
+
+def _effects(names: Sequence[str], module: nn.Module, arguments: Any, _: Any) -> list[torch.Tensor]:
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    inputs = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+    return [tensor.detach() for tensor in (*inputs, *(buffers[name] for name in names))]
+
+
+def _measure(
+    source: nn.Module,
+    emitted: nn.Module,
+    arguments: Any,
+    parameter_map: ParameterMap | None,
+    seed: int,
+    reads: tuple[_Read, _Read],
+) -> Accuracy:
+    own = _run("the original", "as it is", lambda: copied_module(source), arguments, seed, reads[0])
+    new = _run("the emitted module", "as it is", lambda: copied_module(emitted), arguments, seed, reads[1])
+    reference, new_double, is_mixed = _run_both_double(source, emitted, arguments, parameter_map, seed, reads)
     if not len(reference) == len(own) == len(new) == len(new_double):
         raise MeasurementError(f"the original returns {len(own)} tensors, the emitted module {len(new)}")
     outputs, others_equal, dtypes = [], True, []
@@ -146,7 +190,12 @@ def measure_accuracy(
 
 
 def _run_both_double(
-    original: nn.Module, emitted: nn.Module, arguments: Any, parameter_map: ParameterMap | None, seed: int
+    original: nn.Module,
+    emitted: nn.Module,
+    arguments: Any,
+    parameter_map: ParameterMap | None,
+    seed: int,
+    reads: tuple[_Read, _Read],
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
     """Return the results of both modules in float64, and whether one rounds to another precision on purpose."""
     wide = widened(arguments)
@@ -155,8 +204,8 @@ def _run_both_double(
         own = partial(double_twin, original, precision)
         new = partial(double_twin, emitted, precision, original, parameter_map)
         try:
-            reference = _run("the original", "in float64", own, wide, seed, modes[0])
-            results = _run("the emitted module", "in float64", new, wide, seed, modes[1])
+            reference = _run("the original", "in float64", own, wide, seed, reads[0], modes[0])
+            results = _run("the emitted module", "in float64", new, wide, seed, reads[1], modes[1])
         except MeasurementError as error:
             failure = error
             continue
@@ -171,16 +220,17 @@ def _run(
     make: Callable[[], nn.Module],
     arguments: Any,
     seed: int,
+    read: _Read,
     mode: AbstractContextManager[Any] | None = None,
 ) -> list[torch.Tensor]:
     try:
         twin = make()
         args, kwargs = copied_arguments(arguments)
         with ordinary_call(), seeded(seed), foreign_seeded(seed), nullcontext() if mode is None else mode:
-            result = twin(*args, **kwargs)
+            results = twin(*args, **kwargs)
+        return read(twin, (args, kwargs), results)
     except Exception as error:
         raise MeasurementError(f"{what} does not run {how}: {type(error).__name__}: {error}") from error
-    return [leaf.detach() for leaf in flatten(result)[0] if isinstance(leaf, torch.Tensor)]
 
 
 def compare_output(
@@ -194,7 +244,8 @@ def compare_output(
     """Return the errors of one output; `exact` and `emitted_double` are in float64, the others in their own dtype."""
     floor = precision_floor(original.dtype)
     exact, original, emitted, emitted_double = map(dense, (exact, original, emitted, emitted_double))
-    finite = exact.isfinite()
+    # where the original overflows, its error is infinite, and would allow any
+    finite = exact.isfinite() & original.isfinite()
     values = exact[finite]
     return OutputAccuracy(
         scale=_largest(values),

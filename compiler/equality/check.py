@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -12,14 +12,14 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from compiler.capture.boundary.modes import modes_of, set_modes
-from compiler.capture.boundary.outcomes import difference
+from compiler.capture.boundary.outcomes import Difference, differences
 from compiler.capture.boundary.runs import Outcome, Twin, on_meta
 from compiler.capture.captured import Captured
 from compiler.capture.errors import exported_fails
 from compiler.codegen import Emitted
 from compiler.emitted.graphmodule import EmittedModule
 from compiler.emitted.settings import SETTINGS, answers_of
-from compiler.equality.accuracy import MeasurementError, measure_accuracy
+from compiler.equality.accuracy import MeasurementError, measure_accuracy, measure_effects
 from compiler.equality.parting import first_parting
 from compiler.lower.modes import lock
 from compiler.usercode.containers import same_content
@@ -96,6 +96,7 @@ class Check:
         }
         # weights that were folded for inference cannot be trained, as the parameter map says
         self.is_folded = any(w.derivation is not None and not w.requires_grad for w in program.weights.values())
+        self._judged: dict[bool, bool] = {}
 
     def run(self) -> None:
         """Compare three calls: the first, one after a switch of the mode, and one after the switch back.
@@ -111,7 +112,7 @@ class Check:
         modes = modes_of(emitted)
         try:
             with twin.own_buffers():
-                self._compare(twin.call(self.args, self.kwargs), "")
+                self._compare(twin, "")
                 mode = emitted.training
                 if reference.other is not None and not self.program.mode_locked:
                     self._switch(twin, not mode, reference.other)
@@ -122,46 +123,62 @@ class Check:
                 set_modes(emitted, modes)
                 self.start.restore()
                 twin.reset()
-                self._compare(twin.call(self.args, self.kwargs), "in a second call, ")
+                self._compare(twin, "in a second call, ")
                 self._guard(twin)
         finally:
             self.start.restore()
             set_modes(emitted, modes)
 
-    def _compare(self, found: Outcome, when: str) -> None:
-        problem = self._difference(self.reference.first, found)
-        if problem is not None and not self._is_rounding(problem):
-            raise self._error(f"{when}{problem}")
+    def _compare(self, twin: Twin, when: str) -> None:
+        found = twin.call(self.args, self.kwargs)
+        for each in self._differences(self.reference.first, found):
+            if not each.is_of_values or not self._is_rounding(twin, of_results=each.is_result):
+                raise self._error(f"{when}{each.message}")
         pairs = zip(self.reference.first.looks, found.looks, strict=False)
         if not self.is_folded and any(expected and not actual for (expected, _), (actual, _) in pairs):
             raise self._error(f"{when}a result has no gradient, and the original's has one")
 
     def _difference(self, expected: Outcome, found: Outcome) -> str | None:
         """Return the first way in which a call differs from the original's, or None."""
+        return next((each.message for each in self._differences(expected, found)), None)
 
-        def first(names: Iterable[str]) -> tuple[str, ...]:
-            return tuple(self.first_names.get(name, name) for name in names)
-
+    def _differences(self, expected: Outcome, found: Outcome) -> Iterator[Difference]:
+        """Return the ways in which a call differs from the original's."""
+        first = self._first
         buffers = dict(zip(first(expected.buffers), expected.buffers.values(), strict=True))
         attached = () if self.is_folded else first(expected.attached)
         expected = attrs.evolve(expected, buffers=buffers, attached=attached, assigned=first(expected.assigned))
         if self.is_folded:
             found = attrs.evolve(found, attached=())
-        return difference(expected, found, self.names)
+        return differences(expected, found, self.names)
 
-    def _is_rounding(self, problem: str) -> bool:
-        """Return whether a difference in values is rounding, judged against float64: deep models amplify rounding."""
-        if "values differ by" not in problem:
-            return False
-        now = KeptState(self.emitted, self.kept)
-        self.start.restore()
-        try:
-            accuracy = measure_accuracy(self.reference.model, self.emitted, self.args, self.kwargs)
-        except MeasurementError:
-            return False
-        finally:
-            now.restore()
-        return accuracy.is_within_bound
+    def _is_rounding(self, twin: Twin, *, of_results: bool) -> bool:
+        """Return whether differences of values are rounding, judged against float64: deep models amplify rounding.
+
+        Results are judged together, and so are inputs and buffers after the call.
+        """
+        if of_results not in self._judged:
+            now = KeptState(self.emitted, self.kept)
+            self.start.restore()
+            modules = self.reference.model, self.emitted
+            written = self._first(self.reference.first.buffers)
+            buffers = {key: name for key, name in self.names.items() if name in written}
+            try:
+                with twin.meanwhile():
+                    if of_results:
+                        accuracy = measure_accuracy(*modules, self.args, self.kwargs)
+                    else:
+                        accuracy = measure_effects(*modules, self.args, self.kwargs, buffers)
+                self._judged[of_results] = accuracy.is_within_bound
+            except MeasurementError:
+                self._judged[of_results] = False
+            finally:
+                now.restore()
+        return self._judged[of_results]
+
+    def _first(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return names of the original's tensors, each the first of its tensor."""
+        return tuple(self.first_names.get(name, name) for name in names)
 
     def _error(self, problem: str) -> ValidationError:
         place = first_parting(self.reference.model, self.program, self.args, self.kwargs)

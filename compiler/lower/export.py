@@ -31,7 +31,7 @@ from compiler.lower.functional.storage import Handle
 from compiler.lower.functional.views import may_need_gradient
 from compiler.lower.functional.writes import check_writes
 from compiler.lower.regions import RegionLowering, attribute_of, has_raised
-from compiler.lower.results import Results, note_written
+from compiler.lower.results import Results
 from compiler.lower.symbols import DataDependentSizeError, SymbolTable, restricted
 from compiler.lower.weights import is_one_tensor, tensor_type
 from ir.core import Value
@@ -208,7 +208,7 @@ class ExportLowering(RegionLowering):
             else:
                 names = [leaf.name for leaf in self.convention.inputs if leaf.value is not None]
                 found.write(value, input=names.index(spec.target))
-        found.finish(self.program, [self.weights.names[name] for name in self.assigned])
+        found.finish(self.program, self.weights, [self.weights.names[name] for name in self.assigned])
 
     def _user_output(self, found: Results, result: Any, arg: Any) -> None:
         if isinstance(arg, TensorArgument):
@@ -299,7 +299,7 @@ class ExportLowering(RegionLowering):
         if name == "aten.add_.Tensor" and self.facts.is_batch_counter(args[0], location):
             if args[0].storage.version:
                 raise written_statistics("a normalization counts its batches in a number", args[0])
-            note_written(self.program, self.program.weights[args[0].storage.name])
+            self.weights.note_written(self.program.weights[args[0].storage.name])
             self.env[node] = args[0]
             return
         if name == "aten.batch_norm" and self._inside_no_grad:

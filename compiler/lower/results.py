@@ -7,24 +7,10 @@ from typing import Any
 
 from compiler.lower.functional.functionalizer import Functionalizer
 from compiler.lower.functional.storage import Handle, Storage
-from compiler.lower.weights import shares_storage
+from compiler.lower.weights import WeightTable
 from ir.core import Value
 from ir.errors import CaptureError
 from ir.program import Mutation, OutputLeaf, Program, Weight
-
-
-def note_written(program: Program, weight: Weight) -> None:
-    """Record that a call mutates a weight.
-
-    Raises:
-        CaptureError: when other weights share its memory.
-    """
-    weight.is_mutated = True
-    if weight.data is not None and (others := shares_storage(weight.data, program.weights)):
-        raise CaptureError(
-            f"buffer {weight.name!r} is mutated in forward and shares its memory with {', '.join(others)}",
-            remedy="give the buffer memory of its own, or register one tensor under both names",
-        )
 
 
 class Results:
@@ -68,11 +54,12 @@ class Results:
         self.mutations.append(Mutation(len(self.values), buffer=buffer, input=input))
         self.values.append(value)
 
-    def finish(self, program: Program, assigned: Sequence[Weight] = ()) -> None:
+    def finish(self, program: Program, weights: WeightTable, assigned: Sequence[Weight] = ()) -> None:
         """Set the outputs of the graph, and describe them in the calling convention.
 
         Args:
             program: the program.
+            weights: its weights.
             assigned: buffers that are replaced by new tensors: the last results.
         """
         convention = program.convention
@@ -101,10 +88,10 @@ class Results:
             if mutation.buffer is not None and mutation.is_assigned:
                 program.weights[mutation.buffer].is_mutated = True
             elif mutation.buffer is not None:
-                note_written(program, program.weights[mutation.buffer])
+                weights.note_written(program.weights[mutation.buffer])
         for storage in self.functionalizer.sources:
             if storage.kernel_writes is not None and storage.kind != "input":
-                note_written(program, program.weights[storage.name])
+                weights.note_written(program.weights[storage.name])
         convention.outputs = tuple(self.leaves[:first])
         convention.mutations = tuple(self.mutations)
         program.graph.set_outputs(self.values)

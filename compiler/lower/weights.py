@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,8 +11,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from compiler.usercode.locations import is_inside
-from compiler.usercode.overlap import share_memory
+from compiler.usercode.overlap import memory_of
 from ir.caches import cached
+from ir.errors import CaptureError
 from ir.program import Program, Weight, WeightKind
 from ir.types import Dim, TensorType
 
@@ -30,6 +32,8 @@ class WeightTable:
         self.names: dict[str, Weight] = {}
         """Name or alias -> weight."""
         self._seen: dict[int, Weight] = {}
+        self._places: dict[Any, list[Weight]] = {}
+        """Piece of memory -> the weights that lie in it."""
 
     def add(
         self, name: str, tensor: torch.Tensor, kind: WeightKind, *, persistent: bool = True, alias: bool = True
@@ -52,7 +56,26 @@ class WeightTable:
         self.program.add_weight(weight)
         self._seen[id(tensor)] = weight
         self.names[name] = weight
+        memory = memory_of(tensor)
+        if memory is not None:
+            self._places.setdefault(memory, []).append(weight)
         return weight
+
+    def note_written(self, weight: Weight) -> None:
+        """Record that a call mutates a weight.
+
+        Raises:
+            CaptureError: when other weights share its memory.
+        """
+        weight.is_mutated = True
+        memory = None if weight.data is None else memory_of(weight.data)
+        together = self._places.get(memory, ())
+        others = [w.name for w in together if w is not weight and self.program.weights.get(w.name) is w]
+        if others:
+            raise CaptureError(
+                f"buffer {weight.name!r} is mutated in forward and shares its memory with {', '.join(others)}",
+                remedy="give the buffer memory of its own, or register one tensor under both names",
+            )
 
     def add_module(self, module: nn.Module, without: Iterable[str] = ()) -> None:
         """Add the parameters and buffers of a module in `state_dict` order, except below the paths `without`."""
@@ -89,15 +112,6 @@ def _state_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, WeightKind
             if buffer is not None:
                 persistent = name not in owner._non_persistent_buffers_set
                 yield prefix + name, buffer, WeightKind.BUFFER, persistent
-
-
-def shares_storage(tensor: torch.Tensor, others: Mapping[str, Weight]) -> list[str]:
-    """Return the names of other weights that share the tensor's memory."""
-    return [
-        name
-        for name, other in others.items()
-        if other.data is not None and other.data is not tensor and share_memory(tensor, other.data)
-    ]
 
 
 def is_one_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -12,6 +12,9 @@ from ir.attributes import attributes_equal
 RELATIVE_BOUND = 1e-9
 """Largest difference of float64 results that counts as rounding, relative to the largest magnitude."""
 
+OF_VALUES = "values differ by"
+"""How the message begins where two tensors differ in nothing but finite values, so that it may be rounding."""
+
 
 def precision_floor(dtype: torch.dtype) -> float:
     """Return the relative difference that is always allowed: eight units in the last place, at least 1e-6."""
@@ -71,7 +74,7 @@ def tensor_difference(a: Any, b: Any, *, exact: bool, bound: float = 0.0) -> str
     if not finite.any():
         return None
     scale, error = float(a[finite].abs().max()), float((a[finite] - b[finite]).abs().max())
-    return f"values differ by {error:.3g} of {scale:.3g}" if error > RELATIVE_BOUND * scale + bound else None
+    return f"{OF_VALUES} {error:.3g} of {scale:.3g}" if error > RELATIVE_BOUND * scale + bound else None
 
 
 _PLAIN = (torch.Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)

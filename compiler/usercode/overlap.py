@@ -18,14 +18,14 @@ def may_overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Return whether two tensors share a piece of memory, perhaps as disjoint parts."""
-    return _has_memory(a) and _has_memory(b) and _memory(a) == _memory(b)
+    memory = memory_of(a)
+    return memory is not None and memory == memory_of(b)
 
 
-def _has_memory(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and tensor.device.type != "meta" and tensor.numel() > 0
-
-
-def _memory(tensor: torch.Tensor) -> tuple[torch.device, int]:
+def memory_of(tensor: torch.Tensor) -> tuple[torch.device, int] | None:
+    """Return the piece of memory that a tensor lies in, or None where it has none."""
+    if tensor.layout is not torch.strided or tensor.device.type == "meta" or tensor.numel() == 0:
+        return None
     # not the storage object: two may wrap one numpy array
     return tensor.device, tensor.untyped_storage().data_ptr()
 

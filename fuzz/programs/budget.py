@@ -73,7 +73,8 @@ def own_error(own: Any, reference: Any, coarsest: torch.dtype) -> float:
     if not _is_float(own) or not isinstance(reference, torch.Tensor):
         return 0.0
     gap = (own.double() - reference.double()).abs()
-    gap, scale = gap[gap.isfinite()], reference[reference.isfinite()].abs()
+    finite = gap.isfinite()
+    gap, scale = gap[finite], reference[finite].abs()
     floor = max(map(precision_floor, (own.dtype, coarsest)))
     error, size = (float(each.max()) if each.numel() else 0.0 for each in (gap, scale))
     return allowed_error(error, size, floor)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import attrs
 import torch
 from torch.utils import _pytree as pytree
 
 from compiler.capture.boundary.runs import Outcome
-from compiler.usercode.difference import RELATIVE_BOUND, scale_of, structures_equal, tensor_difference
+from compiler.usercode.difference import OF_VALUES, RELATIVE_BOUND, scale_of, structures_equal, tensor_difference
 from ir.text.specs import ADDRESS
 
 ROUNDING: Mapping[torch.dtype, float] = {
@@ -23,43 +24,63 @@ ROUNDING: Mapping[torch.dtype, float] = {
 """Differences that are surely rounding, relative to the largest magnitude; larger ones are judged against float64."""
 
 
+@attrs.frozen
+class Difference:
+    """One way in which an outcome differs from the original's."""
+
+    message: str
+    is_of_values: bool = False
+    """Whether two tensors differ in nothing but finite values, so that it may be rounding."""
+    is_result: bool = False
+    """Whether it is one of results; otherwise of what the call leaves."""
+
+
 def difference(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) -> str | None:
     """Return the first way in which an outcome differs from the original's by more than rounding, or None.
 
     `names` maps its names of buffers to those of the original; None where they are the same.
     """
-    return next(differences(a, b, names), None)
+    return next((each.message for each in differences(a, b, names)), None)
 
 
-def differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Yield each way in which two outcomes differ by more than rounding."""
+def differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) -> Iterator[Difference]:
+    """Yield each way in which two outcomes differ by more than rounding in their dtypes."""
     if a.error is not None or b.error is not None:
         if type(a.error) is not type(b.error):
-            yield f"{_end(a)} became {_end(b)}"
+            yield Difference(f"{_end(a)} became {_end(b)}")
         return
     left, structure = pytree.tree_flatten(a.results)
     right, other = pytree.tree_flatten(b.results)
-    if structure != other:
-        here, there = (ADDRESS.sub("", str(each)) for each in (structure, other))
-        if here == there:
-            yield f"the result's structure {here} holds an object (a key, or a factory) that is another in each call"
-        else:
-            yield f"the result's structure {here} became {there}"
-        return
-    if not structures_equal(structure, other):
-        yield f"the keys of the result {structure} are of other classes"
+    problem = _structure_difference(structure, other)
+    if problem is not None:
+        yield Difference(problem)
         return
     for i, (x, y) in enumerate(zip(left, right, strict=True)):
         problem = value_difference(x, y)
         if problem is not None:
-            yield f"output {i}: {problem}" if len(left) > 1 else f"the output: {problem}"
+            yield _at(f"output {i}" if len(left) > 1 else "the output", problem, is_result=True)
     for i, (x, y) in enumerate(zip(a.inputs, b.inputs, strict=True)):
         problem = value_difference(x, y)
         if problem is not None:
-            yield f"input {i} after the call: {problem}"
+            yield _at(f"input {i} after the call", problem)
     if [before is after for before, after in a.tracked] != [before is after for before, after in b.tracked]:
-        yield "another input requires gradients after the call"
+        yield Difference("another input requires gradients after the call")
     yield from _buffer_differences(a, b, names)
+
+
+def _structure_difference(structure: pytree.TreeSpec, other: pytree.TreeSpec) -> str | None:
+    if structure != other:
+        here, there = (ADDRESS.sub("", str(each)) for each in (structure, other))
+        if here == there:
+            return f"the result's structure {here} holds an object (a key, or a factory) that is another in each call"
+        return f"the result's structure {here} became {there}"
+    if not structures_equal(structure, other):
+        return f"the keys of the result {structure} are of other classes"
+    return None
+
+
+def _at(place: str, problem: str, *, is_result: bool = False) -> Difference:
+    return Difference(f"{place}: {problem}", problem.startswith(OF_VALUES), is_result)
 
 
 def _end(outcome: Outcome) -> str:
@@ -82,7 +103,7 @@ def value_difference(a: Any, b: Any) -> str | None:
     return tensor_difference(a, b, exact=False, bound=ROUNDING.get(a.dtype, 0.0) * scale_of(a))
 
 
-def _buffer_differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None) -> Iterator[str]:
+def _buffer_differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None) -> Iterator[Difference]:
     keys = {name: name for name in b.buffers} if names is None else names
     changed = {keys[key]: value for key, value in b.buffers.items() if key in keys}
     attached = {keys[key] for key in b.attached if key in keys}
@@ -91,15 +112,17 @@ def _buffer_differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None)
         if name in changed:
             problem = value_difference(value, changed[name])
             if problem is not None:
-                yield f"buffer {name!r} after the call: {problem}"
+                yield _at(f"buffer {name!r} after the call", problem)
             elif a.settings == b.settings and (name in a.attached) is not (name in attached):
                 here, there = ("a", "none") if name in a.attached else ("no", "one")
-                yield f"buffer {name!r} after the call has {here} gradient from this call, and {there} in the other"
+                yield Difference(
+                    f"buffer {name!r} after the call has {here} gradient from this call, and {there} in the other"
+                )
             elif (name in a.assigned) is not (name in assigned):
                 here, there = ("replaced", "mutated") if name in a.assigned else ("mutated", "replaced")
-                yield f"buffer {name!r} is {here} by the original, and {there} by the other"
+                yield Difference(f"buffer {name!r} is {here} by the original, and {there} by the other")
         else:
-            yield f"buffer {name!r} is changed by the original, and not by the other"
+            yield Difference(f"buffer {name!r} is changed by the original, and not by the other")
     for name in changed:
         if name not in a.buffers:
-            yield f"buffer {name!r} is changed, and not by the original"
+            yield Difference(f"buffer {name!r} is changed, and not by the original")

@@ -193,7 +193,7 @@ class FxLowering(Lowering):
                 found.value(item)
             else:
                 found.constant(item)
-        found.finish(self.program)
+        found.finish(self.program, self.weights)
 
     def _result(self, item: Any) -> Any:
         return self.calls.plain(self.env[item]) if isinstance(item, fx.Node) else item

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from typing import Any
 
@@ -165,6 +166,21 @@ def test_an_operation_of_a_module_is_emitted_as_that_module(
         assert torch.equal(emitted(x), expected)
         assert all(torch.equal(a, b) for a, b in zip(emitted.state_dict().values(), after.values(), strict=True))
         model.load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    "bounds", [(0.0, 1.0), (-0.0, 1.0), (0, 1), (0.0, 1), (0, 6), (-0.0, 6.0), (0.0, 6.0)], ids=str
+)
+def test_bounds_that_are_equal_are_not_one(bounds: tuple[float, float]) -> None:
+    d = Draft(nn.ModuleDict({"m": nn.Hardtanh(*bounds)}), x=f32(3))
+    emitted = d.emit(d.at("m").call("aten.hardtanh", d["x"], *bounds)).module
+    made = emitted.get_submodule("m")
+    assert isinstance(made, nn.Hardtanh)
+    is_relu6 = bounds[1] == 6 and math.copysign(1, bounds[0]) == 1
+    assert type(made) is (nn.ReLU6 if is_relu6 else nn.Hardtanh)
+    assert is_relu6 or repr((made.min_val, made.max_val)) == repr(bounds)
+    x = torch.tensor([-1.0, 0.5, 9.0])
+    assert torch.equal(torch.signbit(emitted(x)), torch.signbit(F.hardtanh(x, *bounds)))
 
 
 def test_embedding_and_padding_index() -> None:

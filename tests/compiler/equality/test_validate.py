@@ -121,6 +121,20 @@ def test_a_wrong_cast_is_found_in_float32() -> None:
         validate_result(model, Does(lambda m, x: x * 1e5), (X,))
 
 
+def test_an_overflow_of_the_original_allows_no_error_elsewhere() -> None:
+    def overflowing(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, x * 1e30 * 1e30])
+
+    def wrong(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x + 1e-3, x * 1e30 * 1e30])
+
+    (output,) = measure_accuracy(Does(overflowing), Does(overflowing), (X,)).outputs
+    assert output.is_within_bound and math.isfinite(output.allowed) and output.scale == float(X.abs().max())
+    assert not measure_accuracy(Does(overflowing), Does(wrong), (X,)).is_within_bound
+    with pytest.raises(ValidationError, match="values, first call"):
+        validate_result(Does(overflowing), Does(wrong), (X,))
+
+
 def counting(m: Any, x: torch.Tensor) -> torch.Tensor:
     m.count += 1
     return x * m.count

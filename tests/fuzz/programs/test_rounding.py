@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from fuzz.programs.budget import own_error
 from fuzz.programs.rounding import Rounding
 from ir.errors import EvaluationError
 
@@ -98,3 +99,8 @@ def test_what_overflows_by_rounding_has_no_bound(dtype: torch.dtype, unbounded: 
     x = torch.full((3,), torch.finfo(dtype).max, dtype=dtype)
     rounding = Rounding(lambda: torch.relu(x))
     assert (rounding.bound(torch.relu(x), lambda seen: seen) == math.inf) is unbounded
+
+
+def test_what_overflows_is_no_scale_for_the_rest() -> None:
+    own, exact = torch.tensor([1.0, math.inf]), torch.tensor([1.0, 1e39], dtype=torch.float64)
+    assert own_error(own, exact, torch.float32) == pytest.approx(1e-6)
