@@ -23,7 +23,10 @@ import torch
 from fuzz.campaign.coverage import Coverage
 from fuzz.campaign.targets import resolve
 from fuzz.search import judge
+from fuzz.search.counterexample import UnsoundError
+from fuzz.search.examples import hold_examples
 from fuzz.search.sound import search, search_settings
+from fuzz.search.soundness import Soundness
 from ir.errors import InputError
 
 _ENOUGH = 5
@@ -39,6 +42,8 @@ class Unit:
     examples: int
     number: int = 0
     """Its number among the units of its target."""
+    examples_first: bool = True
+    """Whether the rules are checked against their examples before the search: once in a run."""
 
 
 @attrs.frozen
@@ -103,7 +108,13 @@ def run_unit(unit: Unit, trace: Path | None = None) -> UnitResult:
     start = time.monotonic()
     try:
         target = resolve(unit.target)
+        if unit.examples_first:
+            hold_examples(target.rules, target.properties)
         seen, counterexample = search(target, None, search_settings(unit.examples), seed=unit.seed)
+    except UnsoundError as error:
+        if error.counterexample is None:
+            return UnitResult(unit, time.monotonic() - start, Coverage(), None, str(error))
+        seen, counterexample = Soundness(), error.counterexample
     except Exception as error:  # noqa: BLE001 - one unit that fails must not end a campaign of hours
         text = f"{type(error).__name__}: {error}"
         return UnitResult(unit, time.monotonic() - start, Coverage(), None, text)
@@ -244,6 +255,7 @@ def units(campaign: Campaign, targets: Sequence[str], *, seed: int, examples: in
     """Yield the remaining units, the targets in turn; endlessly without `examples`."""
     done_before = {target: set(campaign.seeds.get(target, ())) for target in targets}
     issued = dict.fromkeys(targets, 0)
+    begun: set[str] = set()
     done = {target: campaign.asked.get(target, 0) for target in targets}
     while True:
         left = [
@@ -260,7 +272,8 @@ def units(campaign: Campaign, targets: Sequence[str], *, seed: int, examples: in
             issued[target] = number + 1
             size = batch if examples is None else min(batch, examples - done[target])
             done[target] += size
-            yield Unit(target, seed + number, size, number)
+            yield Unit(target, seed + number, size, number, target not in begun)
+            begun.add(target)
 
 
 @contextmanager

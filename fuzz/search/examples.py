@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fuzz.programs.case import Case, positional_convention
@@ -20,6 +21,18 @@ from passes.rewrite.example import Example
 from passes.rewrite.matching import compile_rule
 from passes.rewrite.pattern import Match, Pattern
 from passes.rewrite.remarks import Refusal
+
+
+def hold_examples(rules: Sequence[Pattern], properties: Properties) -> None:
+    """Apply each rule to its examples, as `hold_example` does.
+
+    Raises:
+        UnsoundError: when a rule does not do what an example says.
+        PatternError: when an example is no program.
+    """
+    for rule in rules:
+        for example in rule.examples:
+            hold_example(rule, example, properties)
 
 
 def hold_example(rule: Pattern, example: Example, properties: Properties) -> None:

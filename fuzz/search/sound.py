@@ -26,7 +26,7 @@ from fuzz.rules.rule_pass import ApplyRules, index_of
 from fuzz.search.canonical import TRIED, fires_on_none, hold_canonical, meets_canonical
 from fuzz.search.constants import only_common_constants
 from fuzz.search.counterexample import Counterexample, UnsoundError, explain
-from fuzz.search.examples import hold_example
+from fuzz.search.examples import hold_examples
 from fuzz.search.judge import AnyCase, judge
 from fuzz.search.soundness import Soundness
 from ir.errors import GraphwrightError, InputError
@@ -161,8 +161,7 @@ def assert_sound(
                 GraphwrightWarning,
                 stacklevel=2,
             )
-        for example in rule.examples:
-            hold_example(rule, example, target.properties)
+    hold_examples(target.rules, target.properties)
     seen, found = search(target, on, settings)
     found = found or _insist_on_all(target, on, seen)
     if found is not None:
@@ -238,13 +237,20 @@ def find_counterexample(
         seed: of the search; without one, searches differ.
 
     Raises:
-        UnsoundError: when nothing is found because a rule never fired, or a pass changed no program.
+        UnsoundError: when nothing is found because a rule never fired, or a pass changed no program; and when a rule
+            does not fire as its examples say.
         InputError: when the subject is neither a rule nor a pass, `on` draws something else, or `max_examples` is 0.
     """
     if max_examples < 1:
         raise InputError(f"max_examples is {max_examples}", remedy="ask for one program at least")
     chosen = settings(max_examples=max_examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     target = Target.of(subject, properties)
+    try:
+        hold_examples(target.rules, target.properties)
+    except UnsoundError as error:
+        if error.counterexample is None:
+            raise
+        return error.counterexample
     seen, found = search(target, on, chosen, seed=seed)
     return found or _insist_on_all(target, on, seen)
 

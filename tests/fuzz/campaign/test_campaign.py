@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis.internal.conjecture import providers
@@ -15,8 +17,9 @@ from hypothesis.internal.conjecture import providers
 from fuzz.__main__ import main
 from fuzz.campaign.campaign import Campaign, Unit, run_campaign, run_unit, units
 from fuzz.campaign.coverage import condition
+from fuzz.search.sound import find_counterexample
 from fuzz.search.soundness import Soundness
-from graphwright import Match, Pattern, PatternBuilder, Rewriter
+from graphwright import Example, GraphwrightError, Match, Pattern, PatternBuilder, Rewriter
 from passes.rewrite.pattern import Node
 
 WRONG = "rule tests.fuzz.search.test_sound:ViewForCopy"
@@ -231,3 +234,69 @@ def test_passes_are_also_tried_on_inflated_programs_and_in_other_orders(capsys: 
     printed = capsys.readouterr().out
     assert "inflated canonicalize, seed 0" in printed
     assert "reordered canonicalize, seed 0" in printed
+
+
+TWICE = Example("graph(%x : f32[n, c]) { %y = aten.relu(%x) %z = aten.relu(%y) return %z }")
+
+
+class ReluTwice(Pattern):
+    """relu(relu(x)) = relu(x)"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        return p.relu(p.relu(p.any("x")))
+
+    def rewrite(self, m: Match, b: Rewriter) -> Any:
+        return b.relu(m.x)
+
+
+class NoProgram(ReluTwice):
+    """relu(relu(x)) = relu(x), whose example names no operator"""
+
+    examples = (TWICE.changed(("aten.relu(%x)", "aten.reluu(%x)")),)
+
+
+class NoMatch(ReluTwice):
+    """relu(relu(x)) = relu(x), which does not match its example"""
+
+    examples = (TWICE.changed(("aten.relu(%x)", "aten.gelu(%x)")),)
+
+
+class NearMissThatFires(ReluTwice):
+    """relu(relu(x)) = relu(x), which does not refuse its near miss"""
+
+    examples = (TWICE.changed(refused="too few"),)
+
+
+class WrongOnItsExample(ReluTwice):
+    """relu(relu(x)) = x, which is right for no negative number"""
+
+    examples = (TWICE,)
+
+    def rewrite(self, m: Match, b: Rewriter) -> Any:
+        return m.x
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        (NoProgram, "an example is no program: line 2, column 30:"),
+        (NoMatch, "NoMatch does not fire on its example: it does not match"),
+        (NearMissThatFires, "NearMissThatFires fires on its near miss"),
+    ],
+)
+def test_a_rule_that_is_not_what_its_examples_say_is_told_once(rule: type[Pattern], text: str) -> None:
+    campaign = Campaign()
+    run_campaign(campaign, [f"rule {__name__}:{rule.__name__}"], examples=20, batch=10)
+    (error,) = campaign.errors
+    assert text in error
+    assert campaign.examples
+    with pytest.raises(GraphwrightError, match=re.escape(text)):
+        find_counterexample(rule, max_examples=1)
+
+
+def test_a_rule_that_is_wrong_on_its_example_is_found_before_the_search() -> None:
+    result = run_unit(Unit(f"rule {__name__}:WrongOnItsExample", 0, 1))
+    found = find_counterexample(WrongOnItsExample, max_examples=1)
+    assert result.found is not None
+    assert found is not None
+    assert (result.found.property, result.found.examples) == (found.property, found.examples) == ("values", 0)
