@@ -67,14 +67,41 @@ _JUDGED: dict[str, dict[str, str]] = {
         "connective: without isinstance(type_, TensorType) of `and`": "the operands of a layer and a batch norm are "
         "tensors",
     },
+    "passes.fold.batch_norm:FoldBatchNorm.run": {
+        "keyword: without record=True in run_worklist(...)": "what the report says, which tests of it hold",
+    },
+    "passes.fold.batch_norm:_does_not_fit": {
+        "connective: without mean is None of `or`": "all weights have data, or none",
+    },
     "passes.fold.batch_norm:_free_name": {
+        "connective: without v is not None of `and`": "the rule makes both a weight and a bias",
         "order: op.operands[1] <-> op.operands[2]": "a set is made of what both reach",
+    },
+    "passes.fold.constants:_evaluate": {
+        "order: tuple <-> list": "the order of what is asked for by `isinstance`",
+    },
+    "passes.fold.constants:_fold": {
+        "condition: never value is None": "no constant is found for an operand that is None",
+    },
+    "passes.fold.constants:_materialize": {
+        "connective: without tensor.numel() * tensor.element_size() <= _MAX_INTERNED_BYTES of `and`": "it bounds the "
+        "time that comparing takes; equal constants are one also where they are large",
+    },
+    "passes.fold.constants:_same_numbers": {
+        "condition: never torch.equal(converted.view(torch.int64), wide.view(torch.int64))": "a short cut: what "
+        "follows says the same of equal bits",
     },
     "passes.fold.constants:_anything_to_fold": {
         "connective: without _constant_of(w.value, {}) is not None of `and`": "it saves a look at programs without "
         "constants",
     },
+    "passes.fold.weights:_is_replaceable": {
+        "connective: without weight.kind is not WeightKind.CONSTANT of `and`": "a literal that is not folded is a view "
+        "of itself as well",
+    },
     "passes.fold.weights:_view": {
+        "connective: without not type_.is_static of `or`": "a weight has known sizes, and so has its reshape: numbers "
+        "that do not make it up are no view of it",
         "connective: without type(type_) is not TensorType of `or`": "a reshape and a permute give tensors",
     },
     "passes.fuse.attention:ScaledDotProductAttentionPattern.check": {

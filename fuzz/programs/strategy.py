@@ -158,19 +158,19 @@ class ProgramSource(Source):
         return value
 
     def weight(self, type_: TensorType, bounds: tuple[float, float] | None, like: Weight | None = None) -> Value:
-        """Return a new weight of a type without symbols; of the kind of another one, if `like` is given."""
+        """Return a new weight of a type without symbols; of the name and kind of another one, if `like` is given."""
         number = len(self.program.weights)
+        name = f"w{number}" if like is None or like.name in self.program.weights else like.name
         assert type_.dtype is not None
-        kind, chance = WeightKind.BUFFER if like is None else like.kind, 0
+        kind = WeightKind.BUFFER if like is None else like.kind
         if like is None and bounds is None and type_.dtype.is_floating_point:
             kind = self.one_of((WeightKind.PARAMETER, WeightKind.BUFFER, WeightKind.CONSTANT))
-        if like is None and kind is not WeightKind.CONSTANT:
-            chance = self.integer(0, 7)
+        chance = self.integer(0, 7) if kind is not WeightKind.CONSTANT else 0
         data = random_tensor([int(d) for d in type_.shape or () if d is not None], type_.dtype, number, bounds)
         if len(self.scales) > 1 and bounds is None and type_.dtype.is_floating_point:
             data = data * self.one_of(self.scales)
         trains = kind is WeightKind.PARAMETER and type_.dtype.is_floating_point
-        weight = Weight(f"w{number}", kind, type_, data, trains, aliases=(f"tied{number}",) if chance == 4 else ())
+        weight = Weight(name, kind, type_, data, trains, aliases=(f"tied{number}",) if chance == 4 else ())
         if like is not None:
             weight.persistent, weight.is_mutated = like.persistent, like.is_mutated
         elif kind is WeightKind.BUFFER:
@@ -364,6 +364,9 @@ def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None
         program.symbols[symbol] = SYMBOL_RANGE
         if symbol not in plain:
             source._input(TensorType((symbol,), source.usual))
+    for value in [v for v in source.values if v.defining_op and v in source.constants and v.is_unused]:
+        if value.tensor_type.dtype is source.usual and source.flag():  # what is returned is not folded
+            source.add(Builder(graph).op("aten.mul.Tensor", source._input(value.tensor_type), value))
     unused = []
     dead = source.integer(0, 3) == 3
     for op in graph.operations():

@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, settings
 
 from compiler.equality.unit_strides import OtherUnitStrides
 from fuzz.programs.case import Case
+from fuzz.programs.check import Finding, check_case
 from fuzz.programs.definite import has_definite_gradients
+from fuzz.search.sound import Target
 from graphwright import Match, Pattern, PatternBuilder
 from graphwright.fuzz import Properties, UnsoundError, assert_sound
 from ir.program import weight_of
@@ -155,3 +157,42 @@ def test_unit_dimensions_get_strides_of_their_own() -> None:
         strides.add(other.stride()[::2])
     assert len(strides) > 4
     assert any(outer != inner for outer, inner in strides)
+
+
+class WritesTheSumOfAWeight(Pattern):
+    """sum(w) = the number that it is now"""
+
+    def pattern(self, p: PatternBuilder) -> Any:
+        return p.op("aten.sum", p.any("w"))
+
+    def check(self, m: Match) -> str | None:
+        weight = weight_of(m.w)
+        return "no weight with data" if weight is None or weight.data is None or weight.data.is_meta else None
+
+    def rewrite(self, m: Match, b: Any) -> Any:
+        weight = weight_of(m.w)
+        assert weight is not None and weight.data is not None
+        return b.call("aten.full", [], weight.data.sum().item(), dtype=m.root.result.tensor_type.dtype)
+
+
+def test_what_writes_numbers_of_a_weight_into_a_program_is_found() -> None:
+    target = Target.of(WritesTheSumOfAWeight, Properties(gradients=False))
+    properties = set()
+    for number in range(16):  # one in some programs runs on other weights
+        case = Case.seeded(f"""
+program "case {number}" {{
+  parameter %w : f32[3] requires_grad
+  argument "x" = input 0
+  result = output 0
+  graph(%x : f32[2]) {{
+    %sum = aten.sum(%w) : f32[]
+    %add = aten.add.Tensor(%x, %sum) : f32[2]
+    return %add
+  }}
+}}
+""")
+        try:
+            check_case(target.pass_, case, target.properties)
+        except Finding as found:
+            properties.add(found.property)
+    assert properties == {"other weights"}
