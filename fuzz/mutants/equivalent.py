@@ -77,9 +77,6 @@ _JUDGED: dict[str, dict[str, str]] = {
         "connective: without v is not None of `and`": "the rule makes both a weight and a bias",
         "order: op.operands[1] <-> op.operands[2]": "a set is made of what both reach",
     },
-    "passes.fold.constants:_evaluate": {
-        "order: tuple <-> list": "the order of what is asked for by `isinstance`",
-    },
     "passes.fold.constants:_fold": {
         "condition: never value is None": "no constant is found for an operand that is None",
     },
