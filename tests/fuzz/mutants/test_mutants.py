@@ -239,7 +239,7 @@ def test_mutants_are_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--rule", "NoSuchRule"]) == 2
     assert main(["--rule", "NoCast", "--only", one.name, "--list"]) == 0
     assert one.name in capsys.readouterr().out
-    with pytest.raises(InputError, match="no subject"):
+    with pytest.raises(InputError, match="nothing is not a subject"):
         run_subject(Subject("nothing"))
 
 
