@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -14,6 +13,7 @@ from compiler.capture.errors import state_change
 from compiler.capture.opaque import mode_readers
 from compiler.capture.patches import functions_refused
 from compiler.usercode.state import ModuleState, location_of_module, part_of, random_state_kept
+from compiler.usercode.tensors import foreign_state
 from ir.errors import CaptureError, InputError
 
 _EXAMPLES = "pass example inputs: `transform(model, (x,))` captures it with torch.export"
@@ -80,7 +80,7 @@ def trace_symbolically(model: nn.Module, opaques: Collection[nn.Module]) -> fx.G
     names = set(model.__dict__)
     try:
         with random_state_kept():
-            numbers = torch.random.get_rng_state(), random.getstate()
+            numbers = torch.random.get_rng_state(), foreign_state()
             with functions_refused():
                 graph = tracer.trace(model)
                 _note_asked(model, graph, lambda: _Tracer((*opaques, *small)))
@@ -149,7 +149,7 @@ def _check_effects(
     problem = None
     state_names = set(dict(model.named_parameters(remove_duplicate=False)))
     state_names |= set(dict(model.named_buffers(remove_duplicate=False)))
-    if not torch.equal(numbers[0], torch.random.get_rng_state()) or numbers[1] != random.getstate():
+    if not torch.equal(numbers[0], torch.random.get_rng_state()) or numbers[1] != foreign_state():
         problem = "draws random numbers that do not depend on its inputs"
     elif (
         state.tensors_written()
@@ -186,7 +186,8 @@ def _writes_constant(node: fx.Node, own: Collection[str]) -> bool:
     """Return whether a node mutates a tensor that the tracer holds: the code goes on with the old values."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = (name.endswith("_") and not name.endswith("__")) or name in ("setitem", "__setitem__")
-    written = [*(node.args[:1] if in_place else ()), node.kwargs.get("out")]
+    given = [*(node.args[:1] if in_place else ()), node.kwargs.get("out")]
+    written = [leaf for each in given for leaf in (each if isinstance(each, (list, tuple)) else (each,))]
     return any(isinstance(arg, fx.Node) and arg.op == "get_attr" and arg.target not in own for arg in written)
 
 

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -133,6 +134,10 @@ def assigns_a_buffer(m: Inner, x: torch.Tensor) -> Any:
     return x * m.b
 
 
+def draws_numpy(m: Inner, x: torch.Tensor) -> Any:
+    return x * float(np.random.rand())
+
+
 def draws(m: Inner, x: torch.Tensor) -> Any:
     return x + torch.rand(3)
 
@@ -178,6 +183,7 @@ def own_backward(m: Inner, x: torch.Tensor) -> Any:
         (changes_state, r"changes Python state: `inner\.calls`"),
         (assigns_a_buffer, r"changes what buffers are: `inner\.b`"),
         (draws, "draws random numbers"),
+        (draws_numpy, "draws random numbers"),
         (without_gradient, "no_grad"),
         (inference, "no_grad"),
         (autocast, "autocast"),
