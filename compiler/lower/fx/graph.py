@@ -59,7 +59,7 @@ class FxLowering(Lowering):
         self.leaf_modules = LeafModules(self.calls, self._weight)
         self.kept = leaves
         self.sources: dict[int, Handle] = {}
-        self.device = next((t.device for t in graph_module.state_dict().values()), CPU)
+        self.device = next((t.device for t in (*graph_module.parameters(), *graph_module.buffers())), CPU)
 
     # ---- the whole ----
 
