@@ -62,7 +62,8 @@ def follow_steps(
         lock(program, _parting(extra.location, f"calls {extra.name} in one mode only"))
         return
     pairs = [_Pair(a, b) for a, b in zip(*steps, strict=True) if a.flags]
-    for op, pair in _matched(program, irregular, pairs):
+    # all are matched before one is changed, since this may find that nothing can be said
+    for op, pair in list(_matched(program, irregular, pairs)):
         if pair.here.flags == pair.there.flags:
             continue
         other = {**op.attributes, **_attributes(op, pair)}
