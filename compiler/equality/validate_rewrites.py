@@ -75,9 +75,9 @@ class EachRewriteValidator:
     ) -> str | None:
         pairs = [(old, new) for old, new in replacements if old in before.results]
         if not pairs:  # attributes or operands were set in place
-            edited = {op for op in match.ops or [match.root] if op.graph is not None}
+            edited = dict.fromkeys(op for op in match.ops or [match.root] if op.graph is not None)
             pairs = [(result, result) for op in edited for result in op.results if result in before.results]
-            existing = existing - edited
+            existing = existing - edited.keys()
         if not pairs:
             return "it replaced no value"
         new_ops = _created_behind([new for _, new in pairs], existing)

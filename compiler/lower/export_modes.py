@@ -246,9 +246,10 @@ def _reached(cls: type) -> Iterator[FunctionType]:
         seen.add(id(function))
         yield function
         names = set(code_names(function.__code__))
-        for name in names & function.__globals__.keys():
+        for name in sorted(names & function.__globals__.keys()):
             value = function.__globals__[name]
-            values = [vars(value)[n] for n in names & vars(value).keys()] if isinstance(value, ModuleType) else [value]
+            is_module = isinstance(value, ModuleType)
+            values = [vars(value)[n] for n in sorted(names & vars(value).keys())] if is_module else [value]
             pending.extend(v for v in values if isinstance(v, FunctionType) and is_user_file(v.__code__.co_filename))
 
 
