@@ -228,10 +228,9 @@ class ParametersKept(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         schema = getattr(func, "_schema", None)
         if schema is not None and schema.is_mutable:
-            for argument, given in zip(schema.arguments, args, strict=False):
+            for number, argument in enumerate(schema.arguments):
                 if argument.alias_info is not None and argument.alias_info.is_write:
-                    self._keep(given)
-            self._keep(kwargs.get("out"))
+                    self._keep(args[number] if number < len(args) else kwargs.get(argument.name))
         return func(*args, **kwargs)
 
     def _keep(self, given: Any) -> None:
