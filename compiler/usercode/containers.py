@@ -21,7 +21,8 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.d
 _OPERATORS = (torch._ops.OpOverloadPacket, torch._ops.OpOverload)  # they cache dispatch
 CODE = (type, types.FunctionType, types.MethodType, types.ModuleType, types.BuiltinFunctionType, *_OPERATORS)
 OPAQUE = (*CODE, nn.Module, torch.Tensor)
-_DEPTH = 5
+DEPTH = 5
+"""The number of steps that are followed from a value."""
 _PYTHON = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 _STANDARD = tuple(f"{path}/" for path in (*_PYTHON, *np.__path__, *torch.__path__))
 _HELD_BY_LIBRARIES = frozenset(
@@ -99,6 +100,8 @@ def is_library_object(value: Any) -> bool:
         return False
     if root == "torch":
         return True
+    if home == "__main__":  # of a notebook, where it has no file
+        return False
     file = getattr(sys.modules.get(home), "__file__", None)
     return file is None or is_library_file(file)
 
@@ -112,8 +115,8 @@ def collect(
     label: str,
     value: Any,
     found: list[Container],
-    seen: set[int],
-    depth: int = _DEPTH,
+    seen: dict[int, int],
+    depth: int = DEPTH,
     is_foreign: Callable[[Any], bool] = is_library_object,
 ) -> Iterator[tuple[str, Any]]:
     """Add snapshots of mutable objects below a value to `found`; yield all objects on the way, with labels.
@@ -122,40 +125,43 @@ def collect(
         label: the name of the value.
         value: where to begin.
         found: receives the containers.
-        seen: ids of objects visited before.
+        seen: ids of objects visited before -> the steps that they were followed.
         depth: the number of steps.
         is_foreign: tells whether the attributes of an object are not the user's state.
     """
     yield label, value
-    if depth == 0 or isinstance(value, (*PLAIN, *OPAQUE)) or id(value) in seen:
+    followed = seen.get(id(value), 0)
+    if depth <= followed or isinstance(value, (*PLAIN, *OPAQUE)):
         return
-    seen.add(id(value))
+    seen[id(value)] = depth
+    # met before at the end of a longer path: it has its snapshot, and only what is below it is new
+    own = [] if followed else found
     children: list[tuple[str, Any]] = []
     if isinstance(value, dict):
-        found.append(of_dict(label, value))
+        own.append(of_dict(label, value))
         children = [(f"{label}[{key!r}]", item) for key, item in dict.items(value)]
     elif isinstance(value, (list, collections.deque)):
-        found.append(_of_collection(label, value, list, value.extend))
+        own.append(_of_collection(label, value, list, value.extend))
         children = [(f"{label}[{i}]", item) for i, item in enumerate(value)]
     elif isinstance(value, set):
-        found.append(_of_collection(label, value, set, value.update))
+        own.append(_of_collection(label, value, set, value.update))
     elif isinstance(value, tuple):
         children = [(f"{label}[{i}]", item) for i, item in enumerate(value)]
     elif isinstance(value, types.CellType):
         if value != types.CellType():  # an empty one
-            found.append(_of_cell(label, value))
+            own.append(_of_cell(label, value))
             children = [(label, value.cell_contents)]
     elif (state := _of_state(label, value)) is not None:
-        found.append(state)
+        own.append(state)
     elif not is_foreign(value):
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
-            found.append(of_dict(label, attributes, joint="."))
+            own.append(of_dict(label, attributes, joint="."))
             children = [(f"{label}.{key}", item) for key, item in attributes.items()]
         slots = _slots(value)
         if slots:
-            found.append(_of_slots(label, value, slots))
-            children += [(f"{label}.{key}", item) for key, item in found[-1].saved.items()]
+            own.append(_of_slots(label, value, slots))
+            children += [(f"{label}.{key}", item) for key, item in own[-1].saved.items()]
     for name, item in children:
         yield from collect(name, item, found, seen, depth - 1, is_foreign)
 
@@ -217,14 +223,24 @@ def _slots(value: Any) -> list[str]:
     found: list[str] = []
     for base in type(value).__mro__:
         slots = vars(base).get("__slots__", ())
-        found.extend((slots,) if isinstance(slots, str) else slots)
-    return [name for name in found if name not in ("__dict__", "__weakref__")]
+        names = (slots,) if isinstance(slots, str) else slots
+        found.extend(_mangled(base, name) for name in names if name not in ("__dict__", "__weakref__"))
+    return found
+
+
+def _mangled(cls: type, name: str) -> str:
+    """Return the name of an attribute that a class writes in its body: `__count` is private to it."""
+    owner = cls.__name__.lstrip("_")
+    return f"_{owner}{name}" if owner and name.startswith("__") and not name.endswith("__") else name
 
 
 def _of_slots(label: str, target: Any, names: list[str]) -> Container:
     def write(saved: dict[str, Any]) -> None:
-        for name, item in saved.items():
-            object.__setattr__(target, name, item)
+        for name in names:
+            if name in saved:
+                object.__setattr__(target, name, saved[name])
+            elif hasattr(target, name):
+                object.__delattr__(target, name)
 
     return Container(
         f"{label}.", target, lambda: {name: getattr(target, name) for name in names if hasattr(target, name)}, write

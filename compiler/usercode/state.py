@@ -46,7 +46,7 @@ class ModuleState:
         self.tensors = [(tensor, tensor.detach().clone()) for tensor in plain_tensors(root)]
         self.containers: list[tuple[str, nn.Module, Container]] = []
         self.tables: list[tuple[str, nn.Module, str, Any]] = []
-        seen: set[int] = set()
+        seen: dict[int, int] = {}
         for path, module, attributes in self.modules:
             for name, value in attributes.items():
                 if name in _HIDDEN or name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):

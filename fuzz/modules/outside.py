@@ -76,7 +76,12 @@ def _inside(item: Any, mine: set[str]) -> Iterable[Any]:
 
 def _slots(cls: type) -> tuple[str, ...]:
     slots = vars(cls).get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+    owner = cls.__name__.lstrip("_")
+    # a name with two underscores in front is private to its class
+    return tuple(
+        f"_{owner}{name}" if owner and name.startswith("__") and not name.endswith("__") else name
+        for name in ((slots,) if isinstance(slots, str) else slots)
+    )
 
 
 def _is_filled(cell: types.CellType) -> bool:

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
 from compiler.usercode.containers import (
+    DEPTH,
     PLAIN,
     Container,
     collect,
@@ -57,7 +58,8 @@ class Surroundings:
         self.containers: list[Container] = []
         self.tensors: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         self.caches: list[tuple[str, Any]] = []
-        self._seen: set[int] = {id(each) for each in model.modules()}
+        self._seen = {id(each): DEPTH for each in model.modules()}
+        """Ids of what was visited -> the steps that it was followed."""
         self._names: dict[int, _Namespace] = {}
         self._pending: deque[tuple[str, Any]] = deque()
         self._functions = 0
@@ -89,10 +91,10 @@ class Surroundings:
         self._pending.extend((base.__qualname__, base) for base in classes)
 
     def _visit(self, label: str, value: Any) -> None:
-        if isinstance(value, PLAIN) or id(value) in self._seen:
+        if isinstance(value, PLAIN) or self._seen.get(id(value), 0) >= DEPTH:
             return
         if isinstance(value, types.FunctionType):
-            self._seen.add(id(value))
+            self._seen[id(value)] = DEPTH
             self._function(label, value)
         elif isinstance(value, types.MethodType):
             self._visit(label, value.__func__)
@@ -100,13 +102,13 @@ class Surroundings:
         elif isinstance(value, functools.partial):
             self._pending.extend((label, item) for item in (value.func, *value.args, *value.keywords.values()))
         elif isinstance(value, type):
-            self._seen.add(id(value))
+            self._seen[id(value)] = DEPTH
             self._class(value)
         elif isinstance(value, torch.Tensor):
-            self._seen.add(id(value))
+            self._seen[id(value)] = DEPTH
             self._tensor(label, value)
         elif isinstance(value, functools._lru_cache_wrapper):
-            self._seen.add(id(value))
+            self._seen[id(value)] = DEPTH
             self.caches.append((label, value))
             self._visit(label, value.__wrapped__)
         elif isinstance(value, (types.ModuleType, nn.Module, types.BuiltinFunctionType)):
@@ -211,7 +213,7 @@ class Surroundings:
     def remove_traces(self) -> list[str]:
         """Remove values that tracing left, and return where they were."""
         found: list[str] = []
-        clean: dict[int, Any] = {}
+        clean: dict[int, tuple[Any, int]] = {}
         for each in self.containers:
             current = each.current()
             items = current.items() if isinstance(current, dict) else enumerate(current)
@@ -226,25 +228,26 @@ class Surroundings:
         return list(dict.fromkeys(found))
 
 
-def holds_trace(value: Any, clean: dict[int, Any] | None = None) -> bool:
+def holds_trace(value: Any, clean: dict[int, tuple[Any, int]] | None = None) -> bool:
     """Return whether a value comes from tracing, or holds such a value within a few steps.
 
-    `clean` are objects known to hold none, by id; those found to hold none are added.
+    `clean` are objects known to hold none within some steps, by id, with these steps; what is found is added.
     """
     clean = {} if clean is None else clean
-    pending: list[tuple[Any, int]] = [(value, 0)]
-    seen: dict[int, Any] = {}
+    # the nearest first, so that each object is followed as far as it can be
+    pending = deque([(value, _STEPS)])
+    seen: dict[int, tuple[Any, int]] = {}
     while pending:
-        item, depth = pending.pop()
-        if isinstance(item, PLAIN) or id(item) in clean or id(item) in seen:
+        item, steps = pending.popleft()
+        if isinstance(item, PLAIN) or id(item) in seen or clean.get(id(item), (item, -1))[1] >= steps:
             continue
         if isinstance(item, torch.Tensor) and item.is_leaf and item.grad is not None:
             item = item.grad
         if isinstance(item, _TRACING):
             return True
-        seen[id(item)] = item
-        if depth < _STEPS:
-            pending.extend((part, depth + 1) for part in _parts(item))
+        seen[id(item)] = item, steps
+        if steps:
+            pending.extend((part, steps - 1) for part in _parts(item))
     clean.update(seen)
     return False
 
