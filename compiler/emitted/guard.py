@@ -55,8 +55,8 @@ class Check:
     """For an object that only pytree can take apart: the text of its structure."""
     constant: tuple[Any, ...] = ()
     """For an argument that is not a tensor: the value that the capture fixed, in a tuple."""
-    scalar: bool = False
-    """Whether the leaf is a number that the program takes at run time."""
+    scalar: str = ""
+    """For a number that the program takes at run time: its kind."""
     accepts: tuple[str, ...] = ()
     """What it may be besides a tensor."""
     written: bool = False
@@ -68,6 +68,12 @@ _ACCEPTED: dict[str, Callable[[Any], bool]] = {
     "sequence": lambda value: isinstance(value, (tuple, list)),
     "mapping": lambda value: isinstance(value, Mapping),
     "any": lambda value: True,
+}
+
+_NUMBERS: dict[str, Any] = {
+    "bool": (bool, torch.SymBool),
+    "int": (int, torch.SymInt),
+    "float": (float, torch.SymFloat),
 }
 
 
@@ -187,7 +193,8 @@ class InputGuard(nn.Module):
                     remedy="transform the model with this value among the example inputs",
                 )
         elif check.scalar:
-            if isinstance(value, torch.Tensor):
+            # a bool is an int, and makes other dtypes
+            if not isinstance(value, _NUMBERS[check.scalar]) or (isinstance(value, bool) and check.scalar != "bool"):
                 raise _mismatch(check, f"is a {type(value).__name__}", check.expected)
             for _, symbol, a, b in check.binds:
                 sizes[symbol] = (value - b) // a
@@ -289,7 +296,7 @@ def tensor_check(
         scalar_binds: list[tuple[int, str, int, int]] = []
         if isinstance(type_.value, sympy.Expr) and (found := _binding(type_.value, bound)):
             scalar_binds.append((0, *found))
-        return Check(name, parameter, path, str(type_), binds=tuple(scalar_binds), scalar=True)
+        return Check(name, parameter, path, str(type_), binds=tuple(scalar_binds), scalar=type_.kind)
     if not isinstance(type_, TensorType) or type_.shape is None:
         dtype = type_.dtype if isinstance(type_, TensorType) else None
         return Check(name, parameter, path, str(type_), dtype=dtype)

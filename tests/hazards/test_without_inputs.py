@@ -356,3 +356,23 @@ def test_a_trace_takes_none_where_the_code_did_not_ask_for_it(
         else:
             with pytest.raises(GraphwrightError, match="but the program was compiled for"):
                 emitted(*args)
+
+
+class OfNumbers(nn.Module):
+    def forward(self, x: torch.Tensor, n: int = 4, s: float = 0.5, flag: bool = False) -> Any:
+        return x * n, x * s, x * flag
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("given", [3, 2.5, True, "abc", None, torch.tensor(3)], ids=str)
+def test_a_number_is_one_of_its_kind(number: int, given: Any) -> None:
+    model, result = OfNumbers(), transform(OfNumbers()).model
+    args: list[Any] = [torch.ones(3), 3, 2.5, True]
+    expected_type = type(args[number + 1])
+    args[number + 1] = given
+    if type(given) is expected_type:
+        assert all(map(torch.equal, result(*args), model(*args)))
+    else:
+        name = "nsf"[number] if number < 2 else "flag"
+        with pytest.raises(GraphwrightError, match=f"input `{name}` is a {type(given).__name__}, but the program"):
+            result(*args)
