@@ -9,6 +9,8 @@ import torch
 from torch import fx, nn
 from torch.fx._symbolic_trace import _assert_is_none
 
+from compiler.capture.boundary.refusals import outside_change, tracing_left
+from compiler.capture.boundary.surroundings import Surroundings
 from compiler.capture.errors import state_change
 from compiler.capture.opaque import mode_readers
 from compiler.capture.patches import functions_refused
@@ -75,7 +77,7 @@ def trace_symbolically(model: nn.Module, opaques: Collection[nn.Module]) -> fx.G
             "depends on `self.training`",
             remedy=_EXAMPLES,
         )
-    state = ModuleState(model)
+    state, outside = ModuleState(model), Surroundings(model)
     tracer = _Tracer((*opaques, *small))
     names = set(model.__dict__)
     try:
@@ -94,9 +96,15 @@ def trace_symbolically(model: nn.Module, opaques: Collection[nn.Module]) -> fx.G
             f"the model cannot be traced without example_inputs: {type(error).__name__}: {error}", remedy=_EXAMPLES
         ) from error
     finally:
+        left, moved = outside.remove_traces(), outside.changes()
+        outside.restore()
         changed = [change for change in state.restore() if change[2] not in tracer.tensor_attrs.values()]
     if changed:
         raise state_change(changed)
+    if left:
+        raise tracing_left(left, model)
+    if moved:
+        raise outside_change(moved, model)
     _hide_constants(traced, model)
     _add_unused(traced, model)
     traced.training = model.training

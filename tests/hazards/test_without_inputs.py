@@ -134,6 +134,20 @@ def assigns_a_buffer(m: Inner, x: torch.Tensor) -> Any:
     return x * m.b
 
 
+SEEN: list[Any] = []
+COUNTS = {"calls": 0}
+
+
+def remembers(m: Inner, x: torch.Tensor) -> Any:
+    SEEN.append(x)
+    return x * 2
+
+
+def counts_outside(m: Inner, x: torch.Tensor) -> Any:
+    COUNTS["calls"] += 1
+    return x * COUNTS["calls"]
+
+
 def draws_numpy(m: Inner, x: torch.Tensor) -> Any:
     return x * float(np.random.rand())
 
@@ -184,6 +198,8 @@ def own_backward(m: Inner, x: torch.Tensor) -> Any:
         (assigns_a_buffer, r"changes what buffers are: `inner\.b`"),
         (draws, "draws random numbers"),
         (draws_numpy, "draws random numbers"),
+        (remembers, "keeps tensors of the call in"),
+        (counts_outside, "changes Python state outside of it"),
         (without_gradient, "no_grad"),
         (inference, "no_grad"),
         (autocast, "autocast"),
@@ -203,6 +219,7 @@ def test_what_one_trace_cannot_show_is_refused(function: Callable[..., Any], mes
     assert torch.equal(model.inner.plain, plain)
     assert torch.equal(torch.random.get_rng_state(), random)
     assert torch.autograd.Function.apply == apply
+    assert SEEN == [] and COUNTS == {"calls": 0}
 
 
 class Doubling(nn.Module):
