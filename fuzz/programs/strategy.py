@@ -406,8 +406,8 @@ def draw_inputs(draw: st.DrawFn, program: Program, *, special: bool = True, fini
         seed, chance = draw(integers(0, _SEEDS - 1)), draw(integers(0, 3))
         tensor = random_tensor(type_.shape, type_.dtype, seed)
         if special and type_.dtype.is_floating_point and tensor.numel() and chance == 3:
-            numbers = special_numbers(type_.dtype, finite=finite)
-            number = numbers[draw(integers(0, len(numbers) - 1))]
+            special_ones = special_numbers(type_.dtype, finite=finite)
+            number = special_ones[draw(integers(0, len(special_ones) - 1))]
             tensor.view(-1)[draw(integers(0, tensor.numel() - 1))] = number
         tensors.append(tensor)
     return tensors

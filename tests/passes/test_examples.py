@@ -120,10 +120,10 @@ def test_examples_that_are_none_are_an_error_of_the_rule(given: Any) -> None:
 def test_what_makes_no_example_is_an_error() -> None:
     for changes in (("neg", "abs"), ("qq",), ("",), (("neg",),)):
         with pytest.raises(PatternError, match=r"is not an \(old, new\) pair"):
-            TWICE.changed(*changes)  # type: ignore[arg-type]
+            TWICE.changed(*changes)
     for text in (3, b"graph"):
         with pytest.raises(PatternError, match="an example is made of"):
-            Example(text)  # type: ignore[arg-type]
+            Example(text)
 
 
 def test_a_check_that_raises_on_an_example_is_a_finding() -> None:
@@ -131,7 +131,7 @@ def test_a_check_that_raises_on_an_example_is_a_finding() -> None:
         examples = (TWICE,)
 
         def check(self, m: Match) -> str | None:
-            return "no" if m.x.tensor_type.shape[5] == 3 else None  # type: ignore[index]
+            return "no" if m.x.tensor_type.shape[5] == 3 else None
 
     with pytest.raises(UnsoundError, match="the property `no error` does not hold"):
         assert_sound(Raises)
