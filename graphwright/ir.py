@@ -3,12 +3,11 @@
 from ir.attributes import Ref
 from ir.builder import Builder
 from ir.compare import graphs_equal, programs_equal
-from ir.copying import copy_program
 from ir.core import Graph, Operation, Value
 from ir.evaluate import evaluate
 from ir.locations import Location
 from ir.opdef import OpDef, Trait, get_opdef
-from ir.program import Program, SymbolRange, Weight, WeightKind
+from ir.program import Program, SymbolRange, Weight, WeightKind, copy_program
 from ir.text.parser import parse_program
 from ir.text.printer import print_graph, print_operation, print_program
 from ir.types import ScalarType, TensorType

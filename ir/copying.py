@@ -1,14 +1,11 @@
-"""Copies of operations, graphs and programs; they share the data of weights and nothing else mutable."""
+"""Copies of operations and graphs; they share the data of weights and nothing else mutable."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import attrs
-
 from ir.attributes import Attribute
 from ir.core import Graph, Operation, Value
-from ir.program import Program, Weight
 
 
 def copy_operation(
@@ -63,30 +60,3 @@ def copy_graph(graph: Graph, mapping: dict[Value, Value]) -> Graph:
     twin.set_outputs([None if v is None else mapping[v] for v in graph.outputs])
     twin.return_op.location = graph.return_op.location
     return twin
-
-
-def copy_program(program: Program) -> Program:
-    """Return an independent copy of a program.
-
-    The tensors of weights and the callables of opaque names are shared.
-    """
-    mapping: dict[Value, Value] = {}
-    weights: dict[str, Weight] = {}
-    for name, weight in program.weights.items():
-        derivation = weight.derivation
-        if derivation is not None:
-            derivation = attrs.evolve(derivation, program=copy_program(derivation.program))
-        twin = weights[name] = attrs.evolve(weight, derivation=derivation)
-        mapping[weight.value] = twin.value
-    return attrs.evolve(
-        program,
-        graph=copy_graph(program.graph, mapping),
-        convention=attrs.evolve(program.convention, views=dict(program.convention.views)),
-        weights=weights,
-        symbols=dict(program.symbols),
-        module_modes=dict(program.module_modes),
-        module_aliases=dict(program.module_aliases),
-        opaques=dict(program.opaques),
-        modes_after={switch: dict(modes) for switch, modes in program.modes_after.items()},
-        surroundings=dict(program.surroundings),
-    )

@@ -260,6 +260,9 @@ class OpDef:
         """Return whether all flags of `trait` are set."""
         return trait in self.traits
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> OpDef:
+        return self
+
     def __repr__(self) -> str:
         return f"OpDef({self.name})"
 

@@ -11,6 +11,7 @@ import sympy
 import torch
 from torch.utils import _pytree as pytree
 
+from ir.copying import copy_graph
 from ir.core import Graph, Value
 from ir.errors import VerificationError
 from ir.locations import UNKNOWN_LOCATION, Location
@@ -252,8 +253,41 @@ class Program:
     def __str__(self) -> str:
         return print_program(self)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return copy_program(self)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Program is not pickled: save its text, `str(program)`, and the emitted module")
+
 
 def weight_of(value: Value | None) -> Weight | None:
     """Return the weight that `value` is, or None."""
     owner = None if value is None else value.owner
     return owner if isinstance(owner, Weight) else None
+
+
+def copy_program(program: Program) -> Program:
+    """Return an independent copy of a program.
+
+    The tensors of weights and the callables of opaque names are shared.
+    """
+    mapping: dict[Value, Value] = {}
+    weights: dict[str, Weight] = {}
+    for name, weight in program.weights.items():
+        derivation = weight.derivation
+        if derivation is not None:
+            derivation = attrs.evolve(derivation, program=copy_program(derivation.program))
+        twin = weights[name] = attrs.evolve(weight, derivation=derivation)
+        mapping[weight.value] = twin.value
+    return attrs.evolve(
+        program,
+        graph=copy_graph(program.graph, mapping),
+        convention=attrs.evolve(program.convention, views=dict(program.convention.views)),
+        weights=weights,
+        symbols=dict(program.symbols),
+        module_modes=dict(program.module_modes),
+        module_aliases=dict(program.module_aliases),
+        opaques=dict(program.opaques),
+        modes_after={switch: dict(modes) for switch, modes in program.modes_after.items()},
+        surroundings=dict(program.surroundings),
+    )

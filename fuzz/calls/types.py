@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from hypothesis import strategies as st
 
@@ -81,3 +83,16 @@ def without_parts(draw: st.DrawFn, type_: TensorType) -> TensorType:
 
 forgetful = st.composite(without_parts)
 """A strategy for a type with some of its parts unknown."""
+
+
+@cached()
+def special_numbers(dtype: torch.dtype, *, finite: bool) -> tuple[float, ...]:
+    """Return the numbers of a dtype that rules forget.
+
+    Products of the large and the small ones do not fit the dtype. Values are compared in float64, which takes those of
+    the smaller dtypes: there, an input must be of float64 to show it.
+    """
+    limits = torch.finfo(dtype)
+    tiny, large = limits.smallest_normal / 4, math.sqrt(limits.max) * 16
+    # the first ones are drawn most often
+    return (0.0, -0.0, tiny) if finite else (0.0, -math.inf, math.nan, large, math.inf, -large, 1 / large, -0.0, tiny)

@@ -17,7 +17,7 @@ from ir.errors import InputError
 from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
-from ir.types import TensorType, Type
+from ir.types import CPU, TensorType, Type
 
 
 @attrs.frozen(eq=False)
@@ -69,6 +69,10 @@ class Case:
                 return (values or {})[name]
             if not isinstance(type_, TensorType) or not type_.is_static or not type_.dtype or type_.shape is None:
                 raise InputError(f"no tensor can be drawn for %{name} of type {type_}", remedy="give its value")
+            if type_.device not in (None, CPU):
+                raise InputError(
+                    f"%{name} is on {type_.device}: programs run on the CPU", remedy="leave its device out"
+                )
             shape = [int(size) for size in type_.shape if size is not None]
             if not type_.dtype.is_floating_point:
                 return torch.randint(0, 2, shape, generator=generator).to(type_.dtype)

@@ -32,9 +32,8 @@ from fuzz.programs.observation import coarsest_dtype, differences, fixes_dtypes,
 from fuzz.programs.retyping import untrue_type, with_types_of
 from fuzz.programs.rounding import Rounding
 from ir.compare import programs_equal
-from ir.copying import copy_program
 from ir.errors import EvaluationError, GraphwrightError, InferenceError
-from ir.program import Program
+from ir.program import Program, copy_program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
 from ir.verify import verify

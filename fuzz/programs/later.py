@@ -11,11 +11,10 @@ import torch
 from compiler.equality.widened import widened
 from compiler.usercode.tensors import storage_of
 from fuzz.programs.case import Case
-from ir.copying import copy_program
 from ir.core import Graph, Value
 from ir.evaluate import evaluate
 from ir.opdef import Trait
-from ir.program import Program, Weight, WeightKind, weight_of
+from ir.program import Program, Weight, WeightKind, copy_program, weight_of
 
 Later = tuple[Program, Program, Case]
 """The original, the changed program and the case, with the weights of a later call."""

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from ir.builder import infer_operation
-from ir.copying import copy_program
 from ir.core import Graph, Operation
 from ir.errors import InferenceError
 from ir.fake import is_unknown
-from ir.program import Program
+from ir.program import Program, copy_program
 from ir.types import Type, type_of_tensor, types_agree
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fuzz.calls.generators import GENERATORS, generate_call
 from fuzz.calls.source import Source, Unavailable, Wanted, integers
-from fuzz.calls.types import SYMBOLS, shapes
+from fuzz.calls.types import SYMBOLS, shapes, special_numbers
 from fuzz.programs.case import positional_convention
 from ir.attributes import map_leaves
 from ir.builder import Builder, bind_arguments, infer_types
@@ -65,7 +65,6 @@ HALVES = (torch.float16, torch.bfloat16)
 _HALF_ONE_IN = 10
 _ZEROS_ONE_IN = 6
 _SEEDS = 2**16
-_NON_FINITE = (1e30, float("inf"), -float("inf"), float("nan"))
 
 
 class ProgramSource(Source):
@@ -404,12 +403,11 @@ def draw_inputs(draw: st.DrawFn, program: Program, *, special: bool = True, fini
     tensors = []
     for value in program.graph.inputs:
         type_ = substitute(value.type, numbers)
-        chance, seed = divmod(draw(integers(0, 4 * _SEEDS - 1)), _SEEDS)
+        seed, chance = draw(integers(0, _SEEDS - 1)), draw(integers(0, 3))
         tensor = random_tensor(type_.shape, type_.dtype, seed)
         if special and type_.dtype.is_floating_point and tensor.numel() and chance == 3:
-            tiny = torch.finfo(type_.dtype).smallest_normal / 4
-            drawn = (0.0, -0.0, tiny, *(() if finite else _NON_FINITE))
-            number = drawn[draw(integers(0, len(drawn) - 1))]
+            special_ones = special_numbers(type_.dtype, finite=finite)
+            number = special_ones[draw(integers(0, len(special_ones) - 1))]
             tensor.view(-1)[draw(integers(0, tensor.numel() - 1))] = number
         tensors.append(tensor)
     return tensors

@@ -117,6 +117,7 @@ class Growth:
                 return self.value(node)
             except (Unavailable, GraphwrightError):
                 self.erase()
+                self.source.in_floats()
         raise Unavailable
 
     def erase(self) -> None:

@@ -32,6 +32,10 @@ _BEGINNINGS = 4
 """How often a match is started, for a rule without examples."""
 _TRIES = 4
 """How often a match is built until the rule fires on it, for a rule without examples; the last one is kept."""
+_INTEGERS_ONE_IN = 8
+"""In how many programs one is of integers or truth values, where the pattern's operators take them."""
+_TRAINING_ONE_IN = 16
+"""In how many programs one has operators around the match that may be in training mode."""
 _VARIATIONS = 3
 """How often an example is varied until the changes fit together."""
 
@@ -70,6 +74,9 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
         return _of_example(draw, rule)
     _, numbers, named = _prepared(rule)
     source = MatchSource(draw, numbers, named, symbolic=symbolic)
+    if draw(integers(0, _INTEGERS_ONE_IN - 1)) == _INTEGERS_ONE_IN - 1:
+        source.in_integers()
+    source.training = draw(integers(0, _TRAINING_ONE_IN - 1)) == _TRAINING_ONE_IN - 1
     for _ in range(draw(integers(0, 2))):
         source.add_prefix()
     roots: list[Value] = []

@@ -52,6 +52,14 @@ class MatchSource(ProgramSource):
         self.returned: list[Value] = []
         """Values that the program returns even if they are used."""
 
+    def in_integers(self) -> None:
+        """Take integers or truth values where nothing else is said, also where a generator asks for floats."""
+        self.usual = self.one_of((torch.int64, torch.int64, torch.bool))
+
+    def in_floats(self) -> None:
+        """Take floats again: the match takes no integers."""
+        self.usual = self.usual if self.usual.is_floating_point else torch.float32
+
     @override
     def size(self) -> Dim:
         """Draw a size, often one that the rule's code names, or a neighbor; few are large."""
@@ -77,9 +85,15 @@ class MatchSource(ProgramSource):
     @override
     def wanted(self, wanted: Wanted) -> Value:
         """Return the next fixed operand that fits; else one as in any program."""
+        whole = not self.usual.is_floating_point
+        if whole and self.usual not in wanted.dtypes:
+            # whether the operator takes it is what inference says
+            wanted = attrs.evolve(wanted, dtypes=(self.usual, *wanted.dtypes))
         for i, value in enumerate(self.pinned):
             if wanted.fits(value.tensor_type):
                 return self.pinned.pop(i)
+        if whole and self.integer(0, 3) < 3:
+            wanted = attrs.evolve(wanted, dtypes=(self.usual,))
         if self.ranks is not None:
             # where none is in the generator's range they win: it stops at rank 4 to stay small
             fitting = [rank for rank in self.ranks if wanted.min_rank <= rank <= wanted.max_rank] or self.ranks
@@ -105,6 +119,8 @@ class MatchSource(ProgramSource):
         self, shape: Sequence[Dim], dtype: torch.dtype | None = None, *, bounds: tuple[float, float] | None = None
     ) -> Value:
         """Return the next fixed operand of this type; else one as in any program."""
+        if not self.usual.is_floating_point and dtype is not None and dtype.is_floating_point and self.flag():
+            dtype = self.usual
         for i, value in enumerate(self.pinned):
             type_ = value.tensor_type
             if type_.shape == tuple(shape) and type_.dtype == (dtype or self.usual):

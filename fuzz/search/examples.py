@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fuzz.programs.case import Case, positional_convention
-from fuzz.programs.check import Finding, Properties
+from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.programs.erasure import erase_inputs
 from fuzz.programs.strategy import random_tensor
 from fuzz.rules.rule_pass import ApplyRules
@@ -15,6 +15,7 @@ from fuzz.search.counterexample import UnsoundError, explain
 from fuzz.search.judge import judge
 from fuzz.search.soundness import Soundness
 from ir.core import Value
+from ir.errors import GraphwrightError, PatternError
 from ir.program import Program
 from ir.verify import verify
 from passes.rewrite.example import Example
@@ -31,7 +32,10 @@ def hold_examples(rules: Sequence[Pattern], properties: Properties) -> None:
         PatternError: when an example is no program.
     """
     for rule in rules:
-        for example in rule.examples:
+        given = rule.examples
+        if not isinstance(given, (tuple, list)) or not all(isinstance(example, Example) for example in given):
+            raise PatternError(f"{rule.name}.examples is {given!r}", remedy="write `examples = (Example(...),)`")
+        for example in given:
             hold_example(rule, example, properties)
 
 
@@ -43,13 +47,17 @@ def hold_example(rule: Pattern, example: Example, properties: Properties) -> Non
             property does not hold, with the counterexample.
         PatternError: when the example is not a program.
     """
-    program = example.program()
-    verify(program)
+    try:
+        program = example.program()
+        verify(program)
+    except GraphwrightError as error:
+        shown = "" if isinstance(error, PatternError) else f"\n{example}"
+        message = f"{rule.name}: {error.message}{shown}"
+        raise PatternError(message, location=error.location, remedy=error.remedy) from error
     program.convention = positional_convention(program.graph)
     inputs = [_numbers(value, number) for number, value in enumerate(program.graph.inputs)]
     if example.unknown:
         erase_inputs(program, example.unknown)
-    reasons = refusals(rule, program)
     for number, weight in enumerate(program.weights.values()):
         weight.data = _numbers(weight.value, number)
     case = Case.of(program, inputs)
@@ -58,6 +66,10 @@ def hold_example(rule: Pattern, example: Example, properties: Properties) -> Non
         fired = judge(pass_, case, properties).fired[rule.name]
     except Finding as finding:
         raise UnsoundError(explain(rule.name, pass_, (rule,), properties, case, finding, 0)) from finding
+    except Unusable as error:
+        message = f"{rule.name}: an example does not run on random numbers: {error.__cause__ or error}\n{example}"
+        raise PatternError(message, remedy="integers are drawn from 0 to 4; change its sizes or dtypes") from error
+    reasons = refusals(rule, program)
     said = "; ".join(reasons) or "it does not match"
     if not example.refused and not fired:
         raise _unlike(f"{rule.name} does not fire on its example: {said}", example)
@@ -82,7 +94,12 @@ def refusals(rule: Pattern, program: Program) -> list[str]:
 def _numbers(value: Value, seed: int) -> Any:
     type_ = value.tensor_type
     assert type_.shape is not None and type_.dtype is not None
-    return random_tensor([int(d) for d in type_.shape if d is not None], type_.dtype, seed, bounds_of(value))
+    shape = [int(d) for d in type_.shape if d is not None]
+    try:
+        return random_tensor(shape, type_.dtype, seed, bounds_of(value))
+    except (NotImplementedError, RuntimeError) as error:  # of dtypes without random numbers, and of huge sizes
+        message = f"no tensor can be drawn for %{value.name} of type {type_} of an example: {error}"
+        raise PatternError(message, remedy="choose another dtype or smaller sizes") from error
 
 
 def _unlike(message: str, example: Example) -> UnsoundError:

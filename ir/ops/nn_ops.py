@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from ir.attributes import (
-    ATTRIBUTE_TYPES,
+    LITERAL_TYPES,
     Attribute,
     Ref,
     is_deeper,
@@ -202,7 +203,7 @@ def encode_call(
         if is_operand(item):
             operands.append(item)
             return Ref(len(operands) - 1)
-        if isinstance(item, list):
+        if type(item) is list:
             return [encode(part) for part in item]
         if type(item) is tuple:
             return tuple([encode(part) for part in item])
@@ -210,12 +211,13 @@ def encode_call(
             return slice(*map(encode, (item.start, item.stop, item.step)))
         if type(item) is dict:
             return {encode_key(key): encode(part) for key, part in item.items()}
-        if isinstance(item, ATTRIBUTE_TYPES):
+        # of a subclass, such as an enum, the callable may ask for the class
+        if type(item) in LITERAL_TYPES or isinstance(item, (sympy.Expr, Ref)):
             return within_bound(normalize_attribute(item))
         raise refused(f"an argument of class {type(item).__qualname__}")
 
     def encode_key(key: Any) -> Attribute:
-        if isinstance(key, str) or is_written_exactly(key):
+        if is_written_exactly(key):
             return within_bound(normalize_attribute(key))
         raise refused(f"a dict with a key of class {type(key).__qualname__}")
 

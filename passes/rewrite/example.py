@@ -12,12 +12,15 @@ from typing_extensions import override
 from ir.errors import GraphwrightError, PatternError
 from ir.program import Program
 from ir.text.parser import parse_program
+from ir.types import CPU, TensorType
 
 _SIZES = (2, 3, 4, 5)
 """What the sizes of an example are, in the order in which they occur, where nobody says otherwise."""
 
 
 def _without_indent(text: str) -> str:
+    if not isinstance(text, str):
+        raise PatternError(f"an example is made of {text!r}", remedy="pass the text of a program")
     return textwrap.dedent(text).strip()
 
 
@@ -56,7 +59,10 @@ class Example:
             PatternError: when the text has no such part.
         """
         text = self.text
-        for old, new in changes:
+        for change in changes:
+            if not (isinstance(change, (tuple, list)) and [type(part) for part in change] == [str, str]):
+                raise PatternError(f"{change!r} is not an (old, new) pair", remedy='write `changed(("old", "new"))`')
+            old, new = change
             if old not in text:
                 raise PatternError(f"an example has no {old!r}:\n{text}")
             text = text.replace(old, new)
@@ -69,17 +75,34 @@ class Example:
             size: returns the number for the name of a size, each time that it occurs; 2, 3, 4, 5 in turn by default.
 
         Raises:
-            PatternError: when the text is not well-formed, or does not take the default sizes.
+            PatternError: when the text is not well-formed, does not take the default sizes, returns nothing, or does
+                not say the dtype and the sizes of an input or a weight.
             GraphwrightError: when it does not take the sizes that are given.
         """
         text = f'program "example" {{\n{self.text}\n}}'
-        if size is not None:
-            return parse_program(text, size)
         numbers: dict[str, int] = {}
+        given = size or (lambda name: numbers.setdefault(name, _SIZES[len(numbers) % len(_SIZES)]))
         try:
-            return parse_program(text, lambda name: numbers.setdefault(name, _SIZES[len(numbers) % len(_SIZES)]))
+            program = parse_program(text, given)
         except GraphwrightError as error:
+            if size is not None:
+                raise
             raise PatternError(f"an example is no program: {error.message}\n{self}", remedy=error.remedy) from error
+        for value in (*program.graph.inputs, *(weight.value for weight in program.weights.values())):
+            type_ = value.type
+            if not isinstance(type_, TensorType) or type_.dtype is None or not type_.is_static:
+                fault, remedy = (
+                    f"has type {type_}",
+                    "give it a dtype and sizes; `unknown=` hides them",
+                )
+            elif type_.device not in (None, CPU):
+                fault, remedy = f"is on {type_.device}: examples run on the CPU", "leave its device out"
+            else:
+                continue
+            raise PatternError(f"%{value.name} of an example {fault}\n{self}", remedy=remedy)
+        if not any(value is not None for value in program.graph.outputs):
+            raise PatternError(f"an example returns nothing\n{self}", remedy="return what the rule replaces")
+        return program
 
     @override
     def __str__(self) -> str:

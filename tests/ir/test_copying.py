@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import attrs
@@ -11,9 +13,8 @@ import sympy
 import torch
 
 from ir.compare import programs_equal
-from ir.copying import copy_program
 from ir.parameters import ParameterSpec
-from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, Surrounding, Weight
+from ir.program import CallingConvention, InputLeaf, Mutation, OutputLeaf, Program, Surrounding, Weight, copy_program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
 from ir.types import make_symbol
@@ -99,3 +100,21 @@ def test_no_field_is_left_behind() -> None:
             for other in others:
                 theirs = [getattr(part, field.name) for part in parts_of(other)[cls]]
                 assert mine == theirs, f"{cls.__name__}.{field.name} is lost"
+
+
+def test_deepcopy_and_pickle() -> None:
+    program = rich_program()
+    program.graph.revision = 0
+    for twin in (deepcopy(program), deepcopy([program])[0]):
+        verify(twin)
+        assert programs_equal(program, twin) is None
+        assert print_program(twin) == print_program(program)
+    with pytest.raises(TypeError, match="save its text"):
+        pickle.dumps(program)
+
+
+def test_a_deep_copy_of_a_graph_has_the_same_operators() -> None:
+    graph = rich_program().graph
+    twin = deepcopy(graph)
+    assert [op.opdef for op in twin.operations()] == [op.opdef for op in graph.operations()]
+    assert twin.return_op.opdef is graph.return_op.opdef

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -14,8 +16,10 @@ from fuzz.strategies import input_tensors, programs
 from ir.evaluate import bind_symbols, evaluate
 from ir.opdef import Trait
 from ir.program import Program
+from ir.text.parser import parse_program
 from ir.types import type_of_tensor
 from ir.verify import verify
+from tests.drawn import draws
 
 ANY_PROGRAM = st.one_of(programs(), programs(symbolic=True))
 
@@ -103,3 +107,15 @@ def test_common_operators_are_common() -> None:
     count()
     assert [name for name in COMMON if name not in seen] == []
     assert len(seen) > 100
+
+
+def test_inputs_hold_numbers_that_rules_forget() -> None:
+    program = parse_program(
+        'program "p" { argument "x" = input 0 result = output 0 graph(%x : f64[3]) { %y = aten.relu(%x) return %y } }'
+    )
+    seen: Counter[str] = Counter()
+    for (x,) in draws(input_tensors(program), 400):
+        finite = x[x.isfinite()].abs()
+        there = {"nan": x.isnan(), "inf": x == math.inf, "-inf": x == -math.inf, "large": finite > 1e155}
+        seen.update(name for name, mask in there.items() if mask.any())
+    assert min(seen[name] for name in ("nan", "inf", "-inf", "large")) >= 5, seen

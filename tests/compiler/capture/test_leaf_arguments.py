@@ -7,6 +7,7 @@ import enum
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -49,6 +50,22 @@ class Color(enum.Enum):
     RED = 1
 
 
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Word(enum.StrEnum):
+    A = "a"
+
+
+class Flags(enum.IntFlag):
+    B = 2
+
+
+class Numbers(list[int]):
+    pass
+
+
 @pytest.mark.parametrize(
     ("args", "kwargs"),
     [
@@ -79,6 +96,12 @@ def test_what_text_can_hold_arrives(args: tuple[Any, ...], kwargs: dict[str, Any
         ({Color.RED: 1}, "a dict with a key of class Color"),
         ({b"a": 1}, "a dict with a key of class bytes"),
         (Color.RED, "an argument of class Color"),
+        (Level.LOW, "an argument of class Level"),
+        (Word.A, "an argument of class Word"),
+        ([1, (Flags.B,)], "an argument of class Flags"),
+        ({Word.A: 1}, "a dict with a key of class Word"),
+        (np.float64(0.5), "an argument of class float64"),
+        (Numbers([1]), "an argument of class Numbers"),
         (10**77, "a number of more than 77 digits"),
         ({-(10**80): 1}, "a number of more than 77 digits"),
         (nested(1, 91), "an argument that is nested more than 90 deep"),
@@ -87,6 +110,13 @@ def test_what_text_can_hold_arrives(args: tuple[Any, ...], kwargs: dict[str, Any
 def test_what_text_cannot_hold_is_refused_by_name(argument: Any, message: str) -> None:
     with pytest.raises(CaptureError, match=f"an opaque call cannot take {message}"):
         transform(Calls((argument,), {}), (X,), leaf_modules=(Leaf,))
+
+
+@pytest.mark.parametrize("argument", [Level.LOW, Word.A, Flags.B])
+def test_a_member_of_an_enum_is_refused_without_inputs_too(argument: Any) -> None:
+    message = f"an opaque call cannot take an argument of class {type(argument).__name__}"
+    with pytest.raises(CaptureError, match=message):
+        transform(Calls((argument,), {}), leaf_modules=(Leaf,))
 
 
 class Nests(nn.Module):

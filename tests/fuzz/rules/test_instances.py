@@ -20,7 +20,9 @@ from ir.core import RETURN, Operation, Value
 from ir.verify import verify
 from passes.convert.classifier import FlattenLinearToConv1x1Pattern
 from passes.fuse.conv import StemConvBNActMaxPoolPattern
-from passes.rewrite.pattern import OpNode, Pattern
+from passes.rewrite.matching import compile_rule
+from passes.rewrite.pattern import Match, Node, OpNode, Pattern, PatternBuilder
+from passes.rewrite.rewriter import Rewriter
 from tests.drawn import draws
 
 EACH = 12
@@ -143,3 +145,34 @@ def _nodes(rule: type[Pattern]) -> list[OpNode]:
 def test_the_numbers_that_a_rule_names_are_known() -> None:
     assert {3, 7, 4} <= set(dictionary_of(StemConvBNActMaxPoolPattern()))
     assert {1, 4, 2} <= set(dictionary_of(FlattenLinearToConv1x1Pattern()))
+
+
+OF_INTEGERS: dict[str, Callable[[PatternBuilder], Node]] = {
+    "add, one value": lambda p: p.add(p.any("x"), p.any("x")),
+    "mul": lambda p: p.mul(p.any("x"), p.any("y")),
+    "mul.Scalar": lambda p: p.op("aten.mul.Scalar", p.any("x")),
+    "neg": lambda p: p.neg(p.any("x")),
+    "relu": lambda p: p.relu(p.any("x")),
+    "sum": lambda p: p.op("aten.sum.dim_IntList", p.any("x")),
+    "silu": lambda p: (lambda x: p.mul(x, p.sigmoid(x)))(p.any("x")),
+}
+
+
+@pytest.mark.parametrize("written", OF_INTEGERS.values(), ids=OF_INTEGERS)
+def test_placeholders_are_integers_where_operators_take_them(written: Callable[[PatternBuilder], Node]) -> None:
+    class Rule(Pattern):
+        """a rule for any numbers"""
+
+        def pattern(self, p: PatternBuilder) -> Node:
+            return written(p)
+
+        def rewrite(self, m: Match, b: Rewriter) -> Value:
+            return m.x
+
+    rule = Rule()
+    dtypes: Counter[torch.dtype | None] = Counter()
+    for made in draws(instances(rule, near=False), 200):
+        for op in made.program.graph.operations():
+            matches = [v.try_match(op) for v in compile_rule(rule) if v.accepts(op.opdef)]
+            dtypes.update({m.x.tensor_type.dtype: 1 for m in matches if isinstance(m, Match)})
+    assert dtypes[torch.int64] + dtypes[torch.bool] >= 0.03 * dtypes.total(), dtypes

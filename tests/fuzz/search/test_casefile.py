@@ -174,6 +174,7 @@ def test_rules_have_names() -> None:
         ("%n = 7", "%n = f32[s] [1.0]", 14, "not a tensor: "),
         ("%n = 7", '%n = f32[1] "a"', 14, "not a tensor: "),
         ("# %n = 7\n", "", 14, "no tensor can be drawn for %n of type int"),
+        ("buffer %var : f32[2]", "buffer %var : f32[2]@cuda:0", 15, "%var is on cuda:0"),
         (HEADER, "", 1, "the file does not begin with a comment that says what was wrong"),
         (HEADER, "# rules: NoCopy\n", 1, "the file does not begin with a comment that says what was wrong"),
         (HEADER, "# Wrong.\n#\n# fires: no\n", 3, "no fact says what is applied"),
