@@ -76,7 +76,13 @@ def test_a_module_stands_in_a_file_and_begins_anew() -> None:
 
 
 class Slotted:
-    __slots__ = ("value",)
+    __slots__ = ("__private", "value")
+
+    def __init__(self) -> None:
+        self.__private = 0
+
+    def count(self) -> None:
+        self.__private += 1
 
 
 class Holder:
@@ -146,6 +152,7 @@ def test_a_fake_tensor_is_found_wherever_it_was_left(where: str) -> None:
         (np.random.default_rng(0), lambda held: held.random()),
         (random.Random(0), lambda held: held.random()),
         (Slotted(), lambda held: setattr(held, "value", 1)),
+        (Slotted(), lambda held: held.count()),
         (Holder(), lambda held: setattr(held, "value", 1)),
     ],
     ids=lambda part: type(part).__name__,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import itertools
 import random
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from compiler.usercode.containers import Container, collect
 from graphwright import CaptureError, transform
 from tests.hazards.boundary.test_modes import Parent
 from tests.hazards.holding import FLAT, hold, same
@@ -78,6 +81,29 @@ class Slots:
 
     def __init__(self) -> None:
         self.n = 0
+
+
+class Private:
+    __slots__ = ("__n", "filled")
+
+    def __init__(self) -> None:
+        self.__n = 0
+
+    def count(self) -> int:
+        self.__n += 1
+        return self.__n
+
+
+class Held:
+    n = 0
+
+    def count(self) -> int:
+        self.n += 1
+        return self.n
+
+
+def _counting(held: Any) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    return lambda m, x: x * held.count()
 
 
 class Hidden(nn.Module):
@@ -175,6 +201,34 @@ def test_hidden_state_and_foreign_randomness(name: str, depth: int) -> None:
     assert _numpy_numbers() == states[1]
     assert torch.equal(torch.random.get_rng_state(), states[2])
     assert COUNT["n"] == 5 and ARRAY[0] == 5
+
+
+def test_objects_of_a_notebook_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Held, "__module__", "__main__")
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))  # it has no file
+    held = Held()
+    with pytest.raises(CaptureError):
+        transform(Hidden(None, _counting(held)), (FLAT,))
+    assert held.count() == 1
+
+
+def test_private_slots_are_watched() -> None:
+    held = Private()
+    with pytest.raises(CaptureError):
+        transform(Hidden(None, _counting(held)), (FLAT,))
+    assert held.count() == 1
+
+
+def test_slots_are_restored() -> None:
+    held = Private()
+    found: list[Container] = []
+    assert len(list(collect("held", held, found, set()))) == 2
+    held.count()
+    held.filled = 1
+    assert found[0].differences() == ["_Private__n", "filled"]
+    found[0].restore()
+    assert held.count() == 1
+    assert not hasattr(held, "filled")
 
 
 def test_backward_through_a_buffer_that_is_assigned_afterwards() -> None:
