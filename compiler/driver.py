@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from compiler.capture.capture import capture
 from compiler.capture.captured import Captured
+from compiler.capture.inputs import has_example
 from compiler.codegen import emit
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.check import Check, reference_of
@@ -168,7 +169,8 @@ def transform(
         check: whether the emitted module is called beside the original on the example inputs before it is returned: as
             it is, after a switch of its mode, and once more. With the runs in which the model is observed before the
             capture these are six forward passes. Left out without example inputs, and on the meta device.
-        validate: "off"; "final" compares original and result on random inputs; "each" validates every rewrite.
+        validate: "off"; "final" compares original and result on random inputs; "each" also validates every rewrite.
+            Without example inputs, "each" validates the rewrites only.
         progress: called with the name of each stage as it begins.
 
     Raises:
@@ -180,6 +182,8 @@ def transform(
     """
     if validate not in VALIDATE_MODES:
         raise InputError(f"validate={validate!r}", remedy=f"use one of {', '.join(map(repr, VALIDATE_MODES))}")
+    if validate == "final" and not has_example(model, example_inputs, example_kwargs):
+        raise InputError(f"validate={validate!r} needs example inputs", remedy="pass `example_inputs`")
     if pipeline is not None and not isinstance(pipeline, PassManager):
         raise InputError(f"pipeline={pipeline!r} is not a PassManager", remedy="write `pipeline=PassManager([...])`")
     if pipeline is not None and patterns is not _DEFAULT_PATTERNS:
@@ -243,9 +247,8 @@ def _compiled(
             )
         else:
             stages.run("check", lambda: Check(reference, program, emitted, captured.args, captured.kwargs).run())
-    if validate != "off":
-        args, kwargs = (captured.args, captured.kwargs) if captured.has_example else (None, None)
-        names = emitted.parameter_map
+    if validate != "off" and captured.has_example:
+        args, kwargs, names = captured.args, captured.kwargs, emitted.parameter_map
         stages.run("validate", lambda: validate_result(model, emitted.module, args, kwargs, parameter_map=names))
     if each is not None:
         remarks.extend(each.remarks())

@@ -15,7 +15,15 @@ from torch.nn.utils import parametrize
 
 from compiler.capture.captured import Captured, Traced
 from compiler.capture.export import ExportCapture, Stage
-from compiler.capture.inputs import bind_inputs, check_inputs, check_layouts, check_names, sharing, unshared
+from compiler.capture.inputs import (
+    bind_inputs,
+    check_inputs,
+    check_layouts,
+    check_names,
+    has_example,
+    sharing,
+    unshared,
+)
 from compiler.capture.opaque import chosen_modules
 from compiler.capture.symbolic import trace_symbolically
 from compiler.usercode.copies import structural_copy
@@ -73,12 +81,11 @@ def capture(
         if dynamic_shapes is not None or leaf_modules:
             raise InputError("an ExportedProgram is captured already: it takes no dynamic_shapes= or leaf_modules=")
         args, kwargs = check_inputs(example_inputs, example_kwargs)
-        given = example_inputs is not None or example_kwargs is not None
-        if not given and model.example_inputs is not None:
+        if example_inputs is None and example_kwargs is None and model.example_inputs is not None:
             args, kwargs = model.example_inputs
         captured = Captured(
             traced=Traced(model),
-            has_example=given or model.example_inputs is not None,
+            has_example=has_example(model, example_inputs, example_kwargs),
             args=args,
             kwargs=kwargs,
             training=training,

@@ -26,6 +26,13 @@ MAX_NESTING = 200
 """How deep arguments and results may be nested: PyTorch compares structures by recursion."""
 
 
+def has_example(model: Any, example_inputs: Any, example_kwargs: Any) -> bool:
+    """Return whether there is an example call: an exported program may bring its own."""
+    if example_inputs is not None or example_kwargs is not None:
+        return True
+    return isinstance(model, ExportedProgram) and model.example_inputs is not None
+
+
 def check_inputs(example_inputs: Any, example_kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return example inputs as (args, kwargs).
 

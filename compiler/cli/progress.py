@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from torch.export import ExportedProgram
 
+from compiler.capture.boundary.runs import on_meta
+from compiler.capture.inputs import has_example
 from compiler.driver import TransformResult, transform
 from compiler.equality.accuracy import Accuracy, MeasurementError, measure_accuracy
 from compiler.report import Report, make_report
@@ -33,9 +35,7 @@ def compile_and_report(
 
     Arguments and options are those of `transform`; a `transient` bar goes away at the end.
     """
-    own = ("capture", "lower", "verify", "emit")
-    passes = 1 if isinstance(pipeline, Fixpoint) else len(pipeline.passes)
-    total = len(own) + passes + (options.get("validate", "off") != "off") + (not unmeasured)
+    total = _count_stages(module, args, kwargs, pipeline, **options) + (not unmeasured)
     accuracy: Accuracy | None = None
     with stage_progress(title, total, console, transient=transient) as begin:
         result = transform(module, args, kwargs, pipeline=pipeline, progress=begin, **options)
@@ -48,6 +48,25 @@ def compile_and_report(
             except MeasurementError as error:
                 unmeasured = error.message
     return result, make_report(result, model=title, accuracy=accuracy, accuracy_note=unmeasured)
+
+
+def _count_stages(
+    module: nn.Module | ExportedProgram,
+    args: tuple[Any, ...] | None,
+    kwargs: dict[str, Any] | None,
+    pipeline: PassManager,
+    *,
+    check: bool = True,
+    validate: str = "off",
+    **_: Any,
+) -> int:
+    """Return how many stages `transform` begins with these arguments."""
+    own = ["capture", "lower", "verify", "emit"]
+    if has_example(module, args, kwargs):
+        if not on_meta(module, args or (), kwargs or {}):
+            own += ["observe"] * isinstance(module, nn.Module) + ["check"] * check
+        own += ["validate"] * (validate != "off")
+    return len(own) + (1 if isinstance(pipeline, Fixpoint) else len(pipeline.passes))
 
 
 @contextmanager

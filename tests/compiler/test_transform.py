@@ -100,6 +100,7 @@ def test_conversions_run_before_fusions_whatever_the_order_of_the_list():
         (lambda: transform(Small(), (X,), patterns=Pattern), PatternError, "list or tuple"),
         (lambda: transform(Small(), (X,), pipeline="canonicalize"), InputError, "not a PassManager"),
         (lambda: transform(Small(), (X,), validate="yes"), InputError, "validate='yes'"),
+        (lambda: transform("model", validate="final"), InputError, "validate='final' needs example inputs"),
         (lambda: transform(Small(), (torch.randn(2, 4, 8, 8),)), CaptureError, "conv"),
         (lambda: transform(Small(), (X, X)), GraphwrightError, "argument"),
         (lambda: transform(Small(), (X,), leaf_modules=("nowhere",)), InputError, "nowhere"),
@@ -216,6 +217,12 @@ def test_validation_finds_a_wrong_rule():
 def test_validation_accepts_right_rules(mode):
     result = transform(Small().eval(), X, validate=mode)
     assert len(result.matches) == 4
+
+
+def test_without_inputs_only_the_rewrites_are_validated():
+    result = transform(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), validate="each")
+    assert "validate" not in [stage.name for stage in result.stages]
+    assert {"unchecked", "validated"} <= {remark.kind for remark in result.remarks}
 
 
 def test_a_pattern_that_raises_and_a_pass_that_breaks_the_ir():

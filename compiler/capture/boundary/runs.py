@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from compiler.capture.patches import ParametersKept
@@ -303,7 +304,7 @@ def type_text(tensor: torch.Tensor | None) -> str:
     return "None" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def on_meta(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+def on_meta(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Return whether some tensor has no values, so that real runs show nothing."""
     tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, dict(kwargs))))
     return any(isinstance(t, torch.Tensor) and (t.is_meta or type(t).__name__ == "FakeTensor") for t in tensors)
