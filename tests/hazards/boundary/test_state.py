@@ -85,6 +85,7 @@ class Slots:
 
 class Private:
     __slots__ = ("__n", "filled")
+    filled: int
 
     def __init__(self) -> None:
         self.__n = 0
