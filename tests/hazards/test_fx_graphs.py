@@ -111,6 +111,15 @@ def test_conversions_without_a_dtype() -> None:
     assert_same(Formats(), torch.randn(2, 3, 4, 4), ways=FX)
 
 
+class Casts(nn.Module):
+    def forward(self, x: torch.Tensor) -> Any:
+        return x.float(memory_format=torch.channels_last), x.double(memory_format=torch.channels_last)
+
+
+def test_casts_to_a_memory_format() -> None:
+    assert_same(Casts(), torch.randn(2, 3, 4, 4), ways=FX)
+
+
 class WritesData(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -79,7 +79,9 @@ class Calls(Indexing):
             rank = self.rank(receiver)
             return rank if rank is not None else self.operator("aten.dim", (receiver,))
         if name in CASTS:
-            return self.operator("aten.to.dtype", (receiver, CASTS[name]), {})
+            if rest or kwargs.keys() - {"memory_format"}:
+                raise UnknownCallError(f"{name} with other arguments than memory_format")
+            return self.operator("aten.to.dtype", (receiver, CASTS[name]), dict(kwargs))
         if name == "to":
             return self._to(receiver, rest, kwargs)
         rest = [self.plain(arg) for arg in rest]

@@ -60,6 +60,16 @@ class TensorProxy:
 
         return method
 
+    # Python's defaults would answer without the values, and the module would take one branch
+    def __bool__(self) -> bool:
+        raise UnknownCallError("the module asks for the values of a tensor")
+
+    def __eq__(self, other: object) -> bool:
+        raise UnknownCallError("the module compares a tensor")
+
+    __ne__ = __eq__
+    __hash__ = object.__hash__
+
     def __add__(self, other: Any) -> Any:
         return self._leaves.call(torch.add, (self, other), {})
 
@@ -127,7 +137,7 @@ class LeafModules:
         if isinstance(module, nn.MultiheadAttention):
             return self._attention(module, args, kwargs)
         if isinstance(module, nn.Softmax2d):
-            return self.function(F.softmax, (args[0], -3), {})
+            return self._softmax2d(*args, **kwargs)
         if next(module.children(), None) is not None:
             raise UnknownCallError(f"{class_.__qualname__} has submodules")
         try:
@@ -138,6 +148,9 @@ class LeafModules:
 
     def _optional(self, tensor: torch.Tensor | None) -> Handle | None:
         return None if tensor is None else self.weight(tensor)
+
+    def _softmax2d(self, input: Handle) -> Any:  # noqa: A002 - the name in torch
+        return self.function(F.softmax, (input, -3), {})
 
     def _batch_norm(self, module: _BatchNorm, input: Handle) -> Any:  # noqa: A002 - the name in torch
         training = module.training or (module.running_mean is None and module.running_var is None)

@@ -325,6 +325,48 @@ def test_a_module_of_ones_own_stays_as_it_is() -> None:
     assert_same(program, model, x)
 
 
+class ByKeyword(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.inner(input=x)
+
+
+@pytest.mark.parametrize("inner", [nn.Softmax2d(), nn.BatchNorm2d(4), nn.ReLU()], ids=str)
+def test_a_leaf_module_is_called_by_keyword(inner: nn.Module) -> None:
+    model, x = ByKeyword(inner), torch.randn(IMAGE)
+    program = graph_of(model, x, shapes=False)
+    assert not program.opaques
+    assert_same(program, model, x)
+
+
+class Branching(nn.Module):
+    """Stands for a layer of `torch.nn` that depends on the values of its input."""
+
+    def __init__(self, test: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.test = test
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if self.test(x) else x * 2
+
+
+@pytest.mark.parametrize(
+    "test", [lambda x: x.sum(), lambda x: x.sum() == 2, lambda x: x.sum() != 2], ids=["bool", "eq", "ne"]
+)
+def test_a_leaf_module_that_depends_on_values_is_an_opaque_call(
+    monkeypatch: pytest.MonkeyPatch, test: Callable[[Any], Any]
+) -> None:
+    monkeypatch.setattr(Branching, "__module__", "torch.nn.modules.branching")
+    model = Unary(Branching(test))
+    for x in (torch.zeros(2), torch.ones(2)):
+        program = graph_of(model, x, shapes=False)
+        assert "opaque" in names(program)
+        assert_same(program, model, x)
+
+
 def test_leaf_modules_of_an_fx_graph() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
     program = lower(capture(fx.symbolic_trace(model), leaf_modules=(nn.Linear,)))
