@@ -175,7 +175,15 @@ def copied_arguments(tree: Any) -> Any:
     try:
         return copy.deepcopy(tree)
     except Exception:  # noqa: BLE001 - an object that cannot be copied is passed itself
-        return pytree.tree_map_only(torch.Tensor, lambda t: _clone(t).requires_grad_(t.requires_grad), tree)
+        memo: dict[int, Any] = {}
+
+        def copied(t: torch.Tensor) -> torch.Tensor:
+            try:
+                return copy.deepcopy(t, memo)
+            except Exception:  # noqa: BLE001 - it may carry such an object
+                return _clone(t).requires_grad_(t.requires_grad)
+
+        return map_tensors(tree, copied)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from compiler.equality.observation import Observation, observe, state_kept
+from compiler.equality.observation import Observation, copied_arguments, observe, state_kept
 from compiler.equality.observation_differences import differences, within
 from fuzz.modules.observation import snapshot
 from ir.errors import InputError
@@ -213,3 +213,17 @@ def test_an_argument_with_a_history_is_copied() -> None:
     x = X.clone().requires_grad_() * 2
     (seen,) = calls(Does(lambda m, x: x.requires_grad), x, count=1)
     assert seen.results == (True,)
+
+
+def test_objects_that_cannot_be_copied_leave_the_tensors_beside_them_as_they_are() -> None:
+    class Stubborn:
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise TypeError
+
+    x, kept, marked = torch.zeros(3), Stubborn(), torch.zeros(3)
+    marked.kept = kept  # type: ignore[attr-defined]
+    first, second, view, same, other = copied_arguments([x, x, x[1:], kept, marked])
+    assert first is second and first is not x
+    view += 1
+    assert first.tolist() == [0, 1, 1] and not x.any()
+    assert same is kept and other is not marked
