@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import json
 import keyword
@@ -203,14 +204,24 @@ def _attribute(root: str, target: str) -> str:
 
 def _unshadow(code: PythonCode, name: str, parameter: str) -> None:
     """Rename a global that the code uses where a parameter of `forward` shadows it (`torch`, `device`)."""
-    head, assignment, body = code.src.partition(f"    {name} = {parameter}\n")
-    used = re.compile(rf"(?<![\w.'\"]){re.escape(parameter)}\b(?!\s*=(?!=))")
     if parameter in code.globals:
         hidden = code.globals[parameter]
     elif hasattr(builtins, parameter):
         hidden = getattr(builtins, parameter)
     else:
         return
-    if used.search(body):
-        code.globals[f"_global_{parameter}"] = hidden
-        code.src = head + assignment + used.sub(f"_global_{parameter}", body)
+    first = code.src.partition(f"    {name} = {parameter}\n")[0].count("\n") + 1
+    # a search by text would also find it in strings
+    places = [
+        (node.lineno - 1, node.col_offset)
+        for node in ast.walk(ast.parse(code.src))
+        if isinstance(node, ast.Name) and node.id == parameter and node.lineno > first
+    ]
+    if not places:
+        return
+    code.globals[f"_global_{parameter}"] = hidden
+    lines = [line.encode() for line in code.src.split("\n")]  # the columns are those of UTF-8
+    for row, column in sorted(places, reverse=True):
+        line, end = lines[row], column + len(parameter.encode())
+        lines[row] = line[:column] + f"_global_{parameter}".encode() + line[end:]
+    code.src = b"\n".join(lines).decode()

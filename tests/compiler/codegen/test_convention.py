@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import einsum, fx, nn
 from torch.utils import _pytree as pytree
 
 from compiler.driver import transform
@@ -269,3 +269,17 @@ def test_a_trace_that_passes_numbers_as_tensors_is_checked_too() -> None:
         torch.jit.trace(emitted, (x, scale + 1), check_trace=False)
     with pytest.raises(InputError, match=r"`scale` is tensor"):
         emitted(x, scale)
+
+
+class Shadowing(nn.Module):
+    """Its parameters have the names of globals; one of them is also in a string."""
+
+    def forward(self, x: torch.Tensor, id: torch.Tensor, torch: torch.Tensor) -> Any:  # noqa: A002 - that is the point
+        return einsum("ij,id->jd", x, id) + torch
+
+
+def test_a_string_is_not_renamed_where_a_parameter_shadows_a_global() -> None:
+    args = torch.randn(2, 3), torch.randn(2, 4), torch.randn(4)
+    emitted = transform(fx.symbolic_trace(Shadowing())).model
+    assert "_global_torch.einsum('ij,id->jd'" in emitted.code
+    assert torch.equal(emitted(*args), Shadowing()(*args))
