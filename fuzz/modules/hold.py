@@ -211,6 +211,9 @@ class Comparison:
             raise Finding("export", f"the emitted module: {type(error).__name__}: {error}") from error
         emitted = observe_module(copy.deepcopy(self.result.model), *self.arguments, surroundings=torch.enable_grad)
         exported = observe_module(program.module(), *self.arguments, surroundings=torch.enable_grad)
+        if len(emitted.results) != len(exported.results):
+            lengths = f"{len(exported.results)} results, where it has {len(emitted.results)}"
+            raise Finding("export", f"the emitted module, exported, has {lengths}")
         for i, (x, y) in enumerate(zip(emitted.results, exported.results, strict=True)):
             problem = tensor_difference(x, y, exact=False)
             if problem is not None:

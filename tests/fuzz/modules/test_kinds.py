@@ -25,6 +25,7 @@ from fuzz.__main__ import main
 from fuzz.campaign.survey import kinds_named, survey
 from fuzz.modules.case import InputSpec, ModuleCase, load
 from fuzz.modules.check import check_module
+from fuzz.modules.hold import Comparison
 from fuzz.modules.kinds import FAMILIES, family_of
 from fuzz.modules.observation import observe_module
 from fuzz.modules.outside import globals_of, left_by_tracing, plain_state
@@ -341,3 +342,17 @@ def test_kinds_shrink_to_themselves() -> None:
     draw()
     assert all(len(case.source.splitlines()) < 20 for case in found)
     assert all(copy.deepcopy(case) == case for case in found)
+
+
+def test_a_result_that_an_export_loses_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pair(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return x + 1, x * 2
+
+    x = torch.zeros(2)
+    comparison = Comparison(Pair(), transform(Pair(), (x,)), ((x,), {}))
+    comparison.hold_exported()
+    lost = torch.export.export(Plain(), (x,))
+    monkeypatch.setattr(torch.export, "export", lambda *_: lost)
+    with pytest.raises(Finding, match="has 1 results, where it has 2"):
+        comparison.hold_exported()
