@@ -243,7 +243,6 @@ def find_counterexample(
     """
     if max_examples < 1:
         raise InputError(f"max_examples is {max_examples}", remedy="ask for one program at least")
-    chosen = settings(max_examples=max_examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     target = Target.of(subject, properties)
     try:
         hold_examples(target.rules, target.properties)
@@ -251,7 +250,7 @@ def find_counterexample(
         if error.counterexample is None:
             raise
         return error.counterexample
-    seen, found = search(target, on, chosen, seed=seed)
+    seen, found = search(target, on, search_settings(max_examples), seed=seed)
     return found or _insist_on_all(target, on, seen)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fuzz.__main__ import main
 from fuzz.rules.names import RULES
 from fuzz.rules.rule_pass import ApplyRules
+from fuzz.search import sound
 from fuzz.search.casefile import read_case
 from fuzz.search.counterexample import bisect
 from graphwright import Fixpoint, Match, Pass, PassContext, PassManager, Pattern, PatternBuilder, Rewriter
@@ -205,6 +206,13 @@ def test_a_seed_gives_the_same_counterexample_again() -> None:
     first, second = (find_counterexample(ForgetsAlpha, max_examples=200, seed=5) for _ in range(2))
     assert first is not None and second is not None
     assert first.file == second.file
+
+
+def test_without_a_seed_searches_differ_in_each_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[settings] = []
+    monkeypatch.setattr(sound, "search", lambda target, on, given, seed: (chosen.append(given), "found"))
+    assert find_counterexample(ForgetsAlpha) == "found"
+    assert not chosen[0].derandomize
 
 
 def test_of_several_rules_the_wrong_one_is_named() -> None:
