@@ -47,7 +47,8 @@ _ONE_AT_A_TIME = threading.RLock()
 """Held while a model is compiled: `torch.export`, and what is recorded of runs, patch PyTorch."""
 
 Progress = Callable[[str], None]
-"""Called with the name of each stage when it begins: capture, lower, canonicalize, …, emit."""
+"""Called with the name of each stage when it begins: observe, capture, lower, canonicalize, …, verify, emit, check,
+validate."""
 
 
 @attrs.frozen
@@ -168,7 +169,8 @@ def transform(
             `train()` and `eval()` of the result raise then, if its code asks for the mode.
         check: whether the emitted module is called beside the original on the example inputs before it is returned: as
             it is, after a switch of its mode, and once more. With the runs in which the model is observed before the
-            capture these are six forward passes. Left out without example inputs, and on the meta device.
+            capture these are six forward passes; up to three more try other orders of the keys where an argument is a
+            dict of several. Left out without example inputs, and on the meta device.
         validate: "off"; "final" compares original and result on random inputs; "each" also validates every rewrite.
             Without example inputs, "each" validates the rewrites only.
         progress: called with the name of each stage as it begins.

@@ -53,31 +53,28 @@ class KeptGroup:
 
 @attrs.frozen
 class Report:
-    """What one compilation did. Compares by value; `to_json` gives it as plain data.
-
-    Attributes:
-        model: class of the model.
-        rewrites: how often each rule was applied, in the order of the passes.
-        operations_before: operators of the captured program and how many there are of each.
-        operations_after: the same of the result.
-        kept: operations that stay unfused, grouped by reason.
-        stages: wall time of each stage in seconds.
-        accuracy: the measured difference, or None where nothing was run.
-        matches: the places that were rewritten.
-        remarks: why rules did not rewrite other places.
-    """
+    """What one compilation did. Compares by value; `to_json` gives it as plain data."""
 
     model: str
+    """The model's name."""
     rewrites: tuple[RewriteCount, ...]
+    """How often each rule was applied, in the order of the passes."""
     operations_before: tuple[tuple[str, int], ...]
+    """Operators of the captured program and how many there are of each."""
     operations_after: tuple[tuple[str, int], ...]
+    """The same of the result."""
     kept: tuple[KeptGroup, ...]
+    """Operations that stay unfused, grouped by reason."""
     stages: tuple[StageTime, ...]
+    """Wall time of each stage in seconds."""
     accuracy: Accuracy | None
+    """The measured difference, or None where nothing was run."""
     accuracy_note: str
     """Why there is no `accuracy`."""
     matches: tuple[MatchRecord, ...]
+    """The places that were rewritten."""
     remarks: tuple[Remark, ...]
+    """Why rules did not rewrite other places."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as dicts, lists, strings and numbers, ready for `json.dump`."""

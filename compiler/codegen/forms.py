@@ -96,7 +96,10 @@ class _Call:
 
 @cached(1024)
 def _prototype(call: _Call) -> nn.Module:
-    """Making a convolution on the meta device takes 0.2 ms, most of it to initialize nothing; so it is done once."""
+    """Return what a call makes, on the meta device.
+
+    Making a convolution takes 0.2 ms, most of it to initialize nothing; so it is done once.
+    """
     return call.cls(**dict(call.options))
 
 

@@ -38,10 +38,6 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
     """Key of the emitted module's parameter or buffer -> names of the original ones that it comes from.
 
     Non-persistent buffers are in the map, and in no `state_dict`.
-
-    Attributes:
-        aliases: all names of each tensor of the original that has several.
-        literals: the keys of tensors that are literals of the original's code.
     """
 
     _entries: dict[str, Entry]

@@ -73,9 +73,12 @@ def same(old: Any, new: Any) -> bool:
 
 
 def same_content(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether two tensors of one shape and dtype have equal elements; NaN equals NaN."""
+    """Return whether two tensors have equal elements, NaN equal to NaN; True for tensors of other shapes or dtypes.
+
+    Such a tensor was replaced as a whole, which the attribute that holds it shows.
+    """
     if a.shape != b.shape or a.dtype != b.dtype:
-        return True  # replaced as a whole: attributes show it
+        return True
     if torch.equal(a, b):
         return True
     equal = (a == b) | ((a != a) & (b != b))

@@ -25,7 +25,7 @@ OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 @cached()
 def is_user_file(path: str) -> bool:
-    """Return whether a file is the user's: not PyTorch's, ours, generated, or contextlib."""
+    """Return whether a file is the user's: not PyTorch's, the compiler's, generated, or contextlib."""
     return not path.startswith((_TORCH, OURS, "<", "torch/", contextlib.__file__))
 
 

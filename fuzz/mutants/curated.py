@@ -183,7 +183,7 @@ CURATED: tuple[Mutant, ...] = (
     _mutant(
         "compiler",
         "functionalize: a write leaves views as they were",
-        "compiler.lower.functional.functionalizer:Functionalizer._current",
+        "compiler.lower.functional.tensors:FunctionalTensors._current",
         "if handle.version != storage.version:",
         "if False:",
     ),
