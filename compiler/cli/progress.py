@@ -75,7 +75,7 @@ def stage_progress(
 ) -> Iterator[Callable[[str], None]]:
     """Show a bar while the block runs; yield the function to call with the name of each stage as it begins.
 
-    The bar is full when the block ends normally; a failure leaves it where it is. On a console that is no terminal
+    The bar is full when the block ends normally; a failure leaves it where it is. On a console that is not a terminal
     only its last state is printed, and with `transient` nothing.
     """
     columns = (

@@ -65,7 +65,7 @@ def load_file(path: Path) -> ModuleType:
         name += "_"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UserCodeError(f"{path} is no Python file", remedy="name a file that ends in .py")
+        raise UserCodeError(f"{path} is not a Python file", remedy="name a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -165,7 +165,7 @@ class DynamicSize:
         if not (input_ and name.isidentifier() and not keyword.iskeyword(name) and numbers_fit):
             raise InputError(f"{text!r} is not a dynamic size", remedy=_SIZE_FORM)
         if bool(colon) != bool(dots) or (colon and not (low or high)):
-            raise InputError(f"{bounds!r} in {text!r} is no range of sizes", remedy=_SIZE_FORM)
+            raise InputError(f"{bounds!r} in {text!r} is not a range of sizes", remedy=_SIZE_FORM)
         if low and high and int(low) >= int(high):
             same = int(low) == int(high)
             raise InputError(
@@ -184,8 +184,8 @@ def dynamic_shapes_of(model: UserModel, sizes: Sequence[DynamicSize], *, batch: 
         batch: whether the first dimension of every tensor is the symbol `batch`.
 
     Raises:
-        InputError: when the inputs do not fit the model, a size names an input that is no tensor, two sizes contradict
-            each other, or the example is of another size.
+        InputError: when the inputs do not fit the model, a size names an input that is not a tensor, two sizes
+            contradict each other, or the example is of another size.
     """
     if not (sizes or batch):
         return None

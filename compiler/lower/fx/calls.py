@@ -71,7 +71,7 @@ class Calls(Indexing):
         """
         receiver, *rest = args
         if not is_tensor(receiver):
-            raise UnknownCallError(f"{name} is called on something that is no tensor")
+            raise UnknownCallError(f"{name} is called on something that is not a tensor")
         if name == "size":
             axis = rest[0] if rest else kwargs.get("dim")
             return Size(receiver) if axis is None else self.dim(receiver, axis)
@@ -88,7 +88,7 @@ class Calls(Indexing):
         if name in VARIADIC and rest and all(is_scalar("int", arg) for arg in rest):
             rest = [rest]
         if name in ("cpu", "cuda", "numpy", "tolist", "item", "backward", "requires_grad_"):
-            raise UnknownCallError(f"{name} is no operator on tensors alone")
+            raise UnknownCallError(f"{name} is not an operator on tensors alone")
         return self.named(name, [receiver, *rest], kwargs)
 
     def _to(self, receiver: Handle, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -159,7 +159,7 @@ class Calls(Indexing):
             return self.named(name, args, kwargs)
         if isinstance(function, torch._ops.OpOverload):
             return self.operator(opdef_of_overload(function), [self.plain(a) for a in args], self.plain(dict(kwargs)))
-        raise UnknownCallError(f"{name} is no function of torch")
+        raise UnknownCallError(f"{name} is not a function of torch")
 
     def attribute(self, owner: Any, name: str) -> Any:
         """Return `owner.name`.
@@ -172,7 +172,7 @@ class Calls(Indexing):
             if name in names:
                 return owner[names.index(name)]
         if type(owner) is not Handle:
-            raise UnknownCallError(f"attribute {name} of something that is no tensor")
+            raise UnknownCallError(f"attribute {name} of something that is not a tensor")
         type_ = owner.value.type
         if name == "shape":
             return Size(owner)

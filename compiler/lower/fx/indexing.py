@@ -109,7 +109,7 @@ class Indexing(Operators):
             UnknownCallError: when no operator stands for it.
         """
         if type(owner) is not Handle:
-            raise UnknownCallError("assignment to an item of something that is no tensor")
+            raise UnknownCallError("assignment to an item of something that is not a tensor")
         parts = index if isinstance(index, tuple) else (index,)
         if any(map(is_tensor, parts)):
             if not all(map(is_tensor, parts)) or not is_tensor(value):

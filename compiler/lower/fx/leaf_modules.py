@@ -129,7 +129,7 @@ class LeafModules:
         """
         class_ = type(module)
         if not class_.__module__.startswith(_TRACED) or _has_hooks(module) or "forward" in module.__dict__:
-            raise UnknownCallError(f"{class_.__qualname__} is no plain module of torch.nn")
+            raise UnknownCallError(f"{class_.__qualname__} is not a plain module of torch.nn")
         if isinstance(module, _BatchNorm):
             return self._batch_norm(module, *args, **kwargs)
         if isinstance(module, _InstanceNorm):
