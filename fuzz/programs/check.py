@@ -142,7 +142,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             runs.compare(program, typed)
         finally:
             _demand_kept(kept, "a run")  # a mutation explains other findings
-        other = other_than_its_kind(program, typed) or other_points(program, getattr(pass_, "rules", ()))
+        other = other_than_its_kind(program, typed) or other_points(program, pass_)
         if other is not None:
             raise Finding("kind", other)
         copy = check_text(program, after) if properties.text else Case.of(program, case.inputs).build()

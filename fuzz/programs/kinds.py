@@ -15,7 +15,7 @@ from ir.evaluate import evaluate_graph
 from ir.program import Program
 from ir.types import TensorType
 from passes.fuse.kinds import Meaning, Region, meanings_of
-from passes.rewrite.pattern import Pattern
+from passes.manager.manager import Pass
 
 _ROUNDED = 1e-5
 """The difference that is allowed where a body fixes another dtype than float64."""
@@ -38,8 +38,11 @@ def other_than_its_kind(program: Program, typed: Program) -> str | None:
     return None
 
 
-def other_points(program: Program, rules: Sequence[Pattern]) -> str | None:
-    """Return the first region that has other quantization points than the rule for its kind declares; None if none."""
+def other_points(program: Program, pass_: Pass) -> str | None:
+    """Return the first region that has other quantization points than a rule of the pass declares; None if none."""
+    rules = getattr(pass_, "rules", ())
+    if not isinstance(rules, tuple):
+        return None  # a pass that makes its rules has no fusions
     declared = {getattr(rule, "kind", ""): getattr(rule, "quantization_points", None) for rule in rules}
     for op in program.graph.operations():
         points = declared.get(op.attributes.get("kind", "")) if op.body is not None else None

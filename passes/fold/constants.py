@@ -91,7 +91,7 @@ def _constant_of(value: Value, known: dict[Value, _Constant]) -> _Constant | Non
     weight = weight_of(value)
     if weight is None or not weight.is_constant:
         return None
-    if weight.kind is WeightKind.BUFFER and weight.persistent:
+    if weight.kind is WeightKind.BUFFER and (weight.persistent or is_written(value)):
         return None
     data = weight.data
     if type(data) is not torch.Tensor or data.device.type == "meta" or data.layout is not torch.strided:

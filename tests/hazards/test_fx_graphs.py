@@ -112,7 +112,7 @@ def test_conversions_without_a_dtype() -> None:
 
 
 class Casts(nn.Module):
-    def forward(self, x: torch.Tensor) -> Any:
+    def forward(self, x: Any) -> Any:
         return x.float(memory_format=torch.channels_last), x.double(memory_format=torch.channels_last)
 
 

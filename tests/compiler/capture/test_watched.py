@@ -78,7 +78,7 @@ def test_private_slots_are_watched_and_restored() -> None:
     module.slots = slots  # type: ignore[assignment]
     state, before = ModuleState(module), plain_state(module)
     assert slots.counted() == 1
-    slots.late = 5
+    slots.late = 5  # type: ignore[attr-defined]
     assert sorted(name for _, _, name in state.changes()) == ["slots._Slots__count", "slots.late"]
     assert plain_state(module) != before
     state.restore()
