@@ -14,12 +14,12 @@ from typing_extensions import override
 
 from ir.attributes import attributes_equal
 from ir.core import Operation, Value
-from ir.memory.aliasing import is_written, may_alias_operands, may_alias_roots, may_replace, reaches_format
+from ir.memory.aliasing import may_alias_operands, may_alias_roots, may_replace, reaches_format
 from ir.memory.strides import has_standard_format, is_contiguous, is_dense
 from ir.opdef import Trait, get_opdef, operators_with
 from ir.program import weight_of
 from ir.types import shapes_equal
-from passes.canonicalize.base import Identity, Rule, first, is_floating, is_integral, same_dtype, shape_of, tensor
+from passes.canonicalize.base import Identity, Rule, first, is_floating, is_integral, same_dtype, shape_of
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
@@ -104,6 +104,18 @@ class NoDetach(Identity):
     examples = (
         Example("graph(%x : i64[n, a]) { %y = aten.detach(%x) %z = aten.neg(%y) return %z }"),
         Example("constant %x : f32[n, a] graph() { %y = aten.detach(%x) %z = aten.neg(%y) return %z }"),
+        # what is written to y is written to x
+        Example("""
+            constant %mean : f32[c]
+            constant %var : f32[c]
+            graph(%x : f32[n, c]) {
+              %same = aten.detach(%mean)
+              %y = aten.batch_norm(%x, None, None, %same, %var)
+                {training=True, momentum=0.1, eps=1e-05, cudnn_enabled=False}
+              %z = aten.neg(%y)
+              return %z
+            }
+        """),
     )
 
     @override
@@ -114,8 +126,6 @@ class NoDetach(Identity):
     def check(self, m: Match) -> str | None:
         """Demand that x has no gradient."""
         x = first(m.root)
-        if is_written(m.root.result):
-            return "an operation mutates it"
         if is_integral(x):
             return None
         for source in may_alias_roots(x):
@@ -236,6 +246,7 @@ class NoPad(Identity):
         _COPIED.changed(("clone(%y)", "constant_pad_nd(%y) {pad=[0, 0]}")),
         _COPIED.changed(("clone(%y)", "repeat(%y) {repeats=[1, 1]}")),
         _COPIED.changed(("clone(%y)", "repeat(%y) {repeats=[1, 2]}"), refused="something is added"),
+        _COPIED.changed(("clone(%y)", "repeat(%y) {repeats=[1, 1, 1]}"), refused="the rank changes"),
     )
 
     @override
@@ -342,6 +353,8 @@ class Idempotent(Rule):
               return %u
             }
         """),
+        # a call returns its operand the second time, where an output may share storage
+        Example("graph(%x : f32[n, a]) { %y = aten.contiguous(%x) %z = aten.contiguous(%y) return %z }"),
     )
 
     @override
@@ -384,9 +397,7 @@ class Involution(Identity):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand real numbers, and an unobservable copy."""
-        if not (is_integral(m.x) or is_floating(m.x)) or tensor(m.x) != tensor(m.root.result):
-            return "the dtype is not known, or complex"
+        """Demand an unobservable copy."""
         return copy_refusal(m.root.result, m.x)
 
 

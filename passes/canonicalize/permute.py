@@ -87,17 +87,12 @@ class MergePermutes(Rule):
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
-        return p.permute(p.permute(p.any("x"), dims=p.attr("inner")), dims=p.attr("outer"))
-
-    @override
-    def check(self, m: Match) -> str | None:
-        """Demand both in the one spelling."""
-        rank = list(range(len(m.inner)))
-        return None if sorted(m.inner) == sorted(m.outer) == rank else "the dimensions are not counted from the front"
+        return p.op("aten.permute", p.op("aten.permute", p.any("x"), name="inner"))
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        order = tuple(m.inner[d] for d in m.outer)
+        inner = _order(m.inner)
+        order = tuple(inner[d] for d in _order(m.root))
         x: Value = m.x
         return x if order == tuple(range(len(order))) else b.op("aten.permute", x, order).result
 
@@ -146,6 +141,7 @@ class PermuteWithoutUnits(Rule):
         _MATRICES,
         _MATRICES.changed(("[0, 3, 2, 1]", "[1, 2, 3, 0]"), ("[b, n*a]", "[n, a, b]")),
         _MATRICES.changed(("return %z", "return %z, %turned"), refused="are used elsewhere"),
+        _MATRICES.changed(("1, b]", "1, -1]"), refused="a shape is not known", unknown="all"),
     )
 
     @override
@@ -261,8 +257,6 @@ def _split(shape: Sequence[Dim], target: Sequence[Dim]) -> list[list[int]] | Non
             product = simplify_dim(product * target[at])
             group.append(at)
             at += 1
-            if type(product) is int and type(size) is int and product > size:
-                return None
         groups.append(group)
     while groups and at < len(target) and target[at] == 1:
         groups[-1].append(at)

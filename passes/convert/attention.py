@@ -10,7 +10,7 @@ from typing_extensions import override
 from ir.attributes import Attribute
 from ir.core import Operation, Value
 from ir.memory.aliasing import reaches_output
-from ir.memory.layout import LayoutMap, apply_path, trace_back
+from ir.memory.layout import LayoutMap
 from ir.types import Dim, TensorType
 from passes.attention import InProjection, find_in_projection
 from passes.fuse.attention import SDPA, SELF_ATTENTION, ScaledDotProductAttentionPattern, fuse_in_projection
@@ -64,6 +64,11 @@ _TURNED = _TOKENS_FIRST.changed(
     ("graph(%x : f32[t, n, h*d]) {", "graph(%u : f32[n, t, h*d]) {\n  %x = aten.permute(%u) {dims=[1, 0, 2]}"),
     ("return %r", "%turned = aten.transpose.int(%r) {dim0=0, dim1=1} return %turned"),
 )
+_ROWS = _TURNED.changed(
+    ("{shape=[t, n, h*d]}", "{shape=[t*n, h*d]}"),
+    ("%r = aten", "%rows = aten"),
+    ("%turned = ", "%r = aten.reshape(%rows) {shape=[t, n, h*d]}\n  %turned = "),
+)
 """What torch.export makes of a module that is `batch_first`."""
 
 
@@ -85,6 +90,7 @@ class DecomposeMultiheadAttentionPattern(Pattern):
         _EXPORTED.changed((", None) loc(", ", None) {dropout_p=0.5} loc(")),
         _TOKENS_FIRST,
         _TURNED,
+        _ROWS,
         _LEAF.changed(("%x, %x, %x", "%x, %x, %u"), ("graph(", "graph(%u : f32[n, t, h*d], "), refused="(cross-"),
         _LEAF.changed(("%mask : f32", "%mask : bool"), refused="not floating point of shape (tokens, tokens)"),
         _EXPORTED.changed(("(%z) {dims=[0, 2, 1, 3]", "(%z) {dims=[0, 2, 3, 1]"), refused="not merged in the order"),
@@ -260,7 +266,7 @@ def _rewrite_exported(m: Match, b: Rewriter) -> None:
     x, linear = found.x, found.linears[0]
     b.location = linear.location
     if not found.batch_first:
-        x = _swapped_back(x) or b.permute(x, (1, 0, 2))
+        x = b.permute(x, (1, 0, 2))
     query, key, value = _in_projection(
         b, x, linear.input("weight"), linear.operand("bias"), found.heads, found.head_dim
     )
@@ -270,17 +276,6 @@ def _rewrite_exported(m: Match, b: Rewriter) -> None:
     keep = not out.inner_batch_first and _shows(out.result)
     result = _merge_heads(b, attended, weight, bias, batch_first=out.batch_first, keep_strides=keep)
     b.replace_value(out.result, result)
-
-
-def _swapped_back(x: Value) -> Value | None:
-    """Return y where x is provably y with its first two dimensions swapped."""
-    source, path = trace_back(x)
-    shape = source.known_shape
-    if not path or shape is None or len(shape) != 3:
-        return None
-    whole = LayoutMap.identity(shape)
-    current = apply_path(whole, path)
-    return source if current is not None and current.same_as(whole.permute((1, 0, 2))) else None
 
 
 # --- the three parts ----------------------------------------------------------------------------------------

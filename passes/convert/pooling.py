@@ -9,6 +9,7 @@ from ir.core import Value
 from ir.memory.aliasing import may_replace, reaches_output, reaches_view
 from ir.memory.strides import has_standard_format
 from ir.types import TensorType, dims_equal
+from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.remarks import Refusal
 from passes.rewrite.rewriter import Rewriter
@@ -24,6 +25,16 @@ def _seen_by_callers(m: Match, where: str) -> str | None:
     return None
 
 
+_POOLED = Example("""
+    graph(%x : f32[n, c, h, w]) {
+      %y = aten.relu(%x)
+      %pool = aten.adaptive_avg_pool2d(%y) {output_size=[h, w]}
+      %z = aten.neg(%pool)
+      return %z
+    }
+""")
+
+
 class RemoveIdentityAdaptiveAvgPoolPattern(Pattern):
     """adaptive_avg_pool2d(x, (H, W)) = x, x: f[N, C, H, W]
 
@@ -32,6 +43,26 @@ class RemoveIdentityAdaptiveAvgPoolPattern(Pattern):
     """
 
     is_conversion = True
+
+    examples = (
+        _POOLED,
+        _POOLED.changed(("return %z", "return %pool")),
+        _POOLED.changed(("size=[h, w]", "size=[h, 1]"), refused="pools f32"),
+        _POOLED.changed(refused="height and width are unknown", unknown="all"),
+        _POOLED.changed(("return %z", "return %pool, %y"), refused="an output would share storage"),
+        _POOLED.changed(
+            ("%pool =", "%turned = aten.permute(%y) {dims=[0, 1, 3, 2]} %pool ="),
+            ("pool2d(%y) {output_size=[h, w]}", "pool2d(%turned) {output_size=[w, h]}"),
+            ("return %z", "return %pool"),
+            refused="an output may have other strides",
+        ),
+        _POOLED.changed(
+            ("%pool =", "%turned = aten.permute(%y) {dims=[0, 1, 3, 2]} %pool ="),
+            ("pool2d(%y) {output_size=[h, w]}", "pool2d(%turned) {output_size=[w, h]}"),
+            ("%z = aten.neg(%pool)", "%flat = aten.view(%pool) {size=[n*c, w*h]} %z = aten.linear(%flat, %flat, None)"),
+            refused="a view may not fit the strides",
+        ),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
