@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 _JUDGED: dict[str, dict[str, str]] = {
+    "passes.canonicalize.base:tensor": {
+        "connective: without type(value.type) is not TensorType of `or`": "lowering hands what is no tensor to opaque "
+        "calls only",
+    },
     "passes.canonicalize.identity:NoPad.check": {
         "connective: without type(n) is not int of `or`": "an expression is unequal to a number as well",
     },
@@ -43,11 +47,11 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.convert.attention:_in_projection": {
         "order: 'key' <-> 'value'": "the names of values: which result is which says their order",
     },
-    "passes.convert.attention:_swapped_back": {
-        "connective: without not path of `or`": "without a path, dimensions of size 1 alone are what is swapped",
-    },
     "passes.convert.classifier:FlattenLinearToConvPattern.check": {
         "integer: 1 -> 0 (3)": "a map of C x 1 x 1 is the other rule's, and right here as well",
+    },
+    "passes.convert.classifier:_has_rank_of_map": {
+        "boolean: False -> True": "lowering hands what is no tensor to opaque calls only",
     },
     "passes.convert.classifier:_keeps_batch_first": {
         "connective: without first is None of `or`": "unknown sizes are not provably equal: refused in other words",

@@ -16,7 +16,7 @@ _SELECTED = Example("graph(%x : f32[n, c]) { %y = aten.select.int(%x) {dim=1, in
 _JOINED = Example("""
     graph(%x : f32[n, c], %y : f32[n, c], %u : f32[0]) {
       %z = aten.cat([%x, %y]) {dim=1}
-      %v = aten.cat([%u, %z]) {dim=0}
+      %v = aten.cat([%u, %z, %z]) {dim=0}
       return %v
     }
 """)
