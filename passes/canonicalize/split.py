@@ -11,6 +11,7 @@ from ir.core import Operation, Value
 from ir.opdef import operators_with
 from ir.types import wrap
 from passes.canonicalize.base import Identity, Rule, first, shape_of
+from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -41,11 +42,24 @@ def _place(op: Operation) -> tuple[int, tuple[int, ...]] | None:
     return dim, sizes
 
 
+_HALVES = Example("""
+    graph(%x : f32[n, 4]) {
+      %a, %b = aten.tensor_split.sections(%x) {sections=2, dim=1}
+      return %a, %b
+    }
+""")
+
+
 class SpellSplit(Rule):
     """chunk(x, n, d) = split(x, k, d) = tensor_split(x, n, d) = split_with_sizes(x, sizes, d)
 
     The sizes along d must be known numbers.
     """
+
+    examples = (
+        _HALVES,
+        _HALVES.changed(("dim=1", "dim=-2"), ("[n, 4]", "[5, a]")),
+    )
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
