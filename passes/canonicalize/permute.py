@@ -91,8 +91,8 @@ class MergePermutes(Rule):
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        inner = _order(m.inner)
-        order = tuple(inner[d] for d in _order(m.root))
+        inner, outer = _order(m.inner), _order(m.root)
+        order = tuple(inner[d] for d in outer)
         x: Value = m.x
         return x if order == tuple(range(len(order))) else b.op("aten.permute", x, order).result
 
