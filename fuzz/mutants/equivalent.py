@@ -13,7 +13,6 @@ _JUDGED: dict[str, dict[str, str]] = {
         "condition: never target is None": "it is known where the operand's shape is; else `reshape_copies` says no",
     },
     "passes.canonicalize.spelling:SpatialMeanToPool.check": {
-        "order: None <-> type_.dtype": "the order of what is asked for by `in`",
         "connective: without not is_floating(m.x) of `or`": "a mean takes floating and complex numbers, and this pool "
         "is the mean of both",
     },
@@ -102,7 +101,6 @@ _JUDGED: dict[str, dict[str, str]] = {
         "connective: without type(type_) is not TensorType of `or`": "a reshape and a permute give tensors",
     },
     "passes.fuse.attention:ScaledDotProductAttentionPattern.check": {
-        "order: m.key <-> m.value": "the order of what is asked for by `any`",
         "reason: return None, not f'the query is {query}, without a batch or head dimension'": "a region of it is "
         "right too; targets do not take it, which an example holds",
     },

@@ -64,6 +64,10 @@ _DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
 HALVES = (torch.float16, torch.bfloat16)
 _HALF_ONE_IN = 10
 _ZEROS_ONE_IN = 6
+_WEIGHT_ONE_IN = 8
+"""How often a new operand is a weight and not an input."""
+_UNUSED_ONE_IN = 12
+"""How often there is a weight that nothing uses."""
 _SEEDS = 2**16
 
 
@@ -89,7 +93,9 @@ class ProgramSource(Source):
         self.constants: set[Value] = set()
         """The values that depend on constants alone."""
         self.folds = False
-        """Whether only constants are taken, where there are any."""
+        """Whether only constants are taken, new ones where none fits."""
+        self.readers: list[Operation] | None = None
+        """What reads, before it, what the next operation writes; None if nothing may."""
 
     def wanted(self, wanted: Wanted) -> Value:
         """Return a value of the program, recent ones more often than old ones, or a new input."""
@@ -102,7 +108,7 @@ class ProgramSource(Source):
             and (not self.contiguous or _is_contiguous(v))
         ]
         if self.folds:
-            found = [v for v in found if v in self.constants] or found
+            found = [v for v in found if v in self.constants]
         # recent values more often than old ones, so that there are chains; a new input now and then (one draw makes
         # what is distributed as the smaller one of two)
         square = len(found) ** 2
@@ -112,7 +118,10 @@ class ProgramSource(Source):
         some_zero = wanted.zero and self.integer(0, 19) == 19
         most = wanted.max_rank
         shape = self.draw(shapes(max(wanted.min_rank, min(2, most)), most, zero=some_zero, symbolic=self.symbolic))
-        return self._input(TensorType(shape, self.one_of(allowed)))
+        type_ = TensorType(shape, self.one_of(allowed))
+        if all(type(size) is int for size in shape) and (self.folds or self.integer(0, _WEIGHT_ONE_IN - 1) == 1):
+            return self.weight(type_, None)
+        return self._input(type_)
 
     def make(
         self, shape: Sequence[Dim], dtype: torch.dtype | None = None, *, bounds: tuple[float, float] | None = None
@@ -144,6 +153,9 @@ class ProgramSource(Source):
         if weight is not None:
             weight.is_mutated = True
             self.values = [v for v in self.values if v is not value]
+            if self.readers is not None and self.flag():
+                # before the write it is not what it is after
+                self.readers.append(Builder(self.graph).op("aten.neg", weight.value))
 
     def add(self, op: Operation) -> None:
         """Let the tensors that an operation gives be taken."""
@@ -163,7 +175,8 @@ class ProgramSource(Source):
         assert type_.dtype is not None
         kind = WeightKind.BUFFER if like is None else like.kind
         if like is None and bounds is None and type_.dtype.is_floating_point:
-            kind = self.one_of((WeightKind.PARAMETER, WeightKind.BUFFER, WeightKind.CONSTANT))
+            kinds = (WeightKind.BUFFER, WeightKind.CONSTANT)
+            kind = self.one_of(kinds if self.folds else (WeightKind.PARAMETER, *kinds))
         chance = self.integer(0, 7) if kind is not WeightKind.CONSTANT else 0
         data = random_tensor([int(d) for d in type_.shape or () if d is not None], type_.dtype, number, bounds)
         if len(self.scales) > 1 and bounds is None and type_.dtype.is_floating_point:
@@ -173,7 +186,7 @@ class ProgramSource(Source):
         if like is not None:
             weight.persistent, weight.is_mutated = like.persistent, like.is_mutated
         elif kind is WeightKind.BUFFER:
-            weight.persistent, weight.is_mutated = chance not in (5, 6), chance == 7
+            weight.persistent, weight.is_mutated = not self.folds and chance not in (5, 6), chance == 7
         value = self.program.add_weight(weight)
         self.values.append(value)
         if kind is WeightKind.CONSTANT or not weight.persistent:
@@ -252,7 +265,7 @@ def programs(
         builder.location = UNKNOWN_LOCATION
         if source.flag():
             builder.location = Location(f"layer{number}", "torch.nn.modules.module.Module", "model.py", number + 1)
-        source.folds = bool(source.constants) and source.integer(0, 7) > 5
+        source.folds = source.integer(0, 7) > 5
         _add_operation(source, builder, name)
     finish_program(source)
     return source.program
@@ -290,7 +303,7 @@ def _choices(source: ProgramSource, last: str) -> Sequence[str]:
 
 
 def _add_operation(source: ProgramSource, builder: Builder, name: str) -> None:
-    source.contiguous = demands_strides(get_opdef(name))
+    source.contiguous, source.readers = demands_strides(get_opdef(name)), []
     try:
         args, kwargs = generate_call(source, name)
     except Unavailable:
@@ -300,6 +313,9 @@ def _add_operation(source: ProgramSource, builder: Builder, name: str) -> None:
     if source.symbolic and not _holds_for_all_numbers(name, args, kwargs):
         return
     source.add(builder.op(name, *args, **kwargs))
+    for read in source.readers:
+        source.add(read)
+        source.add(builder.op(read.opdef, *read.operands))
 
 
 def _repeat_operation(source: ProgramSource, builder: Builder, op: Operation) -> None:
@@ -366,6 +382,10 @@ def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None
     for value in [v for v in source.values if v.defining_op and v in source.constants and v.is_unused]:
         if value.tensor_type.dtype is source.usual and source.flag():  # what is returned is not folded
             source.add(Builder(graph).op("aten.mul.Tensor", source._input(value.tensor_type), value))
+    source.folds = False
+    if source.integer(0, _UNUSED_ONE_IN - 1) == 1:
+        source.weight(TensorType((2,), source.usual), None)
+        source.values.pop()
     unused = []
     dead = source.integer(0, 3) == 3
     for op in graph.operations():

@@ -113,7 +113,7 @@ def _fold(op: Operation, known: dict[Value, _Constant], followers: dict[Value, b
             if value is not None and constant is None:
                 return None
             operands.append(constant)
-    if not op.results or not is_foldable(op) or not _is_literal(op) or not _is_small(op, operands):
+    if not is_foldable(op) or not _is_literal(op) or not _is_small(op, operands):
         return None
     if not may_alias_operands(op.opdef) and any(map(_is_own, op.results)):
         return None  # each call returns a tensor of its own
@@ -173,8 +173,8 @@ def _filled(
         return None  # it has the strides of its operand, which are observable in an output
     shape = [int(d) for d in type_.shape or () if type(d) is int]
     follows = False
-    if op.attributes.get("dtype") is None and type_.dtype.is_floating_point and op.operands[0] is not None:
-        known_to = _follows(op.operands[0], known, followers)
+    if op.attributes.get("dtype") is None and type_.dtype.is_floating_point:
+        known_to = _follows(op.operand_values[0], known, followers)
         if known_to is None:
             return None
         follows = known_to
