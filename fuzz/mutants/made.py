@@ -26,37 +26,17 @@ _CONSTANTS = tuple(f"aten.{name}" for name in ("full", "zeros", "ones", "arange"
 _ON_CONSTANTS = tuple(
     f"aten.{name}"
     for name in (
-        "add.Tensor",
-        "mul.Tensor",
-        "where.self",
-        "permute",
-        "reshape",
-        "neg",
-        "exp",
-        "to.dtype",
-        "where.Scalar",
-        "linear",
-        "unbind.int",
-    )  # fmt: skip
+        *("add.Tensor", "mul.Tensor", "where.self", "permute", "reshape", "neg", "exp", "to.dtype", "where.Scalar"),
+        *("linear", "unbind.int"),
+    )
 )
 _CLEANUP = "eliminate-common-subexpressions,eliminate-dead-code"
 _WITH_EFFECTS = tuple(
     f"aten.{name}"
     for name in (
-        "dropout",
-        "batch_norm",
-        "rand_like",
-        "randn_like",
-        "scaled_dot_product_attention",
-        "split.Tensor",
-        "unbind.int",
-        "max.dim",
-        "relu",
-        "add.Tensor",
-        "reshape",
-        "mul.Scalar",
-        "full_like",
-    )  # fmt: skip
+        *("dropout", "batch_norm", "rand_like", "randn_like", "scaled_dot_product_attention", "split.Tensor"),
+        *("unbind.int", "max.dim", "relu", "add.Tensor", "reshape", "mul.Scalar", "full_like"),
+    )
 )
 """Operators with effects, some of them in training only, and some without."""
 _ON_WEIGHTS = tuple(f"aten.{name}" for name in ("linear", "permute", "reshape", "mul.Tensor", "relu"))

@@ -235,7 +235,7 @@ def _gives_reasons(function: ast.FunctionDef) -> bool:
 
 
 def _looked_through(function: ast.FunctionDef) -> set[ast.AST]:
-    """Return the tuples of which only the members count: right of `in`, types of `isinstance`, in sets, for `any` and `all`."""
+    """Return the tuples whose order says nothing: right of `in`, types of `isinstance`, in sets, for `any`, `all`."""
     found: set[ast.AST] = set()
     for node in ast.walk(function):
         if isinstance(node, ast.Compare) and isinstance(node.ops[-1], ast.In | ast.NotIn):
