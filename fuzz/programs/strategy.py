@@ -14,7 +14,7 @@ from fuzz.calls.generators import GENERATORS, generate_call
 from fuzz.calls.source import Source, Unavailable, Wanted, integers
 from fuzz.calls.types import SYMBOLS, shapes, special_numbers
 from fuzz.programs.case import positional_convention
-from ir.attributes import map_leaves
+from ir.attributes import iter_leaves, map_leaves
 from ir.builder import Builder, bind_arguments, infer_types
 from ir.core import Graph, Operation, Value
 from ir.errors import InferenceError, InputError
@@ -248,6 +248,7 @@ def programs(
     _check_request(operators, max_ops)
     source = ProgramSource(draw, symbolic=symbolic, half=half)
     source.training = training and source.integer(0, 2) == 2
+    source.symbols = SYMBOLS if symbolic else ()
     source.tensor()
     builder = Builder(source.graph)
     for number in range(max_ops):
@@ -373,7 +374,9 @@ def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None
     Now and then a value that nobody uses is left: dead code, or one of several results. It shrinks to none left.
     """
     graph, program = source.graph, source.program
-    used = symbols_of([d for v in source.values if isinstance(v.type, TensorType) for d in v.type.shape or ()])
+    numbers = [leaf for op in graph.operations() for leaf in iter_leaves(tuple(op.attributes.values()))]
+    numbers += [d for v in source.values if isinstance(v.type, TensorType) for d in v.type.shape or ()]
+    used = symbols_of([number for number in numbers if isinstance(number, sympy.Expr)])
     plain = [d for v in graph.inputs for d in v.tensor_type.shape or ()]
     for symbol in used:
         program.symbols[symbol] = SYMBOL_RANGE
