@@ -242,17 +242,13 @@ def _as_inferred(op: Operation, results: Sequence[torch.Tensor]) -> bool:
 
 def _same_numbers(narrow: torch.Tensor, wide: torch.Tensor) -> bool:
     """Whether the result in float64 is the other one converted, bit for bit (any NaN is like any other)."""
-    if narrow.shape != wide.shape:
-        return False
     if not narrow.dtype.is_floating_point:
         return narrow.dtype == wide.dtype and torch.equal(narrow, wide)
     converted = narrow.double()
     if wide.dtype is not torch.float64:
         return wide.dtype == narrow.dtype and torch.equal(converted, wide.double())
-    if torch.equal(converted.view(torch.int64), wide.view(torch.int64)):
-        return True
-    same = (converted == wide) & (torch.signbit(converted) == torch.signbit(wide))
-    return bool((same | (converted.isnan() & wide.isnan())).all())
+    one, other = (t.masked_fill(t.isnan(), torch.nan).view(torch.int64) for t in (converted, wide))
+    return torch.equal(one, other)
 
 
 def _is_own(value: Value) -> bool:
