@@ -121,7 +121,7 @@ def draws_of_cases(subject: Subject) -> Callable[[st.DrawFn], Drawn]:
     def drawn(draw: st.DrawFn) -> Drawn:
         number = draw(st.integers(0, len(targets) - 1)) if len(targets) > 1 else 0
         made = draw(drawings[number]) if drawings else None
-        program = draw(whole if draw(st.integers(0, 7)) < 7 else symbolic) if made is None else made.program
+        program = draw(whole if draw(st.integers(0, 3)) < 3 else symbolic) if made is None else made.program
         if made is None:
             _fuse_some(draw, program)
         inputs = draw(input_tensors(program))

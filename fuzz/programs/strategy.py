@@ -64,8 +64,6 @@ _DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
 HALVES = (torch.float16, torch.bfloat16)
 _HALF_ONE_IN = 10
 _ZEROS_ONE_IN = 6
-_WEIGHT_ONE_IN = 8
-"""How often a new operand is a weight and not an input."""
 _UNUSED_ONE_IN = 12
 """How often there is a weight that nothing uses."""
 _SEEDS = 2**16
@@ -94,6 +92,8 @@ class ProgramSource(Source):
         """The values that depend on constants alone."""
         self.folds = False
         """Whether only constants are taken, new ones where none fits."""
+        self.apart = False
+        """Whether a new weight is taken, which nothing else is to use."""
         self.readers: list[Operation] | None = None
         """What reads, before it, what the next operation writes; None if nothing may."""
 
@@ -109,6 +109,8 @@ class ProgramSource(Source):
         ]
         if self.folds:
             found = [v for v in found if v in self.constants]
+        if self.apart:
+            found = []
         # recent values more often than old ones, so that there are chains; a new input now and then (one draw makes
         # what is distributed as the smaller one of two)
         square = len(found) ** 2
@@ -119,9 +121,12 @@ class ProgramSource(Source):
         most = wanted.max_rank
         shape = self.draw(shapes(max(wanted.min_rank, min(2, most)), most, zero=some_zero, symbolic=self.symbolic))
         type_ = TensorType(shape, self.one_of(allowed))
-        if all(type(size) is int for size in shape) and (self.folds or self.integer(0, _WEIGHT_ONE_IN - 1) == 1):
-            return self.weight(type_, None)
-        return self._input(type_)
+        if not (self.folds or self.apart) or not all(type(size) is int for size in shape):
+            return self._input(type_)
+        made = self.weight(type_, None)
+        if self.apart:
+            self.values.pop()
+        return made
 
     def make(
         self, shape: Sequence[Dim], dtype: torch.dtype | None = None, *, bounds: tuple[float, float] | None = None
@@ -266,7 +271,8 @@ def programs(
         builder.location = UNKNOWN_LOCATION
         if source.flag():
             builder.location = Location(f"layer{number}", "torch.nn.modules.module.Module", "model.py", number + 1)
-        source.folds = source.integer(0, 7) > 5
+        kind = source.integer(0, 15)
+        source.folds, source.apart = kind > 11, kind == 11
         _add_operation(source, builder, name)
     finish_program(source)
     return source.program
@@ -385,7 +391,7 @@ def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None
     for value in [v for v in source.values if v.defining_op and v in source.constants and v.is_unused]:
         if value.tensor_type.dtype is source.usual and source.flag():  # what is returned is not folded
             source.add(Builder(graph).op("aten.mul.Tensor", source._input(value.tensor_type), value))
-    source.folds = False
+    source.folds = source.apart = False
     if source.integer(0, _UNUSED_ONE_IN - 1) == 1:
         source.weight(TensorType((2,), source.usual), None)
         source.values.pop()
