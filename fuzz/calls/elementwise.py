@@ -224,7 +224,7 @@ def convert(source: Source, opdef: OpDef) -> Arguments:
     if "copy" in names:
         chosen["copy"] = source.flag()
     if "fill_value" in names:
-        chosen["fill_value"] = source.one_of((1, 0.5))
+        chosen["fill_value"] = source.one_of((1, 0.5, *source.symbols))
     return [x], chosen
 
 
@@ -238,7 +238,7 @@ def shaped(source: Source, opdef: OpDef) -> Arguments:
     operands: list[Any] = [source.tensor()] if opdef.operand_params else []
     chosen: dict[str, Any] = {"size": [source.size() for _ in range(source.integer(0, 3))]}
     if "fill_value" in {p.name for p in opdef.attribute_params}:
-        chosen["fill_value"] = source.one_of((1, 0.5, True))
+        chosen["fill_value"] = source.one_of((1, 0.5, True, *source.symbols))
     chosen["dtype"] = source.dtype((None, torch.float32, torch.float64))
     return operands, chosen
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import attrs
+import sympy
 import torch
 from hypothesis import strategies as st
 from typing_extensions import override
@@ -64,6 +65,8 @@ class Source:
         self.symbolic = symbolic
         self.training = False
         """Whether operators may be in training mode."""
+        self.symbols: tuple[sympy.Symbol, ...] = ()
+        """The symbols that may be numbers of a call."""
 
     def one_of(self, choices: Sequence[T]) -> T:
         """Draw one of the choices; shrinks to the first."""

@@ -17,7 +17,6 @@ _JUDGED: dict[str, dict[str, str]] = {
         "condition: never target is None": "it is known where the operand's shape is; else `reshape_copies` says no",
     },
     "passes.canonicalize.spelling:SpatialMeanToPool.check": {
-        "order: None <-> type_.dtype": "the order of what is asked for by `in`",
         "connective: without not is_floating(m.x) of `or`": "a mean takes floating and complex numbers, and this pool "
         "is the mean of both",
     },
@@ -71,11 +70,17 @@ _JUDGED: dict[str, dict[str, str]] = {
         "connective: without isinstance(type_, TensorType) of `and`": "the operands of a layer and a batch norm are "
         "tensors",
     },
+    "passes.fold.batch_norm:FoldBatchNormPattern.pattern": {
+        "keyword: without training=False in p.op(...)": "what it writes in training is a mutated weight or computed, "
+        "and `check` refuses both",
+    },
     "passes.fold.batch_norm:FoldBatchNorm.run": {
         "keyword: without record=True in run_worklist(...)": "what the report says, which tests of it hold",
     },
     "passes.fold.batch_norm:_does_not_fit": {
         "connective: without mean is None of `or`": "all weights have data, or none",
+        "reason: return None, not f'batch_norm at `{m.bn.location.where}`: the weight is {m.w.tensor_type}, not "
+        "floating point'": "PyTorch raises for such a map, unless it is empty, and then there is nothing to fold into",
     },
     "passes.fold.batch_norm:_free_name": {
         "connective: without v is not None of `and`": "the rule makes both a weight and a bias",
@@ -87,10 +92,6 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.fold.constants:_materialize": {
         "connective: without tensor.numel() * tensor.element_size() <= _MAX_INTERNED_BYTES of `and`": "it bounds the "
         "time that comparing takes; equal constants are one also where they are large",
-    },
-    "passes.fold.constants:_same_numbers": {
-        "condition: never torch.equal(converted.view(torch.int64), wide.view(torch.int64))": "a short cut: what "
-        "follows says the same of equal bits",
     },
     "passes.fold.constants:_anything_to_fold": {
         "connective: without _constant_of(w.value, {}) is not None of `and`": "it saves a look at programs without "
@@ -106,7 +107,6 @@ _JUDGED: dict[str, dict[str, str]] = {
         "connective: without type(type_) is not TensorType of `or`": "a reshape and a permute give tensors",
     },
     "passes.fuse.attention:ScaledDotProductAttentionPattern.check": {
-        "order: m.key <-> m.value": "the order of what is asked for by `any`",
         "reason: return None, not f'the query is {query}, without a batch or head dimension'": "a region of it is "
         "right too; targets do not take it, which an example holds",
     },

@@ -25,9 +25,20 @@ _INFERENCE = "ir.ops.inference."
 _CONSTANTS = tuple(f"aten.{name}" for name in ("full", "zeros", "ones", "arange", "new_full", "full_like"))
 _ON_CONSTANTS = tuple(
     f"aten.{name}"
-    for name in ("add.Tensor", "mul.Tensor", "where.self", "permute", "reshape", "neg", "exp", "to.dtype")
+    for name in (
+        *("add.Tensor", "mul.Tensor", "where.self", "permute", "reshape", "neg", "exp", "to.dtype", "where.Scalar"),
+        *("linear", "unbind.int"),
+    )
 )
 _CLEANUP = "eliminate-common-subexpressions,eliminate-dead-code"
+_WITH_EFFECTS = tuple(
+    f"aten.{name}"
+    for name in (
+        *("dropout", "batch_norm", "rand_like", "randn_like", "scaled_dot_product_attention", "split.Tensor"),
+        *("unbind.int", "max.dim", "relu", "add.Tensor", "reshape", "mul.Scalar", "full_like"),
+    )
+)
+"""Operators with effects, some of them in training only, and some without."""
 _ON_WEIGHTS = tuple(f"aten.{name}" for name in ("linear", "permute", "reshape", "mul.Tensor", "relu"))
 
 
@@ -46,15 +57,17 @@ _MACHINERY = (
     _Machinery(
         "passes.cleanup.cse:EliminateCommonSubexpressions.run",
         ("passes.cleanup.cse",),
-        Subject("pass", ("eliminate-common-subexpressions",)),
+        Subject("pass", ("eliminate-common-subexpressions",), _WITH_EFFECTS),
     ),
     _Machinery(
         "passes.cleanup.dce:EliminateDeadCode.run",
         ("passes.cleanup.dce",),
-        Subject("pass", ("eliminate-dead-code",)),
+        Subject("pass", ("eliminate-dead-code",), _WITH_EFFECTS),
     ),
     *(
-        _Machinery(f"passes.rewrite.effects:{start}", ("passes.rewrite.effects",), Subject("pass", (_CLEANUP,)))
+        _Machinery(
+            f"passes.rewrite.effects:{start}", ("passes.rewrite.effects",), Subject("pass", (_CLEANUP,), _WITH_EFFECTS)
+        )
         for start in ("is_mergeable", "is_removable", "reads_written")
     ),
     _Machinery(

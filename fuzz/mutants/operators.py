@@ -1,7 +1,7 @@
 """Mutation operators: small changes of the source of one function, enumerated from its syntax tree.
 
 Annotations, assertions, messages, names and locations, which have no effect on programs, are not changed, nor is the
-order of operands that a pattern matches in both orders.
+order of operands that a pattern matches in both orders, or of what `in` and `isinstance` look through.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ _TORCH = {
 }
 _TYPED = frozenset({"isinstance", "getattr", "map", "zip"})
 """Functions that raise at once for another order of arguments."""
+_LOOKS_THROUGH = frozenset({"isinstance", "issubclass", "set", "frozenset", "any", "all"})
 _LABEL = 110
 
 Replacement = tuple[ast.AST, ast.AST | str, str]
@@ -191,14 +192,14 @@ def edits(source: str) -> list[Edit]:
     function = ast.parse(source).body[0]
     assert isinstance(function, ast.FunctionDef)
     starts, encoded = _line_starts(source), source.encode()
-    builders = _pattern_builders(function)
+    builders, unordered = _pattern_builders(function), _looked_through(function)
     found: dict[tuple[int, str, str], Edit] = {}
     for node in _nodes(function):
         for operator, changes in OPERATORS.items():
             if operator == "reason" and not _gives_reasons(function):
                 continue
             for old, new, label in changes(node):
-                if operator == "order" and _matches_in_both_orders(old, new, builders):
+                if operator == "order" and (old in unordered or _matches_in_both_orders(old, new, builders)):
                     continue
                 begin, end = _span(old, starts)
                 text, at = encoded[begin:end].decode(), len(encoded[:begin].decode())
@@ -231,6 +232,17 @@ def _gives_reasons(function: ast.FunctionDef) -> bool:
     """Return whether the function returns the reason of a refusal, or None."""
     returns = "" if function.returns is None else ast.unparse(function.returns)
     return function.name == "check" or ("str" in returns and "None" in returns)
+
+
+def _looked_through(function: ast.FunctionDef) -> set[ast.AST]:
+    """Return the tuples whose order says nothing: right of `in`, types of `isinstance`, in sets, for `any`, `all`."""
+    found: set[ast.AST] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Compare) and isinstance(node.ops[-1], ast.In | ast.NotIn):
+            found.add(node.comparators[-1])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in _LOOKS_THROUGH:
+            found |= {arg.generators[0].iter if isinstance(arg, ast.GeneratorExp) else arg for arg in node.args[-1:]}
+    return found
 
 
 def _pattern_builders(function: ast.FunctionDef) -> set[str]:

@@ -31,6 +31,7 @@ from ir.text.printer import print_program
 from ir.types import TensorType, type_of_tensor, types_agree
 from passes.canonicalize import Canonicalize
 from passes.manager.manager import PassContext
+from passes.rewrite.rewriter import Rewriter
 
 Run = Callable[[], None]
 """Checks one drawn example; can be called again."""
@@ -108,6 +109,7 @@ class Drawn:
 def draws_of_cases(subject: Subject) -> Callable[[st.DrawFn], Drawn]:
     """Return how to draw a program for a rule or pass; with several rules, each program is for one of them."""
     whole = programs(operators=subject.operators, half=True, training=True)
+    symbolic = programs(operators=subject.operators, symbolic=True)
     if subject.kind == "rule":
         targets = [Target.of(find_rule(name)) for name in subject.names]
         drawings = [instances(target.rules[0]) for target in targets]
@@ -119,12 +121,23 @@ def draws_of_cases(subject: Subject) -> Callable[[st.DrawFn], Drawn]:
     def drawn(draw: st.DrawFn) -> Drawn:
         number = draw(st.integers(0, len(targets) - 1)) if len(targets) > 1 else 0
         made = draw(drawings[number]) if drawings else None
-        program = draw(whole) if made is None else made.program
+        program = draw(whole if draw(st.integers(0, 3)) < 3 else symbolic) if made is None else made.program
+        if made is None:
+            _fuse_some(draw, program)
         inputs = draw(input_tensors(program))
         draw(with_erased_types(program, unknown="" if made is None else made.unknown))
         return Drawn(targets[number], Case.of(program, inputs))
 
     return drawn
+
+
+def _fuse_some(draw: st.DrawFn, program: Program) -> None:
+    """Make regions of a few operations, or of none."""
+    for _ in range(draw(st.integers(0, 2))):
+        ops = [op for op in program.graph.operations() if op.results and op.body is None]
+        if ops:
+            op = ops[draw(st.integers(0, len(ops) - 1))]
+            Rewriter(program).fuse("drawn", [op], outputs=op.results)
 
 
 def _usable(action: Callable[[], Any]) -> None:

@@ -142,7 +142,8 @@ def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
     if sum(before.count or 0 for before in unchanged) >= _FIRED and not any(now.count for now in changed):
         return "found", "it fires", "it never fires"
     triples = zip(cases, unchanged, changed, strict=True)
-    other = [(case, before, now) for case, before, now in triples if now.text != before.text]
+    # where the unchanged code raises, the program itself does not run: `unsound` says so else
+    other = [(case, before, now) for case, before, now in triples if before.program and now.text != before.text]
     if not other:
         return "survived", "", f"the same on {len(cases)} programs"
     more = [(case, before, now) for case, before, now in other if not _is_less(now, before)]

@@ -66,6 +66,8 @@ def unlike_state(original: Program, changed: Program) -> str | None:
             if name not in names and weight.kind is not WeightKind.CONSTANT and not weight.is_folded:
                 return f"nothing has the name {name} of a {weight.kind.value} any more"
     for name, weight in changed.weights.items():
+        if name not in original.weights and weight.derivation is None and not weight.is_folded:
+            return f"{name} is neither a weight of the model nor folded nor derived"
         if weight.data is not None and weight.data.requires_grad and not weight.requires_grad:
             return f"the tensor of {name} requires a gradient, and the weight does not"
     return None

@@ -14,7 +14,7 @@ from fuzz.calls.generators import GENERATORS, generate_call
 from fuzz.calls.source import Source, Unavailable, Wanted, integers
 from fuzz.calls.types import SYMBOLS, shapes, special_numbers
 from fuzz.programs.case import positional_convention
-from ir.attributes import map_leaves
+from ir.attributes import iter_leaves, map_leaves
 from ir.builder import Builder, bind_arguments, infer_types
 from ir.core import Graph, Operation, Value
 from ir.errors import InferenceError, InputError
@@ -64,6 +64,8 @@ _DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
 HALVES = (torch.float16, torch.bfloat16)
 _HALF_ONE_IN = 10
 _ZEROS_ONE_IN = 6
+_UNUSED_ONE_IN = 12
+"""How often there is a weight that nothing uses."""
 _SEEDS = 2**16
 
 
@@ -89,7 +91,11 @@ class ProgramSource(Source):
         self.constants: set[Value] = set()
         """The values that depend on constants alone."""
         self.folds = False
-        """Whether only constants are taken, where there are any."""
+        """Whether only constants are taken, new ones where none fits."""
+        self.apart = False
+        """Whether a new weight is taken, which nothing else is to use."""
+        self.readers: list[Operation] | None = None
+        """What reads, before it, what the next operation writes; None if nothing may."""
 
     def wanted(self, wanted: Wanted) -> Value:
         """Return a value of the program, recent ones more often than old ones, or a new input."""
@@ -102,7 +108,9 @@ class ProgramSource(Source):
             and (not self.contiguous or _is_contiguous(v))
         ]
         if self.folds:
-            found = [v for v in found if v in self.constants] or found
+            found = [v for v in found if v in self.constants]
+        if self.apart:
+            found = []
         # recent values more often than old ones, so that there are chains; a new input now and then (one draw makes
         # what is distributed as the smaller one of two)
         square = len(found) ** 2
@@ -112,7 +120,13 @@ class ProgramSource(Source):
         some_zero = wanted.zero and self.integer(0, 19) == 19
         most = wanted.max_rank
         shape = self.draw(shapes(max(wanted.min_rank, min(2, most)), most, zero=some_zero, symbolic=self.symbolic))
-        return self._input(TensorType(shape, self.one_of(allowed)))
+        type_ = TensorType(shape, self.one_of(allowed))
+        if not (self.folds or self.apart) or not all(type(size) is int for size in shape):
+            return self._input(type_)
+        made = self.weight(type_, None)
+        if self.apart:
+            self.values.pop()
+        return made
 
     def make(
         self, shape: Sequence[Dim], dtype: torch.dtype | None = None, *, bounds: tuple[float, float] | None = None
@@ -144,6 +158,9 @@ class ProgramSource(Source):
         if weight is not None:
             weight.is_mutated = True
             self.values = [v for v in self.values if v is not value]
+            if self.readers is not None and self.flag():
+                # before the write it is not what it is after
+                self.readers.append(Builder(self.graph).op("aten.neg", weight.value))
 
     def add(self, op: Operation) -> None:
         """Let the tensors that an operation gives be taken."""
@@ -163,7 +180,8 @@ class ProgramSource(Source):
         assert type_.dtype is not None
         kind = WeightKind.BUFFER if like is None else like.kind
         if like is None and bounds is None and type_.dtype.is_floating_point:
-            kind = self.one_of((WeightKind.PARAMETER, WeightKind.BUFFER, WeightKind.CONSTANT))
+            kinds = (WeightKind.BUFFER, WeightKind.CONSTANT)
+            kind = self.one_of(kinds if self.folds else (WeightKind.PARAMETER, *kinds))
         chance = self.integer(0, 7) if kind is not WeightKind.CONSTANT else 0
         data = random_tensor([int(d) for d in type_.shape or () if d is not None], type_.dtype, number, bounds)
         if len(self.scales) > 1 and bounds is None and type_.dtype.is_floating_point:
@@ -173,7 +191,7 @@ class ProgramSource(Source):
         if like is not None:
             weight.persistent, weight.is_mutated = like.persistent, like.is_mutated
         elif kind is WeightKind.BUFFER:
-            weight.persistent, weight.is_mutated = chance not in (5, 6), chance == 7
+            weight.persistent, weight.is_mutated = not self.folds and chance not in (5, 6), chance == 7
         value = self.program.add_weight(weight)
         self.values.append(value)
         if kind is WeightKind.CONSTANT or not weight.persistent:
@@ -235,6 +253,7 @@ def programs(
     _check_request(operators, max_ops)
     source = ProgramSource(draw, symbolic=symbolic, half=half)
     source.training = training and source.integer(0, 2) == 2
+    source.symbols = SYMBOLS if symbolic else ()
     source.tensor()
     builder = Builder(source.graph)
     for number in range(max_ops):
@@ -252,7 +271,8 @@ def programs(
         builder.location = UNKNOWN_LOCATION
         if source.flag():
             builder.location = Location(f"layer{number}", "torch.nn.modules.module.Module", "model.py", number + 1)
-        source.folds = bool(source.constants) and source.integer(0, 7) > 5
+        kind = source.integer(0, 15)
+        source.folds, source.apart = kind > 11, kind == 11
         _add_operation(source, builder, name)
     finish_program(source)
     return source.program
@@ -290,7 +310,7 @@ def _choices(source: ProgramSource, last: str) -> Sequence[str]:
 
 
 def _add_operation(source: ProgramSource, builder: Builder, name: str) -> None:
-    source.contiguous = demands_strides(get_opdef(name))
+    source.contiguous, source.readers = demands_strides(get_opdef(name)), []
     try:
         args, kwargs = generate_call(source, name)
     except Unavailable:
@@ -300,6 +320,9 @@ def _add_operation(source: ProgramSource, builder: Builder, name: str) -> None:
     if source.symbolic and not _holds_for_all_numbers(name, args, kwargs):
         return
     source.add(builder.op(name, *args, **kwargs))
+    for read in source.readers:
+        source.add(read)
+        source.add(builder.op(read.opdef, *read.operands))
 
 
 def _repeat_operation(source: ProgramSource, builder: Builder, op: Operation) -> None:
@@ -357,7 +380,9 @@ def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None
     Now and then a value that nobody uses is left: dead code, or one of several results. It shrinks to none left.
     """
     graph, program = source.graph, source.program
-    used = symbols_of([d for v in source.values if isinstance(v.type, TensorType) for d in v.type.shape or ()])
+    numbers = [leaf for op in graph.operations() for leaf in iter_leaves(tuple(op.attributes.values()))]
+    numbers += [d for v in source.values if isinstance(v.type, TensorType) for d in v.type.shape or ()]
+    used = symbols_of([number for number in numbers if isinstance(number, sympy.Expr)])
     plain = [d for v in graph.inputs for d in v.tensor_type.shape or ()]
     for symbol in used:
         program.symbols[symbol] = SYMBOL_RANGE
@@ -366,6 +391,10 @@ def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None
     for value in [v for v in source.values if v.defining_op and v in source.constants and v.is_unused]:
         if value.tensor_type.dtype is source.usual and source.flag():  # what is returned is not folded
             source.add(Builder(graph).op("aten.mul.Tensor", source._input(value.tensor_type), value))
+    source.folds = source.apart = False
+    if source.integer(0, _UNUSED_ONE_IN - 1) == 1:
+        source.weight(TensorType((2,), source.usual), None)
+        source.values.pop()
     unused = []
     dead = source.integer(0, 3) == 3
     for op in graph.operations():

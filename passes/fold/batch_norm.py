@@ -27,21 +27,34 @@ _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
 _CONVOLUTION = Example("""
-    parameter %w : f32[o, c, 2, 3]
-    parameter %b : f32[o]
+    parameter %conv.weight : f32[o, c, 2, 3]
+    parameter %conv.bias : f32[o]
     parameter %gamma : f32[o]
     parameter %beta : f32[o]
     buffer %mean : f32[o]
     buffer %var : f32[o]
     graph(%x : f32[n, c, 3, 3]) {
-      %y = aten.conv2d(%x, %w, %b)
+      %y = aten.conv2d(%x, %conv.weight, %conv.bias)
       %z = aten.batch_norm(%y, %gamma, %beta, %mean, %var) {training=False, momentum=0.1, eps=1e-05, cudnn_enabled=True}
       return %z
     }
 """)
 _LINEAR = _CONVOLUTION.changed(
-    (", 2, 3]", "]"), (", 3, 3]", "]"), ("conv2d(%x, %w, %b)", "linear(%x, %w, None)"), ("%gamma, %beta", "None, None")
+    (", 2, 3]", "]"),
+    (", 3, 3]", "]"),
+    ("conv2d(%x, %conv.weight, %conv.bias)", "linear(%x, %conv.weight, None)"),
+    ("%gamma, %beta", "None, None"),
 )
+_VECTOR = Example("""
+    parameter %w : f32[c]
+    buffer %mean : f32[c]
+    buffer %var : f32[c]
+    graph(%x : f32[0, c]) {
+      %y = aten.linear(%x, %w, None)
+      %z = aten.batch_norm(%y, None, None, %mean, %var) {training=False, momentum=0.1, eps=1e-05, cudnn_enabled=True}
+      return %z
+    }
+""")
 
 
 class FoldBatchNormPattern(Pattern):
@@ -59,6 +72,7 @@ class FoldBatchNormPattern(Pattern):
         _CONVOLUTION.changed(("f32", "f16")),
         _LINEAR,
         _CONVOLUTION.changed(("%mean : f32[o]", "%mean : f32[o] mutated"), refused="is mutated by the model"),
+        attrs.evolve(_VECTOR, refused="has its channels in dimension 1"),
     )
 
     @override

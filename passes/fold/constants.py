@@ -113,7 +113,7 @@ def _fold(op: Operation, known: dict[Value, _Constant], followers: dict[Value, b
             if value is not None and constant is None:
                 return None
             operands.append(constant)
-    if not op.results or not is_foldable(op) or not _is_literal(op) or not _is_small(op, operands):
+    if not is_foldable(op) or not _is_literal(op) or not _is_small(op, operands):
         return None
     if not may_alias_operands(op.opdef) and any(map(_is_own, op.results)):
         return None  # each call returns a tensor of its own
@@ -173,8 +173,8 @@ def _filled(
         return None  # it has the strides of its operand, which are observable in an output
     shape = [int(d) for d in type_.shape or () if type(d) is int]
     follows = False
-    if op.attributes.get("dtype") is None and type_.dtype.is_floating_point and op.operands[0] is not None:
-        known_to = _follows(op.operands[0], known, followers)
+    if op.attributes.get("dtype") is None and type_.dtype.is_floating_point:
+        known_to = _follows(op.operand_values[0], known, followers)
         if known_to is None:
             return None
         follows = known_to
@@ -242,17 +242,13 @@ def _as_inferred(op: Operation, results: Sequence[torch.Tensor]) -> bool:
 
 def _same_numbers(narrow: torch.Tensor, wide: torch.Tensor) -> bool:
     """Whether the result in float64 is the other one converted, bit for bit (any NaN is like any other)."""
-    if narrow.shape != wide.shape:
-        return False
     if not narrow.dtype.is_floating_point:
         return narrow.dtype == wide.dtype and torch.equal(narrow, wide)
     converted = narrow.double()
     if wide.dtype is not torch.float64:
         return wide.dtype == narrow.dtype and torch.equal(converted, wide.double())
-    if torch.equal(converted.view(torch.int64), wide.view(torch.int64)):
-        return True
-    same = (converted == wide) & (torch.signbit(converted) == torch.signbit(wide))
-    return bool((same | (converted.isnan() & wide.isnan())).all())
+    one, other = (t.masked_fill(t.isnan(), torch.nan).view(torch.int64) for t in (converted, wide))
+    return torch.equal(one, other)
 
 
 def _is_own(value: Value) -> bool:

@@ -361,7 +361,6 @@ def test_operators_change_what_is_computed_and_nothing_else() -> None:
         "reason: return None, not None if made in (torch.float32, 7) else Refusal('no', near=True)",
         "condition: never made in (torch.float32, 7)",
         "comparison: made in (torch.float32, 7) -> made not in (torch.float32, 7)",
-        "order: torch.float32 <-> 7",
         "dtype: torch.float32 -> torch.float64",
         "integer: 7 -> 8",
         "integer: 7 -> 6",
@@ -382,6 +381,15 @@ def pattern(self, p: PatternBuilder) -> Node:
     ]
     rewritten = "def rewrite(self, m, b):\n    return b.op('aten.add.Tensor', m.x, m.y)\n"
     assert [edit.label for edit in edits(rewritten)] == ["m.x <-> m.y in b.op(...)"]
+
+
+def test_the_order_of_what_is_looked_through_stays() -> None:
+    source = """
+def f(a, b):
+    if a in (1, b) or isinstance(a, (int, float)) or a[0, b] not in {(a, b), *set((1, b))}:
+        return any(c for c in (a, b))
+"""
+    assert [edit.label for edit in edits(source.lstrip()) if edit.operator == "order"] == ["0 <-> b", "a <-> b"]
 
 
 def test_what_is_the_same_in_other_words_is_not_another_result() -> None:
