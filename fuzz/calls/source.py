@@ -69,7 +69,13 @@ class Source:
         """The symbols that may be numbers of a call."""
 
     def one_of(self, choices: Sequence[T]) -> T:
-        """Draw one of the choices; shrinks to the first."""
+        """Draw one of the choices; shrinks to the first.
+
+        Raises:
+            Unavailable: when there is none.
+        """
+        if not choices:
+            raise Unavailable
         return choices[self.integer(0, len(choices) - 1)]
 
     def integer(self, lower: int, upper: int) -> int:

@@ -223,7 +223,7 @@ def test_private_slots_are_watched() -> None:
 def test_slots_are_restored() -> None:
     held = Private()
     found: list[Container] = []
-    assert len(list(collect("held", held, found, set()))) == 2
+    assert len(list(collect("held", held, found, {}))) == 2
     held.count()
     held.filled = 1
     assert found[0].differences() == ["_Private__n", "filled"]
