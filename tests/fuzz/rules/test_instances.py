@@ -171,7 +171,7 @@ def test_placeholders_are_integers_where_operators_take_them(written: Callable[[
 
     rule = Rule()
     dtypes: Counter[torch.dtype | None] = Counter()
-    for made in draws(instances(rule, near=False), 200):
+    for made in draws(instances(rule, near=False), 600):
         for op in made.program.graph.operations():
             matches = [v.try_match(op) for v in compile_rule(rule) if v.accepts(op.opdef)]
             dtypes.update({m.x.tensor_type.dtype: 1 for m in matches if isinstance(m, Match)})

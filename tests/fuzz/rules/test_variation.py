@@ -97,12 +97,12 @@ def test_every_kind_of_change_is_made() -> None:
 )
 def test_reasons_are_reached(rule: str, reasons: list[str]) -> None:
     made = find_rule(rule)()
-    seen = [reason for program in varied(made, 400) for reason in refusals(made, program)]
+    seen = [reason for program in varied(made, 900) for reason in refusals(made, program)]
     assert not [reason for reason in reasons if not any(reason in one for one in seen)]
 
 
 def test_regions_of_an_example_get_the_types_that_are_drawn() -> None:
-    programs = varied(find_rule("MHAInProjectionPattern")(), 200)
+    programs = varied(find_rule("MHAInProjectionPattern")(), 600)
     regions = [op for program in programs for op in program.graph.operations() if op.body is not None]
     assert len({op.operand_values[0].tensor_type.dtype for op in regions}) > 1
 
