@@ -240,6 +240,8 @@ def shaped(source: Source, opdef: OpDef) -> Arguments:
     if "fill_value" in {p.name for p in opdef.attribute_params}:
         chosen["fill_value"] = source.one_of((1, 0.5, True, *source.symbols))
     chosen["dtype"] = source.dtype((None, torch.float32, torch.float64))
+    if not operands:
+        chosen["device"] = source.one_of(source.devices)
     return operands, chosen
 
 

@@ -52,6 +52,7 @@ class Wanted:
         return (
             self.min_rank <= (type_.rank or 0) <= self.max_rank
             and type_.dtype in self.dtypes
+            and (type_.device is None or type_.device.type != "meta")  # its numbers are nowhere
             and (self.zero or 0 not in (type_.shape or ()))
             and (self.condition is None or self.condition(type_))
         )
@@ -67,6 +68,8 @@ class Source:
         """Whether operators may be in training mode."""
         self.symbols: tuple[sympy.Symbol, ...] = ()
         """The symbols that may be numbers of a call."""
+        self.devices: tuple[torch.device | None, ...] = (None,)
+        """The devices of new tensors."""
 
     def one_of(self, choices: Sequence[T]) -> T:
         """Draw one of the choices; shrinks to the first.

@@ -89,6 +89,14 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.fold.constants:_fold": {
         "condition: never value is None": "no constant is found for an operand that is None",
     },
+    "passes.fold.constants:_same_numbers": {
+        "order: one <-> other in torch.equal(...)": "equality is symmetric",
+        "order: converted <-> wide": "both are treated alike, and equality is symmetric",
+    },
+    "passes.fold.constants:_filled": {
+        "keyword: without device=type_.device in torch.full(...)": "only a second device that holds numbers would show it: "
+        "those of programs that are drawn are on the CPU, the default",
+    },
     "passes.fold.constants:_materialize": {
         "connective: without tensor.numel() * tensor.element_size() <= _MAX_INTERNED_BYTES of `and`": "it bounds the "
         "time that comparing takes; equal constants are one also where they are large",
@@ -112,6 +120,11 @@ _JUDGED: dict[str, dict[str, str]] = {
     },
     "passes.fuse.conv:ConvBNAddActPattern.check": {
         "condition: never value is m.residual": "a word of the reason",
+        "connective: without isinstance(type_, TensorType) of `and`": "the operands of an addition of tensors are "
+        "tensors: a number is the attribute of `add.Scalar`",
+    },
+    "passes.rewrite.effects:_never_draws": {
+        "order: 'p' <-> 'dropout'": "no operator has both",
     },
     "passes.rewrite.effects:may_train": {
         "condition: never op.opdef.training is None": "such an operator has none of the attributes asked for next",

@@ -21,6 +21,7 @@ _JOINED = Example("""
     }
 """)
 """An empty vector goes with any rank: the literal says nothing of the second one."""
+_STACKED = Example("graph(%x : f32[n, c], %y : f32[n, c]) { %z = aten.stack([%x, %y]) {dim=2} return %z }")
 _POOLED = Example("graph(%x : f32[n, 4, 4]) { %y = aten.max_pool2d(%x) {kernel_size=[2, 2], stride=[2, 2]} return %y }")
 
 
@@ -37,6 +38,8 @@ class WriteLiterals(Pattern):
         _SELECTED,
         _SELECTED.changed(("c - 1", "0"), refused="index of"),
         _JOINED,
+        _STACKED,
+        _STACKED.changed(("dim=2", "dim=1"), refused="dim of"),
         Example("graph(%x : f32[n, c, h]) { %y = aten.mean.dim(%x) {dim=[2, 1]} return %y }"),
         _POOLED,
         _POOLED.changed(("stride=[2, 2]", "stride=[1, 1]"), refused="stride of"),
@@ -49,6 +52,7 @@ class WriteLiterals(Pattern):
             p.expand(p.any("x"), size=(-1, 3)),
             p.op("aten.select.int", p.any("x"), index=-1),
             p.op("aten.cat", dim=-1),
+            p.op("aten.stack", dim=-1),
             p.op("aten.mean.dim", p.any("x"), dim=(-1, 1)),
             p.op("aten.max_pool2d", p.any("x"), stride=()),
         )

@@ -59,7 +59,7 @@ class Rewritten:
     text: str
     """Of the program, or of the error where there is none."""
     count: int | None = None
-    """How many rewrites there were; of a pass, how many operations went."""
+    """How many rewrites there were; of a pass, how many operations and weights it erased."""
     program: Program | None = None
 
 
@@ -78,13 +78,13 @@ class Drawn:
         """Return what the program becomes."""
         context = PassContext()
         program = self.case.build()
-        before = len(list(program.graph.operations()))
+        before = _size(program)
         try:
             with quiet():
                 self.target.pass_.run(program, context)
         except Exception as error:  # noqa: BLE001 - a mutant may fail in any way
             return Rewritten(f"{type(error).__name__}: {error}")
-        gone = before - len(list(program.graph.operations()))
+        gone = before - _size(program)
         fired = context.log.counts.total()
         return Rewritten(print_program(program), fired if self.target.rules else gone, program)
 
@@ -104,6 +104,10 @@ class Drawn:
         except Exception as error:  # noqa: BLE001 - a mutant may have made any program
             return f"{type(error).__name__}: {error}"
         return print_program(made.program)
+
+
+def _size(program: Program) -> int:
+    return len(program.weights) + sum(1 for _ in program.graph.operations())
 
 
 def draws_of_cases(subject: Subject) -> Callable[[st.DrawFn], Drawn]:

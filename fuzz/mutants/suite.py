@@ -146,12 +146,27 @@ def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
     other = [(case, before, now) for case, before, now in triples if before.program and now.text != before.text]
     if not other:
         return "survived", "", f"the same on {len(cases)} programs"
+    for case, _, _ in other:
+        error = _error_of(mutant, case)
+        if error is not None:
+            return "found", error.property if isinstance(error, Finding) else type(error).__name__, str(error)
     more = [(case, before, now) for case, before, now in other if not _is_less(now, before)]
     if not more:
         return "narrower", "", f"it does less on {len(other)} of {len(cases)} programs"
     if all(case.finished(now) == case.finished(before) for case, before, now in more):
         return "narrower", "", f"it does less, or the same in other words, on {len(other)} of {len(cases)} programs"
     return "survived", "", f"another result for {len(other)} of {len(cases)} programs"
+
+
+def _error_of(mutant: Mutant, case: Drawn) -> Exception | None:
+    """Return what a program shows of a mutant, and not of the unchanged code; None if nothing."""
+    for is_changed in (False, True):
+        try:
+            with mutated(mutant) if is_changed else contextlib.nullcontext():
+                case()
+        except Exception as error:  # noqa: BLE001 - a mutant may fail in any way
+            return error if is_changed and not _is_control(error) else None
+    return None
 
 
 def _is_less(now: Rewritten, before: Rewritten) -> bool:

@@ -23,7 +23,7 @@ from ir.memory.aliasing import demands_strides
 from ir.opdef import get_opdef
 from ir.program import CallingConvention, Program, SymbolRange, Weight, WeightKind, weight_of
 from ir.spelling import did_you_mean
-from ir.types import Dim, TensorType, simplify_dim, symbols_of
+from ir.types import CPU, Dim, TensorType, simplify_dim, symbols_of
 
 SYMBOL_RANGE = SymbolRange(4, 9)
 """What the symbols of a generated program stand for."""
@@ -273,6 +273,7 @@ def programs(
             builder.location = Location(f"layer{number}", "torch.nn.modules.module.Module", "model.py", number + 1)
         kind = source.integer(0, 15)
         source.folds, source.apart = kind > 11, kind == 11
+        source.devices = (None, None, None, torch.device("meta")) if source.folds else (None,)
         _add_operation(source, builder, name)
     finish_program(source)
     return source.program
@@ -389,11 +390,14 @@ def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None
         if symbol not in plain:
             source._input(TensorType((symbol,), source.usual))
     for value in [v for v in source.values if v.defining_op and v in source.constants and v.is_unused]:
-        if value.tensor_type.dtype is source.usual and source.flag():  # what is returned is not folded
-            source.add(Builder(graph).op("aten.mul.Tensor", source._input(value.tensor_type), value))
+        type_ = value.tensor_type
+        if type_.dtype is source.usual and source.flag():  # what is returned is not folded
+            operands = (source._input(type_), value) if type_.device == CPU else (value, value)
+            source.add(Builder(graph).op("aten.mul.Tensor", *operands))
     source.folds = source.apart = False
     if source.integer(0, _UNUSED_ONE_IN - 1) == 1:
-        source.weight(TensorType((2,), source.usual), None)
+        unread = source.program.weights[source.weight(TensorType((2,), source.usual), None).name]
+        unread.is_folded = unread.kind is WeightKind.BUFFER and not unread.is_mutated
         source.values.pop()
     unused = []
     dead = source.integer(0, 3) == 3

@@ -90,6 +90,7 @@ class DecomposeMultiheadAttentionPattern(Pattern):
         _EXPORTED.changed((", None) loc(", ", None) {dropout_p=0.5} loc(")),
         _TOKENS_FIRST,
         _TURNED,
+        _TURNED.changed(("return %turned", "return %turned, %r")),
         _ROWS,
         _LEAF.changed(("%x, %x, %x", "%x, %x, %u"), ("graph(", "graph(%u : f32[n, t, h*d], "), refused="(cross-"),
         _LEAF.changed(("%mask : f32", "%mask : bool"), refused="not floating point of shape (tokens, tokens)"),

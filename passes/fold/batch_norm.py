@@ -197,7 +197,7 @@ def _materialize(program: Program, before: Set[Operation], log: RewriteLog) -> N
     """
     rewriter = Rewriter(program)
     for op in list(program.graph.operations()):
-        if op in before or not (op.opdef.has(Trait.CONV) or op.name == "aten.linear"):
+        if not (op.opdef.has(Trait.CONV) or op.name == "aten.linear"):
             continue
         source = _source_weight(op.operands[1])
         if source is None:

@@ -207,7 +207,7 @@ def _follows(value: Value, known: dict[Value, _Constant], followers: dict[Value,
                 continue
             answers = {followers[v] for v in sources}
             # of two that differ, promotion takes one
-            followers[current] = None if len(answers) > 1 else answers.pop() if answers else False
+            followers[current] = None if len(answers) > 1 else next(iter(answers), False)
         stack.pop()
     return followers[value]
 

@@ -28,8 +28,7 @@ def may_train(op: Operation) -> bool:
 
 def _never_draws(op: Operation) -> bool:
     """Whether it is a dropout that drops nothing."""
-    p = op.attributes.get("p", op.attributes.get("dropout"))
-    return type(p) is float and p == 0.0
+    return [op.attributes[name] for name in ("p", "dropout") if name in op.attributes] == [0.0]
 
 
 def is_removable(op: Operation) -> bool:
