@@ -94,8 +94,8 @@ _JUDGED: dict[str, dict[str, str]] = {
         "order: converted <-> wide": "both are treated alike, and equality is symmetric",
     },
     "passes.fold.constants:_filled": {
-        "keyword: without device=type_.device in torch.full(...)": "only a second device that holds numbers would show it: "
-        "those of programs that are drawn are on the CPU, the default",
+        "keyword: without device=type_.device in torch.full(...)": "only a second device that holds numbers would show "
+        "it: programs are drawn on the CPU, the default",
     },
     "passes.fold.constants:_materialize": {
         "connective: without tensor.numel() * tensor.element_size() <= _MAX_INTERNED_BYTES of `and`": "it bounds the "
