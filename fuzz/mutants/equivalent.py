@@ -50,6 +50,7 @@ _JUDGED: dict[str, dict[str, str]] = {
         "integer: 1 -> 0 (3)": "a map of C x 1 x 1 is the other rule's, and right here as well",
     },
     "passes.convert.classifier:_has_rank_of_map": {
+        "condition: always v not in seen": "it saves a second look at what several operations share",
         "boolean: False -> True": "lowering hands what is no tensor to opaque calls only",
     },
     "passes.convert.classifier:_keeps_batch_first": {

@@ -277,9 +277,13 @@ def _compare_in_training(original: Program, changed: Program, case: Case, proper
         return
     once = attrs.evolve(properties, strides=False)  # strides were compared in the present mode
     try:
-        _Runs(original, case, once, together=True).compare(changed)
+        runs = _Runs(original, case, once, together=True)
+    except (Unusable, InferenceError):
+        return  # batch norm refuses a single value per channel, dropout integers
+    try:
+        runs.compare(changed)
     except Unusable:
-        return  # batch norm refuses a single value per channel
+        return
     except Finding as finding:
         raise Finding("training mode", f"{finding.property}: {finding.message}") from finding
 

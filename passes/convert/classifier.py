@@ -98,7 +98,7 @@ def _has_rank_of_map(x: Value | None) -> bool:
             keeps = op.opdef.has(Trait.ELEMENTWISE) or op.opdef.has(Trait.NORMALIZES) or op.opdef.has(Trait.DROPOUT)
             if not keeps and op.name != "aten.cat":
                 return False
-            found = [v for v in op.operands if v is not None and v not in seen]
+            found = [v for v in op.operand_values if v not in seen]
             pending += found
             seen.update(found)
     return True
