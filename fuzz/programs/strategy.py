@@ -66,6 +66,7 @@ _HALF_ONE_IN = 10
 _ZEROS_ONE_IN = 6
 _UNUSED_ONE_IN = 12
 """How often there is a weight that nothing uses."""
+_MOST_ELEMENTS = 1 << 20  # of one input: with five sizes n*m, numbers up to 7 make 2 GB
 _SEEDS = 2**16
 
 
@@ -434,8 +435,11 @@ def draw_inputs(draw: st.DrawFn, program: Program, *, special: bool = True, fini
         for symbol, bounds in program.symbols.items()
     }
     tensors = []
-    for value in program.graph.inputs:
-        type_ = substitute(value.type, numbers)
+    types = substitute(tuple(value.type for value in program.graph.inputs), numbers)
+    if any(math.prod(type_.shape) > _MOST_ELEMENTS for type_ in types):
+        numbers = {symbol: program.symbols[symbol].lower for symbol in numbers}
+        types = substitute(tuple(value.type for value in program.graph.inputs), numbers)
+    for type_ in types:
         seed, chance = draw(integers(0, _SEEDS - 1)), draw(integers(0, 3))
         tensor = random_tensor(type_.shape, type_.dtype, seed)
         if special and type_.dtype.is_floating_point and tensor.numel() and chance == 3:
