@@ -21,6 +21,10 @@ class LastSoftmax(Pattern):
     def pattern(self, p: PatternBuilder) -> Any:
         return p.softmax(p.any("x"), dim=-1, dtype=None, name="softmax")
 
+    def check(self, m: Match) -> str | None:
+        dtype = m.x.tensor_type.dtype  # softmax takes integers where there are none, and exp makes floats of them
+        return None if dtype is not None and dtype.is_floating_point else f"a softmax of {dtype}"
+
     def rewrite(self, m: Match, b: Any) -> Any:
         return b.exp(b.log_softmax(m.x, m.softmax.attributes["dim"]))
 
