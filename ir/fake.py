@@ -40,7 +40,8 @@ _HINTS = (2003, 2011, 2017, 2027, 2029, 2039, 2053, 2063, 2069, 2081, 2083, 2087
 # The hints of a second run differ in what operators branch on: they are even, divisible by 3, and descending. Where the
 # runs give different types, the type depends on the number.
 _OTHER_HINTS = tuple(range(12 * 250, 12 * 250 - 12 * 16, -12))
-_KNOWN: Cache[Any, tuple[Type, ...]] = Cache()
+_KNOWN: Cache[Any, tuple[Type, ...] | str] = Cache()
+"""Operator with the types of its operands and its attributes -> the types of its results, or why it refuses them."""
 _MAX_KNOWN = 10_000
 # PyTorch logs each refusal with its traceback; here it is an answer, and is raised.
 _TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
@@ -266,7 +267,17 @@ def infer_with_fakes(
     if found is None:
         if len(_KNOWN) >= _MAX_KNOWN:
             _KNOWN.clear()
-        found = _KNOWN[key] = _infer(opdef, types, attributes, extra)
+        try:
+            found = _KNOWN[key] = _infer(opdef, types, attributes, extra)
+        except InferenceError as error:
+            # Refusals are as slow, and a search asks for the same ones often. An operator without a rule may be the
+            # user's, who gives it a fake kernel next.
+            is_final = opdef.infer is not None and error.remedy is None
+            if is_final and not isinstance(error.__cause__, (MemoryError, RecursionError)):
+                _KNOWN[key] = error.message
+            raise
+    if isinstance(found, str):
+        raise InferenceError(found)
     return found
 
 

@@ -21,12 +21,13 @@ from fuzz.rules.growth import operators_with
 from fuzz.rules.match_source import PREFIXES, MatchSource
 from fuzz.rules.respelling import Respelling
 from ir.builder import bind_arguments
+from ir.caches import cached
 from ir.copying import copy_operation
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError
 from ir.locations import UNKNOWN_LOCATION
 from ir.opdef import OpDef, Trait
-from ir.program import Weight
+from ir.program import Program, Weight
 from ir.types import TensorType
 from passes.rewrite.example import Example
 from passes.rewrite.expansion import op_nodes
@@ -54,13 +55,24 @@ def bounds_of(value: Value) -> tuple[float, float] | None:
     return None
 
 
+@cached()
+def _names(example: Example) -> tuple[str, ...]:
+    return example.size_names
+
+
+@cached(most=1000)
+def _program(example: Example, sizes: tuple[tuple[str, int], ...]) -> Program:
+    """Return the program of an example, which is not to be changed: to parse it takes longer than to vary it."""
+    return example.program(dict(sizes).__getitem__)
+
+
 class Variation:
     """One program under construction that starts with an example."""
 
     def __init__(self, source: MatchSource, rule: Pattern, variants: list[Node]) -> None:
         self.source = source
         self.rule = rule
-        self.parts = [part for node in variants for part in op_nodes(node)]
+        self.variants = variants
         self.values: dict[Value, Value] = {}
         """Value of the example -> the value that replaces it."""
         self.computed: dict[Value, None] = {}
@@ -74,7 +86,8 @@ class Variation:
             GraphwrightError: when the example is not valid for the drawn sizes.
         """
         source = self.source
-        program = example.program(self._sizes())
+        size = self._sizes()
+        program = _program(example, tuple([(name, size(name)) for name in _names(example)]))
         half = [value.tensor_type.dtype for value in program.graph.inputs if value.tensor_type.dtype in HALVES]
         if half and half[0] is not None:
             source.in_half(half[0], large=True)
@@ -270,7 +283,7 @@ class Variation:
     def _relatives(self, opdef: OpDef) -> list[OpDef]:
         """Return the operators that the pattern accepts in place of this one, and those with its traits."""
         found: dict[OpDef, None] = {}
-        for part in self.parts:
+        for part in (part for node in self.variants for part in op_nodes(node)):
             if isinstance(part, (OpNode, Chain)):
                 ops = part.ops if isinstance(part.ops, tuple) else (part.ops,)
                 flat = [o for op in ops for o in (operators_with(op) if isinstance(op, Trait) else (op,))]

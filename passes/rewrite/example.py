@@ -18,6 +18,11 @@ _SIZES = (2, 3, 4, 5)
 """What the sizes of an example are, in the order in which they occur, where nobody says otherwise."""
 
 
+def _in_turn(numbers: dict[str, int]) -> Callable[[str], int]:
+    """Return a function that gives names their sizes, and keeps them in `numbers`."""
+    return lambda name: numbers.setdefault(name, _SIZES[len(numbers) % len(_SIZES)])
+
+
 def _without_indent(text: str) -> str:
     if not isinstance(text, str):
         raise PatternError(f"an example is made of {text!r}", remedy="pass the text of a program")
@@ -68,6 +73,13 @@ class Example:
             text = text.replace(old, new)
         return Example(text, refused, unknown)
 
+    @property
+    def size_names(self) -> tuple[str, ...]:
+        """The names of its sizes, in the order in which they occur."""
+        numbers: dict[str, int] = {}
+        self.program(_in_turn(numbers))
+        return tuple(numbers)
+
     def program(self, size: Callable[[str], int] | None = None) -> Program:
         """Return the program, whose weights have no data, with all types known.
 
@@ -80,10 +92,8 @@ class Example:
             GraphwrightError: when it does not take the sizes that are given.
         """
         text = f'program "example" {{\n{self.text}\n}}'
-        numbers: dict[str, int] = {}
-        given = size or (lambda name: numbers.setdefault(name, _SIZES[len(numbers) % len(_SIZES)]))
         try:
-            program = parse_program(text, given)
+            program = parse_program(text, size or _in_turn({}))
         except GraphwrightError as error:
             if size is not None:
                 raise

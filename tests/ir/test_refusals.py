@@ -15,6 +15,7 @@ from ir.builder import Builder, make_operation
 from ir.core import Graph, Value
 from ir.errors import InferenceError, InputError, ParseError, VerificationError
 from ir.expressions import linear_solution
+from ir.fake import infer_with_fakes
 from ir.opdef import get_opdef
 from ir.ops.inference.support import floor_div
 from ir.program import SymbolRange
@@ -145,3 +146,23 @@ def test_numbers_of_numpy_are_plain_ones(given: Any, expected: Any) -> None:
     assert found == expected and type(found) is type(expected)
     if isinstance(given, np.integer):
         assert type(simplify_dim(given)) is int
+
+
+def test_a_refusal_is_the_same_the_second_time() -> None:
+    x, weight = f32(2, 3), f32(4, 5)
+    messages = []
+    for _ in range(2):
+        with pytest.raises(InferenceError) as caught:
+            infer_with_fakes(get_opdef("aten.linear"), (x, weight, None), {})
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert "aten.linear does not take operands (f32[2, 3], f32[4, 5], None)" in messages[0]
+
+
+def test_a_refused_operator_of_a_library_is_accepted_once_it_has_a_fake_kernel(library: Any) -> None:
+    library.define("doubled(Tensor x) -> Tensor")
+    library.impl("doubled", lambda x: x + x, "CPU")
+    with pytest.raises(InferenceError):
+        infer_with_fakes(get_opdef("graphwright_refusals.doubled"), (f32(2),), {})
+    torch.library.register_fake("graphwright_refusals::doubled", torch.empty_like, lib=library)
+    assert infer_with_fakes(get_opdef("graphwright_refusals.doubled"), (f32(2),), {}) == (f32(2),)

@@ -13,6 +13,7 @@ from ir.ops.inference.support import (
     broadcast,
     common_device,
     float_dtype,
+    product_dtype,
     require,
     require_equal,
     require_rank,
@@ -21,9 +22,9 @@ from ir.types import Dim, OpaqueType, TensorType, Type, dims_equal, simplify_dim
 
 
 def linear(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """[*, in], [out, in], [out] -> [*, out]."""
+    """[*, in], [out, in], [out] or [1] -> [*, out]."""
     x, weight, bias = types
-    dtype, device = float_dtype(types), common_device(types)
+    dtype, device = product_dtype(types), common_device(types)
     if weight.shape is None:
         return (TensorType(None if x.shape is None else (*x.shape[:-1], None), dtype, device),)
     require(len(weight.shape) != 1)
@@ -31,7 +32,8 @@ def linear(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     out, inputs = weight.shape
     if bias is not None and bias.shape is not None:
         require(len(bias.shape) == 1)
-        require_equal(bias.shape[0], out, "the size of the bias")
+        if bias.shape[0] != 1:
+            require_equal(bias.shape[0], out, "the size of the bias")
     if x.shape is None:
         return (TensorType(None, dtype, device),)
     if not x.shape:

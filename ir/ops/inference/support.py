@@ -160,6 +160,17 @@ def float_dtype(types: Sequence[TensorType | None]) -> torch.dtype | None:
     return found
 
 
+def product_dtype(types: Sequence[TensorType | None]) -> torch.dtype | None:
+    """Return the one dtype of the operands of a product, floating or i64, or None where no operand's is known.
+
+    Raises:
+        Undecided: when the dtypes differ, or are others.
+    """
+    found: torch.dtype | None = _one_of([type_.dtype for type_ in types if type_ is not None])
+    require(found in FLOATS_OR_UNKNOWN or found is torch.int64)
+    return found
+
+
 def common_device(types: Sequence[TensorType | None]) -> torch.device | None:
     """Return the one device of the operands, or None where no operand's is known.
 
