@@ -28,6 +28,7 @@ from compiler.emitted.guard import (
     Leaves,
     checked_ranges,
     checked_relations,
+    container_name,
     drop_unbound,
     tensor_check,
 )
@@ -273,6 +274,7 @@ class Inputs:
             is_mapping = True
         else:
             flatten = Leaves()
+            self.checks.append(Check(name, number, path, container=container_name(type_)))
             self.checks.append(Check(name, number, (*path, flatten), length=spec.num_leaves))
             if any(map(_has_mapping, children)):
                 # its leaves are taken by their numbers, which depend on the order of keys inside
@@ -281,7 +283,9 @@ class Inputs:
                 self._leaf(next(leaves), number, f"{name}.{i}", (*path, flatten, i), accesses)
             return
         order = tuple(keys) if is_mapping and self.program.convention.keeps_order else ()
-        self.checks.append(Check(name, number, path, length=len(children), keys=order))
+        class_ = spec.context if type_ is collections.namedtuple else type_
+        container = container_name(class_)
+        self.checks.append(Check(name, number, path, length=len(children), container=container, keys=order))
         for key, child, child_name in zip(keys, children, names, strict=True):
             self._walk(child, number, child_name, (*path, key), leaves, accesses)
 

@@ -10,6 +10,7 @@ import attrs
 import sympy
 import torch
 from torch import fx, nn
+from torch.fx.immutable_collections import immutable_dict
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
@@ -49,6 +50,8 @@ class Check:
     dtype: torch.dtype | None = None
     length: int | None = None
     """For a container instead of a tensor: how many entries it has."""
+    container: str = ""
+    """For a container: its class, which the model may ask for."""
     keys: tuple[Any, ...] = ()
     """For a mapping whose order matters: its keys."""
     structure: str = ""
@@ -177,6 +180,12 @@ class InputGuard(nn.Module):
         if isinstance(value, fx.Proxy):
             return  # traced symbolically: there is nothing to compare, and no branch may depend on it
         value = _leaf(check, value)
+        if check.container and container_name(type(value)) != check.container:
+            raise InputError(
+                f"argument `{check.name}` is a {container_name(type(value))}, but the program was compiled for a"
+                f" {check.container}, and the model may ask which it is",
+                remedy=f"pass a {check.container}, or transform the model with an argument like this one",
+            )
         if check.length is not None:
             if not hasattr(value, "__len__") or len(value) != check.length:
                 raise _mismatch(check, f"has {_count(value)}", f"{check.length} entries")
@@ -198,7 +207,7 @@ class InputGuard(nn.Module):
                 raise _mismatch(check, f"is a {type(value).__name__}", check.expected)
             for _, symbol, a, b in check.binds:
                 sizes[symbol] = (value - b) // a
-        else:
+        elif not check.container:
             self._check_tensor(check, value, sizes)
 
     def _check_tensor(self, check: Check, value: Any, sizes: dict[str, Any]) -> None:
@@ -274,6 +283,17 @@ def _untraced(value: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the trace does not depend on it is as it should be
         return value.item()
+
+
+def container_name(kind: type[Any]) -> str:
+    """Return the name of a class of containers: fx has its own lists and dicts, and pytree makes tuples of sizes."""
+    if issubclass(kind, list):
+        return "list"
+    if issubclass(kind, immutable_dict):
+        return "dict"
+    if kind is torch.Size:
+        return "tuple"
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _count(value: Any) -> str:

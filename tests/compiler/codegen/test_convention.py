@@ -6,7 +6,9 @@ import copy
 import enum
 import inspect
 import pickle
-from typing import Any
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -283,3 +285,45 @@ def test_a_string_is_not_renamed_where_a_parameter_shadows_a_global() -> None:
     emitted = transform(fx.symbolic_trace(Shadowing())).model
     assert "_global_torch.einsum('ij,id->jd'" in emitted.code
     assert torch.equal(emitted(*args), Shadowing()(*args))
+
+
+class Pair(NamedTuple):
+    first: Any
+
+
+class AsksForTheClass(nn.Module):
+    def forward(self, x: torch.Tensor, given: Any) -> torch.Tensor:
+        return x * sum(map(ord, type(given).__name__))
+
+
+@pytest.mark.parametrize(
+    "containers",
+    [
+        lambda x: ([x], (x,), Pair(x)),
+        lambda x: ({"a": x}, OrderedDict(a=x), defaultdict(int, a=x)),
+        lambda x: ([[x]], [(x,)]),
+    ],
+)
+def test_arguments_in_a_container_of_another_class_are_refused(containers: Callable[[Any], tuple[Any, ...]]) -> None:
+    x, model = torch.randn(2), AsksForTheClass()
+    for example in containers(x):
+        emitted = transform(model, (x, example)).model
+        assert torch.equal(pickle.loads(pickle.dumps(emitted))(x, example), model(x, example))
+        for other in containers(x):
+            if other is example or (type(other) is type(example) and type(other) is not list):
+                assert torch.equal(emitted(x, other), model(x, other))
+            elif type(other) is not type(example):
+                with pytest.raises(InputError, match=r"argument `given` is a .*, but the program was compiled for a"):
+                    emitted(x, other)
+    # the remedy
+    assert torch.equal(transform(model, (x, Pair(x))).model(x, Pair(x)), model(x, Pair(x)))
+
+
+def test_sizes_may_be_given_as_a_tuple() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+            return nn.functional.interpolate(x, size)
+
+    x = torch.randn(1, 2, 3, 3)
+    emitted = transform(Scaled(), (x, torch.Size([6, 6]))).model
+    assert torch.equal(emitted(x, (6, 6)), emitted(x, torch.Size([6, 6])))
