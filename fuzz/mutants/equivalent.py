@@ -16,10 +16,6 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.canonicalize.reshape:ReshapeOfCopy.check": {
         "condition: never target is None": "it is known where the operand's shape is; else `reshape_copies` says no",
     },
-    "passes.canonicalize.spelling:SpatialMeanToPool.check": {
-        "connective: without not is_floating(m.x) of `or`": "a mean takes floating and complex numbers, and this pool "
-        "is the mean of both",
-    },
     "passes.canonicalize.spelling:SpellExpand.check": {
         "order: m.root.attributes['size'] <-> shape in attributes_equal(...)": "equality is symmetric",
     },
@@ -114,10 +110,6 @@ _JUDGED: dict[str, dict[str, str]] = {
         "connective: without not type_.is_static of `or`": "a weight has known sizes, and so has its reshape: numbers "
         "that do not make it up are no view of it",
         "connective: without type(type_) is not TensorType of `or`": "a reshape and a permute give tensors",
-    },
-    "passes.fuse.attention:ScaledDotProductAttentionPattern.check": {
-        "reason: return None, not f'the query is {query}, without a batch or head dimension'": "a region of it is "
-        "right too; targets do not take it, which an example holds",
     },
     "passes.fuse.conv:ConvBNAddActPattern.check": {
         "condition: never value is m.residual": "a word of the reason",

@@ -59,7 +59,9 @@ class Rewritten:
     text: str
     """Of the program, or of the error where there is none."""
     count: int | None = None
-    """How many rewrites there were; of a pass, how many operations and weights it erased."""
+    """How many rewrites there were; of a pass, how many operations it erased."""
+    weights: int = 0
+    """How many weights a pass erased."""
     program: Program | None = None
 
 
@@ -78,15 +80,16 @@ class Drawn:
         """Return what the program becomes."""
         context = PassContext()
         program = self.case.build()
-        before = _size(program)
+        operations, weights = _size(program)
         try:
             with quiet():
                 self.target.pass_.run(program, context)
         except Exception as error:  # noqa: BLE001 - a mutant may fail in any way
             return Rewritten(f"{type(error).__name__}: {error}")
-        gone = before - _size(program)
-        fired = context.log.counts.total()
-        return Rewritten(print_program(program), fired if self.target.rules else gone, program)
+        text, left = print_program(program), _size(program)
+        if self.target.rules:
+            return Rewritten(text, context.log.counts.total(), program=program)
+        return Rewritten(text, operations - left[0], weights - left[1], program)
 
     def finished(self, made: Rewritten) -> str:
         """Return what becomes of a program that was rewritten: what a mutant left undone is done.
@@ -106,8 +109,9 @@ class Drawn:
         return print_program(made.program)
 
 
-def _size(program: Program) -> int:
-    return len(program.weights) + sum(1 for _ in program.graph.operations())
+def _size(program: Program) -> tuple[int, int]:
+    """Return the numbers of operations and of weights."""
+    return sum(1 for _ in program.graph.operations()), len(program.weights)
 
 
 def draws_of_cases(subject: Subject) -> Callable[[st.DrawFn], Drawn]:

@@ -170,7 +170,10 @@ def _error_of(mutant: Mutant, case: Drawn) -> Exception | None:
 
 
 def _is_less(now: Rewritten, before: Rewritten) -> bool:
-    return now.count is not None and before.count is not None and now.count < before.count
+    """Whether a mutant did less: folding erases operations, and adds weights."""
+    if now.count is None or before.count is None:
+        return False
+    return (now.count, now.weights) < (before.count, before.weights)
 
 
 def _unlike_examples(mutant: Mutant) -> str | None:

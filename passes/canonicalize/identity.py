@@ -304,6 +304,7 @@ class NoArithmetic(Identity):
         _SUM,
         _SUM.changed(("i64", "f32"), ("=0", "=-0.0"), ("clone(%x)", "mul.Scalar(%x) {other=0.0}")),
         _PRODUCT.changed(("f32", "i64"), ("=1", "=1.0"), refused="the dtype changes"),
+        _SUM.changed(("i64", "f32"), ("=0", "=-0.0, alpha=-1"), refused="the scalar is not the unit"),
     )
 
     @override
@@ -353,6 +354,23 @@ class Idempotent(Rule):
               return %u
             }
         """),
+        Example("""
+            graph(%x : f32[n], %least : f32[n]) {
+              %y = aten.clamp_min.Tensor(%x, %least)
+              %z = aten.clamp_min.Tensor(%y, %least)
+              return %z
+            }
+        """),
+        Example(
+            """
+            graph(%x : f32[n]) {
+              %y = aten.to.dtype(%x) {dtype=torch.float64, copy=True}
+              %z = aten.to.dtype(%y) {dtype=torch.float64, copy=True}
+              return %y, %z
+            }
+            """,
+            refused="an output would share storage",
+        ),
         # a call returns its operand the second time, where an output may share storage
         Example("graph(%x : f32[n, a]) { %y = aten.contiguous(%x) %z = aten.contiguous(%y) return %z }"),
     )

@@ -72,6 +72,11 @@ class FoldBatchNormPattern(Pattern):
         _CONVOLUTION.changed(("f32", "f16")),
         _LINEAR,
         _CONVOLUTION.changed(("%mean : f32[o]", "%mean : f32[o] mutated"), refused="is mutated by the model"),
+        _CONVOLUTION.changed(
+            ("graph(%x :", "graph(%w : f32[o, c, 2, 3], %x :"),
+            ("conv2d(%x, %conv.weight", "conv2d(%x, %w"),
+            refused="is computed, not a weight",
+        ),
         attrs.evolve(_VECTOR, refused="has its channels in dimension 1"),
     )
 
