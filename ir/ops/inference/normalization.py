@@ -22,10 +22,10 @@ from ir.types import Dim, TensorType, Type
 
 
 def _same(x: TensorType, types: tuple[Any, ...]) -> tuple[Type, ...]:
-    dtype, device = float_dtype(types), common_device(types)
-    if x.dtype is dtype and x.device == device:
-        return (x,)
-    return (TensorType(x.shape, dtype, device),)
+    float_dtype(types)
+    device = common_device(types)
+    # kernels take an input of another dtype than that of the weights: where it is unknown, so is the result's
+    return (x,) if x.device == device else (TensorType(x.shape, x.dtype, device),)
 
 
 def _per_channel(types: tuple[Any, ...], channels: Dim | None) -> None:
