@@ -33,7 +33,7 @@ from fuzz.programs.retyping import untrue_type, with_types_of
 from fuzz.programs.rounding import Rounding
 from ir.compare import programs_equal
 from ir.errors import EvaluationError, GraphwrightError, InferenceError
-from ir.program import Program, Weight, copy_program
+from ir.program import Program, copy_program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
 from ir.verify import verify
@@ -331,7 +331,8 @@ class _Runs:
     def compare(self, program: Program, typed: Program | None = None) -> None:
         """Raise a `Finding` for the first property that does not hold of a changed program, perhaps `typed` already."""
         properties = self.properties
-        new = [weight for name, weight in program.weights.items() if self._is_new(name, weight)]
+        old = self.program.weights  # a new weight may have the name of one that is gone
+        new = [w for name, w in program.weights.items() if name not in old or w.derivation is not old[name].derivation]
         if new or fixes_dtypes(typed or with_types_of(program, self.case.inputs)):
             self.budgeted = True  # new weights have the precision of the old ones
         if any(weight.derivation is not None for weight in new):
@@ -350,11 +351,6 @@ class _Runs:
             self._compare_second_run(program, first)  # else the run with gradients is a second one
         if self.slopes is not None:
             self._compare_rounded(program, self.case.inputs, self.slopes, gradients=True)
-
-    def _is_new(self, name: str, weight: Weight) -> bool:
-        """Return whether a weight was made by the change; it may have the name of one that is gone."""
-        old = self.program.weights.get(name)
-        return old is None or old.derivation is not weight.derivation
 
     def _compare_second_run(self, program: Program, first: Observation | None) -> None:
         """Raise a `Finding` if a second run of a changed program differs from the first."""
