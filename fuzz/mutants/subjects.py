@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from compiler.pipeline import parse_pipeline, pipeline_of
 from compiler.targets.tensorrt import TENSORRT_PATTERNS
+from fuzz.calls.inference import TypedCall, inference_fault, inferred, typed_call
 from fuzz.modules.check import check_module
 from fuzz.modules.strategy import modules
 from fuzz.mutants.mutation import Subject
@@ -171,7 +172,9 @@ def _draw_text(subject: Subject) -> Draw:
 
 
 def _draw_types(subject: Subject) -> Draw:
+    """Calls of single operators, also refused ones; one example in four is a whole program, which is evaluated."""
     strategy = programs(operators=subject.operators)
+    has_rules = bool(inferred(subject.operators))
 
     def run(program: Program, inputs: Sequence[torch.Tensor]) -> None:
         values: list[Value] = [r for op in program.graph.operations() for r in op.results]
@@ -187,11 +190,31 @@ def _draw_types(subject: Subject) -> Draw:
                 raise Finding("types", f"{value.name} is inferred as {value.type}, and evaluates to {made}")
 
     def drawn(draw: st.DrawFn) -> Run:
+        if has_rules and draw(st.integers(0, 3)):
+            return CheckedCall(draw_inferred(draw, subject))
         program = draw(strategy)
         inputs = draw(input_tensors(program))
         return lambda: run(program, inputs)
 
     return drawn
+
+
+def draw_inferred(draw: st.DrawFn, subject: Subject) -> TypedCall:
+    """Draw a call of one of a subject's operators that have a rule of type inference."""
+    return typed_call(draw, draw(st.sampled_from(inferred(subject.operators))))
+
+
+@attrs.frozen(eq=False, repr=False)
+class CheckedCall:
+    """A call that was drawn for type inference, and its check."""
+
+    call: TypedCall
+
+    def __call__(self) -> None:
+        """Check what inference answers."""
+        fault = inference_fault(self.call)
+        if fault is not None:
+            raise Finding("types", fault)
 
 
 def _fits(value: Value, tensor: torch.Tensor) -> bool:

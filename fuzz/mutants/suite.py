@@ -21,8 +21,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 
+from fuzz.calls.inference import TypedCall, answer_of_rule, inferred
 from fuzz.mutants.mutation import Mutant, StaleMutantError, mutated
-from fuzz.mutants.subjects import Drawn, Rewritten, Run, draws, draws_of_cases
+from fuzz.mutants.subjects import CheckedCall, Drawn, Rewritten, Run, draw_inferred, draws, draws_of_cases
 from fuzz.programs.check import Finding
 from fuzz.rules.names import find_rule
 from fuzz.search.examples import hold_example
@@ -33,6 +34,8 @@ SEED = 20260
 LIMIT = 240.0
 _COMPARED = 300
 """The number of programs on which a surviving mutant of a rule is compared with the unchanged rule."""
+_COMPARED_CALLS = 600
+"""The number of calls on which a surviving mutant of type inference is compared with the unchanged rule."""
 _GRACE = 60.0
 """Seconds beyond the limit for the end of a search, or for one example; after that, the mutant does not end."""
 _FIRED = 5
@@ -48,7 +51,7 @@ class MutantResult:
     subject: str
     status: str
     """`found`, `survived`, `narrower` (as far as was seen, it fires less often and is right, or says the same in other
-    words), `stale`, or `unsound`: the unchanged code fails on the example too."""
+    words; of type inference, it says less), `stale`, or `unsound`: the unchanged code fails on the example too."""
     examples: int = 0
     seconds: float = 0.0
     property: str = ""
@@ -110,7 +113,8 @@ def run_mutant(
     if error is None:
         return result(*_survived(mutant, seed))
     found = error.property if isinstance(error, Finding) else type(error).__name__
-    if failed and mutant.subject.kind not in ("text", "types"):
+    # a program holds the types that the mutant inferred
+    if failed and (mutant.subject.kind not in ("text", "types") or isinstance(failed[0], CheckedCall)):
         try:
             failed[0]()
         except Exception as also:  # noqa: BLE001 - whatever it is, the mutant is not the reason
@@ -125,6 +129,8 @@ def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
     A rule that does not do what its examples say, or never fires, or a pass that changes nothing, is an error of
     `assert_sound`: such a mutant is found.
     """
+    if mutant.subject.kind == "types" and inferred(mutant.subject.operators):
+        return _survived_calls(mutant, seed)
     if mutant.subject.kind not in ("rule", "pass"):
         return "survived", "", ""
     unlike = _unlike_examples(mutant) if mutant.subject.kind == "rule" else None
@@ -158,7 +164,32 @@ def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
     return "survived", "", f"another result for {len(other)} of {len(cases)} programs"
 
 
-def _error_of(mutant: Mutant, case: Drawn) -> Exception | None:
+def _survived_calls(mutant: Mutant, seed: int) -> tuple[str, str, str]:
+    """Return the same of a mutant of type inference, by what its rules say without their fallback."""
+    calls: list[TypedCall] = []
+
+    def keep(call: TypedCall) -> None:
+        calls.append(call)
+
+    _search(lambda draw: draw_inferred(draw, mutant.subject), keep, _COMPARED_CALLS, seed + 1)
+    unchanged = [answer_of_rule(call) for call in calls]
+    with mutated(mutant):
+        changed = [answer_of_rule(call) for call in calls]
+    triples = zip(calls, unchanged, changed, strict=True)
+    other = [(call, before, now) for call, before, now in triples if now != before]
+    if not other:
+        return "survived", "", f"the same on {len(calls)} calls"
+    for call, _, _ in other:
+        error = _error_of(mutant, CheckedCall(call))
+        if error is not None:
+            return "found", error.property if isinstance(error, Finding) else type(error).__name__, str(error)
+    more = sum(not now.is_less(before) for _, before, now in other)
+    if not more:
+        return "narrower", "", f"it says less of {len(other)} of {len(calls)} calls"
+    return "survived", "", f"another answer to {more} of {len(calls)} calls"
+
+
+def _error_of(mutant: Mutant, case: Run) -> Exception | None:
     """Return what a program shows of a mutant, and not of the unchanged code; None if nothing."""
     for is_changed in (False, True):
         try:

@@ -123,7 +123,8 @@ def _lift(x: torch.Tensor) -> torch.Tensor:
 def _activations() -> None:
     _rows("relu", _unary(), _ACTIVATION | _IDEMPOTENT)
     _rows("relu6", _unary(), _ACTIVATION | _IDEMPOTENT, **_FRESH)
-    _rows("gelu hardswish hardsigmoid sigmoid tanh log_sigmoid", _unary(), _ACTIVATION)
+    _rows("gelu", _unary("approximate"), _ACTIVATION)
+    _rows("hardswish hardsigmoid sigmoid tanh log_sigmoid", _unary(), _ACTIVATION)
     _rows("silu mish selu", _unary(), _ACTIVATION, **_FRESH)
     _rows("hardtanh", _unary("min_val", "max_val"), _ACTIVATION | _IDEMPOTENT)
     _rows("threshold", _unary("threshold", "value"), _ACTIVATION | _IDEMPOTENT)
@@ -140,7 +141,7 @@ def _activations() -> None:
 
 def _arithmetic() -> None:
     _rows("abs floor ceil round trunc sign sgn", _unary(), _IDEMPOTENT)
-    _rows("positive", _fast(layout.same), _IDEMPOTENT | _VIEW, layout=Layout.SAME)
+    _rows("positive", _unary(), _IDEMPOTENT | _VIEW, layout=Layout.SAME)
     _rows("neg", _unary(), inverse="aten.neg")
     _rows("square", _unary(), **_FRESH)
     _rows(
@@ -364,7 +365,8 @@ def _reductions() -> None:
     _rows("mean.dim sum.dim_IntList", _fast(reduction.reduce(empty=True)), **reduced)
     _rows("prod.dim_int", _fast(reduction.reduce(empty=True)), **_ALONG)
     _rows("sum mean prod", _fast(reduction.reduce(empty=True)))
-    _rows("amax amin logsumexp", _fast(reduction.reduce()), **reduced)
+    _rows("amax amin", _fast(reduction.reduce()), **reduced)
+    _rows("logsumexp", _fast(reduction.logsumexp), **reduced)
     _rows("max min", _fast(reduction.reduce()))
     _rows("var.dim var.correction std.dim std.correction", _fast(reduction.reduce()), **reduced)
     _rows("var std", _fast(reduction.reduce()))

@@ -36,7 +36,7 @@ def conv(dims: int) -> InferRule:
             padding = (0,) * dims
         result = tuple(
             [
-                _same_size(sizes[i], stride[i], kernel[i])
+                _same_size(sizes[i], stride[i], dilation[i], kernel[i])
                 if padding == "same"
                 else _conv_size(sizes[i], kernel[i], stride[i], padding[i], dilation[i])
                 for i in range(dims)
@@ -129,6 +129,6 @@ def _conv_size(size: Dim | None, kernel: Dim | None, stride: Any, padding: Any, 
     return simplify_dim(floor_div(room, stride) + 1)
 
 
-def _same_size(size: Dim | None, stride: Any, kernel: Dim | None) -> Dim | None:
-    require(stride == 1)
+def _same_size(size: Dim | None, stride: Any, dilation: Any, kernel: Dim | None) -> Dim | None:
+    require(stride == 1 and type(dilation) is int and dilation > 0)
     return None if kernel is None else size

@@ -88,11 +88,19 @@ def _nary(name: str, dtype: torch.dtype | None = None) -> InferRule:
         shape = None if None in shapes else broadcast(shapes)
         if all(t.dtype is not None and t.shape is not None for t in present):
             result = probe(name, types, attributes)
-            device = result.device if all(t.device is not None for t in present) else common_device(present)
+            device = result.device if all(t.device is not None for t in present) else _certain_device(present)
             return (TensorType(shape, result.dtype, device),)
-        return (TensorType(shape, dtype or _certain_dtype(name, present, attributes), common_device(present)),)
+        return (TensorType(shape, dtype or _certain_dtype(name, present, attributes), _certain_device(present)),)
 
     return rule
+
+
+def _certain_device(types: list[TensorType]) -> torch.device | None:
+    """Return the device of the result if it is certain: a scalar on the CPU goes with operands on any device."""
+    device = common_device(types)
+    if all(t.device is not None for t in types) or any(t.device is not None and t.shape for t in types):
+        return device
+    return None
 
 
 def _certain_dtype(name: str, types: list[TensorType], attributes: Attributes) -> torch.dtype | None:

@@ -46,8 +46,8 @@ def adaptive_pool(dims: int, *, indices: bool = False) -> InferRule:
     """Return the rule of adaptive pooling over `dims` dimensions."""
 
     def sizes(given: Shape, attributes: Attributes) -> Sequence[Dim | None]:
-        wanted: Sequence[Dim] = _expand(attributes["output_size"], dims)
-        require(all(type(size) is not int or size > 0 for size in wanted))
+        wanted: Sequence[Dim] = attributes["output_size"]
+        require(len(wanted) == dims and all(type(size) is not int or size > 0 for size in wanted))
         return wanted
 
     return _pooling(dims, sizes, indices)

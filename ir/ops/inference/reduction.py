@@ -45,9 +45,16 @@ def reduce(*, empty: bool = False, results: int = 1) -> InferRule:
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         x, dtype = types[0], attributes.get("dtype")
         require(x.dtype in FLOATS_OR_UNKNOWN and (dtype is None or dtype in FLOATS))
+        require(type(attributes.get("correction")) is not complex)
         return (TensorType(_reduced(x, attributes, empty=empty), dtype or x.dtype, x.device),) * results
 
     return rule
+
+
+def logsumexp(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
+    """logsumexp over some dimensions; for none, fake tensors and the kernel differ."""
+    require(attributes["dim"] != ())
+    return reduce()(types, attributes)
 
 
 def typed(dtype: torch.dtype) -> InferRule:
