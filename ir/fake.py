@@ -278,7 +278,16 @@ def infer_with_fakes(
             raise
     if isinstance(found, str):
         raise InferenceError(found)
+    if _has_no_device(types) or _has_no_device(extra):
+        return tuple([attrs.evolve(t, device=None) if isinstance(t, TensorType) else t for t in found])
     return found
+
+
+def _has_no_device(type_: Any) -> bool:
+    """Return whether the device of a type (or of one in a tuple of types) is unknown; fake tensors are on the CPU."""
+    if isinstance(type_, tuple):
+        return any(map(_has_no_device, type_))
+    return isinstance(type_, TensorType) and type_.device is None
 
 
 def _infer(

@@ -24,10 +24,10 @@ from ir.attributes import map_leaves
 from ir.builder import bind_arguments
 from ir.errors import InferenceError
 from ir.fake import flat_results, infer_with_fakes, kernel_call
-from ir.opdef import OpDef, Param, ParamKind, get_opdef
+from ir.opdef import OpDef, Param, ParamKind, Trait, get_opdef
 from ir.ops.inference import support
 from ir.schemas import without_optional
-from ir.types import ScalarType, TensorType, Type, simplify_dim, type_of_tensor, types_equal
+from ir.types import OpaqueType, ScalarType, TensorType, Type, simplify_dim, type_of_tensor, types_equal
 
 Types = tuple[Any, ...]
 Results = tuple[Type, ...]
@@ -240,6 +240,8 @@ def inference_fault(call: TypedCall) -> str | None:
     - For a part of known types that are not refused, it says what is true for these.
     - With symbols, what it says is true for all numbers in their place that fit the operator.
     """
+    if call.name == "aten.index.Tensor" and 0 in (call.whole or call.types)[0].shape:
+        return None  # whether an index is out of range depends on its value
     got = call.infer()
     if call.whole is not None:
         return _fault_of_part(call, got)
@@ -255,14 +257,12 @@ def inference_fault(call: TypedCall) -> str | None:
 def _fault_of_part(call: TypedCall, got: Results | None) -> str | None:
     assert call.whole is not None
     want = _reference(call.opdef, call.whole, call.attributes)
-    if want is None:
+    # how many results there are may depend on what is unknown
+    if want is None or (got is None and "list" in call.opdef.results):
         return None
-    if got is None:
-        # how many results there are depends on what is unknown
-        is_fine = "list" in call.opdef.results or _is_refused(attrs.evolve(call, types=call.whole))
-    else:
-        is_fine = len(want) == len(got) and all(map(says_no_more, got, want))
-    return None if is_fine else _described(call, want, got)
+    if got is not None and len(want) == len(got) and all(map(says_no_more, got, want)):
+        return None
+    return None if _is_refused(attrs.evolve(call, types=call.whole)) else _described(call, want, got)
 
 
 def _fault_of_symbols(call: TypedCall, got: Results) -> str | None:
@@ -295,6 +295,8 @@ def _described(call: TypedCall, want: Results | None, got: Results | None) -> st
 
 def says_no_more(partial: Type, known: Type) -> bool:
     """Return whether what a type says is true of another one, of which more may be known."""
+    if isinstance(partial, OpaqueType):
+        return True
     if not isinstance(known, TensorType) or not isinstance(partial, TensorType):
         return types_equal(known, partial)
     if partial.dtype is not None and partial.dtype is not known.dtype:
@@ -329,8 +331,18 @@ def _of_kernel(opdef: OpDef, types: Types, attributes: Attributes) -> Results | 
     return tuple([type_of_tensor(r) if isinstance(r, torch.Tensor) else ScalarType("") for r in flat_results(returned)])
 
 
+def _devices(call: TypedCall) -> set[Any]:
+    """Return the devices of a call's operands; a scalar on the CPU goes with operands of an elementwise operator."""
+    found: set[Any] = set()
+    is_elementwise = call.opdef.has(Trait.ELEMENTWISE)
+    map_types(call.types, lambda t: found.add(t.device) if t.shape or not is_elementwise else None)
+    return found
+
+
 def _is_refused(call: TypedCall) -> bool:
-    """Return whether the kernel refuses a call that fake tensors accept."""
+    """Return whether kernels refuse a call that fake tensors accept: those of devices other than `meta` do not mix."""
+    if len(_devices(call)) > 1:
+        return True
     return _of_kernel(call.opdef, call.types, call.attributes) is None
 
 

@@ -171,7 +171,10 @@ def _padding(op: Operation) -> tuple[int, ...] | None:
     if op.attributes["padding"] != "same" or shape is None or len(shape) != dims + 2:
         return None
     padding: list[int] = []
-    for kernel, dilation in zip(shape[2:], op.attributes["dilation"], strict=True):
+    dilations = op.attributes["dilation"]
+    if len(dilations) == 1:
+        dilations *= dims
+    for kernel, dilation in zip(shape[2:], dilations, strict=True):
         if type(kernel) is not int or type(dilation) is not int or dilation * (kernel - 1) % 2:
             return None
         padding.append(dilation * (kernel - 1) // 2)

@@ -26,8 +26,10 @@ def conv(dims: int) -> InferRule:
     """Return the rule of a forward convolution over `dims` dimensions, also with `padding` "same" or "valid"."""
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-        stride, padding, dilation = attributes["stride"], attributes["padding"], attributes["dilation"]
-        _check_lengths(dims, stride, dilation, *(() if isinstance(padding, str) else (padding,)))
+        stride, dilation = _of_dims(dims, attributes["stride"]), _of_dims(dims, attributes["dilation"])
+        padding = attributes["padding"]
+        if not isinstance(padding, str):
+            padding = _of_dims(dims, padding)
         dtype, device = float_dtype(types), common_device(types)
         batch, out, sizes, kernel = _fit(types, attributes["groups"], dims)
         if batch is None:
@@ -51,9 +53,8 @@ def conv_transpose(dims: int) -> InferRule:
     """Return the rule of a transposed convolution; its weight is (in, out / groups, kernel...)."""
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-        stride, padding, dilation = attributes["stride"], attributes["padding"], attributes["dilation"]
-        extra = attributes["output_padding"]
-        _check_lengths(dims, stride, padding, dilation, extra)
+        names = ("stride", "padding", "dilation", "output_padding")
+        stride, padding, dilation, extra = (_of_dims(dims, attributes[name]) for name in names)
         dtype, device = float_dtype(types), common_device(types)
         batch, out, sizes, kernel = _fit(types, attributes["groups"], dims, transposed=True)
         if batch is None:
@@ -112,11 +113,11 @@ def _split_input(x: TensorType, dims: int) -> tuple[Shape | None, Dim | None, Sh
     return x.shape[: -dims - 1], x.shape[-dims - 1], x.shape[-dims:]
 
 
-def _check_lengths(dims: int, *numbers: Sequence[Any]) -> None:
-    """Check lengths that kernels refuse and fake tensors accept."""
-    for given in numbers:
-        if len(given) != dims:
-            raise InferenceError(f"a convolution over {dims} dimensions takes {dims} numbers, not {given}")
+def _of_dims(dims: int, given: Sequence[Any]) -> Sequence[Any]:
+    """Return a number for each dimension, where one may stand for all; kernels refuse others, fake tensors do not."""
+    if len(given) not in (1, dims):
+        raise InferenceError(f"a convolution over {dims} dimensions takes {dims} numbers, not {given}")
+    return given if len(given) == dims else (given[0],) * dims
 
 
 def _conv_size(size: Dim | None, kernel: Dim | None, stride: Any, padding: Any, dilation: Any) -> Dim | None:

@@ -62,7 +62,7 @@ def shaped(*, fill: str | None = None) -> InferRule:
         _check_layout(attributes)
         size = attributes["size"]
         require(all(type(n) is not int or n >= 0 for n in size))
-        require(attributes.get("memory_format") in _ANY_RANK)
+        require(attributes.get("memory_format") in (None, torch.contiguous_format))
         dtype, device = attributes.get("dtype"), attributes.get("device")
         if types:
             dtype, device = dtype or types[0].dtype, device or types[0].device

@@ -207,7 +207,7 @@ def flip(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 def roll(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """The operand's type."""
     x, shifts, dims = types[0], attributes["shifts"], attributes["dims"]
-    require(len(shifts) == len(dims) or (len(shifts) == 1 and not dims))
+    require(len(shifts) == (len(dims) or 1))
     if x.shape is not None:
         require(len(x.shape) > 0)
         for dim in dims:

@@ -18,7 +18,7 @@ from ir.ops.inference.support import (
     require_not_empty,
     wrap_dim,
 )
-from ir.types import Dim, TensorType, Type
+from ir.types import Dim, TensorType, Type, product
 
 
 def _same(x: TensorType, types: tuple[Any, ...]) -> tuple[Type, ...]:
@@ -55,6 +55,7 @@ def instance_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type,
         require(len(x.shape) >= 3)
         require_not_empty(x.shape)
         require(all(d is None or type(d) is int for d in x.shape[:2]))
+        require(not attributes["use_input_stats"] or product(x.shape[2:]) != 1)
         _per_channel(types[1:], x.shape[1])
     return _same(x, types)
 

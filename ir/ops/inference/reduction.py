@@ -62,8 +62,10 @@ def typed(dtype: torch.dtype) -> InferRule:
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         x = types[0]
-        require(x.dtype in FLOATS_OR_UNKNOWN or (x.dtype is torch.bool and dtype is torch.bool))
-        return (TensorType(_reduced(x, attributes), dtype, x.device),)
+        is_bool = dtype is torch.bool
+        require(x.dtype in FLOATS_OR_UNKNOWN or (x.dtype is torch.bool and is_bool))
+        # any and all of u8 are u8
+        return (TensorType(_reduced(x, attributes), None if is_bool and x.dtype is None else dtype, x.device),)
 
     return rule
 
