@@ -240,8 +240,8 @@ def inference_fault(call: TypedCall) -> str | None:
     - For a part of known types that are not refused, it says what is true for these.
     - With symbols, what it says is true for all numbers in their place that fit the operator.
     """
-    if call.name == "aten.index.Tensor" and 0 in (call.whole or call.types)[0].shape:
-        return None  # whether an index is out of range depends on its value
+    if _takes_numbers(call.name, call.whole or call.types) and 0 in ((call.whole or call.types)[0].shape or ()):
+        return None  # whether such an index is out of range depends on its value
     got = call.infer()
     if call.whole is not None:
         return _fault_of_part(call, got)
@@ -312,10 +312,14 @@ def says_no_more(partial: Type, known: Type) -> bool:
 
 def _reference(opdef: OpDef, types: Types, attributes: Attributes) -> Results | None:
     """Return the result types on fake tensors; None where they refuse."""
-    if opdef.name == "aten.index.Tensor" and any(i is not None and not i.shape for i in types[1]):
+    if _takes_numbers(opdef.name, types):
         # fake tensors take an index without dimensions for a number, and the kernels do not
         return _of_kernel(opdef, types, attributes)
     return outcome(lambda: infer_with_fakes(opdef, types, attributes))
+
+
+def _takes_numbers(name: str, types: Types) -> bool:
+    return name == "aten.index.Tensor" and any(i is not None and not i.shape for i in types[1])
 
 
 def _of_kernel(opdef: OpDef, types: Types, attributes: Attributes) -> Results | None:

@@ -34,7 +34,7 @@ SEED = 20260
 LIMIT = 240.0
 _COMPARED = 300
 """The number of programs on which a surviving mutant of a rule is compared with the unchanged rule."""
-_COMPARED_CALLS = 600
+_COMPARED_CALLS = 400
 """The number of calls on which a surviving mutant of type inference is compared with the unchanged rule."""
 _GRACE = 60.0
 """Seconds beyond the limit for the end of a search, or for one example; after that, the mutant does not end."""

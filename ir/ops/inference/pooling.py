@@ -76,7 +76,7 @@ def upsample(dims: int) -> InferRule:
         require(x.dtype in FLOATS_OR_UNKNOWN)
         output_size, factors = attributes["output_size"], attributes["scale_factors"]
         require((output_size is None) != (factors is None))
-        require(len(output_size or factors) == dims)
+        require(len(factors if output_size is None else output_size) == dims)
         if x.shape is None:
             return (x,)
         require_rank(x.shape, dims + 2)
