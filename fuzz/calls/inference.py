@@ -117,7 +117,8 @@ def typed_call(draw: st.DrawFn, name: str, *, symbolic: bool | None = None) -> T
             types = _with_another_operand(source, opdef, types)
     if symbolic or not kind & 1 or not types:
         return TypedCall(name, types, attributes)
-    return TypedCall(name, map_types(types, lambda t: _partly(draw, t)), attributes, types)
+    part = map_types(types, lambda t: _partly(draw, t))
+    return TypedCall(name, part, attributes, None if part == types else types)
 
 
 def _partly(draw: st.DrawFn, type_: TensorType) -> TensorType:
@@ -363,7 +364,7 @@ class Answer:
 
     def is_less(self, other: Answer) -> bool:
         """Return whether the other one says this, too: to fall back is the least, to refuse the most."""
-        if self.kind == "falls back" or other.kind == "refused":
+        if self.kind == "falls back" or (self.kind in ("types", "refused") and other.kind == "refused"):
             return True
         if self.kind != "types" or other.kind != "types" or len(self.types) != len(other.types):
             return False

@@ -88,8 +88,7 @@ def _nary(name: str, dtype: torch.dtype | None = None) -> InferRule:
         shape = None if None in shapes else broadcast(shapes)
         if all(t.dtype is not None and t.shape is not None for t in present):
             result = probe(name, types, attributes)
-            device = result.device if all(t.device is not None for t in present) else _certain_device(present)
-            return (TensorType(shape, result.dtype, device),)
+            return (TensorType(shape, result.dtype, result.device or _certain_device(present)),)
         return (TensorType(shape, dtype or _certain_dtype(name, present, attributes), _certain_device(present)),)
 
     return rule

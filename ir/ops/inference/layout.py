@@ -231,6 +231,7 @@ def pad(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     count = len(amounts) // 2
     require(count <= len(x.shape))
     if mode != "constant":
+        require(mode in ("reflect", "replicate", "circular"))
         require(1 <= count <= 3 and len(x.shape) in (count + 1, count + 2) and 0 not in x.shape)
         require(attributes.get("value") is None)
     shape = list(x.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -146,11 +147,11 @@ def _pool_size(size: Dim | None, kernel: Any, stride: Any, padding: Any, dilatio
 def _scaled(size: Dim | None, factor: Any) -> Dim | None:
     if size is None:
         return None
-    if type(size) is int and isinstance(factor, (int, float)):
+    require(isinstance(factor, (int, float)) and math.isfinite(factor))
+    if type(size) is int:
         return int(size * factor)
-    if isinstance(factor, (int, float)) and factor == int(factor):
-        return simplify_dim(size * int(factor))
-    raise Undecided
+    require(factor == int(factor))
+    return simplify_dim(size * int(factor))
 
 
 def _times(size: Dim | None, factor: int) -> Dim | None:

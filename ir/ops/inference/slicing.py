@@ -19,7 +19,6 @@ from ir.ops.inference.support import (
     floor_div,
     require,
     require_equal,
-    require_not_empty,
     total,
     wrap_dim,
 )
@@ -73,7 +72,8 @@ def slice_(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     dim, size = _along(x, attributes)
     start, end, step = attributes["start"], attributes["end"], attributes["step"]
     require(type(step) is int and step > 0)
-    if step == 1 and start in (None, 0) and (end is None or (type(end) is int and end >= 2**63 - 1)):
+    require(all(type(n) is not int or -(2**63) <= n < 2**63 for n in (start, end)))
+    if step == 1 and start in (None, 0) and end in (None, 2**63 - 1):
         return (x,)
     if size is None:
         return (_at(x, dim, None),)
@@ -257,7 +257,6 @@ def index(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     require(bool(given) and all(i.dtype in (torch.int64, torch.int32) and i.shape is not None for i in given))
     if len(indices) > len(x.shape):
         raise Misfit(f"{len(indices)} indices are too many for rank {len(x.shape)}")
-    require_not_empty(x.shape)
     common_device([x, *given])
     picked = broadcast([i.shape for i in given])
     left = [size for place, size in enumerate(x.shape) if place not in places]

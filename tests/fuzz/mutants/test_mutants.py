@@ -166,6 +166,18 @@ def test_a_rule_that_takes_less_is_narrower_and_one_that_takes_nothing_is_found(
     assert (nothing.status, nothing.property) == ("found", "it fires")
 
 
+def test_a_rule_of_inference_that_says_less_is_narrower() -> None:
+    subject = Subject("types", operators=("aten.split_with_sizes",))
+    target = "ir.ops.inference.slicing:split_with_sizes"
+    less = Mutant("less", "", target, "s >= 0", "s > 0", subject)
+    result = run_mutant(less, max_examples=40)
+    assert (result.status, result.message.partition(" of ")[0]) == ("narrower", "it says less")
+    same = run_mutant(attrs.evolve(less, new=less.old), max_examples=40)
+    assert (same.status, same.message) == ("survived", "the same on 400 calls")
+    more = run_mutant(attrs.evolve(less, new="s >= -2"), max_examples=2000)
+    assert (more.status, more.property) == ("found", "types")
+
+
 def test_processes_give_the_same_results() -> None:
     mutants = [QUICK, attrs.evolve(COMPOSED, name="stale", old="no such code")]
     results = {r.name: r for r in run_all(mutants, processes=2, max_examples=50)}
