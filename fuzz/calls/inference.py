@@ -195,7 +195,11 @@ def _another_value(source: Source, param: Param, type_: str, old: Any) -> Any:
 
 
 def _another_list(source: Source, param: Param, type_: str, items: tuple[Any, ...]) -> tuple[Any, ...]:
-    kind = source.integer(0, 5)
+    kind = source.integer(0, 6)
+    if kind == 6 and len(items) > 1 and all(type(item) is int for item in items):
+        # one more and another less, perhaps negative: the sum stays
+        moved = source.integer(1, 4)
+        return (items[0] - moved, *items[1:-1], items[-1] + moved)
     if kind == 0 or not items:
         return (*items, items[-1] if items and source.flag() else _another_value(source, param, type_, None))
     if kind == 1:
