@@ -55,11 +55,11 @@ class TypedCall:
     @property
     def is_symbolic(self) -> bool:
         """Whether a size or an attribute is an expression."""
-        found: list[bool] = []
-        map_types(self.types, lambda t: found.append(any(isinstance(d, sympy.Expr) for d in t.shape or ())) or t)
+        found: list[Any] = []
+        map_types(self.types, lambda t: found.extend(t.shape or ()))
         for value in self.attributes.values():
-            map_leaves(value, lambda leaf: found.append(isinstance(leaf, sympy.Expr)))
-        return any(found)
+            map_leaves(value, found.append)
+        return any(isinstance(item, sympy.Expr) for item in found)
 
     def infer(self) -> Results | None:
         """Return what inference answers; None where it refuses."""
