@@ -189,8 +189,10 @@ def _another_value(source: Source, param: Param, type_: str, old: Any) -> Any:
         return _another_text(source, old)
     choices = _CHOICES.get(type_)
     if type_ == "int":
+        if source.symbols and source.flag():
+            return source.one_of(source.symbols)
         near = (old + 1, old - 1, -old) if type(old) is int else ()
-        return source.one_of((0, -1, 1, 2, *near, *near, 5, -2, -7, *source.symbols))
+        return source.one_of((0, -1, 1, 2, *near, *near, 5, -2, -7))
     return old if choices is None else source.one_of(choices)
 
 
