@@ -12,8 +12,8 @@ from ir.opdef import InferRule
 from ir.ops.inference.support import (
     FLOATS_OR_UNKNOWN,
     Attributes,
+    Refusal,
     Shape,
-    Undecided,
     floor_div,
     require,
     require_not_empty,
@@ -133,7 +133,8 @@ def _pool_size(size: Dim | None, kernel: Any, stride: Any, padding: Any, dilatio
         # a last window that starts in the padding behind the input is dropped; large kernels have none
         if padding + stride > reach:
             if type(size) is not int or type(length) is not int:
-                raise Undecided
+                # fake tensors answer for the remainders of their hints alone
+                raise Refusal(f"whether the last window is dropped depends on the size {size}")
             if (length - 1) * stride >= size + padding:
                 length -= 1
     else:
