@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from ir.errors import InferenceError
 from ir.opdef import InferRule
 from ir.ops.inference.support import (
     FLOATS_OR_UNKNOWN,
     Attributes,
-    Refusal,
     Shape,
     floor_div,
     require,
@@ -134,7 +134,10 @@ def _pool_size(size: Dim | None, kernel: Any, stride: Any, padding: Any, dilatio
         if padding + stride > reach:
             if type(size) is not int or type(length) is not int:
                 # fake tensors answer for the remainders of their hints alone
-                raise Refusal(f"whether the last window is dropped depends on the size {size}")
+                raise InferenceError(
+                    f"what ceil_mode gives for the size {size} has no one form for all sizes",
+                    remedy="compile with fixed sizes in place of the symbolic ones",
+                )
             if (length - 1) * stride >= size + padding:
                 length -= 1
     else:
