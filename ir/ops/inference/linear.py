@@ -13,7 +13,6 @@ from ir.ops.inference.support import (
     broadcast,
     common_device,
     float_dtype,
-    product_dtype,
     require,
     require_equal,
     require_rank,
@@ -24,7 +23,7 @@ from ir.types import Dim, OpaqueType, TensorType, Type, dims_equal, simplify_dim
 def linear(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[*, in], [out, in], [out] or [1] -> [*, out]."""
     x, weight, bias = types
-    dtype, device = product_dtype(types), common_device(types)
+    dtype, device = float_dtype(types, torch.int64), common_device(types)
     if weight.shape is None:
         return (TensorType(None if x.shape is None else (*x.shape[:-1], None), dtype, device),)
     require(len(weight.shape) != 1)

@@ -149,25 +149,14 @@ def wrap_dims(dims: Sequence[Any], rank: int) -> list[int]:
     return wrapped
 
 
-def float_dtype(types: Sequence[TensorType | None]) -> torch.dtype | None:
-    """Return the one floating dtype of the operands, or None where no operand's is known.
+def float_dtype(types: Sequence[TensorType | None], *others: torch.dtype) -> torch.dtype | None:
+    """Return the one floating dtype of the operands, or one of the others; None where no operand's is known.
 
     Raises:
         Undecided: when the dtypes differ, or are not the usual floating ones.
     """
     found: torch.dtype | None = _one_of([type_.dtype for type_ in types if type_ is not None])
-    require(found in FLOATS_OR_UNKNOWN)
-    return found
-
-
-def product_dtype(types: Sequence[TensorType | None]) -> torch.dtype | None:
-    """Return the one dtype of the operands of a product, floating or i64, or None where no operand's is known.
-
-    Raises:
-        Undecided: when the dtypes differ, or are others.
-    """
-    found: torch.dtype | None = _one_of([type_.dtype for type_ in types if type_ is not None])
-    require(found in FLOATS_OR_UNKNOWN or found is torch.int64)
+    require(found in FLOATS_OR_UNKNOWN or found in others)
     return found
 
 
