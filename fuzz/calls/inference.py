@@ -217,9 +217,7 @@ def _another_list(source: Source, param: Param, type_: str, items: tuple[Any, ..
 def _another_text(source: Source, old: Any) -> Any:
     """Draw another word, or an equation with another letter."""
     if not isinstance(old, str) or "->" not in old:
-        return source.one_of(
-            ("constant", "reflect", "replicate", "circular", "same", "valid", "none", "floor", "trunc")
-        )
+        return source.one_of(_WORDS)
     place = source.integer(0, len(old) - 1)
     return old[:place] + source.one_of(("", "a", "b", " ", "A", ".", "...", ",", "1", "é", "->")) + old[place + 1 :]
 
