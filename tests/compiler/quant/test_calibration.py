@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_a_loader_may_give_labels_beside_the_inputs(one):
 
 
 def test_a_function_calls_the_model(scaled):
-    results: list = []
+    results: list[Any] = []
 
     def calibration(model):
         results.extend(model(X, mask=MASK, factor=0.5) for _ in range(3))
