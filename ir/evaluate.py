@@ -22,8 +22,8 @@ from ir.types import Dim, ScalarType, TensorType, simplify_dim, symbols_of
 
 Watch = Callable[[Operation, Sequence[Any]], None]
 Kernels = Mapping[str, Callable[[Operation, Sequence[Any]], Sequence[Any] | None]]
-"""Name of an operator -> what is called with an operation and its operands, and returns the results; None leaves them to
-the operator's own kernel."""
+"""Name of an operator -> what is called with an operation and its operands, and returns the results, or None to leave
+them to the operator's own kernel."""
 
 
 def evaluate(
@@ -292,6 +292,8 @@ class _Run:
             if len(results) != len(op.results):
                 raise EvaluationError(f"{op.name} gave {len(results)} results, not {len(op.results)}")
         except Exception as error:
+            if isinstance(error, EvaluationError) and error.location is not None:
+                raise  # raised inside the body of the operation, and shown there
             raise self._failure(op, operands, error) from error
         if self.watch is not None:
             self.watch(op, results)
@@ -309,8 +311,6 @@ class _Run:
         return self._weights[value.name]
 
     def _failure(self, op: Operation, operands: list[Any], error: Exception) -> Exception:
-        if isinstance(error, EvaluationError) and error.location is not None:
-            return error  # raised inside the body of the operation, and shown there
         shown = ", ".join(f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else repr(x) for x in operands)
         failure = EvaluationError(f"{op.name} failed on ({shown}): {error}", location=op.location)
         failure.add_note(print_operation_context(op))

@@ -1,7 +1,7 @@
 """Bias correction: what rounding shifts in the mean of a channel goes into the bias of its layer.
 
-A correction is judged on data that it was not computed from: it is kept, channel by channel, where it lowers the squared
-error of the layer there, and all together where they lower the error of the outputs.
+A correction is judged on data that it was not computed from: it is kept, channel by channel, where it lowers the
+squared error of the layer there, and all together where they lower the error of the outputs.
 """
 
 from __future__ import annotations
@@ -95,18 +95,16 @@ def correct_biases(
     if form not in FORMS:
         raise InputError(f"bias_correction={form!r}", remedy=f"use one of {', '.join(map(repr, FORMS))}, or None")
     sites = sites_of(program, found)
-    remarks = [
-        remark(site, "bias-correction", f"not corrected: {site.no_bias}") for site in sites if site.bias is None
-    ]
+    remarks = [remark(site, "bias-correction", f"not corrected: {site.no_bias}") for site in sites if site.bias is None]
     sites = [site for site in sites if site.bias is not None]
-    before = {site.bias.name: site.bias.data for site in sites if site.bias is not None}
+    before = {site.bias.name: site.bias.data for site in sites if site.bias is not None and site.bias.data is not None}
     correct = _sequential if form == "sequential" else _fast
     corrected = correct(program, found, sites, batches, seed, progress or (lambda text: None))
     if corrected:
-        after = _error(program, found, batches, seed)
+        after = _error(program, found, batches, seed, before)
         changed = {name: program.weights[name].data for name in before}
         _restore(program, before)
-        if after < _error(program, found, batches, seed):
+        if after < _error(program, found, batches, seed, before):
             _restore(program, changed)
         else:
             corrected = {}
@@ -135,7 +133,7 @@ def correct_biases(
     return remarks
 
 
-def _restore(program: Program, data: Mapping[str, torch.Tensor | None]) -> None:
+def _restore(program: Program, data: Mapping[str, Any]) -> None:
     for name, tensor in data.items():
         program.weights[name].data = tensor
 
@@ -310,24 +308,38 @@ def _gain(site: Site) -> torch.Tensor | float:
 
 
 def rounded_outputs(
-    program: Program, found: Mapping[str, Quantizer], batches: Iterable[Batch], seed: int
+    program: Program,
+    found: Mapping[str, Quantizer],
+    batches: Iterable[Batch],
+    originals: Mapping[str, torch.Tensor],
+    *,
+    seed: int = 0,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield each floating-point output of each call, rounded and in float, f64 of any shape."""
+    """Yield each floating-point output of each call, rounded and in float, f64 of any shape.
+
+    `originals` are the weights in float that were corrected since.
+    """
     weights = {op for entry in found.values() if entry.weight is not None for op in entry.operations}
     rounding = rounding_once(weights)
     for batch in batches:
-        exact = run_program(program, batch, rounding_kernels(unrounded), seed=seed)
+        exact = run_program(program, batch, rounding_kernels(unrounded), seed=seed, weights=originals)
         noisy = run_program(program, batch, rounding_kernels(rounding), seed=seed)
         for one, other in zip(noisy, exact, strict=True):
             if isinstance(other, torch.Tensor) and other.is_floating_point():
-                yield one.double(), other.double()
+                yield one.detach().double(), other.detach().double()
 
 
-def _error(program: Program, found: Mapping[str, Quantizer], batches: Sequence[Batch], seed: int) -> float:
+def _error(
+    program: Program,
+    found: Mapping[str, Quantizer],
+    batches: Sequence[Batch],
+    seed: int,
+    originals: Mapping[str, torch.Tensor],
+) -> float:
     """Return the error of the outputs in the part that judges, relative to their power, in dB."""
     noise = power = 0.0
     held = [batch for number, batch in enumerate(batches) if _part_of(number, batches) == 1]
-    for noisy, exact in rounded_outputs(program, found, held or batches, seed):
+    for noisy, exact in rounded_outputs(program, found, held or batches, originals, seed=seed):
         if not held and exact.dim():
             noisy, exact = _split(noisy)[1], _split(exact)[1]
         noise += float((noisy - exact).square().sum())

@@ -108,13 +108,10 @@ class Owners:
     """Which region has which body."""
 
     def __init__(self, graph: Graph) -> None:
-        self._regions: dict[Graph, Operation] = {
-            op.body: op for op, _ in operations(graph) if op.body is not None
-        }
+        self._regions: dict[Graph, Operation] = {op.body: op for op, _ in operations(graph) if op.body is not None}
 
     def outer(self, value: Value | None) -> Value | None:
         """Return what an input of a body is outside of the regions around it; other values themselves."""
         while value is not None and isinstance(value.owner, Graph) and value.owner in self._regions:
             value = self._regions[value.owner].operands[value.index]
         return value
-

@@ -95,8 +95,10 @@ def observe(
     return observed
 
 
-def run_program(program: Program, batch: Batch, kernels: Any, *, seed: int = 0) -> list[Any]:
-    """Run a program without gradients, its random operations from a seed.
+def run_program(
+    program: Program, batch: Batch, kernels: Any, *, seed: int = 0, weights: Mapping[str, torch.Tensor] | None = None
+) -> list[Any]:
+    """Run a program without gradients, its random operations from a seed; `weights` stand for those of these names.
 
     Raises:
         CalibrationError: the one that an observer raised.
@@ -105,7 +107,7 @@ def run_program(program: Program, batch: Batch, kernels: Any, *, seed: int = 0) 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return evaluate(program, batch, kernels=kernels)
+            return evaluate(program, batch, weights, kernels=kernels)
         except Exception as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, CalibrationError):

@@ -87,9 +87,7 @@ def _input_operand(op: Operation) -> Value | None:
     return op.operands[1 if op.name == "aten.addmm" else 0]
 
 
-def _quantizer_of(
-    value: Value | None, owners: Owners, by_operation: Mapping[Operation, Quantizer]
-) -> Quantizer | None:
+def _quantizer_of(value: Value | None, owners: Owners, by_operation: Mapping[Operation, Quantizer]) -> Quantizer | None:
     """Return the quantizer whose integers a value was dequantized from."""
     source = owners.outer(value)
     op = None if source is None else source.defining_op
@@ -102,7 +100,12 @@ def _quantizer_of(
 
 def _batch_norm_behind(op: Operation) -> Operation | None:
     users = op.result.users
-    if len(users) == 1 and users[0].name == "aten.batch_norm" and users[0].graph is op.graph and not users[0].in_training:
+    if (
+        len(users) == 1
+        and users[0].name == "aten.batch_norm"
+        and users[0].graph is op.graph
+        and not users[0].in_training
+    ):
         return users[0]
     return None
 
