@@ -25,6 +25,7 @@ from compiler.equality.validate import validate_result
 from compiler.equality.validate_rewrites import EachRewriteValidator
 from compiler.lower.lower import lower
 from compiler.pipeline import pipeline_of
+from compiler.runtime.deployable import Deployable
 from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from compiler.usercode.state import location_of_module
 from ir.core import Operation
@@ -60,7 +61,7 @@ class StageTime:
 
 
 @attrs.define(eq=False, repr=False)
-class TransformResult:
+class TransformResult(Deployable):
     """What `transform` returns."""
 
     model: GraphModule
