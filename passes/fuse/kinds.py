@@ -170,6 +170,14 @@ def adaptive_avg_pool2d(region: Region) -> torch.Tensor:
     return region.apply(region.part("pool", "aten.adaptive_avg_pool2d"), region.operand("input"))
 
 
+def add_act(region: Region) -> torch.Tensor:
+    """act(input + other), both of the shape of the sum"""
+    operands = region.operand("input"), region.operands.get("other", region.operand("input"))
+    if any(x.shape != region.shapes[0] for x in operands):
+        raise region.error("broadcasts what it adds")
+    return _act(region, operands[0] + operands[1])
+
+
 # --- attention ----------------------------------------------------------------------------------------------
 
 
@@ -251,6 +259,7 @@ KINDS: dict[str, tuple[Meaning, ...]] = {
     "linear": (linear,),
     "linear_act": (linear_act,),
     "layer_norm": (layer_norm,),
+    "add_act": (add_act,),
     "adaptive_avg_pool2d": (adaptive_avg_pool2d,),
     "scaled_dot_product_attention": (scaled_dot_product_attention,),
     "mha_in_projection": (batch_first_projection, tokens_first_projection),
