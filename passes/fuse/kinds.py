@@ -124,13 +124,17 @@ def conv_bn_act(region: Region) -> torch.Tensor:
 def conv_bn_add_act(region: Region) -> torch.Tensor:
     """[act]([batch_norm](conv(input)) + residual), the residual of the shape and dtype of the sum"""
     total = conv_bn(region) + region.operand("residual")
+    _refuse_broadcasts(region)
+    return _act(region, total) if region.has("act") else total
+
+
+def _refuse_broadcasts(region: Region) -> None:
     for op in region.body.operations():
         types = [value.type for value in (*op.operand_values, *op.results)]
         if op.name == "aten.add.Tensor" and all(isinstance(t, TensorType) and t.is_known for t in types):
             first, *others = (t for t in types if isinstance(t, TensorType))
             if not all(shapes_equal(first.shape, t.shape) and first.dtype == t.dtype for t in others):
                 raise region.error(f"broadcasts or promotes what it adds: {', '.join(map(str, types))}")
-    return _act(region, total) if region.has("act") else total
 
 
 def conv_bn_act_max_pool(region: Region) -> torch.Tensor:
@@ -171,11 +175,9 @@ def adaptive_avg_pool2d(region: Region) -> torch.Tensor:
 
 
 def add_act(region: Region) -> torch.Tensor:
-    """act(input + other), both of the shape of the sum"""
-    operands = region.operand("input"), region.operands.get("other", region.operand("input"))
-    if any(x.shape != region.shapes[0] for x in operands):
-        raise region.error("broadcasts what it adds")
-    return _act(region, operands[0] + operands[1])
+    """act(input + other), both of the shape and dtype of the sum"""
+    _refuse_broadcasts(region)
+    return _act(region, region.operand("input") + region.operands.get("other", region.operand("input")))
 
 
 # --- attention ----------------------------------------------------------------------------------------------

@@ -81,9 +81,9 @@ def test_a_wrong_target_is_refused() -> None:
     with pytest.raises(InputError, match=r"target='openvin' is no target\n.*did you mean openvino\?"):
         find_target("openvin")
     with pytest.raises(InputError, match="use one of 'tensorrt', 'onnxruntime', 'openvino', or a `Target` of your own"):
-        transform(block(), (X,), target=7)  # type: ignore[arg-type]
-    with pytest.raises(PatternError, match="not a subclass of graphwright.Pattern"):
-        Target("mine", fusions=(nn.ReLU,))  # type: ignore[arg-type]
+        transform(block(), (X,), target=7)
+    with pytest.raises(PatternError, match="not a subclass of"):
+        Target("mine", fusions=(nn.ReLU,))
 
 
 def test_pipeline_text_names_the_lists_of_targets() -> None:
@@ -121,6 +121,6 @@ def test_layer_norm_stays_in_float() -> None:
 def test_every_list_of_a_target_is_one_of_patterns_of_its_sort() -> None:
     for target in TARGETS.values():
         assert target.patterns == target.conversions + target.fusions
-        assert all(pattern().is_conversion for pattern in target.conversions)  # type: ignore[operator]
-        assert all(pattern().is_fusion for pattern in target.fusions)  # type: ignore[operator]
+        assert all(pattern().is_conversion for pattern in target.conversions)
+        assert all(pattern().is_fusion for pattern in target.fusions)
     assert LinearPattern in TARGETS["tensorrt"].fusions
