@@ -19,7 +19,7 @@ ROOMS = ("ir", "passes", "compiler", "fuzz", "graphwright")
 OUTSIDE = ("tests", "benchmarks", "docs")
 
 SUB_ROOMS = {
-    "ir": ("text", "ops", "memory"),
+    "ir": ("text", "ops", "quant", "memory"),
     "passes": ("rewrite", "manager", "cleanup", "fold", "canonicalize", "fuse", "convert"),
     "compiler": ("usercode", "emitted", "capture", "lower", "codegen", "equality", "targets", "quant", "cli"),
     "fuzz": ("calls", "programs", "rules", "modules", "search", "campaign", "mutants"),
