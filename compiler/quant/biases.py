@@ -45,9 +45,7 @@ def widen_overflowing(sites: Iterable[Site]) -> list[Remark]:
 def _added(site: Site) -> torch.Tensor | None:
     """Return what is added to the products of each channel, f64[C], in the layer's own unit; None where nothing is."""
     assert site.owners is not None
-    name = "self" if site.layer.name == "aten.addmm" else "bias"
-    value = site.layer.operand(name) if name in site.layer.opdef.operand_index else None
-    weight = weight_of(site.owners.outer(value))
+    weight = weight_of(site.owners.outer(site.layer.operand("bias")))
     own = None if weight is None or weight.data is None or weight.data.is_meta else weight.data.detach().double()
     if site.result is site.layer:
         return own

@@ -247,7 +247,7 @@ def _fast(
         site = layers.get(op)
         if site is None:
             return
-        x = operands[1 if op.name == "aten.addmm" else 0]
+        x = operands[0]
         channel = x.dim() - 1 if not is_convolution(op) else site.channel_of(x)
         part = _part_of(number, batches)
         for each, half in enumerate(_split(x)) if part is None else [(part, x)]:
@@ -286,9 +286,7 @@ def _shift_of(site: Site, means: torch.Tensor) -> torch.Tensor:
     assert scale is not None and zero_point is not None
     weight = entry.weight.data.detach()
     difference = (rounded(entry.operation, weight, scale, zero_point) - weight).double()
-    if site.layer.name in ("aten.addmm", "aten.mm", "aten.matmul"):
-        shift = means @ difference
-    elif is_convolution(site.layer):
+    if is_convolution(site.layer):
         groups = means.shape[0] // difference.shape[1]
         inner = difference.flatten(2).sum(2).unflatten(0, (groups, -1))
         shift = torch.einsum("goc,gc->go", inner, means.reshape(groups, -1)).flatten()

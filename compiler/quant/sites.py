@@ -14,8 +14,6 @@ from ir.program import Program, Weight, weight_of
 from ir.quant.dialect import DEQUANTIZE, QUANTIZE
 from passes.rewrite.remarks import Remark
 
-_LINEAR = ("aten.linear", "aten.addmm", "aten.mm", "aten.matmul")
-
 
 @attrs.define(eq=False)
 class Site:
@@ -62,14 +60,14 @@ def sites_of(program: Program, found: Mapping[str, Quantizer]) -> list[Site]:
     by_operation = {op: entry for entry in found.values() for op in entry.operations}
     result = []
     for op, region in operations(program.graph):
-        if not (is_convolution(op) or op.name in _LINEAR):
+        if not (is_convolution(op) or op.name == "aten.linear"):
             continue
-        quantizer = _quantizer_of(_weight_operand(op), owners, by_operation)
+        quantizer = _quantizer_of(op.operands[1], owners, by_operation)
         if quantizer is None or quantizer.weight is None:
             continue
         last = _batch_norm_behind(op) or op
         bias, why = _own_bias(last, owners)
-        source = _quantizer_of(_input_operand(op), owners, by_operation)
+        source = _quantizer_of(op.operands[0], owners, by_operation)
         result.append(Site(op, region or op, quantizer, source, last, bias, why, owners))
     return result
 
@@ -77,14 +75,6 @@ def sites_of(program: Program, found: Mapping[str, Quantizer]) -> list[Site]:
 def is_convolution(op: Operation) -> bool:
     """Return whether an operation is a convolution, transposed or not."""
     return op.opdef.has(Trait.CONV) or op.opdef.short_name.startswith("conv_transpose")
-
-
-def _weight_operand(op: Operation) -> Value | None:
-    return op.operands[2 if op.name == "aten.addmm" else 1]
-
-
-def _input_operand(op: Operation) -> Value | None:
-    return op.operands[1 if op.name == "aten.addmm" else 0]
 
 
 def _quantizer_of(value: Value | None, owners: Owners, by_operation: Mapping[Operation, Quantizer]) -> Quantizer | None:
@@ -112,10 +102,7 @@ def _batch_norm_behind(op: Operation) -> Operation | None:
 
 def _own_bias(op: Operation, owners: Owners) -> tuple[Weight | None, str]:
     """Return the bias that an operation adds, or why it has none that may change."""
-    name = "self" if op.name == "aten.addmm" else "bias"
-    if name not in op.opdef.operand_index:
-        return None, f"{op.name} adds no bias"
-    bias = op.operand(name)
+    bias = op.operand("bias")
     if bias is None:
         return None, f"{op.name} has no bias"
     weight = weight_of(owners.outer(bias))

@@ -95,7 +95,7 @@ def test_a_fitted_program_is_near_the_program_in_float(integers, observer, power
     program = two_convolutions(integers=integers)
     fitted = fit_program(program, data(), Options(observer, "sequential", power_of_two))
     verify(program)
-    assert sqnr(fitted, data(2, seed=3)) > (30 if power_of_two else 37)
+    assert sqnr(fitted, data(2, seed=3)) > (29 if power_of_two else 37)
     for name, entry in fitted.quantizers.items():
         scale = entry.scale.data
         assert scale is not None and bool((scale > 0).all()) and scale.shape == entry.scale.type.shape
