@@ -25,6 +25,7 @@ from compiler.equality.validate import validate_result
 from compiler.equality.validate_rewrites import EachRewriteValidator
 from compiler.lower.lower import lower
 from compiler.pipeline import pipeline_of
+from compiler.runtime.deployable import Deployable
 from compiler.targets import find_target
 from compiler.targets.target import Target
 from compiler.usercode.state import location_of_module
@@ -58,7 +59,7 @@ class StageTime:
 
 
 @attrs.define(eq=False, repr=False)
-class TransformResult:
+class TransformResult(Deployable):
     """What `transform` returns."""
 
     model: GraphModule
