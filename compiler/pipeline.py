@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compiler.targets import STANDARD_PATTERNS
+from compiler.targets import PATTERN_LISTS, STANDARD_PATTERNS
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
 from passes.cleanup.cse import EliminateCommonSubexpressions
@@ -49,7 +49,11 @@ def parse_pipeline(
 ) -> PassManager:
     """Return the pipeline that `text` describes, out of the standard passes and patterns and those given.
 
+    The lists of the targets have names as well: `convert{patterns=openvino.conversions}`.
+
     Raises:
         ParseError: when the text is ill-formed, or names what is neither standard nor given.
     """
-    return PassManager.parse(text, passes=(*STANDARD_PASSES, *passes), patterns=(*STANDARD_PATTERNS, *patterns))
+    return PassManager.parse(
+        text, passes=(*STANDARD_PASSES, *passes), patterns=(*STANDARD_PATTERNS, *patterns), lists=PATTERN_LISTS
+    )

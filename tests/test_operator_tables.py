@@ -15,6 +15,7 @@ TABLES = {
     "passes/fuse/attention.py:_MATMULS": "two forms of one pattern",
     "passes/fuse/attention.py:_SCALINGS": "two forms of one pattern",
     "passes/fuse/base.py:FUSED_ACTIVATIONS": "what targets fuse, which is no fact about the operators",
+    "passes/fuse/base.py:CLIPPING_ACTIVATIONS": "two forms of one pattern",
     "compiler/lower/mode_steps.py:_OPERATORS": "the functions of PyTorch that call them",
     "compiler/lower/fx/operators.py:PIECES": "how many results an operator has in a graph without types",
     "compiler/codegen/function_names.py:GLOBAL_FLAGS": "emission: parameters that functions do not take",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compiler.targets.target import Target
 from passes.convert.attention import DecomposeMultiheadAttentionPattern
 from passes.convert.classifier import FlattenLinearToConv1x1Pattern, FlattenLinearToConvPattern
 from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
@@ -36,3 +37,6 @@ TENSORRT_PATTERNS: tuple[type[Pattern], ...] = TENSORRT_CONVERSION_PATTERNS + TE
 
 OPTIONAL_PATTERNS: tuple[type[Pattern], ...] = (FlattenLinearToConvPattern,)
 """Patterns that are part of no list and are selected by name."""
+
+TENSORRT = Target("tensorrt", TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUSION_PATTERNS)
+"""Its builder fuses a convolution with what follows it, a residual sum included."""
