@@ -77,7 +77,7 @@ def test_a_region_reads_integers_and_quantizes_its_weight() -> None:
     program, _ = placed(residual_net(), image(), target="tensorrt")
     region = next(op for op in program.graph.operations() if op.body is not None)
     assert region.body is not None
-    assert region.operand("input").type.dtype is torch.int8  # type: ignore[union-attr]
+    assert region.operand("input").type.dtype is torch.int8
     assert [op.name for op in region.body.operations()] == [
         *("quant.dequantize", "quant.quantize", "quant.dequantize", "aten.conv2d", "aten.batch_norm", "aten.relu"),
     ]
@@ -248,7 +248,7 @@ def test_a_quantizer_does_not_move_before_what_somebody_reads_in_float() -> None
 
     program, _ = placed(Calls(net, a=conv_bn(), b=conv_bn()), image(), target="openvino")
     pool = next(op for op in program.graph.operations() if op.name == "aten.max_pool2d")
-    assert pool.input("self").defining_op.name == "fused.conv_bn"  # type: ignore[union-attr]
+    assert pool.input("self").defining_op.name == "fused.conv_bn"
 
 
 def test_a_concatenation_between_convolutions() -> None:
