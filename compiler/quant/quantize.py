@@ -12,6 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from compiler.codegen import emit
 from compiler.driver import TransformResult
+from compiler.emitted import quantization
 from compiler.quant.fitting import Options, fit_program
 from compiler.quant.formats import Int8, apply_formats, checked_rules
 from compiler.quant.observers import observer_of
@@ -125,7 +126,9 @@ def quantize(
 
 
 def _check_program(program: Program) -> None:
-    if is_quantized(program):
+    again = f"{quantization.Quantizer.__module__}.{quantization.Quantizer.__qualname__}"
+    emitted = any(part.module_class == again for op, _ in operations(program.graph) for part in op.location.parts)
+    if is_quantized(program) or emitted:
         raise InputError(
             "the model is quantized already",
             location=program.location,

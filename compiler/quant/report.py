@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 _INTEGERS = {torch.uint8: "u8", torch.int8: "s8"}
+_ROLES = {"input": "→ ", "weight": "weight of ", "output": "behind "}
 
 
 @attrs.frozen
@@ -149,22 +150,30 @@ def _table(*columns: tuple[str, str]) -> Table:
     return table
 
 
-def _placed_table(places: list[PlaceReport]) -> Table:
+def _placed_table(places: list[PlaceReport]) -> Group:
+    """Return a row for each scale, and below the reasons, which are few, by number."""
     is_measured = any(place.output_sqnr is not None for place in places)
-    columns = [("value", "wide"), ("region", "left"), ("type", "left"), ("scale", "right"), ("SQNR", "right")]
+    columns = [("quantizer", "wide"), ("regions", "wide"), ("type", "left"), ("scale", "right"), ("SQNR", "right")]
     columns += [("output", "right")] if is_measured else []
-    table = _table(*columns, ("saturated", "right"), ("why", "wide"))
+    table = _table(*columns, ("saturated", "right"), ("why", "right"))
+    by_scale: dict[str, list[PlaceReport]] = {}
     for place in places:
+        by_scale.setdefault(place.scale, []).append(place)
+    reasons: dict[str, int] = {}
+    for scale, users in by_scale.items():
+        first = users[0]
+        numbers = dict.fromkeys(reasons.setdefault(place.reason, len(reasons) + 1) for place in users)
         cells = [
-            escape(f"{place.value} ({place.role}, {place.module})"),
-            place.region,
-            place.type,
-            "" if place.scale_value is None else f"{place.scale_value:.3g}",
-            _decibels(place.sqnr),
+            escape(scale.removesuffix(".scale")),
+            escape(", ".join(dict.fromkeys(f"{_ROLES[place.role]}{place.region}" for place in users))),
+            first.type,
+            "" if first.scale_value is None else f"{first.scale_value:.3g}",
+            _decibels(first.sqnr),
         ]
-        cells += [_decibels(place.output_sqnr)] if is_measured else []
-        table.add_row(*cells, _percent(place.saturated), escape(place.reason))
-    return table
+        cells += [_decibels(first.output_sqnr)] if is_measured else []
+        table.add_row(*cells, _percent(first.saturated), " ".join(map(str, numbers)))
+    notes = "\n".join(f"{number}: {reason}" for reason, number in reasons.items())
+    return Group(table, Text(notes, style="dim"))
 
 
 def _kept_table(places: list[PlaceReport]) -> Table:

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from compiler.driver import TransformResult
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.quant.calibration import Batch
-from compiler.quant.correction import rounded_outputs
+from compiler.quant.correction import noise_and_power, rounded_outputs
 from compiler.quant.fitting import Fitted, Options
 from compiler.quant.quantizers import Quantizer
 from compiler.quant.ranges import Fit, decibels, fit, run_program
@@ -63,7 +63,7 @@ class Quantized(Deployable):
             outputs = rounded_outputs(
                 self.program, self._fitted.quantizers, self._calls(), self._fitted.originals, seed=self._options.seed
             )
-            self._sqnr = _ratio(outputs)
+            self._sqnr = _sqnr(noise_and_power(outputs))
         return self._sqnr
 
     def _calls(self) -> Sequence[Batch]:
@@ -95,15 +95,9 @@ class Quantized(Deployable):
             ) -> torch.Tensor:
                 return rounded(op, x, *parameters) if op in chosen else x
 
-            pairs = []
-            for batch, expected in zip(batches, exact, strict=True):
-                outputs = run_program(program, batch, rounding_kernels(alone), seed=seed, weights=weights)
-                pairs += [
-                    (one.detach().double(), other.detach().double())
-                    for one, other in zip(outputs, expected, strict=True)
-                    if isinstance(other, torch.Tensor) and other.is_floating_point()
-                ]
-            found[name] = _ratio(pairs)
+            kernels = rounding_kernels(alone)
+            outputs = [run_program(program, batch, kernels, seed=seed, weights=weights) for batch in batches]
+            found[name] = _sqnr(noise_and_power(zip(outputs, exact, strict=True)))
         self._sensitivity = dict(sorted(found.items(), key=lambda item: item[1]))
         return dict(self._sensitivity)
 
@@ -128,7 +122,7 @@ class Quantized(Deployable):
         entry = self._fitted.quantizers.get(self._names.get(place.scale, place.scale))
         scores = None if entry is None else self._fit(entry)
         return PlaceReport(
-            value=place.value,
+            value=place.value if entry is None else _value_name(entry, place),
             region=place.site.kind,
             module=place.module,
             role=place.role,
@@ -166,12 +160,15 @@ class Quantized(Deployable):
 
     def __repr__(self) -> str:
         count = len(self._fitted.quantizers)
-        return f"Quantized: {type(self.model).__name__} for {self.placement.table}, {count} quantizers; print it"
+        return f"Quantized: {self.program.name} for {self.placement.table}, {count} quantizers; print it"
 
 
-def _ratio(pairs: Any) -> float:
-    noise = power = 0.0
-    for rough, exact in pairs:
-        noise += float((rough - exact).square().sum())
-        power += float(exact.square().sum())
+def _value_name(entry: Quantizer, place: Place) -> str:
+    """Return the name of the value that is quantized; a dequantized operand has none of its own."""
+    source = entry.operation.operands[0]
+    return place.value or ("" if source is None else source.name)
+
+
+def _sqnr(powers: tuple[float, float]) -> float:
+    noise, power = powers
     return decibels(power, noise)
