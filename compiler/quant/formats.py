@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from compiler.quant.observers import OBSERVERS
+from compiler.quant.observe.observers import OBSERVERS
 from compiler.quant.quantizers import Quantizer
 from ir.errors import InputError
 from passes.quant.place import Placement

@@ -15,11 +15,11 @@ from compiler.driver import TransformResult
 from compiler.emitted import quantization
 from compiler.quant.fitting import Options, fit_program
 from compiler.quant.formats import Int8, apply_formats, checked_rules
-from compiler.quant.observers import observer_of
+from compiler.quant.observe.observers import observer_of
+from compiler.quant.observe.statistics import Statistics
 from compiler.quant.quantizers import Quantizer, is_quantized, operations, quantizers
 from compiler.quant.ranges import fit
 from compiler.quant.result import Quantized
-from compiler.quant.statistics import Statistics
 from ir.errors import InputError
 from ir.program import Program, copy_program
 from ir.verify import verify

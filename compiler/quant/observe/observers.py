@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from compiler.quant.grid import Grid
-from compiler.quant.statistics import Floats, Statistics
+from compiler.quant.observe.grid import Grid
+from compiler.quant.observe.statistics import Floats, Statistics
 from ir.errors import InputError
 
 PERCENTILE = 99.999
