@@ -62,7 +62,7 @@ def quantized(program: Program, target: str) -> list[str]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(program=PROGRAMS)
 def test_a_placed_program_holds_its_invariants(target: str, program: Program) -> None:
     """Each value has one quantizer of a type, no DQ is dead, the text is all of it, sharing changes no type."""
@@ -82,7 +82,7 @@ def test_a_placed_program_holds_its_invariants(target: str, program: Program) ->
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_without_its_quantizers_a_program_computes_what_it_did(target: str, data: st.DataObject) -> None:
     """Every property of the fuzzer's, bit for bit: results, strides, gradients, text."""
