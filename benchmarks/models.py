@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ir.errors import GraphwrightError, InputError
+from ir.errors import InputError, MissingPackageError
 
 REAL_MODELS = (
     "resnet18",
@@ -38,10 +38,6 @@ _EXTENSION_SCHEMAS = (
 
 _libraries: list[torch.library.Library] = []
 """Keeps the schemas registered: a collected `Library` removes them."""
-
-
-class MissingPackageError(GraphwrightError):
-    """An optional package is needed and cannot be imported."""
 
 
 @functools.cache

@@ -53,6 +53,7 @@ examples:
   graphwright net.py:make --save-module net.pt --save-code net_code.py
   graphwright net.py:make --dynamic-batch --validate final   symbolic batch size; compare with the original
   graphwright net.py:make --dynamic x.1=seq:2..512           symbolic second dimension of input x
+  graphwright net.py:make --target openvino                  conversions and fusions of another runtime
   graphwright net.py:make --patterns conversions,LinearPattern
   graphwright net.py:make --pipeline 'canonicalize,fuse{patterns=ConvBNActPattern,ConvBNPattern}'
   graphwright net.py:make --load my_rules.py --patterns all,MyPattern
@@ -89,7 +90,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--pipeline", metavar="TEXT", help="passes to run instead, in the text form of a PassManager")
     group.add_argument(
-        "--target", choices=sorted(TARGETS), default="tensorrt", help="whose lists are meant (default: %(default)s)"
+        "--target",
+        choices=sorted(TARGETS),
+        default="tensorrt",
+        help="the runtime, whose lists are meant (default: %(default)s)",
     )
     group.add_argument(
         "--load",
@@ -276,13 +280,13 @@ def _pipeline(
     if options.pipeline is not None:
         manager = parse_pipeline(options.pipeline, passes=passes, patterns=patterns)
     else:
-        manager = pipeline_of(select_patterns(options.patterns or "all", TARGETS[options.target], patterns))
+        manager = pipeline_of(select_patterns(options.patterns or "all", TARGETS[options.target].lists, patterns))
     return manager if options.dump_ir is None else manager.with_instruments(DumpIR(options.dump_ir))
 
 
 def select_patterns(
-    names: str, lists: Mapping[str, tuple[type[Pattern], ...]], extra: Sequence[type[Pattern]] = ()
-) -> tuple[type[Pattern], ...]:
+    names: str, lists: Mapping[str, Sequence[type[Pattern] | Pattern]], extra: Sequence[type[Pattern]] = ()
+) -> tuple[type[Pattern] | Pattern, ...]:
     """Return the patterns in a comma-separated text, each once, in order.
 
     Args:
@@ -294,7 +298,7 @@ def select_patterns(
         UsageError: when there is no such pattern.
     """
     known = {pattern.__name__: pattern for pattern in (*STANDARD_PATTERNS, *extra)}
-    chosen: dict[type[Pattern], None] = {}
+    chosen: dict[type[Pattern] | Pattern, None] = {}
     for name in filter(None, map(str.strip, names.split(","))):
         if name not in lists and name not in known:
             raise UsageError(f"there is no pattern {name!r}; known: {', '.join([*lists, *known])}")
@@ -318,6 +322,7 @@ def _compile(
         transient=True,
         dynamic_shapes=dynamic_shapes_of(user, sizes, batch=options.dynamic_batch),
         leaf_modules=tuple(options.leaf),
+        target=options.target,
         validate=options.validate,
     )
 

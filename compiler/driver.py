@@ -25,7 +25,9 @@ from compiler.equality.validate import validate_result
 from compiler.equality.validate_rewrites import EachRewriteValidator
 from compiler.lower.lower import lower
 from compiler.pipeline import pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
+from compiler.runtime.deployable import Deployable
+from compiler.targets import find_target
+from compiler.targets.target import Target
 from compiler.usercode.state import location_of_module
 from ir.core import Operation
 from ir.errors import InputError
@@ -39,9 +41,6 @@ from passes.rewrite.pattern import Pattern, instantiate
 from passes.rewrite.remarks import MatchRecord, Remark
 
 VALIDATE_MODES = ("off", "final", "each")
-
-_DEFAULT_PATTERNS = (*TENSORRT_PATTERNS,)
-"""A tuple of its own: by its identity `transform` knows that no patterns were given."""
 
 _ONE_AT_A_TIME = threading.RLock()
 """Held while a model is compiled: `torch.export`, and what is recorded of runs, patch PyTorch."""
@@ -60,7 +59,7 @@ class StageTime:
 
 
 @attrs.define(eq=False, repr=False)
-class TransformResult:
+class TransformResult(Deployable):
     """What `transform` returns."""
 
     model: GraphModule
@@ -69,6 +68,8 @@ class TransformResult:
     """The applied rewrites, in order."""
     remarks: tuple[Remark, ...]
     """What fired, which near misses did not, and what was not rewritten; each with the reason."""
+    target: Target
+    """The target, whose table says where a quantized model has integers."""
     program: Program
     """The IR; `print(result.program)` is its text form."""
     parameter_map: ParameterMap
@@ -141,7 +142,8 @@ def transform(
     example_inputs: tuple[Any, ...] | torch.Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
-    patterns: Sequence[type[Pattern] | Pattern] = _DEFAULT_PATTERNS,
+    target: str | Target = "tensorrt",
+    patterns: Sequence[type[Pattern] | Pattern] | None = None,
     pipeline: PassManager | None = None,
     dynamic_shapes: Any = None,
     leaf_modules: Sequence[Any] | str | nn.Module | type[nn.Module] = (),
@@ -159,9 +161,11 @@ def transform(
             `ExportedProgram`, and for an `fx.GraphModule`, whose types then come from the metadata of `ShapeProp` or
             are unknown; an `nn.Module` without inputs is traced with torch.fx to such a graph.
         example_kwargs: the keyword arguments of that call.
-        patterns: pattern classes; conversions are applied until none matches, then the others, longest first.
-            By default `TENSORRT_PATTERNS`.
-        pipeline: a PassManager to run instead; `patterns` is not given then.
+        target: the runtime: "tensorrt", "onnxruntime", "openvino", or a `Target` of your own. It names the conversions
+            and fusions, and where a quantized model has integers.
+        patterns: pattern classes in place of the target's conversions and fusions; conversions are applied until none
+            matches, then the others, longest first.
+        pipeline: a PassManager to run in place of the target's; `patterns` is not given then.
         dynamic_shapes: as in `torch.export.export`.
         leaf_modules: submodules (as objects, classes or module paths) to keep as opaque calls; a single one may
             stand alone.
@@ -188,12 +192,13 @@ def transform(
         raise InputError(f"validate={validate!r} needs example inputs", remedy="pass `example_inputs`")
     if pipeline is not None and not isinstance(pipeline, PassManager):
         raise InputError(f"pipeline={pipeline!r} is not a PassManager", remedy="write `pipeline=PassManager([...])`")
-    if pipeline is not None and patterns is not _DEFAULT_PATTERNS:
+    wanted = find_target(target)
+    if pipeline is not None and patterns is not None:
         raise InputError(
             "patterns= and pipeline= are both given, and a pipeline has its own patterns",
             remedy="leave out one: `pipeline_of(patterns)` makes the pipeline of a list of patterns, to be edited",
         )
-    manager = pipeline if pipeline is not None else pipeline_of(patterns)
+    manager = pipeline if pipeline is not None else pipeline_of(wanted.patterns if patterns is None else patterns)
     if isinstance(manager, Fixpoint):
         manager = PassManager([manager])  # one stage, whose rounds are not told apart
     # a single entry is accepted; the characters of a path are not paths
@@ -214,12 +219,13 @@ def transform(
             training=training,
             run=stages.run,
         )
-        return _compiled(model, captured, manager, stages, check=check, validate=validate)
+        return _compiled(model, captured, wanted, manager, stages, check=check, validate=validate)
 
 
 def _compiled(
     model: nn.Module | ExportedProgram | GraphModule,
     captured: Captured,
+    target: Target,
     manager: PassManager,
     stages: _Stages,
     *,
@@ -258,6 +264,7 @@ def _compiled(
         model=emitted.module,
         matches=tuple(log.matches),
         remarks=tuple(remarks),
+        target=target,
         program=program,
         parameter_map=emitted.parameter_map.with_extra_state(captured.module),
         stages=tuple(stages.times),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compiler.targets import STANDARD_PATTERNS
+from compiler.targets import PATTERN_LISTS, STANDARD_PATTERNS
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
 from passes.cleanup.cse import EliminateCommonSubexpressions
@@ -12,6 +12,8 @@ from passes.cleanup.dce import EliminateDeadCode
 from passes.fold.batch_norm import FoldBatchNorm
 from passes.fold.constants import FoldConstants
 from passes.manager.manager import Fixpoint, Pass, PassManager, Verify
+from passes.quant.place import PlaceQuantizers
+from passes.quant.unify import UnifyQuantizers
 from passes.rewrite.pattern import Pattern, instantiate
 
 STANDARD_PASSES: tuple[type[Pass], ...] = (
@@ -22,6 +24,8 @@ STANDARD_PASSES: tuple[type[Pass], ...] = (
     EliminateCommonSubexpressions,
     EliminateDeadCode,
     FoldConstants,
+    PlaceQuantizers,
+    UnifyQuantizers,
     Verify,
 )
 """The pass classes that pipeline text may name without more."""
@@ -49,7 +53,11 @@ def parse_pipeline(
 ) -> PassManager:
     """Return the pipeline that `text` describes, out of the standard passes and patterns and those given.
 
+    The lists of the targets have names as well: `convert{patterns=openvino.conversions}`.
+
     Raises:
         ParseError: when the text is ill-formed, or names what is neither standard nor given.
     """
-    return PassManager.parse(text, passes=(*STANDARD_PASSES, *passes), patterns=(*STANDARD_PATTERNS, *patterns))
+    return PassManager.parse(
+        text, passes=(*STANDARD_PASSES, *passes), patterns=(*STANDARD_PATTERNS, *patterns), lists=PATTERN_LISTS
+    )

@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what is tried")
     what.add_argument("--rules", metavar="NAMES", help="rules with commas between, `package.module:Class`, or `all`")
     what.add_argument("--passes", metavar="NAMES", help="passes with commas between, or `all`")
-    what.add_argument("--pipeline", metavar="TEXT", action="append", default=[], help="a pipeline; `standard` is ours")
+    what.add_argument("--pipeline", metavar="TEXT", action="append", default=[], help="a pipeline, or a target's name")
     what.add_argument("--inflated", action="store_true", help="passes also on programs with rules applied in reverse")
     what.add_argument("--reordered", action="store_true", help="passes also with their rules in other orders")
     what.add_argument("--modules", action="store_true", help="passes also on whole modules, through both captures")

@@ -5,4 +5,5 @@ and defines the operators of our own.
 """
 
 import ir.ops.nn_ops
-import ir.ops.table  # noqa: F401 - for its effect
+import ir.ops.table
+import ir.quant.dialect  # noqa: F401 - for its effect

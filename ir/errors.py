@@ -86,3 +86,7 @@ class ValidationError(GraphwrightError):
 
 class CodegenError(GraphwrightError):
     """A program cannot be emitted as a module."""
+
+
+class MissingPackageError(GraphwrightError):
+    """An optional package is needed and cannot be imported."""

@@ -19,9 +19,12 @@ ROOMS = ("ir", "passes", "compiler", "fuzz", "graphwright")
 OUTSIDE = ("tests", "benchmarks", "docs")
 
 SUB_ROOMS = {
-    "ir": ("text", "ops", "memory"),
-    "passes": ("rewrite", "manager", "cleanup", "fold", "canonicalize", "fuse", "convert"),
-    "compiler": ("usercode", "emitted", "capture", "lower", "codegen", "equality", "targets", "cli"),
+    "ir": ("text", "ops", "quant", "memory"),
+    "passes": ("rewrite", "manager", "cleanup", "fold", "canonicalize", "fuse", "convert", "quant"),
+    "compiler": (
+        *("usercode", "emitted", "capture", "lower", "codegen", "equality"),
+        *("targets", "onnx", "runtime", "quant", "cli"),
+    ),
     "fuzz": ("calls", "programs", "rules", "modules", "search", "campaign", "mutants"),
 }
 """Room -> the folders in it, each below the next: a folder imports from those before it, never from one after it.

@@ -34,7 +34,18 @@ def test_a_shadowing_package_is_named_with_both_paths(shadow, tmp_path):
 
 def test_the_import_loads_no_compiler_of_torch_and_no_extra() -> None:
     """What these take is most of what `import graphwright` could cost; they are loaded when they are needed."""
-    unwanted = ("torch._dynamo", "torch._inductor", "rich", "hypothesis", "fuzz", "torchvision", "onnx")
+    unwanted = (
+        "torch._dynamo",
+        "torch._inductor",
+        "rich",
+        "hypothesis",
+        "fuzz",
+        "torchvision",
+        "onnx",
+        "onnx_ir",
+        "onnxruntime",
+        "openvino",
+    )
     code = f"import sys, graphwright; print(*(name for name in {unwanted!r} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == []

@@ -74,6 +74,8 @@ class SwitchedModule(nn.Module):
 
     _mode_locked: str | None = None
     """Why the modes of the whole module cannot change, if they cannot."""
+    _mode_remedy: str = ""
+    """What to do instead; by default to transform the original in the other mode."""
     _mode_unknown: bool = False
     """Whether they are not known, of a module that cannot change them."""
     _modes_after: Mapping[str, tuple[tuple[str, bool], ...]] = MappingProxyType({})
@@ -107,7 +109,8 @@ class SwitchedModule(nn.Module):
                 now, then = ("training", "eval") if self.training else ("eval", "training")
                 raise InputError(
                     f"this module is valid in {now} mode only and cannot be put into {then} mode: {self._mode_locked}",
-                    remedy=f"put the original model into {then} mode and transform that; leaf_modules= keeps a "
+                    remedy=self._mode_remedy
+                    or f"put the original model into {then} mode and transform that; leaf_modules= keeps a "
                     "submodule in both modes",
                 )
             after = dict(self._modes_after.get(switch, ()))
@@ -181,6 +184,8 @@ class EmittedModule(SwitchedModule, TreeGraphModule):
 
     _order: Mapping[str, int] = MappingProxyType({})
     """Key of a parameter -> its place among those of the original, in whose order parameters are listed."""
+    _weight_names: Mapping[str, str] = MappingProxyType({})
+    """Key of a parameter or buffer -> name of the program's weight that it is."""
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -191,17 +196,19 @@ class EmittedModule(SwitchedModule, TreeGraphModule):
         found.sort(key=lambda item: self._order.get(item[0][start:], len(self._order)))
         return iter(found)
 
-    def lock_mode(self, reason: str, *, is_unknown: bool = False) -> None:
+    def lock_mode(self, reason: str, *, is_unknown: bool = False, remedy: str = "") -> None:
         """Keep the module in its mode: `train()` and `eval()` raise where they would change it, below the root too.
 
         Args:
             reason: why.
             is_unknown: whether it is not known which mode that is, so that each switch raises.
+            remedy: what to do instead.
         """
         for module in self.modules():
             if isinstance(module, SwitchedModule):
                 module._mode_locked = reason
                 module._mode_unknown = is_unknown
+                module._mode_remedy = remedy
 
     def refuse(self, surroundings: Mapping[str, Surrounding]) -> None:
         """Make calls in these surroundings raise."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fuzz.calls import elementwise as element
-from fuzz.calls import indexing, layers, layout
+from fuzz.calls import indexing, layers, layout, quantization
 from fuzz.calls.elementwise import Arguments
 from fuzz.calls.layers import Generator
 from fuzz.calls.source import Source, Unavailable
@@ -159,3 +159,5 @@ _add("sort argsort", indexing.sort)
 _add("one_hot", indexing.one_hot)
 _add("outer dot mv", indexing.vectors)
 _add("lstm.input", indexing.lstm)
+GENERATORS["quant.quantize"] = quantization.quantize
+GENERATORS["quant.dequantize"] = quantization.dequantize

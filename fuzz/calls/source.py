@@ -7,6 +7,7 @@ decides whether operands are new (`FreshSource`, for one call alone) or values o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import attrs
@@ -84,6 +85,8 @@ class Source:
         """The symbols that may be numbers of a call."""
         self.devices: tuple[torch.device | None, ...] = (None,)
         """The devices of new tensors."""
+        self.parameters: list[tuple[Value, Value]] = []
+        """The scales and zero points of the quantizations so far."""
 
     def one_of(self, choices: Sequence[T]) -> T:
         """Draw one of the choices; shrinks to the first.
@@ -146,6 +149,14 @@ class Source:
     def given(self, place: int) -> Value | None:
         """Return the operand that is given for a place of the call; None if any may be drawn."""
         return None
+
+    def taken(self, place: int) -> Value | None:
+        """Return the operand that is given for a place, as one that the call uses; None if any may be drawn."""
+        return self.given(place)
+
+    def allowing(self, *dtypes: torch.dtype) -> AbstractContextManager[None]:
+        """Let operands be of these dtypes inside the `with` block, though programs have few of them."""
+        return nullcontext()
 
     def result_rank(self) -> int | None:
         """Draw the rank that the result of a call must have; None if any will do."""

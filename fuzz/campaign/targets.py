@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from compiler.pipeline import parse_pipeline, pipeline_of
-from compiler.targets.tensorrt import TENSORRT_PATTERNS
+from compiler.targets import TARGETS
 from fuzz.modules.strategy import modules
 from fuzz.rules.names import find_rule
 from fuzz.rules.reverse import inflated
@@ -27,7 +27,9 @@ orders; on whole modules, through both captures."""
 
 
 def resolve(target: str) -> Target:
-    """Return the target of a text: `rule NAME`, or a pipeline (`standard` is ours), perhaps after one of `VARIANTS`.
+    """Return the target of a text: `rule NAME`, or a pipeline, perhaps after one of `VARIANTS`.
+
+    A pipeline is text, the name of a runtime (`openvino`), or `standard`, which is that of TensorRT.
 
     Raises:
         InputError: when there is no such rule.
@@ -42,4 +44,5 @@ def resolve(target: str) -> Target:
         return attrs.evolve(resolve(name), orders=True)
     if kind == "modules":
         return attrs.evolve(resolve(name), on=modules())
-    return Target.of(pipeline_of(TENSORRT_PATTERNS) if target == "standard" else parse_pipeline(target))
+    runtime = TARGETS.get("tensorrt" if target == "standard" else target)
+    return Target.of(parse_pipeline(target) if runtime is None else pipeline_of(runtime.patterns))

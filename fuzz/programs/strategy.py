@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sympy
 import torch
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from fuzz.calls.generators import GENERATORS, generate_call
 from fuzz.calls.source import Source, Unavailable, Wanted, integers
+from fuzz.calls.tensors import random_tensor
 from fuzz.calls.types import SYMBOLS, shapes, special_numbers
 from fuzz.programs.case import positional_convention
 from ir.attributes import iter_leaves, map_leaves
@@ -63,7 +66,6 @@ _FOLLOWERS = {
 _DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
 HALVES = (torch.float16, torch.bfloat16)
 _HALF_ONE_IN = 10
-_ZEROS_ONE_IN = 6
 _UNUSED_ONE_IN = 12
 """How often there is a weight that nothing uses."""
 _MOST_ELEMENTS = 1 << 20  # of one input: with five sizes n*m, numbers up to 7 make 2 GB
@@ -148,6 +150,17 @@ class ProgramSource(Source):
         """Draw a dtype that the program may have."""
         return super().dtype([c for c in choices if c is None or c in self.dtypes])
 
+    @override
+    @contextmanager
+    def allowing(self, *dtypes: torch.dtype) -> Iterator[None]:
+        """Let operands be of these dtypes inside the `with` block."""
+        saved = self.dtypes
+        self.dtypes = (*saved, *dtypes)
+        try:
+            yield
+        finally:
+            self.dtypes = saved
+
     def in_half(self, dtype: torch.dtype, *, large: bool) -> None:
         """Take half precision for floats that nothing else is said of; products of large weights do not fit it."""
         self.usual, self.dtypes = dtype, (dtype, *_DTYPES)
@@ -203,28 +216,6 @@ class ProgramSource(Source):
 def _is_contiguous(value: Value) -> bool:
     op = value.defining_op
     return op is None or op.opdef.fixes_strides
-
-
-def random_tensor(
-    shape: Sequence[int], dtype: torch.dtype, seed: int, bounds: tuple[float, float] | None = None
-) -> torch.Tensor:
-    """Return a tensor with random values: normal ones, or uniform in `bounds` (ints below the upper one).
-
-    With some seeds, a quarter of the normal ones are zeros.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    if dtype.is_floating_point:
-        if bounds is None:
-            normal = torch.randn(shape, generator=generator, dtype=dtype)
-            if seed % _ZEROS_ONE_IN == 0 and seed:
-                # of one sign, since which of two zeros is the larger one depends on the order of memory
-                zero = -0.0 if seed % (2 * _ZEROS_ONE_IN) else 0.0
-                normal[torch.rand(shape, generator=generator) < 0.25] = zero
-            return normal
-        low, high = bounds
-        return torch.rand(shape, generator=generator, dtype=dtype) * (high - low) + low
-    low, high = bounds or ((0, 2) if dtype is torch.bool else (0, 5))
-    return torch.randint(int(low), int(high), tuple(shape), generator=generator).to(dtype)
 
 
 @st.composite

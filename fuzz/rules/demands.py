@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from fuzz.calls.tensors import random_tensor
 from fuzz.calls.types import FLOATS, INTEGERS
-from fuzz.programs.strategy import random_tensor
 from fuzz.rules.dictionary import holds
 from fuzz.rules.match_source import MatchSource
 from ir.builder import make_operation

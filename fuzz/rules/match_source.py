@@ -134,6 +134,14 @@ class MatchSource(ProgramSource):
         return value if isinstance(value, Value) else None
 
     @override
+    def taken(self, place: int) -> Value | None:
+        """Return the fixed operand for this place, which waits for no other then."""
+        value = self.given(place)
+        if value in self.pinned:
+            self.pinned.remove(value)
+        return value
+
+    @override
     def result_rank(self) -> int | None:
         """Draw a rank that the pattern allows for the result of a call; None for any."""
         return None if self.result_ranks is None else self.one_of(sorted(self.result_ranks))

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from ir.core import Operation, Value
 from ir.errors import PatternError
+from ir.types import TensorType, shapes_equal
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.region_names import check_inputs, check_kind, check_parts
 from passes.rewrite.rewriter import Rewriter
@@ -29,6 +30,9 @@ FUSED_ACTIVATIONS = (
 )
 """The activations that targets fuse behind a convolution or a linear layer."""
 
+CLIPPING_ACTIVATIONS = ("aten.relu", "aten.relu6")
+"""Those that only cut the range: an unsigned quantizer behind them does it as well."""
+
 
 class FusionPattern(Pattern):
     """A pattern whose matched operations become one region; captures name the parts and the inputs.
@@ -46,6 +50,8 @@ class FusionPattern(Pattern):
     inputs: ClassVar[tuple[str, ...]] = ("input",)
     """Captured values that are the region's data operands."""
     quantization_points: ClassVar[tuple[str, ...]] = ("input",)
+    activations: ClassVar[tuple[str, ...]] = FUSED_ACTIVATIONS
+    """The activations that it takes in, where it takes in one."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -71,6 +77,20 @@ class FusionPattern(Pattern):
         )
 
 
+def unlike_operand(add: Operation) -> str | None:
+    """Return which operand of a sum is, where types are known, broadcast or promoted; None where none is."""
+    sum_ = add.result.type
+    for value in add.operand_values:
+        type_ = value.type
+        if not (isinstance(type_, TensorType) and isinstance(sum_, TensorType) and type_.is_known and sum_.is_known):
+            continue
+        if not shapes_equal(type_.shape, sum_.shape):
+            return f"an operand of type {type_} of the sum at `{add.location.where}` is broadcast to {sum_}"
+        if type_.dtype != sum_.dtype:
+            return f"an operand of type {type_} of the sum at `{add.location.where}` is promoted to {sum_}"
+    return None
+
+
 def _by_value(names: Sequence[str], m: Match) -> dict[Value, list[str]]:
     by_value: dict[Value, list[str]] = {}
     for name in names:
@@ -79,6 +99,6 @@ def _by_value(names: Sequence[str], m: Match) -> dict[Value, list[str]]:
     return by_value
 
 
-def activation(p: PatternBuilder, x: Node) -> Node:
-    """Return a pattern for one of the fused activations of `x`, captured as `act`."""
-    return p.op(FUSED_ACTIVATIONS, x, name="act")
+def activation(p: PatternBuilder, x: Node, operators: tuple[str, ...] = FUSED_ACTIVATIONS) -> Node:
+    """Return a pattern for one of these activations of `x`, captured as `act`."""
+    return p.op(operators, x, name="act")

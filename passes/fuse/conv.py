@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing_extensions import override
 
 from ir.opdef import Trait
-from ir.types import TensorType, shapes_equal
-from passes.fuse.base import FusionPattern, activation
+from ir.types import TensorType
+from passes.fuse.base import CLIPPING_ACTIVATIONS, FusionPattern, activation, unlike_operand
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 
@@ -36,7 +36,13 @@ class ConvBNActPattern(FusionPattern):
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
-        return activation(p, conv_bn(p))
+        return activation(p, conv_bn(p), self.activations)
+
+
+class ConvBNReluPattern(ConvBNActPattern):
+    """relu([batch_norm](conv(x, w, b))) = fused.conv_bn_act(x, w, b, ...), also with relu6"""
+
+    activations = CLIPPING_ACTIVATIONS
 
 
 _RESIDUAL = Example("""
@@ -89,19 +95,7 @@ class ConvBNAddActPattern(FusionPattern):
         """Refuse a residual that is the convolution itself or, where types are known, is broadcast or promoted."""
         if m.residual.defining_op in m.ops:
             return "both operands of the addition come from the convolution"
-        sum_ = m.add.result.type
-        for value in m.add.operand_values:
-            type_ = value.type
-            if not (
-                isinstance(type_, TensorType) and isinstance(sum_, TensorType) and type_.is_known and sum_.is_known
-            ):
-                continue
-            what = "the residual" if value is m.residual else "the convolution's result"
-            if not shapes_equal(type_.shape, sum_.shape):
-                return f"{what} of type {type_} is broadcast to {sum_}"
-            if type_.dtype != sum_.dtype:
-                return f"{what} of type {type_} is promoted to {sum_}"
-        return None
+        return unlike_operand(m.add)
 
 
 _STEM = Example("""

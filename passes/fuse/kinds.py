@@ -124,13 +124,17 @@ def conv_bn_act(region: Region) -> torch.Tensor:
 def conv_bn_add_act(region: Region) -> torch.Tensor:
     """[act]([batch_norm](conv(input)) + residual), the residual of the shape and dtype of the sum"""
     total = conv_bn(region) + region.operand("residual")
+    _refuse_broadcasts(region)
+    return _act(region, total) if region.has("act") else total
+
+
+def _refuse_broadcasts(region: Region) -> None:
     for op in region.body.operations():
         types = [value.type for value in (*op.operand_values, *op.results)]
         if op.name == "aten.add.Tensor" and all(isinstance(t, TensorType) and t.is_known for t in types):
             first, *others = (t for t in types if isinstance(t, TensorType))
             if not all(shapes_equal(first.shape, t.shape) and first.dtype == t.dtype for t in others):
                 raise region.error(f"broadcasts or promotes what it adds: {', '.join(map(str, types))}")
-    return _act(region, total) if region.has("act") else total
 
 
 def conv_bn_act_max_pool(region: Region) -> torch.Tensor:
@@ -168,6 +172,12 @@ def layer_norm(region: Region) -> torch.Tensor:
 def adaptive_avg_pool2d(region: Region) -> torch.Tensor:
     """adaptive_avg_pool2d(input)"""
     return region.apply(region.part("pool", "aten.adaptive_avg_pool2d"), region.operand("input"))
+
+
+def add_act(region: Region) -> torch.Tensor:
+    """act(input + other), both of the shape and dtype of the sum"""
+    _refuse_broadcasts(region)
+    return _act(region, region.operand("input") + region.operands.get("other", region.operand("input")))
 
 
 # --- attention ----------------------------------------------------------------------------------------------
@@ -251,6 +261,7 @@ KINDS: dict[str, tuple[Meaning, ...]] = {
     "linear": (linear,),
     "linear_act": (linear_act,),
     "layer_norm": (layer_norm,),
+    "add_act": (add_act,),
     "adaptive_avg_pool2d": (adaptive_avg_pool2d,),
     "scaled_dot_product_attention": (scaled_dot_product_attention,),
     "mha_in_projection": (batch_first_projection, tokens_first_projection),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, ClassVar, Self, TypeVar
@@ -18,6 +18,7 @@ from ir.verify import verify
 from passes.manager.options import check_option, format_options, takes_passes
 from passes.manager.text import PipelineParser
 from passes.rewrite.driver import RewriteLog
+from passes.rewrite.faults import raised_at
 from passes.rewrite.pattern import Pattern
 from passes.rewrite.remarks import GraphwrightWarning
 
@@ -192,17 +193,9 @@ def _blamed(instrument: Instrument, when: str, pass_: Pass) -> Iterator[None]:
     except Exception as error:
         raise PassError(
             f"the instrument {type(instrument).__qualname__} raised {type(error).__name__} {when} pass "
-            f"`{pass_.name}`: {error}{_raised_at(error)}",
+            f"`{pass_.name}`: {error}{raised_at(error, __file__)}",
             remedy="correct the instrument, or run without it; the pass is not at fault",
         ) from error
-
-
-def _raised_at(error: BaseException) -> str:
-    """Return the line of the instrument's own method in a traceback, for a message."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-        trace = trace.tb_next
-    return f" (at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
 
 
 def _tuple_of_passes(passes: Iterable[Pass]) -> tuple[Pass, ...]:
@@ -365,11 +358,17 @@ class PassManager(Pass):
 
     @classmethod
     def parse(
-        cls, text: str, *, passes: Sequence[type[Pass]] = (), patterns: Sequence[type[Pattern]] = ()
+        cls,
+        text: str,
+        *,
+        passes: Sequence[type[Pass]] = (),
+        patterns: Sequence[type[Pattern]] = (),
+        lists: Mapping[str, Sequence[type[Pattern] | Pattern]] | None = None,
     ) -> PassManager:
         """Return the manager that `text` describes: `canonicalize,convert{patterns=A,B},fixpoint(a,b){max-rounds=4}`.
 
-        `passes` are the pass classes that may occur, `patterns` the pattern classes that options may name.
+        `passes` are the pass classes that may occur, `patterns` the pattern classes that options may name, `lists`
+        names of several at once.
 
         Raises:
             ParseError: when the text is ill-formed or names what is not given.
@@ -383,7 +382,9 @@ class PassManager(Pass):
         known = _by_name(passes, Pass, _name_of, "passes")
         known.update({PassManager.name: PassManager, Fixpoint.name: Fixpoint})
         named = _by_name(patterns, Pattern, attrgetter("__name__"), "patterns")
-        return PassManager(PipelineParser(text, known, named).parse())
+        several: dict[str, tuple[Any, ...]] = {name: (pattern,) for name, pattern in named.items()}
+        several.update({name: tuple(entries) for name, entries in (lists or {}).items()})
+        return PassManager(PipelineParser(text, known, several).parse())
 
 
 @attrs.frozen

@@ -26,10 +26,10 @@ class PipelineParser:
     Args:
         text: the pipeline.
         passes: the pass classes (attrs classes) by name.
-        patterns: the pattern classes that options may name, by name.
+        patterns: the patterns that options may name, by name: one or several.
     """
 
-    def __init__(self, text: str, passes: Mapping[str, type[Any]], patterns: Mapping[str, type[Any]]) -> None:
+    def __init__(self, text: str, passes: Mapping[str, type[Any]], patterns: Mapping[str, tuple[Any, ...]]) -> None:
         self.text, self.passes, self.patterns = text, passes, patterns
         self.at = 0
         self.depth = 0
@@ -134,12 +134,12 @@ class PipelineParser:
             return tuple(part for part in text.split(",") if part)
         return text
 
-    def _pattern_names(self, text: str, at: int) -> tuple[type[Any], ...]:
-        found: list[type[Any]] = []
+    def _pattern_names(self, text: str, at: int) -> tuple[Any, ...]:
+        found: list[Any] = []
         for name in text.split(","):
             if name:
                 if name not in self.patterns:
                     raise self._error(f"no pattern is named {name!r}; {known_names(name, self.patterns)}", at)
-                found.append(self.patterns[name])
+                found.extend(self.patterns[name])
             at += len(name) + 1
         return tuple(found)

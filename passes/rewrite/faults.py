@@ -67,6 +67,14 @@ def source_of(rule: Pattern, method: str, error: Exception | None = None) -> str
     return f"{code.co_filename}:{code.co_firstlineno}"
 
 
+def raised_at(error: BaseException, file: str) -> str:
+    """Return the first line of a traceback that is not in `file`, for a message."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == file:
+        trace = trace.tb_next
+    return f" (at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
+
+
 def _code_of(member: Any) -> CodeType | None:
     function = inspect.unwrap(member) if callable(member) else member
     return function.__code__ if isinstance(function, FunctionType) else None

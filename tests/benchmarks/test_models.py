@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks import models as realmodels
-from ir.errors import GraphwrightError
+from ir.errors import GraphwrightError, MissingPackageError
 from tests.helpers import REAL_MODELS, quick_model, randomize_batch_norm, real_model
 
 
@@ -83,7 +83,7 @@ def test_torchvision_missing_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(importlib, "import_module", missing)
     realmodels.import_torchvision.cache_clear()
-    with pytest.raises(realmodels.MissingPackageError, match=r"No module named 'torchvision'[\s\S]*pip install"):
+    with pytest.raises(MissingPackageError, match=r"No module named 'torchvision'[\s\S]*pip install"):
         real_model("resnet18")
     monkeypatch.undo()
     realmodels.import_torchvision.cache_clear()

@@ -1,0 +1,1 @@
+"""ONNX files of programs: what they hold, what they are called, how they are written."""

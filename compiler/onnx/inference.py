@@ -1,0 +1,170 @@
+"""The program that a file holds: that of a module in its present state, for inference, without regions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from compiler.emitted.graphmodule import Container, EmittedModule
+from ir.copying import copy_into
+from ir.core import Graph, Operation, Value
+from ir.errors import InputError
+from ir.evaluate import evaluate
+from ir.program import Program, Weight, copy_program
+from ir.types import ScalarType, TensorType
+from passes.fold.batch_norm import FoldBatchNorm
+from passes.manager.manager import PassContext
+
+_REMEDY_EVAL = "call `result.model.eval()` first; a file holds what the model computes in eval mode"
+
+
+def inference_program(program: Program, module: nn.Module) -> Program:
+    """Return a copy of a program that computes what its emitted module now computes in eval mode.
+
+    Fused regions are replaced by what is in them, batch norms are folded into the layers before them, and the weights
+    are those of the module.
+
+    Args:
+        program: the program.
+        module: the module it was emitted as, which may have been trained, or loaded from a checkpoint, since.
+
+    Raises:
+        InputError: when the module is in training mode, has another dtype than the program, writes its state or its
+            inputs, or draws random numbers.
+    """
+    _check_modes(module)
+    _check_effects(program)
+    twin = copy_program(program)
+    for name, data in current_weights(program, module).items():
+        _set_data(twin.weights[name], data)
+    _inline_regions(twin)
+    for op in twin.graph.operations():
+        _fix_mode(op)
+    FoldBatchNorm().run(twin, PassContext())
+    return twin
+
+
+def _check_modes(module: nn.Module) -> None:
+    training = [path for path, each in module.named_modules() if each.training and not isinstance(each, Container)]
+    if module.training or training:
+        where = f"`{training[0]}` is" if training and training[0] else "the model is"
+        raise InputError(f"{where} in training mode, and an ONNX file is for inference", remedy=_REMEDY_EVAL)
+
+
+def _check_effects(program: Program) -> None:
+    for mutation in program.convention.mutations:
+        if mutation.buffer is not None:
+            raise InputError(
+                f"each call writes the buffer `{mutation.buffer}`, and an ONNX file has no state",
+                location=program.weights[mutation.buffer].value.users[0].location
+                if mutation.buffer in program.weights and program.weights[mutation.buffer].value.users
+                else program.location,
+                remedy="let `forward` take the old value as an argument and return the new one",
+            )
+        raise InputError(
+            f"each call writes its argument number {mutation.input}, and a runtime never writes its inputs",
+            location=program.location,
+            remedy="let `forward` return the new value",
+        )
+    for value in program.graph.inputs:
+        if isinstance(value.type, ScalarType):
+            raise InputError(
+                f"the argument `{value.name}` is a number that varies from call to call, and a file takes tensors only",
+                location=program.location,
+                remedy="pass a tensor of rank 0, or leave it out of `dynamic_shapes` so that it is fixed",
+            )
+        if not isinstance(value.type, TensorType) or not value.type.is_known:
+            raise InputError(
+                f"the type of the input `{value.name}` is not fully known: {value.type}",
+                location=program.location,
+                remedy="transform the model with example inputs",
+            )
+
+
+def current_weights(program: Program, module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors that a program's emitted module now has, by the names of the program's weights.
+
+    Raises:
+        InputError: when one has another dtype than in the program, or no data.
+    """
+    names: Mapping[str, str] = getattr(module, "_weight_names", {}) if isinstance(module, EmittedModule) else {}
+    state = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    found = {name: state[key].detach() for key, name in names.items() if key in state}
+    for name, weight in program.weights.items():
+        if name not in found and weight.derivation is not None:
+            sources = [found.get(source, _data(program, source)) for source in weight.derivation.sources]
+            if all(source is not None for source in sources):
+                (found[name],) = evaluate(weight.derivation.program, sources)
+    for name, weight in program.weights.items():
+        data = found.get(name, weight.data)
+        if weight.value.is_unused or data is None:
+            continue
+        if data.is_meta:
+            raise InputError(f"the weight `{name}` has no data: it is on the meta device", remedy="load the weights")
+        if data.dtype != weight.type.dtype:
+            raise InputError(
+                f"the weight `{name}` was converted to {data.dtype} after the model was transformed; it was of "
+                f"{weight.type.dtype}",
+                remedy="convert the original model, and transform that",
+            )
+    return {name: data for name, data in found.items() if name in program.weights}
+
+
+def _data(program: Program, name: str) -> Any:
+    weight = program.weights.get(name)
+    return None if weight is None or weight.data is None else weight.data.detach()
+
+
+def _set_data(weight: Weight, data: torch.Tensor) -> None:
+    is_parameter = isinstance(weight.data, nn.Parameter)
+    detached = data.detach().cpu()
+    weight.data = nn.Parameter(detached, requires_grad=weight.requires_grad) if is_parameter else detached
+
+
+def _inline_regions(program: Program) -> None:
+    """Replace each fused region by the operations in it."""
+    old = program.graph
+    graph = Graph([(value.name, value.type) for value in old.inputs])
+    mapping: dict[Value, Value] = {weight.value: weight.value for weight in program.weights.values()}
+    mapping.update(zip(old.inputs, graph.inputs, strict=True))
+    for op in list(old.operations()):
+        _append(op, graph, mapping)
+    graph.set_outputs([None if value is None else mapping[value] for value in old.outputs])
+    graph.return_op.location = old.return_op.location
+    old.set_outputs(())
+    for op in reversed(list(old.operations())):
+        old.erase(op)
+    program.graph = graph
+
+
+def _append(op: Operation, graph: Graph, mapping: dict[Value, Value]) -> None:
+    if op.body is None:
+        copy_into(op, graph, mapping)
+        return
+    for inner, given in zip(op.body.inputs, op.operands, strict=True):
+        if given is not None:
+            mapping[inner] = mapping[given]
+    for each in op.body.operations():
+        _append(each, graph, mapping)
+    for result, output in zip(op.results, op.body.outputs, strict=True):
+        if output is not None:
+            mapping[result] = mapping[output]
+
+
+def _fix_mode(op: Operation) -> None:
+    """Put an operation that follows the mode of its module into eval mode, and refuse what stays in training."""
+    if not op.in_training and not op.is_random:
+        return
+    if op.opdef.training is not None and op.attributes.get("follows_mode", False):
+        flag = op.attributes[op.opdef.training]
+        op.set_attribute(op.opdef.training, type(flag)(0))  # a probability, or whether it trains
+        return
+    what = "draws random numbers" if op.is_random else "computes with the statistics of each batch"
+    raise InputError(
+        f"{op.name} {what} in eval mode too, which a runtime does not do as PyTorch does",
+        location=op.location,
+        remedy="let it follow the mode of its module: `training=self.training`",
+    )

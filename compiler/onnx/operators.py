@@ -1,0 +1,152 @@
+"""How operators are written in ONNX where PyTorch's exporter is not right: it decomposes them, or errs.
+
+Some stand in the trace as operators of the library `graphwright`, which the exporter does not look into.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from compiler.extras import import_extra
+
+_SCHEMAS = {
+    "quantize": "(Tensor x, Tensor scale, Tensor zero_point, int? axis) -> Tensor",
+    "dequantize": "(Tensor q, Tensor scale, Tensor zero_point, int? axis) -> Tensor",
+    "global_average_pool": "(Tensor x) -> Tensor",
+}
+
+
+@functools.cache
+def _library() -> Any:
+    """Register the operators; they are traced, and never run."""
+    library = torch.library.Library("graphwright", "DEF")
+    fakes = {
+        "quantize": lambda x, scale, zero_point, axis: torch.empty_like(x, dtype=zero_point.dtype),
+        "dequantize": lambda q, scale, zero_point, axis: torch.empty_like(q, dtype=scale.dtype),
+        "global_average_pool": lambda x: x.new_empty([*x.shape[:2], *[1] * (x.dim() - 2)]),
+    }
+    for name, schema in _SCHEMAS.items():
+        library.define(f"{name}{schema}")
+        library.impl(name, fakes[name], "CompositeExplicitAutograd")
+    return library
+
+
+def kernels() -> dict[str, Callable[..., Any]]:
+    """Return what stands in the trace for operators of a program: operator -> function of operands and attributes."""
+    _library()
+    ops: Any = torch.ops.graphwright
+
+    def quantize(x: Any, scale: Any, zero_point: Any, **attributes: Any) -> Any:
+        return ops.quantize(x, scale, zero_point, attributes["axis"])
+
+    def dequantize(q: Any, scale: Any, zero_point: Any, **attributes: Any) -> Any:
+        return ops.dequantize(q, scale, zero_point, attributes["axis"])
+
+    def adaptive_avg_pool2d(x: Any, output_size: Any, **attributes: Any) -> Any:
+        if tuple(output_size) == (1, 1) and x.dim() == 4:
+            return ops.global_average_pool(x)
+        return torch.ops.aten.adaptive_avg_pool2d.default(x, list(output_size))
+
+    return {
+        "quant.quantize": quantize,
+        "quant.dequantize": dequantize,
+        "aten.adaptive_avg_pool2d": adaptive_avg_pool2d,
+    }
+
+
+def translations() -> Mapping[Any, Callable[..., Any]]:
+    """Return operator of PyTorch -> the function that writes it.
+
+    Raises:
+        MissingPackageError: the extra `onnx` is not installed.
+    """
+    _library()
+    op = import_extra("onnxscript").opset20
+    ours: Any = torch.ops.graphwright
+
+    # the exporter reads the signatures
+    def quantize(x: Any, scale: Any, zero_point: Any, axis: int | None = None) -> Any:
+        return op.QuantizeLinear(x, scale, zero_point, axis=1 if axis is None else axis)
+
+    def dequantize(q: Any, scale: Any, zero_point: Any, axis: int | None = None) -> Any:
+        return op.DequantizeLinear(q, scale, zero_point, axis=1 if axis is None else axis)
+
+    def global_average_pool(x: Any) -> Any:
+        return op.GlobalAveragePool(x)
+
+    def attention(
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Any:
+        return _attention(op, query, key, value, attn_mask, is_causal, scale, enable_gqa)
+
+    return {
+        ours.quantize.default: quantize,
+        ours.dequantize.default: dequantize,
+        ours.global_average_pool.default: global_average_pool,
+        torch.ops.aten.scaled_dot_product_attention.default: attention,
+    }
+
+
+def _attention(
+    op: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Any:
+    """softmax(q·kᵀ·scale + mask)·v, as PyTorch computes it: a row whose keys are all masked gives 0.
+
+    The exporter's own function gives such a row the mean of all values.
+    """
+    rank = len(key.shape)
+    if enable_gqa and query.shape[1] != key.shape[1]:
+        key, value = (_repeated(op, each, query.shape[1]) for each in (key, value))
+    perm = [*range(rank - 2), rank - 1, rank - 2]
+    scores = op.MatMul(query, op.Transpose(key, perm=perm))
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if factor != 1:
+        scores = op.Mul(scores, op.CastLike(op.Constant(value_float=factor), query))
+    lowest = op.CastLike(op.Constant(value_float=-math.inf), query)
+    zero = op.CastLike(op.Constant(value_float=0.0), query)
+    if is_causal:
+        return op.MatMul(op.Softmax(op.Where(_causal(op, query, key), scores, lowest), axis=-1), value)
+    if attn_mask is None:
+        return op.MatMul(op.Softmax(scores, axis=-1), value)
+    if attn_mask.dtype == import_extra("onnx_ir").DataType.BOOL:
+        kept, scores = attn_mask, op.Where(attn_mask, scores, lowest)
+    else:
+        kept, scores = op.Not(op.Equal(attn_mask, lowest)), op.Add(scores, attn_mask)
+    return op.MatMul(op.Where(kept, op.Softmax(scores, axis=-1), zero), value)
+
+
+def _causal(op: Any, query: Any, key: Any) -> Any:
+    """Return the mask [queries, keys] of what each query may see: the keys up to its own number."""
+
+    def numbers(value: Any) -> Any:
+        rank = len(value.shape)
+        size = op.Squeeze(op.Shape(value, start=rank - 2, end=rank - 1))
+        return op.Range(op.Constant(value_int=0), size, op.Constant(value_int=1))
+
+    return op.GreaterOrEqual(op.Unsqueeze(numbers(query), op.Constant(value_ints=[1])), numbers(key))
+
+
+def _repeated(op: Any, value: Any, heads: int) -> Any:
+    """Return [batch, heads, sequence, features] of keys or values with fewer heads, each repeated."""
+    times = heads // value.shape[1]
+    wide = op.Expand(op.Unsqueeze(value, op.Constant(value_ints=[2])), op.Constant(value_ints=[1, 1, times, 1, 1]))
+    return op.Reshape(wide, op.Constant(value_ints=[0, heads, -1, value.shape[-1]]))

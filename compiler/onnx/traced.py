@@ -1,0 +1,200 @@
+"""A program as a module whose operations are submodules: `torch.export` records of each node which one it came from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from typing_extensions import override
+
+from ir.attributes import Ref
+from ir.core import Operation, Value
+from ir.errors import CodegenError, InputError
+from ir.expressions import evaluate_formula, formula_of, linear_solution
+from ir.fake import flat_results, kernel_call
+from ir.ops.nn_ops import OPAQUE, decode_call, opaque_results
+from ir.program import Program
+from ir.types import Dim as Size
+
+STEP = "step_"
+"""Operation number `i` of a program is the submodule `step_<i>`."""
+WEIGHT = "weight_"
+"""Weight number `i` is the buffer `weight_<i>`."""
+
+Kernels = Mapping[str, Callable[..., Any]]
+"""Name of an operator -> what stands for its kernel in the trace; it takes the operands, then the attributes."""
+
+
+class _Step(nn.Module):
+    """One operation of a program."""
+
+    def __init__(self, op: Operation, opaques: Mapping[str, Any], kernels: Kernels) -> None:
+        super().__init__()
+        self.op = op
+        self.kernels = kernels
+        self.callee: Any = None
+        if op.opdef is OPAQUE:
+            self.callee = opaques.get(op.attributes["callee"])  # a module becomes a child
+
+    @override
+    def forward(self, operands: Sequence[Any], sizes: Mapping[str, Any]) -> list[Any]:
+        """Return the results for the operands and the sizes that symbols stand for."""
+        op = self.op
+
+        def resolve(leaf: Any) -> Any:
+            if isinstance(leaf, Ref):
+                return operands[leaf.index]
+            return _size(leaf, sizes, op) if isinstance(leaf, sympy.Expr) else leaf
+
+        if op.opdef is OPAQUE:
+            given, keywords = decode_call(op.attributes, operands, resolve)
+            return opaque_results(self.callee(*given, **keywords), op.attributes["returns"])
+        if op.name in self.kernels:
+            return flat_results(self.kernels[op.name](*operands, **op.attributes))
+        kernel, args, kwargs = kernel_call(op.opdef, op.opdef.group(operands, op.segments), op.attributes, resolve)
+        if kernel is None:
+            raise CodegenError(f"{op.name} has no kernel", location=op.location)
+        return flat_results(kernel(*args, **kwargs))
+
+
+def _size(expr: sympy.Expr, sizes: Mapping[str, Any], op: Operation) -> Any:
+    formula = formula_of(expr)
+    if formula is None:
+        raise CodegenError(
+            f"the size `{expr}` cannot be computed in a file",
+            location=op.location,
+            remedy="transform the model with a fixed size in place of the dynamic one",
+        )
+    return evaluate_formula(formula, sizes)
+
+
+class TracedProgram(nn.Module):
+    """A program without regions as a module: its inputs are those of the graph, its results the distinct outputs.
+
+    Weight number i is the buffer `weight_<i>`, operation number i the submodule `step_<i>`.
+    """
+
+    def __init__(self, program: Program, kernels: Kernels) -> None:
+        super().__init__()
+        self.program = program
+        self.operations = list(program.graph.operations())
+        self.outputs = outputs_of(program)
+        self._buffers_of: dict[str, str] = {}
+        for number, weight in enumerate(program.weights.values()):
+            if weight.value.is_unused:
+                continue
+            if weight.data is None:
+                raise InputError(
+                    f"weight {weight.name!r} has no data", remedy="a program that was parsed from text has none"
+                )
+            self._buffers_of[weight.name] = f"{WEIGHT}{number}"
+            self.register_buffer(f"{WEIGHT}{number}", weight.data.detach())
+        for number, op in enumerate(self.operations):
+            self.add_module(f"{STEP}{number}", _Step(op, program.opaques, kernels))
+
+    @override
+    def forward(self, *args: torch.Tensor) -> tuple[Any, ...]:
+        """Return the distinct outputs of the graph."""
+        program = self.program
+        sizes = _bound_sizes(program, args)
+        env: dict[Value, Any] = dict(zip(program.graph.inputs, args, strict=True))
+
+        def value(each: Value | None) -> Any:
+            if each is not None and each.is_weight:
+                return getattr(self, self._buffers_of[each.name])
+            return None if each is None else env[each]
+
+        for number, op in enumerate(self.operations):
+            results = getattr(self, f"{STEP}{number}")([value(v) for v in op.operands], sizes)
+            env.update(zip(op.results, results, strict=True))
+        return tuple(value(each) for each in self.outputs)
+
+
+def outputs_of(program: Program) -> list[Value]:
+    """Return the outputs of a program's graph, each once."""
+    return list(dict.fromkeys(value for value in program.graph.outputs if value is not None))
+
+
+def _bound_sizes(program: Program, args: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Return what the symbols stand for, by name; dimensions that are plain symbols come first."""
+    bound: dict[str, Any] = {}
+    dims = [
+        (dim, size)
+        for value, arg in zip(program.graph.inputs, args, strict=True)
+        for dim, size in zip(value.tensor_type.shape or (), arg.shape, strict=True)
+        if isinstance(dim, sympy.Expr)
+    ]
+    for dim, size in sorted(dims, key=lambda item: int(item[0].count_ops())):
+        solution = linear_solution(dim)
+        if solution is not None and solution[0].name not in bound:
+            symbol, slope, offset = solution
+            bound[symbol.name] = size if (slope, offset) == (1, 0) else (size - offset) // slope
+    return bound
+
+
+def trace(program: Program, kernels: Kernels) -> ExportedProgram:
+    """Capture a program without regions with `torch.export`.
+
+    Args:
+        program: the program; its inputs are tensors.
+        kernels: what stands for the kernels of operators that `torch.export` is not to look into.
+
+    Raises:
+        InputError: when no sizes are known that fit the ranges and relations of the symbols.
+        CodegenError: when PyTorch cannot capture it for all sizes in these ranges.
+    """
+    module = TracedProgram(program, kernels).eval()
+    sizes = _example_sizes(program)
+    args = tuple(
+        torch.zeros([_number(dim, sizes) for dim in value.tensor_type.shape or ()], dtype=value.tensor_type.dtype)
+        for value in program.graph.inputs
+    )
+    dynamic = tuple(
+        {i: Dim.DYNAMIC for i, dim in enumerate(value.tensor_type.shape or ()) if isinstance(dim, sympy.Expr)}
+        for value in program.graph.inputs
+    )
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, args, dynamic_shapes={"args": dynamic}, strict=False)
+    except CodegenError:
+        raise
+    except Exception as error:
+        raise CodegenError(
+            f"PyTorch cannot capture the program for a file: {str(error).strip() or type(error).__name__}",
+            location=program.location,
+            remedy="fixed sizes in place of dynamic ones (no `dynamic_shapes=`) may help",
+        ) from error
+
+
+def _number(dim: Size | None, sizes: Mapping[sympy.Symbol, int]) -> int:
+    assert dim is not None
+    return dim if isinstance(dim, int) else int(dim.xreplace({s: sympy.Integer(n) for s, n in sizes.items()}))
+
+
+def _example_sizes(program: Program) -> dict[sympy.Symbol, int]:
+    """Return sizes within the ranges of the symbols that fit the relations between them; none is 0 or 1 if possible.
+
+    Distinct sizes are tried first, so that nothing takes two of them for one.
+    """
+    symbols = list(program.symbols)
+    for step in (0, 1, 2, 4, 8, 16, 32):
+        sizes: dict[sympy.Symbol, int] = {}
+        for number, symbol in enumerate(symbols):
+            bounds = program.symbols[symbol]
+            wanted = max(bounds.lower, 2) + (number if step == 0 else 0)
+            wanted = wanted if step <= 1 else -(-wanted // step) * step
+            sizes[symbol] = wanted if bounds.upper is None else min(wanted, bounds.upper)
+        numbers = {s: sympy.Integer(n) for s, n in sizes.items()}
+        if all(bool(relation.xreplace(numbers)) for relation in program.constraints):
+            return sizes
+    raise InputError(
+        f"no sizes were found for which {', '.join(map(str, program.constraints))}",
+        location=program.location,
+        remedy="transform the model with fixed sizes in place of the dynamic ones",
+    )

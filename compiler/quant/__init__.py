@@ -1,0 +1,1 @@
+"""Post-training quantization: calibration, ranges, corrections, the report."""

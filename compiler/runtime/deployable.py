@@ -1,0 +1,61 @@
+"""What can be done with a result, float or quantized: write it to a file, run it in an engine."""
+
+from __future__ import annotations
+
+import os
+
+from torch.fx import GraphModule
+
+from compiler.onnx.files import onnx_model, save_model
+from compiler.runtime.module import to_runtime
+from ir.program import Program
+
+
+class Deployable:
+    """A program and the module it was emitted as."""
+
+    __slots__ = ()
+
+    model: GraphModule
+    program: Program
+
+    def save_onnx(self, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
+        """Write what `model` now computes in eval mode to an ONNX file, with operators of version 20.
+
+        Inputs are called as the arguments are, outputs by their place in the result, weights as in the `state_dict`,
+        nodes after the modules they come from. Sizes that are dynamic in the program are in the file. The file's
+        metadata says (as JSON, under `graphwright`) which arguments were fixed and how the result is made of the
+        outputs. The same result gives the same bytes.
+
+        Args:
+            path: the file.
+            external_data: whether the weights go to a file of their own, `<path>.data`; by default if they have 2 GB
+                or more.
+
+        Raises:
+            MissingPackageError: the extra `onnx` is not installed.
+            InputError: a file cannot hold the model: it is in training mode, each call writes its state or its inputs,
+                it draws random numbers, or takes Python numbers that vary from call to call.
+            CodegenError: an operation cannot be written in ONNX.
+        """
+        save_model(onnx_model(self.program, self.model), path, external_data=external_data)
+
+    def to_runtime(self, engine: str, *, threads: int | None = None, precision: str = "f32") -> GraphModule:
+        """Return a module that is called as the original is, and that an engine computes.
+
+        It holds the ONNX file: it can be pickled and copied, and called by several threads at once. It has no weights
+        of its own (`state_dict()` is empty), runs on the CPU, and cannot be trained. Arguments are checked as those of
+        `model` are; sizes that are dynamic in the program are dynamic here. The engine reads the inputs where they
+        are, and writes the outputs into tensors of PyTorch.
+
+        Args:
+            engine: "onnxruntime" or "openvino".
+            threads: how many threads a call uses; by default as many as PyTorch does (`torch.get_num_threads()`).
+            precision: "f32"; in OpenVINO also "bf16" and "f16", which change the numbers.
+
+        Raises:
+            MissingPackageError: the extra of the engine is not installed.
+            InputError: there is no such engine or precision, or a file cannot hold the model (`save_onnx`).
+            CodegenError: an operation cannot be written in ONNX.
+        """
+        return to_runtime(self.program, self.model, engine, threads=threads, precision=precision)

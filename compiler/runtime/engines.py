@@ -1,0 +1,203 @@
+"""ONNX Runtime and OpenVINO: a model that is loaded, and calls of it on tensors."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+import torch
+
+from compiler.extras import import_extra
+from ir.errors import InputError
+
+MODEL = "model.onnx"
+"""The name of the file where it has to be written for an engine to read it."""
+
+
+@attrs.frozen(eq=False)
+class OnnxFile:
+    """A model as the bytes of its file, and of the file of its weights where it does not hold them itself."""
+
+    model: bytes = attrs.field(repr=False)
+    weights: bytes | None = attrs.field(default=None, repr=False)
+
+    def read_by(self, load: Callable[[Any], Any]) -> Any:
+        """Return what `load` makes of the bytes, or of a path where the weights are in a file of their own."""
+        if self.weights is None:
+            return load(self.model)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / MODEL
+            path.write_bytes(self.model)
+            (Path(folder) / f"{MODEL}.data").write_bytes(self.weights)
+            return load(str(path))
+
+
+class Engine:
+    """A loaded model: `run` may be called by several threads at once.
+
+    Args:
+        file: the model.
+        threads: how many threads one call uses.
+        precision: the precision of the computation, one of `precisions`.
+    """
+
+    name = ""
+    precisions: tuple[str, ...] = ("f32",)
+
+    def __init__(self, file: OnnxFile, threads: int, precision: str) -> None:
+        raise NotImplementedError
+
+    def run(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+        """Run the model.
+
+        Args:
+            inputs: contiguous tensors on the CPU, in the order of the model's inputs.
+            outputs: for each output a contiguous tensor that it is written to, or None where its size is not known
+                before the call.
+        """
+        raise NotImplementedError
+
+
+class OnnxRuntime(Engine):
+    """The CPU provider of ONNX Runtime."""
+
+    name = "onnxruntime"
+
+    def __init__(self, file: OnnxFile, threads: int, precision: str) -> None:
+        self._runtime = import_extra("onnxruntime")
+        options = self.options(threads)
+        self.session = file.read_by(
+            lambda source: self._runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        )
+        self._inputs = [each.name for each in self.session.get_inputs()]
+        self._outputs = [each.name for each in self.session.get_outputs()]
+
+    @staticmethod
+    def options(threads: int) -> Any:
+        """Return the options of a session."""
+        options = import_extra("onnxruntime").SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        return options
+
+    def run(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+        """Run the model: it reads and writes the memory of the tensors."""
+        if any(not tensor.numel() for tensor in inputs):  # memory that does not exist cannot be bound
+            fed = {name: _array(tensor) for name, tensor in zip(self._inputs, inputs, strict=True)}
+            return [torch.from_numpy(array) for array in self.session.run(None, fed)]
+        binding = self.session.io_binding()
+        for name, tensor in zip(self._inputs, inputs, strict=True):
+            binding.bind_input(name, "cpu", 0, _element_type(tensor), tuple(tensor.shape), tensor.data_ptr())
+        for name, given in zip(self._outputs, outputs, strict=True):
+            if given is None or not given.numel():
+                binding.bind_output(name, "cpu")
+            else:
+                binding.bind_output(name, "cpu", 0, _element_type(given), tuple(given.shape), given.data_ptr())
+        self.session.run_with_iobinding(binding)
+        if all(given is not None for given in outputs):
+            return [given for given in outputs if given is not None]
+        values = binding.get_outputs()
+        return [
+            torch.from_numpy(value.numpy()) if given is None else given
+            for given, value in zip(outputs, values, strict=True)
+        ]
+
+
+def _element_type(tensor: torch.Tensor) -> Any:
+    """Return the number of ONNX for a dtype."""
+    return _ELEMENT_TYPES[tensor.dtype]
+
+
+_ELEMENT_TYPES: Mapping[torch.dtype, int] = MappingProxyType(
+    {
+        torch.float32: 1,
+        torch.uint8: 2,
+        torch.int8: 3,
+        torch.uint16: 4,
+        torch.int16: 5,
+        torch.int32: 6,
+        torch.int64: 7,
+        torch.bool: 9,
+        torch.float16: 10,
+        torch.float64: 11,
+        torch.uint32: 12,
+        torch.uint64: 13,
+        torch.bfloat16: 16,
+    }
+)
+"""dtype -> its number in ONNX (`TensorProto.DataType`)."""
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    """Return the memory of a tensor as a NumPy array."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(import_extra("ml_dtypes").bfloat16)
+    return tensor.numpy()
+
+
+class OpenVino(Engine):
+    """The CPU plugin of OpenVINO."""
+
+    name = "openvino"
+    precisions = ("f32", "bf16", "f16")
+
+    def __init__(self, file: OnnxFile, threads: int, precision: str) -> None:
+        self._openvino = import_extra("openvino")
+        core = self._openvino.Core()
+        self.model = file.read_by(core.read_model)
+        self.compiled = core.compile_model(self.model, "CPU", self.options(threads, precision))
+        self._free: deque[Any] = deque()
+        """Requests that no thread uses."""
+
+    @staticmethod
+    def options(threads: int, precision: str) -> dict[str, Any]:
+        """Return the properties a model is compiled with: the precision is the one asked for, on any host."""
+        return {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": precision,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        }
+
+    def run(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+        """Run the model: it reads and writes the memory of the tensors."""
+        try:
+            request = self._free.pop()
+        except IndexError:
+            request = self.compiled.create_infer_request()
+        for number, tensor in enumerate(inputs):
+            request.set_input_tensor(number, self._openvino.Tensor(_array(tensor), shared_memory=True))
+        found: list[torch.Tensor] = []
+        for number, given in enumerate(outputs):
+            if given is not None:
+                request.set_output_tensor(number, self._openvino.Tensor(_array(given), shared_memory=True))
+        request.infer()
+        for number, given in enumerate(outputs):
+            if given is None:
+                given = torch.from_numpy(request.get_output_tensor(number).data.copy())
+            found.append(given)
+        self._free.append(request)
+        return found
+
+
+ENGINES: Mapping[str, type[Engine]] = MappingProxyType({each.name: each for each in (OnnxRuntime, OpenVino)})
+"""Name -> the engine."""
+
+
+def engine_class(name: str) -> type[Engine]:
+    """Return an engine by its name.
+
+    Raises:
+        InputError: there is no such engine.
+        MissingPackageError: its extra is not installed.
+    """
+    if name not in ENGINES:
+        raise InputError(f"no engine is called {name!r}", remedy=f"use one of {', '.join(map(repr, ENGINES))}")
+    import_extra(name)
+    return ENGINES[name]

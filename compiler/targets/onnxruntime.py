@@ -1,0 +1,35 @@
+"""The target ONNX Runtime on CPUs: one integer kernel an operator, so a sum is a region of its own."""
+
+from __future__ import annotations
+
+from compiler.targets.target import Target
+from passes.convert.attention import DecomposeMultiheadAttentionPattern
+from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
+from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
+from passes.fuse.conv import ConvBNPattern, ConvBNReluPattern
+from passes.fuse.dense import (
+    AdaptiveAvgPoolPattern,
+    AddReluPattern,
+    LayerNormPattern,
+    LinearPattern,
+    LinearReluPattern,
+)
+from passes.quant import tables
+
+ONNXRUNTIME = Target(
+    "onnxruntime",
+    conversions=(RemoveIdentityAdaptiveAvgPoolPattern, DecomposeMultiheadAttentionPattern),
+    fusions=(
+        ConvBNReluPattern,
+        ConvBNPattern,
+        MHAInProjectionPattern,
+        ScaledDotProductAttentionPattern,
+        LinearReluPattern,
+        LinearPattern,
+        AddReluPattern,
+        LayerNormPattern,
+        AdaptiveAvgPoolPattern,
+    ),
+    table=tables.ONNXRUNTIME,
+)
+"""Its kernels read and write integers, and take in the activations that the range of their results cuts off."""

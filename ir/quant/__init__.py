@@ -1,0 +1,1 @@
+"""The dialect `quant`: from floating numbers to integers, and back."""

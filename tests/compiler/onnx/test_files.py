@@ -1,0 +1,194 @@
+"""ONNX files of float results: what is in them, what they are called, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.export import Dim
+
+from compiler.onnx.files import onnx_model, serialized
+from graphwright import InputError, MissingPackageError, transform
+from tests.helpers import randomize_batch_norm
+
+onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnxruntime` is not installed")
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(16)
+        self.qkv = nn.Linear(16, 48)
+        self.out = nn.Linear(16, 16)
+
+    def forward(self, x, mask=None, *, causal: bool = False, options=None):
+        batch, length, width = x.shape
+        q, k, v = (t.reshape(batch, length, 4, 4).transpose(1, 2) for t in self.qkv(self.norm(x)).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        y = self.out(y.transpose(1, 2).reshape(batch, length, width)) + x
+        return {"logits": y, "state": (options["scale"] * y if options else y, None, 3)}
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.AdaptiveAvgPool2d(1)
+    )
+    model.append(nn.Flatten())
+    model.append(nn.Linear(8, 5))
+    randomize_batch_norm(model, torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+def run(file, *inputs):
+    session = onnxruntime.InferenceSession(str(file))
+    given = {each.name: tensor.numpy() for each, tensor in zip(session.get_inputs(), inputs, strict=True)}
+    return session.run(None, given)
+
+
+def test_a_file_has_the_names_of_modules_and_the_dynamic_sizes(tmp_path):
+    model, path = convolutional(), tmp_path / "net.onnx"
+    result = transform(model, (torch.randn(2, 3, 8, 8),), dynamic_shapes=({0: Dim("batch")},))
+    result.save_onnx(path)
+    onnx.checker.check_model(str(path), full_check=True)
+    proto = onnx.load(path)
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 20)]
+    names = ["0/Conv", "2/Relu", "4/GlobalAveragePool", "6/Conv", "5/Reshape"]
+    assert [node.name for node in proto.graph.node] == names
+    assert {"0.weight", "0.bias", "6.weight", "6.bias"} <= {weight.name for weight in proto.graph.initializer}
+    ends = [(value.name, value.type.tensor_type.shape.dim[0].dim_param) for value in proto.graph.input]
+    ends += [(value.name, value.type.tensor_type.shape.dim[0].dim_param) for value in proto.graph.output]
+    assert ends == [("input", "batch"), ("output", "batch")]
+    for batch in (1, 5):
+        x = torch.randn(batch, 3, 8, 8)
+        np.testing.assert_allclose(run(path, x)[0], model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_result_gives_the_same_bytes_and_other_data_beside_the_file_the_same_numbers(tmp_path):
+    x = torch.randn(2, 3, 8, 8)
+    result = transform(convolutional(), (x,))
+    first, second = (serialized(onnx_model(result.program, result.model)) for _ in range(2))
+    assert first is not None and first == second
+    result.save_onnx(tmp_path / "net.onnx", external_data=True)
+    result.save_onnx(tmp_path / "net.onnx", external_data=True)  # over the old one
+    assert (tmp_path / "net.onnx.data").exists()
+    session = onnxruntime.InferenceSession(first)
+    np.testing.assert_array_equal(run(tmp_path / "net.onnx", x)[0], session.run(None, {"input": x.numpy()})[0])
+
+
+def test_containers_keywords_and_constants_are_in_the_metadata(tmp_path):
+    model = Attention().eval()
+    kwargs = {"causal": True, "options": {"scale": torch.tensor(2.0)}}
+    result = transform(model, (torch.randn(2, 5, 16),), kwargs)
+    result.save_onnx(tmp_path / "net.onnx")
+    proto = onnx.load(tmp_path / "net.onnx")
+    held = {entry.key: entry.value for entry in proto.metadata_props}
+    assert json.loads(held["graphwright"]) == {
+        "inputs": {"x": "f32[2, 5, 16]", "options_scale": "f32[]"},
+        "outputs": {"logits": "f32[2, 5, 16]", "state_0": "f32[2, 5, 16]"},
+        "constants": {"causal": "True"},
+        "results": {
+            "['logits']": "logits",
+            "['state'][0]": "state_0",
+            "['state'][1]": "None",
+            "['state'][2]": "3",
+        },
+    }
+
+
+@pytest.mark.parametrize("kind", ["bool", "float", "causal"])
+def test_rows_that_are_masked_throughout_give_zero_as_in_pytorch(kind, tmp_path):
+    model, x = Attention().eval(), torch.randn(2, 5, 16)
+    mask = torch.rand(2, 1, 5, 5) > 0.5
+    mask[0, 0, 2] = False
+    if kind == "causal":
+        args: tuple[torch.Tensor, ...] = (x,)
+    else:
+        args = (x, mask if kind == "bool" else torch.where(mask, 0.3, -torch.inf))
+    kwargs = {"causal": kind == "causal"}
+    transform(model, args, kwargs).save_onnx(tmp_path / "net.onnx")
+    expected = model(*args, **kwargs)["logits"].detach().numpy()
+    np.testing.assert_allclose(run(tmp_path / "net.onnx", *args)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_file_has_the_present_weights(tmp_path):
+    x = torch.randn(2, 3, 8, 8)
+    result = transform(convolutional(), (x,))
+    with torch.no_grad():
+        for parameter in result.model.parameters():
+            parameter.mul_(1.5)
+        head = result.model.get_submodule("6.conv")
+        head.bias = nn.Parameter(head.bias + 1)  # assigned, so the program's own tensor is another
+    result.save_onnx(tmp_path / "net.onnx")
+    expected = result.model(x).detach().numpy()
+    np.testing.assert_allclose(run(tmp_path / "net.onnx", x)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_trains_is_written_in_eval_mode_only(tmp_path):
+    x = torch.randn(2, 3, 8, 8)
+    result = transform(convolutional().train(), (x,))
+    with pytest.raises(InputError, match=r"`0\.conv` is in training mode|in training mode"):
+        result.save_onnx(tmp_path / "net.onnx")
+    result.model.eval()
+    result.save_onnx(tmp_path / "net.onnx")
+    np.testing.assert_allclose(run(tmp_path / "net.onnx", x)[0], result.model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.count: torch.Tensor
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count.add_(1)
+        return x * self.count
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, training=True)
+
+
+class InPlace(nn.Module):
+    def forward(self, x):
+        x.add_(1)
+        return x * 2
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Counter(), "each call writes the buffer `count`"),
+        (Noise(), "draws random numbers in eval mode too"),
+        (InPlace(), "each call writes its argument number 0"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_refused(model, reason, tmp_path):
+    result = transform(model.eval(), (torch.randn(3),))
+    with pytest.raises(InputError, match=reason):
+        result.save_onnx(tmp_path / "net.onnx")
+
+
+def test_a_model_on_the_meta_device_and_a_converted_one_are_refused(tmp_path):
+    with torch.device("meta"):
+        result = transform(nn.Linear(2, 2).eval(), (torch.randn(1, 2),))
+    with pytest.raises(InputError, match="has no data"):
+        result.save_onnx(tmp_path / "net.onnx")
+    result = transform(nn.Linear(2, 2).eval(), (torch.randn(1, 2),))
+    result.model.double()
+    with pytest.raises(InputError, match=r"was converted to torch\.float64"):
+        result.save_onnx(tmp_path / "net.onnx")
+
+
+def test_a_missing_extra_is_named(monkeypatch, tmp_path):
+    result = transform(nn.Linear(2, 2).eval(), (torch.randn(1, 2),))
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingPackageError, match=r"graphwright\[onnx\]"):
+        result.save_onnx(tmp_path / "net.onnx")

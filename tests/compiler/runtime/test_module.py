@@ -1,0 +1,143 @@
+"""`to_runtime`: the original's signature and result, computed by an engine."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+from graphwright import InputError, MissingPackageError, transform
+
+pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+
+ENGINES = ("onnxruntime", "openvino")
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x, pair, *, flag: bool = False, extra=None):
+        y = self.layer(x) + pair[0]
+        if flag:
+            y = -y
+        return {"y": y, "all": [y.sum(1, keepdim=True), x, None, 7], "mask": y > 0, "count": (y > 0).sum()}
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def made(request):
+    pytest.importorskip(request.param, reason=f"the extra `{request.param}` is not installed")
+    torch.manual_seed(0)
+    model = Nested().eval()
+    shapes = {"x": {0: Dim("batch")}, "pair": [{0: Dim("batch")}, None], "flag": None}
+    result = transform(model, (torch.randn(4, 8), [torch.randn(4, 8), None]), {"flag": True}, dynamic_shapes=shapes)
+    return request.param, model, result.to_runtime(request.param, threads=1)
+
+
+def compare(module, model, batch):
+    x, pair = torch.randn(batch, 8), [torch.randn(batch, 8), None]
+    with torch.no_grad():
+        found, expected = module(x, pair, flag=True), model(x, pair, flag=True)
+    assert list(found) == list(expected) and type(found["all"]) is list
+    torch.testing.assert_close(found, expected)
+    assert found["all"][1] is x
+
+
+def test_it_is_called_as_the_original_is(made):
+    _, model, module = made
+    for batch in (4, 1, 9, 0):
+        compare(module, model, batch)
+    with pytest.raises(InputError, match="flag"):
+        module(torch.randn(4, 8), [torch.randn(4, 8), None])
+    with pytest.raises(InputError, match=r"\[batch, 8\]"):
+        module(torch.randn(4, 7), [torch.randn(4, 8), None], flag=True)
+
+
+def test_inputs_may_have_any_strides(made):
+    _, model, module = made
+    x, pair = torch.randn(8, 5).t(), [torch.randn(5, 16)[:, 3:11], None]
+    with torch.no_grad():
+        torch.testing.assert_close(module(x, pair, flag=True)["y"], model(x, pair, flag=True)["y"])
+
+
+def test_copies_and_pickles_hold_the_file(made):
+    _, model, module = made
+    compare(copy.deepcopy(module), model, 3)
+    compare(pickle.loads(pickle.dumps(module)), model, 3)
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    compare(torch.load(file, weights_only=False), model, 3)
+    assert module.state_dict() == {}
+
+
+def test_threads_may_call_it_at_once(made):
+    _, model, module = made
+    inputs = [(torch.randn(1 + i % 5, 8), [torch.randn(1 + i % 5, 8), None]) for i in range(40)]
+
+    def call(given):
+        with torch.no_grad():
+            return module(*given, flag=True)["y"]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(call, inputs))
+    with torch.no_grad():
+        for given, y in zip(inputs, found, strict=True):
+            torch.testing.assert_close(y, model(*given, flag=True)["y"])
+
+
+def test_results_are_tensors_of_their_own(made):
+    _, _, module = made
+    x, pair = torch.randn(4, 8), [torch.randn(4, 8), None]
+    with torch.no_grad():
+        first = module(x, pair, flag=True)["y"]
+        kept = first.clone()
+        module(x + 1, pair, flag=True)
+    assert torch.equal(first, kept)
+
+
+def test_it_is_for_inference_on_the_cpu(made):
+    engine, _, module = made
+    x, pair = torch.randn(4, 8), [torch.randn(4, 8), None]
+    with pytest.raises(InputError, match="requires a gradient"):
+        module(x.clone().requires_grad_(), pair, flag=True)
+    with pytest.raises(InputError, match="inference only"):
+        module.train()
+    assert not module.training
+    with pytest.raises(InputError, match="cannot be moved"):
+        module.to("meta")
+    with pytest.raises(InputError, match="converted"):
+        module.half()
+    with pytest.raises(InputError, match=r"takes torch\.float32"):
+        module(x.double(), [pair[0].double(), None], flag=True)
+    with pytest.raises(Exception, match="cannot be traced or exported"):
+        torch.export.export(module, (x, pair), {"flag": True})
+    assert module.to("cpu").eval() is module
+    assert engine in repr(module)
+
+
+def test_wrong_engines_precisions_and_threads_are_refused():
+    pytest.importorskip("onnxruntime", reason="the extra `onnxruntime` is not installed")
+    result = transform(nn.Linear(2, 2).eval(), (torch.randn(1, 2),))
+    with pytest.raises(InputError, match="'onnxruntime', 'openvino'"):
+        result.to_runtime("tensorrt")
+    with pytest.raises(InputError, match="no precision 'bf16'"):
+        result.to_runtime("onnxruntime", precision="bf16")
+    with pytest.raises(InputError, match="not a positive number"):
+        result.to_runtime("onnxruntime", threads=0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_missing_engine_is_named(engine, monkeypatch):
+    result = transform(nn.Linear(2, 2).eval(), (torch.randn(1, 2),))
+    monkeypatch.setitem(sys.modules, engine, None)
+    with pytest.raises(MissingPackageError, match=rf"graphwright\[{engine}\]"):
+        result.to_runtime(engine)
