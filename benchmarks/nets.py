@@ -194,7 +194,7 @@ def mnist(name: str) -> Net:
     """Return one of `MNIST_NETS`, trained by `benchmarks.mnist`; its test data is one image in five of MNIST-5k."""
     images, labels = mnist_data()
     held = torch.arange(len(images)) % 5 == 0
-    return Net(f"MNIST {name}", load_mnist_net(name), list(images[~held][:256].split(32)), images[held], labels[held])
+    return Net(f"MNIST {name}", load_mnist_net(name), list(images[~held][:128].split(32)), images[held], labels[held])
 
 
 NETS: dict[str, Callable[[], Net]] = {
