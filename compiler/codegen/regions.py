@@ -126,7 +126,7 @@ class Region:
         """Take in the quantizers of arguments that nothing else reads, and those of results, that belong here."""
         for value, operand in self.operands.items():
             op = None if operand is None else operand.defining_op
-            if op is not None and op.result is operand and operand.has_one_use():
+            if op is not None and operand is not None and operand.has_one_use():
                 self._take_in(op, value, self.quantized, needs_home=False)
         for result in self.op.results:
             if result.has_one_use():
