@@ -12,6 +12,8 @@ from passes.cleanup.dce import EliminateDeadCode
 from passes.fold.batch_norm import FoldBatchNorm
 from passes.fold.constants import FoldConstants
 from passes.manager.manager import Fixpoint, Pass, PassManager, Verify
+from passes.quant.place import PlaceQuantizers
+from passes.quant.unify import UnifyQuantizers
 from passes.rewrite.pattern import Pattern, instantiate
 
 STANDARD_PASSES: tuple[type[Pass], ...] = (
@@ -22,6 +24,8 @@ STANDARD_PASSES: tuple[type[Pass], ...] = (
     EliminateCommonSubexpressions,
     EliminateDeadCode,
     FoldConstants,
+    PlaceQuantizers,
+    UnifyQuantizers,
     Verify,
 )
 """The pass classes that pipeline text may name without more."""

@@ -21,6 +21,9 @@ from ir.text.printer import print_operation_context
 from ir.types import Dim, ScalarType, TensorType, simplify_dim, symbols_of
 
 Watch = Callable[[Operation, Sequence[Any]], None]
+Kernels = Mapping[str, Callable[[Operation, Sequence[Any]], Sequence[Any] | None]]
+"""Name of an operator -> what is called with an operation and its operands, and returns the results, or None to leave
+them to the operator's own kernel."""
 
 
 def evaluate(
@@ -30,6 +33,7 @@ def evaluate(
     *,
     written: dict[str, torch.Tensor] | None = None,
     watch: Watch | None = None,
+    kernels: Kernels | None = None,
 ) -> list[Any]:
     """Run a program and return the outputs of its graph: the results, then the mutated buffers and inputs.
 
@@ -42,11 +46,24 @@ def evaluate(
         weights: tensors that stand for the weights of these names; the others keep their own data.
         written: receives, under the names of the weights, the tensors that operations in training wrote in place of
             them (running statistics).
+        watch: called with each operation, those in bodies too, and its results.
+        kernels: what computes the operators of these names in place of their own kernels.
 
     Raises:
         InputError: when an argument does not fit its type, or a weight has no data.
         EvaluationError: when an operation fails; its notes show the operation and those around it.
     """
+    inputs, values, symbols = _prepared(program, args, weights, written)
+    return evaluate_graph(program.graph, inputs, values, symbols, opaques=program.opaques, watch=watch, kernels=kernels)
+
+
+def _prepared(
+    program: Program,
+    args: Sequence[Any],
+    weights: Mapping[str, torch.Tensor] | None,
+    written: dict[str, torch.Tensor] | None = None,
+) -> tuple[list[Any], dict[str, torch.Tensor], dict[sympy.Symbol, int]]:
+    """Return inputs of the graph, tensors of its weights, copied where they may be mutated, and numbers of symbols."""
     symbols = bind_symbols(program, args)
     values: dict[str, torch.Tensor] = {}
     given = weights or {}
@@ -67,7 +84,45 @@ def evaluate(
                 written[value.name] = values[value.name]
         elif isinstance(inputs[value.index], torch.Tensor):
             inputs[value.index] = inputs[value.index].clone()
-    return evaluate_graph(program.graph, inputs, values, symbols, opaques=program.opaques, watch=watch)
+    return inputs, values, symbols
+
+
+class Stepper:
+    """One run of a program, an operation of its graph at a time: several runs may go side by side.
+
+    Args are those of `evaluate`. Call `step` with each operation of the graph, in order.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        args: Sequence[Any],
+        weights: Mapping[str, torch.Tensor] | None = None,
+        *,
+        watch: Watch | None = None,
+        kernels: Kernels | None = None,
+    ) -> None:
+        inputs, values, symbols = _prepared(program, args, weights)
+        self.weights = values
+        """The tensors of the weights by name; one that is replaced is the weight from the next step on."""
+        self._run = _Run(values, symbols, program.opaques, watch, kernels)
+        self._frame = _Frame(self._run, program.graph, inputs)
+
+    def step(self, op: Operation, *, keeps_operands: bool = False) -> list[Any]:
+        """Run an operation whose operands are known; its results are values from then on.
+
+        Args:
+            op: an operation of the program's graph.
+            keeps_operands: whether the operation is run once more before the next one.
+
+        Raises:
+            EvaluationError: when the operation fails.
+        """
+        return self._frame.step(op, keeps_operands=keeps_operands)
+
+    def outputs(self) -> list[Any]:
+        """Return the outputs of the graph, after all of its operations."""
+        return self._frame.outputs()
 
 
 def evaluate_graph(
@@ -78,6 +133,7 @@ def evaluate_graph(
     *,
     opaques: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
+    kernels: Kernels | None = None,
 ) -> list[Any]:
     """Run a graph and return its outputs.
 
@@ -90,6 +146,7 @@ def evaluate_graph(
         symbols: the number that each symbol stands for.
         opaques: the callables of opaque operations, by name.
         watch: called with each operation, those in bodies too, and its results.
+        kernels: what computes the operators of these names in place of their own kernels.
 
     Raises:
         InputError: when the number of inputs is wrong or a weight is missing.
@@ -97,7 +154,7 @@ def evaluate_graph(
     """
     if len(inputs) != len(graph.inputs):
         raise InputError(f"the graph takes {len(graph.inputs)} inputs, {len(inputs)} given")
-    return _Run(weight_values, symbols, opaques or {}, watch).graph(graph, inputs)
+    return _Run(weight_values, symbols, opaques or {}, watch, kernels).graph(graph, inputs)
 
 
 def bind_symbols(program: Program, args: Sequence[Any]) -> dict[sympy.Symbol, int]:
@@ -212,8 +269,10 @@ class _Run:
         symbols: Mapping[sympy.Symbol, int],
         opaques: Mapping[str, Any],
         watch: Watch | None,
+        kernels: Kernels | None,
     ) -> None:
-        self._watch = watch
+        self.watch = watch
+        self._kernels = kernels or {}
         self._weights = weights
         self._numbers = {symbol: sympy.Integer(number) for symbol, number in symbols.items()}
         self._opaques = opaques
@@ -221,38 +280,26 @@ class _Run:
 
     def graph(self, graph: Graph, inputs: Sequence[Any]) -> list[Any]:
         """Run a graph; tensors are released after their last use."""
-        env: dict[Value, Any] = {}
-        uses_left: dict[Value, int] = {}
-
-        def define(value: Value, result: Any) -> None:
-            uses = value.num_uses
-            if uses:
-                env[value] = result
-                uses_left[value] = uses
-
-        for value, given in zip(graph.inputs, inputs, strict=True):
-            define(value, given)
+        frame = _Frame(self, graph, inputs)
         for op in graph.operations():
-            operands = [self._operand(v, env) for v in op.operands]
-            try:
-                results = self._results(op, operands)
-                if len(results) != len(op.results):
-                    raise EvaluationError(f"{op.name} gave {len(results)} results, not {len(op.results)}")
-            except Exception as error:
-                raise self._failure(op, operands, error) from error
-            if self._watch is not None:
-                self._watch(op, results)
-            del operands
-            for operand in op.operands:
-                if operand is not None and operand in uses_left:
-                    uses_left[operand] -= 1
-                    if not uses_left[operand]:
-                        del env[operand]
-            for value, result in zip(op.results, results, strict=True):
-                define(value, result)
-        return [self._operand(v, env) for v in graph.outputs]
+            frame.step(op)
+        return frame.outputs()
 
-    def _operand(self, value: Value | None, env: dict[Value, Any]) -> Any:
+    def results(self, op: Operation, operands: list[Any]) -> list[Any]:
+        """Run one operation."""
+        try:
+            results = self._results(op, operands)
+            if len(results) != len(op.results):
+                raise EvaluationError(f"{op.name} gave {len(results)} results, not {len(op.results)}")
+        except Exception as error:
+            if isinstance(error, EvaluationError) and error.location is not None:
+                raise  # raised inside the body of the operation, and shown there
+            raise self._failure(op, operands, error) from error
+        if self.watch is not None:
+            self.watch(op, results)
+        return results
+
+    def operand(self, value: Value | None, env: dict[Value, Any]) -> Any:
         if value is None:
             return None
         if value in env:
@@ -264,8 +311,6 @@ class _Run:
         return self._weights[value.name]
 
     def _failure(self, op: Operation, operands: list[Any], error: Exception) -> Exception:
-        if isinstance(error, EvaluationError) and error.location is not None:
-            return error  # raised inside the body of the operation, and shown there
         shown = ", ".join(f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else repr(x) for x in operands)
         failure = EvaluationError(f"{op.name} failed on ({shown}): {error}", location=op.location)
         failure.add_note(print_operation_context(op))
@@ -274,6 +319,9 @@ class _Run:
     def _results(self, op: Operation, operands: list[Any]) -> list[Any]:
         if op.body is not None:
             return self.graph(op.body, operands)
+        replaced = self._kernels[op.name](op, operands) if op.name in self._kernels else None
+        if replaced is not None:
+            return list(replaced)
 
         def resolve(leaf: Any) -> Any:
             if isinstance(leaf, Ref):
@@ -308,3 +356,38 @@ class _Run:
                 raise EvaluationError(f"it is not known what {names} stands for")
             number = self._expressions[expr] = int(exact) if exact.is_Integer else float(exact)
         return number
+
+
+class _Frame:
+    """The values of one graph in one run; each is released after its last use."""
+
+    def __init__(self, run: _Run, graph: Graph, inputs: Sequence[Any]) -> None:
+        self._run = run
+        self._graph = graph
+        self._values: dict[Value, Any] = {}
+        self._uses_left: dict[Value, int] = {}
+        for value, given in zip(graph.inputs, inputs, strict=True):
+            self._define(value, given)
+
+    def _define(self, value: Value, result: Any) -> None:
+        uses = value.num_uses
+        if uses:
+            self._values[value] = result
+            self._uses_left[value] = uses
+
+    def step(self, op: Operation, *, keeps_operands: bool = False) -> list[Any]:
+        """Run an operation and define its results."""
+        results = self._run.results(op, [self._run.operand(v, self._values) for v in op.operands])
+        uses_left = self._uses_left
+        for operand in () if keeps_operands else op.operands:
+            if operand is not None and operand in uses_left:
+                uses_left[operand] -= 1
+                if not uses_left[operand]:
+                    del self._values[operand]
+        for value, result in zip(op.results, results, strict=True):
+            self._define(value, result)
+        return results
+
+    def outputs(self) -> list[Any]:
+        """Return the outputs of the graph."""
+        return [self._run.operand(v, self._values) for v in self._graph.outputs]

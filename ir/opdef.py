@@ -42,6 +42,8 @@ class Trait(enum.Flag):
     """Draws random numbers (when training, if the op has a training flag)."""
     LAYOUT = enum.auto()
     """Moves elements and computes none: reshape, permute, slice."""
+    SELECTS = enum.auto()
+    """Each element of the result is an element of an operand; which one, their places and order decide."""
     CONV = enum.auto()
     """Forward convolution with operands (input, weight, bias)."""
     OPAQUE = enum.auto()

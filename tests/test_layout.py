@@ -20,7 +20,7 @@ OUTSIDE = ("tests", "benchmarks", "docs")
 
 SUB_ROOMS = {
     "ir": ("text", "ops", "quant", "memory"),
-    "passes": ("rewrite", "manager", "cleanup", "fold", "canonicalize", "fuse", "convert"),
+    "passes": ("rewrite", "manager", "cleanup", "fold", "canonicalize", "fuse", "convert", "quant"),
     "compiler": (
         *("usercode", "emitted", "capture", "lower", "codegen", "equality"),
         *("targets", "onnx", "runtime", "quant", "cli"),

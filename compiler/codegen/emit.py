@@ -83,7 +83,7 @@ class _Emitter:
         for op in program.graph.operations():
             if op.body is not None:
                 emit_region(op, scope)
-            else:
+            elif self.tree.quantized.reader(op) is None:
                 scope.operation(op)
         result = self.results.emit()
         self._count_batches()
@@ -180,6 +180,9 @@ class _Emitter:
         ordered = dict.fromkeys(name for name, _ in module.named_parameters(remove_duplicate=False))
         ordered.update(dict.fromkeys(name for name, _ in module.named_buffers(remove_duplicate=False)))
         ordered.update(dict.fromkeys(self.tree.opaque_keys))  # extra state is not a tensor
+        for weight in self.tree.quantized.parameters:
+            if weight.derivation is None and weight.data is not None:
+                constants[weight.name] = weight.data  # no checkpoint of the original has it
         tied = [names_of(weight) for weight in self.program.weights.values() if weight.aliases]
         return ParameterMap(
             {key: entries[key] for key in ordered if key in entries},

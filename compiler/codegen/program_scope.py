@@ -12,6 +12,7 @@ from typing_extensions import override
 from compiler.codegen.forms import ModuleForm, own_location
 from compiler.codegen.functions import literal
 from compiler.codegen.modules import module_form
+from compiler.codegen.quantizers import emit_quantizer
 from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree, folded_path
 from compiler.emitted.forward_code import is_plain_name
@@ -38,8 +39,7 @@ class ProgramScope(Scope):
     @override
     def find(self, value: Value | None) -> Weight | None:
         """Return the weight that a value is, or None."""
-        weight = weight_of(value)
-        return None if weight is None or weight in self.tree.weights.inlined else weight
+        return self.tree.find_weight(value)
 
     @override
     def missing(self, value: Value) -> Any:
@@ -78,6 +78,9 @@ class ProgramScope(Scope):
         """Call the original's module for `op`, or a new one where `op` depends on the mode."""
         if op.name == "nn.opaque":
             return self._opaque(op)
+        quantizer = self.tree.quantized.form(op)
+        if quantizer is not None:
+            return emit_quantizer(op, quantizer, self)
         form = module_form(op, self.find)
         if form is None:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -14,6 +14,7 @@ from typing_extensions import override
 from compiler.codegen.convention import argument_name
 from compiler.codegen.forms import ModuleForm, own_location
 from compiler.codegen.modules import module_form
+from compiler.codegen.quantizers import home_of, name_of
 from compiler.codegen.scope import Scope
 from compiler.codegen.tree import ModuleTree
 from compiler.emitted.fused import FusedModule, fused_class
@@ -33,6 +34,9 @@ class Child:
     form: ModuleForm
     home: str | None
     """Where the original has this module, judged by its weights."""
+    is_called: bool = True
+    """Whether `forward` calls it; otherwise it holds weights that are quantized before their use."""
+    is_quantizer: bool = False
 
 
 class Region:
@@ -50,6 +54,10 @@ class Region:
         names = tuple(op.attributes.get("parts") or ())
         self.names = [str(names[i]) if i < len(names) else "" for i in range(len(self.ops))]
         self.whole = self._whole()
+        self.quantized: dict[Value, Operation] = {}
+        """The inputs of the body that are quantized here, and by which operation of the program."""
+        self.held: dict[Value, str] = {}
+        """The inputs of the body that are weights of a child, and their names."""
         self.children: dict[Operation, Child] = {}
         if self.whole is None:
             self._find_children()
@@ -67,15 +75,52 @@ class Region:
             return None
         return form if all(v is None or v in self.operands for v in form.inputs) else None
 
+    def _find_quantized(self, value: Value | None) -> Weight | None:
+        """Return the weight that a value of the body is, or whose numbers on a grid it is; or None."""
+        op = None if value is None else value.defining_op
+        if op is not None and self.tree.quantized.is_identity(op):
+            source = op.operand_values[0].defining_op
+            if source is not None and self.tree.quantized.quantizes(source):
+                return self.find(source.operands[0])
+        return self.find(value)
+
     def _find_children(self) -> None:
         taken: set[str] = set()
+
+        def free(name: str) -> str:
+            name = free_name(name, lambda name: name in taken or hasattr(fx.GraphModule, name))
+            taken.add(name)
+            return name
+
+        for value, operand in self.operands.items():
+            source = None if operand is None else operand.defining_op
+            form = None if source is None else self.tree.quantized.form(source)
+            if source is None or form is None:
+                continue
+            reader = self.tree.quantized.reader(source)
+            if reader is not None and reader[0] is self.op:
+                self.quantized[value] = source
+                self.children[source] = self._quantizer(form, value, free)
         for op, name in zip(self.ops, self.names, strict=True):
+            quantizer = self.tree.quantized.form(op)
+            if quantizer is not None:
+                self.children[op] = self._quantizer(quantizer, op.operand_values[0], free)
+                continue
             form = None if op.body is not None else module_form(op, self.find)
+            is_called = form is not None
+            if op.body is None and form is None:
+                form = module_form(op, self._find_quantized)
             if form is None or not (name or form.slots or form.training is not None):
                 continue
-            name = free_name(name or op.opdef.short_name, lambda name: name in taken or hasattr(fx.GraphModule, name))
-            taken.add(name)
-            self.children[op] = Child(name, form, self.tree.home(form, op.location.parts))
+            name = free(name or op.opdef.short_name)
+            self.children[op] = Child(name, form, self.tree.home(form, op.location.parts), is_called)
+            if not is_called:
+                weights = [(weight, f"{name}.{slot}") for slot, weight in form.slots]
+                for value in self.body.inputs:
+                    self.held.update((value, held) for weight, held in weights if self.find(value) is weight)
+
+    def _quantizer(self, form: ModuleForm, value: Value, free: Callable[[str], str]) -> Child:
+        return Child(free(name_of(form, value)), form, home_of(form), is_quantizer=True)
 
     def _arguments(self) -> list[Value]:
         """Return the inputs of the body that are not held by a child, in order."""
@@ -83,17 +128,20 @@ class Region:
         for op in (*self.ops, self.body.return_op):
             child = self.children.get(op)
             values: list[Any] = list(op.operands)
-            if child is not None:
+            if child is not None and child.is_called:
                 values = [*child.form.inputs, *(v for _, v in child.form.keywords)]
-            needed.update((v, None) for v in values if isinstance(v, Value))
+            elif self.tree.quantized.is_identity(op):
+                values = [op.operands[0]]
+            needed.update((v, None) for v in values if isinstance(v, Value) and v not in self.held)
         return [v for v in self.body.inputs if v in needed]
 
     def place(self) -> tuple[str, bool]:
         """Return the path where the region belongs, and whether the original has a module of its own there."""
-        for child in self.children.values():
+        layers = {op: child for op, child in self.children.items() if not child.is_quantizer}
+        for child in layers.values():
             if child.home is not None and self._has_room(child.home):
                 return child.home, True
-        for op, child in self.children.items():
+        for op, child in layers.items():
             location = own_location(op, child.form)
             if location is not None and self._has_room(location.module_path):
                 return location.module_path, True
@@ -101,7 +149,11 @@ class Region:
         return (f"{parent}.{self.kind}" if parent else self.kind), False
 
     def _has_room(self, path: str) -> bool:
-        return not any(self.tree.is_original(f"{path}.{child.name}") for child in self.children.values())
+        return not any(
+            self.tree.is_original(f"{path}.{child.name}")
+            for child in self.children.values()
+            if not child.is_quantizer or child.home != f"{path}.{child.name}"
+        )
 
     def key(self, path: str) -> tuple[Any, ...]:
         """Return a key that is equal for two regions which one module can serve."""
@@ -111,12 +163,15 @@ class Region:
             child = self.children.get(op)
             operands = tuple(None if v is None else numbers.get(v, ("held",)) for v in op.operands)
             attributes = tuple((k, attribute_key(v)) for k, v in op.attributes.items())
-            held = (child.name, child.form.key) if child is not None else None
+            held: Any = (child.name, child.form.key, child.is_called) if child is not None else None
+            held = held or self.tree.quantized.is_identity(op)
             nested = id(op.body) if op.body is not None else None
             body.append((op.name, operands, op.segments, attributes, held, nested))
             numbers.update((r, ("result", i, r.index)) for r in op.results)
         outputs = tuple(None if v is None else numbers.get(v, ("held",)) for v in self.body.outputs)
-        return "region", path, self.kind, tuple(body), outputs
+        quantizers = [(numbers[value], self.children[op]) for value, op in self.quantized.items()]
+        inputs = tuple([(number, child.name, child.form.key) for number, child in quantizers])
+        return "region", path, self.kind, inputs, tuple(body), outputs
 
     def emit(self) -> Any:
         """Place the module and add its call; return the node of its only result, or of the tuple of them."""
@@ -134,7 +189,12 @@ class Region:
             for child in self.children.values():
                 self.tree.register_form(f"{target}.{child.name}", child.form, child.home)
         numbers, symbols = self.tree.calls[target]
-        operands = [self.op.operands[number] for number in numbers]
+        given = [self.quantized.get(value) for value in self.body.inputs]
+        operands = [
+            self.op.operands[number] if quantization is None else quantization.operands[0]
+            for number in numbers
+            for quantization in (given[number],)
+        ]
         args = [None if operand is None else self.outer.value(operand) for operand in operands]
         args.extend(self.outer.size(symbol) for symbol in symbols)
         return self.outer.graph.create_node("call_module", target, tuple(args), {})
@@ -152,7 +212,8 @@ class Region:
             child.name: self.tree.make(child.form, self._original(op, child)) for op, child in self.children.items()
         }
         cls = fused_class(self.kind)
-        if children and issubclass(cls, FusedModule):
+        is_plain = all(child.is_called and not child.is_quantizer for child in self.children.values())
+        if children and is_plain and issubclass(cls, FusedModule):
             passed = self._passed(_traced(cls, tuple(children)))
             if passed is not None:
                 return cls(**children), passed, ()
@@ -219,6 +280,8 @@ class RegionScope(Scope):
         self._last: fx.Node | None = None
         for i, value in enumerate(region.arguments):
             self._last = self.env[value] = self.graph.placeholder(argument_name(value.name, i))
+        for value, op in region.quantized.items():
+            self.env[value] = self.graph.create_node("call_module", region.children[op].name, (self.env[value],), {})
 
     @override
     def find(self, value: Value | None) -> Weight | None:
@@ -227,8 +290,10 @@ class RegionScope(Scope):
 
     @override
     def missing(self, value: Value) -> Any:
-        """Refuse: every argument has a placeholder."""
-        raise AssertionError(f"{value!r} is not an argument of the region")
+        """Read a weight of a child; every other argument has a placeholder."""
+        assert value in self.region.held, f"{value!r} is not an argument of the region"
+        held = self.region.held[value]
+        return self.graph.create_node("get_attr", held, name=held.replace(".", "_"))
 
     @override
     def missing_symbol(self, symbol: sympy.Symbol) -> Any:
@@ -253,7 +318,7 @@ class RegionScope(Scope):
         if op.body is not None:
             return emit_nested(op, self)
         child = self.region.children.get(op)
-        return None if child is None else self.call_form(child.name, child.form)
+        return None if child is None or not child.is_called else self.call_form(child.name, child.form)
 
     @override
     def training_flag(self, op: Operation) -> Any:

@@ -15,6 +15,7 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from compiler.codegen.forms import ModuleForm
 from compiler.codegen.functions import emit_function
+from compiler.codegen.quantizers import emit_quantization
 from compiler.codegen.tree import ModuleTree
 from compiler.emitted.forward_code import SignatureCodeGen
 from ir.core import Operation, Value
@@ -141,6 +142,8 @@ class Scope:
         """Add one operation."""
         try:
             node = self.module_call(op)
+            if node is None:
+                node = emit_quantization(op, self)
             if node is None:
                 if op.opdef.target is None:
                     raise CodegenError(f"{op.name} cannot be emitted as a function", location=op.location)

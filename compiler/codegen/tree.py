@@ -12,14 +12,15 @@ import torch
 from torch import fx, nn
 
 from compiler.codegen.forms import ModuleForm, build, declared_names, homes
+from compiler.codegen.quantizers import QuantizedValues
 from compiler.codegen.sharing import share_modules
 from compiler.codegen.weights import Weights, names_of, share
 from compiler.emitted.graphmodule import Container
 from compiler.usercode.state import part_of
-from ir.core import Operation
+from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.locations import Location
-from ir.program import Program, Weight, WeightKind
+from ir.program import Program, Weight, WeightKind, weight_of
 from ir.spelling import free_name
 
 _RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | {"_guard", "_keys", "_out_spec"}
@@ -66,6 +67,7 @@ class ModuleTree:
         """Key inside an opaque module -> the original's name."""
         self.calls: dict[str, tuple[list[int], tuple[sympy.Symbol, ...]]] = {}
         """Path of a region -> numbers of the operands that it takes, and the symbols whose sizes follow."""
+        self.quantized = QuantizedValues(program, self.find_weight)
         self.counting: list[tuple[Operation, Weight]] = []
         """Normalizations that are not modules and count their batches, with their running means."""
         self._origins: dict[int, tuple[nn.Module, str]] = {}
@@ -76,6 +78,11 @@ class ModuleTree:
         for name in weights.originals:
             self._prefixes.update(dict.fromkeys(_above(name)))
         self._top = {path.partition(".")[0] for path in (*weights.originals, *program.module_modes)}
+
+    def find_weight(self, value: Value | None) -> Weight | None:
+        """Return the weight that a value of the program is, unless it is computed in `forward`; else None."""
+        weight = weight_of(value)
+        return None if weight is None or weight in self.weights.inlined else weight
 
     def safe_path(self, path: str) -> str:
         """Return the path in the emitted module of what the original has at `path`."""

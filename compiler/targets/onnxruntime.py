@@ -14,6 +14,7 @@ from passes.fuse.dense import (
     LinearPattern,
     LinearReluPattern,
 )
+from passes.quant import tables
 
 ONNXRUNTIME = Target(
     "onnxruntime",
@@ -29,5 +30,6 @@ ONNXRUNTIME = Target(
         LayerNormPattern,
         AdaptiveAvgPoolPattern,
     ),
+    table=tables.ONNXRUNTIME,
 )
 """Its kernels read and write integers, and take in the activations that the range of their results cuts off."""

@@ -8,6 +8,7 @@ from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
 from passes.fuse.conv import ConvBNActPattern, ConvBNAddActPattern, ConvBNPattern
 from passes.fuse.dense import AdaptiveAvgPoolPattern, LayerNormPattern, LinearActPattern, LinearPattern
+from passes.quant import tables
 
 OPENVINO = Target(
     "openvino",
@@ -23,5 +24,6 @@ OPENVINO = Target(
         LayerNormPattern,
         AdaptiveAvgPoolPattern,
     ),
+    table=tables.OPENVINO,
 )
 """Its plugin merges what follows a convolution or a linear layer into their kernels."""

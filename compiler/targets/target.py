@@ -1,4 +1,4 @@
-"""What a target is: which conversions and fusions a runtime wants."""
+"""What a target is: which conversions and fusions a runtime wants, and where it wants integers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from passes.quant.tables import Table
 from passes.rewrite.pattern import Pattern, instantiate
 
 Patterns = tuple[type[Pattern] | Pattern, ...]
@@ -24,11 +25,13 @@ class Target:
         name: the name in reports, pipeline text and on the command line.
         conversions: the structural conversions, applied until none matches.
         fusions: the fusions, applied longest first.
+        table: where a quantized model has integers; None where the target has none.
     """
 
     name: str
     conversions: Patterns = attrs.field(default=(), converter=_checked)
     fusions: Patterns = attrs.field(default=(), converter=_checked)
+    table: Table | None = None
 
     @property
     def patterns(self) -> Patterns:

@@ -9,6 +9,7 @@ from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
 from passes.fuse.conv import ConvBNActPattern, ConvBNAddActPattern, ConvBNPattern, StemConvBNActMaxPoolPattern
 from passes.fuse.dense import AdaptiveAvgPoolPattern, LayerNormPattern, LinearActPattern, LinearPattern
+from passes.quant import tables
 from passes.rewrite.pattern import Pattern
 
 TENSORRT_CONVERSION_PATTERNS: tuple[type[Pattern], ...] = (
@@ -38,5 +39,5 @@ TENSORRT_PATTERNS: tuple[type[Pattern], ...] = TENSORRT_CONVERSION_PATTERNS + TE
 OPTIONAL_PATTERNS: tuple[type[Pattern], ...] = (FlattenLinearToConvPattern,)
 """Patterns that are part of no list and are selected by name."""
 
-TENSORRT = Target("tensorrt", TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUSION_PATTERNS)
+TENSORRT = Target("tensorrt", TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUSION_PATTERNS, tables.TENSORRT)
 """Its builder fuses a convolution with what follows it, a residual sum included."""

@@ -102,6 +102,26 @@ def _elementwise(call: Call) -> Iterator[str]:
                 yield f"it is elementwise, but other elements of operand {number} made a difference"
 
 
+def _selects(call: Call) -> Iterator[str]:
+    """SELECTS: a function that keeps order can be applied to the operands or to the result, in integers too."""
+    if not call.op.opdef.has(Trait.SELECTS) or any(each.isnan().any() for each in call.tensors):
+        return
+    (result,) = call.results
+    for make in (_coarser, _in_integers):
+        made = [[make(t) for t in each] if isinstance(each, list) else make(each) for each in call.operands]
+        if not same(call.again(operands=made), make(result)):
+            yield "its elements are elements of an operand, but others came out"
+            return
+
+
+def _coarser(x: torch.Tensor) -> torch.Tensor:
+    return (x.double() * 4).floor().clamp(-100, 27)
+
+
+def _in_integers(x: torch.Tensor) -> torch.Tensor:
+    return _coarser(x).to(torch.int8)
+
+
 def _activation(call: Call) -> Iterator[str]:
     """ACTIVATION: one tensor (of PReLU: and its slope), whose shape and dtype the result has."""
     if not call.op.opdef.has(Trait.ACTIVATION):
@@ -173,6 +193,7 @@ _CHECKS: tuple[Callable[[Call], Iterator[str]], ...] = (
     _types,
     _pure,
     _elementwise,
+    _selects,
     _activation,
     _cast,
     _commutative,

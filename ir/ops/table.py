@@ -204,7 +204,8 @@ def _layers() -> None:
         _rows(f"conv{dims}d conv{dims}d.padding", _fast(convolution.conv(dims)), Trait.CONV, **_FRESH, **formatted)
         of_maps: dict[str, Any] = formatted if dims == 2 else {}
         own: dict[str, Any] = {} if dims == 3 else _FRESH
-        _rows(f"max_pool{dims}d", _fast(pooling.pool(dims)), **_FRESH, **of_maps)
+        chosen = Trait.NONE if dims == 1 else Trait.SELECTS  # of vectors, there is no kernel for integers
+        _rows(f"max_pool{dims}d", _fast(pooling.pool(dims)), chosen, **_FRESH, **of_maps)
         _rows(f"avg_pool{dims}d", _fast(pooling.pool(dims, covered=dims == 3)), **own, **of_maps)
         of_maps = {"strides": StrideRule.PASSED} if dims == 2 else {}
         _rows(f"adaptive_avg_pool{dims}d", _fast(pooling.adaptive_pool(dims)), **_FRESH, **of_maps)
@@ -277,7 +278,7 @@ def _layouts() -> None:
     _rows("rot90 unfold channel_shuffle", None, _LAYOUT)
     _rows("pad constant_pad_nd", _fast(layout.pad))
     _rows("tril triu", _fast(layout.triangle), _IDEMPOTENT)
-    _rows("cat", _fast(slicing.cat), strides=StrideRule.FORMAT, **_FRESH, **_ALONG)
+    _rows("cat", _fast(slicing.cat), Trait.SELECTS, strides=StrideRule.FORMAT, **_FRESH, **_ALONG)
     _synonyms("concat=cat concatenate=cat")
     _rows("stack", _fast(slicing.stack), adds_dim=True, **_FRESH, **_ALONG)
     _rows("diag_embed", adds_dim=True)

@@ -1,0 +1,89 @@
+"""Biases as the kernels add them: 32-bit integers on the grid of the products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from compiler.quant.grid import MIN_SCALE
+from compiler.quant.sites import Site, remark
+from ir.errors import InputError
+from ir.program import weight_of
+from passes.rewrite.remarks import Remark
+
+_LARGEST = 2.0**31 - 2.0**8
+"""The largest bias: what rounds to a float32 below the end of an int32."""
+
+
+def widen_overflowing(sites: Iterable[Site]) -> list[Remark]:
+    """Widen scales of weights whose channel has a bias that is no int32 on the grid of the products.
+
+    A kernel adds the bias as an integer of the unit s_x·s_w. One beyond 2^31 is that much larger than all that the
+    channel's weights can add up to, so coarser weights lose nothing that a result would show.
+    """
+    remarks = []
+    for site in sites:
+        added, scale = _added(site), site.quantizer.scale.data
+        if added is None or site.input is None or site.input.scale.data is None or scale is None:
+            continue
+        unit = float(site.input.scale.data)
+        least = (added.abs() / (unit * _LARGEST)).clamp_min(MIN_SCALE)
+        wide = least if scale.dim() else least.max()
+        overflows = wide > scale.double()
+        if not bool(overflows.any()):
+            continue
+        # a power of two stays one
+        rounded_up = torch.exp2(torch.ceil(torch.log2(wide)))
+        site.quantizer.scale.data = torch.where(overflows, rounded_up.to(scale.dtype), scale)
+        count = int(overflows.sum())
+        text = f"the scale of `{site.quantizer.name}` was widened in {count} channels, whose bias overflowed int32"
+        remarks.append(remark(site, "bias-overflow", text, "applied"))
+    return remarks
+
+
+def _added(site: Site) -> torch.Tensor | None:
+    """Return what is added to the products of each channel, f64[C], in the layer's own unit; None where nothing is."""
+    assert site.owners is not None
+    weight = weight_of(site.owners.outer(site.layer.operand("bias")))
+    own = None if weight is None or weight.data is None or weight.data.is_meta else weight.data.detach().double()
+    if site.result is site.layer:
+        return own
+    mean, variance = site.norm_weight("running_mean"), site.norm_weight("running_var")
+    if mean is None or variance is None or mean.is_meta:
+        return own
+    gamma, beta = site.norm_weight("weight"), site.norm_weight("bias")
+    # gamma·(x - mean)/sigma + beta = gamma/sigma·(x - mean + beta·sigma/gamma); a gamma of 0 leaves no products at all
+    added = (0.0 if own is None else own) - mean.double()
+    if beta is not None:
+        gain = torch.rsqrt(variance.double() + site.result.attributes["eps"])
+        gain = gain if gamma is None else gain * gamma.double()
+        added = added + torch.where(gain == 0, torch.zeros_like(gain), beta.double() / gain)
+    return added
+
+
+def round_to_grid(sites: Iterable[Site]) -> list[Remark]:
+    """Round biases to multiples of s_x·s_w, as kernels have them: then all sums are exact, for scales of powers of two.
+
+    Raises:
+        InputError: where a batch norm stands between a layer and its bias.
+    """
+    remarks = []
+    for site in sites:
+        if site.result is not site.layer:
+            raise InputError(
+                f"scales of powers of two need batch norms folded, and one stands behind `{site.layer.location.where}`",
+                location=site.layer.location,
+                remedy="fold them: `fold-batch-norm` before the fusions of the pipeline that `transform` is given",
+            )
+        if site.bias is None:
+            if "has no bias" not in site.no_bias:
+                remarks.append(remark(site, "bias-grid", f"not on the grid of the products: {site.no_bias}"))
+            continue
+        data, scale = site.bias.data, site.quantizer.scale.data
+        if site.input is None or site.input.scale.data is None or data is None or scale is None:
+            continue
+        unit = scale.double() * site.input.scale.data.double()
+        rounded = (torch.round(data.detach().double() / unit) * unit).to(data.dtype)
+        site.bias.data = torch.nn.Parameter(rounded, requires_grad=data.requires_grad)
+    return remarks

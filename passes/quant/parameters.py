@@ -1,0 +1,104 @@
+"""Scales and zero points: the weights of a program that quantizers read, and their names."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+from ir.core import Operation, Value
+from ir.program import Program, Weight, WeightKind
+from ir.spelling import free_name
+from ir.types import TensorType
+from passes.quant.tables.row import IntegerType
+
+SCALE = "scale"
+ZERO_POINT = "zero_point"
+
+
+@attrs.frozen
+class Pair:
+    """The values of a scale and a zero point."""
+
+    scale: Value
+    zero_point: Value
+
+
+def name_of(pair: Pair) -> str:
+    """Return the name of the weight that holds the scale."""
+    return pair.scale.name
+
+
+def add_pair(
+    program: Program, name: str, type_: IntegerType, scale: torch.Tensor, *, device: torch.device | None = None
+) -> Pair:
+    """Add the buffers `<name>.scale`, of the values given, and `<name>.zero_point`, of zeros; return their values.
+
+    Args:
+        program: the program.
+        name: the quantizer's path; a number is added where it is taken.
+        type_: the type of the integers.
+        scale: f32[] or f32[C].
+        device: where the buffers go; by default where `scale` is.
+    """
+    free = free_name(name, lambda base: any(f"{base}.{end}" in program.weights for end in (SCALE, ZERO_POINT)))
+    data = {
+        SCALE: scale.to(device=device, dtype=torch.float32),
+        ZERO_POINT: torch.zeros(scale.shape, dtype=type_.dtype, device=device or scale.device),
+    }
+    values = [
+        program.add_weight(
+            Weight(f"{free}.{end}", WeightKind.BUFFER, TensorType(tuple(t.shape), t.dtype, t.device), data=t)
+        )
+        for end, t in data.items()
+    ]
+    return Pair(*values)
+
+
+def weight_scale(weight: Weight, axis: int, type_: IntegerType) -> torch.Tensor:
+    """Return the scale of each channel of a weight: its largest magnitude by the largest integer, f32[C].
+
+    It is 1 for a channel of zeros or without elements, and where the weight has no data.
+    """
+    channels = weight.type.shape[axis] if weight.type.shape is not None else 0
+    data = weight.data
+    if data is None or data.is_meta:
+        return torch.ones(channels if isinstance(channels, int) else 0, device=None if data is None else data.device)
+    rows = data.detach().movedim(axis, 0).flatten(1)
+    largest = rows.abs().amax(1).float() if rows.shape[1] else rows.new_zeros(rows.shape[0], dtype=torch.float32)
+    scale = largest / type_.greatest
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def name_of_weight_quantizer(weight: Weight) -> str:
+    """Return the path of a weight's quantizer: `layer1.0.conv1.weight_quantizer`."""
+    return f"{weight.name}_quantizer"
+
+
+def name_of_input_quantizer(op: Operation, operand: str) -> str:
+    """Return the path of the quantizer of one operand of a region: `layer1.0.conv1.input_quantizer`."""
+    return _join(module_path(op), f"{operand}_quantizer")
+
+
+def name_of_output_quantizer(value: Value) -> str:
+    """Return the path of the quantizer behind a value: `layer1.0.conv1.output_quantizer`; of an input, its name's."""
+    op = value.defining_op
+    if op is None:
+        return f"{value.name or 'input'}_quantizer"
+    end = "output_quantizer" if len(op.results) == 1 else f"output{value.index}_quantizer"
+    return _join(module_path(op), end)
+
+
+def module_path(op: Operation) -> str:
+    """Return the path of the module that a region becomes, as near as its parts tell; of an operation, its module's."""
+    if op.body is None:
+        return _join(op.location.module_path, op.opdef.short_name)
+    parts = op.attributes.get("parts") or ()
+    for each, part in zip(op.body.operations(), parts, strict=False):
+        if part and each.location.module_path:
+            return each.location.module_path
+    first = op.location.module_path
+    return _join(first, str(op.attributes["kind"]))
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

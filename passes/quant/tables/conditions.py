@@ -1,0 +1,139 @@
+"""Conditions of rows: each says of an operation why it stays in float, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from ir.core import Operation, Value
+from ir.opdef import Trait
+from ir.types import Dim, TensorType
+
+
+class Decisions(Protocol):
+    """What is decided so far, as conditions see it."""
+
+    def readers(self, value: Value) -> Sequence[tuple[Operation, bool]]:
+        """Return the operations that read a value, also through those that carry it, and whether as integers.
+
+        The graph's `return` reads its outputs.
+        """
+
+    def writer(self, value: Value) -> Operation | None:
+        """Return the operation that computes a value, through those that carry it; None for inputs and weights."""
+
+    def is_placed(self, op: Operation) -> bool:
+        """Return whether an operation is to run in integers."""
+
+
+Condition = Callable[[Operation, Decisions], str | None]
+"""Returns why an operation stays in float; None where the condition holds."""
+
+MIN_CHANNELS = 16
+
+
+def layers_of(op: Operation) -> tuple[Operation, ...]:
+    """Return the convolutions and linear layers of a region, or of one operation."""
+    ops = (op,) if op.body is None else tuple(op.body.operations())
+    return tuple(
+        each for each in ops if each.opdef.has(Trait.CONV) or is_transposed(each) or each.name == "aten.linear"
+    )
+
+
+def is_transposed(op: Operation) -> bool:
+    """Return whether an operation is a transposed convolution."""
+    return op.opdef.short_name.startswith("conv_transpose")
+
+
+def channel_axis(layer: Operation) -> int:
+    """Return the dimension of a weight that counts the output channels."""
+    return 1 if is_transposed(layer) else 0
+
+
+def data_operands(op: Operation) -> tuple[Value, ...]:
+    """Return the operands that are floating-point values and no weights."""
+    return tuple(value for value in op.operand_values if not value.is_weight and is_floating(value))
+
+
+def is_floating(value: Value) -> bool:
+    """Return whether a value is known to be a tensor of floating-point numbers."""
+    return isinstance(value.type, TensorType) and value.type.dtype is not None and value.type.dtype.is_floating_point
+
+
+def _enough_channels(op: Operation, decisions: Decisions) -> str | None:
+    for layer in layers_of(op):
+        shape = layer.input("weight").known_shape
+        if shape is None or len(shape) < 2 or layer.name == "aten.linear":
+            continue
+        groups = layer.attributes["groups"]
+        outer, inner = (shape[1], shape[0]) if is_transposed(layer) else (shape[0], shape[1])
+        counts = (outer * groups, inner) if is_transposed(layer) else (outer, inner * groups)
+        for count, what in zip(counts, ("output", "input"), strict=True):
+            if isinstance(count, int) and count < MIN_CHANNELS:
+                return f"the convolution has {count} {what} channels, fewer than {MIN_CHANNELS}"
+    return None
+
+
+def _matrix_product(op: Operation, decisions: Decisions) -> str | None:
+    for layer in layers_of(op):
+        shape = layer.operand_values[0].known_shape
+        if shape is not None and _is_one(shape[:-1]):
+            return "the product is of a matrix and one vector, bound by the reading of the weight"
+    return None
+
+
+def _is_one(dims: Sequence[Dim]) -> bool:
+    return all(isinstance(dim, int) and dim == 1 for dim in dims)
+
+
+def _integers_follow(op: Operation, decisions: Decisions) -> str | None:
+    for result in op.results:
+        readers = decisions.readers(result)
+        if not readers:
+            return "nothing reads it"
+        for reader, as_integers in readers:
+            if not as_integers:
+                is_output = reader.name == "return"
+                what = "an output of the model" if is_output else f"{reader.name} at `{reader.location.where}`"
+                return f"what follows stays in float: {what}"
+    return None
+
+
+def _behind_integers(op: Operation, decisions: Decisions) -> str | None:
+    for value in data_operands(op):
+        writer = decisions.writer(value)
+        if writer is None or not decisions.is_placed(writer):
+            what = f"{writer.name} at `{writer.location.where}`" if writer is not None else "an input of the model"
+            return f"an operand is computed in float: {what}"
+    return None
+
+
+def _behind_convolution(op: Operation, decisions: Decisions) -> str | None:
+    for value in data_operands(op):
+        writer = decisions.writer(value)
+        if writer is None or not decisions.is_placed(writer):
+            continue
+        layers = layers_of(writer)
+        if any(layer.name != "aten.linear" for layer in layers):
+            return None
+        if not layers and writer.body is not None and _behind_convolution(writer, decisions) is None:
+            return None
+    return "no operand comes from a convolution in integers"
+
+
+def _plain_sum(op: Operation, decisions: Decisions) -> str | None:
+    alpha = op.attributes.get("alpha", 1)
+    return None if alpha == 1 else f"an operand is multiplied by {alpha}"
+
+
+CONDITIONS: Mapping[str, Condition] = {
+    "16 channels": _enough_channels,
+    "matrix product": _matrix_product,
+    "integers follow": _integers_follow,
+    "behind integers": _behind_integers,
+    "behind a convolution": _behind_convolution,
+    "plain sum": _plain_sum,
+}
+"""The conditions that rows name: at least 16 channels in and out; a linear layer of more than one row; all that reads
+the results runs in integers; all operands come from regions in integers; one of them from a convolution in integers;
+a sum whose operands have the factor 1."""

@@ -1,0 +1,79 @@
+"""The table of OpenVINO on CPUs: long chains of integers, quantized at the inputs."""
+
+from __future__ import annotations
+
+from passes.quant.tables.floats import IN_FLOAT
+from passes.quant.tables.row import LAYOUT, UNSIGNED_IF_POSITIVE, Table, register_table
+
+_LPT = "OpenVINO, Low Precision Transformations"
+_NNCF = "NNCF, quantization of the CPU target"
+_CONV = {
+    "inputs": {"input": UNSIGNED_IF_POSITIVE},
+    "weights": "s8",
+    "reason": "the plugin merges Q/DQ at the inputs with what comes before, and all that follows into one kernel",
+    "source": _LPT,
+}
+_SUM = {
+    "inputs": {"*": UNSIGNED_IF_POSITIVE},
+    "when": ["plain sum", "behind a convolution", "integers follow"],
+    "reason": "a sum of maps in a chain of integers; sums of transformers stay in float, since norms read them",
+    "source": _LPT,
+}
+_CHAIN = {
+    "inputs": {"*": UNSIGNED_IF_POSITIVE},
+    "when": ["behind integers", "integers follow"],
+    "reason": "it keeps a chain of integers whole",
+    "source": _LPT,
+}
+
+OPENVINO = register_table(
+    Table.of(
+        "openvino",
+        {
+            "conv_bn": _CONV,
+            "conv_bn_act": _CONV,
+            "conv_bn_add_act": {
+                **_CONV,
+                "inputs": {"input": UNSIGNED_IF_POSITIVE, "residual": UNSIGNED_IF_POSITIVE},
+                "reason": "the sum runs in the convolution's kernel, which reads the skip input as integers",
+            },
+            "aten.conv_transpose1d": _CONV,
+            "aten.conv_transpose2d.input": _CONV,
+            "aten.conv_transpose3d.input": _CONV,
+            "linear": _CONV,
+            "linear_act": _CONV,
+            "mha_in_projection": _CONV,
+            "scaled_dot_product_attention": {
+                "inputs": {"query": "s8", "key": "s8", "value": "s8"},
+                "together": True,
+                "reason": "the product of query and key runs in integers; the softmax stays in float",
+                "source": _NNCF,
+            },
+            "aten.add.Tensor": _SUM,
+            "aten.mul.Tensor": {
+                **_CHAIN,
+                "when": ["behind a convolution", "integers follow"],
+                "reason": "the scaling of a map between convolutions keeps the chain of integers whole",
+            },
+            "aten.cat": {
+                **_CHAIN,
+                "shares": True,
+                "reason": "operands of one scale are joined as integers",
+            },
+            "adaptive_avg_pool2d": _CHAIN,
+            "aten.avg_pool2d": _CHAIN,
+            "aten.max_pool2d": {
+                "carries": True,
+                "reason": "the largest integer stands for the largest number: Q moves in front of it",
+                "source": _LPT,
+            },
+            LAYOUT: {
+                "carries": True,
+                "reason": "it moves integers as it moves floats: Q moves in front of it",
+                "source": _LPT,
+            },
+            **IN_FLOAT,
+        },
+    )
+)
+"""Activations u8 where never negative, else s8; weights s8 with a scale for each channel."""
