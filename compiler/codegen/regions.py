@@ -213,7 +213,8 @@ class Region:
         }
         cls = fused_class(self.kind)
         is_plain = all(child.is_called and not child.is_quantizer for child in self.children.values())
-        if children and is_plain and issubclass(cls, FusedModule):
+        # the layer is the first part; one whose weight is computed is no child
+        if children and is_plain and issubclass(cls, FusedModule) and {*cls.parts[:1]} <= children.keys():
             passed = self._passed(_traced(cls, tuple(children)))
             if passed is not None:
                 return cls(**children), passed, ()

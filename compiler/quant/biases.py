@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from compiler.quant.grid import MIN_SCALE
+from compiler.quant.observe.grid import MIN_SCALE
 from compiler.quant.sites import Site, remark
 from ir.errors import InputError
 from ir.program import weight_of

@@ -25,6 +25,11 @@ from passes.rewrite.remarks import Remark
 
 FORMS = ("fast", "sequential")
 
+Outputs = tuple[Sequence[Any], Sequence[Any]]
+"""The outputs of one call, rounded and in float."""
+
+Powers = tuple[float, float]
+
 _PARTS = 4
 """One part in so many of the calibration data judges corrections."""
 
@@ -99,12 +104,12 @@ def correct_biases(
     sites = [site for site in sites if site.bias is not None]
     before = {site.bias.name: site.bias.data for site in sites if site.bias is not None and site.bias.data is not None}
     correct = _sequential if form == "sequential" else _fast
-    corrected = correct(program, found, sites, batches, seed, progress or (lambda text: None))
+    corrected, outputs = correct(program, found, sites, batches, seed, progress or (lambda text: None))
     if corrected:
-        after = _error(program, found, batches, seed, before)
         changed = {name: program.weights[name].data for name in before}
         _restore(program, before)
-        if after < _error(program, found, batches, seed, before):
+        plain = list(rounded_outputs(program, found, batches, before, seed=seed, exact=[exact for _, exact in outputs]))
+        if _error(outputs, batches) < _error(plain, batches):
             _restore(program, changed)
         else:
             corrected = {}
@@ -176,7 +181,7 @@ def _sequential(
     batches: Sequence[Batch],
     seed: int,
     progress: Callable[[str], None],
-) -> dict[Site, int]:
+) -> tuple[dict[Site, int], list[Outputs]]:
     """Correct layer after layer; all calls go through the program side by side, in float and rounded."""
     seen: dict[Operation, torch.Tensor] = {}
     wanted: dict[Operation, list[Site]] = {}
@@ -218,7 +223,8 @@ def _sequential(
                     assert site.bias is not None and site.bias.data is not None
                     rough_run.weights[site.bias.name] = site.bias.data
                 step(rough_run, op)
-    return {site: count for site, count in corrected.items() if count}
+    outputs: list[Outputs] = [(run.outputs(), plain.outputs()) for run, plain in zip(roughs, floats, strict=True)]
+    return {site: count for site, count in corrected.items() if count}, outputs
 
 
 def _add(shift: _Shift, site: Site, difference: torch.Tensor, part: int | None) -> None:
@@ -237,7 +243,7 @@ def _fast(
     batches: Sequence[Batch],
     seed: int,
     progress: Callable[[str], None],
-) -> dict[Site, int]:
+) -> tuple[dict[Site, int], list[Outputs]]:
     """Correct all layers by the means of their inputs in float, taken in one run of each call."""
     layers = {site.layer: site for site in sites if is_correctable(site)}
     sums: dict[Site, list[list[Any]]] = {site: [[0.0, 0], [0.0, 0]] for site in layers.values()}
@@ -258,9 +264,10 @@ def _fast(
                 sums[site][each][1] += half.numel() // half.shape[channel]
 
     kernels = {**rounding_kernels(unrounded), **{op.name: take for op in layers}}
+    exact = []
     for number, batch in enumerate(batches):
         progress(f"call {number + 1}")
-        run_program(program, batch, kernels, seed=seed)
+        exact.append(run_program(program, batch, kernels, seed=seed))
     corrected: dict[Site, int] = {}
     for site, parts in sums.items():
         shift = _Shift()
@@ -269,7 +276,8 @@ def _fast(
                 shift.sums[each] = _shift_of(site, total / count) * count
                 shift.numbers[each] = count
         corrected[site] = _apply(site, shift)
-    return {site: count for site, count in corrected.items() if count}
+    corrected = {site: count for site, count in corrected.items() if count}
+    return corrected, list(rounded_outputs(program, found, batches, {}, seed=seed, exact=exact)) if corrected else []
 
 
 def is_correctable(site: Site) -> bool:
@@ -312,34 +320,42 @@ def rounded_outputs(
     originals: Mapping[str, torch.Tensor],
     *,
     seed: int = 0,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield each floating-point output of each call, rounded and in float, f64 of any shape.
+    exact: Sequence[Sequence[Any]] = (),
+) -> Iterator[Outputs]:
+    """Yield the outputs of each call, rounded and in float.
 
-    `originals` are the weights in float that were corrected since.
+    Args:
+        program: a program whose ranges are set.
+        found: its quantizers.
+        batches: the calls.
+        originals: the weights in float that were corrected since, by name.
+        seed: seeds random operations.
+        exact: the outputs in float, where they are known.
     """
     weights = {op for entry in found.values() if entry.weight is not None for op in entry.operations}
     rounding = rounding_once(weights)
-    for batch in batches:
-        exact = run_program(program, batch, rounding_kernels(unrounded), seed=seed, weights=originals)
+    for number, batch in enumerate(batches):
         noisy = run_program(program, batch, rounding_kernels(rounding), seed=seed)
+        if exact:
+            yield noisy, exact[number]
+        else:
+            yield noisy, run_program(program, batch, rounding_kernels(unrounded), seed=seed, weights=originals)
+
+
+def noise_and_power(outputs: Iterable[Outputs], part: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Powers:
+    """Return the squares of the errors of all floating-point outputs, and of the outputs in float, each summed."""
+    noise = power = 0.0
+    for noisy, exact in outputs:
         for one, other in zip(noisy, exact, strict=True):
             if isinstance(other, torch.Tensor) and other.is_floating_point():
-                yield one.detach().double(), other.detach().double()
+                expected = part(other.detach()).double()
+                noise += float((part(one.detach()).double() - expected).square().sum())
+                power += float(expected.square().sum())
+    return noise, power
 
 
-def _error(
-    program: Program,
-    found: Mapping[str, Quantizer],
-    batches: Sequence[Batch],
-    seed: int,
-    originals: Mapping[str, torch.Tensor],
-) -> float:
+def _error(outputs: Sequence[Outputs], batches: Sequence[Batch]) -> float:
     """Return the error of the outputs in the part that judges, relative to their power, in dB."""
-    noise = power = 0.0
-    held = [batch for number, batch in enumerate(batches) if _part_of(number, batches) == 1]
-    for noisy, exact in rounded_outputs(program, found, held or batches, originals, seed=seed):
-        if not held and exact.dim():
-            noisy, exact = _split(noisy)[1], _split(exact)[1]
-        noise += float((noisy - exact).square().sum())
-        power += float(exact.square().sum())
+    held = [each for number, each in enumerate(outputs) if _part_of(number, batches) == 1]
+    noise, power = noise_and_power(held) if held else noise_and_power(outputs, lambda x: _split(x)[1] if x.dim() else x)
     return -decibels(power, noise)

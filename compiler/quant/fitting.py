@@ -11,11 +11,11 @@ import torch
 from compiler.quant.biases import round_to_grid, widen_overflowing
 from compiler.quant.calibration import Batch
 from compiler.quant.correction import FORMS, correct_biases
-from compiler.quant.observers import observer_of
+from compiler.quant.observe.observers import observer_of
+from compiler.quant.observe.statistics import Statistics
 from compiler.quant.quantizers import Quantizer, quantizers
 from compiler.quant.ranges import observe, set_activation_range, set_weight_range
 from compiler.quant.sites import sites_of
-from compiler.quant.statistics import Statistics
 from ir.errors import InputError
 from ir.program import Program
 from passes.rewrite.remarks import Remark

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import attrs
 
-from compiler.quant.observers import OBSERVERS
+from compiler.quant.observe.observers import OBSERVERS
+from compiler.quant.quantizers import Quantizer
 from ir.errors import InputError
+from passes.quant.place import Placement
+from passes.quant.rules import Rules
 
 
 def _check_bits(instance: Int8, attribute: attrs.Attribute[int], value: int) -> None:
@@ -20,14 +26,46 @@ def _check_observer(instance: Int8, attribute: attrs.Attribute[str | None], valu
 
 @attrs.frozen
 class Int8:
-    """Integers of eight bits, or of fewer that are stored in eight.
+    """Integers of eight bits.
 
     Attributes:
-        weight_bits: bits of weights, 2 to 8; of fewer than 8, only the range of the integers is smaller.
-        activation_bits: the same of values that a call computes.
-        observer: how the ranges of these values are chosen; None leaves it to `quantize`.
+        weight_bits: the bits of weights, 2 to 8; fewer than 8 are stored in 8.
+        observer: how ranges are chosen; None leaves it to `quantize`.
     """
 
     weight_bits: int = attrs.field(default=8, validator=_check_bits)
-    activation_bits: int = attrs.field(default=8, validator=_check_bits)
     observer: str | None = attrs.field(default=None, validator=_check_observer)
+
+
+def checked_rules(rules: Any) -> Rules:
+    """Return the user's rules.
+
+    Raises:
+        InputError: when a key means no places, or a value is neither None nor an `Int8`.
+    """
+    made = Rules.of(rules)
+    for rule in made.rules:
+        if not (rule.value is None or isinstance(rule.value, Int8)):
+            raise InputError(f"the rule {rule} has the value {rule.value!r}", remedy="use None for float, or Int8(...)")
+    return made
+
+
+def apply_formats(placement: Placement, rules: Rules, default: Int8, found: Mapping[str, Quantizer]) -> dict[str, str]:
+    """Give weights the bits that rules ask for; return name of a scale -> its observer, where a rule names one.
+
+    Where places that share a scale have different rules, the fewest bits count, and the observer of the last.
+    """
+    observers: dict[str, str] = {}
+    for place in placement.placed:
+        format_ = rules.choose(place.site, default)
+        entry = found.get(place.scale)
+        if entry is None:
+            continue
+        if format_.observer is not None:
+            observers[place.scale] = format_.observer
+        if entry.weight is not None and format_.weight_bits < 8:
+            highest = min(2 ** (format_.weight_bits - 1) - 1, entry.ends[1])
+            for op in entry.operations:
+                op.set_attribute("quant_min", -highest)
+                op.set_attribute("quant_max", highest)
+    return observers

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import attrs
 import torch
 
-from compiler.quant.grid import Grid
+from compiler.quant.observe.grid import Grid
 from ir.core import Graph, Operation, Value
 from ir.program import Program, Weight, weight_of
 from ir.quant.dialect import DEQUANTIZE, QUANTIZE

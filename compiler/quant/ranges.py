@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from compiler.quant.calibration import Batch, CalibrationError, CallReader, calibrate
-from compiler.quant.grid import Grid
-from compiler.quant.observers import Observer
+from compiler.quant.observe.grid import Grid
+from compiler.quant.observe.observers import Observer
+from compiler.quant.observe.statistics import Statistics
+from compiler.quant.observe.weights import weight_scales
 from compiler.quant.quantizers import Quantizer
 from compiler.quant.run import rounding_kernels
-from compiler.quant.statistics import Statistics
-from compiler.quant.weights import weight_scales
 from ir.core import Operation
 from ir.errors import InputError
 from ir.evaluate import evaluate

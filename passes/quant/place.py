@@ -145,6 +145,8 @@ class _Job:
         weights: operand number -> a layer that reads the weight.
         results: result number -> type of the integers that it writes.
         lifted: the inputs whose Q moves over what carries them.
+        integers: operand number -> what takes its place.
+        parameters: operand number -> the parameters of a weight.
     """
 
     decision: Decision
@@ -153,6 +155,8 @@ class _Job:
     weights: dict[int, Operation]
     results: dict[int, IntegerType]
     lifted: frozenset[int]
+    integers: dict[int, tuple[Value, Integers]] = attrs.field(factory=dict)
+    parameters: dict[int, Integers] = attrs.field(factory=dict)
 
     def operand(self, index: int) -> Value:
         """Return an operand."""
@@ -195,6 +199,8 @@ class _Placer:
                 places.append(Place(each.site, "region", "", "", "", each.refusal, "", ""))
             else:
                 places += self._quantize_operands(jobs[each], readers)
+        for job in jobs.values():  # last, since the values that were read and written give way to others
+            with_integers(self.b, job.op, job.integers, job.parameters)
         for op in list(self.program.graph.operations()):
             if op.opdef is DEQUANTIZE and op.result.is_unused:
                 self.b.erase(op)
@@ -253,13 +259,12 @@ class _Placer:
         return self.quantizers[key]
 
     def _quantize_operands(self, job: _Job, readers: Counter[tuple[Value, str]]) -> list[Place]:
-        """Let a region read integers, and quantize its weights; return what there is to say of it."""
+        """Make the quantizers of what a region reads, and of its weights; return what there is to say of it."""
         assert job.decision.row is not None
         op, row, site = job.op, job.decision.row, job.decision.site
         assert op.body is not None
         names = [value.name for value in op.body.inputs]
         places: list[Place] = []
-        inputs: dict[int, tuple[Value, Integers]] = {}
         for index, type_ in job.inputs.items():
             value = job.operand(index)
             found = _integers_of(value, type_)
@@ -267,13 +272,11 @@ class _Placer:
                 alone = readers[value, type_.name] == 1
                 name = name_of_input_quantizer(op, names[index]) if alone else name_of_output_quantizer(value)
                 found = self._quantizer(value, type_, name)
-            inputs[index] = found[0], Integers(found[1], type_)
+            job.integers[index] = found[0], Integers(found[1], type_)
             scale = name_of(found[1])
             places.append(Place(site, "input", names[index], value.name, type_.name, row.reason, row.source, scale))
-        weights = {
-            index: self._of_weight(job.operand(index), layer, row.weights) for index, layer in job.weights.items()
-        }
-        for index, integers in weights.items():
+        for index, layer in job.weights.items():
+            integers = job.parameters[index] = self._of_weight(job.operand(index), layer, row.weights)
             reason = "its output channels have a scale each, from their largest magnitudes"
             weight, scale = job.operand(index).name, name_of(integers.pair)
             places.append(Place(site, "weight", names[index], weight, row.weights, reason, row.source, scale))
@@ -281,7 +284,6 @@ class _Placer:
             result = op.results[index]
             scale = name_of(self.quantizers[result, type_.name][1])
             places.append(Place(site, "output", "", result.name, type_.name, row.reason, row.source, scale))
-        with_integers(self.b, op, inputs, weights)
         return places
 
     def _of_weight(self, value: Value, layer: Operation, name: str) -> Integers:

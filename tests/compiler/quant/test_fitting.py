@@ -7,7 +7,7 @@ import torch
 
 from compiler.quant.biases import widen_overflowing
 from compiler.quant.calibration import CalibrationError
-from compiler.quant.correction import correct_biases, rounded_outputs
+from compiler.quant.correction import correct_biases, noise_and_power, rounded_outputs
 from compiler.quant.fitting import Fitted, Options, fit_program
 from compiler.quant.quantizers import is_quantized, quantizers
 from compiler.quant.ranges import decibels, fit, run_program
@@ -33,11 +33,9 @@ def tensor(program: Program, name: str) -> torch.Tensor:
 
 
 def sqnr(fitted: Fitted, tensors: list[torch.Tensor]) -> float:
-    noise = power = 0.0
     calls = [(x,) for x in tensors]
-    for rough, exact in rounded_outputs(fitted.program, fitted.quantizers, calls, fitted.originals):
-        noise += float((rough - exact).square().sum())
-        power += float(exact.square().sum())
+    outputs = rounded_outputs(fitted.program, fitted.quantizers, calls, fitted.originals)
+    noise, power = noise_and_power(outputs)
     return decibels(power, noise)
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from compiler.quant.grid import MIN_SCALE, Grid, integer_range
-from compiler.quant.observers import OBSERVERS, observer_of
-from compiler.quant.statistics import Statistics
-from compiler.quant.weights import weight_scales
+from compiler.quant.observe.grid import MIN_SCALE, Grid, integer_range
+from compiler.quant.observe.observers import OBSERVERS, observer_of
+from compiler.quant.observe.statistics import Statistics
+from compiler.quant.observe.weights import weight_scales
 from ir.errors import InputError
 
 U8, S8 = Grid(0, 255, symmetric=False), Grid(-128, 127, symmetric=True)

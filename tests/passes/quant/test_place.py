@@ -241,6 +241,13 @@ def test_pooling_and_layout_pass_integers_on() -> None:
     assert kinds(program) == ["quantize", "conv_bn", "max_pool2d", "reshape", "quantize", "linear"]
 
 
+def test_a_value_that_is_read_as_it_is_and_through_pooling_has_one_quantizer() -> None:
+    net = Calls(lambda m, x: m.b(F.max_pool2d(y := m.a(x), 2)).sum() + m.c(y), a=conv_bn(), b=conv_bn(), c=conv_bn())
+    program, _ = placed(net, image(), target="openvino")
+    names = [op.input("scale").name for op in quantizers(program)]
+    assert names == ["a.0.input_quantizer.scale", "a.0.output_quantizer.scale", "b.0.input_quantizer.scale"]
+
+
 def test_a_quantizer_does_not_move_before_what_somebody_reads_in_float() -> None:
     def net(m: Calls, x: torch.Tensor) -> torch.Tensor:
         y = F.max_pool2d(m.a(x), 2)

@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 import torch
 
-from compiler.quant.statistics import Bins, Floats
+from compiler.quant.observe.statistics import Bins, Floats
 from ir.errors import InputError
 
 MIN_SCALE = 2.0**-60

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from compiler.quant.grid import MIN_SCALE
+from compiler.quant.observe.grid import MIN_SCALE
 from ir.errors import InputError
 
 WEIGHT_OBSERVERS = ("minmax", "mse")

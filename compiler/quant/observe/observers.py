@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from compiler.quant.grid import Grid
-from compiler.quant.statistics import Floats, Statistics
+from compiler.quant.observe.grid import Grid
+from compiler.quant.observe.statistics import Floats, Statistics
 from ir.errors import InputError
 
 PERCENTILE = 99.999
@@ -58,11 +58,11 @@ def _searched(shrunk: Callable[[float], Range], error: Callable[[Range], float],
     """Return the better of `best` and the best of the fractions in (0, 1]; of equals, the widest."""
     least = error(best)
     # An outlier may be thousands of times the rest: a geometric search, then an even one between the neighbours.
-    coarse = [0.8**k for k in range(48)]
+    coarse = [0.7**k for k in range(30)]
     errors = [error(shrunk(f)) for f in coarse]
     at = int(np.argmin(errors))
     above, below = coarse[max(at - 1, 0)], coarse[min(at + 1, len(coarse) - 1)]
-    for fraction in (coarse[at], *np.linspace(above, below, 22)[1:-1]):
+    for fraction in (coarse[at], *np.linspace(above, below, 24)[1:-1]):
         found = error(shrunk(float(fraction)))
         if found < least:
             least, best = found, shrunk(float(fraction))

@@ -1,0 +1,1 @@
+"""What is observed of values, and which grid fits it."""

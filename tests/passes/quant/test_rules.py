@@ -1,0 +1,77 @@
+"""Rules of the user: what they mean, and which wins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+from ir.errors import InputError
+from ir.locations import Location, merge_locations
+from passes.quant.rules import Rules, Site
+
+
+def layer(path: str, cls: type[nn.Module] = nn.Conv2d) -> Location:
+    return Location(path, f"{cls.__module__}.{cls.__qualname__}", "net.py", 3)
+
+
+STEM = Site("conv_bn_act", merge_locations([layer("stem.conv"), layer("stem.bn", nn.BatchNorm2d)]))
+FIRST = Site("conv_bn", layer("layer1.0.conv"))
+HEAD = Site("linear", layer("head.fc", nn.Linear))
+SUM = Site("aten.add.Tensor", Location("layer1.0", "net.Block", "net.py", 9))
+SITES = (STEM, FIRST, HEAD, SUM)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("layer1", (FIRST, SUM)),
+        ("layer1.*", (FIRST, SUM)),
+        ("stem.bn", (STEM,)),
+        ("*.conv", (STEM, FIRST)),
+        ("conv_bn", (FIRST,)),
+        ("conv_bn*", (STEM, FIRST)),
+        ("aten.add.Tensor", (SUM,)),
+        ("stem.con", ()),
+        (nn.Conv2d, (STEM, FIRST)),
+        (nn.modules.conv._ConvNd, (STEM, FIRST)),
+        (nn.Module, (STEM, FIRST, HEAD)),
+        (nn.LayerNorm, ()),
+        (lambda site: site.kind.startswith("conv"), (STEM, FIRST)),
+    ],
+)
+def test_keys(key: Any, meant: tuple[Site, ...]) -> None:
+    rules = Rules.of({key: None})
+    assert tuple(site for site in SITES if rules.find(site)) == meant
+
+
+def test_the_last_rule_that_means_a_place_wins() -> None:
+    rules = Rules.of({"*": 1, "layer1.*": 2, nn.Linear: None})
+    assert [rules.choose(site, 0) for site in SITES] == [1, 2, None, 2]
+    rules = Rules.of([("layer1.*", 2), ("*", 1)])
+    assert [rules.choose(site, 0) for site in SITES] == [1, 1, 1, 1]
+    assert Rules.of(None).choose(STEM, 7) == 7
+    assert Rules.of(rules) is rules
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("layer2", r"the rule 'layer2' means nothing of this program\n.*did you mean layer1"),
+        ("conv_bm", r"the rule 'conv_bm' means nothing of this program\n.*did you mean conv_bn"),
+        ("xyz", r"kinds are aten.add.Tensor, conv_bn, conv_bn_act, linear; modules are head, head.fc, layer1"),
+        (nn.LayerNorm, r"the rule LayerNorm means nothing of this program\n.*kinds are"),
+        (lambda site: False, "means nothing of this program"),
+    ],
+)
+def test_a_rule_that_means_nothing_is_refused(key: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Rules.of({"stem": None, key: None}).check(SITES)
+    Rules.of({"stem": None}).check(SITES)
+
+
+@pytest.mark.parametrize("rules", [["head"], [("head",)], {3: None}, [(None, None)]])
+def test_what_is_no_rule(rules: Any) -> None:
+    with pytest.raises(InputError, match=r"is no pair|means no places"):
+        Rules.of(rules)

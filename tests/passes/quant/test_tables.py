@@ -1,0 +1,115 @@
+"""Tables as data: every row says why, and wrong ones are refused; a table of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from compiler.pipeline import parse_pipeline
+from compiler.targets import TARGETS
+from compiler.targets.target import Target
+from graphwright import transform
+from ir.core import Operation
+from ir.errors import InputError, ParseError
+from passes.fuse.kinds import KINDS
+from passes.quant.place import place
+from passes.quant.tables import Table, find_table, register_table, table_names
+from passes.quant.tables.conditions import Decisions
+from passes.rewrite.pattern import instantiate
+from tests.compiler.drafts import randomize
+from tests.passes.quant.nets import activations, conv_bn, image
+
+ROW: Mapping[str, Any] = {"inputs": {"input": "s8"}, "reason": "because", "source": "here"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kind_that_a_target_fuses_has_a_row_with_reason_and_source(target: str) -> None:
+    table = TARGETS[target].table
+    assert table is not None and table is find_table(target)
+    kinds = {getattr(rule, "kind", "") for rule in instantiate(TARGETS[target].fusions)}
+    assert kinds - set(table.rows) == set()
+    assert set(table_names()) >= set(TARGETS)
+    for kind, row in table.rows.items():
+        assert row.kind == kind
+        assert row.reason and row.source
+        assert kind in KINDS or kind == "layout" or kind.startswith("aten.")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": {"input": "u9"}}, "the row 'conv_bn' has the type 'u9' in `inputs`"),
+        ({"weights": "8"}, "the row 'conv_bn' has the type '8' in `weights`"),
+        ({"when": "16 chanels"}, "condition '16 chanels'; did you mean '16 channels'"),
+        ({"imputs": {}}, r"the row 'conv_bn' has 'imputs'\n.*did you mean inputs"),
+        ({"reason": ""}, "the row 'conv_bn' has no reason"),
+        ({"source": ""}, "the row 'conv_bn' has no source"),
+    ],
+)
+def test_wrong_rows_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Table.of("own", {"conv_bn": {**ROW, **change}})
+
+
+def test_names_of_tables_are_unique() -> None:
+    table = register_table(Table.of("own test", {"conv_bn": ROW}))
+    assert register_table(Table.of("own test", {"conv_bn": ROW})) == table
+    with pytest.raises(InputError, match="there is another table named 'own test'"):
+        register_table(Table.of("own test", {}))
+    with pytest.raises(InputError, match=r"there is no placement table 'open vino'\n.*did you mean openvino"):
+        find_table("open vino")
+
+
+def test_a_target_of_ones_own_is_a_dictionary_of_rows() -> None:
+    def in_blocks(op: Operation, decisions: Decisions) -> str | None:
+        return None if op.location.module_path.startswith("1") else "only the second block runs on the accelerator"
+
+    table = Table.of(
+        "accelerator",
+        {
+            "conv_bn_act": {
+                "inputs": {"input": "u8"},
+                "outputs": "u8",
+                "weights": "s7",
+                "when": [in_blocks, "16 channels"],
+                "reason": "its array multiplies 8 by 7 bits",
+                "source": "data sheet, page 3",
+            },
+            "aten.tanh": {"inputs": {"*": "u8"}, "reason": "a lookup table", "source": "data sheet, page 4"},
+        },
+    )
+    target = Target("accelerator", fusions=TARGETS["tensorrt"].fusions, table=table)
+    model = randomize(nn.Sequential(conv_bn(act=nn.ReLU()), conv_bn(act=nn.ReLU()), nn.Tanh())).eval()
+    result = transform(model, (image(),), target=target, check=False)
+    placement = place(result.program, table)
+    assert activations(placement) == [
+        "conv_bn_act float",
+        "conv_bn_act.input u8",
+        "conv_bn_act.output u8",
+        "aten.tanh.input u8",
+    ]
+    assert placement.places[0].reason == "only the second block runs on the accelerator"
+    assert "quant_min=-64, quant_max=63" in str(result.program)
+    with pytest.raises(ParseError, match="there is no placement table 'accelerator'"):
+        parse_pipeline("place-quantizers{target=accelerator}")
+
+
+def test_never_negative_values_are_unsigned_for_openvino() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            positive = torch.sigmoid(x)
+            return (
+                self.a(positive.abs() * positive) + self.b(positive - 1) + self.c(torch.softmax(x, -1).T + positive.T)
+            )
+
+    program = transform(randomize(Net()).eval(), (torch.randn(4, 4),), target="openvino", check=False).program
+    places = [each for each in place(program, "openvino").places if each.role == "input"]
+    assert {each.location.module_path: each.type for each in places} == {"a": "u8", "b": "s8", "c": "u8"}
