@@ -12,11 +12,14 @@ from ir.core import Operation, Value
 from ir.opdef import Trait, get_opdef
 from ir.program import Program, Weight, WeightKind, weight_of
 from ir.quant.dialect import DEQUANTIZE, QUANTIZE
+from ir.quant.kernels import integer_range, quantize
 from ir.types import type_of_tensor
 from passes.fold.derive import derive
 
 _MAX_BIAS = 2**31 - 1
 _TRANSPOSED = ("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
+_ABSORBED = ("aten.relu", "aten.hardtanh", "aten.clamp", "aten.batch_norm")
+"""What a runtime may drop, or fold, between a layer and a quantization."""
 _PLAIN_CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
 
 
@@ -34,9 +37,13 @@ def store_integers(program: Program) -> None:
     for op in list(program.graph.operations()):
         if op.opdef is QUANTIZE:
             _freeze(program, op, frozen)
+        if op.opdef is QUANTIZE and not op.is_erased:
+            _drop_clip(op)
     for op in list(program.graph.operations()):
         layer = _layer_of(op)
         if layer is None:
+            if op.opdef.has(Trait.CONV):
+                _keep_float(program, op)
             continue
         if layer.op.opdef.has(Trait.CONV):
             layer = _fold_batch_norm(program, layer)
@@ -72,6 +79,30 @@ def _freeze(program: Program, op: Operation, frozen: dict[Any, Value]) -> None:
         base = "weight" if source is None else source.name
         value = frozen[key] = _constant(program, f"{base}_{str(data.dtype).removeprefix('torch.')}", data)
     program.graph.replace_all_uses(op.result, value)
+
+
+_CLIPS = {"aten.hardtanh": ("min_val", "max_val"), "aten.clamp": ("min", "max"), "aten.relu6": (0.0, 6.0)}
+"""Operator -> its bounds: attributes, or numbers."""
+
+
+def _drop_clip(op: Operation) -> None:
+    """q(clip(x, a, b)) = q(x), if q(a) is the least integer and q(b) the greatest: rounding is monotone.
+
+    A runtime would drop it only if the range ended within the bounds, which is decided by the last bit of the scale.
+    """
+    source = op.operands[0]
+    clip = None if source is None else source.defining_op
+    scale, zero_point = (_data(each) for each in op.operands[1:3])
+    if clip is None or clip.name not in _CLIPS or scale is None or zero_point is None or scale.dim():
+        return
+    bounds: list[Any] = [clip.attributes[each] if isinstance(each, str) else each for each in _CLIPS[clip.name]]
+    if not all(bound is None or isinstance(bound, int | float) for bound in bounds):
+        return
+    low, high = integer_range(op.attributes["dtype"], op.attributes["quant_min"], op.attributes["quant_max"])
+    keywords = {"dtype": op.attributes["dtype"], "quant_min": low, "quant_max": high}
+    ends = [None if b is None else int(quantize(torch.tensor(float(b)), scale, zero_point, **keywords)) for b in bounds]
+    if ends[0] in (None, low) and ends[1] in (None, high):
+        op.set_operand(0, clip.operands[0])
 
 
 def _constant(program: Program, name: str, data: torch.Tensor) -> Value:
@@ -198,41 +229,77 @@ def _input_scale(op: Operation) -> torch.Tensor | None:
 
 
 def _quantize_bias(program: Program, layer: _Layer) -> None:
+    bias, op = layer.op.operands[2], layer.op
+    if bias is None:
+        return
+    integers = _integer_bias(program, layer, op)
+    if integers is not None:
+        op.set_operand(2, integers)
+    elif _input_scale(op) is not None and _data(bias) is not None:
+        _add_behind(program, op, layer.name)
+
+
+def _integer_bias(program: Program, layer: _Layer, before: Operation) -> Value | None:
+    """Insert the bias as integers with the scale of the sums; None where there is no such scale, or 32 bits are few."""
     given, bias = _input_scale(layer.op), layer.op.operands[2]
     data = None if bias is None else _data(bias)
     if given is None or data is None or data.dtype != torch.float32:
-        return
+        return None
     scale = (given * layer.scale).expand(data.shape).contiguous()
     exact = torch.round(data.double() / scale.double())
-    name = f"{layer.name.removesuffix('weight')}bias"
     if not bool((exact.abs() <= _MAX_BIAS).all()):
-        op = _replaced(program, layer.op, layer.op.operands[1], None)
-        rank = op.result.tensor_type.rank or 0
-        shaped = data if op.name == "aten.linear" else data.reshape(-1, *[1] * (rank - 2))
-        anchor = op.next
-        assert anchor is not None
-        total = _insert(program, anchor, "aten.add.Tensor", op.result, _constant(program, name, shaped))
-        program.graph.replace_all_uses(op.result, total.result)
-        total.set_operand(0, op.result)
-        return
+        return None
+    name = f"{layer.name.removesuffix('weight')}bias"
     values = (
         _constant(program, f"{name}_int32", exact.to(torch.int32)),
         _constant(program, f"{name}_scale", scale),
         _constant(program, f"{name}_zero_point", torch.zeros(scale.shape, dtype=torch.int32)),
     )
-    made = _insert(program, layer.op, DEQUANTIZE, *values, axis=0)
-    layer.op.set_operand(2, made.result)
+    return _insert(program, before, DEQUANTIZE, *values, axis=0).result
+
+
+def _add_behind(program: Program, op: Operation, name: str) -> None:
+    """Add the bias of a layer behind it, or zeros where it has none."""
+    bias = op.operands[2]
+    data = None if bias is None else _data(bias)
+    rank = op.result.tensor_type.rank or 0
+    channels = op.result.tensor_type.shape[1] if op.name != "aten.linear" and op.result.tensor_type.shape else 1
+    data = torch.zeros(int(channels or 1)) if data is None else data
+    new = _replaced(program, op, op.operands[1], None)
+    shaped = data if op.name == "aten.linear" else data.reshape(-1, *[1] * (rank - 2))
+    anchor = new.next
+    assert anchor is not None
+    value = _constant(program, f"{name.removesuffix('weight')}bias", shaped)
+    total = _insert(program, anchor, "aten.add.Tensor", new.result, value)
+    program.graph.replace_all_uses(new.result, total.result)
+    total.set_operand(0, new.result)
+
+
+def _keep_float(program: Program, op: Operation) -> None:
+    """Put a sum behind a layer with a float weight between integers.
+
+    ONNX Runtime quantizes the weight of such a layer by itself where a quantization follows.
+    """
+    weight = weight_of(op.operands[1])
+    if weight is None or _input_scale(op) is None or weight.type.dtype != torch.float32:
+        return
+    value = op.result
+    while len(value.users) == 1 and value.users[0].name in _ABSORBED:
+        value = value.users[0].result
+    if any(user.opdef is QUANTIZE for user in value.users):
+        _add_behind(program, op, weight.name)
 
 
 def _as_product(program: Program, layer: _Layer) -> None:
     """linear(x, w, b) = matmul(x, wᵀ) + b: the transposed integers are stored, so that nothing is between them and
-    the product."""  # noqa: D205, D209
+    the product."""
     op, bias = layer.op, layer.op.operands[2]
     _forget(program, layer)
     weight = _dequantized(program, layer, layer.integers.t().contiguous(), layer.scale, 1 - (layer.axis or 0))
     new = _insert(program, op, "aten.matmul.default", op.operands[0], weight).result
     if bias is not None:
-        new = _insert(program, op, "aten.add.Tensor", new, bias).result
+        integers = _integer_bias(program, layer, op)
+        new = _insert(program, op, "aten.add.Tensor", new, bias if integers is None else integers).result
     program.graph.replace_all_uses(op.result, new)
     program.graph.erase(op)
 
