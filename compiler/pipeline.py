@@ -13,6 +13,7 @@ from passes.fold.batch_norm import FoldBatchNorm
 from passes.fold.constants import FoldConstants
 from passes.manager.manager import Fixpoint, Pass, PassManager, Verify
 from passes.quant.place import PlaceQuantizers
+from passes.quant.remove import RemoveQuantizers
 from passes.quant.unify import UnifyQuantizers
 from passes.rewrite.pattern import Pattern, instantiate
 
@@ -26,6 +27,7 @@ STANDARD_PASSES: tuple[type[Pass], ...] = (
     FoldConstants,
     PlaceQuantizers,
     UnifyQuantizers,
+    RemoveQuantizers,
     Verify,
 )
 """The pass classes that pipeline text may name without more."""

@@ -5,6 +5,9 @@ from passes.canonicalize import Canonicalize
 from passes.fold.batch_norm import FoldBatchNorm
 from passes.manager.instruments import DumpIR, Statistics, Timing, VerifyEach
 from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult, Verify
+from passes.quant.place import PlaceQuantizers
+from passes.quant.remove import RemoveQuantizers
+from passes.quant.unify import UnifyQuantizers
 from passes.rewrite.rewriter import Rewriter
 
 __all__ = [
@@ -19,9 +22,12 @@ __all__ = [
     "PassContext",
     "PassManager",
     "PassResult",
+    "PlaceQuantizers",
+    "RemoveQuantizers",
     "Rewriter",
     "Statistics",
     "Timing",
+    "UnifyQuantizers",
     "Verify",
     "VerifyEach",
 ]

@@ -188,7 +188,7 @@ SWITCHES = ("train", "eval", "train_false")
 """Switches of the mode: `train()`, `eval()`, and `train(False)` where the model overrides `eval()`."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Program:
     """A graph with its weights, its calling convention and the ranges of its symbols.
 
@@ -250,8 +250,15 @@ class Program:
         for op in self.graph.operations():
             yield from op.results
 
+    def __repr__(self) -> str:
+        return f"<Program {self.name!r} with {self.graph.num_operations} operations>"
+
     def __str__(self) -> str:
         return print_program(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Show the text in IPython, and where hypothesis reports an example: it would print all fields instead."""
+        printer.text(str(self))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return copy_program(self)

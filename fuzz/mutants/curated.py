@@ -76,8 +76,8 @@ CURATED: tuple[Mutant, ...] = (
         "region",
         "LinearActPattern: what is no activation",
         "passes.fuse.base:activation",
-        "p.op(FUSED_ACTIVATIONS, x",
-        'p.op((*FUSED_ACTIVATIONS, "aten.neg"), x',
+        "p.op(operators, x",
+        'p.op((*operators, "aten.neg"), x',
     ),
     _mutant(
         "region",

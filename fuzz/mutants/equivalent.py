@@ -111,8 +111,7 @@ _JUDGED: dict[str, dict[str, str]] = {
         "that do not make it up are no view of it",
         "connective: without type(type_) is not TensorType of `or`": "a reshape and a permute give tensors",
     },
-    "passes.fuse.conv:ConvBNAddActPattern.check": {
-        "condition: never value is m.residual": "a word of the reason",
+    "passes.fuse.base:unlike_operand": {
         "connective: without isinstance(type_, TensorType) of `and`": "the operands of an addition of tensors are "
         "tensors: a number is the attribute of `add.Scalar`",
     },

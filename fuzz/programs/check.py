@@ -28,7 +28,7 @@ from fuzz.programs.later import (
     without_data,
 )
 from fuzz.programs.layouts import channels_last, is_standard, transposed
-from fuzz.programs.observation import coarsest_dtype, differences, fixes_dtypes, observe, quiet
+from fuzz.programs.observation import coarsest_dtype, differences, fixes_dtypes, observe, quiet, without_gradients
 from fuzz.programs.retyping import untrue_type, with_types_of
 from fuzz.programs.rounding import Rounding
 from ir.compare import programs_equal
@@ -298,7 +298,8 @@ class _Runs:
         program: the program.
         case: the case, for weights and inputs.
         properties: the properties to check.
-        together: whether one run shows values and gradients, if both are in float64.
+        together: whether one run of the changed program shows both values and gradients, as one of the original
+            does, where both are in float64.
     """
 
     def __init__(self, program: Program, case: Case, properties: Properties, *, together: bool = False) -> None:
@@ -317,7 +318,8 @@ class _Runs:
         if self.together:
             return
         try:
-            self.layouts.append((case.inputs, observe(program, case.inputs, double=self.double)))
+            shown = without_gradients(self.slopes) if self.double and self.slopes is not None else None
+            self.layouts.append((case.inputs, shown or observe(program, case.inputs, double=self.double)))
         except EvaluationError as error:
             raise Unusable from error
         for change in (transposed, channels_last) if properties.strides else ():

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import attrs
 import torch
 
 from compiler.equality import observation_differences
@@ -106,6 +107,12 @@ def differences(
 
 def _judge_bits(a: Any, b: Any, pick: Pick) -> str | None:
     return tensor_difference(a, b, exact=True)
+
+
+def without_gradients(seen: Observation) -> Observation:
+    """Return what a run with gradients shows of a run without."""
+    looks = [look and attrs.evolve(look, facts=(*look.facts[:3], False, *look.facts[4:])) for look in seen.looks]
+    return attrs.evolve(seen, looks=tuple(looks), slopes={})
 
 
 def coarsest_dtype(program: Program) -> torch.dtype:

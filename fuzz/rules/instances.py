@@ -14,7 +14,7 @@ import attrs
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from fuzz.calls.source import Unavailable, integers
+from fuzz.calls.source import Unavailable, draw_integer
 from fuzz.programs.strategy import finish_program
 from fuzz.rules.dictionary import Numbers, dictionary_of, operators_named_by
 from fuzz.rules.growth import NEAR_MISSES, Growth
@@ -65,22 +65,22 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
         symbolic: whether sizes may be expressions over symbols.
     """
     variants = expanded_pattern(rule)
-    number = draw(integers(0, len(variants) - 1))
+    number = draw_integer(draw, 0, len(variants) - 1)
     change = None
-    if near or (near is None and draw(integers(0, 2)) == 2):
-        change = NEAR_MISSES[draw(integers(0, len(NEAR_MISSES) - 1))]
+    if near or (near is None and draw_integer(draw, 0, 2) == 2):
+        change = NEAR_MISSES[draw_integer(draw, 0, len(NEAR_MISSES) - 1)]
     examples = rule.examples
-    if examples and not near and change is None and draw(integers(0, 3)):
+    if examples and not near and change is None and draw_integer(draw, 0, 3):
         return _of_example(draw, rule)
     _, numbers, named = _prepared(rule)
     source = MatchSource(draw, numbers, named, symbolic=symbolic)
-    if draw(integers(0, _INTEGERS_ONE_IN - 1)) == _INTEGERS_ONE_IN - 1:
+    if draw_integer(draw, 0, _INTEGERS_ONE_IN - 1) == _INTEGERS_ONE_IN - 1:
         source.in_integers()
-    source.training = draw(integers(0, _TRAINING_ONE_IN - 1)) == _TRAINING_ONE_IN - 1
-    for _ in range(draw(integers(0, 2))):
+    source.training = draw_integer(draw, 0, _TRAINING_ONE_IN - 1) == _TRAINING_ONE_IN - 1
+    for _ in range(draw_integer(draw, 0, 2)):
         source.add_prefix()
     roots: list[Value] = []
-    for _ in range(2 if draw(integers(0, 4)) == 4 else 1):
+    for _ in range(2 if draw_integer(draw, 0, 4) == 4 else 1):
         growth = Growth(source, change)
         try:
             root = growth.grow(variants[number], 1 if examples else _BEGINNINGS)
@@ -119,8 +119,8 @@ def _of_example(draw: st.DrawFn, rule: Pattern) -> Instance:
     """Return a variation of an example, more often of one that fires than of a near miss."""
     variants, numbers, named = _prepared(rule)
     firing, near = ([e for e in rule.examples if bool(e.refused) is refused] for refused in (False, True))
-    chosen = near if near and draw(integers(0, 7)) > 5 else firing or near
-    example = chosen[draw(integers(0, len(chosen) - 1))]
+    chosen = near if near and draw_integer(draw, 0, 7) > 5 else firing or near
+    example = chosen[draw_integer(draw, 0, len(chosen) - 1)]
     for _ in range(_VARIATIONS):
         source = MatchSource(draw, numbers, named, symbolic=False)
         with suppress(Unavailable, GraphwrightError):

@@ -148,6 +148,12 @@ def reaches_output(value: Value) -> bool:
     )
 
 
+def reaches_kernel(value: Value) -> bool:
+    """Return whether the strides of `value` may decide the bits of a result: in which order a kernel adds numbers."""
+    moves = Trait.ELEMENTWISE | Trait.LAYOUT | Trait.CAST
+    return _strides_reach(value, lambda op: op.opdef is not RETURN and not op.opdef.traits & moves)
+
+
 def reaches_view(value: Value) -> bool:
     """Return whether the strides of `value` may make an operation fail: a view that may not copy."""
     return _strides_reach(value, lambda op: demands_strides(op.opdef))

@@ -23,7 +23,8 @@ from ir.attributes import Ref, iter_leaves
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError
 from ir.fake import flat_results, kernel_call
-from ir.memory.aliasing import aliases_output, is_written, may_alias_operands, reaches_output
+from ir.memory.aliasing import aliases_output, is_written, may_alias_operands, reaches_kernel, reaches_output
+from ir.memory.strides import is_contiguous
 from ir.opdef import Trait
 from ir.program import Program, Weight, WeightKind, weight_of
 from ir.types import TensorType, type_of_tensor
@@ -169,8 +170,10 @@ def _filled(
         return None
     if op.attributes.get("memory_format") not in (None, torch.preserve_format) or op.attributes.get("layout"):
         return None
-    if op.name.endswith("_like") and reaches_output(op.result):
-        return None  # it has the strides of its operand, which are observable in an output
+    # it has the strides of its operand, which are observable in an output, and in the rounding of sums
+    has_strides = op.name.endswith("_like") and not is_contiguous(op.operand_values[0])
+    if has_strides and (reaches_output(op.result) or reaches_kernel(op.result)):
+        return None
     shape = [int(d) for d in type_.shape or () if type(d) is int]
     follows = False
     if op.attributes.get("dtype") is None and type_.dtype.is_floating_point:

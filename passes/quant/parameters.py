@@ -28,9 +28,7 @@ def name_of(pair: Pair) -> str:
     return pair.scale.name
 
 
-def add_pair(
-    program: Program, name: str, type_: IntegerType, scale: torch.Tensor, *, device: torch.device | None = None
-) -> Pair:
+def add_pair(program: Program, name: str, type_: IntegerType, scale: torch.Tensor, device: torch.device | None) -> Pair:
     """Add the buffers `<name>.scale`, of the values given, and `<name>.zero_point`, of zeros; return their values.
 
     Args:
@@ -38,16 +36,16 @@ def add_pair(
         name: the quantizer's path; a number is added where it is taken.
         type_: the type of the integers.
         scale: f32[] or f32[C].
-        device: where the buffers go; by default where `scale` is.
+        device: the device of what is quantized, as its type has it.
     """
     free = free_name(name, lambda base: any(f"{base}.{end}" in program.weights for end in (SCALE, ZERO_POINT)))
     data = {
-        SCALE: scale.to(device=device, dtype=torch.float32),
-        ZERO_POINT: torch.zeros(scale.shape, dtype=type_.dtype, device=device or scale.device),
+        SCALE: scale.float(),
+        ZERO_POINT: torch.zeros(scale.shape, dtype=type_.dtype, device=scale.device),
     }
     values = [
         program.add_weight(
-            Weight(f"{free}.{end}", WeightKind.BUFFER, TensorType(tuple(t.shape), t.dtype, t.device), data=t)
+            Weight(f"{free}.{end}", WeightKind.BUFFER, TensorType(tuple(t.shape), t.dtype, device), data=t)
         )
         for end, t in data.items()
     ]

@@ -251,7 +251,8 @@ class _Placer:
         key = value, type_.name
         if key not in self.quantizers:
             op = value.defining_op
-            pair = add_pair(self.program, name, type_, torch.ones(()), device=value.tensor_type.device)
+            device = value.tensor_type.device
+            pair = add_pair(self.program, name, type_, torch.ones((), device=device), device)
             anchor = self.program.graph.first if op is None else op.next
             assert anchor is not None
             with self.b.at(anchor, self.program.location if op is None else op.location):
@@ -293,7 +294,9 @@ class _Placer:
         key = value, axis, name
         if key not in self.pairs_of_weights:
             scale = weight_scale(weight, axis, type_)
-            self.pairs_of_weights[key] = add_pair(self.program, name_of_weight_quantizer(weight), type_, scale)
+            self.pairs_of_weights[key] = add_pair(
+                self.program, name_of_weight_quantizer(weight), type_, scale, weight.type.device
+            )
         return Integers(self.pairs_of_weights[key], type_, axis)
 
 

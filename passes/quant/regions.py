@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -112,12 +112,46 @@ def with_integers(
     for each in op.body.operations():
         copy_into(each, body, mapping)
     body.set_outputs([None if v is None else mapping[v] for v in op.body.outputs])
-    kind = str(op.attributes["kind"])
-    attributes = {**op.attributes, "parts": ("",) * added + tuple(op.attributes["parts"])}
+    return _replace(b, op, operands, body, ("",) * added + tuple(op.attributes["parts"]))
+
+
+def without_integers(b: Rewriter, op: Operation, floats: Mapping[Value, Value]) -> Operation:
+    """Replace a region by one that reads floating-point numbers, without Q and DQ in its body.
+
+    Args:
+        b: the rewriter.
+        op: the region.
+        floats: integers -> the numbers that they were made of.
+    """
+    assert op.body is not None
+    members = list(op.body.operations())
+    removed = {each for each in members if each.opdef in (QUANTIZE, DEQUANTIZE)}
+    parameters = {value for each in removed for value in each.operand_values[1:]}
+    kept = [
+        (own, value if value is None else floats.get(value, value))
+        for own, value in zip(op.body.inputs, op.operands, strict=True)
+        if own not in parameters or any(user not in removed for user in own.users)
+    ]
+    body = Graph([(own.name, own.type if value is None else value.type) for own, value in kept])
+    mapping = {own: new for (own, _), new in zip(kept, body.inputs, strict=True)}
+    for each in members:
+        if each in removed:
+            mapping[each.result] = mapping[each.operand_values[0]]
+        else:
+            copy_into(each, body, mapping)
+    body.set_outputs([None if v is None else mapping[v] for v in op.body.outputs])
+    parts = [part for each, part in zip(members, op.attributes["parts"], strict=True) if each not in removed]
+    return _replace(b, op, [value for _, value in kept], body, tuple(parts))
+
+
+def _replace(
+    b: Rewriter, op: Operation, operands: Sequence[Value | None], body: Graph, parts: tuple[str, ...]
+) -> Operation:
+    """Put a region with other operands and another body in the place of one."""
     region = Operation(
-        get_opdef(f"fused.{kind}"),
+        get_opdef(op.name),
         operands,
-        attributes,
+        {**op.attributes, "parts": parts},
         [result.type for result in op.results],
         location=op.location,
         body=body,

@@ -24,7 +24,16 @@ def test_guide_runs_and_shows_what_it_prints(path: Path) -> None:
 
 
 def test_there_is_a_guide_for_each_subject() -> None:
-    subjects = ["README", "fuzzing", "getting-started", "guarantees", "ir", "pass-manager", "writing-a-pattern"]
+    subjects = [
+        "README",
+        "fuzzing",
+        "getting-started",
+        "guarantees",
+        "ir",
+        "pass-manager",
+        "targets",
+        "writing-a-pattern",
+    ]
     assert [path.stem for path in guides()] == subjects
     for page in PAGES:
         assert blocks_of((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")) == []

@@ -8,6 +8,7 @@ import torch
 
 from ir.ops.inference.support import (
     Attributes,
+    DtypeMisfit,
     Misfit,
     Shape,
     broadcast,
@@ -18,6 +19,8 @@ from ir.ops.inference.support import (
     require_rank,
 )
 from ir.types import Dim, OpaqueType, TensorType, Type, dims_equal, simplify_dim
+
+_INTEGERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
 
 def linear(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
@@ -119,6 +122,7 @@ def einsum(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[*, L, E], [*, S, E], [*, S, Ev] -> [*, L, Ev]."""
     query, key, value, mask = types
+    _require_floats(query, key, value)
     dtype, device = float_dtype((query, key, value)), common_device(types)
     dropout = attributes["dropout_p"]
     require(isinstance(dropout, (int, float)) and 0 <= dropout <= 1)
@@ -148,6 +152,7 @@ def multihead_attention(types: tuple[Any, ...], attributes: Attributes) -> tuple
     averaged, they are [N, heads, L, S].
     """
     query, key, value, in_proj, in_bias, out_proj, out_bias, *separate, bias_k, bias_v, padding, mask = types
+    _require_floats(query, key, value)
     floats = (query, key, value, in_proj, in_bias, out_proj, out_bias, *separate, bias_k, bias_v)
     dtype, device = float_dtype(floats), common_device(types)
     width, heads = attributes["embed_dim"], attributes["num_heads"]
@@ -195,6 +200,17 @@ def multihead_attention(types: tuple[Any, ...], attributes: Attributes) -> tuple
     attended = simplify_dim(others + extra) if extra else others
     by_head = () if attributes["average_attn_weights"] else (heads,)
     return result, TensorType((*batch, *by_head, tokens, attended), dtype, device)
+
+
+def _require_floats(*types: TensorType) -> None:
+    """Refuse attention to integers, which has a softmax between two products, unless there is nothing to attend to.
+
+    Raises:
+        DtypeMisfit: when all are integers or bools.
+    """
+    is_empty = any(type_.shape is None or None in type_.shape or 0 in type_.shape for type_ in types)
+    if not is_empty and all(type_.dtype in _INTEGERS for type_ in types):
+        raise DtypeMisfit(f"attention needs floats, not {types[0].dtype}")
 
 
 def embedding(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:

@@ -34,6 +34,10 @@ class Misfit(Undecided):
     """The operands cannot fit the operator; the message says why."""
 
 
+class DtypeMisfit(Misfit):
+    """The operator takes no operands of such a dtype. It is not asked for its own words, which takes it long."""
+
+
 class Refusal(Exception):  # noqa: N818 - becomes an InferenceError that names the operator
     """The operator may take the operands, but its result types cannot be known; the message says why."""
 
@@ -49,7 +53,7 @@ def with_fallback(name: str, rule: InferRule) -> InferRule:
         try:
             return rule(types, attributes)
         except Misfit as misfit:
-            if is_unknown(types):
+            if is_unknown(types) or type(misfit) is DtypeMisfit:
                 shown = ", ".join(str(t) for t in types)
                 raise InferenceError(f"{name} does not take operands ({shown}): {misfit}") from None
         except Refusal as refusal:

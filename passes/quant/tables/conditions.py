@@ -61,6 +61,7 @@ def is_floating(value: Value) -> bool:
 
 
 def _enough_channels(op: Operation, decisions: Decisions) -> str | None:
+    """its convolutions have 16 channels or more, in and out"""
     for layer in layers_of(op):
         shape = layer.input("weight").known_shape
         if shape is None or len(shape) < 2 or layer.name == "aten.linear":
@@ -75,6 +76,7 @@ def _enough_channels(op: Operation, decisions: Decisions) -> str | None:
 
 
 def _matrix_product(op: Operation, decisions: Decisions) -> str | None:
+    """its linear layers multiply more than one row"""
     for layer in layers_of(op):
         shape = layer.operand_values[0].known_shape
         if shape is not None and _is_one(shape[:-1]):
@@ -87,6 +89,7 @@ def _is_one(dims: Sequence[Dim]) -> bool:
 
 
 def _integers_follow(op: Operation, decisions: Decisions) -> str | None:
+    """all that reads its results reads integers"""
     for result in op.results:
         readers = decisions.readers(result)
         if not readers:
@@ -100,6 +103,7 @@ def _integers_follow(op: Operation, decisions: Decisions) -> str | None:
 
 
 def _behind_integers(op: Operation, decisions: Decisions) -> str | None:
+    """all its operands come from regions in integers"""
     for value in data_operands(op):
         writer = decisions.writer(value)
         if writer is None or not decisions.is_placed(writer):
@@ -109,6 +113,7 @@ def _behind_integers(op: Operation, decisions: Decisions) -> str | None:
 
 
 def _behind_convolution(op: Operation, decisions: Decisions) -> str | None:
+    """an operand comes from a convolution in integers, or from a sum or product of such"""
     for value in data_operands(op):
         writer = decisions.writer(value)
         if writer is None or not decisions.is_placed(writer):
@@ -122,6 +127,7 @@ def _behind_convolution(op: Operation, decisions: Decisions) -> str | None:
 
 
 def _plain_sum(op: Operation, decisions: Decisions) -> str | None:
+    """its operands are added without a factor"""
     alpha = op.attributes.get("alpha", 1)
     return None if alpha == 1 else f"an operand is multiplied by {alpha}"
 
@@ -134,6 +140,4 @@ CONDITIONS: Mapping[str, Condition] = {
     "behind a convolution": _behind_convolution,
     "plain sum": _plain_sum,
 }
-"""The conditions that rows name: at least 16 channels in and out; a linear layer of more than one row; all that reads
-the results runs in integers; all operands come from regions in integers; one of them from a convolution in integers;
-a sum whose operands have the factor 1."""
+"""The conditions that rows name; the docstring of each completes "a region runs in integers where …"."""

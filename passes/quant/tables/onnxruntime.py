@@ -78,7 +78,7 @@ ONNXRUNTIME = register_table(
             "aten.conv_transpose3d.input": _TRANSPOSED,
             "scaled_dot_product_attention": {
                 "reason": "the softmax between its products stays in float, so each product would convert its result",
-                "source": "measured on ViT-B",
+                "source": _GUIDE,
             },
             **IN_FLOAT,
         },

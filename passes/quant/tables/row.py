@@ -127,6 +127,16 @@ class Row:
         """Whether the kind stays in float."""
         return not (self.inputs or self.outputs or self.weights or self.carries)
 
+    def describe(self) -> str:
+        """Return what the row says, without its kind."""
+        inputs = [f"{'each input' if name == ANY else name}: {type_}" for name, type_ in self.inputs.items()]
+        wanted = [*inputs, *[f"{what}: {t}" for what, t in (("weights", self.weights), ("output", self.outputs)) if t]]
+        wanted += ["all of these or none"] * self.together + ["with one scale"] * self.shares
+        when = [each if isinstance(each, str) else each.__name__ for each in self.when]
+        text = ", ".join(wanted) or ("passes integers on" if self.carries else "float")
+        condition = f"; if {' and '.join(when)}" if when else ""
+        return f"    {text}{condition}\n    {self.reason} ({self.source})"
+
     def input_type(self, operand: str) -> str:
         """Return the type for an operand of this name; empty where it stays in float."""
         return self.inputs.get(operand, self.inputs.get(ANY, ""))
@@ -171,6 +181,13 @@ class Table:
         if kind in self.rows:
             return self.rows[kind]
         return next((row for name, row in self.rows.items() if name.split(".")[1:2] == [kind]), None)
+
+    def describe(self) -> str:
+        """Return the table as text: rows of one content together, each with its reason and source."""
+        groups: dict[str, list[str]] = {}
+        for kind, row in self.rows.items():
+            groups.setdefault(row.describe(), []).append(kind)
+        return "\n".join(f"{', '.join(kinds)}\n{text}" for text, kinds in groups.items())
 
     def with_weights(self, type_: str) -> Table:
         """Return the table with weights of another type: `s7` for hosts without VNNI."""

@@ -69,7 +69,7 @@ def test_a_target_of_ones_own_is_a_dictionary_of_rows() -> None:
         return None if op.location.module_path.startswith("1") else "only the second block runs on the accelerator"
 
     table = Table.of(
-        "accelerator",
+        "array",
         {
             "conv_bn_act": {
                 "inputs": {"input": "u8"},
@@ -82,7 +82,7 @@ def test_a_target_of_ones_own_is_a_dictionary_of_rows() -> None:
             "aten.tanh": {"inputs": {"*": "u8"}, "reason": "a lookup table", "source": "data sheet, page 4"},
         },
     )
-    target = Target("accelerator", fusions=TARGETS["tensorrt"].fusions, table=table)
+    target = Target("array", fusions=TARGETS["tensorrt"].fusions, table=table)
     model = randomize(nn.Sequential(conv_bn(act=nn.ReLU()), conv_bn(act=nn.ReLU()), nn.Tanh())).eval()
     result = transform(model, (image(),), target=target, check=False)
     placement = place(result.program, table)
@@ -94,8 +94,8 @@ def test_a_target_of_ones_own_is_a_dictionary_of_rows() -> None:
     ]
     assert placement.places[0].reason == "only the second block runs on the accelerator"
     assert "quant_min=-64, quant_max=63" in str(result.program)
-    with pytest.raises(ParseError, match="there is no placement table 'accelerator'"):
-        parse_pipeline("place-quantizers{target=accelerator}")
+    with pytest.raises(ParseError, match="there is no placement table 'array'"):
+        parse_pipeline("place-quantizers{target=array}")
 
 
 def test_never_negative_values_are_unsigned_for_openvino() -> None:
