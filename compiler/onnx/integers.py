@@ -17,10 +17,8 @@ from ir.types import type_of_tensor
 from passes.fold.derive import derive
 
 _MAX_BIAS = 2**31 - 1
-_TRANSPOSED = ("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
 _ABSORBED = ("aten.relu", "aten.hardtanh", "aten.clamp", "aten.batch_norm")
 """What a runtime may drop, or fold, between a layer and a quantization."""
-_PLAIN_CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
 
 
 def store_integers(program: Program) -> None:
@@ -42,12 +40,12 @@ def store_integers(program: Program) -> None:
     for op in list(program.graph.operations()):
         layer = _layer_of(op)
         if layer is None:
-            if op.opdef.has(Trait.CONV):
+            if op.opdef.has(Trait.CONV) or _is_transposed(op) or _is_on_rows(op):
                 _keep_float(program, op)
             continue
-        if layer.op.opdef.has(Trait.CONV):
+        if layer.op.opdef.has(Trait.CONV) or _is_transposed(layer.op):
             layer = _fold_batch_norm(program, layer)
-        if layer.op.name in _PLAIN_CONVOLUTIONS or _is_on_rows(layer.op):
+        if layer.op.opdef.has(Trait.CONV) or _is_on_rows(layer.op):
             _quantize_bias(program, layer)
         elif layer.op.name == "aten.linear":
             _as_product(program, layer)
@@ -112,7 +110,7 @@ def _constant(program: Program, name: str, data: torch.Tensor) -> Value:
 
 
 def _layer_of(op: Operation) -> _Layer | None:
-    if not (op.opdef.has(Trait.CONV) or op.name == "aten.linear"):
+    if not (op.opdef.has(Trait.CONV) or _is_transposed(op) or op.name == "aten.linear"):
         return None
     value = op.operands[1]
     dequantize = None if value is None else value.defining_op
@@ -171,7 +169,7 @@ def _fold_batch_norm(program: Program, layer: _Layer) -> _Layer:
     if len(users) != 1 or users[0].name != "aten.batch_norm" or users[0].attributes["training"]:
         return layer
     norm = users[0]
-    axis = 1 if layer.op.name in _TRANSPOSED else 0
+    axis = 1 if _is_transposed(layer.op) else 0
     if layer.axis not in (None, axis) or (axis == 1 and layer.op.attributes.get("groups", 1) != 1):
         return layer
     gamma, beta, mean, variance, bias = (
@@ -212,6 +210,10 @@ def _forget(program: Program, layer: _Layer) -> None:
 def _wide(value: Value) -> torch.Tensor | None:
     data = _data(value)
     return None if data is None else data.double()
+
+
+def _is_transposed(op: Operation) -> bool:
+    return op.opdef.short_name.startswith("conv_transpose")
 
 
 def _is_on_rows(op: Operation) -> bool:
