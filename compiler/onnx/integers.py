@@ -17,8 +17,6 @@ from ir.types import type_of_tensor
 from passes.fold.derive import derive
 
 _MAX_BIAS = 2**31 - 1
-_ABSORBED = ("aten.relu", "aten.hardtanh", "aten.clamp", "aten.batch_norm")
-"""What a runtime may drop, or fold, between a layer and a quantization."""
 
 
 def store_integers(program: Program) -> None:
@@ -212,6 +210,11 @@ def _wide(value: Value) -> torch.Tensor | None:
     return None if data is None else data.double()
 
 
+def _may_vanish(op: Operation) -> bool:
+    """Whether a runtime may drop an operation between a layer and a quantization, or fold it into the layer."""
+    return op.opdef.has(Trait.ACTIVATION) or op.name == "aten.batch_norm"
+
+
 def _is_transposed(op: Operation) -> bool:
     return op.opdef.short_name.startswith("conv_transpose")
 
@@ -286,7 +289,7 @@ def _keep_float(program: Program, op: Operation) -> None:
     if weight is None or _input_scale(op) is None or weight.type.dtype != torch.float32:
         return
     value = op.result
-    while len(value.users) == 1 and value.users[0].name in _ABSORBED:
+    while len(value.users) == 1 and _may_vanish(value.users[0]):
         value = value.users[0].result
     if any(user.opdef is QUANTIZE for user in value.users):
         _add_behind(program, op, weight.name)
