@@ -42,10 +42,14 @@ def kernels() -> dict[str, Callable[..., Any]]:
     ops: Any = torch.ops.graphwright
 
     def quantize(x: Any, scale: Any, zero_point: Any, **attributes: Any) -> Any:
-        return ops.quantize(x, scale, zero_point, attributes["axis"])
+        q = ops.quantize(x, scale, zero_point, attributes["axis"])
+        low, high = attributes["quant_min"], attributes["quant_max"]
+        return q if low is None and high is None else torch.clamp(q, low, high)
 
     def dequantize(q: Any, scale: Any, zero_point: Any, **attributes: Any) -> Any:
-        return ops.dequantize(q, scale, zero_point, attributes["axis"])
+        x = ops.dequantize(q, scale, zero_point, attributes["axis"])
+        dtype = attributes["dtype"]
+        return x if dtype in (None, scale.dtype) else x.to(dtype)
 
     def adaptive_avg_pool2d(x: Any, output_size: Any, **attributes: Any) -> Any:
         if tuple(output_size) == (1, 1) and x.dim() == 4:

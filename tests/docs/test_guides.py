@@ -31,6 +31,8 @@ def test_there_is_a_guide_for_each_subject() -> None:
         "guarantees",
         "ir",
         "pass-manager",
+        "quantization",
+        "runtimes",
         "targets",
         "writing-a-pattern",
     ]
