@@ -5,7 +5,6 @@ Some stand in the trace as operators of the library `graphwright`, which the exp
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from compiler.extras import import_extra
+from ir.caches import cached
 
 _SCHEMAS = {
     "quantize": "(Tensor x, Tensor scale, Tensor zero_point, int? axis) -> Tensor",
@@ -21,7 +21,7 @@ _SCHEMAS = {
 }
 
 
-@functools.cache
+@cached()
 def _library() -> Any:
     """Register the operators; they are traced, and never run."""
     library = torch.library.Library("graphwright", "DEF")
