@@ -97,7 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             for engine, way in ways.items():
                 fast = result.to_runtime(engine, threads=options.threads)
                 other = way(model, args, options.threads)
-                calls = [functools.partial(fast, *args), other, functools.partial(model, *args)]
+                calls: list[Callable[[], Any]] = [
+                    functools.partial(fast, *args),
+                    other,
+                    functools.partial(model, *args),
+                ]
                 ours, theirs, eager = medians(calls, options.rounds)
                 print(
                     f"{name:20} {engine:12} {ours * 1e3:9.2f} {theirs * 1e3:9.2f} {ours / theirs:7.3f} "
