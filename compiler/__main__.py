@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from compiler.cli import quantizing
+from compiler.cli.arguments import UsageError, check_outputs, dynamic_sizes, existing, split_place
 from compiler.cli.progress import compile_and_report
-from compiler.cli.savefiles import Writer, check_file, check_folder, write_files
+from compiler.cli.savefiles import Writer, check_folder, write_files
 from compiler.cli.userfile import (
     DynamicSize,
     UserModel,
@@ -57,14 +59,11 @@ examples:
   graphwright net.py:make --patterns conversions,LinearPattern
   graphwright net.py:make --pipeline 'canonicalize,fuse{patterns=ConvBNActPattern,ConvBNPattern}'
   graphwright net.py:make --load my_rules.py --patterns all,MyPattern
+  graphwright quantize --help                                quantize a model, save it as ONNX, check it in engines
   graphwright --list                                         every pattern with its equation, and every pass
 
 exit codes: 0 done, 1 the model could not be compiled, 2 wrong usage
 """
-
-
-class UsageError(Exception):
-    """An argument of the command line is wrong."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -166,18 +165,20 @@ def package_version() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = build_parser()
-    options = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    quantizes = words[:1] == ["quantize"]
+    options = quantizing.parse(words[1:]) if quantizes else build_parser().parse_args(words)
     errors = Console(stderr=True, highlight=False)
     with warnings.catch_warnings(), _quiet_torch():
         warnings.showwarning = lambda message, *_args, **_kwargs: errors.print(
             f"warning: {message}", style="yellow", markup=False, soft_wrap=True
         )
         try:
-            return _run(options)
+            return quantizing.run(options) if quantizes else _run(options)
         except UsageError as error:
             errors.print(f"graphwright: {error}", markup=False, soft_wrap=True)
-            errors.print("`graphwright --help` explains the options", style="dim")
+            command = "graphwright quantize" if quantizes else "graphwright"
+            errors.print(f"`{command} --help` explains the options", style="dim")
             return 2
         except KeyboardInterrupt:
             return 130
@@ -210,14 +211,14 @@ def _print_error(error: Exception, console: Console) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     if options.list and options.model is None:
-        return _list(extensions_of([load_file(_existing(path)) for path in options.load]))
+        return _list(extensions_of([load_file(existing(path)) for path in options.load]))
     if options.model is None:
         raise UsageError("MODEL.py:FUNCTION is missing")
-    path, function = _split_model(options.model)
-    sizes = _dynamic_sizes(options.dynamic)
+    path, function = split_place(options.model)
+    sizes = dynamic_sizes(options.dynamic)
     _check_targets(options)
     for extra in options.load:
-        _existing(extra)
+        existing(extra)
     with search_path(path.resolve().parent):
         file = load_file(path)
         patterns, passes = extensions_of([file, *(load_file(Path(extra)) for extra in options.load)])
@@ -237,41 +238,14 @@ def _list(extensions: tuple[tuple[type[Pattern], ...], tuple[type[Pass], ...]]) 
     return 0
 
 
-def _split_model(text: str) -> tuple[Path, str]:
-    name, colon, function = text.rpartition(":")
-    if not colon or not function.isidentifier():
-        raise UsageError(f"{text!r} is not of the form MODEL.py:FUNCTION")
-    return _existing(name), function
-
-
-def _existing(name: str) -> Path:
-    path = Path(name)
-    if not path.is_file():
-        raise UsageError(f"there is no file {name}")
-    return path
-
-
-def _dynamic_sizes(texts: Sequence[str]) -> list[DynamicSize]:
-    try:
-        return [DynamicSize.parse(text) for text in texts]
-    except InputError as error:
-        raise UsageError(str(error)) from error
-
-
 def _check_targets(options: argparse.Namespace) -> None:
     files = [path for path in (options.save_module, options.save_code, options.save_ir) if path is not None]
-    files += [Path(options.json)] if options.json not in (None, "-") else []
-    places = [path.resolve() for path in files]
-    for number, place in enumerate(places):
-        if place in places[:number]:
-            raise UsageError(f"two results are to be written to {files[number]}: give each its own file")
-    try:
-        for path in files:
-            check_file(path)
-        if options.dump_ir is not None:
+    check_outputs([*files, *([Path(options.json)] if options.json not in (None, "-") else [])])
+    if options.dump_ir is not None:
+        try:
             check_folder(options.dump_ir)
-    except InputError as error:
-        raise UsageError(str(error)) from error
+        except InputError as error:
+            raise UsageError(str(error)) from error
 
 
 def _pipeline(

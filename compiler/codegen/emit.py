@@ -12,7 +12,7 @@ from torch import nn
 
 from compiler.codegen.convention import Inputs
 from compiler.codegen.program_scope import ProgramScope
-from compiler.codegen.regions import emit_region
+from compiler.codegen.regions import Region, emit_region
 from compiler.codegen.results import Results
 from compiler.codegen.tree import ModuleTree
 from compiler.codegen.weights import Weights, names_of
@@ -80,10 +80,12 @@ class _Emitter:
         inputs = Inputs(program, scope.graph)
         for value, node in zip(program.graph.inputs, inputs.build(), strict=True):
             scope.env[value] = node
+        regions = {op: Region(op, scope) for op in program.graph.operations() if op.body is not None}
+        inside = {op for region in regions.values() for op in region.quantizations}
         for op in program.graph.operations():
-            if op.body is not None:
-                emit_region(op, scope)
-            elif self.tree.quantized.reader(op) is None:
+            if op in regions:
+                emit_region(regions[op])
+            elif op not in inside:
                 scope.operation(op)
         result = self.results.emit()
         self._count_batches()

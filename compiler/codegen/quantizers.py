@@ -37,7 +37,6 @@ class QuantizedValues:
     """
 
     def __init__(self, program: Program, find: WeightOf) -> None:
-        self._graph = program.graph
         self._find = find
         self._outer: dict[Value, Value] = {}
         """Input of a body -> operand of its region."""
@@ -69,16 +68,6 @@ class QuantizedValues:
     def quantizes(self, op: Operation) -> bool:
         """Return whether an operation is emitted as a fake quantization."""
         return op.opdef is QUANTIZE and self.is_fake(op.result)
-
-    def reader(self, op: Operation) -> tuple[Operation, int] | None:
-        """Return the region that holds the quantizer of a value of the program, and the number of the operand.
-
-        It is the one that reads the value, if nothing else does; else None.
-        """
-        if op.graph is not self._graph or self.form(op) is None or not op.result.has_one_use():
-            return None
-        ((user, number),) = op.result.uses
-        return (user, number) if user.body is not None else None
 
     def form(self, op: Operation) -> ModuleForm | None:
         """Return the quantizer that computes a quantization; None where its parameters are no weights of their own."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -56,11 +56,16 @@ class Region:
         self.whole = self._whole()
         self.quantized: dict[Value, Operation] = {}
         """The inputs of the body that are quantized here, and by which operation of the program."""
+        self.finished: dict[Value, Operation] = {}
+        """The results of the region that are quantized here, and by which operation of the program."""
         self.held: dict[Value, str] = {}
         """The inputs of the body that are weights of a child, and their names."""
         self.children: dict[Operation, Child] = {}
         if self.whole is None:
             self._find_children()
+        self.path, self.own = self._place()
+        if self.whole is None:
+            self._find_quantizers()
         self.arguments = self._arguments()
 
     def find(self, value: Value | None) -> Weight | None:
@@ -85,26 +90,10 @@ class Region:
         return self.find(value)
 
     def _find_children(self) -> None:
-        taken: set[str] = set()
-
-        def free(name: str) -> str:
-            name = free_name(name, lambda name: name in taken or hasattr(fx.GraphModule, name))
-            taken.add(name)
-            return name
-
-        for value, operand in self.operands.items():
-            source = None if operand is None else operand.defining_op
-            form = None if source is None else self.tree.quantized.form(source)
-            if source is None or form is None:
-                continue
-            reader = self.tree.quantized.reader(source)
-            if reader is not None and reader[0] is self.op:
-                self.quantized[value] = source
-                self.children[source] = self._quantizer(form, value, free)
         for op, name in zip(self.ops, self.names, strict=True):
             quantizer = self.tree.quantized.form(op)
             if quantizer is not None:
-                self.children[op] = self._quantizer(quantizer, op.operand_values[0], free)
+                self.children[op] = self._quantizer(quantizer, op.operand_values[0])
                 continue
             form = None if op.body is not None else module_form(op, self.find)
             is_called = form is not None
@@ -112,15 +101,49 @@ class Region:
                 form = module_form(op, self._find_quantized)
             if form is None or not (name or form.slots or form.training is not None):
                 continue
-            name = free(name or op.opdef.short_name)
+            name = self._free(name or op.opdef.short_name)
             self.children[op] = Child(name, form, self.tree.home(form, op.location.parts), is_called)
             if not is_called:
                 weights = [(weight, f"{name}.{slot}") for slot, weight in form.slots]
                 for value in self.body.inputs:
                     self.held.update((value, held) for weight, held in weights if self.find(value) is weight)
 
-    def _quantizer(self, form: ModuleForm, value: Value, free: Callable[[str], str]) -> Child:
-        return Child(free(name_of(form, value)), form, home_of(form), is_quantizer=True)
+    def _free(self, name: str) -> str:
+        """Return a name of a child that is not taken."""
+        taken = {child.name for child in self.children.values()}
+        return free_name(name, lambda name: name in taken or hasattr(fx.GraphModule, name))
+
+    def _quantizer(self, form: ModuleForm, value: Value) -> Child:
+        return Child(self._free(name_of(form, value)), form, home_of(form), is_quantizer=True)
+
+    @property
+    def quantizations(self) -> Iterator[Operation]:
+        """The operations of the program that are computed here."""
+        yield from self.quantized.values()
+        yield from self.finished.values()
+
+    def _find_quantizers(self) -> None:
+        """Take in the quantizers of arguments that nothing else reads, and those of results, that belong here."""
+        for value, operand in self.operands.items():
+            op = None if operand is None else operand.defining_op
+            if op is not None and operand is not None and operand.has_one_use():
+                self._take_in(op, value, self.quantized, needs_home=False)
+        for result in self.op.results:
+            if result.has_one_use():
+                (user,) = result.users
+                self._take_in(user, result, self.finished, needs_home=True)
+        first = {op: self.children[op] for op in self.quantized.values()}
+        self.children = {**first, **self.children}
+
+    def _take_in(self, op: Operation, value: Value, into: dict[Value, Operation], *, needs_home: bool) -> None:
+        form = self.tree.quantized.form(op)
+        if form is None or op.graph is not self.op.graph:
+            return
+        home = home_of(form)
+        if (home is None and not needs_home) or (home is not None and home.rpartition(".")[0] == self.path):
+            self.children[op] = self._quantizer(form, value)
+            into[value] = op
+            self.own = self.own or (home is not None and self.path not in self.tree.program.module_modes)
 
     def _arguments(self) -> list[Value]:
         """Return the inputs of the body that are not held by a child, in order."""
@@ -135,7 +158,7 @@ class Region:
             needed.update((v, None) for v in values if isinstance(v, Value) and v not in self.held)
         return [v for v in self.body.inputs if v in needed]
 
-    def place(self) -> tuple[str, bool]:
+    def _place(self) -> tuple[str, bool]:
         """Return the path where the region belongs, and whether the original has a module of its own there."""
         layers = {op: child for op, child in self.children.items() if not child.is_quantizer}
         for child in layers.values():
@@ -169,13 +192,16 @@ class Region:
             body.append((op.name, operands, op.segments, attributes, held, nested))
             numbers.update((r, ("result", i, r.index)) for r in op.results)
         outputs = tuple(None if v is None else numbers.get(v, ("held",)) for v in self.body.outputs)
-        quantizers = [(numbers[value], self.children[op]) for value, op in self.quantized.items()]
-        inputs = tuple([(number, child.name, child.form.key) for number, child in quantizers])
-        return "region", path, self.kind, inputs, tuple(body), outputs
+        quantizers: list[tuple[Any, Child]] = [
+            (numbers[value], self.children[op]) for value, op in self.quantized.items()
+        ]
+        quantizers += [(("result", result.index), self.children[op]) for result, op in self.finished.items()]
+        quantized = tuple([(number, child.name, child.form.key) for number, child in quantizers])
+        return "region", path, self.kind, quantized, tuple(body), outputs
 
     def emit(self) -> Any:
         """Place the module and add its call; return the node of its only result, or of the tuple of them."""
-        path, own = self.place()
+        path, own = self.path, self.own
         key = self.key(path)
         target = self.tree.find(key)
         if target is None:
@@ -222,6 +248,9 @@ class Region:
         for op in self.ops:
             scope.operation(op)
         outputs = [None if v is None else scope.value(v) for v in self.body.outputs]
+        for result, op in self.finished.items():
+            name = self.children[op].name
+            outputs[result.index] = scope.graph.create_node("call_module", name, (outputs[result.index],), {})
         scope.graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
         root = nn.Module()
         for name, child_module in children.items():
@@ -341,12 +370,14 @@ def emit_nested(op: Operation, scope: RegionScope) -> Any:
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def emit_region(op: Operation, outer: Scope) -> None:
+def emit_region(region: Region) -> None:
     """Emit a region of the program."""
-    node = Region(op, outer).emit()
-    if len(op.results) == 1:
-        outer.env[op.result] = node
-        return
+    node, op, outer = region.emit(), region.op, region.outer
     for result in op.results:
-        if not result.is_unused:
-            outer.env[result] = outer.call(operator.getitem, (node, result.index))
+        found = node
+        if len(op.results) > 1:
+            if result.is_unused:
+                continue
+            found = outer.call(operator.getitem, (node, result.index))
+        quantization = region.finished.get(result)
+        outer.env[result if quantization is None else quantization.result] = found

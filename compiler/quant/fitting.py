@@ -28,7 +28,7 @@ class Options:
     """How ranges and biases are chosen; `quantize` describes each."""
 
     observer: str = "mse"
-    bias_correction: str | None = "sequential"
+    bias_correction: str | None = "fast"
     power_of_two: bool = False
     seed: int = 0
 

@@ -39,7 +39,7 @@ def quantize(
     rules: Any = None,
     default: Int8 = Int8(),  # noqa: B008 - frozen
     observer: str = "mse",
-    bias_correction: str | None = "sequential",
+    bias_correction: str | None = "fast",
     power_of_two: bool = False,
     table: str | Table | None = None,
     seed: int = 0,
@@ -58,9 +58,10 @@ def quantize(
         default: the integers of places that no rule means.
         observer: how ranges are chosen: "minmax", "mse" (least squared error), "percentile" or "entropy". Weights have
             a scale for each channel: of least squared error under "mse", else from their largest magnitude.
-        bias_correction: "sequential" corrects layer after layer what rounding shifts in the mean of each channel,
-            "fast" what rounded weights shift, all layers in one run; None leaves biases alone. A correction is kept
-            only where it lowers the error on a part of the data that it was not computed from.
+        bias_correction: "fast" corrects what rounded weights shift in the mean of each channel, all layers in one run;
+            "sequential" whatever shifts it, layer after layer, and so wants data that is much like that of the model's
+            use; None leaves biases alone. A correction is kept only where it lowers the error on a part of the data
+            that it was not computed from.
         power_of_two: whether scales are powers of two, zero points even, and biases on the grid of the products. Then
             arithmetic on the integers is exact in float32, and every engine gives the same bits. Batch norms must be
             folded.

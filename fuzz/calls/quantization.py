@@ -18,7 +18,7 @@ _NARROW: dict[torch.dtype, tuple[tuple[int | None, int | None], ...]] = {
     torch.uint8: ((None, 127), (0, 15)),
 }
 """Ranges that are less than the dtype's: symmetric ones, weights of 7 and 4 bits."""
-_SCALES = (1 / 64, 0.25)
+SCALES = (1 / 64, 0.25)
 """Where scales are drawn from, so that normal numbers take many integers, and some are out of range."""
 
 
@@ -63,8 +63,8 @@ def _parameters(source: Source, value: Value, dtype: torch.dtype) -> tuple[Value
     axis = None if per_tensor else source.one_of(axes or [0])
     wanted = () if axis is None else (shape[axis] if axis < len(shape) else 1,)
     if scale is None:
-        floating = value.tensor_type.dtype if value.tensor_type.dtype in FLOATS else None
-        scale = source.make(wanted, floating, bounds=_SCALES)
+        floating = value.tensor_type.dtype if value.tensor_type.dtype in FLOATS else torch.float32
+        scale = source.make(wanted, floating, bounds=SCALES)
     if zero_point is None:
         low, high = integer_range(dtype) if dtype in QUANTIZED else (0, 1)
         if not source.integer(0, 2):

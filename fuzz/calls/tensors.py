@@ -34,5 +34,5 @@ def random_tensor(
     if bounds is None and dtype in QUANTIZED:
         limits = torch.iinfo(dtype)
         bounds = limits.min, limits.max + 1
-    low, high = bounds or ((0, 2) if dtype is torch.bool else (0, 5))
-    return torch.randint(int(low), int(high), tuple(shape), generator=generator).to(dtype)
+    low, high = map(int, bounds or ((0, 2) if dtype is torch.bool else (0, 5)))
+    return torch.randint(low, max(high, low + 1), tuple(shape), generator=generator).to(dtype)

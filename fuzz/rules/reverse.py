@@ -7,6 +7,7 @@ equal the original, and canonicalization must give both the same text.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -150,6 +151,8 @@ class _Inverse:
         """The operation that the instance is to become."""
         self.leaves: list[Value] = []
         """Candidates for operands of the instance, the likely ones first."""
+        self.near: list[Operation] = []
+        """Operations whose operands and attributes an instance may take: the model, and those before it."""
         self.built: list[Operation] = []
         self.made: dict[int, Operation] = {}
         self.captures: dict[str, Any] = {}
@@ -164,6 +167,7 @@ class _Inverse:
 
     def _put_one(self) -> bool:
         source, graph = self.source, self.program.graph
+        node = source.one_of(expanded_pattern(self.rule))
         ops = [op for op in graph.operations() if op.opdef is not RETURN and op.body is None]
         values = [v for v in (*graph.inputs, *(w.value for w in self.program.weights.values())) if v.num_uses]
         produced, share = results_of(self.rule)
@@ -174,23 +178,29 @@ class _Inverse:
             self.rewriter.anchor = model
             targets = model.results
             self.leaves = list(model.operand_values)
+            self.near = [model]
             for _ in range(2):  # a pattern may reach further back than one operation
                 sources = [v.defining_op for v in self.leaves if v.defining_op is not None]
                 self.leaves += [v for op in sources for v in op.operand_values if v not in self.leaves]
+                self.near += [op for op in sources if op not in self.near and op.body is None]
         else:
             values += [v for op in ops for v in op.results if v.num_uses]
             if not values:
                 return False
-            value = source.one_of(values[::-1])
+            # what the operator of the pattern's root gave is of a type that it gives
+            kin = [v for v in values if v.defining_op is not None and v.defining_op.opdef in _operators(node)]
+            value = source.one_of((kin if kin and source.flag() else values)[::-1])
             after = value.defining_op
             self.rewriter.anchor = (
                 next(iter(graph.operations()), graph.return_op) if after is None else after.next or graph.return_op
             )
             targets = (value,)
             self.leaves = [value]
+            earlier = itertools.takewhile(lambda op: op is not self.rewriter.anchor, graph.operations())
+            self.near = [op for op in earlier if op.body is None][::-1]
         self.model = model
         try:
-            root = self._operation(source.one_of(expanded_pattern(self.rule)))
+            root = self._operation(node)
         except (Unavailable, GraphwrightError):
             return False
         if len(root.results) != len(targets) or not fires_at(self.rule, root):
@@ -234,7 +244,7 @@ class _Inverse:
             raise Unavailable
         op = self.made.get(id(node))
         if op is None:
-            op = self.made[id(node)] = self._operation(node)
+            op = self.made[id(node)] = self._operation(node, likely)
         if node.result >= len(op.results):
             raise Unavailable
         return op.results[node.result]
@@ -252,21 +262,40 @@ class _Inverse:
             self.captures[node.name] = value
         return value
 
-    def _operation(self, node: Node) -> Operation:
+    def _alike(self, node: OpNode) -> Operation | None:
+        """Return an operation that an instance of the node may be like: the model, one before it, or any earlier one.
+
+        What a rule moves has its parameters from the model, and what it moves it over those of the operation before.
+        """
+        ops = _operators(node)
+        return next((op for op in self.near if op.opdef in ops), None)
+
+    def _namesake(self, name: str) -> Value | None:
+        """Return the operand of this name of the nearest operation that has one: a scale where a scale is asked for."""
+        found = (op.operand(name) for op in self.near if name in op.opdef.operand_index)
+        return next((value for value in found if value is not None), None)
+
+    def _operation(self, node: Node, likely_first: Value | None = None) -> Operation:
         if not isinstance(node, OpNode):
             raise Unavailable
         source, model = self.source, self.model
-        opdef = self._operator(node)
+        alike = self._alike(node)
+        opdef = self._operator(node, alike)
+        if alike is not None and alike.opdef is opdef:
+            model = alike
         parts = {key if isinstance(key, int) else opdef.operand_index.get(key, -1): part for key, part in node.operands}
         grouped = list(model.grouped_operands()) if model is not None else []
+        if grouped and likely_first is not None and isinstance(grouped[0], Value):
+            grouped[0] = likely_first
         arguments: dict[str, Any] = {}
         for place, param in enumerate(opdef.operand_params):
             given = grouped[place] if place < len(grouped) else None
-            likely = given if isinstance(given, Value) else None
+            likely = given if isinstance(given, Value) else self._namesake(param.name) if place else None
             if place in parts:
                 part = parts[place]
                 if isinstance(part, tuple):
-                    arguments[param.name] = [self._value(item, likely) for item in part]
+                    items = given if isinstance(given, tuple) and len(given) == len(part) else (likely,) * len(part)
+                    arguments[param.name] = [self._value(*pair) for pair in zip(part, items, strict=True)]
                 else:
                     arguments[param.name] = None if part is None else self._value(part, likely)
             elif param.kind is ParamKind.TENSOR:
@@ -301,11 +330,19 @@ class _Inverse:
         self.captures |= captured
         return op
 
-    def _operator(self, node: OpNode) -> OpDef:
-        ops = operators_with(node.ops) if isinstance(node.ops, Trait) else node.ops
+    def _operator(self, node: OpNode, alike: Operation | None) -> OpDef:
+        ops = _operators(node)
+        if alike is not None and self.source.integer(0, 3):
+            return alike.opdef
         if self.model is not None and self.model.opdef in ops and self.source.integer(0, 3):
             return self.model.opdef
         return self.source.one_of(ops)
+
+
+def _operators(node: Node) -> tuple[OpDef, ...]:
+    if not isinstance(node, OpNode):
+        return ()
+    return operators_with(node.ops) if isinstance(node.ops, Trait) else node.ops
 
 
 def results_of(rule: Pattern) -> tuple[frozenset[str], int]:
@@ -319,9 +356,8 @@ def results_of(rule: Pattern) -> tuple[frozenset[str], int]:
     for name in names:
         table = rewrite.__globals__.get(name)
         literals += table.values() if isinstance(table, dict) else ()
-    named = {item for item in literals if isinstance(item, str) and item.startswith("aten.")}
+    named = {item for item in literals if isinstance(item, str) and item.startswith(("aten.", "quant."))}
     if "set_attribute" in names:
         for node in expanded_pattern(rule):
-            assert isinstance(node, OpNode)
-            named |= {o.name for o in (operators_with(node.ops) if isinstance(node.ops, Trait) else node.ops)}
+            named |= {opdef.name for opdef in _operators(node)}
     return frozenset(named), 7 if named else 6 if "op" in names else 2

@@ -13,6 +13,7 @@ import attrs
 import torch
 
 from fuzz.calls.generators import GENERATORS, draw_call, generate_call
+from fuzz.calls.quantization import SCALES
 from fuzz.calls.source import Unavailable
 from fuzz.calls.types import FLOATS
 from fuzz.programs.retyping import retype_results
@@ -28,6 +29,7 @@ from ir.errors import GraphwrightError
 from ir.locations import UNKNOWN_LOCATION
 from ir.opdef import OpDef, Trait
 from ir.program import Program, Weight
+from ir.quant.kernels import QUANTIZED
 from ir.types import TensorType
 from passes.rewrite.example import Example
 from passes.rewrite.expansion import op_nodes
@@ -42,8 +44,8 @@ _OPS_FOR_AN_EDIT = 5
 _ATTEMPTS = 4
 _USUAL = (2, 3, 1, 4, 2, 3)
 """Usual sizes, with their frequencies."""
-_BOUNDS = {"running_mean": (-1.0, 1.0), "running_var": (0.5, 2.0)}
-"""Operand -> the range of its numbers: a variance is positive."""
+_BOUNDS = {"running_mean": (-1.0, 1.0), "running_var": (0.5, 2.0), "scale": SCALES}
+"""Operand -> the range of its numbers: a variance and a scale are positive."""
 
 
 def bounds_of(value: Value) -> tuple[float, float] | None:
@@ -162,7 +164,7 @@ class Variation:
     def _weight(self, weight: Weight) -> Value:
         """Return a weight like that of the example, another one, or another value of its type."""
         source, type_, bounds = self.source, self._retyped(weight.type), bounds_of(weight.value)
-        if source.flag() and type_.dtype in source.dtypes:
+        if type_.dtype in QUANTIZED or (source.flag() and type_.dtype in source.dtypes):
             return source.weight(type_, bounds, weight)
         return source.make(type_.shape or (), type_.dtype, bounds=bounds)
 

@@ -9,9 +9,11 @@ from typing_extensions import override
 
 from ir.caches import cached
 from ir.program import Program
+from passes.canonicalize.dequantization import DEQUANTIZATION_RULES
 from passes.canonicalize.identity import IDENTITY_RULES, INFERENCE_RULES
 from passes.canonicalize.opaque import DropOpaqueIdentities
 from passes.canonicalize.permute import PERMUTE_RULES
+from passes.canonicalize.quantization import QUANTIZATION_RULES
 from passes.canonicalize.reshape import RESHAPE_RULES
 from passes.canonicalize.spelling import SPELLING_RULES
 from passes.canonicalize.split import SPLIT_RULES
@@ -30,6 +32,8 @@ CANONICALIZATION_RULES: tuple[type[Pattern], ...] = (
     *PERMUTE_RULES,
     *SPLIT_RULES,
     *SPELLING_RULES,
+    *QUANTIZATION_RULES,
+    *DEQUANTIZATION_RULES,
 )
 """The rules that are applied to every program, in their order."""
 

@@ -31,6 +31,7 @@ def test_there_is_a_guide_for_each_subject() -> None:
         "guarantees",
         "ir",
         "pass-manager",
+        "quantization",
         "targets",
         "writing-a-pattern",
     ]

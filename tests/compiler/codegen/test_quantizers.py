@@ -118,9 +118,10 @@ def test_quantizers_are_children_of_what_owns_the_value(emitted: Emitted) -> Non
     assert "input_quantizer = self.input_quantizer(" in code
     assert "weight_quantizer = self.weight_quantizer(conv_weight)" in code
     assert "conv2d = torch.conv2d(input_quantizer, weight_quantizer, conv_bias)" in code
-    # one quantizer for a value that is read twice, behind a move too, and no integers in the code
+    # the producer has the quantizer of a value that is read twice, behind a move too, and there are no integers
+    assert "output_quantizer = self.output_quantizer(act)" in code
     forward = emitted.module.code
-    assert forward.count("self.conv1.output_quantizer(") == 1
+    assert "quantizer" not in forward
     assert "ir_quant" not in forward and "dtype" not in forward
 
 
@@ -273,3 +274,36 @@ def test_generated_programs(data: st.DataObject) -> None:
         found = module(*inputs)
     for a, b in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_quantizer_of_a_value_that_is_read_as_it_is_too_is_called_in_forward() -> None:
+    module = emit(with_data(NET.replace("return %z, %s", "return %z, %s, %y"))).module
+    assert module.code.count("self.conv1.output_quantizer(") == 1
+    assert "output_quantizer" not in str(module.get_submodule("conv1").code)
+
+
+ADD = """
+program "Add" {
+  buffer %add.input_quantizer.scale : f32[]
+  buffer %add.input_quantizer.zero_point : i8[]
+  graph(%x : f32[2, 3], %y : f32[2, 3]) {
+    %q = quant.quantize(%x, %add.input_quantizer.scale, %add.input_quantizer.zero_point) : i8[2, 3]
+    %z = fused.add(%q, %add.input_quantizer.scale, %add.input_quantizer.zero_point, %y)
+      {kind="add", parts=["", ""]} : f32[2, 3]
+      body(%input : i8[2, 3], %scale : f32[], %zero : i8[], %other : f32[2, 3]) {
+        %a = quant.dequantize(%input, %scale, %zero) : f32[2, 3]
+        %b = aten.add.Tensor(%a, %other) : f32[2, 3]
+        return %b
+      }
+    return %z
+  }
+}
+"""
+
+
+def test_a_region_without_layers_stands_where_its_quantizers_say() -> None:
+    module = emit(with_data(ADD)).module
+    assert [name for name, _ in module.named_children()] == ["add", "_guard"]
+    assert list(module.state_dict()) == ["add.input_quantizer.scale", "add.input_quantizer.zero_point"]
+    x, y = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(1))
+    assert same([module(x, y)], evaluate(with_data(ADD), [x, y]))
