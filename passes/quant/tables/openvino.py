@@ -40,8 +40,8 @@ OPENVINO = register_table(
             "linear_act": _CONV,
             "mha_in_projection": _CONV,
             "scaled_dot_product_attention": {
-                "reason": "the plugin has one kernel for attention in float; with Q/DQ inside, two products, a softmax and "
-                "six transpositions",
+                "reason": "the plugin has one kernel for attention in float; with Q/DQ two products, a softmax, six "
+                "transpositions",
                 "source": "two layers of ViT-B in the plugin, which were slower with query, key and value in integers",
             },
             "add_act": _SUM,
