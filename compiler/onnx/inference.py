@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
 from compiler.emitted.graphmodule import Container, EmittedModule
+from compiler.onnx.integers import store_integers
 from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
 from ir.errors import InputError
@@ -43,6 +43,7 @@ def inference_program(program: Program, module: nn.Module) -> Program:
     _inline_regions(twin)
     for op in twin.graph.operations():
         _fix_mode(op)
+    store_integers(twin)
     FoldBatchNorm().run(twin, PassContext())
     return twin
 
@@ -94,10 +95,10 @@ def current_weights(program: Program, module: nn.Module) -> dict[str, torch.Tens
     state = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     found = {name: state[key].detach() for key, name in names.items() if key in state}
     for name, weight in program.weights.items():
-        if name not in found and weight.derivation is not None:
-            sources = [found.get(source, _data(program, source)) for source in weight.derivation.sources]
-            if all(source is not None for source in sources):
-                (found[name],) = evaluate(weight.derivation.program, sources)
+        derivation = weight.derivation
+        if derivation is not None and name not in found and found.keys() >= set(derivation.sources):
+            # computed in `forward`: the module has its sources only
+            (found[name],) = evaluate(derivation.program, [found[source] for source in derivation.sources])
     for name, weight in program.weights.items():
         data = found.get(name, weight.data)
         if weight.value.is_unused or data is None:
@@ -111,11 +112,6 @@ def current_weights(program: Program, module: nn.Module) -> dict[str, torch.Tens
                 remedy="convert the original model, and transform that",
             )
     return {name: data for name, data in found.items() if name in program.weights}
-
-
-def _data(program: Program, name: str) -> Any:
-    weight = program.weights.get(name)
-    return None if weight is None or weight.data is None else weight.data.detach()
 
 
 def _set_data(weight: Weight, data: torch.Tensor) -> None:

@@ -5,7 +5,6 @@ Some stand in the trace as operators of the library `graphwright`, which the exp
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from compiler.extras import import_extra
+from ir.caches import cached
 
 _SCHEMAS = {
     "quantize": "(Tensor x, Tensor scale, Tensor zero_point, int? axis) -> Tensor",
@@ -21,7 +21,7 @@ _SCHEMAS = {
 }
 
 
-@functools.cache
+@cached()
 def _library() -> Any:
     """Register the operators; they are traced, and never run."""
     library = torch.library.Library("graphwright", "DEF")
@@ -42,10 +42,14 @@ def kernels() -> dict[str, Callable[..., Any]]:
     ops: Any = torch.ops.graphwright
 
     def quantize(x: Any, scale: Any, zero_point: Any, **attributes: Any) -> Any:
-        return ops.quantize(x, scale, zero_point, attributes["axis"])
+        q = ops.quantize(x, scale, zero_point, attributes["axis"])
+        low, high = attributes["quant_min"], attributes["quant_max"]
+        return q if low is None and high is None else torch.clamp(q, low, high)
 
     def dequantize(q: Any, scale: Any, zero_point: Any, **attributes: Any) -> Any:
-        return ops.dequantize(q, scale, zero_point, attributes["axis"])
+        x = ops.dequantize(q, scale, zero_point, attributes["axis"])
+        dtype = attributes["dtype"]
+        return x if dtype in (None, scale.dtype) else x.to(dtype)
 
     def adaptive_avg_pool2d(x: Any, output_size: Any, **attributes: Any) -> Any:
         if tuple(output_size) == (1, 1) and x.dim() == 4:

@@ -149,7 +149,7 @@ def trace(program: Program, kernels: Kernels) -> ExportedProgram:
         CodegenError: when PyTorch cannot capture it for all sizes in these ranges.
     """
     module = TracedProgram(program, kernels).eval()
-    sizes = _example_sizes(program)
+    sizes = example_sizes(program)
     args = tuple(
         torch.zeros([_number(dim, sizes) for dim in value.tensor_type.shape or ()], dtype=value.tensor_type.dtype)
         for value in program.graph.inputs
@@ -177,7 +177,7 @@ def _number(dim: Size | None, sizes: Mapping[sympy.Symbol, int]) -> int:
     return dim if isinstance(dim, int) else int(dim.xreplace({s: sympy.Integer(n) for s, n in sizes.items()}))
 
 
-def _example_sizes(program: Program) -> dict[sympy.Symbol, int]:
+def example_sizes(program: Program) -> dict[sympy.Symbol, int]:
     """Return sizes within the ranges of the symbols that fit the relations between them; none is 0 or 1 if possible.
 
     Distinct sizes are tried first, so that nothing takes two of them for one.

@@ -29,7 +29,8 @@ def widen_overflowing(sites: Iterable[Site]) -> list[Remark]:
             continue
         unit = float(site.input.scale.data)
         least = (added.abs() / (unit * _LARGEST)).clamp_min(MIN_SCALE)
-        wide = least if scale.dim() else least.max()
+        # the weight of a transposed convolution has the channels of one group, which all groups share
+        wide = least.reshape(-1, len(scale)).amax(0) if scale.dim() else least.max()
         overflows = wide > scale.double()
         if not bool(overflows.any()):
             continue
@@ -84,6 +85,7 @@ def round_to_grid(sites: Iterable[Site]) -> list[Remark]:
         if site.input is None or site.input.scale.data is None or data is None or scale is None:
             continue
         unit = scale.double() * site.input.scale.data.double()
+        unit = unit.repeat(len(data) // len(unit)) if unit.dim() else unit
         rounded = (torch.round(data.detach().double() / unit) * unit).to(data.dtype)
         site.bias.data = torch.nn.Parameter(rounded, requires_grad=data.requires_grad)
     return remarks

@@ -88,7 +88,8 @@ def observe(
         outputs = run_program(program, batch, kernels, seed=seed)
         kept += sum(x.numel() * x.element_size() for x in batch if isinstance(x, torch.Tensor))
         if kept <= KEPT_BYTES or not observed.batches:
-            observed.batches.append(batch)
+            # copies: the data may come in one tensor that is filled anew for each call
+            observed.batches.append(tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in batch))
         return outputs
 
     calibrate(CallReader(program), calibration, run)

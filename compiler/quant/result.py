@@ -9,6 +9,7 @@ import attrs
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch.fx import GraphModule
+from typing_extensions import override
 
 from compiler.driver import TransformResult
 from compiler.emitted.parameter_map import ParameterMap
@@ -100,6 +101,14 @@ class Quantized(Deployable):
             found[name] = _sqnr(noise_and_power(zip(outputs, exact, strict=True)))
         self._sensitivity = dict(sorted(found.items(), key=lambda item: item[1]))
         return dict(self._sensitivity)
+
+    @override
+    def _example(self) -> tuple[torch.Tensor, ...] | None:
+        return tuple(self._fitted.batches[0]) if self._fitted.batches else None
+
+    @override
+    def _float_result(self) -> TransformResult:
+        return self.source
 
     def report(self) -> QuantizationReport:
         """Return what was quantized, how well and why, as data."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch.fx import GraphModule
 
 from compiler.onnx.files import onnx_model, save_model
+from compiler.runtime.check import CheckReport, check_in_engines
 from compiler.runtime.module import to_runtime
 from ir.program import Program
 
@@ -59,3 +63,48 @@ class Deployable:
             CodegenError: an operation cannot be written in ONNX.
         """
         return to_runtime(self.program, self.model, engine, threads=threads, precision=precision)
+
+    def check(
+        self,
+        *engines: str,
+        inputs: tuple[Any, ...] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        threads: int | None = None,
+    ) -> CheckReport:
+        """Run the file in engines and compare it with `model`: `print(result.check("onnxruntime", "openvino"))`.
+
+        The file of a quantized result is cut at its integers, and each part gets those of the reference: how far its
+        own are from the reference's is said in steps of the scale (LSB), and does not add up from layer to layer. The
+        report also says which kernels compute in integers where the file promises it, how near the outputs are to
+        `model` and to the float result, and what a call takes, in turn with the float result.
+
+        Args:
+            engines: "onnxruntime", "openvino".
+            inputs: the positional arguments of a call; by default those that the result knows, or random ones.
+            kwargs: its keyword arguments.
+            threads: how many threads a call uses; by default as many as PyTorch does.
+
+        Raises:
+            MissingPackageError: the extra of an engine is not installed.
+            InputError: there is no such engine, the inputs do not fit, or a file cannot hold the model (`save_onnx`).
+            CodegenError: an operation cannot be written in ONNX.
+        """
+        source = self._float_result()
+        return check_in_engines(
+            self.program,
+            self.model,
+            engines,
+            source=None if source is None else (source.program, source.model),
+            example=self._example(),
+            inputs=inputs,
+            kwargs=kwargs,
+            threads=threads,
+        )
+
+    def _example(self) -> tuple[torch.Tensor, ...] | None:
+        """Return the tensors of a call that the result knows, in the order of the graph's inputs; or None."""
+        return None
+
+    def _float_result(self) -> Deployable | None:
+        """Return the float result that a quantized one was made of."""
+        return None

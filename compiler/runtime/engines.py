@@ -52,6 +52,11 @@ class Engine:
     def __init__(self, file: OnnxFile, threads: int, precision: str) -> None:
         raise NotImplementedError
 
+    @property
+    def version(self) -> str:
+        """The version of the engine."""
+        return str(import_extra(self.name).__version__)
+
     def run(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
         """Run the model.
 

@@ -75,7 +75,9 @@ def broken_columns(call: Call) -> list[str]:
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether two tensors have the same elements; NaN equals itself."""
+    """Return whether two tensors have the same elements; NaN equals itself, and `meta` has none."""
+    if a.is_meta or b.is_meta:
+        return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
     if a.dtype.is_floating_point or a.dtype.is_complex:
         return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
     return torch.equal(a, b)

@@ -62,11 +62,11 @@ def flatten(source: Source, opdef: OpDef) -> Arguments:
 
 
 def unflatten(source: Source, opdef: OpDef) -> Arguments:
-    """One dimension into two."""
+    """One dimension into two mostly."""
     x, dim, size = along(source, zero=False)
     first = source.one_of(divisors(size))
     rest = size // first if is_int(size) else size
-    return [x, dim, source.one_of(([first, rest], [first, -1], [-1, rest], [rest, first, 1]))], {}
+    return [x, dim, source.one_of(([first, rest], [first, -1], [-1, rest], [rest, first, 1], [size], [-1]))], {}
 
 
 def squeeze(source: Source, opdef: OpDef) -> Arguments:
@@ -186,8 +186,16 @@ def select(source: Source, opdef: OpDef) -> Arguments:
     return [x, dim, source.integer(-size, size - 1) if type(size) is int else 0], {}
 
 
+_TABLE = 32
+"""A size that no number for a symbol exceeds."""
+
+
 def slice_(source: Source, opdef: OpDef) -> Arguments:
-    """Any bounds, which are clipped."""
+    """Any bounds, which are clipped; symbolic ones are within a dimension of known size."""
+    if source.symbols and source.flag():
+        one = source.one_of(source.symbols)
+        bounds = source.one_of(((None, one), (one, None), (0, one + 1), (one - 1, 2**63 - 1), (2, one), (one, _TABLE)))
+        return [source.make((_TABLE, source.size())), 0, *bounds, source.integer(1, 3)], {}
     x = ranked(source)
     bound = (None, 0, 1, 2, -1, 3, -3, 2**63 - 1)
     return [x, static_dim(source, x), source.one_of(bound), source.one_of(bound), source.integer(1, 3)], {}

@@ -102,6 +102,11 @@ class Source:
         """Draw an int from a closed range; shrinks to `lower`."""
         return lower if lower == upper else draw_integer(self.draw, lower, upper)
 
+    def place(self, count: int) -> int:
+        """Draw one of `count` places, the last as often as the first; of a range, the lower half comes more often."""
+        place = self.integer(0, count - 1)
+        return count - 1 - place if count > 1 and self.flag() else place
+
     def extent(self, lower: int, upper: int) -> int:
         """Draw the size of a window; small by default."""
         return self.integer(lower, max(lower, min(upper, 3)))

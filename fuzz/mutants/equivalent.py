@@ -3,6 +3,24 @@
 from __future__ import annotations
 
 _JUDGED: dict[str, dict[str, str]] = {
+    "ir.memory.aliasing:_reaches": {
+        "statement: without seen.add(reached)": "a graph has no cycles: it bounds the time of the walk",
+    },
+    "ir.memory.strides:memory_order": {
+        "order: shape[d] <-> 1 in dims_equal(...)": "equality is symmetric",
+    },
+    "ir.ops.inference.normalization:layer_norm": {
+        "order: have <-> want in require_equal(...)": "equality is symmetric",
+    },
+    "ir.ops.inference.reduction:reduce": {
+        "boolean: False -> True": "`logsumexp` alone takes the default as it runs, and takes tensors without elements",
+    },
+    "ir.ops.inference.slicing:_symbolic_slice": {
+        "order: first <-> last": "the same is required of both bounds",
+    },
+    "passes.attention:find_in_projection": {
+        "order: 'query' <-> 'key'": "a word of the reason",
+    },
     "passes.canonicalize.base:tensor": {
         "connective: without type(value.type) is not TensorType of `or`": "lowering hands what is no tensor to opaque "
         "calls only",
@@ -51,6 +69,7 @@ _JUDGED: dict[str, dict[str, str]] = {
     },
     "passes.convert.classifier:_keeps_batch_first": {
         "connective: without first is None of `or`": "unknown sizes are not provably equal: refused in other words",
+        "connective: without target.shape is None of `or`": "what a flatten or a reshape makes of a known rank has one",
         "connective: without second is None of `or`": "unknown sizes are not provably equal: refused in other words",
     },
     "passes.convert.classifier:_start_dim": {
@@ -61,6 +80,7 @@ _JUDGED: dict[str, dict[str, str]] = {
         "too, in other words",
     },
     "passes.fold.batch_norm:FoldBatchNormPattern.check": {
+        "order: m.w <-> *of_channels": "which weight the reason names",
         "connective: without bn.operand('running_var') is None of `or`": "mean and variance come together",
         "reason: return None, not f'{where} normalizes with the statistics of the batch'": "PyTorch raises where the "
         "pattern's `training=False` has no statistics",
@@ -73,6 +93,10 @@ _JUDGED: dict[str, dict[str, str]] = {
     },
     "passes.fold.batch_norm:FoldBatchNorm.run": {
         "keyword: without record=True in run_worklist(...)": "what the report says, which tests of it hold",
+    },
+    "passes.fold.batch_norm:_add": {
+        "integer: 1 -> 2": "revisions are compared for equality; how far they are apart counts for rules that return "
+        "no new value",
     },
     "passes.fold.batch_norm:_does_not_fit": {
         "connective: without mean is None of `or`": "all weights have data, or none",
@@ -117,6 +141,10 @@ _JUDGED: dict[str, dict[str, str]] = {
     },
     "passes.rewrite.effects:_never_draws": {
         "order: 'p' <-> 'dropout'": "no operator has both",
+    },
+    "passes.rewrite.effects:is_removable": {
+        "condition: never op.body is None and op.opdef.training is None": "a short way: what has no mode is as pure as "
+        "its operator, and does not train",
     },
     "passes.rewrite.effects:may_train": {
         "condition: never op.opdef.training is None": "such an operator has none of the attributes asked for next",

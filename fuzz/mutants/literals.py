@@ -21,6 +21,13 @@ _JOINED = Example("""
     }
 """)
 """An empty vector goes with any rank: the literal says nothing of the second one."""
+_CONTRACTED = Example("""
+    graph(%x : f32[n, c], %y : f32[m, k, c]) {
+      %z = aten.tensordot(%x, %y) {dims_self=[1], dims_other=[2]}
+      return %z
+    }
+""")
+"""The literal counts dimensions of the second operand."""
 _STACKED = Example("graph(%x : f32[n, c], %y : f32[n, c]) { %z = aten.stack([%x, %y]) {dim=2} return %z }")
 _POOLED = Example("graph(%x : f32[n, 4, 4]) { %y = aten.max_pool2d(%x) {kernel_size=[2, 2], stride=[2, 2]} return %y }")
 
@@ -38,6 +45,8 @@ class WriteLiterals(Pattern):
         _SELECTED,
         _SELECTED.changed(("c - 1", "0"), refused="index of"),
         _JOINED,
+        _CONTRACTED,
+        _CONTRACTED.changed(("dims_other=[2]", "dims_other=[1]"), ("k, c]", "c, k]"), refused="dims_other of"),
         _STACKED,
         _STACKED.changed(("dim=2", "dim=1"), refused="dim of"),
         Example("graph(%x : f32[n, c, h]) { %y = aten.mean.dim(%x) {dim=[2, 1]} return %y }"),
@@ -53,6 +62,7 @@ class WriteLiterals(Pattern):
             p.op("aten.select.int", p.any("x"), index=-1),
             p.op("aten.cat", dim=-1),
             p.op("aten.stack", dim=-1),
+            p.op("aten.tensordot", dims_other=(-1,)),
             p.op("aten.mean.dim", p.any("x"), dim=(-1, 1)),
             p.op("aten.max_pool2d", p.any("x"), stride=()),
         )

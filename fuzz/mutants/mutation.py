@@ -1,7 +1,7 @@
 """Injection of a fault into one function, and its removal.
 
-Only the code of the function object is replaced, so every module that imported it, every class that has it as a method
-and every table that holds it sees the fault.
+Only the code and the defaults of the function object are replaced, so every module that imported it, every class that
+has it as a method and every table that holds it sees the fault.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import gc
 import importlib
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
@@ -76,14 +76,14 @@ def mutated(mutant: Mutant) -> Iterator[None]:
     try:
         if isinstance(found, FunctionType):
             changes = _changes(mutant, found)
-            before = [(function, function.__code__) for function, _ in changes]
+            before = [(function, _form(function)) for function, _ in changes]
             try:
-                for function, code in changes:
-                    function.__code__ = code
+                for function, form in changes:
+                    function.__code__, function.__defaults__, function.__kwdefaults__ = form
                 yield
             finally:
-                for function, code in before:
-                    function.__code__ = code
+                for function, form in before:
+                    function.__code__, function.__defaults__, function.__kwdefaults__ = form
         else:
             own = attribute in vars(owner)
             setattr(owner, attribute, _value(mutant, found))
@@ -125,21 +125,30 @@ def _value(mutant: Mutant, found: Any) -> Any:
     return ast.literal_eval(mutant.new)
 
 
-def _changes(mutant: Mutant, function: FunctionType) -> list[tuple[FunctionType, CodeType]]:
-    """Return the functions whose code changes (the target, and closures that it made before) with their new code."""
+_Form = tuple[CodeType, tuple[Any, ...] | None, dict[str, Any] | None]
+"""The code of a function, and the defaults of its parameters."""
+
+
+def _form(function: FunctionType) -> _Form:
+    return function.__code__, function.__defaults__, function.__kwdefaults__
+
+
+def _changes(mutant: Mutant, function: FunctionType) -> list[tuple[FunctionType, _Form]]:
+    """Return the functions that change (the target, and closures that it made before) with their new form."""
     source = textwrap.dedent(inspect.getsource(function))
     at = source.find(mutant.old) if mutant.at is None else mutant.at
     count = source.count(mutant.old)
     if (mutant.at is None and count != 1) or not source.startswith(mutant.old, at):
         raise _stale(mutant, f"{mutant.old!r} occurs {count} times in {mutant.target}")
     old = function.__code__
+    changed = source[:at] + mutant.new + source[at + len(mutant.old) :]
     try:
-        new = _compile(function, source[:at] + mutant.new + source[at + len(mutant.old) :])
+        new = _compile(function, changed)
     except SyntaxError as error:
         raise _stale(mutant, f"the mutant does not compile: {error}") from error
     if new.co_freevars != old.co_freevars:
         raise _stale(mutant, f"the mutant has the free variables {new.co_freevars}, not {old.co_freevars}")
-    changes = [(function, new)]
+    changes = [(function, (new, *_defaults(function, source, changed)))]
     inner_old, inner_new = list(_inner(old)), list(_inner(new))
     for was, becomes in zip(inner_old, inner_new, strict=False):
         if was.co_name != becomes.co_name or was.co_freevars != becomes.co_freevars:
@@ -147,8 +156,29 @@ def _changes(mutant: Mutant, function: FunctionType) -> list[tuple[FunctionType,
         if was.co_code == becomes.co_code and was.co_consts == becomes.co_consts and was.co_names == becomes.co_names:
             continue
         closures = [f for f in gc.get_referrers(was) if isinstance(f, FunctionType) and f.__code__ is was]
-        changes += [(closure, becomes) for closure in closures]
+        changes += [(closure, (becomes, closure.__defaults__, closure.__kwdefaults__)) for closure in closures]
     return changes
+
+
+def _defaults(function: FunctionType, old: str, new: str) -> tuple[tuple[Any, ...] | None, dict[str, Any] | None]:
+    """Return the defaults of a function's parameters, those computed anew whose text has changed."""
+    before, after = (ast.parse(source).body[0] for source in (old, new))
+    assert isinstance(before, ast.FunctionDef) and isinstance(after, ast.FunctionDef)
+
+    def value(was: ast.expr, becomes: ast.expr, had: Any) -> Any:
+        if ast.dump(was) == ast.dump(becomes):
+            return had
+        return eval(ast.unparse(becomes), function.__globals__)  # noqa: S307 - an edit of our own source
+
+    def values(name: str, had: Sequence[Any]) -> list[Any]:
+        pairs = zip(getattr(before.args, name), getattr(after.args, name), strict=True)
+        given = [(was, becomes) for was, becomes in pairs if was is not None]
+        return [value(*pair, one) for pair, one in zip(given, had, strict=True)]
+
+    keywords = function.__kwdefaults__
+    named = None if keywords is None else dict(zip(keywords, values("kw_defaults", [*keywords.values()]), strict=True))
+    plain = function.__defaults__
+    return None if plain is None else tuple(values("defaults", plain)), named
 
 
 def _compile(function: FunctionType, source: str) -> CodeType:

@@ -24,7 +24,7 @@ from fuzz.programs.strategy import input_tensors, programs
 from fuzz.rules.instances import instances
 from fuzz.rules.names import find_rule
 from fuzz.search.sound import Target
-from ir.core import Value
+from ir.core import Operation, Value
 from ir.errors import EvaluationError, InputError
 from ir.evaluate import evaluate
 from ir.program import Program
@@ -141,12 +141,17 @@ def draws_of_cases(subject: Subject) -> Callable[[st.DrawFn], Drawn]:
 
 
 def _fuse_some(draw: st.DrawFn, program: Program) -> None:
-    """Make regions of a few operations, or of none."""
+    """Make regions of a few operations, or of none; a second one often has the operands of the first."""
+    made: list[Operation] = []
     for _ in range(draw(st.integers(0, 2))):
         ops = [op for op in program.graph.operations() if op.results and op.body is None]
+        alike = [op for op in ops if any(set(op.operands) == set(region.operands) for region in made)]
+        again: bool = draw(st.booleans())
+        if alike and again:
+            ops = alike
         if ops:
             op = ops[draw(st.integers(0, len(ops) - 1))]
-            Rewriter(program).fuse("drawn", [op], outputs=op.results)
+            made.append(Rewriter(program).fuse("drawn", [op], outputs=op.results))
 
 
 def _usable(action: Callable[[], Any]) -> None:

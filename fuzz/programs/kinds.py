@@ -7,18 +7,17 @@ from collections.abc import Sequence
 import torch
 
 from compiler.equality.observation import seeded
+from compiler.equality.widened import is_float, widest
 from compiler.usercode.difference import tensor_difference
-from ir.attributes import iter_leaves
+from ir.attributes import Attribute, map_leaves
+from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
 from ir.errors import EvaluationError, PatternError
 from ir.evaluate import evaluate_graph
 from ir.program import Program
-from ir.types import TensorType
+from ir.types import UNKNOWN_TENSOR, TensorType
 from passes.fuse.kinds import Meaning, Region, meanings_of
 from passes.manager.manager import Pass
-
-_ROUNDED = 1e-5
-"""The difference that is allowed where a body fixes another dtype than float64."""
 
 
 def other_than_its_kind(program: Program, typed: Program) -> str | None:
@@ -32,7 +31,7 @@ def other_than_its_kind(program: Program, typed: Program) -> str | None:
         meanings = meanings_of(op) if op.results else ()  # dead code has no results
         operands = _stand_ins(twin) if meanings else None
         if operands is not None and twin.body is not None:
-            problem = _difference(op, twin.body, operands, meanings)
+            problem = _difference(_in_float64(op), _in_float64(twin), operands, meanings)
             if problem is not None:
                 return problem
     return None
@@ -51,17 +50,32 @@ def other_points(program: Program, pass_: Pass) -> str | None:
     return None
 
 
+def _in_float64(op: Operation) -> Operation:
+    """Return a copy of a region whose body is in float64 throughout: no operation asks for another floating dtype."""
+    graph = Graph([(f"x{i}", UNKNOWN_TENSOR) for i in range(len(op.operands))])
+    copy = copy_into(op, graph, {}, graph.inputs)
+    assert copy.body is not None
+    for inner in copy.body.operations():
+        for name, value in inner.attributes.items():
+            inner.set_attribute(name, map_leaves(value, _widest))
+    return copy
+
+
+def _widest(leaf: Attribute) -> Attribute:
+    return widest(leaf) if isinstance(leaf, torch.dtype) and is_float(leaf) else leaf
+
+
 def _difference(
-    op: Operation, body: Graph, operands: Sequence[torch.Tensor], meanings: Sequence[Meaning]
+    op: Operation, twin: Operation, operands: Sequence[torch.Tensor], meanings: Sequence[Meaning]
 ) -> str | None:
+    body = twin.body
+    assert body is not None
     try:
         with seeded(0), torch.no_grad():
             results = evaluate_graph(body, [x.clone() for x in operands], {}, {})
     except EvaluationError as error:
         return f"{op.name} at `{op.location.where}` does not run: {error}"
     names = [value.name for value in body.inputs]
-    leaves = [leaf for inner in body.operations() for leaf in iter_leaves(tuple(inner.attributes.values()))]
-    rounded = any(isinstance(leaf, torch.dtype) for leaf in leaves)
     # a division by 0 gives NaN elsewhere if it is moved
     finite = all(bool(x.isfinite().all()) for x in results if isinstance(x, torch.Tensor))
     problems = []
@@ -77,7 +91,7 @@ def _difference(
             problems.append(f"{op.name} at `{op.location.where}`: its kind does not take its operands: {error}")
             continue
         expected = [wanted] if isinstance(wanted, torch.Tensor) else list(wanted)
-        found = _compare(expected, results, _ROUNDED if rounded else 0.0)
+        found = _compare(expected, results)
         if found is None or not finite:
             return None
         said = (meaning.__doc__ or "").strip().partition("\n")[0]
@@ -85,11 +99,11 @@ def _difference(
     return problems[0]
 
 
-def _compare(expected: Sequence[torch.Tensor], results: Sequence[torch.Tensor], bound: float) -> str | None:
+def _compare(expected: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> str | None:
     if len(expected) != len(results):
         return f"it has {len(results)} results, not {len(expected)}"
     for i, (a, b) in enumerate(zip(expected, results, strict=True)):
-        problem = tensor_difference(a, b.to(a.dtype) if bound else b, exact=False, bound=bound)
+        problem = tensor_difference(a, b, exact=False)
         if problem is not None:
             return f"result {i}: {problem}"
     return None
@@ -121,6 +135,5 @@ def _random(type_: TensorType, generator: torch.Generator, *, positive: bool) ->
         return mask
     if type_.dtype is None or not (type_.dtype.is_floating_point or type_.dtype.is_complex):
         return torch.zeros(shape, dtype=type_.dtype)
-    dtype = torch.complex128 if type_.dtype.is_complex else torch.float64
-    tensor = torch.randn(shape, generator=generator, dtype=dtype)
+    tensor = torch.randn(shape, generator=generator, dtype=widest(type_.dtype))
     return tensor.abs() + 0.5 if positive else tensor

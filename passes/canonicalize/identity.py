@@ -98,12 +98,18 @@ class NoAlias(Identity):
         return p.op(("aten.alias", "aten.positive"))
 
 
+_VIEW = Example("""constant %c : f32[n, a]
+    graph(%x : f32[n, a]) { %v = aten.view_as(%c, %x) %y = aten.detach(%v) %z = aten.neg(%y) return %z }""")
+
+
 class NoDetach(Identity):
     """detach(x) = lift(x) = x, where no gradient can flow: x is an integer tensor or comes from constants"""
 
     examples = (
         Example("graph(%x : i64[n, a]) { %y = aten.detach(%x) %z = aten.neg(%y) return %z }"),
         Example("constant %x : f32[n, a] graph() { %y = aten.detach(%x) %z = aten.neg(%y) return %z }"),
+        _VIEW,
+        _VIEW.changed(("%v = aten.view_as(%c", "%u, %v = aten.broadcast_tensors([%c"), ("x) ", "x]) "), refused="flow"),
         # what is written to y is written to x
         Example("""
             constant %mean : f32[c]
@@ -151,6 +157,13 @@ class NoCopy(Identity):
             refused="gaps or overlaps",
         ),
         _COPIED.changed(("%copy =", "%part = aten.permute(%y) {dims=[1, 0]} %copy ="), ("clone(%y)", "clone(%part)")),
+        _COPIED.changed(
+            (
+                "%copy =",
+                "%t = aten.permute(%y) {dims=[1, 0]} %u = aten.relu(%t) %v = aten.permute(%u) {dims=[1, 0]} %copy =",
+            ),
+            ("clone(%y)", "clone(%v) {memory_format=torch.contiguous_format}"),
+        ),
         Example(
             """
             buffer %mean : f32[c]

@@ -95,6 +95,21 @@ _RESHAPES = Example("""
 _APART = ("[0, 1, 2]", "[2, 1, 0]"), ("[n*a, b]", "[b*a, n]")
 
 
+_BLOCKS = Example(
+    """
+    graph(%x : f32[n, c, h, w]) {
+      %u = aten.softmax.int(%x) {dim=1}
+      %t = aten.permute(%u) {dims=[2, 3, 0, 1]}
+      %apart = aten.reshape(%t) {shape=[h, w*n, c]}
+      %y = aten.reshape(%apart) {shape=[h*w, n*c]}
+      return %y
+    }
+    """,
+    refused="might be a view where two make a copy",
+)
+"""The first reshape copies, and the second is a view of what is permuted."""
+
+
 class MergeReshapes(ToReshape):
     """reshape(reshape(x, s), t) = reshape(x, t)
 
@@ -105,6 +120,7 @@ class MergeReshapes(ToReshape):
         _RESHAPES,
         _RESHAPES.changed(*_APART, ("[n, a*b]", "[b*a*n]")),
         _RESHAPES.changed(*_APART, ("[n, a*b]", "[b, a, n]"), refused="might be a view where two make a copy"),
+        _BLOCKS,
     )
 
     @override

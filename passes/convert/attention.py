@@ -94,6 +94,7 @@ class DecomposeMultiheadAttentionPattern(Pattern):
         _ROWS,
         _LEAF.changed(("%x, %x, %x", "%x, %x, %u"), ("graph(", "graph(%u : f32[n, t, h*d], "), refused="(cross-"),
         _LEAF.changed(("%mask : f32", "%mask : bool"), refused="not floating point of shape (tokens, tokens)"),
+        _LEAF.changed(refused="not floating point of shape (tokens, tokens)", unknown="all"),
         _EXPORTED.changed(("(%z) {dims=[0, 2, 1, 3]", "(%z) {dims=[0, 2, 3, 1]"), refused="not merged in the order"),
         _LEAF.changed(("=True}", "=True, is_causal=True}"), refused="it is called with is_causal=True"),
     )

@@ -71,14 +71,14 @@ def _map_of(x: Value) -> tuple[Dim | None, Dim | None, Dim | None] | None:
     while op is not None and (op.opdef.has(Trait.ACTIVATION) or op.name == "aten.dropout"):
         source = op.operands[0]
         op = None if source is None else source.defining_op
-    if op is not None and op.name == "aten.adaptive_avg_pool2d" and _has_rank_of_map(op.operands[0]):
+    if op is not None and op.name == "aten.adaptive_avg_pool2d" and _has_rank_of_map(op.operand_values[0]):
         # a size that the program computes is an operand
         height, width = [None if isinstance(size, Ref) else size for size in op.attributes["output_size"]]
         return None, height, width
     return None
 
 
-def _has_rank_of_map(x: Value | None) -> bool:
+def _has_rank_of_map(x: Value) -> bool:
     """Whether a value of unknown type certainly has at most 4 dimensions: a pool to 1 x 1 takes any number.
 
     Convolutions and other pools take no more, and what is elementwise, normalizes or concatenates keeps the number.
@@ -86,7 +86,7 @@ def _has_rank_of_map(x: Value | None) -> bool:
     pending, seen = [x], {x}
     while pending:
         value = pending.pop()
-        if value is None or not isinstance(value.type, TensorType):
+        if not isinstance(value.type, TensorType):
             return False
         op, rank = value.defining_op, value.type.rank
         if rank is not None:
@@ -106,8 +106,7 @@ def _has_rank_of_map(x: Value | None) -> bool:
 
 def _takes_maps(op: Operation) -> bool:
     if op.opdef.has(Trait.CONV):
-        weight = op.operand("weight")
-        return weight is not None and isinstance(weight.type, TensorType) and weight.type.rank == 4
+        return op.input("weight").tensor_type.rank == 4
     return op.name == "aten.max_pool2d" or op.name == "aten.avg_pool2d"
 
 
@@ -179,6 +178,11 @@ _CLASSIFIER = Example("""
     }
 """)
 _POOL = "%pool = aten.adaptive_avg_pool2d(%sum) {output_size=[1, 1]}"
+_POOLED = _CLASSIFIER.changed(
+    ("parameter %b", "parameter %k : f32[c, a, 1, 1] parameter %b"),
+    ("c, 1, 1]) {", "a, h, w]) { %c = aten.conv2d(%x, %k, None) %sum = aten.add.Tensor(%c, %c) " + _POOL),
+    ("ints(%x)", "ints(%pool)"),
+)
 _WINDOW = _CLASSIFIER.changed(("1, 1]", "h, 2]"), ("[o, c]", "[o, c*h*2]"))
 
 
@@ -209,12 +213,16 @@ class FlattenLinearToConv1x1Pattern(Pattern):
             refused="C x 1 x 1 cannot be proved",
             unknown="batch",
         ),
-        _CLASSIFIER.changed(
-            ("parameter %b", "parameter %k : f32[c, a, 1, 1] parameter %b"),
-            ("c, 1, 1]) {", "a, h, w]) { %c = aten.conv2d(%x, %k, None) %sum = aten.add.Tensor(%c, %c) " + _POOL),
-            ("ints(%x)", "ints(%pool)"),
+        _POOLED.changed(unknown="all"),
+        _POOLED.changed(
+            ("ints(%pool)", "ints(%drop)"),
+            (_POOL, _POOL + " %drop = aten.dropout(%pool) {p=0.5, train=False}"),
             unknown="all",
         ),
+        _POOLED.changed(  # of maps without a batch, too, the linear would get one feature
+            ("[o, c]", "[o, 1]"), ("[c, a, 1, 1]", "[1, a, 1, 1]"), refused="C x 1 x 1 cannot be proved", unknown="all"
+        ),
+        _CLASSIFIER.changed(("start_dim=1", "start_dim=1, end_dim=3")),
         _CLASSIFIER.changed(  # the pool takes five dimensions, a convolution does not
             ("c, 1, 1]) {", "c, a, h, w]) { %sum = aten.neg(%x) " + _POOL),
             ("ints(%x)", "ints(%pool)"),

@@ -47,6 +47,11 @@ class RemoveIdentityAdaptiveAvgPoolPattern(Pattern):
     examples = (
         _POOLED,
         _POOLED.changed(("return %z", "return %pool")),
+        _POOLED.changed(
+            ("%pool =", "%kept = aten.dropout(%y) {p=0.5, train=False} %pool ="),
+            ("pool2d(%y)", "pool2d(%kept)"),
+            ("return %z", "return %pool"),
+        ),
         _POOLED.changed(("size=[h, w]", "size=[h, 1]"), refused="pools f32"),
         _POOLED.changed(refused="height and width are unknown", unknown="all"),
         _POOLED.changed(("return %z", "return %pool, %y"), refused="an output would share storage"),

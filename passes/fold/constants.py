@@ -170,10 +170,11 @@ def _filled(
         return None
     if op.attributes.get("memory_format") not in (None, torch.preserve_format) or op.attributes.get("layout"):
         return None
-    # it has the strides of its operand, which are observable in an output, and in the rounding of sums
-    has_strides = op.name.endswith("_like") and not is_contiguous(op.operand_values[0])
-    if has_strides and (reaches_output(op.result) or reaches_kernel(op.result)):
-        return None
+    if op.name.endswith("_like"):
+        # it has the strides of its operand, which are observable in an output, and in the rounding of sums
+        is_known = is_contiguous(op.operand_values[0])
+        if reaches_output(op.result) or (not is_known and reaches_kernel(op.result)):
+            return None
     shape = [int(d) for d in type_.shape or () if type(d) is int]
     follows = False
     if op.attributes.get("dtype") is None and type_.dtype.is_floating_point:

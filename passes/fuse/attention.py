@@ -211,6 +211,7 @@ class MHAInProjectionPattern(Pattern):
         SELF_ATTENTION,
         _FUSED,
         _SEPARATE,
+        _SEPARATE.changed(("h*d", "1"), ("h, d", "1, 1")),
         SELF_ATTENTION.changed((_SPLIT, _SLICES), ("[n, t, h", "[t, n, h"), ("[0, 2, 1, 3]", "[1, 2, 0, 3]")),
         _SEPARATE.changed(
             ("graph(", "graph(%other : f32[n, t, h*d], "),

@@ -32,6 +32,7 @@ def test_there_is_a_guide_for_each_subject() -> None:
         "ir",
         "pass-manager",
         "quantization",
+        "runtimes",
         "targets",
         "writing-a-pattern",
     ]

@@ -80,7 +80,7 @@ class Statistics:
         self.number += flat.numel()
         if self.with_histogram:
             upper = (flat.view(torch.int32) >> _LOWER).bitwise_and_(_BINS - 1)
-            counts = torch.bincount(upper, minlength=_BINS).numpy()
+            counts = torch.bincount(upper, minlength=_BINS).cpu().numpy()
             self._counts = counts if self._counts is None else self._counts + counts
 
     def merged(self, other: Statistics) -> Statistics:

@@ -141,7 +141,6 @@ def _pool_size(size: Dim | None, kernel: Any, stride: Any, padding: Any, dilatio
             if (length - 1) * stride >= size + padding:
                 length -= 1
     else:
-        require(type(room) is not int or room >= 0)
         length = floor_div(room, stride) + 1
     length = simplify_dim(length)
     require(type(length) is not int or length > 0)

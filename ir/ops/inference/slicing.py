@@ -71,15 +71,17 @@ def slice_(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         return (x,)
     dim, size = _along(x, attributes)
     start, end, step = attributes["start"], attributes["end"], attributes["step"]
-    require(type(step) is int and step > 0)
+    require(type(step) is not int or step > 0)
     require(all(type(n) is not int or -(2**63) <= n < 2**63 for n in (start, end)))
     if step == 1 and start in (None, 0) and end in (None, 2**63 - 1):
         return (x,)
     if size is None:
         return (_at(x, dim, None),)
-    if step == 1 and type(size) is int and (isinstance(start, sympy.Expr) or isinstance(end, sympy.Expr)):
-        return (_at(x, dim, _symbolic_slice(size, start, end)),)
-    require(type(size) is int and all(n is None or type(n) is int for n in (start, end)))
+    if type(size) is int and (isinstance(start, sympy.Expr) or isinstance(end, sympy.Expr)):
+        # fake tensors would take the symbols for numbers beyond the dimension
+        length = _symbolic_slice(size, start, end)
+        return (_at(x, dim, length if step == 1 else floor_div(length + step - 1, step)),)
+    require(type(size) is int and all(n is None or type(n) is int for n in (start, end, step)))
     return (_at(x, dim, len(range(*slice(start, end, step).indices(size)))),)
 
 

@@ -23,6 +23,8 @@ from fuzz.programs.case import Case, positional_convention
 from fuzz.rules.names import RULES, find_rule
 from fuzz.search.sound import Target, assert_sound
 from ir.errors import InputError
+from ir.memory.layout import LayoutMap
+from ir.ops.inference.reduction import reduce
 from passes.canonicalize.identity import NoCast
 from passes.canonicalize.permute import MergePermutes
 from passes.fold.batch_norm import FoldBatchNormPattern
@@ -95,6 +97,16 @@ def test_a_mutant_changes_the_code_and_is_undone() -> None:
     with pytest.raises(RuntimeError, match="inside"), mutated(COMPOSED):
         raise RuntimeError("inside")
     assert MergePermutes.rewrite.__code__ is before
+
+
+def test_a_default_is_changed_and_put_back() -> None:
+    step = Mutant("step", "integer", "ir.memory.layout:LayoutMap.step", "int = 0", "int = 1", Subject("text"))
+    of_all = Mutant("r", "boolean", "ir.ops.inference.reduction:reduce", "bool = False", "bool = True", Subject("text"))
+    with mutated(step), mutated(of_all):
+        assert LayoutMap.step.__defaults__ == (1,)
+        assert reduce.__kwdefaults__ == {"empty": True, "results": 1}
+    assert LayoutMap.step.__defaults__ == (0,)
+    assert reduce.__kwdefaults__ == {"empty": False, "results": 1}
 
 
 def test_a_value_is_changed_and_put_back() -> None:

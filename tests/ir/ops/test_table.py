@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._sympy.functions import FloorDiv
 
 import ir.ops.table  # noqa: F401 - lays the rows
 from ir.builder import Builder, bind_arguments, make_operation
@@ -270,6 +271,7 @@ def test_symbolic_bounds_of_a_slice_lie_within_it() -> None:
     assert infer("aten.slice.Tensor", table, 0, None, S) == (TensorType((S, 3), F32),)
     assert infer("aten.slice.Tensor", table, 0, S) == (TensorType((512 - S, 3), F32),)
     assert infer("aten.slice.Tensor", table, 0, 1, S - 1) == (TensorType((S - 2, 3), F32),)
+    assert infer("aten.slice.Tensor", table, 0, None, S, 3) == (TensorType((FloorDiv(S + 2, 3), 3), F32),)
 
 
 def test_ceil_mode_of_a_symbolic_size() -> None:

@@ -1,0 +1,106 @@
+"""Files of quantized results: integers are stored as integers, and nothing is quantized that was not placed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from compiler.onnx.files import onnx_model, serialized
+from compiler.onnx.writer import OnnxModel
+from graphwright import transform
+from graphwright.quant import Quantized, quantize
+from ir.evaluate import evaluate
+from tests.compiler.drafts import randomize
+
+onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+
+
+def quantized(model: nn.Module, *shape: int, target: str = "onnxruntime", **options: Any) -> Quantized:
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(*shape, generator=generator) for _ in range(2)]
+    result = transform(randomize(model).eval(), (data[0],), target=target, check=False)
+    options = {"observer": "minmax", "bias_correction": None, "progress": False} | options
+    return quantize(result, data, **options)
+
+
+def written(q: Quantized) -> OnnxModel:
+    made = onnx_model(q.program, q.model)
+    onnx.checker.check_model(onnx.load_from_string(serialized(made)), full_check=True)
+    return made
+
+
+def weights(made: OnnxModel) -> dict[str, Any]:
+    return {name: value.const_value.numpy() for name, value in made.model.graph.initializers.items()}
+
+
+def kinds(made: OnnxModel) -> Counter[str]:
+    return Counter(node.op_type for node in made.model.graph)
+
+
+def test_weights_are_int8_biases_int32_and_batch_norms_in_the_scales():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    q = quantized(model, 2, 3, 8, 8)
+    made = written(q)
+    held = weights(made)
+    assert {held[f"{name}_int8"].dtype.name for name in ("0.weight", "3.weight")} == {"int8"}
+    assert {held[f"{name}_int32"].dtype.name for name in ("0.bias", "3.bias")} == {"int32"}
+    assert not {"0.weight", "3.weight", "0.bias", "1.weight"} & held.keys()
+    assert kinds(made) == {"QuantizeLinear": 3, "DequantizeLinear": 7, "Conv": 2, "Relu": 1}
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    (expected,), (found,) = evaluate(q.program, [x]), evaluate(made.program, [x])
+    step = held["3.output_quantizer.scale"].item()
+    assert float((expected - found).abs().max()) <= step * 1.01  # a bias is rounded to 32 bits
+    assert float((expected != found).double().mean()) < 0.01
+
+
+def test_a_clip_that_the_range_cuts_off_is_left_out():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 4, 1))
+    q = quantized(model, 2, 3, 8, 8)
+    scale = q.program.weights["0.output_quantizer.scale"].data
+    assert scale is not None
+    scale.fill_(6 / 255)
+    assert "Clip" not in kinds(written(q))
+    scale.fill_(7 / 255)  # 6 is the integer 219: what lies above it is cut off by the clip alone
+    assert kinds(written(q))["Clip"] == 1
+
+
+def test_a_bias_that_32_bits_do_not_hold_is_added_in_float():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    q = quantized(model, 2, 3, 4, 4)
+    scale = q.program.weights["0.weight_quantizer.scale"].data
+    assert scale is not None
+    scale.fill_(1e-12)
+    made = written(q)
+    assert kinds(made)["Add"] == 1 and "0.bias_int32" not in weights(made)
+
+
+def test_a_linear_layer_on_more_than_rows_stores_the_transposed_integers():
+    model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4))
+    q = quantized(model, 2, 5, 6, power_of_two=True)
+    made = written(q)
+    assert kinds(made)["MatMul"] == 2 and not kinds(made)["Transpose"]
+    assert weights(made)["0.weight_int8"].shape == (6, 10)
+    x = torch.randn(2, 5, 6)
+    assert torch.equal(evaluate(made.program, [x])[0], evaluate(q.program, [x])[0])  # biases are on their grid
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(4, 4, 1, bias=False)
+        self.second = nn.Conv2d(4, 4, 1, bias=False)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.first(self.second(self.first(x)))
+
+
+def test_a_weight_of_several_calls_and_layers_is_stored_once():
+    held = weights(written(quantized(Shared(), 2, 4, 4, 4)))
+    assert [name for name, array in held.items() if array.dtype.name == "int8" and array.ndim == 4] == [
+        "first.weight_int8"
+    ]

@@ -1,0 +1,172 @@
+"""The check of files in the engines, and with it: integers there are ours."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from compiler.pipeline import pipeline_of
+from graphwright import InputError, MissingPackageError, transform
+from graphwright.quant import Int8, Quantized, quantize
+from graphwright.targets import find_target
+from ir.evaluate import evaluate
+from passes.fold.batch_norm import FoldBatchNorm
+from tests.compiler.drafts import randomize
+
+pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnxruntime` is not installed")
+pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+
+
+def data(*shape: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(*shape, generator=generator) for _ in range(2)]
+
+
+def quantized(model: nn.Module, calibration: Any, target: str, **options: Any) -> Quantized:
+    """Quantize with weights of seven bits, whose products no processor saturates."""
+    first = calibration[0] if isinstance(calibration[0], tuple) else (calibration[0],)
+    if options.get("power_of_two"):
+        found = find_target(target)
+        pipeline = pipeline_of(found.patterns).insert_before("fixpoint", FoldBatchNorm())
+        result = transform(randomize(model).eval(), first, pipeline=pipeline, check=False)
+        options["table"] = found.table
+    else:
+        result = transform(randomize(model).eval(), first, target=target, check=False)
+    settings = {"observer": "minmax", "bias_correction": None, "default": Int8(weight_bits=7), "progress": False}
+    return quantize(result, calibration, **(settings | options))
+
+
+class Block(nn.Module):
+    """Residual sum, pooling, concatenation, groups, a value read in integers and in float."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.pool = nn.MaxPool2d(2)
+        self.a = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=4, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
+        self.b = nn.Sequential(nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16))
+        self.c = nn.Conv2d(32, 16, 3, padding=1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.pool(self.stem(x))
+        y = F.relu(self.b(self.a(x)) + x)
+        z = self.c(torch.cat([x, y], 1))
+        return self.head(F.adaptive_avg_pool2d(z, 1).flatten(1))
+
+
+class Attention(nn.Module):
+    """Softmax and norms are in float."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(16)
+        self.qkv = nn.Linear(16, 48)
+        self.out = nn.Linear(16, 16)
+
+    def forward(self, x, mask):
+        q, k, v = (t.reshape(2, 6, 4, 4).transpose(1, 2) for t in self.qkv(self.norm(x)).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(y.transpose(1, 2).reshape(2, 6, 16)) + x
+
+
+class SqueezeExcitation(nn.Module):
+    """Hard-swish, and a squeeze-excitation with hard-sigmoid."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.Hardswish())
+        self.down = nn.Conv2d(16, 8, 1)
+        self.up = nn.Conv2d(8, 16, 1)
+        self.last = nn.Conv2d(16, 16, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        scale = F.hardsigmoid(self.up(F.relu(self.down(F.adaptive_avg_pool2d(x, 1)))))
+        return self.last(x * scale)
+
+
+class Transposed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.up = nn.ConvTranspose2d(16, 16, 2, stride=2)
+        self.last = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(F.relu(self.up(F.relu(self.first(x)))))
+
+
+IMAGES = data(2, 3, 16, 16)
+MASK = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(2)) > 0.3
+TOKENS = [(x, MASK) for x in data(2, 6, 16)]
+NETS: dict[str, tuple[type[nn.Module], Any]] = {
+    "block": (Block, IMAGES),
+    "attention": (Attention, TOKENS),
+    "squeeze_excitation": (SqueezeExcitation, IMAGES),
+    "transposed": (Transposed, IMAGES),
+}
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_integers_in_engines_are_ours(net):
+    """Each part gets our integers: at most 1 LSB, at least 99.9 % equal, and no float kernel where integers are.
+
+    The table is that of ONNX Runtime, whose activations are unsigned: OpenVINO is exact for them on every processor.
+    """
+    model, calibration = NETS[net]
+    report = quantized(model(), calibration, "onnxruntime").check("onnxruntime", "openvino", threads=1)
+    for engine in ("onnxruntime", "openvino"):
+        found = report[engine]
+        assert found.differences and found.lsb <= 1 and found.equal >= 0.999, str(report)
+        assert found.kernels and not found.in_float, str(report)
+        assert min(found.sqnr.values()) > 25, str(report)
+
+
+@pytest.mark.parametrize("net", ["block", "attention"])
+def test_scales_of_powers_of_two_give_the_same_bits_everywhere(net, tmp_path):
+    model, calibration = NETS[net]
+    q = quantized(model(), calibration, "onnxruntime", power_of_two=True)
+    inputs = calibration[1] if isinstance(calibration[1], tuple) else (calibration[1],)
+    (expected,) = evaluate(q.program, inputs)
+    assert torch.equal(q.model(*inputs), expected)
+    q.save_onnx(tmp_path / "net.onnx")
+    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+        session = onnxruntime.InferenceSession(tmp_path / "net.onnx", options)
+        names = [each.name for each in session.get_inputs()]
+        (found,) = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+        if net == "attention":  # softmax and norms are in float
+            torch.testing.assert_close(torch.from_numpy(found), expected, atol=0.1, rtol=0)
+        else:
+            assert torch.equal(torch.from_numpy(found), expected), level
+    report = q.check("onnxruntime", threads=1)["onnxruntime"]
+    assert report.lsb == 0 or net == "attention"
+
+
+def test_the_report_of_a_float_result_has_no_integers_and_is_json():
+    result = transform(randomize(Block()).eval(), (IMAGES[0],), check=False)
+    report = result.check("onnxruntime", "openvino", inputs=(IMAGES[1],), threads=1)
+    for engine in ("onnxruntime", "openvino"):
+        assert not report[engine].differences and report[engine].sqnr["output"] > 100
+        assert report[engine].speedup is None and engine in str(report)
+    assert json.loads(json.dumps(report.as_json())).keys() == {"onnxruntime", "openvino"}
+
+
+def test_wrong_calls_and_missing_engines_are_named(monkeypatch):
+    result = transform(nn.Linear(2, 2).eval(), (torch.randn(1, 2),), check=False)
+    with pytest.raises(InputError, match="no engine is named"):
+        result.check()
+    with pytest.raises(InputError, match="not passed as in the call"):
+        result.check("onnxruntime", inputs=(torch.randn(1, 2), 3))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingPackageError, match=r"graphwright\[openvino\]"):
+        result.check("openvino")
