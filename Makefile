@@ -17,6 +17,7 @@ BENCHMARKS := import_time rewrite_throughput compile_time
 
 help:
 	@echo 'make demo    compile ResNet-50, ConvNeXt-Tiny and ViT-B/16, and report what changed and how exactly'
+	@echo '             then quantize ResNet-18, and check its file in ONNX Runtime and OpenVINO'
 	@echo 'make check   ruff, mypy and the quick tests of ir and passes: the inner loop'
 	@echo 'make test    ruff, mypy --strict and pytest'
 	@echo 'make lint    ruff and mypy only'

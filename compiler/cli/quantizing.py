@@ -162,8 +162,7 @@ def run(options: argparse.Namespace) -> int:
     _write(options, q)
     _show(options, q)
     if engines:
-        checked: Any = q
-        report = checked.check(*engines)
+        report = q.check(*engines)
         if not options.quiet:
             sys.stderr.write(f"{report}\n") if options.json == "-" else sys.stdout.write(f"{report}\n")
     return 0

@@ -191,3 +191,13 @@ def set_weight_range(entries: Iterable[Quantizer], observer: str, *, power_of_tw
                 f"weight {weight.name!r}: {error.message}", location=entry.operation.location, remedy=error.remedy
             ) from error
         entry.set(scales, torch.zeros(scales.shape))
+        if _reaches_below(weight.data, scales, entry.axis, highest):
+            # the grid is symmetric: a batch norm that changes the sign of a channel is folded into its integers
+            for op in entry.operations:
+                op.set_attribute("quant_min", -highest)
+
+
+def _reaches_below(weight: torch.Tensor, scales: torch.Tensor, axis: int | None, highest: int) -> bool:
+    """Return whether a weight would be rounded to an integer below -highest, as where its range was clipped."""
+    shape = [] if axis is None else [-1 if i == axis else 1 for i in range(weight.dim())]
+    return bool((torch.round(weight.detach() / scales.to(weight.device).reshape(shape)) < -highest).any())
