@@ -1,4 +1,4 @@
-"""The target OpenVINO on CPUs: sums and activations run in the kernels of convolutions and linear layers."""
+"""The target OpenVINO on CPUs: activations run in the kernels of convolutions and linear layers."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ from compiler.targets.target import Target
 from passes.convert.attention import DecomposeMultiheadAttentionPattern
 from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
-from passes.fuse.conv import ConvBNActPattern, ConvBNAddActPattern, ConvBNPattern
-from passes.fuse.dense import AdaptiveAvgPoolPattern, LayerNormPattern, LinearActPattern, LinearPattern
+from passes.fuse.conv import ConvBNActPattern, ConvBNPattern
+from passes.fuse.dense import AdaptiveAvgPoolPattern, AddReluPattern, LayerNormPattern, LinearActPattern, LinearPattern
 from passes.quant import tables
 
 OPENVINO = Target(
     "openvino",
     conversions=(RemoveIdentityAdaptiveAvgPoolPattern, DecomposeMultiheadAttentionPattern),
     fusions=(
-        ConvBNAddActPattern,
         ConvBNActPattern,
         ConvBNPattern,
         MHAInProjectionPattern,
         ScaledDotProductAttentionPattern,
         LinearActPattern,
         LinearPattern,
+        AddReluPattern,
         LayerNormPattern,
         AdaptiveAvgPoolPattern,
     ),
     table=tables.OPENVINO,
 )
-"""Its plugin merges what follows a convolution or a linear layer into their kernels."""
+"""Its plugin merges what follows a convolution or a linear layer into their kernels.
+
+A sum as well, but only where both operands are quantized: so it is a region of its own.
+"""

@@ -43,7 +43,7 @@ X = torch.randn(2, 4, 5, 5)
     ("target", "regions"),
     [
         ("tensorrt", ["conv_bn_act", "conv_bn_add_act", "layer_norm"]),
-        ("openvino", ["conv_bn_act", "conv_bn_add_act", "layer_norm"]),
+        ("openvino", ["conv_bn_act", "conv_bn", "add_act", "layer_norm"]),
         ("onnxruntime", ["conv_bn", "conv_bn", "add_act", "layer_norm"]),
     ],
 )

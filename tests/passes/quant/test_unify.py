@@ -121,9 +121,13 @@ def test_the_pass_reports_joins_and_conflicts() -> None:
     assert [each.kind for each in remarks] == ["apart", "unified", "apart"]
 
 
-def test_a_table_of_ones_own_may_let_everything_share() -> None:
-    rows = {**OPENVINO.rows, "aten.add.Tensor": OPENVINO.rows["aten.cat"]}
-    table = Table("own", rows)
-    net = Calls(lambda m, x: m.c(torch.tanh(m.a(x)) + m.b(x)), a=conv_bn(), b=conv_bn(), c=conv_bn())
+def test_sums_share_in_a_table_of_ones_own() -> None:
+    table = Table("own", {**OPENVINO.rows, "aten.add.Tensor": OPENVINO.rows["aten.cat"]})
+    net = Calls(lambda m, x: m.c(m.a(x) + m.b(x)), a=conv_bn(), b=conv_bn(), c=conv_bn())
     program, _ = placed(net, image(), target="openvino")
-    assert unify_quantizers(program, table).names == {}
+    assert unify_quantizers(program, "openvino").names == {}
+    kept = "add.input_quantizer.scale"
+    assert unify_quantizers(program, table).names == {
+        "add.other_quantizer.scale": kept,
+        "c.0.input_quantizer.scale": kept,
+    }
