@@ -11,6 +11,7 @@ import functools
 import importlib
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -74,7 +75,9 @@ def decided(output: Any) -> torch.Tensor:
 def _package(name: str) -> ModuleType:
     import_torchvision()  # also where its extension does not fit this PyTorch, which other packages would not survive
     try:
-        return importlib.import_module(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of what packages import, as foolbox of scipy
+            return importlib.import_module(name)
     except (ImportError, OSError) as error:
         raise MissingPackageError(
             f"{name} cannot be imported: {error}", remedy="pip install 'graphwright[nets]'; see benchmarks/nets.py"
