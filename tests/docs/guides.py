@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import io
+import linecache
 import os
 import re
 import sys
@@ -65,8 +66,13 @@ def blocks_of(text: str) -> list[Block]:
 def run_blocks(path: Path, blocks: list[Block]) -> Iterator[str]:
     """Run the blocks of a guide as one script in a temporary folder; yield what each prints.
 
-    Line numbers in tracebacks, and in what graphwright says of the code, are those of the guide.
+    Line numbers in tracebacks, and in what graphwright says of the code, are those of the guide. Its name there is
+    relative to the repository, so that no output, and no break of a line in it, depends on where that lies.
     """
+    name = os.path.relpath(path, ROOT)
+    if path.exists():
+        # it is not found from the temporary folder
+        linecache.cache[name] = (path.stat().st_size, None, linecache.getlines(str(path)), name)
     module = ModuleType(f"guide_{path.stem.replace('-', '_').lower()}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
@@ -76,7 +82,7 @@ def run_blocks(path: Path, blocks: list[Block]) -> Iterator[str]:
             os.chdir(folder)
             for block in blocks:
                 printed = io.StringIO()
-                code = compile("\n" * (block.line - 1) + block.code, str(path), "exec")
+                code = compile("\n" * (block.line - 1) + block.code, name, "exec")
                 with contextlib.redirect_stdout(printed):
                     exec(code, vars(module))
                 yield printed.getvalue()
@@ -102,8 +108,7 @@ def update(path: Path) -> int:
     edits = []
     for block, printed in zip(blocks, run_blocks(path, blocks), strict=True):
         if block.shown is not None and not agrees(block.shown, printed):
-            # where the repository lies is nobody's business
-            edits.append((block.span, _without_trailing(printed).replace(f"{ROOT}{os.sep}", "...")))
+            edits.append((block.span, _without_trailing(printed)))
     for (start, end), printed in reversed(edits):
         text = text[:start] + printed + text[end:]
     path.write_text(text, encoding="utf-8")
