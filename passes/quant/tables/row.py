@@ -49,7 +49,7 @@ TYPES: Mapping[str, IntegerType] = {
         IntegerType("s7", torch.int8, -64, 63),
     )
 }
-"""The types by name; `s7` is for hosts whose products of 8-bit integers saturate."""
+"""The types by name; `s7` is for processors without VNNI (`Table.without_vnni`)."""
 
 UNSIGNED_IF_POSITIVE = "u8 or s8"
 """In rows: `u8` for values that are never negative, as behind a ReLU, else `s8`."""
@@ -189,10 +189,31 @@ class Table:
             groups.setdefault(row.describe(), []).append(kind)
         return "\n".join(f"{', '.join(kinds)}\n{text}" for text, kinds in groups.items())
 
-    def with_weights(self, type_: str) -> Table:
-        """Return the table with weights of another type: `s7` for hosts without VNNI."""
-        rows = {kind: attrs.evolve(row, weights=type_) if row.weights else row for kind, row in self.rows.items()}
+    def unsigned(self) -> Table:
+        """Return the table with `u8` and a zero point where activations would be `u8` or `s8` by their sign."""
+        rows = {kind: attrs.evolve(row, **_unsigned(row)) for kind, row in self.rows.items()}
         return attrs.evolve(self, rows=rows)
+
+    def without_vnni(self) -> Table:
+        """Return the table for processors without VNNI instructions: weights of 7 bits, activations as `unsigned` has.
+
+        There engines add two products of 8-bit integers in 16 bits, which saturates but for weights of 7 bits, and
+        OpenVINO halves the weights that meet signed activations.
+        """
+        rows = {
+            kind: attrs.evolve(row, weights="s7") if row.weights == "s8" else row
+            for kind, row in self.unsigned().rows.items()
+        }
+        return attrs.evolve(self, rows=rows)
+
+
+def _unsigned(row: Row) -> dict[str, Any]:
+    """Return the types of a row's values, unsigned where their sign would decide."""
+
+    def of(type_: str) -> str:
+        return "u8" if type_ == UNSIGNED_IF_POSITIVE else type_
+
+    return {"inputs": {name: of(type_) for name, type_ in row.inputs.items()}, "outputs": of(row.outputs)}
 
 
 _TABLES: dict[str, Table] = {}
