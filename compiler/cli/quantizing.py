@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--without-vnni",
         action="store_true",
-        help="for processors without VNNI: weights of 7 bits, unsigned activations",
+        help="weights of 7 bits, for processors without VNNI",
     )
     group.add_argument("--weight-bits", type=int, default=8, metavar="N", help="bits of weights, 2 to 8")
     group.add_argument(

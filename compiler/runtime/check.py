@@ -28,7 +28,7 @@ _ROUNDS = 5
 _NO_VNNI = (
     "this processor has no VNNI instructions: engines add two products of 8 bits in 16 bits, which saturates, and "
     "OpenVINO halves the weights that meet signed activations. Quantize for such processors with "
-    "`table=result.target.table.without_vnni()`"
+    "`table=result.target.table.without_vnni()`, on the command line `--without-vnni`"
 )
 _FLIPPED = 100
 """One integer of a part in so many may be a step apart: sums near a tie, biases of 32 bits. One never tells much."""

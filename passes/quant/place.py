@@ -318,7 +318,7 @@ class PlaceQuantizers(Pass):
     Attributes:
         target: the name of a placement table, or a table.
         without: globs of module paths, or kinds, that stay in float.
-        without_vnni: for processors without VNNI: weights of 7 bits, unsigned activations (`Table.without_vnni`).
+        without_vnni: give weights 7 bits, for processors without VNNI (`Table.without_vnni`).
     """
 
     name: ClassVar[str] = "place-quantizers"

@@ -189,31 +189,25 @@ class Table:
             groups.setdefault(row.describe(), []).append(kind)
         return "\n".join(f"{', '.join(kinds)}\n{text}" for text, kinds in groups.items())
 
-    def unsigned(self) -> Table:
-        """Return the table with `u8` and a zero point where activations would be `u8` or `s8` by their sign."""
-        rows = {kind: attrs.evolve(row, **_unsigned(row)) for kind, row in self.rows.items()}
-        return attrs.evolve(self, rows=rows)
-
     def without_vnni(self) -> Table:
-        """Return the table for processors without VNNI instructions: weights of 7 bits, activations as `unsigned` has.
+        """Return the table for processors without VNNI instructions: weights of 7 bits, no activations of either sign.
 
         There engines add two products of 8-bit integers in 16 bits, which saturates but for weights of 7 bits, and
-        OpenVINO halves the weights that meet signed activations.
+        OpenVINO halves the weights that meet signed activations: `u8 or s8` becomes `u8`. What is `s8` stays symmetric.
         """
-        rows = {
-            kind: attrs.evolve(row, weights="s7") if row.weights == "s8" else row
-            for kind, row in self.unsigned().rows.items()
-        }
-        return attrs.evolve(self, rows=rows)
+        return attrs.evolve(self, rows={kind: _without_vnni(row) for kind, row in self.rows.items()})
 
 
-def _unsigned(row: Row) -> dict[str, Any]:
-    """Return the types of a row's values, unsigned where their sign would decide."""
-
-    def of(type_: str) -> str:
+def _without_vnni(row: Row) -> Row:
+    def unsigned(type_: str) -> str:
         return "u8" if type_ == UNSIGNED_IF_POSITIVE else type_
 
-    return {"inputs": {name: of(type_) for name, type_ in row.inputs.items()}, "outputs": of(row.outputs)}
+    return attrs.evolve(
+        row,
+        inputs={name: unsigned(type_) for name, type_ in row.inputs.items()},
+        outputs=unsigned(row.outputs),
+        weights="s7" if row.weights == "s8" else row.weights,
+    )
 
 
 _TABLES: dict[str, Table] = {}
