@@ -13,6 +13,11 @@ _CONV = {
     "reason": "the plugin merges Q/DQ at the inputs with what comes before, and all that follows into one kernel",
     "source": _LPT,
 }
+_TRANSPOSED = {
+    **_CONV,
+    "when": ["one group"],
+    "source": f"{_LPT}; transposed convolutions of 2 to 32 groups in the plugin, which ran in float",
+}
 _SUM = {
     "inputs": {"*": "u8"},
     "when": ["plain sum", "behind a convolution"],
@@ -33,9 +38,9 @@ OPENVINO = register_table(
         {
             "conv_bn": _CONV,
             "conv_bn_act": _CONV,
-            "aten.conv_transpose1d": _CONV,
-            "aten.conv_transpose2d.input": _CONV,
-            "aten.conv_transpose3d.input": _CONV,
+            "aten.conv_transpose1d": _TRANSPOSED,
+            "aten.conv_transpose2d.input": _TRANSPOSED,
+            "aten.conv_transpose3d.input": _TRANSPOSED,
             "linear": _CONV,
             "linear_act": _CONV,
             "mha_in_projection": _CONV,

@@ -143,7 +143,7 @@ def test_biases_of_a_transposed_convolution_of_groups_are_on_its_grid():
     torch.manual_seed(0)
     model = Transposed().eval()
     data = [torch.randn(4, 16, 8, 8) for _ in range(4)]
-    q = quantize(transform(model, (data[0],), target="openvino", check=False), data, power_of_two=True, progress=False)
+    q = quantize(transform(model, (data[0],), target="tensorrt", check=False), data, power_of_two=True, progress=False)
     scales = {name: weight.data for name, weight in q.program.weights.items() if name.endswith("scale")}
     (inner,) = (scale for name, scale in scales.items() if name.startswith(("up.input", "down.output")))
     steps = q.program.weights["up.bias"].data / (inner * scales["up.weight_quantizer.scale"].repeat(4))

@@ -110,7 +110,7 @@ def test_scales_of_weights_follow_from_the_largest_of_each_channel() -> None:
 
 def test_hosts_without_vnni_get_weights_of_seven_bits() -> None:
     program = compiled(residual_net(), image(), target="onnxruntime")
-    parse_pipeline("place-quantizers{target=onnxruntime reduce-range=true}")(program)
+    parse_pipeline("place-quantizers{target=onnxruntime without-vnni=true}")(program)
     region = next(op for op in program.graph.operations() if op.body is not None)
     assert region.body is not None
     (q,) = [op for op in region.body.operations() if op.opdef is QUANTIZE]

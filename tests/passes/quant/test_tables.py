@@ -100,6 +100,15 @@ def test_a_target_of_ones_own_is_a_dictionary_of_rows() -> None:
         parse_pipeline("place-quantizers{target=array}")
 
 
+def test_processors_without_vnni_get_weights_of_seven_bits_and_unsigned_activations() -> None:
+    table = SIGNED.without_vnni()
+    row = table.rows["conv_bn"]
+    assert (row.inputs, row.weights) == ({"input": "u8"}, "s7")
+    assert all(row.is_float == SIGNED.rows[kind].is_float for kind, row in table.rows.items())
+    symmetric = find_table("tensorrt").without_vnni().rows["conv_bn"]
+    assert (symmetric.inputs, symmetric.weights) == ({"input": "s8"}, "s7")
+
+
 def test_values_that_are_never_negative() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
