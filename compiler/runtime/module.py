@@ -19,6 +19,7 @@ from compiler.onnx.files import onnx_model, save_model, serialized
 from compiler.onnx.traced import outputs_of
 from compiler.onnx.writer import OnnxModel
 from compiler.runtime.engines import MODEL, Engine, OnnxFile, engine_class
+from compiler.runtime.limits import check_arithmetic, narrowed
 from ir.attributes import Ref
 from ir.core import Graph, Operation, Value
 from ir.errors import InputError
@@ -108,6 +109,15 @@ class EngineModule(nn.Module):
                 f"the input `{name}` is {tensor.dtype} on {tensor.device}, and the file takes {dtype} on the CPU",
                 remedy=f"pass `{name}.to('cpu', {dtype})`",
             )
+        narrow = narrowed(self.engine_name).get(dtype)
+        if narrow is not None and tensor.numel():
+            low, high = map(int, torch.aminmax(tensor))
+            if low < torch.iinfo(narrow).min or high > torch.iinfo(narrow).max:
+                raise InputError(
+                    f"the input `{name}` has numbers from {low} to {high}, and {self.engine_name} computes {dtype} in "
+                    f"{narrow}",
+                    remedy='use "onnxruntime" for this model',
+                )
         if tensor.requires_grad and torch.is_grad_enabled():
             raise InputError(
                 f"the input `{name}` requires a gradient, and {self.engine_name} has none: it is for inference",
@@ -180,6 +190,7 @@ def to_runtime(
     if type(threads) is not int or threads < 1:
         raise InputError(f"threads={threads!r} is not a positive number", remedy="use at least 1")
     written = onnx_model(program, module)
+    check_arithmetic(engine, written.program)
     call = EngineModule(file_of(written), signature_of(written), engine, threads, precision)
     _ = call.engine  # what the engine refuses is refused now
     emitted = emit(_around(program, call)).module
