@@ -17,6 +17,7 @@ TABLES = {
     "passes/fuse/base.py:FUSED_ACTIVATIONS": "what targets fuse, which is no fact about the operators",
     "passes/fuse/base.py:CLIPPING_ACTIVATIONS": "two forms of one pattern",
     "passes/quant/signs.py:_NEVER_NEGATIVE": "what only the choice between signed and unsigned integers asks",
+    "passes/quant/signs.py:_BOUNDS": "what only the choice between signed and unsigned integers asks",
     "passes/quant/signs.py:_AS_OPERANDS": "what only the choice between signed and unsigned integers asks",
     "passes/quant/tables/floats.py:IN_FLOAT": "what targets want in integers, which is no fact about the operators",
     "passes/quant/tables/onnxruntime.py:ONNXRUNTIME": "what a target wants in integers",

@@ -45,7 +45,7 @@ examples:
   graphwright quantize net.py:make --calibration net.py:loader --float head --float 'layer1.*' --sensitivity
   graphwright quantize net.py:make --calibration net.py:loader --weight-bits 4 --json report.json
 
-exit codes: 0 done, 1 the model could not be quantized or differs in an engine, 2 wrong usage
+exit codes: 0 done, 1 the model could not be quantized, or an engine computes something else, 2 wrong usage
 """
 
 
@@ -74,6 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--bias-correction", choices=[*FORMS, "none"], default="fast", help="(default: %(default)s)")
     group.add_argument("--power-of-two", action="store_true", help="scales that are powers of two: exact arithmetic")
+    group.add_argument(
+        "--without-vnni",
+        action="store_true",
+        help="weights of 7 bits, for processors without VNNI",
+    )
     group.add_argument("--weight-bits", type=int, default=8, metavar="N", help="bits of weights, 2 to 8")
     group.add_argument(
         "--float",
@@ -146,6 +151,7 @@ def run(options: argparse.Namespace) -> int:
                 leaf_modules=tuple(options.leaf),
                 progress=begin,
             )
+        table = result.target.table
         q = quantize(
             result,
             calibration,
@@ -154,6 +160,7 @@ def run(options: argparse.Namespace) -> int:
             observer=options.observer,
             bias_correction=None if options.bias_correction == "none" else options.bias_correction,
             power_of_two=options.power_of_two,
+            table=table.without_vnni() if options.without_vnni and table is not None else table,
             seed=options.seed,
             progress=not options.quiet,
         )
@@ -165,6 +172,7 @@ def run(options: argparse.Namespace) -> int:
         report = q.check(*engines)
         if not options.quiet:
             sys.stderr.write(f"{report}\n") if options.json == "-" else sys.stdout.write(f"{report}\n")
+        return 0 if report.is_exact else 1
     return 0
 
 

@@ -103,13 +103,16 @@ def reference_of(program: Program, weights: Mapping[str, torch.Tensor], inputs: 
 def _module_of(op: Operation) -> str:
     value = op.operands[0]
     maker = None if value is None else value.defining_op
-    return op.location.where if maker is None else maker.location.where
+    if maker is not None:
+        return maker.location.where
+    return f"the input `{value.name}`" if value is not None and value.is_input else op.location.where
 
 
 def cut(written: OnnxModel, reference: Reference) -> tuple[OnnxFile, list[str]]:
     """Return a file that takes the inputs and all integers, and gives all integers again; and the names of these.
 
-    Its inputs are those of the file and then the integers, in order; its outputs are the integers.
+    Its inputs are those of the file and then the integers, in order; its outputs are the integers and then the outputs
+    of the file.
     """
     onnx, onnx_ir = import_extra("onnx"), import_extra("onnx_ir")
     names = [written.names[op.result] for op in activations_quantized(written.program)]
@@ -120,6 +123,7 @@ def cut(written: OnnxModel, reference: Reference) -> tuple[OnnxFile, list[str]]:
         for place, name in enumerate(node.input):
             if name in given:
                 node.input[place] = f"{name}{_GIVEN}"
+    outputs = list(graph.output)
     del graph.output[:]
     del graph.value_info[:]
     kinds = {torch.uint8: onnx.TensorProto.UINT8, torch.int8: onnx.TensorProto.INT8}
@@ -127,6 +131,7 @@ def cut(written: OnnxModel, reference: Reference) -> tuple[OnnxFile, list[str]]:
         kind, shape = kinds[tensor.dtype], list(tensor.shape)
         graph.input.append(onnx.helper.make_tensor_value_info(f"{name}{_GIVEN}", kind, shape))
         graph.output.append(onnx.helper.make_tensor_value_info(name, kind, shape))
+    graph.output.extend(output for output in outputs if output.name not in given)
     return OnnxFile(proto.SerializeToString()), names
 
 

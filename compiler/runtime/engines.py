@@ -202,7 +202,7 @@ def engine_class(name: str) -> type[Engine]:
         InputError: there is no such engine.
         MissingPackageError: its extra is not installed.
     """
-    if name not in ENGINES:
+    if not isinstance(name, str) or name not in ENGINES:
         raise InputError(f"no engine is called {name!r}", remedy=f"use one of {', '.join(map(repr, ENGINES))}")
     import_extra(name)
     return ENGINES[name]

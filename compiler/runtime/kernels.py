@@ -22,6 +22,8 @@ COMPUTES = frozenset(
 """The operators of ONNX that runtimes have integer kernels for."""
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_PAIRED = frozenset({"Add", "Sub", "Mul"})
+"""Operators whose integer kernels read integers of both operands."""
 
 _INTEGER = re.compile(r"^(QLinear\w+|QGemm|QAttention|ConvInteger|MatMulInteger\w*|DynamicQuantize\w+|NhwcMaxPool)$")
 """Operators that ONNX Runtime puts in the place of float ones between integers."""
@@ -55,6 +57,8 @@ def promised_nodes(model: Any) -> list[Any]:
         data = [value for value in node.inputs if value is not None and not _is_constant(value)]
         if node.op_type in _WEIGHTED and len(data) < 2 and _made_by(node.inputs[1]) != "DequantizeLinear":
             continue  # its weight is in float
+        if node.op_type in _PAIRED and any(_made_by(value) != "DequantizeLinear" for value in node.inputs):
+            continue  # an operand is a number, or weights in float
         if node.op_type in COMPUTES and data and all(_made_by(value) == "DequantizeLinear" for value in data):
             found.append(node)
     return found

@@ -318,13 +318,13 @@ class PlaceQuantizers(Pass):
     Attributes:
         target: the name of a placement table, or a table.
         without: globs of module paths, or kinds, that stay in float.
-        reduce_range: give weights 7 bits, for hosts without VNNI.
+        without_vnni: give weights 7 bits, for processors without VNNI (`Table.without_vnni`).
     """
 
     name: ClassVar[str] = "place-quantizers"
     target: str | Table = attrs.field(default="tensorrt", validator=known_table)
     without: tuple[str, ...] = attrs.field(default=(), converter=tuple)
-    reduce_range: bool = False
+    without_vnni: bool = False
 
     @override
     def requires(self, program: Program) -> str | None:
@@ -335,7 +335,7 @@ class PlaceQuantizers(Pass):
     def run(self, program: Program, context: PassContext) -> None:
         """Place, and say of each place why it is, or is not, in integers."""
         table = find_table(self.target)
-        table = table.with_weights("s7") if self.reduce_range else table
+        table = table.without_vnni() if self.without_vnni else table
         placement = place(program, table, [(key, None) for key in self.without])
         for each in placement.places:
             kind = "quantized" if each.is_placed else "float"

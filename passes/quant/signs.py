@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ir.core import Graph, Value
+from typing import Any
+
+from ir.core import Graph, Operation, Value
 from ir.opdef import Trait
 
 _NEVER_NEGATIVE = (
@@ -14,6 +16,8 @@ _NEVER_NEGATIVE = (
     "aten.abs",
     "aten.exp",
 )
+_BOUNDS = {"aten.hardtanh": ("min_val", "max_val"), "aten.clamp": ("min", "max")}
+"""Operator -> the attributes that hold the least and the greatest value it gives."""
 _AS_OPERANDS = (
     "aten.max_pool2d",
     "aten.avg_pool2d",
@@ -22,6 +26,8 @@ _AS_OPERANDS = (
     "aten.add.Tensor",
     "aten.mul.Tensor",
     "aten.cat",
+    "aten.pad",
+    "aten.constant_pad_nd",
 )
 
 
@@ -36,10 +42,21 @@ def never_negative(graph: Graph, known: frozenset[Value] = frozenset()) -> froze
             entering = zip(op.body.inputs, op.operands, strict=True)
             inner = never_negative(op.body, frozenset([own for own, value in entering if value in found]))
             found.update(result for result, own in zip(op.results, op.body.outputs, strict=True) if own in inner)
-        elif op.name in _NEVER_NEGATIVE:
+        elif op.name in _NEVER_NEGATIVE or _clips_negative(op):
             found.update(op.results)
         elif op.name in _AS_OPERANDS or op.opdef.has(Trait.LAYOUT) or op.opdef.has(Trait.DROPOUT):
-            alpha = op.attributes.get("alpha", 1)
-            if isinstance(alpha, (int, float)) and alpha >= 0 and all(value in found for value in op.operand_values):
+            # the factor of a sum, and what fills a padding, where it is not of the values themselves
+            own = op.attributes.get("alpha", 1), op.attributes.get("value") or 0
+            if all(map(_is_positive, own)) and all(value in found for value in op.operand_values):
                 found.update(op.results)
     return frozenset(found)
+
+
+def _clips_negative(op: Operation) -> bool:
+    least, greatest = (op.attributes.get(name) for name in _BOUNDS.get(op.name, ("", "")))
+    return _is_positive(least) and (greatest is None or _is_positive(greatest))
+
+
+def _is_positive(number: Any) -> bool:
+    """Return whether something is a number, known, and not negative."""
+    return isinstance(number, (int, float)) and number >= 0

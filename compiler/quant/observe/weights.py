@@ -16,6 +16,10 @@ _BLOCK = 1 << 16
 """Elements whose candidates are tried together: as many as a core keeps in its cache."""
 
 
+OF_ZEROS = 2.0**-16
+"""The scale of a channel of zeros: kernels have its bias as a multiple of it, so that it must be small."""
+
+
 def weight_scales(
     weight: torch.Tensor,
     axis: int | None,
@@ -35,7 +39,7 @@ def weight_scales(
         power_of_two: whether scales are powers of two.
 
     Returns:
-        f32[C], or f32[] where `axis` is None; 1 for a channel of zeros.
+        f32[C], or f32[] where `axis` is None; `OF_ZEROS` for a channel of zeros.
 
     Raises:
         InputError: when the weight holds NaN or an infinity, or the observer is unknown.
@@ -54,7 +58,7 @@ def weight_scales(
     scales = _rounded(largest.double() / highest, power_of_two)
     if observer == "mse":
         scales = _least_error(rows, largest.double() / highest, scales, highest, power_of_two)
-    scales = torch.where(largest == 0, torch.ones_like(scales), scales)
+    scales = torch.where(largest == 0, torch.full_like(scales, OF_ZEROS), scales)
     return scales.float().reshape(()) if axis is None else scales.float()
 
 

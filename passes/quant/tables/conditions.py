@@ -88,6 +88,12 @@ def _is_one(dims: Sequence[Dim]) -> bool:
     return all(isinstance(dim, int) and dim == 1 for dim in dims)
 
 
+def _one_group(op: Operation, decisions: Decisions) -> str | None:
+    """its convolutions have one group"""
+    groups = max([layer.attributes.get("groups", 1) for layer in layers_of(op)], default=1)
+    return None if groups == 1 else f"the convolution has {groups} groups"
+
+
 def _integers_follow(op: Operation, decisions: Decisions) -> str | None:
     """all that reads its results reads integers"""
     for result in op.results:
@@ -135,6 +141,7 @@ def _plain_sum(op: Operation, decisions: Decisions) -> str | None:
 CONDITIONS: Mapping[str, Condition] = {
     "16 channels": _enough_channels,
     "matrix product": _matrix_product,
+    "one group": _one_group,
     "integers follow": _integers_follow,
     "behind integers": _behind_integers,
     "behind a convolution": _behind_convolution,

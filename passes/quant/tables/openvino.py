@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from passes.quant.tables.floats import IN_FLOAT
-from passes.quant.tables.row import LAYOUT, UNSIGNED_IF_POSITIVE, Table, register_table
+from passes.quant.tables.row import LAYOUT, Table, register_table
 
 _LPT = "OpenVINO, Low Precision Transformations"
 _NNCF = "NNCF, quantization of the CPU target"
 _CONV = {
-    "inputs": {"input": UNSIGNED_IF_POSITIVE},
+    "inputs": {"input": "u8"},
     "weights": "s8",
     "reason": "the plugin merges Q/DQ at the inputs with what comes before, and all that follows into one kernel",
     "source": _LPT,
 }
+_TRANSPOSED = {
+    **_CONV,
+    "when": ["one group"],
+    "source": f"{_LPT}; transposed convolutions of 2 to 32 groups in the plugin, which ran in float",
+}
 _SUM = {
-    "inputs": {"*": UNSIGNED_IF_POSITIVE},
+    "inputs": {"*": "u8"},
     "when": ["plain sum", "behind a convolution"],
     "reason": "the plugin merges a sum into the convolution before it if both operands are quantized; sums of "
     "transformers stay in float, since norms read them",
     "source": f"{_NNCF}; resnet18 in the plugin: 8 of 8 sums merged, 3 of 8 with Q at the skip input alone",
 }
 _CHAIN = {
-    "inputs": {"*": UNSIGNED_IF_POSITIVE},
+    "inputs": {"*": "u8"},
     "when": ["behind integers", "integers follow"],
     "reason": "it keeps a chain of integers whole",
     "source": _LPT,
@@ -33,9 +38,9 @@ OPENVINO = register_table(
         {
             "conv_bn": _CONV,
             "conv_bn_act": _CONV,
-            "aten.conv_transpose1d": _CONV,
-            "aten.conv_transpose2d.input": _CONV,
-            "aten.conv_transpose3d.input": _CONV,
+            "aten.conv_transpose1d": _TRANSPOSED,
+            "aten.conv_transpose2d.input": _TRANSPOSED,
+            "aten.conv_transpose3d.input": _TRANSPOSED,
             "linear": _CONV,
             "linear_act": _CONV,
             "mha_in_projection": _CONV,
@@ -72,4 +77,9 @@ OPENVINO = register_table(
         },
     )
 )
-"""Activations u8 where never negative, else s8; weights s8 with a scale for each channel."""
+"""Activations u8 with a zero point, weights s8 with a scale for each channel.
+
+The integer instructions multiply u8 by s8. Zero points cost no kernel and no time (resnet18, an attention net and a
+multilayer perceptron in the plugin). s8 activations have to be moved by 128 first, or, without VNNI, meet halved
+weights.
+"""

@@ -49,7 +49,7 @@ TYPES: Mapping[str, IntegerType] = {
         IntegerType("s7", torch.int8, -64, 63),
     )
 }
-"""The types by name; `s7` is for hosts whose products of 8-bit integers saturate."""
+"""The types by name; `s7` is for processors without VNNI (`Table.without_vnni`)."""
 
 UNSIGNED_IF_POSITIVE = "u8 or s8"
 """In rows: `u8` for values that are never negative, as behind a ReLU, else `s8`."""
@@ -189,10 +189,25 @@ class Table:
             groups.setdefault(row.describe(), []).append(kind)
         return "\n".join(f"{', '.join(kinds)}\n{text}" for text, kinds in groups.items())
 
-    def with_weights(self, type_: str) -> Table:
-        """Return the table with weights of another type: `s7` for hosts without VNNI."""
-        rows = {kind: attrs.evolve(row, weights=type_) if row.weights else row for kind, row in self.rows.items()}
-        return attrs.evolve(self, rows=rows)
+    def without_vnni(self) -> Table:
+        """Return the table for processors without VNNI instructions: weights of 7 bits, no activations of either sign.
+
+        There engines add two products of 8-bit integers in 16 bits, which saturates but for weights of 7 bits, and
+        OpenVINO halves the weights that meet signed activations: `u8 or s8` becomes `u8`. What is `s8` stays symmetric.
+        """
+        return attrs.evolve(self, rows={kind: _without_vnni(row) for kind, row in self.rows.items()})
+
+
+def _without_vnni(row: Row) -> Row:
+    def unsigned(type_: str) -> str:
+        return "u8" if type_ == UNSIGNED_IF_POSITIVE else type_
+
+    return attrs.evolve(
+        row,
+        inputs={name: unsigned(type_) for name, type_ in row.inputs.items()},
+        outputs=unsigned(row.outputs),
+        weights="s7" if row.weights == "s8" else row.weights,
+    )
 
 
 _TABLES: dict[str, Table] = {}

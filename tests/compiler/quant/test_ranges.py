@@ -183,10 +183,10 @@ def test_unknown_observers_are_named():
 
 def test_weights_per_channel():
     weight = torch.tensor([[1.27, -0.5], [0.0, 0.0], [-2.54, 2.0]])
-    torch.testing.assert_close(weight_scales(weight, 0, 127), torch.tensor([0.01, 1.0, 0.02]))
+    torch.testing.assert_close(weight_scales(weight, 0, 127), torch.tensor([0.01, 2.0**-16, 0.02]))
     assert torch.equal(weight_scales(weight.T, 1, 127), weight_scales(weight, 0, 127))
     torch.testing.assert_close(weight_scales(weight, None, 127), torch.tensor(0.02))
-    assert torch.equal(weight_scales(weight, 0, 127, power_of_two=True), torch.tensor([2.0**-6, 1.0, 2.0**-5]))
+    assert torch.equal(weight_scales(weight, 0, 127, power_of_two=True), torch.tensor([2.0**-6, 2.0**-16, 2.0**-5]))
     assert weight_scales(torch.empty(0, 3), 0, 127).shape == (0,)
 
 

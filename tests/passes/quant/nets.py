@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 
@@ -12,7 +13,18 @@ from ir.program import Program
 from ir.text.parser import parse_program
 from ir.verify import verify
 from passes.quant.place import Place, Placement, place
+from passes.quant.tables import OPENVINO, Table
+from passes.quant.tables.row import UNSIGNED_IF_POSITIVE
 from tests.compiler.drafts import randomize
+
+SIGNED = Table(
+    "signed",
+    {
+        kind: attrs.evolve(row, inputs=dict.fromkeys(row.inputs, UNSIGNED_IF_POSITIVE))
+        for kind, row in OPENVINO.rows.items()
+    },
+)
+"""OpenVINO's table with signed integers wherever a value may be negative."""
 
 
 def conv_bn(channels: int = 16, act: nn.Module | None = None, **options: Any) -> nn.Sequential:
@@ -30,11 +42,11 @@ def compiled(model: nn.Module, *args: torch.Tensor, target: str, **options: Any)
 
 
 def placed(
-    model: nn.Module, *args: torch.Tensor, target: str, rules: Any = None, **options: Any
+    model: nn.Module, *args: torch.Tensor, target: str, rules: Any = None, table: Table | None = None, **options: Any
 ) -> tuple[Program, Placement]:
     """Quantize a net for a target; the program holds all invariants, and its text is all of it."""
     program = compiled(model, *args, target=target, **options)
-    placement = place(program, target, rules)
+    placement = place(program, table or target, rules)
     verify(program)
     text = str(program)
     assert str(parse_program(text)) == text

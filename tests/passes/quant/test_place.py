@@ -17,7 +17,7 @@ from ir.quant.dialect import QUANTIZE
 from passes.quant.place import is_quantized, place
 from tests.compiler.drafts import randomize
 from tests.passes.compiled import Calls
-from tests.passes.quant.nets import activations, compiled, conv_bn, image, kinds, placed, reasons
+from tests.passes.quant.nets import SIGNED, activations, compiled, conv_bn, image, kinds, placed, reasons
 
 
 def quantizers(program: Program) -> list[Operation]:
@@ -64,8 +64,14 @@ def test_onnxruntime_wants_integers_behind_its_kernels_as_well() -> None:
     ]
 
 
-def test_openvino_wants_unsigned_integers_where_nothing_is_negative() -> None:
+def test_openvino_wants_unsigned_integers_at_the_inputs() -> None:
     _, placement = placed(residual_net(), image(), target="openvino")
+    inputs = ["conv_bn_act.input", "conv_bn.input", "add_act.input", "add_act.other"]
+    assert activations(placement) == [f"{each} u8" for each in inputs]
+
+
+def test_a_table_may_want_unsigned_integers_where_nothing_is_negative() -> None:
+    _, placement = placed(residual_net(), image(), target="openvino", table=SIGNED)
     assert activations(placement) == [
         "conv_bn_act.input s8",
         "conv_bn.input u8",
@@ -104,7 +110,7 @@ def test_scales_of_weights_follow_from_the_largest_of_each_channel() -> None:
 
 def test_hosts_without_vnni_get_weights_of_seven_bits() -> None:
     program = compiled(residual_net(), image(), target="onnxruntime")
-    parse_pipeline("place-quantizers{target=onnxruntime reduce-range=true}")(program)
+    parse_pipeline("place-quantizers{target=onnxruntime without-vnni=true}")(program)
     region = next(op for op in program.graph.operations() if op.body is not None)
     assert region.body is not None
     (q,) = [op for op in region.body.operations() if op.opdef is QUANTIZE]
@@ -176,11 +182,11 @@ def test_a_convolution_in_groups_has_a_scale_for_each_output_channel(groups: int
     assert program.weights["0.weight_quantizer.scale"].type.shape == (32,)
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "openvino"])
-def test_a_transposed_convolution_has_its_output_channels_in_dimension_1(target: str) -> None:
+@pytest.mark.parametrize(("target", "integers"), [("tensorrt", "s8"), ("openvino", "u8")])
+def test_a_transposed_convolution_has_its_output_channels_in_dimension_1(target: str, integers: str) -> None:
     model = nn.Sequential(nn.ConvTranspose2d(16, 24, 3, stride=2))
     program, placement = placed(model, image(), target=target)
-    assert activations(placement) == ["aten.conv_transpose2d.input.input s8"]
+    assert activations(placement) == [f"aten.conv_transpose2d.input.input {integers}"]
     assert kinds(program) == ["quantize", "conv_transpose2d"]
     region = program.graph.last
     weight = program.weights["0.weight"].data
@@ -262,7 +268,7 @@ def test_a_quantizer_does_not_move_before_what_somebody_reads_in_float() -> None
 def test_a_concatenation_between_convolutions() -> None:
     net = Calls(lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 1)), a=conv_bn(), b=conv_bn(), c=conv_bn(32))
     _, placement = placed(net, image(), target="openvino")
-    assert [each for each in activations(placement) if "cat" in each] == ["aten.cat.input0 s8", "aten.cat.input1 s8"]
+    assert [each for each in activations(placement) if "cat" in each] == ["aten.cat.input0 u8", "aten.cat.input1 u8"]
     _, placement = placed(net, image(), target="tensorrt")
     assert "the builder moves the Q" in reasons(placement)["aten.cat"]
 
@@ -295,8 +301,8 @@ def test_squeeze_excitation_behind_hard_swish() -> None:
     }
     _, placement = placed(SqueezeExcitation(), image(), target="openvino")
     assert [each for each in activations(placement) if not each.startswith("conv_bn")] == [
-        "adaptive_avg_pool2d.input s8",
-        "aten.mul.Tensor.input s8",
+        "adaptive_avg_pool2d.input u8",
+        "aten.mul.Tensor.input u8",
         "aten.mul.Tensor.other u8",
     ]
 

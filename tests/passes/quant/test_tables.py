@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from compiler.pipeline import parse_pipeline
 from compiler.targets import TARGETS
@@ -21,7 +22,8 @@ from passes.quant.tables import Table, find_table, register_table, table_names
 from passes.quant.tables.conditions import Decisions
 from passes.rewrite.pattern import instantiate
 from tests.compiler.drafts import randomize
-from tests.passes.quant.nets import activations, conv_bn, image
+from tests.passes.compiled import Calls
+from tests.passes.quant.nets import SIGNED, activations, conv_bn, image, placed
 
 ROW: Mapping[str, Any] = {"inputs": {"input": "s8"}, "reason": "because", "source": "here"}
 
@@ -98,7 +100,16 @@ def test_a_target_of_ones_own_is_a_dictionary_of_rows() -> None:
         parse_pipeline("place-quantizers{target=array}")
 
 
-def test_never_negative_values_are_unsigned_for_openvino() -> None:
+def test_processors_without_vnni_get_weights_of_seven_bits_and_unsigned_activations() -> None:
+    table = SIGNED.without_vnni()
+    row = table.rows["conv_bn"]
+    assert (row.inputs, row.weights) == ({"input": "u8"}, "s7")
+    assert all(row.is_float == SIGNED.rows[kind].is_float for kind, row in table.rows.items())
+    symmetric = find_table("tensorrt").without_vnni().rows["conv_bn"]
+    assert (symmetric.inputs, symmetric.weights) == ({"input": "s8"}, "s7")
+
+
+def test_values_that_are_never_negative() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -110,6 +121,32 @@ def test_never_negative_values_are_unsigned_for_openvino() -> None:
                 self.a(positive.abs() * positive) + self.b(positive - 1) + self.c(torch.softmax(x, -1).T + positive.T)
             )
 
-    program = transform(randomize(Net()).eval(), (torch.randn(4, 4),), target="openvino", check=False).program
-    places = [each for each in place(program, "openvino").places if each.role == "input"]
-    assert {each.location.module_path: each.type for each in places} == {"a": "u8", "b": "s8", "c": "u8"}
+    assert types_of_inputs(Net(), torch.randn(4, 4)) == {"a": "u8", "b": "s8", "c": "u8"}
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x: F.pad(x.relu(), (1, 1)), "u8"),
+        (lambda x: F.pad(x.relu(), (1, 1), value=0.5), "u8"),
+        (lambda x: F.pad(x.relu(), (1, 1), value=-0.5), "s8"),
+        (lambda x: F.pad(x, (1, 1)), "s8"),
+        (lambda x: F.pad(x.relu(), (1, 1), mode="reflect"), "u8"),
+        (lambda x: F.hardtanh(x, 0.0, 4.0), "u8"),
+        (lambda x: F.hardtanh(x, -0.5, 4.0), "s8"),
+        (lambda x: x.clamp(min=0.0), "u8"),
+        (lambda x: x.clamp(0.0, -1.0), "s8"),
+        (lambda x: x.clamp(max=1.0), "s8"),
+    ],
+)
+def test_padding_and_clipping_may_leave_nothing_negative(
+    function: Callable[[torch.Tensor], torch.Tensor], expected: str
+) -> None:
+    net = Calls(lambda m, x: m.a(function(x)), a=nn.Conv1d(4, 4, 3))
+    assert types_of_inputs(net, torch.randn(2, 4, 8)) == {"a": expected}
+
+
+def types_of_inputs(model: nn.Module, x: torch.Tensor) -> dict[str, str]:
+    """Return path of a layer -> the type of its input, in a table of signed integers where they are needed."""
+    _, placement = placed(model, x, target="openvino", table=SIGNED)
+    return {each.location.module_path: each.type for each in placement.places if each.role == "input"}

@@ -8,15 +8,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compiler.pipeline import parse_pipeline
 from ir.program import Program
 from ir.quant.dialect import QUANTIZE
 from ir.text.parser import parse_program
 from ir.verify import verify
+from passes.manager.manager import PassManager
+from passes.quant.place import PlaceQuantizers
 from passes.quant.tables import OPENVINO, Table
-from passes.quant.unify import unify_quantizers
+from passes.quant.unify import UnifyQuantizers, unify_quantizers
 from tests.passes.compiled import Calls
-from tests.passes.quant.nets import compiled, conv_bn, image, placed
+from tests.passes.quant.nets import SIGNED, compiled, conv_bn, image, placed
 
 
 def scales(program: Program) -> list[str]:
@@ -96,8 +97,8 @@ def test_a_choice_may_be_refused() -> None:
 
 def test_integers_of_different_types_stay_apart() -> None:
     net = Calls(lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 1)), a=conv_bn(act=nn.ReLU()), b=conv_bn(), c=conv_bn(32))
-    program, _ = placed(net, image(), target="openvino")
-    found = unify_quantizers(program, "openvino")
+    program, _ = placed(net, image(), target="openvino", table=SIGNED)
+    found = unify_quantizers(program, SIGNED)
     assert [str(join) for join in found.conflicts] == [
         "`cat.input1_quantizer.scale` is not `cat.input0_quantizer.scale`: their integers are of different types",
         "`c.0.input_quantizer.scale` is not `cat.input0_quantizer.scale`: their integers are of different types",
@@ -112,7 +113,7 @@ def test_the_pass_reports_joins_and_conflicts() -> None:
         c=conv_bn(48),
         d=conv_bn(act=nn.ReLU()),
     )
-    pipeline = parse_pipeline("place-quantizers{target=openvino},unify-quantizers{target=openvino}")
+    pipeline = PassManager([PlaceQuantizers(SIGNED), UnifyQuantizers(SIGNED)])
     remarks = [
         each
         for each in pipeline(compiled(net, image(), target="openvino")).log.remarks

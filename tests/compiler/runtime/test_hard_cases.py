@@ -1,0 +1,164 @@
+"""What breaks other tools, in the engines: the module, the program and the file compute one thing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from compiler.pipeline import pipeline_of
+from compiler.runtime.check import EngineCheck, check_in_engines
+from graphwright import transform
+from graphwright.quant import Quantized, quantize
+from graphwright.targets import find_target
+from ir.evaluate import evaluate
+from passes.fold.batch_norm import FoldBatchNorm
+from tests.compiler.quant.test_hard_cases import BothReaders, MaskedAttention, SharedLayer, TiedWeights, Transposed
+
+pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+pytest.importorskip("onnxruntime", reason="the extra `onnxruntime` is not installed")
+pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+
+ENGINES = ("onnxruntime", "openvino")
+
+
+class Outlier(nn.Module):
+    """One number of the input is 10^4; the others are all at the zero point, or next to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x):
+        x = x.clone()
+        x[:1, :1, :1, :1] = 1e4
+        return self.second(torch.relu(self.first(x)))
+
+
+class ZerosAndConstants(nn.Module):
+    """A channel of a weight is zero, and a value is the same everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.flat, self.last = nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+        with torch.no_grad():
+            self.first.weight[3] = 0
+            self.flat.weight.zero_()
+            self.flat.bias.fill_(0.7)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.last(self.flat(x)) + x
+
+
+class LargeBias(nn.Module):
+    """32 bits do not hold the biases on the grid of the products."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+        with torch.no_grad():
+            self.first.weight.mul_(1e-7)
+            self.first.bias.fill_(3.0)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x)))
+
+
+def images(batch: int = 4) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(batch, 16, 8, 8, generator=generator) for _ in range(2)]
+
+
+def quantized(cls: type[nn.Module], target: str = "onnxruntime", **options: Any) -> Quantized:
+    """Quantize a net for processors of every kind."""
+    torch.manual_seed(0)
+    table = find_target(target).table
+    assert table is not None
+    dynamic = options.pop("dynamic_shapes", None)
+    result = transform(cls().eval(), (images()[0],), target=target, dynamic_shapes=dynamic, check=False)
+    settings = {"table": table.without_vnni(), "observer": "minmax", "bias_correction": None, "progress": False}
+    return quantize(result, images(), **(settings | options))
+
+
+def in_engines(q: Quantized, x: torch.Tensor, *engines: str) -> list[EngineCheck]:
+    """Compare the module with the program, bit for bit, and the file in the engines with both."""
+    expected = evaluate(q.program, (x,))
+    found = q.model(x)
+    assert all(map(torch.equal, found if isinstance(found, tuple) else (found,), expected))
+    report = check_in_engines(q.program, q.model, engines or ENGINES, example=(x,), threads=1)
+    assert report.is_exact, str(report)
+    for each in report.engines.values():
+        assert each.kernels and not each.in_float and each.equal >= 0.999, str(report)
+    return list(report.engines.values())
+
+
+@pytest.mark.parametrize(
+    "cls", [SharedLayer, TiedWeights, BothReaders, Transposed, Outlier, ZerosAndConstants, LargeBias]
+)
+def test_the_module_the_program_and_the_engines_compute_one_thing(cls):
+    in_engines(quantized(cls), images()[1])
+
+
+def test_a_bias_that_does_not_fit_widens_the_scale_of_its_weights():
+    """So the layer stays in integers, and its products are lost instead of its bias."""
+    q = quantized(LargeBias)
+    assert any("overflowed int32" in str(remark) for remark in q.remarks)
+    x = images()[1]
+    with torch.no_grad():
+        torch.testing.assert_close(q.model(x), q.source.model(x), rtol=0.02, atol=0.02)
+
+
+def test_layers_that_rules_leave_in_float_and_batches_of_any_size():
+    batch = ({0: torch.export.Dim("batch")},)
+    q = quantized(BothReaders, dynamic_shapes=batch, rules={"first": None})
+    for size in (1, 5):
+        for check in in_engines(q, images(size)[1]):
+            assert [kernel.node for kernel in check.kernels] == ["second/Conv"]
+
+
+def test_a_transposed_convolution_of_groups_is_in_float_in_openvino():
+    q = quantized(Transposed, "openvino")
+    assert "the convolution has 4 groups" in str(q)
+    (check,) = in_engines(q, images()[1], "openvino")
+    assert [kernel.node for kernel in check.kernels] == ["down/Conv"]
+
+
+@pytest.mark.parametrize("net", [MaskedAttention, TiedWeights])
+def test_powers_of_two_give_the_same_integers_region_by_region(net):
+    """Softmax and norms are in float: with the same integers before them, the integers behind are the same."""
+    torch.manual_seed(0)
+    target = find_target("onnxruntime")
+    assert target.table is not None
+    pipeline = pipeline_of(target.patterns).insert_before("fixpoint", FoldBatchNorm())
+    result = transform(net().eval(), (images()[0],), pipeline=pipeline, check=False)
+    q = quantize(result, images(), table=target.table.without_vnni(), power_of_two=True, progress=False)
+    for check in in_engines(q, images()[1]):
+        assert check.differences and all(each.different == 0 for each in check.differences), str(check)
+
+
+class Photograph(nn.Module):
+    """Takes an image of 8 bits, as networks of photographs do."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 16, 3, stride=2), nn.Conv2d(16, 16, 1)
+
+    def forward(self, image):
+        return self.last(F.relu(self.stem(image)))
+
+
+def test_images_of_8_bits_with_powers_of_two_in_openvino():
+    """The inputs are on the grid themselves, at its ends and ties included."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randint(0, 256, (2, 3, 32, 32), generator=generator) / 128 for _ in range(2)]
+    table = find_target("openvino").table
+    assert table is not None
+    result = transform(Photograph().eval(), (data[0],), target="openvino", check=False)
+    q = quantize(result, data, table=table.without_vnni(), observer="minmax", power_of_two=True, progress=False)
+    for check in in_engines(q, data[1], "openvino"):
+        assert all(each.different == 0 for each in check.differences), str(check)
