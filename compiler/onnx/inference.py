@@ -168,6 +168,8 @@ def _fix_mode(op: Operation) -> None:
     """Put an operation that follows the mode of its module into eval mode, and refuse what stays in training."""
     if not op.in_training and not op.is_random:
         return
+    if op.name == "aten.instance_norm" and op.operand("running_mean") is None:
+        return  # the statistics are those of each sample, in both modes
     if op.opdef.training is not None and op.attributes.get("follows_mode", False):
         flag = op.attributes[op.opdef.training]
         op.set_attribute(op.opdef.training, type(flag)(0))  # a probability, or whether it trains

@@ -22,6 +22,7 @@ from compiler.quant.quantizers import Quantizer, is_quantized, operations, quant
 from compiler.quant.ranges import fit
 from compiler.quant.result import Quantized
 from ir.errors import InputError
+from ir.opdef import Trait
 from ir.program import Program, copy_program
 from ir.verify import verify
 from passes.quant.place import place
@@ -138,7 +139,8 @@ def _check_program(program: Program) -> None:
             remedy="quantize the result of the model in float, with all rules at once",
         )
     for op, _ in operations(program.graph):
-        if op.in_training:
+        # a normalization without running statistics computes its own in both modes
+        if op.in_training and not (op.opdef.has(Trait.NORMALIZES) and op.operand("running_mean") is None):
             raise InputError(
                 f"{op.name} is in training mode, and its ranges would be those of training",
                 location=op.location,
