@@ -9,6 +9,7 @@ import graphwright._rooms  # noqa: F401 - says clearly when another package stan
 from compiler.driver import TransformResult, transform
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.pipeline import parse_pipeline, pipeline_of
+from compiler.runtime.engines import EngineError
 from graphwright._version import __version__
 from ir.errors import (
     CaptureError,
@@ -35,6 +36,7 @@ __all__ = [
     "CaptureError",
     "CodegenError",
     "DidNotConverge",
+    "EngineError",
     "EvaluationError",
     "Example",
     "Fixpoint",
