@@ -137,12 +137,13 @@ class Region:
 
     def _take_in(self, op: Operation, value: Value, into: dict[Value, Operation], *, needs_home: bool) -> None:
         form = self.tree.quantized.form(op)
-        if form is None or op.graph is not self.op.graph:
+        if form is None or op.graph is not self.op.graph or op in self.outer.taken:
             return
         home = home_of(form)
         if (home is None and not needs_home) or (home is not None and home.rpartition(".")[0] == self.path):
             self.children[op] = self._quantizer(form, value)
             into[value] = op
+            self.outer.taken.add(op)
             self.own = self.own or (home is not None and self.path not in self.tree.program.module_modes)
 
     def _arguments(self) -> list[Value]:

@@ -56,6 +56,8 @@ class Scope:
         self.graph = fx.Graph()
         self.graph.set_codegen(SignatureCodeGen(len(inputs)))
         self.env: dict[Value, Any] = {}
+        self.taken: set[Operation] = set()
+        """Quantizations that regions compute: where two could, the first does."""
         self._sizes: dict[sympy.Basic, Any] = {}
         self._definitions: dict[sympy.Symbol, tuple[Value, int | None, int, int]] = {}
         self._attributes: dict[str, fx.Node] = {}

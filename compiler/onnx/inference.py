@@ -114,6 +114,20 @@ def current_weights(program: Program, module: nn.Module) -> dict[str, torch.Tens
     return {name: data for name, data in found.items() if name in program.weights}
 
 
+def take_current_weights(program: Program, module: nn.Module) -> None:
+    """Give a program the tensors that its emitted module now has, where these are others than its own.
+
+    Raises:
+        InputError: as `current_weights`.
+    """
+    for name, data in current_weights(program, module).items():
+        weight = program.weights[name]
+        own = weight.data
+        if own is None or own.data_ptr() != data.data_ptr() or own.stride() != data.stride():
+            is_parameter = isinstance(own, nn.Parameter)
+            weight.data = nn.Parameter(data, requires_grad=weight.requires_grad) if is_parameter else data
+
+
 def _set_data(weight: Weight, data: torch.Tensor) -> None:
     is_parameter = isinstance(weight.data, nn.Parameter)
     detached = data.detach().cpu()

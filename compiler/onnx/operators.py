@@ -127,14 +127,16 @@ def _attention(
         scores = op.Mul(scores, op.CastLike(op.Constant(value_float=factor), query))
     lowest = op.CastLike(op.Constant(value_float=-math.inf), query)
     zero = op.CastLike(op.Constant(value_float=0.0), query)
-    if is_causal:
-        return op.MatMul(op.Softmax(op.Where(_causal(op, query, key), scores, lowest), axis=-1), value)
+    causal = _causal(op, query, key) if is_causal else None
+    if causal is not None:
+        scores = op.Where(causal, scores, lowest)
     if attn_mask is None:
         return op.MatMul(op.Softmax(scores, axis=-1), value)
     if attn_mask.dtype == import_extra("onnx_ir").DataType.BOOL:
         kept, scores = attn_mask, op.Where(attn_mask, scores, lowest)
     else:
         kept, scores = op.Not(op.Equal(attn_mask, lowest)), op.Add(scores, attn_mask)
+    kept = kept if causal is None else op.And(kept, causal)
     return op.MatMul(op.Where(kept, op.Softmax(scores, axis=-1), zero), value)
 
 

@@ -13,6 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from compiler.codegen import emit
 from compiler.driver import TransformResult
 from compiler.emitted import quantization
+from compiler.onnx.inference import take_current_weights
 from compiler.quant.fitting import Options, fit_program
 from compiler.quant.formats import Int8, apply_formats, checked_rules
 from compiler.quant.observe.observers import observer_of
@@ -48,8 +49,8 @@ def quantize(
     """Quantize a model after training: place quantizers as the target wants them, and choose their ranges from data.
 
     Args:
-        result: what `transform` returned, for a model in eval mode. It is not changed; the quantized model shares the
-            storage of all weights but the corrected biases.
+        result: what `transform` returned, for a model in eval mode. The weights are those that `result.model` now has.
+            It is not changed; the quantized model shares the storage of all weights but the corrected biases.
         calibration: an iterable of inputs (each a tensor, a tuple of the arguments, or a dict of them by name), among
             them a `DataLoader`, whose labels beside the inputs are left out; or a function that is given the model, and
             calls it. It is read once. Some hundred inputs like those of the model's use are enough.
@@ -90,6 +91,7 @@ def quantize(
     _check_program(result.program)
     with _shown(progress) as tell:
         program = copy_program(result.program)
+        take_current_weights(program, result.model)
         tell("place")
         placement = place(program, used, made_rules)
         if not placement.placed:

@@ -34,6 +34,8 @@ _MEASURED = 4
 class Quantized(Deployable):
     """A quantized model: `print` shows what was quantized, how well, and why.
 
+    SQNR, sensitivity and report are those of the model as it was quantized, whatever `model` has learned since.
+
     Attributes:
         model: the emitted module. It computes in float what the integers stand for, and can be trained.
         program: the IR with its quantizations; `print(q.program)` is its text form.

@@ -23,6 +23,17 @@ class SharedLayer(nn.Module):
         return self.conv(torch.relu(self.conv(x)) * 50)
 
 
+class Twice(nn.Module):
+    """One layer that reads its own result: the quantizer between belongs to both calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(torch.relu(self.conv(x)))
+
+
 class TiedWeights(nn.Module):
     """Two linear layers with one weight and biases of their own."""
 
@@ -101,7 +112,10 @@ class BothReaders(nn.Module):
         return self.second(y), torch.softmax(y, 1), y
 
 
-NETS = (SharedLayer, TiedWeights, Transposed, WithoutBias, SqueezeExcitation, MaskedAttention, BothReaders)
+NETS = (
+    *(SharedLayer, Twice, TiedWeights, Transposed),
+    *(WithoutBias, SqueezeExcitation, MaskedAttention, BothReaders),
+)
 
 
 def first(output):

@@ -78,6 +78,26 @@ def test_a_quantized_net_is_near_the_net_and_equal_to_its_program(net, results, 
     assert q.source is results[target]
 
 
+def test_the_present_weights_of_the_module_are_quantized(net):
+    result = transform(net, (torch.randn(4, 16, 8, 8),), target="onnxruntime", check=False)
+    generator = torch.Generator().manual_seed(7)
+    other = {
+        key: torch.rand(value.shape, generator=generator) - 0.3 if value.is_floating_point() else value
+        for key, value in result.model.state_dict().items()
+    }
+    other = {key: value.abs() + 0.5 if key.endswith("running_var") else value for key, value in other.items()}
+    result.model.load_state_dict(other, assign=True)
+    program = dict(result.program.weights)
+    q = quick(result)
+    assert sqnr(q, result.model) > 30
+    weight = q.program.weights["head.weight"].data
+    assert weight is not None and weight.data_ptr() in [each.data_ptr() for each in other.values()]
+    assert dict(result.program.weights) == program
+    result.model.double()
+    with pytest.raises(InputError, match=r"was converted to torch\.float64 after the model was transformed"):
+        quick(result)
+
+
 def test_the_result_in_float_stays_as_it_is(net, results):
     before = str(results["onnxruntime"].program), [w.data for w in results["onnxruntime"].program.weights.values()]
     quantize(results["onnxruntime"], data(), progress=False)
