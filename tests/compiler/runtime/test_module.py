@@ -146,7 +146,7 @@ def test_inputs_that_are_unread_negated_or_traced(engine):
     with torch.no_grad():
         torch.testing.assert_close(module(torch.zeros(2, 4), x), model(x, x))
         with pytest.raises(
-            InputError, match=r"`x` is a traced tensor[\s\S]*trace the module that `transform` returned"
+            InputError, match=r"`unread` is a traced tensor[\s\S]*trace the module that `transform` returned"
         ):
             torch.jit.trace(module, (x.clone(), x.clone()))
     with pytest.raises(InputError, match=r"an array of NumPy[\s\S]*torch\.from_numpy\(x\)"):
