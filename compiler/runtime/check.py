@@ -20,6 +20,7 @@ from compiler.onnx.writer import OnnxModel
 from compiler.runtime.boundaries import Difference, Reference, cut, differences, reference_of
 from compiler.runtime.engines import Engine, EngineError, checked_threads, engine_class
 from compiler.runtime.kernels import Kernel, kernels_of, promised_nodes
+from compiler.runtime.limits import check_arithmetic
 from compiler.runtime.module import file_of
 from ir.errors import GraphwrightError, InputError
 from ir.program import Program
@@ -207,6 +208,8 @@ def check_in_engines(
         given = _flat(program, inputs or (), kwargs or {})
     threads = checked_threads(threads)
     written = onnx_model(program, module)
+    for name in classes:
+        check_arithmetic(name, written.program)
     reference = reference_of(program, _on_cpu(current_weights(program, module)), given)
     plain = None if source is None else onnx_model(*source)
     truth = None

@@ -19,6 +19,7 @@ from compiler.onnx.files import onnx_model, save_model, serialized
 from compiler.onnx.traced import outputs_of
 from compiler.onnx.writer import OnnxModel
 from compiler.runtime.engines import MODEL, Engine, EngineError, OnnxFile, checked_threads, engine_class
+from compiler.runtime.limits import check_arithmetic, narrowed
 from ir.attributes import Ref
 from ir.core import Graph, Operation, Value
 from ir.errors import GraphwrightError, InputError
@@ -95,8 +96,9 @@ class EngineModule(nn.Module):
             None if formulas is None else torch.empty([evaluate_formula(f, sizes) for f in formulas], dtype=dtype)
             for dtype, formulas in signature.outputs
         ]
+        engine = self.engine
         try:
-            return tuple(self.engine.run(given, outputs))
+            return tuple(engine.run(given, outputs))
         except Exception as error:
             shapes = ", ".join(f"{list(tensor.shape)} of {tensor.dtype}" for tensor in given)
             raise EngineError.of(self.engine_name, f"failed on inputs {shapes}", error) from error
@@ -115,6 +117,15 @@ class EngineModule(nn.Module):
                 f"the input `{name}` is {tensor.dtype} on {tensor.device}, and the file takes {dtype} on the CPU",
                 remedy=f"pass `{name}.to('cpu', {dtype})`",
             )
+        narrow = narrowed(self.engine_name).get(dtype)
+        if narrow is not None and tensor.numel():
+            low, high = map(int, torch.aminmax(tensor))
+            if low < torch.iinfo(narrow).min or high > torch.iinfo(narrow).max:
+                raise InputError(
+                    f"the input `{name}` has numbers from {low} to {high}, and {self.engine_name} computes {dtype} in "
+                    f"{narrow}",
+                    remedy='use "onnxruntime" for this model',
+                )
         if tensor.requires_grad and torch.is_grad_enabled():
             raise InputError(
                 f"the input `{name}` requires a gradient, and {self.engine_name} has none: it is for inference",
@@ -186,6 +197,7 @@ def to_runtime(
         )
     threads = checked_threads(threads)
     written = onnx_model(program, module)
+    check_arithmetic(engine, written.program)
     call = EngineModule(file_of(written), signature_of(written), engine, threads, precision)
     try:
         _ = call.engine  # what the engine refuses is refused now

@@ -192,3 +192,40 @@ def test_a_missing_engine_is_named(engine, monkeypatch):
     monkeypatch.setitem(sys.modules, engine, None)
     with pytest.raises(MissingPackageError, match=rf"graphwright\[{engine}\]"):
         result.to_runtime(engine)
+
+
+@pytest.mark.parametrize(
+    ("forward", "x", "words"),
+    [
+        (lambda x: x + 1, torch.ones(3, dtype=torch.float64), "is in float64"),
+        (lambda x: x + x, torch.ones(3, dtype=torch.uint8), "integers of 8 bits"),
+        (lambda x: x * 3000000000, torch.ones(3, dtype=torch.int64), "has the number 3000000000"),
+        (lambda x: x // 0.7, torch.ones(3), "remainder of floating numbers"),
+        (lambda x: x % 0.7, torch.ones(3), "remainder of floating numbers"),
+    ],
+)
+def test_what_openvino_computes_otherwise_is_refused(forward, x, words):
+    class Net(nn.Module):
+        def forward(self, x):
+            return forward(x)
+
+    model = Net().eval()
+    result = transform(model, (x,))
+    for call in (lambda: result.to_runtime("openvino"), lambda: result.check("openvino")):
+        with pytest.raises(InputError, match=rf"{words}[\s\S]*at [\s\S]*onnxruntime"):
+            call()
+    torch.testing.assert_close(result.to_runtime("onnxruntime")(x), model(x), rtol=1e-6, atol=0)  # as the remedy says
+
+
+def test_integers_beyond_32_bits_are_refused_where_the_engine_has_32():
+    class Net(nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    small, large = torch.tensor([1, -(2**31)]), torch.tensor([1, 2**31])
+    result = transform(Net().eval(), (small,))
+    fast = result.to_runtime("openvino")
+    assert torch.equal(fast(small), small + 1)
+    with pytest.raises(InputError, match=r"numbers from 1 to 2147483648[\s\S]*onnxruntime"):
+        fast(large)
+    assert torch.equal(result.to_runtime("onnxruntime")(large), large + 1)
