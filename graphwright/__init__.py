@@ -11,6 +11,7 @@ from compiler.driver import TransformResult, transform
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.pipeline import parse_pipeline, pipeline_of
 from compiler.programfile import emit, load_program, load_weights, save_program
+from compiler.runtime.engines import EngineError
 from graphwright._version import __version__
 from ir.errors import (
     CaptureError,
@@ -38,6 +39,7 @@ __all__ = [
     "CodegenError",
     "DidNotConverge",
     "Emitted",
+    "EngineError",
     "EvaluationError",
     "Example",
     "Fixpoint",

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from graphwright import InputError, MissingPackageError, transform
+from graphwright import EngineError, InputError, MissingPackageError, transform
 
 pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
 
@@ -122,6 +122,57 @@ def test_it_is_for_inference_on_the_cpu(made):
         torch.export.export(module, (x, pair), {"flag": True})
     assert module.to("cpu").eval() is module
     assert engine in repr(module)
+
+
+class Unread(nn.Module):
+    """The result does not depend on the first argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, unread, x):
+        return self.layer(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_inputs_that_are_unread_negated_or_traced(engine):
+    pytest.importorskip(engine, reason=f"the extra `{engine}` is not installed")
+    model = Unread().eval()
+    x = torch.randn(2, 4, dtype=torch.complex64).conj().imag
+    module = transform(model, (x.clone(), x.clone())).to_runtime(engine, threads=1)
+    assert x.is_neg()
+    with torch.no_grad():
+        torch.testing.assert_close(module(torch.zeros(2, 4), x), model(x, x))
+        with pytest.raises(
+            InputError, match=r"`unread` is a traced tensor[\s\S]*trace the module that `transform` returned"
+        ):
+            torch.jit.trace(module, (x.clone(), x.clone()))
+    with pytest.raises(InputError, match=r"an array of NumPy[\s\S]*torch\.from_numpy\(x\)"):
+        module(torch.zeros(2, 4), x.clone().numpy())
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "what"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), torch.randn(1, 3, 8, 8), "does not load the file"),
+        (nn.MaxPool2d(2, ceil_mode=True, padding=1), torch.randn(1, 3, 5, 5), "failed on inputs"),
+        (nn.Linear(4, 4, dtype=torch.bfloat16), torch.randn(2, 4, dtype=torch.bfloat16), "failed on inputs"),
+    ],
+    ids=["at the load", "at the call", "of a type"],
+)
+def test_what_an_engine_cannot_do_is_an_error_of_ours(model, x, what):
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    result = transform(model.eval(), (x,), check=False)
+    with (
+        pytest.raises(EngineError, match=rf"openvino {what}[\s\S]*remedy: use another engine") as caught,
+        torch.no_grad(),
+    ):
+        result.to_runtime("openvino")(x)
+    assert caught.value.__cause__ is not None
+    with pytest.raises(EngineError, match="openvino does not run the file"):
+        result.check("openvino")
 
 
 def test_wrong_engines_precisions_and_threads_are_refused():
