@@ -41,7 +41,7 @@ def checked_rules(rules: Any) -> Rules:
     """Return the user's rules.
 
     Raises:
-        InputError: when a key means no places, or a value is neither None nor an `Int8`.
+        InputError: when a key matches no places, or a value is neither None nor an `Int8`.
     """
     made = Rules.of(rules)
     for rule in made.rules:

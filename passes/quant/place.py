@@ -124,7 +124,7 @@ def place(program: Program, table: str | Table, rules: Any = None) -> Placement:
 
     Raises:
         PassError: when the program is quantized already.
-        InputError: when there is no such table, or a rule means nothing of the program.
+        InputError: when there is no such table, or a rule matches nothing in the program.
     """
     if is_quantized(program):
         raise PassError(

@@ -213,7 +213,7 @@ def test_the_report_names_each_place_worst_first(results):
     placed = [place for place in report.places if place.is_placed]
     assert [place.sqnr for place in placed] == sorted(place.sqnr or 0 for place in placed)
     assert all(place.reason for place in report.places)
-    assert "the rule 'head' takes it out" in {place.reason for place in report.places if place.module == "head"}
+    assert "the rule 'head' excludes it" in {place.reason for place in report.places if place.module == "head"}
     plain = json.loads(json.dumps(q.to_json()))
     assert plain["target"] == "tensorrt" and len(plain["places"]) == len(report.places)
     text = str(q)
