@@ -95,6 +95,9 @@ def fit_program(
     tell = progress or (lambda text: None)
     own = observers or {}
     found = quantizers(program)
+    for entry in found.values():
+        if entry.weight is None and entry.scale.data is None:
+            entry.set(torch.ones(()), torch.zeros(()))  # nothing reads them while values are observed
     observed = observe(program, found, calibration, seed=options.seed, progress=lambda text: tell(f"observe: {text}"))
     remarks: list[Remark] = []
     statistics = observed.statistics

@@ -64,8 +64,8 @@ def quantize(
             use; None leaves biases alone. A correction is kept only where it lowers the error on a part of the data
             that it was not computed from.
         power_of_two: whether scales are powers of two, zero points even, and biases on the grid of the products. Then
-            arithmetic on the integers is exact in float32, and every engine gives the same bits. Batch norms must be
-            folded.
+            arithmetic on the integers is exact in float32, and every engine gives the same bits, as long as sums stay
+            within 2^24 (others are remarked). Batch norms must be folded.
         table: where the target has integers; by default that of the result's target.
         seed: seeds random operations of the model. The same arguments give the same result.
         progress: whether a progress bar is shown (on a terminal), or a function of a text to call instead.

@@ -34,6 +34,7 @@ Results = tuple[Type, ...]
 Attributes = dict[str, Any]
 
 _META = torch.device("meta")
+_OTHER_SIZES = (1, 2, 3, 5, 8)
 _NUMBERS_OF_SYMBOLS = (dict(zip(SYMBOLS, (12, 20), strict=True)), dict(zip(SYMBOLS, (9, 7), strict=True)))
 
 
@@ -77,7 +78,12 @@ def _shown(type_: Any) -> str:
 
 def map_types(types: Types, function: Callable[[TensorType], Any]) -> Types:
     """Return the types with a function applied to each tensor's."""
-    return tuple([map_types(t, function) if isinstance(t, tuple) else t if t is None else function(t) for t in types])
+    return tuple(
+        [
+            map_types(t, function) if isinstance(t, tuple) else function(t) if isinstance(t, TensorType) else t
+            for t in types
+        ]
+    )
 
 
 def outcome(infer: Callable[[], Results]) -> Results | None:
@@ -110,7 +116,7 @@ def typed_call(draw: st.DrawFn, name: str, *, symbolic: bool | None = None) -> T
     except Unavailable:
         args, kwargs = generate_call(FreshSource(draw), name)
     _, attributes, _, types = bind_arguments(opdef, args, kwargs)
-    for _ in range(source.one_of((0, 0, 0, 1, 1, 1, 2))):
+    for _ in range((0, 0, 0, 1, 2, 1, 1)[source.place(7)]):
         if opdef.attribute_params and (not types or source.flag()):
             attributes = _with_another_attribute(source, opdef, attributes)
         elif types:
@@ -121,12 +127,14 @@ def typed_call(draw: st.DrawFn, name: str, *, symbolic: bool | None = None) -> T
     return TypedCall(name, part, attributes, None if part == types else types)
 
 
-def _partly(draw: st.DrawFn, type_: TensorType) -> TensorType:
-    """Draw a part of a type."""
-    kind = draw(st.integers(0, 5))
-    if kind < 2:
+def _partly(draw: st.DrawFn, type_: TensorType) -> TensorType | OpaqueType:
+    """Draw a part of a type; seldom none of it, as of what a call returns that nobody knows."""
+    kind = draw(st.integers(0, 12))
+    if kind < 4:
         return type_
-    if kind == 2:
+    if kind == 4:
+        return OpaqueType()
+    if kind in (5, 6):
         return attrs.evolve(type_, device=None)
     return without_parts(draw, type_)
 
@@ -158,7 +166,7 @@ def _another_type(source: Source, type_: TensorType | None) -> TensorType | None
     if type_ is None:
         return None
     shape = type_.shape or ()
-    kind = source.integer(0, 9)
+    kind = source.place(10)
     if kind < 2:
         return TensorType(shape, source.one_of(DTYPES))
     if kind == 2:
@@ -262,15 +270,39 @@ def inference_fault(call: TypedCall) -> str | None:
 def _fault_of_part(call: TypedCall, got: Results | None) -> str | None:
     assert call.whole is not None
     want = _reference(call.opdef, call.whole, call.attributes)
-    # how many results there are may depend on what is unknown
-    if want is None or (got is None and "list" in call.opdef.results):
+    if want is None:
         return None
     if got is not None and len(want) == len(got) and all(map(says_no_more, got, want)):
+        return None
+    if got is None and "list" in call.opdef.results and _count_depends(call, len(want)):
         return None
     return None if _is_refused(attrs.evolve(call, types=call.whole)) else _described(call, want, got)
 
 
+def _count_depends(call: TypedCall, count: int) -> bool:
+    """Return whether how many results there are depends on what is unknown: with other sizes, there are not `count`."""
+    for size in _OTHER_SIZES:
+        results = _reference(call.opdef, _completed(call.types, call.whole, size), call.attributes)
+        if results is not None and len(results) != count:
+            return True
+    return False
+
+
+def _completed(part: Any, whole: Any, size: int) -> Any:
+    """Return types with one size in all places where it is not known, and everything else as it is."""
+    if isinstance(whole, tuple):
+        return tuple([_completed(*pair, size) for pair in zip(part, whole, strict=True)])
+    if whole is None:
+        return None
+    known = part.shape if isinstance(part, TensorType) else None
+    return attrs.evolve(whole, shape=tuple([size if n is None else n for n in known or (None,) * len(whole.shape)]))
+
+
 def _fault_of_symbols(call: TypedCall, got: Results) -> str | None:
+    for type_ in got:
+        for size in (type_.shape or ()) if isinstance(type_, TensorType) else ():
+            if isinstance(size, sympy.Expr) and size.has(sympy.floor, sympy.ceiling):
+                return f"{call}: inference gives the size {size}, which PyTorch writes in another way"
     for values in _NUMBERS_OF_SYMBOLS:
 
         def substitute(leaf: Any, values: dict[Any, int] = values) -> Any:

@@ -254,7 +254,7 @@ def addmm(source: Source, opdef: OpDef) -> Arguments:
 
 def attention(source: Source, opdef: OpDef) -> Arguments:
     """Self- and cross-attention, causal or with a mask."""
-    query = source.tensor(3, 5, zero=False)
+    query = source.tensor(2 if source.integer(0, 7) == 7 else 3, 5, zero=False)
     shape = shape_of(query)
     keys = shape[-2] if source.flag() else source.size()
     same = source.flag()
@@ -264,12 +264,18 @@ def attention(source: Source, opdef: OpDef) -> Arguments:
     width = shape[-1] if source.flag() else source.size()
     value = source.like(query, (*shape[:-2], keys, width))
     mask: Value | None = None
+    masked: tuple[Dim, ...]
     causal = False
     kind = source.integer(0, 3)
+    masked = (shape[-2], keys)
+    if not source.integer(0, 3):
+        # it broadcasts
+        whole = (*shape[:-2], *masked)
+        masked = tuple([1 if source.flag() else size for size in whole[source.integer(0, len(whole) - 2) :]])
     if kind == 1:
-        mask = source.like(query, (shape[-2], keys))
+        mask = source.like(query, masked)
     elif kind == 2:
-        mask = source.make((shape[-2], keys), torch.bool)
+        mask = source.make(masked, torch.bool)
     elif kind == 3:
         causal = True
     scale = source.one_of((None, 0.5))

@@ -102,7 +102,7 @@ def mutants_of_rules(rules: Mapping[str, type[Pattern]], *, shared: bool = False
         rules: name -> rule.
         shared: whether modules that rules of all folders use are mutated too.
     """
-    reaching: dict[str, list[str]] = {}
+    reaching: dict[_Target, list[str]] = {}
     for name, rule in rules.items():
         folder = rule.__module__.rpartition(".")[0]
         homes = (f"{folder}." if folder else rule.__module__, *(_SHARED if shared else ()))
@@ -123,7 +123,7 @@ def mutants_of_passes() -> list[Mutant]:
 
 def mutants_of_inference() -> list[Mutant]:
     """Return the mutants of type inference, each tried on the operators that reach it."""
-    reaching: dict[str, list[str]] = {}
+    reaching: dict[_Target, list[str]] = {}
     for name in GENERATORS:
         infer = get_opdef(name).infer
         if infer is not None:
@@ -132,13 +132,13 @@ def mutants_of_inference() -> list[Mutant]:
     return [m for target, names in reaching.items() for m in _mutants(target, Subject("types", operators=tuple(names)))]
 
 
-def _mutants(target: str, subject: Subject) -> Iterator[Mutant]:
+def _mutants(target: _Target, subject: Subject) -> Iterator[Mutant]:
     seen: Counter[str] = Counter()
-    for edit in edits(textwrap.dedent(inspect.getsource(_resolved(target)))):
-        name = f"{target}: {edit.operator}: {edit.label}"
+    for edit in edits(textwrap.dedent(inspect.getsource(_resolved(target.path))), inner=target.is_maker):
+        name = f"{target.path}: {edit.operator}: {edit.label}"
         seen[name] += 1
         numbered = name if seen[name] == 1 else f"{name} ({seen[name]})"
-        yield Mutant(numbered, edit.operator, target, edit.old, edit.new, subject, at=edit.at)
+        yield Mutant(numbered, edit.operator, target.path, edit.old, edit.new, subject, at=edit.at)
 
 
 def _methods(rule: type[Pattern]) -> list[Any]:
@@ -146,10 +146,20 @@ def _methods(rule: type[Pattern]) -> list[Any]:
     return [vars(base).get(name) for base in bases for name in ("pattern", "check", "rewrite")]
 
 
-def _reached(starts: Iterable[Any], homes: tuple[str, ...]) -> list[str]:
-    """Return the functions that code reaches by name, as `module:qualified.name`, in modules named like `homes`."""
+@attrs.frozen
+class _Target:
+    """A function that code reaches."""
+
+    path: str
+    """`module:qualified.name`."""
+    is_maker: bool
+    """Whether only a function that it made is reached: it has run before there is a mutant."""
+
+
+def _reached(starts: Iterable[Any], homes: tuple[str, ...]) -> list[_Target]:
+    """Return the functions that code reaches by name in modules named like `homes`."""
     pending = list(starts)
-    found: dict[str, None] = {}
+    found: dict[str, bool] = {}
     closures: set[int] = set()
     while pending:
         item = pending.pop(0)
@@ -164,10 +174,10 @@ def _reached(starts: Iterable[Any], homes: tuple[str, ...]) -> list[str]:
             continue  # attrs generated it, or it is a lambda outside of a function, which has no name
         target = f"{function.__module__}:{path}"
         whole = _resolved(target)
-        found.setdefault(target)
+        found[target] = found.get(target, True) and whole is not function
         pending += [cell.cell_contents for cell in function.__closure__ or ()]
-        pending += [whole.__globals__.get(name) for name in dict.fromkeys(names_in(whole.__code__))]
-    return list(found)
+        pending += [function.__globals__.get(name) for name in dict.fromkeys(names_in(function.__code__))]
+    return [_Target(*item) for item in found.items()]
 
 
 def _resolved(target: str) -> FunctionType:

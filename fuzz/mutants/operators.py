@@ -1,7 +1,8 @@
 """Mutation operators: small changes of the source of one function, enumerated from its syntax tree.
 
 Annotations, assertions, messages, names and locations, which have no effect on programs, are not changed, nor is the
-order of operands that a pattern matches in both orders, or of what `in` and `isinstance` look through.
+order of operands that a pattern matches in both orders, of two things that are asked to be equal, or of what `in` and
+`isinstance` look through.
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ _TORCH = {
     "preserve_format": "contiguous_format",
     "channels_last": "contiguous_format",
 }
+_SYMMETRIC = {
+    **dict.fromkeys(("dims_equal", "shapes_equal", "types_equal", "types_agree", "attributes_equal", "equal"), 0),
+    "require_equal": 0,
+    "strides_equal": 1,
+}
+"""Functions that ask whether two things are equal -> the place of the first one."""
 _TYPED = frozenset({"isinstance", "getattr", "map", "zip"})
 """Functions that raise at once for another order of arguments."""
 _LOOKS_THROUGH = frozenset({"isinstance", "issubclass", "set", "frozenset", "any", "all"})
@@ -148,8 +155,8 @@ def _keywords(node: ast.AST) -> Iterator[Replacement]:
 
 def _orders(node: ast.AST) -> Iterator[Replacement]:
     if isinstance(node, ast.Call) and (callee := ast.unparse(node.func)) not in _TYPED:
-        fixed = callee.rpartition(".")[2] in ("op", "call")
-        for args, what in _swapped(node.args, fixed):
+        short = callee.rpartition(".")[2]
+        for args, what in _swapped(node.args, short in ("op", "call"), but=_SYMMETRIC.get(short)):
             yield node, _with(node, args=args), f"{what} in {callee}(...)"
     elif isinstance(node, ast.Tuple) and isinstance(node.ctx, ast.Load) and not _lists_operators(node.elts):
         for elements, what in _swapped(node.elts):
@@ -183,18 +190,20 @@ OPERATORS: dict[str, Callable[[ast.AST], Iterator[Replacement]]] = {
 """Name -> its changes of a node."""
 
 
-def edits(source: str) -> list[Edit]:
+def edits(source: str, *, inner: bool = False) -> list[Edit]:
     """Return all changes of a function in source order, without duplicates.
 
     Args:
         source: the function, not indented.
+        inner: whether only the functions that it defines are changed.
     """
     function = ast.parse(source).body[0]
     assert isinstance(function, ast.FunctionDef)
     starts, encoded = _line_starts(source), source.encode()
     builders, unordered = _pattern_builders(function), _looked_through(function)
     found: dict[tuple[int, str, str], Edit] = {}
-    for node in _nodes(function):
+    owners: list[ast.AST] = [n for n in function.body if isinstance(n, ast.FunctionDef)] if inner else [function]
+    for node in (node for owner in owners for node in _nodes(owner)):
         for operator, changes in OPERATORS.items():
             if operator == "reason" and not _gives_reasons(function):
                 continue
@@ -282,11 +291,14 @@ def _integer(node: ast.AST) -> int | None:
     return node.value if isinstance(node, ast.Constant) and type(node.value) is int else None
 
 
-def _swapped(items: Sequence[ast.expr], fixed: int = 0) -> Iterator[tuple[list[ast.expr], str]]:
-    """Yield the items with two neighbors swapped, and the swap in words; the first `fixed` ones stay."""
+def _swapped(items: Sequence[ast.expr], fixed: int = 0, but: int | None = None) -> Iterator[tuple[list[ast.expr], str]]:
+    """Yield the items with two neighbors swapped, and the swap in words.
+
+    The first `fixed` ones stay, and so does that of number `but` with the next one.
+    """
     for i in range(fixed, len(items) - 1):
         one, other = ast.unparse(items[i]), ast.unparse(items[i + 1])
-        if one != other:
+        if one != other and i != but:
             yield [*items[:i], items[i + 1], items[i], *items[i + 2 :]], f"{one} <-> {other}"
 
 

@@ -16,7 +16,7 @@ from fuzz.calls.inference import TypedCall, inference_fault, inferred, typed_cal
 from fuzz.modules.check import check_module
 from fuzz.modules.strategy import modules
 from fuzz.mutants.mutation import Subject
-from fuzz.programs.case import Case
+from fuzz.programs.case import Case, positional_convention
 from fuzz.programs.check import Finding, Properties, Unusable, check_case, check_text
 from fuzz.programs.erasure import with_erased_types
 from fuzz.programs.observation import quiet
@@ -24,6 +24,7 @@ from fuzz.programs.strategy import input_tensors, programs
 from fuzz.rules.instances import instances
 from fuzz.rules.names import find_rule
 from fuzz.search.sound import Target
+from ir.builder import Builder
 from ir.core import Operation, Value
 from ir.errors import EvaluationError, InputError
 from ir.evaluate import evaluate
@@ -141,17 +142,20 @@ def draws_of_cases(subject: Subject) -> Callable[[st.DrawFn], Drawn]:
 
 
 def _fuse_some(draw: st.DrawFn, program: Program) -> None:
-    """Make regions of a few operations, or of none; a second one often has the operands of the first."""
+    """Make regions of a few operations, or of none; the last one may get a twin, with its operand and another body."""
     made: list[Operation] = []
     for _ in range(draw(st.integers(0, 2))):
         ops = [op for op in program.graph.operations() if op.results and op.body is None]
-        alike = [op for op in ops if any(set(op.operands) == set(region.operands) for region in made)]
-        again: bool = draw(st.booleans())
-        if alike and again:
-            ops = alike
         if ops:
             op = ops[draw(st.integers(0, len(ops) - 1))]
             made.append(Rewriter(program).fuse("drawn", [op], outputs=op.results))
+    twin: bool = draw(st.booleans())
+    if made and twin and len(made[-1].operands) == len(made[-1].results) == 1:
+        graph, build = program.graph, Builder(program.graph)
+        op = build.op("aten.sign", made[-1].operands[0])
+        region = Rewriter(program).fuse("drawn", [op], outputs=op.results)
+        graph.set_outputs([*graph.outputs, build.op("aten.neg", region.result).result])
+        program.convention = positional_convention(graph)
 
 
 def _usable(action: Callable[[], Any]) -> None:

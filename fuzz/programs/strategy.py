@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,21 +17,20 @@ from fuzz.calls.source import Source, Unavailable, Wanted, integers
 from fuzz.calls.tensors import random_tensor
 from fuzz.calls.types import SYMBOLS, shapes, special_numbers
 from fuzz.programs.case import positional_convention
-from ir.attributes import iter_leaves, map_leaves
+from ir.attributes import Attribute, iter_leaves, map_leaves
 from ir.builder import Builder, bind_arguments, infer_types
 from ir.core import Graph, Operation, Value
 from ir.errors import InferenceError, InputError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.memory.aliasing import demands_strides
-from ir.opdef import get_opdef
+from ir.opdef import OpDef, get_opdef
 from ir.program import CallingConvention, Program, SymbolRange, Weight, WeightKind, weight_of
 from ir.spelling import did_you_mean
 from ir.types import CPU, Dim, TensorType, simplify_dim, symbols_of
 
 SYMBOL_RANGE = SymbolRange(4, 9)
 """What the symbols of a generated program stand for."""
-# Each symbol takes each number once.
-_SAMPLES = ((4, 9), (5, 4), (6, 7), (7, 8), (8, 6), (9, 5))
+_SAMPLES = ((4, 9), (5, 4), (6, 7), (7, 8), (8, 6), (9, 5))  # each symbol takes each number once
 
 _UNKNOWN_SHORT = ("rand", "randn", "rand_like", "randn_like", "empty.memory_format", "empty_like", "new_empty")
 RANDOM_OR_UNINITIALIZED = tuple(f"aten.{short}" for short in _UNKNOWN_SHORT)
@@ -303,16 +302,19 @@ def _choices(source: ProgramSource, last: str) -> Sequence[str]:
 
 
 def _add_operation(source: ProgramSource, builder: Builder, name: str) -> None:
-    source.contiguous, source.readers = demands_strides(get_opdef(name)), []
+    opdef = get_opdef(name)
+    source.contiguous, source.readers = demands_strides(opdef), []
     try:
         args, kwargs = generate_call(source, name)
     except Unavailable:
         return
     finally:
         source.contiguous = False
-    if source.symbolic and not _holds_for_all_numbers(name, args, kwargs):
-        return
-    source.add(builder.op(name, *args, **kwargs))
+    if source.symbolic:
+        _, attributes, _, types = bind_arguments(opdef, args, kwargs)
+        if not _holds_for_all_numbers(opdef, types, attributes):
+            return
+    source.add(builder.op(opdef, *args, **kwargs))
     for read in source.readers:
         source.add(read)
         source.add(builder.op(read.opdef, *read.operands))
@@ -337,13 +339,20 @@ def _repeat_operation(source: ProgramSource, builder: Builder, op: Operation) ->
     source.add(builder.op(op.opdef, **arguments, **op.attributes))
 
 
-def _holds_for_all_numbers(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+def holds_for_all_numbers(program: Program) -> bool:
+    """Return whether all operations of a program take the numbers that its symbols stand for."""
+    for op in program.graph.operations():
+        types = op.opdef.group([value and value.type for value in op.operands], op.segments)
+        if op.body is None and not _holds_for_all_numbers(op.opdef, types, op.attributes):
+            return False
+    return True
+
+
+def _holds_for_all_numbers(opdef: OpDef, types: tuple[Any, ...], attributes: Mapping[str, Attribute]) -> bool:
     """Whether the operator takes the operands as they are and for the numbers in range, with the same result types.
 
     Inference takes symbols for large numbers (a chunk into three gives three), and these are small.
     """
-    opdef = get_opdef(name)
-    _, attributes, _, types = bind_arguments(opdef, args, kwargs)
     try:
         general = infer_types(opdef, types, attributes)
         for numbers in _SAMPLES:

@@ -15,7 +15,7 @@ from hypothesis import reject
 from hypothesis import strategies as st
 
 from fuzz.calls.source import Unavailable, draw_integer
-from fuzz.programs.strategy import finish_program
+from fuzz.programs.strategy import finish_program, holds_for_all_numbers
 from fuzz.rules.dictionary import Numbers, dictionary_of, operators_named_by
 from fuzz.rules.growth import NEAR_MISSES, Growth
 from fuzz.rules.match_source import MatchSource
@@ -36,6 +36,8 @@ _INTEGERS_ONE_IN = 8
 """In how many programs one is of integers or truth values, where the pattern's operators take them."""
 _TRAINING_ONE_IN = 16
 """In how many programs one has operators around the match that may be in training mode."""
+_SYMBOLIC_ONE_IN = 12
+"""In how many programs one has sizes that are expressions over symbols."""
 _VARIATIONS = 3
 """How often an example is varied until the changes fit together."""
 
@@ -62,7 +64,7 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
         draw: given by hypothesis.
         rule: the rule. Its `check` may still refuse an instance.
         near: whether near misses (True) or instances (False) are drawn; both by default.
-        symbolic: whether sizes may be expressions over symbols.
+        symbolic: whether sizes may be expressions over symbols, which else few programs have.
     """
     variants = expanded_pattern(rule)
     number = draw_integer(draw, 0, len(variants) - 1)
@@ -73,6 +75,7 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
     if examples and not near and change is None and draw_integer(draw, 0, 3):
         return _of_example(draw, rule)
     _, numbers, named = _prepared(rule)
+    symbolic = symbolic or draw_integer(draw, 0, _SYMBOLIC_ONE_IN - 1) == _SYMBOLIC_ONE_IN - 1
     source = MatchSource(draw, numbers, named, symbolic=symbolic)
     if draw_integer(draw, 0, _INTEGERS_ONE_IN - 1) == _INTEGERS_ONE_IN - 1:
         source.in_integers()
@@ -99,6 +102,8 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
         growth.surround(root)
         roots.append(root)
     finish_program(source, roots[:1] if source.flag() else [])
+    if source.program.symbols and not holds_for_all_numbers(source.program):
+        reject()
     return Instance(rule, source.program, change, number)
 
 

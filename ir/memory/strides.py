@@ -41,10 +41,7 @@ def layout_of(value: Value) -> LayoutMap | None:
         if len(path) == _BOUND or not (_is_step(op.opdef) or _keeps_strides(op)):
             return None
         path.append((op, value.index))
-        operand = op.operands[0]
-        if operand is None:
-            return None
-        value = operand
+        value = op.operand_values[0]
         op = value.defining_op
     shape = value.known_shape
     if op is None or shape is None:
@@ -179,10 +176,7 @@ def is_dense(value: Value) -> bool:
             return True
         if not _keeps_density(op.opdef):
             return op.body is None and not may_alias_operands(op.opdef)
-        operand = op.operands[0]
-        if operand is None:
-            return False
-        value = operand
+        value = op.operand_values[0]
     return False
 
 
@@ -191,7 +185,7 @@ def _keeps_density(opdef: OpDef) -> bool:
     layout = opdef.layout
     if opdef.has(Trait.DROPOUT) or layout in (Layout.RESHAPE, Layout.DETACHED):
         return True
-    return layout is not None and (layout.reorders or (layout is Layout.SAME and opdef.has(Trait.VIEW)))
+    return layout is not None and layout.reorders
 
 
 def has_standard_format(value: Value, *, trust_inputs: bool = False) -> bool:
@@ -209,8 +203,5 @@ def has_standard_format(value: Value, *, trust_inputs: bool = False) -> bool:
             return True
         if not (_keeps_strides(op) or op.opdef.facts.strides is StrideRule.PASSED):
             return False
-        operand = op.operands[0]
-        if operand is None:
-            return False
-        value = operand
+        value = op.operand_values[0]
     return False

@@ -102,6 +102,11 @@ _VIEW = Example("""constant %c : f32[n, a]
     graph(%x : f32[n, a]) { %v = aten.view_as(%c, %x) %y = aten.detach(%v) %z = aten.neg(%y) return %z }""")
 
 
+_STATISTICS = Example("""buffer %mean : f32[c] buffer %var : f32[c] graph(%x : f32[n, c]) { %copy = aten.clone(%var)
+    %y = aten.batch_norm(%x, None, None, %mean, %copy) {training=False, momentum=0.1, eps=1e-05, cudnn_enabled=False}
+    %z = aten.add.Tensor(%y, %copy) return %z }""")
+
+
 class NoDetach(Identity):
     """detach(x) = lift(x) = x, where no gradient can flow: x is an integer tensor or comes from constants"""
 
@@ -111,17 +116,13 @@ class NoDetach(Identity):
         _VIEW,
         _VIEW.changed(("%v = aten.view_as(%c", "%u, %v = aten.broadcast_tensors([%c"), ("x) ", "x]) "), refused="flow"),
         # what is written to y is written to x
-        Example("""
-            constant %mean : f32[c]
-            constant %var : f32[c]
-            graph(%x : f32[n, c]) {
-              %same = aten.detach(%mean)
-              %y = aten.batch_norm(%x, None, None, %same, %var)
-                {training=True, momentum=0.1, eps=1e-05, cudnn_enabled=False}
-              %z = aten.neg(%y)
-              return %z
-            }
-        """),
+        # what is written to y is written to x
+        _STATISTICS.changed(
+            ("buffer", "constant"),
+            ("clone", "detach"),
+            ("training=False", "training=True"),
+            ("add.Tensor(%y, %copy)", "neg(%y)"),
+        ),
     )
 
     @override
@@ -164,18 +165,17 @@ class NoCopy(Identity):
             ),
             ("clone(%y)", "clone(%v) {memory_format=torch.contiguous_format}"),
         ),
-        Example(
-            """
-            buffer %mean : f32[c]
-            buffer %var : f32[c]
-            graph(%x : f32[n, c]) {
-              %copy = aten.clone(%var)
-              %y = aten.batch_norm(%x, None, None, %mean, %copy)
-                {training=False, momentum=0.1, eps=1e-05, cudnn_enabled=False}
-              %z = aten.add.Tensor(%y, %copy)
-              return %z
-            }
-            """,
+        _STATISTICS.changed(refused="statistics with another value"),
+        # a region mutates what it is given
+        _STATISTICS.changed(
+            (
+                "%y = aten.batch_norm(%x, None, None, %mean, %copy) {training=False,",
+                """%y = fused.normed(%x, %mean, %copy) {kind="normed", parts=["norm"], quantization_points=[]}
+                body(%x : f32[n, c], %m : f32[c], %v : f32[c]) {
+                  %y = aten.batch_norm(%x, None, None, %m, %v) {training=True,""",
+            ),
+            ("add.Tensor(%y, %copy)", "neg(%y)"),
+            ("%z =", "return %y } %z ="),
             refused="statistics with another value",
         ),
     )

@@ -8,7 +8,7 @@ from ir.attributes import Ref
 from ir.core import Value
 from ir.memory.aliasing import may_replace, reaches_output, reaches_view
 from ir.memory.strides import has_standard_format
-from ir.types import TensorType, dims_equal
+from ir.types import dims_equal
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.remarks import Refusal
@@ -77,8 +77,8 @@ class RemoveIdentityAdaptiveAvgPoolPattern(Pattern):
     def check(self, m: Match) -> str | Refusal | None:
         """Demand an output size that is provably the input's."""
         where = f"adaptive_avg_pool2d at `{m.pool.location.where}`"
-        type_ = m.x.type
-        sizes = None if not isinstance(type_, TensorType) or type_.shape is None else type_.shape[-2:]
+        type_ = m.x.tensor_type
+        sizes = None if type_.shape is None else type_.shape[-2:]
         if sizes is None or None in sizes:
             return Refusal(f"{where}: its input's height and width are unknown", warn=True)
         if any(isinstance(size, Ref) for size in m.size):

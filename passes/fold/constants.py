@@ -228,7 +228,7 @@ def _evaluate(op: Operation, tensors: Sequence[torch.Tensor | None]) -> list[tor
     """Return what the operator's kernel returns; None where it fails or returns something else."""
     opdef = op.opdef
     kernel, args, kwargs = kernel_call(opdef, opdef.group(tensors, op.segments), op.attributes, lambda leaf: leaf)
-    if kernel is None or any(p.extra for p in opdef.params):
+    if kernel is None:
         return None
     try:
         with torch.no_grad():

@@ -12,7 +12,6 @@ from ir.builder import make_operation
 from ir.columns import Layout
 from ir.core import Operation
 from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
-from ir.types import TensorType
 from passes.fold.derive import from_originals
 from passes.manager.manager import Pass, PassContext
 from passes.rewrite.rewriter import Rewriter
@@ -35,7 +34,7 @@ class FoldParameterViews(Pass):
         for op in program.graph.operations():
             is_view = op.opdef.layout in (Layout.RESHAPE, Layout.PERMUTE) and not op.opdef.facts.spelled
             if not is_view or len(op.operands) != 1:
-                continue
+                continue  # with more, sizes are computed at run time
             source = op.operands[0]
             weight = weight_of(source)
             new = _view(weight, op) if weight is not None and _is_replaceable(weight) else None
@@ -58,14 +57,11 @@ def _is_replaceable(weight: Weight) -> bool:
 
 def _view(weight: Weight, op: Operation) -> Weight | None:
     """Return the new weight; None where it would be no view of the same storage."""
-    type_ = op.result.type
-    if type(type_) is not TensorType or not type_.is_static or type_.shape is None:
-        return None
     data = weight.data
     if data is not None:
         try:
             if op.opdef.layout is Layout.RESHAPE:
-                viewed = data.detach().view([int(d) for d in type_.shape if type(d) is int])
+                viewed = data.detach().view(op.attributes["shape"])
             else:
                 viewed = data.detach().permute(op.attributes["dims"])
         except RuntimeError:
@@ -74,7 +70,7 @@ def _view(weight: Weight, op: Operation) -> Weight | None:
             data = torch.nn.Parameter(viewed, requires_grad=data.requires_grad)
         else:
             data = viewed.requires_grad_(data.requires_grad)
-    return attrs.evolve(weight, type=type_, data=data, derivation=_derive(weight, op))
+    return attrs.evolve(weight, type=op.result.tensor_type, data=data, derivation=_derive(weight, op))
 
 
 def _derive(weight: Weight, op: Operation) -> Derivation:

@@ -197,7 +197,8 @@ def scaled_dot_product_attention(region: Region) -> torch.Tensor:
     scores = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     mask = region.operands.get("mask")
     if attributes["is_causal"]:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        # some kernels refuse a mask beside it, others mask by both
+        scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -math.inf)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
     return torch.dropout(torch.softmax(scores, -1), attributes["dropout_p"], attributes["dropout_p"] > 0) @ value

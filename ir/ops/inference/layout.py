@@ -64,10 +64,7 @@ def _divide(count: Dim, rest: Dim) -> Dim:
             raise Misfit(f"{count} elements do not divide by {rest}")
         return count // rest
     quotient = floor_div(count, rest)
-    if type(quotient) is not int and not dims_equal(simplify_dim(quotient * rest), count):
-        raise Undecided
-    if type(quotient) is int:
-        require(dims_equal(quotient * rest, count))
+    require(dims_equal(simplify_dim(quotient * rest), count))
     return quotient
 
 
@@ -179,10 +176,9 @@ def repeat(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     repeats = attributes["repeats"] if "repeats" in attributes else attributes["dims"]
     if x.shape is None:
         return _with_shape(x, None)
+    if "dims" in attributes:
+        repeats = (1,) * (len(x.shape) - len(repeats)) + repeats
     missing = len(repeats) - len(x.shape)
-    if "dims" in attributes and missing < 0:
-        repeats = (1,) * -missing + repeats
-        missing = 0
     if missing < 0:
         raise Misfit(f"{len(repeats)} repeats for a tensor of rank {len(x.shape)}")
     require(all(type(n) is not int or n >= 0 for n in repeats))

@@ -123,6 +123,8 @@ def split(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     if size is None:
         raise Undecided
     require(type(piece) is not int or piece > 0)
+    if size == 0:
+        return (x,)
     if type(size) is int and type(piece) is int:
         return _pieces(x, dim, _piece_sizes(size, piece))
     count = floor_div(size, piece)
@@ -165,8 +167,6 @@ def unbind(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 
 
 def _piece_sizes(size: int, piece: int) -> list[int]:
-    if size == 0:
-        return [0]
     full, rest = divmod(size, piece)
     return [piece] * full + ([rest] if rest else [])
 

@@ -230,6 +230,17 @@ def test_a_bias_that_overflows_int32_widens_the_scale_of_its_weights():
     assert sqnr(fitted, data(2, seed=3)) > 35
 
 
+def test_sums_that_float32_does_not_hold_are_remarked():
+    program = two_convolutions()
+    fitted = fit_program(program, data(), Options("minmax", None, power_of_two=True))
+    assert not any("sums" in str(each) for each in fitted.remarks)
+    with torch.no_grad():
+        tensor(program, "b.bias")[1] = 2e4
+    fitted = fit_program(program, data(), Options("minmax", None, power_of_two=True))
+    (told,) = [str(each) for each in fitted.remarks if "sums" in str(each)]
+    assert "its sums may reach" in told and "2^24" in told
+
+
 def test_biases_are_on_the_grid_of_the_products_for_powers_of_two():
     program = two_convolutions()
     fit_program(program, data(), Options(power_of_two=True))

@@ -36,7 +36,9 @@ def drawn() -> tuple[Instance, ...]:
 
 def tensors(instance: Instance) -> list[tuple[tuple[int, ...], torch.dtype | None]]:
     values: list[Value] = [*instance.program.graph.inputs, *(w.value for w in instance.program.weights.values())]
-    return [(tuple([int(d) for d in v.tensor_type.shape or () if d is not None]), v.tensor_type.dtype) for v in values]
+    return [
+        (tuple([d if type(d) is int else 12 for d in v.tensor_type.shape or ()]), v.tensor_type.dtype) for v in values
+    ]
 
 
 def shape_where(condition: Callable[[tuple[int, ...]], bool]) -> Callable[[Instance], bool]:
@@ -62,6 +64,7 @@ HARD: dict[str, tuple[float, Callable[[Instance], bool]]] = {
     "a size of 1": (0.3, shape_where(lambda s: 1 in s)),
     "all sizes equal, rank 3 or more": (0.1, shape_where(lambda s: len(s) > 2 and len(set(s)) == 1 and s[0] > 1)),
     "an odd size": (0.3, shape_where(lambda s: any(n > 1 and n % 2 for n in s))),
+    "symbolic sizes": (0.005, lambda instance: bool(instance.program.symbols)),
     "float64": (0.03, has_dtype(torch.float64)),
     "float16": (0.01, has_dtype(torch.float16)),
     "bfloat16": (0.01, has_dtype(torch.bfloat16)),

@@ -274,6 +274,11 @@ def test_symbolic_bounds_of_a_slice_lie_within_it() -> None:
     assert infer("aten.slice.Tensor", table, 0, None, S, 3) == (TensorType((FloorDiv(S + 2, 3), 3), F32),)
 
 
+def test_nothing_splits_into_one_piece_of_any_size() -> None:
+    empty = TensorType((0, 3), F32)
+    assert infer("aten.split.Tensor", empty, S) == infer("aten.split.Tensor", empty, 2) == (empty,)
+
+
 def test_ceil_mode_of_a_symbolic_size() -> None:
     (result,) = infer("aten.max_pool2d", TensorType((1, 3, S, S), F32), [3, 3], [2, 2], [1, 1], [1, 1], True)
     assert isinstance(result, TensorType)
