@@ -114,7 +114,8 @@ def _rounding_error(entry: Quantizer, weight: torch.Tensor, scale: torch.Tensor)
 
 def _sample(site: Site, operands: Sequence[Any]) -> torch.Tensor:
     """Return some of the inputs of a layer, spread over the batch."""
-    x, weight = operands[:2]
+    x: torch.Tensor = operands[0]
+    weight: torch.Tensor = operands[1]
     if not is_convolution(site.layer):
         rows = x.reshape(-1, x.shape[-1])
         return rows[:: max(len(rows) // _RESULTS, 1)][:_RESULTS]
