@@ -59,7 +59,8 @@ def quantize(
             a glob of module paths or of kinds of regions, a type of modules, or a function of a `Site`.
         default: the integers of places that no rule means.
         observer: how ranges are chosen: "minmax", "mse" (least squared error), "percentile" or "entropy". Weights have
-            a scale for each channel: of least squared error under "mse", else from their largest magnitude.
+            a scale for each channel, which covers their largest magnitude; under "mse", those of six bits or fewer one
+            of which the layer's results have the least error.
         bias_correction: "fast" corrects what rounded weights shift in the mean of each channel, all layers in one run;
             "sequential" whatever shifts it, layer after layer, and so wants data that is much like that of the model's
             use; None leaves biases alone. A correction is kept only where it lowers the error on a part of the data
