@@ -22,7 +22,6 @@ from rich.console import Console
 from compiler.cli import quantizing
 from compiler.cli.arguments import UsageError, check_outputs, dynamic_sizes, existing, split_place
 from compiler.cli.progress import compile_and_report
-from compiler.cli.savefiles import Writer, check_folder, write_files
 from compiler.cli.userfile import (
     DynamicSize,
     UserModel,
@@ -35,6 +34,7 @@ from compiler.cli.userfile import (
 from compiler.driver import VALIDATE_MODES, TransformResult
 from compiler.pipeline import STANDARD_PASSES, parse_pipeline, pipeline_of
 from compiler.report import Report, print_remarks, print_report
+from compiler.savefiles import Writer, check_folder, write_files
 from compiler.targets import STANDARD_PATTERNS, TARGETS
 from ir.errors import GraphwrightError, InputError
 from passes.manager.instruments import DumpIR

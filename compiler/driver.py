@@ -138,7 +138,7 @@ def _stage_name(pass_: Pass) -> str:
 
 
 def transform(
-    model: nn.Module | ExportedProgram | GraphModule,
+    model: nn.Module | ExportedProgram | GraphModule | Program,
     example_inputs: tuple[Any, ...] | torch.Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
@@ -156,10 +156,11 @@ def transform(
 
     Args:
         model: an `nn.Module` (captured with `torch.export` in the modes its submodules are in), an `ExportedProgram`,
-            or an `fx.GraphModule`. The model is not changed; the result shares its weights' storage.
+            an `fx.GraphModule`, or a `Program` (one that was loaded, edited or parsed, whose weights have data). The
+            model is not changed; the result shares its weights' storage.
         example_inputs: the positional arguments of one call (a bare tensor is accepted). May be left out for an
-            `ExportedProgram`, and for an `fx.GraphModule`, whose types then come from the metadata of `ShapeProp` or
-            are unknown; an `nn.Module` without inputs is traced with torch.fx to such a graph.
+            `ExportedProgram`, a `Program`, and for an `fx.GraphModule`, whose types then come from the metadata of
+            `ShapeProp` or are unknown; an `nn.Module` without inputs is traced with torch.fx to such a graph.
         example_kwargs: the keyword arguments of that call.
         target: the runtime: "tensorrt", "onnxruntime", "openvino", or a `Target` of your own. It names the conversions
             and fusions, and where a quantized model has integers.
@@ -223,7 +224,7 @@ def transform(
 
 
 def _compiled(
-    model: nn.Module | ExportedProgram | GraphModule,
+    model: nn.Module | ExportedProgram | GraphModule | Program,
     captured: Captured,
     target: Target,
     manager: PassManager,
@@ -241,8 +242,8 @@ def _compiled(
     stages.run("verify", lambda: verify(program))
     emitted = stages.run("emit", lambda: emit(program))
     remarks = [*_applied(log), *log.remarks, *_kept(program, log, manager), *_left_out(captured)]
+    reference = reference_of(model, captured) if check or isinstance(model, Program) else None
     if check:
-        reference = reference_of(model, captured)
         if reference is None:
             remarks.append(
                 Remark(
@@ -256,8 +257,12 @@ def _compiled(
         else:
             stages.run("check", lambda: Check(reference, program, emitted, captured.args, captured.kwargs).run())
     if validate != "off" and captured.has_example:
-        args, kwargs, names = captured.args, captured.kwargs, emitted.parameter_map
-        stages.run("validate", lambda: validate_result(model, emitted.module, args, kwargs, parameter_map=names))
+        args, kwargs = captured.args, captured.kwargs
+        original, names = model, emitted.parameter_map
+        if isinstance(original, Program):
+            assert reference is not None
+            original, names = reference.model, reference.names_in(emitted)
+        stages.run("validate", lambda: validate_result(original, emitted.module, args, kwargs, parameter_map=names))
     if each is not None:
         remarks.extend(each.remarks())
     return TransformResult(

@@ -6,9 +6,12 @@ Attributes:
 
 import graphwright._rooms  # noqa: F401 - says clearly when another package stands in the way  # isort: skip
 
+from compiler.codegen import Emitted
 from compiler.driver import TransformResult, transform
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.pipeline import parse_pipeline, pipeline_of
+from compiler.programfile import emit, load_program, load_weights, save_program
+from compiler.runtime.engines import EngineError
 from graphwright._version import __version__
 from ir.errors import (
     CaptureError,
@@ -35,6 +38,8 @@ __all__ = [
     "CaptureError",
     "CodegenError",
     "DidNotConverge",
+    "Emitted",
+    "EngineError",
     "EvaluationError",
     "Example",
     "Fixpoint",
@@ -61,7 +66,11 @@ __all__ = [
     "ValidationError",
     "VerificationError",
     "__version__",
+    "emit",
+    "load_program",
+    "load_weights",
     "parse_pipeline",
     "pipeline_of",
+    "save_program",
     "transform",
 ]

@@ -74,7 +74,8 @@ def _prepared(
         elif not weight.value.is_unused:
             raise InputError(
                 f"weight {name!r} has no data",
-                remedy="pass it in `weights`: a program that was parsed from text has none",
+                remedy="pass it in `weights`: a program that was parsed from text has none, and scales have none until "
+                "ranges are set",
             )
     inputs = list(args)
     for value in _written_values(program.graph):

@@ -25,9 +25,11 @@ from compiler.capture.inputs import (
     unshared,
 )
 from compiler.capture.opaque import chosen_modules
+from compiler.capture.programs import check_program
 from compiler.capture.symbolic import trace_symbolically
 from compiler.usercode.copies import structural_copy
 from ir.errors import CaptureError, InputError
+from ir.program import Program
 
 
 def _run(_: str, function: Callable[[], Any]) -> Any:
@@ -35,7 +37,7 @@ def _run(_: str, function: Callable[[], Any]) -> Any:
 
 
 def capture(
-    model: nn.Module | ExportedProgram | fx.GraphModule,
+    model: nn.Module | ExportedProgram | fx.GraphModule | Program,
     example_inputs: tuple[Any, ...] | torch.Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
@@ -47,8 +49,8 @@ def capture(
     """Capture a model in its present modes. The model is not changed, even on failure.
 
     Args:
-        model: an `nn.Module`, an `ExportedProgram`, or an `fx.GraphModule`. An `nn.Module` without inputs is traced
-            with torch.fx, and the types of its inputs are unknown.
+        model: an `nn.Module`, an `ExportedProgram`, an `fx.GraphModule`, or a `Program`. An `nn.Module` without inputs
+            is traced with torch.fx, and the types of its inputs are unknown.
         example_inputs: the positional arguments of one call, or a bare tensor.
         example_kwargs: its keyword arguments.
         dynamic_shapes: as in `torch.export.export`.
@@ -60,6 +62,7 @@ def capture(
         InputError: when an argument is wrong.
         CaptureError: when the model cannot be captured without a change of its meaning; the message names module path,
             file and line, the construct and the remedy.
+        VerificationError: when a program breaks an invariant of the IR.
     """
     if torch.is_autocast_enabled("cpu") or (torch.cuda.is_available() and torch.is_autocast_enabled("cuda")):
         raise CaptureError(
@@ -91,10 +94,19 @@ def capture(
             training=training,
         )
         return run("capture", lambda: captured)  # type: ignore[no-any-return]
+    if isinstance(model, Program):
+        if dynamic_shapes is not None or leaf_modules:
+            raise InputError(
+                "a Program has its sizes and opaque calls already: it takes no dynamic_shapes= or leaf_modules="
+            )
+        check_program(model)
+        args, kwargs = check_inputs(example_inputs, example_kwargs)
+        is_called = example_inputs is not None or example_kwargs is not None
+        return Captured(program=model, has_example=is_called, args=args, kwargs=kwargs)
     if not isinstance(model, nn.Module):
         raise InputError(
             f"cannot capture a {type(model).__qualname__}",
-            remedy="pass an nn.Module, an ExportedProgram or an fx.GraphModule",
+            remedy="pass an nn.Module, an ExportedProgram, an fx.GraphModule or a Program",
         )
     if parametrize._cache_enabled:
         raise CaptureError(

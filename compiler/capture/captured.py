@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from compiler.capture.boundary.observed import Observed
+from ir.program import Program
 
 
 @attrs.frozen(eq=False)
@@ -37,6 +38,8 @@ class Captured:
     traced: Traced | None = None
     graph_module: fx.GraphModule | None = None
     """An FX graph that is lowered without `torch.export`."""
+    program: Program | None = None
+    """A program that was given instead of a model."""
     is_traced: bool = False
     """Whether that graph is our own trace of a module, with a tensor for every argument."""
     symbol_names: Mapping[str, str] = attrs.field(factory=dict)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiler.cli.savefiles import check_file
 from compiler.cli.userfile import DynamicSize
+from compiler.savefiles import check_file
 from ir.errors import InputError
 
 

@@ -17,7 +17,6 @@ from torch import nn
 
 from compiler.cli.arguments import UsageError, check_outputs, dynamic_sizes, split_place
 from compiler.cli.progress import stage_progress
-from compiler.cli.savefiles import Writer, write_files
 from compiler.cli.userfile import UserCodeError, dynamic_shapes_of, load_file, load_model, search_path
 from compiler.driver import transform
 from compiler.quant.correction import FORMS
@@ -25,6 +24,7 @@ from compiler.quant.formats import Int8
 from compiler.quant.observe.observers import OBSERVERS
 from compiler.quant.quantize import quantize
 from compiler.quant.result import Quantized
+from compiler.savefiles import Writer, write_files
 from compiler.targets import TARGETS
 from ir.errors import GraphwrightError, InputError
 

@@ -326,7 +326,9 @@ def _has_mapping(spec: pytree.TreeSpec) -> bool:
     return "dict" in names or any(map(_has_mapping, spec.children()))
 
 
-def native_structure(spec: pytree.TreeSpec, leaves: Iterator[Any], call: Callable[..., Any]) -> Any:
+def native_structure(
+    spec: pytree.TreeSpec, leaves: Iterator[Any], call: Callable[..., Any], *, in_mapping: bool = False
+) -> Any:
     """Return the result as nested tuples, lists, dicts and named tuples; NotImplemented where it has other types.
 
     So it is where a key is an object that Python code cannot write.
@@ -335,10 +337,12 @@ def native_structure(spec: pytree.TreeSpec, leaves: Iterator[Any], call: Callabl
         spec: the structure.
         leaves: what it is filled with.
         call: adds a call of a function to the graph.
+        in_mapping: whether it is inside of a dict, where fx writes named tuples without their module.
     """
     if spec.is_leaf():
         return next(leaves)
-    children = [native_structure(child, leaves, call) for child in spec.children()]
+    inner = in_mapping or spec.type is dict
+    children = [native_structure(child, leaves, call, in_mapping=inner) for child in spec.children()]
     if any(child is NotImplemented for child in children):
         return NotImplemented
     if spec.type is tuple:
@@ -350,5 +354,5 @@ def native_structure(spec: pytree.TreeSpec, leaves: Iterator[Any], call: Callabl
     if spec.type is dict and all(map(is_written_exactly, spec.context)):
         return dict(zip(spec.context, children, strict=True))
     if spec.type is collections.namedtuple:
-        return spec.context(*children)
+        return call(spec.context, tuple(children)) if in_mapping else spec.context(*children)
     return NotImplemented

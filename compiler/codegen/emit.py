@@ -23,7 +23,12 @@ from ir.program import SWITCHES, Program, WeightKind
 
 @attrs.frozen(eq=False)
 class Emitted:
-    """What a program was emitted as."""
+    """What a program was emitted as.
+
+    Attributes:
+        module: the module, an `fx.GraphModule`.
+        parameter_map: new `state_dict` key -> key(s) of the original.
+    """
 
     module: EmittedModule
     parameter_map: ParameterMap

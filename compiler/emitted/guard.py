@@ -216,6 +216,11 @@ class InputGuard(nn.Module):
         if not isinstance(value, torch.Tensor):
             if any(_ACCEPTED[kind](value) for kind in check.accepts):
                 return
+            if type(value).__module__ == "numpy":
+                raise InputError(
+                    f"input `{check.name}` is an array of NumPy, but the program was compiled for {check.expected}",
+                    remedy=f"pass a tensor: `torch.from_numpy({check.name})`",
+                )
             raise _mismatch(check, f"is a {type(value).__name__}", check.expected)
         if check.dtype is not None and value.dtype != check.dtype and _kind(value.dtype) != _kind(check.dtype):
             raise _mismatch(check, f"has dtype {value.dtype}", check.expected)

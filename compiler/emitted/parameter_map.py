@@ -81,6 +81,25 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         }
         return attrs.evolve(self, extra_state=found)
 
+    def in_terms_of(
+        self, keys: Mapping[str, str], weights: Mapping[str, str], constants: Mapping[str, torch.Tensor]
+    ) -> ParameterMap:
+        """Return the map from another module that was emitted of the same weights, in place of the original.
+
+        Args:
+            keys: name of a weight -> its key in that module.
+            weights: key in this map -> name of the weight.
+            constants: the weights that module does not have, by name.
+        """
+        entries = {
+            key: Entry((keys[weights[key]],))
+            if weights.get(key) in keys
+            else Entry(tuple([keys.get(source, source) for source in entry.sources]), entry.derivation)
+            for key, entry in self._entries.items()
+        }
+        aliases = {keys.get(n, n): tuple([keys.get(m, m) for m in group]) for n, group in self.aliases.items()}
+        return attrs.evolve(self, entries=entries, aliases=aliases, constants={**self._constants, **constants})
+
     def __getitem__(self, key: str) -> tuple[str, ...]:
         return self._entries[key].sources
 

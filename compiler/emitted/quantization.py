@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ir.errors import InputError
 from ir.quant.kernels import integer_range
 
 
@@ -100,7 +101,17 @@ class Quantizer(nn.Module):
         self.register_buffer("zero_point", torch.zeros(shape, dtype=dtype, device=device))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - PyTorch's name
-        """Return the numbers on the grid that are nearest to the input: of its shape and dtype."""
+        """Return the numbers on the grid that are nearest to the input: of its shape and dtype.
+
+        Raises:
+            InputError: when the range was never set: the scale has no data.
+        """
+        if self.scale.is_meta and not input.is_meta:
+            raise InputError(
+                "the range of a quantizer was never set: its scale has no data",
+                remedy="quantize with `graphwright.quant.quantize`, which sets ranges, or load a checkpoint that has "
+                "them: `model.load_state_dict(..., assign=True)`",
+            )
         return fake_quantize(input, self.scale, self.zero_point, self.dtype, self.axis, self.quant_min, self.quant_max)
 
     def extra_repr(self) -> str:

@@ -16,8 +16,9 @@ from compiler.capture.boundary.outcomes import Difference, differences
 from compiler.capture.boundary.runs import Outcome, Twin, on_meta
 from compiler.capture.captured import Captured
 from compiler.capture.errors import exported_fails
-from compiler.codegen import Emitted
+from compiler.codegen import Emitted, emit
 from compiler.emitted.graphmodule import EmittedModule
+from compiler.emitted.parameter_map import ParameterMap
 from compiler.emitted.settings import SETTINGS, answers_of
 from compiler.equality.accuracy import MeasurementError, measure_accuracy, measure_effects
 from compiler.equality.parting import first_parting
@@ -43,10 +44,27 @@ class Reference:
     """Surroundings in which the original may behave differently -> its behaviour there."""
     questions: Mapping[str, Location] = attrs.field(factory=dict)
     """Questions it asked about its surroundings -> where."""
+    origin: Emitted | None = None
+    """What the program was emitted as that was given in place of a model; `model` is its module."""
+    program: Program | None = None
+
+    def names_in(self, emitted: Emitted) -> ParameterMap:
+        """Return where the parameters of a module come from in `model`."""
+        if self.origin is None or self.program is None:
+            return emitted.parameter_map
+        own = {name: key for key, name in self.origin.module._weight_names.items()}
+        constants = {n: w.data for n, w in self.program.weights.items() if n not in own and w.data is not None}
+        return emitted.parameter_map.in_terms_of(own, emitted.module._weight_names, constants)
 
 
-def reference_of(model: nn.Module | ExportedProgram, captured: Captured) -> Reference | None:
-    """Return the behaviour of the original, or None where it was not run."""
+def reference_of(model: nn.Module | ExportedProgram | Program, captured: Captured) -> Reference | None:
+    """Return the behaviour of the original, or None where it was not run.
+
+    Raises:
+        InputError: when the original is a program or an exported one, and fails on the example inputs.
+    """
+    if isinstance(model, Program):
+        return _reference_of_program(model, captured) if captured.has_example else None
     seen = captured.observed
     if seen is not None:
         return Reference(seen.model, seen.first, seen.other, seen.back, seen.unlike, seen.questions)
@@ -63,6 +81,28 @@ def reference_of(model: nn.Module | ExportedProgram, captured: Captured) -> Refe
     if first.error is not None:
         raise exported_fails(first.error)
     return Reference(module, first)
+
+
+def _reference_of_program(program: Program, captured: Captured) -> Reference | None:
+    """Return the behaviour of the module of a program, in both of its modes."""
+    emitted = emit(program)
+    module, args, kwargs = emitted.module, captured.args, captured.kwargs
+    if on_meta(module, args, kwargs):
+        return None
+    twin, start, modes = Twin(module), KeptState(module, emitted.kept), modes_of(module)
+    other = None
+    try:
+        with twin.own_buffers():
+            first = twin.call(args, kwargs)
+            if first.error is not None:
+                raise exported_fails(first.error)
+            if not program.mode_locked:
+                (module.eval if module.training else module.train)()
+                other = twin.call(args, kwargs)
+    finally:
+        start.restore()
+        set_modes(module, modes)
+    return Reference(module, first, other, origin=emitted, program=program)
 
 
 class Check:
@@ -84,7 +124,7 @@ class Check:
         """State of the opaque modules, which is the user's: the user's first call starts from it."""
         self.args = args
         self.kwargs = kwargs
-        names = emitted.parameter_map
+        names = reference.names_in(emitted)
         # the runs of the original do not show state outside of its buffers
         known = dict(reference.model.named_buffers(remove_duplicate=False))
         self.first_names = {alias: group[0] for alias, group in names.aliases.items()}

@@ -13,7 +13,7 @@ from compiler.lower.modes import follow_modes, lock
 from compiler.usercode.state import location_of_module
 from ir.errors import CaptureError
 from ir.parameters import parameters_of_signature
-from ir.program import Program
+from ir.program import Program, copy_program
 
 
 def lower(captured: Captured) -> Program:
@@ -22,6 +22,8 @@ def lower(captured: Captured) -> Program:
     Raises:
         CaptureError: when the graph cannot be expressed; it names the place in the user's code.
     """
+    if captured.program is not None:
+        return copy_program(captured.program)
     if captured.traced is None:
         if captured.graph_module is None:
             raise CaptureError("nothing was captured")

@@ -56,11 +56,36 @@ def kernels() -> dict[str, Callable[..., Any]]:
             return ops.global_average_pool(x)
         return torch.ops.aten.adaptive_avg_pool2d.default(x, list(output_size))
 
+    def divide(x: Any, y: Any = None, *, other: Any = None, rounding_mode: Any = "floor") -> Any:
+        y = other if y is None else y
+        if rounding_mode == "floor" and x.dtype.is_floating_point:
+            return _floor_divide(x, y)
+        return torch.div(x, y, rounding_mode=rounding_mode)
+
     return {
         "quant.quantize": quantize,
         "quant.dequantize": dequantize,
         "aten.adaptive_avg_pool2d": adaptive_avg_pool2d,
+        "aten.floor_divide": divide,
+        "aten.floor_divide.Scalar": divide,
+        "aten.div.Tensor_mode": divide,
+        "aten.div.Scalar_mode": divide,
     }
+
+
+def _floor_divide(x: Any, y: Any) -> Any:
+    """Return the quotient of floating numbers, rounded down, as PyTorch computes it (`c10::div_floor_floating`).
+
+    The floor of the rounded quotient may be one too large: 2.1 // 0.7 is 2.
+    """
+    y = torch.full_like(x, y) if not isinstance(y, torch.Tensor) else y
+    rest = torch.fmod(x, y)
+    quotient = (x - rest) / y
+    quotient = torch.where((rest != 0) & ((y < 0) != (rest < 0)), quotient - 1, quotient)
+    whole = torch.floor(quotient)
+    whole = torch.where(quotient - whole > 0.5, whole + 1, whole)
+    whole = torch.where(quotient != 0, whole, x / y * 0)
+    return torch.where(y == 0, x / y, whole)
 
 
 def translations() -> Mapping[Any, Callable[..., Any]]:
@@ -118,6 +143,7 @@ def _attention(
     The exporter's own function gives such a row the mean of all values.
     """
     rank = len(key.shape)
+    causal = _causal(op, query, key) if is_causal else None  # what is repeated has no known shape
     if enable_gqa and query.shape[1] != key.shape[1]:
         key, value = (_repeated(op, each, query.shape[1]) for each in (key, value))
     perm = [*range(rank - 2), rank - 1, rank - 2]
@@ -127,7 +153,6 @@ def _attention(
         scores = op.Mul(scores, op.CastLike(op.Constant(value_float=factor), query))
     lowest = op.CastLike(op.Constant(value_float=-math.inf), query)
     zero = op.CastLike(op.Constant(value_float=0.0), query)
-    causal = _causal(op, query, key) if is_causal else None
     if causal is not None:
         scores = op.Where(causal, scores, lowest)
     if attn_mask is None:

@@ -59,7 +59,33 @@ class _Step(nn.Module):
         kernel, args, kwargs = kernel_call(op.opdef, op.opdef.group(operands, op.segments), op.attributes, resolve)
         if kernel is None:
             raise CodegenError(f"{op.name} has no kernel", location=op.location)
+        if any(isinstance(each, torch.Tensor) and each.dtype == torch.float64 for each in operands):
+            kernel, args, kwargs = _in_double(kernel, args, kwargs)
         return flat_results(kernel(*args, **kwargs))
+
+
+def _in_double(kernel: Any, args: list[Any], kwargs: dict[str, Any]) -> tuple[Any, list[Any], dict[str, Any]]:
+    """Return a call with tensors in place of Python's numbers, where the operator takes them.
+
+    A file has other numbers in float32.
+    """
+    if not isinstance(kernel, torch._ops.OpOverload):
+        return kernel, args, kwargs
+    schema = kernel._schema.arguments
+    given = dict(zip([each.name for each in schema], args, strict=False)) | kwargs
+    numbers = [each.name for each in schema if type(given.get(each.name)) is float]
+    packet = kernel.overloadpacket
+    for other in [getattr(packet, name) for name in packet.overloads()] if numbers else ():
+        arguments = {each.name: str(each.type) for each in other._schema.arguments}
+        if list(arguments) == [each.name for each in schema] and all(
+            arguments[each.name] in (str(each.type), "Optional[Tensor]" if "Optional" in str(each.type) else "Tensor")
+            for each in schema
+        ):
+            taken = [name for name in numbers if arguments[name].endswith(("Tensor", "Tensor]"))]
+            if taken:
+                given |= {name: torch.tensor(given[name], dtype=torch.float64) for name in taken}
+                return other, [], given
+    return kernel, args, kwargs
 
 
 def _size(expr: sympy.Expr, sizes: Mapping[str, Any], op: Operation) -> Any:

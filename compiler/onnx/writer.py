@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from compiler.extras import import_extra
 from compiler.onnx.interface import Interface, interface_of
+from compiler.onnx.simplify import simplify
 from compiler.onnx.traced import STEP, WEIGHT, Kernels, outputs_of, trace
 from ir.core import Operation, Value
 from ir.errors import CodegenError
@@ -85,11 +86,13 @@ def _exported_model(
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
-                optimize=True,
+                optimize=False,
                 input_names=list(interface.inputs),
                 output_names=list(interface.outputs),
                 custom_translation_table=dict(translations),
             )
+            assert written is not None
+            simplify(written.model)
     except Exception as error:
         op = _blamed(error, program)
         raise CodegenError(
@@ -97,7 +100,6 @@ def _exported_model(
             location=program.location if op is None else op.location,
             remedy="rewrite it with operators that ONNX has, or leave that part out of the file",
         ) from error
-    assert written is not None
     return written.model
 
 

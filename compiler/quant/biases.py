@@ -63,8 +63,14 @@ def _added(site: Site) -> torch.Tensor | None:
     return added
 
 
+_EXACT = 2**24
+"""Integers up to this are float32 numbers."""
+
+
 def round_to_grid(sites: Iterable[Site]) -> list[Remark]:
-    """Round biases to multiples of s_x·s_w, as kernels have them: then all sums are exact, for scales of powers of two.
+    """Round biases to multiples of s_x·s_w, as kernels have them: then sums are exact, for scales of powers of two.
+
+    Sums that may be larger than what float32 holds exactly are remarked.
 
     Raises:
         InputError: where a batch norm stands between a layer and its bias.
@@ -88,4 +94,30 @@ def round_to_grid(sites: Iterable[Site]) -> list[Remark]:
         unit = unit.repeat(len(data) // len(unit)) if unit.dim() else unit
         rounded = (torch.round(data.detach().double() / unit) * unit).to(data.dtype)
         site.bias.data = torch.nn.Parameter(rounded, requires_grad=data.requires_grad)
-    return remarks
+    return remarks + [found for site in sites if (found := _inexact(site)) is not None]
+
+
+def _inexact(site: Site) -> Remark | None:
+    """Say where the sums of a layer may be larger than the integers that float32 holds."""
+    weight, scale = site.quantizer.weight, site.quantizer.scale.data
+    if site.input is None or site.input.scale.data is None or weight is None or weight.data is None or scale is None:
+        return None
+    axis = site.quantizer.axis
+    shape = [-1 if dim == axis else 1 for dim in range(weight.data.dim())] if axis is not None else []
+    low, high = site.quantizer.ends
+    integers = torch.round(weight.data.detach().double() / scale.double().reshape(shape)).clamp(low, high)
+    zero_point = site.input.zero_point.data
+    zero = 0 if zero_point is None else int(zero_point)
+    reach = max(abs(end - zero) for end in site.input.ends)
+    # a transposed convolution of groups has the channels of one group in its weight, and adds up fewer rows
+    rows = integers if axis is None else integers.movedim(axis, 0)
+    if not rows.numel():
+        return None
+    sums = (rows.reshape(len(rows), -1) if rows.dim() else rows.reshape(1, 1)).abs().sum(1) * reach
+    if site.bias is not None and site.bias.data is not None:
+        unit = scale.double() * site.input.scale.data.double()
+        sums = sums.amax() + (site.bias.data.detach().double().abs().amax() / unit.min())
+    if float(sums.max()) <= _EXACT:
+        return None
+    text = f"its sums may reach {float(sums.max()):.3g}, beyond 2^24: float32 may round them, and engines otherwise"
+    return remark(site, "exact-sums", text)

@@ -67,7 +67,7 @@ class Quantizer:
 
     def set(self, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
         """Give the weights these numbers."""
-        device = None if self.scale.data is None else self.scale.data.device
+        device = self.scale.type.device if self.scale.data is None else self.scale.data.device
         self.scale.data = scale.to(device=device, dtype=self.scale.type.dtype or torch.float32)
         self.zero_point.data = zero_point.to(device=device, dtype=self.dtype)
 

@@ -132,7 +132,7 @@ def cut(written: OnnxModel, reference: Reference) -> tuple[OnnxFile, list[str]]:
         graph.input.append(onnx.helper.make_tensor_value_info(f"{name}{_GIVEN}", kind, shape))
         graph.output.append(onnx.helper.make_tensor_value_info(name, kind, shape))
     graph.output.extend(output for output in outputs if output.name not in given)
-    return OnnxFile(proto.SerializeToString()), names
+    return OnnxFile(proto.SerializeToString(), inputs=tuple(value.name for value in graph.input)), names
 
 
 def differences(names: Sequence[str], reference: Reference, found: Sequence[torch.Tensor]) -> list[Difference]:

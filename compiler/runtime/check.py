@@ -18,10 +18,11 @@ from compiler.onnx.inference import current_weights
 from compiler.onnx.traced import example_sizes
 from compiler.onnx.writer import OnnxModel
 from compiler.runtime.boundaries import Difference, Reference, cut, differences, reference_of
-from compiler.runtime.engines import Engine, engine_class
+from compiler.runtime.engines import Engine, EngineError, checked_threads, engine_class
 from compiler.runtime.kernels import Kernel, kernels_of, promised_nodes
+from compiler.runtime.limits import check_arithmetic
 from compiler.runtime.module import file_of
-from ir.errors import InputError
+from ir.errors import GraphwrightError, InputError
 from ir.program import Program
 
 _ROUNDS = 5
@@ -156,10 +157,10 @@ def _lines(check: EngineCheck) -> list[str]:
         lines.append(f"  integer kernels: {integer} of {len(check.kernels)} promised")
         lines += [f"    {each.node}: {each.kernel or 'not found'}" for each in check.in_float]
     for name, value in check.sqnr.items():
-        text = "equal to the module" if math.isinf(value) else f"{value:.1f} dB to the module"
+        text = "equal to the module" if value == math.inf else f"{value:.1f} dB to the module"
         if check.sqnr_float is not None:
             other = check.sqnr_float[name]
-            text += ", equal to float" if math.isinf(other) else f", {other:.1f} dB to float"
+            text += ", equal to float" if other == math.inf else f", {other:.1f} dB to float"
         if check.sqnr_parts.get(name, _NEAR) < _NEAR:
             text += f"; {check.sqnr_parts[name]:.1f} dB to the module from the same integers"
         lines.append(f"  {name}: {text}")
@@ -196,6 +197,7 @@ def check_in_engines(
     Raises:
         InputError: the inputs do not fit, there is no such engine, or a file cannot hold the model.
         MissingPackageError: the extra of an engine is not installed.
+        EngineError: an engine does not run the file.
     """
     classes = {name: engine_class(name) for name in engines}
     if not classes:
@@ -204,18 +206,29 @@ def check_in_engines(
         given = random_inputs(program) if example is None else example
     else:
         given = _flat(program, inputs or (), kwargs or {})
-    threads = torch.get_num_threads() if threads is None else threads
+    threads = checked_threads(threads)
     written = onnx_model(program, module)
+    for name in classes:
+        check_arithmetic(name, written.program)
     reference = reference_of(program, _on_cpu(current_weights(program, module)), given)
     plain = None if source is None else onnx_model(*source)
     truth = None
     if source is not None:
         truth = reference_of(source[0], _on_cpu(current_weights(*source)), given).outputs
     found = {
-        name: _check(cls, written, reference, plain=plain, truth=truth, threads=threads)
+        name: _checked(cls, written, reference, plain=plain, truth=truth, threads=threads)
         for name, cls in classes.items()
     }
     return CheckReport(found)
+
+
+def _checked(cls: type[Engine], written: OnnxModel, reference: Reference, **options: Any) -> EngineCheck:
+    try:
+        return _check(cls, written, reference, **options)
+    except GraphwrightError:
+        raise
+    except Exception as error:
+        raise EngineError.of(cls.name, f"does not run the file of {written.program.name}", error) from error
 
 
 def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

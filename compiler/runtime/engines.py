@@ -13,7 +13,7 @@ import attrs
 import torch
 
 from compiler.extras import import_extra
-from ir.errors import InputError
+from ir.errors import GraphwrightError, InputError
 
 MODEL = "model.onnx"
 """The name of the file where it has to be written for an engine to read it."""
@@ -25,6 +25,8 @@ class OnnxFile:
 
     model: bytes = attrs.field(repr=False)
     weights: bytes | None = attrs.field(default=None, repr=False)
+    inputs: tuple[str, ...] = ()
+    """The names of its inputs; without them, an engine must know all by their places."""
 
     def read_by(self, load: Callable[[Any], Any]) -> Any:
         """Return what `load` makes of the bytes, or of a path where the weights are in a file of their own."""
@@ -35,6 +37,32 @@ class OnnxFile:
             path.write_bytes(self.model)
             (Path(folder) / f"{MODEL}.data").write_bytes(self.weights)
             return load(str(path))
+
+
+class EngineError(GraphwrightError):
+    """An engine does not load a file, or fails on a call; the cause is its own error."""
+
+    @classmethod
+    def of(cls, engine: str, what: str, error: Exception) -> EngineError:
+        """Return the error of an engine, `what` in words, with the line of its own error that says most."""
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+        return cls(
+            f"{engine} {what}: {(told or lines or [type(error).__name__])[-1]}",
+            remedy="use another engine, or leave that part of the model out of it: `result.model` computes all of it",
+        )
+
+
+def checked_threads(threads: int | None) -> int:
+    """Return how many threads a call uses: as many as PyTorch does, where none are given.
+
+    Raises:
+        InputError: when it is not a positive number.
+    """
+    threads = torch.get_num_threads() if threads is None else threads
+    if type(threads) is not int or threads < 1:
+        raise InputError(f"threads={threads!r} is not a positive number", remedy="use at least 1")
+    return threads
 
 
 class Engine:
@@ -157,6 +185,9 @@ class OpenVino(Engine):
         core = self._openvino.Core()
         self.model = file.read_by(core.read_model)
         self.compiled = core.compile_model(self.model, "CPU", self.options(threads, precision))
+        places = {name: place for place, port in enumerate(self.compiled.inputs) for name in port.get_names()}
+        self._places = [places.get(name) for name in file.inputs] or list(places.values())
+        """The place of each input; None for one that no result depends on, which the plugin drops."""
         self._free: deque[Any] = deque()
         """Requests that no thread uses."""
 
@@ -176,8 +207,9 @@ class OpenVino(Engine):
             request = self._free.pop()
         except IndexError:
             request = self.compiled.create_infer_request()
-        for number, tensor in enumerate(inputs):
-            request.set_input_tensor(number, self._openvino.Tensor(_array(tensor), shared_memory=True))
+        for place, tensor in zip(self._places, inputs, strict=True):
+            if place is not None:
+                request.set_input_tensor(place, self._openvino.Tensor(_array(tensor), shared_memory=True))
         found: list[torch.Tensor] = []
         for number, given in enumerate(outputs):
             if given is not None:

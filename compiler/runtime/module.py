@@ -18,10 +18,11 @@ from compiler.codegen import emit
 from compiler.onnx.files import onnx_model, save_model, serialized
 from compiler.onnx.traced import outputs_of
 from compiler.onnx.writer import OnnxModel
-from compiler.runtime.engines import MODEL, Engine, OnnxFile, engine_class
+from compiler.runtime.engines import MODEL, Engine, EngineError, OnnxFile, checked_threads, engine_class
+from compiler.runtime.limits import check_arithmetic, narrowed
 from ir.attributes import Ref
 from ir.core import Graph, Operation, Value
-from ir.errors import InputError
+from ir.errors import GraphwrightError, InputError
 from ir.expressions import Formula, evaluate_formula, formula_of, linear_solution
 from ir.locations import Location
 from ir.ops.nn_ops import OPAQUE
@@ -82,7 +83,9 @@ class EngineModule(nn.Module):
         """Return the outputs of the file.
 
         Raises:
-            InputError: when a tensor is not on the CPU, has another dtype than the file's, or requires a gradient.
+            InputError: when a tensor is not on the CPU, has another dtype than the file's, requires a gradient, or is
+                traced.
+            EngineError: the engine fails.
         """
         signature = self.signature
         given = [self._checked(number, tensor) for number, tensor in enumerate(inputs)]
@@ -93,14 +96,20 @@ class EngineModule(nn.Module):
             None if formulas is None else torch.empty([evaluate_formula(f, sizes) for f in formulas], dtype=dtype)
             for dtype, formulas in signature.outputs
         ]
-        return tuple(self.engine.run(given, outputs))
+        engine = self.engine
+        try:
+            return tuple(engine.run(given, outputs))
+        except Exception as error:
+            shapes = ", ".join(f"{list(tensor.shape)} of {tensor.dtype}" for tensor in given)
+            raise EngineError.of(self.engine_name, f"failed on inputs {shapes}", error) from error
 
     def _checked(self, number: int, tensor: torch.Tensor) -> torch.Tensor:
         name, dtype = self.signature.names[number], self.signature.dtypes[number]
-        if type(tensor) is not torch.Tensor and type(tensor) is not nn.Parameter:
+        plain = type(tensor) is torch.Tensor or type(tensor) is nn.Parameter
+        if not plain or torch._C._get_tracing_state() is not None:
+            kind = "a traced tensor" if plain else f"a {type(tensor).__name__}"
             raise InputError(
-                f"the input `{name}` is a {type(tensor).__name__}, and an engine runs on plain tensors: it cannot be "
-                "traced or exported",
+                f"the input `{name}` is {kind}, and an engine runs on plain tensors: it cannot be traced or exported",
                 remedy="trace the module that `transform` returned, `result.model`",
             )
         if tensor.dtype != dtype or tensor.device.type != "cpu":
@@ -108,12 +117,21 @@ class EngineModule(nn.Module):
                 f"the input `{name}` is {tensor.dtype} on {tensor.device}, and the file takes {dtype} on the CPU",
                 remedy=f"pass `{name}.to('cpu', {dtype})`",
             )
+        narrow = narrowed(self.engine_name).get(dtype)
+        if narrow is not None and tensor.numel():
+            low, high = map(int, torch.aminmax(tensor))
+            if low < torch.iinfo(narrow).min or high > torch.iinfo(narrow).max:
+                raise InputError(
+                    f"the input `{name}` has numbers from {low} to {high}, and {self.engine_name} computes {dtype} in "
+                    f"{narrow}",
+                    remedy='use "onnxruntime" for this model',
+                )
         if tensor.requires_grad and torch.is_grad_enabled():
             raise InputError(
                 f"the input `{name}` requires a gradient, and {self.engine_name} has none: it is for inference",
                 remedy="call the module under `torch.no_grad()`, and train the module that `transform` returned",
             )
-        return tensor.detach().contiguous()
+        return tensor.detach().resolve_neg().resolve_conj().contiguous()
 
     @override
     def train(self, mode: bool = True) -> EngineModule:
@@ -170,18 +188,23 @@ def to_runtime(
         InputError: there is no such engine or precision, or what an engine runs cannot hold the model.
         MissingPackageError: the extra of the engine is not installed.
         CodegenError: an operation cannot be written in ONNX.
+        EngineError: the engine does not load the file.
     """
     cls = engine_class(engine)
     if precision not in cls.precisions:
         raise InputError(
             f"{engine} has no precision {precision!r}", remedy=f"use one of {', '.join(map(repr, cls.precisions))}"
         )
-    threads = torch.get_num_threads() if threads is None else threads
-    if type(threads) is not int or threads < 1:
-        raise InputError(f"threads={threads!r} is not a positive number", remedy="use at least 1")
+    threads = checked_threads(threads)
     written = onnx_model(program, module)
+    check_arithmetic(engine, written.program)
     call = EngineModule(file_of(written), signature_of(written), engine, threads, precision)
-    _ = call.engine  # what the engine refuses is refused now
+    try:
+        _ = call.engine  # what the engine refuses is refused now
+    except GraphwrightError:
+        raise
+    except Exception as error:
+        raise EngineError.of(engine, f"does not load the file of {program.name}", error) from error
     emitted = emit(_around(program, call)).module
     emitted.lock_mode(
         f"{engine} runs inference only",
@@ -194,11 +217,12 @@ def file_of(written: OnnxModel) -> OnnxFile:
     """Return a model as the bytes of a file, and of a second one where one cannot hold it."""
     model = serialized(written)
     if model is not None:
-        return OnnxFile(model)
+        return OnnxFile(model, inputs=written.interface.inputs)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / MODEL
         save_model(written, path, external_data=True)
-        return OnnxFile(path.read_bytes(), (Path(folder) / f"{MODEL}.data").read_bytes())
+        weights = (Path(folder) / f"{MODEL}.data").read_bytes()
+        return OnnxFile(path.read_bytes(), weights, written.interface.inputs)
 
 
 def signature_of(written: OnnxModel) -> _Signature:

@@ -28,26 +28,30 @@ def name_of(pair: Pair) -> str:
     return pair.scale.name
 
 
-def add_pair(program: Program, name: str, type_: IntegerType, scale: torch.Tensor, device: torch.device | None) -> Pair:
+def add_pair(
+    program: Program, name: str, type_: IntegerType, scale: torch.Tensor | None, device: torch.device | None
+) -> Pair:
     """Add the buffers `<name>.scale`, of the values given, and `<name>.zero_point`, of zeros; return their values.
+
+    Without a scale both are numbers without data, until a range is set.
 
     Args:
         program: the program.
         name: the quantizer's path; a number is added where it is taken.
         type_: the type of the integers.
-        scale: f32[] or f32[C].
+        scale: f32[] or f32[C]; None for one number that is not known yet.
         device: the device of what is quantized, as its type has it.
     """
     free = free_name(name, lambda base: any(f"{base}.{end}" in program.weights for end in (SCALE, ZERO_POINT)))
-    data = {
-        SCALE: scale.float(),
-        ZERO_POINT: torch.zeros(scale.shape, dtype=type_.dtype, device=scale.device),
-    }
+    shape = () if scale is None else tuple(scale.shape)
+    data: dict[str, torch.Tensor] = {}
+    if scale is not None:
+        data = {SCALE: scale.float(), ZERO_POINT: torch.zeros(shape, dtype=type_.dtype, device=scale.device)}
     values = [
         program.add_weight(
-            Weight(f"{free}.{end}", WeightKind.BUFFER, TensorType(tuple(t.shape), t.dtype, device), data=t)
+            Weight(f"{free}.{end}", WeightKind.BUFFER, TensorType(shape, dtype, device), data=data.get(end))
         )
-        for end, t in data.items()
+        for end, dtype in ((SCALE, torch.float32), (ZERO_POINT, type_.dtype))
     ]
     return Pair(*values)
 

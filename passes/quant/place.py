@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import attrs
-import torch
 from typing_extensions import override
 
 from ir.core import Operation, Value
@@ -115,7 +114,8 @@ def is_quantized(program: Program) -> bool:
 def place(program: Program, table: str | Table, rules: Any = None) -> Placement:
     """Put quantizers where a table wants them, in place.
 
-    Scales of activations are 1 and their zero points 0 until ranges are set; those of weights follow from the weights.
+    Scales and zero points of activations have no data until ranges are set, so that the program cannot be run; those of
+    weights follow from the weights.
 
     Args:
         program: a program without quantizers.
@@ -124,7 +124,7 @@ def place(program: Program, table: str | Table, rules: Any = None) -> Placement:
 
     Raises:
         PassError: when the program is quantized already.
-        InputError: when there is no such table, or a rule means nothing of the program.
+        InputError: when there is no such table, or a rule matches nothing in the program.
     """
     if is_quantized(program):
         raise PassError(
@@ -252,7 +252,7 @@ class _Placer:
         if key not in self.quantizers:
             op = value.defining_op
             device = value.tensor_type.device
-            pair = add_pair(self.program, name, type_, torch.ones((), device=device), device)
+            pair = add_pair(self.program, name, type_, None, device)
             anchor = self.program.graph.first if op is None else op.next
             assert anchor is not None
             with self.b.at(anchor, self.program.location if op is None else op.location):
@@ -278,7 +278,7 @@ class _Placer:
             places.append(Place(site, "input", names[index], value.name, type_.name, row.reason, row.source, scale))
         for index, layer in job.weights.items():
             integers = job.parameters[index] = self._of_weight(job.operand(index), layer, row.weights)
-            reason = "its output channels have a scale each, from their largest magnitudes"
+            reason = "its output channels have a scale each"
             weight, scale = job.operand(index).name, name_of(integers.pair)
             places.append(Place(site, "weight", names[index], weight, row.weights, reason, row.source, scale))
         for index, type_ in job.results.items():

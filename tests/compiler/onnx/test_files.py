@@ -192,3 +192,69 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingPackageError, match=r"graphwright\[onnx\]"):
         result.save_onnx(tmp_path / "net.onnx")
+
+
+class Small(nn.Module):
+    """Numbers near 0 and 1, which the exporter's own optimization takes for 0 and 1."""
+
+    def forward(self, x):
+        shares = x / (x.abs().sum(-1, keepdim=True) + 1e-12)
+        return shares, torch.log(x.abs() + 1e-10), (x - 1e-9) * 1e9, (x * 1.000001 - x) * 1e6, (x / 1.0000005 - x) * 1e6
+
+
+@pytest.mark.parametrize("x", [torch.zeros(3, 4), torch.linspace(-3, 3, 12).reshape(3, 4)], ids=["zeros", "numbers"])
+def test_small_numbers_stay(tmp_path, x):
+    model = Small().eval()
+    transform(model, (x,)).save_onnx(tmp_path / "net.onnx")
+    for found, expected in zip(run(tmp_path / "net.onnx", x), model(x), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-6, atol=0)
+
+
+def test_numbers_keep_64_bits_in_float64(tmp_path):
+    class Net(nn.Module):
+        def forward(self, x):
+            return x * 1.000000001 - 1e-12, 0.1 - x, torch.where(x > 0, x, 0.7), x.abs() ** 1.3, torch.div(x, 0.1)
+
+    model, x = Net().eval(), torch.linspace(-1, 1, 9, dtype=torch.float64)
+    transform(model, (x,)).save_onnx(tmp_path / "net.onnx")
+    for found, expected in zip(run(tmp_path / "net.onnx", x), model(x), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-14, atol=0)
+
+
+def test_floor_division_of_floats_is_that_of_pytorch(tmp_path):
+    class Net(nn.Module):
+        def forward(self, x, y):
+            return x // 0.7, torch.div(x, y, rounding_mode="floor"), torch.floor_divide(x, y), x // 3
+
+    x = torch.tensor([-5.5, 4.0, 7.2, 0.7, 2.1, 1.4, -0.7, 0.0, -0.0, 1e30])
+    y = torch.tensor([0.7, -0.1, 0.1, -0.7, 0.7, 0.0, 0.2, 3.0, -3.0, 1e-5])
+    model = Net().eval()
+    transform(model, (x, y)).save_onnx(tmp_path / "net.onnx")
+    for found, expected in zip(run(tmp_path / "net.onnx", x, y), model(x, y), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_queries_may_have_more_heads_than_keys(tmp_path, causal):
+    class Net(nn.Module):
+        def forward(self, q, k, v):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+
+    torch.manual_seed(0)
+    model, given = Net().eval(), (torch.randn(2, 6, 7, 5), torch.randn(2, 2, 7, 5), torch.randn(2, 2, 7, 5))
+    transform(model, given).save_onnx(tmp_path / "net.onnx")
+    (found,) = run(tmp_path / "net.onnx", *given)
+    torch.testing.assert_close(torch.from_numpy(found), model(*given))
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_instance_norm_has_the_statistics_of_each_sample(tmp_path, affine):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=affine), nn.ReLU()).eval()
+    if affine:
+        nn.init.normal_(model[1].weight)
+        nn.init.normal_(model[1].bias)
+    x = torch.randn(5, 3, 9, 9)
+    transform(model, (x[:2],), dynamic_shapes=({0: Dim("batch")},)).save_onnx(tmp_path / "net.onnx")
+    (found,) = run(tmp_path / "net.onnx", x)
+    torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-5, atol=1e-5)

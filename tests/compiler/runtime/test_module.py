@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from graphwright import InputError, MissingPackageError, transform
+from graphwright import EngineError, InputError, MissingPackageError, transform
 
 pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
 
@@ -124,6 +124,57 @@ def test_it_is_for_inference_on_the_cpu(made):
     assert engine in repr(module)
 
 
+class Unread(nn.Module):
+    """The result does not depend on the first argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, unread, x):
+        return self.layer(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_inputs_that_are_unread_negated_or_traced(engine):
+    pytest.importorskip(engine, reason=f"the extra `{engine}` is not installed")
+    model = Unread().eval()
+    x = torch.randn(2, 4, dtype=torch.complex64).conj().imag
+    module = transform(model, (x.clone(), x.clone())).to_runtime(engine, threads=1)
+    assert x.is_neg()
+    with torch.no_grad():
+        torch.testing.assert_close(module(torch.zeros(2, 4), x), model(x, x))
+        with pytest.raises(
+            InputError, match=r"`unread` is a traced tensor[\s\S]*trace the module that `transform` returned"
+        ):
+            torch.jit.trace(module, (x.clone(), x.clone()))
+    with pytest.raises(InputError, match=r"an array of NumPy[\s\S]*torch\.from_numpy\(x\)"):
+        module(torch.zeros(2, 4), x.clone().numpy())
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "what"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), torch.randn(1, 3, 8, 8), "does not load the file"),
+        (nn.MaxPool2d(2, ceil_mode=True, padding=1), torch.randn(1, 3, 5, 5), "failed on inputs"),
+        (nn.Linear(4, 4, dtype=torch.bfloat16), torch.randn(2, 4, dtype=torch.bfloat16), "failed on inputs"),
+    ],
+    ids=["at the load", "at the call", "of a type"],
+)
+def test_what_an_engine_cannot_do_is_an_error_of_ours(model, x, what):
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    result = transform(model.eval(), (x,), check=False)
+    with (
+        pytest.raises(EngineError, match=rf"openvino {what}[\s\S]*remedy: use another engine") as caught,
+        torch.no_grad(),
+    ):
+        result.to_runtime("openvino")(x)
+    assert caught.value.__cause__ is not None
+    with pytest.raises(EngineError, match="openvino does not run the file"):
+        result.check("openvino")
+
+
 def test_wrong_engines_precisions_and_threads_are_refused():
     pytest.importorskip("onnxruntime", reason="the extra `onnxruntime` is not installed")
     result = transform(nn.Linear(2, 2).eval(), (torch.randn(1, 2),))
@@ -141,3 +192,40 @@ def test_a_missing_engine_is_named(engine, monkeypatch):
     monkeypatch.setitem(sys.modules, engine, None)
     with pytest.raises(MissingPackageError, match=rf"graphwright\[{engine}\]"):
         result.to_runtime(engine)
+
+
+@pytest.mark.parametrize(
+    ("forward", "x", "words"),
+    [
+        (lambda x: x + 1, torch.ones(3, dtype=torch.float64), "is in float64"),
+        (lambda x: x + x, torch.ones(3, dtype=torch.uint8), "integers of 8 bits"),
+        (lambda x: x * 3000000000, torch.ones(3, dtype=torch.int64), "has the number 3000000000"),
+        (lambda x: x // 0.7, torch.ones(3), "remainder of floating numbers"),
+        (lambda x: x % 0.7, torch.ones(3), "remainder of floating numbers"),
+    ],
+)
+def test_what_openvino_computes_otherwise_is_refused(forward, x, words):
+    class Net(nn.Module):
+        def forward(self, x):
+            return forward(x)
+
+    model = Net().eval()
+    result = transform(model, (x,))
+    for call in (lambda: result.to_runtime("openvino"), lambda: result.check("openvino")):
+        with pytest.raises(InputError, match=rf"{words}[\s\S]*at [\s\S]*onnxruntime"):
+            call()
+    torch.testing.assert_close(result.to_runtime("onnxruntime")(x), model(x), rtol=1e-6, atol=0)  # as the remedy says
+
+
+def test_integers_beyond_32_bits_are_refused_where_the_engine_has_32():
+    class Net(nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    small, large = torch.tensor([1, -(2**31)]), torch.tensor([1, 2**31])
+    result = transform(Net().eval(), (small,))
+    fast = result.to_runtime("openvino")
+    assert torch.equal(fast(small), small + 1)
+    with pytest.raises(InputError, match=r"numbers from 1 to 2147483648[\s\S]*onnxruntime"):
+        fast(large)
+    assert torch.equal(result.to_runtime("onnxruntime")(large), large + 1)

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from compiler.codegen import emit
+from compiler.onnx.files import onnx_model
 from compiler.pipeline import parse_pipeline
 from graphwright import transform
 from ir.core import Operation
@@ -136,8 +138,8 @@ def test_a_quantizer_is_named_after_its_only_reader_or_after_the_value() -> None
     for name in names:
         scale, zero_point = (program.weights[name.replace(".scale", end)] for end in (".scale", ".zero_point"))
         assert scale.persistent and not scale.requires_grad
-        assert scale.data is not None and zero_point.data is not None
-        assert not zero_point.data.any()
+        assert (scale.data is None) == (zero_point.data is None) == ("weight" not in name)
+        assert zero_point.data is None or not zero_point.data.any()
 
 
 def test_readers_in_integers_share_one_quantizer_and_readers_in_float_read_the_value() -> None:
@@ -345,7 +347,7 @@ def test_rules_take_first_and_last_layer_out() -> None:
     model = nn.Sequential(conv_bn(act=nn.ReLU()), conv_bn(act=nn.ReLU()), nn.Flatten(), nn.Linear(1024, 4))
     _, placement = placed(model, image(), target="openvino", rules={"0": None, "3": None})
     assert activations(placement) == ["conv_bn_act float", "conv_bn_act.input u8", "linear float"]
-    assert reasons(placement) == {"conv_bn_act": "the rule '0' takes it out", "linear": "the rule '3' takes it out"}
+    assert reasons(placement) == {"conv_bn_act": "the rule '0' excludes it", "linear": "the rule '3' excludes it"}
 
 
 def test_quantization_with_the_scale_1_changes_no_integer() -> None:
@@ -365,11 +367,27 @@ def test_quantization_with_the_scale_1_changes_no_integer() -> None:
         (expected,) = evaluate(program, [x])
         place(program, target)
         for name, weight in program.weights.items():
-            if name.endswith("quantizer.scale") and weight.data is not None:
-                weight.data.fill_(1)
+            if "quantizer" in name:
+                start = torch.ones if name.endswith(".scale") else torch.zeros
+                weight.data = start(weight.type.shape, dtype=weight.type.dtype)
         (found,) = evaluate(program, [x])
         assert torch.equal(expected, found)
         assert expected.abs().max() > 1
+
+
+def test_without_ranges_a_program_is_not_run_nor_saved() -> None:
+    """Scales of activations have no data: nothing takes 1 and 0 for a range."""
+    program, placement = placed(residual_net(), image(), target="openvino")
+    unset = [each.scale for each in placement.placed if each.role != "weight"]
+    assert all(program.weights[name].data is None for name in unset)
+    with pytest.raises(InputError, match=r"quantizer.scale' has no data[\s\S]*until ranges are set"):
+        evaluate(program, [image()])
+    module = emit(program).module
+    with pytest.raises(InputError, match=r"range of a quantizer was never set[\s\S]*graphwright\.quant\.quantize"):
+        module(image())
+    pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    with pytest.raises(InputError, match=r"quantizer\.scale` has no data"):
+        onnx_model(program, module)
 
 
 def test_a_program_is_quantized_once() -> None:
@@ -388,7 +406,7 @@ def test_the_pass_in_text() -> None:
     with pytest.raises(ParseError, match="there is no placement table 'openvin'"):
         parse_pipeline("place-quantizers{target=openvin}")
     program = compiled(residual_net(), image(), target="openvino")
-    with pytest.raises(InputError, match="the rule 'layer_norm' means nothing of this program"):
+    with pytest.raises(InputError, match="the rule 'layer_norm' matches nothing in this program"):
         pipeline(program)
 
 
@@ -401,7 +419,7 @@ def test_remarks_say_why_each_place_is_in_integers_or_not() -> None:
         ("float", "conv_bn_add_act"),
     ]
     assert remarks[0].message.startswith("`input` of conv_bn_act at `a.0` is s8: the builder fuses")
-    assert remarks[2].message == "conv_bn_add_act at `b.0` is float: the rule 'b' takes it out"
+    assert remarks[2].message == "conv_bn_add_act at `b.0` is float: the rule 'b' excludes it"
 
 
 def test_without_types_nothing_is_placed() -> None:

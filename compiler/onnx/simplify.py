@@ -1,0 +1,67 @@
+"""Simplification of what PyTorch's exporter writes, by rules that change no number.
+
+The exporter's own optimization takes a constant near 0 or 1 for 0 or 1, and drops `x + 1e-12`; it folds batch norms in
+the precision of the weights, and merges minimum and maximum into operators that treat NaN otherwise. Its rules are
+chosen here one by one: these move elements, or compute sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compiler.extras import import_extra
+
+_RULES = (
+    "cast_constant_of_shape_rule",
+    "cast_constant_of_shape_without_value_rule",
+    "collapse_slice2_rule",
+    "collapse_slice_rule",
+    "dropout_inference_rule",
+    "dropout_zero_rule",
+    "fuse_pad_into_conv_rule",
+    "materialize_reshape_shape_rule",
+    "no_op_cast_rule",
+    "no_op_dynamic_scatter_nd_rule",
+    "no_op_expand_rule",
+    "no_op_static_scatter_nd_rule",
+    "no_op_transpose_rule",
+    "one_reshape_matmul_reshape_rule",
+    "reshape_reshape_rule",
+    "slice_split_rule",
+    "squeeze_reshape_1d_rule",
+    "transpose_transpose_rule",
+    "two_reshapes_matmul_reshape_rule",
+    "unsqueeze_unsqueeze_rule",
+)
+"""Names of `onnxscript.rewriter.rules.common`."""
+
+_ROUNDS = 2
+
+
+def simplify(model: Any) -> None:
+    """Inline functions, fold constants, and remove what moves or computes nothing, in place.
+
+    Args:
+        model: an `onnx_ir.Model`.
+
+    Raises:
+        MissingPackageError: the extra `onnx` is not installed.
+    """
+    passes = import_extra("onnx_ir.passes.common")
+    optimizer = import_extra("onnxscript.optimizer")
+    rewriter = import_extra("onnxscript.rewriter")
+    rules = import_extra("onnxscript.rewriter.rules.common")
+    chosen = rewriter.RewritePass([getattr(rules, name) for name in _RULES])
+    passes.InlinePass()(model)
+    for _ in range(_ROUNDS):
+        optimizer.fold_constants_ir(model, onnx_shape_inference=True)
+        chosen(model)
+        passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedFunctionsPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.LiftSubgraphInitializersToMainGraphPass()(model)
+    passes.DeduplicateInitializersPass()(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.OutputFixPass()(model)
+    passes.NameFixPass()(model)

@@ -1,0 +1,322 @@
+"""Programs as files: the text form, and the weights beside it; what is loaded is data, and no code of it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compiler.capture.programs import check_program, names_shown
+from compiler.codegen import Emitted
+from compiler.codegen import emit as emit_program
+from compiler.extras import import_extra
+from compiler.savefiles import Writer, check_file, write_files
+from compiler.usercode.overlap import memory_of
+from ir.errors import InputError
+from ir.evaluate import evaluate
+from ir.program import Program, Weight, WeightKind
+from ir.spelling import did_you_mean, free_name
+from ir.text.parser import parse_program
+from ir.text.printer import print_program
+from ir.verify import verify
+
+SUFFIX = ".safetensors"
+"""What the name of the file of weights ends with, in place of that of the program's file."""
+
+_LAYOUT = "graphwright"
+"""The key of that file's metadata that says how weights lie in memory that several share, or out of order.
+
+A file that has it holds the weights of a program; one without it holds those of an original model.
+"""
+_MEMORY = "memory."
+"""What the names of pieces of memory begin with."""
+_DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+)
+"""The dtypes that every version of safetensors has; tensors of others are written as bytes."""
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def emit(program: Program) -> Emitted:
+    """Return the module of a program, and where its parameters come from.
+
+    Args:
+        program: a program whose weights have data; it is not changed, and shares their storage with the module.
+
+    Raises:
+        VerificationError: when the program breaks an invariant of the IR.
+        InputError: when a weight or an opaque callable is missing.
+        CodegenError: when an operation cannot be written as Python.
+    """
+    check_program(program)
+    return emit_program(program)
+
+
+# ---- writing ----
+
+
+def save_program(program: Program, path: str | os.PathLike[str], *, weights: bool = True) -> None:
+    """Write a program as text, and its weights to a file beside it: `net.gw` and `net.safetensors`.
+
+    The text is that of `print_program`, to be read, compared and edited. Weights that share memory, or lie in another
+    order than that of their dimensions, do so again when they are loaded. Opaque modules and functions are not saved:
+    `load_program` is given them.
+
+    Args:
+        program: the program.
+        path: the file of the text.
+        weights: whether the weights are written.
+
+    Raises:
+        MissingPackageError: the extra `safetensors` is not installed.
+        InputError: there is no such folder, or a weight has no data, or is no plain tensor.
+        SaveError: a file cannot be written; then neither is.
+    """
+    file = _checked(path)
+    check_file(file)
+    writers: dict[Path, Writer] = {file: lambda draft: draft.write_text(print_program(program), encoding="utf-8")}
+    if weights:
+        safetensors = import_extra("safetensors.torch")
+        tensors, layout = _packed(program)
+        metadata = {_LAYOUT: json.dumps(layout)}
+        writers[file.with_suffix(SUFFIX)] = lambda draft: safetensors.save_file(tensors, draft, metadata=metadata)
+    write_files(writers)
+
+
+def _checked(path: str | os.PathLike[str]) -> Path:
+    file = Path(path)
+    if file.suffix == SUFFIX:
+        raise InputError(f"{file} is the name of a file of weights", remedy=f"name the text `{file.stem}.gw`")
+    return file
+
+
+def _packed(program: Program) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return contiguous tensors by name, and how weights lie in them where a weight is not just one of them.
+
+    That is `[strides]` of a weight alone in its memory; `[memory, dtype, first element, sizes, strides]` of one that
+    shares a piece of memory with others, or whose dtype such a file does not have.
+    """
+    data = {name: _plain(name, weight) for name, weight in program.weights.items()}
+    alike: dict[Any, list[str]] = {}
+    for name, tensor in data.items():
+        alike.setdefault(memory_of(tensor) or name, []).append(name)
+    packed: dict[str, torch.Tensor] = {}
+    layout: dict[str, Any] = {}
+    for names in alike.values():
+        tensor = data[names[0]]
+        if len(names) == 1 and _is_dense(tensor) and tensor.dtype in _DTYPES:
+            packed[names[0]] = tensor.cpu().contiguous()
+            if not tensor.is_contiguous():
+                layout[names[0]] = [list(tensor.stride())]
+            continue
+        memory = free_name(f"{_MEMORY}{len(packed)}", program.weights.__contains__)
+        packed[memory] = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage()).cpu()
+        for name in names:
+            each = data[name]
+            layout[name] = [memory, _name_of(each.dtype), each.storage_offset(), [*each.shape], [*each.stride()]]
+    return packed, layout
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _plain(name: str, weight: Weight) -> torch.Tensor:
+    data = weight.data
+    if data is None or data.is_meta:
+        what = "no data" if data is None else "none: it is on the meta device"
+        raise InputError(
+            f"weight `{name}` has {what}", remedy="`save_program(program, path, weights=False)` writes the text alone"
+        )
+    if data.layout is not torch.strided or type(data) not in (torch.Tensor, nn.Parameter) or data.is_quantized:
+        raise InputError(
+            f"weight `{name}` is {type(data).__qualname__} with layout {data.layout}, no plain tensor",
+            remedy="convert it to a dense one before the model is transformed",
+        )
+    return data.detach().resolve_conj().resolve_neg()
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Return whether the elements lie side by side, in any order of the dimensions."""
+    reached = 1
+    for stride, size in sorted((s, n) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1):
+        if stride != reached:
+            return tensor.numel() == 0
+        reached *= size
+    return True
+
+
+# ---- reading ----
+
+
+def load_program(
+    path: str | os.PathLike[str],
+    weights: Weights | str | os.PathLike[str] | None = None,
+    *,
+    opaques: Mapping[str, Callable[..., Any]] | None = None,
+) -> Program:
+    """Read a program, perhaps edited since, and its weights. No code of the files runs.
+
+    Args:
+        path: the file of the text.
+        weights: tensors by name, as a `state_dict` of the original model has them, or a safetensors file; by default
+            the one beside the text. What neither a `state_dict` nor the program's own file has is an error.
+        opaques: modules and functions that opaque operations call, by name.
+
+    Raises:
+        MissingPackageError: the extra `safetensors` is not installed.
+        ParseError: the text is ill-formed; the message points at the place.
+        VerificationError: the program breaks an invariant of the IR.
+        InputError: a file is missing, or a weight is missing or has another shape or dtype than in the text.
+    """
+    file = _checked(path)
+    program = parse_program(_read(file))
+    program.opaques.update(_known(opaques or {}, program))
+    verify(program)
+    beside = file.with_suffix(SUFFIX)
+    if isinstance(weights, Mapping):
+        _load(program, weights, _outside_of_state(program, beside))
+        return program
+    if weights is None and not any(not weight.value.is_unused for weight in program.weights.values()):
+        return program
+    given, is_own = _tensors(beside if weights is None else Path(weights))
+    if is_own:
+        _load(program, {}, given)
+    else:
+        _load(program, given, _outside_of_state(program, beside))
+    return program
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"there is no file {file}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read as text: {error}") from error
+
+
+def _known(opaques: Mapping[str, Callable[..., Any]], program: Program) -> Mapping[str, Callable[..., Any]]:
+    for name in opaques:
+        if name not in program.opaques:
+            known = f"it calls {names_shown(list(program.opaques)) or 'none'}"
+            raise InputError(
+                f"the program calls nothing named {name!r}", remedy=did_you_mean(name, list(program.opaques), known)
+            )
+    return opaques
+
+
+def _outside_of_state(program: Program, beside: Path) -> Weights:
+    """Return what the program's own file has of the weights that are in no `state_dict`."""
+    own = _tensors(beside)[0] if beside.is_file() else {}
+    constants = [w.name for w in program.weights.values() if w.kind is WeightKind.CONSTANT or not w.persistent]
+    return {name: own[name] for name in constants if name in own}
+
+
+def load_weights(program: Program, weights: Weights) -> None:
+    """Give the weights of a program their data, in place: all of them, or none when one does not fit.
+
+    Args:
+        program: the program.
+        weights: tensors by their names in the original model, as its `state_dict` has them; they are not copied.
+            Weights that rules made of others (a folded batch norm) are computed. Tied weights are found under any
+            name, and other entries are left aside.
+
+    Raises:
+        InputError: when a weight is missing, or has another shape or dtype than in the program.
+    """
+    _load(program, weights, {})
+
+
+def _load(program: Program, originals: Weights, own: Weights) -> None:
+    """Load what has its own name, then what is one of the original's weights, or is computed from them."""
+    found = {weight: _found(weight, originals, own) for weight in program.weights.values()}
+    missing = [weight.name for weight, data in found.items() if data is None and not weight.value.is_unused]
+    if missing:
+        given = list(originals or own)
+        raise InputError(
+            f"no data was given for {names_shown(missing)}",
+            location=program.location,
+            remedy=did_you_mean(missing[0], given, f"names given are {names_shown(given) or 'none'}"),
+        )
+    made = {weight: _as_weight(weight, data) for weight, data in found.items() if data is not None}
+    for weight, tensor in made.items():
+        weight.data = tensor
+
+
+def _found(weight: Weight, originals: Weights, own: Weights) -> torch.Tensor | None:
+    """Return the tensor of a weight, which must be one of its type; None where there is none."""
+    derivation, names = weight.derivation, (weight.name, *weight.aliases)
+    data: Any = own.get(weight.name)
+    if data is None and derivation is not None and all(source in originals for source in derivation.sources):
+        with torch.no_grad():
+            (data,) = evaluate(derivation.program, [originals[source] for source in derivation.sources])
+    elif data is None and (derivation is None or weight.name not in derivation.sources):
+        data = next((originals[name] for name in names if name in originals), None)
+    if data is None:
+        return None
+    if not isinstance(data, torch.Tensor):
+        raise InputError(f"weight `{weight.name}` is given as {type(data).__qualname__}, not as a tensor")
+    type_ = weight.type
+    if (type_.shape is not None and tuple(data.shape) != type_.shape) or type_.dtype not in (None, data.dtype):
+        raise InputError(
+            f"weight `{weight.name}` is {type_} in the program, and {list(data.shape)} of {data.dtype} was given",
+            remedy="give the weights of the model that the program was made of, or edit the types in the text",
+        )
+    return data
+
+
+def _as_weight(weight: Weight, data: torch.Tensor) -> torch.Tensor:
+    if weight.kind is WeightKind.PARAMETER:
+        return nn.Parameter(data.detach(), requires_grad=weight.requires_grad)
+    return data.detach().requires_grad_() if weight.requires_grad else data.detach()
+
+
+def _tensors(file: Path) -> tuple[dict[str, torch.Tensor], bool]:
+    """Return the tensors of a file by name, as they lay in memory, and whether they are the weights of a program."""
+    if not file.is_file():
+        raise InputError(
+            f"there is no file of weights {file}",
+            remedy="give them: `load_program(path, weights=model.state_dict())`, or the path of a safetensors file",
+        )
+    safetensors = import_extra("safetensors")
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            packed = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+            text = (opened.metadata() or {}).get(_LAYOUT)
+        return _unpacked(packed, {} if text is None else json.loads(text)), text is not None
+    except (safetensors.SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{file} is no file of weights that can be read: {error}") from error
+
+
+def _unpacked(packed: Mapping[str, torch.Tensor], layout: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return tensors that lie in memory as `_packed` says."""
+    found = dict(packed)
+    pieces: dict[str, torch.UntypedStorage] = {}
+    for name, place in layout.items():
+        if len(place) == 1:
+            found[name] = torch.empty_strided(packed[name].shape, place[0], dtype=packed[name].dtype)
+            found[name].copy_(packed[name])
+            continue
+        memory, dtype, first, sizes, strides = place
+        if memory not in pieces:
+            pieces[memory] = found.pop(memory).clone().untyped_storage()
+        storage = pieces[memory]
+        whole = torch.empty(0, dtype=_dtype_named(dtype))
+        whole = whole.set_(storage, 0, (storage.nbytes() // whole.element_size(),), (1,))
+        found[name] = whole.as_strided(sizes, strides, first)
+    return found
+
+
+def _dtype_named(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{name!r} is no dtype")
+    return dtype
