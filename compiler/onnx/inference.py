@@ -13,7 +13,7 @@ from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
 from ir.errors import InputError
 from ir.evaluate import evaluate
-from ir.program import Program, Weight, copy_program
+from ir.program import Program, Weight, WeightKind, copy_program
 from ir.types import ScalarType, TensorType
 from passes.fold.batch_norm import FoldBatchNorm
 from passes.manager.manager import PassContext
@@ -114,18 +114,20 @@ def current_weights(program: Program, module: nn.Module) -> dict[str, torch.Tens
     return {name: data for name, data in found.items() if name in program.weights}
 
 
-def take_current_weights(program: Program, module: nn.Module) -> None:
-    """Give a program the tensors that its emitted module now has, where these are others than its own.
+def own_current_weights(program: Program, module: nn.Module) -> None:
+    """Give a program copies of the tensors that its emitted module now has.
 
     Raises:
         InputError: as `current_weights`.
     """
-    for name, data in current_weights(program, module).items():
-        weight = program.weights[name]
-        own = weight.data
-        if own is None or own.data_ptr() != data.data_ptr() or own.stride() != data.stride():
-            is_parameter = isinstance(own, nn.Parameter)
-            weight.data = nn.Parameter(data, requires_grad=weight.requires_grad) if is_parameter else data
+    current = current_weights(program, module)
+    for name, weight in program.weights.items():
+        data = current.get(name, weight.data)
+        if data is None or weight.kind is WeightKind.CONSTANT:
+            continue
+        copied = data.detach().clone(memory_format=torch.preserve_format)
+        is_parameter = isinstance(weight.data, nn.Parameter)
+        weight.data = nn.Parameter(copied, requires_grad=weight.requires_grad) if is_parameter else copied
 
 
 def _set_data(weight: Weight, data: torch.Tensor) -> None:
@@ -168,6 +170,8 @@ def _fix_mode(op: Operation) -> None:
     """Put an operation that follows the mode of its module into eval mode, and refuse what stays in training."""
     if not op.in_training and not op.is_random:
         return
+    if op.name == "aten.instance_norm" and op.operand("running_mean") is None:
+        return  # the statistics are those of each sample, in both modes
     if op.opdef.training is not None and op.attributes.get("follows_mode", False):
         flag = op.attributes[op.opdef.training]
         op.set_attribute(op.opdef.training, type(flag)(0))  # a probability, or whether it trains

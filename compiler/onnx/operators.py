@@ -143,6 +143,7 @@ def _attention(
     The exporter's own function gives such a row the mean of all values.
     """
     rank = len(key.shape)
+    causal = _causal(op, query, key) if is_causal else None  # what is repeated has no known shape
     if enable_gqa and query.shape[1] != key.shape[1]:
         key, value = (_repeated(op, each, query.shape[1]) for each in (key, value))
     perm = [*range(rank - 2), rank - 1, rank - 2]
@@ -152,7 +153,6 @@ def _attention(
         scores = op.Mul(scores, op.CastLike(op.Constant(value_float=factor), query))
     lowest = op.CastLike(op.Constant(value_float=-math.inf), query)
     zero = op.CastLike(op.Constant(value_float=0.0), query)
-    causal = _causal(op, query, key) if is_causal else None
     if causal is not None:
         scores = op.Where(causal, scores, lowest)
     if attn_mask is None:

@@ -343,15 +343,23 @@ def rounded_outputs(
 
 
 def noise_and_power(outputs: Iterable[Outputs], part: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Powers:
-    """Return the squares of the errors of all floating-point outputs, and of the outputs in float, each summed."""
-    noise = power = 0.0
+    """Return the squares of the errors of all floating-point outputs, and of the outputs in float, each summed.
+
+    Where all outputs are integers or truth values: how many differ, and how many there are.
+    """
+    noise = power = differing = number = 0.0
+    has_floats = False
     for noisy, exact in outputs:
         for one, other in zip(noisy, exact, strict=True):
-            if isinstance(other, torch.Tensor) and other.is_floating_point():
+            if isinstance(other, torch.Tensor) and not other.is_floating_point():
+                differing += float((part(one) != part(other)).sum())
+                number += part(other).numel()
+            elif isinstance(other, torch.Tensor):
+                has_floats = True
                 expected = part(other.detach()).double()
                 noise += float((part(one.detach()).double() - expected).square().sum())
                 power += float(expected.square().sum())
-    return noise, power
+    return (noise, power) if has_floats else (differing, number)
 
 
 def _error(outputs: Sequence[Outputs], batches: Sequence[Batch]) -> float:

@@ -11,6 +11,7 @@ import torch
 from compiler.quant.biases import round_to_grid, widen_overflowing
 from compiler.quant.calibration import Batch
 from compiler.quant.correction import FORMS, correct_biases
+from compiler.quant.least_error import fit_weights
 from compiler.quant.observe.observers import observer_of
 from compiler.quant.observe.statistics import Statistics
 from compiler.quant.quantizers import Quantizer, quantizers
@@ -19,6 +20,9 @@ from compiler.quant.sites import sites_of
 from ir.errors import InputError
 from ir.program import Program
 from passes.rewrite.remarks import Remark
+
+_FEW = 31
+"""Up to this greatest integer, of six bits, clipping a weight can gain more than it costs."""
 
 Progress = Callable[[str], None]
 
@@ -103,14 +107,25 @@ def fit_program(
         statistics = _merged(statistics, left)
         found = quantizers(program)
     tell("ranges")
+    searched: dict[str, Quantizer] = {}
     for name, entry in found.items():
         observer = own.get(name, options.observer)
         if entry.weight is not None:
-            weight_observer = "mse" if observer == "mse" else "minmax"
-            set_weight_range([entry], weight_observer, power_of_two=options.power_of_two)
+            set_weight_range([entry], power_of_two=options.power_of_two)
+            if observer == "mse" and (entry.ends[1] <= _FEW or options.power_of_two):
+                searched[name] = entry
         else:
             chosen = observer_of(observer)
             set_activation_range(entry, statistics[name], chosen, power_of_two=options.power_of_two)
+    if searched:
+        tell("ranges of weights")
+        fit_weights(
+            program,
+            searched,
+            observed.batches,
+            power_of_two=options.power_of_two,
+            seed=options.seed,
+        )
     sites = sites_of(program, found)
     biases = [site.bias for site in sites if site.bias is not None]
     originals = {bias.name: bias.data for bias in biases if bias.data is not None}

@@ -41,13 +41,32 @@ def checked_rules(rules: Any) -> Rules:
     """Return the user's rules.
 
     Raises:
-        InputError: when a key means no places, or a value is neither None nor an `Int8`.
+        InputError: when a key matches no places, or a value is neither None nor an `Int8`.
     """
     made = Rules.of(rules)
     for rule in made.rules:
         if not (rule.value is None or isinstance(rule.value, Int8)):
             raise InputError(f"the rule {rule} has the value {rule.value!r}", remedy="use None for float, or Int8(...)")
     return made
+
+
+def check_formats(placement: Placement, rules: Rules) -> None:
+    """Demand that each rule that gives a format decides on a place in integers, if it decides on any.
+
+    Raises:
+        InputError: when all places that it decides on stay in float.
+    """
+    for rule in rules.rules:
+        decided = [place for place in placement.places if rule.value is not None and rules.find(place.site) is rule]
+        if decided and not any(place.is_placed for place in decided):
+            place = decided[0]
+            raise InputError(
+                f"the rule {rule} gives a format to what stays in float in the table of {placement.table}: "
+                f"{place.site.kind} at `{place.module}`, since {place.reason}",
+                location=place.location,
+                remedy=f"leave the rule out; a table with a row for {place.site.kind} puts it in integers "
+                "(docs/targets.md)",
+            )
 
 
 def apply_formats(placement: Placement, rules: Rules, default: Int8, found: Mapping[str, Quantizer]) -> dict[str, str]:

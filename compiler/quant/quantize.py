@@ -13,15 +13,16 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from compiler.codegen import emit
 from compiler.driver import TransformResult
 from compiler.emitted import quantization
-from compiler.onnx.inference import take_current_weights
+from compiler.onnx.inference import own_current_weights
 from compiler.quant.fitting import Options, fit_program
-from compiler.quant.formats import Int8, apply_formats, checked_rules
+from compiler.quant.formats import Int8, apply_formats, check_formats, checked_rules
 from compiler.quant.observe.observers import observer_of
 from compiler.quant.observe.statistics import Statistics
 from compiler.quant.quantizers import Quantizer, is_quantized, operations, quantizers
 from compiler.quant.ranges import fit
 from compiler.quant.result import Quantized
 from ir.errors import InputError
+from ir.opdef import Trait
 from ir.program import Program, copy_program
 from ir.verify import verify
 from passes.quant.place import place
@@ -50,7 +51,7 @@ def quantize(
 
     Args:
         result: what `transform` returned, for a model in eval mode. The weights are those that `result.model` now has.
-            It is not changed; the quantized model shares the storage of all weights but the corrected biases.
+            It is not changed, and the quantized model has weights of its own.
         calibration: an iterable of inputs (each a tensor, a tuple of the arguments, or a dict of them by name), among
             them a `DataLoader`, whose labels beside the inputs are left out; or a function that is given the model, and
             calls it. It is read once. Some hundred inputs like those of the model's use are enough.
@@ -58,7 +59,8 @@ def quantize(
             a glob of module paths or of kinds of regions, a type of modules, or a function of a `Site`.
         default: the integers of places that no rule means.
         observer: how ranges are chosen: "minmax", "mse" (least squared error), "percentile" or "entropy". Weights have
-            a scale for each channel: of least squared error under "mse", else from their largest magnitude.
+            a scale for each channel, which covers their largest magnitude; under "mse", those of six bits or fewer one
+            of which the layer's results have the least error.
         bias_correction: "fast" corrects what rounded weights shift in the mean of each channel, all layers in one run;
             "sequential" whatever shifts it, layer after layer, and so wants data that is much like that of the model's
             use; None leaves biases alone. A correction is kept only where it lowers the error on a part of the data
@@ -72,7 +74,7 @@ def quantize(
 
     Raises:
         InputError: for wrong arguments, a model that is quantized already or in training mode, a rule that means
-            nothing.
+            nothing, or gives a format to what stays in float.
         CalibrationError: when the data is empty, does not fit the model, holds NaN, or never reaches a place.
     """
     options = Options(observer, bias_correction, power_of_two, seed)
@@ -91,7 +93,7 @@ def quantize(
     _check_program(result.program)
     with _shown(progress) as tell:
         program = copy_program(result.program)
-        take_current_weights(program, result.model)
+        own_current_weights(program, result.model)
         tell("place")
         placement = place(program, used, made_rules)
         if not placement.placed:
@@ -101,6 +103,7 @@ def quantize(
                 location=program.location,
                 remedy="print the placement of another target, or leave out rules",
             )
+        check_formats(placement, made_rules)
         observers = apply_formats(placement, made_rules, default, quantizers(program))
         names: dict[str, str] = {}
 
@@ -138,7 +141,8 @@ def _check_program(program: Program) -> None:
             remedy="quantize the result of the model in float, with all rules at once",
         )
     for op, _ in operations(program.graph):
-        if op.in_training:
+        # a normalization without running statistics computes its own in both modes
+        if op.in_training and not (op.opdef.has(Trait.NORMALIZES) and op.operand("running_mean") is None):
             raise InputError(
                 f"{op.name} is in training mode, and its ranges would be those of training",
                 location=op.location,

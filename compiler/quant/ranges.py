@@ -168,8 +168,8 @@ def set_activation_range(entry: Quantizer, seen: Statistics, observer: Observer,
     entry.set(torch.tensor(scale), torch.tensor(zero_point))
 
 
-def set_weight_range(entries: Iterable[Quantizer], observer: str, *, power_of_two: bool) -> None:
-    """Choose the scales of quantizers of weights, and write them.
+def set_weight_range(entries: Iterable[Quantizer], *, power_of_two: bool) -> None:
+    """Choose scales of weights that cover their largest magnitudes, and write them.
 
     Raises:
         InputError: when a weight holds NaN or an infinity, or has no data.
@@ -183,21 +183,24 @@ def set_weight_range(entries: Iterable[Quantizer], observer: str, *, power_of_tw
                 location=entry.operation.location,
                 remedy="load a checkpoint before the model is transformed",
             )
-        highest = entry.ends[1]
         try:
-            scales = weight_scales(weight.data, entry.axis, highest, observer=observer, power_of_two=power_of_two)
+            scales = weight_scales(weight.data, entry.axis, entry.ends[1], power_of_two=power_of_two)
         except InputError as error:
             raise InputError(
                 f"weight {weight.name!r}: {error.message}", location=entry.operation.location, remedy=error.remedy
             ) from error
         entry.set(scales, torch.zeros(scales.shape))
-        if _reaches_below(weight.data, scales, entry.axis, highest):
-            # the grid is symmetric: a batch norm that changes the sign of a channel is folded into its integers
-            for op in entry.operations:
-                op.set_attribute("quant_min", -highest)
 
 
-def _reaches_below(weight: torch.Tensor, scales: torch.Tensor, axis: int | None, highest: int) -> bool:
-    """Return whether a weight would be rounded to an integer below -highest, as where its range was clipped."""
-    shape = [] if axis is None else [-1 if i == axis else 1 for i in range(weight.dim())]
-    return bool((torch.round(weight.detach() / scales.to(weight.device).reshape(shape)) < -highest).any())
+def keep_symmetric(entry: Quantizer) -> None:
+    """Leave out the integer below -highest where a weight would be rounded to it, as where its range was narrowed.
+
+    The grid is symmetric: a batch norm that changes the sign of a channel is folded into its integers.
+    """
+    weight, scale, highest = entry.weight, entry.scale.data, entry.ends[1]
+    assert weight is not None and weight.data is not None and scale is not None
+    data = weight.data.detach()
+    column = scale.to(data.device).reshape([-1 if i == entry.axis else 1 for i in range(data.dim())])
+    if bool((torch.round(data / column) < -highest).any()):
+        for op in entry.operations:
+            op.set_attribute("quant_min", -highest)

@@ -127,7 +127,7 @@ def _rendered(report: QuantizationReport) -> Group:
     head = Text(f"{report.model} for {report.target}", style="bold")
     head.append(
         f"  {len({place.scale for place in placed})} quantizers, {report.observer}, {report.calls} calls; "
-        f"outputs {_decibels(report.sqnr)} dB on {report.measured}",
+        f"outputs {_decibels(report.sqnr)}{' dB' * math.isfinite(report.sqnr)} on {report.measured}",
         style="not bold",
     )
     parts: list[Any] = [head, Text("")]

@@ -48,7 +48,7 @@ class Placing:
         """Decide.
 
         Raises:
-            InputError: when a rule means nothing of the program.
+            InputError: when a rule matches nothing in the program.
         """
         self.program = program
         self.table = table
@@ -128,7 +128,7 @@ class Placing:
             return row.reason
         rule = rules.find(decision.site)
         if rule is not None and rule.value is None:
-            return f"the rule {rule} takes it out"
+            return f"the rule {rule} excludes it"
         return _unfit(op, row)
 
     def _apply_conditions(self) -> None:

@@ -124,7 +124,7 @@ def place(program: Program, table: str | Table, rules: Any = None) -> Placement:
 
     Raises:
         PassError: when the program is quantized already.
-        InputError: when there is no such table, or a rule means nothing of the program.
+        InputError: when there is no such table, or a rule matches nothing in the program.
     """
     if is_quantized(program):
         raise PassError(
@@ -278,7 +278,7 @@ class _Placer:
             places.append(Place(site, "input", names[index], value.name, type_.name, row.reason, row.source, scale))
         for index, layer in job.weights.items():
             integers = job.parameters[index] = self._of_weight(job.operand(index), layer, row.weights)
-            reason = "its output channels have a scale each, from their largest magnitudes"
+            reason = "its output channels have a scale each"
             weight, scale = job.operand(index).name, name_of(integers.pair)
             places.append(Place(site, "weight", names[index], weight, row.weights, reason, row.source, scale))
         for index, type_ in job.results.items():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
+from torch import nn
 
 from ir.core import Operation
 from ir.errors import InputError
@@ -99,14 +100,21 @@ class Rules:
         if isinstance(rules, Rules):
             return rules
         pairs = rules.items() if isinstance(rules, Mapping) else rules or ()
+        if isinstance(pairs, str) or not isinstance(pairs, Iterable):
+            raise InputError(f"rules={rules!r} is no mapping", remedy='write `{"head": None}`')
         made = []
         for entry in pairs:
             if not (isinstance(entry, tuple) and len(entry) == 2):
-                raise InputError(f"{entry!r} among the rules is no pair", remedy='write `{"head.*": None}`')
+                raise InputError(f"{entry!r} among the rules is no pair", remedy='write `{"head": None}`')
             key, value = entry
+            if isinstance(key, nn.Module):
+                raise InputError(
+                    f"a {type(key).__qualname__} is the key of a rule, and regions do not know modules themselves",
+                    remedy="give its path, as in `model.named_modules()`, or its class",
+                )
             if not (isinstance(key, str) or callable(key)):
                 raise InputError(
-                    f"the rule for {key!r} means no places",
+                    f"the rule for {key!r} matches no places",
                     remedy="use a glob of module paths, a kind of regions, a type of modules or a function of a `Site`",
                 )
             made.append(Rule(key, value))
@@ -135,5 +143,6 @@ class Rules:
                 {parent for site in sites for path in site.paths for parent in _with_parents(path) if parent}
             )
             known = f"kinds are {', '.join(kinds) or 'none'}; modules are {', '.join(paths[:8]) or 'none'}"
+            known += f" and {len(paths) - 8} more" if len(paths) > 8 else ""
             remedy = did_you_mean(rule.key, [*kinds, *paths], known) if isinstance(rule.key, str) else known
-            raise InputError(f"the rule {rule} means nothing of this program", remedy=remedy)
+            raise InputError(f"the rule {rule} matches nothing in this program", remedy=remedy)

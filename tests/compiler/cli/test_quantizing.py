@@ -67,7 +67,7 @@ def test_it_prints(net, capsys):
         run("--calibration", "net_of_test.py:calls", "--float", "2", "--weight-bits", "4", "--observer", "minmax") == 0
     )
     out = capsys.readouterr().out
-    assert "Sequential for onnxruntime" in out and "the rule '2' takes it out" in out and "s4" in out
+    assert "Sequential for onnxruntime" in out and "the rule '2' excludes it" in out and "s4" in out
 
 
 def test_a_file_for_an_engine(net, capsys):

@@ -327,3 +327,14 @@ def test_sizes_may_be_given_as_a_tuple() -> None:
     x = torch.randn(1, 2, 3, 3)
     emitted = transform(Scaled(), (x, torch.Size([6, 6]))).model
     assert torch.equal(emitted(x, (6, 6)), emitted(x, torch.Size([6, 6])))
+
+
+def test_a_named_tuple_inside_of_a_dict_is_returned() -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, Any]:
+            return {"pair": Pair(x + 1), "more": [{"pair": Pair((x, x))}]}
+
+    x = torch.randn(3)
+    found = transform(Net().eval(), (x,)).model(x)
+    assert type(found["pair"]) is Pair and torch.equal(found["pair"].first, x + 1)
+    assert type(found["more"][0]["pair"]) is Pair and torch.equal(found["more"][0]["pair"].first[1], x)

@@ -232,3 +232,29 @@ def test_floor_division_of_floats_is_that_of_pytorch(tmp_path):
     transform(model, (x, y)).save_onnx(tmp_path / "net.onnx")
     for found, expected in zip(run(tmp_path / "net.onnx", x, y), model(x, y), strict=True):
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_queries_may_have_more_heads_than_keys(tmp_path, causal):
+    class Net(nn.Module):
+        def forward(self, q, k, v):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+
+    torch.manual_seed(0)
+    model, given = Net().eval(), (torch.randn(2, 6, 7, 5), torch.randn(2, 2, 7, 5), torch.randn(2, 2, 7, 5))
+    transform(model, given).save_onnx(tmp_path / "net.onnx")
+    (found,) = run(tmp_path / "net.onnx", *given)
+    torch.testing.assert_close(torch.from_numpy(found), model(*given))
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_instance_norm_has_the_statistics_of_each_sample(tmp_path, affine):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=affine), nn.ReLU()).eval()
+    if affine:
+        nn.init.normal_(model[1].weight)
+        nn.init.normal_(model[1].bias)
+    x = torch.randn(5, 3, 9, 9)
+    transform(model, (x[:2],), dynamic_shapes=({0: Dim("batch")},)).save_onnx(tmp_path / "net.onnx")
+    (found,) = run(tmp_path / "net.onnx", x)
+    torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-5, atol=1e-5)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from compiler.quant.biases import widen_overflowing
 from compiler.quant.calibration import CalibrationError
@@ -13,10 +14,12 @@ from compiler.quant.quantizers import is_quantized, quantizers
 from compiler.quant.ranges import decibels, fit, run_program
 from compiler.quant.run import rounded, rounding_kernels, unrounded
 from compiler.quant.sites import sites_of
+from graphwright import transform
 from ir.errors import InputError
 from ir.evaluate import evaluate
 from ir.program import Program, copy_program
 from ir.verify import verify
+from passes.quant.place import place
 from passes.rewrite.remarks import Remark
 from tests.compiler.quant.placed import two_convolutions
 
@@ -264,3 +267,42 @@ def test_biases_are_on_the_grid_of_the_products_for_powers_of_two():
 def test_options_that_do_not_exist_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         Options(**options)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_ranges_of_few_bits_are_those_of_the_least_error_of_the_results(bits):
+    """One weight, large, meets inputs that are nearly 0: clipping it gains, and the weights alone do not show that."""
+    program = two_convolutions()
+    tensor(program, "a.weight")[:, 1, 0, 0] = 4.0
+    calls = data()
+    for call in calls:
+        call[:, 1] *= 1e-3
+    for op in (op for entry in quantizers(program).values() if entry.weight is not None for op in entry.operations):
+        op.set_attribute("quant_min", -(2 ** (bits - 1)) + 1)
+        op.set_attribute("quant_max", 2 ** (bits - 1) - 1)
+    widest = copy_program(program)
+    found = sqnr(fit_program(program, calls, Options(bias_correction=None)), calls)
+    plain = sqnr(fit_program(widest, calls, Options("minmax", None)), calls)
+    narrowed = tensor(program, "a.weight_quantizer.scale") < tensor(widest, "a.weight_quantizer.scale")
+    assert bool(narrowed.all()) if bits == 4 else not bool(narrowed.any())
+    assert found > plain + (6 if bits == 4 else -1)
+
+
+@pytest.mark.parametrize("layer", ["conv1d", "transposed", "linear"])
+def test_ranges_are_judged_by_every_kind_of_layer(layer):
+    torch.manual_seed(0)
+    layers = {
+        "conv1d": (nn.Conv1d(16, 32, 3, groups=2, stride=2), (4, 16, 9)),
+        "transposed": (nn.ConvTranspose2d(16, 32, 3, stride=2), (4, 16, 5, 5)),
+        "linear": (nn.Linear(16, 32), (4, 3, 16)),
+    }
+    module, shape = layers[layer]
+    calls = [torch.randn(shape) for _ in range(6)]
+    program = transform(module.eval(), (calls[0],), target="openvino", check=False).program
+    place(program, "openvino")
+    (entry,) = (each for each in quantizers(program).values() if each.weight is not None)
+    for op in entry.operations:
+        op.set_attribute("quant_max", 7)
+    widest = copy_program(program)
+    found = sqnr(fit_program(program, calls, Options(bias_correction=None)), calls)
+    assert found > sqnr(fit_program(widest, calls, Options("minmax", None)), calls) + 0.5

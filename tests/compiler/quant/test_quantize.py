@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 
 import pytest
@@ -12,6 +13,7 @@ from graphwright import InputError, transform
 from graphwright.quant import CalibrationError, Int8, Quantized, quantize
 from ir.evaluate import evaluate
 from ir.program import weight_of
+from tests.passes.compiled import Calls
 
 
 class Net(nn.Module):
@@ -90,8 +92,6 @@ def test_the_present_weights_of_the_module_are_quantized(net):
     program = dict(result.program.weights)
     q = quick(result)
     assert sqnr(q, result.model) > 30
-    weight = q.program.weights["head.weight"].data
-    assert weight is not None and weight.data_ptr() in [each.data_ptr() for each in other.values()]
     assert dict(result.program.weights) == program
     result.model.double()
     with pytest.raises(InputError, match=r"was converted to torch\.float64 after the model was transformed"):
@@ -144,6 +144,39 @@ def weight_quantizations(q: Quantized):
         for op in ([] if region.body is None else region.body.operations())
         if op.name == "quant.quantize" and weight_of(region.operands[op.operands[0].index]) is not None
     ]
+
+
+def test_a_format_for_what_stays_in_float_is_refused(results):
+    message = (
+        r"the rule 'aten.cat' gives a format to what stays in float in the table of tensorrt: aten.cat at `.*since "
+    )
+    with pytest.raises(InputError, match=message):
+        quick(results["tensorrt"], rules={"aten.cat": Int8()})
+    rules = {"head": Int8(weight_bits=4), nn.Linear: None}  # the last decides
+    assert "head" in [each.module for each in quick(results["tensorrt"], rules=rules).placement.places]
+
+
+def test_the_quantized_model_has_weights_of_its_own(net, results):
+    q = quick(results["openvino"])
+    storages = {tensor.data_ptr() for tensor in (*net.parameters(), *net.buffers())}
+    assert not storages & {tensor.data_ptr() for tensor in (*q.model.parameters(), *q.model.buffers())}
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    q.model.train()
+    optimizer = torch.optim.SGD(q.model.parameters(), lr=0.1)
+    q.model(data(1)[0]).square().mean().backward()
+    optimizer.step()
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_outputs_that_are_integers_are_right_or_wrong():
+    torch.manual_seed(0)
+    model = Calls(lambda m, x: m.head(x).argmax(-1), head=nn.Linear(8, 16)).eval()
+    calls = [torch.randn(100, 8) for _ in range(4)]
+    result = transform(model, (calls[0],), target="onnxruntime", check=False)
+    q = quick(result, calibration=calls, default=Int8(weight_bits=3))
+    wrong = sum(float((q.model(x) != model(x)).sum()) for x in calls)
+    assert wrong and q.sqnr == pytest.approx(10 * math.log10(400 / wrong))
+    assert min(q.sensitivity().values()) < 20
 
 
 def test_the_default_format_is_for_places_that_no_rule_means(results):
@@ -213,7 +246,7 @@ def test_the_report_names_each_place_worst_first(results):
     placed = [place for place in report.places if place.is_placed]
     assert [place.sqnr for place in placed] == sorted(place.sqnr or 0 for place in placed)
     assert all(place.reason for place in report.places)
-    assert "the rule 'head' takes it out" in {place.reason for place in report.places if place.module == "head"}
+    assert "the rule 'head' excludes it" in {place.reason for place in report.places if place.module == "head"}
     plain = json.loads(json.dumps(q.to_json()))
     assert plain["target"] == "tensorrt" and len(plain["places"]) == len(report.places)
     text = str(q)

@@ -347,7 +347,7 @@ def test_rules_take_first_and_last_layer_out() -> None:
     model = nn.Sequential(conv_bn(act=nn.ReLU()), conv_bn(act=nn.ReLU()), nn.Flatten(), nn.Linear(1024, 4))
     _, placement = placed(model, image(), target="openvino", rules={"0": None, "3": None})
     assert activations(placement) == ["conv_bn_act float", "conv_bn_act.input u8", "linear float"]
-    assert reasons(placement) == {"conv_bn_act": "the rule '0' takes it out", "linear": "the rule '3' takes it out"}
+    assert reasons(placement) == {"conv_bn_act": "the rule '0' excludes it", "linear": "the rule '3' excludes it"}
 
 
 def test_quantization_with_the_scale_1_changes_no_integer() -> None:
@@ -406,7 +406,7 @@ def test_the_pass_in_text() -> None:
     with pytest.raises(ParseError, match="there is no placement table 'openvin'"):
         parse_pipeline("place-quantizers{target=openvin}")
     program = compiled(residual_net(), image(), target="openvino")
-    with pytest.raises(InputError, match="the rule 'layer_norm' means nothing of this program"):
+    with pytest.raises(InputError, match="the rule 'layer_norm' matches nothing in this program"):
         pipeline(program)
 
 
@@ -419,7 +419,7 @@ def test_remarks_say_why_each_place_is_in_integers_or_not() -> None:
         ("float", "conv_bn_add_act"),
     ]
     assert remarks[0].message.startswith("`input` of conv_bn_act at `a.0` is s8: the builder fuses")
-    assert remarks[2].message == "conv_bn_add_act at `b.0` is float: the rule 'b' takes it out"
+    assert remarks[2].message == "conv_bn_add_act at `b.0` is float: the rule 'b' excludes it"
 
 
 def test_without_types_nothing_is_placed() -> None:

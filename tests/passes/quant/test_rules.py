@@ -58,11 +58,11 @@ def test_the_last_rule_that_means_a_place_wins() -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("layer2", r"the rule 'layer2' means nothing of this program\n.*did you mean layer1"),
-        ("conv_bm", r"the rule 'conv_bm' means nothing of this program\n.*did you mean conv_bn"),
+        ("layer2", r"the rule 'layer2' matches nothing in this program\n.*did you mean layer1"),
+        ("conv_bm", r"the rule 'conv_bm' matches nothing in this program\n.*did you mean conv_bn"),
         ("xyz", r"kinds are aten.add.Tensor, conv_bn, conv_bn_act, linear; modules are head, head.fc, layer1"),
-        (nn.LayerNorm, r"the rule LayerNorm means nothing of this program\n.*kinds are"),
-        (lambda site: False, "means nothing of this program"),
+        (nn.LayerNorm, r"the rule LayerNorm matches nothing in this program\n.*kinds are"),
+        (lambda site: False, "matches nothing in this program"),
     ],
 )
 def test_a_rule_that_means_nothing_is_refused(key: Any, message: str) -> None:
@@ -71,7 +71,9 @@ def test_a_rule_that_means_nothing_is_refused(key: Any, message: str) -> None:
     Rules.of({"stem": None}).check(SITES)
 
 
-@pytest.mark.parametrize("rules", [["head"], [("head",)], {3: None}, [(None, None)]])
+@pytest.mark.parametrize(
+    "rules", [["head"], [("head",)], {3: None}, [(None, None)], 3, "head", {nn.Linear(1, 1): None}]
+)
 def test_what_is_no_rule(rules: Any) -> None:
-    with pytest.raises(InputError, match=r"is no pair|means no places"):
+    with pytest.raises(InputError, match=r"is no pair|matches no places|is no mapping|give its path"):
         Rules.of(rules)
