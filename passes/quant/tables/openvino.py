@@ -55,7 +55,7 @@ OPENVINO = register_table(
                 **_CHAIN,
                 "when": ["fixed sizes", "behind a convolution", "integers follow"],
                 "reason": "the scaling of a map between convolutions keeps the chain of integers whole",
-                "source": f"{_LPT}; mobilenet_v3_small in the plugin: products in integers, in float if the batch varies",
+                "source": f"{_LPT}; mobilenet_v3_small in the plugin: products in float if the batch varies",
             },
             "aten.cat": {
                 **_CHAIN,
