@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from typing_extensions import override
 
-from ir.core import Value
+from ir.core import Operation, Value
 from ir.quant.kernels import integer_range
 from passes.canonicalize.base import Identity, Rule
 from passes.canonicalize.dequantization import MOVES, fault_of_move, fault_of_scale
@@ -86,10 +86,27 @@ _SLICED = "aten.slice.Tensor(%x) {dim=2, start=1}"
 _PERMUTED = "aten.permute(%x) {dims=[1, 2, 0]}"
 
 
+_SPLIT = Example("""
+    buffer %scale : f32[]
+    buffer %zero : u8[]
+    graph(%x : f32[n, 6]) {
+      %a, %b = aten.split_with_sizes(%x) {split_sizes=[2, 4], dim=1}
+      %p = quant.quantize(%a, %scale, %zero) {dtype=torch.uint8}
+      %q = quant.quantize(%b, %scale, %zero) {dtype=torch.uint8}
+      %d = quant.dequantize(%p, %scale, %zero)
+      %e = quant.dequantize(%q, %scale, %zero)
+      %y = aten.softmax.int(%d) {dim=0}
+      %z = aten.softmax.int(%e) {dim=0}
+      return %y, %z
+    }
+""")
+
+
 class QuantizeBeforeMove(Rule):
     """quantize(move(x), s, z) = move(quantize(x, s, z))
 
-    For one scale. A value that is moved several ways is quantized once then.
+    For one scale. A value that is moved several ways is quantized once then. Of several pieces, all that are used must
+    be quantized alike: common subexpressions make one of their quantizations.
     """
 
     examples = (
@@ -98,6 +115,14 @@ class QuantizeBeforeMove(Rule):
         _MOVE.changed((_PERMUTED, "aten.slice.Tensor(%x) {dim=2, start=1}"), ("return %q", _READ)),
         _MOVE.changed((_PERMUTED, "aten.slice.Tensor(%x) {dim=2, start=1}"), refused="strides of what is moved"),
         _MOVE.changed(("return %q", "return %q, %y"), refused="used elsewhere"),
+        _SPLIT,
+        _SPLIT.changed(("return %y, %z", "return %z")),
+        _SPLIT.changed(
+            ("%zero : u8[]", "%zero : u8[] buffer %other : f32[]"),
+            ("%b, %scale", "%b, %other"),
+            ("%q, %scale", "%q, %other"),
+            refused="not quantized alike",
+        ),
     )
 
     @override
@@ -106,17 +131,86 @@ class QuantizeBeforeMove(Rule):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand a move with one result that nothing else reads, and that strides stay or do not matter."""
-        if len(m.move.results) > 1:
-            return "there are several pieces"
-        if not m.move.result.has_one_use():
+        """Demand that nothing else reads what is moved, and that strides stay or do not matter."""
+        if len(m.move.results) == 1 and not m.move.result.has_one_use():
             return "what is moved is used elsewhere"
-        return fault_of_move(m.move, m.x, m.root.results)
+        readers = [user for piece in m.move.results for user in piece.users]
+        if not all(each.opdef is m.root.opdef and _parameters(each) == _parameters(m.root) for each in readers):
+            return "the pieces are not quantized alike"
+        return fault_of_move(m.move, m.x, [result for each in readers for result in each.results])
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
         integers = b.op("quant.quantize", m.x, m.scale, m.zero, **m.root.attributes).result
-        return b.op(m.move.opdef, integers, **m.move.attributes, location=m.move.location).result
+        moved = b.op(m.move.opdef, integers, **m.move.attributes, location=m.move.location)
+        return moved.results[m.root.operand_values[0].index]
 
 
-QUANTIZATION_RULES = (QuantizeDequantized, QuantizeBeforeMove)
+def _parameters(op: Operation) -> tuple[object, ...]:
+    return (*op.operands[1:], dict(op.attributes))
+
+
+_CAT = Example("""
+    buffer %scale : f32[]
+    buffer %zero : u8[]
+    graph(%p : u8[n, a], %x : f32[n, b]) {
+      %d = quant.dequantize(%p, %scale, %zero)
+      %c = aten.cat([%d, %x]) {dim=1}
+      %q = quant.quantize(%c, %scale, %zero) {dtype=torch.uint8}
+      return %q
+    }
+""")
+
+
+class QuantizeBeforeCat(Rule):
+    """quantize(cat(dequantize(p, s, z), x), s, z) = cat(p, quantize(x, s, z)), for any number of operands, s > 0
+
+    Where the parameters of an operand are other ones, its numbers are rounded again: it is quantized as x is.
+    """
+
+    examples = (
+        _CAT,
+        _CAT.changed(("[%d, %x]", "[%x, %d, %x]")),
+        _CAT.changed(("return %q", "return %q, %c"), refused="used elsewhere"),
+        _CAT.changed(("%x : f32[n, b]", "%x : f16[n, b]"), refused="of another dtype"),
+        _CAT.changed(
+            ("%zero : u8[]", "%zero : u8[] buffer %other : f32[]"),
+            ("%p, %scale", "%p, %other"),
+            refused="of no operand",
+        ),
+    )
+
+    @override
+    def pattern(self, p: PatternBuilder) -> Node:
+        return p.op("quant.quantize", p.op("aten.cat", name="cat"), p.any("scale"), p.any("zero"), axis=None)
+
+    @override
+    def check(self, m: Match) -> str | None:
+        """Demand an operand that was dequantized with these parameters, and that nothing else reads the numbers."""
+        if not m.cat.result.has_one_use():
+            return "the numbers are used elsewhere"
+        if any(value.tensor_type.dtype is not m.cat.result.tensor_type.dtype for value in m.cat.operand_values):
+            return "an operand is of another dtype"
+        if not any(_undoes(m.root, value) for value in m.cat.operand_values):
+            return "its parameters are those of no operand"
+        return None
+
+    @override
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        quantized = {
+            value: b.op("quant.quantize", value, m.scale, m.zero, **m.root.attributes).result
+            for value in dict.fromkeys(m.cat.operand_values)
+        }
+        operands = [quantized[value] for value in m.cat.operand_values]
+        return b.op("aten.cat", operands, **m.cat.attributes, location=m.cat.location).result
+
+
+def _undoes(quantize: Operation, value: Value) -> bool:
+    """Return whether a quantization of a value gives the integers that it was dequantized from."""
+    op = value.defining_op
+    if op is None or op.name != "quant.dequantize" or op.operands[1:] != quantize.operands[1:]:
+        return False
+    return op.attributes["axis"] is None and op.operand_values[0].tensor_type.dtype is quantize.attributes["dtype"]
+
+
+QUANTIZATION_RULES = (QuantizeDequantized, QuantizeBeforeMove, QuantizeBeforeCat)

@@ -94,6 +94,14 @@ def _one_group(op: Operation, decisions: Decisions) -> str | None:
     return None if groups == 1 else f"the convolution has {groups} groups"
 
 
+def _fixed_sizes(op: Operation, decisions: Decisions) -> str | None:
+    """its results have fixed sizes"""
+    for result in op.results:
+        if any(not isinstance(dim, int) for dim in result.known_shape or (None,)):
+            return "its size varies from call to call"
+    return None
+
+
 def _integers_follow(op: Operation, decisions: Decisions) -> str | None:
     """all that reads its results reads integers"""
     for result in op.results:
@@ -151,6 +159,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "16 channels": _enough_channels,
     "matrix product": _matrix_product,
     "one group": _one_group,
+    "fixed sizes": _fixed_sizes,
     "integers follow": _integers_follow,
     "behind integers": _behind_integers,
     "behind a convolution": _behind_convolution,

@@ -16,7 +16,14 @@ from graphwright.quant import Quantized, quantize
 from graphwright.targets import find_target
 from ir.evaluate import evaluate
 from passes.fold.batch_norm import FoldBatchNorm
-from tests.compiler.quant.test_hard_cases import BothReaders, MaskedAttention, SharedLayer, TiedWeights, Transposed
+from tests.compiler.quant.test_hard_cases import (
+    BothReaders,
+    MaskedAttention,
+    SharedLayer,
+    SqueezeExcitation,
+    TiedWeights,
+    Transposed,
+)
 
 pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `onnxruntime` is not installed")
@@ -118,6 +125,13 @@ def test_layers_that_rules_leave_in_float_and_batches_of_any_size():
     for size in (1, 5):
         for check in in_engines(q, images(size)[1]):
             assert [kernel.node for kernel in check.kernels] == ["second/Conv"]
+
+
+def test_a_product_of_varying_size_is_in_float_in_openvino():
+    for batch, products in (({0: torch.export.Dim("batch")},), 0), (None, 1):
+        q = quantized(SqueezeExcitation, "openvino", dynamic_shapes=batch)
+        (check,) = in_engines(q, images()[1], "openvino")
+        assert [kernel.operator for kernel in check.kernels].count("Mul") == products
 
 
 def test_a_transposed_convolution_of_groups_is_in_float_in_openvino():
