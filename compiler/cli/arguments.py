@@ -22,7 +22,7 @@ def split_place(text: str) -> tuple[Path, str]:
     """
     name, colon, function = text.rpartition(":")
     if not colon or not function.isidentifier():
-        raise UsageError(f"{text!r} is not of the form MODEL.py:FUNCTION")
+        raise UsageError(f"{text!r} is not of the form FILE.py:FUNCTION")
     return existing(name), function
 
 

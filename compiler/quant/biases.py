@@ -81,7 +81,8 @@ def round_to_grid(sites: Iterable[Site]) -> list[Remark]:
             raise InputError(
                 f"scales of powers of two need batch norms folded, and one stands behind `{site.layer.location.where}`",
                 location=site.layer.location,
-                remedy="fold them: `fold-batch-norm` before the fusions of the pipeline that `transform` is given",
+                remedy="fold them: `transform(..., target=t, "
+                'pipeline=pipeline_of(TARGETS[t].patterns).insert_before("fuse", FoldBatchNorm()))`',
             )
         if site.bias is None:
             if "has no bias" not in site.no_bias:

@@ -87,8 +87,8 @@ class CallReader:
         except InputError as error:
             raise CalibrationError(
                 f"{what}: {error.message}",
-                remedy="give inputs of the size that the model was captured with, or capture it with a dynamic size: "
-                "`transform(..., dynamic_shapes={...})`",
+                remedy="give inputs of the size that the model was captured with, or, if the model allows others, "
+                "capture it with a dynamic size: `dynamic_shapes=` of `transform`, or `--dynamic-batch`",
             ) from error
         return tuple(batch)
 

@@ -34,6 +34,17 @@ _PARTS = 4
 """One part in so many of the calibration data judges corrections."""
 
 
+def check_form(form: str) -> None:
+    """Demand that a form of correction is one that there is.
+
+    Raises:
+        InputError: when it is not.
+    """
+    if form not in FORMS:
+        known = ", ".join(map(repr, FORMS))
+        raise InputError(f"there is no bias correction {form!r}", remedy=f"use one of {known}, or None")
+
+
 @attrs.define(eq=False)
 class _Shift:
     """Sums of what rounding adds to a layer's results, by channel: of the data to correct by, and of that to judge by.
@@ -97,8 +108,7 @@ def correct_biases(
     Raises:
         InputError: when the form is unknown.
     """
-    if form not in FORMS:
-        raise InputError(f"bias_correction={form!r}", remedy=f"use one of {', '.join(map(repr, FORMS))}, or None")
+    check_form(form)
     sites = sites_of(program, found)
     remarks = [remark(site, "bias-correction", f"not corrected: {site.no_bias}") for site in sites if site.bias is None]
     sites = [site for site in sites if site.bias is not None]

@@ -10,7 +10,7 @@ import torch
 
 from compiler.quant.biases import round_to_grid, widen_overflowing
 from compiler.quant.calibration import Batch
-from compiler.quant.correction import FORMS, correct_biases
+from compiler.quant.correction import check_form, correct_biases
 from compiler.quant.least_error import fit_weights
 from compiler.quant.observe.observers import observer_of
 from compiler.quant.observe.statistics import Statistics
@@ -38,9 +38,8 @@ class Options:
 
     def __attrs_post_init__(self) -> None:
         observer_of(self.observer)
-        if self.bias_correction is not None and self.bias_correction not in FORMS:
-            forms = ", ".join(map(repr, FORMS))
-            raise InputError(f"bias_correction={self.bias_correction!r}", remedy=f"use one of {forms}, or None")
+        if self.bias_correction is not None:
+            check_form(self.bias_correction)
         if type(self.seed) is not int:
             raise InputError(f"seed={self.seed!r} is not an integer", remedy="give one: `seed=0`")
 

@@ -16,12 +16,12 @@ from passes.quant.rules import Rules
 
 def _check_bits(instance: Int8, attribute: attrs.Attribute[int], value: int) -> None:
     if type(value) is not int or not 2 <= value <= 8:
-        raise InputError(f"Int8({attribute.name}={value!r})", remedy="give a number of bits from 2 to 8")
+        raise InputError(f"there are no integers of {attribute.name}={value!r}", remedy="give a number from 2 to 8")
 
 
 def _check_observer(instance: Int8, attribute: attrs.Attribute[str | None], value: str | None) -> None:
     if value is not None and value not in OBSERVERS:
-        raise InputError(f"Int8({attribute.name}={value!r})", remedy=f"use one of {', '.join(OBSERVERS)}")
+        raise InputError(f"there is no {attribute.name} {value!r}", remedy=f"use one of {', '.join(OBSERVERS)}")
 
 
 @attrs.frozen

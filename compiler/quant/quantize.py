@@ -83,7 +83,7 @@ def quantize(
             f"quantize was given a {type(result).__qualname__}", remedy="pass what `transform(model, inputs)` returned"
         )
     if not isinstance(default, Int8):
-        raise InputError(f"default={default!r} is not an Int8", remedy="write `default=Int8(weight_bits=4)`")
+        raise InputError(f"default={default!r} is not an Int8", remedy="write `default=Int8()`")
     used = result.target.table if table is None else table
     if used is None:
         raise InputError(

@@ -21,6 +21,13 @@ from ir.errors import InputError
 from ir.evaluate import evaluate
 from ir.program import Program
 
+
+def _reader(op: Operation) -> str:
+    """Return the path of a module that reads what an operation quantizes; a rule for it takes the quantizer out."""
+    users = [user for user in op.result.users if user.location.module_path] or [op]
+    return users[0].location.module_path or "*"
+
+
 KEPT_BYTES = 1 << 30
 """How much of the calibration data is kept for what needs it once more."""
 
@@ -71,10 +78,9 @@ def observe(
                 observed.statistics[name].add(x)
             except InputError as error:
                 raise CalibrationError(
-                    f"in call {observed.calls} of the calibration, the value that `{name}` would scale is no number: "
-                    f"{error.message}",
+                    f"in call {observed.calls} of the calibration, {error.message}: the one that `{name}` would scale",
                     location=op.location,
-                    remedy="leave such inputs out, or keep the place in float: `rules={PATH: None}`",
+                    remedy=f"leave such inputs out, or keep what reads it in float: `rules={{{_reader(op)!r}: None}}`",
                 ) from error
         return x
 

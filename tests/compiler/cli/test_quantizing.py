@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from compiler.__main__ import main
 from compiler.cli.quantizing import calibration_of
 from compiler.cli.userfile import UserCodeError, load_file
+from compiler.runtime.check import CheckReport
 
 NET = """
 import torch
@@ -100,6 +102,23 @@ def test_a_file_for_an_engine(net, capsys):
 def test_what_is_wrong_is_said(net, capsys, arguments, code, message):
     assert run(*arguments) == code
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_scales_of_powers_of_two_fold_batch_norms(net, capsys):
+    text = NET.replace("nn.ReLU()", "nn.BatchNorm2d(8), nn.ReLU()").replace("return model,", "return model.eval(),")
+    net.write_text(text)
+    assert run("--calibration", "net_of_test.py:loader", "--power-of-two", "--quiet", "--json", "report.json") == 0
+    scales = [place["scale_value"] for place in json.loads(Path("report.json").read_text())["places"] if place["scale"]]
+    assert scales and all(math.log2(scale).is_integer() for scale in scales)
+
+
+def test_a_check_that_fails_says_why_even_if_quiet(net, capsys, monkeypatch):
+    pytest.importorskip("onnx_ir", reason="needs the extra onnx")
+    pytest.importorskip("onnxruntime", reason="needs the extra onnxruntime")
+    monkeypatch.setattr(CheckReport, "is_exact", False)
+    assert run("--calibration", "net_of_test.py:loader", "--check", "--quiet", "--bias-correction", "none") == 1
+    captured = capsys.readouterr()
+    assert "integer kernels" in captured.err and captured.out == ""
 
 
 def test_calibration_is_data_or_a_function(net):

@@ -191,7 +191,7 @@ def test_the_default_format_is_for_places_that_no_rule_means(results):
         ({"rules": {"stem": 4}}, "the rule 'stem' has the value 4"),
         ({"rules": {"*": None}}, "nothing of the model can be quantized for openvino"),
         ({"observer": "max"}, "no observer 'max'"),
-        ({"bias_correction": "slow"}, "bias_correction='slow'"),
+        ({"bias_correction": "slow"}, "no bias correction 'slow'"),
         ({"default": 8}, "default=8 is not an Int8"),
     ],
 )
@@ -202,9 +202,9 @@ def test_wrong_arguments_are_refused(results, arguments, message):
 
 @pytest.mark.parametrize("bad", [1, 9, 4.0])
 def test_bits_that_do_not_exist_are_refused(bad):
-    with pytest.raises(InputError, match=r"Int8\(weight_bits="):
+    with pytest.raises(InputError, match="no integers of weight_bits="):
         Int8(weight_bits=bad)
-    with pytest.raises(InputError, match=r"Int8\(observer='none'\)"):
+    with pytest.raises(InputError, match="no observer 'none'"):
         Int8(observer="none")
 
 
