@@ -21,7 +21,7 @@ from passes.rewrite.pattern import Pattern
 
 _SHARED = ("ir.memory.", "passes.attention")
 """Modules that rules of all folders use: their faults are faults of these rules."""
-_INFERENCE = "ir.ops.inference."
+_INFERENCE = ("ir.ops.inference.", "ir.quant.")
 _CONSTANTS = tuple(f"aten.{name}" for name in ("full", "zeros", "ones", "arange", "new_full", "full_like"))
 _ON_CONSTANTS = tuple(
     f"aten.{name}"
@@ -127,7 +127,7 @@ def mutants_of_inference() -> list[Mutant]:
     for name in GENERATORS:
         infer = get_opdef(name).infer
         if infer is not None:
-            for target in _reached([infer], (_INFERENCE,)):
+            for target in _reached([infer], _INFERENCE):
                 reaching.setdefault(target, []).append(name)
     return [m for target, names in reaching.items() for m in _mutants(target, Subject("types", operators=tuple(names)))]
 

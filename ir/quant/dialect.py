@@ -11,7 +11,7 @@ from ir.columns import StrideRule
 from ir.opdef import Facts, InferRule, OpDef, Param, ParamKind, Trait, add_row, register_opdef
 from ir.ops.inference.support import Attributes, Misfit, Refusal, Undecided, require_equal, with_fallback
 from ir.quant import kernels
-from ir.types import TensorType, Type
+from ir.types import CPU, TensorType, Type
 
 
 def _quantize(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
@@ -51,7 +51,9 @@ def _check_shapes(types: tuple[Any, ...], axis: Any) -> None:
                 raise
             except Undecided:
                 raise Refusal(f"the number of {what} is {count}, not {value.shape[axis]}") from None
-    known = {type_.device for type_ in (scale, zero_point) if type_.device is not None and type_.shape != ()}
+    # a scalar on the CPU goes with a value on any device
+    moved = [type_ for type_ in (scale, zero_point) if type_.shape != () or type_.device != CPU]
+    known = {type_.device for type_ in moved if type_.device is not None}
     if known - {value.device} and value.device is not None:
         raise Undecided
 

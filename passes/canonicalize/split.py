@@ -9,7 +9,7 @@ from typing_extensions import override
 from ir.columns import Layout
 from ir.core import Operation, Value
 from ir.opdef import operators_with
-from ir.types import wrap
+from ir.types import types_equal, wrap
 from passes.canonicalize.base import Identity, Rule, first, shape_of
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
@@ -124,8 +124,10 @@ class NoSplit(Identity):
 
     @override
     def check(self, m: Match) -> str | None:
-        """Demand one piece, which a split without an error makes the whole."""
-        return None if len(m.root.results) == 1 else "there are several pieces"
+        """Demand one piece, which a split without an error makes the whole; of its size, x must say as much."""
+        if len(m.root.results) > 1:
+            return "there are several pieces"
+        return None if types_equal(m.x.type, m.root.result.type) else "the size of the operand is not known"
 
 
 SPLIT_RULES = (SpellSplit, SpellUnbind, NoSplit)

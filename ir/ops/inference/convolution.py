@@ -67,7 +67,7 @@ def conv_transpose(dims: int) -> InferRule:
                 continue
             numbers = (stride[i], padding[i], dilation[i], extra[i])
             require(all(type(n) is int and n >= 0 for n in numbers))
-            require(stride[i] > 0 and dilation[i] > 0 and extra[i] < max(stride[i], dilation[i]))
+            require(stride[i] > 0 and dilation[i] > 0)
             # the formula of H_out in the documentation of torch.nn.ConvTranspose2d
             length = simplify_dim(
                 (size - 1) * stride[i] - 2 * padding[i] + dilation[i] * (window_size - 1) + extra[i] + 1

@@ -148,7 +148,12 @@ def split_with_sizes(types: tuple[Any, ...], attributes: Attributes) -> tuple[Ty
 def chunk(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """At most `chunks` pieces of one size, rounded up."""
     x, chunks = types[0], attributes["chunks"]
+    if x.shape is None:
+        require(chunks == 1)
+        return (x,)
     dim, size = _along(x, attributes)
+    if chunks == 1:
+        return (x,)
     require(type(size) is int and type(chunks) is int and chunks > 0)
     assert type(size) is int
     require(size > 0)

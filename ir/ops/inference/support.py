@@ -17,7 +17,7 @@ from ir.attributes import Attribute
 from ir.errors import InferenceError
 from ir.fake import infer_with_fakes, is_unknown
 from ir.opdef import InferRule, get_opdef
-from ir.types import Dim, TensorType, Type, dims_equal, simplify_dim, wrap
+from ir.types import UNKNOWN_TENSOR, Dim, OpaqueType, ScalarType, TensorType, Type, dims_equal, simplify_dim, wrap
 
 Shape = tuple[Dim | None, ...]
 Attributes = Mapping[str, Attribute]
@@ -46,10 +46,10 @@ def with_fallback(name: str, rule: InferRule) -> InferRule:
     """Return the inference rule of the operator `name`: `rule` where it decides, else the operator on fake tensors."""
 
     def infer(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-        for type_ in types:
-            kind = type(type_)
-            if kind is not TensorType and type_ is not None and kind is not tuple:
-                return infer_with_fakes(get_opdef(name), types, attributes)
+        if not all(type(type_) is TensorType or type_ is None for type_ in types):
+            types = tuple(map(_as_tensor, types))
+        if any(type(type_) is ScalarType for type_ in types):
+            return infer_with_fakes(get_opdef(name), types, attributes)
         try:
             return rule(types, attributes)
         except Misfit as misfit:
@@ -66,6 +66,13 @@ def with_fallback(name: str, rule: InferRule) -> InferRule:
         return infer_with_fakes(get_opdef(name), types, attributes)
 
     return infer
+
+
+def _as_tensor(type_: Any) -> Any:
+    """Return the type of an operand, which is a tensor if nothing is known of it, also in a list."""
+    if type(type_) is tuple:
+        return tuple(map(_as_tensor, type_))
+    return UNKNOWN_TENSOR if type(type_) is OpaqueType else type_
 
 
 def floor_div(a: Dim, b: Dim) -> Dim:

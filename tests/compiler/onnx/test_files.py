@@ -102,7 +102,7 @@ def test_containers_keywords_and_constants_are_in_the_metadata(tmp_path):
     }
 
 
-@pytest.mark.parametrize("kind", ["bool", "float", "causal"])
+@pytest.mark.parametrize("kind", ["bool", "float", "causal", "causal and masked"])
 def test_rows_that_are_masked_throughout_give_zero_as_in_pytorch(kind, tmp_path):
     model, x = Attention().eval(), torch.randn(2, 5, 16)
     mask = torch.rand(2, 1, 5, 5) > 0.5
@@ -111,7 +111,7 @@ def test_rows_that_are_masked_throughout_give_zero_as_in_pytorch(kind, tmp_path)
         args: tuple[torch.Tensor, ...] = (x,)
     else:
         args = (x, mask if kind == "bool" else torch.where(mask, 0.3, -torch.inf))
-    kwargs = {"causal": kind == "causal"}
+    kwargs = {"causal": kind.startswith("causal")}
     transform(model, args, kwargs).save_onnx(tmp_path / "net.onnx")
     expected = model(*args, **kwargs)["logits"].detach().numpy()
     np.testing.assert_allclose(run(tmp_path / "net.onnx", *args)[0], expected, rtol=1e-4, atol=1e-5)

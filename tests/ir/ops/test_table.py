@@ -17,7 +17,7 @@ from ir.core import Graph
 from ir.errors import InferenceError
 from ir.fake import infer_with_fakes
 from ir.opdef import _ROWS, ParamKind, Trait, get_opdef
-from ir.types import TensorType, Type, make_symbol
+from ir.types import UNKNOWN_TENSOR, OpaqueType, TensorType, Type, make_symbol
 
 NAMES = sorted(_ROWS)
 NAMES_WITH_RULE = sorted(name for name, row in _ROWS.items() if row.infer is not None)
@@ -259,7 +259,13 @@ F32 = torch.float32
 
 def infer(name: str, *args: Any) -> tuple[Type, ...]:
     graph = Graph()
-    bound = [graph.add_input(a) if isinstance(a, TensorType) else a for a in args]
+
+    def operand(arg: Any) -> Any:
+        if isinstance(arg, list):
+            return [operand(each) for each in arg]
+        return graph.add_input(arg) if isinstance(arg, TensorType | OpaqueType) else arg
+
+    bound = [operand(arg) for arg in args]
     _, attributes, _, types = bind_arguments(get_opdef(name), bound, {})
     rule = get_opdef(name).infer
     assert rule is not None
@@ -272,6 +278,13 @@ def test_symbolic_bounds_of_a_slice_lie_within_it() -> None:
     assert infer("aten.slice.Tensor", table, 0, S) == (TensorType((512 - S, 3), F32),)
     assert infer("aten.slice.Tensor", table, 0, 1, S - 1) == (TensorType((S - 2, 3), F32),)
     assert infer("aten.slice.Tensor", table, 0, None, S, 3) == (TensorType((FloorDiv(S + 2, 3), 3), F32),)
+
+
+def test_what_nobody_knows_is_a_tensor_where_one_is_needed() -> None:
+    x = TensorType((2, 3), F32)
+    assert infer("aten.index.Tensor", x, [OpaqueType()]) == (UNKNOWN_TENSOR,)
+    assert infer("aten.split_with_sizes", OpaqueType(), [1, 2]) == (UNKNOWN_TENSOR, UNKNOWN_TENSOR)
+    assert infer("aten.chunk", OpaqueType(), 1) == (UNKNOWN_TENSOR,)
 
 
 def test_nothing_splits_into_one_piece_of_any_size() -> None:
