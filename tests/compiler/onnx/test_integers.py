@@ -13,7 +13,7 @@ from compiler.onnx.files import onnx_model, serialized
 from compiler.onnx.writer import OnnxModel
 from compiler.quant.quantizers import operations
 from graphwright import transform
-from graphwright.quant import Quantized, quantize
+from graphwright.quant import Int8, Quantized, quantize
 from ir.evaluate import evaluate
 from tests.compiler.drafts import randomize
 
@@ -59,7 +59,7 @@ def test_weights_are_int8_biases_int32_and_batch_norms_in_the_scales():
 
 
 def test_a_weight_that_is_clipped_keeps_its_sign_free_for_the_batch_norm():
-    """-128 has no counterpart: with one, a channel of negative scale could not be folded."""
+    """The least integer has no counterpart: with it, a channel of negative scale could not be folded."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(512, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
     x = torch.randn(2, 512, 4, 4)
@@ -67,8 +67,9 @@ def test_a_weight_that_is_clipped_keeps_its_sign_free_for_the_batch_norm():
     with torch.no_grad():
         model[0].weight.normal_(std=0.02)  # of many numbers, the least error cuts off the largest
         model[1].weight.copy_(-model[1].weight.abs() - 0.1)
-    q = quantize(result, [x], observer="mse", bias_correction=None, progress=False)
-    assert any(op.attributes.get("quant_min") == -127 for op, _ in operations(q.program.graph))
+    four = Int8(weight_bits=4)
+    q = quantize(result, [x], default=four, observer="mse", bias_correction=None, progress=False)
+    assert any(op.attributes.get("quant_min") == -7 for op, _ in operations(q.program.graph))
     assert kinds(written(q))["BatchNormalization"] == 0
 
 
