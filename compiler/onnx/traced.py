@@ -175,27 +175,31 @@ def trace(program: Program, kernels: Kernels) -> ExportedProgram:
         CodegenError: when PyTorch cannot capture it for all sizes in these ranges.
     """
     module = TracedProgram(program, kernels).eval()
-    sizes = example_sizes(program)
-    args = tuple(
-        torch.zeros([_number(dim, sizes) for dim in value.tensor_type.shape or ()], dtype=value.tensor_type.dtype)
-        for value in program.graph.inputs
-    )
     dynamic = tuple(
         {i: Dim.DYNAMIC for i, dim in enumerate(value.tensor_type.shape or ()) if isinstance(dim, sympy.Expr)}
         for value in program.graph.inputs
     )
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(module, args, dynamic_shapes={"args": dynamic}, strict=False)
-    except CodegenError:
-        raise
-    except Exception as error:
-        raise CodegenError(
-            f"PyTorch cannot capture the program for a file: {str(error).strip() or type(error).__name__}",
-            location=program.location,
-            remedy="fixed sizes in place of dynamic ones (no `dynamic_shapes=`) may help",
-        ) from error
+    failure: Exception | None = None
+    # of small sizes, a later one may be 1, which PyTorch takes for a constant
+    for least in (2, 33) if program.symbols else (2,):
+        sizes = example_sizes(program, least)
+        args = tuple(
+            torch.zeros([_number(dim, sizes) for dim in value.tensor_type.shape or ()], dtype=value.tensor_type.dtype)
+            for value in program.graph.inputs
+        )
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.export.export(module, args, dynamic_shapes={"args": dynamic}, strict=False)
+        except CodegenError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever PyTorch raises, it cannot capture it
+            failure = error
+    raise CodegenError(
+        f"PyTorch cannot capture the program for a file: {str(failure).strip() or type(failure).__name__}",
+        location=program.location,
+        remedy="fixed sizes in place of dynamic ones (no `dynamic_shapes=`) may help",
+    ) from failure
 
 
 def _number(dim: Size | None, sizes: Mapping[sympy.Symbol, int]) -> int:
@@ -203,17 +207,24 @@ def _number(dim: Size | None, sizes: Mapping[sympy.Symbol, int]) -> int:
     return dim if isinstance(dim, int) else int(dim.xreplace({s: sympy.Integer(n) for s, n in sizes.items()}))
 
 
-def example_sizes(program: Program) -> dict[sympy.Symbol, int]:
+def example_sizes(program: Program, least: int = 2) -> dict[sympy.Symbol, int]:
     """Return sizes within the ranges of the symbols that fit the relations between them; none is 0 or 1 if possible.
 
     Distinct sizes are tried first, so that nothing takes two of them for one.
+
+    Args:
+        program: the program.
+        least: the least size, where the ranges have it.
+
+    Raises:
+        InputError: when no sizes are found.
     """
     symbols = list(program.symbols)
     for step in (0, 1, 2, 4, 8, 16, 32):
         sizes: dict[sympy.Symbol, int] = {}
         for number, symbol in enumerate(symbols):
             bounds = program.symbols[symbol]
-            wanted = max(bounds.lower, 2) + (number if step == 0 else 0)
+            wanted = max(bounds.lower, least) + (number if step == 0 else 0)
             wanted = wanted if step <= 1 else -(-wanted // step) * step
             sizes[symbol] = wanted if bounds.upper is None else min(wanted, bounds.upper)
         numbers = {s: sympy.Integer(n) for s, n in sizes.items()}

@@ -146,6 +146,15 @@ def _plain_sum(op: Operation, decisions: Decisions) -> str | None:
     return None if alpha == 1 else f"an operand is multiplied by {alpha}"
 
 
+def _whole_windows(op: Operation, decisions: Decisions) -> str | None:
+    """its windows have one size: `ceil_mode=False`, and no divisor of their own"""
+    if op.attributes.get("divisor_override") is not None:
+        return "the averages have a divisor of their own"
+    return (
+        "windows may reach beyond the map (ceil_mode), and average fewer cells" if op.attributes["ceil_mode"] else None
+    )
+
+
 CONDITIONS: Mapping[str, Condition] = {
     "16 channels": _enough_channels,
     "matrix product": _matrix_product,
@@ -155,5 +164,6 @@ CONDITIONS: Mapping[str, Condition] = {
     "behind integers": _behind_integers,
     "behind a convolution": _behind_convolution,
     "plain sum": _plain_sum,
+    "whole windows": _whole_windows,
 }
 """The conditions that rows name; the docstring of each completes "a region runs in integers where …"."""

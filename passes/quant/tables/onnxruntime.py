@@ -62,7 +62,7 @@ ONNXRUNTIME = register_table(
                 "source": _GUIDE,
             },
             "adaptive_avg_pool2d": _POOL,
-            "aten.avg_pool2d": _POOL,
+            "aten.avg_pool2d": {**_POOL, "when": [*_POOL["when"], "whole windows"]},
             "aten.max_pool2d": {
                 "carries": True,
                 "reason": "the largest integer stands for the largest number: Q behind it is dropped",

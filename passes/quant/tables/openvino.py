@@ -63,7 +63,7 @@ OPENVINO = register_table(
                 "reason": "operands of one scale are joined as integers",
             },
             "adaptive_avg_pool2d": _CHAIN,
-            "aten.avg_pool2d": _CHAIN,
+            "aten.avg_pool2d": {**_CHAIN, "when": [*_CHAIN["when"], "whole windows"]},
             "aten.max_pool2d": {
                 "carries": True,
                 "reason": "the largest integer stands for the largest number: Q moves in front of it",

@@ -58,7 +58,7 @@ TENSORRT = register_table(
                 "source": _MODELOPT,
             },
             "adaptive_avg_pool2d": _POOL,
-            "aten.avg_pool2d": _POOL,
+            "aten.avg_pool2d": {**_POOL, "when": [*_POOL["when"], "whole windows"]},
             "aten.max_pool2d": _COMMUTES,
             "aten.cat": _COMMUTES,
             LAYOUT: _COMMUTES,

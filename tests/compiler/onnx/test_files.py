@@ -258,3 +258,34 @@ def test_instance_norm_has_the_statistics_of_each_sample(tmp_path, affine):
     transform(model, (x[:2],), dynamic_shapes=({0: Dim("batch")},)).save_onnx(tmp_path / "net.onnx")
     (found,) = run(tmp_path / "net.onnx", x)
     torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pool", "sizes"),
+    [
+        (nn.AvgPool2d(3, 2, 1, ceil_mode=True), (10, 7)),
+        (nn.AvgPool2d(3, 2, ceil_mode=True), (10, 10)),
+        (nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), (10, 9)),
+        (nn.AvgPool2d(3, 2, 1, divisor_override=5), (9, 8)),
+        (nn.AvgPool1d(3, 2, 1, ceil_mode=True), (10,)),
+        (nn.AvgPool3d(3, 2, 1, ceil_mode=True), (6, 7, 8)),
+    ],
+    ids=str,
+)
+def test_windows_beyond_the_padding_average_what_is_inside(pool, sizes):
+    x = torch.randn(2, 3, *sizes, generator=torch.Generator().manual_seed(0))
+    result = transform(pool.eval(), (x,))
+    for engine in ("onnxruntime", "openvino"):
+        pytest.importorskip(engine)
+        torch.testing.assert_close(result.to_runtime(engine)(x), pool(x), rtol=1e-5, atol=1e-6)
+
+
+def test_sizes_that_shrink_to_1_in_small_examples_stay_dynamic(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AvgPool2d(3, 2, 1), nn.Conv2d(4, 4, 1)).eval()
+    sizes = {2: Dim.AUTO, 3: Dim.AUTO}
+    transform(model, (torch.randn(2, 3, 10, 10),), dynamic_shapes=(sizes,)).save_onnx(tmp_path / "net.onnx")
+    for h, w in ((5, 7), (9, 12), (64, 6)):
+        x = torch.randn(2, 3, h, w)
+        (found,) = run(tmp_path / "net.onnx", x)
+        torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-4, atol=1e-5)

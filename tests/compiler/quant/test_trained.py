@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
 from benchmarks.nets import NETS, Net
-from graphwright import MissingPackageError, transform
-from graphwright.quant import Int8, Quantized, quantize
+from graphwright import MissingPackageError, TransformResult, transform
+from graphwright.quant import Int8, quantize
 
 
+@functools.cache
 def net_of(name: str) -> Net:
     try:
         return NETS[name]()
@@ -17,21 +20,31 @@ def net_of(name: str) -> Net:
         pytest.skip(f"needs the extra nets: {error.message}")
 
 
-def quantized(net: Net, target: str, **options) -> Quantized:
-    x = torch.cat(net.calibration)[:2]
+@functools.cache
+def result_of(name: str, target: str) -> TransformResult:
+    net = net_of(name)
     sizes = ({0: torch.export.Dim("n", min=1, max=2000)},)
-    result = transform(net.model, (x,), target=target, dynamic_shapes=sizes, check=False)
-    return quantize(result, net.calibration, progress=False, **options)
+    x = torch.cat(net.calibration)[:2]
+    return transform(net.model, (x,), target=target, dynamic_shapes=sizes, check=False)
+
+
+@torch.no_grad()
+def output_of(name: str, target: str, **options):
+    """Return what a quantized net gives for the test inputs."""
+    net = net_of(name)
+    q = quantize(result_of(name, target), net.calibration, progress=False, **options)
+    return q.model(net.test)
 
 
 @pytest.mark.parametrize(("bits", "points"), [(8, 0.2), (4, 0.7)])
 @pytest.mark.parametrize("name", ["mnist_resnet", "mnist_attention"])
 def test_digits_are_read_as_well_as_in_float(name, bits, points):
     net = net_of(name)
-    q = quantized(net, "onnxruntime", default=Int8(weight_bits=bits))
-    assert net.right(net.model) > 960
-    assert net.right(net.model) - net.right(q.model) <= points / 100 * len(net.labels)
-    assert net.sqnr(q.model) > (30 if bits == 8 else 20)
+    output = output_of(name, "onnxruntime", default=Int8(weight_bits=bits))
+    right = net.right_of(net.expected)
+    assert right > 960
+    assert right - net.right_of(output) <= points / 100 * len(net.labels)
+    assert net.sqnr_of(output) > (30 if bits == 8 else 20)
 
 
 @pytest.mark.zoo
@@ -39,10 +52,10 @@ def test_digits_are_read_as_well_as_in_float(name, bits, points):
 @pytest.mark.parametrize(("name", "decibels"), [("lite0", 22.0), ("mobilenet_v2", 16.5)])
 def test_sqnr_on_photographs(name, decibels, target):
     net = net_of(name)
-    q = quantized(net, target)
-    assert net.sqnr(q.model) >= decibels
+    output = output_of(name, target)
+    assert net.sqnr_of(output) >= decibels
     if net.labels is not None:
-        assert net.right(q.model) >= net.right(net.model) == 17
+        assert net.right_of(output) >= net.right_of(net.expected) == 17
 
 
 @pytest.mark.zoo
@@ -50,5 +63,4 @@ def test_sqnr_on_photographs(name, decibels, target):
 @pytest.mark.parametrize("name", ["rnet", "onet", "crepe"])
 def test_decisions_are_those_of_the_float_net(name, target):
     net = net_of(name)
-    q = quantized(net, target)
-    assert net.right(net.model) == net.right(q.model) == len(net.labels)
+    assert net.right_of(net.expected) == net.right_of(output_of(name, target)) == len(net.labels)
