@@ -12,6 +12,7 @@ from compiler.extras import import_extra
 from compiler.onnx.inference import inference_program
 from compiler.onnx.operators import kernels, translations
 from compiler.onnx.writer import OnnxModel, write_model
+from compiler.savefiles import SaveError, check_file
 from ir.errors import InputError
 from ir.program import Program
 
@@ -48,11 +49,10 @@ def save_model(written: OnnxModel, path: str | os.PathLike[str], *, external_dat
 
     Raises:
         InputError: one file cannot hold the model, and `external_data` is False; or the folder does not exist.
+        SaveError: the file cannot be written.
     """
     onnx_ir = import_extra("onnx_ir")
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent} is not a folder", remedy="make it first")
+    path = Path(os.fsdecode(path))
     size = weights_size(written.model)
     if external_data is None:
         external_data = size > _MAX_FILE
@@ -61,12 +61,16 @@ def save_model(written: OnnxModel, path: str | os.PathLike[str], *, external_dat
             f"the weights have {size / 1e9:.1f} GB, and one file holds less than 2",
             remedy="leave `external_data` out: the weights then go to a file beside it",
         )
-    if external_data:
-        beside = f"{path.name}.data"
-        (path.parent / beside).unlink(missing_ok=True)
-        onnx_ir.save(written.model, path, external_data=beside, size_threshold_bytes=_MIN_EXTERNAL)
-    else:
-        onnx_ir.save(written.model, path)
+    beside = f"{path.name}.data"
+    try:
+        check_file(path)
+        if external_data:
+            (path.parent / beside).unlink(missing_ok=True)
+            onnx_ir.save(written.model, path, external_data=beside, size_threshold_bytes=_MIN_EXTERNAL)
+        else:
+            onnx_ir.save(written.model, path)
+    except OSError as error:
+        raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def serialized(written: OnnxModel) -> bytes | None:

@@ -13,7 +13,8 @@ from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
 from ir.errors import InputError
 from ir.evaluate import evaluate
-from ir.program import Program, Weight, WeightKind, copy_program
+from ir.program import Program, Weight, WeightKind, copy_program, weight_of
+from ir.quant.dialect import DEQUANTIZE, QUANTIZE
 from ir.types import ScalarType, TensorType
 from passes.fold.batch_norm import FoldBatchNorm
 from passes.manager.manager import PassContext
@@ -43,6 +44,7 @@ def inference_program(program: Program, module: nn.Module) -> Program:
     _inline_regions(twin)
     for op in twin.graph.operations():
         _fix_mode(op)
+    _check_quantizers(twin)
     store_integers(twin)
     FoldBatchNorm().run(twin, PassContext())
     return twin
@@ -128,6 +130,30 @@ def own_current_weights(program: Program, module: nn.Module) -> None:
         copied = data.detach().clone(memory_format=torch.preserve_format)
         is_parameter = isinstance(weight.data, nn.Parameter)
         weight.data = nn.Parameter(copied, requires_grad=weight.requires_grad) if is_parameter else copied
+
+
+def _check_quantizers(program: Program) -> None:
+    """Refuse weights that are no numbers, and scales that are not positive: as integers they would look like others."""
+    for op in program.graph.operations():
+        if op.opdef not in (QUANTIZE, DEQUANTIZE):
+            continue
+        value, scale = weight_of(op.operands[0]), weight_of(op.input("scale"))
+        for weight, holds in ((value, _is_finite), (scale, _is_positive)):
+            if weight is not None and weight.data is not None and not holds(weight.data):
+                what = "NaN or an infinity" if holds is _is_finite else "a scale that is no positive number"
+                raise InputError(
+                    f"the weight `{weight.name}` holds {what}, and integers do not show that",
+                    location=op.location,
+                    remedy="the training has diverged: load an earlier checkpoint",
+                )
+
+
+def _is_finite(data: torch.Tensor) -> bool:
+    return not data.is_floating_point() or bool(torch.isfinite(data).all())
+
+
+def _is_positive(data: torch.Tensor) -> bool:
+    return bool((torch.isfinite(data) & (data > 0)).all())
 
 
 def _set_data(weight: Weight, data: torch.Tensor) -> None:

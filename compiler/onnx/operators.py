@@ -62,7 +62,16 @@ def kernels() -> dict[str, Callable[..., Any]]:
             return _floor_divide(x, y)
         return torch.div(x, y, rounding_mode=rounding_mode)
 
+    def expm1(x: Any) -> Any:
+        # exp(x) - 1 has no digits left near 0
+        return torch.tanh(x / 2) * (torch.exp(x) + 1)
+
+    def log1p(x: Any) -> Any:
+        return torch.where(x.abs() < 0.5, 2 * torch.atanh(x / (x + 2)), torch.log(x + 1))
+
     return {
+        "aten.expm1": expm1,
+        "aten.log1p": log1p,
         "quant.quantize": quantize,
         "quant.dequantize": dequantize,
         "aten.adaptive_avg_pool2d": adaptive_avg_pool2d,

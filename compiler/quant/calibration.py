@@ -157,6 +157,9 @@ class CallReader:
                 f"{name} has dtype {value.dtype}; the model was captured with {type_.dtype}",
                 remedy="convert the data as the model's own preprocessing does: `x.float() / 255`, or `x.to(dtype)`",
             )
+        if value.is_meta or value.layout is not torch.strided:
+            what = "on the meta device" if value.is_meta else f"of layout {value.layout}"
+            raise CalibrationError(f"{name} is {what}", remedy="give dense tensors with data: `x.to_dense()`")
         if value.is_floating_point() and bool(torch.isnan(value).any()):
             raise CalibrationError(f"{name} holds NaN", remedy="leave such inputs out of the calibration data")
 
@@ -213,7 +216,7 @@ def calibrate(reader: CallReader, data: Any, run: Callable[[Batch], Sequence[Any
                 remedy="give at least one input; an iterator that was read before has none left",
             )
         return calls
-    if not callable(data):
+    if not callable(data) or isinstance(data, type):
         raise CalibrationError(f"calibration data is a {type(data).__qualname__}", remedy=FORMS)
     model = CalledModel(reader, run)
     returned = data(model)

@@ -22,6 +22,7 @@ from compiler.quant.report import PlaceReport, QuantizationReport, type_name, wo
 from compiler.quant.run import rounded, rounding_kernels, unrounded
 from compiler.runtime.deployable import Deployable
 from ir.core import Operation
+from ir.errors import InputError
 from ir.program import Program
 from passes.quant.place import Place, Placement
 from passes.rewrite.remarks import Remark
@@ -82,7 +83,12 @@ class Quantized(Deployable):
 
         Returns:
             Name of the scale -> power of the outputs in float over that of the difference, in dB, the worst first.
+
+        Raises:
+            InputError: when `calls` is not a positive number.
         """
+        if type(calls) is not int or calls < 1:
+            raise InputError(f"calls={calls!r} is not a positive number", remedy="measure on at least 1 call")
         program, seed = self.program, self._options.seed
         batches = self._fitted.batches[:calls]
         weights = self._fitted.originals

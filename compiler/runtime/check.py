@@ -178,7 +178,7 @@ def check_in_engines(
     *,
     source: tuple[Program, nn.Module] | None = None,
     example: tuple[torch.Tensor, ...] | None = None,
-    inputs: tuple[Any, ...] | None = None,
+    inputs: tuple[Any, ...] | torch.Tensor | None = None,
     kwargs: Mapping[str, Any] | None = None,
     threads: int | None = None,
 ) -> CheckReport:
@@ -190,7 +190,7 @@ def check_in_engines(
         engines: names of engines.
         source: program and module of the float result, where this one is quantized.
         example: the tensors of a call, in the order of the graph's inputs, where no call is given; by default random.
-        inputs: the positional arguments of a call.
+        inputs: the positional arguments of a call, or its only one.
         kwargs: its keyword arguments.
         threads: how many threads a call uses; by default as many as PyTorch does.
 
@@ -205,7 +205,7 @@ def check_in_engines(
     if inputs is None and not kwargs:
         given = random_inputs(program) if example is None else example
     else:
-        given = _flat(program, inputs or (), kwargs or {})
+        given = _flat(program, () if inputs is None else inputs, kwargs or {})
     threads = checked_threads(threads)
     written = onnx_model(program, module)
     for name in classes:
@@ -251,9 +251,12 @@ def random_inputs(program: Program) -> tuple[torch.Tensor, ...]:
     return tuple(made(value.tensor_type) for value in program.graph.inputs)
 
 
-def _flat(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+def _flat(
+    program: Program, args: tuple[Any, ...] | torch.Tensor, kwargs: Mapping[str, Any]
+) -> tuple[torch.Tensor, ...]:
     """Return the tensors of a call, in the order of the graph's inputs."""
     convention = program.convention
+    args = (args,) if isinstance(args, torch.Tensor) else args
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     places = convention.inputs
     if len(leaves) != len(places) or (convention.in_spec is not None and spec != convention.in_spec):

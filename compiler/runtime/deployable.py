@@ -67,7 +67,7 @@ class Deployable:
     def check(
         self,
         *engines: str,
-        inputs: tuple[Any, ...] | None = None,
+        inputs: tuple[Any, ...] | torch.Tensor | None = None,
         kwargs: Mapping[str, Any] | None = None,
         threads: int | None = None,
     ) -> CheckReport:
@@ -80,7 +80,8 @@ class Deployable:
 
         Args:
             engines: "onnxruntime", "openvino".
-            inputs: the positional arguments of a call; by default those that the result knows, or random ones.
+            inputs: the positional arguments of a call, or its only one; by default those that the result knows, or
+                random ones.
             kwargs: its keyword arguments.
             threads: how many threads a call uses; by default as many as PyTorch does.
 

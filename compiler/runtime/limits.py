@@ -56,6 +56,12 @@ def check_arithmetic(engine: str, program: Program) -> None:
                 location=op.location,
                 remedy='use "onnxruntime"',
             )
+        if op.opdef.short_name.endswith("_aa"):
+            raise InputError(
+                f"{op.name} resizes with antialiasing, which {engine} does not do",
+                location=op.location,
+                remedy='use "onnxruntime", or resize before the model',
+            )
         for number in _numbers(op):
             if not -(2**31) <= number < 2**31:
                 raise InputError(

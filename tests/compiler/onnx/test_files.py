@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import numpy as np
@@ -289,3 +290,15 @@ def test_sizes_that_shrink_to_1_in_small_examples_stay_dynamic(tmp_path):
         x = torch.randn(2, 3, h, w)
         (found,) = run(tmp_path / "net.onnx", x)
         torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_small_numbers_keep_their_digits(tmp_path):
+    class Net(nn.Module):
+        def forward(self, x):
+            return torch.expm1(x), torch.log1p(x)
+
+    x = torch.tensor([0.0, 1e-9, -1e-9, 1e-4, -1e-4, 0.3, -0.3, 0.9, -0.9, 5.0, 80.0, math.inf, math.nan])
+    model = Net().eval()
+    transform(model, (x,)).save_onnx(tmp_path / "net.onnx")
+    for found, expected in zip(run(tmp_path / "net.onnx", x), model(x), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-6, atol=0, equal_nan=True)

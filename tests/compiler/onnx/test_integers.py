@@ -12,7 +12,8 @@ from torch import nn
 from compiler.onnx.files import onnx_model, serialized
 from compiler.onnx.writer import OnnxModel
 from compiler.quant.quantizers import operations
-from graphwright import transform
+from compiler.savefiles import SaveError
+from graphwright import InputError, transform
 from graphwright.quant import Int8, Quantized, quantize
 from ir.evaluate import evaluate
 from tests.compiler.drafts import randomize
@@ -59,7 +60,7 @@ def test_weights_are_int8_biases_int32_and_batch_norms_in_the_scales():
 
 
 def test_a_weight_that_is_clipped_keeps_its_sign_free_for_the_batch_norm():
-    """The least integer has no counterpart: with it, a channel of negative scale could not be folded."""
+    """-8 of four bits has no counterpart: with one, a channel of negative scale could not be folded."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(512, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
     x = torch.randn(2, 512, 4, 4)
@@ -67,9 +68,10 @@ def test_a_weight_that_is_clipped_keeps_its_sign_free_for_the_batch_norm():
     with torch.no_grad():
         model[0].weight.normal_(std=0.02)  # of many numbers, the least error cuts off the largest
         model[1].weight.copy_(-model[1].weight.abs() - 0.1)
-    four = Int8(weight_bits=4)
-    q = quantize(result, [x], default=four, observer="mse", bias_correction=None, progress=False)
+    q = quantize(result, [x], default=Int8(weight_bits=4), bias_correction=None, progress=False)
     assert any(op.attributes.get("quant_min") == -7 for op, _ in operations(q.program.graph))
+    weight, scale = model[0].weight.detach(), q.program.weights["0.weight_quantizer.scale"].data
+    assert scale is not None and float((weight.amin((1, 2, 3)) / scale).min()) < -8
     assert kinds(written(q))["BatchNormalization"] == 0
 
 
@@ -120,3 +122,25 @@ def test_a_weight_of_several_calls_and_layers_is_stored_once():
     assert [name for name, array in held.items() if array.dtype.name == "int8" and array.ndim == 4] == [
         "first.weight_int8"
     ]
+
+
+@pytest.mark.parametrize(("name", "number"), [("0.weight", float("nan")), ("0.weight_quantizer.scale", 0.0)])
+def test_what_integers_would_hide_is_refused(tmp_path, name, number):
+    q = quantized(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 2, 3, 8, 8)
+    (key,) = (key for key, weight in q.model._weight_names.items() if weight == name)
+    q.model.state_dict()[key].view(-1)[0] = number
+    for call in (lambda: q.save_onnx(tmp_path / "net.onnx"), lambda: q.to_runtime("onnxruntime")):
+        with pytest.raises(InputError, match=rf"`{name}` holds [\s\S]*diverged"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    q = quantized(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 2, 3, 8, 8)
+    for path in (tmp_path, tmp_path / "none" / "net.onnx"):
+        with pytest.raises(InputError, match=r"is a folder|there is no folder"):
+            q.save_onnx(path)
+    with pytest.raises(SaveError, match="cannot write"):
+        q.save_onnx(tmp_path / ("x" * 300))
+    q.save_onnx(bytes(tmp_path / "net.onnx"))
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
