@@ -42,6 +42,8 @@ def changed_call(source: Source, opdef: OpDef, types: Types, attributes: Attribu
     if source.integer(0, 7) == 7:
         dtype = source.one_of(DTYPES)
         types = map_types(types, lambda t: attrs.evolve(t, dtype=dtype))
+        if source.flag():
+            types = _with_another_size(source, types)
     if source.integer(0, 7) == 7:
         types = _with_another_size(source, types)
     return types, attributes
@@ -100,7 +102,10 @@ def _another_type(source: Source, type_: TensorType | None) -> TensorType | None
 
 def _with_another_attribute(source: Source, opdef: OpDef, attributes: Attributes) -> Attributes:
     """Draw a call with another value of one attribute, of the schema's type: out of range, say, or one too many."""
-    param = opdef.attribute_params[source.place(len(opdef.attribute_params))]
+    params = opdef.attribute_params
+    if source.symbols and source.flag():
+        params = tuple([param for param in params if "int" in param.type]) or params
+    param = params[source.place(len(params))]
     old = attributes[param.name]
     if param.type.startswith("Optional[") and old is not None and not source.integer(0, 3):
         return {**attributes, param.name: None}

@@ -22,6 +22,10 @@ _JUDGED: dict[str, dict[str, str]] = {
         "connective: without type(value.type) is not TensorType of `or`": "lowering hands what is no tensor to opaque "
         "calls only",
     },
+    "passes.canonicalize.dequantization:fault_of_move": {
+        "reason: return None, not 'the pieces share memory'": "the strides of what shares memory with an output "
+        "reach it, but for what an opaque call hides",
+    },
     "passes.canonicalize.identity:NoPad.check": {
         "connective: without type(n) is not int of `or`": "an expression is unequal to a number as well",
     },
@@ -32,6 +36,7 @@ _JUDGED: dict[str, dict[str, str]] = {
         "condition: never target is None": "it is known where the operand's shape is; else `reshape_copies` says no",
     },
     "passes.canonicalize.split:split_sizes": {
+        "condition: never type(size) is not int": "an expression is as right: the rule does more then",
         "comparison: dim < len(shape) -> dim <= len(shape)": "the caller wrapped `dim`, and pieces have the rank of x",
     },
     "passes.canonicalize.split:_place": {

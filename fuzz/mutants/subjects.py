@@ -152,9 +152,9 @@ def _fuse_some(draw: st.DrawFn, program: Program) -> None:
     twin: bool = draw(st.booleans())
     if made and twin and len(made[-1].operands) == len(made[-1].results) == 1:
         graph, build = program.graph, Builder(program.graph)
-        op = build.op("aten.sign", made[-1].operands[0])
+        op = build.op("aten.logical_not", made[-1].operands[0])
         region = Rewriter(program).fuse("drawn", [op], outputs=op.results)
-        graph.set_outputs([*graph.outputs, build.op("aten.neg", region.result).result])
+        graph.set_outputs([*graph.outputs, build.op("aten.clone", region.result).result])
         program.convention = positional_convention(graph)
 
 

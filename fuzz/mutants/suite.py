@@ -120,6 +120,11 @@ def run_mutant(
         except Exception as also:  # noqa: BLE001 - whatever it is, the mutant is not the reason
             if not _is_control(also):
                 return result("unsound", found, f"the unchanged code fails as well: {also}")
+    if not failed:
+        try:
+            _search(draws(mutant.subject), lambda run: None, count + 1, seed)
+        except Exception as also:  # noqa: BLE001 - whatever it is, the mutant is not the reason
+            return result("unsound", found, f"without it, drawing fails as well: {also}")
     return result("found", found, str(error))
 
 

@@ -84,6 +84,13 @@ _SLICED = "aten.slice.Tensor(%x) {dim=2, start=1}"
 _PERMUTED = "aten.permute(%x) {dims=[1, 2, 0]}"
 
 
+_PIECES = _MOVE.changed(
+    ("[n, a, b]", "[n + 1, a, b]"),
+    ("%y = aten.permute(%x) {dims=[1, 2, 0]}", "%u, %v = aten.split_with_sizes(%x) {split_sizes=[1, n], dim=0}"),
+    ("return %y", "%y = aten.softmax.int(%u) {dim=0} %z = aten.softmax.int(%v) {dim=0} return %y, %z"),
+)
+
+
 class DequantizeBehindMove(Rule):
     """move(dequantize(q, s, z)) = dequantize(move(q), s, z)
 
@@ -99,6 +106,7 @@ class DequantizeBehindMove(Rule):
         ),
         _MOVE.changed((_PERMUTED, "aten.slice.Tensor(%x) {dim=2, start=1}"), refused="strides of what is moved"),
         _MOVE.changed(("return %y", "return %y, %x"), refused="used elsewhere"),
+        _PIECES,
     )
 
     @override

@@ -39,8 +39,11 @@ def is_removable(op: Operation) -> bool:
 
 
 def is_mergeable(op: Operation) -> bool:
-    """Whether an equal operation before it may take its place, unless what it reads is mutated."""
-    if op.body is not None or not op.opdef.is_pure or op.opdef.has(Trait.UNINITIALIZED):
+    """Whether an equal operation before it may take its place, unless what it reads is mutated.
+
+    The operator of a region is not pure, as its body says what it does.
+    """
+    if not op.opdef.is_pure or op.opdef.has(Trait.UNINITIALIZED):
         return False
     return not may_train(op)
 
