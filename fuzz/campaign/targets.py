@@ -21,8 +21,8 @@ PASSES = (
 )
 """The passes that `--passes all` means.
 
-Those that place quantizers are not among them: drawn programs hold quantizations, which they refuse, and what they place
-has no ranges to run with. `tests/properties/test_quantizers.py` places, joins and removes in programs without.
+Those that place quantizers are not among them: drawn programs hold quantizations, which they refuse, and what they
+place has no ranges to run with. `tests/properties/test_quantizers.py` places, joins and removes in programs without.
 """
 
 VARIANTS = ("inflated", "reordered", "modules")
