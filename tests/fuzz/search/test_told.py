@@ -96,11 +96,11 @@ class InfinityTimesZero(Pattern):
 def test_what_is_not_finite_can_be_left_out() -> None:
     finite = Properties(non_finite=False, strides=False)
     found = find_counterexample(
-        InfinityTimesZero, max_examples=500, seed=1, properties=attrs.evolve(finite, non_finite=True)
+        InfinityTimesZero, max_examples=500, seed=4, properties=attrs.evolve(finite, non_finite=True)
     )
     assert found is not None
     assert "an input holds NaN or infinity" in str(found)
-    assert find_counterexample(InfinityTimesZero, max_examples=300, seed=1, properties=finite) is None
+    assert find_counterexample(InfinityTimesZero, max_examples=300, seed=4, properties=finite) is None
 
 
 class TakesEverySecond(Pattern):
