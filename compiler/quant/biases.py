@@ -24,7 +24,7 @@ def widen_overflowing(sites: Iterable[Site]) -> list[Remark]:
     """
     remarks = []
     for site in sites:
-        added, scale = _added(site), site.quantizer.scale.data
+        added, scale = added_to_products(site), site.quantizer.scale.data
         if added is None or site.input is None or site.input.scale.data is None or scale is None:
             continue
         unit = float(site.input.scale.data)
@@ -43,7 +43,7 @@ def widen_overflowing(sites: Iterable[Site]) -> list[Remark]:
     return remarks
 
 
-def _added(site: Site) -> torch.Tensor | None:
+def added_to_products(site: Site) -> torch.Tensor | None:
     """Return what is added to the products of each channel, f64[C], in the layer's own unit; None where nothing is."""
     assert site.owners is not None
     weight = weight_of(site.owners.outer(site.layer.operand("bias")))
@@ -53,12 +53,11 @@ def _added(site: Site) -> torch.Tensor | None:
     mean, variance = site.norm_weight("running_mean"), site.norm_weight("running_var")
     if mean is None or variance is None or mean.is_meta:
         return own
-    gamma, beta = site.norm_weight("weight"), site.norm_weight("bias")
+    beta = site.norm_weight("bias")
     # gamma·(x - mean)/sigma + beta = gamma/sigma·(x - mean + beta·sigma/gamma); a gamma of 0 leaves no products at all
     added = (0.0 if own is None else own) - mean.double()
     if beta is not None:
-        gain = torch.rsqrt(variance.double() + site.result.attributes["eps"])
-        gain = gain if gamma is None else gain * gamma.double()
+        gain = _gain(site, variance)
         added = added + torch.where(gain == 0, torch.zeros_like(gain), beta.double() / gain)
     return added
 
@@ -67,17 +66,21 @@ _EXACT = 2**24
 """Integers up to this are float32 numbers."""
 
 
-def round_to_grid(sites: Iterable[Site]) -> list[Remark]:
-    """Round biases to multiples of s_x·s_w, as kernels have them: then sums are exact, for scales of powers of two.
+def round_to_grid(sites: Iterable[Site], *, exactly: bool = False) -> list[Remark]:
+    """Round biases to multiples of s_x·s_w, as kernels have them, so that engines add what the program adds.
 
-    Sums that may be larger than what float32 holds exactly are remarked.
+    Behind a batch norm what it adds to the products is rounded, as the file has it when the norm is folded.
+
+    Args:
+        sites: the layers.
+        exactly: for scales of powers of two, with which sums are exact then: remarks tell where that is not so.
 
     Raises:
-        InputError: where a batch norm stands between a layer and its bias.
+        InputError: where a batch norm stands between a layer and its bias, with `exactly`.
     """
     remarks = []
     for site in sites:
-        if site.result is not site.layer:
+        if exactly and site.result is not site.layer:
             raise InputError(
                 f"scales of powers of two need batch norms folded, and one stands behind `{site.layer.location.where}`",
                 location=site.layer.location,
@@ -85,17 +88,26 @@ def round_to_grid(sites: Iterable[Site]) -> list[Remark]:
                 'pipeline=pipeline_of(TARGETS[t].patterns).insert_before("fuse", FoldBatchNorm()))`',
             )
         if site.bias is None:
-            if "has no bias" not in site.no_bias:
+            if exactly and "has no bias" not in site.no_bias:
                 remarks.append(remark(site, "bias-grid", f"not on the grid of the products: {site.no_bias}"))
             continue
-        data, scale = site.bias.data, site.quantizer.scale.data
-        if site.input is None or site.input.scale.data is None or data is None or scale is None:
+        data, scale, added = site.bias.data, site.quantizer.scale.data, added_to_products(site)
+        if site.input is None or site.input.scale.data is None or data is None or scale is None or added is None:
             continue
         unit = scale.double() * site.input.scale.data.double()
-        unit = unit.repeat(len(data) // len(unit)) if unit.dim() else unit
-        rounded = (torch.round(data.detach().double() / unit) * unit).to(data.dtype)
-        site.bias.data = torch.nn.Parameter(rounded, requires_grad=data.requires_grad)
-    return remarks + [found for site in sites if (found := _inexact(site)) is not None]
+        unit = unit.repeat(len(added) // len(unit)) if unit.dim() else unit
+        on_grid = torch.round(added / unit) * unit
+        variance = None if site.result is site.layer else site.norm_weight("running_var")
+        moved = on_grid if variance is None else data.detach().double() + (on_grid - added) * _gain(site, variance)
+        site.bias.data = torch.nn.Parameter(moved.to(data.dtype), requires_grad=data.requires_grad)
+    return remarks + ([found for site in sites if (found := _inexact(site)) is not None] if exactly else [])
+
+
+def _gain(site: Site, variance: torch.Tensor) -> torch.Tensor:
+    """Return the factor of each channel in the batch norm behind a layer, f64[C]."""
+    gamma = site.norm_weight("weight")
+    gain = torch.rsqrt(variance.double() + site.result.attributes["eps"])
+    return gain if gamma is None else gain * gamma.double()
 
 
 def _inexact(site: Site) -> Remark | None:

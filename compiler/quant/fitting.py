@@ -138,8 +138,7 @@ def fit_program(
             seed=options.seed,
             progress=lambda text: tell(f"correct biases: {text}"),
         )
-    if options.power_of_two:
-        remarks += round_to_grid(sites)
+    remarks += round_to_grid(sites, exactly=options.power_of_two)
     return Fitted(program, found, statistics, observed.batches, observed.calls, remarks, originals)
 
 

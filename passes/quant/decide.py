@@ -8,9 +8,12 @@ import attrs
 
 from ir.columns import Layout
 from ir.core import Operation, Value
+from ir.errors import InputError
 from ir.opdef import Trait
 from ir.program import Program, weight_of
+from ir.spelling import did_you_mean
 from ir.types import TensorType
+from passes.fuse.kinds import KINDS
 from passes.quant.rules import Rules, Site
 from passes.quant.signs import never_negative
 from passes.quant.tables.conditions import CONDITIONS, data_operands, is_floating, layers_of
@@ -57,6 +60,7 @@ class Placing:
         self.decisions = {op: Decision(op, Site.of(op), self._row(op)) for op in found}
         rules = Rules() if rules is None else rules
         rules.check([each.site for each in self.decisions.values()])
+        self._check_table()
         for each in self.decisions.values():
             each.refusal = self._fixed_refusal(each, rules)
         self._apply_conditions()
@@ -131,6 +135,33 @@ class Placing:
             return f"the rule {rule} excludes it"
         return _unfit(op, row)
 
+    def _check_table(self) -> None:
+        """Refuse rows that mean nothing: of a kind that is nearly one of the program's, or with operands of no region.
+
+        Raises:
+            InputError: when there is such a row.
+        """
+        missing = [each.site.kind for each in self.decisions.values() if each.row is None]
+        present = {each.site.kind for each in self.decisions.values()}
+        for kind in self.table.rows:
+            if kind in present or kind in KINDS or "." in kind or kind == LAYOUT:
+                continue
+            remedy = did_you_mean(kind, missing, "")
+            if remedy:
+                raise InputError(
+                    f"the table of {self.table.name} has a row of {kind!r}, which is no kind", remedy=remedy
+                )
+        operands: dict[str, dict[str, None]] = {}
+        for op, decision in self.decisions.items():
+            names = operands.setdefault(decision.site.kind, {})
+            names.update((operand_name(op, index), None) for index in range(len(op.operands)))
+        for kind, names in operands.items():
+            row = next(each.row for each in self.decisions.values() if each.site.kind == kind)
+            if row is not None and row.inputs and not any(name in names or name == ANY for name in row.inputs):
+                wrong = next(iter(row.inputs))
+                known = f"its operands are {', '.join(names) or 'none'}; `*` means every value"
+                raise InputError(f"{kind} has no operand `{wrong}`", remedy=did_you_mean(wrong, names, known))
+
     def _apply_conditions(self) -> None:
         """Take places out whose conditions fail, until all that is left holds: each may be the condition of others."""
         changed = True
@@ -140,6 +171,12 @@ class Placing:
                 for condition in decision.row.when if decision.row is not None and not decision.refusal else ():
                     holds = CONDITIONS[condition] if isinstance(condition, str) else condition
                     reason = holds(decision.op, self)
+                    if reason is not None and not isinstance(reason, str):
+                        raise InputError(
+                            f"the condition {getattr(condition, '__name__', condition)} of {decision.site.kind} "
+                            f"returned {reason!r}",
+                            remedy="return why the operation stays in float, or None",
+                        )
                     if reason:
                         decision.refusal, changed = reason, True
                         break

@@ -72,6 +72,25 @@ def _check_type(row: Row, attribute: Any, value: Any) -> None:
             )
 
 
+def _check_inputs(row: Row, attribute: Any, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise InputError(
+            f"the row {row.kind!r} has inputs={value!r}",
+            remedy='name operands, `{"input": "u8"}`, or mean every value: `{"*": "u8"}`',
+        )
+    _check_type(row, attribute, value)
+
+
+def _check_weights(row: Row, attribute: Any, value: Any) -> None:
+    _check_type(row, attribute, value)
+    if value and (value not in TYPES or not TYPES[value].dtype.is_signed):
+        signed = [name for name, type_ in TYPES.items() if type_.dtype.is_signed]
+        raise InputError(
+            f"the row {row.kind!r} has weights of type {value!r}, and weights are symmetric",
+            remedy=f"use one of {', '.join(map(repr, signed))}",
+        )
+
+
 def _check_conditions(row: Row, attribute: Any, value: Any) -> None:
     for each in value:
         if not (callable(each) or (isinstance(each, str) and each in CONDITIONS)):
@@ -105,9 +124,9 @@ class Row:
     """
 
     kind: str
-    inputs: Mapping[str, str] = attrs.field(factory=dict, validator=_check_type)
+    inputs: Mapping[str, str] = attrs.field(factory=dict, validator=_check_inputs)
     outputs: str = attrs.field(default="", validator=_check_type)
-    weights: str = attrs.field(default="", validator=_check_type)
+    weights: str = attrs.field(default="", validator=_check_weights)
     carries: bool = False
     shares: bool = False
     together: bool = False
@@ -158,14 +177,22 @@ class Table:
     rows: Mapping[str, Row]
 
     @classmethod
-    def of(cls, name: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
-        """Return the table of a dictionary of rows: kind -> the fields of a `Row` by name.
+    def of(cls, name: str, rows: Mapping[str, Mapping[str, Any] | Row]) -> Table:
+        """Return the table of a dictionary of rows: kind -> the fields of a `Row` by name, or a row of another table.
 
         Raises:
             InputError: when a row names an unknown field, type or condition, or gives no reason or source.
         """
         made: dict[str, Row] = {}
         for kind, fields in rows.items():
+            if isinstance(fields, Row):
+                made[kind] = attrs.evolve(fields, kind=kind)
+                continue
+            if not isinstance(fields, Mapping):
+                raise InputError(
+                    f"the row {kind!r} is {fields!r}",
+                    remedy='write its fields: `{"inputs": {"input": "u8"}, "reason": …, "source": …}`',
+                )
             for field in fields:
                 if field not in _FIELDS:
                     known = f"fields of a row are {', '.join(_FIELDS)}"

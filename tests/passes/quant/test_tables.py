@@ -23,7 +23,7 @@ from passes.quant.tables.conditions import Decisions
 from passes.rewrite.pattern import instantiate
 from tests.compiler.drafts import randomize
 from tests.passes.compiled import Calls
-from tests.passes.quant.nets import SIGNED, activations, conv_bn, image, placed
+from tests.passes.quant.nets import SIGNED, activations, compiled, conv_bn, image, placed
 
 ROW: Mapping[str, Any] = {"inputs": {"input": "s8"}, "reason": "because", "source": "here"}
 
@@ -50,11 +50,39 @@ def test_every_kind_that_a_target_fuses_has_a_row_with_reason_and_source(target:
         ({"imputs": {}}, r"the row 'conv_bn' has 'imputs'\n.*did you mean inputs"),
         ({"reason": ""}, "the row 'conv_bn' has no reason"),
         ({"source": ""}, "the row 'conv_bn' has no source"),
+        ({"inputs": "u8"}, r"the row 'conv_bn' has inputs='u8'\n.*\{\"input\": \"u8\"\}"),
+        ({"weights": "u8"}, r"weights of type 'u8', and weights are symmetric\n.*'s8', 's7'"),
     ],
 )
 def test_wrong_rows_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Table.of("own", {"conv_bn": {**ROW, **change}})
+
+
+def test_a_row_is_the_fields_of_one_or_that_of_another_table() -> None:
+    assert Table.of("own", {"conv_bn_act": find_table("openvino").rows["conv_bn"]}).rows["conv_bn_act"].weights == "s8"
+    with pytest.raises(InputError, match="the row 'conv_bn' is 's8'"):
+        Table.of("own", {"conv_bn": "s8"})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"conv_bn_actt": ROW}, r"a row of 'conv_bn_actt', which is no kind\n.*did you mean conv_bn_act"),
+        (
+            {"conv_bn_act": {**ROW, "inputs": {"x": "s8"}}},
+            r"conv_bn_act has no operand `x`\n.*its operands are input, ",
+        ),
+        (
+            {"conv_bn_act": {**ROW, "when": lambda op, decisions: True}},
+            r"the condition <lambda> of conv_bn_act returned True",
+        ),
+    ],
+)
+def test_rows_that_mean_nothing_of_a_program_are_refused(rows: Any, message: str) -> None:
+    program = compiled(nn.Sequential(conv_bn(act=nn.ReLU())), image(), target="openvino")
+    with pytest.raises(InputError, match=message):
+        place(program, Table.of("own", rows))
 
 
 def test_names_of_tables_are_unique() -> None:
