@@ -19,7 +19,11 @@ PASSES = (
     "fold-constants",
     "fold-batch-norm",
 )
-"""The passes that `--passes all` means."""
+"""The passes that `--passes all` means.
+
+Those that place quantizers are not among them: drawn programs hold quantizations, which they refuse, and what they
+place has no ranges to run with. `tests/properties/test_quantizers.py` places, joins and removes in programs without.
+"""
 
 VARIANTS = ("inflated", "reordered", "modules")
 """Words before a pipeline: on programs to which rules were applied in reverse; with rules and conversions in other

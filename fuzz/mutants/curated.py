@@ -17,6 +17,41 @@ def _mutant(class_: str, name: str, target: str, old: str, new: str, *operators:
 CURATED: tuple[Mutant, ...] = (
     _mutant(
         "rule",
+        "QuantizeBeforeMove: pieces with other parameters",
+        "passes.canonicalize.quantization:QuantizeBeforeMove.check",
+        "each.opdef is m.root.opdef and _parameters(each) == _parameters(m.root)",
+        "each.opdef is m.root.opdef",
+    ),
+    _mutant(
+        "rule",
+        "QuantizeBeforeMove: another piece",
+        "passes.canonicalize.quantization:QuantizeBeforeMove.rewrite",
+        "moved.results[m.root.operand_values[0].index]",
+        "moved.results[-1]",
+    ),
+    _mutant(
+        "rule",
+        "QuantizeBeforeCat: operands of another dtype",
+        "passes.canonicalize.quantization:QuantizeBeforeCat.check",
+        "value.tensor_type.dtype is not m.cat.result.tensor_type.dtype",
+        "value.tensor_type.dtype is None",
+    ),
+    _mutant(
+        "rule",
+        "QuantizeDequantized: a narrower range",
+        "passes.canonicalize.quantization:QuantizeDequantized.check",
+        'integer_range(dtype, attributes["quant_min"], attributes["quant_max"]) != integer_range(dtype)',
+        'integer_range(dtype, None, attributes["quant_max"]) != integer_range(dtype)',
+    ),
+    _mutant(
+        "rule",
+        "DequantizeBehindCat: other parameters",
+        "passes.canonicalize.dequantization:DequantizeBehindCat.check",
+        "any(each != attributes[0] for each in attributes)",
+        "any(each[1] != attributes[0][1] for each in attributes)",
+    ),
+    _mutant(
+        "rule",
         "NoReshape: sizes in any order",
         "passes.canonicalize.reshape:NoReshape.check",
         "shapes_equal(shape_of(m.x), shape_of(m.root.result))",
