@@ -47,7 +47,7 @@ def check_form(form: str) -> None:
 
 @attrs.define(eq=False)
 class _Sums:
-    """Sums of values by channel, as of what rounding adds to results: of the data to correct by, and of that to judge by.
+    """Sums of values by channel, as of what rounding adds: of the data to correct by, and of that to judge by.
 
     Attributes:
         sums: of the two parts, each f64[C].
