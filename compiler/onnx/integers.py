@@ -77,14 +77,21 @@ def _freeze(program: Program, op: Operation, frozen: dict[Any, Value]) -> None:
     program.graph.replace_all_uses(op.result, value)
 
 
-_CLIPS = {"aten.hardtanh": ("min_val", "max_val"), "aten.clamp": ("min", "max"), "aten.relu6": (0.0, 6.0)}
+_CLIPS = {
+    "aten.hardtanh": ("min_val", "max_val"),
+    "aten.clamp": ("min", "max"),
+    "aten.relu6": (0.0, 6.0),
+    "aten.relu": (0.0, None),
+}
 """Operator -> its bounds: attributes, or numbers."""
 
 
 def _drop_clip(op: Operation) -> None:
     """q(clip(x, a, b)) = q(x), if q(a) is the least integer and q(b) the greatest: rounding is monotone.
 
-    A runtime would drop it only if the range ended within the bounds, which is decided by the last bit of the scale.
+    So a ReLU goes where the zero point is the least integer. It is no rule of the program, in which ranges are weights
+    that a checkpoint may change. A runtime would drop a clip only if the range ended within the bounds, which the last
+    bit of the scale decides.
     """
     source = op.operands[0]
     clip = None if source is None else source.defining_op

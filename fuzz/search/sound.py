@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, FlakyStrategyDefinition, Unsatisfiable
+from typing_extensions import override
 
 from fuzz.modules.case import ModuleCase, forget_loaded
 from fuzz.programs.case import Case, Outcome
@@ -285,6 +286,16 @@ def drawn_cases(target: Target, on: st.SearchStrategy[Any] | None) -> st.SearchS
     return st.one_of([instances(rule) for rule in target.rules])
 
 
+class _Attempted(tuple[Any, Sequence[torch.Tensor], int]):
+    """What is tried, tensors for its inputs, and the number of an order."""
+
+    __slots__ = ()
+
+    @override
+    def __repr__(self) -> str:
+        return "an attempt"  # hypothesis asks for the text of what fails, and warns of a long one
+
+
 def search(
     target: Target,
     on: st.SearchStrategy[Any] | None,
@@ -320,7 +331,7 @@ def search(
             raise
 
     @st.composite
-    def attempts(draw: st.DrawFn) -> tuple[Any, Sequence[torch.Tensor], int]:
+    def attempts(draw: st.DrawFn) -> _Attempted:
         """Return a strategy for all that an attempt draws: what is tried, tensors for its inputs, and an order."""
         if last and time.monotonic() - since[0] > _SHRINKING:
             reject()  # the last failing case counts
@@ -333,9 +344,9 @@ def search(
             inputs = draw_inputs(draw, program, finite=not target.properties.non_finite)
             if target.properties.unknown and not isinstance(drawn, Inflated):
                 erase_types(draw, program, unknown=drawn.unknown if isinstance(drawn, Instance) else "")
-        return drawn, inputs, draw(_NUMBERS) if target.orders else 0
+        return _Attempted((drawn, inputs, draw(_NUMBERS) if target.orders else 0))
 
-    def attempt(attempted: tuple[Any, Sequence[torch.Tensor], int]) -> None:
+    def attempt(attempted: _Attempted) -> None:
         drawn, inputs, number = attempted
         case, program = drawn, None
         operators: Sequence[str] = ()

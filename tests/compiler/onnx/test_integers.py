@@ -51,7 +51,7 @@ def test_weights_are_int8_biases_int32_and_batch_norms_in_the_scales():
     assert {held[f"{name}_int8"].dtype.name for name in ("0.weight", "3.weight")} == {"int8"}
     assert {held[f"{name}_int32"].dtype.name for name in ("0.bias", "3.bias")} == {"int32"}
     assert not {"0.weight", "3.weight", "0.bias", "1.weight"} & held.keys()
-    assert kinds(made) == {"QuantizeLinear": 3, "DequantizeLinear": 7, "Conv": 2, "Relu": 1}
+    assert kinds(made) == {"QuantizeLinear": 3, "DequantizeLinear": 7, "Conv": 2}
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     (expected,), (found,) = evaluate(q.program, [x]), evaluate(made.program, [x])
     step = held["3.output_quantizer.scale"].item()
@@ -84,6 +84,16 @@ def test_a_clip_that_the_range_cuts_off_is_left_out():
     assert "Clip" not in kinds(written(q))
     scale.fill_(7 / 255)  # 6 is the integer 219: what lies above it is cut off by the clip alone
     assert kinds(written(q))["Clip"] == 1
+
+
+def test_a_relu_is_left_out_where_the_zero_point_is_the_least_integer():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    q = quantized(model, 2, 3, 8, 8)
+    zero_point = q.program.weights["0.output_quantizer.zero_point"].data
+    assert zero_point is not None and int(zero_point) == 0
+    assert "Relu" not in kinds(written(q))
+    zero_point.fill_(3)  # the integers 0 to 2 stand for negative numbers
+    assert kinds(written(q))["Relu"] == 1
 
 
 def test_a_bias_that_32_bits_do_not_hold_is_added_in_float():
