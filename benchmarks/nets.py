@@ -39,7 +39,7 @@ class Net:
         calibration: inputs to choose ranges by, each the tensor of one call.
         test: other inputs, the tensor of one call.
         labels: what the net should answer for each; None where it gives features.
-        tolerance: how far an answer may be from its label: of pitch two bins, within the usual 50 cents.
+        tolerance: how far an answer may be from its label: of pitch one bin of 20 cents.
     """
 
     name: str
@@ -208,7 +208,7 @@ def crepe() -> Net:
     test, _ = _tones(192, 1)
     with torch.no_grad():
         labels = decided(model(test))
-    return Net("CREPE tiny", model, list(_tones(64, 0)[0].split(16)), test, labels, 2)
+    return Net("CREPE tiny", model, list(_tones(64, 0)[0].split(16)), test, labels, 1)
 
 
 def mnist(name: str) -> Net:

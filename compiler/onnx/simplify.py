@@ -7,6 +7,9 @@ chosen here one by one: these move elements, or compute sizes.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from compiler.extras import import_extra
@@ -61,7 +64,20 @@ def simplify(model: Any) -> None:
     passes.RemoveUnusedOpsetsPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.LiftSubgraphInitializersToMainGraphPass()(model)
-    passes.DeduplicateInitializersPass()(model)
+    with _quiet("onnx_ir.passes.common.initializer_deduplication"):  # it names each weight that is an output as well
+        passes.DeduplicateInitializersPass()(model)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.OutputFixPass()(model)
     passes.NameFixPass()(model)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Let a logger say errors only inside the `with` block."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -46,23 +46,23 @@ def check_form(form: str) -> None:
 
 
 @attrs.define(eq=False)
-class _Shift:
-    """Sums of what rounding adds to a layer's results, by channel: of the data to correct by, and of that to judge by.
+class _Sums:
+    """Sums of values by channel, as of what rounding adds: of the data to correct by, and of that to judge by.
 
     Attributes:
         sums: of the two parts, each f64[C].
-        numbers: how many results of a channel are in each part.
+        numbers: how many values of a channel are in each part.
     """
 
     sums: list[torch.Tensor | float] = attrs.field(factory=lambda: [0.0, 0.0])
     numbers: list[int] = attrs.field(factory=lambda: [0, 0])
 
-    def add(self, part: int, difference: torch.Tensor, channel: int) -> None:
-        if not difference.numel():
+    def add(self, part: int, x: torch.Tensor, channel: int) -> None:
+        if not x.numel():
             return
-        dims = [i for i in range(difference.dim()) if i != channel]
-        self.sums[part] = self.sums[part] + (difference.sum(dims, dtype=torch.float64) if dims else difference.double())
-        self.numbers[part] += difference.numel() // difference.shape[channel]
+        dims = [i for i in range(x.dim()) if i != channel]
+        self.sums[part] = self.sums[part] + (x.sum(dims, dtype=torch.float64) if dims else x.double())
+        self.numbers[part] += x.numel() // x.shape[channel]
 
     def correction(self) -> torch.Tensor | None:
         """Return what to add to each channel, f64[C]; None where nothing helps.
@@ -170,7 +170,7 @@ def _judges(batches: Sequence[Batch]) -> bool:
     return len(batches) >= _PARTS or any(count > 1 for count in rows)
 
 
-def _apply(site: Site, shift: _Shift) -> int:
+def _apply(site: Site, shift: _Sums) -> int:
     """Correct the bias of a site; return in how many channels."""
     correction = shift.correction()
     assert site.bias is not None
@@ -216,7 +216,7 @@ def _sequential(
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for op in program.graph.operations():
             here = wanted.get(op, [])
-            shifts = {site: _Shift() for site in here}
+            shifts = {site: _Sums() for site in here}
             if here:
                 progress(here[0].layer.location.where)
             for number, (plain, rough_run) in enumerate(zip(floats, roughs, strict=True)):
@@ -224,7 +224,9 @@ def _sequential(
                 expected = {site: seen[site.result] for site in here}
                 step(rough_run, op, keeps_operands=bool(here))
                 for site in here:
-                    _add(shifts[site], site, seen[site.result] - expected[site], _part_of(number, batches))
+                    difference = seen[site.result] - expected[site]
+                    for part, rows in _parts(difference, _part_of(number, batches)):
+                        shifts[site].add(part, rows, site.channel_of(difference))
             seen.clear()
             for site in here:
                 corrected[site] = _apply(site, shifts[site])
@@ -237,13 +239,9 @@ def _sequential(
     return {site: count for site, count in corrected.items() if count}, outputs
 
 
-def _add(shift: _Shift, site: Site, difference: torch.Tensor, part: int | None) -> None:
-    channel = site.channel_of(difference)
-    if part is not None:
-        shift.add(part, difference, channel)
-        return
-    for each, half in enumerate(_split(difference)):
-        shift.add(each, half, channel)
+def _parts(x: torch.Tensor, part: int | None) -> Iterable[tuple[int, torch.Tensor]]:
+    """Return what of a tensor of one call, whose part is given, belongs to which part."""
+    return enumerate(_split(x)) if part is None else [(part, x)]
 
 
 def _fast(
@@ -256,7 +254,7 @@ def _fast(
 ) -> tuple[dict[Site, int], list[Outputs]]:
     """Correct all layers by the means of their inputs in float, taken in one run of each call."""
     layers = {site.layer: site for site in sites if is_correctable(site)}
-    sums: dict[Site, list[list[Any]]] = {site: [[0.0, 0], [0.0, 0]] for site in layers.values()}
+    inputs = {site: _Sums() for site in layers.values()}
     number = 0
 
     def take(op: Operation, operands: Sequence[Any]) -> None:
@@ -265,13 +263,8 @@ def _fast(
             return
         x = operands[0]
         channel = x.dim() - 1 if not is_convolution(op) else site.channel_of(x)
-        part = _part_of(number, batches)
-        for each, half in enumerate(_split(x)) if part is None else [(part, x)]:
-            if half.numel():
-                dims = [i for i in range(x.dim()) if i != channel]
-                total = half.sum(dims, dtype=torch.float64) if dims else half.double()
-                sums[site][each][0] = sums[site][each][0] + total
-                sums[site][each][1] += half.numel() // half.shape[channel]
+        for part, rows in _parts(x, _part_of(number, batches)):
+            inputs[site].add(part, rows, channel)
 
     kernels = {**rounding_kernels(unrounded), **{op.name: take for op in layers}}
     exact = []
@@ -279,12 +272,11 @@ def _fast(
         progress(f"call {number + 1}")
         exact.append(run_program(program, batch, kernels, seed=seed))
     corrected: dict[Site, int] = {}
-    for site, parts in sums.items():
-        shift = _Shift()
-        for each, (total, count) in enumerate(parts):
+    for site, seen in inputs.items():
+        shift = _Sums(numbers=seen.numbers)
+        for part, (total, count) in enumerate(zip(seen.sums, seen.numbers, strict=True)):
             if count:
-                shift.sums[each] = _shift_of(site, total / count) * count
-                shift.numbers[each] = count
+                shift.sums[part] = _shift_of(site, torch.as_tensor(total) / count) * count
         corrected[site] = _apply(site, shift)
     corrected = {site: count for site, count in corrected.items() if count}
     return corrected, list(rounded_outputs(program, found, batches, {}, seed=seed, exact=exact)) if corrected else []

@@ -104,7 +104,8 @@ def in_engines(q: Quantized, x: torch.Tensor, *engines: str) -> list[EngineCheck
 
 
 @pytest.mark.parametrize(
-    "cls", [SharedLayer, TiedWeights, BothReaders, Transposed, Outlier, ZerosAndConstants, LargeBias]
+    "cls",
+    [MaskedAttention, SharedLayer, TiedWeights, BothReaders, Transposed, Outlier, ZerosAndConstants, LargeBias],
 )
 def test_the_module_the_program_and_the_engines_compute_one_thing(cls):
     in_engines(quantized(cls), images()[1])
