@@ -127,7 +127,7 @@ def _rendered(report: QuantizationReport) -> Group:
     head = Text(f"{report.model} for {report.target}", style="bold")
     head.append(
         f"  {len({place.scale for place in placed})} quantizers, {report.observer}, {report.calls} calls; "
-        f"outputs {_decibels(report.sqnr)}{' dB' * math.isfinite(report.sqnr)} on {report.measured}",
+        f"outputs {_decibels(report.sqnr)}{' dB' * math.isfinite(report.sqnr)} on {report.measured} of them",
         style="not bold",
     )
     parts: list[Any] = [head, Text("")]
@@ -153,7 +153,7 @@ def _table(*columns: tuple[str, str]) -> Table:
 def _placed_table(places: list[PlaceReport]) -> Group:
     """Return a row for each scale, and below the reasons, which are few, by number."""
     is_measured = any(place.output_sqnr is not None for place in places)
-    columns = [("quantizer", "wide"), ("regions", "wide"), ("type", "left"), ("scale", "right"), ("SQNR", "right")]
+    columns = [("quantizer", "left"), ("regions", "wide"), ("type", "left"), ("scale", "right"), ("SQNR", "right")]
     columns += [("output", "right")] if is_measured else []
     table = _table(*columns, ("saturated", "right"), ("why", "right"))
     by_scale: dict[str, list[PlaceReport]] = {}
@@ -177,9 +177,13 @@ def _placed_table(places: list[PlaceReport]) -> Group:
 
 
 def _kept_table(places: list[PlaceReport]) -> Table:
+    """Return a row for each kind of region and reason, with all places that share them."""
     table = _table(("in float", "wide"), ("region", "left"), ("why", "wide"))
+    alike: dict[tuple[str, str], dict[str, None]] = {}
     for place in places:
-        table.add_row(escape(place.module), place.region, escape(place.reason))
+        alike.setdefault((place.region, place.reason), {})[place.module] = None
+    for (region, reason), modules in alike.items():
+        table.add_row(escape(", ".join(modules)), region, escape(reason))
     return table
 
 

@@ -116,7 +116,6 @@ class NoDetach(Identity):
         _VIEW,
         _VIEW.changed(("%v = aten.view_as(%c", "%u, %v = aten.broadcast_tensors([%c"), ("x) ", "x]) "), refused="flow"),
         # what is written to y is written to x
-        # what is written to y is written to x
         _STATISTICS.changed(
             ("buffer", "constant"),
             ("clone", "detach"),

@@ -66,8 +66,8 @@ class Placing:
         self._apply_conditions()
 
     def _is_site(self, op: Operation) -> bool:
-        if self.carries(op):
-            return False
+        if self.carries(op) or not any(map(is_floating, (*op.operand_values, *op.results))):
+            return False  # there are no floats to quantize
         return op.body is not None or op.name in self.table.rows or is_computation(op)
 
     def _row(self, op: Operation) -> Row | None:

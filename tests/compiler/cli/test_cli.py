@@ -288,7 +288,7 @@ def test_list_names_every_pattern_and_pass(net: str, capsys: pytest.CaptureFixtu
     ("arguments", "message"),
     [
         ([], "MODEL.py:FUNCTION is missing"),
-        (["net.py"], "not of the form MODEL.py:FUNCTION"),
+        (["net.py"], "not of the form FILE.py:FUNCTION"),
         (["net.py:1"], "not of the form"),
         (["other.py:make"], "there is no file other.py"),
         (["net.py:make", "--patterns", "ConvBN"], "there is no pattern 'ConvBN'; known: all, conversions, fusions"),
