@@ -97,8 +97,13 @@ def test_every_kind_of_change_is_made() -> None:
 )
 def test_reasons_are_reached(rule: str, reasons: list[str]) -> None:
     made = find_rule(rule)()
-    seen = [reason for program in varied(made, 900) for reason in refusals(made, program)]
-    assert not [reason for reason in reasons if not any(reason in one for one in seen)]
+    missing = reasons
+    for count in (900, 2700):  # one of a rule's dozen examples may be rare among the first
+        seen = [reason for program in varied(made, count) for reason in refusals(made, program)]
+        missing = [reason for reason in reasons if not any(reason in one for one in seen)]
+        if not missing:
+            break
+    assert not missing
 
 
 def test_regions_of_an_example_get_the_types_that_are_drawn() -> None:
