@@ -96,7 +96,11 @@ def _batch_norm(
 
     Outside of training momentum is unused. In training with None the module updates the running statistics, like its
     counter, and they are not mutated here. The result does not depend on either.
+
+    Refuse an input without a channel dimension: the kernel would read its second size beyond the end of the sizes.
     """
+    if x.dim() < 2:
+        raise ValueError(f"the input has {x.dim()} dimensions where at least 2 are needed, batch and channels")
     result: torch.Tensor = torch.ops.aten.batch_norm.default(
         x, weight, bias, running_mean, running_var, training, momentum or 0.0, eps, cudnn_enabled
     )
