@@ -42,7 +42,7 @@ from passes.manager.manager import Pass
 from passes.rewrite.pattern import Pattern, instantiate, missing_method
 from passes.rewrite.remarks import GraphwrightWarning
 
-_NUMBERS = st.integers(0, ORDERS - 1)
+_NUMBERS = st.integers(0, 2 * ORDERS - 1)
 _SHRINKING = 60.0
 """Seconds for shrinking a counterexample."""
 _ROUNDS, _EACH_ROUND = 10, 100
@@ -62,7 +62,7 @@ class Target:
     on: st.SearchStrategy[Any] | None = None
     """The strategy for its programs; None for the default one."""
     orders: bool = False
-    """Whether its rules and its independent passes are tried in drawn orders."""
+    """Whether its rules and its independent passes are tried in drawn orders and scopes."""
 
     @classmethod
     def of(cls, subject: Any, properties: Properties | None = None) -> Target:
@@ -136,7 +136,7 @@ def assert_sound(
             through both captures.
         properties: the properties that must hold; by default equal bits for exact rules, and rounding for others.
         settings: of hypothesis; the active profile by default.
-        orders: whether rules and independent passes are also tried in other orders.
+        orders: whether rules and independent passes are also tried in other orders, and in drawn scopes.
 
     Returns:
         Statistics: how often each rule fired and was refused, and alternatives that never fired.
@@ -323,7 +323,7 @@ def search(
 
     def held(pass_: Pass, case: AnyCase, program: Program | None = None) -> Outcome:
         try:
-            return judge(pass_, case, target.properties, program)
+            return judge(pass_, case, _demanded(target.properties, pass_), program)
         except Finding as finding:
             last[:] = [(case, finding, pass_)]
             since.append(time.monotonic())
@@ -404,6 +404,12 @@ def search(
     finally:
         forget_loaded()
     return seen, None
+
+
+def _demanded(properties: Properties, pass_: Pass) -> Properties:
+    """Return what is demanded of a pass: one that leaves something out makes no canonical form."""
+    is_scoped = isinstance(pass_, InOrder) and pass_.number >= ORDERS
+    return attrs.evolve(properties, canonical=False) if is_scoped else properties
 
 
 def _program_of(drawn: Any) -> Program:

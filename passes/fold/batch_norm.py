@@ -191,7 +191,7 @@ class FoldBatchNorm(Pass):
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the rule everywhere, then compute the new weights where there is data."""
         before = set(program.graph.operations())
-        run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True)
+        run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True, scope=self.scope)
         _materialize(program, before, context.log)
 
 
