@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import attrs
 from typing_extensions import override
 
+from fuzz.programs.check import Properties
 from fuzz.rules.rule_pass import ApplyRules
 from ir.core import Operation
 from ir.program import Program
@@ -62,6 +63,12 @@ class InOrder(Pass):
     def order(self) -> str:
         """Return the order in words: the rules of each pass in the order of trial, and its scope."""
         return f"order {self.number}: {' -> '.join(_described(self.reordered))}"
+
+
+def demanded(properties: Properties, pass_: Pass) -> Properties:
+    """Return what is demanded of a pass: one that leaves something out makes no canonical form."""
+    is_scoped = isinstance(pass_, InOrder) and pass_.number >= ORDERS
+    return attrs.evolve(properties, canonical=False) if is_scoped else properties
 
 
 def _reordered(pass_: Pass, generator: random.Random, number: int) -> Pass:

@@ -21,7 +21,7 @@ from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.programs.erasure import erase_types
 from fuzz.programs.strategy import draw_inputs, programs
 from fuzz.rules.instances import Instance, expanded_pattern, instances
-from fuzz.rules.orders import ORDERS, InOrder
+from fuzz.rules.orders import ORDERS, InOrder, demanded
 from fuzz.rules.reverse import Inflated
 from fuzz.rules.rule_pass import ApplyRules, index_of
 from fuzz.search.canonical import TRIED, fires_on_none, hold_canonical, meets_canonical
@@ -36,7 +36,6 @@ from ir.verify import verify
 from passes.canonicalize import Canonicalize
 from passes.canonicalize.identity import INFERENCE_RULES
 from passes.canonicalize.respelled import respelled_operators, spelled_otherwise
-from passes.fold.batch_norm import FoldBatchNorm, FoldBatchNormPattern
 from passes.fold.constants import FoldConstants
 from passes.manager.manager import Pass
 from passes.rewrite.pattern import Pattern, instantiate, missing_method
@@ -108,8 +107,8 @@ class Target:
 def _is_for_inference(subject: Pass | Pattern) -> bool:
     """Return whether a pass or rule, or a part of it, assumes that the program will never train."""
     if isinstance(subject, Pattern):
-        return isinstance(subject, (*INFERENCE_RULES, FoldBatchNormPattern))
-    if getattr(subject, "inference", False) or isinstance(subject, FoldBatchNorm):
+        return subject.is_for_inference or isinstance(subject, INFERENCE_RULES)
+    if getattr(subject, "inference", False) or subject.is_for_inference:
         return True
     return any(map(_is_for_inference, getattr(subject, "passes", ())))
 
@@ -323,7 +322,7 @@ def search(
 
     def held(pass_: Pass, case: AnyCase, program: Program | None = None) -> Outcome:
         try:
-            return judge(pass_, case, _demanded(target.properties, pass_), program)
+            return judge(pass_, case, demanded(target.properties, pass_), program)
         except Finding as finding:
             last[:] = [(case, finding, pass_)]
             since.append(time.monotonic())
@@ -404,12 +403,6 @@ def search(
     finally:
         forget_loaded()
     return seen, None
-
-
-def _demanded(properties: Properties, pass_: Pass) -> Properties:
-    """Return what is demanded of a pass: one that leaves something out makes no canonical form."""
-    is_scoped = isinstance(pass_, InOrder) and pass_.number >= ORDERS
-    return attrs.evolve(properties, canonical=False) if is_scoped else properties
 
 
 def _program_of(drawn: Any) -> Program:

@@ -90,6 +90,8 @@ class Pass:
     """
 
     name: ClassVar[str] = ""
+    is_for_inference: ClassVar[bool] = False
+    """Whether it assumes that the program will never train."""
     whole: ClassVar[str] = ""
     only: tuple[Key, ...] = attrs.field(default=(), converter=as_keys, kw_only=True, metadata=KEYS)
     skip: tuple[Key, ...] = attrs.field(default=(), converter=as_keys, kw_only=True, metadata=KEYS)
