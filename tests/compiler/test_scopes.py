@@ -102,7 +102,7 @@ def test_one_convolution_is_left_unfused_and_the_report_says_why(net: Net) -> No
             ["body.0.conv", "body.1.conv", "head.0"],
         ),
     ],
-    ids=str,
+    ids=["none", "all", "skip class", "only class", "both", "predicate"],
 )
 def test_scopes_mean_the_same_in_every_capture(net: Net, scope: dict[str, Any], expected: list[str]) -> None:
     pipeline = STANDARD.with_scope("fuse", **scope)
