@@ -176,14 +176,20 @@ def is_certain(definition: Definition, ranges: Mapping[sympy.Symbol, SymbolRange
     bounds = ranges.get(definition.symbol, SymbolRange())
     if definition.dim is None or definition.slope != 1 or definition.offset or bounds.lower > 0:
         return False
+    if bounds.upper is None:
+        return True
     op = definition.value.defining_op
-    if bounds.upper is None or op is None or op.opdef.facts.most is None:
-        return bounds.upper is None
-    most = op.opdef.facts.most(tuple(map(_types_of, op.grouped_operands())))
+    most = None if op is None else most_of(op)
     if isinstance(most, sympy.Expr):  # a product of sizes
         upper = {s: ranges[s].upper for s in most.free_symbols if s in ranges and ranges[s].upper is not None}
         most = simplify_dim(most.subs(upper))
     return type(most) is int and most <= bounds.upper
+
+
+def most_of(op: Operation) -> Dim | None:
+    """Return the most that a size which an operation introduces can be; None where it is not known."""
+    most = op.opdef.facts.most
+    return None if most is None else most(tuple(map(_types_of, op.grouped_operands())))
 
 
 def _types_of(entry: Any) -> Any:

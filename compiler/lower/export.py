@@ -36,7 +36,7 @@ from compiler.lower.small_sizes import check_small_sizes
 from compiler.lower.symbols import DataDependentSizeError, SymbolTable, Unexpressed, is_from_data, restricted
 from compiler.lower.weights import is_one_tensor, tensor_type
 from ir.core import Value
-from ir.data_sizes import has_data_symbols
+from ir.data_sizes import has_data_symbols, introduced, most_of
 from ir.errors import CaptureError, GraphwrightError, VerificationError
 from ir.expressions import format_expression
 from ir.locations import Location
@@ -364,6 +364,9 @@ class ExportLowering(RegionLowering):
         functionalizer.layouts = self._layouts(node) if target._schema.is_mutable else {}
         results = functionalizer.call(opdef, args, kwargs, types, keys, (node.name,))
         last = self.graph.return_op.prev
+        if name == "aten.masked_select" and last is not None:
+            for symbol in introduced(last):
+                self.symbols.widen(symbol, most_of(last))
         if name == "aten.batch_norm" and self._inside_no_grad:
             results = [self._without_gradient(result) for result in results]
         if is_list:

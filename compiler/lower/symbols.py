@@ -55,6 +55,8 @@ class SymbolTable:
         self._same: dict[sympy.Symbol, sympy.Symbol] = {}
         self._flags: set[sympy.Symbol] = set()
         """Symbols of torch that are 1 where a bool is true."""
+        self._untrue: set[sympy.Basic] = set()
+        self._widened: dict[sympy.Symbol, SymbolRange] = {}
 
     def _symbol(self, inner: sympy.Symbol) -> sympy.Symbol:
         found = self.symbols.get(inner)
@@ -101,6 +103,14 @@ class SymbolTable:
         inner = number.node._expr
         return self._symbol(inner) if inner.is_Symbol and self.is_size(inner) else None
 
+    def widen(self, symbol: sympy.Symbol, most: Dim | None) -> None:
+        """Correct the range of a size: PyTorch bounds `masked_select` by its operand, which may be broadcast."""
+        for inner, known in self.symbols.items():
+            bounds = self._range(inner)
+            if known == symbol and bounds.upper is not None and type(most) is int and bounds.upper < most:
+                self._untrue.add(inner <= bounds.upper)
+                self._widened[inner] = SymbolRange(bounds.lower, most)
+
     def note_asserted(self, expr: sympy.Basic) -> None:
         """Note a relation between sizes that depend on data, which the graph asserts."""
         self._asserted.setdefault(expr)
@@ -145,8 +155,8 @@ class SymbolTable:
 
     def _range(self, inner: sympy.Symbol) -> SymbolRange:
         interval = self._ranges.get(inner)
-        if interval is None:
-            return SymbolRange()
+        if interval is None or inner in self._widened:
+            return self._widened.get(inner, SymbolRange())
         upper = interval.upper
         unbounded = upper in (int_oo, sympy.oo) or int(upper) >= 2**62
         return SymbolRange(max(0, int(interval.lower)), None if unbounded else int(upper))
@@ -163,7 +173,7 @@ class SymbolTable:
         ranges = self.ranges()
         found: dict[sympy.Basic, None] = {}
         for expr in self._asserted:
-            if self._flags and expr.free_symbols <= self._flags:
+            if expr in self._untrue or (self._flags and expr.free_symbols <= self._flags):
                 continue
             if not isinstance(expr, sympy.Rel) or not all(map(self.is_size, expr.free_symbols)):
                 raise _unchecked(expr)

@@ -99,6 +99,7 @@ CASES: dict[str, tuple[Callable[..., Any], Sequence[tuple[torch.Tensor, ...]]]] 
     "only the size": (lambda x, mask: x[mask].shape[0], MASKED),
     "sizes that are computed": (sizes, MASKED),
     "a part": (lambda x, mask: x[mask][1:].sum(1), MASKED),
+    "a broadcast mask": (lambda x, mask: x.masked_select(mask[:, None]), [(X[0], mask) for _, mask in MASKED]),
     "two parts": (lambda x, mask: torch.cat([x[mask], x[~mask] + 1]), MASKED),
     "a softmax": (lambda x, mask: x[mask].softmax(0), MASKED),
     "a write": (lambda x, mask: x.clone().index_put_((mask,), x[mask] * 2), MASKED),
@@ -115,9 +116,9 @@ CASES: dict[str, tuple[Callable[..., Any], Sequence[tuple[torch.Tensor, ...]]]] 
 }
 
 
-def outcome(function: Callable[[], Any]) -> list[Any] | type[Exception]:
+def outcome(function: Callable[..., Any], *args: Any) -> list[Any] | type[Exception]:
     try:
-        leaves: list[Any] = pytree.tree_leaves(function())
+        leaves: list[Any] = pytree.tree_leaves(function(*args))
     except (RuntimeError, IndexError, EvaluationError) as error:
         return type(error)
     return leaves
@@ -139,12 +140,12 @@ def hold(model: nn.Module, calls: Sequence[tuple[torch.Tensor, ...]], **options:
     program = result.program
     verify(program)
     assert programs_equal(parse_program(print_program(program)), program) is None
-    assert any(not isinstance(outcome(lambda args=args: model(*args)), type) for args in calls)
+    assert any(not isinstance(outcome(model, *args), type) for args in calls)
     for args in calls:
-        expected = outcome(lambda args=args: model(*args))
-        assert same(expected, outcome(lambda args=args: result.model(*args))), args
+        expected = outcome(model, *args)
+        assert same(expected, outcome(result.model, *args)), args
         if all(leaf.value is not None for leaf in program.convention.outputs):
-            assert same(expected, outcome(lambda args=args: results(program, args))), args
+            assert same(expected, outcome(results, program, args)), args
     return result
 
 
@@ -181,7 +182,8 @@ def test_gradients_flow_through_a_selection() -> None:
     inputs = [X.clone().requires_grad_() for _ in range(2)]
     for each, x in zip((model, result.model), inputs, strict=True):
         each(x).square().sum().backward()
-    assert torch.equal(inputs[0].grad, inputs[1].grad)  # type: ignore[arg-type]
+    gradients = [x.grad for x in inputs]
+    assert gradients[0] is not None and gradients[1] is not None and torch.equal(gradients[0], gradients[1])
 
 
 def test_a_sum_of_selections_is_for_equal_sizes_only() -> None:

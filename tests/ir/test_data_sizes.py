@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from compiler.codegen.emit import emit
+from ir.core import Value
 from ir.data_sizes import introduced
 from ir.errors import EvaluationError, VerificationError
 from ir.evaluate import evaluate
@@ -14,7 +15,8 @@ from ir.text.parser import parse_program
 from ir.verify import verify
 from passes.cleanup.cse import eliminate_common_subexpressions
 from passes.cleanup.dce import eliminate_dead_code
-from passes.rewrite.driver import RewriteLog, RuleIndex, run_worklist
+from passes.rewrite.driver import RewriteLog, run_worklist
+from passes.rewrite.matching import RuleIndex
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
@@ -142,8 +144,9 @@ class Respelled(Pattern):
     def pattern(self, p: PatternBuilder) -> Node:
         return p.op("aten.index.Tensor", p.any("x"), [p.any("m")])
 
-    def rewrite(self, m: Match, b: Rewriter) -> object:
-        return b.masked_select(m.x, m.m)
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        made: Value = b.masked_select(m.x, m.m)
+        return made
 
 
 class Fused(Pattern):
@@ -156,9 +159,8 @@ class Fused(Pattern):
     def pattern(self, p: PatternBuilder) -> Node:
         return p.op("aten.sum", p.op("aten.index.Tensor", p.any("x"), [p.any("m")]), name="sum")
 
-    def rewrite(self, m: Match, b: Rewriter) -> object:
+    def rewrite(self, m: Match, b: Rewriter) -> None:
         b.fuse("masked_sum", m.ops)
-        return None
 
 
 def rewritten(rule: Pattern, *lines: str) -> Program:

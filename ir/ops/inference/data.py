@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ir.ops.inference.slicing import index
-from ir.ops.inference.support import Attributes, common_device, require, require_equal
+from ir.ops.inference.support import Attributes, Undecided, broadcast, common_device, require, require_equal
 from ir.types import Dim, TensorType, Type, product
 
 _MASKS = (torch.bool, torch.uint8)
@@ -58,7 +58,12 @@ def elements(types: tuple[Any, ...]) -> Dim | None:
 def elements_of_both(types: tuple[Any, ...]) -> Dim | None:
     """Return the number of elements that two operands broadcast to."""
     x, mask = types
-    return _count(x) if x.shape is not None and x.shape == mask.shape else None
+    if x.shape is None or mask.shape is None:
+        return None
+    try:
+        return product(broadcast([x.shape, mask.shape]))
+    except Undecided:
+        return None
 
 
 def elements_of_mask(types: tuple[Any, ...]) -> Dim | None:
