@@ -203,4 +203,9 @@ class _Emitter:
             aliases={name: names for names in tied for name in names},
             counters=dict(_counters(self.program)),
             literals=frozenset(k for k, w in self.tree.key_weights.items() if w.kind is WeightKind.CONSTANT),
+            untrained=frozenset(
+                key
+                for key, weight in self.tree.key_weights.items()
+                if weight.derivation is not None and not weight.requires_grad
+            ),
         )

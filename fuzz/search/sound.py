@@ -36,7 +36,6 @@ from ir.verify import verify
 from passes.canonicalize import Canonicalize
 from passes.canonicalize.identity import INFERENCE_RULES
 from passes.canonicalize.respelled import respelled_operators, spelled_otherwise
-from passes.fold.batch_norm import FoldBatchNorm, FoldBatchNormPattern
 from passes.fold.constants import FoldConstants
 from passes.manager.manager import Pass
 from passes.rewrite.pattern import Pattern, instantiate, missing_method
@@ -108,8 +107,8 @@ class Target:
 def _is_for_inference(subject: Pass | Pattern) -> bool:
     """Return whether a pass or rule, or a part of it, assumes that the program will never train."""
     if isinstance(subject, Pattern):
-        return isinstance(subject, (*INFERENCE_RULES, FoldBatchNormPattern))
-    if getattr(subject, "inference", False) or isinstance(subject, FoldBatchNorm):
+        return subject.is_for_inference or isinstance(subject, INFERENCE_RULES)
+    if getattr(subject, "inference", False) or subject.is_for_inference:
         return True
     return any(map(_is_for_inference, getattr(subject, "passes", ())))
 

@@ -12,8 +12,8 @@ from ir.builder import make_operation
 from ir.columns import Layout
 from ir.core import Operation
 from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
-from passes.fold.derive import from_originals
 from passes.manager.manager import Pass, PassContext
+from passes.rewrite.expressions import from_originals
 from passes.rewrite.rewriter import Rewriter
 
 

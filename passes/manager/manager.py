@@ -84,6 +84,8 @@ class Pass:
     """
 
     name: ClassVar[str] = ""
+    is_for_inference: ClassVar[bool] = False
+    """Whether it assumes that the program will never train."""
 
     def __attrs_post_init__(self) -> None:
         _name_of(type(self))

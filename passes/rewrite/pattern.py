@@ -275,6 +275,8 @@ class Pattern:
     """Whether this is a structural conversion; conversions run to a fixpoint before fusions."""
     is_fusion: ClassVar[bool] = False
     """Whether the matched operations become one fused region."""
+    is_for_inference: ClassVar[bool] = False
+    """Whether it assumes that the program will never train."""
     exact: ClassVar[bool] = False
     """Whether the result is bit for bit equal (else: equal up to rounding)."""
     closed: ClassVar[bool] = False

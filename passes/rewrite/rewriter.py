@@ -18,7 +18,9 @@ from ir.opdef import get_opdef
 from ir.program import Program, Weight
 from ir.spelling import free_name
 from ir.types import refined, types_agree
+from passes.rewrite.expressions import computed_weight, names_shown
 from passes.rewrite.region_names import check_inputs, check_kind, check_parts
+from passes.rewrite.remarks import Remark
 
 
 class Listener:
@@ -49,6 +51,8 @@ class Rewriter(Builder):
         super().__init__(program.graph)
         self.program = program
         self.listeners = tuple(listeners)
+        self._wanted: list[tuple[Value, str | None, bool]] = []
+        """Expressions that are to become weights, with the arguments of `weight`."""
 
     @override
     def insert(self, op: Operation) -> Operation:
@@ -140,6 +144,57 @@ class Rewriter(Builder):
     def add_weight(self, weight: Weight) -> Value:
         """Add a weight to the program."""
         return self.program.add_weight(weight)
+
+    def weight(self, value: Value, name: str | None = None, *, inference: bool = False) -> Value:
+        """Ask that `value`, an expression of weights alone, become a weight when the rewrite is done; return `value`.
+
+        The weight holds what the expression computes, and knows how: `parameter_map` converts checkpoints through it.
+        Weights that nothing reads any more are gone. It is trained where that trains what it is made of: where the
+        expression only moves elements, each to one place (`cat`, `reshape`, `permute`), and nothing else reads them.
+        Where it must stay an expression, it does, and a remark says why.
+
+        Args:
+            value: the expression. A pass calls `settle_weights` when it is done; rules need not.
+            name: of the weight; by default that of the first weight in the expression. A suffix makes it unique.
+            inference: whether it may become a weight that is not trained, though it is made of some that are.
+        """
+        self._wanted.append((value, name, inference))
+        return value
+
+    def settle_weights(self, who: str) -> list[Remark]:
+        """Make weights of the expressions that `weight` was called with; return what is to be said of it.
+
+        Args:
+            who: the rule or pass, for the remarks.
+        """
+        remarks: list[Remark] = []
+        wanted, self._wanted = self._wanted, []
+        for value, name, inference in wanted:
+            op = value.defining_op
+            if op is None or op.graph is not self.graph or value.is_unused:
+                continue
+            made = computed_weight(self.program, value, name, inference=inference)
+            if isinstance(made, str):
+                remarks.append(Remark("missed", who, op.location, f"{op.name} stays in forward: {made}", op.name))
+                continue
+            self.program.weights[made.name] = made
+            self.graph.revision += 1
+            location, sources = op.location, () if made.derivation is None else made.derivation.sources
+            self.replace_value(value, made.value)
+            self._erase_unused(op)
+            text = f"{made.name} is computed from {names_shown(sources)}{_size_of(made)}"
+            remarks.append(Remark("applied", who, location, text, "weight"))
+        return remarks
+
+    def _erase_unused(self, op: Operation) -> None:
+        worklist = [op]
+        while worklist:
+            current = worklist.pop()
+            if current.graph is not self.graph or any(not result.is_unused for result in current.results):
+                continue
+            sources = [value.defining_op for value in current.operand_values]
+            self.erase(current)
+            worklist.extend(source for source in sources if source is not None)
 
     def clone(self, op: Operation | Value, **changes: Any) -> Any:
         """Insert a copy of `op` before the anchor, with attributes changed, and return it; `aten.clone` of a value."""
@@ -245,6 +300,11 @@ class Rewriter(Builder):
                     f"{source.name} is computed between the operations to fuse", location=source.location
                 )
         return first
+
+
+def _size_of(weight: Weight) -> str:
+    data = weight.data
+    return "" if data is None else f": {data.numel() * data.element_size()} bytes"
 
 
 def _check_names(
