@@ -13,6 +13,7 @@ from ir.locations import merge_locations
 from ir.memory.aliasing import aliases_output, is_written
 from ir.opdef import Trait
 from ir.program import Program
+from ir.types import types_agree
 from passes.manager.manager import Pass, PassContext
 from passes.rewrite.effects import is_mergeable, reads_written
 from passes.rewrite.rewriter import Rewriter
@@ -64,6 +65,8 @@ def operation_key(op: Operation) -> Any:
 
 
 def _may_merge(kept: Value, gone: Value) -> bool:
+    if not types_agree(kept.type, gone.type):
+        return False  # a size that depends on data has another name in each
     for user in gone._uses:
         if user.opdef.has(Trait.COMPARES_OPERANDS):
             return False

@@ -7,10 +7,10 @@ from typing import ClassVar
 import attrs
 from typing_extensions import override
 
-from ir.core import Graph
+from ir.data_sizes import NamedSizes
 from ir.program import Program, WeightKind
 from passes.manager.manager import Pass, PassContext
-from passes.rewrite.effects import is_removable
+from passes.rewrite.effects import is_effectless
 from passes.rewrite.scope import EVERYWHERE, Scope
 
 
@@ -33,7 +33,7 @@ def eliminate_dead_code(program: Program, *, inference: bool = False, scope: Sco
 
     The module's own parameters and buffers stay, used or not.
     """
-    _sweep(program.graph, inference, scope)
+    _sweep(program, inference, scope)
     if not scope.holds_placeless:
         return
     derived = [weight.derivation for weight in program.weights.values() if weight.derivation is not None]
@@ -51,11 +51,16 @@ def eliminate_dead_code(program: Program, *, inference: bool = False, scope: Sco
         program.graph.revision += 1
 
 
-def _sweep(graph: Graph, inference: bool, scope: Scope) -> None:
+def _sweep(program: Program, inference: bool, scope: Scope) -> None:
+    graph = program.graph
+    sizes = NamedSizes(program)
     op = graph.last
     while op is not None:
         before = op.prev
         unused = op is not graph.return_op and all(result.is_unused for result in op.results)
-        if unused and (is_removable(op) or (inference and op.is_pure)) and scope.holds(op):
+        removable = is_effectless(op) or (inference and op.is_pure)
+        if unused and removable and not sizes.needs(op) and scope.holds(op):
             graph.erase(op)
+        else:
+            sizes.keep(op)
         op = before

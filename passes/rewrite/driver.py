@@ -13,6 +13,7 @@ import attrs
 from typing_extensions import override
 
 from ir.core import RETURN, Graph, Operation, Value
+from ir.data_sizes import data_symbols_of_boundary, has_data_symbols, introduced, mentions
 from ir.errors import DidNotConverge, GraphwrightError
 from ir.locations import Location, merge_locations
 from ir.opdef import OpDef, Trait
@@ -105,6 +106,7 @@ class Applier:
         self.scopes: dict[Pattern, Scope] = {}
         self.events = _Events()
         self.rewriter = Rewriter(program, (self.events,))
+        self._has_data_sizes = has_data_symbols(program)
 
     def apply_first(self, op: Operation, variants: Sequence[Variant]) -> Variant | None:
         """Apply the first variant that matches at `op` and is not refused; return it."""
@@ -135,6 +137,9 @@ class Applier:
             reason = outside_use(match) or (crossed_effect(match.ops) if rule.is_fusion else None)
             if reason is not None:
                 return Refusal(reason)
+        reason = hidden_size(self.program, match) if self._has_data_sizes else None
+        if reason is not None:
+            return Refusal(reason)
         try:
             answer = rule.check(match)
         except GraphwrightWarning:
@@ -265,6 +270,17 @@ def outside_use(match: Match) -> str | None:
                 count = len(result.users)
                 users = f"{count} users" if count > 1 else "a user outside the match"
                 return f"the output of {op.name} at `{op.location.where}` has {users} ({names})"
+    return None
+
+
+def hidden_size(program: Program, match: Match) -> str | None:
+    """Return why a match must stay: an intermediate value defines a size that is named outside; None where none is."""
+    for op in match.ops:
+        symbols = () if op is match.root else introduced(op)
+        if symbols and (
+            not data_symbols_of_boundary(program).isdisjoint(symbols) or mentions(program.graph, symbols, match.ops)
+        ):
+            return f"the output of {op.name} at `{op.location.where}` has a size that is named outside the match"
     return None
 
 

@@ -11,12 +11,13 @@ from ir.attributes import Attribute
 from ir.builder import Builder, infer_operation
 from ir.copying import copy_into, copy_operation
 from ir.core import Graph, Operation, Value
+from ir.data_sizes import data_symbols_of_attributes, defining_operations
 from ir.errors import PatternError
 from ir.locations import merge_locations
 from ir.opdef import get_opdef
 from ir.program import Program, Weight
 from ir.spelling import free_name
-from ir.types import types_agree
+from ir.types import refined, types_agree
 from passes.rewrite.expressions import computed_weight, names_shown
 from passes.rewrite.region_names import check_inputs, check_kind, check_parts
 from passes.rewrite.remarks import Remark
@@ -92,6 +93,7 @@ class Rewriter(Builder):
             )
         if old.name and not new.name:
             new.name = old.name
+        new.type = refined(new.type, old.type)
         for listener in self.listeners:
             listener.replaced(old, new)
         for user in self.graph.replace_all_uses(old, new):
@@ -252,7 +254,8 @@ class Rewriter(Builder):
             copy_into(op, body, mapping, operands)
         body.set_outputs([mapping[value] for value in outputs])
         location = merge_locations(op.location for op in ordered)
-        anchor = self._region_anchor(ordered, outputs, tuple(names.values()))
+        sizes = self._sizes_of(ordered)
+        anchor = self._region_anchor(ordered, outputs, (*names.values(), *sizes))
         region = Operation(
             get_opdef(f"fused.{kind}"),
             tuple(names.values()),
@@ -273,6 +276,12 @@ class Rewriter(Builder):
         for op in reversed(ordered):
             self.erase(op)
         return region
+
+    def _sizes_of(self, ops: Sequence[Operation]) -> list[Value]:
+        """Return the values outside of some operations that define sizes which these name."""
+        named = set[Any]().union(*map(data_symbols_of_attributes, ops))
+        definers = defining_operations(self.program) if named else {}
+        return [op.results[0] for symbol, op in definers.items() if symbol in named and op not in ops]
 
     def _region_anchor(
         self, ordered: Sequence[Operation], outputs: Sequence[Value], inputs: Sequence[Value]
