@@ -20,7 +20,7 @@ from compiler.onnx.writer import OnnxModel
 from compiler.runtime.boundaries import Difference, Reference, cut, differences, reference_of
 from compiler.runtime.engines import Engine, EngineError, checked_threads, engine_class
 from compiler.runtime.kernels import Kernel, kernels_of, promised_nodes
-from compiler.runtime.limits import check_arithmetic
+from compiler.runtime.limits import check_limits
 from compiler.runtime.module import file_of
 from ir.errors import GraphwrightError, InputError
 from ir.program import Program
@@ -117,7 +117,7 @@ class CheckReport:
         """Whether every engine computes what the file says: no part of it is `apart`."""
         return not any(each.apart for each in self.engines.values())
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the report as JSON."""
         return {name: _as_json(each) for name, each in self.engines.items()}
 
@@ -208,8 +208,8 @@ def check_in_engines(
         given = _flat(program, () if inputs is None else inputs, kwargs or {})
     threads = checked_threads(threads)
     written = onnx_model(program, module)
-    for name in classes:
-        check_arithmetic(name, written.program)
+    for name, cls in classes.items():
+        check_limits(name, cls.limits, written.program)
     reference = reference_of(program, _on_cpu(current_weights(program, module)), given)
     plain = None if source is None else onnx_model(*source)
     truth = None

@@ -13,6 +13,14 @@ import attrs
 import torch
 
 from compiler.extras import import_extra
+from compiler.runtime.limits import (
+    FLOAT64_IN_32_BITS,
+    INTEGERS_IN_32_BITS,
+    NO_ANTIALIASING,
+    ROUNDED_REMAINDERS,
+    SATURATED_BYTES,
+    Limit,
+)
 from ir.errors import GraphwrightError, InputError
 
 MODEL = "model.onnx"
@@ -76,6 +84,10 @@ class Engine:
 
     name = ""
     precisions: tuple[str, ...] = ("f32",)
+    limits: tuple[Limit, ...] = ()
+    """What it computes otherwise than PyTorch does."""
+    narrowed: Mapping[torch.dtype, torch.dtype] = MappingProxyType({})
+    """dtype -> the narrower one that it computes in: inputs must fit that."""
 
     def __init__(self, file: OnnxFile, threads: int, precision: str) -> None:
         raise NotImplementedError
@@ -179,6 +191,8 @@ class OpenVino(Engine):
 
     name = "openvino"
     precisions = ("f32", "bf16", "f16")
+    limits = (FLOAT64_IN_32_BITS, SATURATED_BYTES, ROUNDED_REMAINDERS, NO_ANTIALIASING, INTEGERS_IN_32_BITS)
+    narrowed = MappingProxyType({torch.int64: torch.int32, torch.uint64: torch.int32})
 
     def __init__(self, file: OnnxFile, threads: int, precision: str) -> None:
         self._openvino = import_extra("openvino")
