@@ -23,8 +23,8 @@ from ir.types import Dim as Size
 
 STEP = "step_"
 """Operation number `i` of a program is the submodule `step_<i>`."""
-WEIGHT = "weight_"
-"""Weight number `i` is the buffer `weight_<i>`."""
+WEIGHT = "graphwright_weight_"
+"""Weight number `i` is the buffer `graphwright_weight_<i>`."""
 
 Kernels = Mapping[str, Callable[..., Any]]
 """Name of an operator -> what stands for its kernel in the trace; it takes the operands, then the attributes."""
@@ -102,7 +102,7 @@ def _size(expr: sympy.Expr, sizes: Mapping[str, Any], op: Operation) -> Any:
 class TracedProgram(nn.Module):
     """A program without regions as a module: its inputs are those of the graph, its results the distinct outputs.
 
-    Weight number i is the buffer `weight_<i>`, operation number i the submodule `step_<i>`.
+    Weight number i is the buffer `graphwright_weight_<i>`, operation number i the submodule `step_<i>`.
     """
 
     def __init__(self, program: Program, kernels: Kernels) -> None:

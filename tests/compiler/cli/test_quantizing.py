@@ -107,7 +107,7 @@ def test_a_file_for_an_engine(net, capsys):
         (["--calibration", "net_of_test.py:lader"], 1, "has no 'lader'"),
         (["--calibration", "net_of_test.py:broken"], 1, "net_of_test.py:broken raised OSError: no images"),
         (["--calibration", "net_of_test.py:breaks"], 1, "RuntimeError: shape '[-1, 5]' is invalid"),
-        (["--calibration", "net_of_test.py:breaks"], 1, "net_of_test.py:32"),
+        (["--calibration", "net_of_test.py:breaks"], 1, "net_of_test.py:28"),
         (["--calibration", "net_of_test.py:yields"], 1, "KeyError: 'no more' at"),
         (["--calibration", "net_of_test.py:nothing"], 1, "the calibration data is empty"),
         (["--calibration", "net_of_test.py:loader", "--float", "haed"], 1, "haed"),
