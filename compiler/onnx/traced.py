@@ -54,8 +54,12 @@ class _Step(nn.Module):
         if op.opdef is OPAQUE:
             given, keywords = decode_call(op.attributes, operands, resolve)
             return opaque_results(self.callee(*given, **keywords), op.attributes["returns"])
-        if op.name in self.kernels:
-            return flat_results(self.kernels[op.name](*operands, **op.attributes))
+        function = self.kernels.get(op.opdef.facts.synonym or op.name)
+        if function is not None:
+            try:
+                return flat_results(function(*operands, **op.attributes))
+            except CodegenError as error:
+                raise CodegenError(error.message, location=op.location, remedy=error.remedy) from None
         kernel, args, kwargs = kernel_call(op.opdef, op.opdef.group(operands, op.segments), op.attributes, resolve)
         if kernel is None:
             raise CodegenError(f"{op.name} has no kernel", location=op.location)

@@ -223,11 +223,11 @@ class OpenVino(Engine):
             request = self.compiled.create_infer_request()
         for place, tensor in zip(self._places, inputs, strict=True):
             if place is not None:
-                request.set_input_tensor(place, self._openvino.Tensor(_array(tensor), shared_memory=True))
+                request.set_input_tensor(place, self._bound(tensor))
         found: list[torch.Tensor] = []
         for number, given in enumerate(outputs):
             if given is not None:
-                request.set_output_tensor(number, self._openvino.Tensor(_array(given), shared_memory=True))
+                request.set_output_tensor(number, self._bound(given))
         request.infer()
         for number, given in enumerate(outputs):
             if given is None:
@@ -235,6 +235,13 @@ class OpenVino(Engine):
             found.append(given)
         self._free.append(request)
         return found
+
+    def _bound(self, tensor: torch.Tensor) -> Any:
+        """Return the memory of a tensor as one of the plugin's."""
+        if tensor.dtype == torch.bfloat16:  # which NumPy does not have
+            memory = tensor.view(torch.uint16).numpy()
+            return self._openvino.Tensor(memory, self._openvino.Shape([*tensor.shape]), self._openvino.Type.bf16)
+        return self._openvino.Tensor(tensor.numpy(), shared_memory=True)
 
 
 ENGINES: Mapping[str, type[Engine]] = MappingProxyType({each.name: each for each in (OnnxRuntime, OpenVino)})

@@ -112,6 +112,9 @@ class EngineModule(nn.Module):
                 f"the input `{name}` is {kind}, and an engine runs on plain tensors: it cannot be traced or exported",
                 remedy="trace the module that `transform` returned, `result.model`",
             )
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            what = "on the meta device" if tensor.is_meta else f"of layout {tensor.layout}"
+            raise InputError(f"the input `{name}` is {what}", remedy="pass a dense tensor with data: `x.to_dense()`")
         if tensor.dtype != dtype or tensor.device.type != "cpu":
             raise InputError(
                 f"the input `{name}` is {tensor.dtype} on {tensor.device}, and the file takes {dtype} on the CPU",

@@ -193,6 +193,10 @@ def test_wrong_calls_and_missing_engines_are_named(monkeypatch):
         result.check(["onnxruntime"])
     with pytest.raises(InputError, match="not passed as in the call"):
         result.check("onnxruntime", inputs=(torch.randn(1, 2), 3))
+    with pytest.raises(InputError, match=r"of torch.float64[\s\S]*as_tensor\(input, dtype=torch.float32\)"):
+        result.check("onnxruntime", inputs=torch.randn(1, 2).double())
+    with pytest.raises(InputError, match=r"is a ndarray"):
+        result.check("onnxruntime", inputs=torch.randn(1, 2).numpy())
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingPackageError, match=r"graphwright\[openvino\]"):
         result.check("openvino")
