@@ -324,8 +324,10 @@ class ModuleTree:
         """Return a key for a weight that no module holds, and the original's name of it."""
         sources = self.weights.sources(weight)
         name = weight.name
-        if len(sources) == 1 and sources[0] in self.weights.dropped and sources[0].name not in self.weights.live_names:
-            name = sources[0].name  # a derived weight takes the place of its only source
+        if len(sources) == 1 and name.startswith(f"{sources[0].name}{_FOLDED}"):
+            source = sources[0]
+            if source in self.weights.dropped and source.name not in self.weights.live_names:
+                name = source.name  # a computed weight takes the place of its only source, which is gone
         if weight.kind is WeightKind.CONSTANT:
             name = re.sub(r"[^\w.]", "_", name)  # a name is a path, and its parts are attribute names
         base = self.safe_path(name)

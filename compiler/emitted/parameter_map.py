@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from compiler.emitted.inversion import Piece, sources_of
 from ir.errors import InputError
 from ir.evaluate import evaluate
 from ir.program import Derivation
@@ -54,6 +55,8 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
     """What `get_extra_state` returned for the modules that were captured, by its key."""
     literals: frozenset[str] = attrs.field(default=frozenset(), kw_only=True)
     """The keys of tensors that are literals of the original's code."""
+    untrained: frozenset[str] = attrs.field(default=frozenset(), kw_only=True)
+    """The keys of computed tensors that are not trained, whatever they are computed from: they are for inference."""
     _counters: Mapping[str, torch.Tensor] = attrs.field(factory=dict, kw_only=True)
     """The counts of batches of the original's normalizations, which old checkpoints do not have."""
 
@@ -147,6 +150,49 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
             elif name not in self._originals and name not in converted:
                 converted[name] = value
         return converted
+
+    def revert(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the original's `state_dict` for a checkpoint of the emitted module: the inverse of `convert`.
+
+        Computed tensors are taken apart: what moves elements (`cat`, `reshape`, `permute`) and a cast to a wider dtype
+        exactly, a factor up to rounding. Tied tensors are there under all of their names. What the emitted module does
+        not know passes through.
+
+        Raises:
+            InputError: when the checkpoint lacks a tensor, or one cannot be taken apart: a folded batch norm, a sum.
+        """
+        kept = {entry.sources[0] for entry in self._entries.values() if entry.derivation is None}
+        reverted: OrderedDict[str, Any] = OrderedDict()
+        pieces: dict[str, Piece] = {}
+        for key, entry in self._entries.items():
+            if self._persistent is not None and key not in self._persistent:
+                continue
+            if key not in state_dict:
+                raise InputError(
+                    f"the checkpoint has no {key!r}, which the emitted module has",
+                    remedy="pass the state_dict of the emitted module; `convert` takes that of the original",
+                )
+            if entry.derivation is None:
+                for name in self.aliases.get(entry.sources[0], entry.sources):
+                    reverted[name] = state_dict[key]
+            elif not kept.issuperset(set(entry.sources) - self._constants.keys()):
+                for name, piece in sources_of(key, entry.derivation, state_dict[key]).items():
+                    pieces.setdefault(name, piece).fill(piece)
+        for source, piece in pieces.items():
+            if source in kept or source in self._constants:
+                continue
+            missing = int((~piece.known).sum())
+            if missing:
+                raise InputError(
+                    f"{missing} elements of {source!r} are in no tensor of the emitted module",
+                    remedy="take them from the checkpoint of the original",
+                )
+            for name in self.aliases.get(source, (source,)):
+                reverted[name] = piece.tensor
+        for name, value in self._extra_state.items():
+            reverted.setdefault(name, copy.deepcopy(value))
+        reverted.update({key: value for key, value in state_dict.items() if key not in self._entries})
+        return reverted
 
     def _versions(self, metadata: Mapping[str, Any]) -> OrderedDict[str, Any]:
         """Return the versions of modules in a checkpoint, for the modules that hold their tensors now."""

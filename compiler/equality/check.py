@@ -21,6 +21,7 @@ from compiler.emitted.graphmodule import EmittedModule
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.emitted.settings import SETTINGS, answers_of
 from compiler.equality.accuracy import MeasurementError, measure_accuracy, measure_effects
+from compiler.equality.observation_differences import freezes
 from compiler.equality.parting import first_parting
 from compiler.lower.modes import lock
 from compiler.usercode.containers import same_content
@@ -134,8 +135,8 @@ class Check:
             for key in names
             if len(names[key]) == 1 and names[key][0] in known
         }
-        # weights that were folded for inference cannot be trained, as the parameter map says
-        self.is_folded = any(w.derivation is not None and not w.requires_grad for w in program.weights.values())
+        # computed weights that are for inference are not trained, as the parameter map says
+        self.is_folded = freezes(names, reference.model)
         self._judged: dict[bool, bool] = {}
 
     def run(self) -> None:

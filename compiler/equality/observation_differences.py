@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.observation import Look, Observation
@@ -146,13 +147,14 @@ def _unlike_slopes(
     covered = {source for key in (*b.state, *b.slopes) for source in names.get(key, (key,))}
     for key, value in b.slopes.items():
         sources = (key,) if key.startswith("input ") else names.get(key, (key,))
-        if len(sources) > 1:
-            continue  # derived from several weights, for inference
-        (source,) = sources
-        if source not in a.slopes:
+        if not a.slopes.keys() >= set(sources):
             if not is_no_slope(value, noise):
                 yield "gradients", f"of {key}, which the original has not"
             continue
+        if len(sources) > 1:
+            yield from _unlike_slope_of_several(a, key, value, names, judge)
+            continue
+        (source,) = sources
         if key not in names and _is_same(a.slopes[source], value):
             continue
         # the gradient of an overwritten value is zero, times a factor that may be infinite
@@ -177,12 +179,41 @@ def _unlike_slopes(
             yield "gradients", f"of {name}: there is none now, and one before"
 
 
+def _unlike_slope_of_several(
+    a: Observation, key: str, value: torch.Tensor | None, names: ParameterMap, judge: Judge
+) -> Iterator[tuple[str, str]]:
+    """Yield how the gradient of a weight that is made of several trained ones differs from theirs, put together.
+
+    Where some of these have no gradient, none is put together.
+    """
+    given = [a.slopes[name] for name in names[key]]
+    if all(slope is None for slope in given) and not is_no_slope(value):
+        yield "gradients", f"of {key}: there is one now, and none before"
+    if any(slope is None for slope in given):
+        return
+    expected = heir(names, key, a.slopes)
+    if value is None:
+        if not is_no_slope(expected):
+            yield "gradients", f"of {key}: there is none now"
+        return
+    finite = expected.isfinite()
+    problem = judge(expected[finite], value[finite], _slope(names, key, finite))
+    if problem is not None:
+        yield "gradients", f"of {key}: {problem}"
+
+
 def heir(names: ParameterMap, key: str, tensors: Mapping[str, torch.Tensor | None]) -> Any:
     """Return the expected tensor of the emitted module: a weight may have been transposed or reshaped."""
     sources = names.get(key, (key,))
     if key not in names or any(tensors.get(source) is None for source in sources):
         return tensors.get(sources[0])
     return names.heir(key, tensors)
+
+
+def freezes(names: ParameterMap, original: nn.Module) -> bool:
+    """Return whether the emitted module does not train something that is computed from what the original trains."""
+    trained = {name for name, each in original.named_parameters(remove_duplicate=False) if each.requires_grad}
+    return any(not trained.isdisjoint(names[key]) for key in names.untrained)
 
 
 def _is_same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:

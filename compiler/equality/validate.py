@@ -15,7 +15,7 @@ from compiler.capture.boundary.fast_path import ordinary_call
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.accuracy import compare_output
 from compiler.equality.observation import Observation, observe, state_kept
-from compiler.equality.observation_differences import Judge, Pick, differences, within
+from compiler.equality.observation_differences import Judge, Pick, differences, freezes, within
 from compiler.equality.unit_strides import is_definite
 from compiler.equality.widened import ALL_FLOATS, double_twin, is_float, precision_of, widened
 from compiler.usercode.difference import tensor_difference
@@ -64,8 +64,7 @@ def validate_result(
         raise InputError('validate="final" needs example inputs', remedy="pass `example_inputs` to transform")
     source = original.module() if isinstance(original, ExportedProgram) else original
     names = ParameterMap({}) if parameter_map is None else parameter_map
-    # weights that are derived from several others are for inference
-    trains = all(len(sources) == 1 for sources in names.values())
+    trains = not freezes(names, source) and all(len(names[key]) == 1 for key in names.untrained)
     switches = trains and source is original and _can_switch(source) and _can_switch(emitted)
     for trial in range(trials):
         arguments = _draw((tuple(args or ()), dict(kwargs or {})), seed=trial)

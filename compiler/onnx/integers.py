@@ -14,7 +14,7 @@ from ir.program import Program, Weight, WeightKind, weight_of
 from ir.quant.dialect import DEQUANTIZE, QUANTIZE
 from ir.quant.kernels import integer_range, quantize
 from ir.types import type_of_tensor
-from passes.fold.derive import derive
+from passes.rewrite.expressions import data_of
 
 _MAX_BIAS = 2**31 - 1
 
@@ -65,7 +65,7 @@ class _Layer:
 
 def _freeze(program: Program, op: Operation, frozen: dict[Any, Value]) -> None:
     """Replace a quantization of a weight by its integers."""
-    data, _ = derive(op.result)
+    data = data_of(op.result)
     if data is None:
         return
     key = (op.operands, tuple(sorted((name, str(value)) for name, value in op.attributes.items())))
@@ -130,7 +130,7 @@ def _layer_of(op: Operation) -> _Layer | None:
 
 
 def _data(value: Value | None) -> torch.Tensor | None:
-    return None if value is None else derive(value)[0]
+    return None if value is None else data_of(value)
 
 
 def _insert(program: Program, before: Operation, name: Any, *operands: Any, **attributes: Any) -> Operation:

@@ -15,7 +15,7 @@ from ir.core import Operation, Value
 from ir.evaluate import evaluate
 from ir.program import Program
 from ir.quant.dialect import QUANTIZE
-from passes.fold.derive import weights_slice
+from passes.rewrite.expressions import expression_of
 
 _GIVEN = "/given"
 """What the name of integers ends in where they are an input."""
@@ -67,7 +67,7 @@ def activations_quantized(program: Program) -> list[Operation]:
             elif op.opdef is QUANTIZE:
                 value = op.operands[0]
                 source = outer.get(value, value)
-                if source is None or weights_slice(source) is None:
+                if source is None or isinstance(expression_of(source), str):
                     found.append(op)
 
     walk(program.graph.operations(), {})

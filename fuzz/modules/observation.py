@@ -73,8 +73,8 @@ def _changes(seen: Seen) -> str:
 
 
 def is_computed(names: ParameterMap) -> bool:
-    """Return whether tensors of the emitted module are derived from several, so that they do not follow the weights."""
-    return any(len(sources) > 1 for sources in names.values())
+    """Return whether tensors of the emitted module are computed and not trained, so that they do not follow a step."""
+    return bool(names.untrained)
 
 
 # ---- the module itself ----

@@ -98,18 +98,10 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.fold.batch_norm:FoldBatchNorm.run": {
         "keyword: without record=True in run_worklist(...)": "what the report says, which tests of it hold",
     },
-    "passes.fold.batch_norm:_add": {
-        "integer: 1 -> 2": "revisions are compared for equality; how far they are apart counts for rules that return "
-        "no new value",
-    },
     "passes.fold.batch_norm:_does_not_fit": {
         "connective: without mean is None of `or`": "all weights have data, or none",
         "reason: return None, not f'batch_norm at `{m.bn.location.where}`: the weight is {m.w.tensor_type}, not "
         "floating point'": "PyTorch raises for such a map, unless it is empty, and then there is nothing to fold into",
-    },
-    "passes.fold.batch_norm:_free_name": {
-        "connective: without v is not None of `and`": "the rule makes both a weight and a bias",
-        "order: op.operands[1] <-> op.operands[2]": "a set is made of what both reach",
     },
     "passes.fold.constants:_fold": {
         "condition: never value is None": "no constant is found for an operand that is None",

@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.observation import Look, Observation
 from compiler.usercode.tensors import storage_of
 from fuzz.calls.kernels import ends_the_process
@@ -21,6 +22,7 @@ from fuzz.programs.kinds import other_points, other_than_its_kind
 from fuzz.programs.later import (
     Later,
     put_in_training,
+    trained_names,
     unlike_state,
     with_data,
     with_other_dtype,
@@ -311,6 +313,7 @@ class _Runs:
         self.double = not properties.exact and not self.budgeted
         self.layouts: list[tuple[Sequence[Any], Observation]] = []
         self.slopes: Observation | None = None
+        self.names: ParameterMap | None = None
         if properties.gradients:
             with suppress(EvaluationError):  # some operators have no derivative
                 self.slopes = observe(program, case.inputs, double=not self.budgeted, gradients=True)
@@ -337,8 +340,9 @@ class _Runs:
         new = [w for name, w in program.weights.items() if name not in old or w.derivation is not old[name].derivation]
         if new or fixes_dtypes(typed or with_types_of(program, self.case.inputs)):
             self.budgeted = True  # new weights have the precision of the old ones
-        if any(weight.derivation is not None for weight in new):
-            # for inference: gradients end at derived weights
+        self.names = trained_names(self.program, new)
+        if self.names is None:
+            # for inference: gradients end at computed weights
             if self.together and self.slopes is not None:
                 self.layouts.append((self.case.inputs, self.slopes))
             self.slopes = None
@@ -391,7 +395,7 @@ class _Runs:
             rounding = Rounding(run, exact=double)
             budget = Budget(rounding, lambda: exact, coarsest_dtype(self.typed), may_overflow=True)
         after = self._after(program, inputs, double=not self.budgeted, gradients=gradients)
-        for name, message in differences(before, after, budget):
+        for name, message in differences(before, after, budget, self.names):
             if not self._counts(name, inputs) or (name == "strides" and not is_definite(self.program, inputs)):
                 continue
             if name == "gradients" and not has_definite_gradients(self.program, inputs):
@@ -402,29 +406,14 @@ class _Runs:
     def _after(
         self, program: Program, inputs: Sequence[Any], *, double: bool = False, gradients: bool = False
     ) -> Observation:
-        """Observe a changed program in terms of the original.
-
-        Weights that are views of the original's have the names of those. Gradients of parameters that became views of
-        themselves have their old shape.
-        """
+        """Observe a changed program; weights that are views of the original's have the names of those."""
         seen = _observe(program, inputs, double=double, gradients=gradients)
         places = {storage_of(t): name for name, t in self.case.weights.items() if t.numel()}
         names: dict[str, str] = {}
-        slopes = dict(seen.slopes)
         for name, weight in program.weights.items():
-            new, old = weight.data, self.case.weights.get(name)
-            if new is None:
-                continue
-            home, slope = places.get(storage_of(new)), slopes.get(name)
-            if old is None:
-                names[name] = home or name
-            elif slope is not None and (new.shape, new.stride()) != (old.shape, old.stride()) and home == name:
-                memory = slope.new_zeros(old.untyped_storage().nbytes() // old.element_size())
-                memory.as_strided(new.shape, new.stride(), new.storage_offset()).copy_(slope)
-                slopes[name] = memory.as_strided(old.shape, old.stride(), old.storage_offset()).clone()
-        if names:
-            seen = attrs.evolve(seen, looks=tuple(_under(names, look) for look in seen.looks))
-        return attrs.evolve(seen, slopes=slopes)
+            if weight.data is not None and name not in self.case.weights:
+                names[name] = places.get(storage_of(weight.data), name)
+        return attrs.evolve(seen, looks=tuple(_under(names, look) for look in seen.looks)) if names else seen
 
     def _counts(self, name: str, inputs: Sequence[Any]) -> bool:
         """Return whether a difference in this property counts."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
 import torch
 
+from compiler.emitted.parameter_map import Entry, ParameterMap
 from compiler.equality.widened import widened
 from compiler.usercode.tensors import storage_of
 from fuzz.programs.case import Case
@@ -98,6 +99,19 @@ def _derived(weight: Weight, sources: Mapping[str, torch.Tensor]) -> torch.Tenso
         (derived,) = evaluate(weight.derivation.program, [sources[name] for name in weight.derivation.sources])
     assert isinstance(derived, torch.Tensor)
     return derived
+
+
+def trained_names(original: Program, new: Sequence[Weight]) -> ParameterMap | None:
+    """Return which trained weights the new ones are computed from; None where one is not trained any more."""
+    entries: dict[str, Entry] = {}
+    for weight in new:
+        if weight.derivation is None:
+            continue
+        if weight.requires_grad:
+            entries[weight.name] = Entry(weight.derivation.sources, weight.derivation)
+        elif any(original.weights[name].requires_grad for name in weight.derivation.sources):
+            return None
+    return ParameterMap(entries)
 
 
 def _gets_numbers(weight: Weight) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import torch
 
+from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality import observation_differences
 from compiler.equality.observation import Observation, looks_of, seeded, slopes_of
 from compiler.equality.observation_differences import Judge, Pick
@@ -94,15 +95,19 @@ def _place(tensor: torch.Tensor) -> Any:
 
 
 def differences(
-    before: Observation, after: Observation, budget: Budget[Observation] | None = None
+    before: Observation,
+    after: Observation,
+    budget: Budget[Observation] | None = None,
+    names: ParameterMap | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Yield (property, message) for each difference between a changed program and the original.
 
-    The budget is the differences in values that are allowed; None if results must have the same bits.
+    The budget is the differences in values that are allowed; None if results must have the same bits. `names` has the
+    weights that are computed and trained.
     """
     slopes: Judge = Budget[Observation]().difference if budget is None else budget.difference
     judge = _judge_bits if budget is None else slopes
-    return observation_differences.differences(before, after, judge=judge, slopes=slopes, noise=_NO_SLOPE)
+    return observation_differences.differences(before, after, judge=judge, slopes=slopes, names=names, noise=_NO_SLOPE)
 
 
 def _judge_bits(a: Any, b: Any, pick: Pick) -> str | None:

@@ -27,6 +27,7 @@ from ir.opdef import Facts, InferRule, Param, ParamKind, Trait, add_row
 from ir.ops.inference import (
     convolution,
     creation,
+    data,
     elementwise,
     layout,
     linear,
@@ -290,7 +291,11 @@ def _layouts() -> None:
     _rows("stack", _fast(slicing.stack), adds_dim=True, **_FRESH, **_ALONG)
     _rows("diag_embed", adds_dim=True)
     _rows("index_select", _fast(slicing.index_select), **_ALONG)
-    _rows("index.Tensor", _fast(slicing.index))
+    _rows("index.Tensor", _fast(data.index_or_mask), most=data.elements_of_mask)
+    _rows("nonzero", _fast(data.nonzero), most=data.elements)
+    _rows("where", _fast(data.where), most=data.elements)
+    _rows("masked_select", _fast(data.masked_select), most=data.elements_of_both)
+    _rows("_unique2 unique_dim unique_consecutive", most=data.elements)
     _rows("gather", _fast(slicing.gather), **_ALONG)
     _rows("topk", _fast(slicing.topk), **_ALONG)
     _rows("glu", _fast(slicing.glu), **_ALONG)

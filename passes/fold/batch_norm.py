@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from typing import ClassVar
 
 import attrs
@@ -10,17 +9,14 @@ import torch
 from typing_extensions import override
 
 from ir.core import Operation, Value
-from ir.locations import Location
 from ir.opdef import Trait
-from ir.program import Program, Weight, WeightKind, weight_of
+from ir.program import Program, weight_of
 from ir.types import TensorType, shapes_equal
-from passes.fold.derive import derive, weights_slice
 from passes.manager.manager import Pass, PassContext
-from passes.rewrite.driver import RewriteLog, run_worklist
+from passes.rewrite.driver import run_worklist
 from passes.rewrite.example import Example
 from passes.rewrite.matching import RuleIndex
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
-from passes.rewrite.remarks import Remark
 from passes.rewrite.rewriter import Rewriter
 
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
@@ -45,27 +41,18 @@ _LINEAR = _CONVOLUTION.changed(
     ("conv2d(%x, %conv.weight, %conv.bias)", "linear(%x, %conv.weight, None)"),
     ("%gamma, %beta", "None, None"),
 )
-_VECTOR = Example("""
-    parameter %w : f32[c]
-    buffer %mean : f32[c]
-    buffer %var : f32[c]
-    graph(%x : f32[0, c]) {
-      %y = aten.linear(%x, %w, None)
-      %z = aten.batch_norm(%y, None, None, %mean, %var) {training=False, momentum=0.1, eps=1e-05, cudnn_enabled=True}
-      return %z
-    }
-""")
 
 
 class FoldBatchNormPattern(Pattern):
     """batch_norm(conv(x, w, b)) = conv(x, w·s, (b - mean)·s + beta), s = gamma / sqrt(var + eps) by output channel
 
     w: f[out, in, ...], all others f[out]; as in `torch.nn.utils.fusion.fuse_conv_bn_weights`. The new weights are
-    ordinary operations on the old ones, in float64. Also behind a linear layer with a result of rank 2, whose channels
+    computed in float64, and are not trained. Also behind a linear layer with a result of rank 2, whose channels
     are the last dimension as well as dimension 1.
     """
 
     closed = True
+    is_for_inference = True
 
     examples = (
         _CONVOLUTION,
@@ -77,7 +64,6 @@ class FoldBatchNormPattern(Pattern):
             ("conv2d(%x, %conv.weight", "conv2d(%x, %w"),
             refused="is computed, not a weight",
         ),
-        attrs.evolve(_VECTOR, refused="has its channels in dimension 1"),
     )
 
     @override
@@ -96,8 +82,8 @@ class FoldBatchNormPattern(Pattern):
         if bn.operand("running_mean") is None or bn.operand("running_var") is None:
             return f"{where} normalizes with the statistics of the batch"
         result, rank = m.layer.result.type, m.w.tensor_type.rank
-        if not isinstance(result, TensorType) or result.rank is None or result.rank != rank or rank < 2:
-            # a linear on more than rows or by a vector, a convolution without a batch
+        if not isinstance(result, TensorType) or result.rank is None or result.rank != rank:
+            # a linear on more than rows, a convolution without a batch
             return f"{where} has its channels in dimension 1 of {result}, where {m.layer.name} need not have its own"
         channels = m.w.tensor_type.shape[0] if m.w.tensor_type.shape else None
         of_channels = (m.b, *(bn.operand(name) for name in _STATISTICS))
@@ -149,7 +135,11 @@ def _folded(b: Rewriter, m: Match) -> tuple[Value, Value]:
     new_bias = b.mul(shift, scale)
     if beta is not None:
         new_bias = b.add(new_bias, wide(beta))
-    return new_weight, b.call("aten.to.dtype", new_bias, dtype)
+    source = weight_of(weight)
+    assert source is not None
+    new_bias = b.call("aten.to.dtype", new_bias, dtype)
+    bias_name = f"{source.name.removesuffix('weight')}bias"
+    return b.weight(new_weight, source.name, inference=True), b.weight(new_bias, bias_name, inference=True)
 
 
 def _does_not_fit(m: Match) -> str | None:
@@ -186,88 +176,9 @@ class FoldBatchNorm(Pass):
     """
 
     name: ClassVar[str] = "fold-batch-norm"
+    is_for_inference: ClassVar[bool] = True
 
     @override
     def run(self, program: Program, context: PassContext) -> None:
-        """Apply the rule everywhere, then compute the new weights where there is data."""
-        before = set(program.graph.operations())
-        run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True)
-        _materialize(program, before, context.log)
-
-
-def _materialize(program: Program, before: Set[Operation], log: RewriteLog) -> None:
-    """Evaluate the operations on weights that the rule inserted, and make weights of their results.
-
-    What was there before is the model's own: it may scale a weight that is trained.
-    """
-    rewriter = Rewriter(program)
-    for op in list(program.graph.operations()):
-        if not (op.opdef.has(Trait.CONV) or op.name == "aten.linear"):
-            continue
-        source = _source_weight(op.operands[1])
-        if source is None:
-            continue
-        base = source.name.removesuffix("weight")
-        for index, suffix in ((1, "weight"), (2, "bias")):
-            value = op.operands[index]
-            if value is None or value.defining_op is None or value.defining_op in before:
-                continue
-            data, derivation = derive(value)
-            if data is None:
-                continue
-            name = _free_name(program, base + suffix, op)
-            weight = Weight(
-                name,
-                WeightKind.PARAMETER,
-                value.tensor_type,
-                torch.nn.Parameter(data, requires_grad=False),
-                derivation=derivation,
-            )
-            _add(program, weight)
-            rewriter.set_operand(op, index, weight.value)
-            _erase_unused(rewriter, value.defining_op)
-            log.remarks.add(_copied(op.location, weight, data))
-
-
-def _copied(location: Location, weight: Weight, data: torch.Tensor) -> Remark:
-    size = data.numel() * data.element_size()
-    return Remark("applied", "FoldBatchNorm", location, f"{weight.name} is a folded copy of {size} bytes", "weight")
-
-
-def _source_weight(value: Value | None) -> Weight | None:
-    """Return the original weight behind a folded one: to(mul(to(w), s))."""
-    for name in ("aten.to.dtype", "aten.mul.Tensor", "aten.to.dtype"):
-        op = None if value is None else value.defining_op
-        if op is None or op.name != name:
-            return None
-        value = op.operands[0]
-    return weight_of(value)
-
-
-def _free_name(program: Program, name: str, op: Operation) -> str:
-    """Return `name` where its weight has no user besides what is replaced, else a new name."""
-    weight = program.weights.get(name)
-    if weight is None:
-        return program.unique_weight_name(name)  # a tied weight may have it as its second name
-    found = [weights_slice(v) for v in (op.operands[1], op.operands[2]) if v is not None and v.defining_op is not None]
-    inside = {o for part in found if part is not None for o in part[0]}
-    if not weight.aliases and all(user in inside for user in weight.value.users):
-        return name
-    return program.unique_weight_name(f"{name}_folded")
-
-
-def _add(program: Program, weight: Weight) -> None:
-    """Add a weight, in place of the one of the same name."""
-    program.weights[weight.name] = weight
-    program.graph.revision += 1
-
-
-def _erase_unused(rewriter: Rewriter, op: Operation) -> None:
-    worklist = [op]
-    while worklist:
-        current = worklist.pop()
-        if current.graph is None or any(not r.is_unused for r in current.results):
-            continue
-        sources = [v.defining_op for v in current.operand_values]
-        rewriter.erase(current)
-        worklist.extend(s for s in sources if s is not None)
+        """Apply the rule everywhere, to norms behind norms as well."""
+        run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True, scope=self.scope)

@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import attrs
-import sympy
 import torch
 from typing_extensions import override
 
-from ir.attributes import Ref, iter_leaves
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError
 from ir.fake import flat_results, kernel_call
@@ -30,6 +28,7 @@ from ir.program import Program, Weight, WeightKind, weight_of
 from ir.types import TensorType, type_of_tensor
 from passes.manager.manager import Pass, PassContext
 from passes.rewrite.effects import is_foldable
+from passes.rewrite.expressions import has_literals
 from passes.rewrite.rewriter import Rewriter
 
 _MAX_BYTES = 16 << 20
@@ -54,7 +53,10 @@ class FoldConstants(Pass):
         known: dict[Value, _Constant] = {}
         followers: dict[Value, bool | None] = {}
         folded: list[Operation] = []
+        scope = self.scope
         for op in program.graph.operations():
+            if not scope.holds(op):
+                continue
             constants = _fold(op, known, followers)
             if constants is not None:
                 known.update(zip(op.results, constants, strict=True))
@@ -114,7 +116,7 @@ def _fold(op: Operation, known: dict[Value, _Constant], followers: dict[Value, b
             if value is not None and constant is None:
                 return None
             operands.append(constant)
-    if not is_foldable(op) or not _is_literal(op) or not _is_small(op, operands):
+    if not is_foldable(op) or not has_literals(op) or not _is_small(op, operands):
         return None
     if not may_alias_operands(op.opdef) and any(map(_is_own, op.results)):
         return None  # each call returns a tensor of its own
@@ -136,14 +138,6 @@ def _fold(op: Operation, known: dict[Value, _Constant], followers: dict[Value, b
         return None
     # a cast may end it, and so may a literal that decides the dtype
     return [_Constant(t, w.dtype is torch.float64) for t, w in zip(results, wide, strict=True)]
-
-
-def _is_literal(op: Operation) -> bool:
-    for value in op.attributes.values():
-        for leaf in iter_leaves(value):
-            if type(leaf) is Ref or isinstance(leaf, sympy.Expr):
-                return False
-    return True
 
 
 def _is_small(op: Operation, operands: Sequence[_Constant | None]) -> bool:

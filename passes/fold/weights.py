@@ -12,8 +12,8 @@ from ir.builder import make_operation
 from ir.columns import Layout
 from ir.core import Operation
 from ir.program import CallingConvention, Derivation, Program, Weight, WeightKind, weight_of
-from passes.fold.derive import from_originals
 from passes.manager.manager import Pass, PassContext
+from passes.rewrite.expressions import from_originals
 from passes.rewrite.rewriter import Rewriter
 
 
@@ -33,7 +33,7 @@ class FoldParameterViews(Pass):
         rewriter = Rewriter(program)
         for op in program.graph.operations():
             is_view = op.opdef.layout in (Layout.RESHAPE, Layout.PERMUTE) and not op.opdef.facts.spelled
-            if not is_view or len(op.operands) != 1:
+            if not is_view or len(op.operands) != 1 or not self.scope.holds(op):
                 continue  # with more, sizes are computed at run time
             source = op.operands[0]
             weight = weight_of(source)

@@ -190,6 +190,7 @@ class UnifyQuantizers(Pass):
     """
 
     name: ClassVar[str] = "unify-quantizers"
+    whole: ClassVar[str] = "integers pass from region to region, and share a scale where they do"
     target: str | Table = attrs.field(default="tensorrt", validator=known_table)
 
     @override

@@ -11,13 +11,16 @@ from ir.attributes import Attribute
 from ir.builder import Builder, infer_operation
 from ir.copying import copy_into, copy_operation
 from ir.core import Graph, Operation, Value
+from ir.data_sizes import data_symbols_of_attributes, defining_operations
 from ir.errors import PatternError
 from ir.locations import merge_locations
 from ir.opdef import get_opdef
 from ir.program import Program, Weight
 from ir.spelling import free_name
-from ir.types import types_agree
+from ir.types import refined, types_agree
+from passes.rewrite.expressions import computed_weight, names_shown
 from passes.rewrite.region_names import check_inputs, check_kind, check_parts
+from passes.rewrite.remarks import Remark
 
 
 class Listener:
@@ -48,6 +51,8 @@ class Rewriter(Builder):
         super().__init__(program.graph)
         self.program = program
         self.listeners = tuple(listeners)
+        self._wanted: list[tuple[Value, str | None, bool]] = []
+        """Expressions that are to become weights, with the arguments of `weight`."""
 
     @override
     def insert(self, op: Operation) -> Operation:
@@ -88,6 +93,7 @@ class Rewriter(Builder):
             )
         if old.name and not new.name:
             new.name = old.name
+        new.type = refined(new.type, old.type)
         for listener in self.listeners:
             listener.replaced(old, new)
         for user in self.graph.replace_all_uses(old, new):
@@ -138,6 +144,57 @@ class Rewriter(Builder):
     def add_weight(self, weight: Weight) -> Value:
         """Add a weight to the program."""
         return self.program.add_weight(weight)
+
+    def weight(self, value: Value, name: str | None = None, *, inference: bool = False) -> Value:
+        """Ask that `value`, an expression of weights alone, become a weight when the rewrite is done; return `value`.
+
+        The weight holds what the expression computes, and knows how: `parameter_map` converts checkpoints through it.
+        Weights that nothing reads any more are gone. It is trained where that trains what it is made of: where the
+        expression only moves elements, each to one place (`cat`, `reshape`, `permute`), and nothing else reads them.
+        Where it must stay an expression, it does, and a remark says why.
+
+        Args:
+            value: the expression. A pass calls `settle_weights` when it is done; rules need not.
+            name: of the weight; by default that of the first weight in the expression. A suffix makes it unique.
+            inference: whether it may become a weight that is not trained, though it is made of some that are.
+        """
+        self._wanted.append((value, name, inference))
+        return value
+
+    def settle_weights(self, who: str) -> list[Remark]:
+        """Make weights of the expressions that `weight` was called with; return what is to be said of it.
+
+        Args:
+            who: the rule or pass, for the remarks.
+        """
+        remarks: list[Remark] = []
+        wanted, self._wanted = self._wanted, []
+        for value, name, inference in wanted:
+            op = value.defining_op
+            if op is None or op.graph is not self.graph or value.is_unused:
+                continue
+            made = computed_weight(self.program, value, name, inference=inference)
+            if isinstance(made, str):
+                remarks.append(Remark("missed", who, op.location, f"{op.name} stays in forward: {made}", op.name))
+                continue
+            self.program.weights[made.name] = made
+            self.graph.revision += 1
+            location, sources = op.location, () if made.derivation is None else made.derivation.sources
+            self.replace_value(value, made.value)
+            self._erase_unused(op)
+            text = f"{made.name} is computed from {names_shown(sources)}{_size_of(made)}"
+            remarks.append(Remark("applied", who, location, text, "weight"))
+        return remarks
+
+    def _erase_unused(self, op: Operation) -> None:
+        worklist = [op]
+        while worklist:
+            current = worklist.pop()
+            if current.graph is not self.graph or any(not result.is_unused for result in current.results):
+                continue
+            sources = [value.defining_op for value in current.operand_values]
+            self.erase(current)
+            worklist.extend(source for source in sources if source is not None)
 
     def clone(self, op: Operation | Value, **changes: Any) -> Any:
         """Insert a copy of `op` before the anchor, with attributes changed, and return it; `aten.clone` of a value."""
@@ -197,7 +254,8 @@ class Rewriter(Builder):
             copy_into(op, body, mapping, operands)
         body.set_outputs([mapping[value] for value in outputs])
         location = merge_locations(op.location for op in ordered)
-        anchor = self._region_anchor(ordered, outputs, tuple(names.values()))
+        sizes = self._sizes_of(ordered)
+        anchor = self._region_anchor(ordered, outputs, (*names.values(), *sizes))
         region = Operation(
             get_opdef(f"fused.{kind}"),
             tuple(names.values()),
@@ -219,6 +277,12 @@ class Rewriter(Builder):
             self.erase(op)
         return region
 
+    def _sizes_of(self, ops: Sequence[Operation]) -> list[Value]:
+        """Return the values outside of some operations that define sizes which these name."""
+        named = set[Any]().union(*map(data_symbols_of_attributes, ops))
+        definers = defining_operations(self.program) if named else {}
+        return [op.results[0] for symbol, op in definers.items() if symbol in named and op not in ops]
+
     def _region_anchor(
         self, ordered: Sequence[Operation], outputs: Sequence[Value], inputs: Sequence[Value]
     ) -> Operation:
@@ -236,6 +300,11 @@ class Rewriter(Builder):
                     f"{source.name} is computed between the operations to fuse", location=source.location
                 )
         return first
+
+
+def _size_of(weight: Weight) -> str:
+    data = weight.data
+    return "" if data is None else f": {data.numel() * data.element_size()} bytes"
 
 
 def _check_names(

@@ -132,13 +132,13 @@ def test_constants_that_a_folded_weight_comes_from_stay():
     torch.testing.assert_close(result.model(x), other(x))
 
 
-@pytest.mark.parametrize("folds", [1, 2, 3])
-def test_checkpoints_fold_through_several_norms(folds):
-    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.BatchNorm2d(8)).double()
+@pytest.mark.parametrize("norms", [1, 3])
+def test_checkpoints_fold_through_several_norms(norms):
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), *(nn.BatchNorm2d(8) for _ in range(norms))).double()
     x = torch.randn(2, 4, 5, 5).double()
     randomize_batch_norm(model, torch.Generator().manual_seed(1))
-    result = transform(model.eval(), (x,), pipeline=PassManager([Canonicalize(), *folds * [FoldBatchNorm()]]))
-    assert result.operations_after.get("aten.batch_norm", 0) == 3 - folds
+    result = transform(model.eval(), (x,), pipeline=PIPELINE)
+    assert dict(result.operations_after) == {"aten.conv2d": 1}
     assert_checkpoint_converts(model, result, x)
 
 
