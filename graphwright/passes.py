@@ -3,6 +3,7 @@
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
 from passes.fold.batch_norm import FoldBatchNorm
+from passes.fold.freeze import FreezeWeights
 from passes.manager.instruments import DumpIR, Statistics, Timing, VerifyEach
 from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult, Verify
 from passes.quant.place import PlaceQuantizers
@@ -16,6 +17,7 @@ __all__ = [
     "DumpIR",
     "Fixpoint",
     "FoldBatchNorm",
+    "FreezeWeights",
     "Fuse",
     "Instrument",
     "Pass",
