@@ -1,7 +1,8 @@
-"""The passes and instruments that pipelines are made of."""
+"""The passes and instruments that pipelines are made of, and rules that are in no list of a target."""
 
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
+from passes.convert.linears import MergeLinearsPattern
 from passes.fold.batch_norm import FoldBatchNorm
 from passes.fold.freeze import FreezeWeights
 from passes.manager.instruments import DumpIR, Statistics, Timing, VerifyEach
@@ -20,6 +21,7 @@ __all__ = [
     "FreezeWeights",
     "Fuse",
     "Instrument",
+    "MergeLinearsPattern",
     "Pass",
     "PassContext",
     "PassManager",

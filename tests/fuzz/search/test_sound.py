@@ -34,7 +34,6 @@ from graphwright.ir import Program, parse_program
 from graphwright.passes import Canonicalize
 from ir.errors import GraphwrightError, InputError
 from passes.fold.batch_norm import FoldBatchNorm, FoldBatchNormPattern
-from passes.fold.freeze import FreezeWeights
 from passes.manager.manager import run_pass
 from passes.rewrite.driver import run_worklist
 from passes.rewrite.matching import RuleIndex
@@ -225,7 +224,7 @@ def test_of_several_rules_the_wrong_one_is_named() -> None:
 
 @pytest.mark.parametrize(
     "pass_",
-    [Canonicalize(), Canonicalize(inference=True), PassManager([Fixpoint([Canonicalize()])]), FreezeWeights(16)],
+    [Canonicalize(), Canonicalize(inference=True), PassManager([Fixpoint([Canonicalize()])])],
     ids=str,
 )
 def test_passes_are_sound_on_programs(pass_: Any) -> None:

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fuzz.search.sound import assert_sound
 from graphwright import PassManager, transform
 from graphwright.passes import Canonicalize, FreezeWeights
+from tests.fuzz.search.test_sound import QUICK
 from tests.passes.compiled import Calls
 
 X = torch.randn(2, 4)
@@ -114,3 +116,7 @@ def test_a_frozen_model_trains_as_it_did() -> None:
     (slope,) = torch.autograd.grad(result.model(x).sum(), x)
     (expected,) = torch.autograd.grad(model(x).sum(), x)
     torch.testing.assert_close(slope, expected)
+
+
+def test_it_is_sound_on_programs() -> None:
+    assert assert_sound(FreezeWeights(16), settings=QUICK).changed > 5
