@@ -26,6 +26,7 @@ from compiler.equality.validate_rewrites import EachRewriteValidator
 from compiler.lower.lower import lower
 from compiler.pipeline import pipeline_of
 from compiler.runtime.deployable import Deployable
+from compiler.scopes import check_scopes, module_classes
 from compiler.targets import find_target
 from compiler.targets.target import Target
 from compiler.usercode.state import location_of_module
@@ -134,7 +135,7 @@ class _Stages(Instrument):
 
 
 def _stage_name(pass_: Pass) -> str:
-    return "+".join(inner.name for inner in pass_.passes) if type(pass_) is Fixpoint else pass_.name
+    return "+".join(inner.title for inner in pass_.passes) if type(pass_) is Fixpoint else pass_.title
 
 
 def transform(
@@ -235,10 +236,11 @@ def _compiled(
 ) -> TransformResult:
     program: Program = stages.run("lower", lambda: lower(captured))
     before = count_operations(program)
-    log = RewriteLog()
+    log = RewriteLog(modules=module_classes(captured))
+    check_scopes(manager, program, log.modules)
     each = EachRewriteValidator() if validate == "each" else None
     log.hook = each
-    manager.run(program, PassContext(log=log, instruments=(stages,)))
+    manager.run(program, PassContext(log=log, instruments=(stages,), scope=manager.scope.bound(log.modules)))
     stages.run("verify", lambda: verify(program))
     emitted = stages.run("emit", lambda: emit(program))
     remarks = [*_applied(log), *log.remarks, *_kept(program, log, manager), *_left_out(captured)]

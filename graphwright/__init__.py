@@ -30,7 +30,7 @@ from ir.errors import (
 )
 from passes.manager.manager import Fixpoint, Pass, PassContext, PassManager
 from passes.rewrite.example import Example
-from passes.rewrite.pattern import Match, Pattern, PatternBuilder
+from passes.rewrite.pattern import Match, Pattern, PatternBuilder, scoped
 from passes.rewrite.remarks import GraphwrightWarning, MatchRecord, Refusal, Remark
 from passes.rewrite.rewriter import Rewriter
 
@@ -72,5 +72,6 @@ __all__ = [
     "parse_pipeline",
     "pipeline_of",
     "save_program",
+    "scoped",
     "transform",
 ]

@@ -67,7 +67,7 @@ def infer_operation(op: Operation) -> tuple[Type, ...]:
     Raises:
         InferenceError: when the operands do not fit.
     """
-    return infer_types(op.opdef, *_types(op), op.body)
+    return infer_types(op.opdef, *types_of(op), op.body)
 
 
 def infer_strides(op: Operation, strides: Mapping[Value, Sequence[Dim]]) -> Sequence[Dim | None] | None:
@@ -76,10 +76,10 @@ def infer_strides(op: Operation, strides: Mapping[Value, Sequence[Dim]]) -> Sequ
     def look_up(entry: Any) -> Any:
         return tuple(map(look_up, entry)) if isinstance(entry, tuple) else strides.get(entry)
 
-    return strides_with_fakes(op.opdef, *_types(op), look_up(op.grouped_operands()))
+    return strides_with_fakes(op.opdef, *types_of(op), look_up(op.grouped_operands()))
 
 
-def _types(op: Operation) -> tuple[tuple[Any, ...], Mapping[str, Attribute], tuple[Type, ...]]:
+def types_of(op: Operation) -> tuple[tuple[Any, ...], Mapping[str, Attribute], tuple[Type, ...]]:
     """Return the types of the schema's operands, the attributes, and the types of the values that these refer to."""
     extra = tuple([v.type for v in op.operands[op.num_schema_operands :] if v is not None])
     return tuple(map(_types_of, op.grouped_operands())), op.attributes, extra

@@ -10,6 +10,7 @@ import torch
 
 from ir.attributes import Ref
 from ir.core import RETURN, Graph, Operation, Value
+from ir.data_sizes import DataSizes, data_sizes_of
 from ir.errors import EvaluationError, InputError
 from ir.expressions import linear_solution
 from ir.fake import flat_results, kernel_call
@@ -54,7 +55,16 @@ def evaluate(
         EvaluationError: when an operation fails; its notes show the operation and those around it.
     """
     inputs, values, symbols = _prepared(program, args, weights, written)
-    return evaluate_graph(program.graph, inputs, values, symbols, opaques=program.opaques, watch=watch, kernels=kernels)
+    return evaluate_graph(
+        program.graph,
+        inputs,
+        values,
+        symbols,
+        opaques=program.opaques,
+        watch=watch,
+        kernels=kernels,
+        data_sizes=data_sizes_of(program),
+    )
 
 
 def _prepared(
@@ -106,7 +116,7 @@ class Stepper:
         inputs, values, symbols = _prepared(program, args, weights)
         self.weights = values
         """The tensors of the weights by name; one that is replaced is the weight from the next step on."""
-        self._run = _Run(values, symbols, program.opaques, watch, kernels)
+        self._run = _Run(values, symbols, program.opaques, watch, kernels, data_sizes_of(program))
         self._frame = _Frame(self._run, program.graph, inputs)
 
     def step(self, op: Operation, *, keeps_operands: bool = False) -> list[Any]:
@@ -135,6 +145,7 @@ def evaluate_graph(
     opaques: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
     kernels: Kernels | None = None,
+    data_sizes: DataSizes | None = None,
 ) -> list[Any]:
     """Run a graph and return its outputs.
 
@@ -148,6 +159,7 @@ def evaluate_graph(
         opaques: the callables of opaque operations, by name.
         watch: called with each operation, those in bodies too, and its results.
         kernels: what computes the operators of these names in place of their own kernels.
+        data_sizes: what defines and checks the sizes that depend on data; None in a graph without such.
 
     Raises:
         InputError: when the number of inputs is wrong or a weight is missing.
@@ -155,7 +167,7 @@ def evaluate_graph(
     """
     if len(inputs) != len(graph.inputs):
         raise InputError(f"the graph takes {len(graph.inputs)} inputs, {len(inputs)} given")
-    return _Run(weight_values, symbols, opaques or {}, watch, kernels).graph(graph, inputs)
+    return _Run(weight_values, symbols, opaques or {}, watch, kernels, data_sizes).graph(graph, inputs)
 
 
 def bind_symbols(program: Program, args: Sequence[Any]) -> dict[sympy.Symbol, int]:
@@ -271,11 +283,13 @@ class _Run:
         opaques: Mapping[str, Any],
         watch: Watch | None,
         kernels: Kernels | None,
+        data_sizes: DataSizes | None,
     ) -> None:
         self.watch = watch
         self._kernels = kernels or {}
         self._weights = weights
         self._numbers = {symbol: sympy.Integer(number) for symbol, number in symbols.items()}
+        self._data_sizes = data_sizes
         self._opaques = opaques
         self._expressions: dict[sympy.Expr, int | float] = {}
 
@@ -296,6 +310,9 @@ class _Run:
             if isinstance(error, EvaluationError) and error.location is not None:
                 raise  # raised inside the body of the operation, and shown there
             raise self._failure(op, operands, error) from error
+        problem = None if self._data_sizes is None else self._data_sizes.define(op, results, self._numbers)
+        if problem is not None:
+            raise EvaluationError(problem, location=op.location)
         if self.watch is not None:
             self.watch(op, results)
         return results

@@ -29,6 +29,8 @@ from ir.types import (
     ScalarType,
     TensorType,
     Type,
+    data_symbols_in,
+    is_data_symbol,
     simplify_dim,
     types_equal,
 )
@@ -80,7 +82,9 @@ class FakeContext:
         if isinstance(dim, int):
             return dim
         for symbol in sorted(dim.free_symbols, key=lambda s: s.name):
-            if symbol not in self._symbols:
+            if symbol not in self._symbols and is_data_symbol(symbol):
+                self._define_from_data(symbol)
+            elif symbol not in self._symbols:
                 hint = self.hints[len(self._symbols) % len(self.hints)]
                 inner = self.shape_env.create_symbol(
                     hint,
@@ -91,8 +95,17 @@ class FakeContext:
                 self._symbols[symbol] = inner
                 self._back[inner] = symbol
                 self._hints[symbol] = hint
-        hint = int(dim.subs(self._hints))
-        return self.shape_env.create_symintnode(dim.xreplace(self._symbols), hint=hint)
+        # a size that depends on data has no hint: an operator that asks for one is refused
+        known = None if data_symbols_in(dim) else int(dim.subs(self._hints))
+        return self.shape_env.create_symintnode(dim.xreplace(self._symbols), hint=known)
+
+    def _define_from_data(self, symbol: sympy.Symbol) -> None:
+        with self.shape_env.ignore_fresh_unbacked_symbols():
+            size = self.shape_env.create_unbacked_symint()
+        torch._check(size >= 0)
+        inner = size.node.expr
+        self._symbols[symbol] = inner
+        self._back[inner] = symbol
 
     def check_general(self, name: str) -> None:
         """Check that no operator so far was specialized to the hints.
@@ -298,13 +311,18 @@ def _infer(
         return _run(_static_context(), opdef, types, attributes, extra)
     results = _run(FakeContext(), opdef, types, attributes, extra)
     others = _run(FakeContext(_OTHER_HINTS), opdef, types, attributes, extra)
-    is_partial = any(isinstance(type_, TensorType) and not type_.is_known for type_ in results)
+    is_partial = not _makes_sizes(opdef) and any(isinstance(t, TensorType) and not t.is_known for t in results)
     if is_partial or len(results) != len(others) or not all(map(types_equal, results, others)):
         raise InferenceError(
             f"what {opdef.name} gives for operands ({', '.join(map(str, types))}) has no one form for all sizes",
             remedy="compile with fixed sizes in place of the symbolic ones",
         )
     return results
+
+
+def _makes_sizes(opdef: OpDef) -> bool:
+    """Return whether the results of an operator may have sizes that depend on data."""
+    return torch.Tag.dynamic_output_shape in getattr(opdef.target, "tags", ()) or opdef.facts.most is not None
 
 
 def _is_symbolic(item: Any) -> bool:

@@ -18,7 +18,7 @@ from ir.attributes import Attribute, normalize_attribute
 from ir.columns import Dims, Layout, StorageRule, StrideRule
 from ir.errors import InputError
 from ir.schemas import functional_name, name_of_overload, overload_named, schema_constant, without_optional
-from ir.types import Type
+from ir.types import Dim, Type
 
 
 class Trait(enum.Flag):
@@ -163,6 +163,8 @@ class Facts:
     """The operator that replaces it in canonical programs where shapes are known, with other arguments."""
     inverse: str | None = None
     """The unary operator that maps the result back to the operand."""
+    most: Callable[[tuple[Any, ...]], Dim | None] | None = None
+    """The most that a size which depends on data can be, given the types of the operands; None where unknown."""
     functional: str | None = None
     """The functional counterpart of an in-place operator, where name and arguments do not tell."""
 

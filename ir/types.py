@@ -168,6 +168,18 @@ def types_agree(a: Type, b: Type) -> bool:
     return isinstance(a, OpaqueType) or isinstance(b, OpaqueType) or _match(a, b, _agree)
 
 
+def refined(type_: Type, other: Type) -> Type:
+    """Return a type with what another one, which agrees with it, knows of a size that depends on data."""
+    if not (isinstance(type_, TensorType) and isinstance(other, TensorType) and other.shape):
+        return type_
+    if type_.is_known or not any(map(data_symbols_in, other.shape)):
+        return type_
+    if type_.shape is None:
+        return attrs.evolve(type_, shape=other.shape)
+    dims = [b if a is None and data_symbols_in(b) else a for a, b in zip(type_.shape, other.shape, strict=True)]
+    return attrs.evolve(type_, shape=tuple(dims))
+
+
 def _match(a: Type, b: Type, same: Callable[[Any, Any], bool]) -> bool:
     if a == b:
         return True
@@ -193,6 +205,17 @@ def _agree(a: Any, b: Any) -> bool:
 def make_symbol(name: str) -> sympy.Symbol:
     """Return the symbol `name`; two symbols of one name are the same symbol."""
     return sympy.Symbol(name, integer=True, nonnegative=True)
+
+
+def is_data_symbol(symbol: sympy.Symbol) -> bool:
+    """Return whether a symbol stands for a size that depends on data: `u0`, `u1`, …, as PyTorch names them."""
+    name = symbol.name
+    return bool(name[:1] == "u" and name[1:].isdigit())
+
+
+def data_symbols_in(expr: Any) -> set[sympy.Symbol]:
+    """Return the symbols of an expression that depend on data; none for what is no expression."""
+    return set(filter(is_data_symbol, expr.free_symbols)) if isinstance(expr, sympy.Basic) else set()
 
 
 def symbols_of(dims: Iterable[Dim | None]) -> list[sympy.Symbol]:

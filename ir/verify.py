@@ -7,6 +7,7 @@
 * Result types equal those of inference, as far as both are known.
 * Weights are in `Program.weights` under their names, and each name means one weight.
 * Symbols are declared, and the calling convention names what exists.
+* A size that depends on data is named only below an operation whose result has it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.utils import _pytree as pytree
 from ir.attributes import ATTRIBUTE_TYPES, LITERAL_TYPES, Attribute, Ref, iter_leaves
 from ir.builder import infer_operation
 from ir.core import RETURN, Graph, Operation, Value
+from ir.data_sizes import undefined_sizes
 from ir.errors import GraphwrightError, VerificationError
 from ir.opdef import ParamKind
 from ir.ops.nn_ops import OPAQUE
@@ -60,6 +62,8 @@ class _Verifier:
         for value, expected in self.uses.items():
             self._use_list(value, expected)
         self._convention(self.program.convention)
+        for message, op in undefined_sizes(self.program):
+            self._fail(message, op)
 
     # Failures
 

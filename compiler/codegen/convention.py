@@ -37,6 +37,7 @@ from ir.errors import CodegenError
 from ir.parameters import NO_DEFAULT, ParameterKind, ParameterSpec
 from ir.program import InputLeaf, Program
 from ir.spelling import free_name
+from ir.types import data_symbols_in, is_data_symbol
 
 _LITERALS = (type(None), bool, int, float, str, torch.dtype, torch.device, enum.Enum)
 _ABSENT = inspect.Parameter.empty
@@ -235,8 +236,8 @@ class Inputs:
         """Return the guard of all inputs."""
         return InputGuard(
             drop_unbound(self.checks, self._bound),
-            checked_ranges(self.program.symbols),
-            checked_relations(self.program.constraints, self._bound),
+            checked_ranges({s: bounds for s, bounds in self.program.symbols.items() if not is_data_symbol(s)}),
+            checked_relations([r for r in self.program.constraints if not data_symbols_in(r)], self._bound),
         )
 
     def _access(self, node: Any, key: Any) -> fx.Node:

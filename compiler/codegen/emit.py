@@ -14,6 +14,7 @@ from compiler.codegen.convention import Inputs
 from compiler.codegen.program_scope import ProgramScope
 from compiler.codegen.regions import Region, emit_region
 from compiler.codegen.results import Results
+from compiler.codegen.size_checks import SizeChecks
 from compiler.codegen.tree import ModuleTree
 from compiler.codegen.weights import Weights, names_of
 from compiler.emitted.graphmodule import EmittedModule, SwitchedModule, with_switches
@@ -86,12 +87,15 @@ class _Emitter:
         for value, node in zip(program.graph.inputs, inputs.build(), strict=True):
             scope.env[value] = node
         regions = {op: Region(op, scope) for op in program.graph.operations() if op.body is not None}
+        sizes = SizeChecks(scope, program)
         inside = {op for region in regions.values() for op in region.quantizations}
         for op in program.graph.operations():
             if op in regions:
                 emit_region(regions[op])
             elif op not in inside:
                 scope.operation(op)
+            if scope.sized:
+                sizes.define(op)
         result = self.results.emit()
         self._count_batches()
         output = scope.graph.output(result)

@@ -28,7 +28,8 @@ logspace logspace.Tensor_Tensor logspace.Tensor_Scalar logspace.Scalar_Tensor
 prelu rms_norm conv1d conv2d conv3d conv1d.padding conv2d.padding
 conv3d.padding conv_transpose1d conv_transpose2d.input conv_transpose3d.input embedding dot mv diff
 nan_to_num atan tan asin acos sinh cosh trunc frac lerp.Scalar lerp.Tensor addcmul addcdiv scatter.src
-scatter.value scatter_add broadcast_to lstm.input gru.input rnn_tanh.input rnn_relu.input
+scatter.value scatter_add index_add nonzero masked_select where bincount broadcast_to lstm.input gru.input
+rnn_tanh.input rnn_relu.input
 """
 """Functions of `torch` that do so; with the overload whose arguments they take."""
 

@@ -232,6 +232,11 @@ for _name in _METHODS:
     _SPECIAL[_name] = _emit_method
 
 
+@_special("aten.item")
+def _item(scope: Scope, op: Operation) -> Any:
+    return scope.method("item", (scope.value(op.input("self")),))
+
+
 @_special("aten.copy")
 def _emit_copy_into(scope: Scope, op: Operation) -> Any:
     """Write into a fresh tensor: the functional operator has no derivative."""

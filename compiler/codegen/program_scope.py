@@ -20,6 +20,7 @@ from compiler.emitted.fused import ScaledDotProductAttention
 from compiler.emitted.graphmodule import call_with
 from ir.columns import Layout
 from ir.core import Operation, Value
+from ir.data_sizes import values_of_sizes
 from ir.errors import CodegenError
 from ir.ops.nn_ops import decode_call
 from ir.program import Program, Weight, weight_of
@@ -34,6 +35,7 @@ class ProgramScope(Scope):
         self.targets: list[tuple[fx.Node, Weight]] = []
         """Reads of weights, whose keys are known when all modules are placed."""
         self._tensors: dict[Weight, fx.Node] = {}
+        self.sized = frozenset(values_of_sizes(program))
         self._read_and_written = dict.fromkeys(_read_and_written(program))
 
     @override

@@ -19,6 +19,7 @@ from compiler.codegen.quantizers import emit_quantization
 from compiler.codegen.tree import ModuleTree
 from compiler.emitted.forward_code import SignatureCodeGen
 from ir.core import Operation, Value
+from ir.data_sizes import Definition
 from ir.errors import CodegenError
 from ir.expressions import linear_solution
 from ir.opdef import Trait
@@ -58,12 +59,14 @@ class Scope:
         self.env: dict[Value, Any] = {}
         self.taken: set[Operation] = set()
         """Quantizations that regions compute: where two could, the first does."""
+        self.sized: frozenset[Value] = frozenset()
+        """Results that define sizes which depend on data, so that they are needed even where nothing uses them."""
         self._sizes: dict[sympy.Basic, Any] = {}
         self._definitions: dict[sympy.Symbol, tuple[Value, int | None, int, int]] = {}
         self._attributes: dict[str, fx.Node] = {}
         for bare_only in (True, False):
             for value in inputs:
-                self._define_symbols(value, bare_only)
+                self.define_symbols(value, bare_only=bare_only)
 
     # ---- what subclasses decide ----
 
@@ -127,12 +130,12 @@ class Scope:
             self._unpack(op.opdef.nest(op.results), node)
         for result in op.results:
             if result in self.env:
-                self._define_symbols(result, bare_only=False)
+                self.define_symbols(result)
 
     def _unpack(self, results: Sequence[Any], node: Any) -> None:
         for place, result in enumerate(results):
             inner = result if isinstance(result, list) else [result]
-            if all(value.is_unused or value in self.env for value in inner):
+            if all(value in self.env or (value.is_unused and value not in self.sized) for value in inner):
                 continue
             item = node[place] if isinstance(node, tuple) else self.call(operator.getitem, (node, place))
             if isinstance(result, list):
@@ -174,13 +177,18 @@ class Scope:
         if definition is None:
             return self.missing_symbol(symbol)
         value, dim, a, b = definition
-        node = self.value(value)
-        if dim is not None:
-            node = self.graph.create_node("call_method", "size", (node, dim), {}, name=symbol.name)
-        if b:
-            node = self.call(operator.sub, (node, b))
-        if a != 1:
-            node = self.call(operator.floordiv, (node, a))
+        return self.size_of(Definition(symbol, value, dim, a, b))
+
+    def size_of(self, definition: Definition) -> Any:
+        """Return the node of the number that a definition gives its symbol."""
+        node = self.value(definition.value)
+        if definition.dim is not None:
+            name = definition.symbol.name
+            node = self.graph.create_node("call_method", "size", (node, definition.dim), {}, name=name)
+        if definition.offset:
+            node = self.call(operator.sub, (node, definition.offset))
+        if definition.slope != 1:
+            node = self.call(operator.floordiv, (node, definition.slope))
         return node
 
     def _expression(self, expr: sympy.Basic) -> Any:
@@ -196,7 +204,8 @@ class Scope:
             raise CodegenError(f"the symbolic size {expr} cannot be written as Python: {error}") from error
         return result.node if isinstance(result, fx.Proxy) else result
 
-    def _define_symbols(self, value: Value, bare_only: bool) -> None:
+    def define_symbols(self, value: Value, *, bare_only: bool = False) -> None:
+        """Note which sizes a value tells."""
         type_ = value.type
         if isinstance(type_, TensorType):
             dims = enumerate(type_.shape or ())

@@ -32,9 +32,11 @@ from compiler.lower.functional.views import may_need_gradient
 from compiler.lower.functional.writes import check_writes
 from compiler.lower.regions import RegionLowering, attribute_of, has_raised
 from compiler.lower.results import Results
-from compiler.lower.symbols import DataDependentSizeError, SymbolTable, restricted
+from compiler.lower.small_sizes import check_small_sizes
+from compiler.lower.symbols import DataDependentSizeError, SymbolTable, Unexpressed, is_from_data, restricted
 from compiler.lower.weights import is_one_tensor, tensor_type
 from ir.core import Value
+from ir.data_sizes import has_data_symbols, introduced, most_of
 from ir.errors import CaptureError, GraphwrightError, VerificationError
 from ir.expressions import format_expression
 from ir.locations import Location
@@ -69,6 +71,8 @@ class ExportLowering(RegionLowering):
         self.program.opaques = dict(captured.opaques)
         self.symbols = SymbolTable(captured.symbol_names, traced)
         self._opdefs: dict[Any, OpDef] = {}
+        self._scalars: dict[sympy.Basic, Any] = {}
+        """Expression of torch -> the number that was read from a tensor."""
         self._reliable_keys = True
 
     # ---- the whole ----
@@ -90,6 +94,8 @@ class ExportLowering(RegionLowering):
         self.locate.aliases = self.program.module_aliases
         nodes = [node for node in self.exported.graph.nodes if not has_raised(node)]
         self._check_functions(nodes)
+        for node in nodes:
+            self._note_assertion(node)
         self._reliable_keys = _keys_are_reliable(nodes)
         self._placeholders([node for node in nodes if node.op == "placeholder"])
         for node in nodes:
@@ -102,6 +108,8 @@ class ExportLowering(RegionLowering):
         self.program.symbols = self.symbols.ranges()
         self.program.constraints = self.symbols.constraints()
         self._check_types()
+        if has_data_symbols(self.program):
+            check_small_sizes(self.program)
         check_writes(self.graph)
         self._lock_mode()
         if self.module is None:
@@ -214,7 +222,11 @@ class ExportLowering(RegionLowering):
         if isinstance(arg, TensorArgument):
             found.value(self.env[result])
         elif isinstance(arg, SymIntArgument | SymFloatArgument | SymBoolArgument):
-            found.constant(self.env[result] if isinstance(result, fx.Node) else result)
+            item = self._argument(result)
+            if isinstance(item, Value):
+                found.value(item)
+            else:
+                found.constant(item)
         else:
             found.constant(arg.value if isinstance(arg, ConstantArgument) else result)
 
@@ -224,7 +236,7 @@ class ExportLowering(RegionLowering):
         if isinstance(val, torch.Tensor):
             if val.layout is not torch.strided:
                 raise CaptureError(f"a tensor of layout {val.layout} is not supported")
-            dim = self.symbols.dim
+            dim = self.symbols.type_dim
             return tensor_type(tuple([d if type(d) is int else dim(d) for d in val.shape]), val.dtype, val.device)
         if isinstance(val, bool | torch.SymBool):
             return ScalarType("bool")
@@ -246,7 +258,7 @@ class ExportLowering(RegionLowering):
         location = self.locate(node)
         try:
             if isinstance(val, torch.SymInt | torch.SymFloat | torch.SymBool | int | float):
-                self.env[node] = self.symbols.dim(val)
+                self.env[node] = self._number(node, val, location)
                 return
             if isinstance(target, torch._ops.HigherOrderOperator):
                 self._higher_order(node, target, location)
@@ -256,14 +268,44 @@ class ExportLowering(RegionLowering):
             self._call_operator(node, target, val, location)
         except DataDependentSizeError as error:
             raise CaptureError(
-                f"{_name(target)} makes a size that depends on the data of a tensor ({error})",
+                f"{_name(target)} makes a number that depends on data and may be negative or no int, in `{error}`",
                 location=location,
-                remedy="keep the module as is with leaf_modules=, or compute with a mask of fixed size",
+                remedy="say that it is a size with `torch._check(n >= 0)`, compute with tensors, or keep the module as "
+                "is with leaf_modules=",
             ) from None
         except GraphwrightError as error:
             if error.location is None or error.remedy is None:
                 raise at_operation(error, location) from error
             raise
+
+    def _number(self, node: fx.Node, val: Any, location: Location) -> Any:
+        """Return a number: an int, an expression over symbols, or a value that an operation reads from a tensor."""
+        expr = val.node._expr if isinstance(val, torch.SymInt | torch.SymFloat | torch.SymBool) else val
+        if not is_from_data(expr):
+            return self.symbols.dim(val)
+        known = self._scalars.get(expr)
+        target = node.target
+        if known is None and isinstance(target, torch._ops.OpOverload) and _reads_number(target):
+            known = self._scalars[expr] = self._read_number(node, target, val, location)
+        if known is not None:
+            return known
+        try:
+            return self.symbols.dim(val)
+        except DataDependentSizeError as error:
+            return Unexpressed(str(error))  # often only an assertion uses it
+
+    def _read_number(self, node: fx.Node, target: torch._ops.OpOverload, val: Any, location: Location) -> Any:
+        """Add the operation that reads a number from a tensor; return an expression if it is a size, else the value."""
+        if isinstance(val, torch.SymBool):
+            self.symbols.note_flag(val)
+        kind = "bool" if isinstance(val, torch.SymBool) else "float" if isinstance(val, torch.SymFloat) else "int"
+        size = self.symbols.size(val) if kind == "int" else None
+        self.functionalizer.location = location
+        args = [self._argument(arg) for arg in node.args]
+        (handle,) = self.functionalizer.call(
+            self._opdef(target), args, {}, (ScalarType(kind, size),), names=(node.name,)
+        )
+        return handle.value if size is None else self.symbols.dim(val)
 
     def _check_functions(self, nodes: Sequence[fx.Node]) -> None:
         """Refuse what functorch (torch.func.grad) leaves in a graph, before its tensors are inspected."""
@@ -281,6 +323,7 @@ class ExportLowering(RegionLowering):
         opdef = self._opdef(target)
         name = opdef.name
         if opdef.has(Trait.ASSERTION):
+            self._note_assertion(node)
             return
         if name == _OPAQUE_TARGET:
             self._opaque(node, val, location)
@@ -321,6 +364,9 @@ class ExportLowering(RegionLowering):
         functionalizer.layouts = self._layouts(node) if target._schema.is_mutable else {}
         results = functionalizer.call(opdef, args, kwargs, types, keys, (node.name,))
         last = self.graph.return_op.prev
+        if name == "aten.masked_select" and last is not None:
+            for symbol in introduced(last):
+                self.symbols.widen(symbol, most_of(last))
         if name == "aten.batch_norm" and self._inside_no_grad:
             results = [self._without_gradient(result) for result in results]
         if is_list:
@@ -330,6 +376,13 @@ class ExportLowering(RegionLowering):
             self.env[node] = results[0] if results else None
         if last is not None and last is not before:
             self._adjust(last, node)
+
+    def _note_assertion(self, node: fx.Node) -> None:
+        """Note what a node asserts of sizes that depend on data."""
+        condition = node.args[0] if node.target is torch.ops.aten._assert_scalar.default else None
+        val = condition.meta.get("val") if isinstance(condition, fx.Node) else None
+        if isinstance(val, torch.SymBool) and is_from_data(val.node._expr):
+            self.symbols.note_asserted(val.node._expr)
 
     def _layouts(self, node: fx.Node) -> dict[Handle, Strides]:
         """Return the strides of the tensors among the arguments of a call."""
@@ -363,6 +416,11 @@ class ExportLowering(RegionLowering):
             names=(node.name,),
         )
         self.env[node] = [handle for handle, none in zip(made, absent, strict=True) if not none]
+
+
+def _reads_number(target: torch._ops.OpOverload) -> bool:
+    """Return whether an operator reads a number from a tensor, as `item()` does."""
+    return torch.Tag.data_dependent_output in target.tags
 
 
 def _attached(seen: Observed | None) -> list[str]:

@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from compiler.lower.base import Lowering
 from compiler.lower.functional.storage import Handle
 from compiler.lower.functional.views import may_need_gradient
-from compiler.lower.symbols import SymbolTable
+from compiler.lower.symbols import DataDependentSizeError, SymbolTable, Unexpressed
 from compiler.usercode.locations import class_path, module_of
 from ir.errors import CaptureError
 from ir.locations import Location
@@ -33,7 +33,10 @@ class RegionLowering(Lowering):
     def _argument(self, arg: Any) -> Any:
         kind = type(arg)
         if kind is fx.Node:
-            return self.env[arg]
+            found = self.env[arg]
+            if type(found) is Unexpressed:
+                raise DataDependentSizeError(found.text)
+            return found
         if kind is list or kind is tuple or isinstance(arg, (list, tuple)):
             return [self._argument(item) for item in arg]
         if isinstance(arg, torch.SymInt | torch.SymFloat | torch.SymBool):

@@ -27,6 +27,7 @@ from ir.opdef import Facts, InferRule, Param, ParamKind, Trait, add_row
 from ir.ops.inference import (
     convolution,
     creation,
+    data,
     elementwise,
     layout,
     linear,
@@ -154,6 +155,8 @@ def _arithmetic() -> None:
         _unary(),
     )
     _synonyms("special_erf=erf special_expit=sigmoid", _unary(), _ELEMENTWISE)
+    _synonyms("special_expm1=expm1 special_log1p=log1p special_exp2=exp2", _unary(), _ELEMENTWISE)
+    _synonyms("arcsin=asin arccos=acos arctan=atan arcsinh=asinh arccosh=acosh arctanh=atanh", _unary(), _ELEMENTWISE)
     _synonyms("negative=neg absolute=abs fix=trunc")
     _rows("logit round.decimals", elementwise.nary)
     _rows("bitwise_not", elementwise.nary, inverse="aten.bitwise_not")
@@ -181,6 +184,7 @@ def _arithmetic() -> None:
     # not commutative: of 0.0 and -0.0 they return one by its position
     _rows("maximum minimum max.other min.other fmax fmin", elementwise.binary)
     _rows("atan2 hypot remainder.Tensor fmod.Tensor", elementwise.binary)
+    _synonyms("arctan2=atan2", elementwise.binary, _ELEMENTWISE)
     _rows("rsub.Tensor", elementwise.binary, _ELEMENTWISE, spelled="aten.sub.Tensor", **_FRESH)
     _rows("floor_divide", elementwise.binary, _ELEMENTWISE)
     _rows("copysign.Tensor xlogy.Tensor heaviside lerp.Scalar lerp.Tensor addcmul addcdiv", elementwise.nary)
@@ -287,7 +291,11 @@ def _layouts() -> None:
     _rows("stack", _fast(slicing.stack), adds_dim=True, **_FRESH, **_ALONG)
     _rows("diag_embed", adds_dim=True)
     _rows("index_select", _fast(slicing.index_select), **_ALONG)
-    _rows("index.Tensor", _fast(slicing.index))
+    _rows("index.Tensor", _fast(data.index_or_mask), most=data.elements_of_mask)
+    _rows("nonzero", _fast(data.nonzero), most=data.elements)
+    _rows("where", _fast(data.where), most=data.elements)
+    _rows("masked_select", _fast(data.masked_select), most=data.elements_of_both)
+    _rows("_unique2 unique_dim unique_consecutive", most=data.elements)
     _rows("gather", _fast(slicing.gather), **_ALONG)
     _rows("topk", _fast(slicing.topk), **_ALONG)
     _rows("glu", _fast(slicing.glu), **_ALONG)

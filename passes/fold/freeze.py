@@ -16,6 +16,7 @@ from passes.manager.manager import Pass, PassContext
 from passes.rewrite.expressions import Expression, expression_of, is_read_inside, names_shown
 from passes.rewrite.remarks import Remark
 from passes.rewrite.rewriter import Rewriter
+from passes.rewrite.scope import Scope
 
 _MAX_GROWTH = 16 << 20
 
@@ -37,7 +38,7 @@ class FreezeWeights(Pass):
     @override
     def run(self, program: Program, context: PassContext) -> None:
         """Run once over the program; equal expressions should be one by now (`canonicalize`)."""
-        found = _Expressions(program)
+        found = _Expressions(program, self.scope)
         for remark in found.left:
             context.log.remarks.add(remark)
         rewriter = Rewriter(program)
@@ -70,14 +71,16 @@ class FreezeWeights(Pass):
 
 
 class _Expressions:
-    """The largest expressions of weights alone in a program, and remarks on what nearly is one."""
+    """The largest expressions of weights alone in a scope of a program, and remarks on what nearly is one."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, scope: Scope) -> None:
         self.left: list[Remark] = []
         self._found: list[Expression] = []
         inside: dict[Operation, None] = {}
         for op in program.graph.operations():
             if not all(weight_of(value) or value.defining_op in inside for value in op.operand_values):
+                continue
+            if not scope.holds(op):
                 continue
             reason = _why_not(op)
             if reason is None:

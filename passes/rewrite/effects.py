@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ir.core import RETURN, Operation, Value
+from ir.data_sizes import introduced
 from ir.memory.aliasing import writes_operand
 from ir.opdef import Trait
 from ir.program import weight_of
@@ -32,7 +33,17 @@ def _never_draws(op: Operation) -> bool:
 
 
 def is_removable(op: Operation) -> bool:
-    """Whether the operation may be removed when it is unused."""
+    """Whether the operation may be removed when it is unused.
+
+    One that introduces a size which depends on data may not: attributes elsewhere may name it.
+    """
+    if introduced(op):
+        return False
+    return is_effectless(op)
+
+
+def is_effectless(op: Operation) -> bool:
+    """Whether the operation has no effect, in no mode."""
     if op.body is None and op.opdef.training is None:
         return op.opdef.is_pure
     return op.is_pure and not may_train(op)

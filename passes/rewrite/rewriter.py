@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from typing_extensions import override
@@ -11,12 +11,13 @@ from ir.attributes import Attribute
 from ir.builder import Builder, infer_operation
 from ir.copying import copy_into, copy_operation
 from ir.core import Graph, Operation, Value
+from ir.data_sizes import data_symbols_of_attributes, defining_operations
 from ir.errors import PatternError
 from ir.locations import merge_locations
 from ir.opdef import get_opdef
 from ir.program import Program, Weight
 from ir.spelling import free_name
-from ir.types import types_agree
+from ir.types import refined, types_agree
 from passes.rewrite.expressions import computed_weight, names_shown
 from passes.rewrite.region_names import check_inputs, check_kind, check_parts
 from passes.rewrite.remarks import Remark
@@ -92,6 +93,7 @@ class Rewriter(Builder):
             )
         if old.name and not new.name:
             new.name = old.name
+        new.type = refined(new.type, old.type)
         for listener in self.listeners:
             listener.replaced(old, new)
         for user in self.graph.replace_all_uses(old, new):
@@ -159,11 +161,12 @@ class Rewriter(Builder):
         self._wanted.append((value, name, inference))
         return value
 
-    def settle_weights(self, who: str) -> list[Remark]:
+    def settle_weights(self, who: str, may_erase: Callable[[Operation], bool] = lambda _: True) -> list[Remark]:
         """Make weights of the expressions that `weight` was called with; return what is to be said of it.
 
         Args:
             who: the rule or pass, for the remarks.
+            may_erase: tells which operations may be erased when nothing uses them any more.
         """
         remarks: list[Remark] = []
         wanted, self._wanted = self._wanted, []
@@ -179,16 +182,18 @@ class Rewriter(Builder):
             self.graph.revision += 1
             location, sources = op.location, () if made.derivation is None else made.derivation.sources
             self.replace_value(value, made.value)
-            self._erase_unused(op)
+            self._erase_unused(op, may_erase)
             text = f"{made.name} is computed from {names_shown(sources)}{_size_of(made)}"
             remarks.append(Remark("applied", who, location, text, "weight"))
         return remarks
 
-    def _erase_unused(self, op: Operation) -> None:
+    def _erase_unused(self, op: Operation, may_erase: Callable[[Operation], bool]) -> None:
         worklist = [op]
         while worklist:
             current = worklist.pop()
             if current.graph is not self.graph or any(not result.is_unused for result in current.results):
+                continue
+            if not may_erase(current):
                 continue
             sources = [value.defining_op for value in current.operand_values]
             self.erase(current)
@@ -252,7 +257,8 @@ class Rewriter(Builder):
             copy_into(op, body, mapping, operands)
         body.set_outputs([mapping[value] for value in outputs])
         location = merge_locations(op.location for op in ordered)
-        anchor = self._region_anchor(ordered, outputs, tuple(names.values()))
+        sizes = self._sizes_of(ordered)
+        anchor = self._region_anchor(ordered, outputs, (*names.values(), *sizes))
         region = Operation(
             get_opdef(f"fused.{kind}"),
             tuple(names.values()),
@@ -273,6 +279,12 @@ class Rewriter(Builder):
         for op in reversed(ordered):
             self.erase(op)
         return region
+
+    def _sizes_of(self, ops: Sequence[Operation]) -> list[Value]:
+        """Return the values outside of some operations that define sizes which these name."""
+        named = set[Any]().union(*map(data_symbols_of_attributes, ops))
+        definers = defining_operations(self.program) if named else {}
+        return [op.results[0] for symbol, op in definers.items() if symbol in named and op not in ops]
 
     def _region_anchor(
         self, ordered: Sequence[Operation], outputs: Sequence[Value], inputs: Sequence[Value]

@@ -12,6 +12,7 @@ from ir.core import Operation, Value
 from ir.errors import CaptureError, InputError
 from ir.locations import UNKNOWN_LOCATION, Location
 from ir.opdef import OpDef, ParamKind, get_opdef, opdef_of_overload
+from ir.types import ScalarType
 
 
 @attrs.define(eq=False)
@@ -94,7 +95,8 @@ def scalar_overload(opdef: OpDef, args: Sequence[Any]) -> OpDef:
     """
     params = opdef.params
     for i, arg in enumerate(args):
-        if i < len(params) and params[i].kind is ParamKind.TENSOR and type(arg) is not Value:
+        is_number = type(arg) is not Value or isinstance(arg.type, ScalarType)
+        if i < len(params) and params[i].kind is ParamKind.TENSOR and is_number:
             return _find_scalar_overload(opdef, i)
     return opdef
 

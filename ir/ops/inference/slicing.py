@@ -22,7 +22,7 @@ from ir.ops.inference.support import (
     total,
     wrap_dim,
 )
-from ir.types import Dim, TensorType, Type, dims_equal, simplify_dim
+from ir.types import Dim, TensorType, Type, data_symbols_in, dims_equal, simplify_dim
 
 
 def _at(x: TensorType, dim: int, size: Dim | None) -> TensorType:
@@ -57,7 +57,8 @@ def select(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     if x.shape is None:
         return (x,)
     dim, size = _along(x, attributes)
-    if size is not None:
+    # an index that depends on data is checked by the kernel
+    if size is not None and not data_symbols_in(index):
         require(type(size) is int and type(index) is int)
         if not -size <= index < size:
             raise Misfit(f"index {index} is out of range for size {size}")

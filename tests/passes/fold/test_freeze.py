@@ -118,5 +118,13 @@ def test_a_frozen_model_trains_as_it_did() -> None:
     torch.testing.assert_close(slope, expected)
 
 
+def test_what_is_left_out_of_the_scope_stays() -> None:
+    model = nn.Sequential(*(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)) for _ in range(2)))
+    result = frozen(model, skip="1")
+    operations = [(op.location.module_path.partition(".")[0], op.name) for op in result.program.graph.operations()]
+    assert [name for place, name in operations if place == "0"] == ["aten.linear"]
+    assert len([name for place, name in operations if place == "1"]) > 1
+
+
 def test_it_is_sound_on_programs() -> None:
     assert assert_sound(FreezeWeights(16), settings=QUICK).changed > 5
