@@ -22,7 +22,7 @@ def find_tied(names: Iterable[str], tensors: Mapping[str, Any]) -> Any:
         if not _are_equal(tensors[present[0]], tensors[other]):
             raise InputError(
                 f"the checkpoint has different tensors under {present[0]!r} and {other!r}, which are one in the model",
-                remedy="it was trained without the tie: untie them in the model before it is transformed, or choose one: "
+                remedy="it was trained without the tie: untie the model before it is transformed, or choose one: "
                 f"`state_dict[{other!r}] = state_dict[{present[0]!r}]`",
             )
     return tensors[present[0]] if present else None
