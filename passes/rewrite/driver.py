@@ -242,7 +242,7 @@ class Applier:
         if finish is not None:
             finish(events.replacements)
         self._erase_dead(match.ops, replaced_by_rule=[op for op in match.ops if op in had_uses])
-        for remark in rewriter.settle_weights(rule.name):
+        for remark in rewriter.settle_weights(rule.name, self.scope.holds):
             self.log.remarks.add(remark)
         self.log.counts[rule.name] += 1
         if self.record:

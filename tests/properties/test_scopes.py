@@ -21,11 +21,14 @@ from ir.text.printer import print_program
 from passes.canonicalize import Canonicalize
 from passes.cleanup.dce import EliminateDeadCode
 from passes.fold.batch_norm import FoldBatchNorm
+from passes.fold.freeze import FreezeWeights
 from passes.manager.manager import PassManager
 from passes.rewrite.pattern import instantiate
 
 FEW = settings(max_examples=40)  # each runs the pipeline twice or three times
-PIPELINE = pipeline_of(TENSORRT_PATTERNS).insert_before("fuse", FoldBatchNorm(), Canonicalize(inference=True))
+PIPELINE = pipeline_of(TENSORRT_PATTERNS).insert_before(
+    "fuse", FoldBatchNorm(), FreezeWeights(), Canonicalize(inference=True)
+)
 
 
 def after(manager: PassManager, program: Any) -> str:
@@ -46,7 +49,7 @@ def test_a_scope_that_holds_everything_is_none(program: Any, key: str) -> None:
     # of unused constants, which are no operations, a predicate says nothing
     assert after(PassManager([PassManager(PIPELINE.passes, only=key), EliminateDeadCode()]), program) == expected
     one_by_one = PIPELINE
-    for name in ("canonicalize", "convert", "fold-batch-norm", "fuse"):
+    for name in ("canonicalize", "convert", "fold-batch-norm", "freeze-weights", "fuse"):
         one_by_one = one_by_one.with_scope(name, only=key, skip="elsewhere")
     assert after(one_by_one.append(EliminateDeadCode()), program) == expected
 
