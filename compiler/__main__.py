@@ -20,13 +20,26 @@ import torch
 from rich.console import Console
 
 from compiler.cli import quantizing
-from compiler.cli.arguments import UsageError, check_outputs, dynamic_sizes, existing, split_place
+from compiler.cli.arguments import (
+    UsageError,
+    add_json,
+    add_leaf,
+    add_sizes,
+    add_traceback,
+    check_outputs,
+    command_parser,
+    dynamic_sizes,
+    existing,
+    split_place,
+    user_files,
+)
 from compiler.cli.progress import compile_and_report
 from compiler.cli.userfile import (
     DynamicSize,
     UserModel,
     dynamic_shapes_of,
     extensions_of,
+    line_in,
     load_file,
     load_model,
     search_path,
@@ -68,14 +81,7 @@ exit codes: 0 done, 1 the model could not be compiled, 2 wrong usage
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="graphwright",
-        usage="graphwright MODEL.py:FUNCTION [options]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=112),
-        allow_abbrev=False,
-    )
+    parser = command_parser("graphwright", "MODEL.py:FUNCTION [options]", _DESCRIPTION, _EXAMPLES)
     parser.add_argument(
         "model", nargs="?", metavar="MODEL.py:FUNCTION", help="the file and its function that makes the model"
     )
@@ -101,26 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         help="file whose patterns and passes --patterns and --pipeline may name, beside those of MODEL.py; repeatable",
     )
-    group.add_argument(
-        "--leaf",
-        metavar="PATH",
-        action="append",
-        default=[],
-        help="path of a submodule to keep as an opaque call; repeatable",
-    )
+    add_leaf(group)
 
-    group = parser.add_argument_group("sizes")
-    group.add_argument(
-        "--dynamic-batch", action="store_true", help="make the first dimension of every input tensor the symbol batch"
-    )
-    group.add_argument(
-        "--dynamic",
-        metavar="INPUT.DIM=NAME[:MIN..MAX]",
-        action="append",
-        default=[],
-        help="make one dimension symbolic; INPUT is a parameter's name or number, MIN..MAX the sizes it may have, both "
-        "included (N.. has no upper end); repeatable",
-    )
+    add_sizes(parser)
 
     group = parser.add_argument_group("checks")
     group.add_argument(
@@ -138,9 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--save-ir", metavar="PATH", type=Path, help="write the final IR")
     group.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each pass that changed it")
-    group.add_argument(
-        "--json", metavar="PATH", help="write the report as JSON; - is standard output, instead of the report"
-    )
+    add_json(group)
     group.add_argument(
         "--remarks", action="store_true", help="print every remark: what was applied, missed, skipped, kept"
     )
@@ -148,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("about")
     group.add_argument("--list", action="store_true", help="list patterns and passes, and exit")
-    group.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
+    add_traceback(group)
     group.add_argument(
         "--version", action="version", version=f"graphwright {package_version()} (torch {torch.__version__})"
     )
@@ -186,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.traceback:
                 traceback.print_exc()
             else:
-                _print_error(error, errors)
+                _print_error(error, user_files(options), errors)
             return 1
 
 
@@ -202,10 +189,15 @@ def _quiet_torch() -> Iterator[None]:
         logging.disable(before)
 
 
-def _print_error(error: Exception, console: Console) -> None:
-    known = isinstance(error, (GraphwrightError, OSError))
+def _print_error(error: Exception, files: Sequence[Path], console: Console) -> None:
+    text = str(error)
+    if not isinstance(error, GraphwrightError):
+        # such as what a calibration function raises while it runs
+        place = next(filter(None, (line_in(error, path) for path in files)), "")
+        if not isinstance(error, OSError) or place:
+            hint = "" if place else " (unexpected: --traceback shows where)"
+            text = f"{type(error).__name__}: {text}{hint}{place}"
     console.print("graphwright: error:", style="bold red", end=" ")
-    text = str(error) if known else f"{type(error).__name__}: {error} (unexpected: --traceback shows where)"
     console.print("\n".join([text, *getattr(error, "__notes__", ())]), markup=False, soft_wrap=True)
 
 

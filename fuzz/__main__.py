@@ -90,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--passes", metavar="NAMES", help="passes with commas between, or `all`")
     what.add_argument("--pipeline", metavar="TEXT", action="append", default=[], help="a pipeline, or a target's name")
     what.add_argument("--inflated", action="store_true", help="passes also on programs with rules applied in reverse")
-    what.add_argument("--reordered", action="store_true", help="passes also with their rules in other orders")
+    what.add_argument(
+        "--reordered", action="store_true", help="passes also with rules in other orders, in drawn scopes"
+    )
     what.add_argument("--modules", action="store_true", help="passes also on whole modules, through both captures")
     what.add_argument(
         "--kind", metavar="NAME", action="append", default=[], help="for kinds: modules of this kind or family alone"

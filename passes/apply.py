@@ -85,7 +85,7 @@ class Convert(Pass):
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the patterns with a worklist; rewrites and near misses are recorded."""
         index = RuleIndex(instantiate(self.patterns))
-        run_worklist(program, index, context.log, record=True)
+        run_worklist(program, index, context.log, record=True, scope=self.scope)
         _warn_of_respelled(self, index, program, context)
 
 
@@ -109,5 +109,5 @@ class Fuse(Pass):
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the patterns in a sweep; rewrites and near misses are recorded."""
         index = RuleIndex(instantiate(self.patterns))
-        run_sweep(program, index, context.log)
+        run_sweep(program, index, context.log, scope=self.scope)
         _warn_of_respelled(self, index, program, context)

@@ -136,7 +136,7 @@ def gradient_modes_refused() -> Iterator[None]:
 
     def start(self: Any) -> Any:
         modes.regions += 1
-        return enter(self)
+        return enter(self)  # type: ignore[no-untyped-call]
 
     def stop(self: Any, *exception: Any) -> Any:
         modes.regions -= 1

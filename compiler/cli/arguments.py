@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,63 @@ from ir.errors import InputError
 
 class UsageError(Exception):
     """An argument of the command line is wrong."""
+
+
+def command_parser(prog: str, usage: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Return a parser without options, of the form that all commands have; `usage` is what follows `prog`."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} {usage}",
+        description=description,
+        epilog=epilog,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=112),
+        allow_abbrev=False,
+    )
+
+
+def add_leaf(group: argparse._ArgumentGroup) -> None:
+    """Add `--leaf`."""
+    group.add_argument(
+        "--leaf",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="path of a submodule to keep as an opaque call; repeatable",
+    )
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Add the options of symbolic sizes."""
+    group = parser.add_argument_group("sizes")
+    group.add_argument(
+        "--dynamic-batch", action="store_true", help="make the first dimension of every input tensor the symbol batch"
+    )
+    group.add_argument(
+        "--dynamic",
+        metavar="INPUT.DIM=NAME[:MIN..MAX]",
+        action="append",
+        default=[],
+        help="make one dimension symbolic; INPUT is a parameter's name or number, MIN..MAX the sizes it may have, both "
+        "included (N.. has no upper end); repeatable",
+    )
+
+
+def add_json(group: argparse._ArgumentGroup) -> None:
+    """Add `--json`."""
+    group.add_argument(
+        "--json", metavar="PATH", help="write the report as JSON; - is standard output, instead of the report"
+    )
+
+
+def add_traceback(group: argparse._ArgumentGroup) -> None:
+    """Add `--traceback`."""
+    group.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
+
+
+def user_files(options: argparse.Namespace) -> list[Path]:
+    """Return the user's files that the options name, whole paths."""
+    places = [text.rpartition(":")[0] for text in (options.model, getattr(options, "calibration", None)) if text]
+    return [Path(name).resolve() for name in (*places, *getattr(options, "load", ()))]
 
 
 def split_place(text: str) -> tuple[Path, str]:

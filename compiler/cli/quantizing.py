@@ -15,9 +15,19 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from compiler.cli.arguments import UsageError, check_outputs, dynamic_sizes, split_place
+from compiler.cli.arguments import (
+    UsageError,
+    add_json,
+    add_leaf,
+    add_sizes,
+    add_traceback,
+    check_outputs,
+    command_parser,
+    dynamic_sizes,
+    split_place,
+)
 from compiler.cli.progress import stage_progress
-from compiler.cli.userfile import UserCodeError, dynamic_shapes_of, load_file, load_model, search_path
+from compiler.cli.userfile import UserCodeError, call, dynamic_shapes_of, load_file, load_model, search_path
 from compiler.driver import transform
 from compiler.pipeline import pipeline_of
 from compiler.quant.correction import FORMS
@@ -25,9 +35,10 @@ from compiler.quant.formats import Int8
 from compiler.quant.observe.observers import OBSERVERS
 from compiler.quant.quantize import quantize
 from compiler.quant.result import Quantized
-from compiler.savefiles import Writer, write_files
+from compiler.runtime.check import CheckReport
+from compiler.savefiles import write_files
 from compiler.targets import TARGETS
-from ir.errors import GraphwrightError, InputError
+from ir.errors import InputError
 from passes.fold.batch_norm import FoldBatchNorm
 
 ENGINES = ("onnxruntime", "openvino")
@@ -53,14 +64,8 @@ exit codes: 0 done, 1 the model could not be quantized, or an engine computes so
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    parser = argparse.ArgumentParser(
-        prog="graphwright quantize",
-        usage="graphwright quantize MODEL.py:FUNCTION --calibration FILE.py:FUNCTION [options]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=112),
-        allow_abbrev=False,
-    )
+    usage = "MODEL.py:FUNCTION --calibration FILE.py:FUNCTION [options]"
+    parser = command_parser("graphwright quantize", usage, _DESCRIPTION, _EXAMPLES)
     parser.add_argument("model", metavar="MODEL.py:FUNCTION", help="the file and its function that makes the model")
 
     group = parser.add_argument_group("what is done")
@@ -91,10 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
 
-    group = parser.add_argument_group("sizes")
-    group.add_argument("--dynamic-batch", action="store_true", help="as of `graphwright MODEL.py:FUNCTION`")
-    group.add_argument("--dynamic", metavar="INPUT.DIM=NAME[:MIN..MAX]", action="append", default=[], help="likewise")
-    group.add_argument("--leaf", metavar="PATH", action="append", default=[], help="likewise")
+    add_leaf(group)
+
+    add_sizes(parser)
 
     group = parser.add_argument_group("results")
     group.add_argument("--save", metavar="PATH", type=Path, help="write the ONNX file")
@@ -110,13 +114,11 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--sensitivity", action="store_true", help="measure the outputs with one quantizer at a time (a run for each)"
     )
-    group.add_argument(
-        "--json", metavar="PATH", help="write the report as JSON; - is standard output, instead of the report"
-    )
+    add_json(group)
     group.add_argument(
         "--quiet", action="store_true", help="print no report and no progress bar, except of a check that fails"
     )
-    group.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
+    add_traceback(group)
     return parser
 
 
@@ -175,16 +177,12 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.sensitivity:
         q.sensitivity()
-    _write(options, q)
-    _show(options, q)
-    if engines:
-        report = q.check(*engines)
-        if not options.quiet:
-            sys.stderr.write(f"{report}\n") if options.json == "-" else sys.stdout.write(f"{report}\n")
-        elif not report.is_exact:
-            sys.stderr.write(f"{report}\n")  # why it fails
-        return 0 if report.is_exact else 1
-    return 0
+    _save(options, q)
+    check = q.check(*engines) if engines else None
+    if options.json not in (None, "-"):
+        write_files({Path(options.json): lambda path: path.write_text(_json_text(q, check), encoding="utf-8")})
+    _show(options, q, check)
+    return 0 if check is None or check.is_exact else 1
 
 
 def _engines(options: argparse.Namespace) -> tuple[str, ...]:
@@ -214,39 +212,43 @@ def calibration_of(file: ModuleType, name: str) -> Any:
     wanted = [p for p in inspect.signature(found).parameters.values() if p.default is p.empty]
     if wanted:
         return found
-    try:
-        return found()
-    except GraphwrightError:
-        raise
-    except Exception as error:
-        raise UserCodeError(f"{path.name}:{name} raised {type(error).__name__}: {error}") from error
+    return call(found, path)
 
 
-def _write(options: argparse.Namespace, q: Quantized) -> None:
-    writers: dict[Path, Writer] = {}
+def _save(options: argparse.Namespace, q: Quantized) -> None:
     if options.save_module is not None:
-        writers[options.save_module] = lambda path: torch.save(q.model, path)
-    if options.json not in (None, "-"):
-        writers[Path(options.json)] = lambda path: path.write_text(_json_text(q), encoding="utf-8")
-    write_files(writers)
+        write_files({options.save_module: lambda path: torch.save(q.model, path)})
     if options.save is not None:
         q.save_onnx(options.save)
 
 
-def _json_text(q: Quantized) -> str:
-    return json.dumps(q.to_json(), indent=2, ensure_ascii=False) + "\n"
+def _json_text(q: Quantized, check: CheckReport | None) -> str:
+    held = q.to_json()
+    if check is not None:
+        held["check"] = check.to_json()
+    return json.dumps(held, indent=2, ensure_ascii=False) + "\n"
 
 
-def _show(options: argparse.Namespace, q: Quantized) -> None:
+def _show(options: argparse.Namespace, q: Quantized, check: CheckReport | None) -> None:
     if options.json == "-":
-        sys.stdout.write(_json_text(q))
+        sys.stdout.write(_json_text(q, check))
+    else:
+        console = Console(quiet=options.quiet)
+        console.print(q)
+        notes = {
+            options.save: "the ONNX file",
+            options.save_module: "load it with torch.load(PATH, weights_only=False)",
+        }
+        for path, note in notes.items():
+            if path is not None:
+                console.print(f"saved {path}: {note}", markup=False, highlight=False, soft_wrap=True)
+    if check is None:
         return
-    console = Console(quiet=options.quiet)
-    console.print(q)
-    notes = {options.save: "the ONNX file", options.save_module: "load it with torch.load(PATH, weights_only=False)"}
-    for path, note in notes.items():
-        if path is not None:
-            console.print(f"saved {path}: {note}", markup=False, highlight=False, soft_wrap=True)
+    if options.quiet or options.json == "-":
+        if not check.is_exact:
+            sys.stderr.write(f"{check}\n")  # why it fails
+    else:
+        sys.stdout.write(f"{check}\n")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

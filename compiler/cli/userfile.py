@@ -7,7 +7,7 @@ import inspect
 import keyword
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -72,7 +72,7 @@ def load_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise UserCodeError(f"{path} raised {type(error).__name__}: {error}{_line_in(error, path)}") from error
+        raise UserCodeError(f"{path} raised {type(error).__name__}: {error}{line_in(error, path)}") from error
     return module
 
 
@@ -91,14 +91,7 @@ def load_model(file: ModuleType, function: str) -> UserModel:
         raise UserCodeError(
             f"{path} has no function {function!r}", remedy=f"it has {', '.join(known)}" if known else _WHAT_TO_RETURN
         )
-    try:
-        returned = found()
-    except GraphwrightError:
-        raise
-    except Exception as error:
-        raise UserCodeError(
-            f"{path.name}:{function} raised {type(error).__name__}: {error}{_line_in(error, path)}"
-        ) from error
+    returned = call(found, path)
     parts = returned if isinstance(returned, tuple) else (returned,)
     module, args, kwargs = (*parts, None, None)[:3]
     if not isinstance(module, (nn.Module, ExportedProgram)) or len(parts) > 3:
@@ -115,8 +108,25 @@ def load_model(file: ModuleType, function: str) -> UserModel:
     return UserModel(module, None if args is None else tuple(args), dict(kwargs or {}))
 
 
-def _line_in(error: BaseException, path: Path) -> str:
-    """Return the innermost line of the user's file in a traceback, as the end of a message."""
+def call(function: Callable[[], Any], path: Path) -> Any:
+    """Return what a function of the user's file returns.
+
+    Raises:
+        UserCodeError: when it raises; it names the line.
+    """
+    try:
+        return function()
+    except GraphwrightError:
+        raise
+    except Exception as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise UserCodeError(
+            f"{path.name}:{name} raised {type(error).__name__}: {error}{line_in(error, path)}"
+        ) from error
+
+
+def line_in(error: BaseException, path: Path) -> str:
+    """Return the innermost line of the user's file in a traceback, as the end of a message; empty if there is none."""
     lines = [line for frame, line in frames_of(error) if frame.f_code.co_filename == str(path)]
     line = lines[-1] if lines else 0
     if isinstance(error, SyntaxError) and error.lineno:

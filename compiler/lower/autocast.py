@@ -64,8 +64,9 @@ class AutocastRegion:
 
 def _is_cast(leaf: Any, device: str) -> bool:
     dtype, where = getattr(leaf, "dtype", None), getattr(leaf, "device", None)
-    known = isinstance(dtype, torch.dtype) and isinstance(where, torch.device) and where.type == device
-    return known and dtype.is_floating_point and dtype is not torch.float64
+    if not isinstance(dtype, torch.dtype) or not isinstance(where, torch.device) or where.type != device:
+        return False
+    return dtype.is_floating_point and dtype is not torch.float64
 
 
 def _is_unaffected(target: torch._ops.OpOverload, device: str) -> bool:
@@ -107,7 +108,7 @@ def _shown(leaf: Any) -> Any:
 
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from compiler.extras import import_extra
+from compiler.onnx.formulas import FORMULAS
 from ir.caches import cached
 
 _SCHEMAS = {
@@ -42,7 +43,8 @@ def kernels() -> dict[str, Callable[..., Any]]:
     ops: Any = torch.ops.graphwright
 
     def quantize(x: Any, scale: Any, zero_point: Any, **attributes: Any) -> Any:
-        q = ops.quantize(x, scale, zero_point, attributes["axis"])
+        # both are of one type in ONNX; from a narrower one the conversion is exact
+        q = ops.quantize(x.to(scale.dtype) if x.dtype.itemsize < 4 else x, scale, zero_point, attributes["axis"])
         low, high = attributes["quant_min"], attributes["quant_max"]
         return q if low is None and high is None else torch.clamp(q, low, high)
 
@@ -56,32 +58,14 @@ def kernels() -> dict[str, Callable[..., Any]]:
             return ops.global_average_pool(x)
         return torch.ops.aten.adaptive_avg_pool2d.default(x, list(output_size))
 
-    def divide(x: Any, y: Any = None, *, other: Any = None, rounding_mode: Any = "floor") -> Any:
-        y = other if y is None else y
-        if rounding_mode == "floor" and x.dtype.is_floating_point:
-            return _floor_divide(x, y)
-        return torch.div(x, y, rounding_mode=rounding_mode)
-
-    def expm1(x: Any) -> Any:
-        # exp(x) - 1 has no digits left near 0
-        return torch.tanh(x / 2) * (torch.exp(x) + 1)
-
-    def log1p(x: Any) -> Any:
-        return torch.where(x.abs() < 0.5, 2 * torch.atanh(x / (x + 2)), torch.log(x + 1))
-
     return {
-        "aten.expm1": expm1,
-        "aten.log1p": log1p,
+        **FORMULAS,
         "quant.quantize": quantize,
         "quant.dequantize": dequantize,
         "aten.adaptive_avg_pool2d": adaptive_avg_pool2d,
         "aten.avg_pool1d": _avg_pool,
         "aten.avg_pool2d": _avg_pool,
         "aten.avg_pool3d": _avg_pool,
-        "aten.floor_divide": divide,
-        "aten.floor_divide.Scalar": divide,
-        "aten.div.Tensor_mode": divide,
-        "aten.div.Scalar_mode": divide,
     }
 
 
@@ -121,21 +105,6 @@ def _avg_pool(
         around = [each for end in reversed(ends) for each in (0, end)]
     share = pool(torch.nn.functional.pad(inside, around), kernel, stride, [0] * rank, False, True)
     return pooled / (share if x.dim() == rank + 2 else share[0])
-
-
-def _floor_divide(x: Any, y: Any) -> Any:
-    """Return the quotient of floating numbers, rounded down, as PyTorch computes it (`c10::div_floor_floating`).
-
-    The floor of the rounded quotient may be one too large: 2.1 // 0.7 is 2.
-    """
-    y = torch.full_like(x, y) if not isinstance(y, torch.Tensor) else y
-    rest = torch.fmod(x, y)
-    quotient = (x - rest) / y
-    quotient = torch.where((rest != 0) & ((y < 0) != (rest < 0)), quotient - 1, quotient)
-    whole = torch.floor(quotient)
-    whole = torch.where(quotient - whole > 0.5, whole + 1, whole)
-    whole = torch.where(quotient != 0, whole, x / y * 0)
-    return torch.where(y == 0, x / y, whole)
 
 
 def translations() -> Mapping[Any, Callable[..., Any]]:

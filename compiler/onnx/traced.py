@@ -23,8 +23,8 @@ from ir.types import Dim as Size
 
 STEP = "step_"
 """Operation number `i` of a program is the submodule `step_<i>`."""
-WEIGHT = "weight_"
-"""Weight number `i` is the buffer `weight_<i>`."""
+WEIGHT = "graphwright_weight_"
+"""Weight number `i` is the buffer `graphwright_weight_<i>`."""
 
 Kernels = Mapping[str, Callable[..., Any]]
 """Name of an operator -> what stands for its kernel in the trace; it takes the operands, then the attributes."""
@@ -54,8 +54,12 @@ class _Step(nn.Module):
         if op.opdef is OPAQUE:
             given, keywords = decode_call(op.attributes, operands, resolve)
             return opaque_results(self.callee(*given, **keywords), op.attributes["returns"])
-        if op.name in self.kernels:
-            return flat_results(self.kernels[op.name](*operands, **op.attributes))
+        function = self.kernels.get(op.opdef.facts.synonym or op.name)
+        if function is not None:
+            try:
+                return flat_results(function(*operands, **op.attributes))
+            except CodegenError as error:
+                raise CodegenError(error.message, location=op.location, remedy=error.remedy) from None
         kernel, args, kwargs = kernel_call(op.opdef, op.opdef.group(operands, op.segments), op.attributes, resolve)
         if kernel is None:
             raise CodegenError(f"{op.name} has no kernel", location=op.location)
@@ -102,7 +106,7 @@ def _size(expr: sympy.Expr, sizes: Mapping[str, Any], op: Operation) -> Any:
 class TracedProgram(nn.Module):
     """A program without regions as a module: its inputs are those of the graph, its results the distinct outputs.
 
-    Weight number i is the buffer `weight_<i>`, operation number i the submodule `step_<i>`.
+    Weight number i is the buffer `graphwright_weight_<i>`, operation number i the submodule `step_<i>`.
     """
 
     def __init__(self, program: Program, kernels: Kernels) -> None:

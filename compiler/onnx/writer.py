@@ -68,6 +68,7 @@ def write_model(program: Program, kernels: Kernels, translations: Mapping[Any, C
     model.producer_name = "graphwright"
     model.producer_version = None
     model.graph.name = program.name
+    _check_types(model, program)
     names = _rename(model, program, interface)
     _set_shapes(model, program, interface, exported)
     model.metadata_props.clear()
@@ -123,6 +124,28 @@ def _blamed(error: BaseException, program: Program) -> Operation | None:
             if op.opdef.short_name == function:
                 return op
     return None
+
+
+def _check_types(model: Any, program: Program) -> None:
+    """Refuse operands of dtypes that an operator of ONNX does not take: the exporter writes them all the same."""
+    schemas = import_extra("onnx").defs
+    operations = list(program.graph.operations())
+    for node in model.graph:
+        if node.domain:
+            continue
+        formals = schemas.get_schema(node.op_type, OPSET).inputs
+        for number, value in enumerate(node.inputs):
+            formal = formals[min(number, len(formals) - 1)]
+            if value is None or value.dtype is None or f"tensor({value.dtype.name.lower()})" in formal.types:
+                continue
+            step = _step_of(node)
+            op = None if step is None else operations[step]
+            raise CodegenError(
+                f"{'the program' if op is None else op.name} cannot be written in ONNX {OPSET}: its operator "
+                f"{node.op_type} takes no {value.dtype.name.lower()} as `{formal.name}`",
+                location=program.location if op is None else op.location,
+                remedy="convert the model: `transform(model.float(), inputs)`",
+            )
 
 
 # ---- names ----

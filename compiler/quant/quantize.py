@@ -26,8 +26,8 @@ from ir.opdef import Trait
 from ir.program import Program, copy_program
 from ir.verify import verify
 from passes.quant.place import place
-from passes.quant.tables import Table
-from passes.quant.unify import Unified, unify_quantizers
+from passes.quant.tables import Table, find_table
+from passes.quant.unify import unify_quantizers, with_conflicts
 from passes.rewrite.remarks import Remark
 
 _WORST_CUT = 3.0
@@ -84,11 +84,12 @@ def quantize(
         )
     if not isinstance(default, Int8):
         raise InputError(f"default={default!r} is not an Int8", remedy="write `default=Int8()`")
-    used = result.target.table if table is None else table
-    if used is None:
+    chosen = result.target.table if table is None else table
+    if chosen is None:
         raise InputError(
             f"the target {result.target.name!r} says nowhere where it has integers", remedy="pass a `table=`"
         )
+    used = find_table(chosen)
     made_rules = checked_rules(rules)
     _check_program(result.program)
     with _shown(progress) as tell:
@@ -110,9 +111,11 @@ def quantize(
         def unify(
             placed: Program, found: Mapping[str, Quantizer], seen: Mapping[str, Statistics]
         ) -> tuple[Mapping[str, str], list[Remark]]:
+            nonlocal placement
             unified = unify_quantizers(placed, used, _Refusal(found, seen, options, observers))
             names.update(unified.names)
-            return unified.names, _remarks(unified)
+            placement = with_conflicts(placement, unified, used)
+            return unified.names, [join.remark for join in unified.joins]
 
         fitted = fit_program(program, calibration, options, observers=observers, unify=unify, progress=tell)
         tell("emit")
@@ -187,15 +190,6 @@ class _Refusal:
         observer = observer_of(self._observers.get(name, self._options.observer))
         grid = self._found[name].grid(power_of_two=self._options.power_of_two)
         return grid.parameters(*observer(seen, grid))
-
-
-def _remarks(unified: Unified) -> list[Remark]:
-    return [
-        Remark(
-            "unified" if join.is_joined else "apart", "unify-quantizers", join.location, str(join), reason=join.reason
-        )
-        for join in unified.joins
-    ]
 
 
 @contextmanager

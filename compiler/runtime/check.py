@@ -20,10 +20,11 @@ from compiler.onnx.writer import OnnxModel
 from compiler.runtime.boundaries import Difference, Reference, cut, differences, reference_of
 from compiler.runtime.engines import Engine, EngineError, checked_threads, engine_class
 from compiler.runtime.kernels import Kernel, kernels_of, promised_nodes
-from compiler.runtime.limits import check_arithmetic
+from compiler.runtime.limits import check_limits
 from compiler.runtime.module import file_of
 from ir.errors import GraphwrightError, InputError
 from ir.program import Program
+from ir.types import TensorType
 
 _ROUNDS = 5
 _NO_VNNI = (
@@ -117,7 +118,7 @@ class CheckReport:
         """Whether every engine computes what the file says: no part of it is `apart`."""
         return not any(each.apart for each in self.engines.values())
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the report as JSON."""
         return {name: _as_json(each) for name, each in self.engines.items()}
 
@@ -208,8 +209,8 @@ def check_in_engines(
         given = _flat(program, () if inputs is None else inputs, kwargs or {})
     threads = checked_threads(threads)
     written = onnx_model(program, module)
-    for name in classes:
-        check_arithmetic(name, written.program)
+    for name, cls in classes.items():
+        check_limits(name, cls.limits, written.program)
     reference = reference_of(program, _on_cpu(current_weights(program, module)), given)
     plain = None if source is None else onnx_model(*source)
     truth = None
@@ -256,16 +257,29 @@ def _flat(
 ) -> tuple[torch.Tensor, ...]:
     """Return the tensors of a call, in the order of the graph's inputs."""
     convention = program.convention
-    args = (args,) if isinstance(args, torch.Tensor) else args
-    leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+    given = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+    leaves, spec = pytree.tree_flatten((given, dict(kwargs)))
     places = convention.inputs
     if len(leaves) != len(places) or (convention.in_spec is not None and spec != convention.in_spec):
         raise InputError(
             "the inputs are not passed as in the call that the model was transformed with",
             remedy="give `inputs=` and `kwargs=` the structure of the example inputs",
         )
-    found = {place.value: leaf for place, leaf in zip(places, leaves, strict=True) if place.value is not None}
-    return tuple(found[number].detach().cpu() for number in range(len(program.graph.inputs)))
+    found: dict[int, torch.Tensor] = {}
+    for place, leaf in zip(places, leaves, strict=True):
+        if place.value is None:
+            continue
+        type_ = program.graph.inputs[place.value].type
+        if not isinstance(leaf, torch.Tensor) or (isinstance(type_, TensorType) and leaf.dtype != type_.dtype):
+            what = f"of {leaf.dtype}" if isinstance(leaf, torch.Tensor) else f"a {type(leaf).__name__}"
+            raise InputError(
+                f"the input `{place.name}` is {what}, and the model was transformed with {type_}",
+                remedy=f"pass a tensor of that dtype: `torch.as_tensor({place.name}, dtype={type_.dtype})`"
+                if isinstance(type_, TensorType)
+                else "pass a tensor",
+            )
+        found[place.value] = leaf.detach().cpu()
+    return tuple([found[number] for number in range(len(program.graph.inputs))])
 
 
 def _check(

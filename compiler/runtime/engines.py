@@ -13,6 +13,14 @@ import attrs
 import torch
 
 from compiler.extras import import_extra
+from compiler.runtime.limits import (
+    FLOAT64_IN_32_BITS,
+    INTEGERS_IN_32_BITS,
+    NO_ANTIALIASING,
+    ROUNDED_REMAINDERS,
+    SATURATED_BYTES,
+    Limit,
+)
 from ir.errors import GraphwrightError, InputError
 
 MODEL = "model.onnx"
@@ -76,6 +84,10 @@ class Engine:
 
     name = ""
     precisions: tuple[str, ...] = ("f32",)
+    limits: tuple[Limit, ...] = ()
+    """What it computes otherwise than PyTorch does."""
+    narrowed: Mapping[torch.dtype, torch.dtype] = MappingProxyType({})
+    """dtype -> the narrower one that it computes in: inputs must fit that."""
 
     def __init__(self, file: OnnxFile, threads: int, precision: str) -> None:
         raise NotImplementedError
@@ -179,6 +191,8 @@ class OpenVino(Engine):
 
     name = "openvino"
     precisions = ("f32", "bf16", "f16")
+    limits = (FLOAT64_IN_32_BITS, SATURATED_BYTES, ROUNDED_REMAINDERS, NO_ANTIALIASING, INTEGERS_IN_32_BITS)
+    narrowed = MappingProxyType({torch.int64: torch.int32, torch.uint64: torch.int32})
 
     def __init__(self, file: OnnxFile, threads: int, precision: str) -> None:
         self._openvino = import_extra("openvino")
@@ -209,11 +223,11 @@ class OpenVino(Engine):
             request = self.compiled.create_infer_request()
         for place, tensor in zip(self._places, inputs, strict=True):
             if place is not None:
-                request.set_input_tensor(place, self._openvino.Tensor(_array(tensor), shared_memory=True))
+                request.set_input_tensor(place, self._bound(tensor))
         found: list[torch.Tensor] = []
         for number, given in enumerate(outputs):
             if given is not None:
-                request.set_output_tensor(number, self._openvino.Tensor(_array(given), shared_memory=True))
+                request.set_output_tensor(number, self._bound(given))
         request.infer()
         for number, given in enumerate(outputs):
             if given is None:
@@ -221,6 +235,13 @@ class OpenVino(Engine):
             found.append(given)
         self._free.append(request)
         return found
+
+    def _bound(self, tensor: torch.Tensor) -> Any:
+        """Return the memory of a tensor as one of the plugin's."""
+        if tensor.dtype == torch.bfloat16:  # which NumPy does not have
+            memory = tensor.view(torch.uint16).numpy()
+            return self._openvino.Tensor(memory, self._openvino.Shape([*tensor.shape]), self._openvino.Type.bf16)
+        return self._openvino.Tensor(tensor.numpy(), shared_memory=True)
 
 
 ENGINES: Mapping[str, type[Engine]] = MappingProxyType({each.name: each for each in (OnnxRuntime, OpenVino)})

@@ -19,7 +19,7 @@ from compiler.onnx.files import onnx_model, save_model, serialized
 from compiler.onnx.traced import outputs_of
 from compiler.onnx.writer import OnnxModel
 from compiler.runtime.engines import MODEL, Engine, EngineError, OnnxFile, checked_threads, engine_class
-from compiler.runtime.limits import check_arithmetic, narrowed
+from compiler.runtime.limits import check_limits
 from ir.attributes import Ref
 from ir.core import Graph, Operation, Value
 from ir.errors import GraphwrightError, InputError
@@ -112,12 +112,15 @@ class EngineModule(nn.Module):
                 f"the input `{name}` is {kind}, and an engine runs on plain tensors: it cannot be traced or exported",
                 remedy="trace the module that `transform` returned, `result.model`",
             )
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            what = "on the meta device" if tensor.is_meta else f"of layout {tensor.layout}"
+            raise InputError(f"the input `{name}` is {what}", remedy="pass a dense tensor with data: `x.to_dense()`")
         if tensor.dtype != dtype or tensor.device.type != "cpu":
             raise InputError(
                 f"the input `{name}` is {tensor.dtype} on {tensor.device}, and the file takes {dtype} on the CPU",
                 remedy=f"pass `{name}.to('cpu', {dtype})`",
             )
-        narrow = narrowed(self.engine_name).get(dtype)
+        narrow = self.engine.narrowed.get(dtype)
         if narrow is not None and tensor.numel():
             low, high = map(int, torch.aminmax(tensor))
             if low < torch.iinfo(narrow).min or high > torch.iinfo(narrow).max:
@@ -197,7 +200,7 @@ def to_runtime(
         )
     threads = checked_threads(threads)
     written = onnx_model(program, module)
-    check_arithmetic(engine, written.program)
+    check_limits(engine, cls.limits, written.program)
     call = EngineModule(file_of(written), signature_of(written), engine, threads, precision)
     try:
         _ = call.engine  # what the engine refuses is refused now

@@ -98,9 +98,14 @@ def module_of(meta: Mapping[str, Any]) -> tuple[str, str]:
     path, class_ = next(reversed(stack.values()))
     if path.startswith("_empty_nn_module_stack"):
         return "", ""
+    return plain_path(path), class_path(class_)
+
+
+def plain_path(path: str) -> str:
+    """Return the path of a module as in `named_modules()`, given that of a trace."""
     if "@" in path:
         path = _REPEAT.sub("", path)
-    return path.removeprefix("L__self__.").removeprefix("L['self']."), class_path(class_)
+    return path.removeprefix("L__self__.").removeprefix("L['self'].")
 
 
 def class_path(class_: type | str) -> str:

@@ -27,7 +27,7 @@ place has no ranges to run with. `tests/properties/test_quantizers.py` places, j
 
 VARIANTS = ("inflated", "reordered", "modules")
 """Words before a pipeline: on programs to which rules were applied in reverse; with rules and conversions in other
-orders; on whole modules, through both captures."""
+orders and in drawn scopes; on whole modules, through both captures."""
 
 
 def resolve(target: str) -> Target:

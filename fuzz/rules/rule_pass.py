@@ -33,6 +33,6 @@ class ApplyRules(Pass):
         """Apply the rules and record what they did."""
         index = index_of(self.rules)
         if all(rule.is_fusion for rule in self.rules):
-            run_sweep(program, index, context.log)
+            run_sweep(program, index, context.log, scope=self.scope)
         else:
-            run_worklist(program, index, context.log, record=True)
+            run_worklist(program, index, context.log, record=True, scope=self.scope)

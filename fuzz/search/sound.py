@@ -21,7 +21,7 @@ from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.programs.erasure import erase_types
 from fuzz.programs.strategy import draw_inputs, programs
 from fuzz.rules.instances import Instance, expanded_pattern, instances
-from fuzz.rules.orders import ORDERS, InOrder
+from fuzz.rules.orders import ORDERS, InOrder, demanded
 from fuzz.rules.reverse import Inflated
 from fuzz.rules.rule_pass import ApplyRules, index_of
 from fuzz.search.canonical import TRIED, fires_on_none, hold_canonical, meets_canonical
@@ -41,7 +41,7 @@ from passes.manager.manager import Pass
 from passes.rewrite.pattern import Pattern, instantiate, missing_method
 from passes.rewrite.remarks import GraphwrightWarning
 
-_NUMBERS = st.integers(0, ORDERS - 1)
+_NUMBERS = st.integers(0, 2 * ORDERS - 1)
 _SHRINKING = 60.0
 """Seconds for shrinking a counterexample."""
 _ROUNDS, _EACH_ROUND = 10, 100
@@ -61,7 +61,7 @@ class Target:
     on: st.SearchStrategy[Any] | None = None
     """The strategy for its programs; None for the default one."""
     orders: bool = False
-    """Whether its rules and its independent passes are tried in drawn orders."""
+    """Whether its rules and its independent passes are tried in drawn orders and scopes."""
 
     @classmethod
     def of(cls, subject: Any, properties: Properties | None = None) -> Target:
@@ -135,7 +135,7 @@ def assert_sound(
             through both captures.
         properties: the properties that must hold; by default equal bits for exact rules, and rounding for others.
         settings: of hypothesis; the active profile by default.
-        orders: whether rules and independent passes are also tried in other orders.
+        orders: whether rules and independent passes are also tried in other orders, and in drawn scopes.
 
     Returns:
         Statistics: how often each rule fired and was refused, and alternatives that never fired.
@@ -322,7 +322,7 @@ def search(
 
     def held(pass_: Pass, case: AnyCase, program: Program | None = None) -> Outcome:
         try:
-            return judge(pass_, case, target.properties, program)
+            return judge(pass_, case, demanded(target.properties, pass_), program)
         except Finding as finding:
             last[:] = [(case, finding, pass_)]
             since.append(time.monotonic())

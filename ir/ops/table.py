@@ -155,6 +155,8 @@ def _arithmetic() -> None:
         _unary(),
     )
     _synonyms("special_erf=erf special_expit=sigmoid", _unary(), _ELEMENTWISE)
+    _synonyms("special_expm1=expm1 special_log1p=log1p special_exp2=exp2", _unary(), _ELEMENTWISE)
+    _synonyms("arcsin=asin arccos=acos arctan=atan arcsinh=asinh arccosh=acosh arctanh=atanh", _unary(), _ELEMENTWISE)
     _synonyms("negative=neg absolute=abs fix=trunc")
     _rows("logit round.decimals", elementwise.nary)
     _rows("bitwise_not", elementwise.nary, inverse="aten.bitwise_not")
@@ -182,6 +184,7 @@ def _arithmetic() -> None:
     # not commutative: of 0.0 and -0.0 they return one by its position
     _rows("maximum minimum max.other min.other fmax fmin", elementwise.binary)
     _rows("atan2 hypot remainder.Tensor fmod.Tensor", elementwise.binary)
+    _synonyms("arctan2=atan2", elementwise.binary, _ELEMENTWISE)
     _rows("rsub.Tensor", elementwise.binary, _ELEMENTWISE, spelled="aten.sub.Tensor", **_FRESH)
     _rows("floor_divide", elementwise.binary, _ELEMENTWISE)
     _rows("copysign.Tensor xlogy.Tensor heaviside lerp.Scalar lerp.Tensor addcmul addcdiv", elementwise.nary)

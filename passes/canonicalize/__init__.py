@@ -54,7 +54,7 @@ class ApplyCanonicalRules(Pass):
     @override
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the rules with a worklist; no record is kept of what they did."""
-        run_worklist(program, _index(self.rules), context.log)
+        run_worklist(program, _index(self.rules), context.log, scope=self.scope)
 
 
 @attrs.frozen

@@ -34,7 +34,7 @@ class DropOpaqueIdentities(Pass):
         """Run once over the program."""
         rewriter = Rewriter(program)
         for op in list(program.graph.operations()):
-            if op.opdef is not OPAQUE:
+            if op.opdef is not OPAQUE or not self.scope.holds(op):
                 continue
             replacement = _returned_operand(op, program.opaques.get(op.attributes["callee"]))
             if replacement is not None:

@@ -17,6 +17,7 @@ from ir.types import types_agree
 from passes.manager.manager import Pass, PassContext
 from passes.rewrite.effects import is_mergeable, reads_written
 from passes.rewrite.rewriter import Rewriter
+from passes.rewrite.scope import EVERYWHERE, Scope
 
 
 @attrs.frozen
@@ -28,11 +29,11 @@ class EliminateCommonSubexpressions(Pass):
     @override
     def run(self, program: Program, context: PassContext) -> None:
         """Run once over the program: operands are merged before their users."""
-        eliminate_common_subexpressions(program)
+        eliminate_common_subexpressions(program, self.scope)
 
 
-def eliminate_common_subexpressions(program: Program) -> int:
-    """Merge equal pure operations; return the number of operations removed.
+def eliminate_common_subexpressions(program: Program, scope: Scope = EVERYWHERE) -> int:
+    """Merge equal pure operations in a scope; return the number of operations removed.
 
     Two values that escape stay two. What `train()` may change (dropout, BatchNorm) is never merged, and fused regions
     are not either.
@@ -41,7 +42,7 @@ def eliminate_common_subexpressions(program: Program) -> int:
     seen: dict[Any, Operation] = {}
     count = 0
     for op in program.graph.operations():
-        if not op.results or not is_mergeable(op):
+        if not op.results or not is_mergeable(op) or not scope.holds(op):
             continue
         key = operation_key(op)
         earlier = seen.setdefault(key, op)

@@ -11,6 +11,7 @@ from ir.data_sizes import NamedSizes
 from ir.program import Program, WeightKind
 from passes.manager.manager import Pass, PassContext
 from passes.rewrite.effects import is_effectless
+from passes.rewrite.scope import EVERYWHERE, Scope
 
 
 @attrs.frozen
@@ -24,15 +25,17 @@ class EliminateDeadCode(Pass):
     @override
     def run(self, program: Program, context: PassContext) -> None:
         """Run once, from the end to the start."""
-        eliminate_dead_code(program, inference=self.inference)
+        eliminate_dead_code(program, inference=self.inference, scope=self.scope)
 
 
-def eliminate_dead_code(program: Program, *, inference: bool = False) -> None:
-    """Erase dead operations, unused constants and what folding made in vain.
+def eliminate_dead_code(program: Program, *, inference: bool = False, scope: Scope = EVERYWHERE) -> None:
+    """Erase dead operations in a scope, unused constants and what folding made in vain.
 
     The module's own parameters and buffers stay, used or not.
     """
-    _sweep(program, inference)
+    _sweep(program, inference, scope)
+    if not scope.holds_placeless:
+        return
     derived = [weight.derivation for weight in program.weights.values() if weight.derivation is not None]
     sources = {name for derivation in derived for name in derivation.sources}
     unused = [
@@ -48,14 +51,15 @@ def eliminate_dead_code(program: Program, *, inference: bool = False) -> None:
         program.graph.revision += 1
 
 
-def _sweep(program: Program, inference: bool) -> None:
+def _sweep(program: Program, inference: bool, scope: Scope) -> None:
     graph = program.graph
     sizes = NamedSizes(program)
     op = graph.last
     while op is not None:
         before = op.prev
         unused = op is not graph.return_op and all(result.is_unused for result in op.results)
-        if unused and (is_effectless(op) or (inference and op.is_pure)) and not sizes.needs(op):
+        removable = is_effectless(op) or (inference and op.is_pure)
+        if unused and removable and not sizes.needs(op) and scope.holds(op):
             graph.erase(op)
         else:
             sizes.keep(op)

@@ -181,4 +181,4 @@ class FoldBatchNorm(Pass):
     @override
     def run(self, program: Program, context: PassContext) -> None:
         """Apply the rule everywhere, to norms behind norms as well."""
-        run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True)
+        run_worklist(program, RuleIndex([FoldBatchNormPattern()]), context.log, record=True, scope=self.scope)

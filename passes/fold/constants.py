@@ -53,7 +53,10 @@ class FoldConstants(Pass):
         known: dict[Value, _Constant] = {}
         followers: dict[Value, bool | None] = {}
         folded: list[Operation] = []
+        scope = self.scope
         for op in program.graph.operations():
+            if not scope.holds(op):
+                continue
             constants = _fold(op, known, followers)
             if constants is not None:
                 known.update(zip(op.results, constants, strict=True))

@@ -33,7 +33,7 @@ class FoldParameterViews(Pass):
         rewriter = Rewriter(program)
         for op in program.graph.operations():
             is_view = op.opdef.layout in (Layout.RESHAPE, Layout.PERMUTE) and not op.opdef.facts.spelled
-            if not is_view or len(op.operands) != 1:
+            if not is_view or len(op.operands) != 1 or not self.scope.holds(op):
                 continue  # with more, sizes are computed at run time
             source = op.operands[0]
             weight = weight_of(source)

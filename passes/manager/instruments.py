@@ -22,7 +22,7 @@ class Timing(Instrument):
     """Sums the seconds of each pass. Managers are not counted, their passes are.
 
     Attributes:
-        seconds: wall time by the name of the pass.
+        seconds: wall time by the label of the pass, or its name.
     """
 
     seconds: Counter[str] = attrs.field(factory=Counter)
@@ -30,7 +30,7 @@ class Timing(Instrument):
     @override
     def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
         if not isinstance(pass_, PassManager):
-            self.seconds[pass_.name] += result.seconds  # type: ignore[assignment]
+            self.seconds[pass_.title] += result.seconds  # type: ignore[assignment]
 
     def __str__(self) -> str:
         total = sum(self.seconds.values()) or 1.0
@@ -61,8 +61,8 @@ class Statistics(Instrument):
 
     @override
     def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
-        self.runs[pass_.name] += 1
-        self.changes[pass_.name] += result.changed
+        self.runs[pass_.title] += 1
+        self.changes[pass_.title] += result.changed
         self.after_counts = count_operations(program)
 
 
@@ -99,7 +99,7 @@ class DumpIR(Instrument):
         """
         if not result.changed or isinstance(pass_, PassManager):
             return
-        title = f"{self.number:03d}-{pass_.name}"
+        title = f"{self.number:03d}-{pass_.title}"
         self.number += 1
         text = print_program(program)
         if callable(self.target):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import attrs
 from typing_extensions import override
@@ -15,17 +14,16 @@ from typing_extensions import override
 from ir.errors import DidNotConverge, GraphwrightError, InputError, PassError
 from ir.program import Program
 from ir.verify import verify
-from passes.manager.options import check_option, format_options, takes_passes
+from passes.manager.arguments import by_name, name_of, shown, tuple_of
+from passes.manager.editing import edited
+from passes.manager.options import KEYS, check_label, check_option, format_options, takes_passes
+from passes.manager.outside import Outside
 from passes.manager.text import PipelineParser
 from passes.rewrite.driver import RewriteLog
 from passes.rewrite.faults import raised_at
 from passes.rewrite.pattern import Pattern
 from passes.rewrite.remarks import GraphwrightWarning
-
-# What pipeline text can spell.
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
-
-_T = TypeVar("_T")
+from passes.rewrite.scope import EVERYWHERE, Key, Scope, as_keys
 
 
 @attrs.define(eq=False)
@@ -36,11 +34,13 @@ class PassContext:
         log: what rules did and what they say.
         instruments: told before and after each pass.
         results: an entry for each pass that ran, in order.
+        scope: what the managers around the pass leave to it; a pass asks its own `scope`, which lies in this one.
     """
 
     log: RewriteLog = attrs.field(factory=RewriteLog)
     instruments: tuple[Instrument, ...] = ()
     results: list[PassResult] = attrs.field(factory=list)
+    scope: Scope = EVERYWHERE
 
 
 @attrs.frozen
@@ -53,6 +53,7 @@ class PassResult:
         seconds: wall time.
         operations_before: number of operations before it.
         operations_after: number of operations after it.
+        label: its label, if it has one.
     """
 
     name: str
@@ -60,6 +61,7 @@ class PassResult:
     seconds: float
     operations_before: int
     operations_after: int
+    label: str = ""
 
 
 class Instrument:
@@ -77,20 +79,42 @@ class Pass:
     """One pass: a frozen record with a kebab-case `name`, its options as fields, and `run`.
 
     Subclass it with `@attrs.frozen`; override `run`, and `requires`/`ensures` where there is something to demand of
-    the program before, or to promise of it after.
+    the program before, or to promise of it after. It changes only operations that `self.scope.holds`.
 
     Attributes:
         name: its name in pipeline text and reports: `fold-batch-norm`.
+        whole: why it takes no scope; empty where it does.
+        only: what it may change: globs of module paths, classes of modules, predicates of operations; empty for all.
+        skip: what it may not, though `only` means it.
+        label: tells it from others of its name, in edits and reports.
     """
 
     name: ClassVar[str] = ""
     is_for_inference: ClassVar[bool] = False
     """Whether it assumes that the program will never train."""
+    whole: ClassVar[str] = ""
+    only: tuple[Key, ...] = attrs.field(default=(), converter=as_keys, kw_only=True, metadata=KEYS)
+    skip: tuple[Key, ...] = attrs.field(default=(), converter=as_keys, kw_only=True, metadata=KEYS)
+    label: str = attrs.field(default="", kw_only=True, validator=check_label)
+    bound_scope: Scope | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
+    """Set by the runner: its scope within those of the managers around it."""
 
     def __attrs_post_init__(self) -> None:
-        _name_of(type(self))
+        name_of(type(self))
         for field in attrs.fields(type(self)):
             check_option(self, field)
+        if self.whole and (self.only or self.skip):
+            raise InputError(f"pass `{self.name}` takes no scope: {self.whole}", remedy="leave out `only` and `skip`")
+
+    @property
+    def scope(self) -> Scope:
+        """The operations that it may change."""
+        return Scope(self.only, self.skip) if self.bound_scope is None else self.bound_scope
+
+    @property
+    def title(self) -> str:
+        """Its label, or else its name."""
+        return self.label or self.name
 
     def run(self, program: Program, context: PassContext) -> None:
         """Change the program in place.
@@ -115,21 +139,6 @@ class Pass:
         return f"{self.name}{format_options(self)}"
 
 
-def _name_of(cls: type[Pass]) -> str:
-    """Return the name of a pass class.
-
-    Raises:
-        InputError: when it has none, or one that pipeline text could not spell.
-    """
-    if isinstance(cls.name, str) and _NAME.fullmatch(cls.name):
-        return cls.name
-    what = f"the name {cls.name!r}, which is not a word of letters, digits and `-`" if cls.name else "no name"
-    raise InputError(
-        f"the pass class {cls.__qualname__} has {what}",
-        remedy='give it a kebab-case one: `name: ClassVar[str] = "my-pass"`',
-    )
-
-
 def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
     """Run one pass under its contract and the instruments.
 
@@ -137,8 +146,12 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
         PassError: when the pass breaks its contract, or raised something that is not a GraphwrightError.
         GraphwrightError: whatever the pass raised, with a note that names the pass.
     """
+    running, scope = pass_, EVERYWHERE
+    if pass_.only or pass_.skip or not context.scope.is_everywhere:
+        scope = Scope(pass_.only, pass_.skip).bound(context.log.modules).within(context.scope)
+        running, context = attrs.evolve(pass_, bound_scope=scope), attrs.evolve(context, scope=scope)
     with _guarded(pass_, program):
-        reason = pass_.requires(program)
+        reason = running.requires(program)
     if reason is not None:
         raise PassError(f"pass `{pass_.name}` cannot run: {reason}", location=program.location)
     for instrument in context.instruments:
@@ -147,17 +160,25 @@ def run_pass(pass_: Pass, program: Program, context: PassContext) -> PassResult:
     graph = program.graph
     revision, before, start = graph.revision, graph.num_operations, time.perf_counter()
     with _guarded(pass_, program):
-        returned = pass_.run(program, context)  # type: ignore[func-returns-value]
+        outside = Outside.of(program, scope)
+        returned = running.run(program, context)  # type: ignore[func-returns-value]
     seconds = time.perf_counter() - start
     if returned is not None:
         raise PassError(
             f"pass `{pass_.name}` returned {returned!r}", remedy="change the program in place, return nothing"
         )
+    touched = outside.touched(program)
+    if touched is not None:
+        raise PassError(
+            f"pass `{pass_.name}` {touched}, which its scope leaves out ({scope})",
+            location=program.location,
+            remedy="let it change only operations that `self.scope.holds(op)`",
+        )
     with _guarded(pass_, program):
-        reason = pass_.ensures(program)
+        reason = running.ensures(program)
     if reason is not None:
         raise PassError(f"pass `{pass_.name}` broke its promise: {reason}", location=program.location)
-    result = PassResult(pass_.name, graph.revision != revision, seconds, before, graph.num_operations)
+    result = PassResult(pass_.name, graph.revision != revision, seconds, before, graph.num_operations, pass_.label)
     context.results.append(result)
     for instrument in context.instruments:
         with _blamed(instrument, "after", pass_):
@@ -201,52 +222,11 @@ def _blamed(instrument: Instrument, when: str, pass_: Pass) -> Iterator[None]:
 
 
 def _tuple_of_passes(passes: Iterable[Pass]) -> tuple[Pass, ...]:
-    return _tuple_of(passes, Pass, "passes", "PassManager([Canonicalize(), ...])")
+    return tuple_of(passes, Pass, "passes", "PassManager([Canonicalize(), ...])")
 
 
 def _tuple_of_instruments(instruments: Iterable[Instrument]) -> tuple[Instrument, ...]:
-    return _tuple_of(instruments, Instrument, "instruments", "PassManager([...], instruments=[Timing()])")
-
-
-def _tuple_of(given: Iterable[_T], base: type[_T], what: str, example: str) -> tuple[_T, ...]:
-    # a manager is iterable, but taking it apart would lose its instruments and rounds
-    if isinstance(given, (base, type, str)) or not isinstance(given, Iterable):
-        raise InputError(f"the {what} of a manager are {_shown(given)}, not a list", remedy=f"write `{example}`")
-    entries = tuple(given)
-    for entry in entries:
-        if not isinstance(entry, base):
-            article = "an" if base is Instrument else "a"
-            raise InputError(
-                f"{_shown(entry)} is not {article} {base.__name__}",
-                remedy=f"pass instances of {base.__name__}: `{example}`",
-            )
-    return entries
-
-
-def _shown(given: object) -> str:
-    """Return the text of a wrong argument: classes and passes as the user writes them."""
-    if isinstance(given, type):
-        return f"the class {given.__name__}"
-    return f"the pass `{given}`" if isinstance(given, Pass) else repr(given)
-
-
-def _by_name(classes: Iterable[Any], base: type, key: Callable[[Any], str], argument: str) -> dict[str, type[Any]]:
-    """Return classes by name.
-
-    Raises:
-        InputError: when they are not a list of classes derived from `base`.
-    """
-    if isinstance(classes, (str, type, base)) or not isinstance(classes, Iterable):
-        raise InputError(f"`{argument}` is {_shown(classes)}, not a list of {base.__name__} classes")
-    found: dict[str, type[Any]] = {}
-    for entry in classes:
-        if not (isinstance(entry, type) and issubclass(entry, base)):
-            remedy = (
-                f"pass the class itself, `{argument}=[{type(entry).__name__}]`" if isinstance(entry, base) else None
-            )
-            raise InputError(f"{_shown(entry)} in `{argument}` is not a subclass of {base.__name__}", remedy=remedy)
-        found[key(entry)] = entry
-    return found
+    return tuple_of(instruments, Instrument, "instruments", "PassManager([...], instruments=[Timing()])")
 
 
 @attrs.frozen
@@ -254,7 +234,8 @@ class PassManager(Pass):
     """A sequence of passes, which is a pass itself.
 
     `str(manager)` is its text, `PassManager.parse(text)` the way back. The editing methods return new managers; they
-    find passes by name, in nested managers too, but not in those that make their passes themselves.
+    find passes by name or label, in nested managers too, but not in those that make their passes themselves. A position
+    tells those of one name apart: `fuse[1]` is the second, `fuse[-1]` the last.
 
     Attributes:
         passes: run in this order.
@@ -284,14 +265,15 @@ class PassManager(Pass):
         return iter(self.passes)
 
     def __str__(self) -> str:
-        return ",".join(map(str, self.passes))
+        passes, options = ",".join(map(str, self.passes)), format_options(self)
+        return f"{self.name}({passes}){options}" if options else passes
 
     def with_instruments(self, *instruments: Instrument) -> Self:
         """Return this manager with more instruments."""
         return attrs.evolve(self, instruments=(*self.instruments, *instruments))
 
     def insert_before(self, name: str, *passes: Pass) -> Self:
-        """Return a manager with `passes` before every pass called `name`.
+        """Return a manager with `passes` before each pass that `name` means.
 
         Raises:
             InputError: when there is none.
@@ -299,7 +281,7 @@ class PassManager(Pass):
         return self._edit(name, lambda found: (*passes, found))
 
     def insert_after(self, name: str, *passes: Pass) -> Self:
-        """Return a manager with `passes` after every pass called `name`.
+        """Return a manager with `passes` after each pass that `name` means.
 
         Raises:
             InputError: when there is none.
@@ -307,7 +289,7 @@ class PassManager(Pass):
         return self._edit(name, lambda found: (found, *passes))
 
     def replace(self, name: str, *passes: Pass) -> Self:
-        """Return a manager with `passes` in place of every pass called `name`.
+        """Return a manager with `passes` in place of each pass that `name` means.
 
         Raises:
             InputError: when there is none.
@@ -315,7 +297,7 @@ class PassManager(Pass):
         return self._edit(name, lambda found: passes)
 
     def without(self, name: str) -> Self:
-        """Return a manager without the passes called `name`.
+        """Return a manager without the passes that `name` means.
 
         Raises:
             InputError: when there is none.
@@ -328,35 +310,44 @@ class PassManager(Pass):
         Raises:
             InputError: when the manager makes its passes itself.
         """
-        return self._with_passes((*self.passes, *passes))
+        return self.with_passes((*self.passes, *passes))
 
-    def _edit(self, name: str, edit: Callable[[Pass], Sequence[Pass]]) -> Self:
-        result, count = self._edited(name, edit)
-        if not count:
-            raise InputError(f"there is no pass named {name!r} in `{self}`", remedy="`print(manager)` shows the names")
-        return result
+    def with_scope(self, name: str, *, only: Any = (), skip: Any = ()) -> Self:
+        """Return a manager in which the passes that `name` means change nothing outside of a scope.
 
-    def _edited(self, name: str, edit: Callable[[Pass], Sequence[Pass]]) -> tuple[Self, int]:
-        passes: list[Pass] = []
-        count = 0
-        for pass_ in self.passes:
-            if pass_.name == name:
-                passes.extend(edit(pass_))
-                count += 1
-            elif isinstance(pass_, PassManager) and takes_passes(type(pass_)):
-                inner, found = pass_._edited(name, edit)
-                passes.append(inner)
-                count += found
-            else:
-                passes.append(pass_)
-        return self._with_passes(passes), count
+        Args:
+            name: a name, a label, or either with a position.
+            only: what they may change: globs of module paths, classes of modules, predicates; one, or a list.
+            skip: what they may not, though `only` means it; in addition to what they skip already.
 
-    def _with_passes(self, passes: Sequence[Pass]) -> Self:
+        Raises:
+            InputError: when there is no such pass, it has an `only` already, or a key of the scope is none.
+        """
+        given = Scope(only, skip)
+
+        def narrowed(found: Pass) -> tuple[Pass]:
+            if given.only and found.only:
+                raise InputError(
+                    f"`{found}` has an `only` already", remedy=f"use `replace({name!r}, ...)` with another pass"
+                )
+            return (attrs.evolve(found, only=given.only or found.only, skip=(*found.skip, *given.skip)),)
+
+        return self._edit(name, narrowed)
+
+    def with_passes(self, passes: Iterable[Pass]) -> Self:
+        """Return this manager with other passes in place of its own.
+
+        Raises:
+            InputError: when the manager makes its passes itself.
+        """
         if not takes_passes(type(self)):
             raise InputError(
                 f"the passes of `{self}` are its own", remedy=f"edit `PassManager([{type(self).__name__}()])`"
             )
         return attrs.evolve(self, passes=tuple(passes))
+
+    def _edit(self, name: str, edit: Callable[[Any], Sequence[Pass]]) -> Self:
+        return edited(self, name, edit)  # type: ignore[no-any-return]
 
     @classmethod
     def parse(
@@ -378,15 +369,17 @@ class PassManager(Pass):
         """
         if not isinstance(text, str):
             raise InputError(
-                f"the text of a pipeline is {_shown(text)}, not a string",
+                f"the text of a pipeline is {shown(text)}, not a string",
                 remedy='write it out, such as `parse_pipeline("canonicalize,verify")`',
             )
-        known = _by_name(passes, Pass, _name_of, "passes")
+        known = by_name(passes, Pass, name_of, "passes")
         known.update({PassManager.name: PassManager, Fixpoint.name: Fixpoint})
-        named = _by_name(patterns, Pattern, attrgetter("__name__"), "patterns")
+        named = by_name(patterns, Pattern, attrgetter("__name__"), "patterns")
         several: dict[str, tuple[Any, ...]] = {name: (pattern,) for name, pattern in named.items()}
         several.update({name: tuple(entries) for name, entries in (lists or {}).items()})
-        return PassManager(PipelineParser(text, known, several).parse())
+        parsed = PipelineParser(text, known, several).parse()
+        # a sequence with options is written as one
+        return parsed[0] if len(parsed) == 1 and type(parsed[0]) is PassManager else PassManager(parsed)
 
 
 @attrs.frozen
@@ -430,7 +423,7 @@ class Fixpoint(PassManager):
         )
 
     def __str__(self) -> str:
-        passes = f"({PassManager.__str__(self)})" if takes_passes(type(self)) else ""
+        passes = f"({','.join(map(str, self.passes))})" if takes_passes(type(self)) else ""
         return f"{self.name}{passes}{format_options(self)}"
 
 
@@ -439,6 +432,7 @@ class Verify(Pass):
     """Checks the invariants of the IR."""
 
     name: ClassVar[str] = "verify"
+    whole: ClassVar[str] = "it looks at all of the program, and changes nothing"
 
     @override
     def run(self, program: Program, context: PassContext) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,18 @@ import attrs
 
 from ir.errors import InputError, PatternError
 from passes.rewrite.pattern import Pattern, instantiate
+from passes.rewrite.scope import Scope, format_keys
 
 PATTERNS: Mapping[str, bool] = {"patterns": True}
 """Metadata of a field whose text form is a list of pattern names."""
+
+KEYS: Mapping[str, bool] = {"keys": True}
+"""Metadata of a field whose text form is a list of keys of a scope."""
+
+_OF_ALL = ("only", "skip", "label")
+"""The options that every pass has, which come last in text."""
+_NO_OPTIONS = ("passes", "instruments", "bound_scope")
+_LABEL = re.compile(r"[A-Za-z0-9_-]*")
 
 _PLAIN_OPTIONS: dict[Any, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "True or False"),
@@ -38,6 +48,18 @@ def check_option(pass_: Any, field: Any) -> None:
     )
 
 
+def check_label(pass_: Any, field: Any, label: Any) -> None:
+    """Check the label of a pass.
+
+    Raises:
+        InputError: when it is no word that pipeline text could spell.
+    """
+    if not (isinstance(label, str) and _LABEL.fullmatch(label)):
+        raise InputError(
+            f"the label of pass `{pass_.name}` is {label!r}", remedy="use a word of letters, digits, `_` and `-`"
+        )
+
+
 def takes_passes(cls: type[Any]) -> bool:
     """Whether a class is given the passes that it runs, rather than making them itself."""
     return any(field.name == "passes" and field.init for field in attrs.fields(cls))
@@ -45,13 +67,21 @@ def takes_passes(cls: type[Any]) -> bool:
 
 def options_of(cls: type[Any]) -> tuple[Any, ...]:
     """Return the fields of a class of passes that are options in text."""
-    return tuple(field for field in attrs.fields(cls) if field.init and field.name not in ("passes", "instruments"))
+    fields = {field.name: field for field in attrs.fields(cls) if field.init}
+    last = [fields[name] for name in _OF_ALL if name in fields]
+    own = [field for name, field in fields.items() if name not in (*_OF_ALL, *_NO_OPTIONS)]
+    return (*own, *last)
 
 
 def format_options(pass_: Any) -> str:
     """Return the options of a pass that are not the default, as in `{max-rounds=4}`."""
-    given = {f.name: getattr(pass_, f.name) for f in options_of(type(pass_)) if getattr(pass_, f.name) != f.default}
-    options = [f"{name.replace('_', '-')}={_format(value)}" for name, value in given.items()]
+    given = [
+        (field, value) for field in options_of(type(pass_)) if (value := getattr(pass_, field.name)) != field.default
+    ]
+    options = [
+        f"{field.name.replace('_', '-')}={format_keys(value) if field.metadata.get('keys') else _format(value)}"
+        for field, value in given
+    ]
     return f"{{{' '.join(options)}}}" if options else ""
 
 
@@ -60,11 +90,18 @@ def _format(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(_format(item) for item in value)
-    if isinstance(value, type):
-        return value.__name__
-    if isinstance(value, Pattern):
-        return value.name
-    return str(value)
+    if isinstance(value, Pattern) or (isinstance(value, type) and issubclass(value, Pattern)):
+        return _format_pattern(value)
+    return value.__name__ if isinstance(value, type) else str(value)
+
+
+def _format_pattern(pattern: Pattern | type[Pattern]) -> str:
+    """Return the name of a pattern, with the scopes that `scoped` gave it: `ConvBNPattern(skip=head)`."""
+    name, scopes = pattern.name if isinstance(pattern, Pattern) else pattern.__name__, ""
+    while "scoped_from" in vars(pattern) and pattern.scoped_from is not None:
+        scopes = f"({Scope(pattern.only, pattern.skip)}){scopes}"
+        pattern = pattern.scoped_from
+    return f"{name}{scopes}"
 
 
 def as_patterns(patterns: Sequence[type[Pattern] | Pattern]) -> tuple[type[Pattern] | Pattern, ...]:

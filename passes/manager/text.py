@@ -13,9 +13,14 @@ from ir.errors import GraphwrightError, ParseError
 from ir.spelling import known_names
 from ir.text.lexer import point_at
 from passes.manager.options import options_of, takes_passes
+from passes.rewrite.pattern import scoped
+from passes.rewrite.scope import UnreadableKeyError, parse_keys
 
 _WORD = re.compile(r"[\w-]*")
-_OPTION = re.compile(r"\S+")
+_OPTION = re.compile(r"[^\s}]+")
+_KEYS = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^\s(){}"])*')
+"""The keys of a scope; in quotes they may hold anything."""
+_PATTERN = re.compile(r"[^\s,(){}]*")
 _MAX_DEPTH = 50
 """How deep managers may be nested, far below what would overflow the stack when they are run."""
 
@@ -97,14 +102,16 @@ class PipelineParser:
             raise self._error(f"pass `{name}`: {error}", start) from error
 
     def _options(self, cls: type[Any]) -> dict[str, Any]:
-        end = self.text.find("}", self.at)
-        if end < 0:
-            raise self._error("`{` is never closed")
+        opened = self.at
         fields = {field.name.replace("_", "-"): field for field in options_of(cls)}
+        self.at += 1
         options: dict[str, Any] = {}
-        for found in _OPTION.finditer(self.text, self.at + 1, end):
-            at = found.start()
-            key, equals, value = found[0].partition("=")
+        while self._peek() != "}":
+            at = self.at
+            if at == len(self.text):
+                raise self._error("`{` is never closed", opened)
+            found = _OPTION.match(self.text, at)
+            key, equals, value = (found[0] if found is not None else "").partition("=")
             field = fields.get(key.replace("_", "-"))
             if field is None:
                 raise self._error(f"pass `{cls.name}` has no option {key!r}; {known_names(key, fields)}", at)
@@ -112,8 +119,15 @@ class PipelineParser:
                 raise self._error(f"option {key!r} has no value: write `{key}=...`, without spaces", at)
             if field.name in options:
                 raise self._error(f"option {key!r} is given twice", at)
-            options[field.name] = self._option(field, value, at + len(key) + 1)
-        self.at = end + 1
+            self.at += len(key) + 1
+            if field.metadata.get("keys"):
+                options[field.name] = self._keys()
+            elif field.metadata.get("patterns"):
+                options[field.name] = self._pattern_names()
+            else:
+                options[field.name] = self._option(field, value, self.at)
+                self.at += len(value)
+        self.at += 1
         return options
 
     def _option(self, field: Any, text: str, at: int) -> Any:
@@ -128,18 +142,56 @@ class PipelineParser:
         except (KeyError, ValueError):
             wanted = "`true` or `false`" if isinstance(default, bool) else f"of type {type(default).__name__}"
             raise self._error(f"option {field.name.replace('_', '-')!r}: {text!r} is not {wanted}", at) from None
-        if field.metadata.get("patterns"):
-            return self._pattern_names(text, at)
         if isinstance(default, tuple):
             return tuple(part for part in text.split(",") if part)
         return text
 
-    def _pattern_names(self, text: str, at: int) -> tuple[Any, ...]:
+    def _keys(self) -> tuple[str, ...]:
+        """Read the keys of a scope."""
+        start = self.at
+        text = _KEYS.match(self.text, start)[0]  # type: ignore[index]
+        self.at += len(text)
+        try:
+            if self.text.startswith('"', self.at):
+                raise UnreadableKeyError("the quote is never closed", len(text))
+            if not text:
+                raise UnreadableKeyError("expected a glob of module paths, or `class:` and a name", 0)
+            return parse_keys(text)
+        except UnreadableKeyError as error:
+            raise self._error(error.message, start + error.at) from None
+
+    def _pattern_names(self) -> tuple[Any, ...]:
+        """Read names of patterns, or of lists of them, each perhaps with scopes: `A(skip=head),B`."""
         found: list[Any] = []
-        for name in text.split(","):
-            if name:
-                if name not in self.patterns:
-                    raise self._error(f"no pattern is named {name!r}; {known_names(name, self.patterns)}", at)
-                found.extend(self.patterns[name])
-            at += len(name) + 1
-        return tuple(found)
+        while True:
+            at = self.at
+            name = _PATTERN.match(self.text, at)[0]  # type: ignore[index]
+            self.at += len(name)
+            if name and name not in self.patterns:
+                raise self._error(f"no pattern is named {name!r}; {known_names(name, self.patterns)}", at)
+            patterns = self.patterns.get(name, ())
+            while self.text.startswith("(", self.at):
+                scope = self._scope()
+                patterns = tuple([scoped(pattern, **scope) for pattern in patterns])
+            found.extend(patterns)
+            if not self.text.startswith(",", self.at):
+                return tuple(found)
+            self.at += 1
+
+    def _scope(self) -> dict[str, tuple[str, ...]]:
+        """Read the scope of a pattern: `(only=layer4.* skip=layer4.0)`."""
+        opened = self.at
+        self.at += 1
+        scope: dict[str, tuple[str, ...]] = {}
+        while self._peek() != ")":
+            key = _WORD.match(self.text, self.at)[0]  # type: ignore[index]
+            if key not in ("only", "skip") or self.text[self.at + len(key) :][:1] != "=":
+                if self.at == len(self.text):
+                    raise self._error("`(` is never closed", opened)
+                raise self._error("expected `only=`, `skip=` or `)`")
+            if key in scope:
+                raise self._error(f"{key!r} is given twice")
+            self.at += len(key) + 1
+            scope[key] = self._keys()
+        self.at += 1
+        return scope

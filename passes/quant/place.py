@@ -322,6 +322,7 @@ class PlaceQuantizers(Pass):
     """
 
     name: ClassVar[str] = "place-quantizers"
+    whole: ClassVar[str] = "its option `without` says what stays in float"
     target: str | Table = attrs.field(default="tensorrt", validator=known_table)
     without: tuple[str, ...] = attrs.field(default=(), converter=tuple)
     without_vnni: bool = False

@@ -50,6 +50,7 @@ class RemoveQuantizers(Pass):
     """Takes all Q and DQ out, and their scales and zero points: the program is in float again."""
 
     name: ClassVar[str] = "remove-quantizers"
+    whole: ClassVar[str] = "integers pass from region to region"
 
     @override
     def run(self, program: Program, context: PassContext) -> None:

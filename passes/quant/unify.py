@@ -15,6 +15,7 @@ from ir.quant.dialect import DEQUANTIZE, QUANTIZE
 from passes.manager.manager import Pass, PassContext
 from passes.quant.decide import root
 from passes.quant.parameters import Pair
+from passes.quant.place import Place, Placement
 from passes.quant.tables import Table, find_table, known_table
 from passes.rewrite.remarks import Remark
 from passes.rewrite.rewriter import Rewriter
@@ -39,6 +40,12 @@ class Join:
     location: Location
     reason: str
     is_joined: bool
+
+    @property
+    def remark(self) -> Remark:
+        """What is said of it."""
+        kind = "unified" if self.is_joined else "apart"
+        return Remark(kind, UnifyQuantizers.name, self.location, str(self), reason=self.reason)
 
     def __str__(self) -> str:
         return f"`{self.other}` {'is' if self.is_joined else 'is not'} `{self.kept}`: {self.reason}"
@@ -149,6 +156,19 @@ class _Unifier:
         return names
 
 
+def with_conflicts(placement: Placement, unified: Unified, table: Table) -> Placement:
+    """Return a placement whose places say so where an operation that should share one scale does not."""
+    apart = {join.location: join.reason for join in unified.conflicts}
+
+    def told(place: Place) -> Place:
+        row = table.find(place.site.kind)
+        if not place.is_placed or row is None or not row.shares or place.location not in apart:
+            return place
+        return attrs.evolve(place, reason=f"in integers, which are not all of one scale: {apart[place.location]}")
+
+    return attrs.evolve(placement, places=tuple(map(told, placement.places)))
+
+
 def _scales_read(op: Operation) -> Sequence[Value]:
     """Return the scales by which a region dequantizes its operands."""
     assert op.body is not None
@@ -170,11 +190,11 @@ class UnifyQuantizers(Pass):
     """
 
     name: ClassVar[str] = "unify-quantizers"
+    whole: ClassVar[str] = "integers pass from region to region, and share a scale where they do"
     target: str | Table = attrs.field(default="tensorrt", validator=known_table)
 
     @override
     def run(self, program: Program, context: PassContext) -> None:
         """Unify, and say of each pair what was joined, or why it was not."""
         for join in unify_quantizers(program, self.target).joins:
-            kind = "unified" if join.is_joined else "apart"
-            context.log.remarks.add(Remark(kind, self.name, join.location, str(join), reason=join.reason))
+            context.log.remarks.add(join.remark)

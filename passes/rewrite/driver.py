@@ -22,9 +22,10 @@ from ir.types import TensorType
 from passes.rewrite.effects import crossed_effect, is_removable
 from passes.rewrite.faults import returned_values, rule_fault, rule_raised, without_effect
 from passes.rewrite.matching import RuleIndex, Variant
-from passes.rewrite.pattern import Match, Pattern
+from passes.rewrite.pattern import Match, Pattern, unscoped
 from passes.rewrite.remarks import GraphwrightWarning, MatchRecord, OpSummary, Refusal, Remark, RemarkLog
 from passes.rewrite.rewriter import Listener, Rewriter
+from passes.rewrite.scope import EVERYWHERE, ModuleClasses, Scope
 
 _LAST_EDITS = 8
 
@@ -48,8 +49,12 @@ class RewriteLog:
     variants: Counter[tuple[str, int]] = attrs.field(factory=Counter)
     """(rule, number of the alternative of its pattern) -> rewrites."""
     hook: RewriteHook | None = None
+    veto: Callable[[Pattern, Match], str | None] | None = None
+    """Asked before each recorded rewrite; a reason keeps it from being made."""
     misses: dict[tuple[str, Location], dict[str, None]] = attrs.field(factory=dict)
     """(operator, location) -> why the near misses that the operation was part of did not fire."""
+    modules: ModuleClasses = attrs.field(factory=dict)
+    """The classes of the model's modules by path, where they are known: what a scope means by a class."""
 
 
 def summarize(op: Operation) -> OpSummary:
@@ -86,14 +91,27 @@ class _Events(Listener):
         self.replacements: Replacements = []
 
 
+@attrs.frozen
+class LeftOut(Refusal):
+    """A match that the scope leaves out, or that is switched off.
+
+    Attributes:
+        remark: the kind of the remark.
+    """
+
+    remark: str = "outside"
+
+
 class Applier:
     """Tries rules at single operations and applies the first that matches; the base of both drivers."""
 
-    def __init__(self, program: Program, log: RewriteLog, *, record: bool) -> None:
+    def __init__(self, program: Program, log: RewriteLog, *, record: bool, scope: Scope = EVERYWHERE) -> None:
         self.program = program
         self.graph = program.graph
         self.log = log
         self.record = record
+        self.scope = scope
+        self.scopes: dict[Pattern, Scope] = {}
         self.events = _Events()
         self.rewriter = Rewriter(program, (self.events,))
         self._has_data_sizes = has_data_symbols(program)
@@ -136,7 +154,9 @@ class Applier:
             raise
         except Exception as error:
             raise rule_raised(rule, "check", error, match.root.location) from error
-        if answer is None or isinstance(answer, Refusal):
+        if answer is None:
+            return self._left_out(rule, match)
+        if isinstance(answer, Refusal):
             return answer
         if not isinstance(answer, str):
             raise rule_fault(
@@ -148,6 +168,18 @@ class Applier:
             )
         return Refusal(answer)
 
+    def _left_out(self, rule: Pattern, match: Match) -> Refusal | None:
+        """Return why a match is left out: an operation is not in the scope of pass and rule, or it is switched off."""
+        scope = self.scopes.get(rule)
+        if scope is None:
+            scope = self.scopes[rule] = rule.scope.bound(self.log.modules).within(self.scope)
+        for op in () if scope.is_everywhere else match.ops or (match.root,):
+            barred = scope.bars(op)
+            if barred is not None:
+                return LeftOut(f"{op.name} at `{op.location.where}` is left out by {barred}")
+        reason = self.log.veto(rule, match) if self.record and self.log.veto is not None else None
+        return None if reason is None else LeftOut(reason, remark="off")
+
     def _miss(self, rule: Pattern, op: Operation, refusal: Refusal, involved: Sequence[Operation]) -> None:
         self.log.refusals[rule.name] += 1
         if self.record and refusal.near:
@@ -156,7 +188,8 @@ class Applier:
         if refusal.warn and rule.warns_without_shapes:
             self.log.remarks.skip(Remark("skipped", rule.name, op.location, refusal.reason, op.name))
         elif self.record and refusal.near:
-            self.log.remarks.add(Remark("missed", rule.name, op.location, refusal.reason, op.name))
+            kind = refusal.remark if isinstance(refusal, LeftOut) else "missed"
+            self.log.remarks.add(Remark(kind, rule.name, op.location, refusal.reason, op.name))
 
     def _apply(self, rule: Pattern, match: Match) -> bool:
         """Apply a rule; return whether the graph changed (returning the root's own results changes nothing)."""
@@ -193,13 +226,13 @@ class Applier:
         if finish is not None:
             finish(events.replacements)
         self._erase_dead(match.ops, replaced_by_rule=[op for op in match.ops if op in had_uses])
-        for remark in rewriter.settle_weights(rule.name):
+        for remark in rewriter.settle_weights(rule.name, self.scope.holds):
             self.log.remarks.add(remark)
         self.log.counts[rule.name] += 1
         if self.record:
             created = tuple(summarize(op) for op in events.created if op.graph is graph)
             self.log.matches.append(
-                MatchRecord(type(rule), location, replaced, created, rule.is_conversion, rule.is_fusion)
+                MatchRecord(unscoped(type(rule)), location, replaced, created, rule.is_conversion, rule.is_fusion)
             )
         return True
 
@@ -215,6 +248,8 @@ class Applier:
             if op.graph is not graph or op.opdef is RETURN or not is_unused(op):
                 continue
             if not is_removable(op) and op not in replaced_by_rule:
+                continue
+            if not (self.scope.is_everywhere or self.scope.holds(op)):
                 continue
             self.rewriter.erase(op)
             worklist.extend([v.owner for v in op._operands if v is not None and type(v.owner) is Operation])
@@ -263,15 +298,16 @@ def run_worklist(
     *,
     record: bool = False,
     max_rewrites: int | None = None,
+    scope: Scope = EVERYWHERE,
 ) -> int:
     """Apply rules until none matches; return the number of rewrites.
 
-    With `record`, rewrites and near misses are recorded in the log.
+    With `record`, rewrites and near misses are recorded in the log. Only what is in the scope is changed.
 
     Raises:
         DidNotConverge: after `max_rewrites` rewrites (by default 64 for each operation, and 1024).
     """
-    applier = Applier(program, log, record=record)
+    applier = Applier(program, log, record=record, scope=scope)
     events, target = applier.events, applier.graph
     by_root = index.by_root
     worklist: deque[Operation] = deque()
@@ -349,13 +385,13 @@ def _did_not_converge(count: int, recent: deque[tuple[Pattern, Location]], graph
     )
 
 
-def run_sweep(program: Program, index: RuleIndex, log: RewriteLog) -> int:
+def run_sweep(program: Program, index: RuleIndex, log: RewriteLog, *, scope: Scope = EVERYWHERE) -> int:
     """Apply rules once at each operation, in graph order, longest variants of all rules first; return the count.
 
     The longest pattern takes its operations before any shorter one is tried anywhere, so a short rule never breaks
-    up what a long one wants.
+    up what a long one wants. Only what is in the scope is changed.
     """
-    applier = Applier(program, log, record=True)
+    applier = Applier(program, log, record=True, scope=scope)
     order = {rule: i for i, rule in enumerate(index.rules)}
     ranked = sorted(index.variants, key=lambda v: (-v.length, order[v.rule], v.order))
     by_root: dict[Any, list[Operation]] = {}

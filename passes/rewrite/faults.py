@@ -12,7 +12,7 @@ from ir.core import Operation, Value
 from ir.errors import GraphwrightError, PatternError
 from ir.locations import Location
 from passes.rewrite.effects import is_removable
-from passes.rewrite.pattern import Pattern
+from passes.rewrite.pattern import Pattern, unscoped
 
 
 def rule_raised(rule: Pattern, method: str, error: Exception, location: Location | None = None) -> PatternError:
@@ -47,7 +47,7 @@ def source_of(rule: Pattern, method: str, error: Exception | None = None) -> str
     Where the rule inherits the method from a base class of ours, its own code is the first of what its class defines;
     the empty string when there is none.
     """
-    cls = type(rule)
+    cls = unscoped(type(rule))
     own = [code for code in map(_code_of, vars(cls).values()) if code is not None]
     defined = _code_of(inspect.getattr_static(cls, method, None))
     if defined is not None and defined not in own and not (own and defined.co_filename.startswith(_OURS)):

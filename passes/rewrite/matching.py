@@ -29,6 +29,7 @@ from passes.rewrite.pattern import (
     Pattern,
     PatternBuilder,
     missing_method,
+    unscoped,
 )
 
 
@@ -106,9 +107,10 @@ def compile_rule(rule: Pattern) -> tuple[Variant, ...]:
     if type(rule).__init__ is not object.__init__ or vars(rule):
         # it may have parameters, in slots too, and its pattern may depend on them
         return _compile(rule)
-    known = _COMPILED.get(type(rule))
+    class_ = unscoped(type(rule))
+    known = _COMPILED.get(class_)
     if known is None:
-        known = _COMPILED[type(rule)] = _compile(rule)
+        known = _COMPILED[class_] = _compile(rule)
     return tuple(attrs.evolve(variant, rule=rule) for variant in known)
 
 

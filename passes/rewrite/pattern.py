@@ -6,14 +6,16 @@ below, which can be printed, indexed by root operator, matched (`passes.rewrite.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import attrs
 
 from ir.attributes import Attribute, normalize_attribute
 from ir.builder import short_opdef
+from ir.caches import cached
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError, PatternError
 from ir.locations import Location, merge_locations
@@ -21,6 +23,7 @@ from ir.opdef import OpDef, Trait, get_opdef
 from ir.schemas import nearest_operator
 from passes.rewrite.example import Example
 from passes.rewrite.remarks import Refusal
+from passes.rewrite.scope import Key, Scope
 
 
 @attrs.frozen(eq=False)
@@ -287,6 +290,12 @@ class Pattern:
     """Whether a refusal for want of a shape is a Python warning as well as a remark."""
     examples: ClassVar[tuple[Example, ...]] = ()
     """Programs in which it fires, and near misses: tests hold it to them, and the fuzzer starts from them."""
+    only: Any = ()
+    """Where it applies: globs of module paths, classes of modules, predicates of operations; empty for everywhere."""
+    skip: Any = ()
+    """Where it does not apply, though `only` means the place."""
+    scoped_from: Pattern | type[Pattern] | None = None
+    """The pattern that `scoped` was given to make this one."""
 
     def pattern(self, p: PatternBuilder) -> Node:
         """Return the tree that the rule matches.
@@ -317,6 +326,11 @@ class Pattern:
         return type(self).__name__
 
     @property
+    def scope(self) -> Scope:
+        """The scope in which its whole match must lie, if it is to apply."""
+        return _scope_of(self)
+
+    @property
     def equation(self) -> str:
         """The first paragraph of the docstring."""
         return " ".join((type(self).__doc__ or "").strip().split("\n\n")[0].split())
@@ -327,6 +341,51 @@ class Pattern:
     def __str__(self) -> str:
         """Return the docstring and the examples."""
         return "\n\n".join([inspect.cleandoc(type(self).__doc__ or self.name), *map(str, self.examples)])
+
+
+_Scoped = TypeVar("_Scoped", bound="Pattern | type[Pattern]")
+
+
+def scoped(pattern: _Scoped, *, only: Any = (), skip: Any = ()) -> _Scoped:
+    """Return a pattern that applies only where its whole match lies in a scope (and in its own, where it has one).
+
+    Args:
+        pattern: a pattern class or object; what is returned is of the same kind, under the same name.
+        only: where it applies: globs of module paths, classes of modules, predicates of operations; one, or a list.
+        skip: where it does not, though `only` means the place.
+
+    Raises:
+        InputError: when an entry of the scope is none of these.
+        PatternError: when `pattern` is no pattern.
+    """
+    scope = Scope(only, skip)
+    if not (isinstance(pattern, Pattern) or (isinstance(pattern, type) and issubclass(pattern, Pattern))):
+        instantiate([pattern])  # raises
+    given: Any = pattern
+    if isinstance(given, type):
+        return _scoped_class(given, scope.only, scope.skip)  # type: ignore[return-value]
+    rule = copy.copy(given)
+    rule.only, rule.skip, rule.scoped_from = scope.only, scope.skip, given
+    return rule  # type: ignore[no-any-return]
+
+
+@cached()
+def _scoped_class(pattern: type[Pattern], only: tuple[Key, ...], skip: tuple[Key, ...]) -> type[Pattern]:
+    """Return a subclass in a scope: the same one for the same scope, so that pipelines compare by value."""
+    names = {name: getattr(pattern, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(pattern.__name__, (pattern,), {**names, "only": only, "skip": skip, "scoped_from": pattern})
+
+
+def _scope_of(given: Pattern | type[Pattern]) -> Scope:
+    own, before = Scope(given.only, given.skip), given.scoped_from
+    return own if before is None else own.within(_scope_of(before))
+
+
+def unscoped(pattern: type[Pattern]) -> type[Pattern]:
+    """Return the class that `scoped` was given to make this one, or the class itself."""
+    while "scoped_from" in vars(pattern) and isinstance(pattern.scoped_from, type):
+        pattern = pattern.scoped_from
+    return pattern
 
 
 def missing_method(rule: Pattern, method: str) -> PatternError:

@@ -37,6 +37,14 @@ def broken():
 
 def nothing():
     return []
+
+def breaks(model):
+    for x in loader():
+        model(x.view(-1, 5))
+
+def yields():
+    yield loader()[0]
+    raise KeyError("no more")
 """
 
 
@@ -79,6 +87,9 @@ def test_a_file_for_an_engine(net, capsys):
     assert run(*arguments, "--save", "net.onnx", "--dynamic-batch", "--without-vnni", "--check") == 0
     assert Path("net.onnx").stat().st_size > 500
     assert "onnxruntime" in capsys.readouterr().out.partition("saved net.onnx")[2]
+    assert run(*arguments, "--without-vnni", "--check", "--json", "-") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["places"] and report["check"]["onnxruntime"]["apart"] == []
 
 
 @pytest.mark.parametrize(
@@ -95,6 +106,9 @@ def test_a_file_for_an_engine(net, capsys):
         (["--calibration", "net_of_test.py:loader", "--save", "no/net.onnx"], 2, "there is no folder"),
         (["--calibration", "net_of_test.py:lader"], 1, "has no 'lader'"),
         (["--calibration", "net_of_test.py:broken"], 1, "net_of_test.py:broken raised OSError: no images"),
+        (["--calibration", "net_of_test.py:breaks"], 1, "RuntimeError: shape '[-1, 5]' is invalid"),
+        (["--calibration", "net_of_test.py:breaks"], 1, "net_of_test.py:28"),
+        (["--calibration", "net_of_test.py:yields"], 1, "KeyError: 'no more' at"),
         (["--calibration", "net_of_test.py:nothing"], 1, "the calibration data is empty"),
         (["--calibration", "net_of_test.py:loader", "--float", "haed"], 1, "haed"),
     ],

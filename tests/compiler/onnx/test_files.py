@@ -292,10 +292,32 @@ def test_sizes_that_shrink_to_1_in_small_examples_stay_dynamic(tmp_path):
         torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_infinite_stays_so(tmp_path):
+    class Net(nn.Module):
+        def forward(self, x):
+            return x.clamp(min=0.5), x.clamp(max=0.5), torch.clamp_min(x, 0.5), F.relu(x), F.softplus(x)
+
+    x = torch.tensor([math.inf, -math.inf, math.nan, 0.25, 1.0])
+    transform(Net().eval(), (x,)).save_onnx(tmp_path / "net.onnx")
+    for found, expected in zip(run(tmp_path / "net.onnx", x), Net()(x), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), expected, equal_nan=True)
+
+
+def test_a_constant_is_no_weight_by_its_name(tmp_path):
+    class Net(nn.Module):
+        def forward(self, x):
+            return torch.lerp(x, x.flip(1), 0.3)
+
+    x = torch.randn(2, 6)
+    transform(Net().eval(), (x,)).save_onnx(tmp_path / "net.onnx")
+    (found,) = run(tmp_path / "net.onnx", x)
+    torch.testing.assert_close(torch.from_numpy(found), Net()(x))
+
+
 def test_small_numbers_keep_their_digits(tmp_path):
     class Net(nn.Module):
         def forward(self, x):
-            return torch.expm1(x), torch.log1p(x)
+            return torch.expm1(x), torch.log1p(x), F.logsigmoid(x), F.logsigmoid(-x), F.logsigmoid(-10 * x)
 
     x = torch.tensor([0.0, 1e-9, -1e-9, 1e-4, -1e-4, 0.3, -0.3, 0.9, -0.9, 5.0, 80.0, math.inf, math.nan])
     model = Net().eval()

@@ -13,7 +13,7 @@ from compiler.onnx.files import onnx_model, serialized
 from compiler.onnx.writer import OnnxModel
 from compiler.quant.quantizers import operations
 from compiler.savefiles import SaveError
-from graphwright import InputError, transform
+from graphwright import CodegenError, InputError, transform
 from graphwright.quant import Int8, Quantized, quantize
 from ir.evaluate import evaluate
 from tests.compiler.drafts import randomize
@@ -154,3 +154,19 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
         q.save_onnx(tmp_path / ("x" * 300))
     q.save_onnx(bytes(tmp_path / "net.onnx"))
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_quantizers_of_other_dtypes(dtype):
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1)).to(dtype).eval()
+    data = [torch.randn(2, 3, 6, 6).to(dtype) for _ in range(2)]
+    q = quantize(transform(model, (data[0],), target="onnxruntime"), data, bias_correction=None, progress=False)
+    if dtype == torch.float64:
+        with pytest.raises(CodegenError, match=r"QuantizeLinear takes no double as `x`[\s\S]*model\.float\(\)"):
+            onnx_model(q.program, q.model)
+        return
+    written(q)
+    pytest.importorskip("onnxruntime", reason="the extra `onnxruntime` is not installed")
+    with torch.no_grad():
+        expected, found = q.model(data[1]), q.to_runtime("onnxruntime", threads=1)(data[1])
+    assert found.dtype == dtype and float((found - expected).abs().max()) < 0.1

@@ -116,6 +116,8 @@ def test_the_same_arguments_give_the_same_result(results):
 def test_values_that_are_concatenated_share_parameters_unless_one_would_lose(net, results):
     apart = [r.message for r in quick(results["openvino"]).remarks if r.kind == "apart"]
     assert len(apart) == 1 and " would lose " in apart[0] and "dB, more than 3, on common parameters" in apart[0]
+    (told,) = {place.reason for place in quick(results["openvino"]).placement.placed if place.site.kind == "aten.cat"}
+    assert told.startswith("in integers, which are not all of one scale: ") and told.partition(": ")[2] in apart[0]
     wide = copy.deepcopy(net)
     with torch.no_grad():
         wide.narrow.weight *= 2.5

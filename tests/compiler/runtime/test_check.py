@@ -158,7 +158,7 @@ def test_the_report_of_a_float_result_has_no_integers_and_is_json():
     for engine in ("onnxruntime", "openvino"):
         assert not report[engine].differences and report[engine].sqnr["output"] > 100
         assert report[engine].speedup is None and engine in str(report)
-    assert json.loads(json.dumps(report.as_json())).keys() == {"onnxruntime", "openvino"}
+    assert json.loads(json.dumps(report.to_json())).keys() == {"onnxruntime", "openvino"}
 
 
 def test_an_engine_that_computes_something_else_is_named(monkeypatch):
@@ -175,7 +175,7 @@ def test_an_engine_that_computes_something_else_is_named(monkeypatch):
     report = check_in_engines(q.program, q.model, ("onnxruntime",), threads=1)
     assert not report.is_exact and report["onnxruntime"].apart == ("a.0", "output")
     assert "apart from the file's meaning: a.0, output" in str(report["onnxruntime"])
-    assert report.as_json()["onnxruntime"]["apart"] == ["a.0", "output"]
+    assert report.to_json()["onnxruntime"]["apart"] == ["a.0", "output"]
 
 
 def test_numbers_that_are_not_finite_are_near_in_the_same_places_only():
@@ -193,6 +193,10 @@ def test_wrong_calls_and_missing_engines_are_named(monkeypatch):
         result.check(["onnxruntime"])
     with pytest.raises(InputError, match="not passed as in the call"):
         result.check("onnxruntime", inputs=(torch.randn(1, 2), 3))
+    with pytest.raises(InputError, match=r"of torch.float64[\s\S]*as_tensor\(input, dtype=torch.float32\)"):
+        result.check("onnxruntime", inputs=torch.randn(1, 2).double())
+    with pytest.raises(InputError, match=r"is a ndarray"):
+        result.check("onnxruntime", inputs=torch.randn(1, 2).numpy())
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingPackageError, match=r"graphwright\[openvino\]"):
         result.check("openvino")
