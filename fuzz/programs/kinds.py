@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -50,6 +51,17 @@ def other_points(program: Program, pass_: Pass) -> str | None:
     return None
 
 
+@contextmanager
+def _floats_are_float64() -> Iterator[None]:
+    """Make what integers become, times 0.5 or in a division, float64 too."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _in_float64(op: Operation) -> Operation:
     """Return a copy of a region whose body is in float64 throughout: no operation asks for another floating dtype."""
     graph = Graph([(f"x{i}", UNKNOWN_TENSOR) for i in range(len(op.operands))])
@@ -71,7 +83,7 @@ def _difference(
     body = twin.body
     assert body is not None
     try:
-        with seeded(0), torch.no_grad():
+        with seeded(0), torch.no_grad(), _floats_are_float64():
             results = evaluate_graph(body, [x.clone() for x in operands], {}, {})
     except EvaluationError as error:
         return f"{op.name} at `{op.location.where}` does not run: {error}"
@@ -82,7 +94,7 @@ def _difference(
     for meaning in meanings:
         given = {name: x.clone() for name, x in zip(names, operands, strict=True)}
         try:
-            with seeded(0), torch.no_grad():
+            with seeded(0), torch.no_grad(), _floats_are_float64():
                 wanted = meaning(Region(op, given, [result.shape for result in results]))
         except PatternError as error:
             problems.append(error.message)
