@@ -69,6 +69,8 @@ def unlike_state(original: Program, changed: Program) -> str | None:
     for name, weight in changed.weights.items():
         if name not in original.weights and weight.derivation is None and not weight.is_folded:
             return f"{name} is neither a weight of the model nor folded nor derived"
+        if name not in original.weights and weight.is_folded and weight.persistent:
+            return f"{name} is folded, and would be missing from a checkpoint of the model"
         if weight.data is not None and weight.data.requires_grad and not weight.requires_grad:
             return f"the tensor of {name} requires a gradient, and the weight does not"
     return None

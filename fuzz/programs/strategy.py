@@ -65,8 +65,7 @@ _FOLLOWERS = {
 _DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
 HALVES = (torch.float16, torch.bfloat16)
 _HALF_ONE_IN = 10
-_UNUSED_ONE_IN = 12
-"""How often there is a weight that nothing uses."""
+_UNUSED_ONE_IN = 12  # a weight that nothing uses
 _MOST_ELEMENTS = 1 << 20  # of one input: with five sizes n*m, numbers up to 7 make 2 GB
 _SEEDS = 2**16
 
@@ -394,7 +393,8 @@ def finish_program(source: ProgramSource, outputs: Sequence[Value] = ()) -> None
         type_ = value.tensor_type
         if type_.dtype is source.usual and source.flag():  # what is returned is not folded
             operands = (source._input(type_), value) if type_.device == CPU else (value, value)
-            source.add(Builder(graph).op("aten.mul.Tensor", *operands))
+            call = ("aten.mul.Tensor", *operands) if source.flag() else ("aten.lerp.Scalar", *operands, 0.5)
+            source.add(Builder(graph).op(*call))  # of two dtypes there is a product, and no mean
     source.folds = source.apart = False
     if source.integer(0, _UNUSED_ONE_IN - 1) == 1:
         unread = source.program.weights[source.weight(TensorType((2,), source.usual), None).name]

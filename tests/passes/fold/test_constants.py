@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from ir.builder import Builder
 from ir.core import Graph
 from ir.evaluate import evaluate
 from ir.program import CallingConvention, Program, Weight, WeightKind, weight_of
-from ir.types import make_symbol, type_of_tensor
+from ir.types import UNKNOWN_TENSOR, make_symbol, type_of_tensor
 from passes.canonicalize import Canonicalize
 from passes.manager.manager import PassContext, run_pass
 from tests.passes.building import f32, names, program
@@ -111,6 +112,14 @@ def test_what_may_be_written_or_is_not_there_stays(fields):
     b = Builder(p.graph)
     p.graph.set_outputs([b.call("aten.add.Tensor", p.graph.inputs[0], b.exp(value))])
     assert names(canonicalize(p)) == ["aten.exp", "aten.add.Tensor"]
+
+
+@pytest.mark.parametrize("type_", [UNKNOWN_TENSOR, attrs.evolve(X, device=torch.device("meta"))])
+def test_what_is_made_on_the_device_of_another_stays_where_that_is_not_known(type_):
+    def build(b, x):
+        return b.call("aten.add.Tensor", x, b.call("aten.new_zeros", x, [3], dtype=torch.float32))
+
+    assert names(canonicalize(program([type_], build))) == ["aten.new_zeros", "aten.add.Tensor"]
 
 
 def test_parameters_and_persistent_buffers_are_not_folded():
