@@ -86,7 +86,7 @@ def _another_type(source: Source, type_: TensorType | None) -> TensorType | None
     if type_ is None:
         return None
     shape = type_.shape or ()
-    kind = source.place(10)
+    kind = source.place(12)
     if kind < 2:
         return TensorType(shape, source.one_of(DTYPES))
     if kind == 2:

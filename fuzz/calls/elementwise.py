@@ -171,8 +171,9 @@ def prelu(source: Source, opdef: OpDef) -> Arguments:
 
 
 def reduction(source: Source, opdef: OpDef) -> Arguments:
-    """Dimensions as the operator takes them: none, one, or a list."""
-    x = source.tensor(zero=opdef.short_name in ("sum", "mean", "prod"))
+    """Dimensions as the operator takes them: none, one, or a list; any and all are of truth values, too."""
+    dtypes = (torch.bool, *FLOATS) if opdef.short_name in ("any", "all") else FLOATS
+    x = source.tensor(zero=opdef.short_name in ("sum", "mean", "prod"), dtypes=dtypes)
     return [x], reduced_dims(source, opdef, len(shape_of(x)))
 
 

@@ -91,7 +91,7 @@ def typed_call(draw: st.DrawFn, name: str, *, symbolic: bool | None = None) -> T
     """Draw a call of an operator that has a rule; with `symbolic` or without, or either one."""
     kind = draw(st.integers(0, 7))
     if symbolic is None:
-        symbolic = kind == 7
+        symbolic = kind > 5
     source = FreshSource(draw, symbolic=symbolic)
     source.devices = (None, META, torch.device("cpu"))
     source.symbols = SYMBOLS if symbolic else ()

@@ -191,14 +191,17 @@ _TABLE = 32
 
 
 def slice_(source: Source, opdef: OpDef) -> Arguments:
-    """Any bounds, which are clipped; symbolic ones are within a dimension of known size."""
+    """Any bounds, which are clipped; most symbolic ones are within a dimension of known size."""
     if source.symbols and source.flag():
         one = source.one_of(source.symbols)
         bounds = source.one_of(((None, one), (one, None), (0, one + 1), (one - 1, 2**63 - 1), (2, one), (one, _TABLE)))
         return [source.make((_TABLE, source.size())), 0, *bounds, source.integer(1, 3)], {}
     x = ranked(source)
-    bound = (None, 0, 1, 2, -1, 3, -3, 2**63 - 1)
-    return [x, static_dim(source, x), source.one_of(bound), source.one_of(bound), source.integer(1, 3)], {}
+    bound: tuple[Any, ...] = (None, 0, 1, 2, -1, 3, -3, 2**63 - 1)
+    dim = static_dim(source, x)
+    if source.symbolic and source.flag():
+        dim, bound = any_dim(source, len(shape_of(x))), (*bound, *source.symbols)
+    return [x, dim, source.one_of(bound), source.one_of(bound), source.integer(1, 3)], {}
 
 
 def narrow(source: Source, opdef: OpDef) -> Arguments:

@@ -72,10 +72,10 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
     if near or (near is None and draw_integer(draw, 0, 2) == 2):
         change = NEAR_MISSES[draw_integer(draw, 0, len(NEAR_MISSES) - 1)]
     examples = rule.examples
-    if examples and not near and change is None and draw_integer(draw, 0, 3):
-        return _of_example(draw, rule)
-    _, numbers, named = _prepared(rule)
     symbolic = symbolic or draw_integer(draw, 0, _SYMBOLIC_ONE_IN - 1) == _SYMBOLIC_ONE_IN - 1
+    if examples and not near and change is None and draw_integer(draw, 0, 3):
+        return _of_example(draw, rule, symbolic=symbolic)
+    _, numbers, named = _prepared(rule)
     source = MatchSource(draw, numbers, named, symbolic=symbolic)
     if draw_integer(draw, 0, _INTEGERS_ONE_IN - 1) == _INTEGERS_ONE_IN - 1:
         source.in_integers()
@@ -97,7 +97,7 @@ def instances(draw: st.DrawFn, rule: Pattern, *, near: bool | None = None, symbo
             if roots:
                 break
             if examples and not near:
-                return _of_example(draw, rule)
+                return _of_example(draw, rule, symbolic=symbolic)
             reject()
         growth.surround(root)
         roots.append(root)
@@ -120,14 +120,14 @@ def _fires(rule: Pattern, op: Operation) -> bool:
         return True
 
 
-def _of_example(draw: st.DrawFn, rule: Pattern) -> Instance:
-    """Return a variation of an example, more often of one that fires than of a near miss."""
+def _of_example(draw: st.DrawFn, rule: Pattern, *, symbolic: bool) -> Instance:
+    """Return a variation of an example, more often of one that fires than of a near miss; a size may be a symbol."""
     variants, numbers, named = _prepared(rule)
     firing, near = ([e for e in rule.examples if bool(e.refused) is refused] for refused in (False, True))
     chosen = near if near and draw_integer(draw, 0, 7) > 5 else firing or near
     example = chosen[draw_integer(draw, 0, len(chosen) - 1)]
     for _ in range(_VARIATIONS):
-        source = MatchSource(draw, numbers, named, symbolic=False)
+        source = MatchSource(draw, numbers, named, symbolic=symbolic)
         with suppress(Unavailable, GraphwrightError):
             roots = Variation(source, rule, variants).build(example)
             break
@@ -135,6 +135,8 @@ def _of_example(draw: st.DrawFn, rule: Pattern) -> Instance:
         reject()
     Growth(source, None).surround(roots[0])
     finish_program(source, [*(roots if source.integer(0, 3) else roots[1:]), *source.returned])
+    if source.program.symbols and not holds_for_all_numbers(source.program):
+        reject()
     return Instance(rule, source.program, "example", -1, example.unknown)
 
 

@@ -15,7 +15,7 @@ import torch
 from fuzz.calls.generators import GENERATORS, draw_call, generate_call
 from fuzz.calls.quantization import SCALES
 from fuzz.calls.source import Unavailable
-from fuzz.calls.types import FLOATS
+from fuzz.calls.types import FLOATS, SYMBOLS
 from fuzz.programs.retyping import retype_results
 from fuzz.programs.strategy import HALVES
 from fuzz.rules.growth import operators_with
@@ -30,7 +30,7 @@ from ir.locations import UNKNOWN_LOCATION
 from ir.opdef import OpDef, Trait
 from ir.program import Program, Weight
 from ir.quant.kernels import QUANTIZED
-from ir.types import TensorType
+from ir.types import Dim, TensorType
 from passes.rewrite.example import Example
 from passes.rewrite.expansion import op_nodes
 from passes.rewrite.pattern import Chain, Node, OpNode, Pattern
@@ -63,7 +63,7 @@ def _names(example: Example) -> tuple[str, ...]:
 
 
 @cached(most=1000)
-def _program(example: Example, sizes: tuple[tuple[str, int], ...]) -> Program:
+def _program(example: Example, sizes: tuple[tuple[str, Dim], ...]) -> Program:
     """Return the program of an example, which is not to be changed: to parse it takes longer than to vary it."""
     return example.program(dict(sizes).__getitem__)
 
@@ -89,7 +89,10 @@ class Variation:
         """
         source = self.source
         size = self._sizes()
-        program = _program(example, tuple([(name, size(name)) for name in _names(example)]))
+        names = _names(example)
+        symbolic = source.one_of(names) if source.symbolic and names else ""
+        sizes = [(name, SYMBOLS[0] if name == symbolic else size(name)) for name in names]
+        program = _program(example, tuple(sizes))
         half = [value.tensor_type.dtype for value in program.graph.inputs if value.tensor_type.dtype in HALVES]
         if half and half[0] is not None:
             source.in_half(half[0], large=True)
@@ -162,8 +165,14 @@ class Variation:
         return self._behind(made) if kind == 5 and self._seldom() else made
 
     def _weight(self, weight: Weight) -> Value:
-        """Return a weight like that of the example, another one, or another value of its type."""
+        """Return a weight like that of the example, another one, or another value of its type.
+
+        Raises:
+            Unavailable: when its size is a symbol.
+        """
         source, type_, bounds = self.source, self._retyped(weight.type), bounds_of(weight.value)
+        if not type_.is_static:
+            raise Unavailable
         if type_.dtype in QUANTIZED or (source.flag() and type_.dtype in source.dtypes):
             return source.weight(type_, bounds, weight)
         return source.make(type_.shape or (), type_.dtype, bounds=bounds)

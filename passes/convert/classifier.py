@@ -278,7 +278,9 @@ class FlattenLinearToConvPattern(Pattern):
     examples = (
         _WINDOW,
         _WINDOW.changed(("flatten.using_ints(%x) {start_dim=1}", "reshape(%x) {shape=[n, -1]}"), (", %b)", ", None)")),
-        _WINDOW.changed(("relu(%flat)", "leaky_relu(%flat) {negative_slope=0.5}")),
+        _WINDOW.changed(
+            ("relu(%flat)", "leaky_relu(%flat) {negative_slope=0.5}"), ("start_dim=1", "start_dim=1, end_dim=3")
+        ),
         _WINDOW.changed(("%b : f32[o]", "%b : f32[1]"), refused="the bias of the linear"),
         _CLASSIFIER.changed(refused="FlattenLinearToConv1x1Pattern converts it"),
         _WINDOW.changed(

@@ -75,6 +75,15 @@ class ScaledDotProductAttentionPattern(FusionPattern):
         _WINDOWS,
         _WINDOWS.changed(("{shape=[n*m, h", "{shape=[1, n*m, h"), ("dim=3", "dim=4"), refused="their shape"),
         _WRITTEN_OUT.changed(
+            (
+                "%k : f32[n, h, s, d], %v : f32[n, h, s, e], %mask : f32[t, s]",
+                "%k : f32[d], %v : f32[t, e], %mask : f32[t]",
+            ),
+            ("[0, 1, 3, 2]", "[0]"),
+            ("dim=3", "dim=2"),
+            refused="a rank below 2",
+        ),
+        _WRITTEN_OUT.changed(
             ("%scores = aten.matmul(%q", "%half = aten.mul.Scalar(%q) {other=0.5}\n  %scaled = aten.matmul(%half"),
             ("  %scaled = aten.mul.Scalar(%scores) {other=0.5}\n", ""),
             ("%mask : f32", "%mask : bool"),
@@ -106,12 +115,13 @@ class ScaledDotProductAttentionPattern(FusionPattern):
         """Move the attention into a region; a permutation that does more than transpose the key stays outside."""
         transpose: Operation | None = m.get("transpose")
         if transpose is not None:
-            dims = transpose.attributes["dims"]
-            rank = len(dims)
-            swap = (*range(rank - 2), rank - 1, rank - 2)
-            if tuple(d % rank for d in dims) != swap:
+            rank = len(transpose.attributes["dims"])
+            *front, last, before = [d % rank for d in transpose.attributes["dims"]]
+            heads = [*front, before, last]
+            if heads != sorted(heads):
                 with b.at(transpose, transpose.location):
-                    m.captures["key"] = b.permute(m.key, [dims[i] for i in swap])
+                    m.captures["key"] = b.permute(m.key, heads)
+                    swap = (*range(rank - 2), rank - 1, rank - 2)
                     m.captures["transpose"] = inner = b.op("aten.permute", m.key, swap)
                 b.replace_value(transpose.result, inner.result)
                 b.erase(transpose)
@@ -219,6 +229,14 @@ class MHAInProjectionPattern(Pattern):
             refused="projections of different inputs",
         ),
         SELF_ATTENTION.changed(("(%q, %k,", "(%k, %q,"), refused="not split into heads in the order"),
+        SELF_ATTENTION.changed(  # of all tokens but the first
+            (
+                "%y = aten.linear(%x, %w, None)",
+                "%all = aten.linear(%x, %w, None)\n%y = aten.slice.Tensor(%all) {dim=1, start=1}",
+            ),
+            ("[n, t, h, d]", "[n, t - 1, h, d]"),
+            refused="not split into heads in the order",
+        ),
     )
 
     @override

@@ -12,7 +12,7 @@ from typing_extensions import override
 from ir.errors import GraphwrightError, PatternError
 from ir.program import Program
 from ir.text.parser import parse_program
-from ir.types import CPU, TensorType
+from ir.types import CPU, Dim, TensorType
 
 _SIZES = (2, 3, 4, 5)
 """What the sizes of an example are, in the order in which they occur, where nobody says otherwise."""
@@ -80,11 +80,12 @@ class Example:
         self.program(_in_turn(numbers))
         return tuple(numbers)
 
-    def program(self, size: Callable[[str], int] | None = None) -> Program:
+    def program(self, size: Callable[[str], Dim] | None = None) -> Program:
         """Return the program, whose weights have no data, with all types known.
 
         Args:
-            size: returns the number for the name of a size, each time that it occurs; 2, 3, 4, 5 in turn by default.
+            size: returns the number for the name of a size (or a symbol), each time that it occurs; 2, 3, 4, 5 in turn
+                by default.
 
         Raises:
             PatternError: when the text is not well-formed, does not take the default sizes, returns nothing, or does
@@ -100,7 +101,7 @@ class Example:
             raise PatternError(f"an example is no program: {error.message}\n{self}", remedy=error.remedy) from error
         for value in (*program.graph.inputs, *(weight.value for weight in program.weights.values())):
             type_ = value.type
-            if not isinstance(type_, TensorType) or type_.dtype is None or not type_.is_static:
+            if not isinstance(type_, TensorType) or not type_.is_known:
                 fault, remedy = (
                     f"has type {type_}",
                     "give it a dtype and sizes; `unknown=` hides them",

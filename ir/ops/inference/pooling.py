@@ -74,7 +74,6 @@ def upsample(dims: int) -> InferRule:
 
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         x = types[0]
-        require(x.dtype in FLOATS_OR_UNKNOWN)
         output_size, factors = attributes["output_size"], attributes["scale_factors"]
         require((output_size is None) != (factors is None))
         require(len(factors if output_size is None else output_size) == dims)
