@@ -12,6 +12,9 @@ _JUDGED: dict[str, dict[str, str]] = {
     "ir.memory.strides:memory_order": {
         "integer: 0 -> 1": "rules ask whether there is an order; lowering takes it, and tests of lowering hold it",
     },
+    "ir.quant.dialect:_quantize": {
+        "order: x.dtype <-> scale.dtype": "both must be floating: which one the refusal names",
+    },
     "ir.ops.inference.slicing:_symbolic_slice": {
         "order: first <-> last": "the same is required of both bounds",
     },
@@ -73,7 +76,6 @@ _JUDGED: dict[str, dict[str, str]] = {
     },
     "passes.convert.classifier:_keeps_batch_first": {
         "connective: without first is None of `or`": "unknown sizes are not provably equal: refused in other words",
-        "connective: without target.shape is None of `or`": "what a flatten or a reshape makes of a known rank has one",
         "connective: without second is None of `or`": "unknown sizes are not provably equal: refused in other words",
     },
     "passes.convert.classifier:_start_dim": {
@@ -110,6 +112,8 @@ _JUDGED: dict[str, dict[str, str]] = {
         "order: converted <-> wide": "both are treated alike, and equality is symmetric",
     },
     "passes.fold.constants:_filled": {
+        "condition: never type_.dtype is None or type_.device is None or type_.device.type == 'meta'": "the dtype is "
+        "known by then, and only a second device that holds numbers would show the others; tests of the pass hold them",
         "keyword: without device=type_.device in torch.full(...)": "only a second device that holds numbers would show "
         "it: programs are drawn on the CPU, the default",
     },
@@ -143,7 +147,7 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.rewrite.effects:_never_draws": {
         "order: 'p' <-> 'dropout'": "no operator has both",
     },
-    "passes.rewrite.effects:is_removable": {
+    "passes.rewrite.effects:is_effectless": {
         "condition: never op.body is None and op.opdef.training is None": "a short way: what has no mode is as pure as "
         "its operator, and does not train",
     },
