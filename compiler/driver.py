@@ -25,9 +25,10 @@ from compiler.equality.validate import validate_result
 from compiler.equality.validate_rewrites import EachRewriteValidator
 from compiler.lower.lower import lower
 from compiler.pipeline import pipeline_of
+from compiler.planning import Plan
 from compiler.runtime.deployable import Deployable
 from compiler.scopes import check_scopes, module_classes
-from compiler.targets import find_target
+from compiler.targets import TARGETS, find_target
 from compiler.targets.target import Target
 from compiler.usercode.state import location_of_module
 from ir.core import Operation
@@ -152,6 +153,7 @@ def transform(
     check: bool = True,
     validate: str = "off",
     progress: Progress | None = None,
+    plan: Plan | None = None,
 ) -> TransformResult:
     """Compile a model and return the module that replaces it, with the reasons for all that was done.
 
@@ -180,10 +182,13 @@ def transform(
         validate: "off"; "final" compares original and result on random inputs; "each" also validates every rewrite.
             Without example inputs, "each" validates the rewrites only.
         progress: called with the name of each stage as it begins.
+        plan: a plan of this model, made by `plan(...)`, to be followed: its rewrites are made, and no others. It has
+            its target and its pipeline; neither is given then, nor `patterns`.
 
     Raises:
-        GraphwrightError: InputError for wrong arguments, CaptureError when the model cannot be captured, PatternError
-            and PassError for faulty patterns and passes, ValidationError when a check finds a difference.
+        GraphwrightError: InputError for wrong arguments, and for another model than was planned; CaptureError when the
+            model cannot be captured, PatternError and PassError for faulty patterns and passes, ValidationError when a
+            check finds a difference.
 
     May be called from several threads: one call works at a time, since tracing patches PyTorch. Other threads must not
     run models meanwhile: `torch.export` takes their calls for those of the traced model.
@@ -192,19 +197,8 @@ def transform(
         raise InputError(f"validate={validate!r}", remedy=f"use one of {', '.join(map(repr, VALIDATE_MODES))}")
     if validate == "final" and not has_example(model, example_inputs, example_kwargs):
         raise InputError(f"validate={validate!r} needs example inputs", remedy="pass `example_inputs`")
-    if pipeline is not None and not isinstance(pipeline, PassManager):
-        raise InputError(f"pipeline={pipeline!r} is not a PassManager", remedy="write `pipeline=PassManager([...])`")
-    wanted = find_target(target)
-    if pipeline is not None and patterns is not None:
-        raise InputError(
-            "patterns= and pipeline= are both given, and a pipeline has its own patterns",
-            remedy="leave out one: `pipeline_of(patterns)` makes the pipeline of a list of patterns, to be edited",
-        )
-    manager = pipeline if pipeline is not None else pipeline_of(wanted.patterns if patterns is None else patterns)
-    if isinstance(manager, Fixpoint):
-        manager = PassManager([manager])  # one stage, whose rounds are not told apart
-    # a single entry is accepted; the characters of a path are not paths
-    leaves = (leaf_modules,) if isinstance(leaf_modules, (str, nn.Module, type)) else _entries(leaf_modules)
+    wanted, manager = _pipeline(target, patterns, pipeline, plan)
+    leaves = _leaves(leaf_modules)
     if progress is not None and not callable(progress):
         raise InputError(
             f"progress={progress!r} is not a function", remedy="give a function of a stage's name: `progress=print`"
@@ -221,7 +215,84 @@ def transform(
             training=training,
             run=stages.run,
         )
-        return _compiled(model, captured, wanted, manager, stages, check=check, validate=validate)
+        return _compiled(model, captured, wanted, manager, stages, check=check, validate=validate, plan=plan)
+
+
+def plan(
+    model: nn.Module | ExportedProgram | GraphModule | Program,
+    example_inputs: tuple[Any, ...] | torch.Tensor | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: str | Target = "tensorrt",
+    patterns: Sequence[type[Pattern] | Pattern] | None = None,
+    pipeline: PassManager | None = None,
+    dynamic_shapes: Any = None,
+    leaf_modules: Sequence[Any] | str | nn.Module | type[nn.Module] = (),
+    training: bool | None = None,
+) -> Plan:
+    """List the rewrites that `transform` would make of a model, to switch some of them off; nothing is made.
+
+    The arguments are those of `transform`, to which the plan is given: `transform(model, inputs, plan=plan)`.
+
+    Raises:
+        GraphwrightError: InputError for wrong arguments, CaptureError when the model cannot be captured, PatternError
+            and PassError for faulty patterns and passes.
+    """
+    wanted, manager = _pipeline(target, patterns, pipeline, None)
+    leaves = _leaves(leaf_modules)
+    with _ONE_AT_A_TIME, torch.inference_mode(False):
+        captured = capture(
+            model,
+            example_inputs,
+            example_kwargs,
+            dynamic_shapes=dynamic_shapes,
+            leaf_modules=leaves,
+            training=training,
+            run=lambda _, function: function(),
+        )
+        program, modules = lower(captured), module_classes(captured)
+        check_scopes(manager, program, modules)
+        made = Plan(wanted, manager, program, modules)
+        made.rewrites  # noqa: B018 - a faulty rule is to raise here
+        return made
+
+
+def _pipeline(
+    target: str | Target,
+    patterns: Sequence[type[Pattern] | Pattern] | None,
+    pipeline: PassManager | None,
+    plan: Plan | None,
+) -> tuple[Target, PassManager]:
+    """Return target and pipeline of the arguments."""
+    if plan is not None:
+        if not isinstance(plan, Plan):
+            raise InputError(f"plan={plan!r} is no plan", remedy="make one: `plan(model, example_inputs)`")
+        if (
+            patterns is not None
+            or pipeline is not None
+            or find_target(target) not in (plan.target, TARGETS["tensorrt"])
+        ):
+            raise InputError(
+                "a plan has its target and its pipeline", remedy="give `plan=` alone, and the others to `plan(...)`"
+            )
+        return plan.target, plan.pipeline
+    if pipeline is not None and not isinstance(pipeline, PassManager):
+        raise InputError(f"pipeline={pipeline!r} is not a PassManager", remedy="write `pipeline=PassManager([...])`")
+    wanted = find_target(target)
+    if pipeline is not None and patterns is not None:
+        raise InputError(
+            "patterns= and pipeline= are both given, and a pipeline has its own patterns",
+            remedy="leave out one: `pipeline_of(patterns)` makes the pipeline of a list of patterns, to be edited",
+        )
+    manager = pipeline if pipeline is not None else pipeline_of(wanted.patterns if patterns is None else patterns)
+    if isinstance(manager, Fixpoint):
+        manager = PassManager([manager])  # one stage, whose rounds are not told apart
+    return wanted, manager
+
+
+def _leaves(leaf_modules: Any) -> tuple[Any, ...]:
+    # a single entry is accepted; the characters of a path are not paths
+    return (leaf_modules,) if isinstance(leaf_modules, (str, nn.Module, type)) else _entries(leaf_modules)
 
 
 def _compiled(
@@ -233,6 +304,7 @@ def _compiled(
     *,
     check: bool,
     validate: str,
+    plan: Plan | None,
 ) -> TransformResult:
     program: Program = stages.run("lower", lambda: lower(captured))
     before = count_operations(program)
@@ -240,7 +312,10 @@ def _compiled(
     check_scopes(manager, program, log.modules)
     each = EachRewriteValidator() if validate == "each" else None
     log.hook = each
+    following = log.veto = None if plan is None else plan.follow(log)
     manager.run(program, PassContext(log=log, instruments=(stages,), scope=manager.scope.bound(log.modules)))
+    if plan is not None and following is not None:
+        plan.check(following.rewrites(), log.misses)
     stages.run("verify", lambda: verify(program))
     emitted = stages.run("emit", lambda: emit(program))
     remarks = [*_applied(log), *log.remarks, *_kept(program, log, manager), *_left_out(captured)]

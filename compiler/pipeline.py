@@ -11,6 +11,7 @@ from passes.cleanup.cse import EliminateCommonSubexpressions
 from passes.cleanup.dce import EliminateDeadCode
 from passes.fold.batch_norm import FoldBatchNorm
 from passes.fold.constants import FoldConstants
+from passes.fold.freeze import FreezeWeights
 from passes.manager.manager import Fixpoint, Pass, PassManager, Verify
 from passes.quant.place import PlaceQuantizers
 from passes.quant.remove import RemoveQuantizers
@@ -22,6 +23,7 @@ STANDARD_PASSES: tuple[type[Pass], ...] = (
     Convert,
     Fuse,
     FoldBatchNorm,
+    FreezeWeights,
     EliminateCommonSubexpressions,
     EliminateDeadCode,
     FoldConstants,

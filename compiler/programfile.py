@@ -17,6 +17,7 @@ from compiler.codegen import emit as emit_program
 from compiler.extras import import_extra
 from compiler.savefiles import Writer, check_file, write_files
 from compiler.usercode.overlap import memory_of
+from compiler.usercode.tied import find_tied
 from ir.errors import InputError
 from ir.evaluate import evaluate
 from ir.program import Program, Weight, WeightKind
@@ -91,10 +92,16 @@ def save_program(program: Program, path: str | os.PathLike[str], *, weights: boo
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:
-    file = Path(path)
+    file = _path_of(path, "the text")
     if file.suffix == SUFFIX:
         raise InputError(f"{file} is the name of a file of weights", remedy=f"name the text `{file.stem}.gw`")
     return file
+
+
+def _path_of(path: Any, what: str) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"the file of {what} is given as {path!r}, which is no path", remedy="give a path: `'net.gw'`")
+    return Path(path)
 
 
 def _packed(program: Program) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -135,12 +142,15 @@ def _plain(name: str, weight: Weight) -> torch.Tensor:
         raise InputError(
             f"weight `{name}` has {what}", remedy="`save_program(program, path, weights=False)` writes the text alone"
         )
+    _demand_plain(name, data, "convert it to a dense one before the model is transformed")
+    return data.detach().resolve_conj().resolve_neg()
+
+
+def _demand_plain(name: str, data: torch.Tensor, remedy: str) -> None:
     if data.layout is not torch.strided or type(data) not in (torch.Tensor, nn.Parameter) or data.is_quantized:
         raise InputError(
-            f"weight `{name}` is {type(data).__qualname__} with layout {data.layout}, no plain tensor",
-            remedy="convert it to a dense one before the model is transformed",
+            f"weight `{name}` is {type(data).__qualname__} with layout {data.layout}, no plain tensor", remedy=remedy
         )
-    return data.detach().resolve_conj().resolve_neg()
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
@@ -186,7 +196,7 @@ def load_program(
         return program
     if weights is None and not any(not weight.value.is_unused for weight in program.weights.values()):
         return program
-    given, is_own = _tensors(beside if weights is None else Path(weights))
+    given, is_own = _tensors(beside if weights is None else _path_of(weights, "weights"))
     if is_own:
         _load(program, {}, given)
     else:
@@ -230,7 +240,8 @@ def load_weights(program: Program, weights: Weights) -> None:
             name, and other entries are left aside.
 
     Raises:
-        InputError: when a weight is missing, or has another shape or dtype than in the program.
+        InputError: when a weight is missing, has another shape or dtype than in the program, or no numbers, and when
+            there are different ones under the names of a tied weight.
     """
     _load(program, weights, {})
 
@@ -259,11 +270,17 @@ def _found(weight: Weight, originals: Weights, own: Weights) -> torch.Tensor | N
         with torch.no_grad():
             (data,) = evaluate(derivation.program, [originals[source] for source in derivation.sources])
     elif data is None and (derivation is None or weight.name not in derivation.sources):
-        data = next((originals[name] for name in names if name in originals), None)
+        data = find_tied(names, originals)
     if data is None:
         return None
     if not isinstance(data, torch.Tensor):
         raise InputError(f"weight `{weight.name}` is given as {type(data).__qualname__}, not as a tensor")
+    if data.is_meta:
+        raise InputError(
+            f"weight `{weight.name}` is given on the meta device, without numbers",
+            remedy='load the checkpoint with `map_location="cpu"`',
+        )
+    _demand_plain(weight.name, data, "give a dense one: `tensor.to_dense()`")
     type_ = weight.type
     if (type_.shape is not None and tuple(data.shape) != type_.shape) or type_.dtype not in (None, data.dtype):
         raise InputError(

@@ -7,9 +7,10 @@ Attributes:
 import graphwright._rooms  # noqa: F401 - says clearly when another package stands in the way  # isort: skip
 
 from compiler.codegen import Emitted
-from compiler.driver import TransformResult, transform
+from compiler.driver import TransformResult, plan, transform
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.pipeline import parse_pipeline, pipeline_of
+from compiler.planning import Plan, PlannedRewrite
 from compiler.programfile import emit, load_program, load_weights, save_program
 from compiler.runtime.engines import EngineError
 from graphwright._version import __version__
@@ -59,6 +60,8 @@ __all__ = [
     "Pattern",
     "PatternBuilder",
     "PatternError",
+    "Plan",
+    "PlannedRewrite",
     "Refusal",
     "Remark",
     "Rewriter",
@@ -71,6 +74,7 @@ __all__ = [
     "load_weights",
     "parse_pipeline",
     "pipeline_of",
+    "plan",
     "save_program",
     "scoped",
     "transform",

@@ -1,8 +1,10 @@
-"""The passes and instruments that pipelines are made of."""
+"""The passes and instruments that pipelines are made of, and rules that are in no list of a target."""
 
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
+from passes.convert.linears import MergeLinearsPattern
 from passes.fold.batch_norm import FoldBatchNorm
+from passes.fold.freeze import FreezeWeights
 from passes.manager.instruments import DumpIR, Statistics, Timing, VerifyEach
 from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult, Verify
 from passes.quant.place import PlaceQuantizers
@@ -16,8 +18,10 @@ __all__ = [
     "DumpIR",
     "Fixpoint",
     "FoldBatchNorm",
+    "FreezeWeights",
     "Fuse",
     "Instrument",
+    "MergeLinearsPattern",
     "Pass",
     "PassContext",
     "PassManager",

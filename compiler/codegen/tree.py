@@ -94,11 +94,16 @@ class ModuleTree:
     def home(self, form: ModuleForm, locations: tuple[Location, ...]) -> str | None:
         """Return the path at which all weights of `form` keep their names, or None.
 
-        A derived weight has no name of its own, and takes one that is free.
+        A derived weight has no name of its own but what a rule has given it, and takes one that is free.
         """
         if not form.slots:
             return None
-        candidates = list(homes(form, locations))
+        candidates = [
+            weight.name.removesuffix(f".{slot}")
+            for slot, weight in form.slots
+            if weight.name.endswith(f".{slot}") and weight.name not in self.weights.originals
+        ]
+        candidates.extend(homes(form, locations))
         for _, weight in form.slots:
             if weight.derivation is not None:
                 candidates.extend(name.rpartition(".")[0] for name in weight.derivation.sources)

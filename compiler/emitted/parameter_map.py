@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from compiler.emitted.inversion import Piece, sources_of
+from compiler.usercode.tied import find_tied
 from ir.errors import InputError
 from ir.evaluate import evaluate
 from ir.program import Derivation
@@ -134,8 +135,11 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         stay what they were, as in the original.
 
         Raises:
-            InputError: when the checkpoint lacks a tensor, or its extra state is not that of the captured model.
+            InputError: when the checkpoint lacks a tensor, or has different ones under the names of one; when its extra
+                state is not that of the captured model.
         """
+        for names in dict.fromkeys(self.aliases.values()):
+            find_tied(names, state_dict)
         converted: OrderedDict[str, Any] = OrderedDict()
         for key in self._entries:
             if self._persistent is not None and key not in self._persistent:

@@ -145,7 +145,10 @@ def _unlike_slopes(
     a: Observation, b: Observation, names: ParameterMap, judge: Judge, noise: float
 ) -> Iterator[tuple[str, str]]:
     covered = {source for key in (*b.state, *b.slopes) for source in names.get(key, (key,))}
+    absorbed = {source for key in names for source in names[key]} - set(names)
     for key, value in b.slopes.items():
+        if value is None and key in absorbed:
+            continue  # a program still has it, to name what is computed from it
         sources = (key,) if key.startswith("input ") else names.get(key, (key,))
         if not a.slopes.keys() >= set(sources):
             if not is_no_slope(value, noise):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from compiler.targets.target import Target
 from passes.convert.attention import DecomposeMultiheadAttentionPattern
 from passes.convert.classifier import FlattenLinearToConv1x1Pattern, FlattenLinearToConvPattern
+from passes.convert.linears import MergeLinearsPattern
 from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
 from passes.fuse.conv import ConvBNActPattern, ConvBNAddActPattern, ConvBNPattern, StemConvBNActMaxPoolPattern
@@ -36,7 +37,7 @@ TENSORRT_FUSION_PATTERNS: tuple[type[Pattern], ...] = (
 TENSORRT_PATTERNS: tuple[type[Pattern], ...] = TENSORRT_CONVERSION_PATTERNS + TENSORRT_FUSION_PATTERNS
 """Conversions, then fusions."""
 
-OPTIONAL_PATTERNS: tuple[type[Pattern], ...] = (FlattenLinearToConvPattern,)
+OPTIONAL_PATTERNS: tuple[type[Pattern], ...] = (FlattenLinearToConvPattern, MergeLinearsPattern)
 """Patterns that are part of no list and are selected by name."""
 
 TENSORRT = Target("tensorrt", TENSORRT_CONVERSION_PATTERNS, TENSORRT_FUSION_PATTERNS, tables.TENSORRT)

@@ -81,6 +81,11 @@ _MACHINERY = (
         Subject("pass", ("fold-batch-norm", "FoldBatchNormPattern")),
     ),
     _Machinery(
+        "passes.fold.freeze:FreezeWeights.run",
+        ("passes.fold.freeze", "passes.rewrite.expressions"),
+        Subject("pass", ("freeze-weights{max-growth=16}", "freeze-weights")),
+    ),
+    _Machinery(
         "passes.fold.weights:FoldParameterViews.run",
         ("passes.fold.weights",),
         Subject("pass", ("canonicalize{fold_parameter_views=true}",), _ON_WEIGHTS),

@@ -49,6 +49,8 @@ class RewriteLog:
     variants: Counter[tuple[str, int]] = attrs.field(factory=Counter)
     """(rule, number of the alternative of its pattern) -> rewrites."""
     hook: RewriteHook | None = None
+    veto: Callable[[Pattern, Match], str | None] | None = None
+    """Asked before each recorded rewrite; a reason keeps it from being made."""
     misses: dict[tuple[str, Location], dict[str, None]] = attrs.field(factory=dict)
     """(operator, location) -> why the near misses that the operation was part of did not fire."""
     modules: ModuleClasses = attrs.field(factory=dict)
@@ -91,7 +93,13 @@ class _Events(Listener):
 
 @attrs.frozen
 class LeftOut(Refusal):
-    """A match that the scope leaves out."""
+    """A match that the scope leaves out, or that is switched off.
+
+    Attributes:
+        remark: the kind of the remark.
+    """
+
+    remark: str = "outside"
 
 
 class Applier:
@@ -161,17 +169,16 @@ class Applier:
         return Refusal(answer)
 
     def _left_out(self, rule: Pattern, match: Match) -> Refusal | None:
-        """Return why a match is left out: an operation of it is not in the scope of the pass or of the rule."""
+        """Return why a match is left out: an operation is not in the scope of pass and rule, or it is switched off."""
         scope = self.scopes.get(rule)
         if scope is None:
             scope = self.scopes[rule] = rule.scope.bound(self.log.modules).within(self.scope)
-        if scope.is_everywhere:
-            return None
-        for op in match.ops or (match.root,):
+        for op in () if scope.is_everywhere else match.ops or (match.root,):
             barred = scope.bars(op)
             if barred is not None:
                 return LeftOut(f"{op.name} at `{op.location.where}` is left out by {barred}")
-        return None
+        reason = self.log.veto(rule, match) if self.record and self.log.veto is not None else None
+        return None if reason is None else LeftOut(reason, remark="off")
 
     def _miss(self, rule: Pattern, op: Operation, refusal: Refusal, involved: Sequence[Operation]) -> None:
         self.log.refusals[rule.name] += 1
@@ -181,7 +188,7 @@ class Applier:
         if refusal.warn and rule.warns_without_shapes:
             self.log.remarks.skip(Remark("skipped", rule.name, op.location, refusal.reason, op.name))
         elif self.record and refusal.near:
-            kind = "outside" if isinstance(refusal, LeftOut) else "missed"
+            kind = refusal.remark if isinstance(refusal, LeftOut) else "missed"
             self.log.remarks.add(Remark(kind, rule.name, op.location, refusal.reason, op.name))
 
     def _apply(self, rule: Pattern, match: Match) -> bool:
@@ -219,7 +226,7 @@ class Applier:
         if finish is not None:
             finish(events.replacements)
         self._erase_dead(match.ops, replaced_by_rule=[op for op in match.ops if op in had_uses])
-        for remark in rewriter.settle_weights(rule.name):
+        for remark in rewriter.settle_weights(rule.name, self.scope.holds):
             self.log.remarks.add(remark)
         self.log.counts[rule.name] += 1
         if self.record:

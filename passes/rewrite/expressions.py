@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import attrs
@@ -35,10 +35,8 @@ class Expression:
     @property
     def is_private(self) -> bool:
         """Whether nothing else reads what it reads: the weights, and the values on the way."""
-        inside = set(self.ops)
-        on_the_way = [result for op in self.ops for result in op.results if result is not self.value]
-        values = [*(weight.value for weight in self.weights), *on_the_way]
-        return all(user in inside for value in values for user in value.users)
+        inside, ends = set(self.ops), {self.value}
+        return all(is_read_inside(weight.value, inside, ends) for weight in self.weights)
 
     @property
     def moves_only(self) -> bool:
@@ -97,6 +95,22 @@ def expression_of(value: Value) -> Expression | str:
             stack.append((current, True))
             stack.extend((v, False) for v in reversed(op.operand_values))
     return Expression(value, tuple(ops), tuple(weights.values()))
+
+
+def is_read_inside(value: Value, inside: Set[Operation], ends: Set[Value]) -> bool:
+    """Return whether all that a value reaches, up to some ends, is computed by some operations."""
+    pending = [value]
+    seen: set[Value] = set()
+    while pending:
+        current = pending.pop()
+        if current in ends or current in seen:
+            continue
+        seen.add(current)
+        for user in current.users:
+            if user not in inside:
+                return False
+            pending.extend(user.results)
+    return True
 
 
 def data_of(value: Value) -> torch.Tensor | None:
@@ -203,8 +217,8 @@ def _name_of(program: Program, found: Expression, name: str | None) -> str:
     weight = program.weights.get(wanted)
     if weight is None:
         return program.unique_weight_name(wanted)  # a tied weight may have it as its second name
-    inside = set(found.ops)
-    if weight in found.weights and not weight.aliases and all(user in inside for user in weight.value.users):
+    is_read = not is_read_inside(weight.value, set(found.ops), {found.value})
+    if weight in found.weights and not weight.aliases and not is_read:
         return wanted
     return program.unique_weight_name(f"{wanted}_folded")
 

@@ -41,8 +41,8 @@ class Remark:
     """
 
     kind: str
-    """`applied`, `missed` (a near miss), `outside` (a match that a scope leaves out), `skipped` (not decidable; a
-    Python warning went out) or `kept`;
+    """`applied`, `missed` (a near miss), `outside` (a match that a scope leaves out), `off` (one that a plan leaves
+    out), `skipped` (not decidable; a Python warning went out) or `kept`;
     of `validate="each"` also `validated` and `unvalidated`; of the capture and the check `left out`, `unchecked`;
     of quantization `quantized`, `float`, `unified`, `apart`."""
     rule: str

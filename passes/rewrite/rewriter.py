@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from typing_extensions import override
@@ -161,11 +161,12 @@ class Rewriter(Builder):
         self._wanted.append((value, name, inference))
         return value
 
-    def settle_weights(self, who: str) -> list[Remark]:
+    def settle_weights(self, who: str, may_erase: Callable[[Operation], bool] = lambda _: True) -> list[Remark]:
         """Make weights of the expressions that `weight` was called with; return what is to be said of it.
 
         Args:
             who: the rule or pass, for the remarks.
+            may_erase: tells which operations may be erased when nothing uses them any more.
         """
         remarks: list[Remark] = []
         wanted, self._wanted = self._wanted, []
@@ -181,16 +182,18 @@ class Rewriter(Builder):
             self.graph.revision += 1
             location, sources = op.location, () if made.derivation is None else made.derivation.sources
             self.replace_value(value, made.value)
-            self._erase_unused(op)
+            self._erase_unused(op, may_erase)
             text = f"{made.name} is computed from {names_shown(sources)}{_size_of(made)}"
             remarks.append(Remark("applied", who, location, text, "weight"))
         return remarks
 
-    def _erase_unused(self, op: Operation) -> None:
+    def _erase_unused(self, op: Operation, may_erase: Callable[[Operation], bool]) -> None:
         worklist = [op]
         while worklist:
             current = worklist.pop()
             if current.graph is not self.graph or any(not result.is_unused for result in current.results):
+                continue
+            if not may_erase(current):
                 continue
             sources = [value.defining_op for value in current.operand_values]
             self.erase(current)

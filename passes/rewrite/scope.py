@@ -119,9 +119,9 @@ class Scope:
         """Whether it holds what belongs to no module: unused constants. Predicates, which are of operations, do not."""
         named = [key for key in self.skip if isinstance(key, str)]
         wanted = [key for key in self.only if isinstance(key, str)]
-        if any(_names(key, UNKNOWN_LOCATION) for key in named):
+        if any(names_place(key, UNKNOWN_LOCATION) for key in named):
             return False
-        if self.only and not any(_names(key, UNKNOWN_LOCATION) for key in wanted):
+        if self.only and not any(names_place(key, UNKNOWN_LOCATION) for key in wanted):
             return False
         return all(scope.holds_placeless for scope in self.outer)
 
@@ -150,7 +150,7 @@ class Scope:
         keys = [key for key in (*self.only, *self.skip) if isinstance(key, str)]
         places = dict.fromkeys(part for location in locations for part in location.parts) if keys else {}
         for key in keys:
-            if not any(_names(key, part) for part in places) and not _with_modules(key, modules):
+            if not any(names_place(key, part) for part in places) and not _with_modules(key, modules):
                 raise InputError(
                     f"the scope {format_key(key)} means nothing in this model", remedy=_near(key, places, modules)
                 )
@@ -167,7 +167,7 @@ EVERYWHERE = Scope()
 
 def _means(key: Key, op: Operation, place: Location) -> bool:
     if isinstance(key, str):
-        return _names(key, place)
+        return names_place(key, place)
     try:
         answer = key(op)
     except Exception as error:
@@ -185,8 +185,10 @@ def _means(key: Key, op: Operation, place: Location) -> bool:
     return answer
 
 
-def _names(key: str, place: Location) -> bool:
+def names_place(key: Key, place: Location) -> bool:
     """Return whether a glob or a class means the module of a place, or one around it as far as the place tells."""
+    if not isinstance(key, str):
+        return False
     if key.startswith(CLASS):
         return key.removeprefix(CLASS) in names_of_class(place.module_class)
     return _matches(key, place.module_path)

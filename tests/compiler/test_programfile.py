@@ -228,6 +228,10 @@ def _no_weights(path: Path) -> Any:
     return load_program(path)
 
 
+def _given(method: str, *args: Any) -> dict[str, Any]:
+    return {name: getattr(tensor, method)(*args) for name, tensor in make()[0].state_dict().items()}
+
+
 @pytest.mark.parametrize(
     ("load", "error", "words"),
     [
@@ -240,6 +244,10 @@ def _no_weights(path: Path) -> Any:
         (lambda path: load_program(path, {"conv.weight": torch.zeros(1)}), InputError, "was given"),
         (lambda path: load_program(path, cast("Any", {"conv.weight": 3})), InputError, "not as a tensor"),
         (lambda path: load_program(path, {"conv.weigth": torch.zeros(1)}), InputError, "did you mean"),
+        (lambda path: load_program(path, _given("to", "meta")), InputError, r"on the meta device[\s\S]*map_location"),
+        (lambda path: load_program(path, _given("to_sparse")), InputError, r"no plain tensor[\s\S]*to_dense"),
+        (lambda path: load_program(path, cast("Any", [1])), InputError, r"\[1\], which is no path"),
+        (lambda path: load_program(cast("Any", None)), InputError, "None, which is no path"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path, load: Any, error: type[Exception], words: str) -> None:
@@ -259,3 +267,24 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["net.gw"]
     with pytest.raises(InputError, match="there is no folder"):
         save_program(result.program, tmp_path / "none" / "net.gw")
+
+
+def test_different_tensors_under_the_names_of_a_tied_weight_are_refused(tmp_path: Path) -> None:
+    model, x, result = make()
+    save_program(result.program, tmp_path / "net.gw")
+    checkpoint = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    emitted = emit(load_program(tmp_path / "net.gw", checkpoint)).module  # equal ones are not one object
+    assert torch.equal(emitted(x), result.model(x))
+    checkpoint["tied.weight"] += 1
+    parsed = parse_program(str(result.program))
+    for call in (
+        lambda: load_program(tmp_path / "net.gw", checkpoint),
+        lambda: load_weights(parsed, checkpoint),
+        lambda: result.parameter_map.convert(checkpoint),
+    ):
+        with pytest.raises(
+            InputError, match=r"under 'head.weight' and 'tied.weight'[\s\S]*state_dict\['tied.weight'\]"
+        ):
+            call()
+    checkpoint["tied.weight"] = checkpoint["head.weight"]  # as the remedy says
+    result.model.load_state_dict(result.parameter_map.convert(checkpoint))
