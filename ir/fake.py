@@ -248,11 +248,11 @@ def _parameters(opdef: OpDef) -> tuple[tuple[str, bool, bool], ...]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_kernels() -> Iterator[None]:
+    """Let no operator on fake tensors log or warn inside of the `with` block: none really runs."""
     disabled = _TORCH_LOG.disabled
     _TORCH_LOG.disabled = True
     try:
-        # the operator does not really run here
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
@@ -396,7 +396,7 @@ def _results(
     if kernel is None:
         raise InferenceError(f"{opdef.name} has neither an inference rule nor a kernel")
     try:
-        with _quiet(), context.mode, torch.no_grad(), enable_python_dispatcher():
+        with quiet_kernels(), context.mode, torch.no_grad(), enable_python_dispatcher():
             result = kernel(*args, **kwargs)
     except Exception as error:
         shown = ", ".join(str(t) for t in types)

@@ -39,9 +39,9 @@ from compiler.capture.opaque import (
 )
 from compiler.capture.patches import (
     TracedFunctions,
-    autocast_refused,
     check_hooks,
     functions_refused,
+    gradient_modes_refused,
     inference_mode_as_no_grad,
     mode_reads,
     patched,
@@ -241,7 +241,7 @@ class ExportCapture:
                 inference_mode_as_no_grad(),
                 TracedFunctions(),
                 functions_refused(),
-                autocast_refused(),
+                gradient_modes_refused(),
                 stacks_of_leaves(self.model),
             ):
                 return torch.export.export(self.model, self.args, self.kwargs, dynamic_shapes=self.dynamic_shapes)

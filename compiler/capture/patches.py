@@ -100,6 +100,52 @@ def inference_mode_as_no_grad() -> Iterator[None]:
         yield
 
 
+class _GradientModes(TorchFunctionMode):
+    """Refuses switches of the gradient mode inside of regions of autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.regions = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a function of PyTorch.
+
+        Raises:
+            CaptureError: when it switches the mode.
+        """
+        if func is torch._C._set_grad_enabled and self.regions and args[0] != torch.is_grad_enabled():
+            raise CaptureError(
+                "the gradient mode changes inside of a region of torch.autocast, which torch.export loses",
+                remedy="enter torch.no_grad() around the region, or keep the module that enters the region as is with "
+                "leaf_modules=",
+            )
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def gradient_modes_refused() -> Iterator[None]:
+    """Refuse `torch.no_grad` inside of regions of `torch.autocast`, whose graphs do not say where it was.
+
+    Raises:
+        CaptureError: when the gradient mode changes there.
+    """
+    modes = _GradientModes()
+    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+
+    def start(self: Any) -> Any:
+        modes.regions += 1
+        return enter(self)  # type: ignore[no-untyped-call]
+
+    def stop(self: Any, *exception: Any) -> Any:
+        modes.regions -= 1
+        return leave(self, *exception)
+
+    with modes, patched(torch.autocast, __enter__=start, __exit__=stop):
+        yield
+
+
 @contextmanager
 def functions_refused() -> Iterator[None]:
     """Refuse calls of the user's `torch.autograd.Function`s, whose backward a graph would lose.
@@ -125,25 +171,6 @@ def functions_refused() -> Iterator[None]:
         )
 
     with patched(torch.autograd.Function, apply=classmethod(apply)):
-        yield
-
-
-@contextmanager
-def autocast_refused() -> Iterator[None]:
-    """Refuse `torch.autocast` where the code enters it, since a graph has no location for the region.
-
-    Raises:
-        CaptureError: when one is entered.
-    """
-
-    def enter(self: Any) -> Any:
-        raise CaptureError(
-            "forward enters torch.autocast, and such a region (wrap_with_autocast) is not supported in a graph",
-            remedy="leave the region out of forward and call the result inside of torch.autocast, cast in forward "
-            "(`x.to(torch.bfloat16)`), or keep the module that enters it as is with leaf_modules=",
-        )
-
-    with patched(torch.autocast, __enter__=enter):
         yield
 
 

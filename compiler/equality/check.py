@@ -256,7 +256,8 @@ class Check:
 
     def _guard(self, twin: Twin) -> None:
         """Try the module in the surroundings that matter to the original; it refuses those where it differs."""
-        found: dict[str, Surrounding] = {}
+        tried = self.reference.unlike
+        found = {name: known for name, known in self.program.surroundings.items() if name not in tried}
         for name, expected in self.reference.unlike.items():
             if not SETTINGS[name].is_decided:
                 self.start.restore()

@@ -158,6 +158,8 @@ class _Comparison:
             del twin
             if any(reference[label].error is not None and seen.error is None for label, seen in own.items()):
                 continue
+            if modes[0].met_autocast and precision.narrow != ALL_FLOATS:
+                continue
             twin = double_twin(self.emitted, precision, self.original, self.names)
             emitted = self._calls(twin, arguments, modes[1])
             if precision.narrow == ALL_FLOATS or all(seen.error is None for seen in emitted.values()):

@@ -63,12 +63,15 @@ class Widened(TorchFunctionMode):
         self.spoken = spoken
         self.has_kept = False
         """Whether a result had a dtype that stays."""
+        self.met_autocast = False
+        """Whether a function was called in a region of autocast, which leaves float64 as it is."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Call a function of PyTorch with other dtypes."""
         kwargs = dict(kwargs or {})
+        self.met_autocast = self.met_autocast or torch.is_autocast_enabled("cpu")
         if func == _GET_DTYPE:
             return self._spoken(args[0])
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
@@ -202,7 +205,8 @@ class Precision:
     def attempts(self) -> Iterator[tuple[Precision, Widened, Widened]]:
         """Yield this precision with modes for two modules, then one that widens all dtypes.
 
-        The second is for code that cannot mix the two precisions.
+        The second is for code that cannot mix the two precisions, and for regions of autocast: they leave float64 as it
+        is, and the casts that stand for them in the emitted module do not.
         """
         for narrow in (self.narrow, ALL_FLOATS):
             precision = attrs.evolve(self, narrow=narrow)

@@ -30,10 +30,15 @@ from compiler.lower.functional.functionalizer import written_statistics
 from compiler.lower.functional.storage import Handle
 from compiler.lower.functional.views import may_need_gradient
 from compiler.lower.functional.writes import check_writes
-from compiler.lower.regions import RegionLowering, attribute_of, has_raised
+from compiler.lower.numbers import NumberLowering
+from compiler.lower.regions import attribute_of, has_raised, kept_in_autocast
 from compiler.lower.results import Results
 from compiler.lower.small_sizes import check_small_sizes
-from compiler.lower.symbols import DataDependentSizeError, SymbolTable, Unexpressed, is_from_data, restricted
+from compiler.lower.symbols import (
+    DataDependentSizeError,
+    SymbolTable,
+    restricted,
+)
 from compiler.lower.weights import is_one_tensor, tensor_type
 from ir.core import Value
 from ir.data_sizes import has_data_symbols, introduced, most_of
@@ -41,7 +46,7 @@ from ir.errors import CaptureError, GraphwrightError, VerificationError
 from ir.expressions import format_expression
 from ir.locations import Location
 from ir.memory.layout import Strides
-from ir.opdef import OpDef, Trait, get_opdef, opdef_of_overload
+from ir.opdef import Trait, get_opdef, opdef_of_overload
 from ir.ops.nn_ops import parse_call
 from ir.parameters import ParameterKind, ParameterSpec
 from ir.program import CallingConvention, InputLeaf, Program, Weight, WeightKind
@@ -56,7 +61,7 @@ _KIND_NAMES = {
 _OPAQUE_TARGET = "graphwright.opaque"
 
 
-class ExportLowering(RegionLowering):
+class ExportLowering(NumberLowering):
     """Lowers one exported program."""
 
     def __init__(self, captured: Captured, traced: Traced) -> None:
@@ -70,9 +75,6 @@ class ExportLowering(RegionLowering):
         super().__init__(self.module, convention, captured.irregular)
         self.program.opaques = dict(captured.opaques)
         self.symbols = SymbolTable(captured.symbol_names, traced)
-        self._opdefs: dict[Any, OpDef] = {}
-        self._scalars: dict[sympy.Basic, Any] = {}
-        """Expression of torch -> the number that was read from a tensor."""
         self._reliable_keys = True
 
     # ---- the whole ----
@@ -278,46 +280,11 @@ class ExportLowering(RegionLowering):
                 raise at_operation(error, location) from error
             raise
 
-    def _number(self, node: fx.Node, val: Any, location: Location) -> Any:
-        """Return a number: an int, an expression over symbols, or a value that an operation reads from a tensor."""
-        expr = val.node._expr if isinstance(val, torch.SymInt | torch.SymFloat | torch.SymBool) else val
-        if not is_from_data(expr):
-            return self.symbols.dim(val)
-        known = self._scalars.get(expr)
-        target = node.target
-        if known is None and isinstance(target, torch._ops.OpOverload) and _reads_number(target):
-            known = self._scalars[expr] = self._read_number(node, target, val, location)
-        if known is not None:
-            return known
-        try:
-            return self.symbols.dim(val)
-        except DataDependentSizeError as error:
-            return Unexpressed(str(error))  # often only an assertion uses it
-
-    def _read_number(self, node: fx.Node, target: torch._ops.OpOverload, val: Any, location: Location) -> Any:
-        """Add the operation that reads a number from a tensor; return an expression if it is a size, else the value."""
-        if isinstance(val, torch.SymBool):
-            self.symbols.note_flag(val)
-        kind = "bool" if isinstance(val, torch.SymBool) else "float" if isinstance(val, torch.SymFloat) else "int"
-        size = self.symbols.size(val) if kind == "int" else None
-        self.functionalizer.location = location
-        args = [self._argument(arg) for arg in node.args]
-        (handle,) = self.functionalizer.call(
-            self._opdef(target), args, {}, (ScalarType(kind, size),), names=(node.name,)
-        )
-        return handle.value if size is None else self.symbols.dim(val)
-
     def _check_functions(self, nodes: Sequence[fx.Node]) -> None:
         """Refuse what functorch (torch.func.grad) leaves in a graph, before its tensors are inspected."""
         for node in nodes:
             if node.op == "call_function" and is_of_functorch(node.target):
                 raise no_operator(node.target, self.locate(node), self.module)
-
-    def _opdef(self, target: torch._ops.OpOverload) -> OpDef:
-        found = self._opdefs.get(target)
-        if found is None:
-            found = self._opdefs[target] = opdef_of_overload(target)
-        return found
 
     def _call_operator(self, node: fx.Node, target: torch._ops.OpOverload, val: Any, location: Location) -> None:
         opdef = self._opdef(target)
@@ -326,12 +293,16 @@ class ExportLowering(RegionLowering):
             self._note_assertion(node)
             return
         if name == _OPAQUE_TARGET:
+            if any(region.is_enabled for region in self._autocast.values()):
+                raise kept_in_autocast()
             self._opaque(node, val, location)
             return
         functionalizer = self.functionalizer
         functionalizer.location = location
         args = [self._argument(arg) for arg in node.args]
         kwargs = {key: self._argument(arg) for key, arg in node.kwargs.items()} if node.kwargs else {}
+        if self._autocast:
+            args, kwargs = self._as_autocast(node, target, args, kwargs)
         if name == "aten.lift_fresh_copy":
             # its fake tensors share storage, the real ones do not
             self.env[node] = functionalizer.call(get_opdef("aten.clone"), args, kwargs, (self._type(val),))[0]
@@ -377,13 +348,6 @@ class ExportLowering(RegionLowering):
         if last is not None and last is not before:
             self._adjust(last, node)
 
-    def _note_assertion(self, node: fx.Node) -> None:
-        """Note what a node asserts of sizes that depend on data."""
-        condition = node.args[0] if node.target is torch.ops.aten._assert_scalar.default else None
-        val = condition.meta.get("val") if isinstance(condition, fx.Node) else None
-        if isinstance(val, torch.SymBool) and is_from_data(val.node._expr):
-            self.symbols.note_asserted(val.node._expr)
-
     def _layouts(self, node: fx.Node) -> dict[Handle, Strides]:
         """Return the strides of the tensors among the arguments of a call."""
         tensors = [(self.env.get(arg), arg.meta.get("val")) for arg in node.all_input_nodes]
@@ -416,11 +380,6 @@ class ExportLowering(RegionLowering):
             names=(node.name,),
         )
         self.env[node] = [handle for handle, none in zip(made, absent, strict=True) if not none]
-
-
-def _reads_number(target: torch._ops.OpOverload) -> bool:
-    """Return whether an operator reads a number from a tensor, as `item()` does."""
-    return torch.Tag.data_dependent_output in target.tags
 
 
 def _attached(seen: Observed | None) -> list[str]:

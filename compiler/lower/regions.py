@@ -1,4 +1,4 @@
-"""Regions in an exported graph: `torch.no_grad()` blocks are inlined, others refused by name."""
+"""Regions in an exported graph: those of `torch.no_grad()` and `torch.autocast` are inlined, others refused by name."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from compiler.lower.autocast import AutocastRegion
 from compiler.lower.base import Lowering
 from compiler.lower.functional.storage import Handle
 from compiler.lower.functional.views import may_need_gradient
 from compiler.lower.symbols import DataDependentSizeError, SymbolTable, Unexpressed
 from compiler.usercode.locations import class_path, module_of
+from ir.core import Value
 from ir.errors import CaptureError
 from ir.locations import Location
 from ir.opdef import get_opdef
+from ir.program import Surrounding
+from ir.schemas import name_of_overload
 
 
 class RegionLowering(Lowering):
@@ -26,6 +30,13 @@ class RegionLowering(Lowering):
 
     symbols: SymbolTable
     _inside_no_grad = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._autocast: dict[str, AutocastRegion] = {}
+        """Device -> the innermost region of autocast for it."""
+        self._cast_weights: dict[tuple[Value, torch.dtype], Handle] = {}
+        """Casts of weights, which autocast makes once for each of its outermost regions."""
 
     def _call(self, node: fx.Node) -> None:
         raise NotImplementedError
@@ -44,6 +55,9 @@ class RegionLowering(Lowering):
         return arg
 
     def _higher_order(self, node: fx.Node, target: Any, location: Location) -> None:
+        if target.name() == "wrap_with_autocast":
+            self._enter_autocast(node, location)
+            return
         if target.name() != "wrap_with_set_grad_enabled":
             location = self._first_inside(node, location)
             raise CaptureError(
@@ -69,6 +83,53 @@ class RegionLowering(Lowering):
             self.env[node] = self._inline(body, inputs)
         finally:
             self._inside_no_grad = outer
+
+    def _enter_autocast(self, node: fx.Node, location: Location) -> None:
+        device, dtype, is_enabled, _, region, *args = node.args
+        body = self.env[region]  # type: ignore[index]
+        outer = self._autocast
+        if not outer:
+            self._cast_weights.clear()
+        dtype = torch.get_autocast_dtype(str(device)) if dtype is None else dtype
+        assert isinstance(dtype, torch.dtype)
+        self._autocast = outer | {str(device): AutocastRegion(str(device), dtype, bool(is_enabled))}
+        if not self.program.surroundings.get("autocast"):
+            place = str(self._first_inside(node, location).source)
+            self.program.surroundings = {**self.program.surroundings, "autocast": Surrounding((), place)}
+        try:
+            self.env[node] = self._inline(body, [self._argument(arg) for arg in args])
+        finally:
+            self._autocast = outer
+
+    def _as_autocast(
+        self, node: fx.Node, target: OpOverload, args: list[Any], kwargs: dict[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Return the arguments of a call as the region of autocast casts them."""
+        for region in self._autocast.values():
+            dtype = region.casts(node, target)
+            if dtype is not None and target._schema.is_mutable:
+                raise CaptureError(
+                    f"{name_of_overload(target)} writes to a tensor, and torch.autocast casts its operands",
+                    remedy="use the out-of-place operator, or leave the region before it",
+                )
+            if dtype is not None:
+                args = [self._cast(arg, dtype, region) for arg in args]
+                kwargs = {key: self._cast(arg, dtype, region) for key, arg in kwargs.items()}
+        return args, kwargs
+
+    def _cast(self, arg: Any, dtype: torch.dtype, region: AutocastRegion) -> Any:
+        """Return an argument as autocast casts it."""
+        if isinstance(arg, list):
+            return [self._cast(item, dtype, region) for item in arg]
+        if type(arg) is not Handle or not region.is_cast(arg.value.type) or arg.value.tensor_type.dtype == dtype:
+            return arg
+        key = arg.value, dtype
+        if key not in self._cast_weights:
+            cast: Handle = self.functionalizer.call(get_opdef("aten.to.dtype"), (arg, dtype), {})[0]
+            if not arg.value.is_weight:
+                return cast
+            self._cast_weights[key] = cast
+        return self._cast_weights[key]
 
     def _first_inside(self, node: fx.Node, location: Location) -> Location:
         """Return the location of the first operation in a region, which has none itself."""
@@ -108,6 +169,14 @@ class RegionLowering(Lowering):
             return arg
         op = arg.value.defining_op
         return arg.parent if op is not None and op.name == "aten.detach" else arg
+
+
+def kept_in_autocast() -> CaptureError:
+    """Return the error for an opaque call in a region of autocast."""
+    return CaptureError(
+        "a module that is kept as is would be called outside of the region of torch.autocast that forward enters",
+        remedy="keep the module that enters the region as is, too, with leaf_modules=",
+    )
 
 
 def _entry(inside: Location, node: fx.Node) -> Location:

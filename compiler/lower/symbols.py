@@ -35,6 +35,17 @@ class Unexpressed:
     text: str
 
 
+def own_expression(number: torch.SymInt | torch.SymFloat | torch.SymBool) -> sympy.Basic:
+    """Return the expression of a number, without what PyTorch puts in the place of sizes that it takes for equal.
+
+    Tracing again (`run_decompositions`) makes new symbols, which stand for those of the first time.
+    """
+    node = number.node
+    found: sympy.Basic = node._expr
+    renamed = node.shape_env.unbacked_renamings if node.shape_env is not None else {}
+    return found.xreplace(dict(renamed)) if renamed else found
+
+
 def is_from_data(expr: Any) -> bool:
     """Return whether a symbolic expression of torch depends on the data of a tensor."""
     return isinstance(expr, sympy.Basic) and bool(free_unbacked_symbols(expr))
@@ -82,7 +93,7 @@ class SymbolTable:
 
     def note_flag(self, flag: torch.SymBool) -> None:
         """Note a bool that was read from a tensor."""
-        self._flags |= flag.node._expr.free_symbols
+        self._flags |= own_expression(flag).free_symbols
 
     def type_dim(self, size: Any) -> Dim:
         """Return a size of a tensor.
@@ -91,7 +102,7 @@ class SymbolTable:
             DataDependentSizeError: when `dim` does.
             CaptureError: when PyTorch has put a number, or another size, in the place of a size that depends on data.
         """
-        if isinstance(size, torch.SymInt) and free_unbacked_symbols(size.node._expr) - free_unbacked_symbols(size):
+        if isinstance(size, torch.SymInt) and free_unbacked_symbols(own_expression(size)) - free_unbacked_symbols(size):
             raise CaptureError(
                 f"the model is right only where a size that depends on data is {size}, and nothing checks that",
                 remedy="slice or pad to that size, or keep the module as is with leaf_modules=",
@@ -100,7 +111,7 @@ class SymbolTable:
 
     def size(self, number: torch.SymInt) -> Dim | None:
         """Return the symbol of a number that was read from a tensor; None where it may be negative."""
-        inner = number.node._expr
+        inner = own_expression(number)
         return self._symbol(inner) if inner.is_Symbol and self.is_size(inner) else None
 
     def widen(self, symbol: sympy.Symbol, most: Dim | None) -> None:

@@ -276,7 +276,8 @@ def _rewrite_exported(m: Match, b: Rewriter) -> None:
     attended = _attention(b, query, key, value, attention.operand("attn_mask"), attention.attributes)
     weight, bias = out.linear.input("weight"), out.linear.operand("bias")
     keep = not out.inner_batch_first and _shows(out.result)
-    result = _merge_heads(b, attended, weight, bias, batch_first=out.batch_first, keep_strides=keep)
+    with b.at(out.linear, linear.location):  # its weight may be computed, below the root
+        result = _merge_heads(b, attended, weight, bias, batch_first=out.batch_first, keep_strides=keep)
     b.replace_value(out.result, result)
 
 

@@ -281,20 +281,6 @@ def test_regions_without_gradient(model: nn.Module) -> None:
     assert_same(model, torch.randn(3, 4))
 
 
-class Autocast(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return self.layer(x)
-
-
-def test_autocast_regions_are_refused_by_name() -> None:
-    refused(Autocast(), torch.randn(3, 4), message="autocast")
-
-
 # ---- dropouts that return their input in eval
 
 

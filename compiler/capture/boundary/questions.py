@@ -257,6 +257,9 @@ class Recorder:
         name = getattr(function, "__name__", "")
         if name in _OF_THE_THREAD:
             self.ask(_OF_THE_THREAD[name], frame)
+        elif name == "set_autocast_enabled" and self.stack:
+            # a region, which the emitted module computes by casts: it must not be called inside of another one
+            self.record.questions.setdefault("autocast", self.place_of_user(frame))
         elif name == "manual_seed" and isinstance(getattr(function, "__self__", None), torch.Generator) and self.stack:
             self.record.seeded = self.record.seeded or self.place_of_user(frame)
         elif name == "set_state" and isinstance(getattr(function, "__self__", None), torch.Generator) and self.stack:
