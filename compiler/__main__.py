@@ -52,7 +52,7 @@ from compiler.targets import STANDARD_PATTERNS, TARGETS
 from ir.errors import GraphwrightError, InputError
 from passes.manager.instruments import DumpIR
 from passes.manager.manager import Fixpoint, Pass, PassManager
-from passes.manager.options import options_of, takes_passes
+from passes.manager.options import OF_ALL, own_options_of, takes_passes
 from passes.rewrite.pattern import Pattern
 
 _DESCRIPTION = """\
@@ -118,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="off",
         help="final: compare with the original on random inputs; each: around every rewrite too (default: %(default)s)",
     )
+    group.add_argument("--strict", action="store_true", help="a rule that raises is an error, and not passed over")
     group.add_argument("--no-measure", action="store_true", help="do not measure the error against float64")
 
     group = parser.add_argument_group("results")
@@ -290,6 +291,7 @@ def _compile(
         leaf_modules=tuple(options.leaf),
         target=options.target,
         validate=options.validate,
+        strict=options.strict,
     )
 
 
@@ -354,12 +356,15 @@ def list_everything(patterns: Sequence[type[Pattern]], passes: Sequence[type[Pas
     show("conversions", [(rule.name, rule.equation) for rule in rules if rule.is_conversion])
     show("fusions", [(rule.name, rule.equation) for rule in rules if rule.is_fusion])
     show("other patterns", [(r.name, r.equation) for r in rules if not (r.is_conversion or r.is_fusion)])
-    show("passes", [(_pass_text(cls), (cls.__doc__ or "").strip().split("\n")[0]) for cls in passes])
+    show(
+        f"passes (each also with {', '.join(OF_ALL)})",
+        [(_pass_text(cls), (cls.__doc__ or "").strip().split("\n")[0]) for cls in passes],
+    )
 
 
 def _pass_text(cls: type[Pass]) -> str:
     """Return a pass's name with its options and their defaults: `canonicalize{inference=false}`."""
-    options = [f"{field.name.replace('_', '-')}={_default_text(field)}" for field in options_of(cls)]
+    options = [f"{field.name.replace('_', '-')}={_default_text(field)}" for field in own_options_of(cls)]
     passes = "(PASSES)" if takes_passes(cls) else ""
     return f"{cls.name}{passes}{'{' + ' '.join(options) + '}' if options else ''}"
 

@@ -38,9 +38,10 @@ from ir.program import Program
 from ir.verify import verify
 from passes.manager.instruments import count_operations
 from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult
-from passes.rewrite.driver import RewriteLog, UnfusedReasons, is_computation
+from passes.rewrite.driver import RewriteLog, is_computation
 from passes.rewrite.pattern import Pattern, instantiate
 from passes.rewrite.remarks import MatchRecord, Remark
+from passes.rewrite.unfused import UnfusedReasons
 
 VALIDATE_MODES = ("off", "final", "each")
 
@@ -154,6 +155,7 @@ def transform(
     validate: str = "off",
     progress: Progress | None = None,
     plan: Plan | None = None,
+    strict: bool = False,
 ) -> TransformResult:
     """Compile a model and return the module that replaces it, with the reasons for all that was done.
 
@@ -184,6 +186,8 @@ def transform(
         progress: called with the name of each stage as it begins.
         plan: a plan of this model, made by `plan(...)`, to be followed: its rewrites are made, and no others. It has
             its target and its pipeline; neither is given then, nor `patterns`.
+        strict: whether a rule that raises at a match is an error. By default the fault is reported, with a Python
+            warning and a remark (`failed`), and the rule is skipped there unless it has edited the program before.
 
     Raises:
         GraphwrightError: InputError for wrong arguments, and for another model than was planned; CaptureError when the
@@ -215,7 +219,9 @@ def transform(
             training=training,
             run=stages.run,
         )
-        return _compiled(model, captured, wanted, manager, stages, check=check, validate=validate, plan=plan)
+        return _compiled(
+            model, captured, wanted, manager, stages, check=check, validate=validate, plan=plan, strict=strict
+        )
 
 
 def plan(
@@ -229,6 +235,7 @@ def plan(
     dynamic_shapes: Any = None,
     leaf_modules: Sequence[Any] | str | nn.Module | type[nn.Module] = (),
     training: bool | None = None,
+    strict: bool = False,
 ) -> Plan:
     """List the rewrites that `transform` would make of a model, to switch some of them off; nothing is made.
 
@@ -252,7 +259,7 @@ def plan(
         )
         program, modules = lower(captured), module_classes(captured)
         check_scopes(manager, program, modules)
-        made = Plan(wanted, manager, program, modules)
+        made = Plan(wanted, manager, program, modules, strict)
         made.rewrites  # noqa: B018 - a faulty rule is to raise here
         return made
 
@@ -305,10 +312,11 @@ def _compiled(
     check: bool,
     validate: str,
     plan: Plan | None,
+    strict: bool,
 ) -> TransformResult:
     program: Program = stages.run("lower", lambda: lower(captured))
     before = count_operations(program)
-    log = RewriteLog(modules=module_classes(captured))
+    log = RewriteLog(modules=module_classes(captured), strict=strict)
     check_scopes(manager, program, log.modules)
     each = EachRewriteValidator() if validate == "each" else None
     log.hook = each

@@ -157,6 +157,7 @@ class Plan:
     pipeline: PassManager
     _program: Program
     _modules: ModuleClasses
+    _strict: bool = True
     _switches: tuple[Switch, ...] = ()
     _listed: tuple[PlannedRewrite, ...] | None = None
 
@@ -164,7 +165,7 @@ class Plan:
     def rewrites(self) -> tuple[PlannedRewrite, ...]:
         """The rewrites, those that are switched off among them."""
         if self._listed is None:
-            log = RewriteLog(modules=self._modules)
+            log = RewriteLog(modules=self._modules, strict=self._strict)
             log.veto = following = self.follow(log)
             manager = _without_instruments(self.pipeline)
             manager.run(copy_program(self._program), PassContext(log=log, scope=manager.scope.bound(self._modules)))

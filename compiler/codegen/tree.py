@@ -392,10 +392,7 @@ class ModuleTree:
         share_modules(self, made)
 
     def is_persistent(self, weight: Weight) -> bool:
-        """Whether a weight belongs in the `state_dict`: a derived one does if a source did."""
-        sources = self.weights.sources(weight)
-        if sources:
-            return any(self.is_persistent(source) for source in sources)
+        """Whether a weight belongs in the `state_dict`."""
         return weight.persistent and weight.kind is not WeightKind.CONSTANT
 
     def _original(self, path: str) -> str:

@@ -117,6 +117,11 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         changed = sum(self[key] != (key,) for key in self)
         return f"<ParameterMap of {len(self)} tensors, {changed} under a new name or computed>"
 
+    @property
+    def constants(self) -> frozenset[str]:
+        """Sources that no checkpoint has: constants and non-persistent buffers."""
+        return frozenset(self._constants)
+
     def renamed(self) -> dict[str, tuple[str, ...]]:
         """Return the entries whose key differs from the original's, or that are computed."""
         return {

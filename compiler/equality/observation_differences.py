@@ -119,7 +119,7 @@ def _unlike_state(
     for key, value in b.state.items():
         sources = names.get(key, (key,))
         covered.update(sources)
-        if not set(sources) <= set(a.state):
+        if not set(sources) - names.constants <= set(a.state):
             if sources != (key,) or key in b.written:
                 yield "state", f"{key} comes from {sources}, which are not in the original"
             continue  # a constant
@@ -208,7 +208,7 @@ def _unlike_slope_of_several(
 def heir(names: ParameterMap, key: str, tensors: Mapping[str, torch.Tensor | None]) -> Any:
     """Return the expected tensor of the emitted module: a weight may have been transposed or reshaped."""
     sources = names.get(key, (key,))
-    if key not in names or any(tensors.get(source) is None for source in sources):
+    if key not in names or any(tensors.get(source) is None for source in set(sources) - names.constants):
         return tensors.get(sources[0])
     return names.heir(key, tensors)
 

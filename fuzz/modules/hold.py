@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
@@ -196,10 +196,34 @@ class Comparison:
             if name not in other.state_dict():  # not in checkpoints
                 buffer.data.copy_(kept[name])
         try:
-            emitted.load_state_dict(self.result.parameter_map.convert(other.state_dict()))
+            converted = self.result.parameter_map.convert(other.state_dict())
+            emitted.load_state_dict(converted)
         except (GraphwrightError, RuntimeError) as error:
             raise Finding("parameter map", str(error)) from error
+        self._hold_reverted(other.state_dict(), converted)
         self.hold("with other weights", _once, model=other, emitted=emitted)
+
+    def _hold_reverted(self, checkpoint: Mapping[str, Any], converted: Mapping[str, Any]) -> None:
+        """Check that a checkpoint comes back from what it was converted to; what is for inference may refuse."""
+        names = self.result.parameter_map
+        try:
+            reverted = names.revert(converted)
+        except InputError as error:
+            if names.untrained:
+                return
+            raise Finding("parameter map", f"a checkpoint does not come back: {error}") from error
+        for name, tensor in checkpoint.items():
+            if isinstance(tensor, torch.Tensor) and not self._is_lost(name):
+                back = reverted.get(name)
+                problem = "nothing has its name" if back is None else tensor_difference(tensor, back, exact=False)
+                if problem is not None:
+                    raise Finding(
+                        "parameter map", f"{name} does not come back from the converted checkpoint: {problem}"
+                    )
+
+    def _is_lost(self, name: str) -> bool:
+        """Return whether the emitted module has nothing of a tensor of the original."""
+        return all(name not in sources for sources in self.result.parameter_map.values())
 
     def hold_exported(self) -> None:
         """Export the result with `torch.export`, and compare the exported program with it."""

@@ -18,7 +18,7 @@ PATTERNS: Mapping[str, bool] = {"patterns": True}
 KEYS: Mapping[str, bool] = {"keys": True}
 """Metadata of a field whose text form is a list of keys of a scope."""
 
-_OF_ALL = ("only", "skip", "label")
+OF_ALL = ("only", "skip", "label")
 """The options that every pass has, which come last in text."""
 _NO_OPTIONS = ("passes", "instruments", "bound_scope")
 _LABEL = re.compile(r"[A-Za-z0-9_-]*")
@@ -68,9 +68,13 @@ def takes_passes(cls: type[Any]) -> bool:
 def options_of(cls: type[Any]) -> tuple[Any, ...]:
     """Return the fields of a class of passes that are options in text."""
     fields = {field.name: field for field in attrs.fields(cls) if field.init}
-    last = [fields[name] for name in _OF_ALL if name in fields]
-    own = [field for name, field in fields.items() if name not in (*_OF_ALL, *_NO_OPTIONS)]
-    return (*own, *last)
+    last = [fields[name] for name in OF_ALL if name in fields]
+    return (*own_options_of(cls), *last)
+
+
+def own_options_of(cls: type[Any]) -> tuple[Any, ...]:
+    """Return the options of a class of passes that not every pass has."""
+    return tuple(field for field in attrs.fields(cls) if field.init and field.name not in (*OF_ALL, *_NO_OPTIONS))
 
 
 def format_options(pass_: Any) -> str:

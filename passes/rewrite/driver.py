@@ -16,14 +16,14 @@ from ir.core import RETURN, Graph, Operation, Value
 from ir.data_sizes import data_symbols_of_boundary, has_data_symbols, introduced, mentions
 from ir.errors import DidNotConverge, GraphwrightError
 from ir.locations import Location, merge_locations
-from ir.opdef import OpDef, Trait
+from ir.opdef import Trait
 from ir.program import Program
 from ir.types import TensorType
 from passes.rewrite.effects import crossed_effect, is_removable
-from passes.rewrite.faults import returned_values, rule_fault, rule_raised, without_effect
+from passes.rewrite.faults import RuleFault, returned_values, rule_fault, rule_raised, without_effect
 from passes.rewrite.matching import RuleIndex, Variant
 from passes.rewrite.pattern import Match, Pattern, unscoped
-from passes.rewrite.remarks import GraphwrightWarning, MatchRecord, OpSummary, Refusal, Remark, RemarkLog
+from passes.rewrite.remarks import GraphwrightWarning, LeftOut, MatchRecord, OpSummary, Refusal, Remark, RemarkLog
 from passes.rewrite.rewriter import Listener, Rewriter
 from passes.rewrite.scope import EVERYWHERE, ModuleClasses, Scope
 
@@ -53,6 +53,10 @@ class RewriteLog:
     """Asked before each recorded rewrite; a reason keeps it from being made."""
     misses: dict[tuple[str, Location], dict[str, None]] = attrs.field(factory=dict)
     """(operator, location) -> why the near misses that the operation was part of did not fire."""
+    strict: bool = True
+    """Whether a rule that raises is an error; else it is reported, and skipped where that is safe."""
+    faulty: set[tuple[str, Operation]] = attrs.field(factory=set)
+    """(rule, operation) where a rule was skipped so."""
     modules: ModuleClasses = attrs.field(factory=dict)
     """The classes of the model's modules by path, where they are known: what a scope means by a class."""
 
@@ -91,17 +95,6 @@ class _Events(Listener):
         self.replacements: Replacements = []
 
 
-@attrs.frozen
-class LeftOut(Refusal):
-    """A match that the scope leaves out, or that is switched off.
-
-    Attributes:
-        remark: the kind of the remark.
-    """
-
-    remark: str = "outside"
-
-
 class Applier:
     """Tries rules at single operations and applies the first that matches; the base of both drivers."""
 
@@ -119,26 +112,49 @@ class Applier:
     def apply_first(self, op: Operation, variants: Sequence[Variant]) -> Variant | None:
         """Apply the first variant that matches at `op` and is not refused; return it."""
         for variant in variants:
+            before = self.graph.revision
             try:
-                found = variant.try_match(op)
-            except GraphwrightWarning:
-                raise  # the user made warnings errors: it is the warning that must reach them
-            except Exception as error:
-                raise rule_raised(variant.rule, "pattern", error, op.location) from error
-            if found is None:
-                continue
-            if type(found) is str:
-                self._miss(variant.rule, op, Refusal(found), (op,))
-                continue
-            assert isinstance(found, Match)
-            refusal = self._refusal(variant.rule, found)
-            if refusal is None:
-                if self._apply(variant.rule, found):
-                    self.log.variants[variant.rule.name, variant.order] += 1
+                if (variant.rule.name, op) not in self.log.faulty and self._apply_variant(op, variant):
                     return variant
-            else:
-                self._miss(variant.rule, op, refusal, found.ops or (op,))
+            except RuleFault as fault:
+                if self.log.strict:
+                    raise
+                self._skip(variant.rule, op, fault, before)
         return None
+
+    def _apply_variant(self, op: Operation, variant: Variant) -> bool:
+        try:
+            found = variant.try_match(op)
+        except GraphwrightWarning:
+            raise  # the user made warnings errors: it is the warning that must reach them
+        except Exception as error:
+            raise rule_raised(variant.rule, "pattern", error, op.location) from error
+        if found is None:
+            return False
+        if type(found) is str:
+            self._miss(variant.rule, op, Refusal(found), (op,))
+            return False
+        assert isinstance(found, Match)
+        refusal = self._refusal(variant.rule, found)
+        if refusal is not None:
+            self._miss(variant.rule, op, refusal, found.ops or (op,))
+            return False
+        if not self._apply(variant.rule, found):
+            return False
+        self.log.variants[variant.rule.name, variant.order] += 1
+        return True
+
+    def _skip(self, rule: Pattern, op: Operation, fault: RuleFault, revision: int) -> None:
+        """Report a rule that is at fault at an operation, and pass it over there; raise if it has edited the graph."""
+        created = self.events.created if self.graph.revision != revision else ()
+        if not self.rewriter.undo(created, revision):
+            fault.add_note("the rule is not skipped: it has edited the graph before")
+            raise fault
+        self.log.faulty.add((rule.name, op))
+        location = fault.location or op.location
+        self.log.remarks.skip(
+            Remark("failed", rule.name, location, f"{fault.message}; the bug is in the rule", op.name)
+        )
 
     def _refusal(self, rule: Pattern, match: Match) -> Refusal | None:
         if rule.closed and len(match.ops) > 1:
@@ -408,33 +424,6 @@ def run_sweep(program: Program, index: RuleIndex, log: RewriteLog, *, scope: Sco
                     if created.graph is program.graph:
                         by_root.setdefault(created.opdef, []).append(created)
     return count
-
-
-class UnfusedReasons:
-    """Explains why operations were not rewritten, from the near misses that involved them."""
-
-    def __init__(self, log: RewriteLog, rules: Sequence[Pattern]) -> None:
-        self._index = RuleIndex(rules)
-        self._misses = log.misses
-        self._general: dict[OpDef, str] = {}
-
-    def of(self, op: Operation) -> str:
-        """Return why `op` was not rewritten."""
-        reasons = self._misses.get((op.name, op.location))
-        if reasons:
-            return "; ".join(reasons)
-        found = self._general.get(op.opdef)
-        if found is None:
-            found = self._general[op.opdef] = self._without_miss(op)
-        return found
-
-    def _without_miss(self, op: Operation) -> str:
-        """Return why no rule nearly matched an operation, the same for all operations of an operator."""
-        rooted = [variant.rule for variant in self._index.by_root[op.opdef]]
-        names = dict.fromkeys(rule.name for rule in rooted or self._index.mentioning(op.opdef))
-        if names:
-            return f"what surrounds it does not have the structure of {', '.join(names)}"
-        return f"no pattern of this pipeline is about {op.name}"
 
 
 def is_computation(op: Operation) -> bool:

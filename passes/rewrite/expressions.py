@@ -182,7 +182,7 @@ def computed_weight(program: Program, value: Value, name: str | None, *, inferen
         value.tensor_type,
         data,
         requires_grad=trains,
-        persistent=any(weight.persistent for weight in found.weights),
+        persistent=any(w.persistent and w.kind is not WeightKind.CONSTANT for w in found.weights),
         derivation=found.derivation(),
     )
 

@@ -15,7 +15,11 @@ from passes.rewrite.effects import is_removable
 from passes.rewrite.pattern import Pattern, unscoped
 
 
-def rule_raised(rule: Pattern, method: str, error: Exception, location: Location | None = None) -> PatternError:
+class RuleFault(PatternError):  # noqa: N818 - users catch `PatternError`; this is how we know our own
+    """A rule that raised, or that returned what makes no sense, at one match."""
+
+
+def rule_raised(rule: Pattern, method: str, error: Exception, location: Location | None = None) -> RuleFault:
     """Return the error to raise in place of one that a method of a rule raised; raise it `from` that one."""
     if isinstance(error, GraphwrightError):
         what, remedy = f"failed: {error.message}", error.remedy
@@ -33,10 +37,10 @@ def rule_fault(
     location: Location | None = None,
     remedy: str | None = None,
     error: Exception | None = None,
-) -> PatternError:
+) -> RuleFault:
     """Return an error about a method of a rule: `the rewrite of Rule (rules.py:12) ...`."""
     source = source_of(rule, method, error)
-    return PatternError(
+    return RuleFault(
         f"the {method} of {rule.name}{f' ({source})' if source else ''} {what}", location=location, remedy=remedy
     )
 
@@ -103,9 +107,7 @@ def returned_values(rule: Pattern, returned: Any, location: Location) -> tuple[V
     )
 
 
-def without_effect(
-    rule: Pattern, returned: Any, created: Sequence[Operation], location: Location
-) -> PatternError | None:
+def without_effect(rule: Pattern, returned: Any, created: Sequence[Operation], location: Location) -> RuleFault | None:
     """Return what is wrong with a rewrite that replaced and changed nothing, or None where it edited the graph itself.
 
     Args:

@@ -31,6 +31,17 @@ class Refusal:
 
 
 @attrs.frozen
+class LeftOut(Refusal):
+    """A match that the scope leaves out, or that is switched off.
+
+    Attributes:
+        remark: the kind of the remark.
+    """
+
+    remark: str = "outside"
+
+
+@attrs.frozen
 class Remark:
     """One statement of a rule about one place.
 
@@ -42,7 +53,7 @@ class Remark:
 
     kind: str
     """`applied`, `missed` (a near miss), `outside` (a match that a scope leaves out), `off` (one that a plan leaves
-    out), `skipped` (not decidable; a Python warning went out) or `kept`;
+    out), `skipped` (not decidable; a Python warning went out), `failed` (a rule that raised; likewise) or `kept`;
     of `validate="each"` also `validated` and `unvalidated`; of the capture and the check `left out`, `unchecked`;
     of quantization `quantized`, `float`, `unified`, `apart`."""
     rule: str

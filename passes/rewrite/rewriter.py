@@ -77,6 +77,22 @@ class Rewriter(Builder):
         for listener in self.listeners:
             listener.erased(op, operands)
 
+    def undo(self, created: Sequence[Operation], revision: int) -> bool:
+        """Erase operations that were inserted since a revision of the graph; return whether these were the only edits.
+
+        Expressions that were to become weights are forgotten.
+        """
+        wanted, self._wanted = self._wanted, []
+        inside = set(created)
+        users = [user for op in created for result in op.results for user in result.users]
+        # an insertion is one revision
+        if self.graph.revision - revision != len(created) or any(user not in inside for user in users):
+            self._wanted = wanted
+            return False
+        for op in reversed(created):
+            self.erase(op)
+        return True
+
     def replace_value(self, old: Value, new: Value) -> None:
         """Make all users of `old` use `new`.
 

@@ -17,6 +17,7 @@ from ir.errors import InputError, PatternError
 from passes.apply import Convert
 from passes.manager.manager import PassManager
 from passes.rewrite.pattern import Pattern
+from passes.rewrite.remarks import GraphwrightWarning
 from tests.compiler.test_scopes import Block, Net, Wide, X, net
 from tests.passes.compiled import Calls
 from tests.zoo.equality import assert_equal_outputs
@@ -210,4 +211,6 @@ def test_a_faulty_rule_is_one_when_the_plan_is_made(net: Net) -> None:
             return m.y
 
     with pytest.raises(PatternError, match="the rewrite of Faulty"):
-        plan(net, X, patterns=[Faulty])
+        plan(net, X, patterns=[Faulty], strict=True)
+    with pytest.warns(GraphwrightWarning, match="Faulty skipped"):
+        assert listed(plan(net, X, patterns=[Faulty])) == []

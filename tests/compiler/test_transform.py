@@ -231,8 +231,11 @@ def test_a_pattern_that_raises_and_a_pass_that_breaks_the_ir():
             raise RuntimeError("no idea")
 
     with pytest.raises(PatternError, match=r"Raises.*no idea") as caught:
-        transform(Small().eval(), X, patterns=(Raises,))
+        transform(Small().eval(), X, patterns=(Raises,), strict=True)
     assert "act" in str(caught.value) and __file__ in str(caught.value)
+    with pytest.warns(GraphwrightWarning, match=r"Raises skipped: .* raised RuntimeError: no idea"):
+        result = transform(Small().eval(), X, patterns=(Raises,))
+    assert [(r.rule, r.location.module_path) for r in result.remarks if r.kind == "failed"] == [("Raises", "act")]
 
     @attrs.frozen
     class Breaks(Pass):

@@ -34,6 +34,7 @@ def test_there_is_a_guide_for_each_subject() -> None:
         "quantization",
         "runtimes",
         "targets",
+        "weights",
         "writing-a-pattern",
     ]
     assert [path.stem for path in guides()] == subjects

@@ -272,6 +272,15 @@ def test_warnings_are_one_line_on_standard_error(net: str, capsys: pytest.Captur
     assert "not measured (no example inputs)" in out
 
 
+@pytest.mark.filterwarnings("default::passes.rewrite.remarks.GraphwrightWarning")
+def test_a_rule_that_raises_is_reported_and_with_strict_an_error(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("net.py").write_text(_FILE.replace("return b.silu(m.x)", "return b.silu(m.y)"))
+    assert main([f"{net}:make", "--patterns", "Swish", "--quiet"]) == 0
+    assert re.search(r"warning: Swish skipped: the rewrite of Swish \(.*net.py:\d+\) raised", capsys.readouterr().err)
+    assert main([f"{net}:make", "--patterns", "Swish", "--quiet", "--strict"]) == 1
+    assert "error: the rewrite of Swish" in capsys.readouterr().err
+
+
 def test_list_names_every_pattern_and_pass(net: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     out = capsys.readouterr().out

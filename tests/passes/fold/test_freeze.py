@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fuzz.search.sound import assert_sound
-from graphwright import PassManager, transform
+from graphwright import InputError, PassManager, transform
 from graphwright.passes import Canonicalize, FreezeWeights
 from tests.fuzz.search.test_sound import QUICK
 from tests.passes.compiled import Calls
@@ -116,6 +116,26 @@ def test_a_frozen_model_trains_as_it_did() -> None:
     (slope,) = torch.autograd.grad(result.model(x).sum(), x)
     (expected,) = torch.autograd.grad(model(x).sum(), x)
     torch.testing.assert_close(slope, expected)
+
+
+def test_a_part_of_a_table_is_in_the_checkpoint_and_does_not_come_back() -> None:
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(10, 4)
+            self.register_buffer("ids", torch.arange(10), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.table(self.ids[:2])  # type: ignore[index]
+
+    model, other = Places(), Places()
+    result = frozen(model)
+    assert dict(result.operations_after) == {"aten.add.Tensor": 1}
+    converted = result.parameter_map.convert(other.state_dict())
+    result.model.load_state_dict(converted)
+    torch.testing.assert_close(result.model(X), other(X))
+    with pytest.raises(InputError, match=r"cannot be converted back: aten\.embedding"):
+        result.parameter_map.revert(converted)
 
 
 def test_what_is_left_out_of_the_scope_stays() -> None:
