@@ -15,14 +15,14 @@ from graphwright.ir import Program
 
 @attrs.frozen
 class Budget(Pass):
-    """Fail if a program has more than `most` operations of one operator; `only` restricts which operators count."""
+    """Fail if a program has more than `most` operations of one operator; `operator` says whose."""
 
     name: ClassVar[str] = "budget"
     most: int = 100
-    only: str = ""
+    operator: str = ""
 
     def run(self, program: Program, context: PassContext) -> None:
-        counts = Counter(op.name for op in program.graph.operations() if not self.only or self.only in op.name)
+        counts = Counter(op.name for op in program.graph.operations() if not self.operator or self.operator in op.name)
         for name, count in counts.most_common(1):
             if count > self.most:
                 raise PassError(
@@ -34,7 +34,7 @@ def main() -> None:
     model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3))).eval()
     x = torch.randn(2, 8)
 
-    pipeline = parse_pipeline("canonicalize,budget{most=3 only=linear}", passes=[Budget])
+    pipeline = parse_pipeline("canonicalize,budget{most=3 operator=linear}", passes=[Budget])
     result = transform(model, (x,), pipeline=pipeline)
     print(sum(op.name == "aten.linear" for op in result.program.graph.operations()), "linears are within the budget")
 

@@ -123,6 +123,7 @@ def lowered_and_changed(pass_: Pass, case: ModuleCase) -> tuple[str, str]:
                 kwargs,
                 pipeline=PassManager((watch, pass_)),
                 check=False,
+                strict=True,
                 dynamic_shapes=case.dynamic_shapes,
             )
             text = print_program(result.program)
@@ -246,7 +247,7 @@ class _Way:
     def _transformed(self, given: nn.Module | ExportedProgram, model: nn.Module) -> TransformResult | str:
         """Return the result, or why the compiler refuses the module."""
         arguments: tuple[Any, ...] = ()
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"strict": True}  # a rule that raises is a finding
         if self.way == "export":
             arguments = copy.deepcopy(self.arguments)
             options["dynamic_shapes"] = self.case.dynamic_shapes

@@ -36,6 +36,8 @@ FAMILIES: dict[str, Family] = {
     "transposed weight": Family("equal"),
     "in place through a view": Family("equal"),
     "names": Family("refused"),
+    "size from data": Family("equal"),
+    "autocast region": Family("equal", guarded=True),
 }
 """Family -> what is wanted; a kind is written `family: variant`."""
 

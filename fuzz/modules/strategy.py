@@ -10,6 +10,7 @@ import torch
 from hypothesis import strategies as st
 
 from compiler.equality.observation import foreign_seeded, seeded
+from fuzz.modules import recipes_data as module_recipes_data
 from fuzz.modules import recipes_layers as module_recipes_layers
 from fuzz.modules import recipes_memory as module_recipes_memory
 from fuzz.modules import recipes_python as module_recipes_python
@@ -24,7 +25,10 @@ _SHAPES = (
 )  # fmt: skip
 RECIPES: dict[str, Recipe] = {
     recipe.kind: recipe
-    for recipe in (*module_recipes_memory.RECIPES, *module_recipes_layers.RECIPES, *module_recipes_python.RECIPES)
+    for recipe in (
+        *(*module_recipes_memory.RECIPES, *module_recipes_layers.RECIPES),
+        *(*module_recipes_python.RECIPES, *module_recipes_data.RECIPES),
+    )
 }
 """The kinds of Python around a graph, by name."""
 _SEEDS = st.integers(0, 99)

@@ -111,10 +111,19 @@ class Applier:
 
     def apply_first(self, op: Operation, variants: Sequence[Variant]) -> Variant | None:
         """Apply the first variant that matches at `op` and is not refused; return it."""
+        faulty, graph = self.log.faulty, self.graph
         for variant in variants:
-            before = self.graph.revision
+            if faulty and (variant.rule.name, op) in faulty:
+                continue
+            before = graph.revision
             try:
-                if (variant.rule.name, op) not in self.log.faulty and self._apply_variant(op, variant):
+                try:
+                    found = variant.try_match(op)
+                except GraphwrightWarning:
+                    raise  # the user made warnings errors: it is the warning that must reach them
+                except Exception as error:
+                    raise rule_raised(variant.rule, "pattern", error, op.location) from error
+                if found is not None and self._apply_found(op, variant, found):
                     return variant
             except RuleFault as fault:
                 if self.log.strict:
@@ -122,19 +131,10 @@ class Applier:
                 self._skip(variant.rule, op, fault, before)
         return None
 
-    def _apply_variant(self, op: Operation, variant: Variant) -> bool:
-        try:
-            found = variant.try_match(op)
-        except GraphwrightWarning:
-            raise  # the user made warnings errors: it is the warning that must reach them
-        except Exception as error:
-            raise rule_raised(variant.rule, "pattern", error, op.location) from error
-        if found is None:
-            return False
-        if type(found) is str:
+    def _apply_found(self, op: Operation, variant: Variant, found: Match | str) -> bool:
+        if isinstance(found, str):
             self._miss(variant.rule, op, Refusal(found), (op,))
             return False
-        assert isinstance(found, Match)
         refusal = self._refusal(variant.rule, found)
         if refusal is not None:
             self._miss(variant.rule, op, refusal, found.ops or (op,))

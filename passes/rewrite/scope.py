@@ -94,7 +94,7 @@ class Scope:
         Raises:
             InputError: when a predicate raises or returns no bool.
         """
-        return self.bars(op) is None
+        return self.is_everywhere or self.bars(op) is None
 
     def bars(self, op: Operation) -> str | None:
         """Return the text of the scope that leaves an operation out, `skip=head`; None where it may be changed.

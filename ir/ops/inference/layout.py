@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import sympy
+
 from ir.columns import Layout, permutation
 from ir.opdef import InferRule
 from ir.ops.inference.support import (
@@ -64,8 +66,12 @@ def _divide(count: Dim, rest: Dim) -> Dim:
             raise Misfit(f"{count} elements do not divide by {rest}")
         return count // rest
     quotient = floor_div(count, rest)
-    require(dims_equal(simplify_dim(quotient * rest), count))
-    return quotient
+    if not dims_equal(simplify_dim(quotient * rest), count):
+        # PyTorch's function leaves powers as they are: n**3 // n**2
+        quotient = sympy.cancel(sympy.sympify(count) / rest)
+        coefficients = sympy.expand(quotient).as_coefficients_dict().values()
+        require(sympy.fraction(quotient)[1] == 1 and all(each.is_Integer for each in coefficients))
+    return simplify_dim(quotient)
 
 
 def flatten(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:

@@ -147,6 +147,15 @@ def test_a_pass_that_raises_is_found() -> None:
         check_module(RaisesLate(), SIMPLE, Properties())
 
 
+def test_a_rule_that_raises_is_found() -> None:
+    class Raises(TanhForSigmoid):
+        def rewrite(self, m: Match, b: Any) -> Any:
+            raise KeyError("lost")
+
+    with pytest.raises(Finding, match=r"no error: .*raised KeyError: 'lost'"):
+        check((Raises(),), SIMPLE)
+
+
 def test_a_module_that_does_not_run_is_no_finding() -> None:
     with pytest.raises(Unusable):
         check_module(STANDARD, attrs.evolve(SIMPLE, inputs=(InputSpec("x", (3, 5)),)), Properties())
