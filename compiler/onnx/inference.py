@@ -194,7 +194,8 @@ def _append(op: Operation, graph: Graph, mapping: dict[Value, Value]) -> None:
 
 def _fix_mode(op: Operation) -> None:
     """Put an operation that follows the mode of its module into eval mode, and refuse what stays in training."""
-    if not op.in_training and not op.is_random:
+    by_flag = op.opdef.training is None and op.attributes.get("training") is True  # torch.native_batch_norm
+    if not (op.in_training or op.is_random or by_flag):
         return
     if op.name == "aten.instance_norm" and op.operand("running_mean") is None:
         return  # the statistics are those of each sample, in both modes

@@ -16,6 +16,7 @@ from compiler.extras import import_extra
 from compiler.runtime.limits import (
     FLOAT64_IN_32_BITS,
     INTEGERS_IN_32_BITS,
+    LOGICAL_SHIFTS,
     NO_ANTIALIASING,
     ROUNDED_REMAINDERS,
     SATURATED_BYTES,
@@ -191,7 +192,14 @@ class OpenVino(Engine):
 
     name = "openvino"
     precisions = ("f32", "bf16", "f16")
-    limits = (FLOAT64_IN_32_BITS, SATURATED_BYTES, ROUNDED_REMAINDERS, NO_ANTIALIASING, INTEGERS_IN_32_BITS)
+    limits = (
+        FLOAT64_IN_32_BITS,
+        SATURATED_BYTES,
+        ROUNDED_REMAINDERS,
+        LOGICAL_SHIFTS,
+        NO_ANTIALIASING,
+        INTEGERS_IN_32_BITS,
+    )
     narrowed = MappingProxyType({torch.int64: torch.int32, torch.uint64: torch.int32})
 
     def __init__(self, file: OnnxFile, threads: int, precision: str) -> None:

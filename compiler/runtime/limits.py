@@ -15,6 +15,7 @@ from ir.quant.dialect import DEQUANTIZE, QUANTIZE
 from ir.types import TensorType
 
 _BYTES = (torch.int8, torch.uint8)
+_RIGHT_SHIFTS = ("bitwise_right_shift", "__rshift__", "__irshift__")
 _REMAINDERS = ("fmod", "remainder", "floor_divide")
 
 
@@ -84,6 +85,12 @@ def _is_floating(value: Value) -> bool:
     return isinstance(value.type, TensorType) and value.type.dtype is not None and value.type.dtype.is_floating_point
 
 
+def _shifts(op: Operation) -> str | None:
+    if op.opdef.short_name in _RIGHT_SHIFTS:
+        return "shifts to the right, which brings in zeros before negative numbers"
+    return None
+
+
 def _antialiasing(op: Operation) -> str | None:
     return "resizes with antialiasing, which is not done" if op.opdef.short_name.endswith("_aa") else None
 
@@ -101,5 +108,6 @@ FLOAT64_IN_32_BITS = Limit(_float64, "convert the model: `transform(model.float(
 SATURATED_BYTES = Limit(_bytes, "compute in wider integers: `x.int()`")
 ROUNDED_REMAINDERS = Limit(_remainders)
 """The remainder is x - y·trunc(x / y), which rounds."""
+LOGICAL_SHIFTS = Limit(_shifts, "divide with `torch.div(x, 2**n, rounding_mode='floor')`")
 NO_ANTIALIASING = Limit(_antialiasing, "resize before the model")
 INTEGERS_IN_32_BITS = Limit(_long_integers)

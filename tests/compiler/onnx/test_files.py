@@ -292,6 +292,16 @@ def test_sizes_that_shrink_to_1_in_small_examples_stay_dynamic(tmp_path):
         torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_statistics_of_a_batch_are_refused(tmp_path):
+    class Net(nn.Module):
+        def forward(self, x):
+            mean, var = torch.zeros(3), torch.ones(3)
+            return torch.native_batch_norm(x, None, None, mean, var, True, 0.1, 1e-5)[0]
+
+    with pytest.raises(InputError, match="statistics of each batch"):
+        transform(Net().eval(), (torch.randn(2, 3),)).save_onnx(tmp_path / "net.onnx")
+
+
 def test_what_is_infinite_stays_so(tmp_path):
     class Net(nn.Module):
         def forward(self, x):

@@ -215,6 +215,7 @@ def test_a_missing_engine_is_named(engine, monkeypatch):
         (lambda x: x * 3000000000, torch.ones(3, dtype=torch.int64), "has the number 3000000000"),
         (lambda x: x // 0.7, torch.ones(3), "remainder of floating numbers"),
         (lambda x: x % 0.7, torch.ones(3), "remainder of floating numbers"),
+        (lambda x: x >> 1, torch.tensor([-5, 5]), "shifts to the right"),
         (
             lambda x: nn.functional.interpolate(x, size=(4, 5), mode="bilinear", antialias=True),
             torch.randn(1, 2, 9, 9, generator=torch.Generator().manual_seed(0)),
@@ -234,6 +235,17 @@ def test_what_openvino_computes_otherwise_is_refused(forward, x, words):
             call()
     fast = result.to_runtime("onnxruntime")  # as the remedy says
     torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_floor_division_stands_for_a_shift_in_openvino():
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+
+    class Net(nn.Module):
+        def forward(self, x):
+            return torch.div(x, 4, rounding_mode="floor")
+
+    x = torch.tensor([-9, -8, -1, 0, 3, 9])
+    assert torch.equal(transform(Net().eval(), (x,)).to_runtime("openvino", threads=1)(x), x >> 2)
 
 
 def test_integers_beyond_32_bits_are_refused_where_the_engine_has_32():
