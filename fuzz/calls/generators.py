@@ -55,7 +55,8 @@ _add(
     "deg2rad rad2deg nan_to_num special_erf special_expit logit round.decimals pow.Tensor_Scalar rsub.Scalar "
     "remainder.Scalar fmod.Scalar floor_divide.Scalar div.Scalar_mode pow.Scalar pow.Tensor_Tensor div.Tensor_mode "
     "maximum minimum max.other min.other fmax fmin atan2 hypot remainder.Tensor fmod.Tensor rsub.Tensor floor_divide "
-    "copysign.Tensor xlogy.Tensor addcmul addcdiv signbit isinf isfinite isnan",
+    "copysign.Tensor xlogy.Tensor addcmul addcdiv signbit isinf isfinite isnan "
+    "special_expm1 special_log1p special_exp2 arcsin arccos arctan arcsinh arccosh arctanh arctan2",
     element.elementwise,
 )
 _add(

@@ -10,12 +10,12 @@ import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
+from weakref import WeakValueDictionary
 
 import attrs
 
 from ir.attributes import Attribute, normalize_attribute
 from ir.builder import short_opdef
-from ir.caches import cached
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError, PatternError
 from ir.locations import Location, merge_locations
@@ -369,11 +369,18 @@ def scoped(pattern: _Scoped, *, only: Any = (), skip: Any = ()) -> _Scoped:
     return rule  # type: ignore[no-any-return]
 
 
-@cached()
+_SCOPED: WeakValueDictionary[tuple[Any, ...], type[Pattern]] = WeakValueDictionary()
+"""Pattern and scope -> the class while a pipeline has it: no result that could be stale, but an identity."""
+
+
 def _scoped_class(pattern: type[Pattern], only: tuple[Key, ...], skip: tuple[Key, ...]) -> type[Pattern]:
     """Return a subclass in a scope: the same one for the same scope, so that pipelines compare by value."""
-    names = {name: getattr(pattern, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(pattern.__name__, (pattern,), {**names, "only": only, "skip": skip, "scoped_from": pattern})
+    found = _SCOPED.get((pattern, only, skip))
+    if found is None:
+        names = {name: getattr(pattern, name) for name in ("__module__", "__qualname__", "__doc__")}
+        found = type(pattern.__name__, (pattern,), {**names, "only": only, "skip": skip, "scoped_from": pattern})
+        _SCOPED[pattern, only, skip] = found
+    return found
 
 
 def _scope_of(given: Pattern | type[Pattern]) -> Scope:

@@ -18,11 +18,13 @@ from ir.opdef import InferRule, get_opdef
 from ir.types import TensorType, Type, type_of_tensor
 from tests.ir.ops.test_table import NAMES_WITH_RULE
 
+# Fake tensors refuse sizes that depend on data: tests/ir/test_data_sizes.py holds those rules.
+NAMES = [name for name in NAMES_WITH_RULE if get_opdef(name).facts.most is None]
 # Each of several hundred operators gets a small part of what the profile grants one test.
 SHARE = settings(max_examples=max(12, settings().max_examples // 7))
 
 
-@pytest.mark.parametrize("name", NAMES_WITH_RULE)
+@pytest.mark.parametrize("name", NAMES)
 @SHARE
 @given(data=st.data())
 def test_rule_equals_fallback(name: str, data: st.DataObject) -> None:
@@ -31,7 +33,7 @@ def test_rule_equals_fallback(name: str, data: st.DataObject) -> None:
     assert inference_fault(call) is None
 
 
-@pytest.mark.parametrize("name", NAMES_WITH_RULE)
+@pytest.mark.parametrize("name", NAMES)
 @SHARE
 @given(data=st.data())
 def test_rule_of_symbolic_sizes_holds_for_all_sizes(name: str, data: st.DataObject) -> None:
@@ -41,7 +43,7 @@ def test_rule_of_symbolic_sizes_holds_for_all_sizes(name: str, data: st.DataObje
 
 
 def test_every_rule_has_a_generator() -> None:
-    assert set(NAMES_WITH_RULE) <= set(GENERATORS)
+    assert set(NAMES) <= set(GENERATORS)
 
 
 def test_indices_without_dimensions() -> None:
