@@ -74,6 +74,10 @@ class Instrument:
         """Called after a pass ran."""
 
 
+_SCOPING = ("only", "skip", "label", "bound_scope")
+"""The fields of every pass, which a subclass must not give another meaning."""
+
+
 @attrs.frozen
 class Pass:
     """One pass: a frozen record with a kebab-case `name`, its options as fields, and `run`.
@@ -98,6 +102,17 @@ class Pass:
     label: str = attrs.field(default="", kw_only=True, validator=check_label)
     bound_scope: Scope | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
     """Set by the runner: its scope within those of the managers around it."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        own = {*vars(cls), *vars(cls).get("__annotations__", {})}
+        for name in _SCOPING:
+            if name in own:
+                raise PassError(
+                    f"the pass class {cls.__qualname__} has a `{name}` of its own, which every pass has: it says "
+                    "where a pass applies, or tells it from others",
+                    remedy=f"give the option another name than {', '.join(map(repr, _SCOPING))}",
+                )
 
     def __attrs_post_init__(self) -> None:
         name_of(type(self))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 import pytest
@@ -215,6 +215,12 @@ def test_what_takes_no_scope_says_why(cls: type[Pass]) -> None:
     with pytest.raises(InputError, match=f"pass `{cls.name}` takes no scope: ") as caught:
         cls(skip="head")
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("body", [{"__annotations__": {"only": str}, "only": ""}, {"label": property(str)}])
+def test_an_option_that_every_pass_has_is_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(PassError, match=f"the pass class Counts has a `{list(body)[-1]}` of its own"):
+        type("Counts", (Pass,), {"name": "counts", **body})
 
 
 def test_cleanups_stay_in_their_scope() -> None:
