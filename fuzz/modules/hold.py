@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
+from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compiler.driver import TransformResult
@@ -278,6 +279,10 @@ class Comparison:
             before = run(copy.deepcopy(model), given)
         except _NOT_OF_THE_MODULE as error:
             raise Unusable from error
+        except AttributeError as error:
+            if isinstance(model, GraphModule):
+                raise Unusable from error  # torch.fx writes names as they are, and Python reads them normalized (NFKC)
+            raise
         try:
             after = run(copy.deepcopy(emitted), given)
         except Exception as error:

@@ -45,6 +45,30 @@ _GATE = Example("""
 """)
 
 
+_VIEWED = Example("""
+    parameter %a : f32[d, c] requires_grad
+    parameter %b : f32[d, c] requires_grad
+    graph(%x : f32[n, t, c]) {
+      %g = aten.linear(%x, %a, None)
+      %u = aten.linear(%x, %b, None)
+      %rows = aten.view(%g) {size=[n, t*d]}
+      %others = aten.view(%u) {size=[n, t*d]}
+      %y = aten.mul.Tensor(%rows, %others)
+      return %y
+    }
+""")
+_VECTORS = Example("""
+    parameter %a : f32[c]
+    parameter %b : f32[c]
+    graph(%x : f32[n, c]) {
+      %g = aten.linear(%x, %a, None)
+      %u = aten.linear(%x, %b, None)
+      %y = aten.mul.Tensor(%g, %u)
+      return %y
+    }
+""")
+
+
 class MergeLinearsPattern(Pattern):
     """linear(x, w₁, b₁), …, linear(x, wₙ, bₙ) = split(linear(x, cat(w₁, …, wₙ), cat(b₁, …, bₙ)))
 
@@ -58,9 +82,21 @@ class MergeLinearsPattern(Pattern):
 
     examples = (
         _SCORES,
+        _SCORES.changed((" requires_grad", "")),
         _GATE,
+        _GATE.changed(
+            ("%gate.weight, %gate.bias)", "%gate.weight, None)"), ("%up.weight, %up.bias)", "%up.weight, None)")
+        ),
+        _GATE.changed((" requires_grad", ""), ("f32", "f64")),
         _GATE.changed(("%up.weight : f32[d, c] requires_grad", "%up.weight : f32[d, c]"), refused="is trained, and"),
         _GATE.changed(("%up.weight, %up.bias)", "%up.weight, None)"), refused="has a bias, and"),
+        _GATE.changed(refused="not known rows of features", unknown="all"),
+        _VECTORS.changed(refused="not known rows of features"),
+        _VIEWED.changed(refused="must be viewed without a copy"),
+        _GATE.changed(
+            ("parameter %up.weight : f32[d, c] requires_grad", "buffer %up.weight : f32[d, c] mutated"),
+            refused="up.weight is mutated by the model",
+        ),
         _SCORES.changed(("(%x :", "(%z : f32[n, t, c], %x :"), ("(%x, %attn.k", "(%z, %attn.k"), refused="no other"),
         _SCORES.changed(("%x, %attn.k.weight", "%x, %attn.q.weight"), refused="is read elsewhere too"),
         _SCORES.changed(("return %y", "return %y, %k"), refused="shows in an output"),
@@ -89,7 +125,7 @@ class MergeLinearsPattern(Pattern):
             return Refusal("it is merged into an earlier one", near=False)
         if len(fitting) < 2:
             other = next(op for op in siblings if op is not linear)
-            reason = _unlike(linear, other) or f"the other: {_why_apart(other)}"
+            reason = _why_apart(other) or _unlike(linear, other)
             return f"linear at `{linear.location.where}` and at `{other.location.where}`: {reason}"
         m.captures["fitting"] = fitting
         m.ops.extend(op for op in fitting if op is not linear)
@@ -141,8 +177,6 @@ def _why_apart(op: Operation) -> str | None:
             return f"{weight.name} is mutated by the model"
         if weight.aliases or not value.has_one_use():
             return f"{weight.name} is read elsewhere too, or has two names"
-        if not value.tensor_type.is_static:
-            return f"{weight.name} is {value.type}, whose size is not known"
     if aliases_output(op.result):
         return "its result shows in an output, and would be a view of a larger tensor there"
     if is_written(op.result) or reaches_view(op.result):

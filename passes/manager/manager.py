@@ -16,7 +16,7 @@ from ir.program import Program
 from ir.verify import verify
 from passes.manager.arguments import by_name, name_of, shown, tuple_of
 from passes.manager.editing import edited
-from passes.manager.options import KEYS, check_label, check_option, format_options, takes_passes
+from passes.manager.options import KEYS, check_label, check_option, check_own_names, format_options, takes_passes
 from passes.manager.outside import Outside
 from passes.manager.text import PipelineParser
 from passes.rewrite.driver import RewriteLog
@@ -74,10 +74,6 @@ class Instrument:
         """Called after a pass ran."""
 
 
-_SCOPING = ("only", "skip", "label", "bound_scope")
-"""The fields of every pass, which a subclass must not give another meaning."""
-
-
 @attrs.frozen
 class Pass:
     """One pass: a frozen record with a kebab-case `name`, its options as fields, and `run`.
@@ -105,14 +101,7 @@ class Pass:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        own = {*vars(cls), *vars(cls).get("__annotations__", {})}
-        for name in _SCOPING:
-            if name in own:
-                raise PassError(
-                    f"the pass class {cls.__qualname__} has a `{name}` of its own, which every pass has: it says "
-                    "where a pass applies, or tells it from others",
-                    remedy=f"give the option another name than {', '.join(map(repr, _SCOPING))}",
-                )
+        check_own_names(cls)
 
     def __attrs_post_init__(self) -> None:
         name_of(type(self))

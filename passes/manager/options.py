@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from ir.errors import InputError, PatternError
+from ir.errors import InputError, PassError, PatternError
 from passes.rewrite.pattern import Pattern, instantiate
 from passes.rewrite.scope import Scope, format_keys
 
@@ -46,6 +46,22 @@ def check_option(pass_: Any, field: Any) -> None:
         f"the option `{field.name}` of pass `{pass_.name}` is {value!r}, not {wanted[1]}",
         remedy=f"write `{type(pass_).__name__}({field.name}=...)` with {wanted[1]}, or leave it out",
     )
+
+
+def check_own_names(cls: type[Any]) -> None:
+    """Check that a class of passes gives no other meaning to the options that every pass has.
+
+    Raises:
+        PassError: when it has one of its own.
+    """
+    own = {*vars(cls), *vars(cls).get("__annotations__", {})}
+    for name in OF_ALL:
+        if name in own:
+            raise PassError(
+                f"the pass class {cls.__qualname__} has a `{name}` of its own, which every pass has: it says where a "
+                "pass applies, or tells it from others",
+                remedy=f"give the option another name than {', '.join(map(repr, OF_ALL))}",
+            )
 
 
 def check_label(pass_: Any, field: Any, label: Any) -> None:
