@@ -103,7 +103,7 @@ def test_a_case_of_a_class_is_held_in_both_captures() -> None:
 
 def test_a_wrong_rewrite_is_found_and_named(tmp_path: Path) -> None:
     found = find_counterexample(
-        (TwiceRelu, TanhForSigmoid), on=modules(max_ops=3), max_examples=400, seed=2, properties=Properties()
+        (TwiceRelu, TanhForSigmoid), on=modules(max_ops=3), max_examples=400, seed=0, properties=Properties()
     )
     assert found is not None
     assert found.property in ("values", "gradients", "state", "inputs")
