@@ -33,6 +33,7 @@ from compiler.cli.arguments import (
     split_place,
     user_files,
 )
+from compiler.cli.explaining import add_explain, check_explain, show_explanation
 from compiler.cli.progress import compile_and_report
 from compiler.cli.userfile import (
     DynamicSize,
@@ -72,6 +73,7 @@ examples:
   graphwright net.py:make --patterns conversions,LinearPattern
   graphwright net.py:make --pipeline 'canonicalize,fuse{patterns=ConvBNActPattern,ConvBNPattern}'
   graphwright net.py:make --load my_rules.py --patterns all,MyPattern
+  graphwright net.py:make --explain layer2.0.conv1 --rule ConvBNActPattern
   graphwright quantize --help                                quantize a model, save it as ONNX, check it in engines
   graphwright --list                                         every pattern with its equation, and every pass
 
@@ -132,6 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--remarks", action="store_true", help="print every remark: what was applied, missed, skipped, kept"
     )
+    add_explain(group)
     group.add_argument("--quiet", action="store_true", help="print no report and no progress bar")
 
     group = parser.add_argument_group("about")
@@ -210,6 +213,7 @@ def _run(options: argparse.Namespace) -> int:
     path, function = split_place(options.model)
     sizes = dynamic_sizes(options.dynamic)
     _check_targets(options)
+    check_explain(options)
     for extra in options.load:
         existing(extra)
     with search_path(path.resolve().parent):
@@ -222,6 +226,7 @@ def _run(options: argparse.Namespace) -> int:
         result, report = _compile(options, user, pipeline, sizes)
     _write(options, result, report)
     _show(options, report)
+    show_explanation(options, result, Console())
     return 0
 
 

@@ -36,6 +36,16 @@ RewriteHook = Callable[[Pattern, Match, Program], Callable[[Replacements], None]
 """Called before a rewrite is applied; what it returns is called after it with the values that were replaced."""
 
 
+class Watcher:
+    """Told of what the drivers do, rules that are not recorded included; override what is of interest."""
+
+    def applied(self, rule: Pattern, match: Match, created: Sequence[Operation]) -> None:
+        """Called after a rewrite was made."""
+
+    def refused(self, rule: Pattern, ops: Sequence[Operation], refusal: Refusal) -> None:
+        """Called where the structure matched (`ops`, or the root alone), and the rule was not applied."""
+
+
 @attrs.define(eq=False)
 class RewriteLog:
     """State that the drivers of one compilation share: rewrites, remarks and a validation hook."""
@@ -59,6 +69,8 @@ class RewriteLog:
     """(rule, operation) where a rule was skipped so."""
     modules: ModuleClasses = attrs.field(factory=dict)
     """The classes of the model's modules by path, where they are known: what a scope means by a class."""
+    watcher: Watcher | None = None
+    """Told of every rewrite and refusal."""
 
 
 def summarize(op: Operation) -> OpSummary:
@@ -198,6 +210,8 @@ class Applier:
 
     def _miss(self, rule: Pattern, op: Operation, refusal: Refusal, involved: Sequence[Operation]) -> None:
         self.log.refusals[rule.name] += 1
+        if self.log.watcher is not None:
+            self.log.watcher.refused(rule, involved, refusal)
         if self.record and refusal.near:
             for each in involved:
                 self.log.misses.setdefault((each.name, each.location), {})[f"{rule.name}: {refusal.reason}"] = None
@@ -245,6 +259,8 @@ class Applier:
         for remark in rewriter.settle_weights(rule.name, self.scope.holds):
             self.log.remarks.add(remark)
         self.log.counts[rule.name] += 1
+        if self.log.watcher is not None:
+            self.log.watcher.applied(rule, match, events.created)
         if self.record:
             created = tuple(summarize(op) for op in events.created if op.graph is graph)
             self.log.matches.append(
