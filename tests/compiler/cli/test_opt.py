@@ -18,6 +18,7 @@ from graphwright.passes import Fixpoint, Fuse, VerifyEach
 from graphwright.tensorrt import TENSORRT_PATTERNS
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
+from tests.passes.manager.test_manager import AppendNeg
 
 _PROGRAM = """\
 program "Net" {
@@ -262,8 +263,6 @@ def test_a_pass_of_canonicalization_runs_within_it(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_an_instrument_finds_is_reproduced_too() -> None:
-    from tests.passes.manager.test_manager import AppendNeg
-
     class Unhappy(VerifyEach):
         def after(self, *_: object) -> None:
             raise GraphwrightError("not verified")
