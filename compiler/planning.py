@@ -112,8 +112,10 @@ class Following:
     """How many rewrites were made before the last that was listed as one to be made."""
     _is_open: bool = False
 
-    def __call__(self, rule: Pattern, match: Match) -> str | None:
-        """Return why a rewrite is not made; None where it is."""
+    def __call__(self, rule: Pattern, match: Match, is_recorded: bool = True) -> str | None:
+        """Return why a rewrite is not made; None where it is, as those are that are not recorded."""
+        if not is_recorded:
+            return None
         self._settle()
         operations = tuple([OpSummary(op.name, op.location) for op in match.ops or (match.root,)])
         kind = "conversion" if rule.is_conversion else "fusion" if rule.is_fusion else "rewrite"

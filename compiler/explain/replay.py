@@ -16,11 +16,12 @@ from ir.program import Program, copy_program
 from ir.text.printer import named_values
 from passes.explain.partial import PartialMatch, Tree
 from passes.manager.manager import Instrument, Pass, PassContext, PassManager, PassResult
-from passes.rewrite.driver import RewriteLog, Watcher
+from passes.rewrite.driver import RewriteLog
 from passes.rewrite.matching import compile_rule
 from passes.rewrite.pattern import Match, Pattern, instantiate
 from passes.rewrite.remarks import GraphwrightWarning, Refusal
 from passes.rewrite.scope import ModuleClasses
+from passes.rewrite.witness import Witness
 
 Chooses = Callable[[Operation], bool]
 
@@ -80,7 +81,7 @@ class Question:
 
 
 @attrs.define(eq=False)
-class Record(Watcher, Instrument):
+class Record(Witness, Instrument):
     """What one run of a pipeline did.
 
     Attributes:
@@ -217,7 +218,7 @@ class Replay:
         """Run the pipeline on a copy, and return what it did."""
         program = copy_program(self.program)
         record = Record(program, question)
-        log = RewriteLog(modules=self.modules, strict=self.strict, watcher=record)
+        log = RewriteLog(modules=self.modules, strict=self.strict, witness=record)
         log.veto = None if self.plan is None else self.plan.follow(log)
         manager = without_instruments(self.pipeline)
         context = PassContext(log=log, instruments=(record,), scope=manager.scope.bound(self.modules))

@@ -325,7 +325,7 @@ def test_list_names_every_pattern_and_pass(net: str, capsys: pytest.CaptureFixtu
         (["net.py:make", "--dump-ir", "net.py/dumps"], "net.py is a file"),
         (["net.py:make", "--save-ir", "a", "--save-code", "./a"], "two results are to be written to a"),
         (["net.py:make", "--rule", "LinearPattern"], "--rule needs --explain"),
-        (["net.py:make", "--explain", "--json"], "--explain and --json both write to standard output"),
+        (["net.py:make", "--explain", "--json", "-"], "--explain and --json both write to standard output"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(
