@@ -89,7 +89,7 @@ def _nary(name: str, dtype: torch.dtype | None = None) -> InferRule:
         if all(t.dtype is not None and t.shape is not None for t in present):
             result = probe(name, types, attributes)
             return (TensorType(shape, result.dtype, result.device or _certain_device(present)),)
-        return (TensorType(shape, dtype or _certain_dtype(name, present, attributes), _certain_device(present)),)
+        return (TensorType(shape, dtype or _certain_dtype(name, types, attributes), _certain_device(present)),)
 
     return rule
 
@@ -102,12 +102,13 @@ def _certain_device(types: list[TensorType]) -> torch.device | None:
     return None
 
 
-def _certain_dtype(name: str, types: list[TensorType], attributes: Attributes) -> torch.dtype | None:
+def _certain_dtype(name: str, types: tuple[TensorType | None, ...], attributes: Attributes) -> torch.dtype | None:
     """Return the result dtype if it is certain: the operands have one dtype."""
-    dtypes = {t.dtype for t in types}
+    dtypes = {t.dtype for t in types if t is not None}
     if len(dtypes) != 1 or None in dtypes:
         return None
-    return probe(name, tuple([TensorType((1,), t.dtype, t.device) for t in types]), attributes).dtype
+    small = [None if t is None else TensorType((1,), t.dtype, t.device) for t in types]
+    return probe(name, tuple(small), attributes).dtype
 
 
 def boolean(name: str) -> InferRule:

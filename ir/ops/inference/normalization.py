@@ -40,6 +40,7 @@ def batch_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ..
     x = types[0]
     if not attributes["training"] and (types[3] is None or types[4] is None):
         raise Misfit("running statistics are needed outside of training")
+    require((types[3] is None) == (types[4] is None))
     if x.shape is not None:
         require(len(x.shape) >= 2)
         require_not_empty(x.shape)
