@@ -18,7 +18,7 @@ from benchmarks.models import randomize_batch_norm
 from compiler.capture.errors import partial_graphs_unprinted
 from compiler.equality.accuracy import MeasurementError, measure_accuracy
 from compiler.equality.observation import seeded
-from compiler.equality.widened import precision_of
+from compiler.equality.widened import Widened, precision_of
 from compiler.report import group_kept
 from fuzz.modules.hold import Arguments, Comparison, Runs
 from fuzz.modules.observation import cast_tree
@@ -176,6 +176,8 @@ def _facts(result: TransformResult) -> dict[str, Any]:
 
 def _in_eval(made: Made, result: TransformResult) -> str:
     model, args, kwargs = made
+    if not _runs(_double(made)):  # some kernels are not for float64
+        return _held(made, result, training=False)
     try:
         accuracy = measure_accuracy(model, result.model, args, kwargs)
     except MeasurementError as error:
@@ -186,6 +188,21 @@ def _in_eval(made: Made, result: TransformResult) -> str:
         if not output.is_within_bound or output.difference > output.difference_allowed:
             return f"differs: {output}"
     return _held(made, result, training=False)
+
+
+def _double(made: Made) -> Made:
+    args, kwargs = cast_tree(made[1:], torch.float64)
+    return copy.deepcopy(made[0]).double(), args, kwargs
+
+
+def _runs(made: Made) -> bool:
+    model, args, kwargs = made
+    try:
+        with torch.no_grad(), Widened(frozenset({torch.float32})):
+            copy.deepcopy(model)(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+    except Exception:  # noqa: BLE001 - kernels refuse by several errors
+        return False
+    return True
 
 
 def _in_train(made: Made, result: TransformResult) -> str:
@@ -204,14 +221,21 @@ def _in_train(made: Made, result: TransformResult) -> str:
 
 
 def _held(made: Made, result: TransformResult, *, training: bool) -> str:
-    """Compare calls, gradients, and a call after a step of descent in float64."""
-    model, emitted = (copy.deepcopy(each).double().train(training) for each in (made[0], result.model))
-    comparison = Comparison(
-        model, attrs.evolve(result, model=emitted), cast_tree(made[1:], torch.float64), Properties()
-    )
+    """Compare calls, gradients, and a call after a step of descent; in float64, where the model runs so."""
+    model, args, kwargs = made
+    model, emitted = copy.deepcopy(model).train(training), copy.deepcopy(result.model).train(training)
+    wide = _double((model, args, kwargs))
+    is_double = _runs(wide)
+    if is_double:
+        model, args, kwargs = wide
+        emitted = emitted.double()
+    changed = attrs.evolve(result, model=emitted)
+    comparison = Comparison(model, changed, (args, kwargs), Properties(), double=is_double)
     precision = precision_of(made[1:], made[0])
 
     def run(module: nn.Module, arguments: Arguments) -> Runs:
+        if not is_double:
+            return comparison.run(module, arguments)
         with precision.mode():  # the code of a module that casts to float32 (`x.float()`) rounds in one of the two only
             return comparison.run(module, arguments)
 
@@ -220,7 +244,7 @@ def _held(made: Made, result: TransformResult, *, training: bool) -> str:
     except Finding as finding:
         return f"differs: {_text(finding)}"
     except Unusable as error:
-        return f"the model does not run in float64: {_text(error.__cause__ or error)}"
+        return f"the model does not run with gradients: {_text(error.__cause__ or error)}"
     return EQUAL
 
 

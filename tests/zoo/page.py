@@ -96,8 +96,8 @@ def _family(family: str, records: Sequence[Record]) -> Iterator[str]:
     if not done:
         return
     yield f"## {family}\n"
-    yield "Operations are counted before and after; a region counts as one. Seconds are CPU time of `transform`, without the"
-    yield "runs of the model itself; MiB are what it takes above the model at most.\n"
+    yield "Operations are counted before and after; a region counts as one. Seconds are CPU time of `transform`"
+    yield "without the runs of the model itself; MiB are what it takes above the model at most.\n"
     yield from _table(
         ("model", "inputs", "parameters", "operations", "rewrites", "stays", "train mode", "s", "MiB"),
         ([*map(_cell, _row(record))] for record in done),
