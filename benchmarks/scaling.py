@@ -49,7 +49,8 @@ class Block(nn.Module):
         x = torch.relu(x + self.second(self.first(x)))
         y = self.norm(x.transpose(1, 3))
         y = self.down(torch.nn.functional.gelu(self.up(y))) * 0.5
-        return x + y.transpose(1, 3)
+        moved: torch.Tensor = x + y.transpose(1, 3)
+        return moved
 
 
 OPERATIONS = 14
