@@ -262,7 +262,7 @@ def _compare_later(property_: str, properties: Properties, later: Callable[[], L
         found = later()
         if found is not None:
             original, changed, case = found
-            _Runs(original, case, properties).compare(changed)
+            _Runs(original, case, properties, twice=False).compare(changed)  # it ran twice on its own weights
     except (Unusable, InferenceError):
         return
     except Finding as finding:
@@ -302,9 +302,12 @@ class _Runs:
         properties: the properties to check.
         together: whether one run of the changed program shows both values and gradients, as one of the original
             does, where both are in float64.
+        twice: whether a second run of the changed program must show the same.
     """
 
-    def __init__(self, program: Program, case: Case, properties: Properties, *, together: bool = False) -> None:
+    def __init__(
+        self, program: Program, case: Case, properties: Properties, *, together: bool = False, twice: bool = True
+    ) -> None:
         self.program = program
         self.case = case
         self.properties = properties
@@ -314,22 +317,24 @@ class _Runs:
         self.layouts: list[tuple[Sequence[Any], Observation]] = []
         self.slopes: Observation | None = None
         self.names: ParameterMap | None = None
+        self._seen: dict[Any, Observation] = {}
         if properties.gradients:
             with suppress(EvaluationError):  # some operators have no derivative
-                self.slopes = observe(program, case.inputs, double=not self.budgeted, gradients=True)
+                self.slopes = self._before(case.inputs, double=not self.budgeted, gradients=True)
+        self.twice = twice
         self.together = together and self.double and self.slopes is not None
         if self.together:
             return
         try:
             shown = without_gradients(self.slopes) if self.double and self.slopes is not None else None
-            self.layouts.append((case.inputs, shown or observe(program, case.inputs, double=self.double)))
+            self.layouts.append((case.inputs, shown or self._before(case.inputs, double=self.double)))
         except EvaluationError as error:
             raise Unusable from error
         for change in (transposed, channels_last) if properties.strides else ():
             others = [change(x) for x in case.inputs]
             if any(a is not b for a, b in zip(case.inputs, others, strict=True)):
                 try:
-                    self.layouts.append((others, observe(program, others, double=self.double)))
+                    self.layouts.append((others, self._before(others, double=self.double)))
                 except EvaluationError:
                     continue  # a view may refuse strides
 
@@ -353,7 +358,7 @@ class _Runs:
             else:
                 after = self._compare_rounded(program, inputs, before)
             first = first or after
-        if self.slopes is None or self.budgeted:
+        if self.twice and (self.slopes is None or self.budgeted):
             self._compare_second_run(program, first)  # else the run with gradients is a second one
         if self.slopes is not None:
             self._compare_rounded(program, self.case.inputs, self.slopes, gradients=True)
@@ -383,17 +388,20 @@ class _Runs:
         double = partial(run, double=True)
         if self.budgeted or before is None:
             try:
-                before = (run if self.budgeted else double)()
+                before = self._before(inputs, double=not self.budgeted, gradients=gradients)
             except EvaluationError as error:
                 raise Unusable from error
+        own = before
         budget = Budget(Rounding(double, exact=double))
         if self.budgeted:
-            try:
-                exact = double()
-            except EvaluationError:
-                exact = before  # fixed dtypes cannot be mixed with float64
-            rounding = Rounding(run, exact=double)
-            budget = Budget(rounding, lambda: exact, coarsest_dtype(self.typed), may_overflow=True)
+
+            def exact() -> Observation:
+                try:
+                    return self._before(inputs, double=True, gradients=gradients)
+                except EvaluationError:
+                    return own  # fixed dtypes cannot be mixed with float64
+
+            budget = Budget(Rounding(run, exact=double), exact, coarsest_dtype(self.typed), may_overflow=True)
         after = self._after(program, inputs, double=not self.budgeted, gradients=gradients)
         for name, message in differences(before, after, budget, self.names):
             if not self._counts(name, inputs) or (name == "strides" and not is_definite(self.program, inputs)):
@@ -402,6 +410,17 @@ class _Runs:
                 continue
             raise Finding(name, message)
         return after
+
+    def _before(self, inputs: Sequence[Any], *, double: bool = False, gradients: bool = False) -> Observation:
+        """Observe the original, once on inputs that are one object.
+
+        Raises:
+            EvaluationError: when it fails.
+        """
+        key = id(inputs), double, gradients
+        if key not in self._seen:
+            self._seen[key] = observe(self.program, inputs, double=double, gradients=gradients)
+        return self._seen[key]
 
     def _after(
         self, program: Program, inputs: Sequence[Any], *, double: bool = False, gradients: bool = False

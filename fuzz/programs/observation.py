@@ -40,8 +40,8 @@ def observe(
     """
     weights = {name: w.data.detach() for name, w in program.weights.items() if w.data is not None}
     if double:
-        inputs = widened(list(inputs))
-        twins: dict[Any, torch.Tensor] = {}  # weights that are one tensor stay one tensor
+        twins: dict[Any, torch.Tensor] = {}  # what is one tensor stays one tensor
+        inputs = [twins.setdefault(id(x), widened(x)) if isinstance(x, torch.Tensor) else x for x in inputs]
         weights = {name: twins.setdefault(_place(w), widened(w)) for name, w in weights.items()}
     leaves: dict[str, torch.Tensor] = {}
     if gradients:
@@ -75,9 +75,16 @@ _NO_SLOPE = 1e-12
 """Gradients in float64 that count as none: the last places of ordinary numbers."""
 
 
+_IGNORES_ALL = ("ignore", None, Warning, None, 0)
+"""What `simplefilter("ignore")` puts first."""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence warnings of kernels about drawn operands."""
+    if warnings.filters and warnings.filters[0] == _IGNORES_ALL:
+        yield  # a block around this one does so
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

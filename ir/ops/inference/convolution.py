@@ -17,6 +17,7 @@ from ir.ops.inference.support import (
     require,
     require_equal,
     require_not_empty,
+    require_one_dtype,
     require_rank,
 )
 from ir.types import Dim, TensorType, Type, simplify_dim
@@ -30,8 +31,8 @@ def conv(dims: int) -> InferRule:
         padding = attributes["padding"]
         if not isinstance(padding, str):
             padding = _of_dims(dims, padding)
-        dtype, device = float_dtype(types), common_device(types)
         batch, out, sizes, kernel = _fit(types, attributes["groups"], dims)
+        dtype, device = float_dtype(types), common_device(types)
         if batch is None:
             return (TensorType(None, dtype, device),)
         if padding == "valid":
@@ -55,8 +56,8 @@ def conv_transpose(dims: int) -> InferRule:
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         names = ("stride", "padding", "dilation", "output_padding")
         stride, padding, dilation, extra = (_of_dims(dims, attributes[name]) for name in names)
-        dtype, device = float_dtype(types), common_device(types)
         batch, out, sizes, kernel = _fit(types, attributes["groups"], dims, transposed=True)
+        dtype, device = float_dtype(types), common_device(types)
         if batch is None:
             return (TensorType(None, dtype, device),)
         result: list[Dim | None] = []
@@ -101,6 +102,7 @@ def _fit(
     if bias is not None and bias.shape is not None:
         require_rank(bias.shape, 1)
         require_equal(bias.shape[0], out, "the size of the bias")
+    require_one_dtype(types)
     return batch, out, sizes, kernel
 
 

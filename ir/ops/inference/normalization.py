@@ -8,6 +8,7 @@ from ir.opdef import InferRule
 from ir.ops.inference.support import (
     FLOATS,
     FLOATS_OR_UNKNOWN,
+    INTEGERS,
     Attributes,
     Misfit,
     Undecided,
@@ -22,6 +23,8 @@ from ir.types import Dim, TensorType, Type, product
 
 
 def _same(x: TensorType, types: tuple[Any, ...]) -> tuple[Type, ...]:
+    if x.dtype in INTEGERS and x.shape is not None:
+        raise Misfit(f"floats are needed, not {x.dtype}")
     float_dtype(types)
     device = common_device(types)
     # kernels take an input of another dtype than that of the weights: where it is unknown, so is the result's

@@ -1,8 +1,7 @@
 """Shared by inference rules: the fallback to fake tensors, and arithmetic on dimensions.
 
-A rule answers only where it is certain. Else it raises `Undecided`, or `Misfit` if the operands cannot fit. Both fall
-back to running the operator on fake tensors, so that a rule may be slow but not wrong. Operands of partly unknown types
-cannot be run: there a `Misfit` is final.
+A rule answers only where it is certain: with types, or with a `Misfit` if the kernel refuses the operands. Else it
+raises `Undecided`, and the operator runs on fake tensors, so that a rule may be slow but not wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch.utils._sympy.functions import FloorDiv
 
 from ir.attributes import Attribute
 from ir.errors import InferenceError
-from ir.fake import infer_with_fakes, is_unknown
+from ir.fake import infer_with_fakes
 from ir.opdef import InferRule, get_opdef
 from ir.types import UNKNOWN_TENSOR, Dim, OpaqueType, ScalarType, TensorType, Type, dims_equal, simplify_dim, wrap
 
@@ -24,18 +23,15 @@ Attributes = Mapping[str, Attribute]
 
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 FLOATS_OR_UNKNOWN = FLOATS | {None}
+INTEGERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
 
 class Undecided(Exception):  # noqa: N818 - control flow inside this package, no error
     """The rule falls back to the operator."""
 
 
-class Misfit(Undecided):
-    """The operands cannot fit the operator; the message says why."""
-
-
-class DtypeMisfit(Misfit):
-    """The operator takes no operands of such a dtype. It is not asked for its own words, which takes it long."""
+class Misfit(Exception):  # noqa: N818 - becomes an InferenceError that names the operator
+    """The operands cannot fit the operator; the message says why. To ask it for its own words would take long."""
 
 
 class Refusal(Exception):  # noqa: N818 - becomes an InferenceError that names the operator
@@ -53,9 +49,8 @@ def with_fallback(name: str, rule: InferRule) -> InferRule:
         try:
             return rule(types, attributes)
         except Misfit as misfit:
-            if is_unknown(types) or type(misfit) is DtypeMisfit:
-                shown = ", ".join(str(t) for t in types)
-                raise InferenceError(f"{name} does not take operands ({shown}): {misfit}") from None
+            shown = ", ".join(str(t) for t in types)
+            raise InferenceError(f"{name} does not take operands ({shown}): {misfit}") from None
         except Refusal as refusal:
             shown = ", ".join(str(t) for t in types)
             raise InferenceError(
@@ -169,6 +164,17 @@ def float_dtype(types: Sequence[TensorType | None], *others: torch.dtype) -> tor
     found: torch.dtype | None = _one_of([type_.dtype for type_ in types if type_ is not None])
     require(found in FLOATS_OR_UNKNOWN or found in others)
     return found
+
+
+def require_one_dtype(types: Sequence[TensorType | None]) -> None:
+    """Demand dtypes that are equal or unknown.
+
+    Raises:
+        Misfit: when they differ.
+    """
+    found = dict.fromkeys(type_.dtype for type_ in types if type_ is not None and type_.dtype is not None)
+    if len(found) > 1:
+        raise Misfit(f"the dtypes {', '.join(map(str, found))} differ")
 
 
 def common_device(types: Sequence[TensorType | None]) -> torch.device | None:
