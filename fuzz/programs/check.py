@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from compiler.emitted.parameter_map import ParameterMap
-from compiler.equality.observation import Look, Observation
+from compiler.equality.observation import Observation
 from compiler.usercode.tensors import storage_of
 from fuzz.calls.kernels import ends_the_process
 from fuzz.programs.budget import Budget
@@ -30,7 +30,15 @@ from fuzz.programs.later import (
     without_data,
 )
 from fuzz.programs.layouts import channels_last, is_standard, transposed
-from fuzz.programs.observation import coarsest_dtype, differences, fixes_dtypes, observe, quiet, without_gradients
+from fuzz.programs.observation import (
+    coarsest_dtype,
+    differences,
+    fixes_dtypes,
+    observe,
+    quiet,
+    under_names,
+    without_gradients,
+)
 from fuzz.programs.retyping import untrue_type, with_types_of
 from fuzz.programs.rounding import Rounding
 from ir.compare import programs_equal
@@ -412,11 +420,7 @@ class _Runs:
         return after
 
     def _before(self, inputs: Sequence[Any], *, double: bool = False, gradients: bool = False) -> Observation:
-        """Observe the original, once on inputs that are one object.
-
-        Raises:
-            EvaluationError: when it fails.
-        """
+        """Observe the original, once on inputs that are one object."""
         key = id(inputs), double, gradients
         if key not in self._seen:
             self._seen[key] = observe(self.program, inputs, double=double, gradients=gradients)
@@ -426,13 +430,16 @@ class _Runs:
         self, program: Program, inputs: Sequence[Any], *, double: bool = False, gradients: bool = False
     ) -> Observation:
         """Observe a changed program; weights that are views of the original's have the names of those."""
-        seen = _observe(program, inputs, double=double, gradients=gradients)
+        try:
+            seen = observe(program, inputs, double=double, gradients=gradients)
+        except EvaluationError as error:
+            raise Finding("it still runs", str(error)) from error
         places = {storage_of(t): name for name, t in self.case.weights.items() if t.numel()}
         names: dict[str, str] = {}
         for name, weight in program.weights.items():
             if weight.data is not None and name not in self.case.weights:
                 names[name] = places.get(storage_of(weight.data), name)
-        return attrs.evolve(seen, looks=tuple(_under(names, look) for look in seen.looks)) if names else seen
+        return under_names(seen, names) if names else seen
 
     def _counts(self, name: str, inputs: Sequence[Any]) -> bool:
         """Return whether a difference in this property counts."""
@@ -441,17 +448,3 @@ class _Runs:
         # rules assume contiguous or channels_last inputs; for others, sharing depends on strides too (`contiguous`
         # returns its operand or a copy)
         return name not in ("strides", "sharing") or self.properties.exact or all(map(is_standard, inputs))
-
-
-def _under(names: Mapping[str, str], look: Look | None) -> Look | None:
-    """Return what a result looks like with other names for weights."""
-    if look is None or not look.weights:
-        return look
-    return attrs.evolve(look, weights=frozenset(names.get(weight, weight) for weight in look.weights))
-
-
-def _observe(program: Program, inputs: Sequence[Any], **options: Any) -> Observation:
-    try:
-        return observe(program, inputs, **options)
-    except EvaluationError as error:
-        raise Finding("it still runs", str(error)) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -125,6 +125,15 @@ def without_gradients(seen: Observation) -> Observation:
     """Return what a run with gradients shows of a run without."""
     looks = [look and attrs.evolve(look, facts=(*look.facts[:3], False, *look.facts[4:])) for look in seen.looks]
     return attrs.evolve(seen, looks=tuple(looks), slopes={})
+
+
+def under_names(seen: Observation, names: Mapping[str, str]) -> Observation:
+    """Return an observation with other names for the weights whose storage results share."""
+    looks = [
+        look and attrs.evolve(look, weights=frozenset(names.get(weight, weight) for weight in look.weights))
+        for look in seen.looks
+    ]
+    return attrs.evolve(seen, looks=tuple(looks))
 
 
 def coarsest_dtype(program: Program) -> torch.dtype:

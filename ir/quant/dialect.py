@@ -47,6 +47,8 @@ def _check_shapes(types: tuple[Any, ...], axis: Any) -> None:
             count = None if other.shape is None else other.shape[0]
             try:
                 require_equal(count, value.shape[axis], f"the number of {what}")
+            except Misfit:
+                raise
             except Undecided:
                 raise Refusal(f"the number of {what} is {count}, not {value.shape[axis]}") from None
     # a scalar on the CPU goes with a value on any device

@@ -14,6 +14,7 @@ from ir.ops.inference.support import (
     common_device,
     float_dtype,
     floor_div,
+    knows_misfits,
     require,
     require_equal,
     require_not_empty,
@@ -26,6 +27,7 @@ from ir.types import Dim, TensorType, Type, simplify_dim
 def conv(dims: int) -> InferRule:
     """Return the rule of a forward convolution over `dims` dimensions, also with `padding` "same" or "valid"."""
 
+    @knows_misfits
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         stride, dilation = _of_dims(dims, attributes["stride"]), _of_dims(dims, attributes["dilation"])
         padding = attributes["padding"]
@@ -53,6 +55,7 @@ def conv(dims: int) -> InferRule:
 def conv_transpose(dims: int) -> InferRule:
     """Return the rule of a transposed convolution; its weight is (in, out / groups, kernel...)."""
 
+    @knows_misfits
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         names = ("stride", "padding", "dilation", "output_padding")
         stride, padding, dilation, extra = (_of_dims(dims, attributes[name]) for name in names)

@@ -14,6 +14,7 @@ from ir.ops.inference.support import (
     broadcast,
     common_device,
     float_dtype,
+    knows_misfits,
     require,
     require_equal,
     require_one_dtype,
@@ -22,6 +23,7 @@ from ir.ops.inference.support import (
 from ir.types import Dim, OpaqueType, TensorType, Type, dims_equal, simplify_dim
 
 
+@knows_misfits
 def linear(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[*, in], [out, in], [out] or [1] -> [*, out]."""
     x, weight, bias = types
@@ -50,6 +52,7 @@ def _check_linear(x: Shape | None, weight: Shape | None, bias: Shape | None) -> 
             require_equal(bias[0], out, "the size of the bias")
 
 
+@knows_misfits
 def matmul(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[*, n, k] @ [*, k, m] -> [*, n, m], where a vector stands for a row on the left and a column on the right."""
     a, b = types
@@ -65,6 +68,7 @@ def matmul(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     return (TensorType(shape, float_dtype(types), common_device(types)),)
 
 
+@knows_misfits
 def mm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[n, k] @ [k, m] -> [n, m]."""
     a, b = _ranked(types[0], 2), _ranked(types[1], 2)
@@ -73,6 +77,7 @@ def mm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     return (TensorType((a[0], b[1]), float_dtype(types), common_device(types)),)
 
 
+@knows_misfits
 def bmm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[b, n, k] @ [b, k, m] -> [b, n, m]."""
     a, b = _ranked(types[0], 3), _ranked(types[1], 3)
@@ -83,11 +88,13 @@ def bmm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     return (TensorType((batch, a[1], b[2]), float_dtype(types), common_device(types)),)
 
 
+@knows_misfits
 def addmm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """beta * input + alpha * (a @ b)."""
     return _added(types, mm(types[1:], attributes))
 
 
+@knows_misfits
 def baddbmm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """beta * input + alpha * (a @ b), for batches of matrices."""
     return _added(types, bmm(types[1:], attributes))
@@ -127,6 +134,7 @@ def einsum(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     return (TensorType(tuple([sizes[letter] for letter in output]), float_dtype(operands), common_device(operands)),)
 
 
+@knows_misfits
 def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[*, L, E], [*, S, E], [*, S, Ev] -> [*, L, Ev]."""
     query, key, value, mask = types
@@ -162,6 +170,7 @@ def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
     return (TensorType((*q[:-1], v[-1]), dtype, device),)
 
 
+@knows_misfits
 def multihead_attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[N, L, E], [N, S, K], [N, S, V] -> [N, L, E], weights [N, L, S], with `batch_first`.
 

@@ -14,6 +14,7 @@ from ir.ops.inference.support import (
     Undecided,
     common_device,
     float_dtype,
+    knows_misfits,
     require,
     require_equal,
     require_not_empty,
@@ -38,6 +39,7 @@ def _per_channel(types: tuple[Any, ...], channels: Dim | None) -> None:
             require_equal(type_.shape[0], channels, "the number of channels")
 
 
+@knows_misfits
 def batch_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """input, weight?, bias?, running_mean?, running_var? -> the input's type."""
     x = types[0]
@@ -50,6 +52,7 @@ def batch_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ..
     return _same(x, types)
 
 
+@knows_misfits
 def instance_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """input, weight?, bias?, running_mean?, running_var? -> the input's type."""
     x = types[0]
@@ -63,6 +66,7 @@ def instance_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type,
     return _same(x, types)
 
 
+@knows_misfits
 def group_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """input, weight?, bias? -> the input's type."""
     x, groups = types[0], attributes["num_groups"]
@@ -76,6 +80,7 @@ def group_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ..
     return _same(x, types)
 
 
+@knows_misfits
 def layer_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """input, weight?, bias? -> the input's type, with last sizes `normalized_shape`; RMSNorm, too."""
     x, shape = types[0], attributes["normalized_shape"]

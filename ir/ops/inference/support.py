@@ -1,7 +1,8 @@
 """Shared by inference rules: the fallback to fake tensors, and arithmetic on dimensions.
 
-A rule answers only where it is certain: with types, or with a `Misfit` if the kernel refuses the operands. Else it
-raises `Undecided`, and the operator runs on fake tensors, so that a rule may be slow but not wrong.
+A rule answers only where it is certain. Else it raises `Undecided`, or `Misfit` if the operands cannot fit. Both fall
+back to running the operator on fake tensors, so that a rule may be slow but not wrong. A `Misfit` is final for operands
+of partly unknown types, which cannot be run, and of a rule that `knows_misfits`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.utils._sympy.functions import FloorDiv
 
 from ir.attributes import Attribute
 from ir.errors import InferenceError
-from ir.fake import infer_with_fakes
+from ir.fake import infer_with_fakes, is_unknown
 from ir.opdef import InferRule, get_opdef
 from ir.types import UNKNOWN_TENSOR, Dim, OpaqueType, ScalarType, TensorType, Type, dims_equal, simplify_dim, wrap
 
@@ -30,12 +31,21 @@ class Undecided(Exception):  # noqa: N818 - control flow inside this package, no
     """The rule falls back to the operator."""
 
 
-class Misfit(Exception):  # noqa: N818 - becomes an InferenceError that names the operator
-    """The operands cannot fit the operator; the message says why. To ask it for its own words would take long."""
+class Misfit(Undecided):
+    """The operands cannot fit the operator; the message says why."""
 
 
 class Refusal(Exception):  # noqa: N818 - becomes an InferenceError that names the operator
     """The operator may take the operands, but its result types cannot be known; the message says why."""
+
+
+_KNOWING: set[InferRule] = set()
+
+
+def knows_misfits(rule: InferRule) -> InferRule:
+    """Mark a rule whose misfits are all refused by the kernel. It is not asked for its own words, which takes long."""
+    _KNOWING.add(rule)
+    return rule
 
 
 def with_fallback(name: str, rule: InferRule) -> InferRule:
@@ -49,8 +59,9 @@ def with_fallback(name: str, rule: InferRule) -> InferRule:
         try:
             return rule(types, attributes)
         except Misfit as misfit:
-            shown = ", ".join(str(t) for t in types)
-            raise InferenceError(f"{name} does not take operands ({shown}): {misfit}") from None
+            if rule in _KNOWING or is_unknown(types):
+                shown = ", ".join(str(t) for t in types)
+                raise InferenceError(f"{name} does not take operands ({shown}): {misfit}") from None
         except Refusal as refusal:
             shown = ", ".join(str(t) for t in types)
             raise InferenceError(
