@@ -73,6 +73,8 @@ class FakeContext:
         self.hints = hints
         self.shape_env = ShapeEnv()
         self.mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=True)
+        # a call runs once (`_KNOWN`), and to note all operators that it consists of costs more than to run them
+        self.mode.cache_enabled = False
         self._symbols: dict[sympy.Symbol, sympy.Symbol] = {}
         self._back: dict[sympy.Symbol, sympy.Symbol] = {}
         self._hints: dict[sympy.Symbol, int] = {}

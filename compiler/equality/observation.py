@@ -303,12 +303,16 @@ def looks_of(
     """Return the looks of results, given the inputs and weights that they may share storage with."""
     places = [storage_of(leaf) if isinstance(leaf, torch.Tensor) and leaf.numel() else None for leaf in leaves]
     given, owned, of_results = dict[Any, list[int]](), dict[Any, list[str]](), dict[Any, list[int]]()
-    for i, t in enumerate(inputs):
-        given.setdefault(storage_of(t), []).append(i)
-    for name, t in state.items():
-        owned.setdefault(storage_of(t), []).append(name)
     for i, place in enumerate(places):
         of_results.setdefault(place, []).append(i)
+    for i, t in enumerate(inputs):
+        place = storage_of(t)
+        if place in of_results:
+            given.setdefault(place, []).append(i)
+    for name, t in state.items():
+        place = storage_of(t)
+        if place in of_results:
+            owned.setdefault(place, []).append(name)
 
     def look(index: int, t: Any) -> Look | None:
         if not isinstance(t, torch.Tensor):

@@ -16,34 +16,12 @@ import torch
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from fuzz.calls.types import FLOATS, shapes, sizes
-from ir.caches import cached
+from fuzz.calls.types import FLOATS, draw_integer, draw_shape, draw_size
 from ir.core import Graph, Value
 from ir.types import Dim, TensorType
 
 T = TypeVar("T")
-_WEIGHTED = 127
-"""From this width on, hypothesis prefers the bounds of a range."""
 Condition = Callable[[TensorType], bool]
-
-
-@cached()
-def integers(lower: int, upper: int) -> st.SearchStrategy[int]:
-    """Return the strategy for a range, cached: making strategies costs more than drawing from them."""
-    return st.integers(lower, upper)
-
-
-def draw_integer(draw: st.DrawFn, lower: int, upper: int) -> int:
-    """Draw an int from a closed range; shrinks to `lower`.
-
-    A program takes some fifty small choices. Half of the time of each is what hypothesis notes about a strategy, which
-    nobody asks of a number; so it is drawn without one, where this version of hypothesis lets us.
-    """
-    choose = getattr(getattr(draw, "__self__", None), "draw_integer", None)
-    if choose is None or upper - lower >= _WEIGHTED:
-        return draw(integers(lower, upper))
-    number: int = choose(lower, upper)
-    return number
 
 
 class Unavailable(Exception):  # noqa: N818 - control flow of the strategies, no error
@@ -121,7 +99,7 @@ class Source:
 
     def size(self) -> Dim:
         """Draw a positive size for a new tensor."""
-        return self.draw(sizes(zero=False))
+        return draw_size(self.draw, zero=False)
 
     def tensor(
         self,
@@ -187,7 +165,7 @@ class FreshSource(Source):
     @override
     def wanted(self, wanted: Wanted) -> Value:
         """Return a new input."""
-        shape = self.draw(shapes(wanted.min_rank, wanted.max_rank, zero=wanted.zero, symbolic=self.symbolic))
+        shape = draw_shape(self.draw, wanted.min_rank, wanted.max_rank, zero=wanted.zero, symbolic=self.symbolic)
         return self.graph.add_input(TensorType(shape, self.one_of(wanted.dtypes)), f"x{len(self.graph.inputs)}")
 
     @override

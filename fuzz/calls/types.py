@@ -11,7 +11,8 @@ from ir.caches import cached
 from ir.types import Dim, TensorType, make_symbol
 
 _BOOLEANS = st.booleans()
-_UP_TO_THREE = st.integers(0, 3)
+_WEIGHTED = 127
+"""From this width on, hypothesis prefers the bounds of a range."""
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.uint8)
@@ -21,35 +22,65 @@ SYMBOLS = tuple(make_symbol(name) for name in ("n", "m"))
 """Symbols of the generated types; a program's run gives them small values."""
 
 
+@cached()
+def integers(lower: int, upper: int) -> st.SearchStrategy[int]:
+    """Return the strategy for a range, cached: making strategies costs more than drawing from them."""
+    return st.integers(lower, upper)
+
+
+def draw_integer(draw: st.DrawFn, lower: int, upper: int) -> int:
+    """Draw an int from a closed range; shrinks to `lower`.
+
+    A program takes some fifty small choices. Half of the time of each is what hypothesis notes about a strategy, which
+    nobody asks of a number; so it is drawn without one, where this version of hypothesis lets us.
+    """
+    choose = getattr(getattr(draw, "__self__", None), "draw_integer", None)
+    if choose is None or upper - lower >= _WEIGHTED:
+        return draw(integers(lower, upper))
+    number: int = choose(lower, upper)
+    return number
+
+
 def dtypes(choices: tuple[torch.dtype, ...] = DTYPES) -> st.SearchStrategy[torch.dtype]:
     """Return a strategy for dtypes; shrinks to the first one."""
     return st.sampled_from(choices)
 
 
 @cached()
-def sizes(*, zero: bool = True, symbolic: bool = False) -> st.SearchStrategy[Dim]:
-    """Return a strategy for one size: small, often equal to others, sometimes 0, 1 or an expression over `SYMBOLS`."""
+def _sizes(*, zero: bool, symbolic: bool) -> tuple[Dim, ...]:
     choices: list[Dim] = [2, 3, 2, 3, 3, 1, 1, 4, 4, 5, 6, 8]
     if zero:
         choices.append(0)
     if symbolic:
         n, m = SYMBOLS
         choices += [n, n, m, 2 * n, n + 1, n * m, n, n]
-    return st.sampled_from(choices)
+    return tuple(choices)
 
 
-@cached()
-def shapes(
-    min_rank: int = 0, max_rank: int = 5, *, zero: bool = True, symbolic: bool = False
-) -> st.SearchStrategy[tuple[Dim, ...]]:
-    """Return a strategy for shapes.
+def draw_size(draw: st.DrawFn, *, zero: bool = True, symbolic: bool = False) -> Dim:
+    """Draw one size: small, often equal to others, sometimes 0, 1 or an expression over `SYMBOLS`."""
+    choices = _sizes(zero=zero, symbolic=symbolic)
+    return choices[draw_integer(draw, 0, len(choices) - 1)]
 
-    Half of them have equal sizes, so that sizes do not keep a rule from confusing dimensions.
+
+def draw_shape(
+    draw: st.DrawFn, min_rank: int = 0, max_rank: int = 5, *, zero: bool = True, symbolic: bool = False
+) -> tuple[Dim, ...]:
+    """Draw a shape.
+
+    Some have equal sizes, as many as there are of one rank, so that sizes do not keep a rule from confusing dimensions.
     """
-    size = sizes(zero=zero, symbolic=symbolic)
-    mixed = [st.tuples(*[size] * rank) for rank in range(min_rank, max_rank + 1)]
-    equal = st.builds(lambda one, rank: (one,) * rank, size, st.integers(min_rank, max_rank))
-    return st.one_of([*mixed, *[equal] * len(mixed)])
+    count = max_rank - min_rank + 1
+    kind = draw_integer(draw, 0, count)
+    if kind == count:
+        one = draw_size(draw, zero=zero, symbolic=symbolic)
+        return (one,) * draw_integer(draw, min_rank, max_rank)
+    return tuple([draw_size(draw, zero=zero, symbolic=symbolic) for _ in range(min_rank + kind)])
+
+
+sizes = st.composite(draw_size)
+shapes = st.composite(draw_shape)
+"""Strategies for what `draw_size` and `draw_shape` draw."""
 
 
 def tensor_types(
@@ -68,7 +99,7 @@ def tensor_types(
 
 def one_in_four(draw: st.DrawFn) -> bool:
     """Draw True about once in four times: of few numbers, hypothesis draws the lower half three times as often."""
-    return draw(_UP_TO_THREE) >= 2
+    return draw_integer(draw, 0, 3) >= 2
 
 
 def without_parts(draw: st.DrawFn, type_: TensorType) -> TensorType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from compiler.emitted.parameter_map import ParameterMap
-from compiler.equality.observation import Look, Observation
+from compiler.equality.observation import Observation
 from compiler.usercode.tensors import storage_of
 from fuzz.calls.kernels import ends_the_process
 from fuzz.programs.budget import Budget
@@ -30,7 +30,15 @@ from fuzz.programs.later import (
     without_data,
 )
 from fuzz.programs.layouts import channels_last, is_standard, transposed
-from fuzz.programs.observation import coarsest_dtype, differences, fixes_dtypes, observe, quiet, without_gradients
+from fuzz.programs.observation import (
+    coarsest_dtype,
+    differences,
+    fixes_dtypes,
+    observe,
+    quiet,
+    under_names,
+    without_gradients,
+)
 from fuzz.programs.retyping import untrue_type, with_types_of
 from fuzz.programs.rounding import Rounding
 from ir.compare import programs_equal
@@ -262,7 +270,7 @@ def _compare_later(property_: str, properties: Properties, later: Callable[[], L
         found = later()
         if found is not None:
             original, changed, case = found
-            _Runs(original, case, properties).compare(changed)
+            _Runs(original, case, properties, twice=False).compare(changed)  # it ran twice on its own weights
     except (Unusable, InferenceError):
         return
     except Finding as finding:
@@ -302,9 +310,12 @@ class _Runs:
         properties: the properties to check.
         together: whether one run of the changed program shows both values and gradients, as one of the original
             does, where both are in float64.
+        twice: whether a second run of the changed program must show the same.
     """
 
-    def __init__(self, program: Program, case: Case, properties: Properties, *, together: bool = False) -> None:
+    def __init__(
+        self, program: Program, case: Case, properties: Properties, *, together: bool = False, twice: bool = True
+    ) -> None:
         self.program = program
         self.case = case
         self.properties = properties
@@ -314,22 +325,24 @@ class _Runs:
         self.layouts: list[tuple[Sequence[Any], Observation]] = []
         self.slopes: Observation | None = None
         self.names: ParameterMap | None = None
+        self._seen: dict[Any, Observation] = {}
         if properties.gradients:
             with suppress(EvaluationError):  # some operators have no derivative
-                self.slopes = observe(program, case.inputs, double=not self.budgeted, gradients=True)
+                self.slopes = self._before(case.inputs, double=not self.budgeted, gradients=True)
+        self.twice = twice
         self.together = together and self.double and self.slopes is not None
         if self.together:
             return
         try:
             shown = without_gradients(self.slopes) if self.double and self.slopes is not None else None
-            self.layouts.append((case.inputs, shown or observe(program, case.inputs, double=self.double)))
+            self.layouts.append((case.inputs, shown or self._before(case.inputs, double=self.double)))
         except EvaluationError as error:
             raise Unusable from error
         for change in (transposed, channels_last) if properties.strides else ():
             others = [change(x) for x in case.inputs]
             if any(a is not b for a, b in zip(case.inputs, others, strict=True)):
                 try:
-                    self.layouts.append((others, observe(program, others, double=self.double)))
+                    self.layouts.append((others, self._before(others, double=self.double)))
                 except EvaluationError:
                     continue  # a view may refuse strides
 
@@ -353,7 +366,7 @@ class _Runs:
             else:
                 after = self._compare_rounded(program, inputs, before)
             first = first or after
-        if self.slopes is None or self.budgeted:
+        if self.twice and (self.slopes is None or self.budgeted):
             self._compare_second_run(program, first)  # else the run with gradients is a second one
         if self.slopes is not None:
             self._compare_rounded(program, self.case.inputs, self.slopes, gradients=True)
@@ -383,17 +396,20 @@ class _Runs:
         double = partial(run, double=True)
         if self.budgeted or before is None:
             try:
-                before = (run if self.budgeted else double)()
+                before = self._before(inputs, double=not self.budgeted, gradients=gradients)
             except EvaluationError as error:
                 raise Unusable from error
+        own = before
         budget = Budget(Rounding(double, exact=double))
         if self.budgeted:
-            try:
-                exact = double()
-            except EvaluationError:
-                exact = before  # fixed dtypes cannot be mixed with float64
-            rounding = Rounding(run, exact=double)
-            budget = Budget(rounding, lambda: exact, coarsest_dtype(self.typed), may_overflow=True)
+
+            def exact() -> Observation:
+                try:
+                    return self._before(inputs, double=True, gradients=gradients)
+                except EvaluationError:
+                    return own  # fixed dtypes cannot be mixed with float64
+
+            budget = Budget(Rounding(run, exact=double), exact, coarsest_dtype(self.typed), may_overflow=True)
         after = self._after(program, inputs, double=not self.budgeted, gradients=gradients)
         for name, message in differences(before, after, budget, self.names):
             if not self._counts(name, inputs) or (name == "strides" and not is_definite(self.program, inputs)):
@@ -403,17 +419,27 @@ class _Runs:
             raise Finding(name, message)
         return after
 
+    def _before(self, inputs: Sequence[Any], *, double: bool = False, gradients: bool = False) -> Observation:
+        """Observe the original, once on inputs that are one object."""
+        key = id(inputs), double, gradients
+        if key not in self._seen:
+            self._seen[key] = observe(self.program, inputs, double=double, gradients=gradients)
+        return self._seen[key]
+
     def _after(
         self, program: Program, inputs: Sequence[Any], *, double: bool = False, gradients: bool = False
     ) -> Observation:
         """Observe a changed program; weights that are views of the original's have the names of those."""
-        seen = _observe(program, inputs, double=double, gradients=gradients)
+        try:
+            seen = observe(program, inputs, double=double, gradients=gradients)
+        except EvaluationError as error:
+            raise Finding("it still runs", str(error)) from error
         places = {storage_of(t): name for name, t in self.case.weights.items() if t.numel()}
         names: dict[str, str] = {}
         for name, weight in program.weights.items():
             if weight.data is not None and name not in self.case.weights:
                 names[name] = places.get(storage_of(weight.data), name)
-        return attrs.evolve(seen, looks=tuple(_under(names, look) for look in seen.looks)) if names else seen
+        return under_names(seen, names) if names else seen
 
     def _counts(self, name: str, inputs: Sequence[Any]) -> bool:
         """Return whether a difference in this property counts."""
@@ -422,17 +448,3 @@ class _Runs:
         # rules assume contiguous or channels_last inputs; for others, sharing depends on strides too (`contiguous`
         # returns its operand or a copy)
         return name not in ("strides", "sharing") or self.properties.exact or all(map(is_standard, inputs))
-
-
-def _under(names: Mapping[str, str], look: Look | None) -> Look | None:
-    """Return what a result looks like with other names for weights."""
-    if look is None or not look.weights:
-        return look
-    return attrs.evolve(look, weights=frozenset(names.get(weight, weight) for weight in look.weights))
-
-
-def _observe(program: Program, inputs: Sequence[Any], **options: Any) -> Observation:
-    try:
-        return observe(program, inputs, **options)
-    except EvaluationError as error:
-        raise Finding("it still runs", str(error)) from error

@@ -8,8 +8,7 @@ from typing import Any
 import attrs
 from hypothesis import strategies as st
 
-from fuzz.calls.source import draw_integer
-from fuzz.calls.types import one_in_four, without_parts
+from fuzz.calls.types import draw_integer, one_in_four, without_parts
 from fuzz.programs.retyping import retype
 from ir.core import Operation, Value
 from ir.errors import InferenceError

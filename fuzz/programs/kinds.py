@@ -32,7 +32,8 @@ def other_than_its_kind(program: Program, typed: Program) -> str | None:
         meanings = meanings_of(op) if op.results else ()  # dead code has no results
         operands = _stand_ins(twin) if meanings else None
         if operands is not None and twin.body is not None:
-            problem = _difference(_in_float64(op), _in_float64(twin), operands, meanings)
+            double = _in_float64(op)
+            problem = _difference(double, double if twin is op else _in_float64(twin), operands, meanings)
             if problem is not None:
                 return problem
     return None

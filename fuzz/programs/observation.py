@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,8 +40,8 @@ def observe(
     """
     weights = {name: w.data.detach() for name, w in program.weights.items() if w.data is not None}
     if double:
-        inputs = widened(list(inputs))
-        twins: dict[Any, torch.Tensor] = {}  # weights that are one tensor stay one tensor
+        twins: dict[Any, torch.Tensor] = {}  # what is one tensor stays one tensor
+        inputs = [twins.setdefault(id(x), widened(x)) if isinstance(x, torch.Tensor) else x for x in inputs]
         weights = {name: twins.setdefault(_place(w), widened(w)) for name, w in weights.items()}
     leaves: dict[str, torch.Tensor] = {}
     if gradients:
@@ -75,9 +75,16 @@ _NO_SLOPE = 1e-12
 """Gradients in float64 that count as none: the last places of ordinary numbers."""
 
 
+_IGNORES_ALL = ("ignore", None, Warning, None, 0)
+"""What `simplefilter("ignore")` puts first."""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence warnings of kernels about drawn operands."""
+    if warnings.filters and warnings.filters[0] == _IGNORES_ALL:
+        yield  # a block around this one does so
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -118,6 +125,15 @@ def without_gradients(seen: Observation) -> Observation:
     """Return what a run with gradients shows of a run without."""
     looks = [look and attrs.evolve(look, facts=(*look.facts[:3], False, *look.facts[4:])) for look in seen.looks]
     return attrs.evolve(seen, looks=tuple(looks), slopes={})
+
+
+def under_names(seen: Observation, names: Mapping[str, str]) -> Observation:
+    """Return an observation with other names for the weights whose storage results share."""
+    looks = [
+        look and attrs.evolve(look, weights=frozenset(names.get(weight, weight) for weight in look.weights))
+        for look in seen.looks
+    ]
+    return attrs.evolve(seen, looks=tuple(looks))
 
 
 def coarsest_dtype(program: Program) -> torch.dtype:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from fuzz.calls.generators import GENERATORS, generate_call
-from fuzz.calls.source import Source, Unavailable, Wanted, integers
+from fuzz.calls.source import Source, Unavailable, Wanted
 from fuzz.calls.tensors import random_tensor
-from fuzz.calls.types import SYMBOLS, shapes, special_numbers
+from fuzz.calls.types import SYMBOLS, draw_integer, draw_shape, special_numbers
 from fuzz.programs.case import positional_convention
 from ir.attributes import Attribute, iter_leaves, map_leaves
 from ir.builder import Builder, bind_arguments, infer_types
@@ -120,7 +120,7 @@ class ProgramSource(Source):
             return found[len(found) - 1 - math.isqrt(square - 1 - place)]
         some_zero = wanted.zero and self.integer(0, 19) == 19
         most = wanted.max_rank
-        shape = self.draw(shapes(max(wanted.min_rank, min(2, most)), most, zero=some_zero, symbolic=self.symbolic))
+        shape = draw_shape(self.draw, max(wanted.min_rank, min(2, most)), most, zero=some_zero, symbolic=self.symbolic)
         type_ = TensorType(shape, self.one_of(allowed))
         if not (self.folds or self.apart) or not all(type(size) is int for size in shape):
             return self._input(type_)
@@ -248,7 +248,7 @@ def programs(
     builder = Builder(source.graph)
     for number in range(max_ops):
         # a stop and not a count, so that a failing program shrinks by leaving out any operation
-        if draw(integers(0, 15)) == 0:
+        if draw_integer(draw, 0, 15) == 0:
             break
         earlier = [op for op in source.graph.operations() if op.segments is None and op.operands]
         if earlier and source.integer(0, 7) == 7:
@@ -431,7 +431,7 @@ def input_tensors(
 def draw_inputs(draw: st.DrawFn, program: Program, *, special: bool = True, finite: bool = False) -> list[torch.Tensor]:
     """Draw the tensors of `input_tensors`."""
     numbers = {
-        symbol: draw(integers(bounds.lower, bounds.upper if bounds.upper is not None else bounds.lower + 7))
+        symbol: draw_integer(draw, bounds.lower, bounds.upper if bounds.upper is not None else bounds.lower + 7)
         for symbol, bounds in program.symbols.items()
     }
     tensors = []
@@ -440,11 +440,11 @@ def draw_inputs(draw: st.DrawFn, program: Program, *, special: bool = True, fini
         numbers = {symbol: program.symbols[symbol].lower for symbol in numbers}
         types = substitute(tuple(value.type for value in program.graph.inputs), numbers)
     for type_ in types:
-        seed, chance = draw(integers(0, _SEEDS - 1)), draw(integers(0, 3))
+        seed, chance = draw_integer(draw, 0, _SEEDS - 1), draw_integer(draw, 0, 3)
         tensor = random_tensor(type_.shape, type_.dtype, seed)
         if special and type_.dtype.is_floating_point and tensor.numel() and chance == 3:
             special_ones = special_numbers(type_.dtype, finite=finite)
-            number = special_ones[draw(integers(0, len(special_ones) - 1))]
-            tensor.view(-1)[draw(integers(0, tensor.numel() - 1))] = number
+            number = special_ones[draw_integer(draw, 0, len(special_ones) - 1)]
+            tensor.view(-1)[draw_integer(draw, 0, tensor.numel() - 1)] = number
         tensors.append(tensor)
     return tensors

@@ -14,7 +14,8 @@ import attrs
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from fuzz.calls.source import Unavailable, draw_integer
+from fuzz.calls.source import Unavailable
+from fuzz.calls.types import draw_integer
 from fuzz.programs.strategy import finish_program, holds_for_all_numbers
 from fuzz.rules.dictionary import Numbers, dictionary_of, operators_named_by
 from fuzz.rules.growth import NEAR_MISSES, Growth

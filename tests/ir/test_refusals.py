@@ -17,6 +17,7 @@ from ir.errors import InferenceError, InputError, ParseError, VerificationError
 from ir.expressions import linear_solution
 from ir.fake import infer_with_fakes
 from ir.opdef import get_opdef
+from ir.ops.inference import support
 from ir.ops.inference.support import floor_div
 from ir.program import SymbolRange
 from ir.schemas import schema_constant
@@ -166,3 +167,38 @@ def test_a_refused_operator_of_a_library_is_accepted_once_it_has_a_fake_kernel(l
         infer_with_fakes(get_opdef("graphwright_refusals.doubled"), (f32(2),), {})
     torch.library.register_fake("graphwright_refusals::doubled", torch.empty_like, lib=library)
     assert infer_with_fakes(get_opdef("graphwright_refusals.doubled"), (f32(2),), {}) == (f32(2),)
+
+
+_SDPA = {"dropout_p": 0.0, "is_causal": False, "enable_gqa": False}
+_NORM = {"normalized_shape": (3,)}
+_CONV = {"stride": (1,), "padding": (0,), "dilation": (1,), "groups": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "types", "attributes", "message"),
+    [
+        ("linear", (f32(2, 3), f32(4, 5), None), {}, "the last size of the input is 3, not 5"),
+        (
+            "matmul",
+            (f32(2, 3), TensorType((3, 4), torch.float64)),
+            {},
+            "the dtypes torch.float32, torch.float64 differ",
+        ),
+        (
+            "scaled_dot_product_attention",
+            (f32(S, 2), f32(S, 3), f32(S, 2), None),
+            _SDPA,
+            "the size of a key is 2, not 3",
+        ),
+        ("conv1d", (f32(1, 2, 5), f32(2, 2, 1, 1), None), _CONV, "a rank of 3 is needed, not 4"),
+        ("layer_norm", (TensorType((2, 3), torch.int64), None, None), _NORM, "floats are needed, not torch.int64"),
+    ],
+)
+def test_what_a_rule_knows_to_misfit_is_not_run(
+    name: str, types: tuple[Any, ...], attributes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(support, "infer_with_fakes", None)
+    rule = get_opdef(f"aten.{name}").infer
+    assert rule is not None
+    with pytest.raises(InferenceError, match=message):
+        rule(types, attributes)

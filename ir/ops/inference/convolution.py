@@ -14,9 +14,11 @@ from ir.ops.inference.support import (
     common_device,
     float_dtype,
     floor_div,
+    knows_misfits,
     require,
     require_equal,
     require_not_empty,
+    require_one_dtype,
     require_rank,
 )
 from ir.types import Dim, TensorType, Type, simplify_dim
@@ -25,13 +27,14 @@ from ir.types import Dim, TensorType, Type, simplify_dim
 def conv(dims: int) -> InferRule:
     """Return the rule of a forward convolution over `dims` dimensions, also with `padding` "same" or "valid"."""
 
+    @knows_misfits
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         stride, dilation = _of_dims(dims, attributes["stride"]), _of_dims(dims, attributes["dilation"])
         padding = attributes["padding"]
         if not isinstance(padding, str):
             padding = _of_dims(dims, padding)
-        dtype, device = float_dtype(types), common_device(types)
         batch, out, sizes, kernel = _fit(types, attributes["groups"], dims)
+        dtype, device = float_dtype(types), common_device(types)
         if batch is None:
             return (TensorType(None, dtype, device),)
         if padding == "valid":
@@ -52,11 +55,12 @@ def conv(dims: int) -> InferRule:
 def conv_transpose(dims: int) -> InferRule:
     """Return the rule of a transposed convolution; its weight is (in, out / groups, kernel...)."""
 
+    @knows_misfits
     def rule(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
         names = ("stride", "padding", "dilation", "output_padding")
         stride, padding, dilation, extra = (_of_dims(dims, attributes[name]) for name in names)
-        dtype, device = float_dtype(types), common_device(types)
         batch, out, sizes, kernel = _fit(types, attributes["groups"], dims, transposed=True)
+        dtype, device = float_dtype(types), common_device(types)
         if batch is None:
             return (TensorType(None, dtype, device),)
         result: list[Dim | None] = []
@@ -101,6 +105,7 @@ def _fit(
     if bias is not None and bias.shape is not None:
         require_rank(bias.shape, 1)
         require_equal(bias.shape[0], out, "the size of the bias")
+    require_one_dtype(types)
     return batch, out, sizes, kernel
 
 

@@ -7,79 +7,94 @@ from typing import Any
 import torch
 
 from ir.ops.inference.support import (
+    INTEGERS,
     Attributes,
-    DtypeMisfit,
     Misfit,
     Shape,
     broadcast,
     common_device,
     float_dtype,
+    knows_misfits,
     require,
     require_equal,
+    require_one_dtype,
     require_rank,
 )
 from ir.types import Dim, OpaqueType, TensorType, Type, dims_equal, simplify_dim
 
-_INTEGERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
-
+@knows_misfits
 def linear(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[*, in], [out, in], [out] or [1] -> [*, out]."""
     x, weight, bias = types
+    _check_linear(x.shape, weight.shape, bias and bias.shape)
     dtype, device = float_dtype(types, torch.int64), common_device(types)
+    if x.shape is None or (weight.shape is None and len(x.shape) < 2):
+        return (TensorType(None, dtype, device),)  # of two vectors there is a scalar
     if weight.shape is None:
-        return (TensorType(None if x.shape is None else (*x.shape[:-1], None), dtype, device),)
-    require(len(weight.shape) != 1)
-    require_rank(weight.shape, 2)
-    out, inputs = weight.shape
-    if bias is not None and bias.shape is not None:
-        require(len(bias.shape) == 1)
-        if bias.shape[0] != 1:
-            require_equal(bias.shape[0], out, "the size of the bias")
-    if x.shape is None:
-        return (TensorType(None, dtype, device),)
-    if not x.shape:
-        raise Misfit("the input has no dimension")
-    require_equal(x.shape[-1], inputs, "the last size of the input")
-    return (TensorType((*x.shape[:-1], out), dtype, device),)
+        return (TensorType((*x.shape[:-1], None), dtype, device),)
+    return (TensorType((*x.shape[:-1], weight.shape[0]), dtype, device),)
 
 
+def _check_linear(x: Shape | None, weight: Shape | None, bias: Shape | None) -> None:
+    if weight is None:
+        return
+    require(len(weight) != 1)
+    require_rank(weight, 2)
+    out, inputs = weight
+    if x is not None:
+        if not x:
+            raise Misfit("the input has no dimension")
+        require_equal(x[-1], inputs, "the last size of the input")
+    if bias is not None:
+        require(len(bias) == 1)
+        if bias[0] != 1:
+            require_equal(bias[0], out, "the size of the bias")
+
+
+@knows_misfits
 def matmul(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[*, n, k] @ [*, k, m] -> [*, n, m], where a vector stands for a row on the left and a column on the right."""
     a, b = types
-    dtype, device = float_dtype(types), common_device(types)
-    if a.shape is None or b.shape is None:
-        return (TensorType(None, dtype, device),)
-    if not a.shape or not b.shape:
-        raise Misfit("an operand is a scalar")
-    require_equal(a.shape[-1], b.shape[-2] if len(b.shape) > 1 else b.shape[0], "the reduced size")
-    rows: Shape = a.shape[-2:-1]
-    columns: Shape = b.shape[-1:] if len(b.shape) > 1 else ()
-    shape = (*broadcast([a.shape[:-2], b.shape[:-2]]), *rows, *columns)
-    return (TensorType(shape, dtype, device),)
+    require_one_dtype(types)
+    shape: Shape | None = None
+    if a.shape is not None and b.shape is not None:
+        if not a.shape or not b.shape:
+            raise Misfit("an operand is a scalar")
+        require_equal(a.shape[-1], b.shape[-2] if len(b.shape) > 1 else b.shape[0], "the reduced size")
+        rows: Shape = a.shape[-2:-1]
+        columns: Shape = b.shape[-1:] if len(b.shape) > 1 else ()
+        shape = (*broadcast([a.shape[:-2], b.shape[:-2]]), *rows, *columns)
+    return (TensorType(shape, float_dtype(types), common_device(types)),)
 
 
+@knows_misfits
 def mm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[n, k] @ [k, m] -> [n, m]."""
     a, b = _ranked(types[0], 2), _ranked(types[1], 2)
     require_equal(a[1], b[0], "the reduced size")
+    require_one_dtype(types)
     return (TensorType((a[0], b[1]), float_dtype(types), common_device(types)),)
 
 
+@knows_misfits
 def bmm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[b, n, k] @ [b, k, m] -> [b, n, m]."""
     a, b = _ranked(types[0], 3), _ranked(types[1], 3)
     require_equal(a[0], b[0], "the batch size")
     require_equal(a[2], b[1], "the reduced size")
+    require_one_dtype(types)
     batch = a[0] if a[0] is not None else b[0]
     return (TensorType((batch, a[1], b[2]), float_dtype(types), common_device(types)),)
 
 
+@knows_misfits
 def addmm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """beta * input + alpha * (a @ b)."""
     return _added(types, mm(types[1:], attributes))
 
 
+@knows_misfits
 def baddbmm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """beta * input + alpha * (a @ b), for batches of matrices."""
     return _added(types, bmm(types[1:], attributes))
@@ -119,25 +134,35 @@ def einsum(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     return (TensorType(tuple([sizes[letter] for letter in output]), float_dtype(operands), common_device(operands)),)
 
 
+@knows_misfits
 def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[*, L, E], [*, S, E], [*, S, Ev] -> [*, L, Ev]."""
     query, key, value, mask = types
     _require_floats(query, key, value)
+    require_one_dtype((query, key, value))
+    q, k, v = query.shape, key.shape, value.shape
+    if q is not None and k is not None and v is not None:
+        require(0 not in (*q, *k, *v))
+        if min(map(len, (q, k, v))) < 2:
+            raise Misfit("attention needs a rank of at least 2")
+        require_equal(q[-1], k[-1], "the size of a key")
+        require_equal(k[-2], v[-2], "the number of values")
+        if not attributes["enable_gqa"]:
+            broadcast([q[:-2], k[:-2], v[:-2]])
     dtype, device = float_dtype((query, key, value)), common_device(types)
     dropout = attributes["dropout_p"]
     require(isinstance(dropout, (int, float)) and 0 <= dropout <= 1)
-    q, k, v = query.shape, key.shape, value.shape
     if q is None or k is None or v is None:
         return (TensorType(None, dtype, device),)
-    require(len(q) == len(k) == len(v) >= 3 and 0 not in (*q, *k, *v))
+    require(len(q) == len(k) == len(v))
     for a, b, c in zip(q[:-2], k[:-2], v[:-2], strict=True):
         # broadcasting and grouped heads are left to the operator
         require(a is None or b is None or dims_equal(a, b))
         require(b is None or c is None or dims_equal(b, c))
-    require_equal(q[-1], k[-1], "the size of a key")
-    require_equal(k[-2], v[-2], "the number of values")
     if mask is not None:
-        require(not attributes["is_causal"] and mask.dtype in (torch.bool, dtype))
+        if attributes["is_causal"]:
+            raise Misfit("attention is causal or takes a mask, not both")
+        require(mask.dtype in (torch.bool, dtype))
         require(mask.shape is None or 2 <= len(mask.shape) <= len(q))
         if mask.shape is not None:
             for have, want in zip(reversed(mask.shape), reversed((*q[:-1], k[-2])), strict=False):
@@ -145,6 +170,7 @@ def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
     return (TensorType((*q[:-1], v[-1]), dtype, device),)
 
 
+@knows_misfits
 def multihead_attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[N, L, E], [N, S, K], [N, S, V] -> [N, L, E], weights [N, L, S], with `batch_first`.
 
@@ -206,11 +232,11 @@ def _require_floats(*types: TensorType) -> None:
     """Refuse attention to integers, which has a softmax between two products, unless there is nothing to attend to.
 
     Raises:
-        DtypeMisfit: when all are integers or bools.
+        Misfit: when all are integers or bools.
     """
     is_empty = any(type_.shape is None or None in type_.shape or 0 in type_.shape for type_ in types)
-    if not is_empty and all(type_.dtype in _INTEGERS for type_ in types):
-        raise DtypeMisfit(f"attention needs floats, not {types[0].dtype}")
+    if not is_empty and all(type_.dtype in INTEGERS for type_ in types):
+        raise Misfit(f"attention needs floats, not {types[0].dtype}")
 
 
 def embedding(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:

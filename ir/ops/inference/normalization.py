@@ -8,11 +8,13 @@ from ir.opdef import InferRule
 from ir.ops.inference.support import (
     FLOATS,
     FLOATS_OR_UNKNOWN,
+    INTEGERS,
     Attributes,
     Misfit,
     Undecided,
     common_device,
     float_dtype,
+    knows_misfits,
     require,
     require_equal,
     require_not_empty,
@@ -22,6 +24,8 @@ from ir.types import Dim, TensorType, Type, product
 
 
 def _same(x: TensorType, types: tuple[Any, ...]) -> tuple[Type, ...]:
+    if x.dtype in INTEGERS and x.shape is not None:
+        raise Misfit(f"floats are needed, not {x.dtype}")
     float_dtype(types)
     device = common_device(types)
     # kernels take an input of another dtype than that of the weights: where it is unknown, so is the result's
@@ -35,6 +39,7 @@ def _per_channel(types: tuple[Any, ...], channels: Dim | None) -> None:
             require_equal(type_.shape[0], channels, "the number of channels")
 
 
+@knows_misfits
 def batch_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """input, weight?, bias?, running_mean?, running_var? -> the input's type."""
     x = types[0]
@@ -48,6 +53,7 @@ def batch_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ..
     return _same(x, types)
 
 
+@knows_misfits
 def instance_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """input, weight?, bias?, running_mean?, running_var? -> the input's type."""
     x = types[0]
@@ -61,6 +67,7 @@ def instance_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type,
     return _same(x, types)
 
 
+@knows_misfits
 def group_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """input, weight?, bias? -> the input's type."""
     x, groups = types[0], attributes["num_groups"]
@@ -74,6 +81,7 @@ def group_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ..
     return _same(x, types)
 
 
+@knows_misfits
 def layer_norm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """input, weight?, bias? -> the input's type, with last sizes `normalized_shape`; RMSNorm, too."""
     x, shape = types[0], attributes["normalized_shape"]

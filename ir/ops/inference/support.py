@@ -1,8 +1,8 @@
 """Shared by inference rules: the fallback to fake tensors, and arithmetic on dimensions.
 
 A rule answers only where it is certain. Else it raises `Undecided`, or `Misfit` if the operands cannot fit. Both fall
-back to running the operator on fake tensors, so that a rule may be slow but not wrong. Operands of partly unknown types
-cannot be run: there a `Misfit` is final.
+back to running the operator on fake tensors, so that a rule may be slow but not wrong. A `Misfit` is final for operands
+of partly unknown types, which cannot be run, and of a rule that `knows_misfits`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ Attributes = Mapping[str, Attribute]
 
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 FLOATS_OR_UNKNOWN = FLOATS | {None}
+INTEGERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
 
 class Undecided(Exception):  # noqa: N818 - control flow inside this package, no error
@@ -34,12 +35,17 @@ class Misfit(Undecided):
     """The operands cannot fit the operator; the message says why."""
 
 
-class DtypeMisfit(Misfit):
-    """The operator takes no operands of such a dtype. It is not asked for its own words, which takes it long."""
-
-
 class Refusal(Exception):  # noqa: N818 - becomes an InferenceError that names the operator
     """The operator may take the operands, but its result types cannot be known; the message says why."""
+
+
+_KNOWING: set[InferRule] = set()
+
+
+def knows_misfits(rule: InferRule) -> InferRule:
+    """Mark a rule whose misfits are all refused by the kernel. It is not asked for its own words, which takes long."""
+    _KNOWING.add(rule)
+    return rule
 
 
 def with_fallback(name: str, rule: InferRule) -> InferRule:
@@ -53,7 +59,7 @@ def with_fallback(name: str, rule: InferRule) -> InferRule:
         try:
             return rule(types, attributes)
         except Misfit as misfit:
-            if is_unknown(types) or type(misfit) is DtypeMisfit:
+            if rule in _KNOWING or is_unknown(types):
                 shown = ", ".join(str(t) for t in types)
                 raise InferenceError(f"{name} does not take operands ({shown}): {misfit}") from None
         except Refusal as refusal:
@@ -169,6 +175,17 @@ def float_dtype(types: Sequence[TensorType | None], *others: torch.dtype) -> tor
     found: torch.dtype | None = _one_of([type_.dtype for type_ in types if type_ is not None])
     require(found in FLOATS_OR_UNKNOWN or found in others)
     return found
+
+
+def require_one_dtype(types: Sequence[TensorType | None]) -> None:
+    """Demand dtypes that are equal or unknown.
+
+    Raises:
+        Misfit: when they differ.
+    """
+    found = dict.fromkeys(type_.dtype for type_ in types if type_ is not None and type_.dtype is not None)
+    if len(found) > 1:
+        raise Misfit(f"the dtypes {', '.join(map(str, found))} differ")
 
 
 def common_device(types: Sequence[TensorType | None]) -> torch.device | None:
