@@ -92,6 +92,12 @@ class ScaledDotProductAttentionPattern(FusionPattern):
             refused="a rank below 2",
         ),
         _WRITTEN_OUT.changed(
+            ("%q : f32", "%q : i64"),
+            ("%scores = aten.matmul(%q", "%half = aten.mul.Scalar(%q) {other=0.5}\n  %scores = aten.matmul(%half"),
+            ("  %scaled = aten.mul.Scalar(%scores) {other=0.5}\n", ""),
+            ("add.Tensor(%scaled", "add.Tensor(%scores"),
+        ),
+        _WRITTEN_OUT.changed(
             ("%scores = aten.matmul(%q", "%half = aten.mul.Scalar(%q) {other=0.5}\n  %scaled = aten.matmul(%half"),
             ("  %scaled = aten.mul.Scalar(%scores) {other=0.5}\n", ""),
             ("%mask : f32", "%mask : bool"),
@@ -142,6 +148,10 @@ class ScaledDotProductAttentionPattern(FusionPattern):
         query = m.query.type
         if isinstance(query, TensorType) and query.rank is not None and query.rank < 3:
             return f"the query is {query}, without a batch or head dimension"
+        types = [value.type for value in (m.query, m.key, m.value)]
+        dtypes = dict.fromkeys(t.dtype for t in types if isinstance(t, TensorType) and t.dtype is not None)
+        if len(dtypes) > 1:
+            return f"query, key and value are {', '.join(map(str, dtypes))}, not of one dtype"
         names = [m.get(name) for name in ("mask", "mask2")]
         inner = {result for op in m.ops for result in op.results}
         if any(value in inner for value in (m.query, m.key, m.value, *names) if value is not None):
