@@ -25,7 +25,7 @@ from ir.errors import InferenceError
 from ir.fake import flat_results, infer_with_fakes, kernel_call
 from ir.opdef import OpDef, Trait, get_opdef
 from ir.ops.inference import support
-from ir.types import OpaqueType, ScalarType, TensorType, Type, simplify_dim, type_of_tensor, types_equal
+from ir.types import OpaqueType, ScalarType, TensorType, Type, simplify_dim, type_of_tensor, types_agree, types_equal
 
 Results = tuple[Type, ...]
 
@@ -137,6 +137,9 @@ def inference_fault(call: TypedCall) -> str | None:
         return _fault_of_part(call, got)
     if call.is_symbolic:
         return None if got is None else _fault_of_symbols(call, got)
+    if got is not None and any(map(_has_size_of_data, got)):
+        made = _of_kernel(call.opdef, call.types, call.attributes)
+        return None if made is not None and all(map(types_agree, got, made)) else _described(call, made, got)
     want = _reference(call.opdef, call.types, call.attributes)
     if got is None:
         return None if want is None or _is_refused(call) else _described(call, want, got)
@@ -246,6 +249,11 @@ def _reference(opdef: OpDef, types: Types, attributes: Attributes) -> Results | 
 
 def _takes_numbers(name: str, types: Types) -> bool:
     return name == "aten.index.Tensor" and any(i is not None and not i.shape for i in types[1])
+
+
+def _has_size_of_data(type_: Type) -> bool:
+    """Whether a size is unknown of a result of known operands: it depends on their numbers, which fakes do not have."""
+    return isinstance(type_, TensorType) and type_.shape is not None and None in type_.shape
 
 
 def _of_kernel(opdef: OpDef, types: Types, attributes: Attributes) -> Results | None:
