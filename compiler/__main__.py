@@ -24,6 +24,7 @@ from compiler.cli.arguments import (
     UsageError,
     add_json,
     add_leaf,
+    add_reports,
     add_sizes,
     add_traceback,
     check_outputs,
@@ -45,6 +46,7 @@ from compiler.cli.userfile import (
     search_path,
 )
 from compiler.driver import VALIDATE_MODES, TransformResult
+from compiler.page.html import layout_library
 from compiler.pipeline import STANDARD_PASSES, parse_pipeline, pipeline_of
 from compiler.report import Report, print_remarks, print_report
 from compiler.savefiles import Writer, check_folder, write_files
@@ -129,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--save-ir", metavar="PATH", type=Path, help="write the final IR")
     group.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each pass that changed it")
     add_json(group)
+    add_reports(group)
     group.add_argument(
         "--remarks", action="store_true", help="print every remark: what was applied, missed, skipped, kept"
     )
@@ -232,7 +235,10 @@ def _list(extensions: tuple[tuple[type[Pattern], ...], tuple[type[Pass], ...]]) 
 
 
 def _check_targets(options: argparse.Namespace) -> None:
-    files = [path for path in (options.save_module, options.save_code, options.save_ir) if path is not None]
+    paths = (options.save_module, options.save_code, options.save_ir, options.report_html, options.report_dot)
+    files = [path for path in paths if path is not None]
+    if options.report_html is not None:
+        layout_library()  # it is known before the work starts whether it is installed
     check_outputs([*files, *([Path(options.json)] if options.json not in (None, "-") else [])])
     if options.dump_ir is not None:
         try:
@@ -299,6 +305,10 @@ def _write(options: argparse.Namespace, result: TransformResult, report: Report)
     writers: dict[Path, Writer] = {}
     if options.save_module is not None:
         writers[options.save_module] = lambda path: torch.save(result.model, path)
+    if options.report_html is not None:
+        writers[options.report_html] = lambda path: result.save_html(path, title=options.model)
+    if options.report_dot is not None:
+        writers[options.report_dot] = result.save_dot
     texts = {
         options.save_code: lambda: readable_code(result, options.model),
         options.save_ir: lambda: str(result.program),
@@ -333,6 +343,8 @@ def _show(options: argparse.Namespace, report: Report) -> None:
         options.save_module: "load it with torch.load(PATH, weights_only=False)",
         options.save_code: "its code",
         options.save_ir: "its IR",
+        options.report_html: "the report, for a browser",
+        options.report_dot: "the graph, for Graphviz",
     }
     for path, note in notes.items():
         if path is not None:

@@ -24,10 +24,14 @@ from compiler.equality.check import Check, reference_of
 from compiler.equality.validate import validate_result
 from compiler.equality.validate_rewrites import EachRewriteValidator
 from compiler.lower.lower import lower
+from compiler.page.compilation import compilation_page
+from compiler.page.content import Page
+from compiler.page.history import History, Recorder
+from compiler.page.view import Viewable
 from compiler.pipeline import pipeline_of
 from compiler.planning import Plan
 from compiler.runtime.deployable import Deployable
-from compiler.scopes import check_scopes, module_classes
+from compiler.scopes import check_scopes, class_names, module_classes
 from compiler.targets import TARGETS, find_target
 from compiler.targets.target import Target
 from compiler.usercode.state import location_of_module
@@ -62,7 +66,7 @@ class StageTime:
 
 
 @attrs.define(eq=False, repr=False)
-class TransformResult(Deployable):
+class TransformResult(Deployable, Viewable):
     """What `transform` returns."""
 
     model: GraphModule
@@ -83,10 +87,16 @@ class TransformResult(Deployable):
     """Operators of the captured program and how often they occur."""
     operations_after: Mapping[str, int]
     """Operators of the emitted program; a fused region counts as one."""
+    history: History
+    """The captured program, and what each pass made of its operations."""
 
     def counts(self) -> dict[str, int]:
         """Return how often each pattern was applied, in order of first application."""
         return dict(Counter(match.pattern.__name__ for match in self.matches))
+
+    @override
+    def _page(self, title: str) -> Page:
+        return compilation_page(title or self.program.name, self.program, self.history, self.remarks)
 
     def __repr__(self) -> str:
         before, after = (sum(counts.values()) for counts in (self.operations_before, self.operations_after))
@@ -321,7 +331,8 @@ def _compiled(
     each = EachRewriteValidator() if validate == "each" else None
     log.hook = each
     following = log.veto = None if plan is None else plan.follow(log)
-    manager.run(program, PassContext(log=log, instruments=(stages,), scope=manager.scope.bound(log.modules)))
+    recorder = Recorder(program, log)
+    manager.run(program, PassContext(log=log, instruments=(stages, recorder), scope=manager.scope.bound(log.modules)))
     if plan is not None and following is not None:
         plan.check(following.rewrites(), log.misses)
     stages.run("verify", lambda: verify(program))
@@ -360,6 +371,7 @@ def _compiled(
         stages=tuple(stages.times),
         operations_before=before,
         operations_after=count_operations(program),
+        history=recorder.history(class_names(captured)),
     )
 
 

@@ -23,7 +23,7 @@ SUB_ROOMS = {
     "passes": ("rewrite", "manager", "cleanup", "fold", "canonicalize", "fuse", "convert", "quant"),
     "compiler": (
         *("usercode", "emitted", "capture", "lower", "codegen", "equality"),
-        *("targets", "onnx", "runtime", "quant", "cli"),
+        *("page", "targets", "onnx", "runtime", "quant", "cli"),
     ),
     "fuzz": ("calls", "programs", "rules", "modules", "search", "campaign", "mutants"),
 }

@@ -61,6 +61,17 @@ def add_json(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_reports(group: argparse._ArgumentGroup) -> None:
+    """Add `--report-html` and `--report-dot`."""
+    group.add_argument(
+        "--report-html",
+        metavar="PATH",
+        type=Path,
+        help="write a page to look at: the graph before and after, each pass",
+    )
+    group.add_argument("--report-dot", metavar="PATH", type=Path, help="write the graph of the result as a DOT file")
+
+
 def add_traceback(group: argparse._ArgumentGroup) -> None:
     """Add `--traceback`."""
     group.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")

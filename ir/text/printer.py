@@ -72,6 +72,12 @@ def print_operation(op: Operation, *, locations: bool = False) -> str:
     return "\n".join(_Printer(locations).operation(op, names, ""))
 
 
+def operation_texts(graph: Graph) -> dict[Operation, str]:
+    """Return the text of each operation of a graph, as `print_graph` has them; regions have their bodies."""
+    names, printer = _Names.of_graph(graph), _Printer(locations=False)
+    return {op: "\n".join(printer.operation(op, names, "")) for op in _all_operations(graph)}
+
+
 def print_operation_context(op: Operation, radius: int = 10) -> str:
     """Return the operation, marked by `>`, with up to `radius` operations on either side.
 

@@ -32,6 +32,9 @@ _LAST_EDITS = 8
 Replacements = list[tuple[Value, Value]]
 """(old value, new value) in the order in which uses were moved."""
 
+Watcher = Callable[[Pattern, Match, Sequence[Operation], bool], None]
+"""Called after a rewrite with the operations that it inserted, and whether it is recorded."""
+
 RewriteHook = Callable[[Pattern, Match, Program], Callable[[Replacements], None] | None]
 """Called before a rewrite is applied; what it returns is called after it with the values that were replaced."""
 
@@ -51,6 +54,8 @@ class RewriteLog:
     hook: RewriteHook | None = None
     veto: Callable[[Pattern, Match], str | None] | None = None
     """Asked before each recorded rewrite; a reason keeps it from being made."""
+    watch: Watcher | None = None
+    """Told of each rewrite that was made, recorded or not."""
     misses: dict[tuple[str, Location], dict[str, None]] = attrs.field(factory=dict)
     """(operator, location) -> why the near misses that the operation was part of did not fire."""
     strict: bool = True
@@ -245,6 +250,8 @@ class Applier:
         for remark in rewriter.settle_weights(rule.name, self.scope.holds):
             self.log.remarks.add(remark)
         self.log.counts[rule.name] += 1
+        if self.log.watch is not None:
+            self.log.watch(rule, match, [op for op in events.created if op.graph is graph], self.record)
         if self.record:
             created = tuple(summarize(op) for op in events.created if op.graph is graph)
             self.log.matches.append(
