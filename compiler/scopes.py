@@ -30,13 +30,6 @@ def module_classes(captured: Captured) -> ModuleClasses:
     return found
 
 
-def class_names(captured: Captured) -> dict[str, str]:
-    """Return the bare names of the classes of a model's modules by path; empty where there is no model."""
-    if captured.module is None:
-        return {}
-    return {path: type(module).__name__ for path, module in captured.module.named_modules(remove_duplicate=False)}
-
-
 def check_scopes(manager: PassManager, program: Program, modules: ModuleClasses) -> None:
     """Demand that each glob and class in the scopes of a pipeline means something in a model.
 

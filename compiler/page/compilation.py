@@ -60,26 +60,25 @@ class _Side:
         return cls(drawing, placed, operation_texts(program.graph))
 
 
-def compilation_page(title: str, program: Program, history: History, remarks: Sequence[Remark]) -> Page:
+def compilation_page(title: str, history: History, remarks: Sequence[Remark]) -> Page:
     """Return the page of a compilation.
 
     Args:
         title: the name of the model.
-        program: the program that came of it.
         history: what the passes did.
         remarks: what rules say of it.
     """
-    return _Maker(title, program, history, remarks).page()
+    return _Maker(title, history, remarks).page()
 
 
 class _Maker:
-    def __init__(self, title: str, program: Program, history: History, remarks: Sequence[Remark]) -> None:
+    def __init__(self, title: str, history: History, remarks: Sequence[Remark]) -> None:
         self.title = title
         self.history = history
         self.story = Story(history)
         self.sides = (
             _Side.of(history.captured, range(history.captured.graph.num_operations), history),
-            _Side.of(program, history.final, history),
+            _Side.of(history.program, history.final, history),
         )
         self.remarks = _RemarkIndex(remarks)
         self.places = tuple(map(self._by_location, self.sides))

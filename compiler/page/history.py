@@ -1,18 +1,21 @@
-"""What became of each operation: recorded while the passes run, for pages that show it."""
+"""What became of each operation: the record of a run of the pipeline, with operations by number."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import attrs
 from typing_extensions import override
 
+from compiler.explain.replay import Change, Record, Replay
 from ir.core import Operation
-from ir.program import Program, copy_program
-from passes.manager.manager import Instrument, Pass, PassManager, PassResult
-from passes.rewrite.driver import RewriteLog
-from passes.rewrite.pattern import Match, Pattern, unscoped
+from ir.program import Program
+from passes.manager.manager import Pass, PassManager, PassResult
+from passes.rewrite.pattern import unscoped
 from passes.rewrite.remarks import OpSummary
+from passes.rewrite.scope import bare_class
+
+Numbered = Callable[[Iterable[Operation]], tuple[int, ...]]
 
 
 @attrs.frozen
@@ -67,6 +70,7 @@ class History:
 
     Attributes:
         captured: the program before the first pass; its operations have the first numbers, in order.
+        program: the program after the last.
         steps: the runs of passes, in order.
         operations: all operations that ever were, by number.
         final: the numbers of the operations of the result, in order.
@@ -74,6 +78,7 @@ class History:
     """
 
     captured: Program
+    program: Program
     steps: tuple[Step, ...]
     operations: tuple[OpSummary, ...]
     final: tuple[int, ...]
@@ -81,79 +86,59 @@ class History:
 
 
 @attrs.define(eq=False)
-class Recorder(Instrument):
-    """Records the history of a program, as an instrument of the passes and a watcher of the rewrites.
+class _Steps(Record):
+    """A record that knows the runs of passes."""
 
-    Attributes:
-        program: the program, before the first pass.
-        log: the log of the compilation, which is told whom to tell of rewrites.
-    """
-
-    program: Program
-    log: RewriteLog
-    _captured: Program = attrs.field(init=False)
-    _numbers: dict[Operation, int] = attrs.field(factory=dict)
-    """All operations that were seen; they are held, so that none takes the place of another."""
-    _present: frozenset[Operation] = frozenset()
-    _rewrites: list[tuple[Pattern, tuple[Operation, ...], tuple[Operation, ...], bool]] = attrs.field(factory=list)
-    _steps: list[Step] = attrs.field(factory=list)
-
-    def __attrs_post_init__(self) -> None:
-        self._captured = copy_program(self.program)
-        self._present = self._operations()
-        self.log.watch = self._rewritten
-
-    def _operations(self) -> frozenset[Operation]:
-        operations = tuple(self.program.graph.operations())
-        self._number(operations)
-        return frozenset(operations)
-
-    def _number(self, operations: Sequence[Operation]) -> tuple[int, ...]:
-        return tuple([self._numbers.setdefault(op, len(self._numbers)) for op in operations])
-
-    def _rewritten(self, rule: Pattern, match: Match, created: Sequence[Operation], is_told: bool) -> None:
-        self._rewrites.append((rule, tuple(match.ops), tuple(created), is_told))
+    steps: list[tuple[Pass, PassResult, int]] = attrs.field(factory=list)
+    """Pass, its result, and how many changes there were after it."""
 
     @override
     def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
-        """Note what a pass did; what a manager did is what its passes did."""
-        if program is not self.program or isinstance(pass_, PassManager):
-            return
-        rewrites, self._rewrites = self._rewrites, []
-        removed: set[Operation] = set()
-        added: set[Operation] = set()
-        before = self._present
-        if result.changed:
-            self._present = self._operations()
-            removed, added = set(before - self._present), set(self._present - before)
-        steps = []
-        for rule, replaced, created, is_told in rewrites:
-            kind = "conversion" if rule.is_conversion else "fusion" if rule.is_fusion else "rewrite"
-            name = unscoped(type(rule)).__name__
-            erased = self._number([op for op in replaced if op.is_erased])
-            steps.append(Rewrite(name, kind, is_told, erased, self._number(created)))
-            removed.difference_update(replaced)
-            added.difference_update(created)
-        self._steps.append(
-            Step(
-                pass_.title,
-                str(pass_),
-                result.changed,
-                result.seconds,
-                tuple(steps),
-                tuple(sorted(self._number(tuple(removed)))),
-                tuple(sorted(self._number(tuple(added)))),
-                result.operations_before,
-                result.operations_after,
-            )
-        )
+        super().after(pass_, program, result)
+        if not isinstance(pass_, PassManager):
+            self.steps.append((pass_, result, len(self.changes)))
 
-    def history(self, modules: Mapping[str, str]) -> History:
-        """Return the history of the program as it is now, and forget the operations."""
-        self.log.watch = None
-        final = self._number(tuple(self.program.graph.operations()))
-        operations = tuple(
-            OpSummary(op.name, op.location, tuple(result.type for result in op.results)) for op in self._numbers
-        )
-        self._numbers.clear()
-        return History(self._captured, tuple(self._steps), operations, final, modules)
+
+def history_of(replay: Replay, told: Collection[str]) -> History:
+    """Run a pipeline once more on the captured program, and return what it did.
+
+    Args:
+        replay: the captured program with its pipeline.
+        told: names of the rules that the result tells of.
+    """
+    record = replay.recorded(_Steps)
+    numbers: dict[Operation, int] = {}
+
+    def numbered(operations: Iterable[Operation]) -> tuple[int, ...]:
+        return tuple([numbers.setdefault(op, len(numbers)) for op in operations])
+
+    numbered(record.captured)
+    steps: list[Step] = []
+    start = 0
+    for pass_, result, end in record.steps:
+        changes = record.changes[start:end]
+        start = end
+        steps.append(_step(pass_, result, changes, numbered, told))
+    final = numbered(record.program.graph.operations())
+    operations = tuple([OpSummary(op.name, op.location, tuple([r.type for r in op.results])) for op in numbers])
+    modules = {path: name for path, names in replay.modules.items() if (name := bare_class(names))}
+    return History(replay.program, record.program, tuple(steps), operations, final, modules)
+
+
+def _step(
+    pass_: Pass, result: PassResult, changes: Sequence[Change], numbered: Numbered, told: Collection[str]
+) -> Step:
+    rewrites: list[Rewrite] = []
+    removed: tuple[int, ...] = ()
+    added: tuple[int, ...] = ()
+    for change in changes:
+        replaced, created = numbered(change.replaced), numbered(change.created)
+        if change.rule is None:
+            removed, added = (*removed, *replaced), (*added, *created)
+            continue
+        rule = change.rule
+        kind = "conversion" if rule.is_conversion else "fusion" if rule.is_fusion else "rewrite"
+        name = unscoped(type(rule)).__name__
+        rewrites.append(Rewrite(name, kind, name in told, replaced, created))
+    counts = (result.operations_before, result.operations_after)
+    return Step(pass_.title, str(pass_), result.changed, result.seconds, tuple(rewrites), removed, added, *counts)

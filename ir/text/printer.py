@@ -72,12 +72,6 @@ def print_operation(op: Operation, *, locations: bool = False) -> str:
     return "\n".join(_Printer(locations).operation(op, names, ""))
 
 
-def operation_texts(graph: Graph) -> dict[Operation, str]:
-    """Return the text of each operation of a graph, as `print_graph` has them; regions have their bodies."""
-    names, printer = _Names.of_graph(graph), _Printer(locations=False)
-    return {op: "\n".join(printer.operation(op, names, "")) for op in _all_operations(graph)}
-
-
 def print_operation_context(op: Operation, radius: int = 10) -> str:
     """Return the operation, marked by `>`, with up to `radius` operations on either side.
 
@@ -100,6 +94,17 @@ def print_operation_context(op: Operation, radius: int = 10) -> str:
         lines.extend("  " + line for line in text[1:] if current is op)
         current = current.next
     return "\n".join(lines)
+
+
+def operation_texts(graph: Graph) -> dict[Operation, str]:
+    """Return the text of each operation of a graph, as `print_graph` has them; regions have their bodies."""
+    names, printer = _Names.of_graph(graph), _Printer(locations=False)
+    return {op: "\n".join(printer.operation(op, names, "")) for op in _all_operations(graph)}
+
+
+def named_values(graph: Graph) -> dict[str, Value]:
+    """Return the values that a graph defines, and the weights that it uses, by the names that its text gives them."""
+    return {name: value for value, name in _Names.of_graph(graph).by_value.items()}
 
 
 def format_name(name: str) -> str:
@@ -193,6 +198,11 @@ class _Names:
         text = self._names.get(value)
         # only a broken graph uses a value from elsewhere
         return format_name(f"undefined.{_base_name(value)}") if text is None else text
+
+    @property
+    def by_value(self) -> dict[Value, str]:
+        """The names, in order of definition."""
+        return self._names
 
     def hint(self, value: Value) -> str:
         """Return what follows a name in its definition if the value has another name: ` "x"`."""

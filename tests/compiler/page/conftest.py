@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from compiler.page.history import History, history_of
 from graphwright import TransformResult, transform
 from tests.compiler.page.models import Net, inputs
 
@@ -16,6 +17,11 @@ from tests.compiler.page.models import Net, inputs
 def result() -> TransformResult:
     torch.manual_seed(0)
     return transform(Net().eval(), inputs(), check=False)
+
+
+@pytest.fixture(scope="session")
+def history(result) -> History:
+    return history_of(result._replay, result.counts())
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ def lines(drawing: Drawing) -> list[str]:
     return [f"{'  ' * item.depth}{item.label}{f' | {item.place}' if item.place else ''}" for item in drawing.items]
 
 
-def test_operations_are_in_the_boxes_of_their_modules(result) -> None:
-    assert lines(draw(result.history.captured, result.history.modules)) == [
+def test_operations_are_in_the_boxes_of_their_modules(result, history) -> None:
+    assert lines(draw(history.captured, history.modules)) == [
         "x",
         "scale",
         "shared · call 1 | Sequential",
@@ -51,8 +51,8 @@ def test_operations_are_in_the_boxes_of_their_modules(result) -> None:
     ]
 
 
-def test_regions_are_boxes_with_their_parts(result) -> None:
-    drawing = draw(result.program, result.history.modules)
+def test_regions_are_boxes_with_their_parts(result, history) -> None:
+    drawing = draw(result.program, history.modules)
     regions = [number for number, item in enumerate(drawing.items) if item.kind == REGION]
     parts = {number: [item.label for item in drawing.items if item.parent == number] for number in regions}
     assert ["conv2d", "batch_norm", "relu"] in parts.values()
@@ -60,8 +60,8 @@ def test_regions_are_boxes_with_their_parts(result) -> None:
 
 
 @pytest.mark.parametrize("which", ["before", "after"])
-def test_boxes_come_before_what_is_in_them_and_values_go_forward(result, which) -> None:
-    drawing = draw(result.program if which == "after" else result.history.captured)
+def test_boxes_come_before_what_is_in_them_and_values_go_forward(result, history, which) -> None:
+    drawing = draw(result.program if which == "after" else history.captured)
     assert all(item.parent < number for number, item in enumerate(drawing.items))
     assert all(drawing.items[item.parent].kind in (MODULE, REGION) for item in drawing.items if item.parent >= 0)
     assert all(edge.source < edge.target for edge in drawing.edges)

@@ -9,9 +9,8 @@ from compiler.page.story import Story
 pytestmark = pytest.mark.xdist_group("page")
 
 
-def test_history_accounts_for_every_operation(result) -> None:
+def test_history_accounts_for_every_operation(result, history) -> None:
     """Replayed from the captured program, the steps end in the result."""
-    history = result.history
     present = set(range(history.captured.graph.num_operations))
     for step in history.steps:
         assert len(present) == step.operations_before
@@ -27,25 +26,25 @@ def test_history_accounts_for_every_operation(result) -> None:
     ]
 
 
-def test_history_tells_of_the_rewrites_that_the_result_has(result) -> None:
-    told = [rewrite for step in result.history.steps for rewrite in step.rewrites if rewrite.is_told]
+def test_history_tells_of_the_rewrites_that_the_result_has(result, history) -> None:
+    told = [rewrite for step in history.steps for rewrite in step.rewrites if rewrite.is_told]
     assert Counter(rewrite.rule for rewrite in told) == Counter(result.counts())
     for rewrite, match in zip(told, result.matches, strict=True):
-        created = [result.history.operations[number].name for number in rewrite.created]
+        created = [history.operations[number].name for number in rewrite.created]
         assert created == [op.name for op in match.created]
 
 
-def test_operations_are_followed_both_ways(result) -> None:
-    story = Story(result.history)
-    captured = range(result.history.captured.graph.num_operations)
+def test_operations_are_followed_both_ways(result, history) -> None:
+    story = Story(history)
+    captured = range(history.captured.graph.num_operations)
     forward = {(number, end) for number in captured for end in story.became(number)[1]}
-    backward = {(start, number) for number in result.history.final for start in story.came_from(number)[1]}
+    backward = {(start, number) for number in history.final for start in story.came_from(number)[1]}
     assert forward == backward
-    names = {number: result.history.operations[number].name for number in result.history.final}
-    norms = [number for number in captured if result.history.operations[number].name == "aten.batch_norm"]
+    names = {number: history.operations[number].name for number in history.final}
+    norms = [number for number in captured if history.operations[number].name == "aten.batch_norm"]
     for norm in norms:
         deeds, ends = story.became(norm)
         assert [names[end] for end in ends] == ["fused.conv_bn_act"]
         assert deeds[-1].rewrite is not None and deeds[-1].rewrite.rule == "ConvBNActPattern"
-    dead = next(number for number in captured if result.history.operations[number].name == "aten.abs")
+    dead = next(number for number in captured if history.operations[number].name == "aten.abs")
     assert story.became(dead)[1] == ()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_json_for_a_script_is_ascii_and_without_markup() -> None:
         script_json({"a": float("nan")})
 
 
-def items(page, graph: int, label: str) -> list[dict]:
+def items(page, graph: int, label: str) -> list[dict[str, Any]]:
     return [item for item in page["graphs"][graph]["items"] if item["label"] == label]
 
 
