@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from typing_extensions import override
 
 from ir.core import Operation, Value
+from ir.program import weight_of
 from ir.types import Dim, TensorType
 from passes.rewrite.pattern import Match, Pattern
 from passes.rewrite.rewriter import Rewriter
@@ -79,6 +82,22 @@ def is_integral(value: Value) -> bool:
     if type_ is None or type_.dtype is None:
         return False
     return not type_.dtype.is_floating_point and not type_.dtype.is_complex and type_.dtype not in _QUANTIZED
+
+
+def filled_with(value: Value) -> int | float | None:
+    """Return the number that every element of a tensor is; None where it is none, or not known."""
+    op = value.defining_op
+    if op is not None:
+        fill = op.opdef.facts.fill
+        number = op.attributes.get(fill) if isinstance(fill, str) else fill
+        return number if type(number) in (int, float) and not math.isnan(number) else None
+    weight = weight_of(value)
+    data = None if weight is None or not weight.is_constant or weight.is_mutated else weight.data
+    if data is None or data.is_meta or not data.numel() or data.dtype is torch.bool or data.is_complex():
+        return None
+    number = data.flatten()[0]
+    found: int | float = number.item()
+    return found if bool((data == number).all()) else None
 
 
 _QUANTIZED = frozenset({torch.qint8, torch.quint8, torch.qint32})
