@@ -77,7 +77,7 @@ def _expanded(value: Value, root: Value, found: Polynomial) -> dict[Monomial, fl
         if terms is not None:
             return terms if len(terms) <= _MAX_TERMS else None
         del found.ops[mark:]
-    number = filled_with(value)
+    number: int | float | None = filled_with(value)
     type_ = value.type
     if number is not None and isinstance(type_, TensorType) and type_.rank == 0:
         return {_ONE: float(number)}
@@ -113,7 +113,7 @@ def _of_operation(op: Operation, root: Value, found: Polynomial) -> dict[Monomia
         a = _expanded(op.operand_values[0], root, found)
         return None if a is None else _power(a, 2)
     other = attributes.get("other")
-    if name not in _BY_NUMBER or type(other) not in (int, float) or attributes.get("alpha", 1) != 1:
+    if name not in _BY_NUMBER or not isinstance(other, (int, float)) or attributes.get("alpha", 1) != 1:
         return None
     number = float(other)
     if not math.isfinite(number) or (name == "aten.div.Scalar" and number == 0):

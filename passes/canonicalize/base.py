@@ -8,7 +8,7 @@ import torch
 from typing_extensions import override
 
 from ir.core import Operation, Value
-from ir.program import weight_of
+from ir.program import WeightKind, weight_of
 from ir.types import Dim, TensorType
 from passes.rewrite.pattern import Match, Pattern
 from passes.rewrite.rewriter import Rewriter
@@ -90,14 +90,22 @@ def filled_with(value: Value) -> int | float | None:
     if op is not None:
         fill = op.opdef.facts.fill
         number = op.attributes.get(fill) if isinstance(fill, str) else fill
-        return number if type(number) in (int, float) and not math.isnan(number) else None
-    weight = weight_of(value)
-    data = None if weight is None or not weight.is_constant or weight.is_mutated else weight.data
-    if data is None or data.is_meta or not data.numel() or data.dtype is torch.bool or data.is_complex():
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        return number if is_number and not math.isnan(number) else None  # type: ignore[arg-type]
+    data = constant_data(value)
+    if data is None or not data.numel() or data.dtype is torch.bool or data.is_complex():
         return None
-    number = data.flatten()[0]
-    found: int | float = number.item()
-    return found if bool((data == number).all()) else None
+    first_of_all = data.flatten()[0]
+    found: int | float = first_of_all.item()
+    return found if bool((data == first_of_all).all()) else None
+
+
+def constant_data(value: Value) -> torch.Tensor | None:
+    """Return the elements of a constant that no checkpoint replaces and nothing writes; None where there are none."""
+    weight = weight_of(value)
+    if weight is None or not weight.is_constant or weight.is_mutated or weight.data is None or weight.data.is_meta:
+        return None
+    return None if weight.kind is WeightKind.BUFFER and weight.persistent else weight.data
 
 
 _QUANTIZED = frozenset({torch.qint8, torch.quint8, torch.qint32})

@@ -195,7 +195,7 @@ class SpellAddmm(Rule):
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.linear(m.x, m.w, m.get("b"))
+        return b.op("aten.linear", m.x, m.w, m.get("b")).result
 
 
 _ROWS = Example("""
@@ -251,7 +251,7 @@ class LinearOfRows(Rule):
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.linear(m.x, m.w, m.b)
+        return b.op("aten.linear", m.x, m.w, m.b).result
 
 
 def _reshaped(p: PatternBuilder, x: Node, name: str = "") -> Node:
@@ -301,7 +301,7 @@ class MatmulOfBatches(Rule):
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.matmul(m.x, m.y)
+        return b.op("aten.matmul", m.x, m.y).result
 
 
 _CAST = Example("""

@@ -88,7 +88,7 @@ class WrittenOutSiluPattern(WrittenOutActivation):
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.silu(m.x)
+        return b.op("aten.silu", m.x).result
 
 
 _MISH = Example("""
@@ -134,7 +134,7 @@ class WrittenOutMishPattern(WrittenOutActivation):
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.mish(m.x)
+        return b.op("aten.mish", m.x).result
 
 
 def _of_softplus(where: Operation, ops: list[Operation]) -> Value | None:
@@ -163,7 +163,24 @@ _CLIPPED = Example("""
 _CLAMPED = _CLIPPED.changed(("%r = aten.relu6(%a)", "%l = aten.clamp(%a) {min=0} %r = aten.clamp(%l) {max=6}"))
 
 
-class WrittenOutHardsigmoidPattern(WrittenOutActivation):
+class _OfClipped(WrittenOutActivation):
+    """A formula of x + 3 cut at 0 and 6."""
+
+    @override
+    def argument(self, inner: Operation, ops: list[Operation]) -> Value | None:
+        value = inner.operand_values[0]
+        last = value.defining_op
+        if inner.name == "aten.clamp" and last is not None and last.name == "aten.clamp":
+            ops.append(last)
+            value = last.operand_values[0]
+        argument = polynomial(value)
+        if argument is None or len(argument.values) != 1:
+            return None
+        ops.extend(argument.ops)
+        return argument.values[0]
+
+
+class WrittenOutHardsigmoidPattern(_OfClipped):
     """relu6(x + 3) / 6 = hardsigmoid(x)
 
     The derivative is 0 at -3 and 3, as that of `relu6` is. That of clamps is not: only the two are taken that
@@ -184,19 +201,6 @@ class WrittenOutHardsigmoidPattern(WrittenOutActivation):
     )
 
     @override
-    def argument(self, inner: Operation, ops: list[Operation]) -> Value | None:
-        value = inner.operand_values[0]
-        last = value.defining_op
-        if inner.name == "aten.clamp" and last is not None and last.name == "aten.clamp":
-            ops.append(last)
-            value = last.operand_values[0]
-        argument = polynomial(value)
-        if argument is None or len(argument.values) != 1:
-            return None
-        ops.extend(argument.ops)
-        return argument.values[0]
-
-    @override
     def formula(self, whole: Polynomial, inner: Operation, x: Value) -> str | None:
         return _clip_of(inner, x) or (
             None if whole.is_sum_of((1 / 6, (inner.result,))) else "the result is not a sixth of it"
@@ -204,10 +208,10 @@ class WrittenOutHardsigmoidPattern(WrittenOutActivation):
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.hardsigmoid(m.x)
+        return b.op("aten.hardsigmoid", m.x).result
 
 
-class WrittenOutHardswishPattern(WrittenOutHardsigmoidPattern):
+class WrittenOutHardswishPattern(_OfClipped):
     """x * relu6(x + 3) / 6 = x * hardsigmoid(x) = hardswish(x)"""
 
     functions = ("aten.relu6", "aten.clamp", "aten.hardsigmoid")
@@ -240,7 +244,7 @@ class WrittenOutHardswishPattern(WrittenOutHardsigmoidPattern):
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.hardswish(m.x)
+        return b.op("aten.hardswish", m.x).result
 
 
 def _clip_of(op: Operation, x: Value) -> str | None:
@@ -329,7 +333,7 @@ class WrittenOutGeluPattern(WrittenOutActivation):
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.gelu(m.x, approximate="none" if m.inner.name == "aten.erf" else "tanh")
+        return b.op("aten.gelu", m.x, approximate="none" if m.inner.name == "aten.erf" else "tanh").result
 
 
 _PRELU = Example("""
@@ -378,7 +382,7 @@ class WrittenOutPreluPattern(Pattern):
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.prelu(m.x, m.w)
+        return b.op("aten.prelu", m.x, m.w).result
 
 
 ACTIVATIONS: tuple[type[Pattern], ...] = (

@@ -14,7 +14,7 @@ from ir.core import Value
 from ir.memory.aliasing import reaches_output, reaches_view
 from ir.program import weight_of
 from ir.types import TensorType, dims_equal, shapes_equal
-from passes.canonicalize.base import filled_with
+from passes.canonicalize.base import constant_data, filled_with
 from passes.canonicalize.recompose import rows_of_linear
 from passes.convert.activations import ACTIVATIONS
 from passes.fuse.attention import SDPA
@@ -102,8 +102,8 @@ class RecomposeLinearPattern(Pattern):
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
         if m.get("each") is not None:
-            return b.linear(m.x, b.permute(m.w, (1, 0)), None)
-        return b.linear(m.x, m.w, m.b)
+            return b.op("aten.linear", m.x, b.permute(m.w, (1, 0)), None).result
+        return b.op("aten.linear", m.x, m.w, m.b).result
 
 
 _COPIED = Example("""
@@ -143,7 +143,7 @@ class RecomposeMatmulPattern(Pattern):
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> Value:
-        return b.matmul(m.x, m.y)
+        return b.op("aten.matmul", m.x, m.y).result
 
 
 _MATH = Example("""
@@ -278,11 +278,8 @@ def _as_bool(mask: Value) -> Value | None:
 
 def _is_causal(mask: Value) -> bool:
     """Return whether a mask is a constant that hides what comes later."""
-    weight = weight_of(mask)
-    data = None if weight is None or not weight.is_constant or weight.is_mutated else weight.data
-    if data is None or data.is_meta or data.dim() != 2:
-        return False
-    return torch.equal(data, torch.full_like(data, -math.inf).triu(1))
+    data = constant_data(mask)
+    return data is not None and data.dim() == 2 and torch.equal(data, torch.full_like(data, -math.inf).triu(1))
 
 
 RECOMPOSITIONS: tuple[type[Pattern], ...] = (

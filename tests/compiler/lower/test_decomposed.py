@@ -38,9 +38,8 @@ class Net(nn.Module):
         q, k, v = self.qkv(windows).view(-1, 4, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
         y = torch.softmax(q * 0.5 @ k.transpose(-2, -1), -1) @ v
         tokens = self.out(y.transpose(1, 2).reshape(-1, 64, 8))
-        tokens = tokens + F.scaled_dot_product_attention(
-            *(t.view(-1, 2, 8, 8) for t in (tokens,) * 3), is_causal=True
-        ).reshape_as(tokens)
+        q = tokens.view(-1, 2, 8, 8)
+        tokens = tokens + F.scaled_dot_product_attention(q, q, q, is_causal=True).reshape_as(tokens)
         return self.fc(self.block(tokens).mean(1))
 
 
