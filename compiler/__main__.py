@@ -10,30 +10,34 @@ import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
-from compiler.cli import quantizing
+from compiler.cli import opt, quantizing
 from compiler.cli.arguments import (
     UsageError,
     add_json,
     add_leaf,
+    add_reports,
     add_sizes,
     add_traceback,
+    add_tracing,
     check_outputs,
     command_parser,
     dynamic_sizes,
     existing,
+    report_files,
     split_place,
     user_files,
 )
-from compiler.cli.progress import compile_and_report
+from compiler.cli.explaining import add_explain, check_explain, show_explanation
+from compiler.cli.listing import list_everything
+from compiler.cli.progress import compile_and_report, shown
 from compiler.cli.userfile import (
     DynamicSize,
     UserModel,
@@ -47,12 +51,12 @@ from compiler.cli.userfile import (
 from compiler.driver import VALIDATE_MODES, TransformResult
 from compiler.pipeline import STANDARD_PASSES, parse_pipeline, pipeline_of
 from compiler.report import Report, print_remarks, print_report
-from compiler.savefiles import Writer, check_folder, write_files
+from compiler.savefiles import Writer, write_files
 from compiler.targets import STANDARD_PATTERNS, TARGETS
-from ir.errors import GraphwrightError, InputError
+from ir.errors import GraphwrightError
 from passes.manager.instruments import DumpIR
 from passes.manager.manager import Fixpoint, Pass, PassManager
-from passes.manager.options import OF_ALL, own_options_of, takes_passes
+from passes.manager.timing import Timing
 from passes.rewrite.pattern import Pattern
 
 _DESCRIPTION = """\
@@ -72,7 +76,9 @@ examples:
   graphwright net.py:make --patterns conversions,LinearPattern
   graphwright net.py:make --pipeline 'canonicalize,fuse{patterns=ConvBNActPattern,ConvBNPattern}'
   graphwright net.py:make --load my_rules.py --patterns all,MyPattern
+  graphwright net.py:make --explain layer2.0.conv1 --rule ConvBNActPattern
   graphwright quantize --help                                quantize a model, save it as ONNX, check it in engines
+  graphwright opt --help                                     run a pipeline on the text of a program
   graphwright --list                                         every pattern with its equation, and every pass
 
 exit codes: 0 done, 1 the model could not be compiled, 2 wrong usage
@@ -129,10 +135,14 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--save-ir", metavar="PATH", type=Path, help="write the final IR")
     group.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each pass that changed it")
     add_json(group)
+    add_reports(group)
     group.add_argument(
         "--remarks", action="store_true", help="print every remark: what was applied, missed, skipped, kept"
     )
+    add_explain(group)
     group.add_argument("--quiet", action="store_true", help="print no report and no progress bar")
+
+    add_tracing(parser.add_argument_group("about the passes"))
 
     group = parser.add_argument_group("about")
     group.add_argument("--list", action="store_true", help="list patterns and passes, and exit")
@@ -154,19 +164,20 @@ def package_version() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    quantizes = words[:1] == ["quantize"]
-    options = quantizing.parse(words[1:]) if quantizes else build_parser().parse_args(words)
+    command = words[0] if words and words[0] in _COMMANDS else ""
+    parser, run = _COMMANDS.get(command, (build_parser, _run))
+    options = parser().parse_args(words[1:] if command else words)
     errors = Console(stderr=True, highlight=False)
     with warnings.catch_warnings(), _quiet_torch():
         warnings.showwarning = lambda message, *_args, **_kwargs: errors.print(
             f"warning: {message}", style="yellow", markup=False, soft_wrap=True
         )
         try:
-            return quantizing.run(options) if quantizes else _run(options)
+            return run(options)
         except UsageError as error:
             errors.print(f"graphwright: {error}", markup=False, soft_wrap=True)
-            command = "graphwright quantize" if quantizes else "graphwright"
-            errors.print(f"`{command} --help` explains the options", style="dim")
+            name = f"graphwright {command}".rstrip()
+            errors.print(f"`{name} --help` explains the options", style="dim")
             return 2
         except KeyboardInterrupt:
             return 130
@@ -210,6 +221,7 @@ def _run(options: argparse.Namespace) -> int:
     path, function = split_place(options.model)
     sizes = dynamic_sizes(options.dynamic)
     _check_targets(options)
+    check_explain(options)
     for extra in options.load:
         existing(extra)
     with search_path(path.resolve().parent):
@@ -222,6 +234,7 @@ def _run(options: argparse.Namespace) -> int:
         result, report = _compile(options, user, pipeline, sizes)
     _write(options, result, report)
     _show(options, report)
+    show_explanation(options, result, Console())
     return 0
 
 
@@ -232,13 +245,9 @@ def _list(extensions: tuple[tuple[type[Pattern], ...], tuple[type[Pass], ...]]) 
 
 
 def _check_targets(options: argparse.Namespace) -> None:
-    files = [path for path in (options.save_module, options.save_code, options.save_ir) if path is not None]
-    check_outputs([*files, *([Path(options.json)] if options.json not in (None, "-") else [])])
-    if options.dump_ir is not None:
-        try:
-            check_folder(options.dump_ir)
-        except InputError as error:
-            raise UsageError(str(error)) from error
+    files = (options.save_module, options.save_code, options.save_ir, options.trace, *report_files(options))
+    check_outputs([*filter(None, files), *([Path(options.json)] if options.json not in (None, "-") else [])])
+    check_outputs([], [options.dump_ir, options.reproducers])
 
 
 def _pipeline(
@@ -277,11 +286,24 @@ def select_patterns(
 def _compile(
     options: argparse.Namespace, user: UserModel, pipeline: PassManager, sizes: list[DynamicSize]
 ) -> tuple[TransformResult, Report]:
+    timing = Timing() if options.timing or options.trace is not None else None
+    with shown(timing, tree=options.timing, trace=options.trace):
+        return _compile_under(options, user, pipeline, sizes, timing)
+
+
+def _compile_under(
+    options: argparse.Namespace,
+    user: UserModel,
+    pipeline: PassManager,
+    sizes: list[DynamicSize],
+    timing: Timing | None,
+) -> tuple[TransformResult, Report]:
     return compile_and_report(
         options.model,
         user.module,
         user.args,
         user.kwargs or None,
+        timing=timing,
         pipeline=pipeline,
         # the file: capture holds back writes to sys.stderr, and the bar shall move on
         console=Console(file=sys.stderr, quiet=options.quiet),
@@ -292,6 +314,7 @@ def _compile(
         target=options.target,
         validate=options.validate,
         strict=options.strict,
+        reproducer_dir=options.reproducers,
     )
 
 
@@ -299,6 +322,10 @@ def _write(options: argparse.Namespace, result: TransformResult, report: Report)
     writers: dict[Path, Writer] = {}
     if options.save_module is not None:
         writers[options.save_module] = lambda path: torch.save(result.model, path)
+    if options.report_html is not None:
+        writers[options.report_html] = lambda path: result.save_html(path, title=options.model)
+    if options.report_dot is not None:
+        writers[options.report_dot] = result.save_dot
     texts = {
         options.save_code: lambda: readable_code(result, options.model),
         options.save_ir: lambda: str(result.program),
@@ -333,46 +360,19 @@ def _show(options: argparse.Namespace, report: Report) -> None:
         options.save_module: "load it with torch.load(PATH, weights_only=False)",
         options.save_code: "its code",
         options.save_ir: "its IR",
+        options.report_html: "the report, for a browser",
+        options.report_dot: "the graph, for Graphviz",
     }
     for path, note in notes.items():
         if path is not None:
             console.print(f"saved {path}: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
-def list_everything(patterns: Sequence[type[Pattern]], passes: Sequence[type[Pass]], console: Console) -> None:
-    """Print patterns with their equations, and passes with their options and first lines."""
-
-    def show(title: str, entries: Sequence[tuple[str, str]]) -> None:
-        if not entries:
-            return
-        console.print(title, style="bold")
-        for name, text in entries:
-            console.print(f"  {name}", style="cyan", markup=False, highlight=False)
-            for line in textwrap.wrap(text, max(40, console.width - 6)):
-                console.print(f"      {line}", markup=False, highlight=False)
-        console.print()
-
-    rules = [pattern() for pattern in patterns]
-    show("conversions", [(rule.name, rule.equation) for rule in rules if rule.is_conversion])
-    show("fusions", [(rule.name, rule.equation) for rule in rules if rule.is_fusion])
-    show("other patterns", [(r.name, r.equation) for r in rules if not (r.is_conversion or r.is_fusion)])
-    show(
-        f"passes (each also with {', '.join(OF_ALL)})",
-        [(_pass_text(cls), (cls.__doc__ or "").strip().split("\n")[0]) for cls in passes],
-    )
-
-
-def _pass_text(cls: type[Pass]) -> str:
-    """Return a pass's name with its options and their defaults: `canonicalize{inference=false}`."""
-    options = [f"{field.name.replace('_', '-')}={_default_text(field)}" for field in own_options_of(cls)]
-    passes = "(PASSES)" if takes_passes(cls) else ""
-    return f"{cls.name}{passes}{'{' + ' '.join(options) + '}' if options else ''}"
-
-
-def _default_text(field: Any) -> str:
-    if field.metadata.get("patterns"):
-        return "NAMES"
-    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+_COMMANDS: Mapping[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]] = {
+    "quantize": (quantizing.build_parser, quantizing.run),
+    "opt": (opt.build_parser, opt.run),
+}
+"""Name -> parser and what runs the command, of all but the one without a name."""
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import threading
+import copy
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -23,30 +25,32 @@ from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.check import Check, reference_of
 from compiler.equality.validate import validate_result
 from compiler.equality.validate_rewrites import EachRewriteValidator
+from compiler.explain.explain import explain
+from compiler.explain.explanation import Explanation
+from compiler.explain.replay import Replay
 from compiler.lower.lower import lower
-from compiler.pipeline import pipeline_of
+from compiler.page.compilation import compilation_page
+from compiler.page.content import Page
+from compiler.page.history import history_of
+from compiler.page.view import Viewable
 from compiler.planning import Plan
+from compiler.prepare import ONE_AT_A_TIME, as_leaves, prepare, target_and_pipeline
+from compiler.remarks import applied, kept, left_out
+from compiler.reproducer import Reproducers
 from compiler.runtime.deployable import Deployable
+from compiler.savefiles import check_folder
 from compiler.scopes import check_scopes, module_classes
-from compiler.targets import TARGETS, find_target
 from compiler.targets.target import Target
-from compiler.usercode.state import location_of_module
-from ir.core import Operation
 from ir.errors import InputError
-from ir.opdef import Trait
-from ir.program import Program
+from ir.program import Program, copy_program
 from ir.verify import verify
 from passes.manager.instruments import count_operations
 from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult
-from passes.rewrite.driver import RewriteLog, is_computation
-from passes.rewrite.pattern import Pattern, instantiate
+from passes.rewrite.driver import RewriteLog
+from passes.rewrite.pattern import Pattern
 from passes.rewrite.remarks import MatchRecord, Remark
-from passes.rewrite.unfused import UnfusedReasons
 
 VALIDATE_MODES = ("off", "final", "each")
-
-_ONE_AT_A_TIME = threading.RLock()
-"""Held while a model is compiled: `torch.export`, and what is recorded of runs, patch PyTorch."""
 
 Progress = Callable[[str], None]
 """Called with the name of each stage when it begins: observe, capture, lower, canonicalize, …, verify, emit, check,
@@ -62,7 +66,7 @@ class StageTime:
 
 
 @attrs.define(eq=False, repr=False)
-class TransformResult(Deployable):
+class TransformResult(Deployable, Viewable):
     """What `transform` returns."""
 
     model: GraphModule
@@ -83,10 +87,34 @@ class TransformResult(Deployable):
     """Operators of the captured program and how often they occur."""
     operations_after: Mapping[str, int]
     """Operators of the emitted program; a fused region counts as one."""
+    _replay: Replay = attrs.field(eq=False)
+
+    def explain(self, at: Any = None, *, rule: Any = None) -> Explanation:
+        """Say what became of a place in the model, through which rules, and how far other rules got; `print` it.
+
+        The pipeline runs again, on a copy of the captured program.
+
+        Args:
+            at: a module path or a glob (`"layer2.0.conv1"`, `"layer4.*"`), an operator (`"aten.gelu"`), a value of the
+                printed program (`"%relu_2"`), a line (`"net.py:12"`), or a `Value` or `Operation` of `program`; by
+                default all of the model.
+            rule: the name or the class of a rule of the pipeline: how far it got there, however far that was.
+
+        Raises:
+            InputError: when the model has no such place, or the pipeline no such rule; the error names what is near.
+        """
+        with ONE_AT_A_TIME:
+            return explain(self._replay, self.program, at, rule)
 
     def counts(self) -> dict[str, int]:
         """Return how often each pattern was applied, in order of first application."""
         return dict(Counter(match.pattern.__name__ for match in self.matches))
+
+    @override
+    def _page(self, title: str) -> Page:
+        with ONE_AT_A_TIME:
+            history = history_of(self._replay, [match.pattern.__name__ for match in self.matches])
+        return compilation_page(title or self.program.name, history, self.remarks)
 
     def __repr__(self) -> str:
         before, after = (sum(counts.values()) for counts in (self.operations_before, self.operations_after))
@@ -156,6 +184,7 @@ def transform(
     progress: Progress | None = None,
     plan: Plan | None = None,
     strict: bool = False,
+    reproducer_dir: str | os.PathLike[str] | None = None,
 ) -> TransformResult:
     """Compile a model and return the module that replaces it, with the reasons for all that was done.
 
@@ -188,6 +217,8 @@ def transform(
             its target and its pipeline; neither is given then, nor `patterns`.
         strict: whether a rule that raises at a match is an error. By default the fault is reported, with a Python
             warning and a remark (`failed`), and the rule is skipped there unless it has edited the program before.
+        reproducer_dir: a folder. Where a pass raises, the program as it was before is written to a folder in it, with
+            the pass and what else runs it again: `graphwright opt --run-reproducer FOLDER`. The error names it.
 
     Raises:
         GraphwrightError: InputError for wrong arguments, and for another model than was planned; CaptureError when the
@@ -201,14 +232,17 @@ def transform(
         raise InputError(f"validate={validate!r}", remedy=f"use one of {', '.join(map(repr, VALIDATE_MODES))}")
     if validate == "final" and not has_example(model, example_inputs, example_kwargs):
         raise InputError(f"validate={validate!r} needs example inputs", remedy="pass `example_inputs`")
-    wanted, manager = _pipeline(target, patterns, pipeline, plan)
-    leaves = _leaves(leaf_modules)
+    wanted, manager = target_and_pipeline(target, patterns, pipeline, plan)
+    leaves = as_leaves(leaf_modules)
     if progress is not None and not callable(progress):
         raise InputError(
             f"progress={progress!r} is not a function", remedy="give a function of a stage's name: `progress=print`"
         )
+    reproducers = None if reproducer_dir is None else Path(reproducer_dir)
+    if reproducers is not None:
+        check_folder(reproducers)
     # in inference mode every tensor made here would be one that no backward pass may use
-    with _ONE_AT_A_TIME, torch.inference_mode(False):
+    with ONE_AT_A_TIME, torch.inference_mode(False):
         stages = _Stages(progress, manager.passes)
         captured = capture(
             model,
@@ -220,7 +254,16 @@ def transform(
             run=stages.run,
         )
         return _compiled(
-            model, captured, wanted, manager, stages, check=check, validate=validate, plan=plan, strict=strict
+            model,
+            captured,
+            wanted,
+            manager,
+            stages,
+            check=check,
+            validate=validate,
+            plan=plan,
+            strict=strict,
+            reproducers=reproducers,
         )
 
 
@@ -245,61 +288,21 @@ def plan(
         GraphwrightError: InputError for wrong arguments, CaptureError when the model cannot be captured, PatternError
             and PassError for faulty patterns and passes.
     """
-    wanted, manager = _pipeline(target, patterns, pipeline, None)
-    leaves = _leaves(leaf_modules)
-    with _ONE_AT_A_TIME, torch.inference_mode(False):
-        captured = capture(
+    with ONE_AT_A_TIME, torch.inference_mode(False):
+        prepared = prepare(
             model,
             example_inputs,
             example_kwargs,
+            target=target,
+            patterns=patterns,
+            pipeline=pipeline,
             dynamic_shapes=dynamic_shapes,
-            leaf_modules=leaves,
+            leaf_modules=leaf_modules,
             training=training,
-            run=lambda _, function: function(),
         )
-        program, modules = lower(captured), module_classes(captured)
-        check_scopes(manager, program, modules)
-        made = Plan(wanted, manager, program, modules, strict)
+        made = Plan(prepared.target, prepared.manager, prepared.program, prepared.modules, strict)
         made.rewrites  # noqa: B018 - a faulty rule is to raise here
         return made
-
-
-def _pipeline(
-    target: str | Target,
-    patterns: Sequence[type[Pattern] | Pattern] | None,
-    pipeline: PassManager | None,
-    plan: Plan | None,
-) -> tuple[Target, PassManager]:
-    """Return target and pipeline of the arguments."""
-    if plan is not None:
-        if not isinstance(plan, Plan):
-            raise InputError(f"plan={plan!r} is no plan", remedy="make one: `plan(model, example_inputs)`")
-        if (
-            patterns is not None
-            or pipeline is not None
-            or find_target(target) not in (plan.target, TARGETS["tensorrt"])
-        ):
-            raise InputError(
-                "a plan has its target and its pipeline", remedy="give `plan=` alone, and the others to `plan(...)`"
-            )
-        return plan.target, plan.pipeline
-    if pipeline is not None and not isinstance(pipeline, PassManager):
-        raise InputError(f"pipeline={pipeline!r} is not a PassManager", remedy="write `pipeline=PassManager([...])`")
-    wanted = find_target(target)
-    if pipeline is not None and patterns is not None:
-        raise InputError(
-            "patterns= and pipeline= are both given, and a pipeline has its own patterns",
-            remedy="leave out one: `pipeline_of(patterns)` makes the pipeline of a list of patterns, to be edited",
-        )
-    manager = pipeline if pipeline is not None else pipeline_of(wanted.patterns if patterns is None else patterns)
-    if isinstance(manager, Fixpoint):
-        manager = PassManager([manager])  # one stage, whose rounds are not told apart
-    return wanted, manager
-
-
-def _leaves(leaf_modules: Any) -> tuple[Any, ...]:
-    # a single entry is accepted; the characters of a path are not paths
-    return (leaf_modules,) if isinstance(leaf_modules, (str, nn.Module, type)) else _entries(leaf_modules)
 
 
 def _compiled(
@@ -313,20 +316,25 @@ def _compiled(
     validate: str,
     plan: Plan | None,
     strict: bool,
+    reproducers: Path | None,
 ) -> TransformResult:
     program: Program = stages.run("lower", lambda: lower(captured))
     before = count_operations(program)
     log = RewriteLog(modules=module_classes(captured), strict=strict)
     check_scopes(manager, program, log.modules)
+    replay = Replay(copy_program(program), manager, log.modules, strict, copy.copy(plan))
     each = EachRewriteValidator() if validate == "each" else None
     log.hook = each
     following = log.veto = None if plan is None else plan.follow(log)
-    manager.run(program, PassContext(log=log, instruments=(stages,), scope=manager.scope.bound(log.modules)))
+    instruments: tuple[Instrument, ...] = (stages,)
+    if reproducers is not None:
+        instruments += (Reproducers(reproducers, (manager,), log.modules, strict, validate),)
+    manager.run(program, PassContext(log=log, instruments=instruments, scope=manager.scope.bound(log.modules)))
     if plan is not None and following is not None:
         plan.check(following.rewrites(), log.misses)
     stages.run("verify", lambda: verify(program))
     emitted = stages.run("emit", lambda: emit(program))
-    remarks = [*_applied(log), *log.remarks, *_kept(program, log, manager), *_left_out(captured)]
+    remarks = [*applied(log), *log.remarks, *kept(program, log, manager), *left_out(captured)]
     reference = reference_of(model, captured) if check or isinstance(model, Program) else None
     if check:
         if reference is None:
@@ -360,70 +368,5 @@ def _compiled(
         stages=tuple(stages.times),
         operations_before=before,
         operations_after=count_operations(program),
+        replay=replay,
     )
-
-
-def _entries(leaf_modules: Any) -> tuple[Any, ...]:
-    if not isinstance(leaf_modules, Iterable):
-        raise InputError(
-            f"leaf_modules={leaf_modules!r} is not a list",
-            remedy="give submodules, their classes or their paths: `leaf_modules=['encoder.norm']`",
-        )
-    return tuple(leaf_modules)
-
-
-def _left_out(captured: Captured) -> list[Remark]:
-    """Say what forward keeps in attributes of the model, and the result does not."""
-    return [
-        Remark(
-            "left out",
-            "capture",
-            location_of_module(path, captured.module.get_submodule(path)),
-            f"what forward keeps in `{f'{path}.{name}'.lstrip('.')}` is computed in each call, and kept nowhere: no "
-            "call depends on it",
-        )
-        for path, name in sorted(captured.observed.memos if captured.observed is not None else ())
-        if captured.module is not None
-    ]
-
-
-def _applied(log: RewriteLog) -> list[Remark]:
-    return [
-        Remark(
-            "applied",
-            match.pattern.__name__,
-            match.location,
-            f"{', '.join(map(str, match.replaced))} became {', '.join(op.name for op in match.created) or 'nothing'}",
-            match.replaced[-1].name if match.replaced else "",
-        )
-        for match in log.matches
-    ]
-
-
-def patterns_of(manager: PassManager) -> tuple[Pattern, ...]:
-    """Return the patterns of all passes of a pipeline, in order."""
-    found: list[Pattern] = []
-    for pass_ in manager.passes:
-        if isinstance(pass_, PassManager):
-            found.extend(patterns_of(pass_))
-        else:
-            found.extend(instantiate(getattr(pass_, "patterns", ())))
-    return tuple(found)
-
-
-def _kept(program: Program, log: RewriteLog, manager: PassManager) -> list[Remark]:
-    """Say of each computation outside of regions why it was not fused."""
-    rules = tuple(rule for rule in patterns_of(manager) if rule.is_fusion)
-    if not rules:
-        return []
-
-    reasons = UnfusedReasons(log, rules)
-
-    def kept(op: Operation) -> Remark:
-        opaque = op.opdef.has(Trait.OPAQUE)
-        reason = "an opaque call is never moved or fused" if opaque else reasons.of(op)
-        return Remark(
-            "kept", "fuse", op.location, f"{op.name} at `{op.location.where}` stays: {reason}", op.name, reason
-        )
-
-    return [kept(op) for op in program.graph.operations() if op.body is None and is_computation(op)]

@@ -112,8 +112,10 @@ class Following:
     """How many rewrites were made before the last that was listed as one to be made."""
     _is_open: bool = False
 
-    def __call__(self, rule: Pattern, match: Match) -> str | None:
-        """Return why a rewrite is not made; None where it is."""
+    def __call__(self, rule: Pattern, match: Match, is_recorded: bool = True) -> str | None:
+        """Return why a rewrite is not made; None where it is, as those are that are not recorded."""
+        if not is_recorded:
+            return None
         self._settle()
         operations = tuple([OpSummary(op.name, op.location) for op in match.ops or (match.root,)])
         kind = "conversion" if rule.is_conversion else "fusion" if rule.is_fusion else "rewrite"
@@ -167,7 +169,7 @@ class Plan:
         if self._listed is None:
             log = RewriteLog(modules=self._modules, strict=self._strict)
             log.veto = following = self.follow(log)
-            manager = _without_instruments(self.pipeline)
+            manager = without_instruments(self.pipeline)
             manager.run(copy_program(self._program), PassContext(log=log, scope=manager.scope.bound(self._modules)))
             self._listed = following.rewrites()
         return self._listed
@@ -270,10 +272,10 @@ def _where(rewrite: PlannedRewrite) -> str:
     return str(rewrite).partition(" at ")[2]
 
 
-def _without_instruments(manager: PassManager) -> PassManager:
+def without_instruments(manager: PassManager) -> PassManager:
     """Return a pipeline that tells no instruments: what is planned is not done."""
     passes: list[Pass] = [
-        _without_instruments(each) if isinstance(each, PassManager) and takes_passes(type(each)) else each
+        without_instruments(each) if isinstance(each, PassManager) and takes_passes(type(each)) else each
         for each in manager.passes
     ]
     bare = attrs.evolve(manager, instruments=())

@@ -204,6 +204,17 @@ def load_program(
     return program
 
 
+def load_weights_file(program: Program, file: Path) -> None:
+    """Give the weights of a program their data from a safetensors file, as `load_weights` does from a `state_dict`.
+
+    Raises:
+        MissingPackageError: the extra `safetensors` is not installed.
+        InputError: the file is missing, or a weight is missing or has another shape or dtype than in the program.
+    """
+    given, is_own = _tensors(file)
+    _load(program, {} if is_own else given, given if is_own else {})
+
+
 def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")

@@ -5,8 +5,9 @@ from passes.canonicalize import Canonicalize
 from passes.convert.linears import MergeLinearsPattern
 from passes.fold.batch_norm import FoldBatchNorm
 from passes.fold.freeze import FreezeWeights
-from passes.manager.instruments import DumpIR, Statistics, Timing, VerifyEach
+from passes.manager.instruments import DiffIR, DumpIR, Statistics, VerifyEach
 from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult, Verify
+from passes.manager.timing import PassTime, RuleTime, Timing
 from passes.quant.place import PlaceQuantizers
 from passes.quant.remove import RemoveQuantizers
 from passes.quant.unify import UnifyQuantizers
@@ -15,6 +16,7 @@ from passes.rewrite.rewriter import Rewriter
 __all__ = [
     "Canonicalize",
     "Convert",
+    "DiffIR",
     "DumpIR",
     "Fixpoint",
     "FoldBatchNorm",
@@ -26,9 +28,11 @@ __all__ = [
     "PassContext",
     "PassManager",
     "PassResult",
+    "PassTime",
     "PlaceQuantizers",
     "RemoveQuantizers",
     "Rewriter",
+    "RuleTime",
     "Statistics",
     "Timing",
     "UnifyQuantizers",

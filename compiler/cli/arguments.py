@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compiler.cli.userfile import DynamicSize
-from compiler.savefiles import check_file
+from compiler.page.html import layout_library
+from compiler.savefiles import check_file, check_folder
 from ir.errors import InputError
 
 
@@ -54,11 +55,58 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_load(group: argparse._ArgumentGroup) -> None:
+    """Add `--load`."""
+    group.add_argument(
+        "--load",
+        metavar="FILE.py",
+        action="append",
+        default=[],
+        help="file whose patterns and passes a pipeline may name; repeatable",
+    )
+
+
+def add_tracing(group: argparse._ArgumentGroup) -> None:
+    """Add `--timing`, `--trace` and `--reproducers`."""
+    group.add_argument("--timing", action="store_true", help="print where the time went, by pass and by rule")
+    group.add_argument(
+        "--trace", metavar="PATH", type=Path, help="write the course of time as JSON for ui.perfetto.dev"
+    )
+    group.add_argument(
+        "--reproducers",
+        metavar="DIR",
+        type=Path,
+        help="where a pass raises, write the program before it, and how to run that pass on it again",
+    )
+
+
 def add_json(group: argparse._ArgumentGroup) -> None:
     """Add `--json`."""
     group.add_argument(
         "--json", metavar="PATH", help="write the report as JSON; - is standard output, instead of the report"
     )
+
+
+def add_reports(group: argparse._ArgumentGroup) -> None:
+    """Add `--report-html` and `--report-dot`."""
+    group.add_argument(
+        "--report-html",
+        metavar="PATH",
+        type=Path,
+        help="write a page to look at: the graph before and after, each pass",
+    )
+    group.add_argument("--report-dot", metavar="PATH", type=Path, help="write the graph of the result as a DOT file")
+
+
+def report_files(options: argparse.Namespace) -> tuple[Path | None, Path | None]:
+    """Return the files of the reports; what one needs must be installed before the work starts.
+
+    Raises:
+        MissingPackageError: the extra `report` is not installed.
+    """
+    if options.report_html is not None:
+        layout_library()
+    return options.report_html, options.report_dot
 
 
 def add_traceback(group: argparse._ArgumentGroup) -> None:
@@ -68,7 +116,8 @@ def add_traceback(group: argparse._ArgumentGroup) -> None:
 
 def user_files(options: argparse.Namespace) -> list[Path]:
     """Return the user's files that the options name, whole paths."""
-    places = [text.rpartition(":")[0] for text in (options.model, getattr(options, "calibration", None)) if text]
+    named = [getattr(options, name, None) for name in ("model", "calibration")]
+    places = [text.rpartition(":")[0] for text in named if text and ":" in text]
     return [Path(name).resolve() for name in (*places, *getattr(options, "load", ()))]
 
 
@@ -108,11 +157,11 @@ def dynamic_sizes(texts: Sequence[str]) -> list[DynamicSize]:
         raise UsageError(str(error)) from error
 
 
-def check_outputs(files: Sequence[Path]) -> None:
-    """Check that files can be written, each to a place of its own.
+def check_outputs(files: Sequence[Path], folders: Sequence[Path | None] = ()) -> None:
+    """Check that files can be written, each to a place of its own, and that folders are there or can be made.
 
     Raises:
-        UsageError: when one cannot, or two have the same place.
+        UsageError: when one cannot, or two files have the same place.
     """
     places = [path.resolve() for path in files]
     for number, place in enumerate(places):
@@ -121,5 +170,8 @@ def check_outputs(files: Sequence[Path]) -> None:
     try:
         for path in files:
             check_file(path)
+        for folder in folders:
+            if folder is not None:
+                check_folder(folder)
     except InputError as error:
         raise UsageError(str(error)) from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +19,7 @@ from compiler.driver import TransformResult, transform
 from compiler.equality.accuracy import Accuracy, MeasurementError, measure_accuracy
 from compiler.report import Report, make_report
 from passes.manager.manager import Fixpoint, PassManager
+from passes.manager.timing import Timing
 
 
 def compile_and_report(
@@ -29,15 +32,24 @@ def compile_and_report(
     console: Console,
     unmeasured: str = "",
     transient: bool = False,
+    timing: Timing | None = None,
     **options: Any,
 ) -> tuple[TransformResult, Report]:
     """Compile a model under a progress bar, and report it with its error, unless `unmeasured` says why not.
 
-    Arguments and options are those of `transform`; a `transient` bar goes away at the end.
+    Arguments and options are those of `transform`; a `transient` bar goes away at the end; `timing` measures all.
     """
     total = _count_stages(module, args, kwargs, pipeline, **options) + (not unmeasured)
     accuracy: Accuracy | None = None
-    with stage_progress(title, total, console, transient=transient) as begin:
+    if timing is not None:
+        pipeline = pipeline.with_instruments(timing)
+    with stage_progress(title, total, console, transient=transient) as bar:
+
+        def begin(stage: str) -> None:
+            bar(stage)
+            if timing is not None:
+                timing.stage(stage)
+
         result = transform(module, args, kwargs, pipeline=pipeline, progress=begin, **options)
         if not unmeasured:
             begin("measure")
@@ -67,6 +79,20 @@ def _count_stages(
             own += ["observe"] * isinstance(module, nn.Module) + ["check"] * check
         own += ["validate"] * (validate != "off")
     return len(own) + (1 if isinstance(pipeline, Fixpoint) else len(pipeline.passes))
+
+
+@contextmanager
+def shown(timing: Timing | None, *, tree: bool, trace: Path | None) -> Iterator[None]:
+    """Print the tree of a timing to standard error after the block, and write its trace, when the block fails too."""
+    try:
+        yield
+    finally:
+        if timing is not None:
+            timing.stage("")
+            if tree:
+                sys.stderr.write(f"{timing}\n")
+            if trace is not None:
+                timing.save_trace(trace)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import argparse
 import inspect
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -249,8 +248,3 @@ def _show(options: argparse.Namespace, q: Quantized, check: CheckReport | None) 
             sys.stderr.write(f"{check}\n")  # why it fails
     else:
         sys.stdout.write(f"{check}\n")
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the options of the command."""
-    return build_parser().parse_args(argv)

@@ -1,40 +1,22 @@
-"""Instruments for the seam between passes: timing, statistics, IR dumps, verification."""
+"""Instruments for the seam between passes: statistics, IR dumps and diffs, verification."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
 import attrs
 from typing_extensions import override
 
+from ir.core import Graph
 from ir.errors import GraphwrightError, InputError, PassError
 from ir.program import Program
 from ir.text.printer import print_program
 from ir.verify import verify
 from passes.manager.manager import Instrument, Pass, PassManager, PassResult
-
-
-@attrs.define(eq=False)
-class Timing(Instrument):
-    """Sums the seconds of each pass. Managers are not counted, their passes are.
-
-    Attributes:
-        seconds: wall time by the label of the pass, or its name.
-    """
-
-    seconds: Counter[str] = attrs.field(factory=Counter)
-
-    @override
-    def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
-        if not isinstance(pass_, PassManager):
-            self.seconds[pass_.title] += result.seconds  # type: ignore[assignment]
-
-    def __str__(self) -> str:
-        total = sum(self.seconds.values()) or 1.0
-        return "\n".join(f"{s * 1e3:9.2f} ms {s / total:6.1%}  {name}" for name, s in self.seconds.items())
 
 
 @attrs.define(eq=False)
@@ -72,12 +54,12 @@ def count_operations(program: Program) -> Counter[str]:
 
 
 @attrs.define(eq=False)
-class DumpIR(Instrument):
-    """Writes the text of the program after each pass that changed it, to files in a folder or to a function.
+class _AfterChange(Instrument):
+    """Writes a text after each pass that changed the program, to files in a folder or to a function.
 
     Attributes:
-        target: a folder, or what is called with a file name and the text.
-        number: how many dumps were written.
+        target: a folder, or what is called with a title and the text.
+        number: how many texts were written.
     """
 
     target: Path | str | Callable[[str, str], None] = attrs.field()
@@ -90,30 +72,91 @@ class DumpIR(Instrument):
                 f"IR cannot be dumped to {value!r}", remedy="name a folder, or give a function of a title and a text"
             )
 
+    def _write(self, pass_: Pass, text: str, suffix: str) -> None:
+        title = f"{self.number:03d}-{pass_.title}"
+        self.number += 1
+        if callable(self.target):
+            self.target(title, text)
+            return
+        folder = Path(self.target)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{title}{suffix}").write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"the IR cannot be dumped to the folder {folder}: {error.strerror or error}",
+                remedy="name a folder that can be made and written",
+            ) from error
+
+
+@attrs.define(eq=False)
+class DumpIR(_AfterChange):
+    """Writes the text of the program after each pass that changed it, to files in a folder or to a function.
+
+    Attributes:
+        target: a folder, where files are named `NNN-pass.gw`, or what is called with `NNN-pass` and the text.
+        number: how many dumps were written.
+    """
+
     @override
     def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
-        """Write one dump, named `NNN-pass.gw`.
+        """Write one dump.
+
+        Raises:
+            InputError: when the folder cannot be written.
+        """
+        if result.changed and not isinstance(pass_, PassManager):
+            self._write(pass_, print_program(program), ".gw")
+
+
+@attrs.define(eq=False)
+class DiffIR(_AfterChange):
+    """Writes what each pass changed, as a unified diff of the program's text, to files in a folder or to a function.
+
+    Attributes:
+        target: a folder, where files are named `NNN-pass.diff`, or what is called with `NNN-pass` and the diff.
+        number: how many diffs were written.
+        context: how many lines around a change are shown.
+        locations: whether the lines say where in the model operations came from.
+    """
+
+    context: int = 3
+    locations: bool = True
+    _revision: int = -1
+    _graph: Graph | None = None
+    _text: str = ""
+
+    @override
+    def before(self, pass_: Pass, program: Program) -> None:
+        """Remember the text before the pass."""
+        if not isinstance(pass_, PassManager):
+            self._remember(program)
+
+    @override
+    def after(self, pass_: Pass, program: Program, result: PassResult) -> None:
+        """Write one diff.
 
         Raises:
             InputError: when the folder cannot be written.
         """
         if not result.changed or isinstance(pass_, PassManager):
             return
-        title = f"{self.number:03d}-{pass_.title}"
-        self.number += 1
-        text = print_program(program)
-        if callable(self.target):
-            self.target(title, text)
-        else:
-            folder = Path(self.target)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / f"{title}.gw").write_text(text, encoding="utf-8")
-            except OSError as error:
-                raise InputError(
-                    f"the IR cannot be dumped to the folder {folder}: {error.strerror or error}",
-                    remedy="name a folder that can be made and written",
-                ) from error
+        before = self._text
+        self._remember(program)
+        self._write(pass_, diff_of(before, self._text, pass_.title, context=self.context), ".diff")
+
+    def _remember(self, program: Program) -> None:
+        if self._graph is not program.graph or self._revision != program.graph.revision:
+            self._graph, self._revision = program.graph, program.graph.revision
+            self._text = print_program(program, locations=self.locations)
+
+
+def diff_of(before: str, after: str, title: str, *, context: int = 3) -> str:
+    """Return the unified diff of two texts of a program."""
+    lines = unified_diff(
+        before.splitlines(), after.splitlines(), f"before {title}", f"after {title}", lineterm="", n=context
+    )
+    return "".join(f"{line}\n" for line in lines)
 
 
 @attrs.define(eq=False)

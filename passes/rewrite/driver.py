@@ -5,6 +5,7 @@ The order is fixed by the program and the rule list. A match is always made on t
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,28 +13,31 @@ from typing import Any
 import attrs
 from typing_extensions import override
 
-from ir.core import RETURN, Graph, Operation, Value
+from ir.core import RETURN, Operation, Value
 from ir.data_sizes import data_symbols_of_boundary, has_data_symbols, introduced, mentions
-from ir.errors import DidNotConverge, GraphwrightError
+from ir.errors import GraphwrightError
 from ir.locations import Location, merge_locations
 from ir.opdef import Trait
 from ir.program import Program
 from ir.types import TensorType
 from passes.rewrite.effects import crossed_effect, is_removable
-from passes.rewrite.faults import RuleFault, returned_values, rule_fault, rule_raised, without_effect
+from passes.rewrite.faults import RuleFault, did_not_converge, returned_values, rule_fault, rule_raised, without_effect
 from passes.rewrite.matching import RuleIndex, Variant
 from passes.rewrite.pattern import Match, Pattern, unscoped
 from passes.rewrite.remarks import GraphwrightWarning, LeftOut, MatchRecord, OpSummary, Refusal, Remark, RemarkLog
 from passes.rewrite.rewriter import Listener, Rewriter
 from passes.rewrite.scope import EVERYWHERE, ModuleClasses, Scope
-
-_LAST_EDITS = 8
+from passes.rewrite.witness import Witness
 
 Replacements = list[tuple[Value, Value]]
 """(old value, new value) in the order in which uses were moved."""
 
 RewriteHook = Callable[[Pattern, Match, Program], Callable[[Replacements], None] | None]
 """Called before a rewrite is applied; what it returns is called after it with the values that were replaced."""
+
+
+Watcher = Callable[..., None]
+"""Told of a rule, the seconds it took at an operation, and the numbers of `matches` and `rewrites`."""
 
 
 @attrs.define(eq=False)
@@ -45,12 +49,14 @@ class RewriteLog:
     counts: Counter[str] = attrs.field(factory=Counter)
     """Rule -> rewrites."""
     refusals: Counter[str] = attrs.field(factory=Counter)
-    """Rule -> matches that it refused."""
+    """Rule -> matches that it refused, and near misses."""
     variants: Counter[tuple[str, int]] = attrs.field(factory=Counter)
     """(rule, number of the alternative of its pattern) -> rewrites."""
     hook: RewriteHook | None = None
-    veto: Callable[[Pattern, Match], str | None] | None = None
-    """Asked before each recorded rewrite; a reason keeps it from being made."""
+    veto: Callable[[Pattern, Match, bool], str | None] | None = None
+    """Asked before each rewrite, with whether it is recorded; a reason keeps it from being made."""
+    watchers: Sequence[Watcher] = ()
+    """Told of each try of a rule; set for each pass, by its instruments."""
     misses: dict[tuple[str, Location], dict[str, None]] = attrs.field(factory=dict)
     """(operator, location) -> why the near misses that the operation was part of did not fire."""
     strict: bool = True
@@ -59,6 +65,8 @@ class RewriteLog:
     """(rule, operation) where a rule was skipped so."""
     modules: ModuleClasses = attrs.field(factory=dict)
     """The classes of the model's modules by path, where they are known: what a scope means by a class."""
+    witness: Witness | None = None
+    """Told of every rewrite and refusal."""
 
 
 def summarize(op: Operation) -> OpSummary:
@@ -193,11 +201,13 @@ class Applier:
             barred = scope.bars(op)
             if barred is not None:
                 return LeftOut(f"{op.name} at `{op.location.where}` is left out by {barred}")
-        reason = self.log.veto(rule, match) if self.record and self.log.veto is not None else None
+        reason = self.log.veto(rule, match, self.record) if self.log.veto is not None else None
         return None if reason is None else LeftOut(reason, remark="off")
 
     def _miss(self, rule: Pattern, op: Operation, refusal: Refusal, involved: Sequence[Operation]) -> None:
         self.log.refusals[rule.name] += 1
+        if self.log.witness is not None:
+            self.log.witness.refused(rule, involved, refusal)
         if self.record and refusal.near:
             for each in involved:
                 self.log.misses.setdefault((each.name, each.location), {})[f"{rule.name}: {refusal.reason}"] = None
@@ -245,6 +255,8 @@ class Applier:
         for remark in rewriter.settle_weights(rule.name, self.scope.holds):
             self.log.remarks.add(remark)
         self.log.counts[rule.name] += 1
+        if self.log.witness is not None:
+            self.log.witness.applied(rule, match, events.created)
         if self.record:
             created = tuple(summarize(op) for op in events.created if op.graph is graph)
             self.log.matches.append(
@@ -269,6 +281,28 @@ class Applier:
                 continue
             self.rewriter.erase(op)
             worklist.extend([v.owner for v in op._operands if v is not None and type(v.owner) is Operation])
+
+
+class _WatchedApplier(Applier):
+    """Tells the watchers of the log of each try of a rule."""
+
+    @override
+    def apply_first(self, op: Operation, variants: Sequence[Variant]) -> Variant | None:
+        log = self.log
+        for variant in variants:
+            name = variant.rule.name
+            refused, start = log.refusals[name], time.perf_counter()
+            applied = super().apply_first(op, (variant,)) is not None
+            seconds = time.perf_counter() - start
+            for watcher in log.watchers:
+                watcher(variant.rule, seconds, matches=applied + log.refusals[name] - refused, rewrites=int(applied))
+            if applied:
+                return variant
+        return None
+
+
+def _applier(program: Program, log: RewriteLog, *, record: bool, scope: Scope) -> Applier:
+    return (_WatchedApplier if log.watchers else Applier)(program, log, record=record, scope=scope)
 
 
 def is_unused(op: Operation) -> bool:
@@ -323,7 +357,7 @@ def run_worklist(
     Raises:
         DidNotConverge: after `max_rewrites` rewrites (by default 64 for each operation, and 1024).
     """
-    applier = Applier(program, log, record=record, scope=scope)
+    applier = _applier(program, log, record=record, scope=scope)
     events, target = applier.events, applier.graph
     by_root = index.by_root
     worklist: deque[Operation] = deque()
@@ -370,7 +404,7 @@ def run_worklist(
                 count += 1
                 recent.append((variant.rule, op.location))
                 if count > limit:
-                    raise _did_not_converge(count, recent, target)
+                    raise did_not_converge(count, list(recent), target)
                 if op.graph is target:
                     push(op)
             push_changed(events.created)
@@ -386,28 +420,13 @@ def run_worklist(
             return count
 
 
-def _did_not_converge(count: int, recent: deque[tuple[Pattern, Location]], graph: Graph) -> DidNotConverge:
-    rules = Counter(rule.name for rule, _ in recent)
-    names = ", ".join(f"{name} ({times} of the last {len(recent)})" for name, times in rules.items())
-    who, remedy = "the rules that take turns", "let only one of these rules apply: they undo each other"
-    if len(rules) == 1:
-        who, remedy = "the rule that goes on", "let its `check` refuse what it builds: it matches its own result"
-    edits = "\n".join(f"    {rule.name} at {location.where}" for rule, location in list(recent)[-_LAST_EDITS:])
-    return DidNotConverge(
-        f"no fixpoint after {count} rewrites of {graph.num_operations} operations; {who}: {names}\n"
-        f"  last edits:\n{edits}",
-        location=recent[-1][1],
-        remedy=remedy,
-    )
-
-
 def run_sweep(program: Program, index: RuleIndex, log: RewriteLog, *, scope: Scope = EVERYWHERE) -> int:
     """Apply rules once at each operation, in graph order, longest variants of all rules first; return the count.
 
     The longest pattern takes its operations before any shorter one is tried anywhere, so a short rule never breaks
     up what a long one wants. Only what is in the scope is changed.
     """
-    applier = Applier(program, log, record=True, scope=scope)
+    applier = _applier(program, log, record=True, scope=scope)
     order = {rule: i for i, rule in enumerate(index.rules)}
     ranked = sorted(index.variants, key=lambda v: (-v.length, order[v.rule], v.order))
     by_root: dict[Any, list[Operation]] = {}

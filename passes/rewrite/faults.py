@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
-from ir.core import Operation, Value
-from ir.errors import GraphwrightError, PatternError
+from ir.core import Graph, Operation, Value
+from ir.errors import DidNotConverge, GraphwrightError, PatternError
 from ir.locations import Location
 from passes.rewrite.effects import is_removable
 from passes.rewrite.pattern import Pattern, unscoped
+
+_LAST_EDITS = 8
 
 
 class RuleFault(PatternError):  # noqa: N818 - users catch `PatternError`; this is how we know our own
@@ -69,6 +72,22 @@ def source_of(rule: Pattern, method: str, error: Exception | None = None) -> str
             return found
     code = defined if defined is not None and defined in own else own[0]
     return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def did_not_converge(count: int, recent: Sequence[tuple[Pattern, Location]], graph: Graph) -> DidNotConverge:
+    """Return the error about rules that go on for ever, of whose rewrites `recent` are the last."""
+    rules = Counter(rule.name for rule, _ in recent)
+    names = ", ".join(f"{name} ({times} of the last {len(recent)})" for name, times in rules.items())
+    who, remedy = "the rules that take turns", "let only one of these rules apply: they undo each other"
+    if len(rules) == 1:
+        who, remedy = "the rule that goes on", "let its `check` refuse what it builds: it matches its own result"
+    edits = "\n".join(f"    {rule.name} at {location.where}" for rule, location in recent[-_LAST_EDITS:])
+    return DidNotConverge(
+        f"no fixpoint after {count} rewrites of {graph.num_operations} operations; {who}: {names}\n"
+        f"  last edits:\n{edits}",
+        location=recent[-1][1],
+        remedy=remedy,
+    )
 
 
 def raised_at(error: BaseException, file: str) -> str:

@@ -21,8 +21,9 @@ from ir.errors import (
 from passes.apply import Convert, Fuse
 from passes.canonicalize import Canonicalize
 from passes.cleanup.dce import EliminateDeadCode
-from passes.manager.instruments import DumpIR, Statistics, Timing, VerifyEach
+from passes.manager.instruments import DumpIR, Statistics, VerifyEach
 from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, Verify, run_pass
+from passes.manager.timing import Timing
 from passes.rewrite.driver import RewriteLog
 from passes.rewrite.rewriter import Rewriter
 from tests.passes.building import f32, names, program
