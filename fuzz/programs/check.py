@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import attrs
+import torch
 
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.observation import Observation
@@ -43,6 +44,7 @@ from fuzz.programs.retyping import untrue_type, with_types_of
 from fuzz.programs.rounding import Rounding
 from ir.compare import programs_equal
 from ir.errors import EvaluationError, GraphwrightError, InferenceError
+from ir.opdef import Trait
 from ir.program import Program, copy_program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
@@ -410,6 +412,8 @@ class _Runs:
                     return own  # fixed dtypes cannot be mixed with float64
 
             budget = Budget(Rounding(run, exact=double), exact, coarsest_dtype(self.typed), may_overflow=True)
+        elif gradients and any(map(_has_coarse_derivative, (self.program, program))):
+            budget = Budget(budget.rounding, lambda: own, torch.float32)
         after = self._after(program, inputs, double=not self.budgeted, gradients=gradients)
         for name, message in differences(before, after, budget, self.names):
             if not self._counts(name, inputs) or (name == "strides" and not is_definite(self.program, inputs)):
@@ -448,3 +452,7 @@ class _Runs:
         # rules assume contiguous or channels_last inputs; for others, sharing depends on strides too (`contiguous`
         # returns its operand or a copy)
         return name not in ("strides", "sharing") or self.properties.exact or all(map(is_standard, inputs))
+
+
+def _has_coarse_derivative(program: Program) -> bool:
+    return any(op.opdef.has(Trait.COARSE_DERIVATIVE) for op in program.graph.operations())
