@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from compiler.cli import opt, quantizing
+from compiler.cli import bisecting, opt, quantizing
 from compiler.cli.arguments import (
     UsageError,
     add_json,
@@ -34,6 +34,7 @@ from compiler.cli.arguments import (
     user_files,
 )
 from compiler.cli.listing import list_everything
+from compiler.cli.pipelines import add_pipeline, pipeline_of_options
 from compiler.cli.progress import compile_and_report, shown
 from compiler.cli.userfile import (
     DynamicSize,
@@ -46,10 +47,10 @@ from compiler.cli.userfile import (
     search_path,
 )
 from compiler.driver import VALIDATE_MODES, TransformResult
-from compiler.pipeline import STANDARD_PASSES, parse_pipeline, pipeline_of
+from compiler.pipeline import STANDARD_PASSES
 from compiler.report import Report, print_remarks, print_report
 from compiler.savefiles import Writer, write_files
-from compiler.targets import STANDARD_PATTERNS, TARGETS
+from compiler.targets import STANDARD_PATTERNS
 from ir.errors import GraphwrightError
 from passes.manager.instruments import DumpIR
 from passes.manager.manager import Fixpoint, Pass, PassManager
@@ -75,6 +76,7 @@ examples:
   graphwright net.py:make --load my_rules.py --patterns all,MyPattern
   graphwright quantize --help                                quantize a model, save it as ONNX, check it in engines
   graphwright opt --help                                     run a pipeline on the text of a program
+  graphwright bisect --help                                  find the rewrite that makes the result wrong
   graphwright --list                                         every pattern with its equation, and every pass
 
 exit codes: 0 done, 1 the model could not be compiled, 2 wrong usage
@@ -89,26 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     group = parser.add_argument_group("what is done")
-    what = group.add_mutually_exclusive_group()
-    what.add_argument(
-        "--patterns",
-        metavar="NAMES",
-        help="patterns to apply: class names, or the lists all (default), conversions, fusions, none; with commas",
-    )
-    what.add_argument("--pipeline", metavar="TEXT", help="passes to run instead, in the text form of a PassManager")
-    group.add_argument(
-        "--target",
-        choices=sorted(TARGETS),
-        default="tensorrt",
-        help="the runtime, whose lists are meant (default: %(default)s)",
-    )
-    group.add_argument(
-        "--load",
-        metavar="FILE.py",
-        action="append",
-        default=[],
-        help="file whose patterns and passes --patterns and --pipeline may name, beside those of MODEL.py; repeatable",
-    )
+    add_pipeline(group)
     add_leaf(group)
 
     add_sizes(parser)
@@ -222,7 +205,9 @@ def _run(options: argparse.Namespace) -> int:
         patterns, passes = extensions_of([file, *(load_file(Path(extra)) for extra in options.load)])
         if options.list:
             return _list((patterns, passes))
-        pipeline = _pipeline(options, patterns, passes)
+        pipeline = pipeline_of_options(options, patterns, passes)
+        if options.dump_ir is not None:
+            pipeline = pipeline.with_instruments(DumpIR(options.dump_ir))
         user = load_model(file, function)
         result, report = _compile(options, user, pipeline, sizes)
     _write(options, result, report)
@@ -240,39 +225,6 @@ def _check_targets(options: argparse.Namespace) -> None:
     files = (options.save_module, options.save_code, options.save_ir, options.trace)
     check_outputs([*filter(None, files), *([Path(options.json)] if options.json not in (None, "-") else [])])
     check_outputs([], [options.dump_ir, options.reproducers])
-
-
-def _pipeline(
-    options: argparse.Namespace, patterns: Sequence[type[Pattern]], passes: Sequence[type[Pass]]
-) -> PassManager:
-    if options.pipeline is not None:
-        manager = parse_pipeline(options.pipeline, passes=passes, patterns=patterns)
-    else:
-        manager = pipeline_of(select_patterns(options.patterns or "all", TARGETS[options.target].lists, patterns))
-    return manager if options.dump_ir is None else manager.with_instruments(DumpIR(options.dump_ir))
-
-
-def select_patterns(
-    names: str, lists: Mapping[str, Sequence[type[Pattern] | Pattern]], extra: Sequence[type[Pattern]] = ()
-) -> tuple[type[Pattern] | Pattern, ...]:
-    """Return the patterns in a comma-separated text, each once, in order.
-
-    Args:
-        names: class names, and keys of `lists`.
-        lists: named lists of patterns.
-        extra: pattern classes in addition to the standard ones.
-
-    Raises:
-        UsageError: when there is no such pattern.
-    """
-    known = {pattern.__name__: pattern for pattern in (*STANDARD_PATTERNS, *extra)}
-    chosen: dict[type[Pattern] | Pattern, None] = {}
-    for name in filter(None, map(str.strip, names.split(","))):
-        if name not in lists and name not in known:
-            raise UsageError(f"there is no pattern {name!r}; known: {', '.join([*lists, *known])}")
-        for pattern in lists.get(name) or (() if name in lists else (known[name],)):
-            chosen.setdefault(pattern)
-    return tuple(chosen)
 
 
 def _compile(
@@ -357,6 +309,7 @@ def _show(options: argparse.Namespace, report: Report) -> None:
 _COMMANDS: Mapping[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]] = {
     "quantize": (quantizing.build_parser, quantizing.run),
     "opt": (opt.build_parser, opt.run),
+    "bisect": (bisecting.build_parser, bisecting.run),
 }
 """Name -> parser and what runs the command, of all but the one without a name."""
 

@@ -169,7 +169,7 @@ class Plan:
         if self._listed is None:
             log = RewriteLog(modules=self._modules, strict=self._strict)
             log.veto = following = self.follow(log)
-            manager = _without_instruments(self.pipeline)
+            manager = without_instruments(self.pipeline)
             manager.run(copy_program(self._program), PassContext(log=log, scope=manager.scope.bound(self._modules)))
             self._listed = following.rewrites()
         return self._listed
@@ -272,10 +272,10 @@ def _where(rewrite: PlannedRewrite) -> str:
     return str(rewrite).partition(" at ")[2]
 
 
-def _without_instruments(manager: PassManager) -> PassManager:
+def without_instruments(manager: PassManager) -> PassManager:
     """Return a pipeline that tells no instruments: what is planned is not done."""
     passes: list[Pass] = [
-        _without_instruments(each) if isinstance(each, PassManager) and takes_passes(type(each)) else each
+        without_instruments(each) if isinstance(each, PassManager) and takes_passes(type(each)) else each
         for each in manager.passes
     ]
     bare = attrs.evolve(manager, instruments=())
