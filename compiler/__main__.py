@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import sys
-import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,12 +45,13 @@ from compiler.cli.userfile import (
     load_model,
     search_path,
 )
+from compiler.codepackage import check_package, write_package
 from compiler.driver import VALIDATE_MODES, TransformResult
 from compiler.pipeline import STANDARD_PASSES
 from compiler.report import Report, print_remarks, print_report
 from compiler.savefiles import Writer, write_files
 from compiler.targets import STANDARD_PATTERNS
-from ir.errors import GraphwrightError
+from ir.errors import GraphwrightError, InputError
 from passes.manager.instruments import DumpIR
 from passes.manager.manager import Fixpoint, Pass, PassManager
 from passes.manager.timing import Timing
@@ -67,7 +67,7 @@ The report says what was converted and fused, what was not and why, and how exac
 _EXAMPLES = """\
 examples:
   graphwright net.py:make                                    compile what make() of net.py returns, print the report
-  graphwright net.py:make --save-module net.pt --save-code net_code.py
+  graphwright net.py:make --save-module net.pt --save-code net_code
   graphwright net.py:make --dynamic-batch --validate final   symbolic batch size; compare with the original
   graphwright net.py:make --dynamic x.1=seq:2..512           symbolic second dimension of input x
   graphwright net.py:make --target openvino                  conversions and fusions of another runtime
@@ -109,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("results")
     group.add_argument("--save-module", metavar="PATH", type=Path, help="save the emitted module with torch.save")
     group.add_argument(
-        "--save-code", metavar="PATH", type=Path, help="write its forward and its submodules as readable text"
+        "--save-code", metavar="DIR", type=Path, help="write it as a package of code that can be read and imported"
     )
     group.add_argument("--save-ir", metavar="PATH", type=Path, help="write the final IR")
     group.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each pass that changed it")
@@ -222,9 +222,14 @@ def _list(extensions: tuple[tuple[type[Pattern], ...], tuple[type[Pass], ...]]) 
 
 
 def _check_targets(options: argparse.Namespace) -> None:
-    files = (options.save_module, options.save_code, options.save_ir, options.trace)
+    files = (options.save_module, options.save_ir, options.trace)
     check_outputs([*filter(None, files), *([Path(options.json)] if options.json not in (None, "-") else [])])
     check_outputs([], [options.dump_ir, options.reproducers])
+    if options.save_code is not None:
+        try:
+            check_package(options.save_code)
+        except InputError as error:
+            raise UsageError(str(error)) from error
 
 
 def _compile(
@@ -264,10 +269,11 @@ def _compile_under(
 
 def _write(options: argparse.Namespace, result: TransformResult, report: Report) -> None:
     writers: dict[Path, Writer] = {}
+    if options.save_code is not None:
+        writers[options.save_code] = lambda path: write_package(result.model, path, source=options.model)
     if options.save_module is not None:
         writers[options.save_module] = lambda path: torch.save(result.model, path)
     texts = {
-        options.save_code: lambda: readable_code(result, options.model),
         options.save_ir: lambda: str(result.program),
         Path(options.json) if options.json not in (None, "-") else None: lambda: _json_text(report),
     }
@@ -281,13 +287,6 @@ def _json_text(report: Report) -> str:
     return json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
 
 
-def readable_code(result: TransformResult, source: str) -> str:
-    """Return the emitted module as text: its submodules in a comment, then the source of its `forward`."""
-    modules = textwrap.indent(str(result.model).partition("\n\n\n")[0], "# ", lambda line: True)
-    header = f"# Emitted by graphwright from {source}. To read, not to import: the weights are in the module.\n#\n"
-    return f"{header}{modules}\n{result.model.code.rstrip()}\n"
-
-
 def _show(options: argparse.Namespace, report: Report) -> None:
     if options.json == "-":
         sys.stdout.write(_json_text(report))
@@ -298,7 +297,9 @@ def _show(options: argparse.Namespace, report: Report) -> None:
         print_remarks(report.remarks, console)
     notes = {
         options.save_module: "load it with torch.load(PATH, weights_only=False)",
-        options.save_code: "its code",
+        options.save_code: f"import it: from {options.save_code.resolve().name} import load"
+        if options.save_code
+        else "",
         options.save_ir: "its IR",
     }
     for path, note in notes.items():

@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +19,7 @@ from compiler.codegen.layers import OF_MODULES, layer_class
 from compiler.codegen.package import WEIGHTS, Written, write_module
 from compiler.emitted.graphmodule import EmittedModule, TreeGraphModule
 from compiler.emitted.written import WrittenModule, tensors_of
-from compiler.savefiles import SaveError
+from compiler.savefiles import write_files
 from ir.errors import CodegenError, InputError
 
 _MARK = "# Written by graphwright: "
@@ -78,29 +76,27 @@ def save_code(module: nn.Module, path: str | os.PathLike[str], *, source: str = 
         CodegenError: when a part of the module cannot be written as code.
         SaveError: when a file cannot be written.
     """
+    folder = Path(path)
+    check_package(folder)
+    write_files({folder: lambda place: write_package(module, place, source=source)})
+
+
+def write_package(module: nn.Module, place: Path, *, source: str = "") -> None:
+    """Write what `save_code` writes to a folder that is made.
+
+    Raises:
+        InputError: when the module is none of a result.
+        CodegenError: when a part of the module cannot be written as code.
+        OSError: when a file cannot be written.
+    """
     if not isinstance(module, EmittedModule):
         raise InputError(
             f"{type(module).__qualname__} is no emitted module", remedy="give the module of a result: `result.model`"
         )
-    folder = Path(path)
-    check_package(folder)
-    name = module._class_name
-    written = write_module(
-        module, module._kept, f"{name}, emitted by graphwright{f' from {source}' if source else ''}."
-    )
-    try:
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.resolve().parent))
-    except OSError as error:
-        raise SaveError(f"cannot write {folder}: {error.strerror or error}") from error
-    try:
-        place = draft / folder.name
-        _write(place, written, module)
-        _check(place, written, module)
-        _put(place, folder, draft / "old")
-    except OSError as error:
-        raise SaveError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    of = f" from {source}" if source else ""
+    written = write_module(module, module._kept, f"{module._class_name}, emitted by graphwright{of}.")
+    _write(place, written, module)
+    _check(place, written, module)
 
 
 def _write(place: Path, written: Written, module: EmittedModule) -> None:
@@ -115,18 +111,6 @@ def _write(place: Path, written: Written, module: EmittedModule) -> None:
     (place / _INIT).write_text("\n".join(lines), encoding="utf-8")
     (place / _MODULE).write_text(written.code, encoding="utf-8")
     torch.save(tensors_of(module, written.kept), place / WEIGHTS)
-
-
-def _put(place: Path, folder: Path, old: Path) -> None:
-    """Move a package to its place, and what was there away."""
-    if folder.exists():
-        os.rename(folder, old)
-    try:
-        os.rename(place, folder)
-    except OSError:
-        if old.exists():
-            os.rename(old, folder)
-        raise
 
 
 def _check(place: Path, written: Written, module: EmittedModule) -> None:

@@ -24,7 +24,7 @@ _OTHERS: Mapping[type, Mapping[str, Callable[[Any], Any]]] = {
     },
 }
 """Class -> arguments that no attribute has under their name."""
-_NOT_ARGUMENTS = ("self", "device", "dtype")
+_NOT_ARGUMENTS = ("self", "device")
 _ABSENT = object()
 OF_MODULES = frozenset(vars(nn.Module()))
 """The attributes that every module has."""
@@ -66,7 +66,7 @@ def _arguments(class_: type[nn.Module], module: nn.Module, path: str) -> dict[st
     given: dict[str, Any] = {}
     others = _OTHERS.get(class_, {})
     for name, parameter in inspect.signature(class_.__init__).parameters.items():
-        if name in _NOT_ARGUMENTS or name.startswith("_"):
+        if name in _NOT_ARGUMENTS or name.startswith("_") or (name == "dtype" and "dtype" not in vars(module)):
             continue
         if name in others:
             value = others[name](module)

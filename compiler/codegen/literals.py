@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pkgutil
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -61,7 +62,7 @@ class Imports:
 
     def lines(self) -> list[str]:
         """Return the import statements."""
-        modules: list[str] = []
+        groups: tuple[list[str], ...] = ([], [], [])  # of Python, of packages, and ours
         members: dict[str, list[str]] = {}
         for name, (module, own) in self.names.items():
             if own:
@@ -69,18 +70,23 @@ class Imports:
             else:
                 parent, _, last = module.rpartition(".")
                 plain = f"import {module}" if name == module else f"from {parent} import {last}"
-                modules.append(plain if name in (module, last) else f"import {module} as {name}")
-        return [*sorted(modules, key=lambda line: (line.startswith("from"), line)), *_members(members)]
+                line = plain if name in (module, last) else f"import {module} as {name}"
+                groups[_group(module)].append(line)
+        for module, names in sorted(members.items()):
+            groups[_group(module)].append(_members(module, names))
+        ordered = [sorted(group, key=lambda line: line.startswith("from")) for group in groups if group]
+        return [line for group in ordered for line in (*group, "")][:-1]
 
 
-def _members(members: Mapping[str, list[str]]) -> list[str]:
-    lines = []
-    for module, names in sorted(members.items()):
-        line = f"from {module} import {', '.join(sorted(names))}"
-        if len(line) > 110:
-            line = f"from {module} import (\n" + "".join(f"    {name},\n" for name in sorted(names)) + ")"
-        lines.append(line)
-    return lines
+def _group(module: str) -> int:
+    return 2 if module == WINDOW else 0 if module.partition(".")[0] in sys.stdlib_module_names else 1
+
+
+def _members(module: str, names: list[str]) -> str:
+    line = f"from {module} import {', '.join(sorted(names))}"
+    if len(line) > 110:
+        line = f"from {module} import (\n" + "".join(f"    {name},\n" for name in sorted(names)) + ")"
+    return line
 
 
 def _is_found(module: str, name: str, value: Any) -> bool:
@@ -92,6 +98,12 @@ def _is_found(module: str, name: str, value: Any) -> bool:
         return False
 
 
+def quoted(text: str) -> str:
+    """Return the code of a text, in the quotes that most code has."""
+    written = repr(text)
+    return f'"{written[1:-1]}"' if written[0] == "'" and '"' not in text else written
+
+
 def literal(value: Any, imports: Imports) -> str:
     """Return the code of a value, from which an equal one is made.
 
@@ -100,7 +112,7 @@ def literal(value: Any, imports: Imports) -> str:
     """
     kind = type(value)
     if kind in _PLAIN:
-        return repr(value)
+        return quoted(value) if kind is str else repr(value)
     if kind is float:
         return repr(value) if math.isfinite(value) else f'float("{value}")'
     if kind is complex and all(map(math.isfinite, (value.real, value.imag))):

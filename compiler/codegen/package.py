@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from compiler.codegen.layers import held, layer_call
-from compiler.codegen.literals import Imports, literal
+from compiler.codegen.literals import Imports, literal, quoted
 from compiler.emitted import fused
 from compiler.emitted.forward_code import attribute, is_plain_name
 from compiler.emitted.fused import FusedModule, fused_class
@@ -115,7 +115,7 @@ class _Writer:
         self.imports.of(load_tensors)
         self.imports.names.update({"Path": ("pathlib", "Path"), "Any": ("typing", "Any")})
         opaque = "opaques: Mapping[str, nn.Module], *, " if self.kept else "*, "
-        given, kept = ("opaques", f", kept={list(self.kept)!r}") if self.kept else ("", "")
+        given, kept = ("opaques", f", kept={literal(self.kept, self.imports)}") if self.kept else ("", "")
         about = ""
         if self.kept:
             about = f"\n\n    `opaques` has the modules at {', '.join(self.kept)}, which are not written.\n    "
@@ -154,7 +154,7 @@ class _Writer:
         """Return the expression that makes a module; statements that follow it are added to `after`."""
         whole = f"{prefix}{path}"
         if whole in self.kept:
-            return f"opaques[{whole!r}]"
+            return f"opaques[{quoted(whole)}]"
         if isinstance(module, Container):
             call = f"{self.imports.of(Container)}()"
             self._fill(module, path, prefix, seen, after)
@@ -198,7 +198,7 @@ class _Writer:
         class_ = type(module)
         if getattr(fused, class_.__name__, None) is class_:
             return self.imports.of(class_)
-        return f"{self.imports.of(fused_class)}({module.kind!r})"  # the class of a user's kind is made on demand
+        return f"{self.imports.of(fused_class)}({quoted(module.kind)})"  # the class of a user's kind is made on demand
 
     def _tensors(self, module: nn.Module, path: str, lines: list[str]) -> None:
         """Register the tensors that a module without a class of its own holds."""
@@ -210,13 +210,13 @@ class _Writer:
                 trained = "" if tensor.requires_grad else ", requires_grad=False"
                 value = f"nn.Parameter({value}{trained})"
             if tensor is None or not is_plain_name(name):
-                lines.append(f"{owner}.register_parameter({name!r}, {value})")
+                lines.append(f"{owner}.register_parameter({quoted(name)}, {value})")
             else:
                 lines.append(f"{owner}.{name} = {value}")
         for name, buffer in module._buffers.items():
             persistent = "" if name not in module._non_persistent_buffers_set else ", persistent=False"
             value = "None" if buffer is None else self._empty(buffer)
-            lines.append(f"{owner}.register_buffer({name!r}, {value}{persistent})")
+            lines.append(f"{owner}.register_buffer({quoted(name)}, {value}{persistent})")
 
     def _empty(self, tensor: torch.Tensor) -> str:
         dtype = "" if tensor.dtype is torch.float32 else f", dtype={tensor.dtype}"
@@ -297,13 +297,13 @@ class _Writer:
                     lines.append(f"{owner}.{name} = {literal(value, self.imports)}")
         if module._mode_locked is not None:
             more = ", is_unknown=True" if module._mode_unknown else ""
-            more += f", remedy={module._mode_remedy!r}" if module._mode_remedy else ""
-            lines.append(f"self.lock_mode({module._mode_locked!r}{more})")
+            more += f", remedy={quoted(module._mode_remedy)}" if module._mode_remedy else ""
+            lines.append(f"self.lock_mode({quoted(module._mode_locked)}{more})")
         names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
         if names != [name for name, _ in nn.Module.named_parameters(module, remove_duplicate=False)]:
-            lines.append(f"self.in_order({names!r})")
+            lines.append(f"self.in_order({literal(names, self.imports)})")
         others = [path for path, each in module.named_modules() if each.training != module.training]
-        given = f", others={others!r}" if others else ""
+        given = f", others={literal(others, self.imports)}" if others else ""
         lines.append(f"self.start(training={module.training}{given})")
         return lines
 

@@ -130,11 +130,12 @@ class SignatureCodeGen(CodeGen):
         if self.variable:
             code.globals[_TAKEN] = taken
         for node in nodes:
-            if node.op == "placeholder" and node.name != node.target:
-                _unshadow(code, node.name, node.target)
-            elif node.op in ("call_module", "get_attr") and not all(map(is_plain_name, node.target.split("."))):
+            if node.op in ("call_module", "get_attr") and not all(map(is_plain_name, node.target.split("."))):
                 old, new = _format_target(root_module, node.target), attribute(root_module, node.target)
                 code.src = re.sub(rf"(?<== ){re.escape(old)}(?![\w.])", new.replace("\\", r"\\"), code.src)
+        for node in nodes:  # when it is Python
+            if node.op == "placeholder" and node.name != node.target:
+                _unshadow(code, node.name, node.target)
         return code
 
 
@@ -196,7 +197,7 @@ def is_plain_name(name: str) -> bool:
 
 
 def attribute(root: str, target: str) -> str:
-    """Return the expression for a submodule at a path with parts that are not plain names."""
+    """Return the expression for a submodule at a path, of which parts may be no plain names."""
     for name in target.split("."):
         root = f"{root}.{name}" if is_plain_name(name) else f"getattr({root}, {json.dumps(name)})"
     return root
