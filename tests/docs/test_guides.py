@@ -34,6 +34,7 @@ def test_there_is_a_guide_for_each_subject() -> None:
         "quantization",
         "runtimes",
         "targets",
+        "tools",
         "weights",
         "writing-a-pattern",
     ]
