@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # in the package's place.
 EDITABLE := --no-build-isolation --config-settings editable_mode=compat -e
 INSTALL_INPUTS := pyproject.toml constraints.txt
-API := graphwright graphwright.ir graphwright.passes graphwright.fuzz graphwright.quant graphwright.report graphwright.targets graphwright.tensorrt
+API := graphwright graphwright.emitted graphwright.ir graphwright.passes graphwright.fuzz graphwright.quant graphwright.report graphwright.targets graphwright.tensorrt
 BENCHMARKS := import_time rewrite_throughput compile_time
 
 .DEFAULT_GOAL := help
@@ -23,7 +23,7 @@ help:
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make format  let ruff fix and format what it can'
 	@echo 'make docs    the API reference, from the docstrings, in build/api'
-	@echo 'make zoo     the tests on many real models (long)'
+	@echo 'make zoo     some 240 models, each in a process, and the tests marked `zoo` (long)'
 	@echo 'make bench   the benchmarks, side by side with the peers'
 	@echo 'make mutants the fuzz suite against a sample of faults put in on purpose (long)'
 	@echo 'make clean   remove .venv and all caches'
@@ -52,7 +52,9 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/python -W 'ignore:Error parsing type annotation:UserWarning' -m pdoc --docformat google \
 	  --output-directory build/api $(API)
 
+# The models that need timm and transformers say that they do not run where these are missing: `pip install` them first.
 zoo: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo.run
 	$(BIN)/python -m pytest -m zoo
 
 bench: $(VENV)/.installed-bench

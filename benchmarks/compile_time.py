@@ -76,8 +76,12 @@ def _name(stage: str) -> str:
     return "convert" if stage.startswith("convert") else stage
 
 
-class _Meter:
-    """Measures stages: receives the name of each as it begins."""
+class Meter:
+    """Measures stages: receives the name of each as it begins.
+
+    Args:
+        memory: whether to measure memory too; it takes time.
+    """
 
     def __init__(self, *, memory: bool) -> None:
         self.times: dict[str, float] = {}
@@ -156,7 +160,7 @@ def measure(model_name: str, batch: int, rounds: int, limit: float, cold: bool) 
     exports = [_cpu_seconds(export)]
     times: list[dict[str, float]] = []
     tensors = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in (*model.parameters(), *model.buffers())}
-    meter = _Meter(memory=True)
+    meter = Meter(memory=True)
     start = time.perf_counter()
     result = transform(model, (x,), progress=meter.begin)
     meter.begin("")
@@ -170,7 +174,7 @@ def measure(model_name: str, batch: int, rounds: int, limit: float, cold: bool) 
     for _ in range(rounds - 1 if seconds <= limit else 0):
         exports.append(_cpu_seconds(export))
         gc.collect()
-        round_ = _Meter(memory=False)
+        round_ = Meter(memory=False)
         transform(model, (x,), progress=round_.begin)
         round_.begin("")
         times.append(round_.times)
@@ -257,13 +261,17 @@ def memory_table(summaries: Sequence[Summary]) -> Table:
     return table
 
 
+def cpu() -> str:
+    """Name the processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def host() -> str:
     """Describe the machine."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     load = os.getloadavg()[0]
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{platform.node()}: {cpu}, {os.cpu_count()} cores, load {load:.1f}; {versions}"
+    return f"{platform.node()}: {cpu()}, {os.cpu_count()} cores, load {load:.1f}; {versions}"
 
 
 def _run(model: str, arguments: argparse.Namespace) -> dict[str, Any]:

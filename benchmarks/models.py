@@ -108,7 +108,9 @@ def example_input(*, batch: int = 2, size: int = 224, seed: int = 0) -> torch.Te
 
 
 @torch.no_grad()
-def randomize_batch_norm(model: nn.Module, generator: torch.Generator, *example_inputs: torch.Tensor) -> None:
+def randomize_batch_norm(
+    model: nn.Module, generator: torch.Generator, *example_inputs: Any, **example_kwargs: Any
+) -> None:
     """Randomise, in place, the values of `model` that initialization leaves constant or nearly zero.
 
     A fresh model hides errors: BatchNorm with mean 0, variance 1, weight 1 and bias 0 is nearly the identity,
@@ -129,6 +131,7 @@ def randomize_batch_norm(model: nn.Module, generator: torch.Generator, *example_
         example_inputs: when given, the running statistics are first set to those of the model on these
             inputs. Without that, the signal of a deep model dies out or grows from layer to layer, and its
             output hardly depends on its input.
+        example_kwargs: keyword arguments of that run.
     """
     for parameter in model.parameters():
         if parameter.numel() == 1:
@@ -141,11 +144,11 @@ def randomize_batch_norm(model: nn.Module, generator: torch.Generator, *example_
             fan_in = math.prod(parameter.shape[1:]) if parameter.dim() > 1 else 100
             parameter.copy_(_normal(parameter, generator) / math.sqrt(fan_in))
     norms = _norms_with_statistics(model)
-    if not example_inputs:
+    if not example_inputs and not example_kwargs:
         for norm in norms:
             _perturb_statistics(norm, generator)
     elif norms:
-        _calibrate(model, norms, generator, example_inputs)
+        _calibrate(model, norms, generator, example_inputs, example_kwargs)
 
 
 def _perturb_statistics(norm: _BatchNorm, generator: torch.Generator) -> None:
@@ -159,7 +162,8 @@ def _calibrate(
     model: nn.Module,
     norms: list[_BatchNorm],
     generator: torch.Generator,
-    example_inputs: tuple[torch.Tensor, ...],
+    example_inputs: tuple[Any, ...],
+    example_kwargs: dict[str, Any],
 ) -> None:
     """Set running statistics to those of one run in eval mode, each perturbed before the next layer runs."""
 
@@ -175,7 +179,7 @@ def _calibrate(
     hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
     model.eval()
     try:
-        model(*example_inputs)
+        model(*example_inputs, **example_kwargs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -23,6 +23,7 @@ from torch import nn
 
 from benchmarks.mnist import MNIST_NETS, load_mnist_net, mnist_data
 from benchmarks.models import import_torchvision
+from compiler.runtime.check import sqnr
 from ir.errors import MissingPackageError
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "hubble_deep_field", "retina", "ihc")
@@ -62,8 +63,7 @@ class Net:
 
     def sqnr_of(self, output: Any) -> float:
         """Return the power of the net's outputs over that of the difference of an output, in dB."""
-        expected, got = first(self.expected).double(), first(output).double()
-        return float(10 * torch.log10(expected.square().sum() / (expected - got).square().sum()))
+        return sqnr(first(output), first(self.expected))
 
 
 def first(output: Any) -> torch.Tensor:

@@ -32,6 +32,7 @@ from compiler.cli.arguments import (
     split_place,
     user_files,
 )
+from compiler.cli.explaining import add_explain, check_explain, show_explanation
 from compiler.cli.listing import list_everything
 from compiler.cli.pipelines import add_pipeline, pipeline_of_options
 from compiler.cli.progress import compile_and_report, shown
@@ -74,6 +75,7 @@ examples:
   graphwright net.py:make --patterns conversions,LinearPattern
   graphwright net.py:make --pipeline 'canonicalize,fuse{patterns=ConvBNActPattern,ConvBNPattern}'
   graphwright net.py:make --load my_rules.py --patterns all,MyPattern
+  graphwright net.py:make --explain layer2.0.conv1 --rule ConvBNActPattern
   graphwright quantize --help                                quantize a model, save it as ONNX, check it in engines
   graphwright opt --help                                     run a pipeline on the text of a program
   graphwright bisect --help                                  find the rewrite that makes the result wrong
@@ -117,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--remarks", action="store_true", help="print every remark: what was applied, missed, skipped, kept"
     )
+    add_explain(group)
     group.add_argument("--quiet", action="store_true", help="print no report and no progress bar")
 
     add_tracing(parser.add_argument_group("about the passes"))
@@ -198,6 +201,7 @@ def _run(options: argparse.Namespace) -> int:
     path, function = split_place(options.model)
     sizes = dynamic_sizes(options.dynamic)
     _check_targets(options)
+    check_explain(options)
     for extra in options.load:
         existing(extra)
     with search_path(path.resolve().parent):
@@ -212,6 +216,7 @@ def _run(options: argparse.Namespace) -> int:
         result, report = _compile(options, user, pipeline, sizes)
     _write(options, result, report)
     _show(options, report)
+    show_explanation(options, result, Console())
     return 0
 
 

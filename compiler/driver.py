@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections import Counter
@@ -24,26 +25,26 @@ from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.check import Check, reference_of
 from compiler.equality.validate import validate_result
 from compiler.equality.validate_rewrites import EachRewriteValidator
+from compiler.explain.explain import explain
+from compiler.explain.explanation import Explanation
+from compiler.explain.replay import Replay
 from compiler.lower.lower import lower
 from compiler.planning import Plan
 from compiler.prepare import ONE_AT_A_TIME, as_leaves, prepare, target_and_pipeline
+from compiler.remarks import applied, kept, left_out
 from compiler.reproducer import Reproducers
 from compiler.runtime.deployable import Deployable
 from compiler.savefiles import check_folder
 from compiler.scopes import check_scopes, module_classes
 from compiler.targets.target import Target
-from compiler.usercode.state import location_of_module
-from ir.core import Operation
 from ir.errors import InputError
-from ir.opdef import Trait
-from ir.program import Program
+from ir.program import Program, copy_program
 from ir.verify import verify
 from passes.manager.instruments import count_operations
 from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult
-from passes.rewrite.driver import RewriteLog, is_computation
-from passes.rewrite.pattern import Pattern, instantiate
+from passes.rewrite.driver import RewriteLog
+from passes.rewrite.pattern import Pattern
 from passes.rewrite.remarks import MatchRecord, Remark
-from passes.rewrite.unfused import UnfusedReasons
 
 VALIDATE_MODES = ("off", "final", "each")
 
@@ -82,6 +83,24 @@ class TransformResult(Deployable):
     """Operators of the captured program and how often they occur."""
     operations_after: Mapping[str, int]
     """Operators of the emitted program; a fused region counts as one."""
+    _replay: Replay = attrs.field(eq=False)
+
+    def explain(self, at: Any = None, *, rule: Any = None) -> Explanation:
+        """Say what became of a place in the model, through which rules, and how far other rules got; `print` it.
+
+        The pipeline runs again, on a copy of the captured program.
+
+        Args:
+            at: a module path or a glob (`"layer2.0.conv1"`, `"layer4.*"`), an operator (`"aten.gelu"`), a value of the
+                printed program (`"%relu_2"`), a line (`"net.py:12"`), or a `Value` or `Operation` of `program`; by
+                default all of the model.
+            rule: the name or the class of a rule of the pipeline: how far it got there, however far that was.
+
+        Raises:
+            InputError: when the model has no such place, or the pipeline no such rule; the error names what is near.
+        """
+        with ONE_AT_A_TIME:
+            return explain(self._replay, self.program, at, rule)
 
     def counts(self) -> dict[str, int]:
         """Return how often each pattern was applied, in order of first application."""
@@ -293,6 +312,7 @@ def _compiled(
     before = count_operations(program)
     log = RewriteLog(modules=module_classes(captured), strict=strict)
     check_scopes(manager, program, log.modules)
+    replay = Replay(copy_program(program), manager, log.modules, strict, copy.copy(plan))
     each = EachRewriteValidator() if validate == "each" else None
     log.hook = each
     following = log.veto = None if plan is None else plan.follow(log)
@@ -304,7 +324,7 @@ def _compiled(
         plan.check(following.rewrites(), log.misses)
     stages.run("verify", lambda: verify(program))
     emitted = stages.run("emit", lambda: emit(program))
-    remarks = [*_applied(log), *log.remarks, *_kept(program, log, manager), *_left_out(captured)]
+    remarks = [*applied(log), *log.remarks, *kept(program, log, manager), *left_out(captured)]
     reference = reference_of(model, captured) if check or isinstance(model, Program) else None
     if check:
         if reference is None:
@@ -338,61 +358,5 @@ def _compiled(
         stages=tuple(stages.times),
         operations_before=before,
         operations_after=count_operations(program),
+        replay=replay,
     )
-
-
-def _left_out(captured: Captured) -> list[Remark]:
-    """Say what forward keeps in attributes of the model, and the result does not."""
-    return [
-        Remark(
-            "left out",
-            "capture",
-            location_of_module(path, captured.module.get_submodule(path)),
-            f"what forward keeps in `{f'{path}.{name}'.lstrip('.')}` is computed in each call, and kept nowhere: no "
-            "call depends on it",
-        )
-        for path, name in sorted(captured.observed.memos if captured.observed is not None else ())
-        if captured.module is not None
-    ]
-
-
-def _applied(log: RewriteLog) -> list[Remark]:
-    return [
-        Remark(
-            "applied",
-            match.pattern.__name__,
-            match.location,
-            f"{', '.join(map(str, match.replaced))} became {', '.join(op.name for op in match.created) or 'nothing'}",
-            match.replaced[-1].name if match.replaced else "",
-        )
-        for match in log.matches
-    ]
-
-
-def patterns_of(manager: PassManager) -> tuple[Pattern, ...]:
-    """Return the patterns of all passes of a pipeline, in order."""
-    found: list[Pattern] = []
-    for pass_ in manager.passes:
-        if isinstance(pass_, PassManager):
-            found.extend(patterns_of(pass_))
-        else:
-            found.extend(instantiate(getattr(pass_, "patterns", ())))
-    return tuple(found)
-
-
-def _kept(program: Program, log: RewriteLog, manager: PassManager) -> list[Remark]:
-    """Say of each computation outside of regions why it was not fused."""
-    rules = tuple(rule for rule in patterns_of(manager) if rule.is_fusion)
-    if not rules:
-        return []
-
-    reasons = UnfusedReasons(log, rules)
-
-    def kept(op: Operation) -> Remark:
-        opaque = op.opdef.has(Trait.OPAQUE)
-        reason = "an opaque call is never moved or fused" if opaque else reasons.of(op)
-        return Remark(
-            "kept", "fuse", op.location, f"{op.name} at `{op.location.where}` stays: {reason}", op.name, reason
-        )
-
-    return [kept(op) for op in program.graph.operations() if op.body is None and is_computation(op)]

@@ -65,3 +65,14 @@ def parse_pipeline(
     return PassManager.parse(
         text, passes=(*STANDARD_PASSES, *passes), patterns=(*STANDARD_PATTERNS, *patterns), lists=PATTERN_LISTS
     )
+
+
+def patterns_of(manager: PassManager) -> tuple[Pattern, ...]:
+    """Return the patterns of all passes of a pipeline, in order."""
+    found: list[Pattern] = []
+    for pass_ in manager.passes:
+        if isinstance(pass_, PassManager):
+            found.extend(patterns_of(pass_))
+        else:
+            found.extend(instantiate(getattr(pass_, "patterns", ())))
+    return tuple(found)

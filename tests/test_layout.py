@@ -20,10 +20,10 @@ OUTSIDE = ("tests", "benchmarks", "docs")
 
 SUB_ROOMS = {
     "ir": ("text", "ops", "quant", "memory"),
-    "passes": ("rewrite", "manager", "cleanup", "fold", "canonicalize", "fuse", "convert", "quant"),
+    "passes": ("rewrite", "explain", "manager", "cleanup", "fold", "canonicalize", "fuse", "convert", "quant"),
     "compiler": (
         *("usercode", "emitted", "capture", "lower", "codegen", "equality"),
-        *("targets", "onnx", "runtime", "quant", "cli"),
+        *("targets", "explain", "onnx", "runtime", "quant", "cli"),
     ),
     "fuzz": ("calls", "programs", "rules", "modules", "search", "campaign", "mutants"),
 }

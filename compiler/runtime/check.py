@@ -20,18 +20,13 @@ from compiler.onnx.writer import OnnxModel
 from compiler.runtime.boundaries import Difference, Reference, cut, differences, reference_of
 from compiler.runtime.engines import Engine, EngineError, checked_threads, engine_class
 from compiler.runtime.kernels import Kernel, kernels_of, promised_nodes
-from compiler.runtime.limits import check_limits
+from compiler.runtime.limits import NO_VNNI, check_limits, has_vnni
 from compiler.runtime.module import file_of
 from ir.errors import GraphwrightError, InputError
 from ir.program import Program
 from ir.types import TensorType
 
 _ROUNDS = 5
-_NO_VNNI = (
-    "this processor has no VNNI instructions: engines add two products of 8 bits in 16 bits, which saturates, and "
-    "OpenVINO halves the weights that meet signed activations. Quantize for such processors with "
-    "`table=result.target.table.without_vnni()`, on the command line `--without-vnni`"
-)
 _FLIPPED = 100
 """One integer of a part in so many may be a step apart: sums near a tie, biases of 32 bits. One never tells much."""
 _NEAR = 60.0
@@ -320,20 +315,13 @@ def _check(
         seconds[0],
         seconds[1] if plain is not None else None,
     )
-    return attrs.evolve(check, note=_note()) if check.apart else check
+    return attrs.evolve(check, note=NO_VNNI) if check.apart and not has_vnni() else check
 
 
 def _decibels(
     names: Sequence[str], found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]
 ) -> dict[str, float]:
     return {name: sqnr(a, b) for name, a, b in zip(names, found, expected, strict=True)}
-
-
-def _note() -> str:
-    """Say where this host adds up products of 8 bits in 16, which may overflow."""
-    if torch.cpu._is_vnni_supported():
-        return ""
-    return _NO_VNNI
 
 
 def _run(engine: Engine, inputs: Sequence[torch.Tensor], outputs: int) -> list[torch.Tensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 
 from compiler.extras import import_extra
 from compiler.runtime.engines import OnnxFile, OnnxRuntime, OpenVino
@@ -62,6 +63,32 @@ def promised_nodes(model: Any) -> list[Any]:
         if node.op_type in COMPUTES and data and all(_made_by(value) == "DequantizeLinear" for value in data):
             found.append(node)
     return found
+
+
+def saturates(model: Any) -> bool:
+    """Whether kernels that add two products of 8 bits in 16 may overflow: where signed integers have all 8 bits.
+
+    The largest such sum is 2·255·127, and 2·255·64 fits. `Table.without_vnni` gives weights 7 bits for that.
+
+    Args:
+        model: an `onnx_ir.Model`.
+    """
+    factors = [value for node in promised_nodes(model) if node.op_type in _WEIGHTED for value in node.inputs[:2]]
+    return any(_has_eight_bits(_integers(value)) for value in factors)
+
+
+def _integers(value: Any) -> Any:
+    """Return the integers that a dequantized value is made of."""
+    while value.producer().op_type != "DequantizeLinear":
+        value = value.producer().inputs[0]
+    return value.producer().inputs[0]
+
+
+def _has_eight_bits(integers: Any) -> bool:
+    known = integers.const_value
+    if known is None:  # an activation
+        return integers.dtype is not None and integers.dtype.name == "INT8"
+    return known.dtype.name == "INT8" and bool(np.abs(known.numpy().astype(np.int16)).max(initial=0) > 2**6)
 
 
 def _is_constant(value: Any) -> bool:

@@ -17,6 +17,11 @@ from ir.types import TensorType
 _BYTES = (torch.int8, torch.uint8)
 _RIGHT_SHIFTS = ("bitwise_right_shift", "__rshift__", "__irshift__")
 _REMAINDERS = ("fmod", "remainder", "floor_divide")
+NO_VNNI = (
+    "this processor has no VNNI instructions: engines add two products of 8 bits in 16 bits, which saturates, and "
+    "OpenVINO halves the weights that meet signed activations. Quantize for such processors with "
+    "`table=result.target.table.without_vnni()`, on the command line `--without-vnni`"
+)
 
 
 @attrs.frozen
@@ -31,6 +36,11 @@ class Limit:
 
     found: Callable[[Operation], str | None]
     remedy: str = ""
+
+
+def has_vnni() -> bool:
+    """Whether this processor adds products of 8-bit integers in 32 bits."""
+    return torch.cpu._is_vnni_supported()
 
 
 def check_limits(engine: str, limits: Sequence[Limit], program: Program) -> None:

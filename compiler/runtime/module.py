@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from compiler.onnx.files import onnx_model, save_model, serialized
 from compiler.onnx.traced import outputs_of
 from compiler.onnx.writer import OnnxModel
 from compiler.runtime.engines import MODEL, Engine, EngineError, OnnxFile, checked_threads, engine_class
-from compiler.runtime.limits import check_limits
+from compiler.runtime.kernels import saturates
+from compiler.runtime.limits import NO_VNNI, check_limits, has_vnni
 from ir.attributes import Ref
 from ir.core import Graph, Operation, Value
 from ir.errors import GraphwrightError, InputError
@@ -28,6 +30,7 @@ from ir.locations import Location
 from ir.ops.nn_ops import OPAQUE
 from ir.program import Program
 from ir.types import TensorType
+from passes.rewrite.remarks import GraphwrightWarning
 
 _CALLEE = "engine"
 """Path of the module that holds the engine."""
@@ -56,24 +59,32 @@ class EngineModule(nn.Module):
     the weights are in the file. A deep copy shares the engine, which nothing changes.
     """
 
-    def __init__(self, file: OnnxFile, signature: _Signature, engine: str, threads: int, precision: str) -> None:
+    def __init__(
+        self, file: OnnxFile, signature: _Signature, engine: str, threads: int, precision: str, saturates: bool = False
+    ) -> None:
         super().__init__()
         self.file = file
         self.signature = signature
         self.engine_name = engine
         self.threads = threads
         self.precision = precision
+        self.saturates = saturates
         self._lock = threading.Lock()
         self._loaded: Engine | None = None
         self.training = False
 
     @property
     def engine(self) -> Engine:
-        """The engine, which loads the file at its first use."""
+        """The engine, which loads the file at its first use.
+
+        Warns (`GraphwrightWarning`) where the integers of the file are too large for this processor.
+        """
         loaded = self._loaded
         if loaded is None:
             with self._lock:
                 if self._loaded is None:
+                    if self.saturates and not has_vnni():
+                        warnings.warn(f"results are inexact: {NO_VNNI}", GraphwrightWarning, stacklevel=3)
                     self._loaded = engine_class(self.engine_name)(self.file, self.threads, self.precision)
                 loaded = self._loaded
         return loaded
@@ -162,12 +173,12 @@ class EngineModule(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EngineModule:
-        twin = EngineModule(self.file, self.signature, self.engine_name, self.threads, self.precision)
+        twin = EngineModule(self.file, self.signature, self.engine_name, self.threads, self.precision, self.saturates)
         twin._loaded = self._loaded
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return EngineModule, (self.file, self.signature, self.engine_name, self.threads, self.precision)
+        return EngineModule, (self.file, self.signature, self.engine_name, self.threads, self.precision, self.saturates)
 
     def extra_repr(self) -> str:
         """Say what runs the file, and how large that is."""
@@ -187,6 +198,9 @@ def to_runtime(
         threads: how many threads a call uses; by default as many as PyTorch does (`torch.get_num_threads()`).
         precision: "f32"; in OpenVINO also "bf16" and "f16", for what is not quantized.
 
+    Warns:
+        GraphwrightWarning: the products of the file's integers overflow in this processor's kernels.
+
     Raises:
         InputError: there is no such engine or precision, or what an engine runs cannot hold the model.
         MissingPackageError: the extra of the engine is not installed.
@@ -201,7 +215,8 @@ def to_runtime(
     threads = checked_threads(threads)
     written = onnx_model(program, module)
     check_limits(engine, cls.limits, written.program)
-    call = EngineModule(file_of(written), signature_of(written), engine, threads, precision)
+    file, signature = file_of(written), signature_of(written)
+    call = EngineModule(file, signature, engine, threads, precision, saturates(written.model))
     try:
         _ = call.engine  # what the engine refuses is refused now
     except GraphwrightError:

@@ -96,6 +96,11 @@ def print_operation_context(op: Operation, radius: int = 10) -> str:
     return "\n".join(lines)
 
 
+def named_values(graph: Graph) -> dict[str, Value]:
+    """Return the values that a graph defines, and the weights that it uses, by the names that its text gives them."""
+    return {name: value for value, name in _Names.of_graph(graph).by_value.items()}
+
+
 def format_name(name: str) -> str:
     """Return the text of a value's name: `%conv1.weight`, or in quotes where it has other characters."""
     return f"%{name}" if PLAIN_NAME.fullmatch(name) else f"%{json.dumps(name)}"
@@ -187,6 +192,11 @@ class _Names:
         text = self._names.get(value)
         # only a broken graph uses a value from elsewhere
         return format_name(f"undefined.{_base_name(value)}") if text is None else text
+
+    @property
+    def by_value(self) -> dict[Value, str]:
+        """The names, in order of definition."""
+        return self._names
 
     def hint(self, value: Value) -> str:
         """Return what follows a name in its definition if the value has another name: ` "x"`."""

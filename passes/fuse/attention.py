@@ -72,6 +72,14 @@ class ScaledDotProductAttentionPattern(FusionPattern):
         _ONE_OPERATOR.changed(("f32[n, h, ", "f32["), refused="without a batch or head dimension"),
         _WRITTEN_OUT,
         _WRITTEN_OUT.changed(("%k : f32[n, h, s, d]", "%k : f32[n, s, h, d]"), ("[0, 1, 3, 2]", "[0, 2, 3, 1]")),
+        _WRITTEN_OUT.changed(
+            (
+                "%q : f32[n, h, t, d], %k : f32[n, h, s, d], %v : f32[n, h, s, e]",
+                "%q : f32[n, t, d], %k : f32[s, n, d], %v : f32[n, s, e]",
+            ),
+            ("[0, 1, 3, 2]", "[1, 2, 0]"),
+            ("dim=3", "dim=2"),
+        ),
         _WINDOWS,
         _WINDOWS.changed(("{shape=[n*m, h", "{shape=[1, n*m, h"), ("dim=3", "dim=4"), refused="their shape"),
         _WRITTEN_OUT.changed(

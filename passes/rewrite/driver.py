@@ -27,6 +27,7 @@ from passes.rewrite.pattern import Match, Pattern, unscoped
 from passes.rewrite.remarks import GraphwrightWarning, LeftOut, MatchRecord, OpSummary, Refusal, Remark, RemarkLog
 from passes.rewrite.rewriter import Listener, Rewriter
 from passes.rewrite.scope import EVERYWHERE, ModuleClasses, Scope
+from passes.rewrite.witness import Witness
 
 Replacements = list[tuple[Value, Value]]
 """(old value, new value) in the order in which uses were moved."""
@@ -64,6 +65,8 @@ class RewriteLog:
     """(rule, operation) where a rule was skipped so."""
     modules: ModuleClasses = attrs.field(factory=dict)
     """The classes of the model's modules by path, where they are known: what a scope means by a class."""
+    witness: Witness | None = None
+    """Told of every rewrite and refusal."""
 
 
 def summarize(op: Operation) -> OpSummary:
@@ -203,6 +206,8 @@ class Applier:
 
     def _miss(self, rule: Pattern, op: Operation, refusal: Refusal, involved: Sequence[Operation]) -> None:
         self.log.refusals[rule.name] += 1
+        if self.log.witness is not None:
+            self.log.witness.refused(rule, involved, refusal)
         if self.record and refusal.near:
             for each in involved:
                 self.log.misses.setdefault((each.name, each.location), {})[f"{rule.name}: {refusal.reason}"] = None
@@ -250,6 +255,8 @@ class Applier:
         for remark in rewriter.settle_weights(rule.name, self.scope.holds):
             self.log.remarks.add(remark)
         self.log.counts[rule.name] += 1
+        if self.log.witness is not None:
+            self.log.witness.applied(rule, match, events.created)
         if self.record:
             created = tuple(summarize(op) for op in events.created if op.graph is graph)
             self.log.matches.append(

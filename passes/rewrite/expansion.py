@@ -98,13 +98,21 @@ def _substitute(node: Node, chosen: dict[int, int], memo: dict[int, Node]) -> No
                 operands.append((key, tuple(_substitute(part, chosen, memo) for part in operand)))
             else:
                 operands.append((key, None if operand is None else _substitute(operand, chosen, memo)))
-        if chosen.get(id(node)):
-            swap: dict[int | str, int] = {0: 1, 1: 0}
-            operands = [(swap.get(key, key), value) for key, value in operands]
-            node = _unscaled(node)
         result = attrs.evolve(node, operands=tuple(operands))
+        if chosen.get(id(node)):
+            result = _swapped(result)
     memo[id(node)] = result
     return result
+
+
+def orders(node: OpNode) -> tuple[OpNode, ...]:
+    """Return a node in each order of its operands that may match: as it is, and swapped where that is allowed."""
+    return (node, _swapped(node)) if _swappable(node) else (node,)
+
+
+def _swapped(node: OpNode) -> OpNode:
+    swap: dict[int | str, int] = {0: 1, 1: 0}
+    return _unscaled(attrs.evolve(node, operands=tuple((swap.get(key, key), value) for key, value in node.operands)))
 
 
 def _unscaled(node: OpNode) -> OpNode:

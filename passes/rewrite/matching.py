@@ -64,11 +64,11 @@ class Variant:
 
     def accepts(self, opdef: OpDef) -> bool:
         """Return whether an operation of this operator can be the root."""
-        return _accepts(self.root.ops, opdef)
+        return accepts_opdef(self.root.ops, opdef)
 
     def mentions(self, opdef: OpDef) -> bool:
         """Return whether an operation of this operator can be anywhere in a match."""
-        return any(_accepts(node.ops, opdef) for node in op_nodes(self.root))
+        return any(accepts_opdef(node.ops, opdef) for node in op_nodes(self.root))
 
     def try_match(self, op: Operation) -> Match | str | None:
         """Match at `op`: a match, the reason of a near miss, or None."""
@@ -88,7 +88,8 @@ class Variant:
         return Match(op, ops, state.captures)
 
 
-def _accepts(ops: Trait | Sequence[OpDef | Trait], opdef: OpDef) -> bool:
+def accepts_opdef(ops: Trait | Sequence[OpDef | Trait], opdef: OpDef) -> bool:
+    """Return whether a part of a pattern for these operators can be an operation of `opdef`."""
     if isinstance(ops, Trait):
         return opdef.has(ops)
     return any(opdef.has(o) if isinstance(o, Trait) else opdef is o for o in ops)
@@ -177,7 +178,7 @@ def _needs(root: OpNode | Chain) -> tuple[tuple[int, frozenset[OpDef]], ...]:
     if isinstance(root, Chain) or isinstance(root.ops, Trait) or any(opdef.has_lists for opdef in root.ops):
         return ()
     return tuple(
-        (_operand_index(root, key), frozenset(operand.ops))
+        (operand_index(root, key), frozenset(operand.ops))
         for key, operand in root.operands
         if isinstance(operand, OpNode) and not isinstance(operand.ops, Trait)
     )
@@ -243,7 +244,7 @@ def _any_matcher(node: AnyValue) -> _ValueMatcher:
     return match
 
 
-def _refusal(where: Callable[[Operation], str | None], op: Operation) -> str | None:
+def refusal_of(where: Callable[[Operation], str | None], op: Operation) -> str | None:
     """Return why an operation does not meet a condition, or None where it does."""
     answer = where(op)
     if answer is not None and not isinstance(answer, str):
@@ -271,10 +272,10 @@ def _chain_matcher(node: Chain, shared: set[int]) -> _ValueMatcher:
                 state.captures, state.bound, state.reason = captures, bound, reason
                 del state.ops[count:]
             op = None if value is None else value.defining_op
-            if op is None or len(links) >= maximum or not _accepts(ops, op.opdef) or len(op.operand_values) != 1:
+            if op is None or len(links) >= maximum or not accepts_opdef(ops, op.opdef) or len(op.operand_values) != 1:
                 return False
             if where is not None and state.reason is None:
-                state.reason = _refusal(where, op)
+                state.reason = refusal_of(where, op)
             links.append(op)
             value = op.operands[0]
 
@@ -286,7 +287,12 @@ def _chain_root(node: Chain, shared: set[int]) -> _OpMatcher:
     return lambda op, state: len(op.results) == 1 and matcher(op.results[0], state)
 
 
-def _operand_index(node: OpNode, key: int | str) -> int:
+def operand_index(node: OpNode, key: int | str) -> int:
+    """Return the number of the operand that a key of a node means.
+
+    Raises:
+        PatternError: when it means none.
+    """
     if isinstance(key, int):
         return key
     if isinstance(node.ops, Trait):
@@ -308,12 +314,12 @@ def _op_matcher(node: OpNode, shared: set[int]) -> _OpMatcher:
     single: list[tuple[int, _ValueMatcher]] = []
     lists: list[tuple[int, tuple[_ValueMatcher, ...]]] = []
     for key, operand in node.operands:
-        index = _operand_index(node, key)
+        index = operand_index(node, key)
         if isinstance(operand, tuple):
             lists.append((index, tuple(_value_matcher(part, shared) for part in operand)))
         else:
             single.append((index, _value_matcher(operand, shared)))
-    conditions = tuple(_attribute_matcher(name, expected) for name, expected in node.attributes)
+    conditions = tuple(attribute_matcher(name, expected) for name, expected in node.attributes)
     name, where, context = node.name, node.where, node.context
     with_lists = bool(lists) or any(opdef.has_lists for opdef in opdefs or ())
 
@@ -340,7 +346,7 @@ def _op_matcher(node: OpNode, shared: set[int]) -> _OpMatcher:
             if reason is not None and state.reason is None:
                 state.reason = reason
         if where is not None and state.reason is None:
-            state.reason = _refusal(where, op)
+            state.reason = refusal_of(where, op)
         if name:
             state.captures[name] = op
         if not context:
@@ -372,7 +378,8 @@ def _check_names(node: OpNode, opdefs: tuple[OpDef, ...]) -> None:
         raise PatternError(f"{names}: there is no result {node.result}", remedy="the first result is number 0")
 
 
-def _attribute_matcher(name: str, expected: Any) -> Callable[[Operation, _State], str | None]:
+def attribute_matcher(name: str, expected: Any) -> Callable[[Operation, Any], str | None]:
+    """Return what says why an attribute of an operation does not match; its second argument has the `captures`."""
     if isinstance(expected, AttrCapture):
         capture = expected.name
 

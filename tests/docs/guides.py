@@ -39,7 +39,7 @@ class Block:
     """Where that output is in the text."""
 
 
-PAGES = ("architecture", "stability")
+PAGES = ("architecture", "stability", "zoo")
 """Files of `docs` without Python blocks: for those who work on graphwright, or decide whether to use it."""
 
 

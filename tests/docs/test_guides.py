@@ -10,6 +10,7 @@ import pytest
 from tests.docs.guides import PAGES, ROOT, Block, agrees, blocks_of, guides, run_blocks
 
 
+@pytest.mark.filterwarnings("ignore:results are inexact")  # on processors without VNNI
 @pytest.mark.parametrize("path", guides(), ids=lambda path: path.name)
 def test_guide_runs_and_shows_what_it_prints(path: Path) -> None:
     blocks = blocks_of(path.read_text(encoding="utf-8"))

@@ -265,6 +265,13 @@ def test_remarks(net: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.filterwarnings("default::passes.rewrite.remarks.GraphwrightWarning")
+def test_explains_a_place_and_a_rule(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{net}:make", "--no-measure", "--quiet", "--explain", "aten.conv2d", "--rule", "LinearPattern"]) == 0
+    assert "LinearPattern could be nothing here\n    its pattern is about aten.linear" in capsys.readouterr().out
+    assert main([f"{net}:make", "--no-measure", "--quiet", "--explain"]) == 0
+    assert ": became fused." in capsys.readouterr().out
+
+
 def test_warnings_are_one_line_on_standard_error(net: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{net}:traced", "--patterns", "conversions"]) == 0
     out, err = capsys.readouterr()
@@ -319,6 +326,8 @@ def test_list_names_every_pattern_and_pass(net: str, capsys: pytest.CaptureFixtu
         (["net.py:make", "--save-code", "a.py"], "Python cannot import a package called 'a.py'"),
         (["net.py:make", "--save-code", "no/a"], "to write the package a to"),
         (["net.py:make", "--save-ir", "a", "--save-module", "./a"], "two results are to be written to a"),
+        (["net.py:make", "--rule", "LinearPattern"], "--rule needs --explain"),
+        (["net.py:make", "--explain", "--json", "-"], "--explain and --json both write to standard output"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from compiler.pipeline import pipeline_of
 from compiler.runtime.check import check_in_engines, sqnr
 from compiler.runtime.engines import OnnxRuntime
-from graphwright import InputError, MissingPackageError, transform
+from graphwright import GraphwrightWarning, InputError, MissingPackageError, transform
 from graphwright.quant import Quantized, quantize
 from graphwright.targets import find_target
 from ir.evaluate import evaluate
@@ -200,3 +201,21 @@ def test_wrong_calls_and_missing_engines_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingPackageError, match=r"graphwright\[openvino\]"):
         result.check("openvino")
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_weights_of_eight_bits_are_warned_about_without_vnni(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    images = data(2, 3, 6, 6)
+    exact = quantized(model, images, engine)
+    inexact = quantized(model, images, engine, table=find_target(engine).table)
+    monkeypatch.setattr("compiler.runtime.module.has_vnni", lambda: False)
+    exact.to_runtime(engine, threads=1)
+    with pytest.warns(GraphwrightWarning, match=r"saturates, .*`table=result.target.table.without_vnni\(\)`"):
+        module = inexact.to_runtime(engine, threads=1)
+    moved = pickle.loads(pickle.dumps(module))  # to another host, as it were
+    with pytest.warns(GraphwrightWarning, match="no VNNI"):
+        moved(images[0])
+    moved(images[0])  # once
+    monkeypatch.setattr("compiler.runtime.module.has_vnni", lambda: True)
+    inexact.to_runtime(engine, threads=1)

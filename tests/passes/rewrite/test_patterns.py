@@ -11,11 +11,11 @@ from ir.errors import DidNotConverge, PatternError
 from ir.opdef import Trait
 from ir.text.printer import print_program
 from ir.types import ScalarType, TensorType, make_symbol
+from passes.explain.unfused import UnfusedReasons
 from passes.rewrite.driver import RewriteLog, run_sweep, run_worklist
 from passes.rewrite.matching import RuleIndex, compile_rule
 from passes.rewrite.pattern import Pattern, instantiate
 from passes.rewrite.rewriter import Rewriter
-from passes.rewrite.unfused import UnfusedReasons
 from tests.passes.building import f32, names, program
 
 
