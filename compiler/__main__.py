@@ -46,12 +46,12 @@ from compiler.cli.userfile import (
     load_model,
     search_path,
 )
-from compiler.codepackage import check_package, write_package
 from compiler.driver import VALIDATE_MODES, TransformResult
 from compiler.pipeline import STANDARD_PASSES
 from compiler.report import Report, print_remarks, print_report
 from compiler.savefiles import Writer, write_files
 from compiler.targets import STANDARD_PATTERNS
+from compiler.written.save import check_package, write_package
 from ir.errors import GraphwrightError, InputError
 from passes.manager.instruments import DumpIR
 from passes.manager.manager import Fixpoint, Pass, PassManager

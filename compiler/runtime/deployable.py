@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from compiler.codepackage import save_code
 from compiler.onnx.files import onnx_model, save_model
 from compiler.runtime.check import CheckReport, check_in_engines
 from compiler.runtime.module import to_runtime
+from compiler.written.save import save_code
 from ir.program import Program
 
 

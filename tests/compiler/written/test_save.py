@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 import graphwright.emitted
-from compiler import codepackage
-from compiler.codegen.package import write_module
-from compiler.codepackage import save_code
 from compiler.emitted.graphmodule import EmittedModule
+from compiler.written import save
+from compiler.written.code import write_module
+from compiler.written.save import save_code
 from graphwright import CodegenError, InputError, TransformResult, transform
 from graphwright.quant import quantize
 
@@ -201,7 +201,7 @@ def test_code_that_would_make_another_module_is_not_written(
         object.__setattr__(made, "code", made.code.replace("nn.BatchNorm2d(8)", "nn.BatchNorm2d(8, eps=0.1)"))
         return made
 
-    monkeypatch.setattr(codepackage, "write_module", wrong)
+    monkeypatch.setattr(save, "write_module", wrong)
     with pytest.raises(CodegenError, match=r"the attribute 'eps' of `body\.0\.bn` is 0\.1, and was 1e-05"):
         save_code(result[0].model, "net")
     assert list(Path().iterdir()) == []
@@ -311,7 +311,7 @@ def test_a_function_that_cannot_be_imported_is_refused() -> None:
 def test_everything_that_code_may_name_is_in_the_window() -> None:
     used = {
         name
-        for module in (codepackage, *(m for n, m in sys.modules.items() if n.startswith("compiler.emitted.")))
+        for module in (save, *(m for n, m in sys.modules.items() if n.startswith("compiler.emitted.")))
         for name, value in vars(module).items()
         if getattr(value, "__module__", "") == module.__name__ and name in graphwright.emitted.__all__
     }

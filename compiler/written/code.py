@@ -11,8 +11,6 @@ import attrs
 import torch
 from torch import nn
 
-from compiler.codegen.layers import held, layer_call
-from compiler.codegen.literals import Imports, literal, quoted
 from compiler.emitted import fused
 from compiler.emitted.forward_code import attribute, is_plain_name
 from compiler.emitted.fused import FusedModule, fused_class
@@ -26,6 +24,8 @@ from compiler.emitted.graphmodule import (
 )
 from compiler.emitted.guard import InputGuard
 from compiler.emitted.written import WrittenModule, WrittenRegion, hold, load_tensors
+from compiler.written.layers import held, layer_call
+from compiler.written.literals import Imports, literal, quoted
 from ir.errors import CodegenError
 from ir.text.specs import format_spec
 

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from compiler.codegen.layers import OF_MODULES, layer_class
-from compiler.codegen.package import WEIGHTS, Written, write_module
 from compiler.emitted.graphmodule import EmittedModule, TreeGraphModule
 from compiler.emitted.written import WrittenModule, tensors_of
 from compiler.savefiles import write_files
+from compiler.written.code import WEIGHTS, Written, write_module
+from compiler.written.layers import OF_MODULES, layer_class
 from ir.errors import CodegenError, InputError
 
 _MARK = "# Written by graphwright: "

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from compiler.codegen.literals import Imports, literal
 from compiler.emitted.graphmodule import SwitchedLayer
 from compiler.emitted.quantization import Quantizer
+from compiler.written.literals import Imports, literal
 from ir.errors import CodegenError
 
 _OTHERS: Mapping[type, Mapping[str, Callable[[Any], Any]]] = {
