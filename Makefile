@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # in the package's place.
 EDITABLE := --no-build-isolation --config-settings editable_mode=compat -e
 INSTALL_INPUTS := pyproject.toml constraints.txt
-API := graphwright graphwright.ir graphwright.passes graphwright.fuzz graphwright.quant graphwright.report graphwright.targets graphwright.tensorrt
+API := graphwright graphwright.emitted graphwright.ir graphwright.passes graphwright.fuzz graphwright.quant graphwright.report graphwright.targets graphwright.tensorrt
 BENCHMARKS := import_time rewrite_throughput compile_time
 
 .DEFAULT_GOAL := help

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import sys
-import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from compiler.cli import opt, quantizing
+from compiler.cli import bisecting, opt, quantizing
 from compiler.cli.arguments import (
     UsageError,
     add_json,
@@ -37,6 +36,7 @@ from compiler.cli.arguments import (
 )
 from compiler.cli.explaining import add_explain, check_explain, show_explanation
 from compiler.cli.listing import list_everything
+from compiler.cli.pipelines import add_pipeline, pipeline_of_options
 from compiler.cli.progress import compile_and_report, shown
 from compiler.cli.userfile import (
     DynamicSize,
@@ -49,11 +49,12 @@ from compiler.cli.userfile import (
     search_path,
 )
 from compiler.driver import VALIDATE_MODES, TransformResult
-from compiler.pipeline import STANDARD_PASSES, parse_pipeline, pipeline_of
+from compiler.pipeline import STANDARD_PASSES
 from compiler.report import Report, print_remarks, print_report
 from compiler.savefiles import Writer, write_files
-from compiler.targets import STANDARD_PATTERNS, TARGETS
-from ir.errors import GraphwrightError
+from compiler.targets import STANDARD_PATTERNS
+from compiler.written.save import check_package, write_package
+from ir.errors import GraphwrightError, InputError
 from passes.manager.instruments import DumpIR
 from passes.manager.manager import Fixpoint, Pass, PassManager
 from passes.manager.timing import Timing
@@ -69,7 +70,7 @@ The report says what was converted and fused, what was not and why, and how exac
 _EXAMPLES = """\
 examples:
   graphwright net.py:make                                    compile what make() of net.py returns, print the report
-  graphwright net.py:make --save-module net.pt --save-code net_code.py
+  graphwright net.py:make --save-module net.pt --save-code net_code
   graphwright net.py:make --dynamic-batch --validate final   symbolic batch size; compare with the original
   graphwright net.py:make --dynamic x.1=seq:2..512           symbolic second dimension of input x
   graphwright net.py:make --target openvino                  conversions and fusions of another runtime
@@ -79,6 +80,7 @@ examples:
   graphwright net.py:make --explain layer2.0.conv1 --rule ConvBNActPattern
   graphwright quantize --help                                quantize a model, save it as ONNX, check it in engines
   graphwright opt --help                                     run a pipeline on the text of a program
+  graphwright bisect --help                                  find the rewrite that makes the result wrong
   graphwright --list                                         every pattern with its equation, and every pass
 
 exit codes: 0 done, 1 the model could not be compiled, 2 wrong usage
@@ -93,26 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     group = parser.add_argument_group("what is done")
-    what = group.add_mutually_exclusive_group()
-    what.add_argument(
-        "--patterns",
-        metavar="NAMES",
-        help="patterns to apply: class names, or the lists all (default), conversions, fusions, none; with commas",
-    )
-    what.add_argument("--pipeline", metavar="TEXT", help="passes to run instead, in the text form of a PassManager")
-    group.add_argument(
-        "--target",
-        choices=sorted(TARGETS),
-        default="tensorrt",
-        help="the runtime, whose lists are meant (default: %(default)s)",
-    )
-    group.add_argument(
-        "--load",
-        metavar="FILE.py",
-        action="append",
-        default=[],
-        help="file whose patterns and passes --patterns and --pipeline may name, beside those of MODEL.py; repeatable",
-    )
+    add_pipeline(group)
     add_leaf(group)
 
     add_sizes(parser)
@@ -130,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("results")
     group.add_argument("--save-module", metavar="PATH", type=Path, help="save the emitted module with torch.save")
     group.add_argument(
-        "--save-code", metavar="PATH", type=Path, help="write its forward and its submodules as readable text"
+        "--save-code", metavar="DIR", type=Path, help="write it as a package of code that can be read and imported"
     )
     group.add_argument("--save-ir", metavar="PATH", type=Path, help="write the final IR")
     group.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each pass that changed it")
@@ -229,7 +212,9 @@ def _run(options: argparse.Namespace) -> int:
         patterns, passes = extensions_of([file, *(load_file(Path(extra)) for extra in options.load)])
         if options.list:
             return _list((patterns, passes))
-        pipeline = _pipeline(options, patterns, passes)
+        pipeline = pipeline_of_options(options, patterns, passes)
+        if options.dump_ir is not None:
+            pipeline = pipeline.with_instruments(DumpIR(options.dump_ir))
         user = load_model(file, function)
         result, report = _compile(options, user, pipeline, sizes)
     _write(options, result, report)
@@ -245,42 +230,14 @@ def _list(extensions: tuple[tuple[type[Pattern], ...], tuple[type[Pass], ...]]) 
 
 
 def _check_targets(options: argparse.Namespace) -> None:
-    files = (options.save_module, options.save_code, options.save_ir, options.trace, *report_files(options))
+    files = (options.save_module, options.save_ir, options.trace, *report_files(options))
     check_outputs([*filter(None, files), *([Path(options.json)] if options.json not in (None, "-") else [])])
     check_outputs([], [options.dump_ir, options.reproducers])
-
-
-def _pipeline(
-    options: argparse.Namespace, patterns: Sequence[type[Pattern]], passes: Sequence[type[Pass]]
-) -> PassManager:
-    if options.pipeline is not None:
-        manager = parse_pipeline(options.pipeline, passes=passes, patterns=patterns)
-    else:
-        manager = pipeline_of(select_patterns(options.patterns or "all", TARGETS[options.target].lists, patterns))
-    return manager if options.dump_ir is None else manager.with_instruments(DumpIR(options.dump_ir))
-
-
-def select_patterns(
-    names: str, lists: Mapping[str, Sequence[type[Pattern] | Pattern]], extra: Sequence[type[Pattern]] = ()
-) -> tuple[type[Pattern] | Pattern, ...]:
-    """Return the patterns in a comma-separated text, each once, in order.
-
-    Args:
-        names: class names, and keys of `lists`.
-        lists: named lists of patterns.
-        extra: pattern classes in addition to the standard ones.
-
-    Raises:
-        UsageError: when there is no such pattern.
-    """
-    known = {pattern.__name__: pattern for pattern in (*STANDARD_PATTERNS, *extra)}
-    chosen: dict[type[Pattern] | Pattern, None] = {}
-    for name in filter(None, map(str.strip, names.split(","))):
-        if name not in lists and name not in known:
-            raise UsageError(f"there is no pattern {name!r}; known: {', '.join([*lists, *known])}")
-        for pattern in lists.get(name) or (() if name in lists else (known[name],)):
-            chosen.setdefault(pattern)
-    return tuple(chosen)
+    if options.save_code is not None:
+        try:
+            check_package(options.save_code)
+        except InputError as error:
+            raise UsageError(str(error)) from error
 
 
 def _compile(
@@ -320,6 +277,8 @@ def _compile_under(
 
 def _write(options: argparse.Namespace, result: TransformResult, report: Report) -> None:
     writers: dict[Path, Writer] = {}
+    if options.save_code is not None:
+        writers[options.save_code] = lambda path: write_package(result.model, path, source=options.model)
     if options.save_module is not None:
         writers[options.save_module] = lambda path: torch.save(result.model, path)
     if options.report_html is not None:
@@ -327,7 +286,6 @@ def _write(options: argparse.Namespace, result: TransformResult, report: Report)
     if options.report_dot is not None:
         writers[options.report_dot] = result.save_dot
     texts = {
-        options.save_code: lambda: readable_code(result, options.model),
         options.save_ir: lambda: str(result.program),
         Path(options.json) if options.json not in (None, "-") else None: lambda: _json_text(report),
     }
@@ -341,13 +299,6 @@ def _json_text(report: Report) -> str:
     return json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
 
 
-def readable_code(result: TransformResult, source: str) -> str:
-    """Return the emitted module as text: its submodules in a comment, then the source of its `forward`."""
-    modules = textwrap.indent(str(result.model).partition("\n\n\n")[0], "# ", lambda line: True)
-    header = f"# Emitted by graphwright from {source}. To read, not to import: the weights are in the module.\n#\n"
-    return f"{header}{modules}\n{result.model.code.rstrip()}\n"
-
-
 def _show(options: argparse.Namespace, report: Report) -> None:
     if options.json == "-":
         sys.stdout.write(_json_text(report))
@@ -358,7 +309,7 @@ def _show(options: argparse.Namespace, report: Report) -> None:
         print_remarks(report.remarks, console)
     notes = {
         options.save_module: "load it with torch.load(PATH, weights_only=False)",
-        options.save_code: "its code",
+        options.save_code: "import it, and call its `load()`",
         options.save_ir: "its IR",
         options.report_html: "the report, for a browser",
         options.report_dot: "the graph, for Graphviz",
@@ -371,6 +322,7 @@ def _show(options: argparse.Namespace, report: Report) -> None:
 _COMMANDS: Mapping[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]] = {
     "quantize": (quantizing.build_parser, quantizing.run),
     "opt": (opt.build_parser, opt.run),
+    "bisect": (bisecting.build_parser, bisecting.run),
 }
 """Name -> parser and what runs the command, of all but the one without a name."""
 

@@ -204,6 +204,12 @@ def load_program(
     return program
 
 
+def weights_beside(path: Path) -> Path | None:
+    """Return the file of weights beside that of a program, or None where there is none."""
+    file = path.with_suffix(SUFFIX)
+    return file if file.is_file() else None
+
+
 def load_weights_file(program: Program, file: Path) -> None:
     """Give the weights of a program their data from a safetensors file, as `load_weights` does from a `state_dict`.
 

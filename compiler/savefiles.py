@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ir.errors import GraphwrightError, InputError
 
 Writer = Callable[[Path], object]
-"""Writes one file to a path."""
+"""Writes one file or folder to a path."""
 
 
 class SaveError(GraphwrightError):
@@ -43,7 +44,7 @@ def check_folder(path: Path) -> None:
 
 
 def write_files(writers: Mapping[Path, Writer]) -> None:
-    """Write all files, or none if one cannot be written.
+    """Write all files and folders, or none if one cannot be written.
 
     Each is first written under a temporary name beside its place, then moved.
 
@@ -56,9 +57,11 @@ def write_files(writers: Mapping[Path, Writer]) -> None:
         for path, write in writers.items():
             write(drafts[path])
         for path, draft in drafts.items():
-            draft.replace(path)
+            _move(draft, path)
     except OSError as error:
         raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
+    except GraphwrightError:
+        raise
     except Exception as error:
         raise SaveError(
             f"cannot write {path}: {type(error).__name__}: {error}",
@@ -66,4 +69,22 @@ def write_files(writers: Mapping[Path, Writer]) -> None:
         ) from error
     finally:
         for draft in drafts.values():
-            draft.unlink(missing_ok=True)
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                draft.unlink(missing_ok=True)
+
+
+def _move(draft: Path, path: Path) -> None:
+    """Put a file or a folder in the place of an old one."""
+    if not (draft.is_dir() and path.is_dir()):
+        draft.replace(path)
+        return
+    old = draft.with_suffix(".old")
+    path.rename(old)
+    try:
+        draft.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -6,6 +6,7 @@ Attributes:
 
 import graphwright._rooms  # noqa: F401 - says clearly when another package stands in the way  # isort: skip
 
+from compiler.bisection import Bisection, bisect
 from compiler.codegen import Emitted
 from compiler.driver import TransformResult, plan, transform
 from compiler.emitted.parameter_map import ParameterMap
@@ -13,6 +14,7 @@ from compiler.pipeline import parse_pipeline, pipeline_of
 from compiler.planning import Plan, PlannedRewrite
 from compiler.programfile import emit, load_program, load_weights, save_program
 from compiler.runtime.engines import EngineError
+from compiler.steps import Step
 from graphwright._version import __version__
 from ir.errors import (
     CaptureError,
@@ -36,6 +38,7 @@ from passes.rewrite.remarks import GraphwrightWarning, MatchRecord, Refusal, Rem
 from passes.rewrite.rewriter import Rewriter
 
 __all__ = [
+    "Bisection",
     "CaptureError",
     "CodegenError",
     "DidNotConverge",
@@ -65,10 +68,12 @@ __all__ = [
     "Refusal",
     "Remark",
     "Rewriter",
+    "Step",
     "TransformResult",
     "ValidationError",
     "VerificationError",
     "__version__",
+    "bisect",
     "emit",
     "load_program",
     "load_weights",

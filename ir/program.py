@@ -157,8 +157,10 @@ SURROUNDINGS = ("no_grad", "nested", "inference_mode", "layout", "requires_grad"
 class Surrounding:
     """Surroundings in which the program must not run, since the original computes something else there.
 
-    `answers` are those of the captured call, one for each input tensor where they differ by input (memory order of its
-    dimensions, whether it requires a gradient). `place` is where the original asks.
+    Attributes:
+        answers: those of the captured call, one for each input tensor where they differ by input (memory order of its
+            dimensions, whether it requires a gradient).
+        place: where the original asks.
     """
 
     answers: tuple[bool | tuple[int, ...], ...] = ()

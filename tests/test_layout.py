@@ -22,7 +22,7 @@ SUB_ROOMS = {
     "ir": ("text", "ops", "quant", "memory"),
     "passes": ("rewrite", "explain", "manager", "cleanup", "fold", "canonicalize", "fuse", "convert", "quant"),
     "compiler": (
-        *("usercode", "emitted", "capture", "lower", "codegen", "equality"),
+        *("usercode", "emitted", "capture", "lower", "codegen", "written", "equality"),
         *("targets", "explain", "page", "onnx", "runtime", "quant", "cli"),
     ),
     "fuzz": ("calls", "programs", "rules", "modules", "search", "campaign", "mutants"),

@@ -55,14 +55,14 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_load(group: argparse._ArgumentGroup) -> None:
+def add_load(group: argparse._ArgumentGroup, beside: str = "") -> None:
     """Add `--load`."""
     group.add_argument(
         "--load",
         metavar="FILE.py",
         action="append",
         default=[],
-        help="file whose patterns and passes a pipeline may name; repeatable",
+        help=f"file whose patterns and passes may be named{beside}; repeatable",
     )
 
 

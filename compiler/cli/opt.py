@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from compiler.bisection import has_data
 from compiler.cli.arguments import (
     UsageError,
     add_load,
@@ -22,7 +23,7 @@ from compiler.cli.progress import shown
 from compiler.cli.userfile import extensions_of, load_file
 from compiler.equality.validate_rewrites import EachRewriteValidator
 from compiler.pipeline import parse_pipeline
-from compiler.programfile import SUFFIX, load_weights_file, save_program
+from compiler.programfile import SUFFIX, load_weights_file, save_program, weights_beside
 from compiler.reproducer import PROGRAM, Reproducer, Reproducers, current_versions, pipeline_of_reproducer
 from compiler.savefiles import write_files
 from compiler.scopes import check_scopes
@@ -163,8 +164,8 @@ def _program(text: str, options: argparse.Namespace) -> Program:
     except ParseError as error:
         raise ParseError(f"{name}, {error.message}", line=error.line, column=error.column) from error
     verify(program)
-    beside = None if options.program == "-" or options.split_input else Path(options.program).with_suffix(SUFFIX)
-    weights = options.weights or (beside if beside is not None and beside.is_file() else None)
+    alone = options.program != "-" and not options.split_input
+    weights = options.weights or (weights_beside(Path(options.program)) if alone else None)
     if weights is not None:
         load_weights_file(program, weights)
     return program
@@ -201,15 +202,10 @@ def _write(options: argparse.Namespace, programs: Sequence[Program]) -> None:
     text = f"{SPLIT}\n".join(print_program(each, locations=not options.no_locations) for each in programs)
     if options.output is None:
         sys.stdout.write(text)
-    elif len(programs) == 1 and not options.no_locations and _has_data(programs[0]):
+    elif len(programs) == 1 and not options.no_locations and has_data(programs[0]):
         save_program(programs[0], options.output)
     else:
         write_files({options.output: lambda path: path.write_text(text, encoding="utf-8")})
-
-
-def _has_data(program: Program) -> bool:
-    weights = program.weights.values()
-    return bool(weights) and all(weight.data is not None and not weight.data.is_meta for weight in weights)
 
 
 def _run_reproducer(

@@ -121,6 +121,7 @@ class _Emitter:
             module.lock_mode(program.mode_locked, is_unknown="" not in program.module_modes)
         names = self._parameter_map(module)
         module._order = self._order(names)
+        module._kept = tuple(self.tree.opaques)
         module._weight_names = {key: weight.name for key, weight in self.tree.key_weights.items()}
         return Emitted(module, names, tuple(self.tree.opaques))
 

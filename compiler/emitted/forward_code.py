@@ -130,11 +130,12 @@ class SignatureCodeGen(CodeGen):
         if self.variable:
             code.globals[_TAKEN] = taken
         for node in nodes:
+            if node.op in ("call_module", "get_attr") and not all(map(is_plain_name, node.target.split("."))):
+                old, new = _format_target(root_module, node.target), attribute(root_module, node.target)
+                code.src = re.sub(rf"(?<== ){re.escape(old)}(?![\w.])", new.replace("\\", r"\\"), code.src)
+        for node in nodes:  # when it is Python
             if node.op == "placeholder" and node.name != node.target:
                 _unshadow(code, node.name, node.target)
-            elif node.op in ("call_module", "get_attr") and not all(map(is_plain_name, node.target.split("."))):
-                old, new = _format_target(root_module, node.target), _attribute(root_module, node.target)
-                code.src = re.sub(rf"(?<== ){re.escape(old)}(?![\w.])", new.replace("\\", r"\\"), code.src)
         return code
 
 
@@ -195,8 +196,8 @@ def is_plain_name(name: str) -> bool:
     return name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
 
 
-def _attribute(root: str, target: str) -> str:
-    """Return the expression for a submodule at a path with parts that are not plain names."""
+def attribute(root: str, target: str) -> str:
+    """Return the expression for a submodule at a path, of which parts may be no plain names."""
     for name in target.split("."):
         root = f"{root}.{name}" if is_plain_name(name) else f"getattr({root}, {json.dumps(name)})"
     return root

@@ -76,7 +76,13 @@ class FusedConvBNActMaxPool(FusedModule, rule=StemConvBNActMaxPoolPattern):
 
 
 class FusedConvBNAddAct(FusedModule, rule=ConvBNAddActPattern):
-    """conv → [bn] → + residual → [act]"""
+    """conv → [bn] → + residual → [act]
+
+    Attributes:
+        conv: the convolution.
+        bn: the norm, where there is one.
+        act: the activation, where there is one.
+    """
 
     conv: nn.Module
     bn: nn.Module
@@ -129,6 +135,15 @@ class ScaledDotProductAttention(nn.Module):
         is_causal: mask out the keys behind each query.
         scale: factor of the products; None means 1/sqrt(width of a head).
         enable_gqa: let groups of query heads share key and value heads.
+
+    Attributes:
+        kind: the region's kind.
+        quantization_points: names of the arguments that are quantized.
+        dropout_p: as above.
+        always_drop: as above.
+        is_causal: as above.
+        scale: as above.
+        enable_gqa: as above.
     """
 
     kind = ScaledDotProductAttentionPattern.kind

@@ -174,18 +174,11 @@ def _restored_layer(layer: Any, state: dict[str, Any]) -> SwitchedLayer:
     return module
 
 
-class EmittedModule(SwitchedModule, TreeGraphModule):
-    """The module that a program is emitted as.
-
-    Its parameters are new `nn.Parameter` objects over the storage of the original ones. So no memory is spent on
-    a second copy, while gradients, `requires_grad` and what `.to()` assigns are its own. An optimizer step on it
-    mutates the shared storage; `copy.deepcopy` it first where the original must not change.
-    """
+class EmittedParts(SwitchedModule):
+    """What the root of an emitted module does beside `forward`."""
 
     _order: Mapping[str, int] = MappingProxyType({})
     """Key of a parameter -> its place among those of the original, in whose order parameters are listed."""
-    _weight_names: Mapping[str, str] = MappingProxyType({})
-    """Key of a parameter or buffer -> name of the program's weight that it is."""
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -214,7 +207,7 @@ class EmittedModule(SwitchedModule, TreeGraphModule):
         """Make calls in these surroundings raise."""
         self.get_submodule("_guard").surroundings = dict(surroundings)  # type: ignore[assignment]
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> EmittedModule:
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # nn.Module converts each buffer where it is registered, which would part buffers that are registered twice
         places: dict[int, list[tuple[nn.Module, str]]] = {}
         for module in self.modules():
@@ -226,6 +219,20 @@ class EmittedModule(SwitchedModule, TreeGraphModule):
             for module, name in others:
                 module._buffers[name] = first._buffers[key]
         return self
+
+
+class EmittedModule(EmittedParts, TreeGraphModule):
+    """The module that a program is emitted as.
+
+    Its parameters are new `nn.Parameter` objects over the storage of the original ones. So no memory is spent on
+    a second copy, while gradients, `requires_grad` and what `.to()` assigns are its own. An optimizer step on it
+    mutates the shared storage; `copy.deepcopy` it first where the original must not change.
+    """
+
+    _weight_names: Mapping[str, str] = MappingProxyType({})
+    """Key of a parameter or buffer -> name of the program's weight that it is."""
+    _kept: tuple[str, ...] = ()
+    """Paths of opaque modules."""
 
 
 class FusedRegion(TreeGraphModule):

@@ -30,7 +30,12 @@ class Leaves:
 
 @attrs.frozen
 class Check:
-    """What is checked of one leaf of the arguments."""
+    """What is checked of one leaf of the arguments.
+
+    Attributes:
+        rank: number of dimensions; None where it is not known.
+        dtype: the dtype, of which the kind is checked; None where it is not known.
+    """
 
     name: str
     """As a user writes it: `x`, `cache['k']`."""
@@ -92,6 +97,11 @@ class InputGuard(nn.Module):
     Sizes and the equalities between them are checked exactly. Of a dtype only its kind (float, complex, int, bool)
     is, so a module converted with `.to(torch.float64)` takes float64 inputs. What was unknown at compile time is not
     checked.
+
+    Attributes:
+        checks: what is checked of each leaf of the arguments.
+        ranges: (symbol, least size, greatest size or None).
+        relations: (formula that must hold, the symbols in it, its text).
     """
 
     # fx removes calls with unused results, unless the module declares an effect

@@ -77,6 +77,14 @@ class Quantizer(nn.Module):
         quant_min: the smallest integer; by default that of the dtype.
         quant_max: the largest integer; by default that of the dtype.
         device: where the buffers are made; the scale is 1 and the zero point is 0.
+
+    Attributes:
+        scale: the distance of two numbers of the grid.
+        zero_point: the integer that stands for zero.
+        dtype: as above.
+        axis: as above.
+        quant_min: as above.
+        quant_max: as above.
     """
 
     scale: Tensor

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from compiler.onnx.files import onnx_model, save_model
 from compiler.runtime.check import CheckReport, check_in_engines
 from compiler.runtime.module import to_runtime
+from compiler.written.save import save_code
 from ir.program import Program
 
 
@@ -43,6 +44,23 @@ class Deployable:
             CodegenError: an operation cannot be written in ONNX.
         """
         save_model(onnx_model(self.program, self.model), path, external_data=external_data)
+
+    def save_code(self, path: str | os.PathLike[str]) -> None:
+        """Write `model` as a package of Python that can be read and imported: `from net import load`.
+
+        `load()` returns a module that computes the same bits, trains, and has the same `state_dict`. Weights are in a
+        file beside the code, which is read without running any. Opaque modules are not written: `load` is given them.
+        The package needs graphwright.
+
+        Args:
+            path: the folder; its name is that of the package. A package that was written before is replaced.
+
+        Raises:
+            InputError: when the folder holds other things, or its name is none that Python can import.
+            CodegenError: when a part of the model cannot be written as code.
+            SaveError: when a file cannot be written.
+        """
+        save_code(self.model, path)
 
     def to_runtime(self, engine: str, *, threads: int | None = None, precision: str = "f32") -> GraphModule:
         """Return a module that is called as the original is, and that an engine computes.

@@ -35,6 +35,7 @@ def test_there_is_a_guide_for_each_subject() -> None:
         "quantization",
         "runtimes",
         "targets",
+        "tools",
         "weights",
         "writing-a-pattern",
     ]

@@ -146,14 +146,14 @@ def test_keyword_arguments(net: str, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_saves_module_code_and_ir(net: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--save-module", "a.pt", "--save-code", "a.py", "--save-ir", "a.gw"]
+    options = ["--save-module", "a.pt", "--save-code", "a_code", "--save-ir", "a.gw"]
     assert main([f"{net}:make", *options]) == 0
     assert "torch.load" in capsys.readouterr().out
     module = torch.load("a.pt", weights_only=False)
     original, _ = sys.modules["net"].make()
     torch.testing.assert_close(module(example()), original(example()))
-    code = Path("a.py").read_text()
-    compile(code, "a.py", "exec")
+    code = Path("a_code/module.py").read_text()
+    assert "emitted by graphwright from net.py:make" in code
     assert "FusedConvBN" in code and "def forward(self, x" in code
     ir = Path("a.gw").read_text()
     assert print_program(parse_program(ir)) == ir
@@ -323,7 +323,9 @@ def test_list_names_every_pattern_and_pass(net: str, capsys: pytest.CaptureFixtu
         (["net.py:make", "--json", "."], "is a folder"),
         (["net.py:make", "--dump-ir", "net.py"], "net.py is a file, and a folder is needed there"),
         (["net.py:make", "--dump-ir", "net.py/dumps"], "net.py is a file"),
-        (["net.py:make", "--save-ir", "a", "--save-code", "./a"], "two results are to be written to a"),
+        (["net.py:make", "--save-code", "a.py"], "Python cannot import a package called 'a.py'"),
+        (["net.py:make", "--save-code", "no/a"], "to write the package a to"),
+        (["net.py:make", "--save-ir", "a", "--save-module", "./a"], "two results are to be written to a"),
         (["net.py:make", "--rule", "LinearPattern"], "--rule needs --explain"),
         (["net.py:make", "--explain", "--json", "-"], "--explain and --json both write to standard output"),
     ],
@@ -386,7 +388,7 @@ def test_where_one_result_cannot_be_written_none_is(net: str, capsys: pytest.Cap
     Path("net.py").write_text(_FILE.replace("self.head = nn.Linear", "self.head = local()") + _LOCAL)
     Path("a.gw").write_text("old")
     before = sorted(Path().iterdir())
-    options = ["--save-ir", "a.gw", "--save-code", "a.py", "--save-module", "a.pt", "--json", "a.json"]
+    options = ["--save-ir", "a.gw", "--save-code", "a", "--save-module", "a.pt", "--json", "a.json"]
     assert main([f"{net}:make", "--leaf", "head", *options]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("graphwright: error: cannot write a.pt: ") and "must be picklable" in err
