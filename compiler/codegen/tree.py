@@ -63,6 +63,7 @@ class ModuleTree:
         self._containers: dict[str, None] = {}
         self._invented: dict[str, str] = {}
         self._adopted: dict[int, torch.Tensor] = {}
+        self._by_data = {id(weight.data): weight for weight in weights.live if weight.data is not None}
         self._memo: dict[int, Any] = {}
         """Memo of the copies of opaque modules: what several of them hold stays one object."""
         self.opaques: list[str] = []
@@ -287,7 +288,6 @@ class ModuleTree:
     def adopt(self, module: nn.Module) -> nn.Module:
         """Return a copy of an opaque module: new parameters and buffers over the same storage."""
         memo = self._memo
-        ours = {id(w.data): w for w in self.weights.live if w.data is not None}
         for each in module.modules():
             for tensor in each.__dict__.values():
                 if isinstance(tensor, torch.Tensor):
@@ -297,7 +297,7 @@ class ModuleTree:
                     continue
                 shared = self._adopted.get(id(tensor))
                 if shared is None:
-                    weight = ours.get(id(tensor))
+                    weight = self._by_data.get(id(tensor))
                     shared = self.weights.tensor(weight) if weight is not None else share(tensor)
                     self._adopted[id(tensor)] = shared
                 memo[id(tensor)] = shared
