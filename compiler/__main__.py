@@ -23,6 +23,7 @@ from compiler.cli.arguments import (
     UsageError,
     add_json,
     add_leaf,
+    add_reports,
     add_sizes,
     add_traceback,
     add_tracing,
@@ -30,6 +31,7 @@ from compiler.cli.arguments import (
     command_parser,
     dynamic_sizes,
     existing,
+    report_files,
     split_place,
     user_files,
 )
@@ -133,6 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--save-ir", metavar="PATH", type=Path, help="write the final IR")
     group.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each pass that changed it")
     add_json(group)
+    add_reports(group)
     group.add_argument(
         "--remarks", action="store_true", help="print every remark: what was applied, missed, skipped, kept"
     )
@@ -242,7 +245,7 @@ def _list(extensions: tuple[tuple[type[Pattern], ...], tuple[type[Pass], ...]]) 
 
 
 def _check_targets(options: argparse.Namespace) -> None:
-    files = (options.save_module, options.save_code, options.save_ir, options.trace)
+    files = (options.save_module, options.save_code, options.save_ir, options.trace, *report_files(options))
     check_outputs([*filter(None, files), *([Path(options.json)] if options.json not in (None, "-") else [])])
     check_outputs([], [options.dump_ir, options.reproducers])
 
@@ -319,6 +322,10 @@ def _write(options: argparse.Namespace, result: TransformResult, report: Report)
     writers: dict[Path, Writer] = {}
     if options.save_module is not None:
         writers[options.save_module] = lambda path: torch.save(result.model, path)
+    if options.report_html is not None:
+        writers[options.report_html] = lambda path: result.save_html(path, title=options.model)
+    if options.report_dot is not None:
+        writers[options.report_dot] = result.save_dot
     texts = {
         options.save_code: lambda: readable_code(result, options.model),
         options.save_ir: lambda: str(result.program),
@@ -353,6 +360,8 @@ def _show(options: argparse.Namespace, report: Report) -> None:
         options.save_module: "load it with torch.load(PATH, weights_only=False)",
         options.save_code: "its code",
         options.save_ir: "its IR",
+        options.report_html: "the report, for a browser",
+        options.report_dot: "the graph, for Graphviz",
     }
     for path, note in notes.items():
         if path is not None:

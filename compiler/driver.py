@@ -29,6 +29,10 @@ from compiler.explain.explain import explain
 from compiler.explain.explanation import Explanation
 from compiler.explain.replay import Replay
 from compiler.lower.lower import lower
+from compiler.page.compilation import compilation_page
+from compiler.page.content import Page
+from compiler.page.history import history_of
+from compiler.page.view import Viewable
 from compiler.planning import Plan
 from compiler.prepare import ONE_AT_A_TIME, as_leaves, prepare, target_and_pipeline
 from compiler.remarks import applied, kept, left_out
@@ -62,7 +66,7 @@ class StageTime:
 
 
 @attrs.define(eq=False, repr=False)
-class TransformResult(Deployable):
+class TransformResult(Deployable, Viewable):
     """What `transform` returns."""
 
     model: GraphModule
@@ -105,6 +109,12 @@ class TransformResult(Deployable):
     def counts(self) -> dict[str, int]:
         """Return how often each pattern was applied, in order of first application."""
         return dict(Counter(match.pattern.__name__ for match in self.matches))
+
+    @override
+    def _page(self, title: str) -> Page:
+        with ONE_AT_A_TIME:
+            history = history_of(self._replay, [match.pattern.__name__ for match in self.matches])
+        return compilation_page(title or self.program.name, history, self.remarks)
 
     def __repr__(self) -> str:
         before, after = (sum(counts.values()) for counts in (self.operations_before, self.operations_after))

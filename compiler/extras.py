@@ -16,6 +16,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "onnxscript": "onnx",
         "onnxruntime": "onnxruntime",
         "openvino": "openvino",
+        "netron": "report",
         "safetensors": "safetensors",
     }
 )

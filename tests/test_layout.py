@@ -23,7 +23,7 @@ SUB_ROOMS = {
     "passes": ("rewrite", "explain", "manager", "cleanup", "fold", "canonicalize", "fuse", "convert", "quant"),
     "compiler": (
         *("usercode", "emitted", "capture", "lower", "codegen", "equality"),
-        *("targets", "explain", "onnx", "runtime", "quant", "cli"),
+        *("targets", "explain", "page", "onnx", "runtime", "quant", "cli"),
     ),
     "fuzz": ("calls", "programs", "rules", "modules", "search", "campaign", "mutants"),
 }

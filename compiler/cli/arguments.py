@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compiler.cli.userfile import DynamicSize
+from compiler.page.html import layout_library
 from compiler.savefiles import check_file, check_folder
 from ir.errors import InputError
 
@@ -84,6 +85,28 @@ def add_json(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--json", metavar="PATH", help="write the report as JSON; - is standard output, instead of the report"
     )
+
+
+def add_reports(group: argparse._ArgumentGroup) -> None:
+    """Add `--report-html` and `--report-dot`."""
+    group.add_argument(
+        "--report-html",
+        metavar="PATH",
+        type=Path,
+        help="write a page to look at: the graph before and after, each pass",
+    )
+    group.add_argument("--report-dot", metavar="PATH", type=Path, help="write the graph of the result as a DOT file")
+
+
+def report_files(options: argparse.Namespace) -> tuple[Path | None, Path | None]:
+    """Return the files of the reports; what one needs must be installed before the work starts.
+
+    Raises:
+        MissingPackageError: the extra `report` is not installed.
+    """
+    if options.report_html is not None:
+        layout_library()
+    return options.report_html, options.report_dot
 
 
 def add_traceback(group: argparse._ArgumentGroup) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import attrs
 import torch
@@ -175,6 +176,9 @@ class Record(Witness, Instrument):
         return list(changes.values()), [each for each in lineage if each.graph is graph]
 
 
+Recorder = TypeVar("Recorder", bound=Record)
+
+
 def rules_of(pass_: Pass) -> tuple[Pattern, ...]:
     """Return the rules that a single pass applies."""
     return instantiate(getattr(pass_, "patterns", ()) or getattr(pass_, "rules", ()))
@@ -216,8 +220,12 @@ class Replay:
 
     def run(self, question: Question | None = None) -> Record:
         """Run the pipeline on a copy, and return what it did."""
+        return self.recorded(lambda program: Record(program, question))
+
+    def recorded(self, recorder: Callable[[Program], Recorder]) -> Recorder:
+        """Run the pipeline on a copy, and return the record that `recorder` makes of it."""
         program = copy_program(self.program)
-        record = Record(program, question)
+        record = recorder(program)
         log = RewriteLog(modules=self.modules, strict=self.strict, witness=record)
         log.veto = None if self.plan is None else self.plan.follow(log)
         manager = without_instruments(self.pipeline)

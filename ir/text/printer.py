@@ -96,6 +96,12 @@ def print_operation_context(op: Operation, radius: int = 10) -> str:
     return "\n".join(lines)
 
 
+def operation_texts(graph: Graph) -> dict[Operation, str]:
+    """Return the text of each operation of a graph, as `print_graph` has them; regions have their bodies."""
+    names, printer = _Names.of_graph(graph), _Printer(locations=False)
+    return {op: "\n".join(printer.operation(op, names, "")) for op in _all_operations(graph)}
+
+
 def named_values(graph: Graph) -> dict[str, Value]:
     """Return the values that a graph defines, and the weights that it uses, by the names that its text gives them."""
     return {name: value for value, name in _Names.of_graph(graph).by_value.items()}

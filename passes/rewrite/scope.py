@@ -256,6 +256,16 @@ def names_of_class(qualified: str) -> frozenset[str]:
     return frozenset((qualified, qualified.rpartition(".")[2]))
 
 
+def bare_class(names: frozenset[str]) -> str:
+    """Return the bare name of the class whose names, and names of bases, these are; empty where it is not plain."""
+    full = {name: _find_class(name) for name in names if "." in name}
+    strange = [name for name, found in full.items() if found is None]  # classes made in functions
+    known = sorted((found for found in full.values() if found is not None), key=lambda found: -len(found.__mro__))
+    if len(strange) == 1:
+        return strange[0].rpartition(".")[2]
+    return known[0].__name__ if known and not strange else ""
+
+
 def _find_class(qualified: str) -> type | None:
     names = qualified.split(".")
     for count in range(len(names) - 1, 0, -1):
