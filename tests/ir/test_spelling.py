@@ -6,7 +6,8 @@ from ir.spelling import free_name
 
 
 def test_a_series_of_names_is_the_same_with_and_without_memory():
-    taken, others, numbers = {"a_2", "b"}, {"a_2", "b"}, {}
+    taken, others = {"a_2", "b"}, {"a_2", "b"}
+    numbers: dict[str, int] = {}
     for base in ("a", "a", "a", "b", "a", "b"):
         found = free_name(base, taken.__contains__)
         assert found == free_name(base, others.__contains__, numbers)
