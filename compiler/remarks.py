@@ -44,12 +44,11 @@ def applied(log: RewriteLog) -> list[Remark]:
 
 
 def kept(program: Program, log: RewriteLog, manager: PassManager) -> list[Remark]:
-    """Say of each computation outside of regions why it was not fused."""
-    rules = tuple(rule for rule in patterns_of(manager) if rule.is_fusion)
-    if not rules:
-        return []
-
-    reasons = UnfusedReasons(log, rules)
+    """Say of each computation outside of regions why it was not fused, and which rules nearly matched there."""
+    rules = patterns_of(manager)
+    fusions = tuple([rule for rule in rules if rule.is_fusion])
+    reasons = UnfusedReasons(log, fusions, rules)
+    ops = [op for op in program.graph.operations() if op.body is None and is_computation(op)]
 
     def remark(op: Operation) -> Remark:
         opaque = op.opdef.has(Trait.OPAQUE)
@@ -58,4 +57,4 @@ def kept(program: Program, log: RewriteLog, manager: PassManager) -> list[Remark
             "kept", "fuse", op.location, f"{op.name} at `{op.location.where}` stays: {reason}", op.name, reason
         )
 
-    return [remark(op) for op in program.graph.operations() if op.body is None and is_computation(op)]
+    return [*reasons.nearly(ops), *(map(remark, ops) if fusions else ())]

@@ -46,6 +46,8 @@ class Trait(enum.Flag):
     """Each element of the result is an element of an operand; which one, their places and order decide."""
     CONV = enum.auto()
     """Forward convolution with operands (input, weight, bias)."""
+    CONV_TRANSPOSE = enum.auto()
+    """Transposed convolution with operands (input, weight, bias); the weight is (in, out / groups, ...)."""
     OPAQUE = enum.auto()
     """Only PyTorch knows its meaning; never moved, merged or removed."""
     CAST = enum.auto()
@@ -62,6 +64,8 @@ class Trait(enum.Flag):
     """The result holds whatever was in memory."""
     OVERWRITES = enum.auto()
     """The result does not depend on the elements of the first operand, though no derivative says so."""
+    COARSE_DERIVATIVE = enum.auto()
+    """Its derivative has constants in float32, whatever the dtype."""
     FOR_BACKWARD = enum.auto()
     """All results but the first are for the backward, and change shape where no gradient is required."""
 

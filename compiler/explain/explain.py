@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -110,18 +110,20 @@ def _story(op: Operation, record: Record, trees: _Trees) -> Story:
     distinct = {each.rule: each for each in reversed(near)}
     return Story(
         summarize(op),
-        tuple([_step(change, op) for change in changes]),
+        tuple([_step(change, op, lineage) for change in changes]),
         tuple(map(summarize, left)),
         tuple([each for each in near if distinct[each.rule] is each]),
     )
 
 
-def _step(change: Change, op: Operation) -> Step:
+def _step(change: Change, op: Operation, lineage: Container[Operation]) -> Step:
+    if change.rule is None:
+        return Step(change.pass_, "", tuple([summarize(each) for each in change.replaced if each in lineage]), ())
     return Step(
         change.pass_,
-        "" if change.rule is None else change.rule.name,
-        tuple(map(summarize, (*change.replaced, *change.kept) if change.rule is not None else (op,))),
-        tuple(map(summarize, change.created)) if change.rule is not None else (),
+        change.rule.name,
+        tuple(map(summarize, (*change.replaced, *change.kept))),
+        tuple(map(summarize, change.created)),
         stays=op in change.kept,
     )
 

@@ -316,6 +316,10 @@ class ExportLowering(NumberLowering):
             self.weights.note_written(self.program.weights[args[0].storage.name])
             self.env[node] = args[0]
             return
+        if name == "aten._native_batch_norm_legit_no_training" and _is_first_alone(node):
+            # what decomposed the program made of a layer's operator; the mode is locked
+            name, opdef, val = "aten.batch_norm", get_opdef("aten.batch_norm"), [val[0], None, None]
+            args = [*args[:5], False, *args[5:], True]
         if name == "aten.batch_norm" and self._inside_no_grad:
             # the layer keeps its own parameters; its result loses the gradient instead
             args = [self._with_gradient(arg) for arg in args]
@@ -390,6 +394,11 @@ def _attached(seen: Observed | None) -> list[str]:
 
 def _name(target: Any) -> str:
     return opdef_of_overload(target).name if isinstance(target, torch._ops.OpOverload) else str(target)
+
+
+def _is_first_alone(node: fx.Node) -> bool:
+    """Return whether only the first result of a call is used."""
+    return all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
 
 
 def _key(val: Any) -> int | None:

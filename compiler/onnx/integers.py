@@ -223,7 +223,7 @@ def _may_vanish(op: Operation) -> bool:
 
 
 def _is_transposed(op: Operation) -> bool:
-    return op.opdef.short_name.startswith("conv_transpose")
+    return op.opdef.has(Trait.CONV_TRANSPOSE)
 
 
 def _is_on_rows(op: Operation) -> bool:

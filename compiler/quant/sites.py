@@ -74,7 +74,7 @@ def sites_of(program: Program, found: Mapping[str, Quantizer]) -> list[Site]:
 
 def is_convolution(op: Operation) -> bool:
     """Return whether an operation is a convolution, transposed or not."""
-    return op.opdef.has(Trait.CONV) or op.opdef.short_name.startswith("conv_transpose")
+    return op.opdef.has(Trait.CONV) or op.opdef.has(Trait.CONV_TRANSPOSE)
 
 
 def _quantizer_of(value: Value | None, owners: Owners, by_operation: Mapping[Operation, Quantizer]) -> Quantizer | None:

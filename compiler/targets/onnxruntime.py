@@ -5,6 +5,7 @@ from __future__ import annotations
 from compiler.targets.target import Target
 from passes.convert.attention import DecomposeMultiheadAttentionPattern
 from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
+from passes.convert.recompose import RECOMPOSITIONS
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
 from passes.fuse.conv import ConvBNPattern, ConvBNReluPattern
 from passes.fuse.dense import (
@@ -18,7 +19,7 @@ from passes.quant import tables
 
 ONNXRUNTIME = Target(
     "onnxruntime",
-    conversions=(RemoveIdentityAdaptiveAvgPoolPattern, DecomposeMultiheadAttentionPattern),
+    conversions=(RemoveIdentityAdaptiveAvgPoolPattern, DecomposeMultiheadAttentionPattern, *RECOMPOSITIONS),
     fusions=(
         ConvBNReluPattern,
         ConvBNPattern,

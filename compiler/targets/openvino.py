@@ -5,6 +5,7 @@ from __future__ import annotations
 from compiler.targets.target import Target
 from passes.convert.attention import DecomposeMultiheadAttentionPattern
 from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
+from passes.convert.recompose import RECOMPOSITIONS
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
 from passes.fuse.conv import ConvBNActPattern, ConvBNPattern
 from passes.fuse.dense import AdaptiveAvgPoolPattern, AddReluPattern, LayerNormPattern, LinearActPattern, LinearPattern
@@ -12,7 +13,7 @@ from passes.quant import tables
 
 OPENVINO = Target(
     "openvino",
-    conversions=(RemoveIdentityAdaptiveAvgPoolPattern, DecomposeMultiheadAttentionPattern),
+    conversions=(RemoveIdentityAdaptiveAvgPoolPattern, DecomposeMultiheadAttentionPattern, *RECOMPOSITIONS),
     fusions=(
         ConvBNActPattern,
         ConvBNPattern,

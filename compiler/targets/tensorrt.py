@@ -7,6 +7,7 @@ from passes.convert.attention import DecomposeMultiheadAttentionPattern
 from passes.convert.classifier import FlattenLinearToConv1x1Pattern, FlattenLinearToConvPattern
 from passes.convert.linears import MergeLinearsPattern
 from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
+from passes.convert.recompose import RECOMPOSITIONS
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
 from passes.fuse.conv import ConvBNActPattern, ConvBNAddActPattern, ConvBNPattern, StemConvBNActMaxPoolPattern
 from passes.fuse.dense import AdaptiveAvgPoolPattern, LayerNormPattern, LinearActPattern, LinearPattern
@@ -17,6 +18,7 @@ TENSORRT_CONVERSION_PATTERNS: tuple[type[Pattern], ...] = (
     FlattenLinearToConv1x1Pattern,
     RemoveIdentityAdaptiveAvgPoolPattern,
     DecomposeMultiheadAttentionPattern,
+    *RECOMPOSITIONS,
 )
 """The structural conversions."""
 

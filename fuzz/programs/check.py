@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import attrs
+import torch
 
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.observation import Look, Observation
@@ -35,6 +36,7 @@ from fuzz.programs.retyping import untrue_type, with_types_of
 from fuzz.programs.rounding import Rounding
 from ir.compare import programs_equal
 from ir.errors import EvaluationError, GraphwrightError, InferenceError
+from ir.opdef import Trait
 from ir.program import Program, copy_program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
@@ -394,6 +396,8 @@ class _Runs:
                 exact = before  # fixed dtypes cannot be mixed with float64
             rounding = Rounding(run, exact=double)
             budget = Budget(rounding, lambda: exact, coarsest_dtype(self.typed), may_overflow=True)
+        elif gradients and any(map(_has_coarse_derivative, (self.program, program))):
+            budget = Budget(budget.rounding, lambda: before, torch.float32)
         after = self._after(program, inputs, double=not self.budgeted, gradients=gradients)
         for name, message in differences(before, after, budget, self.names):
             if not self._counts(name, inputs) or (name == "strides" and not is_definite(self.program, inputs)):
@@ -422,6 +426,10 @@ class _Runs:
         # rules assume contiguous or channels_last inputs; for others, sharing depends on strides too (`contiguous`
         # returns its operand or a copy)
         return name not in ("strides", "sharing") or self.properties.exact or all(map(is_standard, inputs))
+
+
+def _has_coarse_derivative(program: Program) -> bool:
+    return any(op.opdef.has(Trait.COARSE_DERIVATIVE) for op in program.graph.operations())
 
 
 def _under(names: Mapping[str, str], look: Look | None) -> Look | None:

@@ -16,6 +16,8 @@ from fuzz.programs.check import Finding, Properties, check_case
 from fuzz.programs.observation import quiet
 from fuzz.rules.names import name_of_rule
 from fuzz.rules.orders import InOrder
+from fuzz.rules.partial import explained_otherwise
+from fuzz.rules.rule_pass import ApplyRules
 from fuzz.search.casefile import SUFFIX, format_case
 from ir.errors import GraphwrightError
 from ir.program import Program
@@ -48,6 +50,11 @@ def judge(pass_: Pass, case: AnyCase, properties: Properties, program: Program |
         trace.write_text(case.code(), encoding="utf-8")
     if isinstance(case, ModuleCase):
         return check_module(pass_, case, properties)
+    program = case.build() if program is None else program
+    for rule in pass_.rules if isinstance(pass_, ApplyRules) else ():
+        said = explained_otherwise(rule, program)
+        if said is not None:
+            raise Finding("explained", said)
     return check_case(pass_, case, properties, program)
 
 

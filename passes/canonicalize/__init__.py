@@ -14,6 +14,7 @@ from passes.canonicalize.identity import IDENTITY_RULES, INFERENCE_RULES
 from passes.canonicalize.opaque import DropOpaqueIdentities
 from passes.canonicalize.permute import PERMUTE_RULES
 from passes.canonicalize.quantization import QUANTIZATION_RULES
+from passes.canonicalize.recompose import RECOMPOSING_RULES
 from passes.canonicalize.reshape import RESHAPE_RULES
 from passes.canonicalize.spelling import SPELLING_RULES
 from passes.canonicalize.split import SPLIT_RULES
@@ -28,6 +29,7 @@ from passes.rewrite.pattern import Pattern, instantiate
 
 CANONICALIZATION_RULES: tuple[type[Pattern], ...] = (
     *IDENTITY_RULES,
+    *RECOMPOSING_RULES,
     *RESHAPE_RULES,
     *PERMUTE_RULES,
     *SPLIT_RULES,

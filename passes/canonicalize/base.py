@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from typing_extensions import override
 
 from ir.core import Operation, Value
+from ir.program import WeightKind, weight_of
 from ir.types import Dim, TensorType
 from passes.rewrite.pattern import Match, Pattern
 from passes.rewrite.rewriter import Rewriter
@@ -79,6 +82,30 @@ def is_integral(value: Value) -> bool:
     if type_ is None or type_.dtype is None:
         return False
     return not type_.dtype.is_floating_point and not type_.dtype.is_complex and type_.dtype not in _QUANTIZED
+
+
+def filled_with(value: Value) -> int | float | None:
+    """Return the number that every element of a tensor is; None where it is none, or not known."""
+    op = value.defining_op
+    if op is not None:
+        fill = op.opdef.facts.fill
+        number = op.attributes.get(fill) if isinstance(fill, str) else fill
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        return number if is_number and not math.isnan(number) else None  # type: ignore[arg-type]
+    data = constant_data(value)
+    if data is None or not data.numel() or data.dtype is torch.bool or data.is_complex():
+        return None
+    first_of_all = data.flatten()[0]
+    found: int | float = first_of_all.item()
+    return found if bool((data == first_of_all).all()) else None
+
+
+def constant_data(value: Value) -> torch.Tensor | None:
+    """Return the elements of a constant that no checkpoint replaces and nothing writes; None where there are none."""
+    weight = weight_of(value)
+    if weight is None or not weight.is_constant or weight.is_mutated or weight.data is None or weight.data.is_meta:
+        return None
+    return None if weight.kind is WeightKind.BUFFER and weight.persistent else weight.data
 
 
 _QUANTIZED = frozenset({torch.qint8, torch.quint8, torch.qint32})

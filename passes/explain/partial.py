@@ -33,7 +33,7 @@ class Difference:
     Attributes:
         kind: `operator` (another operation defines an operand), `users` (nothing uses a result as the pattern wants),
             `operand` (one is absent, or must be), `result` (another result of the right operation), `same` (two places
-            must hold one value), `attribute`, or `condition`.
+            must hold one value), `value` (a condition on one), `attribute`, or `condition` (of an operation).
         message: the difference, with places.
         location: the place in the program.
         expected: what the pattern wants there: operators, where the kind is `operator` or `users`.
@@ -154,6 +154,12 @@ class Tree:
                 if best is None or each.rank > best.rank:
                     best = each
         return best
+
+    def compared(self, op: Operation) -> PartialMatch | None:
+        """Return what the comparison alone finds with `op` as the root; None where it could not be."""
+        roots = [part for part in self.parts_for(op.opdef) if id(part) in self._roots]
+        found = [self._compare(part, op, is_top=True) for part in roots]
+        return max(found, key=lambda match: match.rank, default=None)
 
     def whole_at(self, op: Operation) -> bool:
         """Return whether the structure matches with `op` as its root."""
@@ -287,7 +293,7 @@ class Tree:
             answer = _asked(node.where, value)
             if answer is not True:
                 failed = "does not meet its condition" if answer is False else answer
-                state.differ("condition", f"{edge}, `{node.name}`, is {source_of(value)}: it {failed}", location)
+                state.differ("value", f"{edge}, `{node.name}`, is {source_of(value)}: it {failed}", location)
                 return
             state.evidence += 1
         known = state.captures.get(node.name) if node.name else None

@@ -8,10 +8,12 @@ import attrs
 import torch
 from typing_extensions import override
 
+from ir.columns import Layout
 from ir.core import Operation, Value
+from ir.memory.aliasing import reaches_output, reaches_view
 from ir.opdef import Trait
 from ir.program import Program, weight_of
-from ir.types import TensorType, shapes_equal
+from ir.types import Dim, TensorType, dims_equal, shapes_equal, simplify_dim
 from passes.manager.manager import Pass, PassContext
 from passes.rewrite.driver import run_worklist
 from passes.rewrite.example import Example
@@ -35,11 +37,25 @@ _CONVOLUTION = Example("""
       return %z
     }
 """)
+_TRANSPOSED = _CONVOLUTION.changed(
+    ("f32[o, c, 2, 3]", "f32[2*c, o, 2, 3]"),
+    ("f32[o]", "f32[2*o]"),
+    ("[n, c,", "[n, 2*c,"),
+    ("conv2d(%x, %conv.weight, %conv.bias)", "conv_transpose2d.input(%x, %conv.weight, %conv.bias) {groups=2}"),
+)
 _LINEAR = _CONVOLUTION.changed(
     (", 2, 3]", "]"),
     (", 3, 3]", "]"),
     ("conv2d(%x, %conv.weight, %conv.bias)", "linear(%x, %conv.weight, None)"),
     ("%gamma, %beta", "None, None"),
+)
+_ROWS = _LINEAR.changed(
+    ("(%x : f32[n, c]", "(%x : f32[n, t, c]"),
+    ("%z = aten.batch_norm(%y", "%r = aten.reshape(%y) {shape=[n*t, o]} %z = aten.batch_norm(%r"),
+)
+_TURNED = _LINEAR.changed(
+    ("(%x : f32[n, c]", "(%x : f32[n, t, c]"),
+    ("%z = aten.batch_norm(%y", "%r = aten.permute(%y) {dims=[0, 2, 1]} %z = aten.batch_norm(%r"),
 )
 
 
@@ -47,8 +63,9 @@ class FoldBatchNormPattern(Pattern):
     """batch_norm(conv(x, w, b)) = conv(x, w·s, (b - mean)·s + beta), s = gamma / sqrt(var + eps) by output channel
 
     w: f[out, in, ...], all others f[out]; as in `torch.nn.utils.fusion.fuse_conv_bn_weights`. The new weights are
-    computed in float64, and are not trained. Also behind a linear layer with a result of rank 2, whose channels
-    are the last dimension as well as dimension 1.
+    computed in float64, and are not trained. Also behind a transposed convolution, w: f[in, out / groups, ...], and
+    behind a linear layer whose channels are dimension 1 of what the norm reads: its result has rank 2, is reshaped to
+    rows, or is permuted so.
     """
 
     closed = True
@@ -58,6 +75,12 @@ class FoldBatchNormPattern(Pattern):
         _CONVOLUTION,
         _CONVOLUTION.changed(("f32", "f16")),
         _LINEAR,
+        _TRANSPOSED,
+        _TRANSPOSED.changed(("=2}", "=1}"), ("f32[2*o]", "f32[o]")),
+        _ROWS,
+        _TURNED,
+        _ROWS.changed(("[n*t, o]", "[n, o, t]"), refused="moves its channels"),
+        _TURNED.changed(("[0, 2, 1]", "[1, 0, 2]"), ("[n, t, c]", "[o, t, c]"), refused="moves its channels"),
         _CONVOLUTION.changed(("%mean : f32[o]", "%mean : f32[o] mutated"), refused="is mutated by the model"),
         _CONVOLUTION.changed(
             ("graph(%x :", "graph(%w : f32[o, c, 2, 3], %x :"),
@@ -68,9 +91,12 @@ class FoldBatchNormPattern(Pattern):
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
+        operands = p.any("x"), p.any("w"), p.any("b", optional=True)
+        linear = p.linear(*operands, name="layer")
         layer = p.one_of(
-            p.op(Trait.CONV, p.any("x"), p.any("w"), p.any("b", optional=True), name="layer"),
-            p.linear(p.any("x"), p.any("w"), p.any("b", optional=True), name="layer"),
+            *(p.op(trait, *operands, name="layer") for trait in (Trait.CONV, Trait.CONV_TRANSPOSE)),
+            linear,
+            p.op(("aten.reshape", "aten.permute"), linear, name="link"),
         )
         return p.op("aten.batch_norm", layer, name="bn", training=False)
 
@@ -82,10 +108,15 @@ class FoldBatchNormPattern(Pattern):
         if bn.operand("running_mean") is None or bn.operand("running_var") is None:
             return f"{where} normalizes with the statistics of the batch"
         result, rank = m.layer.result.type, m.w.tensor_type.rank
-        if not isinstance(result, TensorType) or result.rank is None or result.rank != rank:
+        link: Operation | None = m.get("link")
+        if link is not None:
+            reason = _moved_channels(m.layer, link)
+            if reason is not None:
+                return f"{where}: {reason}"
+        elif not isinstance(result, TensorType) or result.rank is None or result.rank != rank:
             # a linear on more than rows, a convolution without a batch
             return f"{where} has its channels in dimension 1 of {result}, where {m.layer.name} need not have its own"
-        channels = m.w.tensor_type.shape[0] if m.w.tensor_type.shape else None
+        channels = _channels(m)
         of_channels = (m.b, *(bn.operand(name) for name in _STATISTICS))
         for value in of_channels:
             type_ = None if value is None else value.type
@@ -110,7 +141,37 @@ class FoldBatchNormPattern(Pattern):
         weight, bias = _folded(b, m)
         operands = (layer.operands[0], weight, bias, *layer.operands[3:])
         new = Operation(layer.opdef, operands, dict(layer.attributes), [layer.result.type], location=layer.location)
-        return b.insert(new).result
+        result = b.insert(new).result
+        link: Operation | None = m.get("link")
+        if link is None:
+            return result
+        moved = Operation(link.opdef, (result,), dict(link.attributes), [link.result.type], location=link.location)
+        result = b.insert(moved).result
+        old = m.bn.result
+        if link.opdef.layout is Layout.PERMUTE and (reaches_output(old) or reaches_view(old)):
+            return b.op("aten.contiguous", result).result  # as the result of the norm is
+        return result
+
+
+def _channels(m: Match) -> Dim | None:
+    shape = m.w.tensor_type.shape
+    if not shape:
+        return None
+    if not m.layer.opdef.has(Trait.CONV_TRANSPOSE):
+        return shape[0]
+    return None if shape[1] is None else simplify_dim(shape[1] * m.layer.attributes["groups"])
+
+
+def _moved_channels(layer: Operation, link: Operation) -> str | None:
+    """Return why the last dimension of a linear layer's result is not dimension 1 behind a reshape or permute."""
+    before, after = layer.result.known_shape, link.result.known_shape
+    if len(link.operands) != 1 or before is None or after is None:
+        return f"{link.name} is to a shape that is not known"
+    if link.opdef.layout is Layout.PERMUTE:
+        is_kept = link.attributes["dims"][1] % len(before) == len(before) - 1
+    else:
+        is_kept = len(after) == 2 and dims_equal(after[1], before[-1])
+    return None if is_kept else f"{link.name} between the layer and the norm moves its channels"
 
 
 def _folded(b: Rewriter, m: Match) -> tuple[Value, Value]:
@@ -129,8 +190,7 @@ def _folded(b: Rewriter, m: Match) -> tuple[Value, Value]:
     scale = b.rsqrt(b.call("aten.add.Scalar", wide(variance), bn.attributes["eps"]))
     if gamma is not None:
         scale = b.mul(scale, wide(gamma))
-    shaped = b.reshape(scale, (-1, *[1] * (rank - 1)))
-    new_weight = b.call("aten.to.dtype", b.mul(wide(weight), shaped), dtype)
+    new_weight = b.call("aten.to.dtype", _scaled(b, wide(weight), scale, m.layer), dtype)
     shift = b.neg(wide(mean)) if m.b is None else b.sub(wide(m.b), wide(mean))
     new_bias = b.mul(shift, scale)
     if beta is not None:
@@ -140,6 +200,24 @@ def _folded(b: Rewriter, m: Match) -> tuple[Value, Value]:
     new_bias = b.call("aten.to.dtype", new_bias, dtype)
     bias_name = f"{source.name.removesuffix('weight')}bias"
     return b.weight(new_weight, source.name, inference=True), b.weight(new_bias, bias_name, inference=True)
+
+
+def _scaled(b: Rewriter, weight: Value, scale: Value, layer: Operation) -> Value:
+    """Scale a weight by output channel."""
+    shape = weight.tensor_type.shape
+    assert shape is not None
+    result: Value
+    if not layer.opdef.has(Trait.CONV_TRANSPOSE):
+        result = b.mul(weight, b.reshape(scale, (-1, *[1] * (len(shape) - 1))))
+        return result
+    groups, kernel = layer.attributes["groups"], shape[2:]
+    if groups == 1:
+        result = b.mul(weight, b.reshape(scale, (1, -1, *[1] * len(kernel))))
+        return result
+    apart = b.reshape(weight, (groups, -1, shape[1], *kernel))
+    scaled = b.mul(apart, b.reshape(scale, (groups, 1, shape[1], *[1] * len(kernel))))
+    result = b.reshape(scaled, shape)
+    return result
 
 
 def _does_not_fit(m: Match) -> str | None:
@@ -161,6 +239,9 @@ def _does_not_fit(m: Match) -> str | None:
     shift = ((0 if bias is None else bias) - mean) * scale + (0 if beta is None else beta)
     dtype = m.w.tensor_type.dtype
     where = f"batch_norm at `{m.bn.location.where}`"
+    if m.layer.opdef.has(Trait.CONV_TRANSPOSE):
+        groups = m.layer.attributes["groups"]
+        w = w.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     peak = (w.flatten(1).abs().amax(1) * scale.abs()).max() if w.numel() else torch.zeros(())
     for what, largest in (("weight", peak), ("bias", shift.abs().max() if shift.numel() else peak)):
         if not largest.isfinite() or float(largest) > torch.finfo(dtype).max:

@@ -14,13 +14,14 @@ import attrs
 from typing_extensions import override
 
 from ir.core import RETURN, Operation, Value
-from ir.data_sizes import data_symbols_of_boundary, has_data_symbols, introduced, mentions
+from ir.data_sizes import has_data_symbols
 from ir.errors import GraphwrightError
 from ir.locations import Location, merge_locations
 from ir.opdef import Trait
 from ir.program import Program
 from ir.types import TensorType
-from passes.rewrite.effects import crossed_effect, is_removable
+from passes.rewrite.effects import crossed_effect, hidden_size, is_removable, outside_use
+from passes.rewrite.expansion import has_demands, is_compound
 from passes.rewrite.faults import RuleFault, did_not_converge, returned_values, rule_fault, rule_raised, without_effect
 from passes.rewrite.matching import RuleIndex, Variant
 from passes.rewrite.pattern import Match, Pattern, unscoped
@@ -141,11 +142,11 @@ class Applier:
 
     def _apply_found(self, op: Operation, variant: Variant, found: Match | str) -> bool:
         if isinstance(found, str):
-            self._miss(variant.rule, op, Refusal(found), (op,))
+            self._miss(variant, op, Refusal(found), (op,), asked=False)
             return False
         refusal = self._refusal(variant.rule, found)
         if refusal is not None:
-            self._miss(variant.rule, op, refusal, found.ops or (op,))
+            self._miss(variant, op, refusal, found.ops or (op,), asked=True)
             return False
         if not self._apply(variant.rule, found):
             return False
@@ -204,18 +205,25 @@ class Applier:
         reason = self.log.veto(rule, match, self.record) if self.log.veto is not None else None
         return None if reason is None else LeftOut(reason, remark="off")
 
-    def _miss(self, rule: Pattern, op: Operation, refusal: Refusal, involved: Sequence[Operation]) -> None:
-        self.log.refusals[rule.name] += 1
-        if self.log.witness is not None:
-            self.log.witness.refused(rule, involved, refusal)
+    def _miss(
+        self, variant: Variant, op: Operation, refusal: Refusal, involved: Sequence[Operation], *, asked: bool
+    ) -> None:
+        """Take note of a near miss; `asked` says whether all that the pattern demands holds, and `check` refused."""
+        rule, log = variant.rule, self.log
+        log.refusals[rule.name] += 1
+        if log.witness is not None:
+            log.witness.refused(rule, involved, refusal)
         if self.record and refusal.near:
             for each in involved:
-                self.log.misses.setdefault((each.name, each.location), {})[f"{rule.name}: {refusal.reason}"] = None
+                log.misses.setdefault((each.name, each.location), {})[f"{rule.name}: {refusal.reason}"] = None
         if refusal.warn and rule.warns_without_shapes:
-            self.log.remarks.skip(Remark("skipped", rule.name, op.location, refusal.reason, op.name))
+            log.remarks.skip(Remark("skipped", rule.name, op.location, refusal.reason, op.name))
         elif self.record and refusal.near:
             kind = refusal.remark if isinstance(refusal, LeftOut) else "missed"
-            self.log.remarks.add(Remark(kind, rule.name, op.location, refusal.reason, op.name))
+            # where no more than one operator fits, it is of interest only if the operation stays
+            is_far = is_compound(variant.root) or rule.check_adds > 0 or (asked and has_demands(variant.root))
+            about = op if kind == "missed" and not is_far else None
+            log.remarks.add(Remark(kind, rule.name, op.location, refusal.reason, op.name), about)
 
     def _apply(self, rule: Pattern, match: Match) -> bool:
         """Apply a rule; return whether the graph changed (returning the root's own results changes nothing)."""
@@ -309,36 +317,6 @@ def is_unused(op: Operation) -> bool:
     """Return whether nothing uses the results of `op`."""
     results = op.results
     return not results[0]._uses if len(results) == 1 else not any(result._uses for result in results)
-
-
-def outside_use(match: Match) -> str | None:
-    """Return why a match is not closed: an intermediate value has users outside; None where it is."""
-    members = set(match.ops)
-    for op in match.ops:
-        if op is match.root:
-            continue
-        for result in op.results:
-            outside = [user for user in result.users if user not in members]
-            if outside:
-                names = ", ".join(
-                    "an output of the model" if user.opdef is RETURN else f"{user.name} at `{user.location.where}`"
-                    for user in outside[:3]
-                )
-                count = len(result.users)
-                users = f"{count} users" if count > 1 else "a user outside the match"
-                return f"the output of {op.name} at `{op.location.where}` has {users} ({names})"
-    return None
-
-
-def hidden_size(program: Program, match: Match) -> str | None:
-    """Return why a match must stay: an intermediate value defines a size that is named outside; None where none is."""
-    for op in match.ops:
-        symbols = () if op is match.root else introduced(op)
-        if symbols and (
-            not data_symbols_of_boundary(program).isdisjoint(symbols) or mentions(program.graph, symbols, match.ops)
-        ):
-            return f"the output of {op.name} at `{op.location.where}` has a size that is named outside the match"
-    return None
 
 
 def run_worklist(

@@ -1,14 +1,15 @@
-"""Effects of operations, in eval mode and in train mode."""
+"""Effects of operations, in eval mode and in train mode, and what else keeps a match from being replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ir.core import RETURN, Operation, Value
-from ir.data_sizes import introduced
+from ir.data_sizes import data_symbols_of_boundary, introduced, mentions
 from ir.memory.aliasing import writes_operand
 from ir.opdef import Trait
-from ir.program import weight_of
+from ir.program import Program, weight_of
+from passes.rewrite.pattern import Match
 
 
 def may_train(op: Operation) -> bool:
@@ -122,3 +123,33 @@ def _draws(op: Operation) -> bool:
     if op.opdef.training is not None and not op.opdef.has(Trait.OPAQUE):
         return may_train(op) and not op.opdef.has(Trait.NORMALIZES)
     return op.opdef.has(Trait.RANDOM) or op.opdef.has(Trait.OPAQUE)
+
+
+def outside_use(match: Match) -> str | None:
+    """Return why a match is not closed: an intermediate value has users outside; None where it is."""
+    members = set(match.ops)
+    for op in match.ops:
+        if op is match.root:
+            continue
+        for result in op.results:
+            outside = [user for user in result.users if user not in members]
+            if outside:
+                names = ", ".join(
+                    "an output of the model" if user.opdef is RETURN else f"{user.name} at `{user.location.where}`"
+                    for user in outside[:3]
+                )
+                count = len(result.users)
+                users = f"{count} users" if count > 1 else "a user outside the match"
+                return f"the output of {op.name} at `{op.location.where}` has {users} ({names})"
+    return None
+
+
+def hidden_size(program: Program, match: Match) -> str | None:
+    """Return why a match must stay: an intermediate value defines a size that is named outside; None where none is."""
+    for op in match.ops:
+        symbols = () if op is match.root else introduced(op)
+        if symbols and (
+            not data_symbols_of_boundary(program).isdisjoint(symbols) or mentions(program.graph, symbols, match.ops)
+        ):
+            return f"the output of {op.name} at `{op.location.where}` has a size that is named outside the match"
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import attrs
 from ir.core import Operation
 from ir.errors import PatternError
 from ir.opdef import Trait
-from passes.rewrite.pattern import AnyOf, AnyValue, Chain, Node, OpNode
+from passes.rewrite.pattern import AnyOf, AnyValue, AttrCapture, Chain, Node, OpNode
 
 _MAX_VARIANTS = 256
 
@@ -145,6 +146,31 @@ def nodes(tree: Node) -> Iterator[Node]:
 def op_nodes(tree: Node) -> Iterator[OpNode | Chain]:
     """Yield the nodes of a tree that match operations, each once, the root first."""
     return (node for node in nodes(tree) if isinstance(node, (OpNode, Chain)))
+
+
+def is_compound(tree: Node) -> bool:
+    """Return whether a tree is made of more than one operation."""
+    return sum(1 for _ in itertools.islice(op_nodes(tree), 2)) == 2
+
+
+def has_demands(tree: Node) -> bool:
+    """Return whether a tree demands more of its operations than their operators.
+
+    It may demand attributes, absent operands, one value in two places, or have conditions.
+    """
+    placed: list[str] = []
+    for node in nodes(tree):
+        if getattr(node, "where", None) is not None:
+            return True
+        if isinstance(node, OpNode):
+            if any(not isinstance(expected, AttrCapture) for _, expected in node.attributes):
+                return True
+            for _, operand in node.operands:
+                if operand is None:
+                    return True
+                parts = operand if isinstance(operand, tuple) else (operand,)
+                placed += [part.name for part in parts if isinstance(part, AnyValue) and part.name]
+    return len(set(placed)) < len(placed)
 
 
 def num_operations(node: Node) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import attrs
 
+from ir.core import Operation
 from ir.locations import Location
 from ir.types import Type
 
@@ -117,11 +118,13 @@ class MatchRecord:
 class RemarkLog:
     """Collects remarks, each once."""
 
-    _remarks: dict[Remark, None] = attrs.field(factory=dict)
+    _remarks: dict[Remark, Operation | None] = attrs.field(factory=dict)
+    """Remark -> the operation that it is about, where it is of interest only if that stays in the program."""
 
-    def add(self, remark: Remark) -> None:
-        """Add a remark unless the same was made before."""
-        self._remarks.setdefault(remark)
+    def add(self, remark: Remark, about: Operation | None = None) -> None:
+        """Add a remark unless the same was made before; one `about` an operation goes when that goes."""
+        if about is None or remark not in self._remarks:
+            self._remarks[remark] = about
 
     def skip(self, remark: Remark) -> None:
         """Add a remark about a rule that could not decide, and warn the user in Python, once each."""
@@ -131,7 +134,7 @@ class RemarkLog:
             warnings.warn(f"{remark.rule} skipped: {remark.message}{source}", GraphwrightWarning, stacklevel=2)
 
     def __iter__(self) -> Iterator[Remark]:
-        return iter(self._remarks)
+        return (remark for remark, op in self._remarks.items() if op is None or op.is_attached)
 
     def __len__(self) -> int:
-        return len(self._remarks)
+        return sum(1 for _ in self)

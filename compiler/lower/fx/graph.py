@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx, nn
@@ -19,7 +19,7 @@ from compiler.lower.functional.storage import Handle
 from compiler.lower.fx.arguments import with_kinds
 from compiler.lower.fx.calls import Calls
 from compiler.lower.fx.constant_calls import draws_numbers, makes_tensors, only_computes
-from compiler.lower.fx.leaf_modules import LeafModules
+from compiler.lower.fx.leaf_modules import LeafModules, has_hooks
 from compiler.lower.fx.nn_functional import FUNCTIONS
 from compiler.lower.fx.operators import Pieces, Size
 from compiler.lower.fx.overloads import UnknownCallError, is_runtime
@@ -59,6 +59,8 @@ class FxLowering(Lowering):
         self.leaf_modules = LeafModules(self.calls, self._weight)
         self.kept = leaves
         self.sources: dict[int, Handle] = {}
+        self.prefix = ""
+        """Where the graph that is being lowered is: the path of the stage, and a dot."""
         self.device = next((t.device for t in (*graph_module.parameters(), *graph_module.buffers())), CPU)
 
     # ---- the whole ----
@@ -97,7 +99,7 @@ class FxLowering(Lowering):
             if node.op == "placeholder":
                 self._placeholder(node)
             elif node.op == "get_attr":
-                self.env[node] = self._attribute(str(node.target))
+                self.env[node] = self._attribute(f"{self.prefix}{node.target}")
             elif node.op == "output":
                 self._output(node)
             else:
@@ -113,9 +115,10 @@ class FxLowering(Lowering):
         location = self.locate(node)
         if node.op != "call_module":
             return location
-        module = self.facts.modules.get(str(node.target))
+        path = f"{self.prefix}{node.target}"
+        module = self.facts.modules.get(path)
         class_name = "" if module is None else class_path(type(module))
-        return Location(str(node.target), class_name, location.file, location.line)
+        return Location(path, class_name, location.file, location.line)
 
     def _complete(self, node: fx.Node, before: Operation | None) -> None:
         """Apply what the module and the node say about the operations after `before`."""
@@ -252,9 +255,13 @@ class FxLowering(Lowering):
         return self.calls.operator("aten.lift_fresh_copy", (self._weight(found),))
 
     def _call_module(self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        path = str(node.target)
+        path = f"{self.prefix}{node.target}"
         module = self.facts.modules[path]
+        if isinstance(module, fx.GraphModule) and has_hooks(module):
+            raise CaptureError(f"{path!r} is a graph with hooks, which copies of it lose", remedy=_WITH_INPUTS)
         if not is_inside(path, self.kept):
+            if _is_stage(module):
+                return self._stage(path, module, args, kwargs)
             try:
                 found = self.leaf_modules.module(module, args, kwargs)
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
@@ -267,6 +274,25 @@ class FxLowering(Lowering):
         if path not in self.program.opaques:
             self.program.opaques[path] = structural_copy(module)
         return self._opaque(node, path, args, kwargs, module.training)
+
+    def _stage(self, path: str, module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Lower the graph of a submodule in the place of its call: a stage of `split_module`."""
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        outer = self.env, self.prefix
+        self.env, self.prefix = {}, f"{path}."
+        found: Any = None
+        try:
+            for node in module.graph.nodes:
+                if node.op == "placeholder":
+                    self.env[node] = bound.arguments[str(node.target)]
+                elif node.op == "output":
+                    found = map_leaves(node.args[0], self._argument)
+                else:
+                    self._node(node)
+        finally:
+            self.env, self.prefix = outer
+        return tuple(found) if isinstance(found, list) else found
 
     def _opaque_function(
         self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], problem: Exception
@@ -329,6 +355,14 @@ class FxLowering(Lowering):
             types,
         )
         return tuple(found) if count else found[0]
+
+
+def _is_stage(module: nn.Module) -> TypeGuard[fx.GraphModule]:
+    """Return whether a module is a graph whose arguments and results are those of its nodes."""
+    if not isinstance(module, fx.GraphModule) or type(module.graph._codegen) is not CodeGen:
+        return False
+    names = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
+    return not any(name.startswith("*") for name in names)
 
 
 def _name_of(function: Any) -> str:

@@ -128,7 +128,7 @@ class LeafModules:
             UnknownCallError: when it is not a module of `torch.nn`, or asks for something unknown.
         """
         class_ = type(module)
-        if not class_.__module__.startswith(_TRACED) or _has_hooks(module) or "forward" in module.__dict__:
+        if not class_.__module__.startswith(_TRACED) or has_hooks(module) or "forward" in module.__dict__:
             raise UnknownCallError(f"{class_.__qualname__} is not a plain module of torch.nn")
         if isinstance(module, _BatchNorm):
             return self._batch_norm(module, *args, **kwargs)
@@ -222,6 +222,7 @@ class LeafModules:
         return found if a["need_weights"] else (found[0], None)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether calls of a module run hooks."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(map(bool, hooks))

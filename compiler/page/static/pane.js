@@ -227,7 +227,7 @@ class Pane {
     for (const [number, element] of this.drawn) {
       const item = this.graph.items[number];
       let dim = false;
-      if (own !== null) dim = !around.has(number);
+      if (own !== null) dim = !around.has(number) && !Layout.ancestors(this.graph.items, number).some((each) => own.has(each));
       else if (looksLit.size) dim = !this.hasLook(number, item, looksLit);
       element.classList.toggle("dimmed", dim);
       element.classList.toggle("lit", own !== null && own.has(number));
@@ -292,7 +292,8 @@ class Pane {
     this.open.delete(-1);
     this.arrangement.boxes.clear();
     this.render();
-    this.fit();
+    this.start();
+    if (this.selection !== null) this.show(this.selection);
   }
 
   // Open the boxes around items.

@@ -42,7 +42,7 @@ def layers_of(op: Operation) -> tuple[Operation, ...]:
 
 def is_transposed(op: Operation) -> bool:
     """Return whether an operation is a transposed convolution."""
-    return op.opdef.short_name.startswith("conv_transpose")
+    return op.opdef.has(Trait.CONV_TRANSPOSE)
 
 
 def channel_axis(layer: Operation) -> int:

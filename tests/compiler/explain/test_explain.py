@@ -70,6 +70,11 @@ class Net(nn.Module):
         return self.fc(self.gelu(torch.flatten(y, 1)))
 
 
+class Twice(nn.Module):
+    def forward(self, x):
+        return torch.relu(x) * torch.relu(x).sin()
+
+
 PATTERNS = (GeluByHand, PickyRelu, *TENSORRT_PATTERNS)
 
 
@@ -214,6 +219,9 @@ def test_what_scopes_and_plans_leave_out_and_what_passes_remove():
     )
     assert fates(scoped.explain("2")) == [("aten.dropout", "is gone")]
     assert "NoDropout" in str(scoped.explain("2"))
+    merged = transform(Twice(), (x,), check=False).explain("aten.relu")
+    assert fates(merged) == [("aten.relu", "stays"), ("aten.relu", "is gone")]
+    assert "eliminate-common-subexpressions took out aten.relu" in str(merged)
     near = scoped.explain("0", rule="ConvBNActPattern").rule
     assert (near.outcome, near.reasons) == ("refused", ("aten.relu at `3` is left out by skip=3",))
 

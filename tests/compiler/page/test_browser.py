@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from compiler.page.content import Look, Page, ShownGraph
+from compiler.page.drawing import Drawing, Edge, Item
+from compiler.page.html import page_text
+from ir.types import TensorType
 from tests.compiler.page.browser import PLACE, Browser, find_chromium
+from tests.compiler.page.places import chain, check
 
 pytestmark = pytest.mark.xdist_group("page")
 
@@ -98,3 +103,22 @@ def test_colours_and_passes_light_up_what_they_are_about(browser) -> None:
     assert browser.run("document.querySelectorAll('#panes .item.lit').length") > 5
     assert "conv2d, batch_norm, relu → conv_bn_act" in browser.run("document.getElementById('lists').innerText")
     assert browser.faults() == []
+
+
+def test_a_thousand_operations_are_drawn_without_overlap(browser, page_file, tmp_path) -> None:
+    graph = chain(1000, boxes=True)
+    items = tuple(Item(**item) for item in graph["items"])
+    edges = tuple(Edge(source, target, TensorType((1,))) for source, target, _ in graph["edges"])
+    shown = ShownGraph("all", Drawing(items, edges), [0] * len(items), [()] * len(items))
+    path = tmp_path / "long.html"
+    path.write_text(page_text(Page("long", "", [Look("look", 100)], [shown], [])), encoding="utf-8")
+    browser.open(path)
+    assert browser.run("document.querySelectorAll('.item:not(.head)').length") < 400  # most modules are closed
+    browser.click(".panebar button")
+    assert browser.run("document.querySelectorAll('.item:not(.head)').length") == len(items)
+    made = browser.run("({...report.panes[0].placed, items: [...report.panes[0].placed.items]})")
+    spots = [{"number": number, **spot} for number, spot in made["items"]]
+    paths = [{**path, "svg": "M"} for path in made["paths"]]
+    check(graph, {**made, "items": spots, "paths": paths})
+    assert browser.faults() == []
+    browser.open(page_file)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from html.parser import HTMLParser
 from typing import Any
 
@@ -128,7 +129,7 @@ def test_missing_or_other_layout_names_the_extra(result, tmp_path, monkeypatch, 
 
         monkeypatch.setattr(html, "import_extra", lambda name: Netron)
     else:
-        monkeypatch.setitem(__import__("sys").modules, "netron", None)
+        monkeypatch.setitem(sys.modules, "netron", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'graphwright\[report\]'"):
         result.save_html(tmp_path / "x.html")
     assert not (tmp_path / "x.html").exists()

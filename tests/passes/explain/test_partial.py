@@ -179,7 +179,7 @@ DIFFERENCES: dict[str, tuple[Callable[[PatternBuilder], Node], str, str, str, st
         lambda p: p.relu(p.any("x", where=lambda value: value.defining_op is not None)),
         "%z = aten.relu(%x) return %z",
         "z",
-        "condition",
+        "value",
         "operand `self` of aten.relu at `an unknown place`, `x`, is the input `x`: it does not meet its condition",
     ),
     "condition that raises": (

@@ -16,6 +16,18 @@ from passes.manager.manager import PassManager
 from tests.helpers import randomize_batch_norm
 from tests.zoo.equality import assert_equal_outputs
 
+
+class Turned(nn.Module):
+    """A linear layer over tokens, with a norm of its channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.bn = nn.Linear(4, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        return self.bn(self.fc(x).transpose(1, 2)).transpose(1, 2)
+
+
 PIPELINE = PassManager([Canonicalize(), FoldBatchNorm()])
 
 
@@ -34,8 +46,16 @@ def folded(model, x):
         (nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular"), nn.BatchNorm2d(3)), (1, 3, 3, 3)),
         (nn.Sequential(nn.Conv2d(3, 3, 3, padding="same"), nn.BatchNorm2d(3, affine=False, eps=0.1)), (1, 3, 3, 3)),
         (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), (4, 4)),
+        (nn.Sequential(nn.ConvTranspose2d(4, 4, 3), nn.BatchNorm2d(4)), (2, 4, 4, 4)),
+        (nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, groups=2, bias=False), nn.BatchNorm2d(6)), (2, 4, 3, 4)),
+        (nn.Sequential(nn.ConvTranspose1d(4, 2, 3, groups=2), nn.BatchNorm1d(2, affine=False)), (2, 4, 4)),
+        (nn.Sequential(nn.Linear(4, 6), nn.Flatten(0, 1), nn.BatchNorm1d(6), nn.Unflatten(0, (2, 6))), (2, 6, 4)),
+        (Turned(), (2, 5, 4)),
     ],
-    ids=["conv2d", "grouped", "conv1d", "conv3d", "circular", "same-no-affine", "linear"],
+    ids=[
+        *("conv2d", "grouped", "conv1d", "conv3d", "circular", "same-no-affine", "linear"),
+        *("transposed", "transposed-grouped", "transposed-1d", "linear-rows", "linear-turned"),
+    ],
 )
 def test_folded_and_equal(model, shape):
     x = torch.randn(shape)
@@ -66,9 +86,9 @@ def test_a_checkpoint_of_the_original_folds_too():
         (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), (4, 4, 4), "channels in dimension 1"),
         (nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)), (2, 4, 4, 4), "training"),
         (nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)), (2, 4, 4, 4), ""),
-        (nn.Sequential(nn.ConvTranspose2d(4, 4, 3), nn.BatchNorm2d(4)), (2, 4, 4, 4), ""),
+        (nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (2, 2)), nn.BatchNorm1d(2)), (4, 4), "moves its channels"),
     ],
-    ids=["linear-3d", "batch-statistics", "norm-first", "transposed"],
+    ids=["linear-3d", "batch-statistics", "norm-first", "linear-unflattened"],
 )
 def test_left_alone(model, shape, reason):
     x = torch.randn(shape)

@@ -11,7 +11,6 @@ from ir.errors import DidNotConverge, PatternError
 from ir.opdef import Trait
 from ir.text.printer import print_program
 from ir.types import ScalarType, TensorType, make_symbol
-from passes.explain.unfused import UnfusedReasons
 from passes.rewrite.driver import RewriteLog, run_sweep, run_worklist
 from passes.rewrite.matching import RuleIndex, compile_rule
 from passes.rewrite.pattern import Pattern, instantiate
@@ -421,30 +420,3 @@ def test_unknown_types_pass_through():
     unknown = TensorType(None, torch.float32)
     p = program([unknown], lambda b, x: b.relu(b.relu(x)))
     assert apply(ReluRelu(), p)[0] == 1
-
-
-def test_what_stays_is_blamed_on_every_pattern_that_mentions_it():
-    class Inner(Pattern):
-        """exp([gelu](cat(neg(x), chain of tanh))) or abs(sigmoid(x))"""
-
-        def pattern(self, p):
-            cat = p.cat([p.neg(p.any("x")), p.chain([Trait.IDEMPOTENT, "aten.tanh"], p.sin(p.any("y")))])
-            return p.one_of(p.exp(p.optional(p.gelu, cat)), p.abs(p.sigmoid(p.any("x"))))
-
-        def rewrite(self, m, b):
-            return m.x
-
-    def body(b, x):
-        return [getattr(b, name)(x) for name in ("exp", "gelu", "neg", "tanh", "sin", "relu", "sigmoid", "cos")]
-
-    p = program([f32(2)], body)
-    both = UnfusedReasons(RewriteLog(), [Inner(), ReluRelu()])
-    inner = UnfusedReasons(RewriteLog(), [Inner()])
-    for op in p.graph.operations():
-        if op.name == "aten.cos":
-            assert both.of(op) == "no pattern of this pipeline is about aten.cos"
-            continue
-        # relu is idempotent, and so may be a link of the chain; a rule whose root it may be says more
-        expected = "ReluRelu" if op.name == "aten.relu" else "Inner"
-        assert both.of(op) == f"what surrounds it does not have the structure of {expected}"
-        assert inner.of(op) == "what surrounds it does not have the structure of Inner"
