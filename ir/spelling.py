@@ -26,7 +26,17 @@ def known_names(unknown: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(names) or 'none'}"
 
 
-def free_name(base: str, is_taken: Callable[[str], bool]) -> str:
-    """Return `base`, or the first of `base_1`, `base_2`, … that is not taken."""
-    numbered = (f"{base}_{number}" for number in itertools.count(1))
-    return next(name for name in itertools.chain((base,), numbered) if not is_taken(name))
+def free_name(base: str, is_taken: Callable[[str], bool], numbers: dict[str, int] | None = None) -> str:
+    """Return `base`, or the first of `base_1`, `base_2`, … that is not taken.
+
+    Args:
+        base: the name.
+        is_taken: whether a name is.
+        numbers: base -> the number that was found last. Where names that are taken stay so, it makes a series of calls
+            linear; kept by the caller and written here.
+    """
+    if not is_taken(base):
+        return base
+    known = {} if numbers is None else numbers
+    known[base] = next(n for n in itertools.count(known.get(base, 0) + 1) if not is_taken(f"{base}_{n}"))
+    return f"{base}_{known[base]}"

@@ -54,11 +54,16 @@ class ModuleTree:
         self.key_weights: dict[str, Weight] = {}
         """Key -> weight, for all that is registered."""
         self._modules: dict[str, nn.Module] = {}
+        self._inside: dict[str, set[str]] = {}
+        """Path -> names of the children below which, or as which, modules are placed."""
+        self._numbers: dict[str, int] = {}
+        """Path -> the number behind it that was given last: the ones before are taken."""
         self._at: dict[tuple[Any, ...], str] = {}
         self._covered: dict[str, str] = {}
         self._containers: dict[str, None] = {}
         self._invented: dict[str, str] = {}
         self._adopted: dict[int, torch.Tensor] = {}
+        self._by_data = {id(weight.data): weight for weight in weights.live if weight.data is not None}
         self._memo: dict[int, Any] = {}
         """Memo of the copies of opaque modules: what several of them hold stays one object."""
         self.opaques: list[str] = []
@@ -216,6 +221,10 @@ class ModuleTree:
         path = self._outside(path, module) if own else self._beside(path)
         target = self._free(self.safe_path(path), own)
         self._modules[target] = module
+        inner = target
+        for outer in _above(target):
+            self._inside.setdefault(outer, set()).add(inner.rpartition(".")[2])
+            inner = outer
         if not own or target != path:
             self._invented[target] = path
         if key is not None:
@@ -233,8 +242,7 @@ class ModuleTree:
             placed = self._modules.get(outer)
             if placed is not None and rest[0] in placed._modules and part_of(placed, ".".join(rest)) is not module:
                 return "_".join((outer, *rest))
-        inner = (other[len(path) + 1 :].partition(".")[0] for other in self._modules if other.startswith(f"{path}."))
-        return f"{path}_whole" if module._modules and any(name in module._modules for name in inner) else path
+        return path if self._inside.get(path, set()).isdisjoint(module._modules) else f"{path}_whole"
 
     def _beside(self, path: str) -> str:
         """Return a path beside a layer for what would stand below it: a fused module calls all of its children."""
@@ -258,7 +266,7 @@ class ModuleTree:
                 or candidate in self._prefixes
             )
 
-        return free_name(path, taken)
+        return free_name(path, taken, self._numbers)
 
     def register(self, key: str, weight: Weight, name: str | None = None) -> None:
         """Record that a placed module holds `weight` under `key`; `name` is the original's name of that place."""
@@ -280,7 +288,6 @@ class ModuleTree:
     def adopt(self, module: nn.Module) -> nn.Module:
         """Return a copy of an opaque module: new parameters and buffers over the same storage."""
         memo = self._memo
-        ours = {id(w.data): w for w in self.weights.live if w.data is not None}
         for each in module.modules():
             for tensor in each.__dict__.values():
                 if isinstance(tensor, torch.Tensor):
@@ -290,7 +297,7 @@ class ModuleTree:
                     continue
                 shared = self._adopted.get(id(tensor))
                 if shared is None:
-                    weight = ours.get(id(tensor))
+                    weight = self._by_data.get(id(tensor))
                     shared = self.weights.tensor(weight) if weight is not None else share(tensor)
                     self._adopted[id(tensor)] = shared
                 memo[id(tensor)] = shared

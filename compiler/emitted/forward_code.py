@@ -26,6 +26,7 @@ _TAKEN = "_taken"
 _HOMES: dict[str, Any] = {"torch._C._nn": nn.functional, "torch.functional": torch}
 _PRIVATE = re.compile(r"\b(torch\._C\._nn|torch\.functional)\.(\w+)")
 _SUBSCRIPT = re.compile(r"^(    \w+ = \w+)\[(.*?slice\(.*?)\](;  .*)?$", re.MULTILINE)
+_ASSIGNED = re.compile(r"^(    (\w+)(?: : .*?)? = )(.*)$", re.MULTILINE)
 _SLICE = re.compile(r"slice\(([^(),]+), ([^(),]+), ([^(),]+)\)")
 
 
@@ -43,6 +44,11 @@ def _subscript(found: re.Match[str]) -> str:
     if inner.startswith("(") and inner.endswith(")"):
         inner = inner[1:-1]
     return f"{found[1]}[{_SLICE.sub(_colons, inner)}]{found[3] or ''}"
+
+
+def _respelled(found: re.Match[str], old: str, new: str) -> str:
+    """Return an assignment whose right side begins with `new` where fx wrote `old`."""
+    return f"{found[1]}{new}{found[3][len(old) :]}" if found[3].startswith(old) else found[0]
 
 
 def _colons(found: re.Match[str]) -> str:
@@ -129,10 +135,12 @@ class SignatureCodeGen(CodeGen):
         code.src = _SUBSCRIPT.sub(_subscript, _PRIVATE.sub(_public_name, code.src))
         if self.variable:
             code.globals[_TAKEN] = taken
+        respelled: dict[str, tuple[str, str]] = {}
         for node in nodes:
             if node.op in ("call_module", "get_attr") and not all(map(is_plain_name, node.target.split("."))):
-                old, new = _format_target(root_module, node.target), attribute(root_module, node.target)
-                code.src = re.sub(rf"(?<== ){re.escape(old)}(?![\w.])", new.replace("\\", r"\\"), code.src)
+                respelled[node.name] = _format_target(root_module, node.target), attribute(root_module, node.target)
+        if respelled:
+            code.src = _ASSIGNED.sub(lambda found: _respelled(found, *respelled.get(found[2], ("", ""))), code.src)
         for node in nodes:  # when it is Python
             if node.op == "placeholder" and node.name != node.target:
                 _unshadow(code, node.name, node.target)

@@ -108,7 +108,6 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "ModernBert": {"reference_compile": False, "attn_implementation": "sdpa"},
     "Mamba": {"state_size": 4},
     "XLNet": {"d_inner": 64, "d_head": 8},
-    "Mixtral": {"experts_implementation": "eager"},
 }
 _IMAGES: dict[str, dict[str, Any]] = {
     "ViT": {},
