@@ -16,6 +16,8 @@ const Layout = (() => {
   const NODE_GAP = 18;
   const SIMPLEX_LIMIT = 60; // more nodes than these get the ranker that takes linear time
   const FAR = 24; // an edge over more ranks than these is not routed between the nodes it passes
+  const MANY = 3; // of a value with more readers than these beyond CLOSE ranks, only the close ones are
+  const CLOSE = 4;
   const ROOF = "in";
   const FLOOR = "out";
 
@@ -188,13 +190,14 @@ const Layout = (() => {
     for (const part of parts) { // in the order of the program, which is one of the graph
       for (const to of bySource.get(part) || []) rank.set(to, Math.max(rank.get(to), rank.get(part) + 1));
     }
-    const last = Math.max(0, ...rank.values());
     const near = [];
     const far = [];
+    const reach = (link) => (link.to === FLOOR ? 0 : rank.get(link.to) - (link.from === ROOF ? 0 : rank.get(link.from)));
+    const distant = new Map(); // value -> how many read it from afar
+    for (const link of links) if (reach(link) > CLOSE) distant.set(link.source, (distant.get(link.source) || 0) + 1);
     for (const link of links) {
-      const start = link.from === ROOF ? 0 : rank.get(link.from);
-      const end = link.to === FLOOR ? last : rank.get(link.to);
-      (end - start > FAR ? far : near).push(link);
+      const limit = (distant.get(link.source) || 0) > MANY ? CLOSE : FAR;
+      (reach(link) > limit ? far : near).push(link);
     }
     return { near, far };
   }
@@ -307,13 +310,11 @@ const Layout = (() => {
         paths.get(name).edges.push(link.edge);
         continue;
       }
-      const from = link.from === ROOF ? null : spots.get(link.from);
-      const to = link.to === FLOOR ? null : spots.get(link.to);
-      const start = from ? [from.x + from.width, from.y + from.height / 2] : [dx, 0];
-      const end = to ? [to.x + to.width, to.y + to.height / 2] : [dx, height];
-      if (!from) inPorts.set(link.source, inPorts.get(link.source) ?? start[0]);
-      if (!to) outPorts.set(link.source, outPorts.get(link.source) ?? end[0]);
-      paths.set(name, { source: link.source, from: link.from, to: link.to, edges: [link.edge], points: [start, end], far: true });
+      // a short end with the name of the value's source
+      const to = spots.get(link.to);
+      const port = (sizes.get(link.to).inPorts || new Map()).get(link.source);
+      const x = to.x + (port ?? to.width / 2 + Math.min(18, to.width / 4));
+      paths.set(name, { source: link.source, from: link.from, to: link.to, edges: [link.edge], points: [[x, to.y - 15], [x, to.y]], far: true });
     }
     return { paths: [...paths.values()], inPorts, outPorts };
   }
@@ -341,15 +342,10 @@ const Layout = (() => {
   }
 
   // The path of an edge as SVG: straight where it passes nodes, curved between the ranks.
-  function svgPath(points, far) {
+  function svgPath(points) {
     const f = (n) => Math.round(n * 10) / 10;
     let [x0, y0] = points[0];
     let text = `M${f(x0)} ${f(y0)}`;
-    if (far) {
-      const [x, y] = points[1];
-      const out = Math.max(x0, x) + 40 + Math.min(160, Math.abs(y - y0) / 12);
-      return `${text}C${f(out)} ${f(y0)} ${f(out)} ${f(y)} ${f(x)} ${f(y)}`;
-    }
     for (const [x, y, straight] of points.slice(1)) {
       if (straight || Math.abs(x - x0) < 0.5) text += `L${f(x)} ${f(y)}`;
       else text += `C${f(x0)} ${f((y0 + y) / 2)} ${f(x)} ${f((y0 + y) / 2)} ${f(x)} ${f(y)}`;

@@ -133,11 +133,12 @@ class Pane {
       this.drawn.set(number, element);
     }
     for (const path of this.placed.paths) {
-      const line = svgElement("path", { d: Layout.svgPath(path.points, path.far), class: path.far ? "path far" : "path" });
+      const line = svgElement("path", { d: Layout.svgPath(path.points), class: path.far ? "path far" : "path" });
       if (path.to !== "out") line.setAttribute("marker-end", `url(#arrow${this.number})`);
       const types = [...new Set(path.edges.map((edge) => this.graph.types[this.graph.edges[edge][2]]))];
       line.append(svgElement("title", {}, types.slice(0, 6).join("\n")));
       paths.append(line);
+      if (path.far) paths.append(this.text(path.points[0][0] + 4, path.points[0][1] + 6, cut(this.graph.items[path.source].label, 70, true), "place left"));
       this.lines.push([path, line]);
     }
     this.world.replaceChildren(boxes, paths, heads, nodes);

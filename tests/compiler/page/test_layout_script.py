@@ -23,7 +23,7 @@ _PLACE = """
   return JSON.stringify({
     width: placed.width, height: placed.height,
     items: [...placed.items].map(([number, spot]) => ({ number, ...spot })),
-    paths: placed.paths.map((path) => ({ ...path, svg: Layout.svgPath(path.points, path.far) })),
+    paths: placed.paths.map((path) => ({ ...path, svg: Layout.svgPath(path.points) })),
   });
 })
 """
