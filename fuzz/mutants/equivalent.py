@@ -19,6 +19,9 @@ _JUDGED: dict[str, dict[str, str]] = {
     "ir.quant.dialect:_quantize": {
         "order: x.dtype <-> scale.dtype": "both must be floating: which one the refusal names",
     },
+    "ir.ops.inference.reduction:vector_norm": {
+        "connective: without order is None of `or`": "what is left to fake tensors is typed as the rule does",
+    },
     "ir.ops.inference.slicing:_symbolic_slice": {
         "order: first <-> last": "the same is required of both bounds",
     },
@@ -124,6 +127,7 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.fold.constants:_materialize": {
         "connective: without tensor.numel() * tensor.element_size() <= _MAX_INTERNED_BYTES of `and`": "it bounds the "
         "time that comparing takes; equal constants are one also where they are large",
+        "connective: not _is_own(value) -> _is_own(value)": "equal constants stay several, and only that",
     },
     "passes.fold.constants:_anything_to_fold": {
         "connective: without _constant_of(w.value, {}) is not None of `and`": "it saves a look at programs without "

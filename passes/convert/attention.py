@@ -96,6 +96,15 @@ class DecomposeMultiheadAttentionPattern(Pattern):
         _LEAF.changed(("%mask : f32", "%mask : bool"), refused="not floating point of shape (tokens, tokens)"),
         _LEAF.changed(refused="not floating point of shape (tokens, tokens)", unknown="all"),
         _EXPORTED.changed(("(%z) {dims=[0, 2, 1, 3]", "(%z) {dims=[0, 2, 3, 1]"), refused="not merged in the order"),
+        _EXPORTED.changed(
+            ("%merged = aten.permute(%z)", "%act = aten.relu(%z)\n  %merged = aten.permute(%act)"),
+            refused="not merged by layout operations",
+        ),
+        _ROWS.changed(
+            ("%r = aten.reshape(%rows) {shape=[t, n, h*d]}\n  %turned = aten.transpose.int(%r) {dim0=0, dim1=1} ", ""),
+            ("return %turned", "return %rows"),
+            refused="does not get the shape of its input back",
+        ),
         _LEAF.changed(("=True}", "=True, is_causal=True}"), refused="it is called with is_causal=True"),
     )
 
