@@ -242,7 +242,7 @@ class ModuleTree:
             placed = self._modules.get(outer)
             if placed is not None and rest[0] in placed._modules and part_of(placed, ".".join(rest)) is not module:
                 return "_".join((outer, *rest))
-        return path if self._inside.get(path, set()).isdisjoint(module._modules) else f"{path}_whole"
+        return path if self._inside.get(path, set()).isdisjoint(module._modules.keys()) else f"{path}_whole"
 
     def _beside(self, path: str) -> str:
         """Return a path beside a layer for what would stand below it: a fused module calls all of its children."""

@@ -27,8 +27,8 @@ from fuzz.modules.kinds import family_of
 from fuzz.modules.observation import Seen, cast_tree, module_differences, observe_module, snapshot
 from fuzz.modules.outside import globals_of, left_by_tracing
 from fuzz.programs.budget import Budget
-from fuzz.programs.case import Outcome
-from fuzz.programs.check import Finding, Properties, Unusable, check_text, outcome_of
+from fuzz.programs.case import Outcome, outcome_of
+from fuzz.programs.check import Finding, Properties, Unusable, check_text
 from fuzz.programs.emission import check_emission
 from fuzz.programs.kinds import other_than_its_kind
 from fuzz.programs.observation import quiet

@@ -18,6 +18,7 @@ from ir.program import CallingConvention, InputLeaf, OutputLeaf, Program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
 from ir.types import CPU, TensorType, Type
+from passes.rewrite.driver import RewriteLog
 
 
 @attrs.frozen(eq=False)
@@ -178,3 +179,9 @@ def _number(number: Any) -> str:
     if isinstance(number, float) and not math.isfinite(number):
         return f'float("{number}")'
     return repr(number)
+
+
+def outcome_of(log: RewriteLog, changed: bool) -> Outcome:
+    """Return the effects of a pass from its log."""
+    refused = Counter((remark.rule, remark.message) for remark in log.remarks)
+    return Outcome(Counter(log.counts), refused, log.variants, changed)

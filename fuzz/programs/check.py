@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -17,7 +16,7 @@ from compiler.equality.observation import Observation
 from compiler.usercode.tensors import storage_of
 from fuzz.calls.kernels import ends_the_process
 from fuzz.programs.budget import Budget
-from fuzz.programs.case import Case, Kept, Outcome
+from fuzz.programs.case import Case, Kept, Outcome, outcome_of
 from fuzz.programs.definite import has_definite_gradients, is_definite
 from fuzz.programs.kinds import other_points, other_than_its_kind
 from fuzz.programs.later import (
@@ -35,6 +34,7 @@ from fuzz.programs.observation import (
     coarsest_dtype,
     differences,
     fixes_dtypes,
+    has_coarse_derivative,
     observe,
     quiet,
     under_names,
@@ -44,13 +44,11 @@ from fuzz.programs.retyping import untrue_type, with_types_of
 from fuzz.programs.rounding import Rounding
 from ir.compare import programs_equal
 from ir.errors import EvaluationError, GraphwrightError, InferenceError
-from ir.opdef import Trait
 from ir.program import Program, copy_program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
 from ir.verify import verify
 from passes.manager.manager import Pass, PassContext, run_pass
-from passes.rewrite.driver import RewriteLog
 
 _COPIES_CHECKED_ONE_IN = 8
 _OTHER_WEIGHTS_ONE_IN = 4
@@ -193,12 +191,6 @@ def _demand_that_it_runs(case: Case) -> None:
         observe(case.build(), case.inputs)
     except EvaluationError as error:
         raise Unusable from error
-
-
-def outcome_of(log: RewriteLog, changed: bool) -> Outcome:
-    """Return the effects of a pass from its log."""
-    refused = Counter((remark.rule, remark.message) for remark in log.remarks)
-    return Outcome(Counter(log.counts), refused, log.variants, changed)
 
 
 def _apply(pass_: Pass, program: Program, context: PassContext) -> None:
@@ -412,7 +404,7 @@ class _Runs:
                     return own  # fixed dtypes cannot be mixed with float64
 
             budget = Budget(Rounding(run, exact=double), exact, coarsest_dtype(self.typed), may_overflow=True)
-        elif gradients and any(map(_has_coarse_derivative, (self.program, program))):
+        elif gradients and any(map(has_coarse_derivative, (self.program, program))):
             budget = Budget(budget.rounding, lambda: own, torch.float32)
         after = self._after(program, inputs, double=not self.budgeted, gradients=gradients)
         for name, message in differences(before, after, budget, self.names):
@@ -452,7 +444,3 @@ class _Runs:
         # rules assume contiguous or channels_last inputs; for others, sharing depends on strides too (`contiguous`
         # returns its operand or a copy)
         return name not in ("strides", "sharing") or self.properties.exact or all(map(is_standard, inputs))
-
-
-def _has_coarse_derivative(program: Program) -> bool:
-    return any(op.opdef.has(Trait.COARSE_DERIVATIVE) for op in program.graph.operations())

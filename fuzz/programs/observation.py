@@ -19,6 +19,7 @@ from compiler.usercode.difference import tensor_difference
 from fuzz.programs.budget import Budget
 from ir.errors import EvaluationError
 from ir.evaluate import evaluate
+from ir.opdef import Trait
 from ir.program import Program
 from ir.types import TensorType
 
@@ -155,3 +156,8 @@ def fixes_dtypes(program: Program) -> bool:
         ):
             return True
     return False
+
+
+def has_coarse_derivative(program: Program) -> bool:
+    """Whether PyTorch rounds the derivative of an operation to float32, whatever the dtype is."""
+    return any(op.opdef.has(Trait.COARSE_DERIVATIVE) for op in program.graph.operations())

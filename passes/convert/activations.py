@@ -12,7 +12,7 @@ from passes.algebra import Polynomial, polynomial
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.remarks import Refusal
-from passes.rewrite.rewriter import Rewriter
+from passes.rewrite.rewriter import Rewriter, sort_operations
 
 _FAR = Refusal("it is no product with such a function in it", near=False)
 
@@ -46,7 +46,7 @@ class WrittenOutActivation(Pattern):
         if any(user not in ops for op in ops if op is not m.root for user in op.result.users):
             return f"{inner.name} at `{inner.location.where}`, or what is made of it, is used elsewhere"
         m.captures["x"], m.captures["inner"] = x, inner
-        m.ops[:] = ops
+        m.ops[:] = sort_operations(ops)
         return None
 
     def _function(self, whole: Polynomial) -> Operation | None:

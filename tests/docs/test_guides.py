@@ -33,6 +33,7 @@ def test_there_is_a_guide_for_each_subject() -> None:
         "ir",
         "pass-manager",
         "quantization",
+        "report",
         "runtimes",
         "targets",
         "tools",

@@ -160,8 +160,7 @@ def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
         require(a is None or b is None or dims_equal(a, b))
         require(b is None or c is None or dims_equal(b, c))
     if mask is not None:
-        if attributes["is_causal"]:
-            raise Misfit("attention is causal or takes a mask, not both")
+        require(not attributes["is_causal"])
         require(mask.dtype in (torch.bool, dtype))
         require(mask.shape is None or 2 <= len(mask.shape) <= len(q))
         if mask.shape is not None:

@@ -26,7 +26,7 @@ class GeluByHand(Pattern):
     def pattern(self, p: PatternBuilder) -> Node:
         x = p.any("x")
         cube = p.op("aten.mul.Scalar", p.op("aten.pow.Tensor_Scalar", x, exponent=3), other=0.044715)
-        inner = p.op("aten.mul.Scalar", p.add(x, cube, alpha=1), other=0.7978845608028654)
+        inner = p.op("aten.mul.Scalar", p.add(x, cube, alpha=1), other=0.8)
         half = p.op("aten.mul.Scalar", x, other=0.5)
         return p.mul(half, p.op("aten.add.Scalar", p.tanh(inner), other=1.0, alpha=1))
 
@@ -51,7 +51,7 @@ class PickyRelu(Pattern):
 
 class Gelu(nn.Module):
     def forward(self, x):
-        return 0.5 * x * (1.0 + torch.tanh(0.7978845608028654 * (x + 0.044715 * (x * x * x))))
+        return 0.5 * x * (1.0 + torch.tanh(0.8 * (x + 0.044715 * (x * x * x))))
 
 
 class Net(nn.Module):
