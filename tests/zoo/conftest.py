@@ -17,7 +17,7 @@ def _model(item: pytest.Item) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mine = [item for item in items if _HERE in item.path.parents]
     for item in mine:
-        if _model(item):
+        if _model(item) and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(_model(item)))
     others = [item for item in items if _HERE not in item.path.parents]
     # first, since they take longest: a worker that begins one at the end would keep the other waiting

@@ -17,6 +17,8 @@ from tests.zoo.examine import EQUAL, SAME, Kept, Record
 from tests.zoo.models.catalogue import entries
 from tests.zoo.run import ROOT, Limits, read, run_one, select
 
+pytestmark = pytest.mark.xdist_group("zoo sample")  # its models run once
+
 SAMPLE = ("own/lstm", "own/experts_routed", "own/two_heads")
 
 

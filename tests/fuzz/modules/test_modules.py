@@ -102,9 +102,10 @@ def test_a_case_of_a_class_is_held_in_both_captures() -> None:
 
 
 def test_a_wrong_rewrite_is_found_and_named(tmp_path: Path) -> None:
-    found = find_counterexample(
-        (TwiceRelu, TanhForSigmoid), on=modules(max_ops=3), max_examples=400, seed=0, properties=Properties()
-    )
+    # one module in forty calls a sigmoid, and what is tried here is what is said of it
+    with_sigmoid = modules(max_ops=3).filter(lambda case: "sigmoid" in str(case.module))
+    rules = (TwiceRelu, TanhForSigmoid)
+    found = find_counterexample(rules, on=with_sigmoid, max_examples=400, seed=0, properties=Properties())
     assert found is not None
     assert found.property in ("values", "gradients", "state", "inputs")
     assert found.rewrite is not None
