@@ -50,9 +50,11 @@ def judge(pass_: Pass, case: AnyCase, properties: Properties, program: Program |
         trace.write_text(case.code(), encoding="utf-8")
     if isinstance(case, ModuleCase):
         return check_module(pass_, case, properties)
-    program = case.build() if program is None else program
-    for rule in pass_.rules if isinstance(pass_, ApplyRules) else ():
-        said = explained_otherwise(rule, program)
+    rules = pass_.rules if isinstance(pass_, ApplyRules) else ()
+    built = case.build() if program is None and rules else program
+    for rule in rules:
+        assert built is not None
+        said = explained_otherwise(rule, built)
         if said is not None:
             raise Finding("explained", said)
     return check_case(pass_, case, properties, program)
