@@ -264,7 +264,7 @@ def _compare_later(property_: str, properties: Properties, later: Callable[[], L
         found = later()
         if found is not None:
             original, changed, case = found
-            _Runs(original, case, properties, twice=False).compare(changed)  # it ran twice on its own weights
+            _Runs(original, case, properties).compare(changed)
     except (Unusable, InferenceError):
         return
     except Finding as finding:
@@ -304,12 +304,9 @@ class _Runs:
         properties: the properties to check.
         together: whether one run of the changed program shows both values and gradients, as one of the original
             does, where both are in float64.
-        twice: whether a second run of the changed program must show the same.
     """
 
-    def __init__(
-        self, program: Program, case: Case, properties: Properties, *, together: bool = False, twice: bool = True
-    ) -> None:
+    def __init__(self, program: Program, case: Case, properties: Properties, *, together: bool = False) -> None:
         self.program = program
         self.case = case
         self.properties = properties
@@ -323,7 +320,6 @@ class _Runs:
         if properties.gradients:
             with suppress(EvaluationError):  # some operators have no derivative
                 self.slopes = self._before(case.inputs, double=not self.budgeted, gradients=True)
-        self.twice = twice
         self.together = together and self.double and self.slopes is not None
         if self.together:
             return
@@ -360,7 +356,7 @@ class _Runs:
             else:
                 after = self._compare_rounded(program, inputs, before)
             first = first or after
-        if self.twice and (self.slopes is None or self.budgeted):
+        if self.slopes is None or self.budgeted:
             self._compare_second_run(program, first)  # else the run with gradients is a second one
         if self.slopes is not None:
             self._compare_rounded(program, self.case.inputs, self.slopes, gradients=True)
