@@ -8,12 +8,12 @@ import html
 import json
 import re
 from collections.abc import Mapping
-from functools import cache
 from importlib import resources
 from pathlib import Path
 
 from compiler.extras import import_extra
 from compiler.page.content import Page
+from ir.caches import cached
 from ir.errors import MissingPackageError
 
 _SCRIPTS = ("layout.js", "pane.js", "page.js")
@@ -64,7 +64,7 @@ def script_json(data: object) -> str:
     return text
 
 
-@cache
+@cached()
 def layout_library() -> str:
     """Return the script that defines `dagre`, which places the nodes of a graph.
 

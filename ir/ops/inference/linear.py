@@ -28,6 +28,7 @@ def linear(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
     """[*, in], [out, in], [out] or [1] -> [*, out]."""
     x, weight, bias = types
     _check_linear(x.shape, weight.shape, bias and bias.shape)
+    require_one_dtype(types)  # fakes take a bias of another dtype
     dtype, device = float_dtype(types, torch.int64), common_device(types)
     if x.shape is None or (weight.shape is None and len(x.shape) < 2):
         return (TensorType(None, dtype, device),)  # of two vectors there is a scalar
@@ -103,6 +104,7 @@ def baddbmm(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 def _added(types: tuple[Any, ...], product: tuple[Type, ...]) -> tuple[Type, ...]:
     (result,) = product
     assert type(result) is TensorType
+    require_one_dtype(types)  # fakes take a sum of another dtype
     dtype, device = float_dtype(types), common_device(types)
     if types[0].shape is not None:
         assert result.shape is not None
