@@ -12,8 +12,9 @@ import torch
 from fuzz.calls.source import Source, Unavailable
 from fuzz.rules.dictionary import dictionary_of, holds
 from ir.attributes import normalize_attribute
+from ir.columns import Layout
 from ir.core import Operation, Value
-from ir.opdef import Param
+from ir.opdef import OpDef, Param
 from ir.types import TensorType
 from passes.rewrite.pattern import Pattern
 
@@ -31,13 +32,17 @@ class Respelling:
 
     Args:
         source: draws.
+        opdef: the operator of the new operation.
         rule: the literals in its code are tried as numbers.
         model: the operation that is to be replaced, if there is one.
         operand: the first operand of the new operation.
     """
 
-    def __init__(self, source: Source, rule: Pattern, model: Operation | None, operand: Value | None) -> None:
+    def __init__(
+        self, source: Source, opdef: OpDef, rule: Pattern, model: Operation | None, operand: Value | None
+    ) -> None:
         self.source = source
+        self.opdef = opdef
         self.rule = rule
         self.model = model
         self.operand = _type(operand)
@@ -94,7 +99,13 @@ class Respelling:
             return [*optional, *self._integers()]
         if kind == "List[int]":
             named = [t for t in literals if _all_ints(t)]
-            return named if named and self.source.flag() else [*optional, *dict.fromkeys(self._tuples())]
+            if named and self.source.flag():
+                return named
+            drawn = dict.fromkeys(self._tuples())
+            # most shapes do not hold as many elements as the operand
+            size = math.prod(_sizes(self.operand))
+            full = [t for t in drawn if math.prod(t) == size] if self.opdef.layout is Layout.RESHAPE else []
+            return full if full and self.source.integer(0, 7) else [*optional, *drawn]
         if kind in ("number", "float"):
             named = [n for n in literals if isinstance(n, (int, float)) and not isinstance(n, bool)]
             return named if named and self.source.flag() else [*optional, *_NUMBERS]
@@ -119,6 +130,7 @@ class Respelling:
             # an extra 1, merged dimensions, the ends of pieces
             yield (*given[:start], 1, *given[start:])
             yield (*given[:start], math.prod(given[start:stop]), *given[max(start, stop) :])
+            yield from ((math.prod(given[:end]), *given[end:]) for end in range(2, len(given)))
             yield tuple(itertools.accumulate(given[:-1]))
         order = list(range(rank))
         for end in range(rank - 1, 0, -1):

@@ -296,6 +296,8 @@ class _Inverse:
                 if isinstance(part, tuple):
                     items = given if isinstance(given, tuple) and len(given) == len(part) else (likely,) * len(part)
                     arguments[param.name] = [self._value(*pair) for pair in zip(part, items, strict=True)]
+                elif isinstance(part, AnyValue) and part.optional and given is None and source.integer(0, 3):
+                    arguments[param.name] = None
                 else:
                     arguments[param.name] = None if part is None else self._value(part, likely)
             elif param.kind is ParamKind.TENSOR:
@@ -305,7 +307,7 @@ class _Inverse:
             else:
                 arguments[param.name] = given if isinstance(given, Value) else None
         first = next((v for a in arguments.values() for v in (a if isinstance(a, list) else (a,)) if v), None)
-        spelling = Respelling(source, self.rule, model, first)
+        spelling = Respelling(source, opdef, self.rule, model, first)
         demanded = dict(node.attributes)
         captured: dict[str, Any] = {}
         for param in opdef.params:

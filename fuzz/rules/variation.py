@@ -265,7 +265,9 @@ class Variation:
         param = self.source.one_of(op.opdef.attribute_params)
         own = op.attributes.get(param.name, param.default)
         with suppress(Unavailable):
-            drawn = Respelling(self.source, self.rule, op, operand).attribute(param, lambda value: value != own)
+            drawn = Respelling(self.source, op.opdef, self.rule, op, operand).attribute(
+                param, lambda value: value != own
+            )
             attributes[param.name] = drawn
 
     def _behind(self, value: Value) -> Value:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from compiler.__main__ import main
-from compiler.page.html import layout_library
+from ir.caches import forget
 from tests.compiler.page.conftest import data_of
 
 pytestmark = pytest.mark.xdist_group("page")
@@ -33,7 +33,7 @@ def test_reports_are_written(tmp_path, capsys) -> None:
 
 
 def test_missing_extra_is_told_before_the_work(tmp_path, capsys, monkeypatch) -> None:
-    layout_library.cache_clear()
+    forget()
     monkeypatch.setitem(sys.modules, "netron", None)
     (tmp_path / "net.py").write_text("raise SystemExit('it was loaded')", encoding="utf-8")
     assert main([f"{tmp_path / 'net.py'}:make", "--report-html", str(tmp_path / "r.html")]) == 1

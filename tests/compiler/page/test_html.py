@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from compiler.page import html
-from compiler.page.html import layout_library, script_json
+from compiler.page.html import script_json
 from graphwright import InputError, MissingPackageError
+from ir.caches import forget
 from tests.compiler.page.conftest import data_of
 
 pytestmark = pytest.mark.xdist_group("page")
@@ -118,7 +119,7 @@ def test_path_that_is_a_folder_is_an_input_error(result, tmp_path) -> None:
 
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_missing_or_other_layout_names_the_extra(result, tmp_path, monkeypatch, is_installed) -> None:
-    layout_library.cache_clear()
+    forget()
     other = tmp_path / "netron" / "__init__.py"
     if is_installed:
         other.parent.mkdir()
@@ -133,4 +134,4 @@ def test_missing_or_other_layout_names_the_extra(result, tmp_path, monkeypatch, 
     with pytest.raises(MissingPackageError, match=r"pip install 'graphwright\[report\]'"):
         result.save_html(tmp_path / "x.html")
     assert not (tmp_path / "x.html").exists()
-    layout_library.cache_clear()
+    forget()
