@@ -11,6 +11,7 @@ from compiler.emitted.fused import (
     FusedLinear,
     FusedLinearAct,
     FusedModule,
+    FusedRMSNorm,
     ScaledDotProductAttention,
     fused_class,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "FusedLinear",
     "FusedLinearAct",
     "FusedModule",
+    "FusedRMSNorm",
     "InputGuard",
     "Leaves",
     "Quantizer",

@@ -18,6 +18,7 @@ from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttent
 from passes.fuse.base import FusionPattern
 from passes.fuse.conv import ConvBNActPattern, ConvBNAddActPattern, ConvBNPattern, StemConvBNActMaxPoolPattern
 from passes.fuse.dense import AdaptiveAvgPoolPattern, LayerNormPattern, LinearActPattern, LinearPattern
+from passes.fuse.norms import RMSNormPattern
 
 
 class FusedModule(nn.Module):
@@ -110,6 +111,10 @@ class FusedLinearAct(FusedModule, rule=LinearActPattern):
 
 class FusedLayerNorm(FusedModule, rule=LayerNormPattern):
     """layer norm"""
+
+
+class FusedRMSNorm(FusedModule, rule=RMSNormPattern):
+    """RMS norm"""
 
 
 class FusedAdaptiveAvgPool2d(FusedModule, rule=AdaptiveAvgPoolPattern):

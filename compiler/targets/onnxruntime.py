@@ -15,6 +15,7 @@ from passes.fuse.dense import (
     LinearPattern,
     LinearReluPattern,
 )
+from passes.fuse.norms import RMSNormPattern
 from passes.quant import tables
 
 ONNXRUNTIME = Target(
@@ -29,6 +30,7 @@ ONNXRUNTIME = Target(
         LinearPattern,
         AddReluPattern,
         LayerNormPattern,
+        RMSNormPattern,
         AdaptiveAvgPoolPattern,
     ),
     table=tables.ONNXRUNTIME,

@@ -9,6 +9,7 @@ from passes.convert.recompose import RECOMPOSITIONS
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
 from passes.fuse.conv import ConvBNActPattern, ConvBNPattern
 from passes.fuse.dense import AdaptiveAvgPoolPattern, AddReluPattern, LayerNormPattern, LinearActPattern, LinearPattern
+from passes.fuse.norms import RMSNormPattern
 from passes.quant import tables
 
 OPENVINO = Target(
@@ -23,6 +24,7 @@ OPENVINO = Target(
         LinearPattern,
         AddReluPattern,
         LayerNormPattern,
+        RMSNormPattern,
         AdaptiveAvgPoolPattern,
     ),
     table=tables.OPENVINO,

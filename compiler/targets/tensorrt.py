@@ -11,6 +11,7 @@ from passes.convert.recompose import RECOMPOSITIONS
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
 from passes.fuse.conv import ConvBNActPattern, ConvBNAddActPattern, ConvBNPattern, StemConvBNActMaxPoolPattern
 from passes.fuse.dense import AdaptiveAvgPoolPattern, LayerNormPattern, LinearActPattern, LinearPattern
+from passes.fuse.norms import RMSNormPattern
 from passes.quant import tables
 from passes.rewrite.pattern import Pattern
 
@@ -32,6 +33,7 @@ TENSORRT_FUSION_PATTERNS: tuple[type[Pattern], ...] = (
     LinearActPattern,
     LinearPattern,
     LayerNormPattern,
+    RMSNormPattern,
     AdaptiveAvgPoolPattern,
 )
 """The fusions."""

@@ -17,6 +17,7 @@ from ir.types import TensorType, dims_equal, shapes_equal
 from passes.canonicalize.base import constant_data, filled_with
 from passes.canonicalize.recompose import rows_of_linear
 from passes.convert.activations import ACTIVATIONS
+from passes.convert.norms import RecomposeRMSNormPattern
 from passes.fuse.attention import SDPA
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
@@ -50,10 +51,27 @@ _BIASED = Example("""
 """)
 
 
+_AFFINE = Example("""
+    parameter %w : f32[c, o]
+    parameter %b : f32[o]
+    graph(%x : f32[n, t, c]) {
+      %rows = aten.reshape(%x) {shape=[n*t, c]}
+      %flat = aten.addmm(%b, %rows, %w)
+      %y = aten.reshape(%flat) {shape=[n, t, o]}
+      return %y
+    }
+""")
+_PRODUCT = Example("""
+    parameter %w : f32[c, o]
+    graph(%x : f32[n, t, c]) { %y = aten.matmul(%x, %w) return %y }
+""")
+
+
 class RecomposeLinearPattern(Pattern):
     """bmm(x, expand(wᵀ)) = linear(x, w), reshape(linear(reshape(x), w, b)) = linear(x, w, b), linear(x, w) + b likewise
 
-    What `run_decompositions()` makes of linear layers: w and b are weights.
+    Also addmm(b, x, w) = linear(x, wᵀ, b) and matmul(x, w) = linear(x, wᵀ). What `run_decompositions()` makes of linear
+    layers, and layers that keep their weights the other way round: w and b are weights.
     """
 
     is_conversion = True
@@ -65,6 +83,20 @@ class RecomposeLinearPattern(Pattern):
         _BIASED.changed(("(%y, %b)", "(%b, %y)")),
         _BIASED.changed(("%b : f32[o]", "%b : f32[1]"), refused="not one number a column"),
         _BIASED.changed(("return %z", "return %z, %y"), refused="used elsewhere"),
+        _AFFINE,
+        _AFFINE.changed(("addmm(%b, ", "mm(")),
+        _PRODUCT,
+        _PRODUCT.changed(
+            ("f32[c, o]", "f32[o, c]"), ("%y =", "%v = aten.permute(%w) {dims=[1, 0]} %y ="), ("%x, %w)", "%x, %v)")
+        ),
+        _AFFINE.changed(("(%b, %rows, %w)", "(%b, %rows, %w) {alpha=2}"), refused="alpha"),
+        _AFFINE.changed(("%b : f32[o]", "%b : f32[1]"), refused="not one number a column"),
+        _PRODUCT.changed(("parameter %w : f32[c, o]", ""), ("graph(", "graph(%w : f32[c, o], "), refused="no weight"),
+        _PRODUCT.changed(("f32[n, t, c]", "f32[c]"), refused="not rows"),
+        _PRODUCT.changed(("return %y", "%u = aten.neg(%w) return %y, %u"), refused="used elsewhere"),
+        _PRODUCT.changed(
+            ("%y = aten.matmul(%x,", "%u = aten.softmax.int(%x) {dim=2} %y = aten.matmul(%u,"), refused="of attention"
+        ),
         _BATCHED.changed(("graph(", "graph(%u : f32[c, o], "), ("expand(%turned)", "expand(%u)"), refused="no weight"),
         _ROWS.changed(("shape=[n, t, o]", "shape=[t, n, o]"), refused="not reshaped back"),
     )
@@ -79,6 +111,8 @@ class RecomposeLinearPattern(Pattern):
             p.op("aten.bmm", x, each, name="product"),
             p.reshape(flat),
             p.op("aten.add.Tensor", plain, p.any("b"), alpha=1),
+            p.op("aten.addmm", p.any("b"), x, p.any("v"), alpha=1, beta=1),
+            p.op(("aten.mm", "aten.matmul"), x, p.any("v")),
         )
 
     @override
@@ -92,6 +126,8 @@ class RecomposeLinearPattern(Pattern):
             if weight_of(weight) is None or m.w.tensor_type.rank != 2:
                 return "what is expanded is no weight of rank 2"
             return None if m.x.tensor_type.rank == 3 else "the rank of the operand is not known"
+        if m.get("v") is not None:
+            return _why_no_rows(m)
         columns, bias = m.w.known_shape, m.b.known_shape
         if weight_of(m.b) is None or columns is None or bias is None or len(columns) != 2:
             return "what is added is no weight of a known shape"
@@ -103,7 +139,32 @@ class RecomposeLinearPattern(Pattern):
     def rewrite(self, m: Match, b: Rewriter) -> Value:
         if m.get("each") is not None:
             return b.op("aten.linear", m.x, b.permute(m.w, (1, 0)), None).result
+        if m.get("v") is not None:
+            return b.op("aten.linear", m.x, b.permute(m.v, (1, 0)), m.get("b")).result
         return b.op("aten.linear", m.x, m.w, m.b).result
+
+
+def _why_no_rows(m: Match) -> str | None:
+    """Return why `addmm(b, x, v)` or `matmul(x, v)` is not a linear layer; None where it is."""
+    source = m.v.defining_op
+    matrix = m.v if source is None or source.name != "aten.permute" else source.operand_values[0]
+    weight, type_ = weight_of(matrix), m.v.tensor_type
+    if weight is None or type_.rank != 2:
+        return "the second factor is no weight of rank 2"
+    rank, dtype = m.x.tensor_type.rank, type_.dtype
+    if rank is None or rank < 2 or dtype is None or not dtype.is_floating_point or m.x.tensor_type.dtype != dtype:
+        return "the first factor is not rows of numbers of the dtype of the weight"
+    if m.get("b") is not None:
+        columns, bias = m.v.known_shape, m.b.known_shape
+        if columns is None or bias is None or len(bias) != 1 or not dims_equal(bias[0], columns[1]):
+            return "what is added is not one number a column"
+        return None if m.b.tensor_type.dtype == dtype else "what is added has another dtype"
+    if not matrix.has_one_use():
+        return "the weight is used elsewhere"
+    maker = m.x.defining_op
+    if maker is not None and maker.name == "aten.dropout":
+        maker = maker.operand_values[0].defining_op
+    return "it is a product of attention" if maker is not None and maker.name == "aten.softmax.int" else None
 
 
 _COPIED = Example("""
@@ -286,6 +347,7 @@ RECOMPOSITIONS: tuple[type[Pattern], ...] = (
     RecomposeLinearPattern,
     RecomposeMatmulPattern,
     RecomposeAttentionPattern,
+    RecomposeRMSNormPattern,
     *ACTIVATIONS,
 )
 """What every target wants first: the operators that a decomposed program was made of."""

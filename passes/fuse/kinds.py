@@ -169,6 +169,35 @@ def layer_norm(region: Region) -> torch.Tensor:
     return region.apply(region.part("norm", "aten.layer_norm"), region.operand("input"))
 
 
+def rms_norm(region: Region) -> torch.Tensor:
+    """input · rsqrt(mean(input²) + eps) [· (weight + offset)], over the last dimensions"""
+    x, ops = region.operand("input"), list(region.body.operations())
+    if region.has("norm"):
+        y = region.apply(region.part("norm", "aten.rms_norm"), x)
+    else:
+        means = [op for op in ops if op.name == "aten.mean.dim"]
+        if len(means) != 1:
+            raise region.error(f"has {len(means)} means")
+        square = x.square().mean(tuple(range(-len(means[0].attributes["dim"]), 0)), keepdim=True)
+        y = x * torch.rsqrt(square + _added(ops, means[0].result))
+    if "weight" not in region.operands:
+        return y
+    weight = next(value for value in region.body.inputs if value.name == "weight")
+    return y * (region.operand("weight") + _added(ops, weight))
+
+
+def _added(ops: Sequence[Operation], value: Value) -> float:
+    """Return the number that is added to a value, cast or not."""
+    same = [value]
+    for op in ops:
+        if op.operands and op.operands[0] in same:
+            if op.name == "aten.add.Scalar":
+                return float(op.attributes["other"])
+            if op.name == "aten.to.dtype":
+                same.append(op.result)
+    return 0.0
+
+
 def adaptive_avg_pool2d(region: Region) -> torch.Tensor:
     """adaptive_avg_pool2d(input)"""
     return region.apply(region.part("pool", "aten.adaptive_avg_pool2d"), region.operand("input"))
@@ -262,6 +291,7 @@ KINDS: dict[str, tuple[Meaning, ...]] = {
     "linear": (linear,),
     "linear_act": (linear_act,),
     "layer_norm": (layer_norm,),
+    "rms_norm": (rms_norm,),
     "add_act": (add_act,),
     "adaptive_avg_pool2d": (adaptive_avg_pool2d,),
     "scaled_dot_product_attention": (scaled_dot_product_attention,),

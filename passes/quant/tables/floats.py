@@ -10,6 +10,8 @@ _MEASURED = "measured on ViT-B: 5.6 dB with the inputs of norms in integers, 27.
 IN_FLOAT: Mapping[str, Mapping[str, Any]] = {
     "layer_norm": {"reason": "norms need the range of floats", "source": _MEASURED},
     "aten.layer_norm": {"reason": "norms need the range of floats", "source": _MEASURED},
+    "rms_norm": {"reason": "norms need the range of floats", "source": _MEASURED},
+    "aten.rms_norm": {"reason": "norms need the range of floats", "source": _MEASURED},
     "aten.softmax.int": {
         "reason": "most of its results are near 0, where integers have few steps",
         "source": "its formula",
