@@ -275,9 +275,10 @@ class Region:
             if child is not None:
                 is_called = node.target == child.name and not child.form.keywords and len(op.results) == 1
                 return is_called and len(child.form.inputs) == 1 and is_same(node.args[0], child.form.inputs[0])
-            if node.target is not operator.add or op.name != "aten.add.Tensor" or len(op.operands) != 2:
+            if _OPERATORS.get(node.target) != op.name or len(op.operands) != 2:
                 return False
-            orders = (op.operands, op.operands[::-1]) if attributes_equal(op.attributes["alpha"], 1) else ()
+            plain = attributes_equal(op.attributes.get("alpha", 1), 1)
+            orders = (op.operands, op.operands[::-1]) if plain else ()
             return any(all(map(is_same, node.args, operands)) for operands in orders)
 
         (result,) = fused.output_node().args
@@ -285,6 +286,10 @@ class Region:
         if not is_all or any(all(value.defining_op is not op for value in known.values()) for op in self.ops):
             return None
         return [known[node] for node in fused.nodes if node.op == "placeholder"]
+
+
+_OPERATORS = {operator.add: "aten.add.Tensor", operator.mul: "aten.mul.Tensor"}
+"""What the code of fused modules may call beside their parts; both commute."""
 
 
 class _Tracer(fx.Tracer):

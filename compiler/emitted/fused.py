@@ -17,8 +17,14 @@ from ir.caches import cached
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
 from passes.fuse.base import FusionPattern
 from passes.fuse.conv import ConvBNActPattern, ConvBNAddActPattern, ConvBNPattern, StemConvBNActMaxPoolPattern
-from passes.fuse.dense import AdaptiveAvgPoolPattern, LayerNormPattern, LinearActPattern, LinearPattern
-from passes.fuse.norms import RMSNormPattern
+from passes.fuse.dense import (
+    AdaptiveAvgPoolPattern,
+    GatedLinearPattern,
+    LayerNormPattern,
+    LinearActPattern,
+    LinearPattern,
+)
+from passes.fuse.norms import GroupNormPattern, RMSNormPattern
 
 
 class FusedModule(nn.Module):
@@ -107,6 +113,30 @@ class FusedLinear(FusedModule, rule=LinearPattern):
 
 class FusedLinearAct(FusedModule, rule=LinearActPattern):
     """linear → act"""
+
+
+class FusedGatedLinear(FusedModule, rule=GatedLinearPattern):
+    """(gate → act) · up, or of one linear that is both
+
+    Attributes:
+        gate: the linear layer whose result is activated.
+        act: the activation.
+        up: the other linear layer.
+    """
+
+    gate: nn.Module
+    act: nn.Module
+    up: nn.Module
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply the gate by the other layer's result."""
+        gate: Tensor = self.act(self.gate(input))
+        return gate * self.up(input)
+
+
+class FusedGroupNorm(FusedModule, rule=GroupNormPattern):
+    """group norm → [act]"""
 
 
 class FusedLayerNorm(FusedModule, rule=LayerNormPattern):

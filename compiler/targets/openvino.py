@@ -8,8 +8,15 @@ from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
 from passes.convert.recompose import RECOMPOSITIONS
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
 from passes.fuse.conv import ConvBNActPattern, ConvBNPattern
-from passes.fuse.dense import AdaptiveAvgPoolPattern, AddReluPattern, LayerNormPattern, LinearActPattern, LinearPattern
-from passes.fuse.norms import RMSNormPattern
+from passes.fuse.dense import (
+    AdaptiveAvgPoolPattern,
+    AddReluPattern,
+    GatedLinearPattern,
+    LayerNormPattern,
+    LinearActPattern,
+    LinearPattern,
+)
+from passes.fuse.norms import GroupNormPattern, RMSNormPattern
 from passes.quant import tables
 
 OPENVINO = Target(
@@ -20,11 +27,13 @@ OPENVINO = Target(
         ConvBNPattern,
         MHAInProjectionPattern,
         ScaledDotProductAttentionPattern,
+        GatedLinearPattern,
         LinearActPattern,
         LinearPattern,
         AddReluPattern,
         LayerNormPattern,
         RMSNormPattern,
+        GroupNormPattern,
         AdaptiveAvgPoolPattern,
     ),
     table=tables.OPENVINO,

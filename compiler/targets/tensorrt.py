@@ -10,8 +10,14 @@ from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
 from passes.convert.recompose import RECOMPOSITIONS
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
 from passes.fuse.conv import ConvBNActPattern, ConvBNAddActPattern, ConvBNPattern, StemConvBNActMaxPoolPattern
-from passes.fuse.dense import AdaptiveAvgPoolPattern, LayerNormPattern, LinearActPattern, LinearPattern
-from passes.fuse.norms import RMSNormPattern
+from passes.fuse.dense import (
+    AdaptiveAvgPoolPattern,
+    GatedLinearPattern,
+    LayerNormPattern,
+    LinearActPattern,
+    LinearPattern,
+)
+from passes.fuse.norms import GroupNormPattern, RMSNormPattern
 from passes.quant import tables
 from passes.rewrite.pattern import Pattern
 
@@ -30,10 +36,12 @@ TENSORRT_FUSION_PATTERNS: tuple[type[Pattern], ...] = (
     ConvBNPattern,
     MHAInProjectionPattern,
     ScaledDotProductAttentionPattern,
+    GatedLinearPattern,
     LinearActPattern,
     LinearPattern,
     LayerNormPattern,
     RMSNormPattern,
+    GroupNormPattern,
     AdaptiveAvgPoolPattern,
 )
 """The fusions."""

@@ -37,6 +37,78 @@ class LinearReluPattern(LinearActPattern):
     activations = CLIPPING_ACTIVATIONS
 
 
+_GATED = Example("""
+    parameter %g : f32[d, c]
+    parameter %u : f32[d, c]
+    graph(%x : f32[n, t, c]) {
+      %a = aten.linear(%x, %g, None)
+      %s = aten.silu(%a)
+      %b = aten.linear(%x, %u, None)
+      %y = aten.mul.Tensor(%s, %b)
+      return %y
+    }
+""")
+_PACKED = Example("""
+    parameter %w : f32[2*d, c]
+    parameter %v : f32[2*d]
+    graph(%x : f32[n, t, c]) {
+      %y = aten.linear(%x, %w, %v)
+      %a, %b = aten.split_with_sizes(%y) {split_sizes=[d, d], dim=2}
+      %s = aten.silu(%a)
+      %z = aten.mul.Tensor(%s, %b)
+      return %z
+    }
+""")
+_GATES = ("aten.silu", "aten.gelu", "aten.relu", "aten.sigmoid")
+
+
+class GatedLinearPattern(FusionPattern):
+    """act(linear(x, w, b)) * linear(x, u, c) = fused.gated_linear(x, w, b, u, c): SwiGLU, GEGLU, ReGLU, GLU
+
+    Also with one linear whose result is split in two over its features, the gate first or last.
+    """
+
+    kind = "gated_linear"
+    parts = ("gate", "act", "up", "gate_up")
+
+    examples = (
+        _GATED,
+        _GATED.changed(("silu", "gelu"), ("%s, %b", "%b, %s")),
+        _PACKED,
+        _PACKED.changed(("silu(%a)", "sigmoid(%b)"), ("%s, %b", "%a, %s")),
+        _PACKED.changed(("f32[n, t, c]", "f32[n, 2*d, c]"), ("dim=2", "dim=1"), refused="not split over its features"),
+        _PACKED.changed(
+            ("%z = ", "%p, %q = aten.split_with_sizes(%y) {split_sizes=[d, d], dim=2} %z = "),
+            ("%s, %b", "%s, %q"),
+            refused="is split twice",
+        ),
+    )
+
+    @override
+    def pattern(self, p: PatternBuilder) -> Node:
+        gate, up = p.linear(p.any("input"), name="gate"), p.linear(p.any("input"), name="up")
+        joint = p.linear(p.any("input"), name="gate_up")
+        halves = [p.op("aten.split_with_sizes", joint, name=f"half{i}", result=i) for i in range(2)]
+        return p.one_of(
+            p.mul(p.op(_GATES, gate, name="act"), up),
+            p.mul(p.op(_GATES, halves[0], name="act"), halves[1]),
+            p.mul(halves[0], p.op(_GATES, halves[1], name="act")),
+        )
+
+    @override
+    def check(self, m: Match) -> str | None:
+        """Demand two linears, or the halves of one."""
+        if m.get("gate_up") is None:
+            return None if m.gate is not m.up else "the gate and what it is for are one"
+        if m.half0 is not m.half1:
+            return f"the linear at `{m.gate_up.location.where}` is split twice"
+        rank = m.gate_up.result.tensor_type.rank
+        sizes = m.half0.attributes["split_sizes"]
+        if rank is None or m.half0.attributes["dim"] % rank != rank - 1 or len(sizes) != 2:
+            return f"the result of the linear at `{m.gate_up.location.where}` is not split over its features in two"
+        return None
+
+
 _SUM = Example("""
     graph(%x : f32[n, c, 2], %y : f32[n, c, 2]) {
       %sum = aten.add.Tensor(%x, %y)

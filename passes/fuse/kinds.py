@@ -164,6 +164,24 @@ def linear_act(region: Region) -> torch.Tensor:
     return _act(region, linear(region))
 
 
+def gated_linear(region: Region) -> torch.Tensor:
+    """act(linear(input)) · linear(input), of two linears or the halves of one"""
+    x = region.operand("input")
+    act = region.part("act", *FUSED_ACTIVATIONS)
+    if region.has("gate"):
+        gate = region.apply(region.part("gate", "aten.linear"), x)
+        return region.apply(act, gate) * region.apply(region.part("up", "aten.linear"), x)
+    halves = region.apply(region.part("gate_up", "aten.linear"), x).chunk(2, -1)
+    gate, up = halves if act.operand_values[0].index == 0 else halves[::-1]
+    return region.apply(act, gate) * up
+
+
+def group_norm(region: Region) -> torch.Tensor:
+    """[act](group_norm(input))"""
+    y = region.apply(region.part("norm", "aten.group_norm"), region.operand("input"))
+    return _act(region, y) if region.has("act") else y
+
+
 def layer_norm(region: Region) -> torch.Tensor:
     """layer_norm(input)"""
     return region.apply(region.part("norm", "aten.layer_norm"), region.operand("input"))
@@ -290,6 +308,8 @@ KINDS: dict[str, tuple[Meaning, ...]] = {
     "conv_bn_act_max_pool": (conv_bn_act_max_pool,),
     "linear": (linear,),
     "linear_act": (linear_act,),
+    "gated_linear": (gated_linear,),
+    "group_norm": (group_norm,),
     "layer_norm": (layer_norm,),
     "rms_norm": (rms_norm,),
     "add_act": (add_act,),

@@ -43,6 +43,7 @@ OPENVINO = register_table(
             "aten.conv_transpose3d.input": _TRANSPOSED,
             "linear": _CONV,
             "linear_act": _CONV,
+            "gated_linear": _CONV,
             "mha_in_projection": _CONV,
             "scaled_dot_product_attention": {
                 "reason": "the plugin has one kernel for attention in float; with Q/DQ two products, a softmax, six "

@@ -49,6 +49,7 @@ TENSORRT = register_table(
             "aten.conv_transpose3d.input": _CONV,
             "linear": _LINEAR,
             "linear_act": _LINEAR,
+            "gated_linear": _LINEAR,
             "mha_in_projection": _LINEAR,
             "scaled_dot_product_attention": {
                 "inputs": {"query": "s8", "key": "s8", "value": "s8"},
