@@ -18,6 +18,7 @@ from passes.canonicalize.base import constant_data, filled_with
 from passes.canonicalize.recompose import rows_of_linear
 from passes.convert.activations import ACTIVATIONS
 from passes.convert.norms import RecomposeRMSNormPattern
+from passes.convert.unread import RecomposeUnreadAttentionPattern
 from passes.fuse.attention import SDPA
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
@@ -347,6 +348,7 @@ RECOMPOSITIONS: tuple[type[Pattern], ...] = (
     RecomposeLinearPattern,
     RecomposeMatmulPattern,
     RecomposeAttentionPattern,
+    RecomposeUnreadAttentionPattern,
     RecomposeRMSNormPattern,
     *ACTIVATIONS,
 )

@@ -19,6 +19,7 @@ SDPA = "aten.scaled_dot_product_attention"
 FUSED_SDPA = "fused.scaled_dot_product_attention"
 _MATMULS = ("aten.matmul", "aten.bmm")
 _SCALINGS = ("aten.mul.Scalar", "aten.div.Scalar")
+_CASTS = ("aten.to.dtype",)
 
 
 _ONE_OPERATOR = Example("""
@@ -54,17 +55,39 @@ _WINDOWS = Example("""
 """)
 
 
-class ScaledDotProductAttentionPattern(FusionPattern):
-    """softmax(scale · q kᵀ [+ mask]) v = fused.scaled_dot_product_attention(q, k, v, [mask])
+_HALF = _WRITTEN_OUT.changed(
+    ("f32", "bf16"),
+    ("softmax.int(%masked) {dim=3}", "softmax.int(%wide) {dim=3}"),
+    ("%weights =", "%wide = aten.to.dtype(%masked) {dtype=torch.float32} %weights ="),
+    (
+        "%dropped = aten.dropout(%weights)",
+        "%narrow = aten.to.dtype(%weights) {dtype=torch.bfloat16} %dropped = aten.dropout(%narrow)",
+    ),
+)
+_BADDBMM = Example("""
+    graph(%q : f32[n, t, d], %k : f32[n, s, d], %v : f32[n, s, e], %mask : f32[n, 1, s]) {
+      %turned = aten.permute(%k) {dims=[0, 2, 1]}
+      %scaled = aten.mul.Scalar(%q) {other=0.5}
+      %masked = aten.baddbmm(%mask, %scaled, %turned)
+      %weights = aten.softmax.int(%masked) {dim=2}
+      %y = aten.bmm(%weights, %v)
+      return %y
+    }
+""")
 
-    Also the one operator. The written-out form may scale the query, the key or the product, add up to two masks (one of
-    them under another shape, as shifted windows have it), and drop out; softmax must be over the last dimension. Of a
-    key that is permuted in one go into heads and transposed, the part that makes heads stays outside.
+
+class ScaledDotProductAttentionPattern(FusionPattern):
+    """softmax(scale · q kᵀ [· factor] [+ mask]) v = fused.scaled_dot_product_attention(q, k, v, [factor], [mask])
+
+    Also the one operator. The written-out form may scale the query, the key or the product, multiply it by a factor (a
+    temperature for each head), add up to two masks (one of them under another shape, as shifted windows have it), cast
+    for the softmax and back, and drop out; softmax must be over the last dimension. Of a key that is permuted in one go
+    into heads and transposed, the part that makes heads stays outside.
     """
 
     kind = "scaled_dot_product_attention"
     parts = ("attention", "drop")
-    inputs = ("query", "key", "value", "mask", "mask2")
+    inputs = ("query", "key", "value", "factor", "mask", "mask2")
     quantization_points = ("query", "key", "value")
 
     examples = (
@@ -80,6 +103,17 @@ class ScaledDotProductAttentionPattern(FusionPattern):
             ("[0, 1, 3, 2]", "[1, 2, 0]"),
             ("dim=3", "dim=2"),
         ),
+        _WRITTEN_OUT.changed(
+            ("mul.Scalar(%scores) {other=0.5}", "mul.Tensor(%scores, %f)"),
+            ("%mask : f32", "%f : f32[h, 1, 1], %mask : f32"),
+        ),
+        _WRITTEN_OUT.changed(
+            ("%masked =", "%biased = aten.add.Tensor(%scaled, %bias) %masked ="),
+            ("(%scaled, %mask)", "(%biased, %mask)"),
+            ("%mask : f32", "%bias : f32[h, t, s], %mask : f32"),
+        ),
+        _HALF,
+        _BADDBMM,
         _WINDOWS,
         _WINDOWS.changed(("{shape=[n*m, h", "{shape=[1, n*m, h"), ("dim=3", "dim=4"), refused="their shape"),
         _WRITTEN_OUT.changed(
@@ -113,16 +147,18 @@ class ScaledDotProductAttentionPattern(FusionPattern):
         transposed = p.permute(key, name="transpose", where=_has_matrices)
         scaled_key = p.one_of(p.op(_SCALINGS, transposed), transposed)
         product = p.op(_MATMULS, scaled_query, scaled_key)
-        scores: Node = p.one_of(p.op(_SCALINGS, product), product)
-        mask = p.any("mask")
+        scores = p.one_of(p.mul(product, p.any("factor")), p.chain(_SCALINGS, product, maximum=1))
+        mask, mask2 = p.any("mask"), p.any("mask2")
         masked = p.op("aten.add.Tensor", scores, mask, alpha=1)
-        windows = p.op("aten.add.Tensor", p.reshape(masked, name="apart"), p.any("mask2"), alpha=1)
+        windows = p.op("aten.add.Tensor", p.reshape(masked, name="apart"), mask2, alpha=1)
         reshaped = p.reshape(windows, name="back")
+        both = p.op("aten.add.Tensor", masked, mask2, alpha=1)
         filled = p.op("aten.masked_fill.Scalar", scores, mask)
-        logits = p.one_of(reshaped, masked, filled, scores)
-        weights: Node = p.op("aten.softmax.int", logits, where=_over_last_dim)
-        dropped = p.optional(lambda y: p.dropout(y, name="drop"), weights)
-        return p.one_of(one, p.op(_MATMULS, dropped, value))
+        begun = p.op("aten.baddbmm", mask, scaled_query, scaled_key, alpha=1, beta=1)
+        logits = p.chain(_CASTS, p.one_of(reshaped, both, masked, filled, begun, scores), maximum=1)
+        weights = p.op("aten.softmax.int", logits, where=_over_last_dim)
+        after = p.chain((*_CASTS, "aten.dropout"), weights, "after", maximum=2)
+        return p.one_of(one, p.op(_MATMULS, after, value))
 
     @override
     def rewrite(self, m: Match, b: Rewriter) -> None:
@@ -145,6 +181,14 @@ class ScaledDotProductAttentionPattern(FusionPattern):
     @override
     def check(self, m: Match) -> str | None:
         """Refuse what is not attention over (…, tokens, head_dim)."""
+        drops = [op for op in m.get("after") or () if op.name == "aten.dropout"]
+        if len(drops) > 1:
+            return "it drops out twice"
+        for op in m.ops:
+            if op.name in _CASTS and not op.attributes["dtype"].is_floating_point:
+                return f"it is cast to {op.attributes['dtype']} at `{op.location.where}`"
+        if drops:
+            m.captures["drop"] = drops[0]
         query = m.query.type
         if isinstance(query, TensorType) and query.rank is not None and query.rank < 3:
             return f"the query is {query}, without a batch or head dimension"
@@ -152,7 +196,7 @@ class ScaledDotProductAttentionPattern(FusionPattern):
         dtypes = dict.fromkeys(t.dtype for t in types if isinstance(t, TensorType) and t.dtype is not None)
         if len(dtypes) > 1:
             return f"query, key and value are {', '.join(map(str, dtypes))}, not of one dtype"
-        names = [m.get(name) for name in ("mask", "mask2")]
+        names = [m.get(name) for name in ("factor", "mask", "mask2")]
         inner = {result for op in m.ops for result in op.results}
         if any(value in inner for value in (m.query, m.key, m.value, *names) if value is not None):
             return "an operand of the attention is computed inside of it"

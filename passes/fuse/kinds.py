@@ -231,10 +231,13 @@ def add_act(region: Region) -> torch.Tensor:
 
 
 def scaled_dot_product_attention(region: Region) -> torch.Tensor:
-    """[dropout](softmax(query · keyᵀ · scale [+ mask [+ mask2]])) · value, the softmax over the last dimension"""
+    """[dropout](softmax(query · keyᵀ · scale [· factor] [+ masks])) · value, the softmax over the last dimension"""
     query, key, value = (region.operand(name) for name in ("query", "key", "value"))
     if not region.has("attention"):
-        weights = torch.softmax(_masked(region, query @ key.mT * _scale(region.body)), -1)
+        scores = query @ key.mT * _scale(region.body)
+        if "factor" in region.operands:
+            scores = scores * region.operand("factor")
+        weights = torch.softmax(_masked(region, scores), -1)
         drop = region.part("drop", "aten.dropout") if region.has("drop") else None
         return (weights if drop is None else region.apply(drop, weights)) @ value
     attributes = region.part("attention", "aten.scaled_dot_product_attention").attributes
@@ -262,7 +265,7 @@ def _scale(body: Graph) -> torch.Tensor:
 
 
 def _masked(region: Region, scores: torch.Tensor) -> torch.Tensor:
-    """Return scores with masks added, the second one in its own shape, or filled in."""
+    """Return scores with masks added, the second one perhaps in a shape of its own, or filled in."""
     if "mask" not in region.operands:
         return scores
     filled = [op for op in region.body.operations() if op.name == "aten.masked_fill.Scalar"]
@@ -273,7 +276,7 @@ def _masked(region: Region, scores: torch.Tensor) -> torch.Tensor:
         return masked
     shapes = [op.attributes["shape"] for op in region.body.operations() if op.name == "aten.reshape"]
     if not shapes:
-        raise region.error("adds two masks to one shape")
+        return masked + region.operand("mask2")
     return (masked.reshape(shapes[0]) + region.operand("mask2")).reshape(masked.shape)
 
 

@@ -65,7 +65,8 @@ MASK = torch.zeros(5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), float("-in
 ATTENTION_CALLS = {
     "plain": (lambda m, x: m(x, x, x, need_weights=False)[0], {}, True),
     "no bias": (lambda m, x: m(x, x, x, need_weights=False)[0], {"bias": False}, True),
-    "weights unused": (lambda m, x: m(x, x, x)[0], {}, None),
+    "weights unused": (lambda m, x: m(x, x, x)[0], {}, True),
+    "weights unused, mask": (lambda m, x: m(x, x, x, attn_mask=MASK)[0], {}, True),
     "float mask": (lambda m, x: m(x, x, x, attn_mask=MASK, need_weights=False)[0], {}, None),
     "weights used": (lambda m, x: m(x, x, x), {}, False),
     "bool mask": (lambda m, x: m(x, x, x, attn_mask=MASK < 0, need_weights=False)[0], {}, None),
@@ -146,6 +147,24 @@ ATTENTIONS = {
     ),
     "scaled query": (
         lambda s, x: torch.softmax((heads(s.q(x)) * 0.7) @ heads(s.k(x)).permute(0, 1, 3, 2), -1) @ heads(s.v(x)),
+        1,
+        1,
+    ),
+    "temperature and two masks": (
+        lambda s, x: (
+            torch.softmax(
+                heads(s.q(x)) @ heads(s.k(x)).mT * s.v.bias[:2].view(2, 1, 1).exp()
+                + s.q.weight[:4, :4]
+                + torch.ones(4, 4),
+                -1,
+            )
+            @ heads(s.v(x))
+        ),
+        1,
+        1,
+    ),
+    "softmax in another dtype": (
+        lambda s, x: torch.softmax((heads(s.q(x)) @ heads(s.k(x)).mT).double(), -1).to(x.dtype) @ heads(s.v(x)),
         1,
         1,
     ),
