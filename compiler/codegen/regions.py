@@ -279,7 +279,13 @@ class Region:
                 return False
             plain = attributes_equal(op.attributes.get("alpha", 1), 1)
             orders = (op.operands, op.operands[::-1]) if plain else ()
-            return any(all(map(is_same, node.args, operands)) for operands in orders)
+            for operands in orders:
+                before = dict(known)
+                if all(map(is_same, node.args, operands)):
+                    return True
+                known.clear()
+                known.update(before)
+            return False
 
         (result,) = fused.output_node().args
         is_all = len(self.body.outputs) == 1 and is_same(result, self.body.outputs[0])

@@ -50,6 +50,33 @@ class SpellRsub(Rule):
         return b.op("aten.sub.Tensor", m.y, m.x, alpha=m.alpha).result
 
 
+_LIKE = Example("""
+    graph(%x : f32[n, c], %y : f64[n]) { %z = aten.type_as(%x, %y) %w = aten.neg(%z) return %w }
+""")
+
+
+class SpellTypeAs(Rule):
+    """type_as(x, y) = to(x, dtype of y), y on the device of x"""
+
+    examples = (_LIKE, _LIKE.changed(("f64", "f32")), _LIKE.changed(refused="not known", unknown="all"))
+
+    @override
+    def pattern(self, p: PatternBuilder) -> Node:
+        return p.op("aten.type_as", p.any("x"), p.any("y"))
+
+    @override
+    def check(self, m: Match) -> str | None:
+        """Demand a known dtype, and one device."""
+        x, y = tensor(m.x), tensor(m.y)
+        if x is None or y is None or x.dtype is None or y.dtype is None or y.device is None:
+            return "the types are not known"
+        return None if x.device == y.device else "the devices differ"
+
+    @override
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        return b.op("aten.to.dtype", m.x, m.y.tensor_type.dtype).result
+
+
 class SpellRelu6(Rule):
     """hardtanh(x, 0, 6) = relu6(x)"""
 
@@ -242,6 +269,7 @@ def _other_forms(op: Operation) -> dict[str, Attribute]:
 SPELLING_RULES = (
     SpellSynonym,
     SpellRsub,
+    SpellTypeAs,
     SpellRelu6,
     SpellClamp,
     SpatialMeanToPool,

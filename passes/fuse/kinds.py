@@ -191,7 +191,8 @@ def rms_norm(region: Region) -> torch.Tensor:
     """input · rsqrt(mean(input²) + eps) [· (weight + offset)], over the last dimensions"""
     x, ops = region.operand("input"), list(region.body.operations())
     if region.has("norm"):
-        y = region.apply(region.part("norm", "aten.rms_norm"), x)
+        norm = region.part("norm", "aten.rms_norm").attributes
+        y = torch.rms_norm(x, norm["normalized_shape"], None, norm["eps"])
     else:
         means = [op for op in ops if op.name == "aten.mean.dim"]
         if len(means) != 1:

@@ -183,6 +183,11 @@ class RMSNormPattern(FusionPattern):
                 return reason
             m.captures["input"] = m.squared
         ops = dict.fromkeys(m.ops)
+        weight = None if m.get("norm") is None else m.norm.operand("weight")
+        if weight is not None:
+            scale = scale_of(weight, normalized_sizes(m)) or Scale(weight, ())
+            m.captures["weight"] = scale.weight
+            ops.update(dict.fromkeys(scale.ops))
         x: Value = m.input
         cast = x.defining_op
         if cast is not None and cast.name == "aten.to.dtype" and all(user in ops for user in x.users):
