@@ -14,6 +14,8 @@ TABLES = {
     "passes/convert/classifier.py:_FLATTENS": "two forms of one pattern",
     "passes/fuse/attention.py:_MATMULS": "two forms of one pattern",
     "passes/fuse/attention.py:_SCALINGS": "two forms of one pattern",
+    "passes/fuse/dense.py:_GATES": "forms of one pattern",
+    "passes/fuse/norms.py:_EXPONENTS": "forms of one pattern",
     "passes/fuse/base.py:FUSED_ACTIVATIONS": "what targets fuse, which is no fact about the operators",
     "passes/fuse/base.py:CLIPPING_ACTIVATIONS": "two forms of one pattern",
     "passes/quant/signs.py:_NEVER_NEGATIVE": "what only the choice between signed and unsigned integers asks",
@@ -31,6 +33,7 @@ TABLES = {
     "compiler/codegen/functions.py:_METHODS": "emission: operators that read best as methods",
     "compiler/codegen/functions.py:_DROPOUT_FUNCTIONS": "emission: functions of PyTorch",
     "compiler/codegen/modules.py:_DROPOUTS": "emission: classes of modules",
+    "compiler/codegen/regions.py:_OPERATORS": "emission: what the code of fused modules calls",
     "compiler/codegen/scope.py:_SAMPLING": "emission: what takes the dtype of what it samples for",
 }
 """Module-level tables of operators, each with what it says that no column could."""

@@ -18,7 +18,6 @@ from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.remarks import Refusal
 from passes.rewrite.rewriter import Rewriter
 
-_MATMULS = ("aten.bmm", "aten.matmul")
 _UNREAD = Example("""
     parameter %w : f32[3*h*d, h*d]
     parameter %o : f32[h*d, h*d]
@@ -72,10 +71,11 @@ class RecomposeUnreadAttentionPattern(Pattern):
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:
+        products = ("aten.bmm", "aten.matmul")
         query, key = p.op("aten.mul.Scalar", p.any("query"), other=p.attr("scale")), p.any("key")
         begun = p.op("aten.baddbmm", p.any("mask"), query, key, alpha=1, beta=1)
-        weights = p.op("aten.softmax.int", p.one_of(p.op(_MATMULS, query, key), begun), dim=-1, dtype=None)
-        return p.op(_MATMULS, weights, p.any("value"))
+        weights = p.op("aten.softmax.int", p.one_of(p.op(products, query, key), begun), dim=-1, dtype=None)
+        return p.op(products, weights, p.any("value"))
 
     @override
     def check(self, m: Match) -> str | Refusal | None:
