@@ -24,7 +24,7 @@ from passes.fuse.dense import (
     LinearActPattern,
     LinearPattern,
 )
-from passes.fuse.norms import GroupNormPattern, RMSNormPattern
+from passes.fuse.norms import RMSNormPattern
 
 
 class FusedModule(nn.Module):
@@ -133,10 +133,6 @@ class FusedGatedLinear(FusedModule, rule=GatedLinearPattern):
         """Multiply the gate by the other layer's result."""
         gate: Tensor = self.act(self.gate(input))
         return gate * self.up(input)
-
-
-class FusedGroupNorm(FusedModule, rule=GroupNormPattern):
-    """group norm → [act]"""
 
 
 class FusedLayerNorm(FusedModule, rule=LayerNormPattern):

@@ -11,7 +11,7 @@ from typing_extensions import override
 from ir.core import Operation, Value
 from ir.program import weight_of
 from ir.types import Dim, dims_equal, shapes_equal
-from passes.fuse.base import FusionPattern, activation
+from passes.fuse.base import FusionPattern
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import sort_operations
@@ -216,18 +216,3 @@ class RMSNormPattern(FusionPattern):
             else:
                 return
             value = user.result
-
-
-# --- GroupNorm ----------------------------------------------------------------------------------------------
-
-
-class GroupNormPattern(FusionPattern):
-    """[act](group_norm(x, w, b)) = fused.group_norm(x, w, b)"""
-
-    kind = "group_norm"
-    parts = ("norm", "act")
-    quantization_points = ()
-
-    @override
-    def pattern(self, p: PatternBuilder) -> Node:
-        return p.optional(lambda y: activation(p, y), p.group_norm(p.any("input"), name="norm"))
