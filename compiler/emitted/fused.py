@@ -132,7 +132,8 @@ class FusedGatedLinear(FusedModule, rule=GatedLinearPattern):
     def forward(self, input: Tensor) -> Tensor:
         """Multiply the gate by the other layer's result."""
         gate: Tensor = self.act(self.gate(input))
-        return gate * self.up(input)
+        up: Tensor = self.up(input)
+        return gate * up
 
 
 class FusedLayerNorm(FusedModule, rule=LayerNormPattern):

@@ -194,7 +194,7 @@ class RMSNormPattern(FusionPattern):
             ops[cast] = None
             m.captures["input"] = cast.operand_values[0]
         self._follow(m, ops)
-        m.ops[:] = sort_operations(ops)
+        m.ops[:] = sort_operations(list(ops))
         return None
 
     def _follow(self, m: Match, ops: dict[Operation, None]) -> None:

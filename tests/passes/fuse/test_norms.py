@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from compiler.driver import transform
 from tests.compiler.drafts import randomize
-from tests.passes.compiled import assert_equal_outputs
+from tests.zoo.equality import assert_equal_outputs
 
 C = 6
 
@@ -54,13 +56,13 @@ class Unweighted(Llama):
         return x * (x**2).mean(-1, keepdim=True).add(1e-6).pow(-0.5)
 
 
-SPELLINGS = (nn.RMSNorm, Llama, T5, Gemma, Divided, Timm, Unweighted)
+SPELLINGS = (partial(nn.RMSNorm, C), Llama, T5, Gemma, Divided, Timm, Unweighted)
 
 
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.norms = nn.ModuleList(norm(C) if norm is nn.RMSNorm else norm() for norm in SPELLINGS)
+        self.norms = nn.ModuleList(norm() for norm in SPELLINGS)
         self.linears = nn.ModuleList(nn.Linear(C, C) for _ in SPELLINGS)
 
     def forward(self, x):
