@@ -41,7 +41,7 @@ _UNREAD = Example("""
     }
 """)
 _MASKED = _UNREAD.changed(
-    ("graph(%x", "graph(%mask : f32[1, t, t], %x"), ("aten.bmm(%s, %k)", "aten.baddbmm(%mask, %s, %k)")
+    ("graph(%x", "graph(%mask : f32[1, t, t], %x"), ("= aten.bmm(%s, %k)", "= aten.baddbmm(%mask, %s, %k)")
 )
 
 
