@@ -126,7 +126,7 @@ _HALF = Example("""
       return %y
     }
 """)
-_DIVIDED = _RMS.changed(("aten.rsqrt", "aten.sqrt"), ("%h = aten.mul", "%h = aten.div"))
+_DIVIDED = _RMS.changed(("rsqrt", "sqrt"), ("%h = aten.mul", "%h = aten.div"))
 
 
 class RMSNormPattern(FusionPattern):
