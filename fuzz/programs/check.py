@@ -13,6 +13,7 @@ import torch
 
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.observation import Observation
+from compiler.equality.validate_rewrites import EachRewriteValidator
 from compiler.usercode.tensors import storage_of
 from fuzz.calls.kernels import ends_the_process
 from fuzz.programs.budget import Budget
@@ -49,6 +50,8 @@ from ir.text.parser import parse_program
 from ir.text.printer import print_program
 from ir.verify import verify
 from passes.manager.manager import Pass, PassContext, run_pass
+from passes.rewrite.driver import Replacements
+from passes.rewrite.pattern import Match, Pattern
 
 _COPIES_CHECKED_ONE_IN = 8
 _OTHER_WEIGHTS_ONE_IN = 4
@@ -82,6 +85,9 @@ class Properties:
 
     exact: bool = False
     """Whether results must have the same bits; otherwise they may differ by rounding."""
+    values: bool = True
+    """Whether values are compared; those of rules and passes that change numbers on purpose are not, since what follows
+    may make a difference larger: each rewrite of such a rule is held to its tolerance instead."""
     strides: bool = True
     """Whether results keep their strides; for rules that are not exact, on contiguous or channels_last inputs only."""
     sharing: bool = True
@@ -124,6 +130,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         raise Unusable from error
     original, revision = copy_program(program), program.graph.revision
     context = PassContext()
+    context.log.hook = _holds_tolerances
     kept = Kept(case)
     with quiet():
         try:
@@ -131,6 +138,8 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             after = print_program(program)
             outcome = outcome_of(context.log, after != text)
             _demand_kept(kept, "the pass")
+            if context.log.approximations.listed():
+                properties = attrs.evolve(properties, values=False, exact=False, gradients=False)
             if not outcome.changed:
                 _compare_with_original(pass_, case, properties, program)
                 return outcome
@@ -165,6 +174,11 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             if print_program(program) != after:
                 raise Finding("idempotence", "a second application changes the program again")
     return outcome
+
+
+def _holds_tolerances(rule: Pattern, match: Match, program: Program) -> Callable[[Replacements], None] | None:
+    """Hold a rewrite to the tolerance of its rule, if that states one."""
+    return None if rule.tolerance is None else EachRewriteValidator()(rule, match, program)
 
 
 def _demand_kept(kept: Kept, who: str) -> None:
@@ -402,6 +416,7 @@ class _Runs:
             budget = Budget(Rounding(run, exact=double), exact, coarsest_dtype(self.typed), may_overflow=True)
         elif gradients and any(map(has_coarse_derivative, (self.program, program))):
             budget = Budget(budget.rounding, lambda: own, torch.float32)
+        budget.values = self.properties.values
         after = self._after(program, inputs, double=not self.budgeted, gradients=gradients)
         for name, message in differences(before, after, budget, self.names):
             if not self._counts(name, inputs) or (name == "strides" and not is_definite(self.program, inputs)):

@@ -11,12 +11,16 @@ import attrs
 from ir.errors import InputError, PassError, PatternError
 from passes.rewrite.pattern import Pattern, instantiate
 from passes.rewrite.scope import Scope, format_keys
+from passes.rewrite.tolerance import Tolerance, format_tolerance
 
 PATTERNS: Mapping[str, bool] = {"patterns": True}
 """Metadata of a field whose text form is a list of pattern names."""
 
 KEYS: Mapping[str, bool] = {"keys": True}
 """Metadata of a field whose text form is a list of keys of a scope."""
+
+TOLERANCE: Mapping[str, bool] = {"tolerance": True}
+"""Metadata of a field whose text form is one of `format_tolerance`."""
 
 OF_ALL = ("only", "skip", "label")
 """The options that every pass has, which come last in text."""
@@ -108,6 +112,8 @@ def format_options(pass_: Any) -> str:
 def _format(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Tolerance):
+        return format_tolerance(value)
     if isinstance(value, tuple):
         return ",".join(_format(item) for item in value)
     if isinstance(value, Pattern) or (isinstance(value, type) and issubclass(value, Pattern)):

@@ -28,6 +28,7 @@ from passes.rewrite.pattern import Match, Pattern, unscoped
 from passes.rewrite.remarks import GraphwrightWarning, LeftOut, MatchRecord, OpSummary, Refusal, Remark, RemarkLog
 from passes.rewrite.rewriter import Listener, Rewriter
 from passes.rewrite.scope import EVERYWHERE, ModuleClasses, Scope
+from passes.rewrite.tolerance import Approximations
 from passes.rewrite.witness import Witness
 
 Replacements = list[tuple[Value, Value]]
@@ -68,6 +69,8 @@ class RewriteLog:
     """The classes of the model's modules by path, where they are known: what a scope means by a class."""
     witness: Witness | None = None
     """Told of every rewrite and refusal."""
+    approximations: Approximations = attrs.field(factory=Approximations)
+    """What changed numbers on purpose."""
 
 
 def summarize(op: Operation) -> OpSummary:
@@ -263,6 +266,8 @@ class Applier:
         for remark in rewriter.settle_weights(rule.name, self.scope.holds):
             self.log.remarks.add(remark)
         self.log.counts[rule.name] += 1
+        if rule.tolerance is not None:
+            self.log.approximations.add(rule.name, "rewrite", rule.tolerance)
         if self.log.witness is not None:
             self.log.witness.applied(rule, match, events.created)
         if self.record:

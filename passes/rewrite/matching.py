@@ -31,6 +31,7 @@ from passes.rewrite.pattern import (
     missing_method,
     unscoped,
 )
+from passes.rewrite.tolerance import check_tolerance
 
 
 class _State:
@@ -119,6 +120,7 @@ def _compile(rule: Pattern) -> tuple[Variant, ...]:
     for method in ("pattern", "rewrite"):
         if getattr(type(rule), method) is getattr(Pattern, method):
             raise missing_method(rule, method)
+    check_tolerance(f"the pattern {rule.name}", rule.tolerance, exact=rule.exact)
     try:
         return _variants(rule)
     except Exception as error:

@@ -24,6 +24,7 @@ from ir.schemas import nearest_operator
 from passes.rewrite.example import Example
 from passes.rewrite.remarks import Refusal
 from passes.rewrite.scope import Key, Scope
+from passes.rewrite.tolerance import Tolerance
 
 
 @attrs.frozen(eq=False)
@@ -282,6 +283,8 @@ class Pattern:
     """Whether it assumes that the program will never train."""
     exact: ClassVar[bool] = False
     """Whether the result is bit for bit equal (else: equal up to rounding)."""
+    tolerance: Tolerance | None = None
+    """How far a rewrite may change its results on purpose; without one it is held to rounding."""
     closed: ClassVar[bool] = False
     """Whether the rule refuses where a value inside the match has users outside it."""
     check_adds: ClassVar[int] = 0
