@@ -31,10 +31,9 @@ from ir.locations import Location
 from ir.program import Program, Surrounding
 from passes.rewrite.tolerance import Tolerance
 
-
 _EXACT = (
-    '`validate="each"` tells whether a rewrite did it; leaf_modules= keeps a module as is, check=False skips the check; '
-    "please report it"
+    '`validate="each"` tells whether a rewrite did it; leaf_modules= keeps a module as is, '
+    "check=False skips the check; please report it"
 )
 _APPROXIMATE = (
     '`validate="each"` tells whether a rule leaves its bound; if each keeps it, the model makes differences larger: '

@@ -14,8 +14,8 @@ from ir.program import Program
 class Analysis:
     """What is known of a program: a class whose `__init__` takes the program and computes it; it changes nothing.
 
-    A pass asks `context.analysis(MyAnalysis, program)`, and gets the result that an earlier pass computed where the program has not
-    changed since. Rewrites in the middle of a pass count as changes, too: ask again after them.
+    A pass asks `context.analysis(MyAnalysis, program)`, and gets the result that an earlier pass computed where the
+    program has not changed since. Rewrites in the middle of a pass count as changes, too: ask again after them.
     """
 
     def __init__(self, program: Program) -> None:
@@ -41,7 +41,7 @@ class Analyses:
         if not (isinstance(kind, type) and issubclass(kind, Analysis)):
             raise PassError(
                 f"{kind!r} is no class of analyses",
-                remedy="write `class MyAnalysis(Analysis)` and pass the class itself",
+                remedy="write `class MyAnalysis(Analysis)`, and pass the class",
             )
         found = self.known(kind, program)
         if found is not None:

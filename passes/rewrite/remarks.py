@@ -54,8 +54,9 @@ class Remark:
 
     kind: str
     """`applied`, `missed` (a near miss), `outside` (a match that a scope leaves out), `off` (one that a plan leaves
-    out), `skipped` (not decidable; a Python warning went out), `failed` (a rule that raised; likewise) or `kept`;
-    `approximated` (changed on purpose, with the bound); of `validate="each"` also `validated` and `unvalidated`; of the capture and the check `left out`, `unchecked`;
+    out), `skipped` (not decidable; a Python warning went out), `failed` (a rule that raised; likewise), `kept`, or
+    `approximated` (changed on purpose, with the bound);
+    of `validate="each"` also `validated` and `unvalidated`; of the capture and the check `left out`, `unchecked`;
     of quantization `quantized`, `float`, `unified`, `apart`."""
     rule: str
     location: Location

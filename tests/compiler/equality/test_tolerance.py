@@ -166,7 +166,7 @@ def test_wrong_statements_are_refused() -> None:
         exact = True
 
     for wrong in (Bare, Both):
-        with pytest.raises((PatternError, InputError), match="Tolerance|exact"):
+        with pytest.raises((PatternError, InputError), match=r"Tolerance|exact"):
             compiled(Convert([wrong]))
     with pytest.raises(InputError, match="Tolerance"):
         PassManager([], tolerance=0.1)  # type: ignore[arg-type]
