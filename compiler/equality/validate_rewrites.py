@@ -104,6 +104,11 @@ class EachRewriteValidator:
         return _Regions(rule, match, program, boundary, old_graph, new_graph, symbols).check()
 
 
+def held_to_tolerance(rule: Pattern, match: Match, program: Program) -> Callable[[Replacements], None] | None:
+    """Return what compares a rewrite with what it replaced, as `EachRewriteValidator` does, if it states a tolerance."""
+    return None if rule.tolerance is None else EachRewriteValidator()(rule, match, program)
+
+
 class _Snapshot:
     """Copies of operations whose originals may be erased, with their original operands."""
 

@@ -13,7 +13,7 @@ import torch
 
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.observation import Observation
-from compiler.equality.validate_rewrites import EachRewriteValidator
+from compiler.equality.validate_rewrites import held_to_tolerance
 from compiler.usercode.tensors import storage_of
 from fuzz.calls.kernels import ends_the_process
 from fuzz.programs.budget import Budget
@@ -50,8 +50,6 @@ from ir.text.parser import parse_program
 from ir.text.printer import print_program
 from ir.verify import verify
 from passes.manager.manager import Pass, PassContext, run_pass
-from passes.rewrite.driver import Replacements
-from passes.rewrite.pattern import Match, Pattern
 
 _COPIES_CHECKED_ONE_IN = 8
 _OTHER_WEIGHTS_ONE_IN = 4
@@ -130,7 +128,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         raise Unusable from error
     original, revision = copy_program(program), program.graph.revision
     context = PassContext()
-    context.log.hook = _holds_tolerances
+    context.log.hook = held_to_tolerance
     kept = Kept(case)
     with quiet():
         try:
@@ -174,11 +172,6 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             if print_program(program) != after:
                 raise Finding("idempotence", "a second application changes the program again")
     return outcome
-
-
-def _holds_tolerances(rule: Pattern, match: Match, program: Program) -> Callable[[Replacements], None] | None:
-    """Hold a rewrite to the tolerance of its rule, if that states one."""
-    return None if rule.tolerance is None else EachRewriteValidator()(rule, match, program)
 
 
 def _demand_kept(kept: Kept, who: str) -> None:
