@@ -39,7 +39,8 @@ def applied(log: RewriteLog) -> list[Remark]:
             "applied",
             match.pattern.__name__,
             match.location,
-            f"{', '.join(map(str, match.replaced))} became {', '.join(op.name for op in match.created) or 'nothing'}",
+            f"{', '.join(map(str, match.replaced))} became {', '.join(op.name for op in match.created) or 'nothing'}"
+            + (f" (alternative {match.alternative})" if match.alternative else ""),
             match.replaced[-1].name if match.replaced else "",
         )
         for match in log.matches

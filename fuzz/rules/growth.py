@@ -21,6 +21,7 @@ from ir.errors import GraphwrightError
 from ir.opdef import OpDef, Trait, get_opdef
 from ir.types import Dim, TensorType
 from passes.rewrite.expansion import op_nodes
+from passes.rewrite.language.nodes import Tree, trees_of
 from passes.rewrite.pattern import AnyValue, Chain, Node, OpNode
 
 NEAR_MISSES = ("literal", "edge", "shape", "operator", "user", "mode", "condition")
@@ -66,6 +67,8 @@ class Growth:
         self.captures: dict[str, Any] = {}
         self.unmet: set[int] = set()
         """Leaves whose conditions no operand was found to meet: another search takes long and finds little."""
+        self.others: list[Value] = []
+        """The other roots, of a pattern with several."""
         self.ops: list[Operation] = []
         """The operations of the match, operands first."""
         self.inner: list[Value] = []
@@ -101,8 +104,8 @@ class Growth:
             return node.result
         return max((other.result for other in self.nodes if _same_call(other, node)), default=node.result)
 
-    def grow(self, node: Node, beginnings: int) -> Value:
-        """Build the pattern and return its root; if its parts do not fit together, start again.
+    def grow(self, node: Tree, beginnings: int) -> Value:
+        """Build the pattern and return its root, the first of several; if its parts do not fit together, start again.
 
         Args:
             node: the pattern.
@@ -114,11 +117,21 @@ class Growth:
         self.nodes = [part for part in op_nodes(node) if isinstance(part, OpNode)]
         for _ in range(beginnings):
             try:
-                return self.value(node)
+                first, *self.others = map(self._tree, trees_of(node))
             except (Unavailable, GraphwrightError):
                 self.erase()
                 self.source.in_floats()
+            else:
+                return first
         raise Unavailable
+
+    def _tree(self, node: Node) -> Value:
+        """Build the tree of a root; sometimes, something uses it before the next one is built, which may use that."""
+        value = self.value(node)
+        if self.change == "user" and self.source.flag():
+            self.source.values.append(value)
+            self._use(value)
+        return value
 
     def erase(self) -> None:
         """Erase what was built; nothing uses it yet."""
@@ -132,7 +145,7 @@ class Growth:
         intermediate = [v for v in self.inner if v is not root]
         if self.change == "user" and intermediate:
             self._use(source.one_of(intermediate))
-        source.values.append(root)
+        source.values += [root, *self.others]
         if source.integer(0, 3):
             self._use(root)
         for _ in range(source.integer(0, 3)):

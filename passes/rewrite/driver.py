@@ -20,9 +20,10 @@ from ir.locations import Location, merge_locations
 from ir.opdef import Trait
 from ir.program import Program
 from ir.types import TensorType
-from passes.rewrite.effects import crossed_effect, hidden_size, is_removable, outside_use
+from passes.rewrite.effects import crossed_effect, hidden_size, is_removable, moved_effect, outside_use
 from passes.rewrite.expansion import has_demands, is_compound
 from passes.rewrite.faults import RuleFault, did_not_converge, returned_values, rule_fault, rule_raised, without_effect
+from passes.rewrite.language.roots import place_of
 from passes.rewrite.matching import RuleIndex, Variant
 from passes.rewrite.pattern import Match, Pattern, unscoped
 from passes.rewrite.remarks import GraphwrightWarning, LeftOut, MatchRecord, OpSummary, Refusal, Remark, RemarkLog
@@ -174,6 +175,8 @@ class Applier:
             if reason is not None:
                 return Refusal(reason)
         reason = hidden_size(self.program, match) if self._has_data_sizes else None
+        if reason is None and len(match.roots) > 1:
+            reason = moved_effect(match)
         if reason is not None:
             return Refusal(reason)
         try:
@@ -213,6 +216,9 @@ class Applier:
     ) -> None:
         """Take note of a near miss; `asked` says whether all that the pattern demands holds, and `check` refused."""
         rule, log = variant.rule, self.log
+        if variant.names and not isinstance(refusal, LeftOut):
+            said = f"{refusal.reason} (of the alternative {', '.join(variant.names)})"
+            refusal = attrs.evolve(refusal, reason=said)
         log.refusals[rule.name] += 1
         if log.witness is not None:
             log.witness.refused(rule, involved, refusal)
@@ -224,7 +230,7 @@ class Applier:
         elif self.record and refusal.near:
             kind = refusal.remark if isinstance(refusal, LeftOut) else "missed"
             # where no more than one operator fits, it is of interest only if the operation stays
-            is_far = is_compound(variant.root) or rule.check_adds > 0 or (asked and has_demands(variant.root))
+            is_far = is_compound(variant.tree) or rule.check_adds > 0 or (asked and has_demands(variant.tree))
             about = op if kind == "missed" and not is_far else None
             log.remarks.add(Remark(kind, rule.name, op.location, refusal.reason, op.name), about)
 
@@ -240,6 +246,11 @@ class Applier:
         location = root.location if len(match.ops) == 1 else merge_locations([op.location for op in match.ops])
         rewriter = self.rewriter
         rewriter.anchor, rewriter.location = root, location
+        old = root.results
+        if len(match.roots) > 1:
+            place = place_of(match.ops, match.roots)
+            assert not isinstance(place, str)  # such a match was refused
+            rewriter.anchor, old = place, tuple([result for each in match.roots for result in each.results])
         try:
             returned = rule.rewrite(match, rewriter)
         except GraphwrightWarning:
@@ -247,7 +258,7 @@ class Applier:
         except Exception as error:
             raise rule_raised(rule, "rewrite", error, location) from error
         values = returned_values(rule, returned, location)
-        if values is None or values == root.results:
+        if values is None or values == old:
             if graph.revision == revision and returned is not None:
                 return False
             # an insertion is one revision: there was no other edit
@@ -257,7 +268,7 @@ class Applier:
                     raise fault
         else:
             try:
-                rewriter.replace(root, *values)
+                rewriter.replace_all(match.roots, values)
             except GraphwrightError as error:
                 raise rule_raised(rule, "rewrite", error, location) from error
         if finish is not None:
@@ -272,9 +283,8 @@ class Applier:
             self.log.witness.applied(rule, match, events.created)
         if self.record:
             created = tuple(summarize(op) for op in events.created if op.graph is graph)
-            self.log.matches.append(
-                MatchRecord(unscoped(type(rule)), location, replaced, created, rule.is_conversion, rule.is_fusion)
-            )
+            kind = rule.is_conversion, rule.is_fusion, ", ".join(match.alternatives)
+            self.log.matches.append(MatchRecord(unscoped(type(rule)), location, replaced, created, *kind))
         return True
 
     def _erase_dead(self, ops: Sequence[Operation], replaced_by_rule: Sequence[Operation] = ()) -> None:

@@ -94,6 +94,7 @@ class MatchRecord:
         created: the operations that were inserted.
         is_conversion: whether the rule is a conversion.
         is_fusion: whether the rule is a fusion.
+        alternative: the names of the alternatives of the pattern that matched, where they have names.
     """
 
     pattern: type
@@ -103,6 +104,7 @@ class MatchRecord:
     created: tuple[OpSummary, ...]
     is_conversion: bool = False
     is_fusion: bool = False
+    alternative: str = ""
 
     @property
     def kind(self) -> str:
