@@ -105,7 +105,7 @@ class EachRewriteValidator:
 
 
 def held_to_tolerance(rule: Pattern, match: Match, program: Program) -> Callable[[Replacements], None] | None:
-    """Return what compares a rewrite with what it replaced, as `EachRewriteValidator` does, if it states a tolerance."""
+    """Return what compares a rewrite with what it replaced, if its rule states a tolerance."""
     return None if rule.tolerance is None else EachRewriteValidator()(rule, match, program)
 
 
