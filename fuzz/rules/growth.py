@@ -67,8 +67,7 @@ class Growth:
         self.captures: dict[str, Any] = {}
         self.unmet: set[int] = set()
         """Leaves whose conditions no operand was found to meet: another search takes long and finds little."""
-        self.others: list[Value] = []
-        """The other roots, of a pattern with several."""
+        self.others: list[Value] = []  # the other roots, of a pattern with several
         self.ops: list[Operation] = []
         """The operations of the match, operands first."""
         self.inner: list[Value] = []
@@ -117,26 +116,30 @@ class Growth:
         self.nodes = [part for part in op_nodes(node) if isinstance(part, OpNode)]
         for _ in range(beginnings):
             try:
-                first, *self.others = map(self._tree, trees_of(node))
+                root = self.value(trees_of(node)[0])
+                self.others = [self._beside(root, tree) for tree in trees_of(node)[1:]]
             except (Unavailable, GraphwrightError):
                 self.erase()
                 self.source.in_floats()
             else:
-                return first
+                return root
         raise Unavailable
 
-    def _tree(self, node: Node) -> Value:
-        """Build the tree of a root; sometimes, something uses it before the next one is built, which may use that."""
-        value = self.value(node)
+    def _beside(self, root: Value, node: Node) -> Value:
+        """Build another root; sometimes something uses the first one before, and this one may use that."""
         if self.change == "user" and self.source.flag():
-            self.source.values.append(value)
-            self._use(value)
-        return value
+            before = self.source.graph.num_operations
+            self.source.values.append(root)
+            self._use(root)
+            self.ops += list(self.source.graph.operations())[before:]
+        return self.value(node)
 
     def erase(self) -> None:
         """Erase what was built; nothing uses it yet."""
         for op in reversed(self.ops):
             self.source.graph.erase(op)
+        gone = set(self.ops)
+        self.source.values[:] = [value for value in self.source.values if value.defining_op not in gone]
         self.made, self.captures, self.inner, self.ops = {}, {}, [], []
 
     def surround(self, root: Value) -> None:

@@ -249,7 +249,8 @@ class Applier:
         old = root.results
         if len(match.roots) > 1:
             place = place_of(match.ops, match.roots)
-            assert not isinstance(place, str)  # such a match was refused
+            if isinstance(place, str):  # without these operations, it was refused
+                raise rule_fault(rule, "check", f"added operations to the match: {place}", location=location)
             rewriter.anchor, old = place, tuple([result for each in match.roots for result in each.results])
         try:
             returned = rule.rewrite(match, rewriter)

@@ -131,6 +131,9 @@ def moved_effect(match: Match) -> str | None:
     place = place_of(match.ops, match.roots)
     if isinstance(place, str):
         return place
+    for name, value in match.captures.items():
+        if isinstance(value, Value) and value.defining_op in match.roots:
+            return f"`{name}` is computed by another root"
     for op in match.ops:
         if may_train(op) or _draws(op) or reads_written(op) or not op.is_pure:
             return f"{op.name} at `{op.location.where}` has an effect, or reads what is mutated, and would be moved"
