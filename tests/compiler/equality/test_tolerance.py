@@ -169,7 +169,7 @@ def test_wrong_statements_are_refused() -> None:
         with pytest.raises((PatternError, InputError), match=r"Tolerance|exact"):
             compiled(Convert([wrong]))
     with pytest.raises(InputError, match="Tolerance"):
-        PassManager([], tolerance=0.1)  # type: ignore[arg-type]
+        PassManager([], tolerance=0.1)
 
 
 def test_the_bound_of_a_manager_is_text() -> None:
