@@ -24,6 +24,7 @@ from passes.rewrite.tolerance import Approximation, Tolerance, composed
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 MODEL = nn.Sequential(nn.Tanh(), nn.Tanh())
+ONE = nn.Sequential(nn.Tanh())
 
 
 class Longer(Pattern):
@@ -89,7 +90,7 @@ def test_a_rule_is_held_to_its_bound(validate: str) -> None:
     assert result.tolerance == Tolerance(0.0101).then(Tolerance(0.0101))
     assert [r.rule for r in result.remarks if r.kind == "approximated"] == ["Longer", "check"]
     assert 0 < (result.model(X) - MODEL(X)).abs().max() < 0.02
-    for wrong, what in ((TooLong, "0.00[12].* of the largest magnitude"), (Silent, "")):
+    for wrong, what in ((TooLong, r"0\.00[12].* of the largest magnitude"), (Silent, None)):
         with pytest.raises(ValidationError, match=what):
             compiled(Convert([wrong]), validate=validate, check=validate == "off")
 
@@ -111,7 +112,7 @@ def test_a_rewrite_that_is_not_made_allows_nothing() -> None:
 
 
 def test_a_pass_answers_for_what_runs_in_it_and_options_decide_how_far() -> None:
-    assert compiled(Scale()).tolerance == Scale().tolerance
+    assert compiled(Scale(), model=ONE).tolerance == Scale().tolerance
     assert compiled(Scale(1.01, only="nowhere*", label="rough"), model=nn.Sequential(nn.ReLU())).approximations == ()
     with pytest.raises(ValidationError, match=r"on purpose"):
         compiled(Scale(1.001), Scale(1.02), tolerance=Tolerance(0.003))
@@ -133,7 +134,7 @@ def test_a_bisection_allows_what_was_stated() -> None:
     assert bisect(MODEL, (X,), pipeline=PassManager([Convert([Longer])])).verdict == NEVER
     found = bisect(MODEL, (X,), pipeline=PassManager([Convert([Longer]), Convert([Silent])], label="both"))
     assert found.verdict == NEVER  # nothing was left to it
-    found = bisect(MODEL, (X,), pipeline=PassManager([Scale(), Convert([Silent])]))
+    found = bisect(ONE, (X,), pipeline=PassManager([Scale(), Convert([Silent])]))
     assert found.verdict == FOUND
     assert found.culprit is not None and found.culprit.rule == "Silent"
 
@@ -169,7 +170,7 @@ def test_wrong_statements_are_refused() -> None:
         with pytest.raises((PatternError, InputError), match=r"Tolerance|exact"):
             compiled(Convert([wrong]))
     with pytest.raises(InputError, match="Tolerance"):
-        PassManager([], tolerance=0.1)  # type: ignore[arg-type]
+        PassManager([], tolerance=0.1)
 
 
 def test_the_bound_of_a_manager_is_text() -> None:
