@@ -108,6 +108,8 @@ class Properties:
     """Whether all holds for inputs with NaN or infinity, and for values that overflow."""
     unknown: bool = True
     """Whether all holds for programs with unknown types, as of FX graphs without example inputs."""
+    explained: bool = True
+    """Whether `explain` says of each operation what the matcher of a rule does; a search asks one program in eight."""
 
 
 def check_case(pass_: Pass, case: Case, properties: Properties, program: Program | None = None) -> Outcome:

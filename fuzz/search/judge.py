@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ AnyCase = Case | ModuleCase
 
 trace: Path | None = None
 """A file to which each case is written before it runs, to show which one ended the process."""
+_EXPLAINED = 8
+"""A search holds the explanation of one program in so many."""
 _IMPORTS = "from torch import nn\nfrom torch.nn import functional as F\n"
 
 
@@ -50,7 +53,7 @@ def judge(pass_: Pass, case: AnyCase, properties: Properties, program: Program |
         trace.write_text(case.code(), encoding="utf-8")
     if isinstance(case, ModuleCase):
         return check_module(pass_, case, properties)
-    rules = pass_.rules if isinstance(pass_, ApplyRules) else ()
+    rules = pass_.rules if isinstance(pass_, ApplyRules) and properties.explained else ()
     built = case.build() if program is None and rules else program
     for rule in rules:
         assert built is not None
@@ -58,6 +61,13 @@ def judge(pass_: Pass, case: AnyCase, properties: Properties, program: Program |
         if said is not None:
             raise Finding("explained", said)
     return check_case(pass_, case, properties, program)
+
+
+def in_a_search(properties: Properties, case: AnyCase) -> Properties:
+    """Return what a search asks of a case: the explanation, which takes as long as all else, of some programs only."""
+    if isinstance(case, ModuleCase) or zlib.crc32(case.program.encode()) % _EXPLAINED == 0:
+        return properties
+    return attrs.evolve(properties, explained=False)
 
 
 def before_and_after(pass_: Pass, case: AnyCase) -> tuple[str, str]:

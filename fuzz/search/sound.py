@@ -29,7 +29,7 @@ from fuzz.search.canonical import TRIED, fires_on_none, hold_canonical, meets_ca
 from fuzz.search.constants import only_common_constants
 from fuzz.search.counterexample import Counterexample, UnsoundError, explain
 from fuzz.search.examples import hold_examples
-from fuzz.search.judge import AnyCase, judge
+from fuzz.search.judge import AnyCase, in_a_search, judge
 from fuzz.search.soundness import Soundness
 from ir.errors import GraphwrightError, InputError
 from ir.program import Program
@@ -324,7 +324,7 @@ def search(
 
     def held(pass_: Pass, case: AnyCase, program: Program | None = None) -> Outcome:
         try:
-            return judge(pass_, case, demanded(target.properties, pass_), program)
+            return judge(pass_, case, in_a_search(demanded(target.properties, pass_), case), program)
         except Finding as finding:
             last[:] = [(case, finding, pass_)]
             since.append(time.monotonic())

@@ -22,8 +22,7 @@ from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
-
-
+_UNKNOWN_FORMAT = "it shows in an output, and its memory format depends on the sizes of the map"
 _CONVOLUTION = Example("""
     parameter %conv.weight : f32[o, c, 2, 3]
     parameter %conv.bias : f32[o]
@@ -57,6 +56,7 @@ _TURNED = _LINEAR.changed(
     ("(%x : f32[n, c]", "(%x : f32[n, t, c]"),
     ("%z = aten.batch_norm(%y", "%r = aten.permute(%y) {dims=[0, 2, 1]} %z = aten.batch_norm(%r"),
 )
+_TURNED_MAP = _TURNED.changed(("[n, t, c]", "[n, t, 3, c]"), ("[0, 2, 1]", "[0, 3, 1, 2]"))
 
 
 class FoldBatchNormPattern(Pattern):
@@ -79,6 +79,9 @@ class FoldBatchNormPattern(Pattern):
         _TRANSPOSED.changed(("=2}", "=1}"), ("f32[2*o]", "f32[o]")),
         _ROWS,
         _TURNED,
+        _TURNED_MAP,
+        _TURNED_MAP.changed(("[0, 3, 1, 2]", "[0, 3, 2, 1]")),
+        _TURNED_MAP.changed((", 3, c]", ", 1, c]"), refused="depends on the sizes"),
         _ROWS.changed(("[n*t, o]", "[n, o, t]"), refused="moves its channels"),
         _TURNED.changed(("[0, 2, 1]", "[1, 0, 2]"), ("[n, t, c]", "[o, t, c]"), refused="moves its channels"),
         _CONVOLUTION.changed(("%mean : f32[o]", "%mean : f32[o] mutated"), refused="is mutated by the model"),
@@ -111,6 +114,8 @@ class FoldBatchNormPattern(Pattern):
         link: Operation | None = m.get("link")
         if link is not None:
             reason = _moved_channels(m.layer, link)
+            if reason is None and link.opdef.layout is Layout.PERMUTE and _shows_strides(bn):
+                reason = None if _norm_copies(link) is not None else _UNKNOWN_FORMAT
             if reason is not None:
                 return f"{where}: {reason}"
         elif not isinstance(result, TensorType) or result.rank is None or result.rank != rank:
@@ -147,9 +152,8 @@ class FoldBatchNormPattern(Pattern):
             return result
         moved = Operation(link.opdef, (result,), dict(link.attributes), [link.result.type], location=link.location)
         result = b.insert(moved).result
-        old = m.bn.result
-        if link.opdef.layout is Layout.PERMUTE and (reaches_output(old) or reaches_view(old)):
-            return b.op("aten.contiguous", result).result  # as the result of the norm is
+        if link.opdef.layout is Layout.PERMUTE and _shows_strides(m.bn) and _norm_copies(link):
+            return b.op("aten.contiguous", result).result
         return result
 
 
@@ -172,6 +176,27 @@ def _moved_channels(layer: Operation, link: Operation) -> str | None:
     else:
         is_kept = len(after) == 2 and dims_equal(after[1], before[-1])
     return None if is_kept else f"{link.name} between the layer and the norm moves its channels"
+
+
+def _shows_strides(bn: Operation) -> bool:
+    return reaches_output(bn.result) or reaches_view(bn.result)
+
+
+def _norm_copies(link: Operation) -> bool | None:
+    """Return whether a norm makes what a permute of a contiguous tensor returns contiguous; None if that is not known.
+
+    It keeps maps in channels_last. What looks like one depends on the sizes that are 1
+    (`is_channels_last_strides_2d_s4` in c10/core/MemoryFormat.h).
+    """
+    shape = link.result.known_shape
+    assert shape is not None
+    rank = len(shape)
+    if rank not in (4, 5):
+        return True
+    dims = tuple([dim % rank for dim in link.attributes["dims"]])
+    is_channels_last = dims == (0, rank - 1, *range(1, rank - 1))
+    sizes = shape[1:] if is_channels_last else shape
+    return not is_channels_last if all(type(size) is int and size > 1 for size in sizes) else None
 
 
 def _folded(b: Rewriter, m: Match) -> tuple[Value, Value]:
