@@ -13,13 +13,14 @@ API := graphwright graphwright.emitted graphwright.ir graphwright.passes graphwr
 BENCHMARKS := import_time rewrite_throughput compile_time
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test lint format docs zoo bench mutants clean
+.PHONY: help demo check test long lint format docs zoo bench mutants clean
 
 help:
 	@echo 'make demo    compile ResNet-50, ConvNeXt-Tiny and ViT-B/16, and report what changed and how exactly'
 	@echo '             then quantize ResNet-18, and check its file in ONNX Runtime and OpenVINO'
 	@echo 'make check   ruff, mypy and the quick tests of ir and passes: the inner loop'
 	@echo 'make test    ruff, mypy --strict and pytest'
+	@echo 'make long    the tests that `make test` leaves out: generators measured, long searches, larger models'
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make format  let ruff fix and format what it can'
 	@echo 'make docs    the API reference, from the docstrings, in build/api'
@@ -32,11 +33,14 @@ demo: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.demo
 
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not zoo and not slow' -n 2 --dist loadgroup -q --durations=0 \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not zoo and not long and not slow' -n 2 --dist loadgroup -q --durations=0 \
 	  --durations-min=2 tests/ir tests/passes tests/test_layout.py tests/test_operator_tables.py
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not zoo' -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not zoo and not long' -n 2 --dist loadgroup
+
+long: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'long and not zoo' -n 2 --dist loadgroup
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

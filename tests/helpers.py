@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
 
 from benchmarks.models import REAL_MODELS, example_input, randomize_batch_norm, real_model
 
-__all__ = ["REAL_MODELS", "example_input", "quick_model", "randomize_batch_norm", "real_model"]
+__all__ = ["REAL_MODELS", "example_input", "model_params", "quick_model", "randomize_batch_norm", "real_model"]
 
 _QUICK_SIZE = 64
+_SMALL = ("resnet18", "mobilenet_v3_large", "efficientnet_b0", "resnet50")
+
+
+def model_params(*, by: str | None = None) -> list[Any]:
+    """Return parameters of a test, the names of `REAL_MODELS`; the larger ones are `long`.
+
+    Args:
+        by: a second parameter of each, such as the way of capture.
+    """
+    return [
+        pytest.param(*((name,) if by is None else (name, by)), marks=() if name in _SMALL else pytest.mark.long)
+        for name in REAL_MODELS
+    ]
 
 
 def quick_model(name: str, *, batch: int = 2, seed: int = 0, **options: object) -> tuple[nn.Module, torch.Tensor]:

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from compiler.extras import import_extra
 from compiler.onnx.interface import Interface, interface_of
+from compiler.onnx.registry import gathered_once
 from compiler.onnx.simplify import simplify
 from compiler.onnx.traced import STEP, WEIGHT, Kernels, outputs_of, trace
 from ir.core import Operation, Value
@@ -80,7 +81,7 @@ def _exported_model(
     exported: ExportedProgram, program: Program, interface: Interface, translations: Mapping[Any, Callable[..., Any]]
 ) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), gathered_once():
             warnings.simplefilter("ignore")
             written = torch.onnx.export(
                 exported,

@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.models import import_torchvision
 from graphwright import Pattern, TransformResult, transform
 from graphwright.tensorrt import TENSORRT_CONVERSION_PATTERNS
-from tests.helpers import REAL_MODELS, example_input, quick_model, randomize_batch_norm, real_model
+from tests.helpers import REAL_MODELS, example_input, model_params, quick_model, randomize_batch_norm, real_model
 from tests.zoo.equality import assert_equal_outputs, assert_equal_training
 
 # Stochastic depth and dropout draw the same numbers in both modules, since the order of the draws is kept.
@@ -56,26 +56,18 @@ def compiled(name: str, captured_by: str):
 
 
 _TRACEABLE = [name for name in REAL_MODELS if name != "swin_t"]
-# through torch.export; an FX graph with example inputs; an FX graph lowered as it is, with the types of ShapeProp
-_CAPTURES = [(name, "export") for name in REAL_MODELS]
-_CAPTURES += [(name, by) for by in ("fx", "shapes") for name in _TRACEABLE]
+# an FX graph with example inputs; an FX graph lowered as it is, with the types of ShapeProp
+_TRACED = [param for by in ("fx", "shapes") for param in model_params(by=by) if param.values[0] in _TRACEABLE]
 
 
-@pytest.mark.parametrize(("name", "captured_by"), _CAPTURES)
+@pytest.mark.parametrize(("name", "captured_by"), [*((name, "export") for name in REAL_MODELS), *_TRACED])
 def test_equal_in_eval_mode(name, captured_by):
     model, x, result = compiled(name, captured_by)
     assert not result.model.training
     assert_equal_outputs(model, result.model, x)
 
 
-# the two with the most weights take half of the time: one capture of each is enough in `make test`
-_STEPS = [
-    pytest.param(*pair, marks=pytest.mark.zoo) if pair[0] in ("vgg11_bn", "vit_b_16") and pair[1] != "export" else pair
-    for pair in _CAPTURES
-]
-
-
-@pytest.mark.parametrize(("name", "captured_by"), _STEPS)
+@pytest.mark.parametrize(("name", "captured_by"), [*model_params(by="export"), *_TRACED])
 def test_equal_in_a_training_step(name, captured_by):
     model, x, result = compiled(name, captured_by)
     # one trace of torch.fx leaves no trace of modules that do nothing in eval mode: then it is the traced module's mode
@@ -110,7 +102,7 @@ def test_what_stays_unfused_has_a_reason(name):
     assert all(remark.message and remark.location.file for remark in kept)
 
 
-@pytest.mark.parametrize("name", REAL_MODELS)
+@pytest.mark.parametrize("name", model_params())
 def test_emitted_module_survives(name, tmp_path):
     _, x, result = compiled(name, "export")
     with torch.no_grad():
@@ -160,7 +152,7 @@ def test_weights_are_shared_and_not_copied(name):
         assert value.untyped_storage().data_ptr() in storages, f"{key} has a storage of its own"
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_b_16"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("vit_b_16", marks=pytest.mark.long)])
 def test_symbolic_batch(name):
     model, x = quick_model(name)
     result = transform(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
@@ -199,6 +191,7 @@ class LogSoftmax(Pattern):
         return b.exp(b.log_softmax(m.x, -1))
 
 
+@pytest.mark.long
 def test_a_literal_dimension_that_is_counted_from_the_back_matches_a_real_model():
     model, x = quick_model("swin_t")
     result = transform(model, (x,), patterns=(LogSoftmax,))

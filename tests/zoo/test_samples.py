@@ -23,7 +23,6 @@ from tests.zoo.samples import Sample, module_samples, number_of, operator_sample
 
 _PARTS = 40
 _TENTH = 10
-_TWENTIETH = 20
 _REPORT = os.environ.get("GRAPHWRIGHT_SAMPLES_REPORT")
 """A file to which each part appends its counts, as a line of JSON; the figures of docs/fuzzing.md come from there."""
 
@@ -101,11 +100,10 @@ def test_modules(part: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(_PARTS // _TWENTIETH))
-def test_a_twentieth_of_the_operators(part: int) -> None:
-    assert check(operator_samples(lambda name: number_of(name, _PARTS) == part))["equal"] > 50
+def test_a_share_of_the_operators() -> None:
+    assert check(operator_samples(lambda name: number_of(name, _PARTS) == 0))["equal"] > 50
 
 
 @pytest.mark.slow
-def test_a_tenth_of_the_modules() -> None:
-    assert check(module_samples(lambda name: number_of(name, _TENTH) == 0))["equal"] > 20
+def test_a_share_of_the_modules() -> None:
+    assert check(module_samples(lambda name: number_of(name, 2 * _TENTH) == 0))["equal"] > 10

@@ -22,7 +22,7 @@ from ir.program import Program, SymbolRange, WeightKind
 from ir.types import make_symbol
 from ir.verify import verify
 from tests.compiler.lower.lowering import Function, assert_same, lowered, names, slow_attention
-from tests.helpers import REAL_MODELS, quick_model, real_model
+from tests.helpers import model_params, quick_model, real_model
 
 
 def the(program: Program, name: str) -> Operation:
@@ -33,7 +33,7 @@ def the(program: Program, name: str) -> Operation:
 # ---- real models ----
 
 
-@pytest.mark.parametrize("name", REAL_MODELS)
+@pytest.mark.parametrize("name", model_params())
 def test_real_models_keep_their_bits(name: str) -> None:
     model, x = quick_model(name)
     program = lowered(model, x)
@@ -45,7 +45,7 @@ def test_real_models_keep_their_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("shapes", [False, True], ids=["without-shapes", "with-shapes"])
-@pytest.mark.parametrize("name", REAL_MODELS)
+@pytest.mark.parametrize("name", model_params())
 def test_real_models_as_fx_graphs_keep_their_bits(name: str, shapes: bool) -> None:
     model, x = quick_model(name)
     graph_module = fx.symbolic_trace(model)

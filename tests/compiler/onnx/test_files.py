@@ -265,11 +265,11 @@ def test_instance_norm_has_the_statistics_of_each_sample(tmp_path, affine):
     ("pool", "sizes"),
     [
         (nn.AvgPool2d(3, 2, 1, ceil_mode=True), (10, 7)),
-        (nn.AvgPool2d(3, 2, ceil_mode=True), (10, 10)),
+        pytest.param(nn.AvgPool2d(3, 2, ceil_mode=True), (10, 10), marks=pytest.mark.long),
         (nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), (10, 9)),
         (nn.AvgPool2d(3, 2, 1, divisor_override=5), (9, 8)),
         (nn.AvgPool1d(3, 2, 1, ceil_mode=True), (10,)),
-        (nn.AvgPool3d(3, 2, 1, ceil_mode=True), (6, 7, 8)),
+        pytest.param(nn.AvgPool3d(3, 2, 1, ceil_mode=True), (6, 7, 8), marks=pytest.mark.long),
     ],
     ids=str,
 )

@@ -36,7 +36,7 @@ def output_of(name: str, target: str, **options):
     return q.model(net.test)
 
 
-@pytest.mark.parametrize(("bits", "points"), [(8, 0.2), (4, 0.7)])
+@pytest.mark.parametrize(("bits", "points"), [pytest.param(8, 0.2, marks=pytest.mark.long), (4, 0.7)])
 @pytest.mark.parametrize("name", ["mnist_resnet", "mnist_attention"])
 def test_digits_are_read_as_well_as_in_float(name, bits, points):
     net = net_of(name)

@@ -214,7 +214,7 @@ def test_a_missing_engine_is_named(engine, monkeypatch):
         (lambda x: x + x, torch.ones(3, dtype=torch.uint8), "integers of 8 bits"),
         (lambda x: x * 3000000000, torch.ones(3, dtype=torch.int64), "has the number 3000000000"),
         (lambda x: x // 0.7, torch.ones(3), "remainder of floating numbers"),
-        (lambda x: x % 0.7, torch.ones(3), "remainder of floating numbers"),
+        pytest.param(lambda x: x % 0.7, torch.ones(3), "remainder of floating numbers", marks=pytest.mark.long),
         (lambda x: x >> 1, torch.tensor([-5, 5]), "shifts to the right"),
         (
             lambda x: nn.functional.interpolate(x, size=(4, 5), mode="bilinear", antialias=True),

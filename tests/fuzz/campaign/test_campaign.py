@@ -172,7 +172,7 @@ def test_an_interrupt_that_a_unit_swallows_ends_the_campaign(monkeypatch: pytest
     assert not campaign.errors
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_ctrl_c_is_no_success_and_loses_nothing(processes: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fuzz", "--rules", "NoPermute", "--time", "5m", "--state", str(tmp_path / "state")]
     with subprocess.Popen(

@@ -169,6 +169,7 @@ def test_a_rule_that_is_not_what_its_examples_say_is_found() -> None:
     assert "refuses its near miss for another reason: no" in result.message
 
 
+@pytest.mark.long
 def test_a_rule_that_takes_less_is_narrower_and_one_that_takes_nothing_is_found() -> None:
     target = "passes.canonicalize.permute:NoPermute.check"
     condition = "m.dims == tuple(range(len(m.dims)))"

@@ -90,8 +90,16 @@ def test_every_kind_of_change_is_made() -> None:
 @pytest.mark.parametrize(
     ("rule", "reasons"),
     [
-        ("FoldBatchNormPattern", ["the folded weight reaches", "is computed, not a weight", "not one number for each"]),
-        ("DecomposeMultiheadAttentionPattern", ["is_causal=True", "its attn_mask is", "(cross-attention)"]),
+        pytest.param(
+            "FoldBatchNormPattern",
+            ["the folded weight reaches", "is computed, not a weight", "not one number for each"],
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "DecomposeMultiheadAttentionPattern",
+            ["is_causal=True", "its attn_mask is", "(cross-attention)"],
+            marks=pytest.mark.long,
+        ),
         ("FlattenLinearToConv1x1Pattern", ["not C x 1 x 1", "the bias of the linear", "does not flatten a 4-d map"]),
     ],
 )
@@ -106,6 +114,7 @@ def test_reasons_are_reached(rule: str, reasons: list[str]) -> None:
     assert not missing
 
 
+@pytest.mark.long
 def test_regions_of_an_example_get_the_types_that_are_drawn() -> None:
     programs = varied(find_rule("MHAInProjectionPattern")(), 600)
     regions = [op for program in programs for op in program.graph.operations() if op.body is not None]

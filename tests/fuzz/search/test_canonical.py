@@ -76,7 +76,15 @@ def test_a_literal_that_is_counted_from_the_back_is_sound_and_fires_on_canonical
     assert seen.canonical["LastSoftmax"] == 10
 
 
-@pytest.mark.parametrize("rule", [CodeAsksForTheBack, PredicateAsksForTheBack, AsksForAnIdentity, FusesTheBack])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        CodeAsksForTheBack,
+        FusesTheBack,
+        pytest.param(PredicateAsksForTheBack, marks=pytest.mark.long),
+        pytest.param(AsksForAnIdentity, marks=pytest.mark.long),
+    ],
+)
 def test_what_no_canonical_program_has_is_said(rule: type[Pattern]) -> None:
     with pytest.raises(UnsoundError) as caught:
         assert_sound(rule, settings=QUICK)
@@ -87,6 +95,7 @@ def test_what_no_canonical_program_has_is_said(rule: type[Pattern]) -> None:
     assert caught.value.counterexample is None
 
 
+@pytest.mark.long
 def test_a_search_for_a_counterexample_says_it_too() -> None:
     with pytest.raises(UnsoundError, match="matches no canonical program"):
         find_counterexample(CodeAsksForTheBack, max_examples=30, seed=1)

@@ -346,12 +346,11 @@ class DoesNothing(Pass):
         return None
 
 
-@pytest.mark.parametrize(("subject", "text"), [(Never, "never fired"), (DoesNothing(), "changed none of")])
-def test_a_search_says_that_nothing_was_tried(subject: Any, text: str) -> None:
-    with pytest.raises(UnsoundError, match=text):
-        find_counterexample(subject, max_examples=30)
-    with pytest.raises(UnsoundError, match=text):
-        assert_sound(subject, settings=settings(max_examples=30))
+def test_a_search_says_that_nothing_was_tried() -> None:
+    with pytest.raises(UnsoundError, match="never fired"):
+        assert_sound(Never, settings=settings(max_examples=30))
+    with pytest.raises(UnsoundError, match="changed none of"):
+        find_counterexample(DoesNothing(), max_examples=30)
 
 
 class OfRankThirty(Pattern):

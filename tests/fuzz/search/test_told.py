@@ -93,6 +93,7 @@ class InfinityTimesZero(Pattern):
         return b.op("aten.mul.Scalar", b.op("aten.clamp", b.relu(m.x), None, 1.0).result, 0.0).result
 
 
+@pytest.mark.long
 def test_what_is_not_finite_can_be_left_out() -> None:
     finite = Properties(non_finite=False, strides=False)
     found = find_counterexample(
