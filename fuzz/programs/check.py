@@ -84,8 +84,7 @@ class Properties:
     exact: bool = False
     """Whether results must have the same bits; otherwise they may differ by rounding."""
     values: bool = True
-    """Whether values are compared; those of rules and passes that change numbers on purpose are not, since what follows
-    may make a difference larger: each rewrite of such a rule is held to its tolerance instead."""
+    """Whether values are compared; not those that are changed on purpose: each rewrite is held to its tolerance then."""
     strides: bool = True
     """Whether results keep their strides; for rules that are not exact, on contiguous or channels_last inputs only."""
     sharing: bool = True
@@ -262,10 +261,8 @@ def _compare_on_later_weights(
         _apply(pass_, bare, PassContext())
         _compare_later("weights without data", once, lambda: with_data(original, bare, case))
     if properties.converted and made:
-        # two buffers that share storage do not share it any more
-        _compare_later(
-            "conversion", attrs.evolve(once, sharing=False), lambda: with_other_dtype(original, changed, case)
-        )
+        once = attrs.evolve(once, sharing=False)  # two buffers that share storage do not share it any more
+        _compare_later("conversion", once, lambda: with_other_dtype(original, changed, case))
 
 
 def _compare_later(property_: str, properties: Properties, later: Callable[[], Later | None]) -> None:
