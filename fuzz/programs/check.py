@@ -84,7 +84,7 @@ class Properties:
     exact: bool = False
     """Whether results must have the same bits; otherwise they may differ by rounding."""
     values: bool = True
-    """Whether values are compared; not those that are changed on purpose: each rewrite is held to its tolerance then."""
+    """Whether values are compared; where they change on purpose, each rewrite is held to its tolerance instead."""
     strides: bool = True
     """Whether results keep their strides; for rules that are not exact, on contiguous or channels_last inputs only."""
     sharing: bool = True
