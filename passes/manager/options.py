@@ -88,13 +88,19 @@ def takes_passes(cls: type[Any]) -> bool:
 def options_of(cls: type[Any]) -> tuple[Any, ...]:
     """Return the fields of a class of passes that are options in text."""
     fields = {field.name: field for field in attrs.fields(cls) if field.init}
-    last = [fields[name] for name in OF_ALL if name in fields]
+    last = [field for field in fields.values() if field.metadata.get("tolerance")]
+    last += [fields[name] for name in OF_ALL if name in fields]
     return (*own_options_of(cls), *last)
 
 
 def own_options_of(cls: type[Any]) -> tuple[Any, ...]:
-    """Return the options of a class of passes that not every pass has."""
-    return tuple(field for field in attrs.fields(cls) if field.init and field.name not in (*OF_ALL, *_NO_OPTIONS))
+    """Return the options of a class of passes that not every pass, and not every manager, has."""
+    shared = (*OF_ALL, *_NO_OPTIONS)
+    return tuple(
+        field
+        for field in attrs.fields(cls)
+        if field.init and field.name not in shared and not field.metadata.get("tolerance")
+    )
 
 
 def format_options(pass_: Any) -> str:

@@ -174,7 +174,7 @@ def test_wrong_statements_are_refused() -> None:
 
 
 def test_the_bound_of_a_manager_is_text() -> None:
-    text = "sequence(canonicalize,fixpoint(canonicalize){tolerance=0.01,1e-06 max-rounds=4}){tolerance=0.02}"
+    text = "sequence(canonicalize,fixpoint(canonicalize){max-rounds=4 tolerance=0.01,1e-06}){tolerance=0.02}"
     manager = parse_pipeline(text)
     assert str(manager) == text
     assert manager.tolerance == Tolerance(0.02)
