@@ -24,6 +24,7 @@ from compiler.savefiles import check_folder
 from compiler.steps import Step, Steps
 from compiler.targets.target import Target
 from ir.errors import GraphwrightError, InputError
+from ir.paths import checked_path
 from ir.program import Program, copy_program
 from ir.text.printer import print_program
 from ir.verify import verify
@@ -92,7 +93,7 @@ class Bisection:
         """
         if self.before is None or self.after is None:
             raise InputError(f"there is nothing to save: {self.verdict}")
-        place = Path(folder)
+        place = checked_path(folder, "the folder", "found")
         check_folder(place)
         place.mkdir(parents=True, exist_ok=True)
         files = (place / "before.gw", place / "after.gw", place / "change.diff")

@@ -42,6 +42,7 @@ from compiler.savefiles import check_folder
 from compiler.scopes import check_scopes, module_classes
 from compiler.targets.target import Target
 from ir.errors import InputError
+from ir.paths import checked_path
 from ir.program import Program, copy_program
 from ir.verify import verify
 from passes.manager.base import answering
@@ -248,8 +249,9 @@ def transform(
         raise InputError(
             f"progress={progress!r} is not a function", remedy="give a function of a stage's name: `progress=print`"
         )
-    reproducers = None if reproducer_dir is None else Path(reproducer_dir)
-    if reproducers is not None:
+    reproducers = None
+    if reproducer_dir is not None:
+        reproducers = checked_path(reproducer_dir, "the folder `reproducer_dir`", "faults")
         check_folder(reproducers)
     # in inference mode every tensor made here would be one that no backward pass may use
     with ONE_AT_A_TIME, torch.inference_mode(False):
