@@ -24,20 +24,23 @@ from compiler.savefiles import check_folder
 from compiler.steps import Step, Steps
 from compiler.targets.target import Target
 from ir.errors import GraphwrightError, InputError
+from ir.paths import checked_path
 from ir.program import Program, copy_program
 from ir.text.printer import print_program
 from ir.verify import verify
+from passes.manager.base import answering
 from passes.manager.instruments import diff_of
 from passes.manager.manager import PassContext, PassManager
 from passes.rewrite.driver import RewriteLog
 from passes.rewrite.pattern import Pattern
 from passes.rewrite.scope import ModuleClasses
+from passes.rewrite.tolerance import Tolerance, composed
 
 NEVER, BEFORE, FOUND = "never wrong", "wrong before the first step", "found"
 """The verdicts."""
 
-Judge = Callable[[Program], str | None]
-"""Returns why a program is wrong, or None where it is right."""
+Judge = Callable[[Program, Tolerance | None], str | None]
+"""Returns why a program is wrong, or None where it is right; told how far its steps changed numbers on purpose."""
 
 Report = Callable[[str], None]
 """Told of each check."""
@@ -90,7 +93,7 @@ class Bisection:
         """
         if self.before is None or self.after is None:
             raise InputError(f"there is nothing to save: {self.verdict}")
-        place = Path(folder)
+        place = checked_path(folder, "the folder", "found")
         check_folder(place)
         place.mkdir(parents=True, exist_ok=True)
         files = (place / "before.gw", place / "after.gw", place / "change.diff")
@@ -129,6 +132,16 @@ def has_data(program: Program) -> bool:
     """Return whether all weights of a program have numbers."""
     weights = program.weights.values()
     return bool(weights) and all(weight.data is not None and not weight.data.is_meta for weight in weights)
+
+
+@attrs.frozen(eq=False)
+class _Made:
+    """What a pipeline makes of a program in some steps."""
+
+    program: Program
+    fault: str | None
+    """Why it failed."""
+    tolerance: Tolerance | None = None
 
 
 @attrs.define(eq=False)
@@ -183,7 +196,7 @@ class Bisector:
 
     def _found(self, number: int, reason: str, untested: tuple[int, ...]) -> Bisection:
         before, after = self._steps(number - 1), self._steps(number)
-        programs = [self._program(steps)[0] for steps in (before, after)]
+        programs = [self._program(steps).program for steps in (before, after)]
         step = after.described
         if step is None:
             raise GraphwrightError(
@@ -201,25 +214,26 @@ class Bisector:
     def _steps(self, limit: int | None = None) -> Steps:
         return Steps(limit)
 
-    def _program(self, steps: Steps) -> tuple[Program, str | None]:
-        """Return what the pipeline makes of the program in some steps, and why it failed."""
+    def _program(self, steps: Steps) -> _Made:
+        """Return what the pipeline makes of the program in some steps."""
         program = copy_program(self.program)
         log = RewriteLog(modules=self.modules, strict=self.strict, veto=steps.veto, hook=steps.hook)
         context = PassContext(log=log, instruments=(steps,), scope=self.manager.scope.bound(self.modules))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what rules say is said when the model is transformed
             try:
-                self.manager.run(program, context)
+                with answering(self.manager, program, context):
+                    self.manager.run(program, context)
                 verify(program)
             except GraphwrightError as error:
-                return program, str(error)
-        return program, None
+                return _Made(program, str(error))
+        return _Made(program, None, composed(log.approximations.listed()))
 
     def _judged(self, steps: Steps, title: str) -> str | None:
-        program, fault = self._program(steps)
+        made = self._program(steps)
         self.checks += 1
         try:
-            fault = self.judge(program) if fault is None else fault
+            fault = self.judge(made.program, made.tolerance) if made.fault is None else made.fault
         except UntestableError:
             self._say(f"{title}: it cannot be told")
             raise
@@ -299,7 +313,7 @@ def _asking(check: Callable[[GraphModule], bool | None]) -> Judge:
     if not callable(check):
         raise InputError(f"check={check!r} is not a function", remedy="give a function of the emitted module")
 
-    def judge(program: Program) -> str | None:
+    def judge(program: Program, _: Tolerance | None) -> str | None:
         try:
             answer = check(emit(program).module)
         except UntestableError:
@@ -321,16 +335,17 @@ def _comparison(model: Any, prepared: Prepared) -> Judge:
             remedy="pass `example_inputs`, or a function that tells whether a module is right: `check=`",
         )
 
-    def judge(program: Program) -> str | None:
+    def judge(program: Program, tolerance: Tolerance | None) -> str | None:
         try:
             emitted = emit(program)
-            Check(reference, program, emitted, captured.args, captured.kwargs).run()
+            Check(reference, program, emitted, captured.args, captured.kwargs, tolerance).run()
             validate_result(
                 reference.model if isinstance(model, Program) else model,
                 emitted.module,
                 captured.args,
                 captured.kwargs,
                 parameter_map=reference.names_in(emitted) if isinstance(model, Program) else emitted.parameter_map,
+                tolerance=tolerance,
             )
         except GraphwrightError as error:
             return error.message

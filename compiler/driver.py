@@ -35,20 +35,23 @@ from compiler.page.history import history_of
 from compiler.page.view import Viewable
 from compiler.planning import Plan
 from compiler.prepare import ONE_AT_A_TIME, as_leaves, prepare, target_and_pipeline
-from compiler.remarks import applied, kept, left_out
+from compiler.remarks import applied, approximated, kept, left_out
 from compiler.reproducer import Reproducers
 from compiler.runtime.deployable import Deployable
 from compiler.savefiles import check_folder
 from compiler.scopes import check_scopes, module_classes
 from compiler.targets.target import Target
 from ir.errors import InputError
+from ir.paths import checked_path
 from ir.program import Program, copy_program
 from ir.verify import verify
+from passes.manager.base import answering
 from passes.manager.instruments import count_operations
 from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult
 from passes.rewrite.driver import RewriteLog
 from passes.rewrite.pattern import Pattern
 from passes.rewrite.remarks import MatchRecord, Remark
+from passes.rewrite.tolerance import Approximation, Tolerance, composed
 
 VALIDATE_MODES = ("off", "final", "each")
 
@@ -87,7 +90,14 @@ class TransformResult(Deployable, Viewable):
     """Operators of the captured program and how often they occur."""
     operations_after: Mapping[str, int]
     """Operators of the emitted program; a fused region counts as one."""
+    approximations: tuple[Approximation, ...]
+    """Rules and passes that changed numbers on purpose, each with its bound and how often it did."""
     _replay: Replay = attrs.field(eq=False)
+
+    @property
+    def tolerance(self) -> Tolerance | None:
+        """How far results may differ on purpose: the bounds of `approximations` together; None without any."""
+        return composed(self.approximations)
 
     def explain(self, at: Any = None, *, rule: Any = None) -> Explanation:
         """Say what became of a place in the model, through which rules, and how far other rules got; `print` it.
@@ -211,7 +221,8 @@ def transform(
             capture these are six forward passes; up to three more try other orders of the keys where an argument is a
             dict of several. Left out without example inputs, and on the meta device.
         validate: "off"; "final" compares original and result on random inputs; "each" also validates every rewrite.
-            Without example inputs, "each" validates the rewrites only.
+            Without example inputs, "each" validates the rewrites only. Here and in the check, rules and passes that
+            change numbers on purpose are held to the bounds that they state, all others to rounding.
         progress: called with the name of each stage as it begins.
         plan: a plan of this model, made by `plan(...)`, to be followed: its rewrites are made, and no others. It has
             its target and its pipeline; neither is given then, nor `patterns`.
@@ -238,8 +249,9 @@ def transform(
         raise InputError(
             f"progress={progress!r} is not a function", remedy="give a function of a stage's name: `progress=print`"
         )
-    reproducers = None if reproducer_dir is None else Path(reproducer_dir)
-    if reproducers is not None:
+    reproducers = None
+    if reproducer_dir is not None:
+        reproducers = checked_path(reproducer_dir, "the folder `reproducer_dir`", "faults")
         check_folder(reproducers)
     # in inference mode every tensor made here would be one that no backward pass may use
     with ONE_AT_A_TIME, torch.inference_mode(False):
@@ -329,12 +341,17 @@ def _compiled(
     instruments: tuple[Instrument, ...] = (stages,)
     if reproducers is not None:
         instruments += (Reproducers(reproducers, (manager,), log.modules, strict, validate),)
-    manager.run(program, PassContext(log=log, instruments=instruments, scope=manager.scope.bound(log.modules)))
+    context = PassContext(log=log, instruments=instruments, scope=manager.scope.bound(log.modules))
+    with answering(manager, program, context):
+        manager.run(program, context)
     if plan is not None and following is not None:
         plan.check(following.rewrites(), log.misses)
     stages.run("verify", lambda: verify(program))
     emitted = stages.run("emit", lambda: emit(program))
+    approximations = log.approximations.listed()
+    tolerance = composed(approximations)
     remarks = [*applied(log), *log.remarks, *kept(program, log, manager), *left_out(captured)]
+    remarks += approximated(approximations, program)
     reference = reference_of(model, captured) if check or isinstance(model, Program) else None
     if check:
         if reference is None:
@@ -348,14 +365,18 @@ def _compiled(
                 )
             )
         else:
-            stages.run("check", lambda: Check(reference, program, emitted, captured.args, captured.kwargs).run())
+            call = captured.args, captured.kwargs
+            stages.run("check", lambda: Check(reference, program, emitted, *call, tolerance).run())
     if validate != "off" and captured.has_example:
         args, kwargs = captured.args, captured.kwargs
         original, names = model, emitted.parameter_map
         if isinstance(original, Program):
             assert reference is not None
             original, names = reference.model, reference.names_in(emitted)
-        stages.run("validate", lambda: validate_result(original, emitted.module, args, kwargs, parameter_map=names))
+        stages.run(
+            "validate",
+            lambda: validate_result(original, emitted.module, args, kwargs, parameter_map=names, tolerance=tolerance),
+        )
     if each is not None:
         remarks.extend(each.remarks())
     return TransformResult(
@@ -368,5 +389,6 @@ def _compiled(
         stages=tuple(stages.times),
         operations_before=before,
         operations_after=count_operations(program),
+        approximations=approximations,
         replay=replay,
     )

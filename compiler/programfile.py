@@ -20,6 +20,7 @@ from compiler.usercode.overlap import memory_of
 from compiler.usercode.tied import find_tied
 from ir.errors import InputError
 from ir.evaluate import evaluate
+from ir.paths import checked_path
 from ir.program import Program, Weight, WeightKind
 from ir.spelling import did_you_mean, free_name
 from ir.text.parser import parse_program
@@ -92,16 +93,10 @@ def save_program(program: Program, path: str | os.PathLike[str], *, weights: boo
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:
-    file = _path_of(path, "the text")
+    file = checked_path(path, "the file of the text")
     if file.suffix == SUFFIX:
         raise InputError(f"{file} is the name of a file of weights", remedy=f"name the text `{file.stem}.gw`")
     return file
-
-
-def _path_of(path: Any, what: str) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise InputError(f"the file of {what} is given as {path!r}, which is no path", remedy="give a path: `'net.gw'`")
-    return Path(path)
 
 
 def _packed(program: Program) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -196,7 +191,7 @@ def load_program(
         return program
     if weights is None and not any(not weight.value.is_unused for weight in program.weights.values()):
         return program
-    given, is_own = _tensors(beside if weights is None else _path_of(weights, "weights"))
+    given, is_own = _tensors(beside if weights is None else checked_path(weights, "the file of weights"))
     if is_own:
         _load(program, {}, given)
     else:

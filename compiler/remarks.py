@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from compiler.capture.captured import Captured
 from compiler.pipeline import patterns_of
 from compiler.usercode.state import location_of_module
@@ -12,6 +14,7 @@ from passes.explain.unfused import UnfusedReasons
 from passes.manager.manager import PassManager
 from passes.rewrite.driver import RewriteLog, is_computation
 from passes.rewrite.remarks import Remark
+from passes.rewrite.tolerance import Approximation, composed
 
 
 def left_out(captured: Captured) -> list[Remark]:
@@ -36,11 +39,22 @@ def applied(log: RewriteLog) -> list[Remark]:
             "applied",
             match.pattern.__name__,
             match.location,
-            f"{', '.join(map(str, match.replaced))} became {', '.join(op.name for op in match.created) or 'nothing'}",
+            f"{', '.join(map(str, match.replaced))} became {', '.join(op.name for op in match.created) or 'nothing'}"
+            + (f" (alternative {match.alternative})" if match.alternative else ""),
             match.replaced[-1].name if match.replaced else "",
         )
         for match in log.matches
     ]
+
+
+def approximated(approximations: Sequence[Approximation], program: Program) -> list[Remark]:
+    """Say what changed numbers on purpose, and how far results may differ by all of it."""
+    together = composed(approximations)
+    each = [Remark("approximated", one.name, program.location, f"on purpose: {one}") for one in approximations]
+    if together is None or (len(each) == 1 and approximations[0].count == 1):
+        return each
+    whole = f"results may differ by {together} on purpose, by all that is approximated"
+    return [*each, Remark("approximated", "check", program.location, whole)]
 
 
 def kept(program: Program, log: RewriteLog, manager: PassManager) -> list[Remark]:

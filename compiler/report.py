@@ -351,7 +351,8 @@ def _accuracy_table(report: Report) -> RenderableType:
     ):
         table.add_row(name, f"{value:.2e}", f"{value / worst.scale:.2e}" if worst.scale else "")
     within = accuracy.is_within_bound
-    verdict = f"as exact as the original (at most {worst.allowed:.2e})" if within else "NOT as exact as the original"
+    wanted = "as exact as the original" if not worst.intended else "within what it differs by on purpose"
+    verdict = f"{wanted} (at most {worst.allowed:.2e})" if within else f"NOT {wanted}"
     if not worst.same_nonfinite:
         verdict += ": NaN or infinity sit in other places"
     if not accuracy.others_equal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -46,18 +47,23 @@ def check_folder(path: Path) -> None:
 def write_files(writers: Mapping[Path, Writer]) -> None:
     """Write all files and folders, or none if one cannot be written.
 
-    Each is first written under a temporary name beside its place, then moved.
+    Each is first written under a temporary name beside its place, then moved. Where a link stands, that is what it
+    points to. What is no file or folder, such as a device or a pipe, gets the bytes of a file and stays.
 
     Raises:
         SaveError: when one cannot be written, with the path and the reason.
     """
-    drafts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in writers}
-    path = Path()
+    places = {path: path.resolve() if path.is_symlink() else path for path in writers}
+    path, drafts = Path(), dict[Path, Path]()
+    beside = Path(tempfile.gettempdir())
     try:
         for path, write in writers.items():
+            place = places[path]
+            folder = beside if _is_special(place) else place.parent
+            drafts[path] = folder / f".{place.name}.{os.getpid()}.part"
             write(drafts[path])
         for path, draft in drafts.items():
-            _move(draft, path)
+            _move(draft, places[path])
     except OSError as error:
         raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
     except GraphwrightError:
@@ -75,8 +81,16 @@ def write_files(writers: Mapping[Path, Writer]) -> None:
                 draft.unlink(missing_ok=True)
 
 
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def _move(draft: Path, path: Path) -> None:
     """Put a file or a folder in the place of an old one."""
+    if _is_special(path):
+        with draft.open("rb") as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        return
     if not (draft.is_dir() and path.is_dir()):
         draft.replace(path)
         return

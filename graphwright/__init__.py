@@ -36,8 +36,10 @@ from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Pattern, PatternBuilder, scoped
 from passes.rewrite.remarks import GraphwrightWarning, MatchRecord, Refusal, Remark
 from passes.rewrite.rewriter import Rewriter
+from passes.rewrite.tolerance import Approximation, Tolerance
 
 __all__ = [
+    "Approximation",
     "Bisection",
     "CaptureError",
     "CodegenError",
@@ -69,6 +71,7 @@ __all__ = [
     "Remark",
     "Rewriter",
     "Step",
+    "Tolerance",
     "TransformResult",
     "ValidationError",
     "VerificationError",

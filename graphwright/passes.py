@@ -5,6 +5,7 @@ from passes.canonicalize import Canonicalize
 from passes.convert.linears import MergeLinearsPattern
 from passes.fold.batch_norm import FoldBatchNorm
 from passes.fold.freeze import FreezeWeights
+from passes.manager.analysis import Analysis
 from passes.manager.instruments import DiffIR, DumpIR, Statistics, VerifyEach
 from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult, Verify
 from passes.manager.timing import PassTime, RuleTime, Timing
@@ -14,6 +15,7 @@ from passes.quant.unify import UnifyQuantizers
 from passes.rewrite.rewriter import Rewriter
 
 __all__ = [
+    "Analysis",
     "Canonicalize",
     "Convert",
     "DiffIR",

@@ -115,8 +115,9 @@ def data_symbols_of_boundary(program: Program) -> set[sympy.Symbol]:
 class NamedSizes:
     """The sizes that depend on data and that a program names below some operation; walk it from the end."""
 
-    def __init__(self, program: Program) -> None:
-        self._definers = defining_operations(program)
+    def __init__(self, program: Program, definers: Mapping[sympy.Symbol, Operation] | None = None) -> None:
+        """Begin at the end; `definers` are the `defining_operations` of the program, where they are known."""
+        self._definers = defining_operations(program) if definers is None else definers
         self._ranges = program.symbols
         self._named = data_symbols_of_boundary(program) if self._definers else set()
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import keyword
 import linecache
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -28,7 +29,7 @@ from ir.errors import GraphwrightError, VerificationError
 from ir.opdef import ParamKind
 from ir.ops.nn_ops import OPAQUE
 from ir.parameters import are_in_order
-from ir.program import CallingConvention, Program, Weight
+from ir.program import CallingConvention, Mutation, Program, Weight
 from ir.text.literals import RESERVED_SYMBOLS
 from ir.text.printer import format_parameters, print_operation_context
 from ir.types import OpaqueType, ScalarType, TensorType, Type, make_symbol, types_agree
@@ -371,6 +372,12 @@ class _Verifier:
             self._fail(f"the arguments stand for graph inputs {places}, but the graph has {num_inputs}")
         if not are_in_order(convention.parameters):
             self._fail(f"Python does not allow parameters in this order: {format_parameters(convention.parameters)}")
+        names = [parameter.name for parameter in convention.parameters]
+        for name in names:
+            if not name.isidentifier() or keyword.iskeyword(name):
+                self._fail(f"a parameter is called {name!r}, which Python does not allow")
+            if names.count(name) > 1:
+                self._fail(f"two parameters are called {name!r}")
         for leaf in convention.outputs:
             if leaf.value is not None and not 0 <= leaf.value < num_outputs:
                 self._fail(f"the result has output {leaf.value}, but the graph has {num_outputs}")
@@ -393,14 +400,26 @@ class _Verifier:
                     self._fail(f"a mutation writes {mutation.buffer!r}, which is not a weight of the program")
                 if not weight.is_mutated:
                     self._fail(f"a mutation writes weight {mutation.buffer!r}, which is not marked as mutated")
-            elif mutation.input is not None and not 0 <= mutation.input < num_inputs:
-                self._fail(f"a mutation writes input {mutation.input}, but the graph has {num_inputs}")
+                self._mutation(mutation, weight.value)
+            elif mutation.input is not None:
+                if not 0 <= mutation.input < num_inputs:
+                    self._fail(f"a mutation writes input {mutation.input}, but the graph has {num_inputs}")
+                self._mutation(mutation, graph.inputs[mutation.input])
         written = {mutation.output for mutation in convention.mutations}
         for output, source in convention.views.items():
             if not 0 <= output < num_outputs:
                 self._fail(f"output {output} is a view, but the graph has {num_outputs}")
             if source not in written:
                 self._fail(f"output {output} is a view of output {source}, which no mutation writes")
+
+    def _mutation(self, mutation: Mutation, written: Value) -> None:
+        """Demand that a mutation writes what is of the type of the old contents, as far as both are known."""
+        if mutation.is_assigned:
+            return
+        value = self.program.graph.outputs[mutation.output]
+        if value is None or not types_agree(value.type, written.type):
+            found = "no value" if value is None else f"a value of type {value.type}"
+            self._fail(f"a mutation writes {found} to {written.name}, whose type is {written.type}")
 
 
 def _is_of_call(spec: pytree.TreeSpec) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -16,15 +17,16 @@ _QUICK_SIZE = 64
 _SMALL = ("resnet18", "mobilenet_v3_large", "efficientnet_b0", "resnet50")
 
 
-def model_params(*, by: str | None = None) -> list[Any]:
-    """Return parameters of a test, the names of `REAL_MODELS`; the larger ones are `long`.
+def model_params(names: Iterable[str] = REAL_MODELS, *, by: str | None = None) -> list[Any]:
+    """Return parameters of a test, the names of models; the larger ones are `long`.
 
     Args:
+        names: of `REAL_MODELS`.
         by: a second parameter of each, such as the way of capture.
     """
     return [
         pytest.param(*((name,) if by is None else (name, by)), marks=() if name in _SMALL else pytest.mark.long)
-        for name in REAL_MODELS
+        for name in names
     ]
 
 

@@ -31,7 +31,7 @@ def list_everything(patterns: Sequence[type[Pattern]], passes: Sequence[type[Pas
     show("fusions", [(rule.name, rule.equation) for rule in rules if rule.is_fusion])
     show("other patterns", [(r.name, r.equation) for r in rules if not (r.is_conversion or r.is_fusion)])
     show(
-        f"passes (each also with {', '.join(OF_ALL)})",
+        f"passes (each also with {', '.join(OF_ALL)}, and with tolerance where it runs others)",
         [(_pass_text(cls), (cls.__doc__ or "").strip().split("\n")[0]) for cls in passes],
     )
 

@@ -55,7 +55,12 @@ def compile_and_report(
             begin("measure")
             try:
                 accuracy = measure_accuracy(
-                    module, result.model, args or (), kwargs, parameter_map=result.parameter_map
+                    module,
+                    result.model,
+                    args or (),
+                    kwargs,
+                    parameter_map=result.parameter_map,
+                    tolerance=result.tolerance,
                 )
             except MeasurementError as error:
                 unmeasured = error.message

@@ -11,14 +11,14 @@ import keyword
 import operator
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 import sympy
 import torch
 from torch import fx
-from torch.fx.graph import _custom_builtins
+from torch.fx.graph import _custom_builtins, _illegal_names
 from torch.utils import _pytree as pytree
 
 from compiler.emitted.forward_code import SignatureCodeGen
@@ -81,7 +81,11 @@ def parameters_of(program: Program) -> tuple[list[Parameter], str]:
     leaves = convention.inputs or tuple(InputLeaf(v.name, i) for i, v in enumerate(program.graph.inputs))
     if convention.in_spec is None:
         leaf = pytree.tree_structure(0)
-        return [Parameter(argument_name(each.name, i), leaf, (each,)) for i, each in enumerate(leaves)], ""
+        names = [argument_name(each.name, i) for i, each in enumerate(leaves)]
+        made = [
+            Parameter(name, leaf, (each,), is_ours=name != each.name) for name, each in zip(names, leaves, strict=True)
+        ]
+        return _distinct(made, ""), ""
     args, kwargs = _arguments(convention.in_spec, leaves)
     known = convention.parameters or (ParameterSpec("args", ParameterKind.VAR_POSITIONAL),)
     found = list(_from_signature(known, args, kwargs))
@@ -166,6 +170,28 @@ def argument_name(name: str, number: int) -> str:
     return name if usable else f"input_{number}"
 
 
+def add_placeholder(
+    graph: fx.Graph, name: str, others: Collection[str], default: Any = inspect.Signature.empty
+) -> fx.Node:
+    """Return a new placeholder of a parameter, and call it as none of the others.
+
+    fx calls the parameter `input` `input_1`, since Python has a builtin of this name, and assigns to that first: a
+    parameter `input_1` would be lost.
+
+    Args:
+        graph: the graph.
+        name: the name of the parameter.
+        others: the names of all parameters.
+        default: its default, if it has one.
+    """
+    used = {node.name for node in graph.nodes}
+    called = name
+    if name in _illegal_names or name in used:
+        called = free_name(name, lambda each: each == name or each in others or each in _illegal_names or each in used)
+    given = () if default is inspect.Signature.empty else (default,)
+    return graph.create_node("placeholder", name, given, name=called)
+
+
 class Inputs:
     """Placeholders, guard and leaves of a program's graph."""
 
@@ -192,8 +218,9 @@ class Inputs:
             keeps_order=program.convention.keeps_order,
         )
         graph.set_codegen(codegen)
+        names = {p.name for p in parameters}
         self.placeholders = [
-            graph.placeholder(p.name, default_value=p.default if p.default is not _ABSENT else inspect.Signature.empty)
+            add_placeholder(graph, p.name, names, p.default if p.default is not _ABSENT else inspect.Signature.empty)
             for p in parameters
         ]
 

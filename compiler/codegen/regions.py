@@ -11,7 +11,7 @@ import sympy
 from torch import fx, nn
 from typing_extensions import override
 
-from compiler.codegen.convention import argument_name
+from compiler.codegen.convention import add_placeholder, argument_name
 from compiler.codegen.forms import ModuleForm, own_location
 from compiler.codegen.modules import module_form
 from compiler.codegen.quantizers import home_of, name_of
@@ -320,8 +320,11 @@ class RegionScope(Scope):
         self.region = region
         self.symbols: dict[sympy.Symbol, None] = {}
         self._last: fx.Node | None = None
+        names: dict[str, Value] = {}
         for i, value in enumerate(region.arguments):
-            self._last = self.env[value] = self.graph.placeholder(argument_name(value.name, i))
+            names[free_name(argument_name(value.name, i), names.__contains__)] = value
+        for name, value in names.items():
+            self._last = self.env[value] = add_placeholder(self.graph, name, names)
         for value, op in region.quantized.items():
             self.env[value] = self.graph.create_node("call_module", region.children[op].name, (self.env[value],), {})
 
@@ -342,13 +345,15 @@ class RegionScope(Scope):
         """Take a size from outside as one more argument."""
         self.symbols[symbol] = None
         anchor = self._last
+        taken = {name for node in self.graph.nodes for name in (node.name, node.target)}
+        name = free_name(symbol.name, taken.__contains__)
         if anchor is None:
             first = next(iter(self.graph.nodes), None)
             with self.graph.inserting_before(first):
-                node = self.graph.placeholder(symbol.name)
+                node = self.graph.placeholder(name)
         else:
             with self.graph.inserting_after(anchor):
-                node = self.graph.placeholder(symbol.name)
+                node = self.graph.placeholder(name)
         self._last = node
         codegen: Any = self.graph._codegen
         codegen.positional += 1

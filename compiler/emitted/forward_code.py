@@ -139,6 +139,9 @@ class SignatureCodeGen(CodeGen):
         for node in nodes:
             if node.op in ("call_module", "get_attr") and not all(map(is_plain_name, node.target.split("."))):
                 respelled[node.name] = _format_target(root_module, node.target), attribute(root_module, node.target)
+        for old, new in respelled.values():
+            if "\n" in old:  # fx indents its lines; no string of Python holds one, so this is no part of another
+                code.src = code.src.replace(old.replace("\n", "\n    "), new)
         if respelled:
             code.src = _ASSIGNED.sub(lambda found: _respelled(found, *respelled.get(found[2], ("", ""))), code.src)
         for node in nodes:  # when it is Python

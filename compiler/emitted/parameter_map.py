@@ -143,6 +143,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
             InputError: when the checkpoint lacks a tensor, or has different ones under the names of one; when its extra
                 state is not that of the captured model.
         """
+        _check_mapping(state_dict)
         for names in dict.fromkeys(self.aliases.values()):
             find_tied(names, state_dict)
         converted: OrderedDict[str, Any] = OrderedDict()
@@ -170,6 +171,7 @@ class ParameterMap(Mapping[str, tuple[str, ...]]):
         Raises:
             InputError: when the checkpoint lacks a tensor, or one cannot be taken apart: a folded batch norm, a sum.
         """
+        _check_mapping(state_dict)
         kept = {entry.sources[0] for entry in self._entries.values() if entry.derivation is None}
         reverted: OrderedDict[str, Any] = OrderedDict()
         pieces: dict[str, Piece] = {}
@@ -258,6 +260,14 @@ def _version(state_dict: Mapping[str, Any], name: str) -> int:
     """Return the version of a tensor's module in a checkpoint, or 0."""
     metadata: Mapping[str, Any] = getattr(state_dict, "_metadata", {})
     return metadata.get(name.rpartition(".")[0], {}).get("version") or 0
+
+
+def _check_mapping(state_dict: Any) -> None:
+    if not isinstance(state_dict, Mapping):
+        raise InputError(
+            f"a checkpoint is given as a {type(state_dict).__qualname__}",
+            remedy="give tensors by name: `model.state_dict()`, or what `torch.load` returns of such a file",
+        )
 
 
 def _check_extra_state(name: str, value: Any, captured: Any) -> None:

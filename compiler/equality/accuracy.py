@@ -20,6 +20,7 @@ from compiler.equality.observation import copied_arguments, flatten, foreign_see
 from compiler.equality.widened import ALL_FLOATS, copied_module, double_twin, is_float, precision_of, widened
 from compiler.usercode.difference import RELATIVE_BOUND, allowed_error, dense, precision_floor, tensor_difference
 from ir.errors import GraphwrightError
+from passes.rewrite.tolerance import Tolerance
 
 _Read = Callable[[nn.Module, Any, Any], list[torch.Tensor]]
 """Returns the tensors to compare, given a module that was called, the arguments and what it returned."""
@@ -51,11 +52,13 @@ class OutputAccuracy:
     """The error that is always allowed, relative to the scale: eight units in the last place, at least 1e-6."""
     is_mixed: bool = False
     """Whether a module rounds to another precision on purpose, so that its run in float64 does too."""
+    intended: float = 0.0
+    """The difference that passes and rules make on purpose, as far as they say."""
 
     @property
     def allowed(self) -> float:
-        """The bound for `emitted_error`: twice the error of the original, plus the floor."""
-        return allowed_error(self.original_error, self.scale, self.floor)
+        """The bound for `emitted_error`: twice the error of the original, plus the floor, plus what is intended."""
+        return allowed_error(self.original_error, self.scale, self.floor) + self.intended
 
     @property
     def is_within_bound(self) -> bool:
@@ -64,8 +67,8 @@ class OutputAccuracy:
 
     @property
     def difference_allowed(self) -> float:
-        """The bound for `difference`: 1e-9 of the scale where everything is computed in float64."""
-        return self.allowed if self.is_mixed else RELATIVE_BOUND * max(self.scale, 1e-30)
+        """The bound for `difference`: 1e-9 of the scale, plus what is intended, where all is computed in float64."""
+        return self.allowed if self.is_mixed else RELATIVE_BOUND * max(self.scale, 1e-30) + self.intended
 
 
 @attrs.frozen
@@ -109,6 +112,7 @@ def measure_accuracy(
     *,
     parameter_map: ParameterMap | None = None,
     seed: int = 0,
+    tolerance: Tolerance | None = None,
 ) -> Accuracy:
     """Run both modules on one input, in their own precision and in float64, and compare the results.
 
@@ -123,16 +127,23 @@ def measure_accuracy(
         parameter_map: of the emitted module. With it, derived weights are recomputed in float64, so that their rounding
             does not count.
         seed: of the random numbers that the modules draw.
+        tolerance: how far the emitted module differs on purpose: `result.tolerance`.
 
     Raises:
         MeasurementError: when a module cannot be copied or run.
     """
     source = original.module() if isinstance(original, ExportedProgram) else original
-    return _measure(source, emitted, (tuple(args), dict(kwargs or {})), parameter_map, seed, (_results, _results))
+    arguments, reads = (tuple(args), dict(kwargs or {})), (_results, _results)
+    return _measure(source, emitted, arguments, parameter_map, seed, reads, tolerance)
 
 
 def measure_effects(
-    original: nn.Module, emitted: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], buffers: Mapping[str, str]
+    original: nn.Module,
+    emitted: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    buffers: Mapping[str, str],
+    tolerance: Tolerance | None = None,
 ) -> Accuracy:
     """Measure what one call leaves in its arguments and in buffers, as `measure_accuracy` does with the results.
 
@@ -142,12 +153,13 @@ def measure_effects(
         args: positional arguments of the call.
         kwargs: keyword arguments of the call.
         buffers: names of buffers of the emitted module -> those of the original.
+        tolerance: how far the emitted module differs on purpose.
 
     Raises:
         MeasurementError: when a module cannot be copied or run.
     """
     reads = partial(_effects, list(buffers.values())), partial(_effects, list(buffers))
-    return _measure(original, emitted, (tuple(args), dict(kwargs)), None, 0, reads)
+    return _measure(original, emitted, (tuple(args), dict(kwargs)), None, 0, reads, tolerance)
 
 
 def _results(_: nn.Module, __: Any, results: Any) -> list[torch.Tensor]:
@@ -167,6 +179,7 @@ def _measure(
     parameter_map: ParameterMap | None,
     seed: int,
     reads: tuple[_Read, _Read],
+    tolerance: Tolerance | None,
 ) -> Accuracy:
     own = _run("the original", "as it is", lambda: copied_module(source), arguments, seed, reads[0])
     new = _run("the emitted module", "as it is", lambda: copied_module(emitted), arguments, seed, reads[1])
@@ -180,7 +193,7 @@ def _measure(
                 f"an output of the original has shape {tuple(a.shape)}, of the emitted {tuple(b.shape)}"
             )
         if is_float(exact.dtype):
-            outputs.append(compare_output(exact, a, b, c, is_mixed=is_mixed))
+            outputs.append(compare_output(exact, a, b, c, is_mixed=is_mixed, tolerance=tolerance))
             dtypes.append(str(a.dtype).removeprefix("torch."))
         else:
             others_equal &= (
@@ -242,6 +255,7 @@ def compare_output(
     emitted_double: torch.Tensor,
     *,
     is_mixed: bool = False,
+    tolerance: Tolerance | None = None,
 ) -> OutputAccuracy:
     """Return the errors of one output; `exact` and `emitted_double` are in float64, the others in their own dtype."""
     floor = precision_floor(original.dtype)
@@ -249,14 +263,16 @@ def compare_output(
     # where the original overflows, its error is infinite, and would allow any
     finite = exact.isfinite() & original.isfinite()
     values = exact[finite]
+    scale = _largest(values)
     return OutputAccuracy(
-        scale=_largest(values),
+        scale=scale,
         original_error=_largest(original[finite] - values),
         emitted_error=_largest(emitted[finite] - values),
         difference=_largest(emitted_double[finite] - values),
         same_nonfinite=_same_nonfinite(original, emitted) and _same_nonfinite(exact, emitted_double),
         floor=floor,
         is_mixed=is_mixed,
+        intended=0.0 if tolerance is None else tolerance.allows(scale),
     )
 
 

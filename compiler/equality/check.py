@@ -29,6 +29,16 @@ from compiler.usercode.state import KeptState
 from ir.errors import ValidationError
 from ir.locations import Location
 from ir.program import Program, Surrounding
+from passes.rewrite.tolerance import Tolerance
+
+_EXACT = (
+    '`validate="each"` tells whether a rewrite did it; leaf_modules= keeps a module as is, '
+    "check=False skips the check; please report it"
+)
+_APPROXIMATE = (
+    '`validate="each"` tells whether a rule leaves its bound; if each keeps it, the model makes differences larger: '
+    "state the bound of the whole, `PassManager([...], tolerance=Tolerance(...))`"
+)
 
 
 @attrs.frozen(eq=False)
@@ -116,7 +126,9 @@ class Check:
         emitted: Emitted,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        tolerance: Tolerance | None = None,
     ) -> None:
+        self.tolerance = tolerance
         self.reference = reference
         self.program = program
         self.emitted: EmittedModule = emitted.module
@@ -191,7 +203,7 @@ class Check:
         expected = attrs.evolve(expected, buffers=buffers, attached=attached, assigned=first(expected.assigned))
         if self.is_folded:
             found = attrs.evolve(found, attached=())
-        return differences(expected, found, self.names)
+        return differences(expected, found, self.names, self.tolerance)
 
     def _is_rounding(self, twin: Twin, *, of_results: bool) -> bool:
         """Return whether differences of values are rounding, judged against float64: deep models amplify rounding.
@@ -207,9 +219,9 @@ class Check:
             try:
                 with twin.meanwhile():
                     if of_results:
-                        accuracy = measure_accuracy(*modules, self.args, self.kwargs)
+                        accuracy = measure_accuracy(*modules, self.args, self.kwargs, tolerance=self.tolerance)
                     else:
-                        accuracy = measure_effects(*modules, self.args, self.kwargs, buffers)
+                        accuracy = measure_effects(*modules, self.args, self.kwargs, buffers, self.tolerance)
                 self._judged[of_results] = accuracy.is_within_bound
             except MeasurementError:
                 self._judged[of_results] = False
@@ -224,11 +236,11 @@ class Check:
     def _error(self, problem: str) -> ValidationError:
         place = first_parting(self.reference.model, self.program, self.args, self.kwargs)
         where = f"; they part at {place.name}" if place is not None else ""
+        within = "" if self.tolerance is None else f"; {self.tolerance} is allowed on purpose"
         return ValidationError(
-            f"the emitted module does not do what the original does: {problem}{where}",
+            f"the emitted module does not do what the original does: {problem}{within}{where}",
             location=place.location if place is not None else None,
-            remedy='`validate="each"` tells whether a rewrite did it; leaf_modules= keeps a module as is, '
-            "check=False skips the check; please report it",
+            remedy=_EXACT if self.tolerance is None else _APPROXIMATE,
         )
 
     def _check_keys(self) -> None:

@@ -13,6 +13,7 @@ from compiler.equality.observation import Look, Observation
 from compiler.usercode.difference import scale_of, structures_equal, tensor_difference
 from compiler.usercode.error_text import first_lines
 from ir.errors import GraphwrightError
+from passes.rewrite.tolerance import Tolerance
 
 Pick = Callable[[Observation], Any]
 """Selects one tensor of an observation."""
@@ -20,12 +21,13 @@ Judge = Callable[[Any, Any, Pick], str | None]
 """Takes a value of the original and one to judge; says how they differ by more than is allowed, or None."""
 
 
-def within(relative: float) -> Judge:
-    """Return a judge that allows a difference relative to the largest magnitude of the original."""
+def within(relative: float, tolerance: Tolerance | None = None) -> Judge:
+    """Return a judge that allows a difference relative to the largest magnitude of the original, and a tolerance."""
 
     def judge(a: Any, b: Any, pick: Pick) -> str | None:
         scale = scale_of(a) if isinstance(a, torch.Tensor) and a.device.type != "meta" else 0.0
-        return tensor_difference(a, b, exact=False, bound=relative * scale)
+        intended = 0.0 if tolerance is None else tolerance.allows(scale)
+        return tensor_difference(a, b, exact=False, bound=relative * scale + intended)
 
     return judge
 

@@ -21,6 +21,7 @@ from compiler.equality.widened import ALL_FLOATS, double_twin, is_float, precisi
 from compiler.usercode.difference import tensor_difference
 from compiler.usercode.tensors import map_tensors, meaningful_strides
 from ir.errors import InputError, ValidationError
+from passes.rewrite.tolerance import Tolerance
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
@@ -40,6 +41,7 @@ def validate_result(
     *,
     parameter_map: ParameterMap | None = None,
     trials: int = 2,
+    tolerance: Tolerance | None = None,
 ) -> None:
     """Compare the emitted module with the original on random inputs of the example's types.
 
@@ -55,6 +57,8 @@ def validate_result(
         kwargs: keyword arguments of the example.
         parameter_map: of the emitted module.
         trials: the number of inputs to try.
+        tolerance: how far the emitted module differs on purpose, which is allowed in addition: of results, of what a
+            call leaves behind, and of gradients.
 
     Raises:
         InputError: when there are no example inputs.
@@ -68,9 +72,12 @@ def validate_result(
     switches = trains and source is original and _can_switch(source) and _can_switch(emitted)
     for trial in range(trials):
         arguments = _draw((tuple(args or ()), dict(kwargs or {})), seed=trial)
-        comparison = _Comparison(source, emitted, names, arguments, trial, trial == 0, switches, trains)
+        comparison = _Comparison(source, emitted, names, arguments, trial, trial == 0, switches, trains, tolerance)
         for label, property_, message in comparison.differences():
-            raise ValidationError(f"the emitted module differs ({property_}, {label}): {message}", remedy=_REMEDY)
+            within = "" if tolerance is None else f"; {tolerance} is allowed on purpose"
+            raise ValidationError(
+                f"the emitted module differs ({property_}, {label}): {message}{within}", remedy=_REMEDY
+            )
 
 
 def _can_switch(module: nn.Module) -> bool:
@@ -105,6 +112,7 @@ class _Comparison:
     switches: bool
     """Whether one is made in the other mode."""
     trains: bool
+    tolerance: Tolerance | None
 
     def differences(self) -> Iterator[tuple[str, str, str]]:
         """Yield (call, property, message) for each difference."""
@@ -112,15 +120,16 @@ class _Comparison:
         double = self._calls_in_double(own)
         for label, seen in own.items():
             if double is None:
-                judge = within(torch.finfo(precision_of(self.arguments, self.original).spoken).eps ** 0.5)
+                rounding = torch.finfo(precision_of(self.arguments, self.original).spoken).eps ** 0.5
+                judge = within(rounding, self.tolerance)
             else:
-                judge = _beside(double.reference[label])
+                judge = _beside(double.reference[label], self.tolerance)
             for property_, message in differences(seen, new[label], judge=judge, names=self.names):
                 if self._is_promised(property_, seen):
                     yield label, property_, message
             if double is None:
                 continue
-            judge = _in_double(seen, is_mixed=double.is_mixed)
+            judge = _in_double(seen, self.tolerance, is_mixed=double.is_mixed)
             for property_, message in differences(
                 double.reference[label], double.emitted[label], judge=judge, names=self.names
             ):
@@ -197,7 +206,7 @@ def _strides(result: Any) -> list[int] | None:
     return meaningful_strides(result) if isinstance(result, torch.Tensor) else None
 
 
-def _beside(reference: Observation) -> Judge:
+def _beside(reference: Observation, tolerance: Tolerance | None) -> Judge:
     """Return the judge in the modules' own precision: the error may be twice that of the original.
 
     The reference is the original in float64.
@@ -207,7 +216,7 @@ def _beside(reference: Observation) -> Judge:
         exact = pick(reference)
         if not _are_comparable(a, b, exact):
             return tensor_difference(a, b, exact=False)
-        output = compare_output(exact, a, b, exact)
+        output = compare_output(exact, a, b, exact, tolerance=tolerance)
         if output.is_within_bound:
             return None
         return (
@@ -219,8 +228,8 @@ def _beside(reference: Observation) -> Judge:
     return judge
 
 
-def _in_double(own: Observation, *, is_mixed: bool) -> Judge:
-    """Return the judge in float64: only rounding on purpose may make a difference.
+def _in_double(own: Observation, tolerance: Tolerance | None, *, is_mixed: bool) -> Judge:
+    """Return the judge in float64: only rounding on purpose, and what is intended, may make a difference.
 
     That is measured by the original in its own precision, `own`.
     """
@@ -230,8 +239,9 @@ def _in_double(own: Observation, *, is_mixed: bool) -> Judge:
         if not _are_comparable(a, b, narrow):
             return tensor_difference(a, b, exact=False)
         bound = 0.0
-        if is_mixed:
-            bound = compare_output(a, narrow, narrow, b, is_mixed=True).difference_allowed
+        if is_mixed or tolerance is not None:
+            output = compare_output(a, narrow, narrow, b, is_mixed=is_mixed, tolerance=tolerance)
+            bound = output.difference_allowed
         return tensor_difference(a, b, exact=False, bound=bound)
 
     return judge

@@ -13,7 +13,7 @@ import torch
 from compiler.equality.accuracy import compare_output
 from compiler.equality.observation import copied_arguments, seeded
 from compiler.equality.widened import Precision, is_float, mark_constant, precision_of, widened
-from compiler.usercode.difference import tensor_difference
+from compiler.usercode.difference import scale_of, tensor_difference
 from compiler.usercode.error_text import first_lines
 from ir.copying import copy_into, copy_operation
 from ir.core import Graph, Operation, Value
@@ -35,9 +35,9 @@ _MAX_WIDENING = 256
 class EachRewriteValidator:
     """The hook of `validate="each"`: compares every match with its replacement on random tensors.
 
-    Exact rules must agree bit for bit, numeric ones to 1e-9 in float64, where casts to float32 are ignored. `checked`
-    counts the rewrites that were compared. `skipped` lists the others (unknown types, weights without data, opaque
-    calls) with the reason. `remarks` has both.
+    Exact rules must agree bit for bit, numeric ones to 1e-9 in float64, where casts to float32 are ignored, and those
+    that change numbers on purpose within their tolerance. `checked` counts the rewrites that were compared. `skipped`
+    lists the others (unknown types, weights without data, opaque calls) with the reason. `remarks` has both.
     """
 
     checked: int = 0
@@ -102,6 +102,11 @@ class EachRewriteValidator:
         new_graph.set_outputs([names[new_graph][new] for _, new in pairs])
         symbols = _choose_symbols(program, boundary)
         return _Regions(rule, match, program, boundary, old_graph, new_graph, symbols).check()
+
+
+def held_to_tolerance(rule: Pattern, match: Match, program: Program) -> Callable[[Replacements], None] | None:
+    """Return what compares a rewrite with what it replaced, if its rule states a tolerance."""
+    return None if rule.tolerance is None else EachRewriteValidator()(rule, match, program)
 
 
 class _Snapshot:
@@ -258,6 +263,13 @@ class _Regions:
             bounds = [_error(exact, narrow) for exact, narrow in zip(before, own, strict=True)]
         self._judge(before, after, bounds, exact=False)
 
+    def _intended(self, result: Any) -> float:
+        """Return the difference that the rule makes of a result on purpose."""
+        tolerance = self.rule.tolerance
+        if tolerance is None or not isinstance(result, torch.Tensor) or not is_float(result.dtype):
+            return 0.0
+        return tolerance.allows(scale_of(result))
+
     def _results(
         self, graph: Graph, tensors: Sequence[torch.Tensor], mode: AbstractContextManager[Any] | None = None
     ) -> list[Any] | Exception:
@@ -288,11 +300,13 @@ class _Regions:
         if isinstance(after, Exception):
             problem: str | None = f"it does not run any more: {type(after).__name__}: {first_lines(after, 1)}"
         else:
+            bounds = [bound + self._intended(result) for bound, result in zip(bounds, before, strict=True)]
             rows = zip(before, after, bounds, strict=True)
             problem = next(filter(None, (tensor_difference(a, b, exact=exact, bound=c) for a, b, c in rows)), None)
         if problem is not None:
+            stated = "" if self.rule.tolerance is None else f", and it states {self.rule.tolerance}"
             raise ValidationError(
-                f"{self.rule.name} changes the result: {problem}\n  equation: {self.rule.equation}",
+                f"{self.rule.name} changes the result: {problem}{stated}\n  equation: {self.rule.equation}",
                 location=self.match.root.location,
                 remedy="the rule is wrong for this match: its check must refuse it, or its rewrite be corrected",
             )

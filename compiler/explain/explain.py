@@ -16,7 +16,8 @@ from ir.errors import InputError
 from ir.locations import Location
 from ir.program import Program
 from ir.spelling import did_you_mean
-from passes.explain.partial import PartialMatch, Tree
+from passes.explain.found import PartialMatch
+from passes.explain.partial import Tree
 from passes.explain.texts import short_line
 from passes.rewrite.driver import is_computation, summarize
 from passes.rewrite.matching import compile_rule

@@ -15,7 +15,8 @@ from compiler.planning import Plan, without_instruments
 from ir.core import Operation, Value
 from ir.program import Program, copy_program
 from ir.text.printer import named_values
-from passes.explain.partial import PartialMatch, Tree
+from passes.explain.found import PartialMatch
+from passes.explain.partial import Tree
 from passes.manager.manager import Instrument, Pass, PassContext, PassManager, PassResult
 from passes.rewrite.driver import RewriteLog
 from passes.rewrite.matching import compile_rule

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,6 +13,7 @@ from compiler.onnx.operators import kernels, translations
 from compiler.onnx.writer import OnnxModel, write_model
 from compiler.savefiles import SaveError, check_file
 from ir.errors import InputError
+from ir.paths import checked_path
 from ir.program import Program
 
 _MAX_FILE = (1 << 31) - (1 << 20)
@@ -52,7 +52,7 @@ def save_model(written: OnnxModel, path: str | os.PathLike[str], *, external_dat
         SaveError: the file cannot be written.
     """
     onnx_ir = import_extra("onnx_ir")
-    path = Path(os.fsdecode(path))
+    path = checked_path(path, example="net.onnx")
     size = weights_size(written.model)
     if external_data is None:
         external_data = size > _MAX_FILE

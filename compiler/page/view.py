@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from compiler.page.content import Page
 from compiler.page.dot import dot_text
 from compiler.page.html import page_text
 from compiler.savefiles import check_file, write_files
 from ir.errors import InputError
+from ir.paths import checked_path
 
 GRAPHS = ("before", "after")
 
@@ -60,6 +60,6 @@ class Viewable:
 
 
 def _write(path: str | os.PathLike[str], text: str) -> None:
-    place = Path(path)
+    place = checked_path(path, example="net.html")
     check_file(place)
     write_files({place: lambda draft: draft.write_text(text, encoding="utf-8")})

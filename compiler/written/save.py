@@ -21,6 +21,7 @@ from compiler.savefiles import write_files
 from compiler.written.code import WEIGHTS, Written, write_module
 from compiler.written.layers import OF_MODULES, layer_class
 from ir.errors import CodegenError, InputError
+from ir.paths import checked_path
 
 _MARK = "# Written by graphwright: "
 _INIT, _MODULE = "__init__.py", "module.py"
@@ -76,7 +77,7 @@ def save_code(module: nn.Module, path: str | os.PathLike[str], *, source: str = 
         CodegenError: when a part of the module cannot be written as code.
         SaveError: when a file cannot be written.
     """
-    folder = Path(path)
+    folder = checked_path(path, "the folder", "net")
     check_package(folder)
     write_files({folder: lambda place: write_package(module, place, source=source)})
 

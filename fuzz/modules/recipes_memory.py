@@ -7,6 +7,7 @@ from functools import partial
 from fuzz.modules.recipes import ANY, IMAGES, MAPS, ROWS, SQUARES, TOKENS, Recipe, of, variants
 from fuzz.modules.writer import Writer
 
+_OF_BUILTINS = "$x + input - 2 * input_1 + 5 * input_2"
 KEYWORDS = (
     *(
         Recipe(f"keywords: {name}", result, signature=signature, keywords=keywords, on_input=True)
@@ -16,6 +17,7 @@ KEYWORDS = (
             ("the input last", "x, a", ("a", "x"), "$x - 2 * a"),
             ("three in another order", "x, a, b, c", ("c", "a", "b"), "$x + a - 2 * b + 5 * c"),
             ("keyword-only", "x, *, a, b", ("b", "a"), "$x + a - 2 * b"),
+            ("names of builtins", "x, input, input_1, input_2", ("input_1", "input_2", "input"), _OF_BUILTINS),
             ("defaults", "x, a=None, b=1.0", ("b", "a"), "$x + a - 2 * b"),
         )
     ),

@@ -13,6 +13,7 @@ import torch
 
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.observation import Observation
+from compiler.equality.validate_rewrites import held_to_tolerance
 from compiler.usercode.tensors import storage_of
 from fuzz.calls.kernels import ends_the_process
 from fuzz.programs.budget import Budget
@@ -82,6 +83,8 @@ class Properties:
 
     exact: bool = False
     """Whether results must have the same bits; otherwise they may differ by rounding."""
+    values: bool = True
+    """Whether values are compared; where they change on purpose, each rewrite is held to its tolerance instead."""
     strides: bool = True
     """Whether results keep their strides; for rules that are not exact, on contiguous or channels_last inputs only."""
     sharing: bool = True
@@ -126,6 +129,7 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         raise Unusable from error
     original, revision = copy_program(program), program.graph.revision
     context = PassContext()
+    context.log.hook = held_to_tolerance
     kept = Kept(case)
     with quiet():
         try:
@@ -133,6 +137,8 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             after = print_program(program)
             outcome = outcome_of(context.log, after != text)
             _demand_kept(kept, "the pass")
+            if context.log.approximations.listed():
+                properties = attrs.evolve(properties, values=False, exact=False, gradients=False)
             if not outcome.changed:
                 _compare_with_original(pass_, case, properties, program)
                 return outcome
@@ -255,10 +261,8 @@ def _compare_on_later_weights(
         _apply(pass_, bare, PassContext())
         _compare_later("weights without data", once, lambda: with_data(original, bare, case))
     if properties.converted and made:
-        # two buffers that share storage do not share it any more
-        _compare_later(
-            "conversion", attrs.evolve(once, sharing=False), lambda: with_other_dtype(original, changed, case)
-        )
+        once = attrs.evolve(once, sharing=False)  # two buffers that share storage do not share it any more
+        _compare_later("conversion", once, lambda: with_other_dtype(original, changed, case))
 
 
 def _compare_later(property_: str, properties: Properties, later: Callable[[], Later | None]) -> None:
@@ -404,6 +408,7 @@ class _Runs:
             budget = Budget(Rounding(run, exact=double), exact, coarsest_dtype(self.typed), may_overflow=True)
         elif gradients and any(map(has_coarse_derivative, (self.program, program))):
             budget = Budget(budget.rounding, lambda: own, torch.float32)
+        budget.values = self.properties.values
         after = self._after(program, inputs, double=not self.budgeted, gradients=gradients)
         for name, message in differences(before, after, budget, self.names):
             if not self._counts(name, inputs) or (name == "strides" and not is_definite(self.program, inputs)):

@@ -21,6 +21,7 @@ from ir.errors import GraphwrightError
 from ir.opdef import OpDef, Trait, get_opdef
 from ir.types import Dim, TensorType
 from passes.rewrite.expansion import op_nodes
+from passes.rewrite.language.nodes import Tree, trees_of
 from passes.rewrite.pattern import AnyValue, Chain, Node, OpNode
 
 NEAR_MISSES = ("literal", "edge", "shape", "operator", "user", "mode", "condition")
@@ -66,6 +67,7 @@ class Growth:
         self.captures: dict[str, Any] = {}
         self.unmet: set[int] = set()
         """Leaves whose conditions no operand was found to meet: another search takes long and finds little."""
+        self.others: list[Value] = []  # the other roots, of a pattern with several
         self.ops: list[Operation] = []
         """The operations of the match, operands first."""
         self.inner: list[Value] = []
@@ -101,8 +103,8 @@ class Growth:
             return node.result
         return max((other.result for other in self.nodes if _same_call(other, node)), default=node.result)
 
-    def grow(self, node: Node, beginnings: int) -> Value:
-        """Build the pattern and return its root; if its parts do not fit together, start again.
+    def grow(self, node: Tree, beginnings: int) -> Value:
+        """Build the pattern and return its root, the first of several; if its parts do not fit together, start again.
 
         Args:
             node: the pattern.
@@ -114,16 +116,30 @@ class Growth:
         self.nodes = [part for part in op_nodes(node) if isinstance(part, OpNode)]
         for _ in range(beginnings):
             try:
-                return self.value(node)
+                root = self.value(trees_of(node)[0])
+                self.others = [self._beside(root, tree) for tree in trees_of(node)[1:]]
             except (Unavailable, GraphwrightError):
                 self.erase()
                 self.source.in_floats()
+            else:
+                return root
         raise Unavailable
+
+    def _beside(self, root: Value, node: Node) -> Value:
+        """Build another root; sometimes something uses the first one before, and this one may use that."""
+        if self.change == "user" and self.source.flag():
+            before = self.source.graph.num_operations
+            self.source.values.append(root)
+            self._use(root)
+            self.ops += list(self.source.graph.operations())[before:]
+        return self.value(node)
 
     def erase(self) -> None:
         """Erase what was built; nothing uses it yet."""
         for op in reversed(self.ops):
             self.source.graph.erase(op)
+        gone = set(self.ops)
+        self.source.values[:] = [value for value in self.source.values if value.defining_op not in gone]
         self.made, self.captures, self.inner, self.ops = {}, {}, [], []
 
     def surround(self, root: Value) -> None:
@@ -132,7 +148,7 @@ class Growth:
         intermediate = [v for v in self.inner if v is not root]
         if self.change == "user" and intermediate:
             self._use(source.one_of(intermediate))
-        source.values.append(root)
+        source.values += [root, *self.others]
         if source.integer(0, 3):
             self._use(root)
         for _ in range(source.integer(0, 3)):

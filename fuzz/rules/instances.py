@@ -26,8 +26,9 @@ from ir.core import Operation, Value
 from ir.errors import GraphwrightError
 from ir.program import Program
 from passes.rewrite.expansion import expand
-from passes.rewrite.matching import compile_rule
-from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
+from passes.rewrite.language.nodes import Tree
+from passes.rewrite.matching import compile_rule, tree_of
+from passes.rewrite.pattern import Match, Pattern
 
 _BEGINNINGS = 4
 """How often a match is started, for a rule without examples."""
@@ -141,17 +142,17 @@ def _of_example(draw: st.DrawFn, rule: Pattern, *, symbolic: bool) -> Instance:
     return Instance(rule, source.program, "example", -1, example.unknown)
 
 
-_EXPANDED: WeakCache[Pattern, tuple[list[Node], Numbers, frozenset[str]]] = WeakCache()
+_EXPANDED: WeakCache[Pattern, tuple[list[Tree], Numbers, frozenset[str]]] = WeakCache()
 
 
-def expanded_pattern(rule: Pattern) -> list[Node]:
+def expanded_pattern(rule: Pattern) -> list[Tree]:
     """Return the rule's pattern once for each combination of alternatives and operand orders."""
     return _prepared(rule)[0]
 
 
-def _prepared(rule: Pattern) -> tuple[list[Node], Numbers, frozenset[str]]:
+def _prepared(rule: Pattern) -> tuple[list[Tree], Numbers, frozenset[str]]:
     known = _EXPANDED.get(rule)
     if known is None:
-        expanded = expand(rule.pattern(PatternBuilder()))
+        expanded = [each.tree for each in expand(tree_of(rule))]
         known = _EXPANDED[rule] = (expanded, Numbers(dictionary_of(rule)), operators_named_by(rule))
     return known

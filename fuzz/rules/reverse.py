@@ -32,6 +32,7 @@ from passes.canonicalize import CANONICALIZATION_RULES
 from passes.canonicalize.identity import CatOfOne, Idempotent, Involution, NoArithmetic, NoCast, NoCopy, NoPad
 from passes.cleanup.dce import eliminate_dead_code
 from passes.rewrite.driver import RewriteLog, run_worklist
+from passes.rewrite.language.nodes import Roots, Tree
 from passes.rewrite.matching import RuleIndex
 from passes.rewrite.pattern import AnyValue, AttrCapture, AttrWhere, Node, OpNode, Pattern
 from passes.rewrite.rewriter import Rewriter
@@ -168,6 +169,8 @@ class _Inverse:
     def _put_one(self) -> bool:
         source, graph = self.source, self.program.graph
         node = source.one_of(expanded_pattern(self.rule))
+        if isinstance(node, Roots):
+            return False  # it would become several operations at once
         ops = [op for op in graph.operations() if op.opdef is not RETURN and op.body is None]
         values = [v for v in (*graph.inputs, *(w.value for w in self.program.weights.values())) if v.num_uses]
         produced, share = results_of(self.rule)
@@ -341,7 +344,7 @@ class _Inverse:
         return self.source.one_of(ops)
 
 
-def _operators(node: Node) -> tuple[OpDef, ...]:
+def _operators(node: Tree) -> tuple[OpDef, ...]:
     if not isinstance(node, OpNode):
         return ()
     return operators_with(node.ops) if isinstance(node.ops, Trait) else node.ops

@@ -33,7 +33,8 @@ from ir.quant.kernels import QUANTIZED
 from ir.types import Dim, TensorType
 from passes.rewrite.example import Example
 from passes.rewrite.expansion import op_nodes
-from passes.rewrite.pattern import Chain, Node, OpNode, Pattern
+from passes.rewrite.language.nodes import Tree
+from passes.rewrite.pattern import Chain, OpNode, Pattern
 
 EDITS = ("attribute", "attribute", "operator", "redraw", "insert", "exchange", "absent", "drop")
 """Edits of an operation: another value of an attribute, another operator that the pattern or a trait allows, operands
@@ -71,7 +72,7 @@ def _program(example: Example, sizes: tuple[tuple[str, Dim], ...]) -> Program:
 class Variation:
     """One program under construction that starts with an example."""
 
-    def __init__(self, source: MatchSource, rule: Pattern, variants: list[Node]) -> None:
+    def __init__(self, source: MatchSource, rule: Pattern, variants: list[Tree]) -> None:
         self.source = source
         self.rule = rule
         self.variants = variants

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import attrs
@@ -20,7 +21,7 @@ from fuzz.programs.case import Case, Outcome
 from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.programs.erasure import erase_types
 from fuzz.programs.strategy import draw_inputs, programs
-from fuzz.rules.instances import Instance, expanded_pattern, instances
+from fuzz.rules.instances import Instance, instances
 from fuzz.rules.orders import ORDERS, InOrder, demanded
 from fuzz.rules.reverse import Inflated
 from fuzz.rules.rule_pass import ApplyRules, index_of
@@ -38,6 +39,7 @@ from passes.canonicalize.identity import INFERENCE_RULES
 from passes.canonicalize.respelled import respelled_operators, spelled_otherwise
 from passes.fold.constants import FoldConstants
 from passes.manager.manager import Pass
+from passes.rewrite.matching import compile_rule
 from passes.rewrite.pattern import Pattern, instantiate, missing_method
 from passes.rewrite.remarks import GraphwrightWarning
 
@@ -438,9 +440,10 @@ def _verify_drawn(program: Program) -> None:
 
 def _never(rules: Sequence[Pattern], seen: Soundness) -> list[str]:
     return [
-        f"{rule.name}, alternative {number} of {count}"
+        f"{rule.name}, alternative {variant.order} of {len(variants)}"
+        + (f" ({', '.join(variant.names)})" if variant.names else "")
         for rule in rules
-        for count in (len(expanded_pattern(rule)),)
-        for number in range(count)
-        if not seen.variants[rule.name, number]
+        for variants in (sorted(compile_rule(rule), key=attrgetter("order")),)
+        for variant in variants
+        if not seen.variants[rule.name, variant.order]
     ]

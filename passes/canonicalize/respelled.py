@@ -31,7 +31,7 @@ def respelled_operators(rule: Pattern) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for variant in compile_rule(rule):
-        needed = [_respelled(node) for node in op_nodes(variant.root)]
+        needed = [_respelled(node) for node in op_nodes(variant.tree)]
         if not any(needed):
             return {}
         for names in needed:

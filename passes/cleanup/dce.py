@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
+import sympy
 from typing_extensions import override
 
-from ir.data_sizes import NamedSizes
+from ir.core import Operation
+from ir.data_sizes import NamedSizes, defining_operations
 from ir.program import Program, WeightKind
+from passes.manager.analysis import Analysis
 from passes.manager.manager import Pass, PassContext
 from passes.rewrite.effects import is_effectless
 from passes.rewrite.scope import EVERYWHERE, Scope
@@ -25,15 +29,34 @@ class EliminateDeadCode(Pass):
     @override
     def run(self, program: Program, context: PassContext) -> None:
         """Run once, from the end to the start."""
-        eliminate_dead_code(program, inference=self.inference, scope=self.scope)
+        definers = context.analysis(SizeDefiners, program).operations
+        eliminate_dead_code(program, inference=self.inference, scope=self.scope, definers=definers)
 
 
-def eliminate_dead_code(program: Program, *, inference: bool = False, scope: Scope = EVERYWHERE) -> None:
+class SizeDefiners(Analysis):
+    """Which operations define sizes that depend on data.
+
+    Attributes:
+        operations: symbol -> the operation that first has it.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self.operations = defining_operations(program)
+
+
+def eliminate_dead_code(
+    program: Program,
+    *,
+    inference: bool = False,
+    scope: Scope = EVERYWHERE,
+    definers: Mapping[sympy.Symbol, Operation] | None = None,
+) -> None:
     """Erase dead operations in a scope, unused constants and what folding made in vain.
 
     The module's own parameters and buffers stay, used or not.
     """
-    _sweep(program, inference, scope)
+    _sweep(program, inference, scope, NamedSizes(program, definers))
     if not scope.holds_placeless:
         return
     derived = [weight.derivation for weight in program.weights.values() if weight.derivation is not None]
@@ -51,9 +74,8 @@ def eliminate_dead_code(program: Program, *, inference: bool = False, scope: Sco
         program.graph.revision += 1
 
 
-def _sweep(program: Program, inference: bool, scope: Scope) -> None:
+def _sweep(program: Program, inference: bool, scope: Scope, sizes: NamedSizes) -> None:
     graph = program.graph
-    sizes = NamedSizes(program)
     op = graph.last
     while op is not None:
         before = op.prev

@@ -8,89 +8,37 @@ compares everything below.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
-
-import attrs
 
 from ir.core import Operation, Value
 from ir.errors import PatternError
 from ir.locations import Location
 from ir.opdef import OpDef
+from passes.explain.found import Difference, PartialMatch
 from passes.explain.parts import chain_ops, children, least, result_of, tops_of, uses_as
 from passes.explain.texts import MOST_NAMED, one_of, operand_name, operator_names, place_of, source_of
 from passes.rewrite.expansion import nodes, orders
-from passes.rewrite.matching import Variant, accepts_opdef, attribute_matcher, operand_index, refusal_of
-from passes.rewrite.pattern import AnyOf, AnyValue, Chain, Match, Node, OpNode, Pattern, PatternBuilder
+from passes.rewrite.language.nodes import trees_of
+from passes.rewrite.language.roots import candidates, links
+from passes.rewrite.literals import attribute_matcher
+from passes.rewrite.matching import Variant, accepts_opdef, operand_index, refusal_of, tree_of
+from passes.rewrite.pattern import AnyOf, AnyValue, Chain, Match, Node, OpNode, Pattern
 
 _MOST_USERS = 16
 _MOST_TOPS = 32
 
 
-@attrs.frozen
-class Difference:
-    """One thing in which a program differs from a pattern.
-
-    Attributes:
-        kind: `operator` (another operation defines an operand), `users` (nothing uses a result as the pattern wants),
-            `operand` (one is absent, or must be), `result` (another result of the right operation), `same` (two places
-            must hold one value), `value` (a condition on one), `attribute`, or `condition` (of an operation).
-        message: the difference, with places.
-        location: the place in the program.
-        expected: what the pattern wants there: operators, where the kind is `operator` or `users`.
-    """
-
-    kind: str
-    message: str
-    location: Location
-    expected: tuple[str, ...] = ()
-
-
-@attrs.frozen
-class PartialMatch:
-    """The operations that fit a part of a pattern, and what differs.
-
-    Attributes:
-        rule: the rule.
-        fits: the operations that fit, each with the operators that the pattern has in its place.
-        wanted: how many operations the pattern has, in the alternative that was compared.
-        evidence: how many other demands hold: attributes, absent operands, equal values, conditions.
-        differences: what differs; none where the structure matches.
-    """
-
-    rule: Pattern
-    fits: tuple[tuple[str, Operation], ...]
-    wanted: int
-    evidence: int
-    differences: tuple[Difference, ...]
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the whole structure matches: what is left is for `check` and for the scope to decide."""
-        return not self.differences
-
-    @property
-    def rank(self) -> tuple[bool, int, int, int]:
-        """What orders partial matches, the furthest last."""
-        return self.is_whole, len(self.fits), self.evidence, -len(self.differences)
-
-    @property
-    def extent(self) -> str:
-        """How much of the pattern is there: `3 of 4 operations fit`."""
-        if self.is_whole:
-            return "the whole structure fits"
-        verb = "fits" if len(self.fits) == 1 else "fit"
-        return f"{len(self.fits)} of {self.wanted} operation{'s' if self.wanted != 1 else ''} {verb}"
-
-
 class _State:
     """What one comparison has found so far."""
 
-    __slots__ = ("bound", "captures", "differences", "evidence", "fits", "wanted")
+    __slots__ = ("bound", "captures", "differences", "evidence", "fits", "roots", "wanted")
 
     def __init__(self) -> None:
         self.captures: dict[str, Any] = {}
         self.bound: dict[int, Operation] = {}
         self.fits: list[tuple[str, Operation]] = []
+        self.roots: list[Operation] = []
         self.wanted = 0
         self.evidence = 0
         self.differences: list[Difference] = []
@@ -99,6 +47,7 @@ class _State:
         other = _State()
         other.captures, other.bound = dict(self.captures), dict(self.bound)
         other.fits, other.differences = list(self.fits), list(self.differences)
+        other.roots = list(self.roots)
         other.wanted, other.evidence = self.wanted, self.evidence
         return other
 
@@ -120,9 +69,13 @@ class Tree:
     def __init__(self, rule: Pattern, variants: Sequence[Variant]) -> None:
         self.rule = rule
         self._variants = variants
-        self._tree = rule.pattern(PatternBuilder())
-        self._parts = [node for node in nodes(self._tree) if isinstance(node, (OpNode, Chain))]
-        self._roots = {id(node) for node in tops_of(self._tree)}
+        tree = tree_of(rule)
+        self._trees = trees_of(tree)
+        self._parts = [node for node in nodes(tree) if isinstance(node, (OpNode, Chain))]
+        self._roots = {id(node) for node in tops_of(self._trees[0])}
+        self._tops = {id(node) for each in self._trees for node in tops_of(each)}
+        """The parts that may stand at a root, of several at any of them."""
+        self._links = [links(each, self._trees[:number]) if number else () for number, each in enumerate(self._trees)]
         self._parents: dict[int, list[tuple[OpNode | Chain, int | str]]] = {}
         for parent in self._parts:
             for key, child in children(parent):
@@ -148,9 +101,9 @@ class Tree:
         best: PartialMatch | None = None
         for part in self.parts_for(op.opdef):
             tops = list(self._climb(part, op, {}))[:_MOST_TOPS]
-            found = [self._compare(*top) for top in tops]
+            found = [each for top in tops for each in self._compared(*top)]
             holding = [each for each in found if any(fit is op for _, fit in each.fits)]
-            for each in holding or [self._compare(part, op, is_top=id(part) in self._roots)]:
+            for each in holding or self._compared(part, op, is_top=id(part) in self._tops):
                 if best is None or each.rank > best.rank:
                     best = each
         return best
@@ -176,7 +129,7 @@ class Tree:
             return
         seen[id(part), op] = None
         value = result_of(part, op)
-        is_root, is_used = id(part) in self._roots, False
+        is_root, is_used = id(part) in self._tops, False
         for above, key in self._parents_of(part):
             for user in () if value is None else value.users[:_MOST_USERS]:
                 if accepts_opdef(above.ops, user.opdef) and uses_as(above, key, user, value):
@@ -195,18 +148,79 @@ class Tree:
 
     # --- downwards: everything below a part ---------------------------------------------------------------------------
 
-    def _compare(self, part: OpNode | Chain, op: Operation, is_top: bool) -> PartialMatch:
+    def _compared(self, part: OpNode | Chain, op: Operation, is_top: bool) -> list[PartialMatch]:
+        """Return the partial matches with a part at its top; of a root other than the first, those of first roots."""
+        if not is_top or id(part) in self._roots:
+            return [self._compare(part, op, is_top)]
         state = _State()
+        self._part(part, op, state)
+        found = [self._compare(*first, is_top=True) for first in self._first_roots(state)]
+        holding = [each for each in found if any(fit is op for _, fit in each.fits)]
+        if not holding:
+            self._no_other(self._trees[0], op, state)
+            holding = [self._partial(state)]
+        return holding
+
+    def _first_roots(self, state: _State) -> Iterator[tuple[OpNode | Chain, Operation]]:
+        """Yield what may be the first root beside the operations of another one: above a value that these read."""
+        seen: dict[tuple[int, Operation], None] = {}
+        own = [op for _, op in state.fits]
+        near = [user for op in own for value in op.operand_values for user in value.users[:_MOST_USERS]]
+        for op in dict.fromkeys([*own, *near]):
+            for part in self.parts_for(op.opdef):
+                for top, root, _ in self._climb(part, op, {}):
+                    if id(top) in self._roots and (id(top), root) not in seen:
+                        seen[id(top), root] = None
+                        yield top, root
+
+    def _part(self, part: OpNode | Chain, op: Operation, state: _State) -> None:
         if isinstance(part, OpNode):
             self._op(part, op, state)
         else:
             self._value(part, op.results[0], op, 0, state)
+
+    def _other_roots(self, op: Operation, state: _State) -> None:
+        """Compare the other roots, each with the operation that fits it best."""
+        state.roots.append(op)
+        for tree, common in zip(self._trees[1:], self._links[1:], strict=True):
+            tops = list(tops_of(tree))
+            places = ((link.value(state), link.depth) for link in common)
+            value, depth = next(((value, depth) for value, depth in places if value is not None), (None, 0))
+            before, tried = len(state.differences), []
+            for part in tops if value is not None else ():
+                accepts = partial(_accepts, part.ops)
+                for found in candidates(value, depth, accepts)[:_MOST_TOPS]:  # type: ignore[arg-type]
+                    if found not in state.roots:
+                        other = state.copy()
+                        self._part(part, found, other)
+                        other.roots.append(found)
+                        tried.append(other)
+            if tried:
+                state.become(max(tried, key=lambda other: (len(other.differences) == before, *other.rank)))
+            else:
+                self._no_other(tree, op, state)
+
+    def _no_other(self, tree: Node, op: Operation, state: _State) -> None:
+        """Add that another root of the pattern is missing."""
+        expected = tuple(dict.fromkeys(name for top in tops_of(tree) for name in operator_names(top.ops)))
+        state.wanted += least(tree)
+        message = f"beside {place_of(op)} there is no {one_of(expected)} that reads the same value, another root"
+        state.differ("users", message, op.location, expected)
+
+    def _compare(self, part: OpNode | Chain, op: Operation, is_top: bool) -> PartialMatch:
+        state = _State()
+        self._part(part, op, state)
+        if is_top and len(self._trees) > 1:
+            self._other_roots(op, state)
         if not is_top:
             self._unused(part, op, state)
         elif state.differences and self.whole_at(op):
             # a choice that was good here was bad elsewhere; the matcher tries them all
             state.differences.clear()
             state.wanted = len(state.fits)
+        return self._partial(state)
+
+    def _partial(self, state: _State) -> PartialMatch:
         return PartialMatch(self.rule, tuple(state.fits), state.wanted, state.evidence, tuple(state.differences))
 
     def _unused(self, part: OpNode | Chain, op: Operation, state: _State) -> None:
@@ -235,7 +249,7 @@ class Tree:
 
     def _above(self, part: OpNode | Chain, seen: set[int]) -> int:
         """Return how many operations there are at least beside a part and above it."""
-        if id(part) in self._roots or id(part) in seen:
+        if id(part) in self._tops or id(part) in seen:
             return 0
         counts = []
         for above, key in self._parents.get(id(part), ()):
@@ -390,6 +404,10 @@ class Tree:
                 state.differ("condition", str(reason), op.location)
             else:
                 state.evidence += 1
+
+
+def _accepts(ops: Any, op: Operation) -> bool:
+    return accepts_opdef(ops, op.opdef)
 
 
 def _asked(function: Any, *given: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 from ir.core import Operation, Value
 from ir.opdef import OpDef, Trait
-from passes.rewrite.expansion import inner_nodes, orders
+from passes.rewrite.expansion import orders
+from passes.rewrite.language.nodes import inner_nodes
 from passes.rewrite.matching import operand_index
 from passes.rewrite.pattern import AnyOf, Chain, Node, OpNode
 

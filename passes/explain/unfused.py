@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from ir.core import Operation
 from ir.opdef import OpDef
-from passes.explain.partial import PartialMatch, Tree
+from passes.explain.found import PartialMatch
+from passes.explain.partial import Tree
 from passes.rewrite.driver import RewriteLog
 from passes.rewrite.matching import RuleIndex, compile_rule
 from passes.rewrite.pattern import Pattern

@@ -11,6 +11,7 @@ import attrs
 
 from ir.errors import GraphwrightError, InputError, PassError
 from ir.program import Program
+from passes.manager.analysis import A, Analyses, Analysis
 from passes.manager.arguments import name_of
 from passes.manager.options import KEYS, check_label, check_option, check_own_names, format_options
 from passes.manager.outside import Outside
@@ -19,6 +20,7 @@ from passes.rewrite.faults import raised_at
 from passes.rewrite.pattern import Pattern
 from passes.rewrite.remarks import GraphwrightWarning
 from passes.rewrite.scope import EVERYWHERE, Key, Scope, as_keys
+from passes.rewrite.tolerance import Tolerance, check_tolerance
 
 
 @attrs.define(eq=False)
@@ -30,12 +32,26 @@ class PassContext:
         instruments: told before and after each pass.
         results: an entry for each pass that ran, in order.
         scope: what the managers around the pass leave to it; a pass asks its own `scope`, which lies in this one.
+        analyses: what passes computed of the program; a pass asks `analysis`.
     """
 
     log: RewriteLog = attrs.field(factory=RewriteLog)
     instruments: tuple[Instrument, ...] = ()
     results: list[PassResult] = attrs.field(factory=list)
     scope: Scope = EVERYWHERE
+    analyses: Analyses = attrs.field(factory=Analyses)
+
+    def analysis(self, kind: type[A], program: Program) -> A:
+        """Return what an analysis says of the program as it is now; it runs only where that is not known yet.
+
+        Args:
+            kind: the class of the analysis.
+            program: the program of the run.
+
+        Raises:
+            PassError: when `kind` is no class of analyses, or changes the program.
+        """
+        return self.analyses.get(kind, program)
 
 
 @attrs.frozen
@@ -49,6 +65,7 @@ class PassResult:
         operations_before: number of operations before it.
         operations_after: number of operations after it.
         label: its label, if it has one.
+        tolerance: how far it changes numbers on purpose, if it says so.
     """
 
     name: str
@@ -57,6 +74,7 @@ class PassResult:
     operations_before: int
     operations_after: int
     label: str = ""
+    tolerance: Tolerance | None = None
 
 
 class Instrument:
@@ -108,6 +126,8 @@ class Pass:
     is_for_inference: ClassVar[bool] = False
     """Whether it assumes that the program will never train."""
     whole: ClassVar[str] = ""
+    preserves: ClassVar[tuple[type[Analysis], ...]] = ()
+    """Analyses whose results stay true, whatever the pass changes; others are computed anew after a change."""
     only: tuple[Key, ...] = attrs.field(default=(), converter=as_keys, kw_only=True, metadata=KEYS)
     skip: tuple[Key, ...] = attrs.field(default=(), converter=as_keys, kw_only=True, metadata=KEYS)
     label: str = attrs.field(default="", kw_only=True, validator=check_label)
@@ -122,6 +142,7 @@ class Pass:
         name_of(type(self))
         for field in attrs.fields(type(self)):
             check_option(self, field)
+        check_tolerance(f"pass `{self.name}`", self.tolerance)
         if self.whole and (self.only or self.skip):
             raise InputError(f"pass `{self.name}` takes no scope: {self.whole}", remedy="leave out `only` and `skip`")
 
@@ -129,6 +150,15 @@ class Pass:
     def scope(self) -> Scope:
         """The operations that it may change."""
         return Scope(self.only, self.skip) if self.bound_scope is None else self.bound_scope
+
+    @property
+    def tolerance(self) -> Tolerance | None:
+        """How far a run that changes something may change the results of the program, with all that runs in it.
+
+        A class that changes numbers on purpose says so: `tolerance = Tolerance(relative=1e-3)`, or a property of its
+        options. Any other pass is held to rounding, and its rules to what they say themselves.
+        """
+        return None
 
     @property
     def title(self) -> str:
@@ -196,10 +226,12 @@ def _run(pass_: Pass, running: Pass, program: Program, context: PassContext) -> 
     context.log.watchers = [each.tried for each in context.instruments if type(each).tried is not Instrument.tried]
     graph = program.graph
     revision, before, start = graph.revision, graph.num_operations, time.perf_counter()
-    with _guarded(pass_, program):
+    with _guarded(pass_, program), answering(pass_, program, context):
         outside = Outside.of(program, scope)
         returned = running.run(program, context)  # type: ignore[func-returns-value]
     seconds = time.perf_counter() - start
+    if pass_.preserves:
+        context.analyses.preserve(pass_.preserves, program, revision)
     if returned is not None:
         raise PassError(
             f"pass `{pass_.name}` returned {returned!r}", remedy="change the program in place, return nothing"
@@ -215,12 +247,23 @@ def _run(pass_: Pass, running: Pass, program: Program, context: PassContext) -> 
         reason = running.ensures(program)
     if reason is not None:
         raise PassError(f"pass `{pass_.name}` broke its promise: {reason}", location=program.location)
-    result = PassResult(pass_.name, graph.revision != revision, seconds, before, graph.num_operations, pass_.label)
+    counts = before, graph.num_operations
+    result = PassResult(pass_.name, graph.revision != revision, seconds, *counts, pass_.label, pass_.tolerance)
     context.results.append(result)
     for instrument in context.instruments:
         with _blamed(instrument, "after", pass_):
             instrument.after(pass_, program, result)
     return result
+
+
+@contextmanager
+def answering(pass_: Pass, program: Program, context: PassContext) -> Iterator[None]:
+    """Let a pass that states a tolerance answer for all that runs in it, if the block changes the program."""
+    approximations, revision = context.log.approximations, program.graph.revision
+    mark = approximations.mark()
+    yield
+    if program.graph.revision != revision and pass_.tolerance is not None:
+        approximations.replace_since(mark, pass_.title, pass_.tolerance)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from ir.core import Graph
 from ir.errors import GraphwrightError, InputError, PassError
+from ir.paths import checked_path
 from ir.program import Program
 from ir.text.printer import print_program
 from ir.verify import verify
@@ -78,7 +79,7 @@ class _AfterChange(Instrument):
         if callable(self.target):
             self.target(title, text)
             return
-        folder = Path(self.target)
+        folder = checked_path(self.target, "the folder for the IR", "dump")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{title}{suffix}").write_text(text, encoding="utf-8")

@@ -15,10 +15,11 @@ from ir.verify import verify
 from passes.manager.arguments import by_name, name_of, shown, tuple_of
 from passes.manager.base import Instrument, Pass, PassContext, PassResult, run_pass
 from passes.manager.editing import edited
-from passes.manager.options import format_options, takes_passes
+from passes.manager.options import TOLERANCE, format_options, takes_passes
 from passes.manager.text import PipelineParser
 from passes.rewrite.pattern import Pattern
 from passes.rewrite.scope import Scope
+from passes.rewrite.tolerance import Tolerance
 
 __all__ = ["Fixpoint", "Instrument", "Pass", "PassContext", "PassManager", "PassResult", "Verify", "run_pass"]
 
@@ -42,6 +43,8 @@ class PassManager(Pass):
     Attributes:
         passes: run in this order.
         instruments: told before and after each pass, beside those of the context.
+        tolerance: how far all that runs in it may change the results of the program on purpose, in place of what its
+            passes and rules say of themselves; without it, their bounds are added up.
     """
 
     name: ClassVar[str] = "sequence"
@@ -49,6 +52,7 @@ class PassManager(Pass):
     instruments: tuple[Instrument, ...] = attrs.field(
         converter=_tuple_of_instruments, default=(), kw_only=True, eq=False
     )
+    tolerance: Tolerance | None = attrs.field(default=None, kw_only=True, metadata=TOLERANCE)
 
     @override
     def run(self, program: Program, context: PassContext) -> None:

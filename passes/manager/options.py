@@ -11,12 +11,16 @@ import attrs
 from ir.errors import InputError, PassError, PatternError
 from passes.rewrite.pattern import Pattern, instantiate
 from passes.rewrite.scope import Scope, format_keys
+from passes.rewrite.tolerance import Tolerance, format_tolerance
 
 PATTERNS: Mapping[str, bool] = {"patterns": True}
 """Metadata of a field whose text form is a list of pattern names."""
 
 KEYS: Mapping[str, bool] = {"keys": True}
 """Metadata of a field whose text form is a list of keys of a scope."""
+
+TOLERANCE: Mapping[str, bool] = {"tolerance": True}
+"""Metadata of a field whose text form is one of `format_tolerance`."""
 
 OF_ALL = ("only", "skip", "label")
 """The options that every pass has, which come last in text."""
@@ -84,13 +88,19 @@ def takes_passes(cls: type[Any]) -> bool:
 def options_of(cls: type[Any]) -> tuple[Any, ...]:
     """Return the fields of a class of passes that are options in text."""
     fields = {field.name: field for field in attrs.fields(cls) if field.init}
-    last = [fields[name] for name in OF_ALL if name in fields]
+    last = [field for field in fields.values() if field.metadata.get("tolerance")]
+    last += [fields[name] for name in OF_ALL if name in fields]
     return (*own_options_of(cls), *last)
 
 
 def own_options_of(cls: type[Any]) -> tuple[Any, ...]:
-    """Return the options of a class of passes that not every pass has."""
-    return tuple(field for field in attrs.fields(cls) if field.init and field.name not in (*OF_ALL, *_NO_OPTIONS))
+    """Return the options of a class of passes that not every pass, and not every manager, has."""
+    shared = (*OF_ALL, *_NO_OPTIONS)
+    return tuple(
+        field
+        for field in attrs.fields(cls)
+        if field.init and field.name not in shared and not field.metadata.get("tolerance")
+    )
 
 
 def format_options(pass_: Any) -> str:
@@ -108,6 +118,8 @@ def format_options(pass_: Any) -> str:
 def _format(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Tolerance):
+        return format_tolerance(value)
     if isinstance(value, tuple):
         return ",".join(_format(item) for item in value)
     if isinstance(value, Pattern) or (isinstance(value, type) and issubclass(value, Pattern)):

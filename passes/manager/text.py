@@ -15,6 +15,7 @@ from ir.text.lexer import point_at
 from passes.manager.options import options_of, takes_passes
 from passes.rewrite.pattern import scoped
 from passes.rewrite.scope import UnreadableKeyError, parse_keys
+from passes.rewrite.tolerance import Tolerance, parse_tolerance
 
 _WORD = re.compile(r"[\w-]*")
 _OPTION = re.compile(r"[^\s}]+")
@@ -133,6 +134,8 @@ class PipelineParser:
     def _option(self, field: Any, text: str, at: int) -> Any:
         default = field.default
         try:
+            if field.metadata.get("tolerance"):
+                return self._tolerance(text, at)
             if isinstance(default, bool):
                 return {"true": True, "false": False}[text]
             if isinstance(default, int):
@@ -141,10 +144,17 @@ class PipelineParser:
                 return float(text)
         except (KeyError, ValueError):
             wanted = "`true` or `false`" if isinstance(default, bool) else f"of type {type(default).__name__}"
+            wanted = "a bound: `0.001` of the largest magnitude, or `0.001,1e-6`" if default is None else wanted
             raise self._error(f"option {field.name.replace('_', '-')!r}: {text!r} is not {wanted}", at) from None
         if isinstance(default, tuple):
             return tuple(part for part in text.split(",") if part)
         return text
+
+    def _tolerance(self, text: str, at: int) -> Tolerance:
+        try:
+            return parse_tolerance(text)
+        except GraphwrightError as error:
+            raise self._error(error.message, at, error.remedy) from error
 
     def _keys(self) -> tuple[str, ...]:
         """Read the keys of a scope."""

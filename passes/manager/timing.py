@@ -7,13 +7,13 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import attrs
 from typing_extensions import override
 
 from ir.errors import InputError
+from ir.paths import checked_path
 from ir.program import Program
 from passes.manager.manager import Instrument, Pass, PassManager, PassResult
 from passes.rewrite.pattern import Pattern
@@ -156,8 +156,9 @@ class Timing(Instrument):
         Raises:
             InputError: when the file cannot be written.
         """
+        file = checked_path(path, example="trace.json")
         try:
-            Path(path).write_text(json.dumps(self.trace()), encoding="utf-8")
+            file.write_text(json.dumps(self.trace()), encoding="utf-8")
         except OSError as error:
             raise InputError(
                 f"the trace cannot be written to {path}: {error.strerror or error}",

@@ -47,15 +47,17 @@ class Placing:
         decisions: by operation, in the order of the program; operations that carry integers have none.
     """
 
-    def __init__(self, program: Program, table: Table, rules: Rules | None = None) -> None:
-        """Decide.
+    def __init__(
+        self, program: Program, table: Table, rules: Rules | None = None, positive: frozenset[Value] | None = None
+    ) -> None:
+        """Decide; `positive` are the values that are `never_negative`, where they are known.
 
         Raises:
             InputError: when a rule matches nothing in the program.
         """
         self.program = program
         self.table = table
-        self._positive = never_negative(program.graph)
+        self._positive = never_negative(program.graph) if positive is None else positive
         found = [op for op in program.graph.operations() if self._is_site(op)]
         self.decisions = {op: Decision(op, Site.of(op), self._row(op)) for op in found}
         rules = Rules() if rules is None else rules

@@ -27,6 +27,7 @@ from passes.quant.parameters import (
 )
 from passes.quant.regions import Integers, dequantize, quantize, with_integers, wrap
 from passes.quant.rules import Rules, Site
+from passes.quant.signs import NeverNegative
 from passes.quant.tables import Table, find_table, known_table
 from passes.quant.tables.conditions import channel_axis
 from passes.quant.tables.row import TYPES, IntegerType
@@ -111,7 +112,9 @@ def is_quantized(program: Program) -> bool:
     )
 
 
-def place(program: Program, table: str | Table, rules: Any = None) -> Placement:
+def place(
+    program: Program, table: str | Table, rules: Any = None, *, positive: frozenset[Value] | None = None
+) -> Placement:
     """Put quantizers where a table wants them, in place.
 
     Scales and zero points of activations have no data until ranges are set, so that the program cannot be run; those of
@@ -121,6 +124,7 @@ def place(program: Program, table: str | Table, rules: Any = None) -> Placement:
         program: a program without quantizers.
         table: a target's table, or its name.
         rules: `Rules`, or a mapping from keys to values; a place whose rule has the value None stays in float.
+        positive: the values that are `never_negative`, where they are known.
 
     Raises:
         PassError: when the program is quantized already.
@@ -130,7 +134,7 @@ def place(program: Program, table: str | Table, rules: Any = None) -> Placement:
         raise PassError(
             "the program is quantized already", location=program.location, remedy="quantize the float program once"
         )
-    placing = Placing(program, find_table(table), Rules.of(rules))
+    placing = Placing(program, find_table(table), Rules.of(rules), positive)
     return _Placer(placing).run()
 
 
@@ -337,7 +341,8 @@ class PlaceQuantizers(Pass):
         """Place, and say of each place why it is, or is not, in integers."""
         table = find_table(self.target)
         table = table.without_vnni() if self.without_vnni else table
-        placement = place(program, table, [(key, None) for key in self.without])
+        positive = context.analysis(NeverNegative, program).values
+        placement = place(program, table, [(key, None) for key in self.without], positive=positive)
         for each in placement.places:
             kind = "quantized" if each.is_placed else "float"
             context.log.remarks.add(Remark(kind, self.name, each.site.location, str(each), each.site.kind, each.reason))

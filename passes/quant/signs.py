@@ -6,6 +6,8 @@ from typing import Any
 
 from ir.core import Graph, Operation, Value
 from ir.opdef import Trait
+from ir.program import Program
+from passes.manager.analysis import Analysis
 
 _NEVER_NEGATIVE = (
     "aten.relu",
@@ -29,6 +31,18 @@ _AS_OPERANDS = (
     "aten.pad",
     "aten.constant_pad_nd",
 )
+
+
+class NeverNegative(Analysis):
+    """Which values of a program are never negative.
+
+    Attributes:
+        values: the values.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self.values = never_negative(program.graph)
 
 
 def never_negative(graph: Graph, known: frozenset[Value] = frozenset()) -> frozenset[Value]:

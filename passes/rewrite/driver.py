@@ -20,14 +20,16 @@ from ir.locations import Location, merge_locations
 from ir.opdef import Trait
 from ir.program import Program
 from ir.types import TensorType
-from passes.rewrite.effects import crossed_effect, hidden_size, is_removable, outside_use
+from passes.rewrite.effects import crossed_effect, hidden_size, is_removable, moved_effect, outside_use
 from passes.rewrite.expansion import has_demands, is_compound
 from passes.rewrite.faults import RuleFault, did_not_converge, returned_values, rule_fault, rule_raised, without_effect
+from passes.rewrite.language.roots import place_of
 from passes.rewrite.matching import RuleIndex, Variant
 from passes.rewrite.pattern import Match, Pattern, unscoped
 from passes.rewrite.remarks import GraphwrightWarning, LeftOut, MatchRecord, OpSummary, Refusal, Remark, RemarkLog
 from passes.rewrite.rewriter import Listener, Rewriter
 from passes.rewrite.scope import EVERYWHERE, ModuleClasses, Scope
+from passes.rewrite.tolerance import Approximations
 from passes.rewrite.witness import Witness
 
 Replacements = list[tuple[Value, Value]]
@@ -68,6 +70,8 @@ class RewriteLog:
     """The classes of the model's modules by path, where they are known: what a scope means by a class."""
     witness: Witness | None = None
     """Told of every rewrite and refusal."""
+    approximations: Approximations = attrs.field(factory=Approximations)
+    """What changed numbers on purpose."""
 
 
 def summarize(op: Operation) -> OpSummary:
@@ -171,6 +175,8 @@ class Applier:
             if reason is not None:
                 return Refusal(reason)
         reason = hidden_size(self.program, match) if self._has_data_sizes else None
+        if reason is None and len(match.roots) > 1:
+            reason = moved_effect(match)
         if reason is not None:
             return Refusal(reason)
         try:
@@ -210,6 +216,9 @@ class Applier:
     ) -> None:
         """Take note of a near miss; `asked` says whether all that the pattern demands holds, and `check` refused."""
         rule, log = variant.rule, self.log
+        if variant.names and not isinstance(refusal, LeftOut):
+            said = f"{refusal.reason} (of the alternative {', '.join(variant.names)})"
+            refusal = attrs.evolve(refusal, reason=said)
         log.refusals[rule.name] += 1
         if log.witness is not None:
             log.witness.refused(rule, involved, refusal)
@@ -221,7 +230,7 @@ class Applier:
         elif self.record and refusal.near:
             kind = refusal.remark if isinstance(refusal, LeftOut) else "missed"
             # where no more than one operator fits, it is of interest only if the operation stays
-            is_far = is_compound(variant.root) or rule.check_adds > 0 or (asked and has_demands(variant.root))
+            is_far = is_compound(variant.tree) or rule.check_adds > 0 or (asked and has_demands(variant.tree))
             about = op if kind == "missed" and not is_far else None
             log.remarks.add(Remark(kind, rule.name, op.location, refusal.reason, op.name), about)
 
@@ -237,6 +246,12 @@ class Applier:
         location = root.location if len(match.ops) == 1 else merge_locations([op.location for op in match.ops])
         rewriter = self.rewriter
         rewriter.anchor, rewriter.location = root, location
+        old = root.results
+        if len(match.roots) > 1:
+            place = place_of(match.ops, match.roots)
+            if isinstance(place, str):  # without these operations, it was refused
+                raise rule_fault(rule, "check", f"added operations to the match: {place}", location=location)
+            rewriter.anchor, old = place, tuple([result for each in match.roots for result in each.results])
         try:
             returned = rule.rewrite(match, rewriter)
         except GraphwrightWarning:
@@ -244,7 +259,7 @@ class Applier:
         except Exception as error:
             raise rule_raised(rule, "rewrite", error, location) from error
         values = returned_values(rule, returned, location)
-        if values is None or values == root.results:
+        if values is None or values == old:
             if graph.revision == revision and returned is not None:
                 return False
             # an insertion is one revision: there was no other edit
@@ -254,7 +269,7 @@ class Applier:
                     raise fault
         else:
             try:
-                rewriter.replace(root, *values)
+                rewriter.replace_all(match.roots, values)
             except GraphwrightError as error:
                 raise rule_raised(rule, "rewrite", error, location) from error
         if finish is not None:
@@ -263,13 +278,14 @@ class Applier:
         for remark in rewriter.settle_weights(rule.name, self.scope.holds):
             self.log.remarks.add(remark)
         self.log.counts[rule.name] += 1
+        if rule.tolerance is not None:
+            self.log.approximations.add(rule.name, "rewrite", rule.tolerance)
         if self.log.witness is not None:
             self.log.witness.applied(rule, match, events.created)
         if self.record:
             created = tuple(summarize(op) for op in events.created if op.graph is graph)
-            self.log.matches.append(
-                MatchRecord(unscoped(type(rule)), location, replaced, created, rule.is_conversion, rule.is_fusion)
-            )
+            kind = rule.is_conversion, rule.is_fusion, ", ".join(match.alternatives)
+            self.log.matches.append(MatchRecord(unscoped(type(rule)), location, replaced, created, *kind))
         return True
 
     def _erase_dead(self, ops: Sequence[Operation], replaced_by_rule: Sequence[Operation] = ()) -> None:

@@ -9,6 +9,7 @@ from ir.data_sizes import data_symbols_of_boundary, introduced, mentions
 from ir.memory.aliasing import writes_operand
 from ir.opdef import Trait
 from ir.program import Program, weight_of
+from passes.rewrite.language.roots import place_of
 from passes.rewrite.pattern import Match
 
 
@@ -125,11 +126,25 @@ def _draws(op: Operation) -> bool:
     return op.opdef.has(Trait.RANDOM) or op.opdef.has(Trait.OPAQUE)
 
 
+def moved_effect(match: Match) -> str | None:
+    """Return why a match of several roots cannot be replaced at one place; None where it can."""
+    place = place_of(match.ops, match.roots)
+    if isinstance(place, str):
+        return place
+    for name, value in match.captures.items():
+        if isinstance(value, Value) and value.defining_op in match.roots:
+            return f"`{name}` is computed by another root"
+    for op in match.ops:
+        if may_train(op) or _draws(op) or reads_written(op) or not op.is_pure:
+            return f"{op.name} at `{op.location.where}` has an effect, or reads what is mutated, and would be moved"
+    return None
+
+
 def outside_use(match: Match) -> str | None:
     """Return why a match is not closed: an intermediate value has users outside; None where it is."""
     members = set(match.ops)
     for op in match.ops:
-        if op is match.root:
+        if op in match.roots:
             continue
         for result in op.results:
             outside = [user for user in result.users if user not in members]
@@ -147,7 +162,7 @@ def outside_use(match: Match) -> str | None:
 def hidden_size(program: Program, match: Match) -> str | None:
     """Return why a match must stay: an intermediate value defines a size that is named outside; None where none is."""
     for op in match.ops:
-        symbols = () if op is match.root else introduced(op)
+        symbols = () if op in match.roots else introduced(op)
         if symbols and (
             not data_symbols_of_boundary(program).isdisjoint(symbols) or mentions(program.graph, symbols, match.ops)
         ):

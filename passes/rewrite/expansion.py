@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -11,12 +11,12 @@ import attrs
 from ir.core import Operation
 from ir.errors import PatternError
 from ir.opdef import Trait
-from passes.rewrite.pattern import AnyOf, AnyValue, AttrCapture, Chain, Node, OpNode
+from passes.rewrite.language.nodes import AnyOf, AnyValue, AttrCapture, Chain, OpNode, Roots, Tree, inner_nodes
 
 _MAX_VARIANTS = 256
 
 
-def _next_choice(node: Node, chosen: dict[int, int], seen: set[int]) -> tuple[int, int] | None:
+def _next_choice(node: Tree, chosen: dict[int, int], seen: set[int]) -> tuple[int, int] | None:
     """Return (node id, number of options) of the first reachable node without a choice."""
     if id(node) in seen:
         return None
@@ -30,18 +30,6 @@ def _next_choice(node: Node, chosen: dict[int, int], seen: set[int]) -> tuple[in
         return id(node), 2
     choices = (_next_choice(part, chosen, seen) for part in inner_nodes(node))
     return next((choice for choice in choices if choice is not None), None)
-
-
-def inner_nodes(node: Node) -> Sequence[Node]:
-    """Return the patterns directly below one: alternatives, or those of operands that must be present."""
-    if isinstance(node, AnyOf):
-        return node.alternatives
-    if isinstance(node, Chain):
-        return (node.inner,)
-    if isinstance(node, AnyValue):
-        return ()
-    operands = [operand if isinstance(operand, tuple) else (operand,) for _, operand in node.operands]
-    return [part for parts in operands for part in parts if part is not None]
 
 
 def _swappable(node: OpNode) -> bool:
@@ -62,13 +50,26 @@ def _swappable(node: OpNode) -> bool:
     return bool(first.where or second.where or first.name or second.name)
 
 
-def expand(tree: Node) -> list[Node]:
+@attrs.frozen
+class Expanded:
+    """One tree of a pattern without choices.
+
+    Attributes:
+        tree: the tree, or several for several roots.
+        names: of the alternatives that were chosen, as far as they have names.
+    """
+
+    tree: Tree
+    names: tuple[str, ...]
+
+
+def expand(tree: Tree) -> list[Expanded]:
     """Return the tree once for each combination of choices; a node that occurs twice is chosen once.
 
     Raises:
         PatternError: when there are too many combinations.
     """
-    results: list[Node] = []
+    results: list[Expanded] = []
     pending: list[dict[int, int]] = [{}]
     while pending:
         chosen = pending.pop()
@@ -77,26 +78,43 @@ def expand(tree: Node) -> list[Node]:
             key, options = found
             pending.extend({**chosen, key: option} for option in reversed(range(options)))
             continue
-        results.append(_substitute(tree, chosen, {}))
+        results.append(Expanded(_substitute(tree, chosen, {}), tuple(dict.fromkeys(_names(tree, chosen, set())))))
         if len(results) > _MAX_VARIANTS:
             raise PatternError(f"a pattern has more than {_MAX_VARIANTS} alternatives")
     return results
 
 
-def _substitute(node: Node, chosen: dict[int, int], memo: dict[int, Node]) -> Node:
+def _names(node: Tree, chosen: dict[int, int], seen: set[int]) -> Iterator[str]:
+    """Yield the names of chosen alternatives, the outermost first."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    inner = inner_nodes(node)
+    if isinstance(node, AnyOf):
+        number = chosen[id(node)]
+        inner = (node.alternatives[number],)
+        if node.names and node.names[number]:
+            yield node.names[number]
+    for part in inner:
+        yield from _names(part, chosen, seen)
+
+
+def _substitute(node: Any, chosen: dict[int, int], memo: dict[int, Any]) -> Any:
     known = memo.get(id(node))
     if known is not None:
         return known
-    result: Node = node
+    result = node
     if isinstance(node, AnyOf):
         result = _substitute(node.alternatives[chosen[id(node)]], chosen, memo)
+    elif isinstance(node, Roots):
+        result = Roots(tuple([_substitute(part, chosen, memo) for part in node.trees]))
     elif isinstance(node, Chain):
         result = attrs.evolve(node, inner=_substitute(node.inner, chosen, memo))
     elif isinstance(node, OpNode):
         operands: list[tuple[int | str, Any]] = []
         for key, operand in node.operands:
             if isinstance(operand, tuple):
-                operands.append((key, tuple(_substitute(part, chosen, memo) for part in operand)))
+                operands.append((key, tuple([_substitute(part, chosen, memo) for part in operand])))
             else:
                 operands.append((key, None if operand is None else _substitute(operand, chosen, memo)))
         result = attrs.evolve(node, operands=tuple(operands))
@@ -131,9 +149,10 @@ def _unscaled(node: OpNode) -> OpNode:
     return attrs.evolve(node, where=condition)
 
 
-def nodes(tree: Node) -> Iterator[Node]:
+def nodes(tree: Tree) -> Iterator[Tree]:
     """Yield the nodes of a tree, each once, the root first."""
-    pending, seen = [tree], {id(tree)}
+    pending: list[Tree] = [tree]
+    seen = {id(tree)}
     while pending:
         node = pending.pop()
         yield node
@@ -143,17 +162,17 @@ def nodes(tree: Node) -> Iterator[Node]:
                 pending.append(part)
 
 
-def op_nodes(tree: Node) -> Iterator[OpNode | Chain]:
+def op_nodes(tree: Tree) -> Iterator[OpNode | Chain]:
     """Yield the nodes of a tree that match operations, each once, the root first."""
     return (node for node in nodes(tree) if isinstance(node, (OpNode, Chain)))
 
 
-def is_compound(tree: Node) -> bool:
+def is_compound(tree: Tree) -> bool:
     """Return whether a tree is made of more than one operation."""
     return sum(1 for _ in itertools.islice(op_nodes(tree), 2)) == 2
 
 
-def has_demands(tree: Node) -> bool:
+def has_demands(tree: Tree) -> bool:
     """Return whether a tree demands more of its operations than their operators.
 
     It may demand attributes, absent operands, one value in two places, or have conditions.
@@ -173,17 +192,17 @@ def has_demands(tree: Node) -> bool:
     return len(set(placed)) < len(placed)
 
 
-def num_operations(node: Node) -> int:
+def num_operations(node: Tree) -> int:
     """Return how many operations a tree has at least, context not counted."""
     own = node.minimum if isinstance(node, Chain) else isinstance(node, OpNode) and not node.context
     return own + sum(map(num_operations, inner_nodes(node)))
 
 
-def shared_nodes(tree: Node) -> set[int]:
+def shared_nodes(tree: Tree) -> set[int]:
     """Return the ids of operation nodes that occur more than once: they must match one operation."""
     counts: dict[int, int] = {}
 
-    def visit(node: Node) -> None:
+    def visit(node: Tree) -> None:
         counts[id(node)] = counts.get(id(node), 0) + 1
         if counts[id(node)] == 1:
             for part in inner_nodes(node):

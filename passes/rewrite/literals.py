@@ -5,6 +5,9 @@ A dimension may be counted from the back, and a size left out: what that means d
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from ir.attributes import Attribute, attributes_equal
 from ir.builder import coerce_attribute
 from ir.columns import Dims, Layout
@@ -12,6 +15,7 @@ from ir.core import Operation
 from ir.errors import InputError
 from ir.opdef import OpDef
 from ir.types import Dim, TensorType, dims_equal, wrap
+from passes.rewrite.language.nodes import AttrCapture, AttrWhere
 
 _DIMS = frozenset(
     {"dim", "dims", "dim0", "dim1", "dim2", "dims_self", "dims_other", "dimension", "start_dim", "end_dim"}
@@ -112,3 +116,36 @@ def _of_schema(opdef: OpDef, name: str, literal: Attribute) -> Attribute:
         return literal if param is None else coerce_attribute(opdef, param, literal)
     except InputError:
         return literal
+
+
+def attribute_matcher(name: str, expected: Any) -> Callable[[Operation, Any], str | None]:
+    """Return what says why an attribute of an operation does not match; its second argument has the `captures`."""
+    if isinstance(expected, AttrCapture):
+        capture = expected.name
+
+        def bind(op: Operation, state: Any) -> str | None:
+            value = op.attributes[name]
+            if capture in state.captures:
+                known = state.captures[capture]
+                if not attributes_equal(known, value):
+                    return f"{name} of {op.name} is {value}, elsewhere {known}"
+            state.captures[capture] = value
+            return None
+
+        return bind
+    if isinstance(expected, AttrWhere):
+        predicate, text = expected.predicate, expected.text
+
+        def satisfy(op: Operation, state: Any) -> str | None:
+            value = op.attributes[name]
+            return None if predicate(value) else f"{name} of {op.name} at `{op.location.where}` is {value}, not {text}"
+
+        return satisfy
+
+    def compare(op: Operation, state: Any) -> str | None:
+        value = op.attributes[name]
+        if value is expected or has_value(op, name, expected):
+            return None
+        return f"{name} of {op.name} at `{op.location.where}` is {value}, not {expected}"
+
+    return compare

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 
-from ir.attributes import attributes_equal
 from ir.caches import WeakCache
 from ir.core import Operation, Value
 from ir.errors import PatternError
@@ -16,33 +16,24 @@ from ir.opdef import OpDef, ParamKind, Trait
 from ir.spelling import known_names
 from passes.rewrite.expansion import expand, nodes, num_operations, op_nodes, shared_nodes
 from passes.rewrite.faults import rule_raised
-from passes.rewrite.literals import has_value
-from passes.rewrite.pattern import (
-    AnyOf,
-    AnyValue,
-    AttrCapture,
-    AttrWhere,
-    Chain,
-    Match,
-    Node,
-    OpNode,
-    Pattern,
-    PatternBuilder,
-    missing_method,
-    unscoped,
-)
+from passes.rewrite.language.nodes import AnyOf, AnyValue, AttrCapture, Chain, Node, OpNode, Roots, Tree, trees_of
+from passes.rewrite.language.roots import joined, links
+from passes.rewrite.literals import attribute_matcher
+from passes.rewrite.pattern import Match, Pattern, PatternBuilder, missing_method, unscoped
+from passes.rewrite.tolerance import check_tolerance
 
 
 class _State:
     """What one attempt to match has found; `reason` is the first condition that failed on a fitting structure."""
 
-    __slots__ = ("bound", "captures", "ops", "reason")
+    __slots__ = ("bound", "captures", "ops", "reason", "roots")
 
     def __init__(self) -> None:
         self.captures: dict[str, Any] = {}
         self.ops: list[Operation] = []
         self.bound: dict[int, Any] = {}
         self.reason: str | None = None
+        self.roots: list[Operation] = []
 
 
 _ValueMatcher = Callable[[Value | None, _State], bool]
@@ -54,13 +45,17 @@ class Variant:
     """One expansion of a pattern without alternatives."""
 
     rule: Pattern
-    root: OpNode | Chain
+    tree: Tree
     length: int
     """The number of operations it has at least."""
     order: int
     match_op: _OpMatcher
+    root: OpNode | Chain
+    """The root, the first of several."""
     needs: tuple[tuple[int, frozenset[OpDef]], ...] = ()
     """(operand number of the root, operators one of which must define it): rejects most operations at once."""
+    names: tuple[str, ...] = ()
+    """The names of the alternatives that it has."""
 
     def accepts(self, opdef: OpDef) -> bool:
         """Return whether an operation of this operator can be the root."""
@@ -68,7 +63,7 @@ class Variant:
 
     def mentions(self, opdef: OpDef) -> bool:
         """Return whether an operation of this operator can be anywhere in a match."""
-        return any(accepts_opdef(node.ops, opdef) for node in op_nodes(self.root))
+        return any(accepts_opdef(node.ops, opdef) for node in op_nodes(self.tree))
 
     def try_match(self, op: Operation) -> Match | str | None:
         """Match at `op`: a match, the reason of a near miss, or None."""
@@ -85,7 +80,7 @@ class Variant:
         ops = state.ops
         if len(ops) > 1:
             ops = list(dict.fromkeys(ops))
-        return Match(op, ops, state.captures)
+        return Match(op, ops, state.captures, state.roots[1:], self.names)
 
 
 def accepts_opdef(ops: Trait | Sequence[OpDef | Trait], opdef: OpDef) -> bool:
@@ -119,33 +114,78 @@ def _compile(rule: Pattern) -> tuple[Variant, ...]:
     for method in ("pattern", "rewrite"):
         if getattr(type(rule), method) is getattr(Pattern, method):
             raise missing_method(rule, method)
+    check_tolerance(f"the pattern {rule.name}", rule.tolerance, exact=rule.exact)
     try:
         return _variants(rule)
     except Exception as error:
         raise rule_raised(rule, "pattern", error) from error
 
 
-def _variants(rule: Pattern) -> tuple[Variant, ...]:
-    tree = rule.pattern(PatternBuilder())
-    if not isinstance(tree, (AnyValue, OpNode, AnyOf, Chain)):
+def tree_of(rule: Pattern) -> Tree:
+    """Return what the `pattern` of a rule returns, several roots as one.
+
+    Raises:
+        PatternError: when it returns no pattern.
+    """
+    tree: Any = rule.pattern(PatternBuilder())
+    if isinstance(tree, tuple) and len(tree) > 1 and all(isinstance(each, _NODES) for each in tree):
+        tree = Roots(tree)
+    elif not isinstance(tree, _NODES):
         remedy = "is a `return` missing?" if tree is None else "return what the methods of `p` return"
         raise PatternError(f"`pattern` returned {tree!r}, not a pattern", remedy=remedy)
-    expanded = [(num_operations(node) + rule.check_adds, order, node) for order, node in enumerate(expand(tree))]
+    return tree  # type: ignore[no-any-return]
+
+
+def _variants(rule: Pattern) -> tuple[Variant, ...]:
+    tree = tree_of(rule)
+    expanded = [(num_operations(each.tree) + rule.check_adds, order, each) for order, each in enumerate(expand(tree))]
     result = []
-    for length, order, node in sorted(expanded, key=lambda v: (-v[0], v[1])):
-        if isinstance(node, AnyValue):
-            raise PatternError("it may match without any operation", remedy="the root must be an operation")
-        root: Any = node
-        if isinstance(root, Chain) and not root.minimum:
-            raise PatternError("its root is a chain that may be empty", remedy="give the chain `minimum=1`")
-        shared = shared_nodes(node)
-        _check_captures(node)
-        matcher = _op_matcher(root, shared) if isinstance(root, OpNode) else _chain_root(root, shared)
-        result.append(Variant(rule, root, length, order, matcher, _needs(root)))
+    for length, order, each in sorted(expanded, key=lambda v: (-v[0], v[1])):
+        shared = shared_nodes(each.tree)
+        _check_captures(each.tree)
+        roots: list[OpNode | Chain] = []
+        matchers = []
+        for root in trees_of(each.tree):
+            if isinstance(root, AnyValue):
+                raise PatternError("it may match without any operation", remedy="the root must be an operation")
+            if isinstance(root, Chain) and not root.minimum:
+                raise PatternError("its root is a chain that may be empty", remedy="give the chain `minimum=1`")
+            assert not isinstance(root, AnyOf)
+            matcher = _chain_root(root, shared) if isinstance(root, Chain) else _root_matcher(root, shared)
+            accepts = functools.partial(_accepts, root.ops)
+            matchers.append((matcher, accepts, links(root, roots) if roots else ()))
+            roots.append(root)
+        matcher = matchers[0][0] if len(roots) == 1 else joined(matchers)
+        result.append(Variant(rule, each.tree, length, order, matcher, roots[0], _needs(roots[0]), each.names))
     return tuple(result)
 
 
-def _check_captures(root: Node) -> None:
+_NODES = (AnyValue, OpNode, AnyOf, Chain)
+
+
+def _accepts(ops: Trait | Sequence[OpDef | Trait], op: Operation) -> bool:
+    return accepts_opdef(ops, op.opdef)
+
+
+def _root_matcher(node: OpNode, shared: set[int]) -> _OpMatcher:
+    """Return the matcher of a root, which may be an operation in the tree of another root as well."""
+    match_op, key = _op_matcher(node, shared), id(node)
+    if key not in shared:
+        return match_op
+
+    def match(op: Operation, state: _State) -> bool:
+        bound = state.bound.get(key)
+        if bound is not None:
+            return bound is op
+        if not match_op(op, state):
+            return False
+        state.bound[key] = op
+        return True
+
+    return match
+
+
+def _check_captures(root: Tree) -> None:
     """Raise where one name means two things: a match could hold one of them only."""
     named: dict[str, tuple[str, int]] = {}
 
@@ -376,39 +416,6 @@ def _check_names(node: OpNode, opdefs: tuple[OpDef, ...]) -> None:
         node.result >= len(opdef.results) and "list" not in opdef.results and not opdef.is_region for opdef in opdefs
     ):
         raise PatternError(f"{names}: there is no result {node.result}", remedy="the first result is number 0")
-
-
-def attribute_matcher(name: str, expected: Any) -> Callable[[Operation, Any], str | None]:
-    """Return what says why an attribute of an operation does not match; its second argument has the `captures`."""
-    if isinstance(expected, AttrCapture):
-        capture = expected.name
-
-        def bind(op: Operation, state: _State) -> str | None:
-            value = op.attributes[name]
-            if capture in state.captures:
-                known = state.captures[capture]
-                if not attributes_equal(known, value):
-                    return f"{name} of {op.name} is {value}, elsewhere {known}"
-            state.captures[capture] = value
-            return None
-
-        return bind
-    if isinstance(expected, AttrWhere):
-        predicate, text = expected.predicate, expected.text
-
-        def satisfy(op: Operation, state: _State) -> str | None:
-            value = op.attributes[name]
-            return None if predicate(value) else f"{name} of {op.name} at `{op.location.where}` is {value}, not {text}"
-
-        return satisfy
-
-    def compare(op: Operation, state: _State) -> str | None:
-        value = op.attributes[name]
-        if value is expected or has_value(op, name, expected):
-            return None
-        return f"{name} of {op.name} at `{op.location.where}` is {value}, not {expected}"
-
-    return compare
 
 
 class RuleIndex:

@@ -1,250 +1,72 @@
 """Patterns as data.
 
-A pattern is written as ordinary Python over placeholder values (`PatternBuilder`) and becomes a tree of the nodes
-below, which can be printed, indexed by root operator, matched (`passes.rewrite.matching`) and sampled (`fuzz`).
+A pattern is written as ordinary Python over placeholder values (`PatternBuilder`) and becomes a tree of nodes
+(`passes.rewrite.language`), which can be printed, indexed by root operator, matched (`passes.rewrite.matching`) and
+sampled (`fuzz`).
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 from weakref import WeakValueDictionary
 
-import attrs
-
-from ir.attributes import Attribute, normalize_attribute
-from ir.builder import short_opdef
 from ir.core import Operation, Value
-from ir.errors import GraphwrightError, PatternError
+from ir.errors import PatternError
 from ir.locations import Location, merge_locations
-from ir.opdef import OpDef, Trait, get_opdef
-from ir.schemas import nearest_operator
 from passes.rewrite.example import Example
+from passes.rewrite.language.builder import PatternBuilder
+from passes.rewrite.language.nodes import AnyOf, AnyValue, AttrCapture, AttrWhere, Chain, Node, OpNode
 from passes.rewrite.remarks import Refusal
 from passes.rewrite.scope import Key, Scope
+from passes.rewrite.tolerance import Tolerance
 
-
-@attrs.frozen(eq=False)
-class AnyValue:
-    """Matches every value; the same name matches the same value only."""
-
-    name: str = ""
-    where: Callable[[Value], bool] | None = None
-    optional: bool = False
-    """Whether an absent operand matches too."""
-
-
-@attrs.frozen
-class AttrCapture:
-    """Matches every attribute value and captures it; the same name matches equal values only."""
-
-    name: str
-
-
-@attrs.frozen
-class AttrWhere:
-    """Matches the attribute values that a predicate accepts; `text` says which these are."""
-
-    predicate: Callable[[Attribute], bool]
-    text: str
-
-
-@attrs.frozen(eq=False)
-class OpNode:
-    """Matches an operation, by the first of its results unless `result` says another."""
-
-    ops: tuple[OpDef, ...] | Trait
-    operands: tuple[tuple[int | str, Node | tuple[Node, ...] | None], ...] = ()
-    """(position or parameter name, pattern): None for an operand that must be absent, a tuple for a list."""
-    attributes: tuple[tuple[str, Any], ...] = ()
-    name: str = ""
-    result: int = 0
-    context: bool = False
-    """Whether the operation is only looked at: it is not part of what the rewrite replaces."""
-    where: Callable[[Operation], str | None] | None = None
-    """A condition on the operation; it returns a reason when it does not hold."""
-
-
-@attrs.frozen(eq=False)
-class AnyOf:
-    """Matches what the first matching alternative matches."""
-
-    alternatives: tuple[Node, ...]
-
-
-@attrs.frozen(eq=False)
-class Chain:
-    """Matches `inner` behind zero or more unary operations, which are captured as a tuple, first executed first."""
-
-    ops: tuple[OpDef | Trait, ...]
-    inner: Node
-    name: str = ""
-    minimum: int = 0
-    maximum: int = 64
-    where: Callable[[Operation], str | None] | None = None
-
-
-Node = AnyValue | OpNode | AnyOf | Chain
-Ops = str | Trait | Sequence[str]
-
-
-def _opdefs(ops: Ops) -> tuple[OpDef, ...] | Trait:
-    if isinstance(ops, Trait):
-        return ops
-    names = (ops,) if isinstance(ops, str) else tuple(ops) if isinstance(ops, Sequence) else ()
-    if not names or not all(isinstance(name, str) for name in names):
-        raise PatternError(
-            f"{ops!r} names no operators",
-            remedy='write a name, a tuple of names or a trait: `p.op("aten.relu", x)`, `p.op(Trait.ACTIVATION, x)`',
-        )
-    return tuple(map(_opdef, names))
-
-
-def _opdef(name: str) -> OpDef:
-    is_full = "." in name
-    try:
-        opdef = get_opdef(name) if is_full else short_opdef(name)
-        if not (name.startswith("aten.") and name.count(".") == 1):
-            return opdef
-        usual = short_opdef(opdef.short_name)  # raises where PyTorch's `default` is TorchScript's and there is no other
-        if usual is opdef:
-            return opdef
-    except GraphwrightError as error:
-        raise PatternError(
-            error.message + (nearest_operator(name) if is_full else ""),
-            remedy='an operator outside of ATen, or a certain overload, is written `p.op("mylib.myop", ...)` in a '
-            'pattern and `b.call("mylib.myop", ...)` in a rewrite; import the library that registers it first',
-        ) from error
-
-    raise PatternError(f"{name} is TorchScript's overload, which no program holds", remedy=f"write `{usual.name}`")
-
-
-def _check_nodes(what: str, nodes: Sequence[Any]) -> None:
-    for node in nodes:
-        if node is not None and not isinstance(node, (AnyValue, OpNode, AnyOf, Chain)):
-            raise PatternError(
-                f"{node!r} as {what} is not a pattern",
-                remedy='an operand is `p.any("x")`, an operation such as `p.relu(...)`, or None where it must be '
-                "absent; attributes are given by keyword",
-            )
-
-
-class PatternBuilder:
-    """The vocabulary of `Pattern.pattern`; an attribute access is an operator: `p.relu(x)`, `p.softmax(x, dim=-1)`.
-
-    Operand patterns are given by position or parameter name; what is not given matches anything. `None` matches an
-    absent operand only. Keywords that are attributes take a literal, `p.attr(name)`, or `p.attr_where(f, text)`.
-    """
-
-    def any(self, name: str = "", *, where: Callable[[Value], bool] | None = None, optional: bool = False) -> AnyValue:
-        """Match any value (with `optional`, an absent one too) of which `where` is true, and capture it as `name`."""
-        return AnyValue(name, where, optional)
-
-    def attr(self, name: str) -> AttrCapture:
-        """Match any attribute value and capture it as `name`."""
-        return AttrCapture(name)
-
-    def attr_where(self, predicate: Callable[[Attribute], bool], text: str) -> AttrWhere:
-        """Match attribute values that `predicate` accepts; `text` completes "must be ..." in messages."""
-        return AttrWhere(predicate, text)
-
-    def op(
-        self,
-        ops: Ops,
-        *operands: Node | Sequence[Node] | None,
-        name: str = "",
-        result: int = 0,
-        context: bool = False,
-        where: Callable[[Operation], str | None] | None = None,
-        **keywords: Any,
-    ) -> OpNode:
-        """Match an operation by operator names (alternatives) or by a trait that its operator has.
-
-        Raises:
-            PatternError: when an operator is unknown, or an operand is not a pattern.
-        """
-        opdefs = _opdefs(ops)
-        what = f"an operand of {ops if isinstance(opdefs, Trait) else opdefs[0].name}"
-        for given in operands:
-            _check_nodes(what, given if isinstance(given, (list, tuple)) else (given,))
-        entries: list[tuple[int | str, Any]] = [
-            (i, tuple(node) if isinstance(node, (list, tuple)) else node) for i, node in enumerate(operands)
-        ]
-        attributes: list[tuple[str, Any]] = []
-        for key, given in keywords.items():
-            if isinstance(given, (AnyValue, OpNode, AnyOf, Chain)):
-                entries.append((key, given))
-            elif given is None and not isinstance(opdefs, Trait) and key in opdefs[0].operand_index:
-                entries.append((key, None))
-            elif isinstance(given, (AttrCapture, AttrWhere)):
-                attributes.append((key, given))
-            else:
-                attributes.append((key, normalize_attribute(given)))
-        return OpNode(opdefs, tuple(entries), tuple(attributes), name, result, context, where)
-
-    def one_of(self, *alternatives: Node) -> AnyOf:
-        """Match the first alternative that matches.
-
-        Raises:
-            PatternError: when there is none, or one is not a pattern.
-        """
-        if not alternatives or None in alternatives:
-            raise PatternError("`p.one_of` needs one pattern or more, and none of them is None")
-        _check_nodes("an alternative", alternatives)
-        return AnyOf(alternatives)
-
-    def optional(self, outer: Callable[[Node], Node], inner: Node) -> AnyOf:
-        """Match `outer(inner)`, or else `inner` alone: an operation that may be absent."""
-        return AnyOf((outer(inner), inner))
-
-    def chain(
-        self,
-        ops: Sequence[str | Trait],
-        inner: Node,
-        name: str = "",
-        *,
-        minimum: int = 0,
-        maximum: int = 64,
-        where: Callable[[Operation], str | None] | None = None,
-    ) -> Chain:
-        """Match `inner` behind `minimum` to `maximum` unary operations of the given operators or traits.
-
-        Raises:
-            PatternError: when an operator is unknown.
-        """
-        flat: list[OpDef | Trait] = []
-        for entry in ops:
-            found = _opdefs(entry)
-            flat.extend([found] if isinstance(found, Trait) else found)
-        return Chain(tuple(flat), inner, name, minimum, maximum, where)
-
-    def __getattr__(self, name: str) -> Callable[..., OpNode]:
-        if name.startswith("_"):
-            raise AttributeError(name)
-
-        def make(*operands: Node | None, **keywords: Any) -> OpNode:
-            return self.op((_opdef(name).name,), *operands, **keywords)
-
-        return make
+__all__ = [
+    "AnyOf",
+    "AnyValue",
+    "AttrCapture",
+    "AttrWhere",
+    "Chain",
+    "Match",
+    "Node",
+    "OpNode",
+    "Pattern",
+    "PatternBuilder",
+    "instantiate",
+    "missing_method",
+    "scoped",
+    "unscoped",
+]
 
 
 class Match:
     """A match: the root operation, all matched operations, and the captures by name (`m["conv"]` or `m.conv`).
 
     Attributes:
-        root: the operation whose results the rewrite replaces.
-        ops: all matched operations, the root included.
+        root: the operation whose results the rewrite replaces, the first of several.
+        ops: all matched operations, the roots included.
         captures: what the names of the pattern stand for: a value, an attribute, or a list of values.
+        roots: the operations whose results the rewrite replaces, in the order of the pattern.
+        alternatives: the names of the alternatives that matched, of those that have names.
     """
 
-    __slots__ = ("captures", "ops", "root")
+    __slots__ = ("alternatives", "captures", "ops", "root", "roots")
 
-    def __init__(self, root: Operation, ops: list[Operation], captures: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        root: Operation,
+        ops: list[Operation],
+        captures: dict[str, Any],
+        others: Sequence[Operation] = (),
+        alternatives: tuple[str, ...] = (),
+    ) -> None:
         self.root = root
         self.ops = ops
         self.captures = captures
+        self.roots = (root, *others)
+        self.alternatives = alternatives
 
     def __getitem__(self, name: str) -> Any:
         return self.captures[name]
@@ -282,6 +104,8 @@ class Pattern:
     """Whether it assumes that the program will never train."""
     exact: ClassVar[bool] = False
     """Whether the result is bit for bit equal (else: equal up to rounding)."""
+    tolerance: Tolerance | None = None
+    """How far a rewrite may change its results on purpose; without one it is held to rounding."""
     closed: ClassVar[bool] = False
     """Whether the rule refuses where a value inside the match has users outside it."""
     check_adds: ClassVar[int] = 0
@@ -297,8 +121,8 @@ class Pattern:
     scoped_from: Pattern | type[Pattern] | None = None
     """The pattern that `scoped` was given to make this one."""
 
-    def pattern(self, p: PatternBuilder) -> Node:
-        """Return the tree that the rule matches.
+    def pattern(self, p: PatternBuilder) -> Node | tuple[Node, ...]:
+        """Return the tree that the rule matches; several for several roots, which have values in common.
 
         Raises:
             PatternError: where a subclass does not override this.
@@ -310,7 +134,7 @@ class Pattern:
         return None
 
     def rewrite(self, m: Match, b: Any) -> Value | Sequence[Value] | None:
-        """Build the replacement and return the new values of the root's results.
+        """Build the replacement and return the new values of the root's results, of several roots in their order.
 
         An operation stands for its results. Returning None (or the region that `b.fuse` made) means that the rewrite
         itself replaced what it wanted through `b`; one that changes nothing is an error.

@@ -54,7 +54,8 @@ class Remark:
 
     kind: str
     """`applied`, `missed` (a near miss), `outside` (a match that a scope leaves out), `off` (one that a plan leaves
-    out), `skipped` (not decidable; a Python warning went out), `failed` (a rule that raised; likewise) or `kept`;
+    out), `skipped` (not decidable; a Python warning went out), `failed` (a rule that raised; likewise), `kept`, or
+    `approximated` (changed on purpose, with the bound);
     of `validate="each"` also `validated` and `unvalidated`; of the capture and the check `left out`, `unchecked`;
     of quantization `quantized`, `float`, `unified`, `apart`."""
     rule: str
@@ -93,6 +94,7 @@ class MatchRecord:
         created: the operations that were inserted.
         is_conversion: whether the rule is a conversion.
         is_fusion: whether the rule is a fusion.
+        alternative: the names of the alternatives of the pattern that matched, where they have names.
     """
 
     pattern: type
@@ -102,6 +104,7 @@ class MatchRecord:
     created: tuple[OpSummary, ...]
     is_conversion: bool = False
     is_fusion: bool = False
+    alternative: str = ""
 
     @property
     def kind(self) -> str:

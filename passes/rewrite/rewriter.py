@@ -122,13 +122,26 @@ class Rewriter(Builder):
         Raises:
             PatternError: when the number of values or their types do not fit.
         """
-        if len(values) != len(op.results):
+        self.replace_all((op,), values)
+
+    def replace_all(self, ops: Sequence[Operation], values: Sequence[Value]) -> None:
+        """Replace the results of several operations by `values`, in their order, and erase them.
+
+        Raises:
+            PatternError: when the number of values or their types do not fit.
+        """
+        results = [result for op in ops for result in op.results]
+        if len(values) != len(results):
+            names = " and ".join(op.name for op in ops)
+            verb = "have" if len(ops) > 1 else "has"
             raise PatternError(
-                f"{op.name} has {len(op.results)} results, {len(values)} replacements given", location=op.location
+                f"{names} {verb} {len(results)} results, {len(values)} replacements given", location=ops[0].location
             )
-        for old, new in zip(op.results, values, strict=True):
+        for old, new in zip(results, values, strict=True):
             self.replace_value(old, new)
-        self.erase(op)
+        for op in reversed(sort_operations(ops)):
+            if len(ops) == 1 or all(result.is_unused for result in op.results):  # one of several may stay
+                self.erase(op)
 
     def set_operand(self, op: Operation, index: int, value: Value | None) -> None:
         """Change one operand; the result types must not change.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from compiler.bisection import Bisector, UntestableError
+from compiler.bisection import Bisector, Judge, UntestableError
 from graphwright import GraphwrightError, InputError, Match, Pass, PassManager, Pattern, Rewriter, bisect, load_program
 from graphwright.ir import Program, parse_program, print_program
 from graphwright.passes import Canonicalize, Convert, Fixpoint, Timing
@@ -58,10 +57,10 @@ def names(program: Program) -> list[str]:
     return [op.name.removeprefix("aten.") for op in program.graph.operations()]
 
 
-def too_many(what: str, least: int) -> Callable[[Program], str | None]:
+def too_many(what: str, least: int) -> Judge:
     """A judge for whom a program is wrong from `least` operations of a kind on."""
 
-    def judge(program: Program) -> str | None:
+    def judge(program: Program, _: object = None) -> str | None:
         count = names(program).count(what)
         return f"{count} {what}" if count >= least else None
 
@@ -93,7 +92,7 @@ def test_the_step_that_makes_it_wrong_is_found_with_few_checks(least: int) -> No
 
 
 def test_a_step_that_is_wrong_alone_is_said_to_be() -> None:
-    def judge(program: Program) -> str | None:
+    def judge(program: Program, _: object = None) -> str | None:
         second = [op.name for op in program.graph.operations() if op.location.module_path == "act.1"]
         return None if second == ["aten.relu"] else "wrong"
 
@@ -105,7 +104,7 @@ def test_a_step_that_is_wrong_alone_is_said_to_be() -> None:
 def test_a_pass_without_rules_is_a_step() -> None:
     timing = Timing()
     manager = PassManager([Fixpoint([Convert([ToSigmoid])]), PassManager([DropNeg()])], instruments=[timing])
-    found = Bisector(chain(3), manager, lambda program: None if "neg" in names(program) else "no neg").run()
+    found = Bisector(chain(3), manager, lambda program, _: None if "neg" in names(program) else "no neg").run()
     assert found.culprit is not None and (found.culprit.rule, found.culprit.pass_) == ("", "drop-neg")
     assert len([each for each in found.culprit.replaced if "aten.neg" in each]) == 3
     assert "the pass `drop-neg`" in str(found)
@@ -115,15 +114,15 @@ def test_a_pass_without_rules_is_a_step() -> None:
 
 def test_rewrites_of_canonicalization_are_steps() -> None:
     program = parse_program('program "N" { graph(%x : f32[2]) { %a = aten.relu(%x)\n%b = aten.relu(%a) return %b } }')
-    found = Bisector(program, PassManager([Canonicalize()]), lambda p: None if len(names(p)) == 2 else "one").run()
+    found = Bisector(program, PassManager([Canonicalize()]), lambda p, _: None if len(names(p)) == 2 else "one").run()
     assert found.culprit is not None and found.culprit.pass_ == "apply-canonical-rules" and found.culprit.rule
 
 
 def test_verdicts_without_a_culprit() -> None:
     manager = PassManager([Convert([ToSigmoid])])
-    never = Bisector(chain(2), manager, lambda program: None).run()
+    never = Bisector(chain(2), manager, lambda program, _: None).run()
     assert (never.verdict, never.checks, never.culprit) == ("never wrong", 1, None) and str(never).startswith("never")
-    before = Bisector(chain(2), manager, lambda program: "it is Monday").run()
+    before = Bisector(chain(2), manager, lambda program, _: "it is Monday").run()
     assert (before.verdict, before.checks) == ("wrong before the first step", 2) and "it is Monday" in str(before)
     for found in (never, before):
         assert found.diff == ""
@@ -138,12 +137,12 @@ def test_a_rule_that_raises_is_the_culprit() -> None:
                 raise KeyError("three")
             return b.sigmoid(m.x)
 
-    found = Bisector(chain(4), PassManager([Convert([Raises])]), lambda program: None, strict=True).run()
+    found = Bisector(chain(4), PassManager([Convert([Raises])]), lambda program, _: None, strict=True).run()
     assert found.culprit is not None and found.culprit.location.line == 3 and "KeyError" in found.reason
 
 
 def test_programs_that_cannot_be_tested_are_passed_by() -> None:
-    def judge(program: Program) -> str | None:
+    def judge(program: Program, _: object = None) -> str | None:
         count = names(program).count("sigmoid")
         if count in (2, 3):
             raise UntestableError
@@ -156,7 +155,7 @@ def test_programs_that_cannot_be_tested_are_passed_by() -> None:
 
 def test_what_is_wrong_again_later_is_not_missed() -> None:
     # right, wrong, right, wrong: one of the steps that make it wrong is found
-    def judge(program: Program) -> str | None:
+    def judge(program: Program, _: object = None) -> str | None:
         return "odd" if names(program).count("sigmoid") % 2 else None
 
     found = Bisector(chain(5), PassManager([Convert([ToSigmoid])]), judge).run()

@@ -13,6 +13,7 @@ from ir.attributes import Ref
 from ir.builder import make_operation
 from ir.core import RETURN, Graph, Operation, Value
 from ir.opdef import get_opdef
+from ir.parameters import ParameterKind, ParameterSpec
 from ir.program import Derivation, InputLeaf, Mutation, OutputLeaf, Program, SymbolRange, Weight, WeightKind
 from ir.types import TensorType, make_symbol
 from tests.ir.programs import f32, program_of
@@ -364,6 +365,18 @@ def mutation_of_constant(p: Program) -> None:
     p.weights["bn.count"].is_mutated = False
 
 
+def mutation_of_another_type(p: Program) -> None:
+    p.convention.mutations = (Mutation(2, input=0),)
+
+
+def parameter_without_a_name(p: Program) -> None:
+    p.convention.parameters = (ParameterSpec("x=print()", ParameterKind.KEYWORD_ONLY),)
+
+
+def parameters_of_one_name(p: Program) -> None:
+    p.convention.parameters = (ParameterSpec("x", ParameterKind.KEYWORD_ONLY),) * 2
+
+
 def mutation_of_no_input(p: Program) -> None:
     p.convention.mutations = (Mutation(3, input=3),)
 
@@ -453,6 +466,9 @@ BREAKAGES: list[tuple[Callable[[Program], None], str]] = [
     (mutation_of_nothing, "a mutation writes either a buffer or an input"),
     (mutation_of_unknown, "a mutation writes 'count', which is not a weight"),
     (mutation_of_constant, "a mutation writes weight 'bn.count', which is not marked as mutated"),
+    (mutation_of_another_type, "a mutation writes a value of type"),
+    (parameter_without_a_name, "a parameter is called 'x=print()', which Python does not allow"),
+    (parameters_of_one_name, "two parameters are called 'x'"),
     (mutation_of_no_input, "a mutation writes input 3, but the graph has 3"),
     (wrong_in_spec, "in_spec has 1 leaves for 4 arguments"),
     (wrong_out_spec, "out_spec has 1 leaves for 3 results"),

@@ -19,6 +19,7 @@ def _group(item: pytest.Item) -> str:
     return "" if marker is None else str(marker.args[0])
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mine = [item for item in items if _HERE in item.path.parents]
     for item in mine:

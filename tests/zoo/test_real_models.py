@@ -60,7 +60,7 @@ _TRACEABLE = [name for name in REAL_MODELS if name != "swin_t"]
 _TRACED = [param for by in ("fx", "shapes") for param in model_params(by=by) if param.values[0] in _TRACEABLE]
 
 
-@pytest.mark.parametrize(("name", "captured_by"), [*((name, "export") for name in REAL_MODELS), *_TRACED])
+@pytest.mark.parametrize(("name", "captured_by"), [*model_params(by="export"), *_TRACED])
 def test_equal_in_eval_mode(name, captured_by):
     model, x, result = compiled(name, captured_by)
     assert not result.model.training
@@ -75,7 +75,7 @@ def test_equal_in_a_training_step(name, captured_by):
     assert_equal_training(result, original, x)
 
 
-@pytest.mark.parametrize("name", _FUSED)
+@pytest.mark.parametrize("name", model_params(_FUSED))
 def test_fused_as_expected(name):
     _, _, result = compiled(name, "export")
     counts = Counter(result.counts())
@@ -91,7 +91,7 @@ def test_nothing_of_resnet50_is_left_over():
     assert not [remark for remark in result.remarks if remark.kind == "kept"]
 
 
-@pytest.mark.parametrize("name", REAL_MODELS)
+@pytest.mark.parametrize("name", model_params())
 def test_what_stays_unfused_has_a_reason(name):
     _, _, result = compiled(name, "export")
     kept = [remark for remark in result.remarks if remark.kind == "kept"]
@@ -126,7 +126,7 @@ def test_emitted_module_survives(name, tmp_path):
     assert "Fused" in str(result.model)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "mobilenet_v3_large"])
+@pytest.mark.parametrize("name", model_params(["resnet50", "vit_b_16", "mobilenet_v3_large"]))
 def test_an_original_checkpoint_loads(name):
     _, x, result = compiled(name, "export")
     other, _ = quick_model(name, seed=5)
@@ -135,6 +135,7 @@ def test_an_original_checkpoint_loads(name):
     assert_equal_outputs(other, target, x)
 
 
+@pytest.mark.long
 def test_untouched_modules_keep_their_keys():
     model, _, result = compiled("densenet121", "export")
     new, old = result.model.state_dict(), model.state_dict()
@@ -144,7 +145,7 @@ def test_untouched_modules_keep_their_keys():
         assert new[key].data_ptr() == old[key].data_ptr(), f"{key} was copied"
 
 
-@pytest.mark.parametrize("name", REAL_MODELS)
+@pytest.mark.parametrize("name", model_params())
 def test_weights_are_shared_and_not_copied(name):
     model, _, result = compiled(name, "export")
     storages = {v.untyped_storage().data_ptr() for v in [*model.parameters(), *model.buffers()]}
@@ -152,7 +153,7 @@ def test_weights_are_shared_and_not_copied(name):
         assert value.untyped_storage().data_ptr() in storages, f"{key} has a storage of its own"
 
 
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("vit_b_16", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", model_params(["resnet18", "vit_b_16"]))
 def test_symbolic_batch(name):
     model, x = quick_model(name)
     result = transform(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))

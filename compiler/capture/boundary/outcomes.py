@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from compiler.capture.boundary.runs import Outcome
 from compiler.usercode.difference import OF_VALUES, RELATIVE_BOUND, scale_of, structures_equal, tensor_difference
 from ir.text.specs import ADDRESS
+from passes.rewrite.tolerance import Tolerance
 
 ROUNDING: Mapping[torch.dtype, float] = {
     torch.float64: RELATIVE_BOUND,
@@ -43,8 +44,10 @@ def difference(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) -
     return next((each.message for each in differences(a, b, names)), None)
 
 
-def differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) -> Iterator[Difference]:
-    """Yield each way in which two outcomes differ by more than rounding in their dtypes."""
+def differences(
+    a: Outcome, b: Outcome, names: Mapping[str, str] | None = None, tolerance: Tolerance | None = None
+) -> Iterator[Difference]:
+    """Yield each way in which two outcomes differ by more than rounding in their dtypes, and a tolerance."""
     if a.error is not None or b.error is not None:
         if type(a.error) is not type(b.error):
             yield Difference(f"{_end(a)} became {_end(b)}")
@@ -56,16 +59,16 @@ def differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) 
         yield Difference(problem)
         return
     for i, (x, y) in enumerate(zip(left, right, strict=True)):
-        problem = value_difference(x, y)
+        problem = value_difference(x, y, tolerance)
         if problem is not None:
             yield _at(f"output {i}" if len(left) > 1 else "the output", problem, is_result=True)
     for i, (x, y) in enumerate(zip(a.inputs, b.inputs, strict=True)):
-        problem = value_difference(x, y)
+        problem = value_difference(x, y, tolerance)
         if problem is not None:
             yield _at(f"input {i} after the call", problem)
     if [before is after for before, after in a.tracked] != [before is after for before, after in b.tracked]:
         yield Difference("another input requires gradients after the call")
-    yield from _buffer_differences(a, b, names)
+    yield from _buffer_differences(a, b, names, tolerance)
 
 
 def _structure_difference(structure: pytree.TreeSpec, other: pytree.TreeSpec) -> str | None:
@@ -88,8 +91,8 @@ def _end(outcome: Outcome) -> str:
     return "a result" if error is None else f"{type(error).__name__} ({error})"
 
 
-def value_difference(a: Any, b: Any) -> str | None:
-    """Return how two results differ by more than rounding in their dtype, or None."""
+def value_difference(a: Any, b: Any, tolerance: Tolerance | None = None) -> str | None:
+    """Return how two results differ by more than rounding in their dtype, and a tolerance, or None."""
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
         if isinstance(a, (bool, int, float, complex, str, type(None), torch.Size)):
             return tensor_difference(a, b, exact=False)
@@ -100,17 +103,21 @@ def value_difference(a: Any, b: Any) -> str | None:
         return f"on {a.device} became on {b.device}"
     if not a.numel() or a.shape != b.shape or a.dtype != b.dtype:
         return tensor_difference(a, b, exact=False)
-    return tensor_difference(a, b, exact=False, bound=ROUNDING.get(a.dtype, 0.0) * scale_of(a))
+    scale = scale_of(a)
+    intended = 0.0 if tolerance is None else tolerance.allows(scale)
+    return tensor_difference(a, b, exact=False, bound=ROUNDING.get(a.dtype, 0.0) * scale + intended)
 
 
-def _buffer_differences(a: Outcome, b: Outcome, names: Mapping[str, str] | None) -> Iterator[Difference]:
+def _buffer_differences(
+    a: Outcome, b: Outcome, names: Mapping[str, str] | None, tolerance: Tolerance | None
+) -> Iterator[Difference]:
     keys = {name: name for name in b.buffers} if names is None else names
     changed = {keys[key]: value for key, value in b.buffers.items() if key in keys}
     attached = {keys[key] for key in b.attached if key in keys}
     assigned = {keys[key] for key in b.assigned if key in keys}
     for name, value in a.buffers.items():
         if name in changed:
-            problem = value_difference(value, changed[name])
+            problem = value_difference(value, changed[name], tolerance)
             if problem is not None:
                 yield _at(f"buffer {name!r} after the call", problem)
             elif a.settings == b.settings and (name in a.attached) is not (name in attached):

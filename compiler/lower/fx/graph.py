@@ -142,6 +142,15 @@ class FxLowering(Lowering):
         name = str(node.target)
         if name.startswith("*"):
             raise CaptureError(f"the graph takes a variable number of arguments ({name})", remedy=_WITH_INPUTS)
+        if (
+            node.name != name
+            and not self.is_traced
+            and any(node.name == other.target for other in node.graph.find_nodes(op="placeholder"))
+        ):
+            raise CaptureError(
+                f"the graph's own `forward` loses its parameter `{node.name}`: torch.fx assigns `{name}` to this name",
+                remedy=f"rename the parameter `{name}` of the model, which Python has a builtin for",
+            )
         fits = not node.meta.get(ASKED_FOR_NONE)
         if node.args and not node.users and fits:
             self.env[node] = None

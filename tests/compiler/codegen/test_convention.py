@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.driver import transform
 from compiler.emitted.guard import InputGuard
-from ir.errors import InputError
+from ir.errors import CaptureError, InputError
 from ir.parameters import parameters_of_signature
 from ir.program import (
     CallingConvention,
@@ -338,3 +338,29 @@ def test_a_named_tuple_inside_of_a_dict_is_returned() -> None:
     found = transform(Net().eval(), (x,)).model(x)
     assert type(found["pair"]) is Pair and torch.equal(found["pair"].first, x + 1)
     assert type(found["more"][0]["pair"]) is Pair and torch.equal(found["more"][0]["pair"].first[1], x)
+
+
+class OfBuiltins(nn.Module):
+    def forward(
+        self,
+        input: torch.Tensor,  # noqa: A002
+        input_1: torch.Tensor,
+        max: torch.Tensor,  # noqa: A002
+        max_1: torch.Tensor,
+    ) -> torch.Tensor:
+        return torch.relu(input) + 2 * input_1 - 3 * max + 5 * max_1
+
+
+def test_parameters_that_are_called_like_builtins_and_like_what_fx_makes_of_them() -> None:
+    tensors = tuple(torch.randn(4, 3))
+    expected = OfBuiltins()(*tensors)
+    emitted = transform(OfBuiltins(), tensors, patterns=()).model
+    for module in (emitted, copy.deepcopy(emitted), pickle.loads(pickle.dumps(emitted)), transform(OfBuiltins()).model):
+        assert torch.equal(module(*tensors), expected)
+        assert torch.equal(module(max_1=tensors[3], max=tensors[2], input_1=tensors[1], input=tensors[0]), expected)
+
+
+def test_a_graph_that_loses_a_parameter_in_its_own_code_is_refused() -> None:
+    traced = fx.symbolic_trace(OfBuiltins())
+    with pytest.raises(CaptureError, match="loses its parameter `input_1`"):
+        transform(traced)

@@ -417,3 +417,16 @@ def test_attention_written_out_is_generated() -> None:
     assert type(region).__name__ == "ScaledDotProductAttention"
     q, k, v = torch.randn(3, 2, 2, 5, 4)
     assert torch.equal(emitted(q, k, v), torch.softmax(q @ k.transpose(-2, -1) * 0.5, -1) @ v)
+
+
+def test_arguments_of_a_region_keep_apart_whatever_they_are_called() -> None:
+    d = Draft(None, x=f32(3), input=f32(3), input_0=f32(3), input_1=f32(3))
+    values = [d[name] for name in ("input", "input_1", "x", "input_0")]
+    values[2].name = "self"
+    total = d.b.sub(d.b.mul(values[0], values[1]), d.b.mul(values[2], values[3]))
+    ops = [op for op in d.program.graph.operations() if op.results]
+    region = Rewriter(d.program).fuse("drawn", ops, outputs=[total])
+    emitted = d.emit(region.results[0]).module
+    given = {value.name: torch.randn(3) for value in values}
+    a, b, c, e = given.values()
+    assert torch.equal(emitted(*(given[value.name] for value in d.program.graph.inputs)), a * b - c * e)

@@ -409,6 +409,7 @@ def test_a_size_that_depends_on_data_is_a_symbol() -> None:
     assert "symbol u0 in [0, 4]" in str(program)
 
 
+@pytest.mark.long
 def test_vit_in_its_own_size_keeps_its_bits() -> None:
     model = real_model("vit_b_16", num_classes=10)
     x = torch.randn(1, 3, 224, 224)

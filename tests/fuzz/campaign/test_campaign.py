@@ -147,6 +147,7 @@ class EndsTheProcess(Pattern):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_a_kernel_that_ends_its_process_is_told_and_ends_nothing_else() -> None:
     campaign = Campaign()
     died = "rule tests.fuzz.campaign.test_campaign:EndsTheProcess"

@@ -101,6 +101,7 @@ def test_a_case_of_a_class_is_held_in_both_captures() -> None:
     assert check(PassManager((ApplyRules((TwiceRelu(),)),)), SIMPLE).fired["TwiceRelu"] == 2
 
 
+@pytest.mark.long
 def test_a_wrong_rewrite_is_found_and_named(tmp_path: Path) -> None:
     # one module in forty calls a sigmoid, and what is tried here is what is said of it
     with_sigmoid = modules(max_ops=3).filter(lambda case: "sigmoid" in str(case.module))

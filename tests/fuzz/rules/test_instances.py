@@ -93,6 +93,7 @@ HARD: dict[str, tuple[float, Callable[[Instance], bool]]] = {
 }
 
 
+@pytest.mark.xdist_group("instances")
 @pytest.mark.parametrize("what", HARD)
 def test_hard_cases_are_reached(what: str) -> None:
     share, condition = HARD[what]

@@ -176,6 +176,7 @@ def test_wrong_rules_are_found_and_shrink(rule: type[Pattern]) -> None:
         assert rule.__name__ in found.rewrite
 
 
+@pytest.mark.long
 def test_a_rule_that_cannot_fire_is_an_error() -> None:
     with pytest.raises(UnsoundError, match=r"CannotFire never fired on \d+ programs.*the rank is not below zero"):
         assert_sound(CannotFire)
@@ -331,8 +332,6 @@ def test_shared_memory_is_seen_of_rules_that_are_not_exact(rule: type[Pattern]) 
 
 
 class Never(ViewForCopy):
-    """a rule that refuses all"""
-
     def check(self, m: Match) -> str | None:
         return "never"
 
@@ -363,6 +362,7 @@ class OfRankThirty(Pattern):
         return m.x
 
 
+@pytest.mark.long
 def test_a_condition_that_nothing_meets_is_said() -> None:
     with pytest.raises(UnsoundError, match=r"never fired on 0 programs .* none could be built"):
         assert_sound(OfRankThirty, settings=settings(max_examples=10))

@@ -30,7 +30,7 @@ def test_golden_network() -> None:
     check_golden(conv_net(), "ir/conv_net")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_print_the_same_bytes() -> None:
     code = "from tests.ir.programs import *\nprint(rich_program())\nprint(conv_net())"
     printed = [

@@ -9,7 +9,8 @@ import pytest
 from ir.opdef import Trait
 from ir.program import Program
 from ir.text.parser import parse_program
-from passes.explain.partial import PartialMatch, Tree
+from passes.explain.found import PartialMatch
+from passes.explain.partial import Tree
 from passes.rewrite.example import Example
 from passes.rewrite.matching import compile_rule
 from passes.rewrite.pattern import Node, Pattern, PatternBuilder
