@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         except KeyboardInterrupt:
             return 130
-        except Exception as error:  # noqa: BLE001 - one message for the user, whatever it is
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - one message for the user, whatever it is
             if options.traceback:
                 traceback.print_exc()
             else:
@@ -184,7 +184,7 @@ def _quiet_torch() -> Iterator[None]:
         logging.disable(before)
 
 
-def _print_error(error: Exception, files: Sequence[Path], console: Console) -> None:
+def _print_error(error: BaseException, files: Sequence[Path], console: Console) -> None:
     text = str(error)
     if not isinstance(error, GraphwrightError):
         # such as what a calibration function raises while it runs

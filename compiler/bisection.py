@@ -20,7 +20,7 @@ from compiler.equality.validate import validate_result
 from compiler.planning import without_instruments
 from compiler.prepare import ONE_AT_A_TIME, Prepared, prepare
 from compiler.programfile import save_program
-from compiler.savefiles import check_folder
+from compiler.savefiles import SaveError, check_folder
 from compiler.steps import Step, Steps
 from compiler.targets.target import Target
 from ir.errors import GraphwrightError, InputError
@@ -95,7 +95,10 @@ class Bisection:
             raise InputError(f"there is nothing to save: {self.verdict}")
         place = checked_path(folder, "the folder", "found")
         check_folder(place)
-        place.mkdir(parents=True, exist_ok=True)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SaveError(f"cannot make the folder {place}: {error.strerror or error}") from error
         files = (place / "before.gw", place / "after.gw", place / "change.diff")
         for program, file in zip((self.before, self.after), files, strict=False):
             save_program(program, file, weights=has_data(program))
@@ -320,7 +323,12 @@ def _asking(check: Callable[[GraphModule], bool | None]) -> Judge:
             raise
         except Exception as error:  # noqa: BLE001 - that it raises is the answer
             return f"{type(error).__name__}: {error}"
-        return None if answer is None or answer else f"the check returned {answer!r}"
+        if answer is not None and not isinstance(answer, bool):
+            raise InputError(
+                f"the check returned {answer!r}",
+                remedy="return True or None for a right module, and False for a wrong one",
+            )
+        return None if answer is None or answer else "the check returned False"
 
     return judge
 

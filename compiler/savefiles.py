@@ -66,6 +66,8 @@ def write_files(writers: Mapping[Path, Writer]) -> None:
             _move(draft, places[path])
     except OSError as error:
         raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
+    except SaveError as error:  # of a file that a writer wrote to its draft
+        raise SaveError(error.message.replace(str(drafts[path]), str(path)), remedy=error.remedy) from error
     except GraphwrightError:
         raise
     except Exception as error:

@@ -70,7 +70,7 @@ def load_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserCodeError(f"{path} raised {type(error).__name__}: {error}{line_in(error, path)}") from error
     return module
@@ -118,7 +118,7 @@ def call(function: Callable[[], Any], path: Path) -> Any:
         return function()
     except GraphwrightError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         name = getattr(function, "__name__", type(function).__name__)
         raise UserCodeError(
             f"{path.name}:{name} raised {type(error).__name__}: {error}{line_in(error, path)}"

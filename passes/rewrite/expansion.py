@@ -42,7 +42,7 @@ def _swappable(node: OpNode) -> bool:
         return False
     given = dict(node.operands)
     first, second = given.get(0), given.get(1)
-    if first is None and second is None:
+    if first is second:
         return False
     if not (isinstance(first, AnyValue) and isinstance(second, AnyValue)):
         return True
@@ -80,7 +80,11 @@ def expand(tree: Tree) -> list[Expanded]:
             continue
         results.append(Expanded(_substitute(tree, chosen, {}), tuple(dict.fromkeys(_names(tree, chosen, set())))))
         if len(results) > _MAX_VARIANTS:
-            raise PatternError(f"a pattern has more than {_MAX_VARIANTS} alternatives")
+            raise PatternError(
+                f"a pattern has more than {_MAX_VARIANTS} alternatives: each choice multiplies those of the others, and "
+                "an operator that commutes, of which an operand is an operation or has a name, is one of two",
+                remedy="name several operators in one node, `p.op((a, b), x)`, or write several rules",
+            )
     return results
 
 
