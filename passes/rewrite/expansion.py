@@ -81,8 +81,8 @@ def expand(tree: Tree) -> list[Expanded]:
         results.append(Expanded(_substitute(tree, chosen, {}), tuple(dict.fromkeys(_names(tree, chosen, set())))))
         if len(results) > _MAX_VARIANTS:
             raise PatternError(
-                f"a pattern has more than {_MAX_VARIANTS} alternatives: each choice multiplies those of the others, and "
-                "an operator that commutes, of which an operand is an operation or has a name, is one of two",
+                f"a pattern has more than {_MAX_VARIANTS} alternatives: each choice multiplies those of the others, "
+                "and an operator that commutes, of which an operand is an operation or has a name, is one of two",
                 remedy="name several operators in one node, `p.op((a, b), x)`, or write several rules",
             )
     return results
