@@ -2,7 +2,7 @@
 
 from fuzz.modules.case import InputSpec, ModuleCase
 from fuzz.programs.case import Case
-from fuzz.programs.check import Finding, Properties
+from fuzz.programs.properties import Finding, Properties
 from fuzz.rules.reverse import inflated
 from fuzz.search.counterexample import Counterexample, UnsoundError
 from fuzz.search.sound import assert_sound, check, find_counterexample

@@ -17,7 +17,7 @@ from fuzz.modules.case import ModuleCase, forget_loaded
 from fuzz.modules.check import EQUAL, NOT_TRACED, REFUSED, SOME_REFUSED
 from fuzz.modules.kinds import family_of
 from fuzz.modules.strategy import RECIPES, modules
-from fuzz.programs.check import Finding, Unusable
+from fuzz.programs.properties import Finding, Unusable
 from fuzz.search.judge import judge, write_script
 from fuzz.search.sound import Target, search_settings
 from ir.errors import InputError

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fuzz.modules.case import InputSpec, ModuleCase
-from fuzz.programs.check import Properties
+from fuzz.programs.properties import Properties
 
 
 class Net(nn.Module):

@@ -28,10 +28,11 @@ from fuzz.modules.observation import Seen, cast_tree, module_differences, observ
 from fuzz.modules.outside import globals_of, left_by_tracing
 from fuzz.programs.budget import Budget
 from fuzz.programs.case import Outcome, outcome_of
-from fuzz.programs.check import Finding, Properties, Unusable, check_text
+from fuzz.programs.check import check_text
 from fuzz.programs.emission import check_emission
 from fuzz.programs.kinds import other_than_its_kind
 from fuzz.programs.observation import quiet
+from fuzz.programs.properties import Finding, Properties, Unusable
 from ir.errors import GraphwrightError, ValidationError
 from ir.program import Program
 from ir.text.printer import print_program

@@ -17,9 +17,10 @@ from fuzz.modules.check import check_module
 from fuzz.modules.strategy import modules
 from fuzz.mutants.mutation import Subject
 from fuzz.programs.case import Case, positional_convention
-from fuzz.programs.check import Finding, Properties, Unusable, check_case, check_text
+from fuzz.programs.check import check_case, check_text
 from fuzz.programs.erasure import with_erased_types
 from fuzz.programs.observation import quiet
+from fuzz.programs.properties import Finding, Properties, Unusable
 from fuzz.programs.strategy import input_tensors, programs
 from fuzz.rules.instances import instances
 from fuzz.rules.names import find_rule

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from fuzz.calls.inference import TypedCall, answer_of_rule, inferred
 from fuzz.mutants.mutation import Mutant, StaleMutantError, mutated
 from fuzz.mutants.subjects import CheckedCall, Drawn, Rewritten, Run, draw_inferred, draws, draws_of_cases
-from fuzz.programs.check import Finding
+from fuzz.programs.properties import Finding
 from fuzz.rules.names import find_rule
 from fuzz.search.examples import hold_example
 from fuzz.search.sound import Target, search_settings

@@ -19,6 +19,7 @@ from fuzz.calls.kernels import ends_the_process
 from fuzz.programs.budget import Budget
 from fuzz.programs.case import Case, Kept, Outcome, outcome_of
 from fuzz.programs.definite import has_definite_gradients, is_definite
+from fuzz.programs.emission import check_emitted_run
 from fuzz.programs.kinds import other_points, other_than_its_kind
 from fuzz.programs.later import (
     Later,
@@ -41,6 +42,7 @@ from fuzz.programs.observation import (
     under_names,
     without_gradients,
 )
+from fuzz.programs.properties import Finding, Properties, Unusable
 from fuzz.programs.retyping import untrue_type, with_types_of
 from fuzz.programs.rounding import Rounding
 from ir.compare import programs_equal
@@ -55,60 +57,7 @@ _COPIES_CHECKED_ONE_IN = 8
 _OTHER_WEIGHTS_ONE_IN = 4
 """How often a changed program without weights of its own runs on other ones."""
 _WITHOUT_DATA_ONE_IN = 8
-
-
-class Finding(AssertionError):  # noqa: N818 - a result, not a failure
-    """A property that does not hold.
-
-    Attributes:
-        property: the property: `values`, `types`, `gradients`, …
-        message: how it does not hold.
-        way: the capture of a module; None for a program.
-    """
-
-    def __init__(self, property_: str, message: str, way: str | None = None) -> None:
-        self.property = property_
-        self.message = message
-        self.way = way
-        super().__init__(f"{property_}: {message}")
-
-
-class Unusable(Exception):  # noqa: N818 - control flow: nothing is wrong with the rule
-    """The original itself does not run on these inputs, so there is nothing to compare."""
-
-
-@attrs.frozen
-class Properties:
-    """The properties to check."""
-
-    exact: bool = False
-    """Whether results must have the same bits; otherwise they may differ by rounding."""
-    values: bool = True
-    """Whether values are compared; where they change on purpose, each rewrite is held to its tolerance instead."""
-    strides: bool = True
-    """Whether results keep their strides; for rules that are not exact, on contiguous or channels_last inputs only."""
-    sharing: bool = True
-    """Whether the same tensors share storage."""
-    gradients: bool = True
-    """Whether gradients of inputs and weights stay."""
-    idempotent: bool = False
-    """Whether a second application changes nothing."""
-    text: bool = True
-    """Whether the changed program survives printing and parsing."""
-    modes: bool = True
-    """Whether all holds after `train()` too, for operations that follow the mode of their module."""
-    weights: bool = True
-    """Whether all holds for other numbers in weights too: of a checkpoint, after training, after calls that mutate."""
-    converted: bool = False
-    """Whether all holds after `.to(torch.float64)`, which literals of the code do not follow."""
-    canonical: bool = False
-    """Whether programs that are equal by construction get the same text, where the case says so."""
-    non_finite: bool = True
-    """Whether all holds for inputs with NaN or infinity, and for values that overflow."""
-    unknown: bool = True
-    """Whether all holds for programs with unknown types, as of FX graphs without example inputs."""
-    explained: bool = True
-    """Whether `explain` says of each operation what the matcher of a rule does; a search asks one program in eight."""
+_EMITTED_ONE_IN = 8
 
 
 def check_case(pass_: Pass, case: Case, properties: Properties, program: Program | None = None) -> Outcome:
@@ -163,6 +112,8 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
         other = other_than_its_kind(program, typed) or other_points(program, pass_)
         if other is not None:
             raise Finding("kind", other)
+        if properties.emitted and zlib.crc32(case.program.encode()) % _EMITTED_ONE_IN == 0:
+            check_emitted_run(program, case.inputs)
         copy = check_text(program, after) if properties.text else Case.of(program, case.inputs).build()
         _compare_with_original(pass_, case, properties, program)
         _compare_on_later_weights(pass_, original, copy, case, properties)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from compiler.codegen import Emitted, emit
-from fuzz.programs.check import Finding
-from ir.errors import GraphwrightError
-from ir.program import Program
+from compiler.equality.observation import same_bits, seeded
+from fuzz.programs.observation import observe, quiet
+from fuzz.programs.properties import Finding
+from ir.core import Graph
+from ir.errors import GraphwrightError, InputError
+from ir.program import OutputLeaf, Program
 
 
 def check_emission(program: Program, parsed: Program, module: fx.GraphModule | None = None) -> None:
@@ -67,3 +73,36 @@ def _shown(module: nn.Module) -> str:
 
 def _described(tensor: torch.Tensor) -> tuple[object, ...]:
     return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def check_emitted_run(program: Program, inputs: Sequence[Any]) -> None:
+    """Run the module that a program is emitted as, and compare its results with those of the program, bit by bit.
+
+    A program that trains is left out: no drawn program has modules, whose modes the emitted ones would have.
+
+    Raises:
+        Finding: when a result differs, or the module does not run where the program does.
+    """
+    if _trains(program.graph):
+        return
+    try:
+        module = copy.deepcopy(emit(program).module)
+        expected = observe(program, inputs).results
+    except GraphwrightError:
+        return
+    try:
+        with seeded(0), torch.no_grad(), quiet():
+            returned = module(*[x.detach().clone() if isinstance(x, torch.Tensor) else x for x in inputs])
+    except InputError:
+        return  # the guard asks for more than a program does
+    except Exception as error:
+        raise Finding("emission", f"the module raises {type(error).__name__}: {error}\n{module.code}") from error
+    leaves = program.convention.outputs or tuple(map(OutputLeaf, range(len(expected))))
+    for number, (found, leaf) in enumerate(zip(pytree.tree_leaves(returned), leaves, strict=True)):
+        own = leaf.constant if leaf.value is None else expected[leaf.value]
+        if isinstance(own, torch.Tensor) and not (isinstance(found, torch.Tensor) and same_bits(found, own)):
+            raise Finding("emission", f"result {number} of the module is not that of the program\n{module.code}")
+
+
+def _trains(graph: Graph) -> bool:
+    return any(op.in_training or (op.body is not None and _trains(op.body)) for op in graph.operations())

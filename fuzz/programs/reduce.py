@@ -14,7 +14,7 @@ import torch
 
 from compiler.equality.observation import seeded
 from fuzz.programs.case import Case, positional_convention
-from fuzz.programs.check import Finding
+from fuzz.programs.properties import Finding
 from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
 from ir.errors import GraphwrightError

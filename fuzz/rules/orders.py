@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import attrs
 from typing_extensions import override
 
-from fuzz.programs.check import Properties
+from fuzz.programs.properties import Properties
 from fuzz.rules.rule_pass import ApplyRules
 from ir.core import Operation
 from ir.program import Program

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from fuzz.programs.case import Case
-from fuzz.programs.check import Unusable
 from fuzz.programs.observation import quiet
+from fuzz.programs.properties import Unusable
 from fuzz.search.counterexample import UnsoundError
 from fuzz.search.soundness import Soundness
 from ir.types import TensorType

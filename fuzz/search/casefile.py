@@ -30,7 +30,7 @@ import torch
 
 from compiler.pipeline import parse_pipeline
 from fuzz.programs.case import Case
-from fuzz.programs.check import Properties
+from fuzz.programs.properties import Properties
 from fuzz.rules.names import find_rule
 from ir.errors import GraphwrightError, ParseError, VerificationError
 from ir.program import Program

@@ -10,7 +10,7 @@ import torch
 from typing_extensions import override
 
 from fuzz.programs.case import Case
-from fuzz.programs.check import Finding, Properties, Unusable
+from fuzz.programs.properties import Finding, Properties, Unusable
 from fuzz.programs.reduce import reduced
 from fuzz.rules.orders import InOrder
 from fuzz.search.judge import AnyCase, before_and_after, judge, narrowed, write_case

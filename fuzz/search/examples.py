@@ -7,8 +7,8 @@ from typing import Any
 
 from fuzz.calls.tensors import random_tensor
 from fuzz.programs.case import Case, positional_convention
-from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.programs.erasure import erase_inputs
+from fuzz.programs.properties import Finding, Properties, Unusable
 from fuzz.rules.rule_pass import ApplyRules
 from fuzz.rules.variation import bounds_of
 from fuzz.search.counterexample import UnsoundError, explain

@@ -13,8 +13,9 @@ from compiler.targets import STANDARD_PATTERNS
 from fuzz.modules.case import ModuleCase
 from fuzz.modules.check import check_module, lowered_and_changed
 from fuzz.programs.case import Case, Outcome
-from fuzz.programs.check import Finding, Properties, check_case
+from fuzz.programs.check import check_case
 from fuzz.programs.observation import quiet
+from fuzz.programs.properties import Finding, Properties
 from fuzz.rules.names import name_of_rule
 from fuzz.rules.orders import InOrder
 from fuzz.rules.partial import explained_otherwise

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from compiler.pipeline import pipeline_of
 from compiler.targets.tensorrt import TENSORRT_PATTERNS
-from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.programs.observation import quiet
+from fuzz.programs.properties import Finding, Properties, Unusable
 from fuzz.rules.orders import InOrder
 from fuzz.search.casefile import SUFFIX, CaseFile, read_case, with_expected
 from fuzz.search.judge import judge

@@ -18,8 +18,8 @@ from typing_extensions import override
 
 from fuzz.modules.case import ModuleCase, forget_loaded
 from fuzz.programs.case import Case, Outcome
-from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.programs.erasure import erase_types
+from fuzz.programs.properties import Finding, Properties, Unusable
 from fuzz.programs.strategy import draw_inputs, programs
 from fuzz.rules.instances import Instance, instances
 from fuzz.rules.orders import ORDERS, InOrder, demanded

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fuzz.programs.check import Finding
+from fuzz.programs.properties import Finding
 from fuzz.search.casefile import EXPECTED, read_case
 from fuzz.search.replay import UPDATE, case_files, replay
 

@@ -13,7 +13,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from fuzz.modules.hold import Arguments, Comparison
 from fuzz.modules.observation import cast_tree, snapshot
-from fuzz.programs.check import Finding, Properties
+from fuzz.programs.properties import Finding, Properties
 from graphwright import TransformResult, transform
 from graphwright.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_PATTERNS
 

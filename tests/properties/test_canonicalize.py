@@ -11,8 +11,9 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from fuzz.programs.case import Case
-from fuzz.programs.check import Unusable, check_case
+from fuzz.programs.check import check_case
 from fuzz.programs.erasure import with_erased_types
+from fuzz.programs.properties import Unusable
 from fuzz.search.sound import Target
 from fuzz.strategies import input_tensors, programs
 from passes.canonicalize import Canonicalize

@@ -18,8 +18,8 @@ from compiler.pipeline import pipeline_of
 from compiler.targets.tensorrt import TENSORRT_PATTERNS
 from fuzz.modules.case import ModuleCase, load
 from fuzz.modules.check import check_module
-from fuzz.programs.check import Properties, Unusable
 from fuzz.programs.observation import quiet
+from fuzz.programs.properties import Properties, Unusable
 from fuzz.strategies import modules
 from tests.drawn import draws
 

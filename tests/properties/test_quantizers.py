@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from compiler.pipeline import pipeline_of
 from compiler.targets import TARGETS
 from fuzz.programs.case import Case
-from fuzz.programs.check import Unusable, check_case
+from fuzz.programs.check import check_case
+from fuzz.programs.properties import Unusable
 from fuzz.search.sound import Target
 from fuzz.strategies import input_tensors, programs
 from ir.program import Program

@@ -22,8 +22,8 @@ from compiler.equality.widened import Widened, precision_of
 from compiler.report import group_kept
 from fuzz.modules.hold import Arguments, Comparison, Runs
 from fuzz.modules.observation import cast_tree
-from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.programs.observation import quiet
+from fuzz.programs.properties import Finding, Properties, Unusable
 from graphwright import GraphwrightError, InputError, TransformResult, ValidationError, transform
 from tests.zoo.models.entry import Entry, Made
 

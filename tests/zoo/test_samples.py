@@ -16,8 +16,8 @@ import torch
 from compiler.capture.errors import partial_graphs_unprinted
 from compiler.equality.observation import seeded
 from fuzz.modules.hold import Comparison
-from fuzz.programs.check import Finding, Properties, Unusable
 from fuzz.programs.observation import quiet
+from fuzz.programs.properties import Finding, Properties, Unusable
 from graphwright import GraphwrightError, ValidationError, transform
 from tests.zoo.samples import Sample, module_samples, number_of, operator_samples
 

@@ -6,7 +6,7 @@ import pytest
 
 from fuzz.calls.kernels import ends_the_process
 from fuzz.programs.case import Case
-from fuzz.programs.check import Unusable
+from fuzz.programs.properties import Unusable
 from graphwright.fuzz import check
 from passes.canonicalize.identity import NoAlias
 

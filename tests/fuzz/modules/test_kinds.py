@@ -30,8 +30,8 @@ from fuzz.modules.kinds import FAMILIES, family_of
 from fuzz.modules.observation import observe_module
 from fuzz.modules.outside import globals_of, left_by_tracing, plain_state
 from fuzz.modules.strategy import RECIPES
-from fuzz.programs.check import Finding, Properties
 from fuzz.programs.observation import quiet
+from fuzz.programs.properties import Finding, Properties
 from fuzz.search.sound import Target
 from fuzz.strategies import modules
 from ir.errors import InputError

@@ -22,7 +22,7 @@ from fuzz.modules.case import InputSpec, ModuleCase
 from fuzz.modules.check import check_module, lowered_and_changed
 from fuzz.modules.observation import module_differences, observe_module
 from fuzz.programs.budget import Budget
-from fuzz.programs.check import Finding, Properties, Unusable
+from fuzz.programs.properties import Finding, Properties, Unusable
 from fuzz.rules.rule_pass import ApplyRules
 from fuzz.search.judge import write_script
 from fuzz.search.sound import assert_sound, check, find_counterexample

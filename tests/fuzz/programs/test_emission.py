@@ -14,8 +14,9 @@ from compiler.capture.capture import capture
 from compiler.codegen import emit
 from compiler.driver import transform
 from compiler.lower.lower import lower
-from fuzz.programs.check import Finding, check_text
-from fuzz.programs.emission import check_emission
+from fuzz.programs.check import check_text
+from fuzz.programs.emission import check_emission, check_emitted_run
+from fuzz.programs.properties import Finding
 from ir.attributes import UnknownObject
 from ir.errors import CodegenError, InputError, ParseError
 from ir.program import InputLeaf, OutputLeaf, Program
@@ -223,3 +224,23 @@ def test_of_an_unknown_object_nothing_is_emitted() -> None:
     program.convention.outputs = (*outputs[:2], OutputLeaf(None, UnknownObject("user.Mode")))
     with pytest.raises(CodegenError, match=r"a result is an object of class user\.Mode"):
         emit(program)
+
+
+def test_a_module_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = parse_program("""
+        program "net" {
+          graph(%input : f32[3], %input_1 : f32[3]) {
+            %relu = aten.relu(%input)
+            %sub = aten.sub.Tensor(%input_1, %relu)
+            return %sub
+          }
+        }
+    """)
+    inputs = torch.ones(3), torch.zeros(3)
+    check_emitted_run(program, inputs)
+    # as fx does it by itself: the second parameter is lost
+    monkeypatch.setattr(
+        "compiler.codegen.convention.add_placeholder", lambda graph, name, others, default: graph.placeholder(name)
+    )
+    with pytest.raises(Finding, match="result 0 of the module is not that of the program"):
+        check_emitted_run(program, inputs)

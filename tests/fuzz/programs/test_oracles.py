@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, settings
 
 from compiler.equality.unit_strides import OtherUnitStrides
 from fuzz.programs.case import Case
-from fuzz.programs.check import Finding, check_case
+from fuzz.programs.check import check_case
 from fuzz.programs.definite import has_definite_gradients
+from fuzz.programs.properties import Finding
 from fuzz.search.sound import Target
 from graphwright import Match, Pattern, PatternBuilder
 from graphwright.fuzz import Properties, UnsoundError, assert_sound

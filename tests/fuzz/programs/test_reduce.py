@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fuzz.programs.case import Case
-from fuzz.programs.check import Finding
+from fuzz.programs.properties import Finding
 from fuzz.programs.reduce import reduced
 from graphwright import Match, Pattern, PatternBuilder, Rewriter
 from graphwright.fuzz import check

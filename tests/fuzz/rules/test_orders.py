@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from compiler.pipeline import pipeline_of
 from compiler.targets.tensorrt import TENSORRT_CONVERSION_PATTERNS, TENSORRT_PATTERNS
-from fuzz.programs.check import Finding
+from fuzz.programs.properties import Finding
 from fuzz.rules.orders import ORDERS, InOrder
 from fuzz.search.replay import replay
 from graphwright import Match, Pattern, PatternBuilder

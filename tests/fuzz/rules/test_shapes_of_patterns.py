@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
-from fuzz.programs.check import Properties
+from fuzz.programs.properties import Properties
 from fuzz.search.counterexample import UnsoundError
 from fuzz.search.sound import assert_sound
 from ir.core import Value

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fuzz.programs.case import Case
-from fuzz.programs.check import Properties
+from fuzz.programs.properties import Properties
 from fuzz.rules.names import RULES, find_rule, name_of_rule
 from fuzz.search.casefile import format_case, read_case
 from ir.errors import ParseError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fuzz.__main__ import main
-from fuzz.programs.check import Finding
+from fuzz.programs.properties import Finding
 from fuzz.search.replay import CORPUS, UPDATE, case_files, replay
 from ir.errors import InputError, ParseError
 
