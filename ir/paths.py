@@ -20,7 +20,7 @@ def checked_path(path: Any, what: str = "the file", example: str = "net.gw") -> 
     Raises:
         InputError: when it is no path, or holds a NUL character, which no system allows.
     """
-    if not isinstance(path, str | os.PathLike):
+    if not isinstance(path, str | bytes | os.PathLike):
         raise InputError(f"{what} is given as {path!r}, which is no path", remedy=f"give a path: `{example!r}`")
     name = os.fsdecode(path)
     if "\0" in name:

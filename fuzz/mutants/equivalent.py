@@ -141,7 +141,7 @@ _JUDGED: dict[str, dict[str, str]] = {
         "order: 'mask' <-> 'mask2'": "it asks whether any of them is computed inside",
     },
     "passes.fuse.attention:ScaledDotProductAttentionPattern.pattern": {
-        "order: one <-> p.op(_MATMULS, dropped, value) in p.one_of(...)": "no operation is both: they have other "
+        "order: one <-> p.op(_MATMULS, after, value) in p.one_of(...)": "no operation is both: they have other "
         "operators",
     },
     "passes.fuse.attention:fuse_in_projection": {
