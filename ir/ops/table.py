@@ -263,7 +263,7 @@ def _layers() -> None:
     _rows("group_norm", _fast(normalization.group_norm), **_FRESH)
     _rows("layer_norm", _fast(normalization.layer_norm), **_CONTIGUOUS, **_FRESH)
     _rows("native_layer_norm", **_FIXED)
-    _rows("rms_norm", _fast(normalization.layer_norm), **_CONTIGUOUS, **_FRESH)
+    _rows("rms_norm", _fast(normalization.layer_norm), strides=StrideRule.FORMAT, **_FRESH)
     _rows("softmax.int log_softmax.int", _fast(normalization.softmax), **_CONTIGUOUS, **_FRESH, **_ALONG)
     drops = _RANDOM | _VIEW | Trait.DROPOUT
     dropout: dict[str, Any] = {"training": "train", "extra": (_FOLLOWS_MODE,)}

@@ -44,8 +44,8 @@ _SCALED = Example("""
 class RecomposeRMSNormPattern(Pattern):
     """x * rsqrt(mean(x²) + eps) = rms_norm(x, None, eps), and rms_norm(x, None, eps) * w = rms_norm(x, w, eps)
 
-    In float32 and float64, where the operator computes the same bits. Its result is contiguous, so the strides of the
-    formula's result must be so too, or must not show.
+    In float32 and float64, where the operator computes the same bits. Its result is contiguous, or a map in
+    channels_last; so is that of the formula for a contiguous operand, and otherwise its strides must not show.
     """
 
     is_conversion = True

@@ -220,10 +220,6 @@ STRIDES: dict[str, tuple[Callable[..., torch.Tensor], list[tuple[tuple[int, ...]
         lambda x: torch.layer_norm(x, x.shape[-2:]),
         [((4, 3),), ((2, 4, 3),), ((2, 4, 5, 3),), ((2, 1, 4, 3),)],
     ),
-    "aten.rms_norm": (
-        lambda x: torch.rms_norm(x, x.shape[-2:]),
-        [((4, 3),), ((2, 4, 3),), ((2, 4, 5, 3),), ((2, 1, 4, 3),)],
-    ),
     "aten.native_layer_norm": (
         lambda x: torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)[0],
         [((2, 4, 3),), ((2, 4, 5, 3),)],
