@@ -243,6 +243,9 @@ def transform(
         raise InputError(f"validate={validate!r}", remedy=f"use one of {', '.join(map(repr, VALIDATE_MODES))}")
     if validate == "final" and not has_example(model, example_inputs, example_kwargs):
         raise InputError(f"validate={validate!r} needs example inputs", remedy="pass `example_inputs`")
+    for option, given in (("check", check), ("strict", strict)):
+        if not isinstance(given, bool):
+            raise InputError(f"{option}={given!r}", remedy="give True or False")
     wanted, manager = target_and_pipeline(target, patterns, pipeline, plan)
     leaves = as_leaves(leaf_modules)
     if progress is not None and not callable(progress):

@@ -112,6 +112,8 @@ def test_conversions_run_before_fusions_whatever_the_order_of_the_list():
         (lambda: transform(Small(), (X,), leaf_modules=3), InputError, "leaf_modules=3 is not a list"),
         (lambda: transform(Small(), (X,), leaf_modules=None), InputError, "leaf_modules=None is not a list"),
         (lambda: transform(Small(), (X,), progress=3), InputError, "progress=3 is not a function"),
+        (lambda: transform(Small(), (X,), check=3), InputError, "check=3"),
+        (lambda: transform(Small(), (X,), strict="yes"), InputError, "strict='yes'"),
         (lambda: transform(Small(), (X,), leaf_modules=[""]), InputError, "the model itself, Small"),
         (
             lambda: transform(Small(), (X,), patterns=TENSORRT_PATTERNS, pipeline=PassManager([])),
