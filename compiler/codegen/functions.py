@@ -14,6 +14,7 @@ from torch import nn
 from compiler.codegen.function_names import FUNCTIONS, GLOBAL_FLAGS
 from ir.attributes import Attribute, Ref, attributes_equal, is_written_exactly, map_leaves
 from ir.core import Operation
+from ir.errors import CodegenError
 from ir.opdef import ParamKind
 from ir.types import Dim, TensorType, shapes_equal, simplify_dim
 
@@ -316,11 +317,18 @@ def _emit_batch_norm(scope: Scope, op: Operation) -> Any:
     values = [op.operand(name) for name in names]
     args = [None if v is None else scope.value(v) for v in values]
     training = scope.training_flag(op) if a.get("follows_mode", True) and values[1] is not None else a["training"]
-    if a["momentum"] is None:
-        return NotImplemented
+    momentum = a["momentum"]
+    if momentum is None:  # a cumulative average, which only a module counts
+        if a["training"] or a.get("follows_mode", True):
+            raise CodegenError(
+                "a batch norm with momentum=None is no call of a function: it has no module, or computed statistics",
+                location=op.location,
+                remedy="keep the module with leaf_modules=, or give it a momentum",
+            )
+        momentum = 0.0  # outside of training nothing is averaged
     if values[1] is not None and a.get("counts_batches", True) and (a.get("follows_mode", True) or a["training"]):
         scope.count_batches(op, values[1])
-    kwargs = {"training": training, "momentum": a["momentum"], "eps": a["eps"]}
+    kwargs = {"training": training, "momentum": momentum, "eps": a["eps"]}
     return scope.call(F.batch_norm, tuple(args), kwargs)
 
 

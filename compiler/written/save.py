@@ -80,6 +80,7 @@ def save_code(module: nn.Module, path: str | os.PathLike[str], *, source: str = 
     folder = checked_path(path, "the folder", "net")
     check_package(folder)
     write_files({folder: lambda place: write_package(module, place, source=source)})
+    importlib.invalidate_caches()
 
 
 def write_package(module: nn.Module, place: Path, *, source: str = "") -> None:
@@ -136,6 +137,7 @@ def _imported(place: Path) -> ModuleType:
     name = f"_graphwright_written_{os.getpid()}"
     spec = importlib.util.spec_from_file_location(name, place / _INIT, submodule_search_locations=[str(place)])
     assert spec is not None and spec.loader is not None
+    importlib.invalidate_caches()  # a folder of this name may have been listed before
     package = importlib.util.module_from_spec(spec)
     sys.modules[name] = package
     dont_write = sys.dont_write_bytecode

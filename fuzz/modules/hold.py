@@ -22,7 +22,7 @@ from fuzz.modules.case import randomize
 from fuzz.modules.observation import Seen, cast_tree, is_computed, module_differences, observe_module
 from fuzz.modules.outside import globals_of
 from fuzz.programs.budget import Budget
-from fuzz.programs.layouts import channels_last, transposed
+from fuzz.programs.definite import channels_last, transposed
 from fuzz.programs.properties import Finding, Properties, Unusable
 from fuzz.programs.rounding import Rounding
 from ir.errors import GraphwrightError, InputError

@@ -18,7 +18,7 @@ from compiler.usercode.tensors import storage_of
 from fuzz.calls.kernels import ends_the_process
 from fuzz.programs.budget import Budget
 from fuzz.programs.case import Case, Kept, Outcome, outcome_of
-from fuzz.programs.definite import has_definite_gradients, is_definite
+from fuzz.programs.definite import channels_last, has_definite_gradients, is_definite, is_standard, transposed
 from fuzz.programs.emission import check_emitted_run
 from fuzz.programs.kinds import other_points, other_than_its_kind
 from fuzz.programs.later import (
@@ -31,7 +31,6 @@ from fuzz.programs.later import (
     with_other_numbers,
     without_data,
 )
-from fuzz.programs.layouts import channels_last, is_standard, transposed
 from fuzz.programs.observation import (
     coarsest_dtype,
     differences,

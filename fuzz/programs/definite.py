@@ -1,4 +1,4 @@
-"""Whether results depend on the strides of size-1 dimensions."""
+"""Equal tensors in other memory layouts, and whether results depend on strides that mean nothing."""
 
 from __future__ import annotations
 
@@ -72,3 +72,25 @@ def _show(program: Program, inputs: Sequence[Any], mode: AbstractContextManager[
         if isinstance(mode, OtherUnitStrides):
             inputs = [mode.restride(x) if isinstance(x, torch.Tensor) else x for x in inputs]
         return observe(program, inputs, **options)
+
+
+def is_standard(x: Any) -> bool:
+    """Return whether a tensor is contiguous or channels_last."""
+    if not isinstance(x, torch.Tensor) or x.is_contiguous():
+        return True
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def transposed(x: Any) -> Any:
+    """Return an equal tensor whose memory runs through the dimensions in the reverse order."""
+    if not isinstance(x, torch.Tensor) or x.dim() < 2:
+        return x
+    order = list(reversed(range(x.dim())))
+    return x.permute(order).contiguous().permute(order)
+
+
+def channels_last(x: Any) -> Any:
+    """Return an equal tensor in channels_last, where it has four dimensions."""
+    if not isinstance(x, torch.Tensor) or x.dim() != 4:
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
