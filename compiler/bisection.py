@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import nn
 from torch.export import ExportedProgram
@@ -323,6 +324,8 @@ def _asking(check: Callable[[GraphModule], bool | None]) -> Judge:
             raise
         except Exception as error:  # noqa: BLE001 - that it raises is the answer
             return f"{type(error).__name__}: {error}"
+        if isinstance(answer, np.bool_) or (isinstance(answer, torch.Tensor) and answer.numel() == 1):
+            answer = bool(answer)  # of a comparison of arrays
         if answer is not None and not isinstance(answer, bool):
             raise InputError(
                 f"the check returned {answer!r}",

@@ -52,16 +52,9 @@ _BIASED = Example("""
 """)
 
 
-_AFFINE = Example("""
-    parameter %w : f32[c, o]
-    parameter %b : f32[o]
-    graph(%x : f32[n, t, c]) {
-      %rows = aten.reshape(%x) {shape=[n*t, c]}
-      %flat = aten.addmm(%b, %rows, %w)
-      %y = aten.reshape(%flat) {shape=[n, t, o]}
-      return %y
-    }
-""")
+_AFFINE = _ROWS.changed(
+    ("%w : f32[o, c]", "%w : f32[c, o]"), ("aten.linear(%rows, %w, %b)", "aten.addmm(%b, %rows, %w)")
+)
 
 
 class RecomposeLinearPattern(Pattern):

@@ -221,6 +221,12 @@ def test_a_check_of_the_users_decides(net: nn.Module) -> None:
     wrong = bisect(net, X, patterns=[BiasLost], check=raises)
     assert wrong.verdict == "wrong before the first step"
     assert wrong.reason.startswith("AssertionError: another shape")
+    array: Any = lambda module: torch.tensor(check(module))  # noqa: E731
+    text: Any = lambda module: "no"  # noqa: E731
+    of_arrays = bisect(net, X, patterns=[BiasLost], check=array)
+    assert of_arrays.culprit is not None and of_arrays.culprit.location.module_path == "4"
+    with pytest.raises(InputError, match="the check returned 'no'"):
+        bisect(net, X, patterns=[BiasLost], check=text)
     with pytest.raises(InputError, match="check=3 is not a function"):
         bisect(net, X, check=3)
 
