@@ -7,7 +7,7 @@ import re
 
 from tests.test_layout import sources
 
-_OPERATOR = re.compile(r"(aten|nn)\.[a-z_]\w*")
+_OPERATOR = re.compile(r"(aten|nn)(\.\w+)+")
 
 TABLES = {
     "ir/ops/nn_ops.py:MULTIHEAD_ATTENTION": "the definition of the operator",
@@ -47,7 +47,7 @@ def operator_tables(files: dict[str, str]) -> dict[str, list[str]]:
             if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
                 continue
             constants = [each.value for each in ast.walk(node.value) if isinstance(each, ast.Constant)]
-            names = [each for each in constants if isinstance(each, str) and _OPERATOR.match(each)]
+            names = [each for each in constants if isinstance(each, str) and _OPERATOR.fullmatch(each)]
             if len(names) > 1:
                 target = node.targets[0] if isinstance(node, ast.Assign) else node.target
                 found[f"{path}:{ast.unparse(target)}"] = names
@@ -65,5 +65,6 @@ def test_every_form_of_a_table_is_found() -> None:
         "b.py": 'B: frozenset[str] = frozenset({"aten.relu", "nn.opaque"})',
         "c.py": 'C = {"aten.add.Tensor": 1} | dict.fromkeys(("aten.mul.Tensor",))',
         "d.py": 'D = "aten.relu"\nE = ("relu", "gelu")\ndef f():\n    g = ("aten.relu", "aten.gelu")',
+        "e.py": 'F = Example("aten.relu(%x)", "aten.gelu(%x)")',
     }
     assert sorted(operator_tables(files)) == ["a.py:A", "b.py:B", "c.py:C"]
