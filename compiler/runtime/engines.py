@@ -98,13 +98,15 @@ class Engine:
         """The version of the engine."""
         return str(import_extra(self.name).__version__)
 
-    def run(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
-        """Run the model.
+    def run(
+        self, inputs: Sequence[torch.Tensor], outputs: Callable[[], Sequence[torch.Tensor | None]]
+    ) -> list[torch.Tensor]:
+        """Run the model: it reads the memory of contiguous inputs, and no result is copied whose size is known.
 
         Args:
-            inputs: contiguous tensors on the CPU, in the order of the model's inputs.
-            outputs: for each output a contiguous tensor that it is written to, or None where its size is not known
-                before the call.
+            inputs: dense tensors on the CPU, in the order of the model's inputs.
+            outputs: makes for each output a contiguous tensor that it can be written to, or None where its size is not
+                known before the call. An engine that has memory for its results does not call it.
         """
         raise NotImplementedError
 
@@ -121,7 +123,9 @@ class OnnxRuntime(Engine):
             lambda source: self._runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         )
         self._inputs = [each.name for each in self.session.get_inputs()]
-        self._outputs = [each.name for each in self.session.get_outputs()]
+        outputs = enumerate(self.session.get_outputs())
+        self._bfloat16 = frozenset(number for number, each in outputs if each.type == "tensor(bfloat16)")
+        """The outputs whose dtype NumPy does not have."""
 
     @staticmethod
     def options(threads: int) -> Any:
@@ -132,59 +136,30 @@ class OnnxRuntime(Engine):
         options.log_severity_level = 3
         return options
 
-    def run(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
-        """Run the model: it reads and writes the memory of the tensors."""
-        if any(not tensor.numel() for tensor in inputs):  # memory that does not exist cannot be bound
-            fed = {name: _array(tensor) for name, tensor in zip(self._inputs, inputs, strict=True)}
-            return [torch.from_numpy(array) for array in self.session.run(None, fed)]
-        binding = self.session.io_binding()
-        for name, tensor in zip(self._inputs, inputs, strict=True):
-            binding.bind_input(name, "cpu", 0, _element_type(tensor), tuple(tensor.shape), tensor.data_ptr())
-        for name, given in zip(self._outputs, outputs, strict=True):
-            if given is None or not given.numel():
-                binding.bind_output(name, "cpu")
-            else:
-                binding.bind_output(name, "cpu", 0, _element_type(given), tuple(given.shape), given.data_ptr())
-        self.session.run_with_iobinding(binding)
-        if all(given is not None for given in outputs):
-            return [given for given in outputs if given is not None]
-        values = binding.get_outputs()
+    def run(
+        self, inputs: Sequence[torch.Tensor], outputs: Callable[[], Sequence[torch.Tensor | None]]
+    ) -> list[torch.Tensor]:
+        """Run the model: the results are memory of the runtime's, which is theirs from then on."""
+        # Small models feel each function that a call goes through, whose code the run before has driven out of the
+        # caches: binding inputs and outputs takes some 0.3 ms more than this (benchmarks/runtimes.py).
+        fed = {name: _array(tensor) for name, tensor in zip(self._inputs, inputs, strict=True)}
+        found = self.session.run(None, fed)
+        if not self._bfloat16:
+            return [torch.from_numpy(array) for array in found]
         return [
-            torch.from_numpy(value.numpy()) if given is None else given
-            for given, value in zip(outputs, values, strict=True)
+            torch.from_numpy(array.view("uint16")).view(torch.bfloat16)
+            if number in self._bfloat16
+            else torch.from_numpy(array)
+            for number, array in enumerate(found)
         ]
 
 
-def _element_type(tensor: torch.Tensor) -> Any:
-    """Return the number of ONNX for a dtype."""
-    return _ELEMENT_TYPES[tensor.dtype]
-
-
-_ELEMENT_TYPES: Mapping[torch.dtype, int] = MappingProxyType(
-    {
-        torch.float32: 1,
-        torch.uint8: 2,
-        torch.int8: 3,
-        torch.uint16: 4,
-        torch.int16: 5,
-        torch.int32: 6,
-        torch.int64: 7,
-        torch.bool: 9,
-        torch.float16: 10,
-        torch.float64: 11,
-        torch.uint32: 12,
-        torch.uint64: 13,
-        torch.bfloat16: 16,
-    }
-)
-"""dtype -> its number in ONNX (`TensorProto.DataType`)."""
-
-
 def _array(tensor: torch.Tensor) -> Any:
-    """Return the memory of a tensor as a NumPy array."""
+    """Return the numbers of a tensor as a contiguous array of NumPy: its memory, where it is contiguous."""
     if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.uint16).numpy().view(import_extra("ml_dtypes").bfloat16)
-    return tensor.numpy()
+        return _array(tensor.view(torch.uint16)).view(import_extra("ml_dtypes").bfloat16)
+    array = tensor.numpy(force=True)
+    return array if array.flags.c_contiguous else array.copy()
 
 
 class OpenVino(Engine):
@@ -223,33 +198,38 @@ class OpenVino(Engine):
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
 
-    def run(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    def run(
+        self, inputs: Sequence[torch.Tensor], outputs: Callable[[], Sequence[torch.Tensor | None]]
+    ) -> list[torch.Tensor]:
         """Run the model: it reads and writes the memory of the tensors."""
         try:
             request = self._free.pop()
         except IndexError:
             request = self.compiled.create_infer_request()
+        bound: list[Any] = []  # arrays, whose memory tensors of the plugin do not keep
         for place, tensor in zip(self._places, inputs, strict=True):
             if place is not None:
-                request.set_input_tensor(place, self._bound(tensor))
-        found: list[torch.Tensor] = []
-        for number, given in enumerate(outputs):
+                bound.append(_array(tensor))
+                request.set_input_tensor(place, self._tensor(bound[-1], tensor.dtype))
+        results = outputs()
+        for number, given in enumerate(results):
             if given is not None:
-                request.set_output_tensor(number, self._bound(given))
+                bound.append(_array(given))
+                request.set_output_tensor(number, self._tensor(bound[-1], given.dtype))
         request.infer()
-        for number, given in enumerate(outputs):
-            if given is None:
-                given = torch.from_numpy(request.get_output_tensor(number).data.copy())
-            found.append(given)
+        found = [
+            torch.from_numpy(request.get_output_tensor(number).data.copy()) if given is None else given
+            for number, given in enumerate(results)
+        ]
         self._free.append(request)
         return found
 
-    def _bound(self, tensor: torch.Tensor) -> Any:
-        """Return the memory of a tensor as one of the plugin's."""
-        if tensor.dtype == torch.bfloat16:  # which NumPy does not have
-            memory = tensor.view(torch.uint16).numpy()
-            return self._openvino.Tensor(memory, self._openvino.Shape([*tensor.shape]), self._openvino.Type.bf16)
-        return self._openvino.Tensor(tensor.numpy(), shared_memory=True)
+    def _tensor(self, array: Any, dtype: torch.dtype) -> Any:
+        """Return the memory of an array as a tensor of the plugin's."""
+        if dtype == torch.bfloat16:  # which NumPy does not have
+            short = array.view("uint16")
+            return self._openvino.Tensor(short, self._openvino.Shape([*array.shape]), self._openvino.Type.bf16)
+        return self._openvino.Tensor(array, shared_memory=True)
 
 
 ENGINES: Mapping[str, type[Engine]] = MappingProxyType({each.name: each for each in (OnnxRuntime, OpenVino)})

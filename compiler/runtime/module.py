@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,16 @@ class _Signature:
     dtypes: tuple[torch.dtype, ...]
     binds: tuple[tuple[int, int, str, int, int], ...]
     outputs: tuple[tuple[torch.dtype, tuple[Formula, ...] | None], ...]
+
+    def results(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        """Return memory for the outputs of a call, None for those whose sizes depend on data."""
+        sizes: dict[str, int] = {}
+        for number, dim, symbol, slope, offset in self.binds:
+            sizes.setdefault(symbol, (inputs[number].shape[dim] - offset) // slope)
+        return [
+            None if formulas is None else torch.empty([evaluate_formula(f, sizes) for f in formulas], dtype=dtype)
+            for dtype, formulas in self.outputs
+        ]
 
 
 class EngineModule(nn.Module):
@@ -98,23 +108,15 @@ class EngineModule(nn.Module):
                 traced.
             EngineError: the engine fails.
         """
-        signature = self.signature
-        given = [self._checked(number, tensor) for number, tensor in enumerate(inputs)]
-        sizes: dict[str, int] = {}
-        for number, dim, symbol, slope, offset in signature.binds:
-            sizes.setdefault(symbol, (given[number].shape[dim] - offset) // slope)
-        outputs = [
-            None if formulas is None else torch.empty([evaluate_formula(f, sizes) for f in formulas], dtype=dtype)
-            for dtype, formulas in signature.outputs
-        ]
-        engine = self.engine
+        for number, tensor in enumerate(inputs):
+            self._check(number, tensor)
         try:
-            return tuple(engine.run(given, outputs))
+            return tuple(self.engine.run(inputs, lambda: self.signature.results(inputs)))
         except Exception as error:
-            shapes = ", ".join(f"{list(tensor.shape)} of {tensor.dtype}" for tensor in given)
+            shapes = ", ".join(f"{list(tensor.shape)} of {tensor.dtype}" for tensor in inputs)
             raise EngineError.of(self.engine_name, f"failed on inputs {shapes}", error) from error
 
-    def _checked(self, number: int, tensor: torch.Tensor) -> torch.Tensor:
+    def _check(self, number: int, tensor: torch.Tensor) -> None:
         name, dtype = self.signature.names[number], self.signature.dtypes[number]
         plain = type(tensor) is torch.Tensor or type(tensor) is nn.Parameter
         if not plain or torch._C._get_tracing_state() is not None:
@@ -126,7 +128,7 @@ class EngineModule(nn.Module):
         if tensor.is_meta or tensor.layout is not torch.strided:
             what = "on the meta device" if tensor.is_meta else f"of layout {tensor.layout}"
             raise InputError(f"the input `{name}` is {what}", remedy="pass a dense tensor with data: `x.to_dense()`")
-        if tensor.dtype != dtype or tensor.device.type != "cpu":
+        if tensor.dtype != dtype or not tensor.is_cpu:
             raise InputError(
                 f"the input `{name}` is {tensor.dtype} on {tensor.device}, and the file takes {dtype} on the CPU",
                 remedy=f"pass `{name}.to('cpu', {dtype})`",
@@ -145,7 +147,6 @@ class EngineModule(nn.Module):
                 f"the input `{name}` requires a gradient, and {self.engine_name} has none: it is for inference",
                 remedy="call the module under `torch.no_grad()`, and train the module that `transform` returned",
             )
-        return tensor.detach().resolve_neg().resolve_conj().contiguous()
 
     @override
     def train(self, mode: bool = True) -> EngineModule:

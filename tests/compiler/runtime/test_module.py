@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import sys
@@ -102,6 +103,32 @@ def test_results_are_tensors_of_their_own(made):
         kept = first.clone()
         module(x + 1, pair, flag=True)
     assert torch.equal(first, kept)
+
+
+class Fixed(nn.Module):
+    """One result is a constant, another one the argument, and two are equal."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("fixed", torch.arange(4.0))
+
+    def forward(self, x):
+        y = torch.relu(x)
+        return self.fixed * 1, x.flatten(), y, y + 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_results_may_be_written_and_outlive_the_engine(engine):
+    pytest.importorskip(engine, reason=f"the extra `{engine}` is not installed")
+    model, x = Fixed().eval(), torch.randn(2, 4)
+    module = transform(model, (x.clone(),)).to_runtime(engine, threads=1)
+    with torch.no_grad():
+        for result in module(x.clone()):
+            result.add_(1)
+        found, expected = module(x), model(x)
+    del module
+    gc.collect()
+    torch.testing.assert_close(found, expected)
 
 
 def test_it_is_for_inference_on_the_cpu(made):
