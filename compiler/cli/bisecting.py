@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
         UsageError: when an argument is wrong.
         GraphwrightError: when the model cannot be captured, or the command cannot be run.
     """
-    check_outputs([], [options.output])
+    check_outputs(options, [], [options.output])
     if options.command is not None and PLACE not in options.command:
         raise UsageError(f"the command names no program: write {PLACE} where its file shall stand")
     for extra in options.load:
