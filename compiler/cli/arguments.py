@@ -11,6 +11,7 @@ from pathlib import Path
 from compiler.cli.userfile import DynamicSize
 from compiler.page.html import layout_library
 from compiler.savefiles import check_file, check_folder
+from compiler.written.save import check_package
 from ir.errors import InputError
 
 
@@ -164,23 +165,33 @@ def dynamic_sizes(texts: Sequence[str]) -> list[DynamicSize]:
         raise UsageError(str(error)) from error
 
 
-def check_outputs(options: argparse.Namespace, files: Sequence[Path], folders: Sequence[Path | None] = ()) -> None:
-    """Check that files can be written, each to a place of its own, and that folders are there or can be made.
+def check_outputs(
+    options: argparse.Namespace,
+    files: Sequence[Path],
+    folders: Sequence[Path | None] = (),
+    packages: Sequence[Path | None] = (),
+) -> None:
+    """Check that files and packages can be written, each to a place of its own, and that folders can be made.
 
     Raises:
-        UsageError: when one cannot, two files have the same place, or one is a file of the user's code.
+        UsageError: when one cannot, two have the same place, or one is a file of the user's code.
     """
-    places, sources = [path.resolve() for path in files], user_files(options)
-    for number, place in enumerate(places):
-        if place in places[:number]:
-            raise UsageError(f"two results are to be written to {files[number]}: give each its own file")
-        if place in sources:
-            raise UsageError(f"{files[number]} is read, and a result is to be written to it: give it a file of its own")
+    seen: set[Path] = set()
+    kept, made = list(filter(None, folders)), list(filter(None, packages))
+    for path in [*files, *kept, *made]:
+        place = path.resolve()
+        if place in seen:
+            raise UsageError(f"two results are to be written to {path}: give each its own file or folder")
+        seen.add(place)
     try:
         for path in files:
             check_file(path)
-        for folder in folders:
-            if folder is not None:
-                check_folder(folder)
+        for path in kept:
+            check_folder(path)
+        for path in made:
+            check_package(path)
     except InputError as error:
         raise UsageError(str(error)) from error
+    for path in files:
+        if path.resolve() in user_files(options):
+            raise UsageError(f"{path} is read, and a result is to be written to it: give that a file of its own")

@@ -148,9 +148,10 @@ def _of_program(options: argparse.Namespace) -> Bisection:
     path = existing(options.model)
     with tempfile.TemporaryDirectory() as folder:
         manager = pipeline_of_options(options, *extensions_of([load_file(Path(each)) for each in options.load]))
-        program = parse_program(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        program = parse_program(text)
         verify(program)
-        weights = weights_beside(path)
+        weights = weights_beside(path, text)
         if weights is not None:
             load_weights_file(program, weights)
         check_scopes(manager, program, {})

@@ -28,7 +28,7 @@ from compiler.programfile import SUFFIX, load_weights_file, save_program, weight
 from compiler.reproducer import PROGRAM, Reproducer, Reproducers, current_versions, pipeline_of_reproducer
 from compiler.savefiles import write_files
 from compiler.scopes import check_scopes
-from ir.errors import InputError, ParseError
+from ir.errors import InputError, ParseError, VerificationError
 from ir.program import Program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
@@ -169,11 +169,14 @@ def _program(text: str, options: argparse.Namespace) -> Program:
     name = "<stdin>" if options.program == "-" else options.program
     try:
         program = parse_program(text)
+        verify(program)
     except ParseError as error:
         raise ParseError(f"{name}, {error.message}", line=error.line, column=error.column) from error
-    verify(program)
+    except VerificationError as error:
+        line = 1 + len(text) - len(text.lstrip("\n"))  # where the program begins, of several
+        raise VerificationError(f"{name}:{line}: {error.message}", location=error.location) from error
     alone = options.program != "-" and not options.split_input
-    weights = options.weights or (weights_beside(Path(options.program)) if alone else None)
+    weights = options.weights or (weights_beside(Path(options.program), text) if alone else None)
     if weights is not None:
         load_weights_file(program, weights)
     return program

@@ -336,6 +336,8 @@ def test_list_names_every_pattern_and_pass(net: str, capsys: pytest.CaptureFixtu
         (["net.py:make", "--save-code", "a.py"], "Python cannot import a package called 'a.py'"),
         (["net.py:make", "--save-code", "no/a"], "to write the package a to"),
         (["net.py:make", "--save-ir", "a", "--save-module", "./a"], "two results are to be written to a"),
+        (["net.py:make", "--dump-ir", "a", "--save-ir", "a"], "two results are to be written to a"),
+        (["net.py:make", "--dump-ir", "a", "--save-code", "./a"], "two results are to be written to a"),
         (["net.py:make", "--save-ir", "net.py"], "net.py is read, and a result is to be written to it"),
         (["net.py:make", "--load", "net.py", "--json", "./net.py"], "net.py is read"),
         ([":make"], "not of the form FILE.py:FUNCTION"),
