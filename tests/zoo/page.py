@@ -77,8 +77,8 @@ def _summary(records: Collection[Record], missing: Sequence[str]) -> Iterator[st
     )
     if missing:
         left = {family: [name for name in missing if name.partition("/")[0] == family] for family in FAMILIES}
-        counts = ", ".join(f"{len(names)} of {family}" for family, names in left.items() if names)
-        yield f"<details><summary>Not run: {counts}.</summary>\n"
+        numbers = ", ".join(f"{len(names)} of {family}" for family, names in left.items() if names)
+        yield f"<details><summary>Not run: {numbers}.</summary>\n"
         for family, names in left.items():
             if names:
                 yield f"- {family}:"
