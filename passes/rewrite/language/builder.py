@@ -10,7 +10,7 @@ from ir.builder import short_opdef
 from ir.core import Operation, Value
 from ir.errors import GraphwrightError, PatternError
 from ir.opdef import OpDef, ParamKind, Trait, get_opdef
-from ir.schemas import nearest_operator
+from ir.schemas import name_of_overload, nearest_operator
 from passes.rewrite.language.associations import Part, associations
 from passes.rewrite.language.nodes import AnyOf, AnyValue, AttrCapture, AttrWhere, Chain, Node, OpNode
 
@@ -94,13 +94,33 @@ def _attribute_at(opdefs: tuple[OpDef, ...] | Trait, place: int, given: Any) -> 
     names = {param.name for param in params if param is not None}
     if not fit or len(names) != 1:
         if any(param is not None and param.kind is ParamKind.ATTRIBUTE for param in params):
+            others = " or ".join(f'`p.op("{name}", ...)`' for name in _overloads_with(opdefs, place, given))
             raise PatternError(
                 f"{given!r} is argument {place + 1} of {' and '.join(opdef.name for opdef in opdefs)}, which is no "
                 "attribute that is given by position",
-                remedy=f"give it by keyword: {', '.join(f'{name}=...' for name in sorted(names))}",
+                remedy=f"an overload that has it there is written {others}"
+                if others
+                else f"give it by keyword: {', '.join(f'{name}=...' for name in sorted(names))}",
             )
         raise _no_pattern(given, f"an operand of {opdefs[0].name}")
     return names.pop()
+
+
+def _overloads_with(opdefs: tuple[OpDef, ...], place: int, given: Any) -> list[str]:
+    """Return the overloads of an operator in which an argument that is given by position is an attribute."""
+    packet = getattr(opdefs[0].target, "overloadpacket", None)
+    if packet is None or len(opdefs) > 1:
+        return []
+    found = []
+    for overload in packet.overloads():
+        opdef = get_opdef(name_of_overload(getattr(packet, overload)))
+        param = opdef.params[place] if place < len(opdef.params) else None
+        if param is None or param.kind is not ParamKind.ATTRIBUTE or param.keyword_only or param.extra:
+            continue
+        is_written = any(each.name.startswith("out") for each in opdef.operand_params)  # no program holds one
+        if opdef.operand_params and not is_written and param.takes(given) and opdef is not opdefs[0]:
+            found.append(opdef.name)
+    return found
 
 
 class PatternBuilder:

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
+import torch
 
 from fuzz.rules.partial import explained_otherwise
 from ir.core import Value
@@ -87,11 +88,29 @@ def test_captures_and_conditions_are_given_by_position_too() -> None:
         (lambda: P.softmax(P.any("x"), -1, dim=1), "'dim' is given twice"),
         (lambda: P.op(("aten.softmax.int", "aten.permute"), P.any("x"), 1), "argument 2 of"),
         (lambda: P.relu(P.any("x"), 1), "1 as an operand of aten.relu"),
+        (lambda: P.sum(P.any("x"), torch.float32), r"argument 2 of aten\.sum.*\n?.*by keyword: dtype="),
     ],
 )
 def test_what_has_no_place_is_refused(build: Any, message: str) -> None:
     with pytest.raises(PatternError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("short", "given"), [("sum", 1), ("sum", (1,)), ("mean", [-1]), ("prod", 1), ("bernoulli", 0.5)]
+)
+def test_an_argument_of_another_overload_is_told_that_one(short: str, given: Any) -> None:
+    class Summed(Rule):
+        """sum(x) = relu(x), in the overload that the error names"""
+
+        def pattern(self, p: PatternBuilder) -> Node:
+            return p.op(named, p.any("x"), given)
+
+    with pytest.raises(PatternError, match="an overload that has it there is written") as caught:
+        getattr(P, short)(P.any("x"), given)
+    named = str(caught.value).partition('`p.op("')[2].partition('"')[0]
+    p = program([f32(2, 3)], lambda b, x: b.call(named, x, given))
+    assert len(applied(Summed(), p).matches) == 1
 
 
 # --- named alternatives
