@@ -55,7 +55,11 @@ class Rule:
     value: Any
 
     def means(self, site: Site) -> bool:
-        """Return whether the rule is about a site."""
+        """Return whether the rule is about a site.
+
+        Raises:
+            InputError: when its function raises.
+        """
         key = self.key
         if isinstance(key, str):
             return fnmatch.fnmatchcase(site.kind, key) or any(
@@ -63,7 +67,15 @@ class Rule:
             )
         if isinstance(key, type):
             return any(_is_a(part.module_class, key) for part in site.location.parts)
-        return bool(key(site))
+        try:
+            answer = bool(key(site))
+        except Exception as error:
+            raise InputError(
+                f"the rule {self} raised {type(error).__name__} of {site.kind}: {error}",
+                location=site.location,
+                remedy="its function is asked of every `Site`, whose attributes are `kind`, `location` and `paths`",
+            ) from error
+        return answer
 
     def __str__(self) -> str:
         key = self.key

@@ -46,6 +46,15 @@ def test_keys(key: Any, meant: tuple[Site, ...]) -> None:
     assert tuple(site for site in SITES if rules.find(site)) == meant
 
 
+def test_a_function_that_raises_is_named_with_the_place() -> None:
+    rules = Rules.of({lambda site: len(site.kind) / 0 > 1: None})
+    with pytest.raises(
+        InputError, match=r"the rule .*<lambda> raised ZeroDivisionError of conv_bn: division"
+    ) as caught:
+        rules.find(FIRST)
+    assert "net.py:3" in str(caught.value) and isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
 def test_the_last_rule_that_means_a_place_wins() -> None:
     rules = Rules.of({"*": 1, "layer1.*": 2, nn.Linear: None})
     assert [rules.choose(site, 0) for site in SITES] == [1, 2, None, 2]
