@@ -57,6 +57,8 @@ examples:
 
 A command is run as by `git bisect run`: it exits with 0 where the program is right, with 125 where that cannot be told,
 and with another code where it is wrong. {program} is the file of a program, as `graphwright.load_program` reads it.
+There is no shell, so `&&`, `>` and `$NAME` are arguments like others; where they are needed, run a shell:
+--command "sh -c 'python a.py {program} && python b.py {program}'".
 
 exit codes: 0 the step was found, 1 it was not: the result is never wrong, or wrong at the start, 2 wrong usage
 """
@@ -75,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_sizes(parser)
     group = parser.add_argument_group("what is wrong")
     what = group.add_mutually_exclusive_group()
-    what.add_argument("--command", metavar="TEXT", help=f"run for each result, with its file in place of {PLACE}")
+    what.add_argument("--command", metavar="TEXT", help=f"run, without a shell, for each result: {PLACE} is its file")
     what.add_argument("--check", metavar="FILE.py:FUNCTION", help="called with each emitted module")
     group = parser.add_argument_group("results")
     group.add_argument("-o", "--output", metavar="DIR", type=Path, help="write the program before and after the step")
