@@ -27,7 +27,7 @@ from compiler.emitted.graphmodule import (
 from compiler.emitted.guard import Check, InputGuard, Leaves
 from compiler.emitted.quantization import Quantizer, fake_quantize
 from compiler.emitted.sizes import check_size
-from compiler.emitted.written import WrittenModule, WrittenRegion, hold, load_tensors
+from compiler.emitted.written import WrittenModule, WrittenRegion, hold, list_in_order, load_tensors, start
 from ir.program import Surrounding
 
 __all__ = [
@@ -58,7 +58,9 @@ __all__ = [
     "fake_quantize",
     "fused_class",
     "hold",
+    "list_in_order",
     "load_tensors",
+    "start",
     "taken",
     "with_switches",
     "write_unless_itself",

@@ -25,6 +25,9 @@ from ir.core import Operation, Value
 from ir.program import Weight
 from ir.spelling import free_name
 
+_RESERVED = frozenset({*dir(FusedRegion), *dir(FusedModule)})
+"""Attributes of every region: a child of such a name could not be reached."""
+
 
 @attrs.define(eq=False)
 class Child:
@@ -111,7 +114,7 @@ class Region:
     def _free(self, name: str) -> str:
         """Return a name of a child that is not taken."""
         taken = {child.name for child in self.children.values()}
-        return free_name(name, lambda name: name in taken or hasattr(fx.GraphModule, name))
+        return free_name(name, lambda name: name in taken or name in _RESERVED)
 
     def _quantizer(self, form: ModuleForm, value: Value) -> Child:
         return Child(self._free(name_of(form, value)), form, home_of(form), is_quantizer=True)

@@ -17,7 +17,7 @@ from compiler.codegen.forms import ModuleForm
 from compiler.codegen.functions import emit_function
 from compiler.codegen.quantizers import emit_quantization
 from compiler.codegen.tree import ModuleTree
-from compiler.emitted.forward_code import SignatureCodeGen
+from compiler.emitted.forward_code import OWN_NAMES, SignatureCodeGen
 from ir.core import Operation, Value
 from ir.data_sizes import Definition
 from ir.errors import CodegenError
@@ -55,6 +55,8 @@ class Scope:
         self.tree = tree
         self.inputs = inputs
         self.graph = fx.Graph()
+        for name in OWN_NAMES:
+            self.graph._graph_namespace.create_name(name, None)
         self.graph.set_codegen(SignatureCodeGen(len(inputs)))
         self.env: dict[Value, Any] = {}
         self.taken: set[Operation] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import sympy
@@ -15,7 +16,8 @@ from compiler.codegen.forms import ModuleForm, build, declared_names, homes
 from compiler.codegen.quantizers import QuantizedValues
 from compiler.codegen.sharing import share_modules
 from compiler.codegen.weights import Weights, names_of, share
-from compiler.emitted.graphmodule import Container
+from compiler.emitted.graphmodule import Container, EmittedModule
+from compiler.emitted.written import WrittenModule
 from compiler.usercode.state import part_of
 from ir.core import Operation, Value
 from ir.errors import CodegenError
@@ -23,8 +25,12 @@ from ir.locations import Location
 from ir.program import Program, Weight, WeightKind, weight_of
 from ir.spelling import free_name
 
-_RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | {"_guard", "_keys", "_out_spec"}
-"""Attributes of every GraphModule: a submodule of such a name could not be reached."""
+_RESERVED = frozenset(
+    {*dir(EmittedModule(nn.Module(), fx.Graph())), *dir(WrittenModule()), "_guard", "_keys", "_out_spec"}
+)
+"""Attributes of every emitted module, also of one written as code: a submodule of such a name could not be reached."""
+_RESERVED_BELOW = frozenset(dir(Container()))
+"""Attributes of the modules below the root that only hold others."""
 
 _FOLDED = "_folded"
 """Suffix of the path of a layer, or the name of a weight, whose values are not those of the original."""
@@ -82,7 +88,7 @@ class ModuleTree:
         """Paths below which the original has weights."""
         for name in weights.originals:
             self._prefixes.update(dict.fromkeys(_above(name)))
-        self._top = {path.partition(".")[0] for path in (*weights.originals, *program.module_modes)}
+        self._known = {*weights.originals, *program.module_modes, *self._prefixes}
 
     def find_weight(self, value: Value | None) -> Weight | None:
         """Return the weight that a value of the program is, unless it is computed in `forward`; else None."""
@@ -91,10 +97,19 @@ class ModuleTree:
 
     def safe_path(self, path: str) -> str:
         """Return the path in the emitted module of what the original has at `path`."""
-        first, dot, rest = path.partition(".")
-        if first not in _RESERVED:
+        names = path.split(".")
+        if names[0] not in _RESERVED and _RESERVED_BELOW.isdisjoint(names):
             return path
-        return f"{free_name(first, lambda name: name in self._top or name == first)}{dot}{rest}"
+        for place, name in enumerate(names):
+            if name in (_RESERVED_BELOW if place else _RESERVED):
+                beside = ".".join(path.split(".")[:place])
+                names[place] = free_name(name, self._is_known_below(beside, name))
+        return ".".join(names)
+
+    def _is_known_below(self, parent: str, reserved: str) -> Callable[[str], bool]:
+        """Return what tells whether a name cannot stand for a reserved one: the original has it beside that, too."""
+        prefix = f"{parent}." if parent else ""
+        return lambda name: name == reserved or f"{prefix}{name}" in self._known
 
     def home(self, form: ModuleForm, locations: tuple[Location, ...]) -> str | None:
         """Return the path at which all weights of `form` keep their names, or None.

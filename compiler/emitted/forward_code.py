@@ -21,6 +21,8 @@ from ir.errors import InputError
 
 _TAKEN = "_taken"
 """What generated code calls `taken`."""
+OWN_NAMES = ("self", _TAKEN)
+"""Names in generated code that fx does not know to be taken: no result may have one."""
 
 # fx writes functions under the name of the module that they say they are from
 _HOMES: dict[str, Any] = {"torch._C._nn": nn.functional, "torch.functional": torch}

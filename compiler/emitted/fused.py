@@ -47,7 +47,7 @@ class FusedModule(nn.Module):
         if rule is not None:
             cls.kind, cls.parts, cls.quantization_points = rule.kind, rule.parts, rule.quantization_points
 
-    def __init__(self, **parts: nn.Module) -> None:
+    def __init__(self, /, **parts: nn.Module) -> None:
         super().__init__()
         for name, part in parts.items():
             self.add_module(name, part)

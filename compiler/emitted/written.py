@@ -41,14 +41,19 @@ class WrittenModule(EmittedParts):
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
-    def start(self, *, training: bool, others: Sequence[str] = ()) -> None:
-        """Put all modules into a mode, and those at `others` into the other one: the modes of the capture."""
-        for path, module in self.named_modules():
-            module.training = training != (path in others)
 
-    def in_order(self, names: Sequence[str]) -> None:
-        """Let parameters be listed in an order, which is that of the original."""
-        self._order = {name: place for place, name in enumerate(names)}
+# Functions and not methods: a submodule may have their names.
+
+
+def start(module: WrittenModule, *, training: bool, others: Sequence[str] = ()) -> None:
+    """Put all modules into a mode, and those at `others` into the other one: the modes of the capture."""
+    for path, each in module.named_modules():
+        each.training = training != (path in others)
+
+
+def list_in_order(module: WrittenModule, names: Sequence[str]) -> None:
+    """Let parameters be listed in an order, which is that of the original."""
+    module._order = {name: place for place, name in enumerate(names)}
 
 
 class WrittenRegion(nn.Module):

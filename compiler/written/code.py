@@ -23,7 +23,7 @@ from compiler.emitted.graphmodule import (
     with_switches,
 )
 from compiler.emitted.guard import InputGuard
-from compiler.emitted.written import WrittenModule, WrittenRegion, hold, load_tensors
+from compiler.emitted.written import WrittenModule, WrittenRegion, hold, list_in_order, load_tensors, start
 from compiler.written.layers import held, layer_call
 from compiler.written.literals import Imports, literal, quoted
 from ir.errors import CodegenError
@@ -301,10 +301,10 @@ class _Writer:
             lines.append(f"self.lock_mode({quoted(module._mode_locked)}{more})")
         names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
         if names != [name for name, _ in nn.Module.named_parameters(module, remove_duplicate=False)]:
-            lines.append(f"self.in_order({literal(names, self.imports)})")
+            lines.append(f"{self.imports.of(list_in_order)}(self, {literal(names, self.imports)})")
         others = [path for path, each in module.named_modules() if each.training != module.training]
         given = f", others={literal(others, self.imports)}" if others else ""
-        lines.append(f"self.start(training={module.training}{given})")
+        lines.append(f"{self.imports.of(start)}(self, training={module.training}{given})")
         return lines
 
     def _is_kept(self, path: str) -> bool:

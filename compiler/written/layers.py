@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 
@@ -68,6 +69,8 @@ def _arguments(class_: type[nn.Module], module: nn.Module, path: str) -> dict[st
     for name, parameter in inspect.signature(class_.__init__).parameters.items():
         if name in _NOT_ARGUMENTS or name.startswith("_") or (name == "dtype" and "dtype" not in vars(module)):
             continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue  # those of `nn.Module.__init__`, which takes none; a class that takes some makes another layer
         if name in others:
             value = others[name](module)
         elif name in module._parameters or name in module._buffers:
@@ -119,7 +122,7 @@ def _differences(module: nn.Module, made: nn.Module) -> Iterator[str]:
         for each in (module, made)
     )
     for name in plain.keys() | new.keys():
-        if not _same(plain.get(name, _ABSENT), new.get(name, _ABSENT)):
+        if not alike(plain.get(name, _ABSENT), new.get(name, _ABSENT)):
             yield f"its attribute {name!r} is not what its class makes of its arguments"
     if list(module._modules) != list(made._modules):
         yield f"it holds {list(module._modules)}, and its class makes {list(made._modules)}"
@@ -147,5 +150,19 @@ OF_SWITCHES = ("_modes_after", "_unlike_after", "_mode_locked", "_mode_unknown",
 """The attributes that tell a module what `train()` and `eval()` do."""
 
 
-def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and bool(a is b or a == b or (a != a and b != b))
+def alike(a: Any, b: Any) -> bool:
+    """Return whether two values have the same types and values at every depth; NaN is like NaN."""
+    if a is b:
+        return True
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(alike(each, b[key]) for key, each in a.items())
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(alike, a, b))
+    if attrs.has(type(a)):
+        names = [field.name for field in attrs.fields(type(a)) if field.eq]
+        return all(alike(getattr(a, name), getattr(b, name)) for name in names)
+    if isinstance(a, complex):
+        return alike((a.real, a.imag), (b.real, b.imag))
+    return bool(a == b or (a != a and b != b))

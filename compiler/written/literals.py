@@ -115,8 +115,8 @@ def literal(value: Any, imports: Imports) -> str:
         return quoted(value) if kind is str else repr(value)
     if kind is float:
         return repr(value) if math.isfinite(value) else f'float("{value}")'
-    if kind is complex and all(map(math.isfinite, (value.real, value.imag))):
-        return f"complex({value.real!r}, {value.imag!r})"
+    if kind is complex:
+        return f"complex({literal(value.real, imports)}, {literal(value.imag, imports)})"
     if kind is tuple or kind is torch.Size:
         inner = ", ".join(literal(item, imports) for item in value)
         return f"({inner}{',' if len(value) == 1 else ''})"

@@ -19,7 +19,7 @@ from compiler.emitted.graphmodule import EmittedModule, TreeGraphModule
 from compiler.emitted.written import WrittenModule, tensors_of
 from compiler.savefiles import write_files
 from compiler.written.code import WEIGHTS, Written, write_module
-from compiler.written.layers import OF_MODULES, layer_class
+from compiler.written.layers import OF_MODULES, alike, layer_class
 from ir.errors import CodegenError, InputError
 from ir.paths import checked_path
 
@@ -169,7 +169,7 @@ def _differences(module: EmittedModule, loaded: WrittenModule, kept: tuple[str, 
             if name not in OF_MODULES and name not in _OF_GRAPHS:
                 values = [getattr(each, name, None) for each in (one, other)]
                 if not _same(*values):
-                    yield f"the attribute {name!r} of `{path}` is {values[1]!r:.80}, and was {values[0]!r:.80}"
+                    yield f"the attribute {name!r} of `{path}` {_told(*values)}"
     yield from _different_tensors(module, loaded, kept)
 
 
@@ -203,6 +203,13 @@ def _different_tensors(module: EmittedModule, loaded: WrittenModule, kept: tuple
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, pytree.TreeSpec):
         return isinstance(b, pytree.TreeSpec) and a == b
-    if type(a) is not type(b) and not (isinstance(a, dict) and isinstance(b, dict)):
-        return not a and not b
-    return bool(a is b or a == b or (a != a and b != b))
+    return alike(a, b) or (type(a) is not type(b) and not a and not b)
+
+
+def _told(old: Any, new: Any) -> str:
+    """Return two values in words, cut to where they differ."""
+    texts = [repr(each) for each in (new, old)]
+    same = next((place for place, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1]), 0)
+    start = same - 40 if same > 60 else 0
+    new_, old_ = (f"{'...' if start else ''}{text[start : start + 80]}" for text in texts)
+    return f"is {new_}, and was {old_}"

@@ -18,6 +18,7 @@ import graphwright.emitted
 from compiler.emitted.graphmodule import EmittedModule
 from compiler.written import save
 from compiler.written.code import write_module
+from compiler.written.layers import alike
 from compiler.written.save import save_code
 from graphwright import CodegenError, InputError, TransformResult, transform
 from graphwright.quant import quantize
@@ -267,7 +268,65 @@ def frozen_norm() -> tuple[Any, Call]:
     return _plain(nn.Sequential(nn.Linear(4, 4), norm, nn.GELU(approximate="tanh")).eval())
 
 
-@pytest.mark.parametrize("make", [spelled, mixed_modes, quantized, frozen_norm])
+class Named(nn.Module):
+    """Modules, and a buffer, with names that emitted modules or the code of theirs have attributes of, or locals."""
+
+    NAMES = (
+        "start",
+        "list_in_order",
+        "self",
+        "lock_mode",
+        "_out_spec_text",
+        "_weight_names",
+        "_taken",
+        "torch",
+        "load",
+    )
+    INNER = ("self", "_switch", "_modes_after", "_modes_after_1")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Module()
+        for owner, names in ((self, self.NAMES), (self.inner, self.INNER)):
+            for name in names:
+                setattr(owner, name, nn.Linear(4, 4))
+        self.register_buffer("refuse", torch.ones(4))
+
+    def forward(self, x: torch.Tensor, **more: torch.Tensor) -> torch.Tensor:
+        for owner, names in ((self, self.NAMES), (self.inner, self.INNER)):
+            for name in names:
+                x = owner._modules[name](x).relu()  # type: ignore[misc]
+        return x + self._buffers["refuse"] + more["more"]  # type: ignore[operator]
+
+
+def named() -> tuple[Any, Call]:
+    x = torch.randn(2, 4)
+    model = transform(Named().eval(), (x,), {"more": x}).model
+    assert "start.linear.weight" in model.state_dict()  # the name of a function is free
+    return model, ((x,), {"more": x})
+
+
+class Defaults(nn.Module):
+    def forward(
+        self,
+        x: torch.Tensor,
+        k: float = float("nan"),
+        c: complex = complex(float("-inf"), 1),
+        several: tuple[float, ...] = (1.0, float("nan")),
+    ) -> torch.Tensor:
+        return x + 1
+
+
+def not_finite() -> tuple[Any, Call]:
+    return _plain(Defaults().eval())
+
+
+def without_arguments() -> tuple[Any, Call]:
+    """Layers whose `__init__` is that of `nn.Module`, alone and in a region."""
+    return _plain(nn.Sequential(nn.Sigmoid(), nn.Linear(4, 4), nn.Tanh(), nn.LogSigmoid(), nn.Softsign()).eval())
+
+
+@pytest.mark.parametrize("make", [spelled, mixed_modes, quantized, frozen_norm, named, not_finite, without_arguments])
 def test_other_models(make: Callable[[], tuple[Any, Call]]) -> None:
     torch.manual_seed(0)
     model, call = make()
@@ -280,7 +339,25 @@ def test_other_models(make: Callable[[], tuple[Any, Call]]) -> None:
         torch.manual_seed(0)
         outputs.append(flat(module(*call[0], **call[1])))
     assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
-    copy.deepcopy(loaded)(*call[0])
+    copy.deepcopy(loaded)(*call[0], **call[1])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        (float("nan"), float("nan"), True),
+        ((1.0, [float("nan")]), (1.0, [float("nan")]), True),
+        (complex(float("nan"), 1), complex(float("nan"), 1), True),
+        (complex(float("nan"), 1), complex(float("nan"), 2), False),
+        ((1.0, float("nan")), (2.0, float("nan")), False),
+        ({"a": float("nan")}, {"a": float("nan")}, True),
+        ({"a": 1}, {"b": 1}, False),
+        ((1,), (1.0,), False),
+        ((1, 2), (1,), False),
+    ],
+)
+def test_what_is_alike(a: Any, b: Any, same: bool) -> None:
+    assert alike(a, b) is same
 
 
 def test_opaque_modules_are_given() -> None:
