@@ -79,6 +79,29 @@ _CONTIGUOUS: dict[str, Any] = {"strides": StrideRule.CONTIGUOUS}
 _ACTIVATION = Trait.ACTIVATION | Trait.ELEMENTWISE
 
 
+def _group_norm(
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    cudnn_enabled: bool,
+) -> torch.Tensor:
+    """Compute on a contiguous copy where weights are trained, and what they scale is not.
+
+    In channels_last the backward of the kernel then ends the process (PyTorch 2.13, on the CPU).
+    """
+    kernel = torch.ops.aten.group_norm.default
+    is_trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (weight, bias))
+    result: torch.Tensor
+    if not is_trained or x.requires_grad or x.is_contiguous():
+        result = kernel(x, num_groups, weight, bias, eps, cudnn_enabled)
+        return result
+    with torch.no_grad():
+        result = kernel(x, num_groups, weight, bias, eps, cudnn_enabled)  # for its strides
+    return result.copy_(kernel(x.contiguous(), num_groups, weight, bias, eps, cudnn_enabled))
+
+
 def _batch_norm(
     x: torch.Tensor,
     weight: torch.Tensor | None,
@@ -260,7 +283,7 @@ def _layers() -> None:
     )
     norm = _fast(normalization.instance_norm)
     _rows("instance_norm", norm, Trait.NORMALIZES, training="use_input_stats", **_FRESH)
-    _rows("group_norm", _fast(normalization.group_norm), **_FRESH)
+    _rows("group_norm", _fast(normalization.group_norm), evaluate=_group_norm, **_FRESH)
     _rows("layer_norm", _fast(normalization.layer_norm), **_CONTIGUOUS, **_FRESH)
     _rows("native_layer_norm", **_FIXED)
     _rows("rms_norm", _fast(normalization.layer_norm), strides=StrideRule.FORMAT, **_FRESH)

@@ -176,6 +176,12 @@ def gated_linear(region: Region) -> torch.Tensor:
     return region.apply(act, gate) * up
 
 
+def group_norm(region: Region) -> torch.Tensor:
+    """[act](group_norm(input))"""
+    y = region.apply(region.part("norm", "aten.group_norm"), region.operand("input"))
+    return _act(region, y) if region.has("act") else y
+
+
 def layer_norm(region: Region) -> torch.Tensor:
     """layer_norm(input)"""
     return region.apply(region.part("norm", "aten.layer_norm"), region.operand("input"))
@@ -307,6 +313,7 @@ KINDS: dict[str, tuple[Meaning, ...]] = {
     "linear": (linear,),
     "linear_act": (linear_act,),
     "gated_linear": (gated_linear,),
+    "group_norm": (group_norm,),
     "layer_norm": (layer_norm,),
     "rms_norm": (rms_norm,),
     "add_act": (add_act,),
