@@ -10,7 +10,12 @@ _MEASURED = "measured on ViT-B: 5.6 dB with the inputs of norms in integers, 27.
 _NORM = {"reason": "norms need the range of floats", "source": _MEASURED}
 
 IN_FLOAT: Mapping[str, Mapping[str, Any]] = {
-    **{f"{dialect}{norm}": _NORM for norm in ("layer_norm", "rms_norm", "group_norm") for dialect in ("", "aten.")},
+    "layer_norm": _NORM,
+    "aten.layer_norm": _NORM,
+    "rms_norm": _NORM,
+    "aten.rms_norm": _NORM,
+    "group_norm": _NORM,
+    "aten.group_norm": _NORM,
     "aten.softmax.int": {
         "reason": "most of its results are near 0, where integers have few steps",
         "source": "its formula",
