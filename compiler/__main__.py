@@ -30,6 +30,7 @@ from compiler.cli.arguments import (
     command_parser,
     dynamic_sizes,
     existing,
+    prints_aside,
     report_files,
     split_place,
     user_files,
@@ -53,8 +54,8 @@ from compiler.pipeline import STANDARD_PASSES
 from compiler.report import Report, print_remarks, print_report
 from compiler.savefiles import Writer, write_files
 from compiler.targets import STANDARD_PATTERNS
-from compiler.written.save import check_package, write_package
-from ir.errors import GraphwrightError, InputError
+from compiler.written.save import write_package
+from ir.errors import GraphwrightError
 from passes.manager.instruments import DumpIR
 from passes.manager.manager import Fixpoint, Pass, PassManager
 from passes.manager.timing import Timing
@@ -207,7 +208,7 @@ def _run(options: argparse.Namespace) -> int:
     check_explain(options)
     for extra in options.load:
         existing(extra)
-    with search_path(path.resolve().parent):
+    with prints_aside(options), search_path(path.resolve().parent):
         file = load_file(path)
         patterns, passes = extensions_of([file, *(load_file(Path(extra)) for extra in options.load)])
         if options.list:
@@ -231,13 +232,8 @@ def _list(extensions: tuple[tuple[type[Pattern], ...], tuple[type[Pass], ...]]) 
 
 def _check_targets(options: argparse.Namespace) -> None:
     files = (options.save_module, options.save_ir, options.trace, *report_files(options))
-    check_outputs([*filter(None, files), *([Path(options.json)] if options.json not in (None, "-") else [])])
-    check_outputs([], [options.dump_ir, options.reproducers])
-    if options.save_code is not None:
-        try:
-            check_package(options.save_code)
-        except InputError as error:
-            raise UsageError(str(error)) from error
+    named = [*filter(None, files), *([Path(options.json)] if options.json not in (None, "-") else [])]
+    check_outputs(options, named, [options.dump_ir, options.reproducers], [options.save_code])
 
 
 def _compile(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,20 @@ from ir.text.printer import print_program
 from ir.verify import verify
 
 SUFFIX = ".safetensors"
-"""What the name of the file of weights ends with, in place of that of the program's file."""
+"""What the name of the file of weights ends with, in place of the `.gw` of the program's file or behind its name."""
+
+TEXT_SUFFIX = ".gw"
+"""What the name of a program's file usually ends with."""
 
 _LAYOUT = "graphwright"
 """The key of that file's metadata that says how weights lie in memory that several share, or out of order.
 
 A file that has it holds the weights of a program; one without it holds those of an original model.
 """
+_DIGEST = "digest"
+"""The key of that file's metadata that says which text it belongs to: one whose first line names the same digest."""
+_TIED = re.compile(r"# weights: ([0-9a-f]+)\s*$", re.MULTILINE)
+"""That line of the text."""
 _MEMORY = "memory."
 """What the names of pieces of memory begin with."""
 _DTYPES = (
@@ -71,6 +80,8 @@ def save_program(program: Program, path: str | os.PathLike[str], *, weights: boo
     order than that of their dimensions, do so again when they are loaded. Opaque modules and functions are not saved:
     `load_program` is given them.
 
+    The first line of the text says which weights it was saved with, so that it is not read with others: leave it there.
+
     Args:
         program: the program.
         path: the file of the text.
@@ -78,18 +89,52 @@ def save_program(program: Program, path: str | os.PathLike[str], *, weights: boo
 
     Raises:
         MissingPackageError: the extra `safetensors` is not installed.
-        InputError: there is no such folder, or a weight has no data, or is no plain tensor.
+        InputError: there is no such folder, a weight has no data, or is no plain tensor, or where the weights go there
+            is a file that was not saved with a program.
         SaveError: a file cannot be written; then neither is.
     """
     file = _checked(path)
     check_file(file)
-    writers: dict[Path, Writer] = {file: lambda draft: draft.write_text(print_program(program), encoding="utf-8")}
+    text = print_program(program)
+    writers: dict[Path, Writer] = {}
     if weights:
         safetensors = import_extra("safetensors.torch")
         tensors, layout = _packed(program)
-        metadata = {_LAYOUT: json.dumps(layout)}
-        writers[file.with_suffix(SUFFIX)] = lambda draft: safetensors.save_file(tensors, draft, metadata=metadata)
+        beside = _beside(file)
+        if beside.is_file() and _LAYOUT not in (_metadata(beside) or {}):
+            raise InputError(
+                f"{beside} was not saved with a program, and the weights of {file.name} go there",
+                remedy="give the program another name, or remove that file",
+            )
+        metadata = {_LAYOUT: json.dumps(layout), _DIGEST: _digest(tensors, layout)}
+        text = f"# weights: {metadata[_DIGEST]}\n{text}"
+        writers[beside] = lambda draft: safetensors.save_file(tensors, draft, metadata=metadata)
+    writers[file] = lambda draft: draft.write_text(text, encoding="utf-8")
     write_files(writers)
+
+
+def _beside(file: Path) -> Path:
+    """Return the file of the weights of a program's file."""
+    stem = file.stem if file.suffix == TEXT_SUFFIX else file.name
+    return file.with_name(f"{stem}{SUFFIX}")
+
+
+def _digest(tensors: Weights, layout: Mapping[str, Any]) -> str:
+    digest = hashlib.blake2b(json.dumps(layout).encode(), digest_size=8)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _metadata(file: Path) -> Mapping[str, str] | None:
+    """Return the metadata of a safetensors file, or None where it cannot be read."""
+    safetensors = import_extra("safetensors")
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            return opened.metadata() or {}
+    except (safetensors.SafetensorError, OSError, ValueError):
+        return None
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:
@@ -179,30 +224,47 @@ def load_program(
         MissingPackageError: the extra `safetensors` is not installed.
         ParseError: the text is ill-formed; the message points at the place.
         VerificationError: the program breaks an invariant of the IR.
-        InputError: a file is missing, or a weight is missing or has another shape or dtype than in the text.
+        InputError: a file is missing, a weight is missing or has another shape or dtype than in the text, or the
+            weights beside the text were saved with another one.
     """
     file = _checked(path)
-    program = parse_program(_read(file))
+    text = _read(file)
+    program = parse_program(text)
     program.opaques.update(_known(opaques or {}, program))
     verify(program)
-    beside = file.with_suffix(SUFFIX)
     if isinstance(weights, Mapping):
-        _load(program, weights, _outside_of_state(program, beside))
+        _load(program, weights, _outside_of_state(program, file, text))
         return program
     if weights is None and not any(not weight.value.is_unused for weight in program.weights.values()):
         return program
-    given, is_own = _tensors(beside if weights is None else checked_path(weights, "the file of weights"))
+    if weights is None:
+        given, is_own = _tensors(weights_beside(file, text) or _beside(file))
+    else:
+        given, is_own = _tensors(checked_path(weights, "the file of weights"))
     if is_own:
         _load(program, {}, given)
     else:
-        _load(program, given, _outside_of_state(program, beside))
+        _load(program, given, _outside_of_state(program, file, text))
     return program
 
 
-def weights_beside(path: Path) -> Path | None:
-    """Return the file of weights beside that of a program, or None where there is none."""
-    file = path.with_suffix(SUFFIX)
-    return file if file.is_file() else None
+def weights_beside(file: Path, text: str) -> Path | None:
+    """Return the file of weights beside that of a program with this text, or None where there is none.
+
+    Raises:
+        MissingPackageError: there is one, and the extra `safetensors` is not installed.
+        InputError: it was saved with another text.
+    """
+    beside = _beside(file)
+    if not beside.is_file():
+        return None
+    tied, metadata = _TIED.match(text), _metadata(beside)
+    if metadata is not None and (tied and tied[1]) != metadata.get(_DIGEST):
+        raise InputError(
+            f"the weights in {beside} were not saved with the program in {file}",
+            remedy=f"save both together (`save_program`), or name the file of weights if it is meant: {beside.name}",
+        )
+    return beside
 
 
 def load_weights_file(program: Program, file: Path) -> None:
@@ -235,10 +297,11 @@ def _known(opaques: Mapping[str, Callable[..., Any]], program: Program) -> Mappi
     return opaques
 
 
-def _outside_of_state(program: Program, beside: Path) -> Weights:
+def _outside_of_state(program: Program, file: Path, text: str) -> Weights:
     """Return what the program's own file has of the weights that are in no `state_dict`."""
-    own = _tensors(beside)[0] if beside.is_file() else {}
     constants = [w.name for w in program.weights.values() if w.kind is WeightKind.CONSTANT or not w.persistent]
+    beside = weights_beside(file, text) if constants else None
+    own = {} if beside is None else _tensors(beside)[0]
     return {name: own[name] for name in constants if name in own}
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 
 from compiler.cli.userfile import DynamicSize
 from compiler.page.html import layout_library
 from compiler.savefiles import check_file, check_folder
+from compiler.written.save import check_package
 from ir.errors import InputError
 
 
@@ -98,6 +101,11 @@ def add_reports(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--report-dot", metavar="PATH", type=Path, help="write the graph of the result as a DOT file")
 
 
+def prints_aside(options: argparse.Namespace) -> AbstractContextManager[object]:
+    """Send what the user's code prints to standard error where standard output is the report as JSON."""
+    return redirect_stdout(sys.stderr) if options.json == "-" else nullcontext()
+
+
 def report_files(options: argparse.Namespace) -> tuple[Path | None, Path | None]:
     """Return the files of the reports; what one needs must be installed before the work starts.
 
@@ -115,8 +123,8 @@ def add_traceback(group: argparse._ArgumentGroup) -> None:
 
 
 def user_files(options: argparse.Namespace) -> list[Path]:
-    """Return the user's files that the options name, whole paths."""
-    named = [getattr(options, name, None) for name in ("model", "calibration")]
+    """Return the user's Python files that the options name, whole paths."""
+    named = [getattr(options, name, None) for name in ("model", "calibration", "check")]
     places = [text.rpartition(":")[0] for text in named if text and ":" in text]
     return [Path(name).resolve() for name in (*places, *getattr(options, "load", ()))]
 
@@ -128,7 +136,7 @@ def split_place(text: str) -> tuple[Path, str]:
         UsageError: when the text has another form, or there is no such file.
     """
     name, colon, function = text.rpartition(":")
-    if not colon or not function.isidentifier():
+    if not name or not colon or not function.isidentifier():
         raise UsageError(f"{text!r} is not of the form FILE.py:FUNCTION")
     return existing(name), function
 
@@ -157,21 +165,33 @@ def dynamic_sizes(texts: Sequence[str]) -> list[DynamicSize]:
         raise UsageError(str(error)) from error
 
 
-def check_outputs(files: Sequence[Path], folders: Sequence[Path | None] = ()) -> None:
-    """Check that files can be written, each to a place of its own, and that folders are there or can be made.
+def check_outputs(
+    options: argparse.Namespace,
+    files: Sequence[Path],
+    folders: Sequence[Path | None] = (),
+    packages: Sequence[Path | None] = (),
+) -> None:
+    """Check that files and packages can be written, each to a place of its own, and that folders can be made.
 
     Raises:
-        UsageError: when one cannot, or two files have the same place.
+        UsageError: when one cannot, two have the same place, or one is a file of the user's code.
     """
-    places = [path.resolve() for path in files]
-    for number, place in enumerate(places):
-        if place in places[:number]:
-            raise UsageError(f"two results are to be written to {files[number]}: give each its own file")
+    seen: set[Path] = set()
+    kept, made = list(filter(None, folders)), list(filter(None, packages))
+    for path in [*files, *kept, *made]:
+        place = path.resolve()
+        if place in seen:
+            raise UsageError(f"two results are to be written to {path}: give each its own file or folder")
+        seen.add(place)
     try:
         for path in files:
             check_file(path)
-        for folder in folders:
-            if folder is not None:
-                check_folder(folder)
+        for path in kept:
+            check_folder(path)
+        for path in made:
+            check_package(path)
     except InputError as error:
         raise UsageError(str(error)) from error
+    for path in files:
+        if path.resolve() in user_files(options):
+            raise UsageError(f"{path} is read, and a result is to be written to it: give that a file of its own")

@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
         UsageError: when an argument is wrong.
         GraphwrightError: when the model cannot be captured, or the command cannot be run.
     """
-    check_outputs([], [options.output])
+    check_outputs(options, [], [options.output])
     if options.command is not None and PLACE not in options.command:
         raise UsageError(f"the command names no program: write {PLACE} where its file shall stand")
     for extra in options.load:
@@ -148,9 +148,10 @@ def _of_program(options: argparse.Namespace) -> Bisection:
     path = existing(options.model)
     with tempfile.TemporaryDirectory() as folder:
         manager = pipeline_of_options(options, *extensions_of([load_file(Path(each)) for each in options.load]))
-        program = parse_program(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        program = parse_program(text)
         verify(program)
-        weights = weights_beside(path)
+        weights = weights_beside(path, text)
         if weights is not None:
             load_weights_file(program, weights)
         check_scopes(manager, program, {})

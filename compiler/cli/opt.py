@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from compiler.programfile import SUFFIX, load_weights_file, save_program, weight
 from compiler.reproducer import PROGRAM, Reproducer, Reproducers, current_versions, pipeline_of_reproducer
 from compiler.savefiles import write_files
 from compiler.scopes import check_scopes
-from ir.errors import InputError, ParseError
+from ir.errors import InputError, ParseError, VerificationError
 from ir.program import Program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
@@ -114,9 +115,17 @@ def run(options: argparse.Namespace) -> int:
         GraphwrightError: when the text is no program or no pipeline, or a pass raises.
     """
     _check(options)
+    with redirect_stdout(sys.stderr):  # what the user's code prints: standard output is the program
+        programs = _programs(options)
+    _write(options, programs)
+    return 0
+
+
+def _programs(options: argparse.Namespace) -> list[Program]:
+    """Return the programs that the pipeline was run on."""
     patterns, passes = extensions_of([load_file(existing(path)) for path in options.load])
     if options.run_reproducer is not None:
-        return _run_reproducer(options, passes, patterns)
+        return [_run_reproducer(options, passes, patterns)]
     manager = parse_pipeline(options.pipeline, passes=passes, patterns=patterns)
     text = sys.stdin.read() if options.program == "-" else _read(existing(options.program))
     programs = [_program(part, options) for part in (_parts(text) if options.split_input else [text])]
@@ -125,12 +134,11 @@ def run(options: argparse.Namespace) -> int:
         for program in programs:
             check_scopes(manager, program, {})
             _run(program, manager, options, timing, RewriteLog(strict=options.strict))
-    _write(options, programs)
-    return 0
+    return programs
 
 
 def _check(options: argparse.Namespace) -> None:
-    check_outputs([*filter(None, (options.output, options.trace))], [options.reproducers])
+    check_outputs(options, [*filter(None, (options.output, options.trace))], [options.reproducers])
     if options.weights is not None:
         existing(str(options.weights))
         if options.split_input:
@@ -161,11 +169,14 @@ def _program(text: str, options: argparse.Namespace) -> Program:
     name = "<stdin>" if options.program == "-" else options.program
     try:
         program = parse_program(text)
+        verify(program)
     except ParseError as error:
         raise ParseError(f"{name}, {error.message}", line=error.line, column=error.column) from error
-    verify(program)
+    except VerificationError as error:
+        line = 1 + len(text) - len(text.lstrip("\n"))  # where the program begins, of several
+        raise VerificationError(f"{name}:{line}: {error.message}", location=error.location) from error
     alone = options.program != "-" and not options.split_input
-    weights = options.weights or (weights_beside(Path(options.program)) if alone else None)
+    weights = options.weights or (weights_beside(Path(options.program), text) if alone else None)
     if weights is not None:
         load_weights_file(program, weights)
     return program
@@ -210,8 +221,8 @@ def _write(options: argparse.Namespace, programs: Sequence[Program]) -> None:
 
 def _run_reproducer(
     options: argparse.Namespace, passes: Sequence[type[Pass]], patterns: Sequence[type[Pattern]]
-) -> int:
-    """Run a reproducer, and say whether the error is the recorded one."""
+) -> Program:
+    """Run a reproducer, and say whether the error is the recorded one; return the program where nothing is raised."""
     held = Reproducer.load(options.run_reproducer)
     manager = pipeline_of_reproducer(held, passes, patterns)
     sys.stderr.write(f"pipeline: {held.pipeline}\n")
@@ -234,5 +245,4 @@ def _run_reproducer(
         error.add_note("this is the recorded error" if same else f"recorded was {': '.join(held.error)}")
         raise
     sys.stderr.write(f"nothing was raised; recorded was {': '.join(held.error)}\n")
-    _write(options, [program])
-    return 0
+    return program

@@ -41,7 +41,8 @@ def pipeline_of_options(
     """
     if options.pipeline is not None:
         return parse_pipeline(options.pipeline, passes=passes, patterns=patterns)
-    return pipeline_of(select_patterns(options.patterns or "all", TARGETS[options.target].lists, patterns))
+    names = "all" if options.patterns is None else options.patterns
+    return pipeline_of(select_patterns(names, TARGETS[options.target].lists, patterns))
 
 
 def select_patterns(

@@ -23,6 +23,7 @@ from compiler.cli.arguments import (
     check_outputs,
     command_parser,
     dynamic_sizes,
+    prints_aside,
     split_place,
 )
 from compiler.cli.progress import stage_progress
@@ -134,12 +135,12 @@ def run(options: argparse.Namespace) -> int:
     engines = _engines(options)
     target = TARGETS[options.target]
     files = [file for file in (options.save, options.save_module) if file is not None]
-    check_outputs([*files, *([Path(options.json)] if options.json not in (None, "-") else [])])
+    check_outputs(options, [*files, *([Path(options.json)] if options.json not in (None, "-") else [])])
     try:
         default = Int8(weight_bits=options.weight_bits)
     except InputError as error:
         raise UsageError(str(error)) from error
-    with search_path(path.resolve().parent):
+    with prints_aside(options), search_path(path.resolve().parent):
         file = load_file(path)
         same = data_path.resolve() == path.resolve()
         calibration = calibration_of(file if same else load_file(data_path), data_function)
@@ -174,10 +175,11 @@ def run(options: argparse.Namespace) -> int:
             seed=options.seed,
             progress=not options.quiet,
         )
-    if options.sensitivity:
-        q.sensitivity()
-    _save(options, q)
-    check = q.check(*engines) if engines else None
+    with prints_aside(options):  # calibration may be a function, and leaf modules run
+        if options.sensitivity:
+            q.sensitivity()
+        _save(options, q)
+        check = q.check(*engines) if engines else None
     if options.json not in (None, "-"):
         write_files({Path(options.json): lambda path: path.write_text(_json_text(q, check), encoding="utf-8")})
     _show(options, q, check)

@@ -132,13 +132,13 @@ def _step(change: Change, op: Operation, lineage: Container[Operation]) -> Step:
 def _refusals(ops: Iterable[Operation], record: Record, name: str | None = None) -> list[Near]:
     """Return why rules that matched with one of these operations were not applied, by rule."""
     inside = set(ops)
-    reasons: dict[str, dict[str, None]] = {}
+    reasons: dict[tuple[str, str], dict[str, None]] = {}
     for each in record.refusals:
         wanted = name is None or each.rule.name == name
         if wanted and (name is not None or each.refusal.near) and any(op in inside for op in each.operations):
             text = _with_line(each.refusal.reason, each.operations[-1].location)
-            reasons.setdefault(each.rule.name, {})[text] = None
-    return [Near(rule, "refused", tuple(texts)) for rule, texts in reasons.items()]
+            reasons.setdefault((each.rule.name, "failed" if each.failed else "refused"), {})[text] = None
+    return [Near(rule, outcome, tuple(texts)) for (rule, outcome), texts in reasons.items()]
 
 
 def _near(match: PartialMatch, outcome: str = "partial") -> Near:

@@ -53,8 +53,9 @@ class Near:
     Attributes:
         rule: the rule.
         outcome: `applied`, `refused` (the structure matches, and a condition, the rule's `check`, its scope or a plan
-            says no), `taken` (it matches, and another rule was there first), `partial` (the structure matches in part)
-            or `none` (the pattern has no operation of this kind).
+            says no), `failed` (it raised there: the bug is in the rule), `taken` (it matches, and another rule was
+            there first), `partial` (the structure matches in part) or `none` (the pattern has no operation of this
+            kind).
         reasons: what differs, or why it was refused.
         fits: the operations that fit, each with what the pattern has in its place.
         wanted: how many operations the pattern has, in the alternative that fits best.
@@ -71,7 +72,8 @@ class Near:
         """How far that is: `3 of 4 operations fit`, `matches`."""
         if self.outcome == "partial":
             return f"{len(self.fits)} of {self.wanted} operations fit{'s' if len(self.fits) == 1 else ''}"
-        return {"applied": "was applied", "none": "could be nothing here"}.get(self.outcome, "matches")
+        texts = {"applied": "was applied", "none": "could be nothing here", "failed": "failed, and was passed over"}
+        return texts.get(self.outcome, "matches")
 
     @property
     def is_far(self) -> bool:
@@ -92,6 +94,7 @@ class Near:
 _LINKS = {
     "applied": "{}",
     "refused": "{}, and does not apply",
+    "failed": "{}",
     "taken": "{}, but too late",
     "partial": "does not match: {}",
     "none": "{}",

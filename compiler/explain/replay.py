@@ -49,11 +49,12 @@ class Change:
 
 @attrs.frozen(eq=False)
 class Refused:
-    """A match that a rule, its scope or a plan refused."""
+    """A match that a rule, its scope or a plan refused, or a place where the rule failed."""
 
     rule: Pattern
     operations: tuple[Operation, ...]
     refusal: Refusal
+    failed: bool = False
 
 
 @attrs.define(eq=False)
@@ -124,6 +125,10 @@ class Record(Witness, Instrument):
     @override
     def refused(self, rule: Pattern, ops: Sequence[Operation], refusal: Refusal) -> None:
         self.refusals.append(Refused(rule, tuple(ops), refusal))
+
+    @override
+    def passed_over(self, rule: Pattern, op: Operation, message: str) -> None:
+        self.refusals.append(Refused(rule, (op,), Refusal(message), failed=True))
 
     @override
     def before(self, pass_: Pass, program: Program) -> None:

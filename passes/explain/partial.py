@@ -22,7 +22,7 @@ from passes.rewrite.expansion import nodes, orders
 from passes.rewrite.language.nodes import trees_of
 from passes.rewrite.language.roots import candidates, links
 from passes.rewrite.literals import attribute_matcher
-from passes.rewrite.matching import Variant, accepts_opdef, operand_index, refusal_of, tree_of
+from passes.rewrite.matching import Variant, accepts_opdef, fits_of, operand_index, refusal_of, tree_of
 from passes.rewrite.pattern import AnyOf, AnyValue, Chain, Match, Node, OpNode, Pattern
 
 _MOST_USERS = 16
@@ -304,10 +304,10 @@ class Tree:
             state.captures.setdefault(node.name, None)
             return
         if node.where is not None:
-            answer = _asked(node.where, value)
+            answer = _asked(fits_of, node, value)
             if answer is not True:
-                failed = "does not meet its condition" if answer is False else answer
-                state.differ("value", f"{edge}, `{node.name}`, is {source_of(value)}: it {failed}", location)
+                failed = "it does not meet its condition" if answer is False else answer
+                state.differ("value", f"{edge}, `{node.name}`, is {source_of(value)}: {failed}", location)
                 return
             state.evidence += 1
         known = state.captures.get(node.name) if node.name else None
@@ -355,7 +355,7 @@ class Tree:
                     tried.append(current)
                 break
             _add_fit(current, node, op)
-            reason = None if node.where is None else _asked(node.where, op)
+            reason = None if node.where is None else _asked(refusal_of, node.where, op)
             if reason is not None:
                 current.differ("condition", str(reason), op.location)
             value, user, index = op.operands[0], op, 0
@@ -414,8 +414,8 @@ def _asked(function: Any, *given: Any) -> Any:
     """Return what a function of a rule answers: a text where it raises, since it may rely on what does not match."""
     try:
         return function(*given)
-    except PatternError:
-        raise
+    except PatternError as error:  # it answered what is no answer
+        return error.message
     except Exception as error:  # noqa: BLE001 - it is the rule's code, and the question is only how far it got
         return f"its condition raised {type(error).__name__}: {error}"
 

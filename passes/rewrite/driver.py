@@ -164,6 +164,8 @@ class Applier:
             fault.add_note("the rule is not skipped: it has edited the graph before")
             raise fault
         self.log.faulty.add((rule.name, op))
+        if self.log.witness is not None:
+            self.log.witness.passed_over(rule, op, fault.message)
         location = fault.location or op.location
         self.log.remarks.skip(
             Remark("failed", rule.name, location, f"{fault.message}; the bug is in the rule", op.name)
@@ -189,7 +191,7 @@ class Applier:
             return self._left_out(rule, match)
         if isinstance(answer, Refusal):
             return answer
-        if not isinstance(answer, str):
+        if not isinstance(answer, str) or not answer:
             raise rule_fault(
                 rule,
                 "check",

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sympy.logic.boolalg import BooleanAtom
+
 from ir.attributes import Attribute, attributes_equal
 from ir.builder import coerce_attribute
 from ir.columns import Dims, Layout
 from ir.core import Operation
-from ir.errors import InputError
+from ir.errors import InputError, PatternError
 from ir.opdef import OpDef
 from ir.types import Dim, TensorType, dims_equal, wrap
 from passes.rewrite.language.nodes import AttrCapture, AttrWhere
@@ -138,7 +140,13 @@ def attribute_matcher(name: str, expected: Any) -> Callable[[Operation, Any], st
 
         def satisfy(op: Operation, state: Any) -> str | None:
             value = op.attributes[name]
-            return None if predicate(value) else f"{name} of {op.name} at `{op.location.where}` is {value}, not {text}"
+            answer = predicate(value)
+            if not isinstance(answer, (bool, BooleanAtom)):  # sympy's, where a size is an expression
+                raise PatternError(
+                    f"the condition of the attribute {name} of {op.name} returned {answer!r}",
+                    remedy="return True or False: the second argument of `attr_where` is the text",
+                )
+            return None if answer else f"{name} of {op.name} at `{op.location.where}` is {value}, not {text}"
 
         return satisfy
 

@@ -128,12 +128,14 @@ def tree_of(rule: Pattern) -> Tree:
         PatternError: when it returns no pattern.
     """
     tree: Any = rule.pattern(PatternBuilder())
-    if isinstance(tree, tuple) and len(tree) > 1 and all(isinstance(each, _NODES) for each in tree):
-        tree = Roots(tree)
-    elif not isinstance(tree, _NODES):
+    roots = tree if isinstance(tree, tuple) else (tree,)
+    if not roots or not all(isinstance(each, _NODES) for each in roots):
         remedy = "is a `return` missing?" if tree is None else "return what the methods of `p` return"
-        raise PatternError(f"`pattern` returned {tree!r}, not a pattern", remedy=remedy)
-    return tree  # type: ignore[no-any-return]
+        wrong = next((each for each in roots if not isinstance(each, _NODES)), roots)
+        raise PatternError(f"`pattern` returned {wrong!r}, not a pattern", remedy=remedy)
+    if len({id(each) for each in roots}) < len(roots):
+        raise PatternError("two of its roots are one and the same operation", remedy="name each root once")
+    return Roots(roots) if len(roots) > 1 else roots[0]
 
 
 def _variants(rule: Pattern) -> tuple[Variant, ...]:
@@ -256,22 +258,15 @@ def _value_matcher(node: Node | None, shared: set[int]) -> _ValueMatcher:
 
 
 def _any_matcher(node: AnyValue) -> _ValueMatcher:
-    name, where, optional = node.name, node.where, node.optional
+    name, optional = node.name, node.optional
 
     def match(value: Value | None, state: _State) -> bool:
         if value is None:
             if optional and name:
                 state.captures.setdefault(name, None)
             return optional
-        if where is not None:
-            answer = where(value)
-            if not isinstance(answer, bool):
-                raise PatternError(
-                    f"the condition `where` of the value {name!r} returned {answer!r}",
-                    remedy="return True or False: only the condition of an operation returns a reason",
-                )
-            if not answer:
-                return False
+        if node.where is not None and not fits_of(node, value):
+            return False
         if name:
             captures = state.captures
             known = captures.get(name)
@@ -284,10 +279,22 @@ def _any_matcher(node: AnyValue) -> _ValueMatcher:
     return match
 
 
+def fits_of(node: AnyValue, value: Value) -> bool:
+    """Return whether a value meets the condition of a placeholder that has one."""
+    assert node.where is not None
+    answer = node.where(value)
+    if not isinstance(answer, bool):
+        raise PatternError(
+            f"the condition `where` of the value {node.name!r} returned {answer!r}",
+            remedy="return True or False: only the condition of an operation returns a reason",
+        )
+    return answer
+
+
 def refusal_of(where: Callable[[Operation], str | None], op: Operation) -> str | None:
     """Return why an operation does not meet a condition, or None where it does."""
     answer = where(op)
-    if answer is not None and not isinstance(answer, str):
+    if answer is not None and (not isinstance(answer, str) or not answer):
         raise PatternError(
             f"the condition `where` of {op.name} returned {answer!r}",
             remedy="return None where it holds, and else the reason why it does not, as text",

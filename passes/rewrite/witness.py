@@ -17,3 +17,6 @@ class Witness:
 
     def refused(self, rule: Pattern, ops: Sequence[Operation], refusal: Refusal) -> None:
         """Called where the structure matched (`ops`, or the root alone), and the rule was not applied."""
+
+    def passed_over(self, rule: Pattern, op: Operation, message: str) -> None:
+        """Called where a rule that raised, or answered what is no answer, is passed over."""

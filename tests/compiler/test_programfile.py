@@ -95,6 +95,39 @@ def test_weights_come_from_a_checkpoint_of_the_original(tmp_path: Path, pipeline
     torch.testing.assert_close(emit(loaded).module(x), expected)
 
 
+def test_weights_are_read_with_the_text_they_were_saved_with(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors", reason="the extra `safetensors` is not installed")
+    _, x, result = make()
+    other, _, _ = make()
+    nn.init.normal_(other.conv.weight)
+    changed = transform(other, (x,))
+    save_program(result.program, tmp_path / "net.before")  # two files of weights, not one
+    save_program(changed.program, tmp_path / "net.after")
+    assert torch.equal(emit(load_program(tmp_path / "net.before")).module(x), result.model(x))
+    path = tmp_path / "net.gw"
+    save_program(result.program, path)
+    for write in (
+        lambda: save_program(changed.program, path, weights=False),
+        lambda: path.write_text((tmp_path / "net.after").read_text()),
+    ):
+        write()
+        with pytest.raises(InputError, match="were not saved with the program in") as caught:
+            load_program(path)
+        assert "name the file of weights if it is meant: net.safetensors" in str(caught.value)
+    assert torch.equal(emit(load_program(path, tmp_path / "net.safetensors")).module(x), result.model(x))
+
+
+def test_weights_that_are_no_programs_are_not_overwritten(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch", reason="the extra `safetensors` is not installed")
+    _, _, result = make()
+    safetensors.save_file({"mine": torch.ones(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors was not saved with a program"):
+        save_program(result.program, tmp_path / "model.gw")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    save_program(result.program, tmp_path / "net.gw")
+    save_program(result.program, tmp_path / "net.gw")
+
+
 def test_text_that_was_edited_runs(tmp_path: Path) -> None:
     _, x, result = make()
     save_program(result.program, tmp_path / "net.gw")

@@ -170,6 +170,15 @@ def test_json_goes_to_a_file_or_alone_to_standard_output(net: str, capsys: pytes
     assert printed["accuracy"]["is_within_bound"]
 
 
+def test_what_the_user_prints_is_no_part_of_the_json(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("loud.py").write_text(
+        "from net import *\nprint('loaded')\ndef loud():\n    print('made')\n    return make()\n"
+    )
+    assert main(["loud.py:loud", "--json", "-", "--no-measure", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["matches"] and err.splitlines() == ["loaded", "made"]
+
+
 def test_quiet_prints_nothing(net: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{net}:make", "--quiet", "--save-ir", "a.gw"]) == 0
     assert capsys.readouterr() == ("", "")
@@ -327,6 +336,11 @@ def test_list_names_every_pattern_and_pass(net: str, capsys: pytest.CaptureFixtu
         (["net.py:make", "--save-code", "a.py"], "Python cannot import a package called 'a.py'"),
         (["net.py:make", "--save-code", "no/a"], "to write the package a to"),
         (["net.py:make", "--save-ir", "a", "--save-module", "./a"], "two results are to be written to a"),
+        (["net.py:make", "--dump-ir", "a", "--save-ir", "a"], "two results are to be written to a"),
+        (["net.py:make", "--dump-ir", "a", "--save-code", "./a"], "two results are to be written to a"),
+        (["net.py:make", "--save-ir", "net.py"], "net.py is read, and a result is to be written to it"),
+        (["net.py:make", "--load", "net.py", "--json", "./net.py"], "net.py is read"),
+        ([":make"], "not of the form FILE.py:FUNCTION"),
         (["net.py:make", "--rule", "LinearPattern"], "--rule needs --explain"),
         (["net.py:make", "--explain", "--json", "-"], "--explain and --json both write to standard output"),
     ],

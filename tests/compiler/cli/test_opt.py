@@ -123,6 +123,13 @@ def test_several_programs_in_one_text(capsys: pytest.CaptureFixture[str]) -> Non
     assert "two.gw, line 15, column 10: there is no operator named 'aten.sigmod'" in capsys.readouterr().err
 
 
+def test_a_program_that_is_no_valid_one_is_named_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = _PROGRAM.replace("f32[2, 4]", "f32[2, 5]", 1)
+    Path("two.gw").write_text(f"{_PROGRAM}# -----\n{wrong}")
+    assert main(["opt", "two.gw", "--split-input"]) == 1
+    assert f"two.gw:{len(_PROGRAM.splitlines()) + 2}: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "options", "code", "message"),
     [

@@ -49,6 +49,13 @@ class PickyRelu(Pattern):
         return m.x
 
 
+class ForgetsToAnswer(PickyRelu):
+    """relu(x) = x, with a condition that answers nothing"""
+
+    def pattern(self, p: PatternBuilder) -> Node:
+        return p.relu(p.any("x", where=lambda value: None), name="relu")  # type: ignore[return-value]
+
+
 class Gelu(nn.Module):
     def forward(self, x):
         return 0.5 * x * (1.0 + torch.tanh(0.8 * (x + 0.044715 * (x * x * x))))
@@ -232,3 +239,12 @@ def test_what_scopes_and_plans_leave_out_and_what_passes_remove():
     near = result.explain("0", rule="ConvBNActPattern").rule
     assert (near.outcome, "it is switched off in the plan" in near.reasons[0]) == ("refused", True)
     assert fates(result.explain("0")) == [("aten.conv2d", "became fused.conv_bn")]
+
+
+def test_a_rule_that_fails_is_said_to():
+    with pytest.warns(UserWarning, match="ForgetsToAnswer skipped"):
+        found = transform(Net().eval(), (torch.randn(2, 3, 1, 1),), patterns=(ForgetsToAnswer,), check=False)
+    near = found.explain("body.2", rule="ForgetsToAnswer").rule
+    assert (near.outcome, len(near.reasons)) == ("failed", 1)
+    assert "the condition `where` of the value 'x' returned None" in near.reasons[0]
+    assert f"ForgetsToAnswer failed, and was passed over; {near.reasons[0]}" in str(found.explain("body.2"))

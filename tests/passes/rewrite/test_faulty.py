@@ -40,6 +40,11 @@ class ChecksOddly(Relu):
         return 3
 
 
+class SaysNothing(Relu):
+    def check(self, m):
+        return ""
+
+
 class Asks(Relu):
     def pattern(self, p):
         return p.relu(p.any("x", where=lambda value: 1 / 0 > 1))
@@ -68,7 +73,28 @@ class Region(Relu):
         b.fuse("a b", m.ops)
 
 
-SAFE = [Checks, ChecksOddly, Asks, Raises, ReturnsNothing, ReturnsAnotherType, Region]
+class AsksOddly(Relu):
+    def pattern(self, p):
+        return p.relu(p.any("x", where=lambda value: None))
+
+
+class AsksTheOperation(Relu):
+    def pattern(self, p):
+        return p.relu(p.any("x"), where=lambda op: 0)
+
+
+SAFE = [
+    Checks,
+    ChecksOddly,
+    SaysNothing,
+    Asks,
+    AsksOddly,
+    AsksTheOperation,
+    Raises,
+    ReturnsNothing,
+    ReturnsAnotherType,
+    Region,
+]
 
 
 class ReluToTanh(Relu):
@@ -105,6 +131,21 @@ def test_other_rules_apply_where_one_fails(rule: type[Pattern]) -> None:
     with pytest.warns(GraphwrightWarning, match="the bug is in the rule"):
         assert run_worklist(p, RuleIndex([rule(), ReluToTanh()]), lenient()) == 2
     assert names(p) == ["aten.tanh", "aten.sigmoid", "aten.tanh"]
+
+
+def test_the_condition_of_an_attribute_answers_yes_or_no() -> None:
+    class Softmax(Pattern):
+        def pattern(self, p):
+            return p.softmax(p.any("x"), p.attr_where(lambda dim: "not the last", "the last"))
+
+        def rewrite(self, m, b):
+            return m.x
+
+    p = program([f32(2, 3)], lambda b, x: b.softmax(x, 0))
+    with pytest.raises(
+        PatternError, match=r"the condition of the attribute dim of aten\.softmax\.int returned 'not the l"
+    ):
+        run_worklist(p, RuleIndex([Softmax()]), RewriteLog())
 
 
 def test_a_rule_that_fails_in_a_fixpoint_fails_once() -> None:

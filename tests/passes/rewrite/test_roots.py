@@ -223,7 +223,8 @@ def test_the_wrong_number_of_results_is_told() -> None:
     [
         (lambda p: (p.sin(p.any("x")), p.cos(p.any("y"))), "no value in common"),
         (lambda p: (p.sin(p.any("x")), p.any("x")), "without any operation"),
-        (lambda p: (p.sin(p.any("x")),), "not a pattern"),
+        (lambda p: (), r"returned \(\), not a pattern"),
+        (lambda p: (p.sin(p.any("x")),) * 2, "two of its roots are one and the same operation"),
         (lambda p: (p.sin(p.any("x")), None), "not a pattern"),
     ],
 )
