@@ -17,6 +17,7 @@ from ir.types import TensorType, dims_equal, shapes_equal
 from passes.canonicalize.base import constant_data, filled_with
 from passes.canonicalize.recompose import rows_of_linear
 from passes.convert.activations import ACTIVATIONS
+from passes.convert.grouped import GroupedQueryAttentionPattern
 from passes.convert.layer_norms import RecomposeGroupNormPattern, RecomposeLayerNormPattern
 from passes.convert.norms import RecomposeRMSNormPattern
 from passes.convert.unread import RecomposeUnreadAttentionPattern
@@ -338,6 +339,7 @@ RECOMPOSITIONS: tuple[type[Pattern], ...] = (
     RecomposeMatmulPattern,
     RecomposeAttentionPattern,
     RecomposeUnreadAttentionPattern,
+    GroupedQueryAttentionPattern,
     RecomposeLayerNormPattern,
     RecomposeGroupNormPattern,
     RecomposeRMSNormPattern,
