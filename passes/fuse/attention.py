@@ -119,7 +119,7 @@ class ScaledDotProductAttentionPattern(FusionPattern):
             ("%mask : f32", "%bias : f32[h, t, s], %mask : f32"),
         ),
         _CAPPED,
-        _CAPPED.changed(("add.Tensor(%wide, ", "add.Tensor(%capped, ")),
+        _CAPPED.changed(("%wide = aten.mul.Scalar(%capped) {other=4.0}", ""), ("(%wide, ", "(%capped, ")),
         _HALF,
         _BADDBMM,
         _WINDOWS,
