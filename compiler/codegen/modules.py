@@ -247,9 +247,8 @@ def _make_instance_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
     if not slots or cls is None:
         return None
     tracked = "running_mean" in dict(slots)
-    from_module = own_location(op, ModuleForm(cls, ())) is not None
     options = _norm_options(op, slots)
-    if options is None or (not tracked and not a["use_input_stats"]) or (tracked and not from_module):
+    if options is None or (not tracked and not a["use_input_stats"]) or tracked is not a["follows_mode"]:
         return None
     training = bool(a["use_input_stats"]) if tracked else None
     return ModuleForm(cls, options, slots, (value,), training=training, counter=tracked)
@@ -276,6 +275,15 @@ def _make_dropout(op: Operation, find: WeightOf) -> ModuleForm | None:
     own = (c for c in classes if own_location(op, ModuleForm(c, ())) is not None)
     cls = next(own, classes[len(classes) // 2] if classes else None)
     return None if cls is None else ModuleForm(cls, _options(p=a["p"]), (), (value,), training=bool(a["train"]))
+
+
+@_form("aten.rrelu")
+def _make_random_relu(op: Operation, find: WeightOf) -> ModuleForm | None:
+    a = op.attributes
+    if not a["follows_mode"] or not all(isinstance(a[key], (int, float)) for key in ("lower", "upper")):
+        return None
+    options = _options(lower=a["lower"], upper=a["upper"])
+    return ModuleForm(nn.RReLU, options, (), (op.operands[0],), training=bool(a["training"]))
 
 
 def _plain(name: str, cls: type[nn.Module], *attributes: str, **fixed: Attribute) -> None:

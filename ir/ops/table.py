@@ -9,8 +9,9 @@ rules must read them:
 * `unit` is the constant second operand (or scalar) that changes nothing *but* perhaps the dtype, the shape (where it
   broadcasts) and the sign of zero; which of them matter is for the rule to check.
 * `strides` is about dense operands, in any memory order; it does not cover size-1 dimensions.
-* `follows_mode` (batch_norm, dropouts) tells whether the training flag follows `module.training` in the emitted
-  module, or is a literal of the user's code. `counts_batches` (batch_norm) tells whether training counts the batches in
+* `follows_mode` (batch_norm, dropouts, and those whose flag is a literal unless it says so: instance_norm, rrelu,
+  recurrent networks) tells whether the training flag follows `module.training` in the emitted module, or is a literal
+  of the user's code. `counts_batches` (batch_norm) tells whether training counts the batches in
   the buffer `num_batches_tracked`, as `nn.BatchNorm2d` does and `F.batch_norm` does not. `train_dropout_p` (attention)
   is the probability that `train()` switches on.
 """
@@ -68,6 +69,7 @@ def _extra(name: str, default: Any, type_: str) -> Param:
 
 
 _FOLLOWS_MODE = _extra("follows_mode", True, "bool")
+_MAY_FOLLOW_MODE = _extra("follows_mode", False, "bool")
 _COUNTS_BATCHES = _extra("counts_batches", True, "bool")
 _ELEMENTWISE, _IDEMPOTENT, _COMMUTATIVE = Trait.ELEMENTWISE, Trait.IDEMPOTENT, Trait.COMMUTATIVE
 _VIEW, _LAYOUT, _RANDOM = Trait.VIEW, Trait.LAYOUT, Trait.RANDOM
@@ -165,7 +167,7 @@ def _activations() -> None:
     _rows("celu softshrink", elementwise.nary, _ACTIVATION)
     _rows("prelu", _fast(elementwise.prelu), Trait.ACTIVATION, **_FRESH)
     _rows("_prelu_kernel", elementwise.nary, _ACTIVATION)
-    _rows("rrelu", elementwise.nary, _ACTIVATION | _RANDOM, training="training")
+    _rows("rrelu", elementwise.nary, _ACTIVATION | _RANDOM, training="training", extra=(_MAY_FOLLOW_MODE,))
 
 
 def _arithmetic() -> None:
@@ -282,7 +284,8 @@ def _layers() -> None:
         **_FRESH,
     )
     norm = _fast(normalization.instance_norm)
-    _rows("instance_norm", norm, Trait.NORMALIZES, training="use_input_stats", **_FRESH)
+    followed: dict[str, Any] = {"extra": (_MAY_FOLLOW_MODE,)}
+    _rows("instance_norm", norm, Trait.NORMALIZES, training="use_input_stats", **followed, **_FRESH)
     _rows("group_norm", _fast(normalization.group_norm), evaluate=_group_norm, **_FRESH)
     _rows("layer_norm", _fast(normalization.layer_norm), **_CONTIGUOUS, **_FRESH)
     _rows("native_layer_norm", **_FIXED)
@@ -295,8 +298,8 @@ def _layers() -> None:
     _rows("alpha_dropout", _fast(normalization.dropout()), drops, **dropout)
     _rows("feature_alpha_dropout", _fast(normalization.dropout(2)), drops, **dropout)
     _rows("native_dropout", None, _RANDOM, training="train")
-    _rows("lstm.input gru.input rnn_tanh.input rnn_relu.input", None, _RANDOM, training="train")
-    _rows("lstm.data gru.data rnn_tanh.data rnn_relu.data", None, _RANDOM, training="train")
+    _rows("lstm.input gru.input rnn_tanh.input rnn_relu.input", None, _RANDOM, training="train", **followed)
+    _rows("lstm.data gru.data rnn_tanh.data rnn_relu.data", None, _RANDOM, training="train", **followed)
 
 
 def _layouts() -> None:

@@ -37,6 +37,7 @@ from compiler.capture.boundary.refusals import (
 from compiler.capture.boundary.runs import Outcome, Twin, other_numbers
 from compiler.capture.boundary.surroundings import Surroundings
 from compiler.capture.errors import state_change
+from compiler.capture.functions import FunctionCalls
 from compiler.capture.opaque import CallRecord, recorded_calls
 from compiler.capture.patches import ParametersKept
 from compiler.emitted.settings import REMEDY, SETTINGS, settings_of
@@ -97,6 +98,7 @@ class _Observation:
         """Initial state of the opaque modules, from which each call that must repeat the first one starts."""
         self.twin = Twin(self.work)
         self.recorder = Recorder(self.work, self.twin)
+        self.functions = FunctionCalls()
         self.empty = [
             (path, module, name)
             for path, module in self.work.named_modules()
@@ -125,7 +127,7 @@ class _Observation:
                 before.restore_tensors()
                 after.restore_tensors()
                 warm = ModuleState(work)
-                found = Observed(work, first, records, steps, memos=self.memos)
+                found = Observed(work, first, records, steps, functions=self.functions.problems, memos=self.memos)
                 self._other_mode(found, modes, warm)
                 warm.restore()
                 set_modes(work, modes)
@@ -148,8 +150,10 @@ class _Observation:
         return found
 
     def _call(self) -> tuple[Outcome, Record]:
-        with direct_calls(self.work), self.recorder.recording() as record:
-            return self.twin.call(self.args, self.kwargs), record
+        with direct_calls(self.work), self.functions.recorded(), self.recorder.recording() as record:
+            outcome = self.twin.call(self.args, self.kwargs)
+        self.functions.compare()
+        return outcome, record
 
     def _repeat(self, found: Observed, warm: ModuleState) -> None:
         """Run the model again from the same state, and in each of the surroundings that it asks about.
