@@ -152,7 +152,9 @@ def _alike(a: tuple[Dim, ...], b: tuple[Dim, ...], dim: int) -> bool:
     return len(a) == len(b) and all(dims_equal(x, y) for i, (x, y) in enumerate(zip(a, b, strict=True)) if i != dim)
 
 
-def _times(after: tuple[Dim, ...], before: tuple[Dim, ...]) -> int | None:
+def _times(after: tuple[Dim, ...] | None, before: tuple[Dim, ...]) -> int | None:
     """Return how often each head is there."""
+    if after is None:
+        return None
     times = simplify_dim(after[1] // before[1])
     return times if isinstance(times, int) and dims_equal(after[1], simplify_dim(before[1] * times)) else None
