@@ -158,6 +158,9 @@ def _group_norm(op: Operation, shapes: Shapes) -> _Described:
     channels = next((shape[0] for shape in shapes.values()), known[1] if len(known) > 1 else None)
     if len(shapes) == 1 or not isinstance(channels, int):
         return None
+    in_a_group = (*known[:1], channels // op.attributes["num_groups"], *known[2:])
+    if not any(isinstance(size, int) and size > 1 for size in in_a_group):
+        return None  # the module refuses one number for each group and example of a batch of one
     sizes = {"num_groups": op.attributes["num_groups"], "num_channels": channels, "eps": op.attributes["eps"]}
     return nn.GroupNorm, {**sizes, "affine": bool(shapes)}
 

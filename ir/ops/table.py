@@ -25,6 +25,7 @@ import torch
 
 from ir.columns import Dims, Layout, StorageRule, StrideRule
 from ir.opdef import Facts, InferRule, Param, ParamKind, Trait, add_row
+from ir.ops import kernels
 from ir.ops.inference import (
     convolution,
     creation,
@@ -79,35 +80,6 @@ _ALONG: dict[str, Any] = {"dims": Dims.ALONG}
 _FIXED: dict[str, Any] = {"strides": StrideRule.FIXED}
 _CONTIGUOUS: dict[str, Any] = {"strides": StrideRule.CONTIGUOUS}
 _ACTIVATION = Trait.ACTIVATION | Trait.ELEMENTWISE
-
-
-def _batch_norm(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    training: bool,
-    momentum: float | None,
-    eps: float,
-    cudnn_enabled: bool,
-    *,
-    follows_mode: bool = True,
-    counts_batches: bool = True,
-) -> torch.Tensor:
-    """Accept a momentum of None, which the kernel refuses: a cumulative average, by the counter of the module.
-
-    Outside of training momentum is unused. In training with None the module updates the running statistics, like its
-    counter, and they are not mutated here. The result does not depend on either.
-
-    Refuse an input without a channel dimension: the kernel would read its second size beyond the end of the sizes.
-    """
-    if x.dim() < 2:
-        raise ValueError(f"the input has {x.dim()} dimensions where at least 2 are needed, batch and channels")
-    result: torch.Tensor = torch.ops.aten.batch_norm.default(
-        x, weight, bias, running_mean, running_var, training, momentum or 0.0, eps, cudnn_enabled
-    )
-    return result
 
 
 def _copy(x: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
@@ -255,7 +227,7 @@ def _layers() -> None:
         _fast(normalization.batch_norm),
         Trait.NORMALIZES,
         training="training",
-        evaluate=_batch_norm,
+        evaluate=kernels.batch_norm,
         extra=(_FOLLOWS_MODE, _COUNTS_BATCHES),
         strides=StrideRule.PASSED,
         **_FRESH,
@@ -263,7 +235,7 @@ def _layers() -> None:
     norm = _fast(normalization.instance_norm)
     followed: dict[str, Any] = {"extra": (_MAY_FOLLOW_MODE,)}
     _rows("instance_norm", norm, Trait.NORMALIZES, training="use_input_stats", **followed, **_FRESH)
-    _rows("group_norm", _fast(normalization.group_norm), **_FRESH)
+    _rows("group_norm", _fast(normalization.group_norm), evaluate=kernels.group_norm, **_FRESH)
     _rows("layer_norm", _fast(normalization.layer_norm), **_CONTIGUOUS, **_FRESH)
     _rows("native_layer_norm", **_FIXED)
     _rows("rms_norm", _fast(normalization.layer_norm), strides=StrideRule.FORMAT, **_FRESH)
