@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import sympy
@@ -100,16 +99,13 @@ class ModuleTree:
         names = path.split(".")
         if names[0] not in _RESERVED and _RESERVED_BELOW.isdisjoint(names):
             return path
-        for place, name in enumerate(names):
+        prefix = ""
+        for place, name in enumerate(path.split(".")):
             if name in (_RESERVED_BELOW if place else _RESERVED):
-                beside = ".".join(path.split(".")[:place])
-                names[place] = free_name(name, self._is_known_below(beside, name))
+                taken = {name, *(each[len(prefix) :] for each in self._known if each.startswith(prefix))}
+                names[place] = free_name(name, taken.__contains__)
+            prefix += f"{name}."
         return ".".join(names)
-
-    def _is_known_below(self, parent: str, reserved: str) -> Callable[[str], bool]:
-        """Return what tells whether a name cannot stand for a reserved one: the original has it beside that, too."""
-        prefix = f"{parent}." if parent else ""
-        return lambda name: name == reserved or f"{prefix}{name}" in self._known
 
     def home(self, form: ModuleForm, locations: tuple[Location, ...]) -> str | None:
         """Return the path at which all weights of `form` keep their names, or None.

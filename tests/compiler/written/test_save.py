@@ -296,7 +296,7 @@ class Named(nn.Module):
         for owner, names in ((self, self.NAMES), (self.inner, self.INNER)):
             for name in names:
                 x = owner._modules[name](x).relu()  # type: ignore[misc]
-        return x + self._buffers["refuse"] + more["more"]  # type: ignore[operator]
+        return x + self._buffers["refuse"] + more["more"]
 
 
 def named() -> tuple[Any, Call]:
