@@ -12,6 +12,8 @@ _OPERATOR = re.compile(r"(aten|nn)(\.\w+)+")
 TABLES = {
     "ir/ops/nn_ops.py:MULTIHEAD_ATTENTION": "the definition of the operator",
     "passes/convert/classifier.py:_FLATTENS": "two forms of one pattern",
+    "passes/convert/layer_norms.py:_VARIANCES": "two forms of one pattern",
+    "passes/convert/layer_norms.py:_VARIANCES_AND_MEANS": "two forms of one pattern",
     "passes/fuse/attention.py:_MATMULS": "two forms of one pattern",
     "passes/fuse/attention.py:_SCALINGS": "two forms of one pattern",
     "passes/fuse/dense.py:_GATES": "forms of one pattern",
@@ -29,7 +31,6 @@ TABLES = {
     "compiler/onnx/formulas.py:FORMULAS": "what PyTorch's exporter writes in another way than PyTorch computes it",
     "compiler/lower/mode_steps.py:_OPERATORS": "the functions of PyTorch that call them",
     "compiler/lower/fx/operators.py:PIECES": "how many results an operator has in a graph without types",
-    "compiler/codegen/function_names.py:GLOBAL_FLAGS": "emission: parameters that functions do not take",
     "compiler/codegen/functions.py:_METHODS": "emission: operators that read best as methods",
     "compiler/codegen/functions.py:_DROPOUT_FUNCTIONS": "emission: functions of PyTorch",
     "compiler/codegen/modules.py:_DROPOUTS": "emission: classes of modules",

@@ -26,6 +26,7 @@ from compiler.capture.boundary.runs import copy_of_inputs, on_meta, type_text
 from compiler.capture.boundary.surroundings import Surroundings, holds_trace
 from compiler.capture.captured import Captured, Traced
 from compiler.capture.errors import example_fails, explain, location_of_error, partial_graphs_unprinted, state_change
+from compiler.capture.functions import functions_inlined
 from compiler.capture.inputs import symbol_names, variable_keywords
 from compiler.capture.lean_tracing import tracing_mode
 from compiler.capture.opaque import (
@@ -40,7 +41,6 @@ from compiler.capture.opaque import (
 from compiler.capture.patches import (
     TracedFunctions,
     check_hooks,
-    functions_refused,
     gradient_modes_refused,
     inference_mode_as_no_grad,
     mode_reads,
@@ -240,7 +240,7 @@ class ExportCapture:
                 partial_graphs_unprinted(),
                 inference_mode_as_no_grad(),
                 TracedFunctions(),
-                functions_refused(),
+                functions_inlined(self.observed.functions if self.observed is not None else {}),
                 gradient_modes_refused(),
                 stacks_of_leaves(self.model),
             ):

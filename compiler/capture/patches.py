@@ -14,7 +14,6 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import CheckpointFunction
 
 from compiler.usercode.locations import is_inside, is_user_file
 from compiler.usercode.state import location_of_module
@@ -143,34 +142,6 @@ def gradient_modes_refused() -> Iterator[None]:
         return leave(self, *exception)
 
     with modes, patched(torch.autocast, __enter__=start, __exit__=stop):
-        yield
-
-
-@contextmanager
-def functions_refused() -> Iterator[None]:
-    """Refuse calls of the user's `torch.autograd.Function`s, whose backward a graph would lose.
-
-    Raises:
-        CaptureError: when one is called, or that of a reentrant checkpoint.
-    """
-    known = torch.autograd.Function.__dict__["apply"]
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if cls is CheckpointFunction:
-            raise CaptureError(
-                "forward calls a reentrant torch.utils.checkpoint, whose backward a graph would lose: it gives "
-                "gradients only where an argument of the checkpoint requires one",
-                remedy="pass use_reentrant=False, or keep the module that calls it as is with leaf_modules=",
-            )
-        if cls.__module__.partition(".")[0] == "torch":
-            return known.__get__(None, cls)(*args, **kwargs)
-        raise CaptureError(
-            f"the graph would lose the backward of {cls.__qualname__}, which is a torch.autograd.Function",
-            remedy="keep the submodule that calls it as is with leaf_modules=, or make it a custom operator "
-            "(torch.library.custom_op)",
-        )
-
-    with patched(torch.autograd.Function, apply=classmethod(apply)):
         yield
 
 

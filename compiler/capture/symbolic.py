@@ -12,8 +12,8 @@ from torch.fx._symbolic_trace import _assert_is_none
 from compiler.capture.boundary.refusals import outside_change, tracing_left
 from compiler.capture.boundary.surroundings import Surroundings
 from compiler.capture.errors import state_change
+from compiler.capture.functions import functions_inlined
 from compiler.capture.opaque import mode_readers
-from compiler.capture.patches import functions_refused
 from compiler.usercode.state import ModuleState, location_of_module, part_of, random_state_kept
 from compiler.usercode.tensors import foreign_state
 from ir.errors import CaptureError, InputError
@@ -83,7 +83,7 @@ def trace_symbolically(model: nn.Module, opaques: Collection[nn.Module]) -> fx.G
     try:
         with random_state_kept():
             numbers = torch.random.get_rng_state(), foreign_state()
-            with functions_refused():
+            with functions_inlined({}):
                 graph = tracer.trace(model)
                 _note_asked(model, graph, lambda: _Tracer((*opaques, *small)))
             _check_effects(model, state, tracer, numbers, graph)

@@ -10,7 +10,7 @@ from torch import nn
 
 _FUNCTIONAL = """
 linear gelu silu mish hardswish hardsigmoid hardtanh leaky_relu relu6 softplus adaptive_avg_pool2d
-max_pool2d avg_pool2d layer_norm group_norm pad one_hot scaled_dot_product_attention glu
+max_pool2d avg_pool2d layer_norm pad one_hot scaled_dot_product_attention glu
 """
 """Functions of torch.nn.functional that take the arguments of the operator's schema in the same order."""
 
@@ -25,7 +25,7 @@ masked_fill.Scalar masked_fill.Tensor tril triu roll flip sort topk tile movedim
 pixel_shuffle pixel_unshuffle channel_shuffle zeros_like ones_like full_like arange arange.start
 arange.start_step zeros ones full linspace linspace.Tensor_Tensor linspace.Tensor_Scalar linspace.Scalar_Tensor
 logspace logspace.Tensor_Tensor logspace.Tensor_Scalar logspace.Scalar_Tensor
-prelu rms_norm conv1d conv2d conv3d conv1d.padding conv2d.padding
+prelu rms_norm group_norm conv1d conv2d conv3d conv1d.padding conv2d.padding
 conv3d.padding conv_transpose1d conv_transpose2d.input conv_transpose3d.input embedding dot mv diff
 nan_to_num atan tan asin acos sinh cosh trunc frac lerp.Scalar lerp.Tensor addcmul addcdiv scatter.src
 scatter.value scatter_add index_add nonzero masked_select where bincount broadcast_to lstm.input gru.input
@@ -34,7 +34,7 @@ rnn_tanh.input rnn_relu.input
 """Functions of `torch` that do so; with the overload whose arguments they take."""
 
 
-GLOBAL_FLAGS = {"aten.layer_norm": "cudnn_enable", "aten.group_norm": "cudnn_enabled"}
+GLOBAL_FLAGS = {"aten.layer_norm": "cudnn_enable"}
 """Parameters for which these functions read a global flag of PyTorch's: they do not take them."""
 
 

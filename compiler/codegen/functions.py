@@ -55,7 +55,9 @@ def arguments(scope: Scope, op: Operation) -> tuple[tuple[Any, ...], dict[str, A
             continue
         if param.kind is ParamKind.ATTRIBUTE:
             attribute = op.attributes[param.name]
-            if param.has_default and attributes_equal(attribute, param.default):
+            if param.name == op.opdef.training and op.attributes.get("follows_mode", False):
+                attribute = scope.training_flag(op)
+            elif param.has_default and attributes_equal(attribute, param.default):
                 gap = True
                 continue
             value = resolve(scope, op, attribute)

@@ -158,6 +158,9 @@ def _group_norm(op: Operation, shapes: Shapes) -> _Described:
     channels = next((shape[0] for shape in shapes.values()), known[1] if len(known) > 1 else None)
     if len(shapes) == 1 or not isinstance(channels, int):
         return None
+    in_a_group = (*known[:1], channels // op.attributes["num_groups"], *known[2:])
+    if not any(isinstance(size, int) and size > 1 for size in in_a_group):
+        return None  # the module refuses one number for each group and example of a batch of one
     sizes = {"num_groups": op.attributes["num_groups"], "num_channels": channels, "eps": op.attributes["eps"]}
     return nn.GroupNorm, {**sizes, "affine": bool(shapes)}
 
@@ -244,9 +247,8 @@ def _make_instance_norm(op: Operation, find: WeightOf) -> ModuleForm | None:
     if not slots or cls is None:
         return None
     tracked = "running_mean" in dict(slots)
-    from_module = own_location(op, ModuleForm(cls, ())) is not None
     options = _norm_options(op, slots)
-    if options is None or (not tracked and not a["use_input_stats"]) or (tracked and not from_module):
+    if options is None or (not tracked and not a["use_input_stats"]) or tracked is not a["follows_mode"]:
         return None
     training = bool(a["use_input_stats"]) if tracked else None
     return ModuleForm(cls, options, slots, (value,), training=training, counter=tracked)
@@ -273,6 +275,15 @@ def _make_dropout(op: Operation, find: WeightOf) -> ModuleForm | None:
     own = (c for c in classes if own_location(op, ModuleForm(c, ())) is not None)
     cls = next(own, classes[len(classes) // 2] if classes else None)
     return None if cls is None else ModuleForm(cls, _options(p=a["p"]), (), (value,), training=bool(a["train"]))
+
+
+@_form("aten.rrelu")
+def _make_random_relu(op: Operation, find: WeightOf) -> ModuleForm | None:
+    a = op.attributes
+    if not a["follows_mode"] or not all(isinstance(a[key], (int, float)) for key in ("lower", "upper")):
+        return None
+    options = _options(lower=a["lower"], upper=a["upper"])
+    return ModuleForm(nn.RReLU, options, (), (op.operands[0],), training=bool(a["training"]))
 
 
 def _plain(name: str, cls: type[nn.Module], *attributes: str, **fixed: Attribute) -> None:

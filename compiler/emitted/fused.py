@@ -24,7 +24,7 @@ from passes.fuse.dense import (
     LinearActPattern,
     LinearPattern,
 )
-from passes.fuse.norms import RMSNormPattern
+from passes.fuse.norms import GroupNormPattern, RMSNormPattern
 
 
 class FusedModule(nn.Module):
@@ -134,6 +134,10 @@ class FusedGatedLinear(FusedModule, rule=GatedLinearPattern):
         gate: Tensor = self.act(self.gate(input))
         up: Tensor = self.up(input)
         return gate * up
+
+
+class FusedGroupNorm(FusedModule, rule=GroupNormPattern):
+    """group norm → [act]"""
 
 
 class FusedLayerNorm(FusedModule, rule=LayerNormPattern):

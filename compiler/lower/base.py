@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from compiler.lower.functional.functionalizer import Functionalizer
-from compiler.lower.module_facts import ModuleFacts, modules_of
+from compiler.lower.module_facts import ModuleFacts, mode_locked, modules_of
 from compiler.lower.weights import WeightTable
 from compiler.usercode.locations import Locator
 from ir.core import Graph, Operation
@@ -50,4 +50,4 @@ class Lowering:
     def _lock_mode(self) -> None:
         """Record why the program must stay in its mode, if it must."""
         conflicts = self.functionalizer.sharing.conflicts(self.functionalizer.sources)
-        self.program.mode_locked = self.facts.mode_locked(conflicts)
+        self.program.mode_locked = mode_locked(conflicts)

@@ -17,8 +17,6 @@ from ir.opdef import Trait
 from ir.program import Program, Weight
 
 _ATTENTION = "torch.nn.modules.activation.MultiheadAttention"
-_RECURRENT = "torch.nn.modules.rnn."
-_RRELU = "torch.nn.modules.activation.RReLU"
 _SEQUENTIAL = "torch.nn.modules.container.Sequential"
 _MAX_FUNCTIONS = 200
 
@@ -134,26 +132,19 @@ def _paths_above(name: str) -> list[str]:
 
 
 def _tells_the_mode(op: Operation) -> bool:
-    if op.opdef.follows_mode:
-        return bool(op.attributes.get("follows_mode"))
-    of_layer = op.location.module_class.startswith((_RECURRENT, _RRELU))
-    return of_layer and op.opdef.training in op.attributes
+    return op.opdef.follows_mode and bool(op.attributes["follows_mode"])
 
 
 def _reason_of(op: Operation) -> str:
     home, follows = op.location.module_class, op.attributes.get("follows_mode")
-    drops = op.opdef.has(Trait.DROPOUT) and op.attributes["p"] != 0
+    draws = op.opdef.has(Trait.RANDOM) and all(op.attributes.get(name, 1) != 0 for name in ("p", "dropout"))
     has_statistics = "running_mean" in op.opdef.operand_index and op.operand("running_mean") is not None
-    if not follows and (drops or (op.name == "aten.batch_norm" and has_statistics)):
+    if op.opdef.follows_mode and not follows and (draws or has_statistics):
         return "may depend on it: no layer of PyTorch made it"
     if op.name == "aten.batch_norm" and follows and op.attributes["momentum"] == 0:
         return "has no momentum, or one of None: the graph does not tell which"
     if op.name == "aten.scaled_dot_product_attention" and (op.attributes["dropout_p"] or home == _ATTENTION):
         return "drops weights in one of the modes, and the other one is not known"
-    if home.startswith(_RECURRENT) and op.opdef.training is not None and op.attributes.get("dropout"):
-        return "drops values in training"
-    if op.name.startswith("aten.rrelu") or (op.name == "aten.instance_norm" and has_statistics):
-        return "computes something else in training"
     return ""
 
 

@@ -19,8 +19,13 @@ _OPERATORS: Mapping[str, frozenset[str]] = {
     "aten.feature_alpha_dropout": frozenset({"feature_alpha_dropout"}),
     "aten.batch_norm": frozenset({"batch_norm"}),
     "aten.scaled_dot_product_attention": frozenset({"scaled_dot_product_attention"}),
+    "aten.instance_norm": frozenset({"instance_norm"}),
+    "aten.rrelu": frozenset({"rrelu"}),
+    **{f"aten.{name}.input": frozenset({name}) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
 }
 """Operators that take the mode -> functions that call them."""
+_SWITCHES = ("training", "train", "use_input_stats")
+"""What functions call the argument that operators have as their training flag."""
 _COUNTS = ("add_", "__iadd__")
 
 
@@ -122,6 +127,6 @@ def _is_of_layer(op: Operation) -> bool:
 
 def _attributes(op: Operation, pair: _Pair) -> dict[str, object]:
     """Return the attributes that an operation has in the other mode."""
-    names = {"training": "training" if op.name == "aten.batch_norm" else "train", "train": "train"}
-    found = {names.get(name, name): value for name, value in pair.there.flags.items()}
+    flag = op.opdef.training
+    found = {flag if name in _SWITCHES else name: value for name, value in pair.there.flags.items()}
     return {name: value for name, value in found.items() if name in op.attributes}

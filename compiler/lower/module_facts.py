@@ -19,6 +19,9 @@ from ir.opdef import Trait
 
 _BATCH_NORM_CLASSES = "torch.nn.modules.batchnorm."
 _DROPOUT_CLASSES = "torch.nn.modules.dropout."
+_INSTANCE_NORM_CLASSES = "torch.nn.modules.instancenorm."
+_RECURRENT_CLASSES = "torch.nn.modules.rnn."
+_RANDOM_RELU_CLASS = "torch.nn.modules.activation.RReLU"
 _ATTENTION = "aten.scaled_dot_product_attention"
 
 
@@ -55,7 +58,6 @@ class ModuleFacts:
             path for path, each in self.modules.items() if id(each) in own or (path and not is_plain(each))
         )
         """Their behaviour in each mode is found by running both, not from their class."""
-        self._locked: dict[str, str] = {}
 
     def is_batch_counter(self, target: Any, location: Location) -> bool:
         """Return whether a write to `target` is a BatchNorm that counts its batches."""
@@ -91,8 +93,8 @@ class ModuleFacts:
             if isinstance(module, nn.MultiheadAttention) and module.dropout and not module.training:
                 # attention drops weights in training only
                 return functionalizer.emit("aten.dropout", op.result, module.dropout, False, follows_mode=True)
-        elif op.opdef.training is not None:
-            self._lock(op, module)
+        elif op.opdef.follows_mode:
+            op.attributes["follows_mode"] = _follows(op, module)
         return None
 
     def _adjust_batch_norm(self, op: Operation, module: nn.Module | None) -> None:
@@ -105,20 +107,26 @@ class ModuleFacts:
             op.attributes["follows_mode"] = in_class and has_statistics
             op.attributes["counts_batches"] = in_class or not has_statistics
 
-    def _lock(self, op: Operation, module: nn.Module | None) -> None:
-        """Record a module whose operator depends on the mode in a way that no attribute expresses."""
-        follows = isinstance(module, nn.RReLU) or (isinstance(module, _InstanceNorm) and module.track_running_stats)
-        follows = follows or (isinstance(module, nn.RNNBase) and module.dropout > 0)
-        if follows:
-            where = op.location.module_path
-            self._locked.setdefault(where, f"`{where}` ({type(module).__qualname__}) calls {op.name}")
 
-    def mode_locked(self, dropouts: Sequence[Operation] = ()) -> str:
-        """Return why no attribute expresses the other mode, or an empty text.
+def _follows(op: Operation, module: nn.Module | None) -> bool:
+    """Return whether the flag of an operator that draws or updates statistics itself is the mode of its layer."""
+    home = op.location.module_class
+    if op.name == "aten.instance_norm":
+        if op.operand("running_mean") is None:
+            return False
+        if module is None:  # in training, one that is told not to track looks alike
+            return home.startswith(_INSTANCE_NORM_CLASSES) and not op.in_training
+        return isinstance(module, _InstanceNorm) and module.track_running_stats
+    if module is None:
+        return home.startswith((_RECURRENT_CLASSES, _RANDOM_RELU_CLASS))
+    return isinstance(module, (nn.RNNBase, nn.RReLU))
 
-        Args:
-            dropouts: those whose aliasing in eval mode matters to in-place writes.
-        """
-        reasons = list(self._locked.values())
-        reasons += [f"{op.name} at {op.location} shares memory with what is written in place" for op in dropouts]
-        return f"what these do depends on train() or eval(): {'; '.join(reasons)}" if reasons else ""
+
+def mode_locked(dropouts: Sequence[Operation]) -> str:
+    """Return why no attribute expresses the other mode, or an empty text.
+
+    Args:
+        dropouts: those whose aliasing in eval mode matters to in-place writes.
+    """
+    reasons = [f"{op.name} at {op.location} shares memory with what is written in place" for op in dropouts]
+    return f"what these do depends on train() or eval(): {'; '.join(reasons)}" if reasons else ""

@@ -15,7 +15,7 @@ from passes.fuse.dense import (
     LinearPattern,
     LinearReluPattern,
 )
-from passes.fuse.norms import RMSNormPattern
+from passes.fuse.norms import GroupNormPattern, RMSNormPattern
 from passes.quant import tables
 
 ONNXRUNTIME = Target(
@@ -31,6 +31,7 @@ ONNXRUNTIME = Target(
         AddReluPattern,
         LayerNormPattern,
         RMSNormPattern,
+        GroupNormPattern,
         AdaptiveAvgPoolPattern,
     ),
     table=tables.ONNXRUNTIME,

@@ -16,7 +16,7 @@ from passes.fuse.dense import (
     LinearActPattern,
     LinearPattern,
 )
-from passes.fuse.norms import RMSNormPattern
+from passes.fuse.norms import GroupNormPattern, RMSNormPattern
 from passes.quant import tables
 
 OPENVINO = Target(
@@ -33,6 +33,7 @@ OPENVINO = Target(
         AddReluPattern,
         LayerNormPattern,
         RMSNormPattern,
+        GroupNormPattern,
         AdaptiveAvgPoolPattern,
     ),
     table=tables.OPENVINO,

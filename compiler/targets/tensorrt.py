@@ -17,7 +17,7 @@ from passes.fuse.dense import (
     LinearActPattern,
     LinearPattern,
 )
-from passes.fuse.norms import RMSNormPattern
+from passes.fuse.norms import GroupNormPattern, RMSNormPattern
 from passes.quant import tables
 from passes.rewrite.pattern import Pattern
 
@@ -41,6 +41,7 @@ TENSORRT_FUSION_PATTERNS: tuple[type[Pattern], ...] = (
     LinearPattern,
     LayerNormPattern,
     RMSNormPattern,
+    GroupNormPattern,
     AdaptiveAvgPoolPattern,
 )
 """The fusions."""

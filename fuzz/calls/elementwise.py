@@ -31,6 +31,7 @@ _REAL_ATTRIBUTES: dict[str, tuple[Any, ...]] = {
     "lower": (0.125,),
     "upper": (0.25,),
     "training": (False,),
+    "follows_mode": (False, True),
     "generator": (None,),
 }
 

@@ -177,14 +177,19 @@ def vectors(source: Source, opdef: OpDef) -> Arguments:
 
 
 def lstm(source: Source, opdef: OpDef) -> Arguments:
-    """One layer, in one or both directions, with and without biases, out of training."""
+    """One or two layers, in one or both directions, with and without biases, with dropout in training if allowed."""
     steps, batch, features, hidden = (source.one_of((1, 2, 3)) for _ in range(4))
     first, biases, both = source.flag(), source.flag(), source.flag()
-    ways = 2 if both else 1
+    ways, layers = 2 if both else 1, 2 if source.integer(0, 2) == 2 else 1
     x = source.make((batch, steps, features) if first else (steps, batch, features))
-    state = [source.like(x, (ways, batch, hidden)) for _ in range(2)]
+    state = [source.like(x, (ways * layers, batch, hidden)) for _ in range(2)]
     weights: list[Any] = []
-    for _ in range(ways):
-        weights += [source.like(x, (4 * hidden, features)), source.like(x, (4 * hidden, hidden))]
-        weights += [source.like(x, (4 * hidden,)) for _ in range(2)] if biases else []
-    return [x, state, weights, biases, 1, 0.0, False, both, first], {}
+    for layer in range(layers):
+        for _ in range(ways):
+            width = ways * hidden if layer else features
+            weights += [source.like(x, (4 * hidden, width)), source.like(x, (4 * hidden, hidden))]
+            weights += [source.like(x, (4 * hidden,)) for _ in range(2)] if biases else []
+    dropout = 0.5 if layers > 1 and source.flag() else 0.0  # between layers
+    training = source.training and source.flag()
+    arguments = [x, state, weights, biases, layers, dropout, training, both, first]
+    return arguments, {"follows_mode": source.flag()}

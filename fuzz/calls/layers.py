@@ -340,9 +340,9 @@ def batch_norm(source: Source, opdef: OpDef) -> Arguments:
     weight = source.like(x, count) if source.flag() else None
     bias = source.like(x, count) if weight is not None else None
     spatial = shape_of(x)[2:]
-    batch_statistics = opdef.short_name == "instance_norm" and spatial != () and all(map(is_int, spatial))
-    many = all(is_int(d) and d != 1 for d in spatial)
-    if batch_statistics and many and source.flag():
+    # the statistics of one element are refused
+    has_own = opdef.short_name == "instance_norm" and spatial != () and all(is_int(d) and d != 1 for d in spatial)
+    if has_own and source.flag():
         return [x, weight, bias, None, None, True, 0.1, 1e-5, False], {}
     mean, var = source.like(x, count, bounds=(-1, 1)), source.like(x, count, bounds=(0.5, 2))
     momentum = 0.1 if low == 3 else source.one_of((0.1, None, 0.5))
@@ -350,7 +350,8 @@ def batch_norm(source: Source, opdef: OpDef) -> Arguments:
     if training:
         source.written(mean)
         source.written(var)
-    return [x, weight, bias, mean, var, training, momentum, source.one_of((1e-5, 1e-3)), False], {}
+    follows = {"follows_mode": True} if has_own and source.flag() else {}
+    return [x, weight, bias, mean, var, training, momentum, source.one_of((1e-5, 1e-3)), False], follows
 
 
 def group_norm(source: Source, opdef: OpDef) -> Arguments:

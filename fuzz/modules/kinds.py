@@ -30,6 +30,8 @@ FAMILIES: dict[str, Family] = {
     "question that matters": Family("either", guarded=True),
     "idle question": Family("equal"),
     "grad region": Family("either", guarded=True),
+    "own derivative": Family("equal"),
+    "own backward": Family("refused"),
     "cache": Family("either"),
     "hook with effects": Family("refused"),
     "pure hook": Family("equal"),

@@ -194,6 +194,35 @@ ASKED_MODES = (
     ),
 )
 
+LAYERS_OF_ONE_OPERATOR = (
+    *variants(
+        "asked mode", {"random relu, traced": of("self.act$n($x)", setup="self.act$n = nn.RReLU()")}, ways=("export",)
+    ),
+    *variants(
+        "asked mode",
+        {
+            "LSTM, traced": of(
+                "self.lstm$n($x)[0]", setup="self.lstm$n = nn.LSTM($last, 4, num_layers=2, dropout=0.5)"
+            ),
+            "GRU, traced": of(
+                "self.gru$n($x)[0]", setup="self.gru$n = nn.GRU($last, 4, 2, dropout=0.5, bidirectional=True)"
+            ),
+        },
+        ways=("export",),
+        shapes=TOKENS,
+    ),
+    *variants(
+        "asked mode",
+        {
+            "tracking norm, traced": of(
+                "self.norm$n($x)", setup="self.norm$n = nn.InstanceNorm$d($c, track_running_stats=True)"
+            ),
+        },
+        ways=("export",),
+        shapes=IMAGES,
+    ),
+)
+
 _STATE = "{**dict(self.norm$n.named_parameters()), **dict(self.norm$n.named_buffers())}"
 
 BATCH_NORMS = (
@@ -237,4 +266,4 @@ BATCH_NORMS = (
     ),
 )
 
-RECIPES = (*OWN_LAYERS, *MODES, *CALLS, *ASKED_MODES, *BATCH_NORMS)
+RECIPES = (*OWN_LAYERS, *MODES, *CALLS, *ASKED_MODES, *LAYERS_OF_ONE_OPERATOR, *BATCH_NORMS)

@@ -196,6 +196,49 @@ GRAD_REGIONS = variants(
     },
 )
 
+_CALL = "Function$n.apply($x)"
+_FUNCTION = """
+class Function$n(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return {}
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return {}
+
+
+apply$n = Function$n.apply
+"""
+
+
+def _function(forward: str, backward: str, call: str = "apply$n($x)") -> dict[str, str]:
+    return of(call, define=_FUNCTION.format(forward, backward))
+
+
+OWN_BACKWARDS = (
+    *variants(
+        "own derivative",
+        {
+            "bound": _function("torch.sin(x)", "gradient * torch.cos(x)"),
+            "of the class": _function("x * x.sigmoid()", "gradient * x.sigmoid() * (1 + x - x * x.sigmoid())", _CALL),
+            "in training": _function("x * 3", "gradient * 3", "apply$n($x) if self.training else $x * 3"),
+        },
+        ways=("export",),
+    ),
+    *variants(
+        "own backward",
+        {
+            "straight through": _function("torch.round(x)", "gradient"),
+            "reversed": _function("x.clone()", "-gradient", _CALL),
+            "clipped": _function("x * 2", "(gradient * 2).clamp(-3, 3)"),
+        },
+        ways=("export",),
+    ),
+)
+
 _CACHE = """
 @functools.{}
 def table$n(size):
@@ -297,4 +340,4 @@ NAMES = variants(
     },
 )
 
-RECIPES = (*RANDOMNESS, *HIDDEN_STATE, *QUESTIONS, *GRAD_REGIONS, *CACHES, *HOOKS, *NAMES)
+RECIPES = (*RANDOMNESS, *HIDDEN_STATE, *QUESTIONS, *GRAD_REGIONS, *OWN_BACKWARDS, *CACHES, *HOOKS, *NAMES)

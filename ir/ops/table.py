@@ -9,8 +9,9 @@ rules must read them:
 * `unit` is the constant second operand (or scalar) that changes nothing *but* perhaps the dtype, the shape (where it
   broadcasts) and the sign of zero; which of them matter is for the rule to check.
 * `strides` is about dense operands, in any memory order; it does not cover size-1 dimensions.
-* `follows_mode` (batch_norm, dropouts) tells whether the training flag follows `module.training` in the emitted
-  module, or is a literal of the user's code. `counts_batches` (batch_norm) tells whether training counts the batches in
+* `follows_mode` (batch_norm, dropouts, and those whose flag is a literal unless it says so: instance_norm, rrelu,
+  recurrent networks) tells whether the training flag follows `module.training` in the emitted module, or is a literal
+  of the user's code. `counts_batches` (batch_norm) tells whether training counts the batches in
   the buffer `num_batches_tracked`, as `nn.BatchNorm2d` does and `F.batch_norm` does not. `train_dropout_p` (attention)
   is the probability that `train()` switches on.
 """
@@ -24,6 +25,7 @@ import torch
 
 from ir.columns import Dims, Layout, StorageRule, StrideRule
 from ir.opdef import Facts, InferRule, Param, ParamKind, Trait, add_row
+from ir.ops import kernels
 from ir.ops.inference import (
     convolution,
     creation,
@@ -68,6 +70,7 @@ def _extra(name: str, default: Any, type_: str) -> Param:
 
 
 _FOLLOWS_MODE = _extra("follows_mode", True, "bool")
+_MAY_FOLLOW_MODE = _extra("follows_mode", False, "bool")
 _COUNTS_BATCHES = _extra("counts_batches", True, "bool")
 _ELEMENTWISE, _IDEMPOTENT, _COMMUTATIVE = Trait.ELEMENTWISE, Trait.IDEMPOTENT, Trait.COMMUTATIVE
 _VIEW, _LAYOUT, _RANDOM = Trait.VIEW, Trait.LAYOUT, Trait.RANDOM
@@ -77,35 +80,6 @@ _ALONG: dict[str, Any] = {"dims": Dims.ALONG}
 _FIXED: dict[str, Any] = {"strides": StrideRule.FIXED}
 _CONTIGUOUS: dict[str, Any] = {"strides": StrideRule.CONTIGUOUS}
 _ACTIVATION = Trait.ACTIVATION | Trait.ELEMENTWISE
-
-
-def _batch_norm(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    training: bool,
-    momentum: float | None,
-    eps: float,
-    cudnn_enabled: bool,
-    *,
-    follows_mode: bool = True,
-    counts_batches: bool = True,
-) -> torch.Tensor:
-    """Accept a momentum of None, which the kernel refuses: a cumulative average, by the counter of the module.
-
-    Outside of training momentum is unused. In training with None the module updates the running statistics, like its
-    counter, and they are not mutated here. The result does not depend on either.
-
-    Refuse an input without a channel dimension: the kernel would read its second size beyond the end of the sizes.
-    """
-    if x.dim() < 2:
-        raise ValueError(f"the input has {x.dim()} dimensions where at least 2 are needed, batch and channels")
-    result: torch.Tensor = torch.ops.aten.batch_norm.default(
-        x, weight, bias, running_mean, running_var, training, momentum or 0.0, eps, cudnn_enabled
-    )
-    return result
 
 
 def _copy(x: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
@@ -142,7 +116,7 @@ def _activations() -> None:
     _rows("celu softshrink", elementwise.nary, _ACTIVATION)
     _rows("prelu", _fast(elementwise.prelu), Trait.ACTIVATION, **_FRESH)
     _rows("_prelu_kernel", elementwise.nary, _ACTIVATION)
-    _rows("rrelu", elementwise.nary, _ACTIVATION | _RANDOM, training="training")
+    _rows("rrelu", elementwise.nary, _ACTIVATION | _RANDOM, training="training", extra=(_MAY_FOLLOW_MODE,))
 
 
 def _arithmetic() -> None:
@@ -253,14 +227,15 @@ def _layers() -> None:
         _fast(normalization.batch_norm),
         Trait.NORMALIZES,
         training="training",
-        evaluate=_batch_norm,
+        evaluate=kernels.batch_norm,
         extra=(_FOLLOWS_MODE, _COUNTS_BATCHES),
         strides=StrideRule.PASSED,
         **_FRESH,
     )
     norm = _fast(normalization.instance_norm)
-    _rows("instance_norm", norm, Trait.NORMALIZES, training="use_input_stats", **_FRESH)
-    _rows("group_norm", _fast(normalization.group_norm), **_FRESH)
+    followed: dict[str, Any] = {"extra": (_MAY_FOLLOW_MODE,)}
+    _rows("instance_norm", norm, Trait.NORMALIZES, training="use_input_stats", **followed, **_FRESH)
+    _rows("group_norm", _fast(normalization.group_norm), evaluate=kernels.group_norm, **_FRESH)
     _rows("layer_norm", _fast(normalization.layer_norm), **_CONTIGUOUS, **_FRESH)
     _rows("native_layer_norm", **_FIXED)
     _rows("rms_norm", _fast(normalization.layer_norm), strides=StrideRule.FORMAT, **_FRESH)
@@ -272,8 +247,8 @@ def _layers() -> None:
     _rows("alpha_dropout", _fast(normalization.dropout()), drops, **dropout)
     _rows("feature_alpha_dropout", _fast(normalization.dropout(2)), drops, **dropout)
     _rows("native_dropout", None, _RANDOM, training="train")
-    _rows("lstm.input gru.input rnn_tanh.input rnn_relu.input", None, _RANDOM, training="train")
-    _rows("lstm.data gru.data rnn_tanh.data rnn_relu.data", None, _RANDOM, training="train")
+    _rows("lstm.input gru.input rnn_tanh.input rnn_relu.input", None, _RANDOM, training="train", **followed)
+    _rows("lstm.data gru.data rnn_tanh.data rnn_relu.data", None, _RANDOM, training="train", **followed)
 
 
 def _layouts() -> None:

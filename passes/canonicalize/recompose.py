@@ -163,11 +163,13 @@ _AFFINE = Example("""
 
 
 class SpellAddmm(Rule):
-    """addmm(b, x, wᵀ) = linear(x, w, b), and mm(x, wᵀ) = linear(x, w) for a weight w"""
+    """addmm(b, x, wᵀ) = linear(x, w, b), and mm(x, wᵀ) = linear(x, w) for a weight w; matmul likewise"""
 
     examples = (
         _AFFINE,
         _AFFINE.changed(("addmm(%b, %x", "mm(%x")),
+        _AFFINE.changed(("addmm(%b, %x", "matmul(%x"), ("%x : f32[n, c]", "%x : f32[n, t, c]")),
+        _AFFINE.changed(("addmm(%b, %x", "matmul(%x"), ("%x : f32[n, c]", "%x : f32[c]")),
         _AFFINE.changed(("%x, %t)", "%x, %t) {alpha=2}"), refused="scaled"),
         _AFFINE.changed(("%b : f32[o]", "%b : f32[n, o]"), refused="not one number a column"),
         _AFFINE.changed(
@@ -179,7 +181,9 @@ class SpellAddmm(Rule):
     def pattern(self, p: PatternBuilder) -> Node:
         turned = p.op("aten.permute", p.any("w"), dims=(1, 0))
         x = p.any("x")
-        return p.one_of(p.op("aten.addmm", p.any("b"), x, turned, name="sum"), p.op("aten.mm", x, turned))
+        return p.one_of(
+            p.op("aten.addmm", p.any("b"), x, turned, name="sum"), p.op(("aten.mm", "aten.matmul"), x, turned)
+        )
 
     @override
     def check(self, m: Match) -> str | None:

@@ -1,4 +1,4 @@
-"""Norms that are written out become the operator."""
+"""RMS norms that are written out become the operator."""
 
 from __future__ import annotations
 

@@ -17,6 +17,8 @@ from ir.types import TensorType, dims_equal, shapes_equal
 from passes.canonicalize.base import constant_data, filled_with
 from passes.canonicalize.recompose import rows_of_linear
 from passes.convert.activations import ACTIVATIONS
+from passes.convert.grouped import GroupedQueryAttentionPattern
+from passes.convert.layer_norms import RecomposeGroupNormPattern, RecomposeLayerNormPattern
 from passes.convert.norms import RecomposeRMSNormPattern
 from passes.convert.unread import RecomposeUnreadAttentionPattern
 from passes.fuse.attention import SDPA
@@ -55,13 +57,18 @@ _BIASED = Example("""
 _AFFINE = _ROWS.changed(
     ("%w : f32[o, c]", "%w : f32[c, o]"), ("aten.linear(%rows, %w, %b)", "aten.addmm(%b, %rows, %w)")
 )
+_PRODUCT = Example("""
+    parameter %w : f32[c, o]
+    graph(%x : f32[n, t, c]) { %y = aten.matmul(%x, %w) return %y }
+""")
 
 
 class RecomposeLinearPattern(Pattern):
     """bmm(x, expand(wᵀ)) = linear(x, w), reshape(linear(reshape(x), w, b)) = linear(x, w, b), linear(x, w) + b likewise
 
-    Also addmm(b, x, w) = linear(x, wᵀ, b) and mm(x, w) = linear(x, wᵀ). What `run_decompositions()` makes of linear
-    layers, and layers that keep their weights the other way round: w and b are weights.
+    Also addmm(b, x, w) = linear(x, wᵀ, b), mm(x, w) = linear(x, wᵀ), and matmul(x, w) for x of any rank. What
+    `run_decompositions()` makes of linear layers, and layers that keep their weights the other way round: w and b are
+    weights.
     """
 
     is_conversion = True
@@ -75,6 +82,15 @@ class RecomposeLinearPattern(Pattern):
         _BIASED.changed(("return %z", "return %z, %y"), refused="used elsewhere"),
         _AFFINE,
         _AFFINE.changed(("addmm(%b, ", "mm(")),
+        _PRODUCT,
+        _PRODUCT.changed(("%x : f32[n, t, c]", "%x : f32[c]")),
+        _PRODUCT.changed(("%w : f32[c, o]", "%w : f32[n, c, o]"), refused="no weight of rank 2"),
+        _PRODUCT.changed(
+            ("f32[n, t, c]", "f32[n, c, c]"),
+            ("f32[c, o]", "f32[c, c]"),
+            ("(%x, %w)", "(%w, %x)"),
+            refused="no weight of rank 2",
+        ),
         _AFFINE.changed(("(%b, %rows, %w)", "(%b, %rows, %w) {alpha=2}"), refused="alpha"),
         _AFFINE.changed(("%b : f32[o]", "%b : f32[1]"), refused="not one number a column"),
         _AFFINE.changed(("parameter %w : f32[c, o]", ""), ("graph(", "graph(%w : f32[c, o], "), refused="no weight"),
@@ -94,7 +110,7 @@ class RecomposeLinearPattern(Pattern):
             p.reshape(flat),
             p.op("aten.add.Tensor", plain, p.any("b"), alpha=1),
             p.op("aten.addmm", p.any("b"), x, p.any("v"), alpha=1, beta=1),
-            p.mm(x, p.any("v")),
+            p.op(("aten.mm", "aten.matmul"), x, p.any("v")),
         )
 
     @override
@@ -127,12 +143,12 @@ class RecomposeLinearPattern(Pattern):
 
 
 def _why_no_rows(m: Match) -> str | None:
-    """Return why `addmm(b, x, v)` or `mm(x, v)` is not a linear layer; None where it is."""
+    """Return why `addmm(b, x, v)` or `matmul(x, v)` is not a linear layer; None where it is."""
     weight, type_ = weight_of(m.v), m.v.tensor_type
     if weight is None or type_.rank != 2:
         return "the second factor is no weight of rank 2"
     rank, dtype = m.x.tensor_type.rank, type_.dtype
-    if rank is None or rank < 2 or dtype is None or not dtype.is_floating_point or m.x.tensor_type.dtype != dtype:
+    if not rank or dtype is None or not dtype.is_floating_point or m.x.tensor_type.dtype != dtype:
         return "the first factor is not rows of numbers of the dtype of the weight"
     if m.get("b") is not None:
         columns, bias = m.v.known_shape, m.b.known_shape
@@ -323,6 +339,9 @@ RECOMPOSITIONS: tuple[type[Pattern], ...] = (
     RecomposeMatmulPattern,
     RecomposeAttentionPattern,
     RecomposeUnreadAttentionPattern,
+    GroupedQueryAttentionPattern,
+    RecomposeLayerNormPattern,
+    RecomposeGroupNormPattern,
     RecomposeRMSNormPattern,
     *ACTIVATIONS,
 )

@@ -64,6 +64,11 @@ _HALF = _WRITTEN_OUT.changed(
         "%narrow = aten.to.dtype(%weights) {dtype=torch.bfloat16} %dropped = aten.dropout(%narrow)",
     ),
 )
+_CAPPED = _WRITTEN_OUT.changed(
+    ("(%scores) {other=0.5}", "(%scores) {other=0.0625}"),
+    ("%masked = ", "%capped = aten.tanh(%scaled) %wide = aten.mul.Scalar(%capped) {other=4.0} %masked = "),
+    ("add.Tensor(%scaled, ", "add.Tensor(%wide, "),
+)
 _BADDBMM = Example("""
     graph(%q : f32[n, t, d], %k : f32[n, s, d], %v : f32[n, s, e], %mask : f32[n, 1, s]) {
       %turned = aten.permute(%k) {dims=[0, 2, 1]}
@@ -80,9 +85,10 @@ class ScaledDotProductAttentionPattern(FusionPattern):
     """softmax(scale · q kᵀ [· factor] [+ mask]) v = fused.scaled_dot_product_attention(q, k, v, [factor], [mask])
 
     Also the one operator. The written-out form may scale the query, the key or the product, multiply it by a factor (a
-    temperature for each head), add up to two masks (one of them under another shape, as shifted windows have it), cast
-    for the softmax and back, and drop out; softmax must be over the last dimension. Of a key that is permuted in one go
-    into heads and transposed, the part that makes heads stays outside.
+    temperature for each head) or cap it (c · tanh(scores / c), as Gemma 2 does), add up to two masks (one of them under
+    another shape, as shifted windows have it), cast for the softmax and back, and drop out; softmax must be over the
+    last dimension. Of a key that is permuted in one go into heads and transposed, the part that makes heads stays
+    outside.
     """
 
     kind = "scaled_dot_product_attention"
@@ -112,6 +118,8 @@ class ScaledDotProductAttentionPattern(FusionPattern):
             ("(%scaled, %mask)", "(%biased, %mask)"),
             ("%mask : f32", "%bias : f32[h, t, s], %mask : f32"),
         ),
+        _CAPPED,
+        _CAPPED.changed(("%wide = aten.mul.Scalar(%capped) {other=4.0}", ""), ("(%wide, ", "(%capped, ")),
         _HALF,
         _BADDBMM,
         _WINDOWS,
@@ -147,7 +155,9 @@ class ScaledDotProductAttentionPattern(FusionPattern):
         transposed = p.permute(key, name="transpose", where=_has_matrices)
         scaled_key = p.one_of(p.op(_SCALINGS, transposed), transposed)
         product = p.op(_MATMULS, scaled_query, scaled_key)
-        scores = p.one_of(p.mul(product, p.any("factor")), p.chain(_SCALINGS, product, maximum=1))
+        scaled = p.chain(_SCALINGS, product, maximum=2)
+        capped = p.chain(_SCALINGS, p.op("aten.tanh", scaled, name="cap"), maximum=1)
+        scores = p.one_of(capped, p.mul(product, p.any("factor")), scaled)
         mask, mask2 = p.any("mask"), p.any("mask2")
         masked = p.op("aten.add.Tensor", scores, mask, alpha=1)
         windows = p.op("aten.add.Tensor", p.reshape(masked, name="apart"), mask2, alpha=1)

@@ -176,6 +176,12 @@ def gated_linear(region: Region) -> torch.Tensor:
     return region.apply(act, gate) * up
 
 
+def group_norm(region: Region) -> torch.Tensor:
+    """[act](group_norm(input))"""
+    y = region.apply(region.part("norm", "aten.group_norm"), region.operand("input"))
+    return _act(region, y) if region.has("act") else y
+
+
 def layer_norm(region: Region) -> torch.Tensor:
     """layer_norm(input)"""
     return region.apply(region.part("norm", "aten.layer_norm"), region.operand("input"))
@@ -226,10 +232,13 @@ def add_act(region: Region) -> torch.Tensor:
 
 
 def scaled_dot_product_attention(region: Region) -> torch.Tensor:
-    """[dropout](softmax(query · keyᵀ · scale [· factor] [+ masks])) · value, the softmax over the last dimension"""
+    """[dropout](softmax([cap](query · keyᵀ · scale [· factor]) [+ masks])) · value, softmax over the last dimension"""
     query, key, value = (region.operand(name) for name in ("query", "key", "value"))
     if not region.has("attention"):
-        scores = query @ key.mT * _scale(region.body)
+        before, after = _scales(region.body)
+        scores = query @ key.mT * before
+        if after is not None:
+            scores = torch.tanh(scores) * after
         if "factor" in region.operands:
             scores = scores * region.operand("factor")
         weights = torch.softmax(_masked(region, scores), -1)
@@ -249,14 +258,17 @@ def scaled_dot_product_attention(region: Region) -> torch.Tensor:
     return torch.dropout(torch.softmax(scores, -1), attributes["dropout_p"], attributes["dropout_p"] > 0) @ value
 
 
-def _scale(body: Graph) -> torch.Tensor:
-    """Return the product of the numbers that query, key or scores are multiplied by."""
+def _scales(body: Graph) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the product of the numbers that query, key or scores are multiplied by, and of those behind a cap."""
     scale = torch.ones((), dtype=torch.float64)  # a tensor can be divided by 0
+    before: torch.Tensor | None = None
     for op in body.operations():
-        if op.name in ("aten.mul.Scalar", "aten.div.Scalar"):
+        if op.name == "aten.tanh":
+            before, scale = scale, torch.ones_like(scale)
+        elif op.name in ("aten.mul.Scalar", "aten.div.Scalar"):
             number = op.attributes["other"]
             scale = scale * number if op.name == "aten.mul.Scalar" else scale / number
-    return scale
+    return (scale, None) if before is None else (before, scale)
 
 
 def _masked(region: Region, scores: torch.Tensor) -> torch.Tensor:
@@ -307,6 +319,7 @@ KINDS: dict[str, tuple[Meaning, ...]] = {
     "linear": (linear,),
     "linear_act": (linear_act,),
     "gated_linear": (gated_linear,),
+    "group_norm": (group_norm,),
     "layer_norm": (layer_norm,),
     "rms_norm": (rms_norm,),
     "add_act": (add_act,),

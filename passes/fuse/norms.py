@@ -11,13 +11,40 @@ from typing_extensions import override
 from ir.core import Operation, Value
 from ir.program import weight_of
 from ir.types import Dim, dims_equal, shapes_equal
-from passes.fuse.base import FusionPattern
+from passes.fuse.base import FusionPattern, activation
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
 from passes.rewrite.rewriter import sort_operations
 
 _EXPONENTS = {"aten.rsqrt": -0.5, "aten.sqrt": 0.5, "aten.reciprocal": -1.0}
-_ROOTS = (*_EXPONENTS, "aten.pow.Tensor_Scalar")
+ROOTS = (*_EXPONENTS, "aten.pow.Tensor_Scalar")
+"""The operators that together may raise a mean to the power of -1/2 or 1/2."""
+
+
+def exponent_of(ops: Sequence[Operation]) -> float:
+    """Return the power to which operations from `ROOTS`, and casts, raise a value one after the other."""
+    exponent = 1.0
+    for op in ops:
+        power = 1.0 if op.name == "aten.to.dtype" else _EXPONENTS.get(op.name) or op.attributes["exponent"]
+        exponent *= power if isinstance(power, (int, float)) else math.nan
+    return exponent
+
+
+def dims_of(op: Operation, rank: int) -> tuple[int, ...]:
+    """Return the dimensions that an operation reduces, in order; all of them where it names none."""
+    dims = op.attributes["dim"]
+    return tuple(sorted({d % rank for d in dims})) if dims and rank else tuple(range(rank))
+
+
+def are_last(dims: Sequence[int], rank: int) -> bool:
+    """Return whether some dimensions in order are the last ones of a tensor of this rank."""
+    return bool(dims) and list(dims) == list(range(rank - len(dims), rank))
+
+
+def square(p: PatternBuilder, x: Node) -> Node:
+    """Return a pattern for x², in its spellings."""
+    is_two = p.attr_where(lambda e: e == 2, "2")
+    return p.one_of(p.op("aten.pow.Tensor_Scalar", x, exponent=is_two), p.op("aten.square", x), p.mul(x, x))
 
 
 # --- RMSNorm ------------------------------------------------------------------------------------------------
@@ -26,34 +53,26 @@ _ROOTS = (*_EXPONENTS, "aten.pow.Tensor_Scalar")
 def rms_formula(p: PatternBuilder) -> Node:
     """Return a pattern for x * rsqrt(mean(x²) [+ eps]), in its spellings."""
     x, squared = p.any("input"), p.any("squared")
-    squares = p.one_of(
-        p.op("aten.pow.Tensor_Scalar", squared, exponent=p.attr_where(lambda e: e == 2, "2")),
-        p.op("aten.square", squared),
-        p.mul(squared, squared),
-    )
-    mean = p.op("aten.mean.dim", squares, keepdim=True, dtype=None, name="mean")
+    mean = p.op("aten.mean.dim", square(p, squared), keepdim=True, dtype=None, name="mean")
     total = p.optional(lambda y: p.op("aten.add.Scalar", y, other=p.attr("eps"), alpha=1), mean)
-    scale = p.chain((*_ROOTS, "aten.to.dtype"), total, "scale", minimum=1, maximum=3)
+    scale = p.chain((*ROOTS, "aten.to.dtype"), total, "scale", minimum=1, maximum=3)
     return p.one_of(p.mul(x, scale), p.op("aten.div.Tensor", x, scale))
 
 
 def why_no_rms(m: Match) -> str | None:
     """Return why a match of `rms_formula` is not x times the inverse of the root of its mean square; None if it is."""
-    exponent = 1.0
-    for op in m.scale:
-        power = 1.0 if op.name == "aten.to.dtype" else _EXPONENTS.get(op.name) or op.attributes["exponent"]
-        exponent *= power if isinstance(power, (int, float)) else math.nan
+    exponent = exponent_of(m.scale)
     if exponent != (0.5 if m.root.name == "aten.div.Tensor" else -0.5):
         return f"the mean of squares at `{m.mean.location.where}` is raised to the power {exponent:g} and not to -1/2"
     if m.squared is not m.input:
         cast = m.squared.defining_op
         if cast is None or cast.name != "aten.to.dtype" or cast.operands[0] is not m.input:
             return f"what is squared at `{m.mean.location.where}` is another value"
-    shape, dims = m.squared.known_shape, m.mean.attributes["dim"]
+    shape = m.squared.known_shape
     if shape is None:
         return f"the shape of what is normalized at `{m.mean.location.where}` is not known"
-    if dims is None or sorted(d % len(shape) for d in dims) != list(range(len(shape)))[-len(dims) :]:
-        return f"the mean at `{m.mean.location.where}` is over dimensions {dims}, not the last ones"
+    if not are_last(dims_of(m.mean, len(shape)), len(shape)):
+        return f"the mean at `{m.mean.location.where}` is over dimensions {m.mean.attributes['dim']}, not the last ones"
     return None
 
 
@@ -62,7 +81,7 @@ def normalized_sizes(m: Match) -> tuple[Dim, ...]:
     if m.get("norm") is not None:
         return tuple(m.norm.attributes["normalized_shape"])
     shape = m.squared.known_shape
-    return tuple(shape[-len(m.mean.attributes["dim"]) :])
+    return tuple(shape[-len(dims_of(m.mean, len(shape))) :])
 
 
 @attrs.frozen(eq=False)
@@ -216,3 +235,18 @@ class RMSNormPattern(FusionPattern):
             else:
                 return
             value = user.result
+
+
+# --- GroupNorm ----------------------------------------------------------------------------------------------
+
+
+class GroupNormPattern(FusionPattern):
+    """[act](group_norm(x, w, b)) = fused.group_norm(x, w, b)"""
+
+    kind = "group_norm"
+    parts = ("norm", "act")
+    quantization_points = ()
+
+    @override
+    def pattern(self, p: PatternBuilder) -> Node:
+        return p.optional(lambda y: activation(p, y), p.group_norm(p.any("input"), name="norm"))

@@ -349,3 +349,28 @@ program "lifted" {
     (y,) = evaluate(program, [x])
     (slope,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(slope, 2 * x.detach().cos())
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_a_group_norm_whose_input_has_none(memory_format: torch.memory_format) -> None:
+    # PyTorch's kernel ends the process on a map in channels_last
+    text = """
+    program "norm" {
+      parameter %w : f32[4] requires_grad
+      parameter %b : f32[4] requires_grad
+      argument "x" = input 0
+      result = output 0
+      graph(%x : f32[2, 4, 3, 3]) {
+        %y = aten.group_norm(%x, %w, %b) {num_groups=2} : f32[2, 4, 3, 3]
+        return %y
+      }
+    }
+    """
+    weights = {name: torch.randn(4, requires_grad=True) for name in ("w", "b")}
+    x, direction = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
+    (result,) = evaluate(parse_program(text), [x.to(memory_format=memory_format)], weights)
+    assert result.is_contiguous(memory_format=memory_format)
+    expected = torch.group_norm(x, 2, weights["w"], weights["b"])
+    slopes = [torch.autograd.grad(y, list(weights.values()), direction) for y in (result, expected)]
+    for a, b in zip(*slopes, strict=True):
+        torch.testing.assert_close(a, b)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -75,7 +76,20 @@ def _summary(records: Collection[Record], missing: Sequence[str]) -> Iterator[st
         ),
     )
     if missing:
-        yield f"Not run: {', '.join(f'`{name}`' for name in missing)}.\n"
+        left = {family: [name for name in missing if name.partition("/")[0] == family] for family in FAMILIES}
+        numbers = ", ".join(f"{len(names)} of {family}" for family, names in left.items() if names)
+        yield f"<details><summary>Not run: {numbers}.</summary>\n"
+        for family, names in left.items():
+            if names:
+                yield f"- {family}:"
+                yield from textwrap.wrap(
+                    ", ".join(name.partition("/")[2] for name in names),
+                    118,
+                    initial_indent="  ",
+                    subsequent_indent="  ",
+                    break_on_hyphens=False,
+                )
+        yield "\n</details>\n"
 
 
 def _exceptions(records: Iterable[Record]) -> Iterator[str]:

@@ -37,6 +37,7 @@ from compiler.capture.boundary.refusals import (
 from compiler.capture.boundary.runs import Outcome, Twin, other_numbers
 from compiler.capture.boundary.surroundings import Surroundings
 from compiler.capture.errors import state_change
+from compiler.capture.functions import FunctionCalls
 from compiler.capture.opaque import CallRecord, recorded_calls
 from compiler.capture.patches import ParametersKept
 from compiler.emitted.settings import REMEDY, SETTINGS, settings_of
@@ -97,6 +98,7 @@ class _Observation:
         """Initial state of the opaque modules, from which each call that must repeat the first one starts."""
         self.twin = Twin(self.work)
         self.recorder = Recorder(self.work, self.twin)
+        self.functions = FunctionCalls()
         self.empty = [
             (path, module, name)
             for path, module in self.work.named_modules()
@@ -125,7 +127,7 @@ class _Observation:
                 before.restore_tensors()
                 after.restore_tensors()
                 warm = ModuleState(work)
-                found = Observed(work, first, records, steps, memos=self.memos)
+                found = Observed(work, first, records, steps, functions=self.functions.problems, memos=self.memos)
                 self._other_mode(found, modes, warm)
                 warm.restore()
                 set_modes(work, modes)
@@ -148,8 +150,10 @@ class _Observation:
         return found
 
     def _call(self) -> tuple[Outcome, Record]:
-        with direct_calls(self.work), self.recorder.recording() as record:
-            return self.twin.call(self.args, self.kwargs), record
+        with direct_calls(self.work), self.functions.recorded(), self.recorder.recording() as record:
+            outcome = self.twin.call(self.args, self.kwargs)
+        self.functions.compare()
+        return outcome, record
 
     def _repeat(self, found: Observed, warm: ModuleState) -> None:
         """Run the model again from the same state, and in each of the surroundings that it asks about.
@@ -324,10 +328,15 @@ class _Observation:
         changed = [change for change in state.changes() if change[2] != "training" and not self._is_fine(change)]
         names = outside.changes()
         drawn = outcome.foreign or outcome.reseeded or record.seeded is not None or record.rewound is not None
-        if changed or names or drawn:
+        if changed or names:
             outside.restore()
-            label = names[0] if names else f"`{changed[0][0]}.{changed[0][2]}`" if changed else "a random generator"
+            label = names[0] if names else f"`{changed[0][0]}.{changed[0][2]}`"
             found.mode_problem = f"the model changes {label} in the other mode"
+        elif drawn:
+            outside.restore()
+            place = record.seeded or record.rewound or record.foreign
+            what = f"draws random numbers from {outcome.foreign[0]}" if outcome.foreign else "sets a random generator"
+            found.mode_problem = f"in the other mode the model {what}{f' at {place}' if place is not None else ''}"
         state.restore_attributes()
         if not found.mode_problem and outcome.error is None and self._minds_padding_there(record):
             found.mode_problem = (

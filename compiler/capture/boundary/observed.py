@@ -35,6 +35,9 @@ class Observed:
     """Why the mode of the emitted module must be locked, as far as the runs show."""
     unlike: dict[str, Outcome] = attrs.field(factory=dict)
     """Surroundings in which the model behaves differently, or may -> its behaviour there."""
+    functions: Mapping[type, str] = attrs.field(factory=dict)
+    """The user's `torch.autograd.Function`s that were called -> in which way their backward is not the derivative of
+    their forward, or an empty text."""
     memos: frozenset[tuple[str, str]] = frozenset()
     """(module path, attribute) of state that calls keep and no other call depends on."""
     modes_after: Mapping[str, Modes] = attrs.field(factory=dict)

@@ -73,6 +73,12 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("alpha_dropout", "feature_alpha_dropout", "feature_dropout"), ("input", "p", "training")),
     "batch_norm": ("input", "running_mean", "running_var", "weight", "bias", "training"),
     "scaled_dot_product_attention": ("query", "key", "value", "attn_mask", "dropout_p"),
+    "instance_norm": ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats"),
+    "rrelu": ("input", "lower", "upper", "training"),
+    **dict.fromkeys(
+        ("lstm", "gru", "rnn_tanh", "rnn_relu"),
+        ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train"),
+    ),
 }
 """Functions with an argument for the mode -> names of their first arguments, in order."""
 MODE_LAYERS = (_BatchNorm, _DropoutNd, _InstanceNorm, nn.MultiheadAttention, nn.RNNBase, nn.RReLU)
@@ -81,7 +87,7 @@ _FUNCTIONS = tuple(
     os.path.join("torch", *parts) for parts in (("nn", "functional.py"), ("overrides.py",), ("_jit_internal.py",))
 )
 _LAYERS = os.path.join("torch", "nn", "modules") + os.sep
-_TOLD = {"p": 0.5, "training": False, "train": False, "dropout_p": 0.0}
+_TOLD = ("p", "training", "train", "use_input_stats", "dropout_p")
 
 
 @attrs.frozen
@@ -412,7 +418,7 @@ def _step(name: str, place: Location, of_layer: bool, args: tuple[Any, ...], kwa
     if name in FLAGS:
         named = {**dict(zip(FLAGS[name], args, strict=False)), **kwargs}
         flags = {key: named.pop(key) for key in _TOLD if key in named and not isinstance(named[key], torch.Tensor)}
-        args, kwargs = tuple(named.values()), {}
+        args, kwargs = (*named.values(), *args[len(FLAGS[name]) :]), {}
     leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda item: item is None)
     return Step(name, place, of_layer, tuple(_summary(leaf) for leaf in leaves), flags)
 

@@ -14,6 +14,8 @@ IN_FLOAT: Mapping[str, Mapping[str, Any]] = {
     "aten.layer_norm": _NORM,
     "rms_norm": _NORM,
     "aten.rms_norm": _NORM,
+    "group_norm": _NORM,
+    "aten.group_norm": _NORM,
     "aten.softmax.int": {
         "reason": "most of its results are near 0, where integers have few steps",
         "source": "its formula",

@@ -73,6 +73,29 @@ def test_a_layer_is_its_code_and_not_its_class(name: str, mode: bool) -> None:
     assert follows(hold(model, X))
 
 
+class OwnRecurrent(nn.LSTM):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        state = [x.new_zeros(2, x.shape[1], 3) for _ in range(2)]
+        return torch.lstm(x, state, self._flat_weights, True, 2, 0.5, self.training, False, False)[0]
+
+
+ONE_OPERATOR: dict[str, Callable[[], nn.Module]] = {
+    "lstm": lambda: nn.Sequential(nn.Flatten(2), nn.LSTM(36, 3, 2, dropout=0.5)),
+    "gru": lambda: nn.Sequential(nn.Flatten(2), nn.GRU(36, 3, 2, dropout=0.5, bidirectional=True, batch_first=True)),
+    "rnn": lambda: nn.Sequential(nn.Flatten(2), nn.RNN(36, 3, 2, dropout=0.5)),
+    "own lstm": lambda: nn.Sequential(nn.Flatten(2), OwnRecurrent(36, 3, 2)),
+    "rrelu": lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.RReLU()),
+    "F.rrelu": lambda: Parent(nn.Identity(), lambda m, x: F.rrelu(x, 0.1, 0.3, m.training)),
+    "instance norm": lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.InstanceNorm2d(4, track_running_stats=True)),
+}
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("name", ONE_OPERATOR)
+def test_a_layer_that_draws_or_tracks_inside_of_one_operator_follows(name: str, mode: bool) -> None:
+    assert follows(hold(ONE_OPERATOR[name]().train(mode), X))
+
+
 def test_a_forward_of_the_instance() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Dropout(0.5))
     model[1].forward = lambda x: F.dropout(x, 0.5, True)

@@ -48,11 +48,16 @@ def test_training_flags_and_extra_attributes() -> None:
     assert flags["aten.batch_norm"] == "training"
     assert flags["aten.dropout"] == "train"
     extra = {name: [p.name for p in get_opdef(name).params if p.extra] for name in NAMES}
-    assert {name for name, names in extra.items() if names == ["follows_mode"]} == {
+    recurrent = {
+        f"aten.{name}.{kind}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for kind in ("input", "data")
+    }
+    assert {name for name, names in extra.items() if names == ["follows_mode"]} == recurrent | {
         "aten.dropout",
         "aten.alpha_dropout",
         "aten.feature_dropout",
         "aten.feature_alpha_dropout",
+        "aten.rrelu",
+        "aten.instance_norm",
     }
     assert extra["aten.batch_norm"] == ["follows_mode", "counts_batches"]
     assert extra["aten.scaled_dot_product_attention"] == ["train_dropout_p"]

@@ -15,6 +15,7 @@ from graphwright.passes import Canonicalize, Convert, Fuse
 from graphwright.tensorrt import TENSORRT_FUSION_PATTERNS, TENSORRT_PATTERNS
 from passes.convert.linears import MergeLinearsPattern, joint_name
 from tests.passes.compiled import Calls
+from tests.zoo.equality import assert_equal_outputs
 
 X = torch.randn(2, 5, 8)
 
@@ -171,3 +172,24 @@ def test_half_precision_and_the_meta_device() -> None:
 )
 def test_joint_names(names: list[str], joint: str) -> None:
     assert joint_name(names) == joint
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (2, 3, 5, 4)])
+def test_products_with_weights_are_linear_layers(shape):
+    """Of an operand of any rank; a weight that is tied to another one stays so."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
+            self.table = nn.Embedding(3, 6)
+
+        def forward(self, x):
+            return (x @ self.first + self.bias).relu() @ self.table.weight.t() + self.table.weight.sum()
+
+    model, x = Net().eval(), torch.randn(shape)
+    result = transform(model, (x,))
+    assert_equal_outputs(model, result.model, x)
+    names = sorted(op.name for op in result.program.graph.operations())
+    assert names == ["aten.add.Tensor", "aten.sum", "fused.linear", "fused.linear_act"]
+    assert sum(weight.numel() for weight in result.model.parameters()) == 4 * 6 + 6 + 3 * 6

@@ -1,4 +1,4 @@
-"""Gated linear layers become regions, of one linear or of two."""
+"""Gated linear layers and group norms become regions, of one linear or of two."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from compiler.emitted.fused import FusedGatedLinear
+from compiler.emitted.fused import FusedGatedLinear, FusedGroupNorm
 from compiler.targets.openvino import OPENVINO
 from passes.manager.manager import PassManager
 from passes.quant.place import PlaceQuantizers
@@ -59,3 +59,10 @@ def test_both_linears_of_a_gate_read_one_quantized_input():
     remarks = [remark.message for remark in program.log.remarks]
     assert sum("is s8" in message for message in remarks) == 2
     assert sum("`input` of gated_linear" in message for message in remarks) == 1
+
+
+def test_a_group_norm_takes_its_activation():
+    result = run(lambda s, x: F.silu(s.norm(x)), torch.randn(2, 4, 3, 3), norm=nn.GroupNorm(2, 4))
+    assert kinds(result) == ["group_norm"]
+    (module,) = [m for m in result.model.modules() if isinstance(m, FusedGroupNorm)]
+    assert [type(child) for child in module.children()] == [nn.GroupNorm, nn.SiLU]
