@@ -20,6 +20,7 @@ from compiler.usercode.state import plain_tensors
 from compiler.usercode.tensors import map_tensors
 
 _GET_DTYPE = torch.Tensor.dtype.__get__  # type: ignore[attr-defined]
+_DEEP_COPY = torch.Tensor.__deepcopy__
 _CASTS = {
     torch.Tensor.float: torch.float32,
     torch.Tensor.half: torch.float16,
@@ -74,6 +75,8 @@ class Widened(TorchFunctionMode):
         self.met_autocast = self.met_autocast or torch.is_autocast_enabled("cpu")
         if func == _GET_DTYPE:
             return self._spoken(args[0])
+        if func == _DEEP_COPY:  # its other argument holds all that was copied before: the rest of a model
+            return self._noted(func(*args, **kwargs))
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         constant = all(_mark(t) is not None for t in tensors)
         if getattr(func, "__name__", "") == "__get__":

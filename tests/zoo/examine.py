@@ -196,10 +196,10 @@ def _double(made: Made) -> Made:
 
 
 def _runs(made: Made) -> bool:
-    model, args, kwargs = made
+    model, args, kwargs = copy.deepcopy(made)
     try:
         with torch.no_grad(), Widened(frozenset({torch.float32})):
-            copy.deepcopy(model)(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+            model(*args, **kwargs)
     except Exception:  # noqa: BLE001 - kernels refuse by several errors
         return False
     return True

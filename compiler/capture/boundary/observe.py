@@ -328,10 +328,15 @@ class _Observation:
         changed = [change for change in state.changes() if change[2] != "training" and not self._is_fine(change)]
         names = outside.changes()
         drawn = outcome.foreign or outcome.reseeded or record.seeded is not None or record.rewound is not None
-        if changed or names or drawn:
+        if changed or names:
             outside.restore()
-            label = names[0] if names else f"`{changed[0][0]}.{changed[0][2]}`" if changed else "a random generator"
+            label = names[0] if names else f"`{changed[0][0]}.{changed[0][2]}`"
             found.mode_problem = f"the model changes {label} in the other mode"
+        elif drawn:
+            outside.restore()
+            place = record.seeded or record.rewound or record.foreign
+            what = f"draws random numbers from {outcome.foreign[0]}" if outcome.foreign else "sets a random generator"
+            found.mode_problem = f"in the other mode the model {what}{f' at {place}' if place is not None else ''}"
         state.restore_attributes()
         if not found.mode_problem and outcome.error is None and self._minds_padding_there(record):
             found.mode_problem = (

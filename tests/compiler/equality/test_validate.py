@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from compiler.driver import transform
 from compiler.equality.accuracy import measure_accuracy
 from compiler.equality.validate import validate_result
+from compiler.equality.widened import Widened
 from fuzz.modules.observation import snapshot
 from ir.core import Value
 from ir.errors import InputError, ValidationError
@@ -239,6 +240,22 @@ def test_a_model_that_computes_gradients_is_validated() -> None:
     validate_result(model, copy.deepcopy(model), (X,))
     with pytest.raises(ValidationError, match="values, first call"):
         validate_result(model, Does(forces), (X,))
+
+
+def test_a_copy_of_a_model_in_the_mode_of_a_precision_looks_at_each_tensor_once() -> None:
+    class Counting(Widened):
+        looked_at = 0
+
+        def _wide(self, leaf: Any) -> Any:
+            self.looked_at += 1
+            return super()._wide(leaf)
+
+    model = nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(20)))
+    with Counting(frozenset({torch.float32})) as mode:
+        twin = copy.deepcopy(model)
+    tensors = [*twin.parameters(), *twin.buffers()]
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float64}
+    assert mode.looked_at < 20 * len(tensors)  # the copies of all others are among the arguments of each copy
 
 
 def test_what_runs_in_no_other_precision_is_judged_in_its_own() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from collections.abc import Callable
 
 import pytest
@@ -79,6 +80,23 @@ def test_a_lock_holds_below_the_root() -> None:
     result.model.get_submodule("1").eval()
     result.model.get_submodule("1.bn").train()  # a layer follows by itself
     assert result.model.get_submodule("1.bn").training
+
+
+def _drops(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x if m.training and random.random() < 0.1 else x * 2
+
+
+def _seeds(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x + torch.rand(4, generator=torch.Generator().manual_seed(1)) if m.training else x
+
+
+@pytest.mark.parametrize(
+    ("act", "does"), [(_drops, "draws random numbers from random"), (_seeds, "sets a random gener")]
+)
+def test_randomness_of_the_other_mode_is_named_with_its_place(act: Callable[..., torch.Tensor], does: str) -> None:
+    result = transform(nn.Sequential(Head(act)).eval(), (FLAT,))
+    with pytest.raises(InputError, match=rf"in the other mode the model {does}.*`0` \(Head\), .*test_switches\.py:\d+"):
+        result.model.train()
 
 
 class OwnEval(nn.Module):
