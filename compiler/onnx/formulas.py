@@ -98,11 +98,32 @@ def _is_negative(x: Any) -> Any:
 
 
 def _clamp(x: Any, **ends: Any) -> Any:
-    # engines put the largest number in the place of an end that is missing, and infinity becomes that
     low, high = ends["min"], ends["max"]
+    if isinstance(low, float) or isinstance(high, float):  # the exporter has no overload for one of each kind
+        x = x.to(torch.result_type(x, 0.5))
+        low, high = (end if end is None else float(end) for end in (low, high))
     if not x.dtype.is_floating_point or (low is None) == (high is None):
-        return torch.clamp(x, low, high)
-    return torch.minimum(x, torch.full_like(x, high)) if low is None else torch.maximum(x, torch.full_like(x, low))
+        return torch.clamp(x, _exact(low, x), _exact(high, x))
+    # engines put the largest number in the place of an end that is missing, and infinity becomes that
+    return torch.minimum(x, _filled(high, x)) if low is None else torch.maximum(x, _filled(low, x))
+
+
+def _exact(number: Any, x: Any) -> Any:
+    """Return a number as a tensor where `x` is in float64: a file has Python's numbers in float32."""
+    return number if number is None or x.dtype != torch.float64 else torch.tensor(number, dtype=torch.float64)
+
+
+def _filled(number: Any, x: Any) -> Any:
+    return _exact(number, x) if x.dtype == torch.float64 else torch.full_like(x, number)
+
+
+def _add(x: Any, *, other: Any, alpha: Any = 1) -> Any:
+    # the exporter has no overload for one number of each kind
+    return torch.add(x, _exact(other * alpha, x))
+
+
+def _sub(x: Any, *, other: Any, alpha: Any = 1) -> Any:
+    return torch.sub(x, _exact(other * alpha, x))
 
 
 def _remainder(x: Any, y: Any = None, *, other: Any = None) -> Any:
@@ -150,6 +171,8 @@ FORMULAS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "aten.special_log_ndtr": _log_normal_distribution,
         "aten.atan2": _atan2,
         "aten.clamp": _clamp,
+        "aten.add.Scalar": _add,
+        "aten.sub.Scalar": _sub,
         "aten.remainder.Scalar": _remainder,
         "aten.remainder.Tensor": _remainder,
         "aten.floor_divide": _divide,

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from compiler.extras import import_extra
 from compiler.onnx.interface import Interface, interface_of
-from compiler.onnx.registry import gathered_once
+from compiler.onnx.registry import mended_exporter
 from compiler.onnx.simplify import simplify
 from compiler.onnx.traced import STEP, WEIGHT, Kernels, outputs_of, trace
 from ir.core import Operation, Value
@@ -71,6 +71,7 @@ def write_model(program: Program, kernels: Kernels, translations: Mapping[Any, C
     model.graph.name = program.name
     _check_types(model, program)
     names = _rename(model, program, interface)
+    _check_results(model, program, names)
     _set_shapes(model, program, interface, exported)
     model.metadata_props.clear()
     model.metadata_props[METADATA] = json.dumps(interface.as_json())
@@ -81,7 +82,7 @@ def _exported_model(
     exported: ExportedProgram, program: Program, interface: Interface, translations: Mapping[Any, Callable[..., Any]]
 ) -> Any:
     try:
-        with warnings.catch_warnings(), gathered_once():
+        with warnings.catch_warnings(), mended_exporter():
             warnings.simplefilter("ignore")
             written = torch.onnx.export(
                 exported,
@@ -145,8 +146,36 @@ def _check_types(model: Any, program: Program) -> None:
                 f"{'the program' if op is None else op.name} cannot be written in ONNX {OPSET}: its operator "
                 f"{node.op_type} takes no {value.dtype.name.lower()} as `{formal.name}`",
                 location=program.location if op is None else op.location,
-                remedy="convert the model: `transform(model.float(), inputs)`",
+                remedy="convert the model: `transform(model.float(), inputs)`"
+                if value.dtype.is_floating_point()
+                else "cast the operand in `forward`: `x.int()`, `x.float()`",
             )
+
+
+def _check_results(model: Any, program: Program, names: Mapping[Value, str]) -> None:
+    """Refuse a file in which a value has another dtype than in the program."""
+    adapters = import_extra("onnx_ir.tensor_adapters")
+    written = {value.name: value.dtype for value in _values(model)}
+    outputs = set(outputs_of(program))
+    for value, name in names.items():
+        dtype, found, op = value.tensor_type.dtype, written.get(name), value.defining_op
+        if dtype is not None and dtype.is_complex:  # two numbers in a file: inside of it, both are meant
+            if op is None or value in outputs:
+                which = "result" if value in outputs else f"input `{value.name}`"
+                raise CodegenError(
+                    f"the {which} is {dtype}, which ONNX does not have",
+                    location=program.location if op is None else op.location,
+                    remedy="let the model take and return pairs of numbers: `torch.view_as_real`, `view_as_complex`",
+                )
+            continue
+        if dtype is None or found is None or adapters.to_torch_dtype(found) == dtype:
+            continue
+        raise CodegenError(
+            f"{'the program' if op is None else op.name} cannot be written in ONNX {OPSET}: PyTorch's exporter makes "
+            f"{found.name.lower()} of it, and it is {dtype}",
+            location=program.location if op is None else op.location,
+            remedy="cast its operands to float32 in the model, and the result back, or leave that part out of the file",
+        )
 
 
 # ---- names ----

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -90,6 +92,9 @@ class Engine:
     narrowed: Mapping[torch.dtype, torch.dtype] = MappingProxyType({})
     """dtype -> the narrower one that it computes in: inputs must fit that."""
 
+    ranks: Sequence[int | None] = ()
+    """The number of dimensions of each output; None where it is not known before a call."""
+
     def __init__(self, file: OnnxFile, threads: int, precision: str) -> None:
         raise NotImplementedError
 
@@ -122,10 +127,13 @@ class OnnxRuntime(Engine):
         self.session = file.read_by(
             lambda source: self._runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         )
-        self._inputs = [each.name for each in self.session.get_inputs()]
-        outputs = enumerate(self.session.get_outputs())
-        self._bfloat16 = frozenset(number for number, each in outputs if each.type == "tensor(bfloat16)")
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        self._inputs = [each.name for each in inputs]
+        self._outputs = [each.name for each in outputs]
+        self._bfloat16 = {number for number, each in enumerate(outputs) if each.type == "tensor(bfloat16)"}
         """The outputs whose dtype NumPy does not have."""
+        self._has_bfloat16 = bool(self._bfloat16) or any(each.type == "tensor(bfloat16)" for each in inputs)
+        self.ranks = [None if each.shape is None else len(each.shape) for each in outputs]
 
     @staticmethod
     def options(threads: int) -> Any:
@@ -143,15 +151,35 @@ class OnnxRuntime(Engine):
         # Small models feel each function that a call goes through, whose code the run before has driven out of the
         # caches: binding inputs and outputs takes some 0.3 ms more than this (benchmarks/runtimes.py).
         fed = {name: _array(tensor) for name, tensor in zip(self._inputs, inputs, strict=True)}
-        found = self.session.run(None, fed)
-        if not self._bfloat16:
-            return [torch.from_numpy(array) for array in found]
+        if not self._has_bfloat16:
+            return [torch.from_numpy(array) for array in self.session.run(None, fed)]
+        binding = self.session.io_binding()
+        for (name, array), tensor in zip(fed.items(), inputs, strict=True):
+            if tensor.dtype == torch.bfloat16:
+                binding.bind_input(name, "cpu", 0, _BFLOAT16, array.shape, array.ctypes.data)
+            else:
+                binding.bind_cpu_input(name, array)
+        for name in self._outputs:
+            binding.bind_output(name, "cpu")
+        self.session.run_with_iobinding(binding)
         return [
-            torch.from_numpy(array.view("uint16")).view(torch.bfloat16)
-            if number in self._bfloat16
-            else torch.from_numpy(array)
-            for number, array in enumerate(found)
+            _bfloat16_of(value) if number in self._bfloat16 else torch.from_numpy(value.numpy())
+            for number, value in enumerate(binding.get_outputs())
         ]
+
+
+_BFLOAT16 = 16
+"""The number of that dtype in ONNX (`TensorProto.DataType`)."""
+
+
+def _bfloat16_of(value: Any) -> torch.Tensor:
+    """Return a copy of a value of the runtime's whose dtype NumPy does not have."""
+    shape = value.shape()
+    count = math.prod(shape)
+    if not count:
+        return torch.empty(shape, dtype=torch.bfloat16)
+    memory = (ctypes.c_uint16 * count).from_address(value.data_ptr())
+    return torch.frombuffer(memory, dtype=torch.bfloat16).clone().view(shape)
 
 
 def _array(tensor: torch.Tensor) -> Any:
@@ -185,6 +213,8 @@ class OpenVino(Engine):
         places = {name: place for place, port in enumerate(self.compiled.inputs) for name in port.get_names()}
         self._places = [places.get(name) for name in file.inputs] or list(places.values())
         """The place of each input; None for one that no result depends on, which the plugin drops."""
+        shapes = [port.get_partial_shape() for port in self.compiled.outputs]
+        self.ranks = [None if shape.rank.is_dynamic else len(shape) for shape in shapes]
         self._free: deque[Any] = deque()
         """Requests that no thread uses."""
 

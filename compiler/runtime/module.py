@@ -219,7 +219,7 @@ def to_runtime(
     file, signature = file_of(written), signature_of(written)
     call = EngineModule(file, signature, engine, threads, precision, saturates(written.model))
     try:
-        _ = call.engine  # what the engine refuses is refused now
+        _check_ranks(engine, call.engine.ranks, signature)  # what the engine refuses is refused now
     except GraphwrightError:
         raise
     except Exception as error:
@@ -230,6 +230,13 @@ def to_runtime(
         remedy="train the module that `transform` returned, and call `to_runtime` again",
     )
     return emitted
+
+
+def _check_ranks(engine: str, ranks: Sequence[int | None], signature: _Signature) -> None:
+    for number, (rank, (_, sizes)) in enumerate(zip(ranks, signature.outputs, strict=False)):
+        if rank is not None and sizes is not None and rank != len(sizes):
+            found = f"its result {number} has {rank} dimensions there, and {len(sizes)} in the model"
+            raise EngineError.of(engine, "misreads the file", ValueError(found))
 
 
 def file_of(written: OnnxModel) -> OnnxFile:

@@ -56,6 +56,6 @@ class Properties:
     unknown: bool = True
     """Whether all holds for programs with unknown types, as of FX graphs without example inputs."""
     emitted: bool = True
-    """Whether the module that a program is emitted as computes what the program does; one program in eight runs."""
+    """Whether the module that a program is emitted as computes what the program does; one program in sixteen runs."""
     explained: bool = True
-    """Whether `explain` says of each operation what the matcher of a rule does; a search asks one program in eight."""
+    """Whether `explain` says of each operation what the matcher of a rule does; a search asks one in sixteen."""

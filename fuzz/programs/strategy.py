@@ -68,6 +68,7 @@ _HALF_ONE_IN = 10
 _UNUSED_ONE_IN = 12  # a weight that nothing uses
 _MOST_ELEMENTS = 1 << 20  # of one input: with five sizes n*m, numbers up to 7 make 2 GB
 _SEEDS = 2**16
+_UNTRAINED = (WeightKind.BUFFER, WeightKind.CONSTANT)
 
 
 class ProgramSource(Source):
@@ -104,14 +105,13 @@ class ProgramSource(Source):
         found = [
             v
             for v in reversed(self.values)
-            if v.tensor_type.dtype in allowed
+            if not self.apart
+            and v.tensor_type.dtype in allowed
             and wanted.fits(v.tensor_type)
             and (not self.contiguous or _is_contiguous(v))
         ]
         if self.folds:
             found = [v for v in found if v in self.constants]
-        if self.apart:
-            found = []
         # recent values more often than old ones, so that there are chains; a new input now and then (one draw makes
         # what is distributed as the smaller one of two)
         square = len(found) ** 2
@@ -190,16 +190,16 @@ class ProgramSource(Source):
         number = len(self.program.weights)
         name = f"w{number}" if like is None or like.name in self.program.weights else like.name
         assert type_.dtype is not None
-        kind = WeightKind.BUFFER if like is None else like.kind
+        kinds: Sequence[WeightKind] = (WeightKind.BUFFER if like is None else like.kind,)
         if like is None and bounds is None and type_.dtype.is_floating_point:
-            kinds = (WeightKind.BUFFER, WeightKind.CONSTANT)
-            kind = self.one_of(kinds if self.folds else (WeightKind.PARAMETER, *kinds))
-        chance = self.integer(0, 7) if kind is not WeightKind.CONSTANT else 0
+            kinds = _UNTRAINED if self.folds else (WeightKind.PARAMETER, *_UNTRAINED)
+        chance, place = divmod(self.integer(0, 8 * len(kinds) - 1), len(kinds))
+        kind, is_tied = kinds[place], chance == 4 and kinds[place] is not WeightKind.CONSTANT
         data = random_tensor([int(d) for d in type_.shape or () if d is not None], type_.dtype, number, bounds)
         if len(self.scales) > 1 and bounds is None and type_.dtype.is_floating_point:
             data = data * self.one_of(self.scales)
         trains = kind is WeightKind.PARAMETER and type_.dtype.is_floating_point
-        weight = Weight(name, kind, type_, data, trains, aliases=(f"tied{number}",) if chance == 4 else ())
+        weight = Weight(name, kind, type_, data, trains, aliases=(f"tied{number}",) if is_tied else ())
         if like is not None:
             weight.persistent, weight.is_mutated = like.persistent, like.is_mutated
         elif kind is WeightKind.BUFFER:

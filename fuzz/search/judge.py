@@ -32,7 +32,7 @@ AnyCase = Case | ModuleCase
 
 trace: Path | None = None
 """A file to which each case is written before it runs, to show which one ended the process."""
-_EXPLAINED = 8
+_EXPLAINED = 16
 """A search holds the explanation of one program in so many."""
 _IMPORTS = "from torch import nn\nfrom torch.nn import functional as F\n"
 

@@ -73,8 +73,11 @@ class GroupedQueryAttentionPattern(Pattern):
             refused="not repeated head by head",
         ),
         _INTERLEAVED.changed(
-            ("(%vc) {repeats=3", "(%vc) {repeats=1"), ("%v : f32[n, h", "%v : f32[n, 3*h"), refused="repeated by 1"
+            ("(%vc) {repeats=3", "(%vc) {repeats=1"),
+            ("%v : f32[n, h", "%v : f32[n, 3*h"),
+            refused="not repeated for those of the query",
         ),
+        _INTERLEAVED.changed(("[n, h, s", "[n, 0, s"), ("3*h", "0"), refused="not repeated for those of the query"),
         _INTERLEAVED.changed(("%kc = aten.contiguous(%k)", ""), ("%kc", "%k"), refused="its strides show"),
         _INTERLEAVED.changed(
             ("f32[n, h, s, d]", "f32[n, h, s, 1]"),
@@ -110,7 +113,7 @@ class GroupedQueryAttentionPattern(Pattern):
                 return f"the {name} is not repeated head by head at `{repeat.location.where}`"
             times = _times(operand.known_shape, shape)
             if times is None or times < 2 or not dims_equal(query[1], simplify_dim(shape[1] * times)):
-                return f"the heads of the {name} are repeated by {times} at `{repeat.location.where}`"
+                return f"the heads of the {name} are not repeated for those of the query at `{repeat.location.where}`"
             m.captures[f"{name}_shape"] = shape
         if not dims_equal(m.key_shape[1], m.value_shape[1]):
             return "key and value have other numbers of heads"
@@ -154,7 +157,7 @@ def _alike(a: tuple[Dim, ...], b: tuple[Dim, ...], dim: int) -> bool:
 
 def _times(after: tuple[Dim, ...] | None, before: tuple[Dim, ...]) -> int | None:
     """Return how often each head is there."""
-    if after is None:
+    if after is None or before[1] == 0:
         return None
     times = simplify_dim(after[1] // before[1])
     return times if isinstance(times, int) and dims_equal(after[1], simplify_dim(before[1] * times)) else None

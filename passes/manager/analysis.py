@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import attrs
 
 from ir.core import Graph
-from ir.errors import PassError
+from ir.errors import InputError, PassError
 from ir.program import Program
 
 
@@ -25,6 +25,23 @@ class Analysis:
 A = TypeVar("A", bound=Analysis)
 
 
+def _is_analysis(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Analysis)
+
+
+def check_preserved(owner: str, given: Any) -> None:
+    """Check what a pass says that it preserves.
+
+    Raises:
+        InputError: when it is no tuple of classes of analyses.
+    """
+    if not isinstance(given, tuple) or not all(map(_is_analysis, given)):
+        raise InputError(
+            f"{owner} preserves {given!r}, which is no tuple of classes of analyses",
+            remedy="write `preserves = (MyAnalysis,)`",
+        )
+
+
 @attrs.define(eq=False)
 class Analyses:
     """The results of analyses in one run, each with the revision of the graph that it is about."""
@@ -38,7 +55,7 @@ class Analyses:
         Raises:
             PassError: when `kind` is no class of analyses, or changes the program.
         """
-        if not (isinstance(kind, type) and issubclass(kind, Analysis)):
+        if not _is_analysis(kind):
             raise PassError(
                 f"{kind!r} is no class of analyses",
                 remedy="write `class MyAnalysis(Analysis)`, and pass the class",

@@ -11,7 +11,7 @@ import attrs
 
 from ir.errors import GraphwrightError, InputError, PassError
 from ir.program import Program
-from passes.manager.analysis import A, Analyses, Analysis
+from passes.manager.analysis import A, Analyses, Analysis, check_preserved
 from passes.manager.arguments import name_of
 from passes.manager.options import KEYS, check_label, check_option, check_own_names, format_options
 from passes.manager.outside import Outside
@@ -143,6 +143,7 @@ class Pass:
         for field in attrs.fields(type(self)):
             check_option(self, field)
         check_tolerance(f"pass `{self.name}`", self.tolerance)
+        check_preserved(f"pass `{self.name}`", self.preserves)
         if self.whole and (self.only or self.skip):
             raise InputError(f"pass `{self.name}` takes no scope: {self.whole}", remedy="leave out `only` and `skip`")
 

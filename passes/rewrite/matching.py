@@ -131,9 +131,8 @@ def tree_of(rule: Pattern) -> Tree:
     roots = tree if isinstance(tree, tuple) else (tree,)
     if not roots or not all(isinstance(each, _NODES) for each in roots):
         remedy = "is a `return` missing?" if tree is None else "return what the methods of `p` return"
-        wrong = next((each for each in roots if not isinstance(each, _NODES)), roots)
-        raise PatternError(f"`pattern` returned {wrong!r}, not a pattern", remedy=remedy)
-    if len({id(each) for each in roots}) < len(roots):
+        raise PatternError(f"`pattern` returned {tree!r}, not a pattern", remedy=remedy)
+    if len(set(map(id, roots))) < len(roots):
         raise PatternError("two of its roots are one and the same operation", remedy="name each root once")
     return Roots(roots) if len(roots) > 1 else roots[0]
 
@@ -280,9 +279,8 @@ def _any_matcher(node: AnyValue) -> _ValueMatcher:
 
 
 def fits_of(node: AnyValue, value: Value) -> bool:
-    """Return whether a value meets the condition of a placeholder that has one."""
-    assert node.where is not None
-    answer = node.where(value)
+    """Return whether a value meets the condition of a placeholder, if it has one."""
+    answer = node.where is None or node.where(value)
     if not isinstance(answer, bool):
         raise PatternError(
             f"the condition `where` of the value {node.name!r} returned {answer!r}",

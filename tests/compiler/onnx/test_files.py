@@ -214,7 +214,15 @@ def test_small_numbers_stay(tmp_path, x):
 def test_numbers_keep_64_bits_in_float64(tmp_path):
     class Net(nn.Module):
         def forward(self, x):
-            return x * 1.000000001 - 1e-12, 0.1 - x, torch.where(x > 0, x, 0.7), x.abs() ** 1.3, torch.div(x, 0.1)
+            ends = x.clamp(-0.1, 0.7), x.clamp(max=0.3), torch.add(x, 0.1, alpha=3)
+            return (
+                x * 1.000000001 - 1e-12,
+                0.1 - x,
+                torch.where(x > 0, x, 0.7),
+                x.abs() ** 1.3,
+                torch.div(x, 0.1),
+                *ends,
+            )
 
     model, x = Net().eval(), torch.linspace(-1, 1, 9, dtype=torch.float64)
     transform(model, (x,)).save_onnx(tmp_path / "net.onnx")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,7 +33,9 @@ FUNCTIONS: dict[str, Function] = {
     "aten.logcumsumexp": lambda x, y: torch.logcumsumexp(torch.stack([x, y]), 1),
     "aten.special_xlog1py": torch.special.xlog1py,
     "aten.atan2": torch.arctan2,
-    "aten.clamp": lambda x, y: torch.stack([x.clamp(min=0.5), x.clamp(max=0.5), x.clamp(-1, 1)]),
+    "aten.clamp": lambda x, y: torch.stack([x.clamp(min=0.5), x.clamp(max=0.5), x.clamp(-1, 1), x.clamp(-1, 0.5)]),
+    "aten.add.Scalar": lambda x, y: torch.add(x, 1, alpha=2),
+    "aten.sub.Scalar": lambda x, y: torch.sub(x, 1, alpha=2),
     "aten.remainder.Scalar": lambda x, y: x % 0.75,
     "aten.remainder.Tensor": torch.remainder,
     "aten.floor_divide": torch.floor_divide,
@@ -112,3 +115,48 @@ def test_a_dtype_that_an_operator_does_not_take_is_refused(dtype: torch.dtype, t
     with pytest.raises(CodegenError, match="Conv takes no bfloat16 as `X`"):
         result.save_onnx(tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def in_half(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    sums = x.sum(0), x.sum(), x.prod(1), x.amax(0), x.cumsum(1), torch.trace(x[:2, :2])
+    return (*sums, F.mse_loss(x, x * 2), F.cosine_similarity(x, x + 1), x.sum(0) * x, x.mean(0))
+
+
+class InHalf(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return in_half(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_stay_in_half_precision(tmp_path: Path, dtype: torch.dtype) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    result = transform(InHalf().eval(), (x,), target="onnxruntime", check=False)
+    result.save_onnx(tmp_path / "net.onnx")
+    expected = in_half(x)
+    kind = {torch.float16: onnx.TensorProto.FLOAT16, torch.bfloat16: onnx.TensorProto.BFLOAT16}[dtype]
+    assert {each.type.tensor_type.elem_type for each in onnx.load(tmp_path / "net.onnx").graph.output} == {kind}
+    if dtype == torch.float16:
+        pytest.importorskip("onnxruntime", reason="needs the extra onnxruntime")
+        found = result.to_runtime("onnxruntime", threads=1)(x)
+        torch.testing.assert_close(found, expected, rtol=4e-3, atol=4e-3)
+
+
+@pytest.mark.parametrize("which", ["result", "input `x`"])
+def test_complex_numbers_are_refused_at_the_ends_alone(which: str) -> None:
+    class Complex(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.view_as_complex(x) if which == "result" else x.abs()
+
+    class Inside(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.view_as_real(torch.view_as_complex(x) * torch.view_as_complex(x))
+
+    x = torch.randn(2, 2)
+    given = x if which == "result" else torch.view_as_complex(x)
+    result = transform(Complex().eval(), (given,), target="onnxruntime", check=False)
+    with pytest.raises(CodegenError, match=f"the {which} is torch.complex64, which ONNX does not have"):
+        result.to_runtime("onnxruntime", threads=1)
+    pytest.importorskip("onnxruntime", reason="needs the extra onnxruntime")
+    inside = transform(Inside().eval(), (x,), target="onnxruntime", check=False)
+    torch.testing.assert_close(inside.to_runtime("onnxruntime", threads=1)(x), Inside()(x))

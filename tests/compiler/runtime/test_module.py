@@ -194,6 +194,31 @@ def test_short_numbers_are_bound_as_they_are(dtype):
     assert result.check("openvino", inputs=x).is_exact
 
 
+class Casts(nn.Module):
+    def forward(self, x):
+        return (x.float() * 2).bfloat16(), x.float(), x[:0]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_numbers_that_numpy_does_not_have_are_taken_and_given(engine):
+    pytest.importorskip(engine, reason=f"the extra `{engine}` is not installed")
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    module = transform(Casts().eval(), (x,), check=False).to_runtime(engine, threads=1)
+    torch.testing.assert_close(module(x), Casts()(x), rtol=0, atol=0)
+
+
+class RealPart(nn.Module):
+    def forward(self, x):
+        return torch.fft.rfft(x).real
+
+
+def test_a_file_that_an_engine_misreads_is_refused_at_the_load():
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    result = transform(RealPart().eval(), (torch.randn(2, 4),), check=False)
+    with pytest.raises(EngineError, match="openvino misreads the file: its result 0 has 3 dimensions there, and 2 in"):
+        result.to_runtime("openvino", threads=1)
+
+
 @pytest.mark.parametrize(
     ("model", "x", "what"),
     [

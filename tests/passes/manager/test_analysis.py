@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from ir.core import Operation
-from ir.errors import PassError
+from ir.errors import InputError, PassError
 from ir.program import Program, copy_program
 from passes.canonicalize import Canonicalize
 from passes.cleanup.dce import SizeDefiners
@@ -112,6 +112,17 @@ def test_another_program_is_another_one(program: Program) -> None:
     context.analysis(Count, program)
     other.graph.revision = program.graph.revision
     assert [context.analysis(Count, each).number for each in (program, other, program)] == [2, 4, 2]
+
+
+@pytest.mark.parametrize("given", [Count, ("Count",), (int,), None])
+def test_what_is_preserved_is_a_tuple_of_analyses(given: Any) -> None:
+    @attrs.frozen
+    class Keeps(Pass):
+        name = "keeps"
+        preserves = given
+
+    with pytest.raises(InputError, match=r"pass `keeps` preserves [\s\S]*write `preserves = \(MyAnalysis,\)`"):
+        Keeps()
 
 
 def test_what_is_no_analysis_is_refused(program: Program) -> None:
