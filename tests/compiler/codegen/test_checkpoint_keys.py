@@ -60,9 +60,9 @@ def under_both_names() -> Module:
     """What would be folded has a name already that a derived weight would take."""
 
     def forward(m: Any, x: Any) -> Any:
-        return x @ m.W.t() + x @ m.W_folded + m.W_folded_1
+        return x @ m.W.permute(2, 0, 1) + x * m.W_folded + m.W_folded_1
 
-    return Module(forward, W=weight(3, 3), W_folded=weight(3, 3), W_folded_1=weight(3))
+    return Module(forward, W=weight(3, 3, 3), W_folded=weight(3), W_folded_1=weight(3))
 
 
 def reserved_names() -> Module:
@@ -88,6 +88,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: Module(lambda m, x: nn.functional.linear(x, m.fc.weight.t(), m.fc.bias), fc=nn.Linear(3, 3)),
         (2, 3),
     ),
+    "box": (lambda: Module(lambda m, x: x @ m.W.permute(2, 0, 1), W=weight(3, 4, 2)), (2, 2, 3)),
     "cube": (lambda: Module(lambda m, x: x @ m.W.permute(2, 0, 1), W=weight(3, 3, 3)), (3, 3, 3)),
     "flattened and transposed": (lambda: Module(lambda m, x: x @ m.W.flatten(1).t(), W=weight(4, 2, 2)), (2, 4)),
     "scalar of a vector": (lambda: Module(lambda m, x: x * m.s.reshape(()), s=weight(1)), (2, 3)),
@@ -236,10 +237,11 @@ def test_keys_of_generated_modules(steps: list[tuple[str, int, bool]], pipeline:
 
 
 def test_what_is_folded_has_a_name_that_says_so() -> None:
-    result = transform(make("square transposed", 0), (inputs_of("square transposed"),))
+    # a matrix product that no layer can stand for: its weight is turned in another way than a layer's
+    result = transform(make("cube", 0), (inputs_of("cube"),))
     assert list(result.model.state_dict()) == ["W_folded"]
     assert result.parameter_map["W_folded"] == ("W",)
-    assert list(result.model.get_parameter("W_folded").shape) == [3, 3]
+    assert list(result.model.get_parameter("W_folded").shape) == [3, 3, 3]
     names = [n for n, _ in transform(make("taken names", 0), (inputs_of("taken names"),)).model.named_parameters()]
     assert names == ["W_folded_2", "W_folded", "W_folded_1"]
 
@@ -251,7 +253,7 @@ def test_a_folded_convolution_stands_beside_its_place() -> None:
 
 
 def test_a_layer_of_another_shape_stays_at_its_path() -> None:
-    model, x = make("transposed", 0), inputs_of("transposed")
+    model, x = make("box", 0), inputs_of("box")
     result = transform(model, (x,))
     assert list(result.model.state_dict()) == ["W"]
     with pytest.raises(RuntimeError, match="size mismatch"):

@@ -61,7 +61,9 @@ def module_cases() -> list[Any]:
             d[f"m.{n}"] if getattr(m, n) is not None else None
             for n in ("weight", "bias", "running_mean", "running_var")
         ]
-        return d.b.call("aten.instance_norm", d["x"], *w, m.training or m.running_mean is None, m.momentum, m.eps, True)
+        tracks = m.running_mean is not None
+        args = d["x"], *w, m.training or not tracks, m.momentum, m.eps, True
+        return d.b.call("aten.instance_norm", *args, follows_mode=tracks)
 
     def layer_norm(d: Draft, m: Any) -> Value:
         w = [d[f"m.{n}"] if getattr(m, n, None) is not None else None for n in ("weight", "bias")]
