@@ -81,12 +81,12 @@ def _reordered(pass_: Pass, generator: random.Random, number: int) -> Pass:
         return attrs.evolve(pass_, patterns=_shuffled(pass_.patterns, generator))
     if isinstance(pass_, Convert):
         # to a joint fixpoint: one conversion may build what another one matches
-        conversions = _conversions(pass_.patterns, (Canonicalize(),), generator)
+        conversions = _conversions(pass_.patterns, (Canonicalize(),), generator, number)
         return Fixpoint(conversions, only=pass_.only, skip=pass_.skip)
     if isinstance(pass_, Fixpoint) and any(isinstance(inner, Convert) for inner in pass_.passes):
         patterns = [pattern for inner in pass_.passes if isinstance(inner, Convert) for pattern in inner.patterns]
         others = [_reordered(inner, generator, number) for inner in pass_.passes if not isinstance(inner, Convert)]
-        return attrs.evolve(pass_, passes=(*_conversions(patterns, others, generator), *others))
+        return attrs.evolve(pass_, passes=(*_conversions(patterns, others, generator, number), *others))
     if isinstance(pass_, PassManager):
         return attrs.evolve(pass_, passes=tuple([_reordered(inner, generator, number) for inner in pass_.passes]))
     return pass_
@@ -115,11 +115,18 @@ def _in_scopes(pass_: Pass, generator: random.Random) -> Pass:
 
 
 def _conversions(
-    patterns: Sequence[type[Pattern] | Pattern], between: Sequence[Pass], generator: random.Random
+    patterns: Sequence[type[Pattern] | Pattern], between: Sequence[Pass], generator: random.Random, number: int
 ) -> list[Pass]:
-    """Return one pass for each conversion, in another order, sometimes with passes between them."""
+    """Return one pass for each conversion, in another order, sometimes with passes between them.
+
+    Each comes first in some order: the others, by chance, might never show what one does before them.
+    """
     passes: list[Pass] = []
-    for pattern in _shuffled(patterns, generator):
+    order = list(_shuffled(patterns, generator))
+    if order:
+        place = order.index(patterns[number % len(order)])
+        order[0], order[place] = order[place], order[0]
+    for pattern in order:
         if passes and generator.random() < 0.5:
             passes += between
         passes.append(Convert((pattern,)))

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from ir.core import Operation, Value
 from ir.memory.strides import is_contiguous
-from ir.program import weight_of
+from ir.program import WeightKind, weight_of
 from ir.types import dims_equal, product, shapes_equal
 from passes.canonicalize.base import (
     Rule,
@@ -173,7 +173,7 @@ class SpellAddmm(Rule):
         _AFFINE.changed(("%x, %t)", "%x, %t) {alpha=2}"), refused="scaled"),
         _AFFINE.changed(("%b : f32[o]", "%b : f32[n, o]"), refused="not one number a column"),
         _AFFINE.changed(
-            ("addmm(%b, %x", "mm(%x"), ("(%x :", "(%w2 : f32[o, c], %x :"), ("(%w)", "(%w2)"), refused="no weight"
+            ("addmm(%b, %x", "mm(%x"), ("(%x :", "(%w2 : f32[o, c], %x :"), ("(%w)", "(%w2)"), refused="no parameter"
         ),
     )
 
@@ -189,7 +189,9 @@ class SpellAddmm(Rule):
     def check(self, m: Match) -> str | None:
         """Demand a plain sum with one number a column, or a weight."""
         if m.get("b") is None:
-            return None if weight_of(m.w) is not None else "the matrix is no weight"
+            weight = weight_of(m.w)
+            is_trained = weight is not None and weight.kind is WeightKind.PARAMETER
+            return None if is_trained else "the matrix is no parameter"
         if m.sum.attributes["alpha"] != 1 or m.sum.attributes["beta"] != 1:
             return "the product or the sum is scaled"
         rows, bias = shape_of(m.w), shape_of(m.b)

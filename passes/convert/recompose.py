@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ir.core import Value
 from ir.memory.aliasing import reaches_output, reaches_view
-from ir.program import weight_of
+from ir.program import WeightKind, weight_of
 from ir.types import TensorType, dims_equal, shapes_equal
 from passes.canonicalize.base import constant_data, filled_with
 from passes.canonicalize.recompose import rows_of_linear
@@ -84,16 +84,16 @@ class RecomposeLinearPattern(Pattern):
         _AFFINE.changed(("addmm(%b, ", "mm(")),
         _PRODUCT,
         _PRODUCT.changed(("%x : f32[n, t, c]", "%x : f32[c]")),
-        _PRODUCT.changed(("%w : f32[c, o]", "%w : f32[n, c, o]"), refused="no weight of rank 2"),
+        _PRODUCT.changed(("%w : f32[c, o]", "%w : f32[n, c, o]"), refused="no parameter of rank 2"),
         _PRODUCT.changed(
             ("f32[n, t, c]", "f32[n, c, c]"),
             ("f32[c, o]", "f32[c, c]"),
             ("(%x, %w)", "(%w, %x)"),
-            refused="no weight of rank 2",
+            refused="no parameter of rank 2",
         ),
         _AFFINE.changed(("(%b, %rows, %w)", "(%b, %rows, %w) {alpha=2}"), refused="alpha"),
         _AFFINE.changed(("%b : f32[o]", "%b : f32[1]"), refused="not one number a column"),
-        _AFFINE.changed(("parameter %w : f32[c, o]", ""), ("graph(", "graph(%w : f32[c, o], "), refused="no weight"),
+        _AFFINE.changed(("parameter %w : f32[c, o]", ""), ("graph(", "graph(%w : f32[c, o], "), refused="no parameter"),
         _AFFINE.changed(("f32", "i64"), refused="not rows of numbers"),
         _BATCHED.changed(("graph(", "graph(%u : f32[c, o], "), ("expand(%turned)", "expand(%u)"), refused="no weight"),
         _ROWS.changed(("shape=[n, t, o]", "shape=[t, n, o]"), refused="not reshaped back"),
@@ -145,8 +145,8 @@ class RecomposeLinearPattern(Pattern):
 def _why_no_rows(m: Match) -> str | None:
     """Return why `addmm(b, x, v)` or `matmul(x, v)` is not a linear layer; None where it is."""
     weight, type_ = weight_of(m.v), m.v.tensor_type
-    if weight is None or type_.rank != 2:
-        return "the second factor is no weight of rank 2"
+    if weight is None or weight.kind is not WeightKind.PARAMETER or type_.rank != 2:
+        return "the second factor is no parameter of rank 2"
     rank, dtype = m.x.tensor_type.rank, type_.dtype
     if not rank or dtype is None or not dtype.is_floating_point or m.x.tensor_type.dtype != dtype:
         return "the first factor is not rows of numbers of the dtype of the weight"

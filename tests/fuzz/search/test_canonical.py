@@ -36,7 +36,7 @@ class CodeAsksForTheBack(LastSoftmax):
         return p.softmax(p.any("x"), dim=p.attr("dim"), dtype=None, name="softmax")
 
     def check(self, m: Match) -> str | None:
-        return None if m.dim == -1 else "not the last dimension"
+        return super().check(m) or (None if m.dim == -1 else "not the last dimension")
 
 
 class PredicateAsksForTheBack(LastSoftmax):

@@ -40,6 +40,9 @@ class WaitsForView(Pattern):
     def pattern(self, p: PatternBuilder) -> Any:
         return p.relu(p.op("aten.view", p.any("x"), name="view"))
 
+    def check(self, m: Match) -> str | None:
+        return None if all(type(size) is int for size in m.view.attributes["size"]) else "it views a size of the inputs"
+
     def rewrite(self, m: Match, b: Any) -> Any:
         return b.op("aten.view", b.relu(m.x), m.view.attributes["size"]).result
 

@@ -74,7 +74,7 @@ def test_what_moves_only_is_trained_and_converts_back() -> None:
         (lambda m, x: x @ (m.fc.weight * torch.rand(4)), ""),
         (lambda m, x: (x, m.fc.weight * 2), "each call returns or mutates a tensor of its own"),
         (lambda m, x: x + m.fc.bias.expand(2, 4), "a view of a weight, which costs nothing"),
-        (lambda m, x: m.fc(x) @ m.fc.weight.t(), "a view of a weight, which costs nothing"),
+        (lambda m, x: m.fc.weight.t() @ m.fc(x).t(), "a view of a weight, which costs nothing"),
         (lambda m, x: m.norm(x) + m.norm.running_var * 2, "reads what the model mutates"),
     ],
     ids=["mode", "random", "returned", "expansion", "tied view", "mutated"],
