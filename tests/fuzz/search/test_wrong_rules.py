@@ -15,7 +15,7 @@ MOST = 2000
 
 
 # found late
-_LONG = ("ConvBiasOfOne", "AttentionOfAnyScale")
+_LONG = ("ConvBiasOfOne", "AttentionOfAnyScale", "AttentionScaledByTokens")
 
 
 @pytest.mark.parametrize(
