@@ -20,6 +20,8 @@ from ir.locations import Location, merge_locations
 from ir.opdef import Trait
 from ir.program import Program
 from ir.types import TensorType
+from passes.rewrite.bounds.reach import Reach
+from passes.rewrite.bounds.tolerance import Approximations, Place
 from passes.rewrite.effects import crossed_effect, hidden_size, is_removable, moved_effect, outside_use
 from passes.rewrite.expansion import has_demands, is_compound
 from passes.rewrite.faults import RuleFault, did_not_converge, returned_values, rule_fault, rule_raised, without_effect
@@ -27,9 +29,8 @@ from passes.rewrite.language.roots import place_of
 from passes.rewrite.matching import RuleIndex, Variant
 from passes.rewrite.pattern import Match, Pattern, unscoped
 from passes.rewrite.remarks import GraphwrightWarning, LeftOut, MatchRecord, OpSummary, Refusal, Remark, RemarkLog
-from passes.rewrite.rewriter import Listener, Rewriter
+from passes.rewrite.rewriter import Events, Rewriter
 from passes.rewrite.scope import EVERYWHERE, ModuleClasses, Scope
-from passes.rewrite.tolerance import Approximations
 from passes.rewrite.witness import Witness
 
 Replacements = list[tuple[Value, Value]]
@@ -79,35 +80,6 @@ def summarize(op: Operation) -> OpSummary:
     return OpSummary(op.opdef.name, op.location, tuple([r.type for r in op.results]))
 
 
-class _Events(Listener):
-    """Collects what a rewrite touched."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    @override
-    def replaced(self, old: Value, new: Value) -> None:
-        self.replacements.append((old, new))
-
-    @override
-    def inserted(self, op: Operation) -> None:
-        self.created.append(op)
-
-    @override
-    def modified(self, op: Operation) -> None:
-        self.touched.append(op)
-
-    @override
-    def erased(self, op: Operation, operands: tuple[Value, ...]) -> None:
-        self.freed.extend(operands)
-
-    def clear(self) -> None:
-        self.created: list[Operation] = []
-        self.touched: list[Operation] = []
-        self.freed: list[Value] = []
-        self.replacements: Replacements = []
-
-
 class Applier:
     """Tries rules at single operations and applies the first that matches; the base of both drivers."""
 
@@ -118,8 +90,10 @@ class Applier:
         self.record = record
         self.scope = scope
         self.scopes: dict[Pattern, Scope] = {}
-        self.events = _Events()
+        self.events = Events()
         self.rewriter = Rewriter(program, (self.events,))
+        self.reach: Reach | None = None
+        """What numbers reach, from the first rewrite that changes some on purpose."""
         self._has_data_sizes = has_data_symbols(program)
 
     def apply_first(self, op: Operation, variants: Sequence[Variant]) -> Variant | None:
@@ -281,7 +255,7 @@ class Applier:
             self.log.remarks.add(remark)
         self.log.counts[rule.name] += 1
         if rule.tolerance is not None:
-            self.log.approximations.add(rule.name, "rewrite", rule.tolerance)
+            self.log.approximations.add(rule.name, "rewrite", rule.tolerance, self._reached())
         if self.log.witness is not None:
             self.log.witness.applied(rule, match, events.created)
         if self.record:
@@ -289,6 +263,13 @@ class Applier:
             kind = rule.is_conversion, rule.is_fusion, ", ".join(match.alternatives)
             self.log.matches.append(MatchRecord(unscoped(type(rule)), location, replaced, created, *kind))
         return True
+
+    def _reached(self) -> frozenset[Place] | None:
+        """Return the places that the numbers of the last rewrite can reach; None for all."""
+        if self.reach is None:
+            self.reach = Reach(self.program)
+            self.rewriter.listeners = (self.events, self.reach)
+        return self.reach.of_edits(self.events)
 
     def _erase_dead(self, ops: Sequence[Operation], replaced_by_rule: Sequence[Operation] = ()) -> None:
         """Erase unused operations: matched ones first, then what only they used.

@@ -14,13 +14,13 @@ from ir.core import Operation, Value
 from ir.errors import PatternError
 from ir.opdef import OpDef, ParamKind, Trait
 from ir.spelling import known_names
+from passes.rewrite.bounds.tolerance import check_tolerance
 from passes.rewrite.expansion import expand, nodes, num_operations, op_nodes, shared_nodes
 from passes.rewrite.faults import rule_raised
 from passes.rewrite.language.nodes import AnyOf, AnyValue, AttrCapture, Chain, Node, OpNode, Roots, Tree, trees_of
 from passes.rewrite.language.roots import joined, links
 from passes.rewrite.literals import attribute_matcher
 from passes.rewrite.pattern import Match, Pattern, PatternBuilder, missing_method, unscoped
-from passes.rewrite.tolerance import check_tolerance
 
 
 class _State:

@@ -16,12 +16,12 @@ from weakref import WeakValueDictionary
 from ir.core import Operation, Value
 from ir.errors import PatternError
 from ir.locations import Location, merge_locations
+from passes.rewrite.bounds.tolerance import Tolerance
 from passes.rewrite.example import Example
 from passes.rewrite.language.builder import PatternBuilder
 from passes.rewrite.language.nodes import AnyOf, AnyValue, AttrCapture, AttrWhere, Chain, Node, OpNode
 from passes.rewrite.remarks import Refusal
 from passes.rewrite.scope import Key, Scope
-from passes.rewrite.tolerance import Tolerance
 
 __all__ = [
     "AnyOf",

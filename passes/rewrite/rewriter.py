@@ -39,6 +39,43 @@ class Listener:
         """All uses of `old` are about to become uses of `new`."""
 
 
+class Events(Listener):
+    """Collects what a rewrite touched.
+
+    Attributes:
+        created: operations that were inserted.
+        touched: operations whose operands or attributes changed.
+        freed: operands of operations that were erased.
+        replacements: (old value, new value) in the order in which uses were moved.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    @override
+    def replaced(self, old: Value, new: Value) -> None:
+        self.replacements.append((old, new))
+
+    @override
+    def inserted(self, op: Operation) -> None:
+        self.created.append(op)
+
+    @override
+    def modified(self, op: Operation) -> None:
+        self.touched.append(op)
+
+    @override
+    def erased(self, op: Operation, operands: tuple[Value, ...]) -> None:
+        self.freed.extend(operands)
+
+    def clear(self) -> None:
+        """Forget them."""
+        self.created: list[Operation] = []
+        self.touched: list[Operation] = []
+        self.freed: list[Value] = []
+        self.replacements: list[tuple[Value, Value]] = []
+
+
 class Rewriter(Builder):
     """Edits one graph of a program. New operations go before the anchor and get the current location.
 
