@@ -41,7 +41,7 @@ from compiler.runtime.deployable import Deployable
 from compiler.savefiles import check_folder
 from compiler.scopes import check_scopes, module_classes
 from compiler.targets.target import Target
-from ir.errors import InputError
+from ir.errors import InputError, VerificationError
 from ir.paths import checked_path
 from ir.program import Program, copy_program
 from ir.verify import verify
@@ -352,11 +352,14 @@ def _compiled(
     if reproducers is not None:
         instruments += (Reproducers(reproducers, (manager,), log.modules, strict, validate),)
     context = PassContext(log=log, instruments=instruments, scope=manager.scope.bound(log.modules))
-    with answering(manager, program, context):
-        manager.run(program, context)
-    if plan is not None and following is not None:
-        plan.check(following.rewrites(), log.misses)
-    stages.run("verify", lambda: verify(program))
+    try:
+        with answering(manager, program, context):
+            manager.run(program, context)
+        if plan is not None and following is not None:
+            plan.check(following.rewrites(), log.misses)
+        stages.run("verify", lambda: verify(program))
+    except VerificationError as error:
+        raise replay.blamed(error) from error
     emitted = stages.run("emit", lambda: emit(program))
     approximations = log.approximations.listed()
     bounds = bounds_of(program, approximations)

@@ -24,7 +24,15 @@ from passes.rewrite.bounds.reach import Reach
 from passes.rewrite.bounds.tolerance import Approximations, Place
 from passes.rewrite.effects import crossed_effect, hidden_size, is_removable, moved_effect, outside_use
 from passes.rewrite.expansion import has_demands, is_compound
-from passes.rewrite.faults import RuleFault, did_not_converge, returned_values, rule_fault, rule_raised, without_effect
+from passes.rewrite.faults import (
+    RuleFault,
+    changed_early,
+    did_not_converge,
+    returned_values,
+    rule_fault,
+    rule_raised,
+    without_effect,
+)
 from passes.rewrite.language.roots import place_of
 from passes.rewrite.matching import RuleIndex, Variant
 from passes.rewrite.pattern import Match, Pattern, unscoped
@@ -109,11 +117,15 @@ class Applier:
                 except GraphwrightWarning:
                     raise  # the user made warnings errors: it is the warning that must reach them
                 except Exception as error:
+                    if graph.revision != before:
+                        raise changed_early(variant.rule, "pattern", op.location) from error
                     raise rule_raised(variant.rule, "pattern", error, op.location) from error
+                if graph.revision != before:
+                    raise changed_early(variant.rule, "pattern", op.location)
                 if found is not None and self._apply_found(op, variant, found):
                     return variant
             except RuleFault as fault:
-                if self.log.strict:
+                if self.log.strict or fault.is_final:
                     raise
                 self._skip(variant.rule, op, fault, before)
         return None
@@ -155,12 +167,17 @@ class Applier:
             reason = moved_effect(match)
         if reason is not None:
             return Refusal(reason)
+        revision = self.graph.revision
         try:
             answer = rule.check(match)
         except GraphwrightWarning:
             raise
         except Exception as error:
+            if self.graph.revision != revision:
+                raise changed_early(rule, "check", _place(match)) from error
             raise rule_raised(rule, "check", error, match.root.location) from error
+        if self.graph.revision != revision:
+            raise changed_early(rule, "check", _place(match))
         if answer is None:
             return self._left_out(rule, match)
         if isinstance(answer, Refusal):
@@ -219,7 +236,7 @@ class Applier:
         hook = self.log.hook
         finish = hook(rule, match, self.program) if hook is not None else None
         replaced = tuple(map(summarize, match.ops)) if self.record else ()
-        location = root.location if len(match.ops) == 1 else merge_locations([op.location for op in match.ops])
+        location = _place(match)
         rewriter = self.rewriter
         rewriter.anchor, rewriter.location = root, location
         old = root.results
@@ -310,6 +327,11 @@ class _WatchedApplier(Applier):
 
 def _applier(program: Program, log: RewriteLog, *, record: bool, scope: Scope) -> Applier:
     return (_WatchedApplier if log.watchers else Applier)(program, log, record=record, scope=scope)
+
+
+def _place(match: Match) -> Location:
+    """Return where a match is in the model."""
+    return match.root.location if len(match.ops) <= 1 else merge_locations([op.location for op in match.ops])
 
 
 def is_unused(op: Operation) -> bool:
