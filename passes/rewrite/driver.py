@@ -130,13 +130,14 @@ class Applier:
                 self._skip(variant.rule, op, fault, before)
         return None
 
-    def _apply_found(self, op: Operation, variant: Variant, found: Match | str) -> bool:
-        if isinstance(found, str):
-            self._miss(variant, op, Refusal(found), (op,), asked=False)
+    def _apply_found(self, op: Operation, variant: Variant, found: Match | Refusal | str) -> bool:
+        if not isinstance(found, Match):
+            refusal = found if isinstance(found, Refusal) else Refusal(found)
+            self._miss(variant, op, refusal, (op,), asked=False)
             return False
-        refusal = self._refusal(variant.rule, found)
-        if refusal is not None:
-            self._miss(variant, op, refusal, found.ops or (op,), asked=True)
+        reason = self._refusal(variant.rule, found)
+        if reason is not None:
+            self._miss(variant, op, reason, found.ops or (op,), asked=True)
             return False
         if not self._apply(variant.rule, found):
             return False

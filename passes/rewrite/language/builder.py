@@ -12,7 +12,17 @@ from ir.errors import GraphwrightError, PatternError
 from ir.opdef import OpDef, ParamKind, Trait, get_opdef
 from ir.schemas import name_of_overload, nearest_operator
 from passes.rewrite.language.associations import Part, associations
-from passes.rewrite.language.nodes import AnyOf, AnyValue, AttrCapture, AttrWhere, Chain, Node, OpNode
+from passes.rewrite.language.nodes import (
+    AnyOf,
+    AnyValue,
+    AttrCapture,
+    AttrWhere,
+    Chain,
+    Node,
+    OpNode,
+    Roots,
+    Siblings,
+)
 
 Ops = str | Trait | Sequence[str]
 
@@ -237,6 +247,41 @@ class PatternBuilder:
             return self.op(scaled, left, other=right, name=name, **literals)  # type: ignore[arg-type]
 
         return associations(parts, join, _is_node, name)
+
+    def siblings(
+        self,
+        tree: Node,
+        of: AnyValue,
+        name: str = "siblings",
+        *,
+        minimum: int = 2,
+        alike: Callable[[Any, Any], str | None] | None = None,
+    ) -> Roots:
+        """Match all operations that match `tree` and read one value, and let the rewrite replace them together.
+
+        It is the whole pattern: `return p.siblings(p.linear(x, w, name="linear"), x)`. What the tree captures is other
+        in each sibling, but for the value that they share: `m.siblings` has a match of each, in the order of the graph.
+
+        Args:
+            tree: the pattern of one; operations of which its conditions do not hold are none.
+            of: the value that they read, a placeholder of the tree with a name.
+            name: captures their matches.
+            minimum: how many there are at least, 2 or more.
+            alike: given the matches of the first and of another one, the reason why that does not go with it, or None.
+
+        Raises:
+            PatternError: when `tree` is no operation, or does not read `of`.
+        """
+        if not isinstance(tree, (OpNode, AnyOf)):
+            raise _no_pattern(tree, "the tree of siblings")
+        if not isinstance(of, AnyValue) or not of.name:
+            raise PatternError(
+                f"{of!r} is not a value that siblings read",
+                remedy='give it a name: `x = p.any("x")`, `p.siblings(..., x)`',
+            )
+        if type(minimum) is not int or minimum < 2:
+            raise PatternError(f"{minimum!r} siblings are none", remedy="`minimum` is 2 or more")
+        return Roots((tree,), Siblings(of, name, minimum, alike))
 
     def optional(self, outer: Callable[[Node], Node], inner: Node) -> AnyOf:
         """Match `outer(inner)`, or else `inner` alone: an operation that may be absent."""
