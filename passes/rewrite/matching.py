@@ -17,6 +17,7 @@ from ir.spelling import known_names
 from passes.rewrite.bounds.tolerance import check_tolerance
 from passes.rewrite.expansion import check_captures, expand, num_operations, op_nodes, shared_nodes
 from passes.rewrite.faults import rule_raised
+from passes.rewrite.language.builder import overloads_with_keyword
 from passes.rewrite.language.nodes import AnyOf, AnyValue, Chain, Node, OpNode, Roots, Tree, trees_of
 from passes.rewrite.language.roots import joined, links
 from passes.rewrite.literals import attribute_matcher
@@ -387,7 +388,11 @@ def _check_names(node: OpNode, opdefs: tuple[OpDef, ...]) -> None:
         known = {p.name for p in opdef.params if p.kind is ParamKind.ATTRIBUTE}
         for name, _ in node.attributes:
             if name not in known:
-                raise PatternError(f"{opdef.name} has no attribute {name!r}; {known_names(name, known)}")
+                others = [f'`p.op("{each}", ..., {name}=...)`' for each in overloads_with_keyword(opdef, name)]
+                raise PatternError(
+                    f"{opdef.name} has no attribute {name!r}; {known_names(name, known)}",
+                    remedy=f"an overload that has it is written {' or '.join(others)}" if others else None,
+                )
     names = " and ".join(opdef.name for opdef in opdefs)
     last = max((key for key, _ in node.operands if isinstance(key, int)), default=-1)
     if all(last >= len(opdef.operand_params) and not opdef.is_region for opdef in opdefs):

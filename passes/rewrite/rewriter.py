@@ -19,7 +19,7 @@ from ir.program import Program, Weight
 from ir.spelling import free_name
 from ir.types import refined, types_agree
 from passes.rewrite.expressions import computed_weight, names_shown
-from passes.rewrite.region_names import check_inputs, check_kind, check_parts
+from passes.rewrite.region_names import check_inputs, check_kind, check_parts, parts_attribute
 from passes.rewrite.remarks import Remark
 
 
@@ -330,7 +330,7 @@ class Rewriter(Builder):
             tuple(names.values()),
             {
                 "kind": kind,
-                "parts": tuple((parts or {}).get(op, "") for op in ordered),
+                **parts_attribute([(parts or {}).get(op, "") for op in ordered]),
                 "quantization_points": tuple(points),
             },
             [value.type for value in outputs],

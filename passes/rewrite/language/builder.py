@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ir.attributes import Attribute, normalize_attribute
@@ -118,19 +118,34 @@ def _attribute_at(opdefs: tuple[OpDef, ...] | Trait, place: int, given: Any) -> 
 
 def _overloads_with(opdefs: tuple[OpDef, ...], place: int, given: Any) -> list[str]:
     """Return the overloads of an operator in which an argument that is given by position is an attribute."""
-    packet = getattr(opdefs[0].target, "overloadpacket", None)
-    if packet is None or len(opdefs) > 1:
-        return []
     found = []
-    for overload in packet.overloads():
-        opdef = get_opdef(name_of_overload(getattr(packet, overload)))
+    for opdef in _overloads_beside(opdefs[0]) if len(opdefs) == 1 else ():
         param = opdef.params[place] if place < len(opdef.params) else None
         if param is None or param.kind is not ParamKind.ATTRIBUTE or param.keyword_only or param.extra:
             continue
-        is_written = any(each.name.startswith("out") for each in opdef.operand_params)  # no program holds one
-        if opdef.operand_params and not is_written and param.takes(given) and opdef is not opdefs[0]:
+        if param.takes(given):
             found.append(opdef.name)
     return found
+
+
+def overloads_with_keyword(opdef: OpDef, name: str) -> list[str]:
+    """Return the other overloads of an operator that have an attribute of a name."""
+    return [
+        other.name
+        for other in _overloads_beside(opdef)
+        if any(param.name == name and param.kind is ParamKind.ATTRIBUTE for param in other.params)
+    ]
+
+
+def _overloads_beside(opdef: OpDef) -> Iterator[OpDef]:
+    """Yield the other overloads of an operator that a program may hold: those that take tensors and write to none."""
+    packet = getattr(opdef.target, "overloadpacket", None)
+    for overload in () if packet is None else packet.overloads():
+        other = get_opdef(name_of_overload(getattr(packet, overload)))
+        is_written = getattr(packet, overload)._schema.is_mutable
+        by_name = any("Dimname" in param.type for param in other.params)
+        if other.operand_params and not is_written and not by_name and other is not opdef:
+            yield other
 
 
 class PatternBuilder:
