@@ -16,12 +16,21 @@ from compiler.emitted.graphmodule import FusedRegion
 from ir.caches import cached
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
 from passes.fuse.base import FusionPattern
-from passes.fuse.conv import ConvBNActPattern, ConvBNAddActPattern, ConvBNPattern, StemConvBNActMaxPoolPattern
+from passes.fuse.conv import (
+    ConvBNActPattern,
+    ConvBNAddActPattern,
+    ConvBNPattern,
+    ConvTransposeBNActPattern,
+    ConvTransposeBNPattern,
+    StemConvBNActMaxPoolPattern,
+)
 from passes.fuse.dense import (
     AdaptiveAvgPoolPattern,
     GatedLinearPattern,
     LayerNormPattern,
     LinearActPattern,
+    LinearBNActPattern,
+    LinearBNPattern,
     LinearPattern,
 )
 from passes.fuse.norms import GroupNormPattern, RMSNormPattern
@@ -107,12 +116,28 @@ class FusedConvBNAddAct(FusedModule, rule=ConvBNAddActPattern):
         return output
 
 
+class FusedConvTransposeBN(FusedModule, rule=ConvTransposeBNPattern):
+    """transposed conv → bn"""
+
+
+class FusedConvTransposeBNAct(FusedModule, rule=ConvTransposeBNActPattern):
+    """transposed conv → bn → act"""
+
+
 class FusedLinear(FusedModule, rule=LinearPattern):
     """linear"""
 
 
 class FusedLinearAct(FusedModule, rule=LinearActPattern):
     """linear → act"""
+
+
+class FusedLinearBN(FusedModule, rule=LinearBNPattern):
+    """linear → bn"""
+
+
+class FusedLinearBNAct(FusedModule, rule=LinearBNActPattern):
+    """linear → bn → act"""
 
 
 class FusedGatedLinear(FusedModule, rule=GatedLinearPattern):

@@ -7,11 +7,13 @@ from passes.convert.attention import DecomposeMultiheadAttentionPattern
 from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
 from passes.convert.recompose import RECOMPOSITIONS
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
-from passes.fuse.conv import ConvBNPattern, ConvBNReluPattern
+from passes.fuse.conv import ConvBNPattern, ConvBNReluPattern, ConvTransposeBNPattern
 from passes.fuse.dense import (
     AdaptiveAvgPoolPattern,
     AddReluPattern,
     LayerNormPattern,
+    LinearBNPattern,
+    LinearBNReluPattern,
     LinearPattern,
     LinearReluPattern,
 )
@@ -24,8 +26,11 @@ ONNXRUNTIME = Target(
     fusions=(
         ConvBNReluPattern,
         ConvBNPattern,
+        ConvTransposeBNPattern,
         MHAInProjectionPattern,
         ScaledDotProductAttentionPattern,
+        LinearBNReluPattern,
+        LinearBNPattern,
         LinearReluPattern,
         LinearPattern,
         AddReluPattern,

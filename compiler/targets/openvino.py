@@ -7,13 +7,15 @@ from passes.convert.attention import DecomposeMultiheadAttentionPattern
 from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
 from passes.convert.recompose import RECOMPOSITIONS
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
-from passes.fuse.conv import ConvBNActPattern, ConvBNPattern
+from passes.fuse.conv import ConvBNActPattern, ConvBNPattern, ConvTransposeBNActPattern, ConvTransposeBNPattern
 from passes.fuse.dense import (
     AdaptiveAvgPoolPattern,
     AddReluPattern,
     GatedLinearPattern,
     LayerNormPattern,
     LinearActPattern,
+    LinearBNActPattern,
+    LinearBNPattern,
     LinearPattern,
 )
 from passes.fuse.norms import GroupNormPattern, RMSNormPattern
@@ -25,9 +27,13 @@ OPENVINO = Target(
     fusions=(
         ConvBNActPattern,
         ConvBNPattern,
+        ConvTransposeBNActPattern,
+        ConvTransposeBNPattern,
         MHAInProjectionPattern,
         ScaledDotProductAttentionPattern,
         GatedLinearPattern,
+        LinearBNActPattern,
+        LinearBNPattern,
         LinearActPattern,
         LinearPattern,
         AddReluPattern,

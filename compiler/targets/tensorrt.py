@@ -9,12 +9,21 @@ from passes.convert.linears import MergeLinearsPattern
 from passes.convert.pooling import RemoveIdentityAdaptiveAvgPoolPattern
 from passes.convert.recompose import RECOMPOSITIONS
 from passes.fuse.attention import MHAInProjectionPattern, ScaledDotProductAttentionPattern
-from passes.fuse.conv import ConvBNActPattern, ConvBNAddActPattern, ConvBNPattern, StemConvBNActMaxPoolPattern
+from passes.fuse.conv import (
+    ConvBNActPattern,
+    ConvBNAddActPattern,
+    ConvBNPattern,
+    ConvTransposeBNActPattern,
+    ConvTransposeBNPattern,
+    StemConvBNActMaxPoolPattern,
+)
 from passes.fuse.dense import (
     AdaptiveAvgPoolPattern,
     GatedLinearPattern,
     LayerNormPattern,
     LinearActPattern,
+    LinearBNActPattern,
+    LinearBNPattern,
     LinearPattern,
 )
 from passes.fuse.norms import GroupNormPattern, RMSNormPattern
@@ -34,9 +43,13 @@ TENSORRT_FUSION_PATTERNS: tuple[type[Pattern], ...] = (
     ConvBNAddActPattern,
     ConvBNActPattern,
     ConvBNPattern,
+    ConvTransposeBNActPattern,
+    ConvTransposeBNPattern,
     MHAInProjectionPattern,
     ScaledDotProductAttentionPattern,
     GatedLinearPattern,
+    LinearBNActPattern,
+    LinearBNPattern,
     LinearActPattern,
     LinearPattern,
     LayerNormPattern,

@@ -45,6 +45,31 @@ class ConvBNReluPattern(ConvBNActPattern):
     activations = CLIPPING_ACTIVATIONS
 
 
+class ConvTransposeBNPattern(FusionPattern):
+    """batch_norm(conv_transpose(x, w, b)) = fused.conv_transpose_bn(x, w, b, ...)
+
+    Without a norm, as in eval mode where that is folded, a transposed convolution stays as it is.
+    """
+
+    kind = "conv_transpose_bn"
+    parts = ("conv", "bn")
+
+    @override
+    def pattern(self, p: PatternBuilder) -> Node:
+        return p.op("aten.batch_norm", p.op(Trait.CONV_TRANSPOSE, p.any("input"), name="conv"), name="bn")
+
+
+class ConvTransposeBNActPattern(ConvTransposeBNPattern):
+    """act(batch_norm(conv_transpose(x, w, b))) = fused.conv_transpose_bn_act(x, w, b, ...)"""
+
+    kind = "conv_transpose_bn_act"
+    parts = ("conv", "bn", "act")
+
+    @override
+    def pattern(self, p: PatternBuilder) -> Node:
+        return activation(p, super().pattern(p), self.activations)
+
+
 _RESIDUAL = Example("""
     parameter %w : f32[o, c, 3, 3]
     buffer %mean : f32[o]

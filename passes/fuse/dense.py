@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing_extensions import override
 
+from ir.types import TensorType
 from passes.fuse.base import CLIPPING_ACTIVATIONS, FusionPattern, activation, unlike_operand
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
@@ -33,6 +34,68 @@ class LinearActPattern(FusionPattern):
 
 class LinearReluPattern(LinearActPattern):
     """relu(linear(x, w, b)) = fused.linear_act(x, w, b), also with relu6"""
+
+    activations = CLIPPING_ACTIVATIONS
+
+
+_ROWS = Example("""
+    parameter %w : f32[o, c]
+    buffer %mean : f32[o]
+    buffer %var : f32[o]
+    graph(%x : f32[n, c]) {
+      %y = aten.linear(%x, %w, None)
+      %bn = aten.batch_norm(%y, None, None, %mean, %var) {training=False, momentum=0.1, eps=1e-05, cudnn_enabled=True}
+      return %bn
+    }
+""")
+
+
+class LinearBNPattern(FusionPattern):
+    """batch_norm(linear(x, w, b)) = fused.linear_bn(x, w, b, ...), x: f[N, C]
+
+    Of more dimensions, the norm is of another one than the features of the linear layer.
+    """
+
+    kind = "linear_bn"
+    parts = ("linear", "bn")
+
+    examples = (_ROWS, _ROWS.changed(("%x : f32[n, c]", "%x : f32[n, o, c]"), refused="not rows of features"))
+
+    @override
+    def pattern(self, p: PatternBuilder) -> Node:
+        return p.op("aten.batch_norm", p.linear(p.any("input"), name="linear"), name="bn")
+
+    @override
+    def check(self, m: Match) -> str | None:
+        """Demand rows of features."""
+        type_ = m.linear.result.type
+        if isinstance(type_, TensorType) and type_.rank == 2:
+            return None
+        return f"the result of the linear at `{m.linear.location.where}` is {type_}, not rows of features"
+
+
+class LinearBNActPattern(LinearBNPattern):
+    """act(batch_norm(linear(x, w, b))) = fused.linear_bn_act(x, w, b, ...), x: f[N, C]"""
+
+    kind = "linear_bn_act"
+    parts = ("linear", "bn", "act")
+
+    examples = (
+        _ROWS.changed(("return %bn", "%z = aten.relu(%bn) return %z")),
+        _ROWS.changed(
+            ("%x : f32[n, c]", "%x : f32[n, o, c]"),
+            ("return %bn", "%z = aten.relu(%bn) return %z"),
+            refused="not rows of features",
+        ),
+    )
+
+    @override
+    def pattern(self, p: PatternBuilder) -> Node:
+        return activation(p, super().pattern(p), self.activations)
+
+
+class LinearBNReluPattern(LinearBNActPattern):
+    """relu(batch_norm(linear(x, w, b))) = fused.linear_bn_act(x, w, b, ...), also with relu6"""
 
     activations = CLIPPING_ACTIVATIONS
 

@@ -145,6 +145,17 @@ def conv_bn_act_max_pool(region: Region) -> torch.Tensor:
     return region.apply(region.part("pool", "aten.max_pool2d"), y)
 
 
+def conv_transpose_bn(region: Region) -> torch.Tensor:
+    """batch_norm(conv_transpose(input))"""
+    y = region.apply(region.part("conv", Trait.CONV_TRANSPOSE), region.operand("input"))
+    return region.apply(region.part("bn", "aten.batch_norm"), y)
+
+
+def conv_transpose_bn_act(region: Region) -> torch.Tensor:
+    """act(batch_norm(conv_transpose(input)))"""
+    return _act(region, conv_transpose_bn(region))
+
+
 def _act(region: Region, x: torch.Tensor) -> torch.Tensor:
     return region.apply(region.part("act", *FUSED_ACTIVATIONS), x)
 
@@ -160,6 +171,19 @@ def linear(region: Region) -> torch.Tensor:
 def linear_act(region: Region) -> torch.Tensor:
     """act(linear(input))"""
     return _act(region, linear(region))
+
+
+def linear_bn(region: Region) -> torch.Tensor:
+    """batch_norm(linear(input)), of rows"""
+    y = linear(region)
+    if y.ndim != 2:
+        raise region.error(f"normalizes dimension 1 of {y.ndim}, which is not that of the features")
+    return region.apply(region.part("bn", "aten.batch_norm"), y)
+
+
+def linear_bn_act(region: Region) -> torch.Tensor:
+    """act(batch_norm(linear(input))), of rows"""
+    return _act(region, linear_bn(region))
 
 
 def gated_linear(region: Region) -> torch.Tensor:
@@ -314,8 +338,12 @@ KINDS: dict[str, tuple[Meaning, ...]] = {
     "conv_bn_act": (conv_bn_act,),
     "conv_bn_add_act": (conv_bn_add_act,),
     "conv_bn_act_max_pool": (conv_bn_act_max_pool,),
+    "conv_transpose_bn": (conv_transpose_bn,),
+    "conv_transpose_bn_act": (conv_transpose_bn_act,),
     "linear": (linear,),
     "linear_act": (linear_act,),
+    "linear_bn": (linear_bn,),
+    "linear_bn_act": (linear_bn_act,),
     "gated_linear": (gated_linear,),
     "group_norm": (group_norm,),
     "layer_norm": (layer_norm,),

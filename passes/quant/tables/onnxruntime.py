@@ -42,7 +42,10 @@ ONNXRUNTIME = register_table(
         {
             "conv_bn": _CONV,
             "conv_bn_act": _CONV,
+            "conv_transpose_bn": _TRANSPOSED,
             "linear": _LINEAR,
+            "linear_bn": _LINEAR,
+            "linear_bn_act": _LINEAR,
             "linear_act": _LINEAR,
             "mha_in_projection": _LINEAR,
             "add_act": _SUM,
