@@ -103,10 +103,6 @@ def _shifts(op: Operation) -> str | None:
     return None
 
 
-def _antialiasing(op: Operation) -> str | None:
-    return "resizes with antialiasing, which is not done" if op.opdef.short_name.endswith("_aa") else None
-
-
 def _pooled_padding(op: Operation) -> str | None:
     name = op.opdef.short_name
     if not name.startswith("max_pool") or not op.attributes["ceil_mode"]:
@@ -146,7 +142,6 @@ SATURATED_BYTES = Limit(_bytes, "compute in wider integers: `x.int()`")
 ROUNDED_REMAINDERS = Limit(_remainders)
 """The remainder is x - y·trunc(x / y), which rounds."""
 LOGICAL_SHIFTS = Limit(_shifts, "divide with `torch.div(x, 2**n, rounding_mode='floor')`")
-NO_ANTIALIASING = Limit(_antialiasing, "resize before the model")
 POOLED_PADDING = Limit(_pooled_padding, "leave ceil_mode out")
 EMPTY_TENSORS = Limit(_nothing, "leave that part out of the model", elsewhere=False)
 """A mean is 0 then, OpenVINO ends the process on pooling, and neither loads some files."""
