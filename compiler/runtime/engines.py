@@ -16,6 +16,7 @@ import torch
 
 from compiler.extras import import_extra
 from compiler.runtime.limits import (
+    DIMENSIONS_OF_SCALARS,
     EMPTY_TENSORS,
     FLOAT64_IN_32_BITS,
     INTEGERS_IN_32_BITS,
@@ -205,6 +206,7 @@ class OpenVino(Engine):
         INTEGERS_IN_32_BITS,
         POOLED_PADDING,
         EMPTY_TENSORS,
+        DIMENSIONS_OF_SCALARS,
     )
     narrowed = MappingProxyType({torch.int64: torch.int32, torch.uint64: torch.int32})
 

@@ -120,12 +120,22 @@ def _pooled_padding(op: Operation) -> str | None:
     return None
 
 
+def _combines(op: Operation) -> bool:
+    """Return whether elements of the result may be computed from several elements of an operand."""
+    return not any(map(op.opdef.has, (Trait.ELEMENTWISE, Trait.LAYOUT, Trait.SELECTS, Trait.CAST)))
+
+
 def _nothing(op: Operation) -> str | None:
-    if any(map(op.opdef.has, (Trait.ELEMENTWISE, Trait.LAYOUT, Trait.SELECTS, Trait.CAST))):
-        return None
-    if not any(0 in (value.known_shape or ()) for value in (*op.operand_values, *op.results)):
+    if not _combines(op) or not any(0 in (value.known_shape or ()) for value in (*op.operand_values, *op.results)):
         return None
     return "on an empty tensor is not computed as in PyTorch"
+
+
+def _scalars(op: Operation) -> str | None:
+    dims = op.attributes.get("dim")
+    if _combines(op) and dims not in (None, ()) and any(value.known_shape == () for value in op.operand_values):
+        return f"over dimension {dims} of a tensor without dimensions is not computed as in PyTorch"
+    return None
 
 
 def _long_integers(op: Operation) -> str | None:
@@ -145,4 +155,6 @@ LOGICAL_SHIFTS = Limit(_shifts, "divide with `torch.div(x, 2**n, rounding_mode='
 POOLED_PADDING = Limit(_pooled_padding, "leave ceil_mode out")
 EMPTY_TENSORS = Limit(_nothing, "leave that part out of the model", elsewhere=False)
 """A mean is 0 then, OpenVINO ends the process on pooling, and neither loads some files."""
+DIMENSIONS_OF_SCALARS = Limit(_scalars, "give it a dimension: `x[None]`", elsewhere=False)
+"""OpenVINO ends the process on the cosine similarity of two such tensors, ONNX Runtime does not load its file."""
 INTEGERS_IN_32_BITS = Limit(_long_integers)
