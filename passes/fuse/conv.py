@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from typing_extensions import override
 
 from ir.opdef import Trait
@@ -52,7 +54,7 @@ class ConvTransposeBNPattern(FusionPattern):
     """
 
     kind = "conv_transpose_bn"
-    parts = ("conv", "bn")
+    parts: ClassVar[tuple[str, ...]] = ("conv", "bn")
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

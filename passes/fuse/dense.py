@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from typing_extensions import override
 
 from ir.types import TensorType
@@ -57,7 +59,7 @@ class LinearBNPattern(FusionPattern):
     """
 
     kind = "linear_bn"
-    parts = ("linear", "bn")
+    parts: ClassVar[tuple[str, ...]] = ("linear", "bn")
 
     examples = (_ROWS, _ROWS.changed(("%x : f32[n, c]", "%x : f32[n, o, c]"), refused="not rows of features"))
 
