@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,10 +64,79 @@ def kernels() -> dict[str, Callable[..., Any]]:
         "quant.quantize": quantize,
         "quant.dequantize": dequantize,
         "aten.adaptive_avg_pool2d": adaptive_avg_pool2d,
+        "aten.amax": partial(_of_dims, torch.amax),
+        "aten.amin": partial(_of_dims, torch.amin),
+        "aten.pad": _pad,
         "aten.avg_pool1d": _avg_pool,
         "aten.avg_pool2d": _avg_pool,
         "aten.avg_pool3d": _avg_pool,
+        "aten.max_pool1d": _max_pool,
+        "aten.max_pool2d": _max_pool,
+        "aten.max_pool3d": _max_pool,
     }
+
+
+def _of_dims(reduction: Callable[..., Any], x: Any, *, dim: Sequence[int], keepdim: bool) -> Any:
+    """Name the dimensions where no name means all of them."""
+    return reduction(x, list(dim) or list(range(x.dim())), keepdim) if x.dim() else x.clone()
+
+
+def _pad(x: Any, *, pad: Sequence[Any], mode: str, value: float | None) -> Any:
+    """Wrap around by slices, which every engine has."""
+    if mode != "circular":
+        return torch.ops.aten.pad.default(x, list(pad), mode, value)
+    for place, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        dim = x.dim() - 1 - place
+        start = max(0, -before)
+        x = x.narrow(dim, start, x.shape[dim] - start - max(0, -after))
+        parts = [x.narrow(dim, x.shape[dim] - before, before)] if before > 0 else []
+        parts += [x, x.narrow(dim, 0, after)] if after > 0 else [x]
+        x = torch.cat(parts, dim)
+    return x
+
+
+def _max_pool(
+    x: Any,
+    *,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Any:
+    """Return the maxima of windows, without `ceil_mode` where it adds a window in the padding alone in one dimension.
+
+    PyTorch and the specification leave such a window out, and OpenVINO does not.
+    """
+    rank = len(kernel_size)
+    pool = getattr(torch.ops.aten, f"max_pool{rank}d").default
+    stride = list(stride) or list(kernel_size)
+    sizes, padding, dilation = x.shape[-rank:], list(padding), list(dilation)
+    if not ceil_mode or not windows_in_padding(sizes, kernel_size, stride, padding, dilation):
+        return pool(x, list(kernel_size), stride, padding, dilation, ceil_mode)
+    whole = pool(x, list(kernel_size), stride, padding, dilation, True).shape[-rank:]
+    reach = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(whole, stride, dilation, kernel_size, strict=True)]
+    ends = [max(r - n - p, p) for r, n, p in zip(reach, sizes, padding, strict=True)]
+    if ends == padding:
+        return pool(x, list(kernel_size), stride, padding, dilation, False)
+    around = [each for pair in zip(reversed(padding), reversed(ends), strict=True) for each in pair]
+    lowest = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
+    padded = torch.nn.functional.pad(x, around, value=lowest)
+    return pool(padded, list(kernel_size), stride, [0] * rank, dilation, False)
+
+
+def windows_in_padding(
+    sizes: Sequence[Any],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> bool:
+    """Return whether rounding up adds a window that lies in the padding alone, in a dimension of static size."""
+    for size, k, s, p, d in zip(sizes, kernel_size, stride, padding, dilation, strict=True):
+        if type(size) is int and -(-(size + 2 * p - d * (k - 1) - 1) // s) * s >= size + p:
+            return True
+    return False
 
 
 def _avg_pool(

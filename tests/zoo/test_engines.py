@@ -43,6 +43,11 @@ def outcome(sample: Sample, engine: str) -> str:
         return f"the engine: {error}"[:300]
     except GraphwrightError as error:
         return f"refused: {error.message}"
+    wanted, given = (
+        [x for x in pytree.tree_leaves(each) if isinstance(x, torch.Tensor)] for each in (expected, (args, kwargs))
+    )
+    if any(bool(x.isnan().any()) for x in given) and not all(x.is_floating_point() for x in wanted):
+        return "documented: places of NaN"
     pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True)
     differences = [text for got, want in pairs if (text := difference(got, want, nan=engine != "openvino"))]
     return f"differs: {differences[0]}" if differences else "equal"
