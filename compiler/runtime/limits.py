@@ -103,10 +103,6 @@ def _shifts(op: Operation) -> str | None:
     return None
 
 
-def _antialiasing(op: Operation) -> str | None:
-    return "resizes with antialiasing, which is not done" if op.opdef.short_name.endswith("_aa") else None
-
-
 def _pooled_padding(op: Operation) -> str | None:
     name = op.opdef.short_name
     if not name.startswith("max_pool") or not op.attributes["ceil_mode"]:
@@ -124,12 +120,22 @@ def _pooled_padding(op: Operation) -> str | None:
     return None
 
 
+def _combines(op: Operation) -> bool:
+    """Return whether elements of the result may be computed from several elements of an operand."""
+    return not any(map(op.opdef.has, (Trait.ELEMENTWISE, Trait.LAYOUT, Trait.SELECTS, Trait.CAST)))
+
+
 def _nothing(op: Operation) -> str | None:
-    if any(map(op.opdef.has, (Trait.ELEMENTWISE, Trait.LAYOUT, Trait.SELECTS, Trait.CAST))):
-        return None
-    if not any(0 in (value.known_shape or ()) for value in (*op.operand_values, *op.results)):
+    if not _combines(op) or not any(0 in (value.known_shape or ()) for value in (*op.operand_values, *op.results)):
         return None
     return "on an empty tensor is not computed as in PyTorch"
+
+
+def _scalars(op: Operation) -> str | None:
+    dims = op.attributes.get("dim")
+    if _combines(op) and dims not in (None, ()) and any(value.known_shape == () for value in op.operand_values):
+        return f"over dimension {dims} of a tensor without dimensions is not computed as in PyTorch"
+    return None
 
 
 def _long_integers(op: Operation) -> str | None:
@@ -146,8 +152,9 @@ SATURATED_BYTES = Limit(_bytes, "compute in wider integers: `x.int()`")
 ROUNDED_REMAINDERS = Limit(_remainders)
 """The remainder is x - y·trunc(x / y), which rounds."""
 LOGICAL_SHIFTS = Limit(_shifts, "divide with `torch.div(x, 2**n, rounding_mode='floor')`")
-NO_ANTIALIASING = Limit(_antialiasing, "resize before the model")
 POOLED_PADDING = Limit(_pooled_padding, "leave ceil_mode out")
 EMPTY_TENSORS = Limit(_nothing, "leave that part out of the model", elsewhere=False)
 """A mean is 0 then, OpenVINO ends the process on pooling, and neither loads some files."""
+DIMENSIONS_OF_SCALARS = Limit(_scalars, "give it a dimension: `x[None]`", elsewhere=False)
+"""OpenVINO ends the process on the cosine similarity of two such tensors, ONNX Runtime does not load its file."""
 INTEGERS_IN_32_BITS = Limit(_long_integers)

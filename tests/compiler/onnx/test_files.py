@@ -195,9 +195,11 @@ def test_an_operation_is_named_of_whose_parts_one_cannot_be_written(tmp_path):
         lambda x: x[0, 0, 0, 0].amax(),
         lambda x: F.pad(x, (1, 2, 3, 0), mode="circular"),
         lambda x: F.pad(x, (-1, 2, 3, -2), mode="circular"),
+        lambda x: F.interpolate(x, size=(3, 9), mode="bilinear", antialias=True, align_corners=True),
+        lambda x: F.interpolate(x, scale_factor=(0.5, 0.4), mode="bicubic", antialias=True),
     ],
 )
-def test_dimensions_without_a_name_and_padding_around_the_edges(of):
+def test_what_engines_lack_or_read_otherwise_is_written_with_what_they_have(of):
     class Net(nn.Module):
         def forward(self, x):
             return of(x) * 2
@@ -206,7 +208,27 @@ def test_dimensions_without_a_name_and_padding_around_the_edges(of):
     result = transform(Net().eval(), (x,))
     for engine in ("onnxruntime", "openvino"):
         pytest.importorskip(engine, reason=f"the extra `{engine}` is not installed")
-        assert torch.equal(result.to_runtime(engine, threads=1)(x), of(x) * 2)
+        torch.testing.assert_close(result.to_runtime(engine, threads=1)(x), of(x) * 2, rtol=1e-6, atol=1e-6)
+
+
+class Resize(nn.Module):
+    def __init__(self, *size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x):
+        return F.interpolate(x, size=self.size, mode="bilinear", antialias=True)
+
+
+def test_a_resize_whose_numbers_depend_on_strides_is_refused(tmp_path):
+    x = torch.randn(1, 2, 9, 9)
+    with pytest.raises(
+        CodegenError, match=r"from 9 x 9 to 2 x 1 depends on the strides[\s\S]*remedy: resize the rows and"
+    ):
+        transform(Resize(2, 1).eval(), (x,), check=False).save_onnx(tmp_path / "net.onnx")
+    model = nn.Sequential(Resize(2, 9), Resize(2, 1)).eval()  # as the remedy says
+    transform(model, (x,)).save_onnx(tmp_path / "net.onnx")
+    np.testing.assert_allclose(run(tmp_path / "net.onnx", x)[0], model(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_on_the_meta_device_and_a_converted_one_are_refused(tmp_path):

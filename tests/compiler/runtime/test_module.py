@@ -281,9 +281,9 @@ def test_a_missing_engine_is_named(engine, monkeypatch):
         pytest.param(lambda x: x % 0.7, torch.ones(3), "remainder of floating numbers", marks=pytest.mark.long),
         (lambda x: x >> 1, torch.tensor([-5, 5]), "shifts to the right"),
         (
-            lambda x: nn.functional.interpolate(x, size=(4, 5), mode="bilinear", antialias=True),
-            torch.randn(1, 2, 9, 9, generator=torch.Generator().manual_seed(0)),
-            "resizes with antialiasing",
+            lambda x: nn.functional.cosine_similarity(x, -x, dim=0),
+            torch.tensor(2.0),
+            "over dimension 0 of a tensor without",
         ),
         (
             lambda x: torch.add(*nn.functional.max_pool2d(x, 2, 3, 1, ceil_mode=True, return_indices=True)),
@@ -313,6 +313,19 @@ def test_what_computes_with_an_empty_tensor_is_refused(engine):
     result = transform(nn.AdaptiveAvgPool1d(5).eval(), (torch.ones(0, 8, 8),), check=False)
     with pytest.raises(InputError, match=r"on an empty tensor is not computed[\s\S]*remedy: leave"):
         result.to_runtime(engine)
+
+
+class Likeness(nn.Module):
+    def forward(self, x):
+        return torch.cosine_similarity(x, -x, dim=0)
+
+
+def test_a_dimension_that_is_not_there_is_refused_in_openvino():
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    x = torch.tensor(2.0)
+    with pytest.raises(InputError, match=r"over dimension 0 of a tensor[\s\S]*give it a dimension: `x\["):
+        transform(Likeness().eval(), (x,), check=False).to_runtime("openvino")
+    assert transform(Likeness().eval(), (x[None],)).to_runtime("openvino")(x[None]) == -1  # as the remedy says
 
 
 def test_a_floor_division_stands_for_a_shift_in_openvino():
