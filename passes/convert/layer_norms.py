@@ -103,6 +103,8 @@ def _flat(b: Rewriter, value: Value, sizes: Sequence[Dim]) -> Value:
 
 def _why_one_number(sizes: Sequence[Dim]) -> str | None:
     """Return why the deviations from a mean may be 0, and all that is computed from them noise; None if not."""
+    if 0 in sizes:
+        return "what is normalized is empty: PyTorch's gradient of a weight of its group norm is NaN there"
     if any(type(size) is int and size > 1 for size in sizes):
         return None
     return f"what is normalized may be one number: its sizes are {tuple(sizes)}"
@@ -361,6 +363,7 @@ class RecomposeGroupNormPattern(Pattern):
         _GROUPS_WRITTEN.changed(("dim=[2, 3, 4]", "dim=[2, 3]"), refused="over all that is in a group"),
         _GROUPS_WRITTEN.changed(("%k = aten.contiguous(%x)", ""), ("%k", "%x"), refused="its strides show"),
         _GROUPS_AFFINE.changed(("%w : f32[2*c, 1, 1]", "%w : f32[3]"), refused="not one number for each"),
+        _GROUPS_AFFINE.changed(("2*c, h, 3]", "2*c, 0, 3]"), refused="what is normalized is empty"),
     )
 
     @override
