@@ -66,7 +66,7 @@ def spelled(rule: Pattern, program: Program, tree: Tree) -> Spelling | None:
 
 
 def suited(rule: Pattern, tree: Tree) -> Sequence[Example]:
-    """Return the examples that hold all that a tree of a rule's pattern names, and most of its operators.
+    """Return the examples with all values and chains that a tree of a rule's pattern names, and most of its operations.
 
     A norm that is one operator has no scale of which a formula could be made, and a scale to divide by is the inverse
     of one to multiply with.
@@ -81,11 +81,18 @@ _SUITED: WeakCache[Pattern, dict[Tree, Sequence[Example]]] = WeakCache()
 
 
 def _suited(rule: Pattern, tree: Node) -> list[Example]:
-    parts = [part for part in nodes(tree) if isinstance(part, (AnyValue, OpNode, Chain))]
-    wanted = {part.name for part in parts if part.name and not (isinstance(part, AnyValue) and part.optional)}
+    parts = list(nodes(tree))
+    wanted = {
+        part.name for part in parts if isinstance(part, Chain) or (isinstance(part, AnyValue) and not part.optional)
+    }
+    named = {part.name for part in parts if isinstance(part, OpNode)}
     found = [(e, match) for e in rule.examples if not e.refused and (match := _first_match(rule, e.program()))]
-    held = [(e, _count_held(tree, match)) for e, (match, captures) in found if wanted <= captures.keys()]
-    most = max([count for _, count in held], default=0)
+    held = [
+        (e, (-len(named - captures.keys()), _count_held(tree, match)))
+        for e, (match, captures) in found
+        if wanted - {""} <= captures.keys()
+    ]
+    most = max([count for _, count in held], default=None)
     return [e for e, count in held if count == most]
 
 

@@ -347,6 +347,12 @@ class RecomposeGroupNormPattern(Pattern):
         _GROUPS_AFFINE,
         _GROUPS_AFFINE.changed(("return %z", "return %y"), ("%h, %w", "%w, %h")),
         _GROUPS_AFFINE.changed(("%y =", "%k = aten.contiguous(%h) %y ="), ("%h, %w", "%k, %w")),
+        _GROUPS_AFFINE.changed(
+            ("%w : f32[2*c, 1, 1]", "%w : f32[2*c]"),
+            ("(%x, None", "(%x, %w"),
+            ("%y = aten.mul.Tensor(%h, %w)", ""),
+            ("%y, %b", "%h, %b"),
+        ),
         _GROUPS.changed(
             ("f32[n, 4*c, h, 3]", "f32[4, 4, h, 3]"),
             ("[n, 2, 6*c*h]", "[2, 4, 6*h]"),

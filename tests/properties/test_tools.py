@@ -19,6 +19,7 @@ from fuzz.strategies import input_tensors, programs
 from graphwright import Match, PassManager, Pattern, PatternBuilder
 from graphwright.passes import Canonicalize, Convert
 from ir.compare import programs_equal
+from ir.core import Value
 from ir.errors import EvaluationError
 from ir.evaluate import evaluate
 from ir.program import Program
@@ -47,8 +48,9 @@ class AbsForRelu(Pattern):
     def pattern(self, p: PatternBuilder) -> Node:
         return p.relu(p.any("x"))
 
-    def rewrite(self, m: Match, b: Rewriter) -> object:
-        return b.abs(m.x)
+    def rewrite(self, m: Match, b: Rewriter) -> Value:
+        value: Value = b.abs(m.x)
+        return value
 
 
 def opt(text: str, *arguments: str) -> str:
