@@ -37,8 +37,14 @@ def _binary_cross_entropy(
     log = _log_sigmoid(x)
     positive = target if pos_weight is None else target * pos_weight
     loss = (1 - target) * x - (positive + 1 - target) * log
-    if weight is not None:
-        loss = loss * weight
+    return _reduced(loss if weight is None else loss * weight, reduction)
+
+
+def _soft_margin(x: Any, target: Any, *, reduction: int = 1) -> Any:
+    return _reduced(_log1p(torch.exp(-target * x)), reduction)
+
+
+def _reduced(loss: Any, reduction: int) -> Any:
     return loss if reduction == 0 else (loss.mean() if reduction == 1 else loss.sum())
 
 
@@ -164,6 +170,7 @@ FORMULAS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "aten.log1p": _log1p,
         "aten.log_sigmoid": _log_sigmoid,
         "aten.binary_cross_entropy_with_logits": _binary_cross_entropy,
+        "aten.soft_margin_loss": _soft_margin,
         "aten.logaddexp": _log_add_exp,
         "aten.logaddexp2": _log_add_exp2,
         "aten.logcumsumexp": _log_cum_sum_exp,

@@ -44,6 +44,7 @@ def inference_program(program: Program, module: nn.Module) -> Program:
     _inline_regions(twin)
     for op in twin.graph.operations():
         _fix_mode(op)
+        _check_projection(op)
     _check_quantizers(twin)
     store_integers(twin)
     FoldBatchNorm().run(twin, PassContext())
@@ -209,3 +210,17 @@ def _fix_mode(op: Operation) -> None:
         location=op.location,
         remedy="let it follow the mode of its module: `training=self.training`",
     )
+
+
+def _check_projection(op: Operation) -> None:
+    """Refuse an LSTM whose hidden state is projected: each direction of a layer has one weight more."""
+    if op.name != "aten.lstm.input":
+        return
+    attributes = op.attributes
+    layers = attributes["num_layers"] * (2 if attributes["bidirectional"] else 1)
+    if len(op.operand_list("params")) > layers * (4 if attributes["has_biases"] else 2):
+        raise InputError(
+            "the hidden state is projected (proj_size), which the LSTM of ONNX does not do",
+            location=op.location,
+            remedy="leave that layer out of the file",
+        )

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
 
 from compiler.extras import import_extra
 from compiler.onnx.formulas import FORMULAS
 from ir.caches import cached
+from ir.errors import CodegenError
 
 _SCHEMAS = {
     "quantize": "(Tensor x, Tensor scale, Tensor zero_point, int? axis) -> Tensor",
@@ -63,10 +66,124 @@ def kernels() -> dict[str, Callable[..., Any]]:
         "quant.quantize": quantize,
         "quant.dequantize": dequantize,
         "aten.adaptive_avg_pool2d": adaptive_avg_pool2d,
+        "aten.amax": partial(_of_dims, torch.amax),
+        "aten.amin": partial(_of_dims, torch.amin),
+        "aten.pad": _pad,
+        **{
+            f"aten.{name}{overload}": partial(_antialiased, name)
+            for name in ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
+            for overload in ("", ".vec")
+        },
         "aten.avg_pool1d": _avg_pool,
         "aten.avg_pool2d": _avg_pool,
         "aten.avg_pool3d": _avg_pool,
+        "aten.max_pool1d": _max_pool,
+        "aten.max_pool2d": _max_pool,
+        "aten.max_pool3d": _max_pool,
     }
+
+
+def _of_dims(reduction: Callable[..., Any], x: Any, *, dim: Sequence[int], keepdim: bool) -> Any:
+    """Name the dimensions where no name means all of them."""
+    return reduction(x, list(dim) or list(range(x.dim())), keepdim) if x.dim() else x.clone()
+
+
+def _pad(x: Any, *, pad: Sequence[Any], mode: str, value: float | None) -> Any:
+    """Wrap around by slices, which every engine has."""
+    if mode != "circular":
+        return torch.ops.aten.pad.default(x, list(pad), mode, value)
+    for place, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        dim = x.dim() - 1 - place
+        start = max(0, -before)
+        x = x.narrow(dim, start, x.shape[dim] - start - max(0, -after))
+        parts = [x.narrow(dim, x.shape[dim] - before, before)] if before > 0 else []
+        parts += [x, x.narrow(dim, 0, after)] if after > 0 else [x]
+        x = torch.cat(parts, dim)
+    return x
+
+
+def _antialiased(name: str, x: Any, *, output_size: Sequence[int] | None, align_corners: bool, **scales: Any) -> Any:
+    """Resize by a product with a matrix for rows and one for columns, which the operator itself gives.
+
+    Engines have no antialiasing, or compute it otherwise with `align_corners`, with factors, and down to one column.
+    """
+    sizes = x.shape[-2:]
+    if not all(type(size) is int for size in sizes) or not x.is_floating_point():
+        what = "integers" if not x.is_floating_point() else "a dynamic size"
+        raise CodegenError(
+            f"aten.{name} resizes {what} with antialiasing, which cannot be written",
+            remedy="resize before the model, or without antialiasing",
+        )
+    factors = scales.get("scale_factors") or [scales.get("scales_h"), scales.get("scales_w")]
+    if output_size is None:
+        output_size = [int(size * factor) for size, factor in zip(sizes, factors, strict=True)]
+    with disable_current_modes():
+        of_rows, of_columns = _resizing(name, sizes, output_size, align_corners, factors)
+    return torch.tensor(of_rows, dtype=x.dtype) @ (x @ torch.tensor(of_columns, dtype=x.dtype))
+
+
+def _resizing(
+    name: str, sizes: Sequence[int], output_size: Sequence[int], align_corners: bool, factors: Sequence[float | None]
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Return the matrices [new rows, rows] and [columns, new columns] of a resize that is a product with both."""
+    kernel = getattr(torch.ops.aten, name).default
+    (rows, columns), (height, width) = sizes, output_size
+    identities = (torch.eye(size, dtype=torch.float64)[None, None] for size in (rows, columns))
+    of_rows = kernel(next(identities), [height, rows], align_corners, factors[0], None)[0, 0]
+    of_columns = kernel(next(identities), [columns, width], align_corners, None, factors[1])[0, 0]
+    probe = torch.rand(1, 2, rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = kernel(probe, [height, width], align_corners, *factors)
+    if not torch.allclose(found, of_rows @ probe @ of_columns):
+        # PyTorch 2.13 takes [n, c, h, 1] for channels_last on the way
+        raise CodegenError(
+            f"aten.{name} from {rows} x {columns} to {height} x {width} depends on the strides in PyTorch",
+            remedy="resize the rows and the columns one after the other",
+        )
+    return of_rows.tolist(), of_columns.tolist()
+
+
+def _max_pool(
+    x: Any,
+    *,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Any:
+    """Return the maxima of windows, without `ceil_mode` where it adds a window in the padding alone in one dimension.
+
+    PyTorch and the specification leave such a window out, and OpenVINO does not.
+    """
+    rank = len(kernel_size)
+    pool = getattr(torch.ops.aten, f"max_pool{rank}d").default
+    stride = list(stride) or list(kernel_size)
+    sizes, padding, dilation = x.shape[-rank:], list(padding), list(dilation)
+    if not ceil_mode or not windows_in_padding(sizes, kernel_size, stride, padding, dilation):
+        return pool(x, list(kernel_size), stride, padding, dilation, ceil_mode)
+    whole = pool(x, list(kernel_size), stride, padding, dilation, True).shape[-rank:]
+    reach = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(whole, stride, dilation, kernel_size, strict=True)]
+    ends = [max(r - n - p, p) for r, n, p in zip(reach, sizes, padding, strict=True)]
+    if ends == padding:
+        return pool(x, list(kernel_size), stride, padding, dilation, False)
+    around = [each for pair in zip(reversed(padding), reversed(ends), strict=True) for each in pair]
+    lowest = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
+    padded = torch.nn.functional.pad(x, around, value=lowest)
+    return pool(padded, list(kernel_size), stride, [0] * rank, dilation, False)
+
+
+def windows_in_padding(
+    sizes: Sequence[Any],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> bool:
+    """Return whether rounding up adds a window that lies in the padding alone, in a dimension of static size."""
+    for size, k, s, p, d in zip(sizes, kernel_size, stride, padding, dilation, strict=True):
+        if type(size) is int and -(-(size + 2 * p - d * (k - 1) - 1) // s) * s >= size + p:
+            return True
+    return False
 
 
 def _avg_pool(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -28,6 +28,15 @@ WEIGHT = "graphwright_weight_"
 
 Kernels = Mapping[str, Callable[..., Any]]
 """Name of an operator -> what stands for its kernel in the trace; it takes the operands, then the attributes."""
+
+
+def step_in(scopes: Iterable[str]) -> int | None:
+    """Return the number of the operation in whose submodule something stands, from the paths of modules around it."""
+    for scope in scopes:
+        first = scope.partition(".")[0]
+        if first.startswith(STEP):
+            return int(first.removeprefix(STEP))
+    return None
 
 
 class _Step(nn.Module):

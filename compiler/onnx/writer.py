@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from compiler.extras import import_extra
 from compiler.onnx.interface import Interface, interface_of
 from compiler.onnx.registry import mended_exporter
 from compiler.onnx.simplify import simplify
-from compiler.onnx.traced import STEP, WEIGHT, Kernels, outputs_of, trace
+from compiler.onnx.traced import WEIGHT, Kernels, outputs_of, step_in, trace
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.expressions import format_expression
@@ -113,16 +114,22 @@ def _first_line(error: BaseException) -> str:
 
 
 def _blamed(error: BaseException, program: Program) -> Operation | None:
-    """Return the operation whose kernel the exporter's error names."""
+    """Return the operation that the exporter was at, or whose kernel its error names."""
+    operations = list(program.graph.operations())
     texts = []
     cause: BaseException | None = error
     while cause is not None:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            node = frame.f_locals.get("node")
+            if isinstance(node, torch.fx.Node):
+                step = step_in(path for path, _ in node.meta.get("nn_module_stack", {}).values())
+                if step is not None:
+                    return operations[step]
         texts.append(str(cause))
         cause = cause.__cause__
     named = re.findall(r"torch\.ops\.(\w+)\.(\w+)|\baten[.:]+(\w+)", "\n".join(texts))
-    functions = [match[1] or match[2] for match in named]
-    for function in functions:
-        for op in program.graph.operations():
+    for function in (match[1] or match[2] for match in named):
+        for op in operations:
             if op.opdef.short_name == function:
                 return op
     return None
@@ -240,11 +247,7 @@ def _rename_initializer(model: Any, value: Any, name: str) -> None:
 def _step_of(node: Any) -> int | None:
     """Return the number of the operation that a node was written for."""
     text = node.metadata_props.get(_SCOPES)
-    for scope in ast.literal_eval(text) if text else ():
-        first = scope.partition(".")[0]
-        if first.startswith(STEP):
-            return int(first.removeprefix(STEP))
-    return None
+    return step_in(ast.literal_eval(text) if text else ())
 
 
 def _path(op: Operation | None, program: Program) -> str:

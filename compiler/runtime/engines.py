@@ -16,10 +16,12 @@ import torch
 
 from compiler.extras import import_extra
 from compiler.runtime.limits import (
+    DIMENSIONS_OF_SCALARS,
+    EMPTY_TENSORS,
     FLOAT64_IN_32_BITS,
     INTEGERS_IN_32_BITS,
     LOGICAL_SHIFTS,
-    NO_ANTIALIASING,
+    POOLED_PADDING,
     ROUNDED_REMAINDERS,
     SATURATED_BYTES,
     Limit,
@@ -120,6 +122,7 @@ class OnnxRuntime(Engine):
     """The CPU provider of ONNX Runtime."""
 
     name = "onnxruntime"
+    limits = (EMPTY_TENSORS,)
 
     def __init__(self, file: OnnxFile, threads: int, precision: str) -> None:
         self._runtime = import_extra("onnxruntime")
@@ -200,8 +203,10 @@ class OpenVino(Engine):
         SATURATED_BYTES,
         ROUNDED_REMAINDERS,
         LOGICAL_SHIFTS,
-        NO_ANTIALIASING,
         INTEGERS_IN_32_BITS,
+        POOLED_PADDING,
+        EMPTY_TENSORS,
+        DIMENSIONS_OF_SCALARS,
     )
     narrowed = MappingProxyType({torch.int64: torch.int32, torch.uint64: torch.int32})
 

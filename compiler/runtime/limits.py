@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import attrs
 import torch
 
+from compiler.onnx.operators import windows_in_padding
 from ir.core import Operation, Value
 from ir.errors import InputError
 from ir.opdef import Trait
@@ -32,10 +33,12 @@ class Limit:
         found: returns what the engine does with an operation, a sentence without its subject; None where it computes
             the operation as PyTorch does.
         remedy: what to do instead, beside the use of another engine.
+        elsewhere: whether ONNX Runtime computes it as PyTorch does.
     """
 
     found: Callable[[Operation], str | None]
     remedy: str = ""
+    elsewhere: bool = True
 
 
 def has_vnni() -> bool:
@@ -58,10 +61,9 @@ def check_limits(engine: str, limits: Sequence[Limit], program: Program) -> None
         for limit in limits:
             found = limit.found(op)
             if found is not None:
+                remedies = ['use "onnxruntime"' if limit.elsewhere else "", limit.remedy]
                 raise InputError(
-                    f"{op.name} {found} by {engine}",
-                    location=op.location,
-                    remedy='use "onnxruntime"' + (f", or {limit.remedy}" if limit.remedy else ""),
+                    f"{op.name} {found} by {engine}", location=op.location, remedy=", or ".join(filter(None, remedies))
                 )
 
 
@@ -101,8 +103,39 @@ def _shifts(op: Operation) -> str | None:
     return None
 
 
-def _antialiasing(op: Operation) -> str | None:
-    return "resizes with antialiasing, which is not done" if op.opdef.short_name.endswith("_aa") else None
+def _pooled_padding(op: Operation) -> str | None:
+    name = op.opdef.short_name
+    if not name.startswith("max_pool") or not op.attributes["ceil_mode"]:
+        return None
+    kernel, padding, dilation = (op.attributes[each] for each in ("kernel_size", "padding", "dilation"))
+    shape = op.operand_values[0].known_shape
+    sizes = (None,) * len(kernel) if shape is None else shape[-len(kernel) :]
+    for size, k, s, p, d in zip(sizes, kernel, op.attributes["stride"] or kernel, padding, dilation, strict=True):
+        if type(size) is int:  # the file has no such window, where it has no indices either
+            is_kept = name.endswith("_with_indices") and windows_in_padding((size,), (k,), (s,), (p,), (d,))
+        else:
+            is_kept = s > d * (k - 1) + 1 - p
+        if is_kept:
+            return "pools with ceil_mode, where a last window that lies in the padding alone is kept"
+    return None
+
+
+def _combines(op: Operation) -> bool:
+    """Return whether elements of the result may be computed from several elements of an operand."""
+    return not any(map(op.opdef.has, (Trait.ELEMENTWISE, Trait.LAYOUT, Trait.SELECTS, Trait.CAST)))
+
+
+def _nothing(op: Operation) -> str | None:
+    if not _combines(op) or not any(0 in (value.known_shape or ()) for value in (*op.operand_values, *op.results)):
+        return None
+    return "on an empty tensor is not computed as in PyTorch"
+
+
+def _scalars(op: Operation) -> str | None:
+    dims = op.attributes.get("dim")
+    if _combines(op) and dims not in (None, ()) and any(value.known_shape == () for value in op.operand_values):
+        return f"over dimension {dims} of a tensor without dimensions is not computed as in PyTorch"
+    return None
 
 
 def _long_integers(op: Operation) -> str | None:
@@ -119,5 +152,9 @@ SATURATED_BYTES = Limit(_bytes, "compute in wider integers: `x.int()`")
 ROUNDED_REMAINDERS = Limit(_remainders)
 """The remainder is x - y·trunc(x / y), which rounds."""
 LOGICAL_SHIFTS = Limit(_shifts, "divide with `torch.div(x, 2**n, rounding_mode='floor')`")
-NO_ANTIALIASING = Limit(_antialiasing, "resize before the model")
+POOLED_PADDING = Limit(_pooled_padding, "leave ceil_mode out")
+EMPTY_TENSORS = Limit(_nothing, "leave that part out of the model", elsewhere=False)
+"""A mean is 0 then, OpenVINO ends the process on pooling, and neither loads some files."""
+DIMENSIONS_OF_SCALARS = Limit(_scalars, "give it a dimension: `x[None]`", elsewhere=False)
+"""OpenVINO ends the process on the cosine similarity of two such tensors, ONNX Runtime does not load its file."""
 INTEGERS_IN_32_BITS = Limit(_long_integers)

@@ -119,15 +119,23 @@ class EngineModule(nn.Module):
     def _check(self, number: int, tensor: torch.Tensor) -> None:
         name, dtype = self.signature.names[number], self.signature.dtypes[number]
         plain = type(tensor) is torch.Tensor or type(tensor) is nn.Parameter
+        if plain and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            raise InputError(
+                f"the input `{name}` is a tensor of a transform of torch.func, which an engine cannot look into",
+                remedy="transform the module that `transform` returned, `result.model`",
+            )
         if not plain or torch._C._get_tracing_state() is not None:
             kind = "a traced tensor" if plain else f"a {type(tensor).__name__}"
             raise InputError(
                 f"the input `{name}` is {kind}, and an engine runs on plain tensors: it cannot be traced or exported",
                 remedy="trace the module that `transform` returned, `result.model`",
             )
-        if tensor.is_meta or tensor.layout is not torch.strided:
-            what = "on the meta device" if tensor.is_meta else f"of layout {tensor.layout}"
-            raise InputError(f"the input `{name}` is {what}", remedy="pass a dense tensor with data: `x.to_dense()`")
+        if tensor.is_meta:
+            raise InputError(f"the input `{name}` is on the meta device", remedy="pass a tensor with data on the CPU")
+        if tensor.layout is not torch.strided:
+            raise InputError(
+                f"the input `{name}` is of layout {tensor.layout}", remedy=f"pass a dense tensor: `{name}.to_dense()`"
+            )
         if tensor.dtype != dtype or not tensor.is_cpu:
             raise InputError(
                 f"the input `{name}` is {tensor.dtype} on {tensor.device}, and the file takes {dtype} on the CPU",

@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import Dim
 
 from compiler.onnx.files import onnx_model, serialized
-from graphwright import InputError, MissingPackageError, transform
+from graphwright import CodegenError, InputError, MissingPackageError, transform
 from tests.helpers import randomize_batch_norm
 
 onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
@@ -169,12 +169,66 @@ class InPlace(nn.Module):
         (Counter(), "each call writes the buffer `count`"),
         (Noise(), "draws random numbers in eval mode too"),
         (InPlace(), "each call writes its argument number 0"),
+        (nn.LSTM(3, 4, proj_size=2), "the hidden state is projected"),
     ],
 )
 def test_what_a_file_cannot_hold_is_refused(model, reason, tmp_path):
-    result = transform(model.eval(), (torch.randn(3),))
+    result = transform(model.eval(), (torch.randn(2, 3) if isinstance(model, nn.LSTM) else torch.randn(3),))
     with pytest.raises(InputError, match=reason):
         result.save_onnx(tmp_path / "net.onnx")
+
+
+class Distances(nn.Module):
+    def forward(self, x):
+        return torch.cdist(x, x)
+
+
+def test_an_operation_is_named_of_whose_parts_one_cannot_be_written(tmp_path):
+    with pytest.raises(CodegenError, match=r"aten\.cdist cannot be written in ONNX 20: [\s\S]*at .*test_files\.py:\d+"):
+        transform(Distances().eval(), (torch.randn(4, 3),)).save_onnx(tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda x: x.amax(()) - x.amin((), keepdim=True),
+        lambda x: x[0, 0, 0, 0].amax(),
+        lambda x: F.pad(x, (1, 2, 3, 0), mode="circular"),
+        lambda x: F.pad(x, (-1, 2, 3, -2), mode="circular"),
+        lambda x: F.interpolate(x, size=(3, 9), mode="bilinear", antialias=True, align_corners=True),
+        lambda x: F.interpolate(x, scale_factor=(0.5, 0.4), mode="bicubic", antialias=True),
+    ],
+)
+def test_what_engines_lack_or_read_otherwise_is_written_with_what_they_have(of):
+    class Net(nn.Module):
+        def forward(self, x):
+            return of(x) * 2
+
+    x = torch.randn(1, 2, 5, 6)
+    result = transform(Net().eval(), (x,))
+    for engine in ("onnxruntime", "openvino"):
+        pytest.importorskip(engine, reason=f"the extra `{engine}` is not installed")
+        torch.testing.assert_close(result.to_runtime(engine, threads=1)(x), of(x) * 2, rtol=1e-6, atol=1e-6)
+
+
+class Resize(nn.Module):
+    def __init__(self, *size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x):
+        return F.interpolate(x, size=self.size, mode="bilinear", antialias=True)
+
+
+def test_a_resize_whose_numbers_depend_on_strides_is_refused(tmp_path):
+    x = torch.randn(1, 2, 9, 9)
+    with pytest.raises(
+        CodegenError, match=r"from 9 x 9 to 2 x 1 depends on the strides[\s\S]*remedy: resize the rows and"
+    ):
+        transform(Resize(2, 1).eval(), (x,), check=False).save_onnx(tmp_path / "net.onnx")
+    model = nn.Sequential(Resize(2, 9), Resize(2, 1)).eval()  # as the remedy says
+    transform(model, (x,)).save_onnx(tmp_path / "net.onnx")
+    np.testing.assert_allclose(run(tmp_path / "net.onnx", x)[0], model(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_on_the_meta_device_and_a_converted_one_are_refused(tmp_path):
@@ -278,10 +332,13 @@ def test_instance_norm_has_the_statistics_of_each_sample(tmp_path, affine):
         (nn.AvgPool2d(3, 2, 1, divisor_override=5), (9, 8)),
         (nn.AvgPool1d(3, 2, 1, ceil_mode=True), (10,)),
         pytest.param(nn.AvgPool3d(3, 2, 1, ceil_mode=True), (6, 7, 8), marks=pytest.mark.long),
+        (nn.MaxPool2d(2, 3, 1, ceil_mode=True), (7, 9)),  # of a dimension the last window is in the padding alone
+        pytest.param(nn.MaxPool2d(3, 5, ceil_mode=True), (5, 9), marks=pytest.mark.long),  # and reaches beyond in one
+        pytest.param(nn.MaxPool1d(2, 2, 1, ceil_mode=True), (7,), marks=pytest.mark.long),
     ],
     ids=str,
 )
-def test_windows_beyond_the_padding_average_what_is_inside(pool, sizes):
+def test_windows_beyond_the_padding_are_of_what_is_inside(pool, sizes):
     x = torch.randn(2, 3, *sizes, generator=torch.Generator().manual_seed(0))
     result = transform(pool.eval(), (x,))
     for engine in ("onnxruntime", "openvino"):

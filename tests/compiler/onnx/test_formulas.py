@@ -28,6 +28,7 @@ FUNCTIONS: dict[str, Function] = {
     "aten.binary_cross_entropy_with_logits": lambda x, y: F.binary_cross_entropy_with_logits(
         x, y.clamp(0, 1), weight=y.clamp(1, 2), pos_weight=y.clamp(3, 4), reduction="none"
     ),
+    "aten.soft_margin_loss": lambda x, y: F.soft_margin_loss(x, torch.where(y > 0, 1.0, -1.0), reduction="none"),
     "aten.logaddexp": torch.logaddexp,
     "aten.logaddexp2": torch.logaddexp2,
     "aten.logcumsumexp": lambda x, y: torch.logcumsumexp(torch.stack([x, y]), 1),

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from compiler.runtime.engines import engine_class
 from graphwright import EngineError, InputError, MissingPackageError, transform
 
 pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
@@ -150,6 +151,8 @@ def test_it_is_for_inference_on_the_cpu(made):
         module(x.double(), [pair[0].double(), None], flag=True)
     with pytest.raises(Exception, match="cannot be traced or exported"):
         torch.export.export(module, (x, pair), {"flag": True})
+    with pytest.raises(InputError, match=r"a transform of torch\.func"):
+        torch.vmap(lambda each: module(each, pair, flag=True))(x[None])
     assert module.to("cpu").eval() is module
     assert engine in repr(module)
 
@@ -219,25 +222,34 @@ def test_a_file_that_an_engine_misreads_is_refused_at_the_load():
         result.to_runtime("openvino", threads=1)
 
 
-@pytest.mark.parametrize(
-    ("model", "x", "what"),
-    [
-        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), torch.randn(1, 3, 8, 8), "does not load the file"),
-        (nn.MaxPool2d(2, ceil_mode=True, padding=1), torch.randn(1, 3, 5, 5), "failed on inputs"),
-    ],
-    ids=["at the load", "at the call"],
-)
-def test_what_an_engine_cannot_do_is_an_error_of_ours(model, x, what):
+def test_a_file_that_an_engine_does_not_load_is_an_error_of_ours():
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
-    result = transform(model.eval(), (x,), check=False)
-    with (
-        pytest.raises(EngineError, match=rf"openvino {what}[\s\S]*remedy: use another engine") as caught,
-        torch.no_grad(),
-    ):
-        result.to_runtime("openvino")(x)
+    result = transform(nn.EmbeddingBag(5, 3).eval(), (torch.tensor([[1, 2], [3, 4]]),), check=False)
+    with pytest.raises(
+        EngineError, match=r"openvino does not load the file[\s\S]*remedy: use another engine"
+    ) as caught:
+        result.to_runtime("openvino")
     assert caught.value.__cause__ is not None
     with pytest.raises(EngineError, match="openvino does not run the file"):
         result.check("openvino")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_call_that_an_engine_fails_on_is_an_error_of_ours(engine, monkeypatch):
+    pytest.importorskip(engine, reason=f"the extra `{engine}` is not installed")
+    model = nn.Linear(2, 2).eval()
+    module = transform(model, (torch.randn(3, 2),)).to_runtime(engine, threads=1)
+
+    def run(*args: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine_class(engine), "run", run)
+    with (
+        pytest.raises(EngineError, match=rf"{engine} failed on inputs \[3, 2\][\s\S]*out of memory") as caught,
+        torch.no_grad(),
+    ):
+        module(torch.randn(3, 2))
+    assert caught.value.__cause__ is not None
 
 
 def test_wrong_engines_precisions_and_threads_are_refused():
@@ -269,9 +281,14 @@ def test_a_missing_engine_is_named(engine, monkeypatch):
         pytest.param(lambda x: x % 0.7, torch.ones(3), "remainder of floating numbers", marks=pytest.mark.long),
         (lambda x: x >> 1, torch.tensor([-5, 5]), "shifts to the right"),
         (
-            lambda x: nn.functional.interpolate(x, size=(4, 5), mode="bilinear", antialias=True),
-            torch.randn(1, 2, 9, 9, generator=torch.Generator().manual_seed(0)),
-            "resizes with antialiasing",
+            lambda x: nn.functional.cosine_similarity(x, -x, dim=0),
+            torch.tensor(2.0),
+            "over dimension 0 of a tensor without",
+        ),
+        (
+            lambda x: torch.add(*nn.functional.max_pool2d(x, 2, 3, 1, ceil_mode=True, return_indices=True)),
+            torch.ones(1, 2, 7, 9),
+            "pools with ceil_mode",
         ),
     ],
 )
@@ -287,6 +304,28 @@ def test_what_openvino_computes_otherwise_is_refused(forward, x, words):
             call()
     fast = result.to_runtime("onnxruntime")  # as the remedy says
     torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_computes_with_an_empty_tensor_is_refused(engine):
+    """OpenVINO ends the process on this one, and ONNX Runtime gives 0 for a mean over nothing."""
+    pytest.importorskip(engine, reason=f"the extra `{engine}` is not installed")
+    result = transform(nn.AdaptiveAvgPool1d(5).eval(), (torch.ones(0, 8, 8),), check=False)
+    with pytest.raises(InputError, match=r"on an empty tensor is not computed[\s\S]*remedy: leave"):
+        result.to_runtime(engine)
+
+
+class Likeness(nn.Module):
+    def forward(self, x):
+        return torch.cosine_similarity(x, -x, dim=0)
+
+
+def test_a_dimension_that_is_not_there_is_refused_in_openvino():
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    x = torch.tensor(2.0)
+    with pytest.raises(InputError, match=r"over dimension 0 of a tensor[\s\S]*give it a dimension: `x\["):
+        transform(Likeness().eval(), (x,), check=False).to_runtime("openvino")
+    assert transform(Likeness().eval(), (x[None],)).to_runtime("openvino")(x[None]) == -1  # as the remedy says
 
 
 def test_a_floor_division_stands_for_a_shift_in_openvino():
