@@ -26,9 +26,9 @@ from ir.program import Program
 from ir.text.parser import parse_program
 from ir.text.printer import print_program
 from passes.manager.manager import PassContext, run_pass
+from passes.rewrite.bounds.tolerance import Tolerance
 from passes.rewrite.pattern import Node
 from passes.rewrite.rewriter import Rewriter
-from passes.rewrite.tolerance import Tolerance
 from tests.drawn import draws
 
 PIPELINES = (
